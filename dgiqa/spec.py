@@ -1,0 +1,48 @@
+"""The contract between networks, files and runtime: names, sizes, constants. No logic beyond a frozen record.
+
+Everything that is exported, bundled, preprocessed or scored agrees on what is written here, and a bundle's manifest
+carries the same record, so that a file made by another version is refused instead of misread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PREPROCESS_VERSION = 1  # raised whenever the same bytes would give other network inputs
+BUNDLE_VERSION = 1  # raised whenever an older reader would misread a manifest
+OPSET = 20
+ONNX_DOMAIN = "ai.dgiqa"  # custom ops live here and carry a function body of standard ops
+
+TILE = 224  # side of a square tile, pixels (paper section 4.2: crops of 224 x 224)
+SHORT_SIDE = 384  # shortest image side before tiling, pixels
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB; the depth image is normalised with the same statistics
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# ONNX tensor names. Depth: image f32 [1,3,h,w] -> depth f32 [1,h,w], larger = nearer.
+DEPTH_INPUT = "image"
+DEPTH_OUTPUT = "depth"
+# Quality: rgb, depth f32 [n,3,224,224] -> score f32 [n] in [0, 1], higher = better.
+QUALITY_RGB = "rgb"
+QUALITY_DEPTH = "depth"
+QUALITY_OUTPUT = "score"
+
+DEPTH_FILE = "depth.onnx"
+QUALITY_FILE = "quality.onnx"
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an image becomes network inputs. Saved in every manifest; the defaults are the DGIQA authors' recipe.
+
+    depth_lower_bound: both sides of the depth network's input are at least this many pixels.
+    depth_multiple: both sides of the depth network's input are multiples of this.
+    short_side: the image's (and depth image's) shortest side before tiles are cut, pixels.
+    tile: side of the square tiles, pixels.
+    """
+
+    version: int = PREPROCESS_VERSION
+    depth_lower_bound: int = 518
+    depth_multiple: int = 14
+    short_side: int = SHORT_SIDE
+    tile: int = TILE
