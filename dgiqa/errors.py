@@ -1,0 +1,28 @@
+"""What can go wrong, as a small tree. Every message says what was found, what was wanted and what to do about it.
+
+DgiqaError
+├── ImageError      an input cannot be read, decoded or used
+├── BundleError     a bundle is missing, altered or made for another version
+├── BackendError    the backend asked for is not available on this machine
+└── WeightsError    a checkpoint is not what it was said to be
+"""
+
+
+class DgiqaError(Exception):
+    """Base of every error this package raises on purpose (wrong arguments raise ValueError)."""
+
+
+class ImageError(DgiqaError):
+    """An input cannot be read, decoded or used as an image."""
+
+
+class BundleError(DgiqaError):
+    """A bundle is missing, altered, or was made for another version."""
+
+
+class BackendError(DgiqaError):
+    """The backend asked for is not installed or cannot run on this machine."""
+
+
+class WeightsError(DgiqaError):
+    """A checkpoint does not hold the weights it was said to hold."""

@@ -1,0 +1,363 @@
+"""Image bytes -> RGB -> depth network input -> depth image -> tiles: the authors' recipe in numpy, OpenCV and Pillow.
+
+    decode ───► rgb u8 [H,W,3] ──► depth_input ──► (depth network) ──► depth_image u8 [H,W]
+                     │                                                       │
+                     └─► resize_short_side ──► cut_tiles ◄── resize_short_side ◄┘
+                                                  ▲
+                             windows_for ─────────┘
+
+This file is the definition: whatever does the same work elsewhere answers to it, and a change that gives other network
+inputs for the same bytes raises `spec.PREPROCESS_VERSION`. Nothing here keeps or changes global state, so every
+function may run in several threads at once.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+import re
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dgiqa.errors import DgiqaError, ImageError
+from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+
+UInt8 = NDArray[np.uint8]
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+
+MAX_PIXELS = 200_000_000  # refused before decoding; 200 megapixels are 600 MB as RGB, today's largest phone sensor
+MAX_ASPECT = 32  # long side / short side. At short side 384 this is 110 tiles
+# A vision transformer's attention grows with the square of its input: 2 Mpx are 10,700 tokens of 14 x 14, some 3 GB
+# of attention weights for ViT-S where they are not fused. The paper's 518 pixels reach this at 7.8:1.
+MAX_DEPTH_PIXELS = 2**21
+MAX_CROPS = 1000  # official:COUNT. 1000 tiles are 1.2 GB of network input
+
+# What is opened, by first bytes: (format, Pillow plugin, pattern). Anything else never reaches a parser.
+_FORMATS = (
+    ("JPEG", "JpegImagePlugin", rb"\xff\xd8\xff"),
+    ("PNG", "PngImagePlugin", rb"\x89PNG\r\n\x1a\n"),
+    ("WEBP", "WebPImagePlugin", rb"RIFF....WEBP"),
+    ("BMP", "BmpImagePlugin", rb"BM"),
+    ("GIF", "GifImagePlugin", rb"GIF8[79]a"),
+    ("TIFF", "TiffImagePlugin", rb"II[*+]\0|MM\0[*+]"),
+    ("PPM", "PpmImagePlugin", rb"P[1-6][\s#]"),
+    ("JPEG2000", "Jpeg2KImagePlugin", rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n"),
+    ("AVIF", "AvifImagePlugin", rb"....ftyp(avi[fs]|m(if|sf)1.{4,64}avi[fs])"),
+)
+# Often met under an image's name; named so that the message can say what the file really is.
+_FOREIGN = (
+    ("a HEIC photograph", rb"....ftyp(hei|hev|mif1|msf1)"),
+    ("a PDF document", rb"%PDF"),
+    ("an SVG drawing", rb"(<\?xml[^>]*>)?\s*<svg"),
+    ("a web page", rb"\s*<(!doctype html|html)"),
+)
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Network input of every uint8 level, one table per channel. Three look-ups take 0.6x the time of the arithmetic.
+_NORMALISED = tuple(
+    ((np.arange(256) / 255 - mean) / std).astype(np.float32)
+    for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)
+)
+_BLOCK_ROWS = 16  # of float64 at a time in the cubic resize: stays in the cache; 12 Mpx need 50 MB, not 290 MB
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> UInt8:
+    """Decode an image file's bytes into upright RGB, uint8 [H,W,3].
+
+    JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, JPEG 2000 and AVIF; the first frame or page of several. EXIF orientation is
+    applied, transparency is laid over white, 16-bit files keep their high byte, colour profiles are ignored. Ordinary
+    photographs give the very pixels of `cv2.imread`, which the authors used. The array may be read-only.
+
+    Raises ImageError for anything else: empty, unknown, damaged, truncated, or more than `max_pixels` pixels by its
+    header (checked before any pixel is decoded, in place of Pillow's process-wide limit).
+    A process that sets Pillow's ImageFile.LOAD_TRUNCATED_IMAGES gets truncated files filled with grey, too.
+    """
+    kind, image = _open(data)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{kind} of {width} x {height} = {width * height:,} pixels, limit {max_pixels:,}; "
+            "shrink it, or raise max_pixels if you trust its source"
+        )
+    try:
+        image.load()
+        return as_rgb(_pixels(_upright(image), kind))
+    except ImageError as error:
+        raise ImageError(f"{kind}: {error}") from error
+    except Exception as error:  # Pillow's decoders raise many types on damaged data
+        raise ImageError(
+            f"truncated or damaged {kind}, {len(data)} bytes ({type(error).__name__}: {error}); fetch or save it again"
+        ) from error
+
+
+def as_rgb(array: NDArray[Any]) -> UInt8:
+    """Turn an image array into RGB uint8 [H,W,3]; one that already is so is returned itself.
+
+    Shapes: [H,W], [H,W,1], [H,W,3] in RGB order, or [H,W,4] with alpha, laid over white. Types: uint8; uint16 in
+    0..65535 (the high byte is kept, as image decoders do); float in 0..1 (rounded). Raises ImageError for others.
+    """
+    if not isinstance(array, np.ndarray):
+        raise ImageError(f"got {type(array).__name__}, wanted a numpy array: np.asarray(image)")
+    _check_image_shape(array.shape)
+    levels = _to_uint8(array)
+    if levels.ndim == 2 or levels.shape[2] == 1:
+        return np.repeat(levels.reshape(*levels.shape[:2], 1), 3, axis=2)
+    return np.ascontiguousarray(levels if levels.shape[2] == 3 else _over_white(levels))
+
+
+def check_size(height: int, width: int, p: Preprocess) -> None:
+    """Raise ImageError if an image is so long and thin that its resized copies would exhaust memory."""
+    _check_aspect(height, width, min(MAX_ASPECT, MAX_DEPTH_PIXELS / p.depth_lower_bound**2))
+
+
+def depth_input(rgb: UInt8, p: Preprocess) -> Float32:
+    """Resize and normalise rgb [H,W,3] for the depth network: f32 [1,3,h,w].
+
+    The shorter of h and w is `p.depth_lower_bound`, aspect kept, both multiples of `p.depth_multiple`; cubic without
+    antialiasing, overshoot not clipped, ImageNet statistics: Depth Anything's own transform. Raises ImageError if the
+    image is too long and thin (`check_size`).
+    """
+    height, width = rgb.shape[:2]
+    check_size(height, width, p)
+    scale = max(p.depth_lower_bound / height, p.depth_lower_bound / width)
+    h, w = (_to_multiple(scale * side, p.depth_lower_bound, p.depth_multiple) for side in (height, width))
+    resized = _resize_cubic(rgb, h, w)
+    result = np.empty((1, 3, h, w), np.float32)
+    for c, (mean, std) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)):
+        # Scaled on the way into float32, then shifted: 5e-7 from all of it in float64, and five times as fast
+        np.multiply(resized[..., c], 1 / (255 * std), out=result[0, c], casting="same_kind")
+        result[0, c] -= np.float32(mean / std)
+    return result
+
+
+def depth_image(depth: Float32, height: int, width: int) -> UInt8:
+    """Turn the depth network's f32 [1,h,w] into an image, uint8 [height,width]: 0 the farthest, 255 the nearest.
+
+    Bilinear (half-pixel centres) to full size, then min-max per image, times 255, truncated. A constant depth gives
+    zeros. Raises DgiqaError if the depth is not finite.
+    """
+    if not np.isfinite(depth).all():
+        raise DgiqaError("the depth network returned NaN or infinity; check its file and precision: dgiqa-rt verify")
+    full = np.asarray(cv2.resize(depth[0], (width, height), interpolation=cv2.INTER_LINEAR))
+    low, high = np.float32(full.min()), np.float32(full.max())
+    full -= low
+    full /= high - low + np.float32(1e-8)
+    full *= np.float32(255)
+    return full.astype(np.uint8)
+
+
+def resize_short_side(image: UInt8, short_side: int) -> UInt8:
+    """Resize uint8 [H,W] or [H,W,3] bilinearly, up or down, so that its shorter side is `short_side` pixels.
+
+    The longer side is rounded half to even, as albumentations.SmallestMaxSize does. Raises ImageError if the image is
+    longer than MAX_ASPECT times its width.
+    """
+    height, width = image.shape[:2]
+    _check_aspect(height, width, MAX_ASPECT)
+    scale = short_side / min(height, width)
+    h, w = round(height * scale), round(width * scale)
+    if (h, w) == (height, width):
+        return image
+    return np.asarray(cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
+def grid_windows(height: int, width: int, tile: int) -> Int32:
+    """Top-left corners (y, x) of the fewest evenly spaced tiles that cover every pixel: int32 [n,2], row by row.
+
+    The outermost tiles touch the edges. Raises ValueError if a side is shorter than `tile`.
+    """
+    _check_tile_fits(height, width, tile)
+    ys, xs = (np.linspace(0, side - tile, -(-side // tile)).round().astype(np.int32) for side in (height, width))
+    return np.stack(np.meshgrid(ys, xs, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+def official_windows(height: int, width: int, tile: int, count: int, seed: int = 42) -> Int32:
+    """The authors' `count` random crops as corners (y, x), int32 [count,2], as their script draws them.
+
+    It seeds Python's generator and draws x, then y. Raises ValueError if a side is shorter than `tile`.
+    """
+    _check_tile_fits(height, width, tile)
+    draw = random.Random(seed).randint
+    xy = [(draw(0, width - tile), draw(0, height - tile)) for _ in range(count)]
+    return np.array(xy, np.int32).reshape(-1, 2)[:, ::-1].copy()
+
+
+def windows_for(tiles: str, height: int, width: int, tile: int) -> Int32:
+    """Windows int32 [n,2] for a tiling's name: "grid", "official:COUNT" or "official:COUNT:SEED" (seed 42 if unsaid).
+
+    Raises ValueError if the name is not one of these or COUNT is not in 1..MAX_CROPS.
+    """
+    if tiles == "grid":
+        return grid_windows(height, width, tile)
+    match = re.fullmatch(r"official:([0-9]{1,9})(?::([0-9]{1,18}))?", tiles)
+    if match is None or not 1 <= int(match[1]) <= MAX_CROPS:
+        raise ValueError(
+            f'tiles={tiles!r}; allowed are "grid", "official:COUNT" and "official:COUNT:SEED" '
+            f"with COUNT from 1 to {MAX_CROPS}, for example official:20"
+        )
+    return official_windows(height, width, tile, int(match[1]), int(match[2] or 42))
+
+
+def cut_tiles(rgb: UInt8, depth: UInt8, windows: Int32, tile: int) -> tuple[Float32, Float32]:
+    """Cut the same windows (y, x) from rgb uint8 [H,W,3] and depth uint8 [H,W]: two f32 [n,3,tile,tile].
+
+    Both are normalised with ImageNet's RGB statistics; the depth image's three channels are equal before that. Raises
+    ValueError if the sizes differ or a window leaves the image.
+    """
+    if rgb.shape[:2] != depth.shape:
+        raise ValueError(f"rgb is {rgb.shape[:2]} and depth {depth.shape}; resize both to the same size first")
+    height, width = depth.shape
+    if len(windows) and (windows.min() < 0 or (windows.max(axis=0) + tile > (height, width)).any()):
+        raise ValueError(f"windows of {tile} pixels leave the image of {height} x {width}")
+    return _normalised_tiles(cv2.split(rgb), windows, tile), _normalised_tiles([depth] * 3, windows, tile)
+
+
+def _resize_cubic(rgb: UInt8, height: int, width: int) -> NDArray[np.float64]:
+    """The bits of `cv2.resize(rgb.astype(float64), INTER_CUBIC)` without a float64 copy of the whole image.
+
+    Rows are narrowed block by block (a pass that keeps the height is exact), then the height is resized. float32 takes
+    a quarter to a half of the time, but Intel's part of OpenCV then computes its weights more finely than other
+    builds and than the authors' float64 do: the network input would move by up to 5e-4 between machines.
+    """
+    narrow = np.empty((len(rgb), width, 3))
+    for y in range(0, len(rgb), _BLOCK_ROWS):
+        block = rgb[y : y + _BLOCK_ROWS].astype(np.float64)
+        narrow[y : y + _BLOCK_ROWS] = cv2.resize(block, (width, len(block)), interpolation=cv2.INTER_CUBIC)
+    return np.asarray(cv2.resize(narrow, (width, height), interpolation=cv2.INTER_CUBIC))
+
+
+def _normalised_tiles(channels: Sequence[UInt8], windows: Int32, tile: int) -> Float32:
+    """Normalise three uint8 [H,W] channels and copy their windows: f32 [n,3,tile,tile]."""
+    planes = [cv2.LUT(channel, table) for channel, table in zip(channels, _NORMALISED, strict=True)]
+    tiles = np.empty((len(windows), 3, tile, tile), np.float32)
+    for out, (y, x) in zip(tiles, windows.tolist(), strict=True):
+        for c, plane in enumerate(planes):
+            out[c] = plane[y : y + tile, x : x + tile]
+    return tiles
+
+
+def _open(data: bytes) -> tuple[str, Image.Image]:
+    """Identify the format by its first bytes and read the header only.
+
+    The plugin is called directly, not through Image.open: that one enforces Pillow's process-wide pixel limit, which
+    could only be changed for every other user of Pillow in this process, too.
+    """
+    kind, plugin = _identify(data)
+    try:
+        import_module(f"PIL.{plugin}")
+        factory = Image.OPEN[kind][0]
+    except (ImportError, KeyError) as error:
+        raise ImageError(f"this Pillow was built without {kind}; install a newer one, or convert the file") from error
+    try:
+        return kind, factory(io.BytesIO(data), "")
+    except Exception as error:  # SyntaxError, struct.error, OSError, ...: plugins raise many types on damaged headers
+        raise ImageError(
+            f"starts like {kind}, but its header cannot be read, {len(data)} bytes ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _identify(data: bytes) -> tuple[str, str]:
+    """(format, plugin) by the first bytes, or ImageError that says what the data looks like."""
+    if not data:
+        raise ImageError("empty file: 0 bytes")
+    head = bytes(data[:256])
+    for kind, plugin, pattern in _FORMATS:
+        if re.match(pattern, head, re.DOTALL):
+            return kind, plugin
+    known = ", ".join(kind for kind, _, _ in _FORMATS)
+    for name, pattern in _FOREIGN:
+        if re.match(pattern, head, re.DOTALL | re.IGNORECASE):
+            raise ImageError(f"this is {name}; readable are {known}")
+    raise ImageError(f"not an image: starts with {head[:16]!r}; readable are {known}")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Undo the camera's rotation. Read after load(): TIFFs are turned, and their tag dropped, by newer Pillows."""
+    try:
+        method = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:  # damaged metadata must not cost the picture
+        return image
+    return image if method is None else image.transpose(method)
+
+
+def _pixels(image: Image.Image, kind: str) -> NDArray[Any]:
+    """A loaded Pillow image of any mode as an array that `as_rgb` takes."""
+    if image.mode == "F" or image.mode.startswith("I;16"):
+        return np.asarray(image)
+    if image.mode == "I":
+        if kind == "TIFF":
+            raise ImageError("32-bit integer pixels, whose white level is not known; save as 8 or 16 bits per channel")
+        return np.asarray(image).astype(np.uint16)  # 16-bit PGM and, in older Pillows, PNG
+    if image.mode in ("L", "RGB") and "transparency" not in image.info:
+        return np.asarray(image)
+    alpha = "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa")
+    try:
+        return np.asarray(image.convert("RGBA" if alpha else "RGB"))
+    except ValueError as error:  # CIE Lab, for one
+        raise ImageError(f"{image.mode} pixels have no defined way to RGB; save as RGB") from error
+
+
+def _check_image_shape(shape: tuple[int, ...]) -> None:
+    wanted = "wanted [H,W], [H,W,1], [H,W,3] or [H,W,4]"
+    if len(shape) == 3 and shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4):
+        raise ImageError(f"got an array of shape {shape}, {wanted}; channels come last: array.transpose(1, 2, 0)")
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)):
+        raise ImageError(f"got an array of shape {shape}, {wanted}; pass one image at a time")
+    if 0 in shape:
+        raise ImageError(f"got an empty array of shape {shape}, {wanted} with at least one pixel")
+
+
+def _to_uint8(array: NDArray[Any]) -> UInt8:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # either byte order
+        return (array >> 8).astype(np.uint8)
+    if array.dtype.kind != "f":
+        raise ImageError(f"got {array.dtype} values, wanted uint8, uint16 or float in 0..1; try array.astype(np.uint8)")
+    low, high = float(array.min()), float(array.max())
+    if not (low >= 0 and high <= 1):  # also true for NaN
+        raise ImageError(f"got floats from {low:g} to {high:g}, wanted 0..1 without NaN; divide by the white level")
+    return np.rint(array * np.float32(255)).astype(np.uint8)
+
+
+def _over_white(rgba: UInt8) -> UInt8:
+    """Composite uint8 [H,W,4] over white, rounded to nearest."""
+    if rgba[..., 3].min() == 255:
+        return rgba[..., :3]
+    alpha = rgba[..., 3:].astype(np.uint16)
+    return ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def _check_aspect(height: int, width: int, limit: float) -> None:
+    if min(height, width) < 1:
+        raise ImageError(f"got an image of {width} x {height}, wanted at least one pixel")
+    if max(height, width) > limit * min(height, width):
+        ratio = max(height, width) / min(height, width)
+        raise ImageError(f"{width} x {height} is {ratio:.1f} times as long as wide, limit {limit:.1f}; crop it")
+
+
+def _check_tile_fits(height: int, width: int, tile: int) -> None:
+    if min(height, width) < tile:
+        raise ValueError(f"image of {height} x {width} is smaller than a tile of {tile}; resize it first")
+
+
+def _to_multiple(side: float, lower_bound: int, multiple: int) -> int:
+    """The nearest multiple (ties to even), or the next above where that would fall below the bound."""
+    nearest = round(side / multiple) * multiple
+    return nearest if nearest >= lower_bound else math.ceil(side / multiple) * multiple
