@@ -162,7 +162,8 @@ class DGIQA(nn.Module):
             fused = tokens.permute(1, 2, 0).reshape(n, c, h, w)
         if self.config.dilated:
             fused = self.dilated_stack(fused)
-        return torch.sigmoid(self.fc(fused.mean((2, 3)))).reshape(-1)
+        logit = self.fc(fused.mean((2, 3))).reshape(-1)
+        return torch.sigmoid(logit.float())  # under autocast bfloat16 would step by 0.004 near 1
 
     def _fuse(self, maps: list[Tensor], suffix: str) -> Tensor:
         """Four maps through their bridges, bilinearly to the smallest one's size, concatenated: [N,sum C,7,7]."""

@@ -1,0 +1,171 @@
+"""Two lists of scores become one number: SROCC, KROCC, PLCC, RMSE, and how much two densities overlap. numpy only.
+
+Predicted and wanted scores are f [n], n >= 2, finite, in any unit; both must rise with quality (flip DMOS first).
+Paper (arXiv 2505.24002): SROCC and raw PLCC in section 4.2, density separation in 5.2.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Float64 = NDArray[np.float64]
+
+
+def srocc(predicted: ArrayLike, wanted: ArrayLike) -> float:
+    """Spearman's rank correlation in [-1, 1], ties at their mean rank; NaN when one list is constant."""
+    x, y = _pair(predicted, wanted)
+    return _correlation(ranks(x), ranks(y))
+
+
+def plcc(predicted: ArrayLike, wanted: ArrayLike) -> float:
+    """Pearson's correlation in [-1, 1], without any mapping; NaN when one list is constant."""
+    return _correlation(*_pair(predicted, wanted))
+
+
+def rmse(predicted: ArrayLike, wanted: ArrayLike) -> float:
+    """Root of the mean squared difference, in the unit of the scores."""
+    x, y = _pair(predicted, wanted)
+    return float(np.sqrt(np.mean((x - y) ** 2)))
+
+
+def krocc(predicted: ArrayLike, wanted: ArrayLike) -> float:
+    """Kendall's tau-b in [-1, 1], which accounts for ties; NaN when one list is constant. O(n log^2 n)."""
+    x, y = _pair(predicted, wanted)
+    pairs = len(x) * (len(x) - 1) // 2
+    tied_x, tied_y = _tied_pairs(x), _tied_pairs(y)
+    if pairs in (tied_x, tied_y):
+        return math.nan
+    _, levels = np.unique(y, return_inverse=True)
+    discordant = _inversions(levels[np.lexsort((y, x))])
+    tied_both = _tied_pairs(np.unique(np.stack([x, y]), axis=1, return_inverse=True)[1])
+    concordant = pairs - tied_x - tied_y + tied_both - discordant
+    # Two roots: the product of both counts loses digits, and passes 2^63 for a hundred thousand scores.
+    tau = (concordant - discordant) / math.sqrt(pairs - tied_x) / math.sqrt(pairs - tied_y)
+    return min(max(tau, -1.0), 1.0)
+
+
+def logistic4(x: ArrayLike, top: float, bottom: float, centre: float, width: float) -> Float64:
+    """VQEG's curve (top - bottom) / (1 + exp(-(x - centre) / |width|)) + bottom."""
+    slope = (np.asarray(x, np.float64) - centre) / max(abs(width), 1e-12)
+    return (top - bottom) / (1 + np.exp(-np.clip(slope, -500, 500))) + bottom
+
+
+def logistic_mapped(predicted: ArrayLike, wanted: ArrayLike) -> Float64:
+    """Predictions f64 [n] on the scale of the wanted scores: `logistic4` fitted to these very pairs by least squares.
+
+    Take plcc or rmse of the result to compare with works that map first; DGIQA's own PLCC is raw. A fit that does not
+    converge, or of fewer than four pairs, gives the best straight line. Raises ImportError without scipy.
+    """
+    try:
+        from scipy.optimize import OptimizeWarning, curve_fit
+    except ImportError as error:
+        raise ImportError("the logistic fit needs scipy, which is not installed: pip install scipy") from error
+    x, y = _pair(predicted, wanted)
+    start = (y.max(), y.min(), x.mean(), max(x.std() / 4, 1e-6))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OptimizeWarning)  # an unknown covariance: it is not used
+            fitted, _ = curve_fit(logistic4, x, y, p0=start, maxfev=20_000)
+    except (RuntimeError, TypeError):  # scipy gives up, or has fewer points than parameters
+        centred = x - x.mean()
+        slope = float(centred @ y) / max(float(centred @ centred), 1e-300)
+        line: Float64 = centred * slope + float(y.mean())
+        return line
+    return logistic4(x, *fitted)
+
+
+def overlap(first: ArrayLike, second: ArrayLike) -> float:
+    """Area under the lower of two Gaussians fitted to two score lists f [n] and f [m], in [0, 1] (paper 5.2).
+
+    0 = the two kinds of images are told apart without error, 1 = not at all. The paper prints no formula; this is
+    the usual overlapping coefficient, exact up to the error function.
+    """
+    means, deviations = zip(*(_mean_and_deviation(scores) for scores in (first, second)), strict=True)
+    edges = [-math.inf, *_crossings(*means, *deviations), math.inf]
+    area = 0.0
+    for left, right in itertools.pairwise(edges):
+        area += min(_mass(m, s, left, right) for m, s in zip(means, deviations, strict=True))
+    return min(area, 1.0)
+
+
+def histogram_overlap(first: ArrayLike, second: ArrayLike, bins: int = 20) -> float:
+    """Shared area of the two lists' histograms over their joint range, in [0, 1]: `overlap` without the Gaussians."""
+    a, b = (_checked(scores) for scores in (first, second))
+    span = min(a.min(), b.min()), max(a.max(), b.max())
+    shares = [np.histogram(scores, bins, span)[0] / len(scores) for scores in (a, b)]
+    return float(np.minimum(*shares).sum())
+
+
+def ranks(scores: ArrayLike) -> Float64:
+    """Ranks f64 [n] from 1, equal scores at their mean rank."""
+    _, inverse, counts = np.unique(np.asarray(scores), return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    mean_rank: Float64 = (last - (counts - 1) / 2)[inverse]
+    return mean_rank
+
+
+def _pair(predicted: ArrayLike, wanted: ArrayLike) -> tuple[Float64, Float64]:
+    x, y = _checked(predicted), _checked(wanted)
+    if len(x) != len(y):
+        raise ValueError(f"got {len(x)} predicted and {len(y)} wanted scores; they must be pairs")
+    return x, y
+
+
+def _checked(scores: ArrayLike) -> Float64:
+    values = np.asarray(scores, np.float64).ravel()
+    if len(values) < 2 or not np.isfinite(values).all():
+        bad = int((~np.isfinite(values)).sum())
+        raise ValueError(f"got {len(values)} scores, {bad} of them NaN or infinite; wanted two or more finite ones")
+    return values
+
+
+def _correlation(x: Float64, y: Float64) -> float:
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return math.nan
+    x, y = x - x.mean(), y - y.mean()
+    return float(np.clip((x / np.linalg.norm(x)) @ (y / np.linalg.norm(y)), -1, 1))
+
+
+def _tied_pairs(values: NDArray[np.generic]) -> int:
+    counts = np.unique(values, return_counts=True)[1].astype(np.int64)
+    return int((counts * (counts - 1) // 2).sum())
+
+
+def _inversions(levels: NDArray[np.intp]) -> int:
+    """Pairs i < j with levels[i] > levels[j], counted at the highest bit in which the two differ."""
+    count = 0
+    for bit in range(int(levels.max()).bit_length()):
+        order = np.argsort(levels >> (bit + 1), kind="stable")
+        prefix, ones = (levels >> (bit + 1))[order], ((levels >> bit) & 1)[order]
+        before = np.cumsum(ones) - ones
+        inside = before - before[np.searchsorted(prefix, prefix)]  # ones before it with the same higher bits
+        count += int(inside[ones == 0].sum())
+    return count
+
+
+def _mean_and_deviation(scores: ArrayLike) -> tuple[float, float]:
+    values = _checked(scores)
+    return float(values.mean()), max(float(values.std()), 1e-9)  # equal scores: a spike instead of no density
+
+
+def _crossings(mean_a: float, mean_b: float, deviation_a: float, deviation_b: float) -> list[float]:
+    """Where two Gaussian densities are equal: one point for equal deviations, else two."""
+    # Around a's mean and in its deviations, so that nothing cancels: t^2 = ((t - m) / s)^2 + 2 ln s
+    m, s = (mean_b - mean_a) / deviation_a, deviation_b / deviation_a
+    a, b, c = s * s - 1, 2 * m, -m * m - 2 * s * s * math.log(s)
+    if abs(a) < 1e-9:
+        roots = [] if b == 0 else [-c / b]
+    else:
+        root = math.sqrt(max(b * b - 4 * a * c, 0.0))
+        roots = [(-b - root) / (2 * a), (-b + root) / (2 * a)]
+    return sorted(mean_a + deviation_a * t for t in roots)
+
+
+def _mass(mean: float, deviation: float, left: float, right: float) -> float:
+    scale = deviation * math.sqrt(2)
+    return (math.erf((right - mean) / scale) - math.erf((left - mean) / scale)) / 2

@@ -1,0 +1,546 @@
+"""IQA datasets as they lie on disk become records (path, score in 0..1, reference), records become training samples.
+
+Seven public sets and any folder with a CSV. Nothing is downloaded, moved or renamed; file names are matched without
+regard to case, since the sets' own lists disagree with their files about it. Missing parts are an error that says
+what was looked for, where, what was there, and where to get it.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgiqa.errors import DgiqaError
+from dgiqa.preprocess import decode, depth_image, depth_input, resize_short_side
+from dgiqa.spec import DEPTH_FILE, DEPTH_INPUT, DEPTH_OUTPUT, SHORT_SIDE
+
+TRAIN_SHARE = 0.8  # "usual practice" of the paper's section 4.2
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+SPLITS = {"train": TRAIN, "training": TRAIN, "val": VALIDATION, "validation": VALIDATION, "test": TEST}
+
+SOURCES = {
+    "live": "https://live.ece.utexas.edu/research/quality",
+    "csiq": "https://s2.smu.edu/~eclarson/csiq.html",
+    "tid2013": "https://www.ponomarenko.info/tid2013.htm",
+    "kadid10k": "https://database.mmsp-kn.de/kadid-10k-database.html",
+    "clive": "https://live.ece.utexas.edu/research/ChallengeDB",
+    "koniq10k": "https://database.mmsp-kn.de/koniq-10k-database.html",
+    "flive": "https://github.com/baidut/PaQ-2-PiQ",
+}
+ALIASES = {"kadid": "kadid10k", "koniq": "koniq10k", "livechallenge": "clive", "livec": "clive", "livefb": "flive"}
+LIVE_FOLDERS = (("jp2k", 227), ("jpeg", 233), ("wn", 174), ("gblur", 174), ("fastfading", 174))  # order of the labels
+LIVE_RANGE = (-3.0, 112.0)  # realigned DMOS lie in -2.64..111.77
+CLIVE_TRAINING_IMAGES = 7  # shown to the raters first; they carry no opinion worth keeping
+CSIQ_TYPES = {  # the workbook's name of a distortion -> the files' name
+    "noise": "AWGN",
+    "blur": "BLUR",
+    "contrast": "contrast",
+    "fnoise": "fnoise",
+    "jpeg": "JPEG",
+    "jpeg 2000": "jpeg2000",
+}
+
+
+class Sample(NamedTuple):
+    """One labelled picture, ready to be cropped.
+
+    rgb: uint8 [H,W,3]; depth: uint8 [H,W], same H and W, larger = nearer; score: in [0, 1], higher = better;
+    group: samples with the same number >= 0 are one picture under one distortion type at other levels; -1 = no group.
+    """
+
+    rgb: NDArray[np.uint8]
+    depth: NDArray[np.uint8]
+    score: float
+    group: int = -1
+
+
+@dataclass(frozen=True)
+class Record:
+    """One labelled file.
+
+    name: unique in its dataset, independent of where that lies; path: the file; score: in [0, 1], higher = better;
+    reference: name of the pristine picture it was made from, None for pictures that came as they are;
+    distortion: the type, where levels of one type exist; split: the official one ("train", "validation", "test").
+    """
+
+    name: str
+    path: Path
+    score: float
+    reference: str | None = None
+    distortion: str | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class IQADataset:
+    """Labelled files of one set, and how their scores were made: (label - worst) / (best - worst), clipped to 0..1."""
+
+    name: str
+    records: tuple[Record, ...]
+    worst: float
+    best: float
+
+    def part(self, split: str) -> IQADataset:
+        """The records of an official split."""
+        return replace(self, records=tuple(r for r in self.records if r.split == split))
+
+    @property
+    def scores(self) -> NDArray[np.float64]:  # [n]
+        return np.array([r.score for r in self.records])
+
+
+def load_dataset(name: str, root: str | Path) -> IQADataset:
+    """name: one of `LOADERS` (case and punctuation do not matter). Raises DgiqaError when it is not there as wanted."""
+    key = "".join(c for c in name.lower() if c.isalnum())
+    key = ALIASES.get(key, key)
+    if key not in LOADERS:
+        raise ValueError(f"no dataset is called {name!r}; there are {', '.join(LOADERS)}")
+    root = Path(root)
+    if not root.is_dir() and not (key == "csv" and root.is_file()):
+        where = f"; get {key} from {SOURCES[key]}" if key in SOURCES else ""
+        raise DgiqaError(f"{key} was looked for in {root}, which is not a folder{where}")
+    return LOADERS[key](root)
+
+
+def load_live(root: Path) -> IQADataset:
+    """LIVE release 2: 779 distorted pictures of 29 references. DMOS, lower is better, -3..112 (realigned).
+
+    jp2k/, jpeg/, wn/, gblur/, fastfading/ with img1.bmp.., dmos_realigned.mat (dmos_new, orgs) or the release's own
+    dmos.mat (dmos, orgs), refnames_all.mat. The 203 copies of the references (orgs = 1) are left out.
+    """
+    realigned = (root / "dmos_realigned.mat").exists()
+    labels = _matlab("live", root / ("dmos_realigned.mat" if realigned else "dmos.mat"))
+    dmos, copies = (np.ravel(labels[key]) for key in ("dmos_new" if realigned else "dmos", "orgs"))
+    references = _strings(_matlab("live", root / "refnames_all.mat")["refnames_all"])
+    names = [f"{folder}/img{i}.bmp" for folder, count in LIVE_FOLDERS for i in range(1, count + 1)]
+    if not len(dmos) == len(copies) == len(references) == len(names):
+        raise DgiqaError(
+            f"live: {len(dmos)} scores, {len(copies)} copy marks and {len(references)} reference names in {root}; "
+            f"wanted {len(names)} each; get the label files again from {SOURCES['live']}"
+        )
+    kept = [i for i in range(len(names)) if not copies[i]]
+    rows = [_Row(names[i], float(dmos[i]), references[i].lower(), names[i].split("/")[0]) for i in kept]
+    return _dataset("live", root, rows, worst=LIVE_RANGE[1], best=LIVE_RANGE[0])
+
+
+def load_csiq(root: Path) -> IQADataset:
+    """CSIQ: 866 distorted pictures of 30 references. DMOS, lower is better, 0..1.
+
+    dst_imgs/<type>/1600.AWGN.1.png.. or all in dst_imgs_all/ or dst_imgs/; csiq_label.txt ("name dmos" lines) or
+    the release's csiq.DMOS.xlsx, for which openpyxl must be installed.
+    """
+    text, workbook = root / "csiq_label.txt", root / "csiq.DMOS.xlsx"
+    if text.exists():
+        labels = [(line.split()[0], float(line.split()[1])) for line in _lines(text)]
+    elif workbook.exists():
+        labels = _csiq_workbook(workbook)
+    else:
+        raise _missing("csiq", f"{text.name} or {workbook.name}", root)
+    folder = _first_folder("csiq", root, ("dst_imgs_all", "all_dis_imgs", "dst_imgs"))
+    flat = any(path.suffix.lower() == ".png" for path in folder.iterdir())
+    rows = []
+    for name, dmos in labels:
+        reference, kind = name.split(".")[:2]
+        rows.append(_Row(name if flat else f"{kind}/{name}", dmos, reference.lower(), kind.lower()))
+    return _dataset("csiq", folder, rows, worst=1, best=0)
+
+
+def load_tid2013(root: Path) -> IQADataset:
+    """TID2013: 3000 distorted pictures of 25 references. MOS, higher is better, nominally 0..9.
+
+    distorted_images/iRR_TT_L.bmp in any mixture of case; mos_with_names.txt ("mos name" lines).
+    """
+    pairs = [line.split()[:2] for line in _lines(_file("tid2013", root, "mos_with_names.txt"))]
+    rows = [_Row(name, float(mos), name[:3].lower(), name.split("_")[1]) for mos, name in pairs]
+    return _dataset("tid2013", _first_folder("tid2013", root, ("distorted_images",)), rows, worst=0, best=9)
+
+
+def load_kadid10k(root: Path) -> IQADataset:
+    """KADID-10k: 10125 distorted pictures of 81 references. The column is called dmos, but higher is better, 1..5.
+
+    images/I01_01_01.png.. (or distorted_images/); dmos.csv: dist_img, ref_img, dmos.
+    """
+    rows = [
+        _Row(row["dist_img"], float(row["dmos"]), row["ref_img"].lower(), row["dist_img"].split("_")[1])
+        for row in _table(_file("kadid10k", root, "dmos.csv"), ("dist_img", "ref_img", "dmos"))
+    ]
+    folder = _first_folder("kadid10k", root, ("images", "distorted_images"))
+    return _dataset("kadid10k", folder, rows, worst=1, best=5)
+
+
+def load_clive(root: Path) -> IQADataset:
+    """LIVE in the Wild Challenge: 1162 pictures. MOS, higher is better, 0..100.
+
+    Images/*.bmp, *.JPG (or Images/Images/); Data/AllImages_release.mat, Data/AllMOS_release.mat, whose first 7
+    entries are the raters' training pictures and are left out.
+    """
+    names = _strings(_matlab("clive", root / "Data" / "AllImages_release.mat")["AllImages_release"])
+    mos = np.ravel(_matlab("clive", root / "Data" / "AllMOS_release.mat")["AllMOS_release"])
+    if len(names) != len(mos):
+        raise DgiqaError(f"clive: {len(names)} names and {len(mos)} scores in {root / 'Data'}; wanted as many of both")
+    rows = [_Row(name, float(m)) for name, m in zip(names, mos, strict=True)][CLIVE_TRAINING_IMAGES:]
+    return _dataset("clive", _first_folder("clive", root, ("Images/Images", "Images")), rows, worst=0, best=100)
+
+
+def load_koniq10k(root: Path) -> IQADataset:
+    """KonIQ-10k: 10073 pictures. MOS_zscore, higher is better, 0..100.
+
+    1024x768/*.jpg, else 512x384/; koniq10k_scores_and_distributions.csv (image_name, MOS_zscore). The official split
+    is read from koniq10k_distributions_sets.csv (image_name, set, MOS on the same scale) where that is present.
+    """
+    scores, sets = root / "koniq10k_scores_and_distributions.csv", root / "koniq10k_distributions_sets.csv"
+    official = {row["image_name"]: row for row in _table(sets, ("image_name", "MOS", "set"))} if sets.exists() else {}
+    if scores.exists():
+        labels = {row["image_name"]: row["MOS_zscore"] for row in _table(scores, ("image_name", "MOS_zscore"))}
+    elif official:
+        labels = {name: row["MOS"] for name, row in official.items()}
+    else:
+        raise _missing("koniq10k", f"{scores.name} or {sets.name}", root)
+    rows = [
+        _Row(name, float(mos), split=SPLITS[official[name]["set"]] if name in official else None)
+        for name, mos in labels.items()
+    ]
+    folder = _first_folder("koniq10k", root, ("1024x768", "512x384"))
+    return _dataset("koniq10k", folder, rows, worst=0, best=100)
+
+
+def load_flive(root: Path) -> IQADataset:
+    """LIVE-FB (FLIVE, PaQ-2-PiQ): 39810 pictures. MOS, higher is better, 0..100 (most lie near 72).
+
+    database/{voc_emotic_ava,blur_dataset,EE371R}/; labels_image.csv (name, mos), in the root or in database/. The
+    official split is read beside it where present: labels640.csv (name_image: test) and labels=640_padded.csv
+    (name_image, is_valid: validation).
+    """
+    labels = root if (root / "labels_image.csv").exists() else root / "database"
+    rows = _table(_file("flive", labels, "labels_image.csv"), ("name", "mos"))
+    test, other = labels / "labels640.csv", labels / "labels=640_padded.csv"
+    split: dict[str, str] = {}
+    if test.exists() and other.exists():
+        split = {row["name"]: TRAIN for row in rows}
+        wanted = _table(other, ("name_image", "is_valid"))
+        split |= {row["name_image"]: VALIDATION for row in wanted if row["is_valid"].lower() in ("true", "1")}
+        split |= {row["name_image"]: TEST for row in _table(test, ("name_image",))}
+    kept = [_Row(row["name"], float(row["mos"]), split=split.get(row["name"])) for row in rows]
+    return _dataset("flive", _first_folder("flive", root, ("database",)), kept, worst=0, best=100)
+
+
+def load_csv(path: Path, worst: float | None = None, best: float | None = None) -> IQADataset:
+    """A CSV with columns image (relative to the CSV), score, and optionally reference, distortion and split.
+
+    path: the CSV, or a folder with labels.csv in it. worst, best: the scores that become 0 and 1 (worst > best when
+    lower is better); by default the smallest and the largest score in the file.
+    """
+    path = path / "labels.csv" if path.is_dir() else path
+    if not path.exists():
+        raise DgiqaError(f"{path} was looked for and is not there; wanted a CSV with the columns image and score")
+    table = _table(path, ("image", "score"))
+    scores = [float(row["score"]) for row in table]
+    worst, best = min(scores) if worst is None else worst, max(scores) if best is None else best
+    if worst == best:
+        raise DgiqaError(f"{path}: all {len(scores)} scores are {worst}; give worst and best, the ends of their scale")
+    unknown = {row["split"] for row in table if row.get("split")} - set(SPLITS)
+    if unknown:
+        raise DgiqaError(f"{path}: the split column holds {sorted(unknown)}; it can hold {', '.join(SPLITS)}")
+    rows = [
+        _Row(
+            row["image"],
+            float(row["score"]),
+            row.get("reference") or None,
+            row.get("distortion") or None,
+            SPLITS.get(row.get("split") or ""),
+        )
+        for row in table
+    ]
+    return _dataset(path.parent.name, path.parent, rows, worst=worst, best=best)
+
+
+LOADERS: dict[str, Callable[[Path], IQADataset]] = {
+    "live": load_live,
+    "csiq": load_csiq,
+    "tid2013": load_tid2013,
+    "kadid10k": load_kadid10k,
+    "clive": load_clive,
+    "koniq10k": load_koniq10k,
+    "flive": load_flive,
+    "csv": load_csv,
+}
+
+
+def random_split(dataset: IQADataset, seed: int, train_share: float = TRAIN_SHARE) -> tuple[IQADataset, IQADataset]:
+    """Train and test parts with no reference picture in both; pictures without a reference are their own.
+
+    Depends on the names and the seed only, not on the records' order: the units are sorted before they are shuffled.
+    int(0.8 n) units go to training, as in most published splits.
+    """
+    units = sorted({_unit(r) for r in dataset.records})
+    if len(units) < 2:
+        raise DgiqaError(f"{dataset.name} has {len(units)} reference pictures; a split needs two or more")
+    shuffled = np.random.default_rng(seed).permutation(len(units))
+    count = min(max(int(train_share * len(units)), 1), len(units) - 1)
+    training = {units[i] for i in shuffled[:count]}
+    parts = [tuple(r for r in dataset.records if (_unit(r) in training) == wanted) for wanted in (True, False)]
+    return replace(dataset, records=parts[0]), replace(dataset, records=parts[1])
+
+
+def official_split(dataset: IQADataset) -> tuple[IQADataset, IQADataset, IQADataset]:
+    """Train, validation and test parts as published. Raises DgiqaError for a set without an official split."""
+    parts = dataset.part(TRAIN), dataset.part(VALIDATION), dataset.part(TEST)
+    if not (parts[0].records and parts[2].records):
+        raise DgiqaError(f"{dataset.name} has no official split here; use random_split, or add its split file")
+    return parts
+
+
+@dataclass(frozen=True)
+class DepthNetwork:
+    """What makes a depth image: uint8 [H,W,3] -> uint8 [H,W], larger = nearer; id names the network in the cache."""
+
+    id: str
+    depth: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+
+
+def bundle_depth(bundle: str = "small", threads: int | None = None) -> DepthNetwork:
+    """The depth network of a bundle, at full image resolution, as at inference."""
+    from dgiqa.bundle import load_bundle, sha256_of
+    from dgiqa.sessions import open_session
+
+    loaded = load_bundle(bundle)
+    path = loaded.file(DEPTH_FILE)
+    session = open_session(path, threads=threads)
+
+    def depth(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        output = session.run({DEPTH_INPUT: depth_input(rgb, loaded.preprocess)})
+        return depth_image(output[DEPTH_OUTPUT], *rgb.shape[:2])
+
+    return DepthNetwork(f"{sha256_of(path)} {loaded.preprocess}", depth)
+
+
+def cached_depth(image: str | Path, network: DepthNetwork, cache_dir: str | Path) -> NDArray[np.uint8]:
+    """Depth image uint8 [H,W] of an image file, computed once for each content and network.
+
+    It is kept as <cache_dir>/<sha256 of network and bytes>.png, written under a temporary name and renamed, so that
+    a kill or another process leaves no half file.
+    """
+    return cached_rgb_and_depth(image, network, cache_dir)[1]
+
+
+def cached_rgb_and_depth(
+    image: str | Path, network: DepthNetwork, cache_dir: str | Path
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Decoded RGB uint8 [H,W,3] and depth image uint8 [H,W] of a file, the latter from the cache where it has it."""
+    from cv2 import IMREAD_GRAYSCALE, imdecode
+
+    data = Path(image).read_bytes()
+    rgb = decode(data)
+    path = _depth_path(data, network, Path(cache_dir))
+    cached = imdecode(np.frombuffer(path.read_bytes(), np.uint8), IMREAD_GRAYSCALE) if path.exists() else None
+    if cached is not None and cached.shape == rgb.shape[:2]:
+        return rgb, cached
+    depth = network.depth(rgb)
+    _write_png(path, depth)
+    return rgb, depth
+
+
+class RecordSamples:
+    """Records as the `Sample`s that training reads: decoded, with cached depth, shortest side resized.
+
+    short_side: as at inference (384); None leaves the sizes alone. The paper crops "instead of resizing" but its
+    inference resizes; with 384 both see the same scale.
+    groups: int64 [n], one number for each picture and distortion type, -1 without.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        network: DepthNetwork,
+        cache_dir: str | Path,
+        short_side: int | None = SHORT_SIDE,
+    ) -> None:
+        self.records, self.network, self.cache_dir, self.short_side = records, network, Path(cache_dir), short_side
+        keys = [(r.reference, r.distortion) if r.distortion else None for r in records]
+        numbers = {key: i for i, key in enumerate(sorted({key for key in keys if key is not None}, key=str))}
+        self.groups = np.array([-1 if key is None else numbers[key] for key in keys], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self.records[index]
+        rgb, depth = cached_rgb_and_depth(record.path, self.network, self.cache_dir)
+        if self.short_side is not None:
+            rgb, depth = (resize_short_side(image, self.short_side) for image in (rgb, depth))
+        return Sample(rgb, depth, record.score, int(self.groups[index]))
+
+
+def fill_depth_cache(records: Iterable[Record], network: DepthNetwork, cache_dir: str | Path) -> int:
+    """Compute what the cache lacks, in this process, so that loader processes only read; returns how many it made."""
+    cache_dir = Path(cache_dir)
+    before = len(list(cache_dir.glob("*.png")))
+    for record in records:
+        data = record.path.read_bytes()
+        path = _depth_path(data, network, cache_dir)
+        if not path.exists():
+            _write_png(path, network.depth(decode(data)))
+    return len(list(cache_dir.glob("*.png"))) - before
+
+
+def _depth_path(data: bytes, network: DepthNetwork, cache_dir: Path) -> Path:
+    digest = hashlib.sha256(network.id.encode() + b"\n" + data).hexdigest()
+    return cache_dir / f"{digest}.png"
+
+
+def _write_png(path: Path, image: NDArray[np.uint8]) -> None:
+    from cv2 import imencode
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoded = imencode(".png", image)[1].tobytes()
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        file.write(encoded)
+    os.replace(file.name, path)
+
+
+class _Row(NamedTuple):
+    """A label as a loader reads it: name relative to the picture folder, score on the set's own scale."""
+
+    name: str
+    label: float
+    reference: str | None = None
+    distortion: str | None = None
+    split: str | None = None
+
+
+def _dataset(name: str, folder: Path, rows: Sequence[_Row], *, worst: float, best: float) -> IQADataset:
+    paths = _resolve(name, folder, [row.name for row in rows])
+    records = tuple(
+        Record(
+            row.name,
+            path,
+            float(np.clip((row.label - worst) / (best - worst), 0, 1)),
+            row.reference,
+            row.distortion,
+            row.split,
+        )
+        for row, path in zip(rows, paths, strict=True)
+    )
+    return IQADataset(name, records, worst, best)
+
+
+def _unit(record: Record) -> str:
+    return record.name if record.reference is None else record.reference
+
+
+def _resolve(name: str, folder: Path, wanted: Sequence[str]) -> list[Path]:
+    """The files of those names (posix, relative) whatever their case; one error for all that are missing."""
+    listings: dict[str, dict[str, Path]] = {}
+    for parent in {str(PurePosixPath(item).parent) for item in wanted}:
+        listings[parent] = _listing(folder, parent)
+    found = [listings[str(PurePosixPath(item).parent)].get(PurePosixPath(item).name.lower()) for item in wanted]
+    missing = [item for item, path in zip(wanted, found, strict=True) if path is None]
+    if missing or not wanted:
+        fix = (
+            f"unpack it again or get it from {SOURCES[name]}"
+            if name in SOURCES
+            else "correct the list or add the files"
+        )
+        raise DgiqaError(
+            f"{name}: {len(wanted)} pictures wanted in {folder}, {len(wanted) - len(missing)} there; "
+            f"missing {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}; {fix}"
+        )
+    return [path for path in found if path is not None]
+
+
+def _listing(folder: Path, relative: str) -> dict[str, Path]:
+    """Lower-case name -> file in a folder, whose own name is also matched without case; empty when it is not there."""
+    for part in PurePosixPath(relative).parts:
+        if not folder.is_dir():
+            return {}
+        folder = next((p for p in sorted(folder.iterdir()) if p.name.lower() == part.lower()), folder / part)
+    return {path.name.lower(): path for path in folder.iterdir()} if folder.is_dir() else {}
+
+
+def _missing(name: str, what: str, where: Path) -> DgiqaError:
+    there = sorted(path.name for path in where.iterdir())[:8] if where.is_dir() else None
+    seen = "no such folder" if there is None else f"there is {', '.join(there) or 'nothing'}"
+    return DgiqaError(
+        f"{name}: {what} was looked for in {where}; {seen}; unpack it fully or get it from {SOURCES[name]}"
+    )
+
+
+def _file(name: str, folder: Path, wanted: str) -> Path:
+    if not (folder / wanted).is_file():
+        raise _missing(name, wanted, folder)
+    return folder / wanted
+
+
+def _first_folder(name: str, root: Path, wanted: Sequence[str]) -> Path:
+    folders = [root / relative for relative in wanted if (root / relative).is_dir()]
+    if not folders:
+        raise _missing(name, " or ".join(f"{relative}/" for relative in wanted), root)
+    return folders[0]
+
+
+def _lines(path: Path) -> list[str]:
+    return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+
+
+def _table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    missing = [column for column in columns if column not in (reader.fieldnames or ())]
+    if missing or not rows:
+        raise DgiqaError(
+            f"{path} has the columns {', '.join(reader.fieldnames or ['none'])} and {len(rows)} rows; "
+            f"wanted the columns {', '.join(columns)}"
+        )
+    return rows
+
+
+def _matlab(name: str, path: Path) -> dict[str, Any]:
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise DgiqaError(
+            f"{name}: reading {path.name} needs scipy, which is not installed: pip install scipy"
+        ) from error
+    return loadmat(_file(name, path.parent, path.name))
+
+
+def _strings(cells: NDArray[Any]) -> list[str]:
+    """A MATLAB cell array of strings, 1 x n or n x 1."""
+    return [str(np.ravel(cell)[0]) for cell in np.ravel(cells)]
+
+
+def _csiq_workbook(path: Path) -> list[tuple[str, float]]:
+    """Rows of the sheet all_by_image: image, dst_type, dst_lev and dmos, below some decoration."""
+    try:
+        openpyxl: Any = import_module("openpyxl")
+    except ImportError as error:
+        raise DgiqaError(
+            f"csiq: reading {path} needs openpyxl, which is not installed: pip install openpyxl, "
+            "or put a csiq_label.txt with 'name dmos' lines beside it"
+        ) from error
+    book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+    rows = list(book["all_by_image"].iter_rows(values_only=True))
+    book.close()
+    start = next(i for i, row in enumerate(rows) if {"image", "dst_type", "dst_lev", "dmos"} <= set(row))
+    named = [dict(zip(rows[start], row, strict=False)) for row in rows[start + 1 :]]
+    return [
+        (f"{_integer(row['image'])}.{CSIQ_TYPES[row['dst_type']]}.{_integer(row['dst_lev'])}.png", float(row["dmos"]))
+        for row in named
+        if row["image"] is not None
+    ]
+
+
+def _integer(cell: Any) -> str:
+    """A cell as text; the picture called 1600 is a number in the workbook."""
+    return str(int(cell)) if isinstance(cell, float) else str(cell)

@@ -1,0 +1,733 @@
+"""A network and labelled RGB-D pictures become trained weights, with curves and a checkpoint that survives a kill.
+
+Paper (arXiv 2505.24002): random 224 crops and flips of RGB and depth together (4.2), MSE plus lambda times the MSE
+between the predictions of a crop and of its mirror image (3.6), AdamW, cosine with T_max = half of the epochs (4.2).
+
+One process: `python -m dgiqa.nn.train --dataset koniq10k --root DIR --out DIR`; several GPUs, same arguments:
+`torchrun --nproc-per-node 4 -m dgiqa.nn.train ...` (`batch` is per process, gradients are averaged). Let one process
+fill the depth cache first: `--depth-only`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import csv
+import dataclasses
+import functools
+import math
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dgiqa.errors import DgiqaError
+from dgiqa.nn.checkpoints import load_dgiqa, save_weights
+from dgiqa.nn.datasets import (
+    LOADERS,
+    RecordSamples,
+    Sample,
+    bundle_depth,
+    fill_depth_cache,
+    load_dataset,
+    official_split,
+    random_split,
+)
+from dgiqa.nn.network import DGIQA, FULL, SMALL
+from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, TILE
+
+CHECKPOINT = "checkpoint.pt"  # everything needed to go on
+WEIGHTS = "weights.safetensors"  # the network alone (its moving average when there is one), last step
+BEST = "best.safetensors"  # the same at the epoch with the best validation SROCC, when there is a validation
+LOSSES = "losses.csv"
+VALIDATION = "validation.csv"
+LOSS_COLUMNS = ("step", "epoch", "lr", "loss", "mse", "consistency", "rank", "seconds")
+# These may change between a run and its continuation: they do not change what is learned (but for rounding).
+FREE_FIELDS = frozenset({"workers", "device", "checkpoint_steps", "tensorboard"})
+PROGRESS_SECONDS = 30.0
+ABLATIONS = ("depth_car", "dilated", "tcb")  # DGIQAConfig's switches, in the order of the paper's tables 4 and 5
+
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # rgb u8 [N,S,S,3], depth u8 [N,S,S], score f32 [N], group i64 [N]
+LossRow = tuple[int, int, float, Tensor, float]  # step, epoch, lr, f32 [4] as `losses` returns, seconds
+Validation = Callable[[nn.Module], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Every hyper-parameter of a run; saved in its checkpoint. "Ours": the paper's text at hand does not print it.
+
+    epochs: passes over the data; ours.
+    batch: samples per process and step; ours.
+    lr: peak learning rate; ours (the paper has one for synthetic and one for authentic sets).
+    lr_min: eta_min of the cosine; ours.
+    t_max_share: share of the steps after which the cosine is at its minimum; 0.5 is the paper's T_max.
+    lr_rises: after T_max rise again, as torch's CosineAnnealingLR would; False stays at lr_min. The paper is silent.
+    warmup_steps: linear warm-up; ours, the paper has none.
+    weight_decay: AdamW's, on matrices and kernels only; ours.
+    grad_clip: largest gradient norm, 0 = no clipping; ours.
+    consistency: lambda of the flip-consistency loss; ours.
+    consistency_share: share of a batch that is also shown mirrored; 1 is the paper's, less is cheaper.
+    flip: probability of a horizontal and, independently, of a vertical flip; ours.
+    crop: side of the random crops, pixels (paper).
+    rank_weight, rank_margin: weight of a hinge loss on pairs of one group whose scores differ by more than the
+        margin; their predictions should differ by as much. Ours, off by default.
+    group_size: that many samples of one group stay together in a batch; 1 = plain shuffling.
+    ema: decay per step of the moving average of the weights that is validated and saved; 0 = none; ours.
+    precision: "fp32", or autocast to "bf16" or "fp16" (loss scaling included).
+    channels_last: NHWC memory, which CPUs with AMX and GPUs with tensor cores prefer.
+    seed: data order, crops and dropout derive from it.
+    workers: processes that load pictures; 0 = this one.
+    device: "auto" takes CUDA when there is one.
+    checkpoint_steps: steps between checkpoints; the end of an epoch always writes one.
+    tensorboard: also write TensorBoard events, when it is installed.
+    """
+
+    epochs: int = 50
+    batch: int = 32
+    lr: float = 1e-4
+    lr_min: float = 1e-6
+    t_max_share: float = 0.5
+    lr_rises: bool = False
+    warmup_steps: int = 0
+    weight_decay: float = 1e-2
+    grad_clip: float = 1.0
+    consistency: float = 0.5
+    consistency_share: float = 1.0
+    flip: float = 0.5
+    crop: int = TILE
+    rank_weight: float = 0.0
+    rank_margin: float = 0.02
+    group_size: int = 1
+    ema: float = 0.0
+    precision: str = "fp32"
+    channels_last: bool = True
+    seed: int = 0
+    workers: int = 0
+    device: str = "auto"
+    checkpoint_steps: int = 200
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in _DTYPES:
+            raise ValueError(f"precision is {self.precision!r}; it can be {', '.join(_DTYPES)}")
+        for name in ("epochs", "batch", "crop", "group_size", "checkpoint_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class SampleDataset(Protocol):
+    """What `train` reads: map-style, items are `Sample`s; an int array `groups` [n] is needed for group_size > 1."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+def train(
+    model: nn.Module,
+    dataset: SampleDataset,
+    config: TrainConfig,
+    out_dir: str | Path,
+    *,
+    resume: bool = True,
+    validation: Validation | None = None,
+    minutes: float | None = None,
+) -> Path:
+    """Train model(rgb, depth) -> score f32 [N] on the dataset; returns the path of the weights.
+
+    out_dir: gets checkpoint.pt, weights.safetensors, losses.csv (and validation.csv, best.safetensors).
+    resume: go on from out_dir's checkpoint when there is one; the curves continue as if nothing had happened.
+    validation: model in evaluation mode -> numbers such as {"srocc": 0.9}; called after each epoch.
+    minutes: stop after this long, leaving weights and a checkpoint from which a later call goes on.
+    Raises DgiqaError when the checkpoint belongs to another configuration, dataset or network.
+    """
+    with _processes(config) as process:
+        run = _Run(model, dataset, config, Path(out_dir), process)
+        if resume and run.checkpoint_path.exists():
+            run.load()
+        else:
+            run.start()
+        run.steps(validation, None if minutes is None else time.monotonic() + 60 * minutes)
+    return run.out / WEIGHTS
+
+
+def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
+    """Learning rate of a step (0-based): linear warm-up times cosine from lr to lr_min at T_max (paper 4.2)."""
+    position = step / max(1.0, config.t_max_share * total_steps)
+    if not config.lr_rises:
+        position = min(position, 1.0)
+    cosine = config.lr_min + (config.lr - config.lr_min) * (1 + math.cos(math.pi * position)) / 2
+    return cosine * min(1.0, (step + 1) / (config.warmup_steps + 1))
+
+
+def sample_order(groups: NDArray[np.int64], group_size: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """groups int [n] -> a permutation of 0..n-1 for this epoch, up to group_size samples of one group side by side."""
+    rng = np.random.default_rng([seed, epoch, 0])
+    if group_size == 1:
+        return rng.permutation(len(groups))
+    order = np.lexsort((rng.random(len(groups)), groups))  # by group, shuffled inside each
+    ranked = groups[order]
+    first = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
+    within = np.arange(len(order)) - np.repeat(first, np.diff(np.r_[first, len(order)]))
+    chunk = np.cumsum(within % group_size == 0) - 1
+    return order[np.argsort(rng.permutation(chunk[-1] + 1)[chunk], kind="stable")]
+
+
+def losses(model: nn.Module, batch: Batch, config: TrainConfig) -> Tensor:
+    """Batch on the model's device -> f32 [4]: total, MSE, consistency and ranking loss (paper 3.6 and ours)."""
+    rgb, depth, score, group = batch
+    images, depths = normalise(rgb, depth, channels_last=config.channels_last)
+    count = len(score)
+    mirrored = math.ceil(count * config.consistency_share) if config.consistency else 0
+    if mirrored:  # one forward for both, so that DistributedDataParallel sees one
+        images = torch.cat([images, images[:mirrored].flip(3)])
+        depths = torch.cat([depths, depths[:mirrored].flip(3)])
+    with torch.autocast(images.device.type, _DTYPES[config.precision], enabled=config.precision != "fp32"):
+        predicted = model(images, depths)
+    predicted, mirror = predicted.float().split([count, mirrored])
+    mse = F.mse_loss(predicted, score)
+    consistency = F.mse_loss(mirror, predicted[:mirrored]) if mirrored else mse.new_zeros(())
+    rank = ranking_loss(predicted, score, group, config.rank_margin) if config.rank_weight else mse.new_zeros(())
+    return torch.stack([mse + config.consistency * consistency + config.rank_weight * rank, mse, consistency, rank])
+
+
+def ranking_loss(predicted: Tensor, score: Tensor, group: Tensor, margin: float) -> Tensor:
+    """predicted, score f32 [N], group i64 [N] -> mean hinge over pairs of a group whose scores differ by > margin."""
+    better = (score[:, None] - score[None] > margin) & (group[:, None] == group[None]) & (group[:, None] >= 0)
+    hinge = F.relu(margin - (predicted[:, None] - predicted[None]))
+    return (hinge * better).sum() / better.sum().clamp(min=1)
+
+
+def normalise(rgb: Tensor, depth: Tensor, *, channels_last: bool = False) -> tuple[Tensor, Tensor]:
+    """rgb u8 [N,S,S,3], depth u8 [N,S,S] -> both f32 [N,3,S,S], with ImageNet statistics, depth in three channels."""
+    # One long row of repeated scales: broadcasting over the last axis of 3 takes four times as long on a CPU.
+    rows = rgb.shape[2]
+    mean, std = (torch.tensor(v, device=rgb.device).mul(255).repeat(rows) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    scale, shift = 1 / std, -mean / std
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def scaled(images: Tensor) -> Tensor:  # u8 [N,S,S,3] -> f32 [N,3,S,S]
+        values = images.flatten(2).float().mul_(scale).add_(shift).view(images.shape)
+        return values.permute(0, 3, 1, 2).contiguous(memory_format=layout)
+
+    return scaled(rgb), scaled(torch.stack([depth] * 3, -1))
+
+
+class CropBatches(torch.utils.data.Dataset[Batch]):
+    """Item s is this process's batch of step s, a pure function of (dataset, config, s): nothing to save or restore.
+
+    rank, world: which part of each step's samples this process takes.
+    Raises DgiqaError for an empty dataset, missing groups or a picture smaller than the crop.
+    """
+
+    def __init__(self, dataset: SampleDataset, config: TrainConfig, rank: int = 0, world: int = 1) -> None:
+        if len(dataset) < world:
+            raise DgiqaError(f"the dataset has {len(dataset)} samples for {world} processes; give it at least one each")
+        self.dataset, self.config, self.rank, self.world = dataset, config, rank, world
+        self.batch = min(config.batch, len(dataset) // world)
+        self.steps_per_epoch = len(dataset) // (self.batch * world)  # the odd rest waits for another epoch's order
+        self.groups = _groups(dataset, config.group_size)
+        self._epoch: tuple[int, NDArray[np.int64], NDArray[np.float32]] | None = None
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch * self.config.epochs
+
+    def __getitem__(self, step: int) -> Batch:
+        epoch, within = divmod(step, self.steps_per_epoch)
+        order, draws = self._plan(epoch)
+        start = (within * self.world + self.rank) * self.batch
+        indices = order[start : start + self.batch]
+        samples = [self.dataset[int(i)] for i in indices]
+        size = self.config.crop
+        rgb = np.empty((len(samples), size, size, 3), np.uint8)
+        depth = np.empty((len(samples), size, size), np.uint8)
+        for row, (sample, draw) in enumerate(zip(samples, draws[indices], strict=True)):
+            rgb[row], depth[row] = cut_crop(sample, draw, size, self.config.flip)
+        score = torch.tensor([s.score for s in samples], dtype=torch.float32)
+        group = torch.tensor([s.group for s in samples], dtype=torch.int64)
+        return torch.from_numpy(rgb), torch.from_numpy(depth), score, group
+
+    def _plan(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The epoch's order [n] and each sample's four draws in [0, 1) [n,4]: y, x, horizontal and vertical flip."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            order = sample_order(self.groups, self.config.group_size, self.config.seed, epoch)
+            draws = np.random.default_rng([self.config.seed, epoch, 1]).random((len(order), 4), np.float32)
+            self._epoch = epoch, order, draws
+        return self._epoch[1], self._epoch[2]
+
+
+def cut_crop(sample: Sample, draw: NDArray[np.float32], size: int, flip: float) -> tuple[Any, Any]:
+    """Four draws in [0, 1): y, x, horizontal and vertical flip -> rgb u8 [S,S,3], depth u8 [S,S], the same window."""
+    height, width = sample.rgb.shape[:2]
+    if sample.depth.shape != (height, width) or min(height, width) < size:
+        raise DgiqaError(
+            f"a sample has rgb {sample.rgb.shape} and depth {sample.depth.shape}; "
+            f"both need the same sides of at least {size} pixels"
+        )
+    y, x = int(draw[0] * (height - size + 1)), int(draw[1] * (width - size + 1))
+    window = slice(y, y + size), slice(x, x + size)
+    axes = [axis for axis, wanted in ((1, draw[2] < flip), (0, draw[3] < flip)) if wanted]
+    if not axes:
+        return sample.rgb[window], sample.depth[window]
+    code = -1 if len(axes) == 2 else axes[0]  # OpenCV's; numpy's reversed slices take 30 times as long to copy
+    return cv2.flip(sample.rgb[window], code), cv2.flip(sample.depth[window], code)
+
+
+def _groups(dataset: SampleDataset, group_size: int) -> NDArray[np.int64]:
+    groups = getattr(dataset, "groups", None)
+    if groups is None and group_size > 1:
+        raise DgiqaError(f"group_size is {group_size}, but the dataset has no `groups` array; give it one or use 1")
+    return np.full(len(dataset), -1, np.int64) if groups is None else np.asarray(groups, np.int64)
+
+
+class _Run:
+    """The state of one training run: everything that a checkpoint holds, and the files it writes."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: SampleDataset,
+        config: TrainConfig,
+        out: Path,
+        process: tuple[torch.device, int, int],
+    ) -> None:
+        self.config, self.out = config, out
+        self.device, self.rank, self.world = device, rank, world = process
+        self.samples = len(dataset)
+        self.batches = CropBatches(dataset, config, rank, world)
+        layout = torch.channels_last if config.channels_last else torch.preserve_format
+        self.model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
+        self.optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.lr)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.average = copy.deepcopy(model).eval() if config.ema else None
+        self.parallel = _parallel(model, device, world)
+        self.step, self.seconds, self.best = 0, 0.0, -math.inf
+        self.pending: list[LossRow] = []  # not written yet
+        self.checkpoint_path = out / CHECKPOINT
+        self.board = _board(config, out) if rank == 0 else None
+
+    def start(self) -> None:
+        """Seed everything and begin the curves; an older run's files are removed."""
+        _seed(self.config.seed + self.rank)
+        self.out.mkdir(parents=True, exist_ok=True)
+        if self.rank == 0:
+            for name in (CHECKPOINT, WEIGHTS, BEST, VALIDATION):
+                (self.out / name).unlink(missing_ok=True)
+            with open(self.out / LOSSES, "w", newline="") as file:
+                csv.writer(file).writerow(LOSS_COLUMNS)
+
+    def steps(self, validation: Validation | None, deadline: float | None) -> None:
+        """Train to the end or to the deadline, with a checkpoint at every stop."""
+        total, per_epoch = len(self.batches), self.batches.steps_per_epoch
+        loader = torch.utils.data.DataLoader(
+            self.batches,
+            batch_size=None,
+            sampler=range(self.step, total),
+            num_workers=self.config.workers,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # its own, or starting the loader would move the global one
+        )
+        self.clock = time.monotonic() - self.seconds
+        self.parallel.train()
+        with _Progress(total, self.step, shown=self.rank == 0) as progress:
+            for batch in loader:
+                self._step(batch, total)
+                epoch_ended = self.step % per_epoch == 0
+                out_of_time = self._agree(deadline is not None and time.monotonic() > deadline)
+                progress.show(self.step, self.step / per_epoch, self.pending)
+                if epoch_ended and validation is not None:
+                    self._validate(validation)
+                if epoch_ended or out_of_time or self.step % self.config.checkpoint_steps == 0:
+                    self.save()
+                if out_of_time:
+                    break
+        if self.rank == 0:
+            save_weights(self.average or self.model, self.out / WEIGHTS)
+
+    def _step(self, batch: Batch, total: int) -> None:
+        lr = learning_rate(self.config, self.step, total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        on_device: Any = tuple(t.to(self.device, non_blocking=True) for t in batch)
+        terms = losses(self.parallel, on_device, self.config)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(terms[0]).backward()
+        if self.config.grad_clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            _average(self.average, self.model, self.config.ema, self.step)
+        epoch = self.step // self.batches.steps_per_epoch
+        self.step += 1
+        self.seconds = time.monotonic() - self.clock
+        self.pending.append((self.step, epoch, lr, terms.detach(), self.seconds))
+
+    def _agree(self, flag: bool) -> bool:
+        """True on every process when it is on one: they must leave the loop together."""
+        if self.world == 1:
+            return flag
+        shared = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
+        return bool(shared)
+
+    def _validate(self, validation: Validation) -> None:
+        if self.rank == 0:
+            judged = self.average or self.model
+            judged.eval()
+            with torch.no_grad():
+                numbers = dict(validation(judged))
+            self.model.train()
+            path = self.out / VALIDATION
+            with open(path, "a", newline="") as file:
+                writer = csv.writer(file)
+                if not file.tell():
+                    writer.writerow(("step", *numbers))
+                writer.writerow((self.step, *(f"{value:.6g}" for value in numbers.values())))
+            if numbers.get("srocc", -math.inf) > self.best:
+                self.best = numbers["srocc"]
+                save_weights(judged, self.out / BEST)
+            if self.board is not None:
+                for name, value in numbers.items():
+                    self.board.add_scalar(f"validation/{name}", value, self.step)
+        if self.world > 1:
+            dist.barrier()
+
+    def _write_losses(self) -> None:
+        """Append the pending rows; losses stay on the device until here, so that a GPU is not waited for each step."""
+        if not self.pending:
+            return
+        terms = torch.stack([row[3] for row in self.pending])
+        if self.world > 1:
+            dist.all_reduce(terms)
+            terms /= self.world
+        if self.rank == 0:
+            with open(self.out / LOSSES, "a", newline="") as file:
+                writer = csv.writer(file)
+                for (step, epoch, lr, _, seconds), row in zip(self.pending, terms.tolist(), strict=True):
+                    writer.writerow((step, epoch, f"{lr:.9g}", *(f"{x:.9g}" for x in row), f"{seconds:.2f}"))
+                    if self.board is not None:
+                        for name, value in zip(LOSS_COLUMNS[3:7], row, strict=True):
+                            self.board.add_scalar(f"train/{name}", value, step)
+                file.flush()
+                os.fsync(file.fileno())
+        self.pending.clear()
+
+    def save(self) -> None:
+        """Write the curves, then the checkpoint, under a temporary name first: a kill leaves the old one or the new."""
+        self._write_losses()
+        states: list[Any] = [_random_state()]
+        if self.world > 1:
+            states = [None] * self.world
+            dist.all_gather_object(states, _random_state())
+        if self.rank:
+            return
+        state = {
+            "run": self._facts(),
+            "step": self.step,
+            "epoch": self.step // self.batches.steps_per_epoch,
+            "step_in_epoch": self.step % self.batches.steps_per_epoch,
+            "seconds": self.seconds,
+            "best": self.best,
+            "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": states,
+        }
+        _replace(self.checkpoint_path, functools.partial(torch.save, state))
+
+    def load(self) -> None:
+        """Take everything from the checkpoint and cut the curves back to it."""
+        state = torch.load(self.checkpoint_path, map_location="cpu", weights_only=True)
+        _refuse_difference(state["run"], self._facts(), self.checkpoint_path)
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError as error:
+            raise DgiqaError(
+                f"{self.checkpoint_path} holds another network: {error}; build the one it was made with "
+                "or use another folder"
+            ) from error
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        if self.rank == 0:
+            for name in (LOSSES, VALIDATION):
+                _cut(self.out / name, self.step)
+        _set_random_state(state["random"][self.rank])
+
+    def _facts(self) -> dict[str, Any]:
+        """What must not change between a run and its continuation."""
+        fields = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in FREE_FIELDS}
+        return {**fields, "samples": self.samples, "processes": self.world}
+
+
+def _refuse_difference(saved: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> None:
+    differing = [k for k in sorted({*saved, *asked}) if saved.get(k) != asked.get(k)]
+    if differing:
+        told = "; ".join(f"{k} was {saved.get(k)!r}, now {asked.get(k)!r}" for k in differing)
+        raise DgiqaError(f"{path} belongs to another run: {told}; use the same values, resume=False or another folder")
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Kernels and matrices decay; biases and normalisation scales do not."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _parallel(model: nn.Module, device: torch.device, world: int) -> nn.Module:
+    if world == 1:
+        return model
+    return nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+@torch.no_grad()
+def _average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Exponential moving average; the decay grows to its value, so that the first steps are soon forgotten."""
+    share = 1 - min(decay, (1 + step) / (10 + step))
+    for mean, value in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(value, share)
+        else:
+            mean.copy_(value)
+
+
+@contextlib.contextmanager
+def _processes(config: TrainConfig) -> Iterator[tuple[torch.device, int, int]]:
+    """Device, rank and world size; joins the process group when torchrun started this process."""
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    if "LOCAL_RANK" not in os.environ:
+        yield torch.device(name), 0, 1
+        return
+    device = torch.device(name)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device, dist.get_rank(), dist.get_world_size()
+    finally:
+        dist.destroy_process_group()
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)  # for datasets that draw from it; ours do not
+    torch.manual_seed(seed)
+
+
+def _random_state() -> dict[str, Any]:
+    """The global generators as tensors and plain types, which weights_only loading accepts."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
+        "python": random.getstate(),
+    }
+
+
+def _set_random_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) == torch.cuda.device_count():  # elsewhere the curve could not be the same anyway
+        torch.cuda.set_rng_state_all(state["cuda"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    write(temporary)
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _cut(path: Path, step: int) -> None:
+    """Drop the rows written after the checkpoint's step."""
+    if not path.exists():
+        return
+    with open(path, newline="") as file:
+        header, *rows = list(csv.reader(file))
+    kept = [row for row in rows if len(row) == len(header) and int(row[0]) <= step]
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", newline="") as file:
+            csv.writer(file).writerows([header, *kept])
+
+    _replace(path, write)
+
+
+def _board(config: TrainConfig, out: Path) -> Any:
+    if not config.tensorboard:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise DgiqaError("tensorboard=True, but TensorBoard is not installed: pip install tensorboard") from error
+    return SummaryWriter(str(out / "tensorboard"))
+
+
+class _Progress:
+    """A bar on a terminal, elsewhere a line every half minute; both on stderr."""
+
+    def __init__(self, total: int, first: int, *, shown: bool) -> None:
+        self.total, self.first, self.shown = total, first, shown
+        self.started = self.last = time.monotonic()
+        self.bar: Any = None
+
+    def __enter__(self) -> _Progress:
+        if self.shown and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self.bar = Progress(console=Console(stderr=True))
+            self.task = self.bar.add_task("train", total=self.total)
+            self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def show(self, step: int, epoch: float, pending: list[LossRow]) -> None:
+        """step: steps done; epoch: passes done; pending: the last steps' loss rows."""
+        now = time.monotonic()
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, description=f"epoch {epoch:.2f}")
+        elif self.shown and (now - self.last >= PROGRESS_SECONDS or step == self.total):
+            self.last = now
+            rate = (step - self.first) / (now - self.started)
+            loss = float(torch.stack([row[3][0] for row in pending]).mean())
+            left = (self.total - step) / rate / 60
+            line = (
+                f"step {step}/{self.total}, epoch {epoch:.2f}, loss {loss:.5f}, {rate:.2f} steps/s, {left:.1f} min left"
+            )
+            print(line, file=sys.stderr, flush=True)
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """One option for each field of TrainConfig, named and defaulted like it."""
+    group = parser.add_argument_group(
+        "hyper-parameters", "see TrainConfig; what the paper does not print is our choice"
+    )
+    for field in dataclasses.fields(TrainConfig):
+        option = "--" + field.name.replace("_", "-")
+        if isinstance(field.default, bool):
+            group.add_argument(option, action=argparse.BooleanOptionalAction, default=field.default)
+        else:
+            group.add_argument(option, type=type(field.default), default=field.default, help="default: %(default)s")
+
+
+def config_from(arguments: argparse.Namespace) -> TrainConfig:
+    """The TrainConfig that the options of `add_config_options` ask for."""
+    return TrainConfig(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(TrainConfig)})
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Which pictures, which depth network, and where depth images are kept."""
+    parser.add_argument("--dataset", required=True, help=f"one of {', '.join(LOADERS)}")
+    parser.add_argument("--root", required=True, type=Path, help="the dataset's folder (or, for csv, the CSV file)")
+    parser.add_argument("--depth", default="small", help="bundle whose depth network is used; default: %(default)s")
+    parser.add_argument("--depth-cache", type=Path, default=Path("runs/depth"), help="default: %(default)s")
+
+
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """Which network, what it starts from, and which part is left out."""
+    parser.add_argument("--network", choices=("full", "small"), default="full", help="default: %(default)s")
+    parser.add_argument("--without", choices=ABLATIONS, help="an ablation of the paper's tables 4 and 5")
+    parser.add_argument("--pretrained", action="store_true", help="start from timm's ImageNet backbones (a download)")
+    parser.add_argument("--weights", type=Path, help="start from this checkpoint")
+
+
+def build_network(name: str, without: str | None = None, pretrained: bool = False) -> DGIQA:
+    """The full-size or the small network, without one of `ABLATIONS`, with timm's ImageNet backbones where asked."""
+    config = {"full": FULL, "small": SMALL}[name]
+    if without is not None:
+        switch: dict[str, Any] = {without: False}
+        config = dataclasses.replace(config, **switch)
+    if not pretrained:
+        return DGIQA(config)
+    model = DGIQA(dataclasses.replace(config, backbone_options={**config.backbone_options, "pretrained": True}))
+    model.config = config  # a saved network must not ask for a download when it is loaded
+    return model
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`python -m dgiqa.nn.train`: train on one dataset's training part; the test part is never looked at."""
+    parser = argparse.ArgumentParser(prog="python -m dgiqa.nn.train", description=__doc__.split("\n\n")[0])
+    add_data_options(parser)
+    add_network_options(parser)
+    parser.add_argument("--out", required=True, type=Path, help="folder for weights, curves and the checkpoint")
+    parser.add_argument("--split", default="random", choices=("random", "official", "all"), help="default: %(default)s")
+    parser.add_argument("--validate", action="store_true", help="hold back a tenth of the training part, keep the best")
+    parser.add_argument("--depth-only", action="store_true", help="fill the depth cache and stop")
+    parser.add_argument("--minutes", type=float, help="stop after this long; the same command goes on later")
+    parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True)
+    add_config_options(parser)
+    options = parser.parse_args(arguments)
+    try:
+        print(_train_on_dataset(options))
+    except (DgiqaError, ValueError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _train_on_dataset(options: argparse.Namespace) -> Path:
+    from dgiqa.nn.evaluate import model_predictor, scores_of
+
+    config = config_from(options)
+    dataset = load_dataset(options.dataset, options.root)
+    if options.split != "all":
+        official = options.split == "official"
+        dataset = official_split(dataset)[0] if official else random_split(dataset, config.seed)[0]
+    depth = bundle_depth(options.depth)
+    fill_depth_cache(dataset.records, depth, options.depth_cache)
+    if options.depth_only:
+        return Path(options.depth_cache)
+    validation = None
+    if options.validate:
+        dataset, held_back = random_split(dataset, config.seed, 0.9)
+
+        def validation(model: nn.Module) -> dict[str, float]:
+            predicted = model_predictor(model, depth, options.depth_cache)([r.path for r in held_back.records])
+            return scores_of(predicted, held_back.scores)
+
+    torch.manual_seed(config.seed)  # the network's first weights
+    model = load_dgiqa(options.weights) if options.weights else build_network(*_network(options))
+    samples = RecordSamples(dataset.records, depth, options.depth_cache)
+    run = {"resume": options.resume, "validation": validation, "minutes": options.minutes}
+    return train(model, samples, config, options.out, **run)
+
+
+def _network(options: argparse.Namespace) -> tuple[str, str | None, bool]:
+    return options.network, options.without, options.pretrained
+
+
+if __name__ == "__main__":
+    sys.exit(main())

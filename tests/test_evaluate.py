@@ -1,0 +1,274 @@
+"""Evaluation trains on one part and tests on the other, says what the paper says beside it, and draws densities."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("scipy")
+pytest.importorskip("matplotlib")
+# ruff: noqa: E402 - the skips come before what needs them
+
+from dgiqa.errors import DgiqaError
+from dgiqa.nn import evaluate, train
+from dgiqa.nn.checkpoints import load_dgiqa
+from dgiqa.nn.datasets import DepthNetwork, IQADataset, load_dataset
+from dgiqa.preprocess import cut_tiles, decode, grid_windows, resize_short_side
+
+GREEN = DepthNetwork("green", lambda rgb: np.ascontiguousarray(rgb[..., 1]))
+
+
+def write(path: Path, level: int, height: int = 230, width: int = 240) -> Path:
+    """A noisy grey picture whose mean is `level`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(level).integers(-9, 10, (height, width, 3))
+    cv2.imwrite(str(path), np.clip(level + noise, 0, 255).astype(np.uint8))
+    return path
+
+
+@pytest.fixture
+def dataset(tmp_path) -> IQADataset:
+    """12 pictures of four references; the score is the brightness."""
+    lines = ["image,score,reference"]
+    for i in range(12):
+        write(tmp_path / "data" / f"{i:02}.png", 20 + 18 * i)
+        lines.append(f"{i:02}.png,{i},r{i % 4}")
+    (tmp_path / "data" / "labels.csv").write_text("\n".join(lines) + "\n")
+    return load_dataset("csv", tmp_path / "data")
+
+
+def brightness(paths):
+    return np.array([decode(path.read_bytes()).mean() / 255 for path in paths])
+
+
+class Mean(torch.nn.Module):
+    """The score is a tile's mean, and each call is counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.calls = 0
+
+    def forward(self, rgb, depth):
+        self.calls += 1
+        return torch.sigmoid(self.weight * (rgb + depth).mean((1, 2, 3)))
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_perfect_predictor_scores_one_on_every_seed(dataset):
+    result = evaluate.evaluate(brightness, dataset, range(4))
+    assert len(result.rows) == 4
+    assert result.mean()["srocc"] == pytest.approx(1)
+    assert result.median()["krocc"] == pytest.approx(1)
+    assert result.mean()["plcc"] > 0.999
+    assert result.mean()["rmse"] > result.mean()["rmse_logistic"]
+    assert evaluate.evaluate(lambda paths: -brightness(paths), dataset, [0]).mean()["srocc"] == pytest.approx(-1)
+
+
+def test_each_seed_is_scored_on_its_test_part_only(dataset):
+    """A predictor that is wrong on one reference is wrong exactly in the seeds that test it."""
+    wrong = {r.path for r in dataset.records if r.reference == "r0"}
+    result = evaluate.evaluate(lambda paths: [(-1 if p in wrong else 1) * brightness([p])[0] for p in paths], dataset)
+    tested = [any(r.reference == "r0" for r in evaluate.random_split(dataset, seed)[1].records) for seed in range(10)]
+    assert [row["srocc"] < 0 for row in result.rows] == tested
+    assert 0 < sum(tested) < 10
+
+
+def test_the_protocol_trains_and_tests_on_disjoint_references(dataset):
+    parts = {}
+
+    def fit(training, seed):
+        parts[seed] = {r.reference for r in training.records}
+
+        def predict(paths):
+            tested = {r.reference for r in dataset.records if r.path in set(paths)}
+            assert tested
+            assert tested.isdisjoint(parts[seed])
+            return brightness(paths)
+
+        return predict
+
+    result = evaluate.run_protocol(fit, dataset, range(3))
+    assert len(result.rows) == len(parts) == 3
+
+
+def test_cross_dataset_uses_every_picture_and_finds_the_papers_figures(dataset):
+    seen = []
+
+    def predict(paths):
+        seen.extend(paths)
+        return brightness(paths)
+
+    renamed = IQADataset("clive", dataset.records, 0, 1)
+    assert evaluate.evaluate_cross(predict, renamed, "koniq10k").paper == (0.808, 0.834)
+    assert len(seen) == 12
+    assert evaluate.evaluate_cross(brightness, renamed, "koniq10k", "tcb").paper == (0.806, 0.828)
+    assert evaluate.evaluate_cross(brightness, renamed).paper is None
+    assert evaluate.evaluate(brightness, renamed, [0]).paper == (0.891, 0.910)
+
+
+def test_the_model_predictor_is_the_mean_over_the_grids_tiles(dataset, tmp_path):
+    model, path = Mean(), write(tmp_path / "wide.png", 90, 300, 500)
+    predicted = evaluate.model_predictor(model, GREEN, tmp_path / "cache")([path, dataset.records[0].path])
+    rgb = resize_short_side(decode(path.read_bytes()), 384)
+    depth = resize_short_side(GREEN.depth(decode(path.read_bytes())), 384)
+    windows = grid_windows(*depth.shape, 224)
+    tiles = [torch.from_numpy(t) for t in cut_tiles(rgb, depth, windows, 224)]
+    assert len(windows) > 1
+    assert predicted[0] == pytest.approx(Mean()(*tiles).mean().item(), abs=1e-6)
+    assert predicted.shape == (2,)
+
+
+def test_a_picture_that_cannot_be_scored_is_an_error(dataset):
+    class Scorer:
+        def score_many(self, sources, *, on_error):
+            assert on_error == "raise"
+            for source in sources:
+                yield type("Score", (), {"value": float(brightness([source])[0])})
+
+    assert evaluate.evaluate(Scorer(), dataset, [0]).mean()["srocc"] == pytest.approx(1)
+    dataset.records[0].path.write_bytes(b"no picture")
+    with pytest.raises(DgiqaError):
+        evaluate.evaluate(Scorer(), dataset, [0])
+
+
+def test_a_bundle_scores_and_gives_the_depth_that_inference_sees(dataset, tiny_bundle, tmp_path):
+    """Its depth network in training is the one that its scorer runs, and the scorer is a predictor."""
+    pytest.importorskip("onnxruntime")
+    from dgiqa.preprocess import depth_image, depth_input
+    from dgiqa.scorer import Scorer
+    from dgiqa.sessions import open_session
+
+    rgb = decode(dataset.records[0].path.read_bytes())
+    raw = open_session(tiny_bundle.file("depth.onnx")).run({"image": depth_input(rgb, tiny_bundle.preprocess)})
+    network = evaluate.bundle_depth(str(tiny_bundle.path))
+    assert np.array_equal(network.depth(rgb), depth_image(raw["depth"], *rgb.shape[:2]))
+    with Scorer(tiny_bundle) as scorer:
+        wanted = [scorer.score(record.path).value for record in dataset.records]
+        result = evaluate.evaluate_cross(scorer, dataset)
+    assert result.rows[0] == pytest.approx(evaluate.scores_of(np.array(wanted), dataset.scores), nan_ok=True)
+
+
+def test_tables_go_beside_the_papers_figures_into_csv_and_png(dataset, tmp_path):
+    results = [
+        evaluate.evaluate(brightness, IQADataset("csiq", dataset.records, 0, 1), range(2)),
+        evaluate.evaluate_cross(brightness, dataset),
+    ]
+    evaluate.write_results(results, tmp_path / "out")
+    rows = table(tmp_path / "out" / "results.csv")
+    assert [row["seed"] for row in rows] == ["0", "1", "mean", "median", "0", "mean", "median"]
+    assert rows[2]["paper_srocc"] == "0.971"
+    assert rows[5]["paper_srocc"] == ""
+    assert cv2.imread(str(tmp_path / "out" / "results.png")).shape[2] == 3
+    text = evaluate.format_table(results)
+    assert "0.971/0.976" in text
+    assert text.count("mean") == text.count("median") == 2
+
+
+def test_separation_of_light_and_dark(tmp_path):
+    good = [write(tmp_path / "good" / f"{i}.png", 150 + i) for i in range(8)]
+    degraded = [write(tmp_path / "bad" / f"{i}.png", 60 + i) for i in range(6)]
+    apart = evaluate.separate(brightness, good, degraded, "light")
+    assert (len(apart.good), len(apart.degraded), apart.ordered) == (8, 6, 1.0)
+    assert apart.overlap < 0.01
+    assert apart.histogram == 0
+    same = evaluate.separate(brightness, good, good, "same")
+    assert same.overlap == same.histogram == pytest.approx(1)
+    assert same.ordered == 0.5
+    evaluate.write_separations([apart, same], tmp_path / "out")
+    assert [row["set"] for row in table(tmp_path / "out" / "density.csv")] == ["light", "same"]
+    assert len(table(tmp_path / "out" / "scores.csv")) == 30
+    assert cv2.imread(str(tmp_path / "out" / "light.png")).std() > 1
+
+
+LAYOUTS = {
+    "lol": [f"{part}/{{}}/{i}.png" for part in ("our485", "eval15") for i in (1, 22)],
+    "flare7k": [f"test_data/{kind}/{{}}/x_{i:06}.png" for kind in ("real", "synthetic") for i in range(2)],
+    "ihaze": [f"{{}}/{i:02}_indoor_{{}}.jpg" for i in range(1, 5)],
+    "gopro": [f"{part}/GOPR0372_07_00/{{}}/{i:06}.png" for part in ("train", "test") for i in (47, 48)],
+}
+KINDS = {"lol": ("high", "low"), "flare7k": ("gt", "input"), "ihaze": ("GT", "hazy"), "gopro": ("sharp", "blur")}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_natural_sets_are_found_in_their_layout(tmp_path, name):
+    for i, pattern in enumerate(LAYOUTS[name]):
+        for kind, level in zip(KINDS[name], (180, 50), strict=True):
+            write(tmp_path / pattern.format(kind, kind), level + i, 8, 8)
+    write(tmp_path / "train/GOPR0372_07_00/blur_gamma/000047.png", 9, 8, 8)
+    good, degraded = evaluate.natural_pictures(name, tmp_path)
+    assert len(good) == len(degraded) == 4
+    assert brightness(good).min() > brightness(degraded).max()
+    degraded[0].unlink()
+    with pytest.raises(DgiqaError, match=f"{name}: 4 good and 3 degraded pictures in .*unpack"):
+        evaluate.natural_pictures(name, tmp_path)
+
+
+def test_d2g_takes_the_ends_of_each_scenes_exposures(tmp_path):
+    for scene in range(3):
+        for step in range(4):
+            write(tmp_path / f"scene{scene}" / f"{step}.png", 30 + 50 * ((step + scene) % 4), 8, 8)
+    good, degraded = evaluate.natural_pictures("d2g", tmp_path)
+    assert len(good) == len(degraded) == 3
+    assert brightness(good).min() > 0.6
+    assert brightness(degraded).max() < 0.2
+
+
+def test_missing_natural_sets_and_folders_are_named(tmp_path):
+    with pytest.raises(DgiqaError, match="lol: 0 good and 0 degraded"):
+        evaluate.natural_pictures("lol", tmp_path)
+    with pytest.raises(ValueError, match="lol, flare7k, ihaze, gopro, d2g"):
+        evaluate.natural_pictures("sots", tmp_path)
+    with pytest.raises(DgiqaError, match=r"0 pictures in .*nowhere"):
+        evaluate.folder_pictures(tmp_path / "nowhere")
+
+
+def test_ablations_are_switches_of_the_same_network():
+    full = set(train.build_network("small").state_dict())
+    for without, gone in (("depth_car", "depth_backbone"), ("dilated", "dilated_stack"), ("tcb", "tcb1")):
+        left = set(train.build_network("small", without).state_dict())
+        assert left < full
+        assert any(name.startswith(gone) for name in full - left)
+
+
+@pytest.mark.slow
+def test_the_commands_train_evaluate_and_draw(dataset, tmp_path, monkeypatch, capsys):
+    """End to end on a dozen pictures: what each command leaves behind."""
+    torch.set_num_threads(1)
+    for module in (train, evaluate):
+        monkeypatch.setattr(module, "bundle_depth", lambda name: GREEN)
+    data = ["--dataset", "csv", "--root", str(tmp_path / "data"), "--depth-cache", str(tmp_path / "cache")]
+    short = ["--network", "small", "--epochs", "1", "--batch", "4", "--crop", "96", "--device", "cpu"]
+    out = tmp_path / "trained"
+    assert train.main([*data, "--out", str(out), *short, "--validate"]) == 0
+    assert set(table(out / "validation.csv")[0]) == {"step", *evaluate.METRICS}
+    assert load_dgiqa(out / "weights.safetensors").config == train.SMALL
+    assert train.main([*data, "--out", str(out), *short, "--lr", "1"]) == 1
+    assert "lr was 0.0001, now 1.0" in capsys.readouterr().err
+
+    weights = ["--weights", str(out / "weights.safetensors")]
+    assert evaluate.main(["test", *data, *weights, "--seeds", "2", "--out", str(tmp_path / "t")]) == 0
+    assert len(table(tmp_path / "t" / "results.csv")) == 4
+    assert evaluate.main(["cross", *data, *weights, "--source", "live", "--out", str(tmp_path / "c")]) == 0
+    assert table(tmp_path / "c" / "results.csv")[0]["experiment"] == "live -> data"
+    protocol = ["protocol", *data, *short, "--without", "tcb", "--seeds", "1", "--out", str(tmp_path / "p")]
+    assert evaluate.main(protocol) == 0
+    assert not load_dgiqa(tmp_path / "p" / "seed0" / "weights.safetensors").config.tcb
+    for kind, level in (("good", 180), ("bad", 50)):
+        for i in range(3):
+            write(tmp_path / kind / f"{i}.png", level + i)
+    folders = ["--good", str(tmp_path / "good"), "--degraded", str(tmp_path / "bad")]
+    cache = ["--depth-cache", str(tmp_path / "cache")]
+    assert evaluate.main(["density", *folders, *weights, *cache, "--out", str(tmp_path / "d")]) == 0
+    assert (tmp_path / "d" / "density.png").exists()
+    assert evaluate.main(["density", *weights, "--out", str(tmp_path / "e")]) == 1
+    assert "--good and --degraded" in capsys.readouterr().err
