@@ -1,0 +1,245 @@
+"""What is installed on this machine -> what it can run, and what to do about what is missing.
+
+Every check stands alone and catches what goes wrong in it: a doctor that crashes on a sick machine is of no use. torch
+is looked for but never imported. Nothing is changed, and nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dgiqa._version import __version__
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+MINIMUM_PYTHON = (3, 10)
+MINIMUM_MEMORY_MB = 1024  # the small model needs 400 MB for one photograph
+NVIDIA_SMI_SECONDS = 5  # a hung driver must not hang the doctor
+INSTALL_CPU = 'pip install "dgiqa-rt[cpu]"'
+INSTALL_GPU = 'pip install "dgiqa-rt[gpu]"'
+# Wheels that install the same folder: the one installed last wins, and removing one breaks the other.
+RIVALS = {
+    "onnxruntime": re.compile(r"(ort-nightly|onnxruntime)(-(gpu|directml|openvino|rocm|migraphx|qnn|silicon))?"),
+    "cv2": re.compile(r"opencv(-contrib)?-python(-headless)?"),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. status: "ok", "warn" (works, but you may want to know) or "fail" (scoring cannot work here).
+
+    data holds the same facts as `found` for programs; fix says what to do, and is empty where nothing is to be done.
+    """
+
+    name: str
+    status: str
+    found: str
+    fix: str = ""
+    data: Any = None
+
+
+def examine(bundle: str = "small") -> list[Check]:
+    """All checks in reading order. The last two load the bundle and score one synthetic image with it."""
+    wheels = installed_wheels()
+    checks = [
+        _python(),
+        _guarded("machine", _machine),
+        _memory(),
+        _module("numpy", "numpy"),
+        _module("cv2", "opencv-python-headless"),
+        _module("PIL", "pillow"),
+        _rivals("cv2", wheels, "pip uninstall -y {all} && pip install opencv-python-headless"),
+        _module("onnxruntime", "", INSTALL_CPU),
+        _rivals("onnxruntime", wheels, f"pip uninstall -y {{all}} && {INSTALL_CPU}   (or, for NVIDIA: {INSTALL_GPU})"),
+    ]
+    gpus = nvidia_gpus()
+    checks += [_providers(gpus), _gpu(gpus), _extras()]
+    checks += [_guarded("bundle", lambda: _bundle(bundle)), _guarded("score", lambda: _score(bundle))]
+    return checks
+
+
+def report(checks: list[Check]) -> dict[str, Any]:
+    """The checks as one document for programs. healthy: scoring works here."""
+    return {
+        "schema_version": 1,
+        "version": __version__,
+        "healthy": healthy(checks),
+        "checks": [asdict(check) for check in checks],
+    }
+
+
+def healthy(checks: Iterable[Check]) -> bool:
+    """Whether nothing failed; warnings do not count."""
+    return all(check.status != FAIL for check in checks)
+
+
+def installed_wheels() -> dict[str, str]:
+    """Name (lower case, dashes) -> version of everything pip installed here."""
+    wheels = {}
+    for distribution in importlib.metadata.distributions():
+        name = distribution.metadata["Name"]  # None for a damaged installation
+        if name:
+            wheels[re.sub(r"[-_.]+", "-", name).lower()] = distribution.version
+    return wheels
+
+
+def rival_wheels(folder: str, wheels: Iterable[str]) -> list[str]:
+    """Those of the wheels that install this folder, sorted; more than one is a clash."""
+    return sorted(name for name in wheels if RIVALS[folder].fullmatch(name))
+
+
+def nvidia_gpus(command: str = "nvidia-smi") -> list[dict[str, str]]:
+    """NVIDIA GPUs as {name, driver, memory}, by nvidia-smi. [] where there is none, or it does not answer in time."""
+    if shutil.which(command) is None:
+        return []
+    fields = ("name", "driver_version", "memory.total")
+    try:
+        answer = subprocess.run(
+            [command, f"--query-gpu={','.join(fields)}", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=NVIDIA_SMI_SECONDS,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    lines = (line.split(", ") for line in answer.stdout.splitlines())
+    return [dict(zip(("name", "driver", "memory"), line, strict=True)) for line in lines if len(line) == len(fields)]
+
+
+def memory_mb() -> int | None:
+    """Memory this process may use in MB: that of the machine, or of its control group. None where it cannot be told."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+    limit = _first_line("/sys/fs/cgroup/memory.max")
+    return min(total, int(limit) if limit.isdigit() else total) // 2**20
+
+
+def _guarded(name: str, check: Callable[[], Check]) -> Check:
+    try:
+        return check()
+    except Exception as error:  # whatever it is, it is the finding
+        return Check(
+            name, FAIL, f"{type(error).__name__}: {error}", "mend the first failure above, then run this again"
+        )
+
+
+def _python() -> Check:
+    version = platform.python_version()
+    found = f"{version} ({sys.executable})"
+    if sys.version_info < MINIMUM_PYTHON:
+        return Check("python", FAIL, found, f"use Python {MINIMUM_PYTHON[0]}.{MINIMUM_PYTHON[1]} or newer", version)
+    return Check("python", OK, found, data=version)
+
+
+def _machine() -> Check:
+    from dgiqa.sessions import usable_cores
+
+    cores = usable_cores()
+    found = f"{platform.system()} {platform.machine()}, {cores} of {os.cpu_count()} cores usable"
+    return Check("machine", OK, found, data={"platform": platform.platform(), "cores": cores})
+
+
+def _memory() -> Check:
+    usable = memory_mb()
+    if usable is None:
+        return Check("memory", WARN, "unknown", "nothing, if images are scored below")
+    if usable < MINIMUM_MEMORY_MB:
+        return Check(
+            "memory", WARN, f"{usable} MB", f"give it {MINIMUM_MEMORY_MB} MB, or keep --max-pixels low", usable
+        )
+    return Check("memory", OK, f"{usable / 1024:.1f} GB", data=usable)
+
+
+def _module(module: str, wheel: str, install: str = "") -> Check:
+    """Whether a module imports; a wheel for another machine or a missing system library shows here."""
+    install = install or f"pip install {wheel}"
+    if importlib.util.find_spec(module) is None:
+        return Check(module, FAIL, "not installed", install)
+    try:
+        version = str(importlib.import_module(module).__version__)
+    except Exception as error:
+        return Check(
+            module, FAIL, f"does not import: {error}", f"{install.replace('install', 'install --force-reinstall')}"
+        )
+    return Check(module, OK, version, data=version)
+
+
+def _rivals(folder: str, wheels: dict[str, str], fix: str) -> Check:
+    rivals = rival_wheels(folder, wheels)
+    found = ", ".join(f"{name} {wheels[name]}" for name in rivals) or "none"
+    name = f"{folder} wheels"
+    if len(rivals) > 1:
+        clash = f"{found}: both install the folder {folder}, and the last one installed wins"
+        return Check(name, WARN, clash, fix.format(all=" ".join(rivals)), rivals)
+    return Check(name, OK, found, data=rivals)
+
+
+def _providers(gpus: list[dict[str, str]]) -> Check:
+    try:
+        providers = list(importlib.import_module("onnxruntime").get_available_providers())
+    except Exception as error:
+        return Check("providers", FAIL, f"none: {error}", INSTALL_CPU)
+    found = ", ".join(name.removesuffix("ExecutionProvider") for name in providers)
+    if gpus and "CUDAExecutionProvider" not in providers:
+        fix = f"to use the GPU: pip uninstall -y onnxruntime && {INSTALL_GPU}"
+        return Check("providers", WARN, f"{found}; the NVIDIA GPU stays idle", fix, providers)
+    return Check("providers", OK, found, data=providers)
+
+
+def _gpu(gpus: list[dict[str, str]]) -> Check:
+    found = "; ".join(f"{gpu['name']}, driver {gpu['driver']}, {gpu['memory']}" for gpu in gpus)
+    return Check("gpu", OK, found or "no NVIDIA GPU found; the CPU scores", data=gpus)
+
+
+def _extras() -> Check:
+    """What other commands could use. Looked up, not imported: torch alone takes a second."""
+    present = {name: importlib.util.find_spec(name) is not None for name in ("tensorrt", "openvino", "torch")}
+    found = ", ".join(f"{name} {'installed' if there else 'not installed'}" for name, there in present.items())
+    return Check("optional", OK, found, data=present)
+
+
+def _bundle(name: str) -> Check:
+    from dgiqa.bundle import load_bundle
+
+    bundle = load_bundle(name)
+    return Check("bundle", OK, f"{bundle.id}, every file verified", data={"id": bundle.id})
+
+
+def _score(name: str) -> Check:
+    import numpy as np
+
+    from dgiqa.scorer import Scorer
+
+    ramp = np.linspace(0, 255, 640, dtype=np.uint8)
+    image = np.broadcast_to(ramp[None, :, None], (480, 640, 3)).copy()
+    started = time.perf_counter()
+    scorer = Scorer(name)
+    loaded = time.perf_counter()
+    score = scorer.score(image)
+    load_ms, score_ms = (loaded - started) * 1e3, (time.perf_counter() - loaded) * 1e3
+    if not 0 <= score.value <= 1:
+        return Check("score", FAIL, f"{score.value}, outside [0, 1]", f"dgiqa-rt verify {name}")
+    found = f"640 x 480 in {score_ms:.0f} ms after {load_ms:.0f} ms of loading, {score.backend}"
+    return Check("score", OK, found, data={"score": score.value, "score_ms": score_ms, "load_ms": load_ms})
+
+
+def _first_line(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,177 @@
+"""What the command line names (files, folders, globs, lists, standard input) -> an ordered, lazy stream of images.
+
+No file is opened or decoded here: nothing but names, and one image from standard input, is held in memory. An argument
+that gives no image is an item with an error, so that it becomes a row of the result instead of the end of the run.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+STDIN = "-"
+# What a folder is searched for. A file named on its own is taken whatever its suffix.
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".avif"),
+    *(".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+MAX_STDIN_BYTES = 1 << 30  # an endless stream must not fill the memory
+COUNT_AHEAD = 10_000  # names looked at before the first image is scored, to know how many there are
+
+
+@dataclass(frozen=True)
+class Input:
+    """One image to score, or one argument that gives none.
+
+    name: as the user knows it: the path as given, the path below the folder as given, or "-".
+    source: a path, or the bytes that standard input held. None when there is an error.
+    error: why there is nothing to score; empty otherwise.
+    """
+
+    name: str
+    source: str | bytes | None = None
+    error: str = ""
+
+
+def expand(arguments: Iterable[str], *, recursive: bool = False) -> Iterator[Input]:
+    """Files, folders, globs and "-" -> one `Input` per image: in the order given, naturally sorted inside each.
+
+    A path that exists is taken as it is, even if it looks like a glob. A glob gives the files it matches, never
+    folders. Hidden files are left out of folders and globs. Standard input is read when its turn comes.
+    """
+    for argument in arguments:
+        if argument == STDIN:
+            yield from _standard_input()
+        elif os.path.isdir(argument):
+            yield from _folder(argument, recursive)
+        elif not os.path.lexists(argument) and glob.has_magic(argument):
+            yield from _glob(argument)
+        else:
+            yield _file(argument)
+
+
+def listed(stream: BinaryIO, name: str, *, null: bool = False, recursive: bool = False) -> Iterator[Input]:
+    """A list of paths (one per line, or NUL-separated) -> one `Input` per image, as the list is read.
+
+    stream: the list, open in binary: names are bytes on Linux, and need not be text.
+    name: what the list is called, for the error when it names nothing.
+    Paths are taken literally, "-" and globs included; a folder gives its images. Blank lines are skipped.
+    """
+    entry = None
+    for entry in _entries(stream, b"\0" if null else b"\n"):
+        path = os.fsdecode(entry)
+        if os.path.isdir(path):
+            yield from _folder(path, recursive)
+        else:
+            yield _file(path)
+    if entry is None:
+        yield Input(name, error="the list names no image")
+
+
+def counted(inputs: Iterable[Input], ahead: int = COUNT_AHEAD) -> tuple[Iterator[Input], int | None]:
+    """The same stream, and how many inputs it has, or None when there are more than `ahead`."""
+    stream = iter(inputs)
+    first = list(itertools.islice(stream, ahead + 1))
+    return itertools.chain(first, stream), len(first) if len(first) <= ahead else None
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """Sort key that puts frame2 before frame10. Text and numbers alternate, so that keys always compare."""
+    parts = re.split(r"([0-9]+)", name)
+    return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)], name
+
+
+def _file(path: str) -> Input:
+    if not path:
+        return Input(path, error="an empty path; give a file, a folder, a glob or - for standard input")
+    if "\0" in path:
+        return Input(path, error="a path cannot hold a NUL character; separate a NUL-separated list with --null")
+    if not os.path.lexists(path):
+        return Input(path, error="no such file or folder")
+    if not os.path.exists(path):
+        return Input(path, error=f"a link to {os.readlink(path)}, which cannot be reached")
+    return Input(path, source=path)
+
+
+def _standard_input() -> Iterator[Input]:
+    data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
+    if not data:
+        yield Input(STDIN, error="standard input is empty; pipe one image into it")
+    elif len(data) > MAX_STDIN_BYTES:
+        yield Input(STDIN, error=f"standard input holds more than {MAX_STDIN_BYTES} bytes; pipe one image into it")
+    else:
+        yield Input(STDIN, source=data)
+
+
+def _glob(pattern: str) -> Iterator[Input]:
+    # include_hidden is off by default: neither * nor ** matches a leading dot.
+    paths = [path for path in glob.iglob(pattern, recursive=True) if not os.path.isdir(path)]
+    if not paths:
+        yield Input(pattern, error="no file matches this glob")
+    yield from map(_file, sorted(paths, key=natural_key))
+
+
+def _folder(folder: str, recursive: bool) -> Iterator[Input]:
+    found = False
+    for item in _walk(folder, recursive):
+        found = True
+        yield item
+    if not found:
+        advice = "" if recursive else "; -r looks in its subfolders too"
+        yield Input(folder, error=f"a folder without images{advice}")
+
+
+def _walk(top: str, recursive: bool) -> Iterator[Input]:
+    """Images directly in the folder, then those of its subfolders, each real folder once: links may form loops."""
+    visited: set[tuple[int, int]] = set()
+    folders = [top]
+    while folders:
+        folder = folders.pop()
+        try:
+            status = os.stat(folder)
+            with os.scandir(folder) as scan:
+                entries = sorted((e for e in scan if not e.name.startswith(".")), key=lambda e: natural_key(e.name))
+        except OSError as error:
+            yield Input(folder, error=f"the folder cannot be read: {error.strerror}")
+            continue
+        if (status.st_dev, status.st_ino) in visited:
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        for entry in entries:
+            if _has_image_suffix(entry.name) and (_is(entry.is_file) or _is_broken_link(entry)):
+                yield _file(entry.path)
+        if recursive:
+            folders += [entry.path for entry in reversed(entries) if _is(entry.is_dir)]
+
+
+def _has_image_suffix(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def _is(question: Callable[[], bool]) -> bool:
+    try:
+        return question()
+    except OSError:  # a link in a circle, or into a folder that cannot be entered
+        return False
+
+
+def _is_broken_link(entry: os.DirEntry[str]) -> bool:
+    return entry.is_symlink() and not os.path.exists(entry.path)
+
+
+def _entries(stream: BinaryIO, separator: bytes) -> Iterator[bytes]:
+    """Non-empty entries, each as soon as its separator arrives. Windows line ends are accepted."""
+    if separator == b"\n":
+        entries: Iterable[bytes] = stream
+    else:
+        entries = stream.read().split(separator)  # names only; readline knows no other separator
+    for entry in entries:
+        trimmed = entry.rstrip(b"\r\n") if separator == b"\n" else entry
+        if trimmed:
+            yield trimmed

@@ -1,0 +1,111 @@
+"""The doctor's findings, on this machine and on sick ones."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dgiqa import doctor
+from dgiqa.bundle import Bundle
+from dgiqa.doctor import FAIL, OK, WARN, Check
+
+
+def program(folder: Path, text: str) -> str:
+    path = folder / "nvidia-smi"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_healthy_machine_has_every_check_once_and_a_document(tiny_bundle: Bundle) -> None:
+    checks = doctor.examine(str(tiny_bundle.path))
+    assert doctor.healthy(checks), [check for check in checks if check.status == FAIL]
+    assert len({check.name for check in checks}) == len(checks)
+    assert {"python", "machine", "numpy", "cv2", "PIL", "onnxruntime", "providers", "gpu", "bundle", "score"} <= {
+        check.name for check in checks
+    }
+    document = json.loads(json.dumps(doctor.report(checks), allow_nan=False))
+    assert document["healthy"] is True
+    assert [check["name"] for check in document["checks"]] == [check.name for check in checks]
+
+
+def test_a_missing_bundle_fails_with_advice_and_no_exception(tmp_path: Path) -> None:
+    checks = {check.name: check for check in doctor.examine(str(tmp_path / "nowhere"))}
+    assert checks["bundle"].status == checks["score"].status == FAIL
+    assert not doctor.healthy(checks.values())
+    assert all(check.fix for check in checks.values() if check.status != OK)
+
+
+def test_warnings_do_not_make_a_machine_unhealthy() -> None:
+    assert doctor.healthy([Check("a", OK, ""), Check("b", WARN, "")])
+    assert not doctor.healthy([Check("a", OK, ""), Check("b", FAIL, "")])
+
+
+def test_wheels_that_overwrite_each_other_are_found() -> None:
+    wheels = ["onnxruntime", "onnxruntime-gpu", "onnxruntime-extensions", "opencv-python", "numpy"]
+    assert doctor.rival_wheels("onnxruntime", wheels) == ["onnxruntime", "onnxruntime-gpu"]
+    assert doctor.rival_wheels("cv2", wheels) == ["opencv-python"]
+
+
+def test_a_clash_of_both_onnxruntime_wheels_is_explained(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = {"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.31.1"}
+    monkeypatch.setattr(doctor, "installed_wheels", lambda: both)
+    check = {check.name: check for check in doctor.examine(str(tiny_bundle.path))}["onnxruntime wheels"]
+    assert check.status == WARN
+    assert "onnxruntime 1.31.1, onnxruntime-gpu 1.31.1" in check.found
+    assert check.fix.startswith("pip uninstall -y onnxruntime onnxruntime-gpu && pip install")
+
+
+def test_an_idle_gpu_is_a_warning(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = {"name": "NVIDIA H200", "driver": "580.1", "memory": "143771 MiB"}
+    monkeypatch.setattr(doctor, "nvidia_gpus", lambda: [gpu])
+    checks = {check.name: check for check in doctor.examine(str(tiny_bundle.path))}
+    assert "NVIDIA H200, driver 580.1" in checks["gpu"].found
+    if "CUDAExecutionProvider" not in checks["providers"].data:
+        assert checks["providers"].status == WARN
+        assert "[gpu]" in checks["providers"].fix
+
+
+def test_gpus_are_read_from_nvidia_smi(tmp_path: Path) -> None:
+    command = program(tmp_path, "echo 'NVIDIA H200, 580.1, 143771 MiB'; echo 'NVIDIA L4, 580.1, 23034 MiB'")
+    assert doctor.nvidia_gpus(command) == [
+        {"name": "NVIDIA H200", "driver": "580.1", "memory": "143771 MiB"},
+        {"name": "NVIDIA L4", "driver": "580.1", "memory": "23034 MiB"},
+    ]
+
+
+@pytest.mark.parametrize("text", ["exit 9", "echo 'NVIDIA-SMI has failed'", "exec sleep 30"])
+def test_a_broken_driver_means_no_gpu_and_no_waiting(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "NVIDIA_SMI_SECONDS", 0.3)
+    started = time.perf_counter()
+    assert doctor.nvidia_gpus(program(tmp_path, text)) == []
+    assert time.perf_counter() - started < 10
+    assert doctor.nvidia_gpus(str(tmp_path / "not-there")) == []
+
+
+def test_a_module_that_is_missing_or_broken_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_wheel.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    broken, missing = doctor._module("broken_wheel", "broken-wheel"), doctor._module("no_such_module", "no-such")
+    assert (broken.status, missing.status) == (FAIL, FAIL)
+    assert "libGL.so.1" in broken.found
+    assert broken.fix == "pip install --force-reinstall broken-wheel"
+    assert missing.fix == "pip install no-such"
+
+
+def test_this_process_has_some_memory() -> None:
+    memory = doctor.memory_mb()
+    assert memory is None or memory > 100
+
+
+def test_looking_for_torch_does_not_import_it(tiny_bundle: Bundle) -> None:
+    look = f"from dgiqa.doctor import examine; examine({str(tiny_bundle.path)!r})"
+    code = f"import sys; {look}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
