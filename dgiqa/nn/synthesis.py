@@ -1,0 +1,227 @@
+"""Pristine pictures become a training set: distorted pictures, full-reference measurements, depth images.
+
+    python -m dgiqa.nn.synthesis --pictures DIR --out data/synthetic --references 300
+    python -m dgiqa.nn.synthesis --depth small_depth.safetensors --out data/synthetic
+
+The first command writes one .npz file per reference picture, the second adds what the depth network sees in each
+distorted picture. Files appear whole or not at all, so a run that was stopped goes on where it was.
+`SyntheticPictures` reads such a folder as a map-style dataset for `dgiqa.nn.train`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from dgiqa.errors import DgiqaError
+from dgiqa.nn.datasets import Sample
+from dgiqa.nn.distortions import LEVELS, TYPES, distort
+from dgiqa.nn.labels import LabelScale, fit_scale, full_reference, order_levels
+from dgiqa.nn.scenes import dead_leaves, load_textures, render
+from dgiqa.nn.small_depth import load_small_depth
+from dgiqa.preprocess import depth_image, depth_input
+from dgiqa.spec import Preprocess
+
+Image = npt.NDArray[np.uint8]
+
+HEIGHT, WIDTH = 288, 384
+MAX_PHOTOGRAPH_SIDE = 2560  # pixels
+RENDERED_SHARE = 0.4  # of the reference pictures; the others are cut from photographs
+PRISTINE = -1  # stands for the distortion type of an untouched picture
+SMALL_PREPROCESS = Preprocess(depth_lower_bound=256, depth_multiple=32)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A pristine picture uint8 [288,384,3] with relative inverse depth f32 [288,384] in [0, 1], or None if unknown."""
+
+    rgb: Image
+    inverse_depth: npt.NDArray[np.float32] | None
+
+
+def make_reference(seed: int, pictures: Path) -> Reference:
+    """The picture of that seed: a rendered scene, dead leaves, or a crop of one of the folder's photographs."""
+    rng = np.random.default_rng([seed, 0])
+    if rng.random() < RENDERED_SHARE:
+        draw = render if rng.random() < 0.7 else dead_leaves
+        rgb, depth = draw(seed, _textures(pictures), HEIGHT * 4 // 3, WIDTH * 4 // 3)
+        size = (WIDTH, HEIGHT)
+        return Reference(
+            cv2.resize(rgb, size, interpolation=cv2.INTER_AREA).astype(np.uint8),
+            cv2.resize(depth, size, interpolation=cv2.INTER_NEAREST).astype(np.float32),
+        )
+    photographs = _photographs(pictures)
+    return Reference(_cut(photographs[seed % len(photographs)], rng), None)
+
+
+def _cut(photograph: Image, rng: np.random.Generator) -> Image:
+    """A crop between 1.1x the output size and the whole photograph, area-averaged to that size, maybe mirrored."""
+    height, width = photograph.shape[:2]
+    largest = min(height / HEIGHT, width / WIDTH)
+    scale = float(np.exp(rng.uniform(np.log(min(1.1, largest)), np.log(largest))))
+    h, w = int(HEIGHT * scale), int(WIDTH * scale)
+    y, x = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+    crop = cv2.resize(photograph[y : y + h, x : x + w], (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop).astype(np.uint8)
+
+
+def make_shard(seed: int, *, pictures: Path, out: Path, kinds_per_reference: int) -> None:
+    """Write out/SEED.npz: all levels of some distortion types of the seed's picture, and the picture itself (row 0)."""
+    target = out / f"{seed:06d}.npz"
+    if target.exists():
+        return
+    reference = make_reference(seed, pictures)
+    chosen = np.random.default_rng([seed, 1]).permutation(len(TYPES))[:kinds_per_reference]
+    images, kinds, levels, measured = [reference.rgb], [PRISTINE], [0], []
+    for kind in sorted(chosen.tolist()):
+        steps = [
+            distort(reference.rgb, TYPES[kind], level, seed, reference.inverse_depth) for level in range(1, LEVELS + 1)
+        ]
+        measured.append(full_reference(reference.rgb, np.stack(steps)))
+        images += steps
+        kinds += [kind] * LEVELS
+        levels += range(1, LEVELS + 1)
+    arrays: dict[str, Any] = {
+        "rgb": np.stack(images),
+        "kind": np.asarray(kinds, np.int16),
+        "level": np.asarray(levels, np.int16),
+        "measured": np.concatenate(measured),  # [n - 1,K]: every row but the pristine one
+    }
+    _replace(target, lambda file: np.savez(file, **arrays))
+
+
+def add_depth(shard: Path, *, weights: Path) -> None:
+    """Write SEED.depth.npy beside SEED.npz: the depth image uint8 [n,288,384] of each of its pictures."""
+    target = shard.with_suffix(".depth.npy")
+    if target.exists():
+        return
+    network = _depth_network(weights)
+    depth = np.stack([_depth_image(network, rgb) for rgb in np.load(shard, allow_pickle=False)["rgb"]])
+    _replace(target, lambda file: np.save(file, depth))
+
+
+def _replace(target: Path, write: Callable[[BinaryIO], None]) -> None:
+    temporary = target.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        write(file)
+    os.replace(temporary, target)
+
+
+class SyntheticPictures:
+    """The shards of a folder as samples: rgb, depth image, pseudo-MOS in [0, 1], group (picture and distortion type).
+
+    folder: what `python -m dgiqa.nn.synthesis` wrote.
+    scale: rank curves to label with; fitted on these very pictures when None.
+    Raises DgiqaError when the folder holds no shards.
+    """
+
+    def __init__(self, folder: Path, scale: LabelScale | None = None) -> None:
+        files = sorted(folder.glob("[0-9]*.npz"))
+        if not files:
+            raise DgiqaError(f"no .npz shards in {folder}; make some with: python -m dgiqa.nn.synthesis --out {folder}")
+        shards = [dict(np.load(file, allow_pickle=False)) for file in files]
+        self.rgb: list[Image] = [image for shard in shards for image in shard["rgb"]]
+        self.depth: list[Image] = [image for file in files for image in np.load(_depth_file(file), allow_pickle=False)]
+        self.kind = np.concatenate([shard["kind"] for shard in shards]).astype(np.int64)
+        self.level = np.concatenate([shard["level"] for shard in shards]).astype(np.int64)
+        self.picture = np.repeat(np.arange(len(shards)), [len(shard["rgb"]) for shard in shards])
+        self.measured = np.concatenate([shard["measured"] for shard in shards])  # distorted pictures only, in order
+        distorted = self.kind != PRISTINE
+        cells = self.kind[distorted] * LEVELS + self.level[distorted] - 1
+        self.scale = scale or fit_scale(self.measured, cells)
+        self.score = np.ones(len(self.kind))
+        self.score[distorted] = order_levels(self.scale(self.measured).reshape(-1, LEVELS)).reshape(-1)
+        self.groups = self.picture * (len(TYPES) + 1) + self.kind + 1
+
+    def __len__(self) -> int:
+        return len(self.rgb)
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(self.rgb[index], self.depth[index], float(self.score[index]), int(self.groups[index]))
+
+
+def _depth_file(shard: Path) -> Path:
+    path = shard.with_suffix(".depth.npy")
+    if not path.exists():
+        raise DgiqaError(f"{path} is missing; add it with: python -m dgiqa.nn.synthesis --depth WEIGHTS --out FOLDER")
+    return path
+
+
+@cache  # once per worker process
+def _photographs(folder: Path) -> Sequence[Image]:
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in {".jpg", ".jpeg", ".png"})
+    return [_shrink(cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB).astype(np.uint8)) for path in paths]
+
+
+def _shrink(photograph: Image) -> Image:
+    scale = MAX_PHOTOGRAPH_SIDE / max(photograph.shape)
+    if scale >= 1:
+        return photograph
+    return cv2.resize(photograph, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA).astype(np.uint8)
+
+
+@cache
+def _textures(folder: Path) -> Sequence[Image]:
+    return load_textures(folder)
+
+
+@cache
+def _depth_network(weights: Path) -> nn.Module:
+    return load_small_depth(str(weights)).eval()
+
+
+def _depth_image(network: nn.Module, rgb: Image) -> Image:  # uint8 [H,W,3] -> uint8 [H,W]
+    with torch.inference_mode():
+        depth = network(torch.from_numpy(depth_input(rgb, SMALL_PREPROCESS))).numpy()
+    return depth_image(depth, *rgb.shape[:2])
+
+
+def _run(task: Callable[[Any], None], items: Sequence[Any], processes: int) -> None:
+    started = time.monotonic()
+    with multiprocessing.get_context("spawn").Pool(processes, initializer=_one_thread) as pool:
+        for done, _ in enumerate(pool.imap_unordered(task, items), 1):
+            if done % 10 == 0 or done == len(items):
+                print(f"{done}/{len(items)}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=Path, help="folder of pristine photographs: make shards from them")
+    parser.add_argument("--depth", type=Path, help="weights of the small depth network: add depth images to the shards")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the shards; what is there is kept")
+    parser.add_argument("--references", type=int, default=300, help="number of pristine pictures")
+    parser.add_argument("--kinds", type=int, default=8, help="distortion types per picture, five levels each")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    options = parser.parse_args(arguments)
+    if options.pictures is None and options.depth is None:
+        parser.error("give --pictures to make shards, --depth to add depth images, or both")
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.pictures is not None:
+        make = partial(make_shard, pictures=options.pictures, out=options.out, kinds_per_reference=options.kinds)
+        _run(make, range(options.first_seed, options.first_seed + options.references), options.processes)
+    if options.depth is not None:
+        _run(partial(add_depth, weights=options.depth), sorted(options.out.glob("[0-9]*.npz")), options.processes)
+
+
+if __name__ == "__main__":
+    main()
