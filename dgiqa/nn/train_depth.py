@@ -1,0 +1,312 @@
+"""Rendered scenes become the small depth network's checkpoint: `python -m dgiqa.nn.train_depth --textures DIR --out F`.
+
+Scenes with exact inverse depth are rendered once into a work folder; the network sees them flipped, recoloured and
+distorted, because at run time it looks at degraded pictures. The loss is invariant to scale and shift of inverse depth,
+with a gradient term at several scales (Ranftl et al. 2020, "Towards robust monocular depth estimation", section 5).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from dgiqa.nn import scenes
+from dgiqa.nn.distortions import distort
+from dgiqa.nn.small_depth import STRIDE, SmallDepth, load_small_depth, save_small_depth
+from dgiqa.preprocess import depth_input
+from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+
+DepthFunction = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # rgb [H,W,3] -> relative inverse depth [H,W]
+
+# Types that change what a depth network can see and cost little; those that change it the same way are left out.
+DISTORTIONS = (
+    "gaussian_blur",
+    "motion_blur",
+    "jpeg",
+    "white_noise",
+    "white_noise_color",
+    "impulse_noise",
+    "brighten",
+    "darken",
+    "pixelate",
+    "quantization",
+    "contrast_change",
+    "color_saturation_1",
+    "haze",
+    "low_light",
+)
+CHUNK = 50  # scenes a file
+HELD_OUT_SEED = 900_000  # first seed of the scenes that are never trained on
+
+
+def render_scenes(
+    folder: str | Path, textures: str | Path, count: int, *, height: int = 192, width: int = 256, workers: int = 2
+) -> list[Path]:
+    """Render `count` scenes into npz files of 50 under `folder` and return their paths; files that exist are kept.
+
+    A file holds rgb uint8 [50,H,W,3] and inverse_depth f16 [50,H,W].
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{height}x{width}-{index:05d}.npz" for index in range(-(-count // CHUNK))]
+    jobs = [
+        (path, str(textures), index * CHUNK, height, width) for index, path in enumerate(paths) if not path.exists()
+    ]
+    with multiprocessing.get_context("spawn").Pool(max(1, min(workers, len(jobs)))) as pool:
+        for done, path in enumerate(pool.imap(_render_chunk, jobs), 1):
+            print(f"rendered {path.name} ({done}/{len(jobs)})", flush=True)
+    return paths
+
+
+def _render_chunk(job: tuple[Path, str, int, int, int]) -> Path:
+    path, folder, first_seed, height, width = job
+    cv2.setNumThreads(1)
+    textures = scenes.load_textures(folder)
+    pictures = [scenes.render(seed, textures, height, width) for seed in range(first_seed, first_seed + CHUNK)]
+    partial = path.with_suffix(".partial.npz")
+    np.savez(
+        partial,
+        rgb=np.stack([p[0] for p in pictures]),
+        inverse_depth=np.stack([p[1] for p in pictures]).astype(np.float16),
+    )
+    partial.replace(path)
+    return path
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How the depth network is trained. Either `minutes` or `steps` ends it; steps give the same weights every time."""
+
+    minutes: float | None = None
+    steps: int = 3000
+    batch: int = 16
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    warmup: int = 60
+    distorted: float = 0.4  # share of pictures that are degraded
+    seed: int = 1
+    workers: int = 1
+
+
+class SceneDataset(Dataset):
+    """The scenes of a folder, augmented anew in each epoch: tensors rgb uint8 [H,W,3], inverse depth f32 [H,W]."""
+
+    def __init__(self, folder: str | Path, epoch: int, config: TrainConfig) -> None:
+        # Chunks that were finished since the last epoch come along.
+        paths = sorted(p for p in Path(folder).glob("*.npz") if ".partial" not in p.name)
+        if not paths:
+            raise ValueError(f"{folder} holds no rendered scenes; call render_scenes first")
+        chunks = [np.load(path) for path in paths]
+        self.rgb = np.concatenate([c["rgb"] for c in chunks])
+        self.inverse_depth = np.concatenate([c["inverse_depth"] for c in chunks])
+        self.epoch, self.config = epoch, config
+
+    def __len__(self) -> int:
+        return len(self.rgb)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng([self.config.seed, self.epoch, index])
+        rgb, depth = self.rgb[index], self.inverse_depth[index].astype(np.float32)
+        rgb, depth = augment(rng, rgb, depth, self.config.distorted)
+        return torch.from_numpy(rgb), torch.from_numpy(depth)
+
+
+def augment(
+    rng: np.random.Generator, rgb: NDArray[np.uint8], depth: NDArray[np.float32], distorted: float
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Mirror, recolour and, with probability `distorted`, degrade a picture uint8 [H,W,3]; depth f32 [H,W] follows."""
+    if rng.random() < 0.5:
+        rgb, depth = rgb[:, ::-1], depth[:, ::-1]
+    unit = rgb.astype(np.float32) / 255
+    unit = unit[..., rng.permutation(3)] if rng.random() < 0.2 else unit
+    if rng.random() < 0.12:
+        unit = np.repeat(unit.mean(2, keepdims=True), 3, 2)
+    unit = unit ** np.float32(np.exp(rng.normal(0, 0.25))) * rng.normal(1, 0.08, 3).astype(np.float32)
+    mean = unit.mean()
+    rgb = np.clip(((unit - mean) * rng.uniform(0.6, 1.25) + mean) * 255, 0, 255).astype(np.uint8)
+    if rng.random() < distorted:
+        kind, level = str(rng.choice(DISTORTIONS)), int(rng.integers(1, 6))
+        rgb = distort(rgb, kind, level, int(rng.integers(1 << 30)), np.ascontiguousarray(depth))
+    return np.ascontiguousarray(rgb), np.ascontiguousarray(depth)
+
+
+def depth_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """Scale- and shift-invariant loss of inverse depths f32 [n,h,w]: a scalar.
+
+    The target is standardised per image, the prediction laid on it by least squares (Ranftl et al. 2020, equation 4),
+    with a positive scale: an inverted prediction must not look good. The mean absolute difference counts once, its
+    gradients at four scales by half (equation 11).
+    """
+    target = target.flatten(1)
+    target = (target - target.mean(1, keepdim=True)) / target.std(1, keepdim=True).clamp_min(1e-4)
+    flat = predicted.flatten(1)
+    centred = flat - flat.mean(1, keepdim=True)
+    variance = centred.square().mean(1, keepdim=True).clamp_min(1e-8)
+    slope = (centred * target).mean(1, keepdim=True) / variance
+    difference = centred * torch.maximum(slope, 0.1 * variance.rsqrt()) - target
+    residual = difference.reshape(predicted.shape)
+    return residual.abs().mean() + 0.5 * sum(_gradient(residual[:, :: 1 << k, :: 1 << k]) for k in range(4))
+
+
+def _gradient(residual: Tensor) -> Tensor:
+    return residual.diff(dim=1).abs().mean() + residual.diff(dim=2).abs().mean()
+
+
+def train(
+    folder: str | Path, out: str | Path | None, config: TrainConfig, model: SmallDepth | None = None
+) -> SmallDepth:
+    """Train a network, or train `model` further, on the scenes of `folder`; returns it in eval mode.
+
+    The checkpoint at `out` is rewritten every two minutes and at the end.
+    """
+    torch.manual_seed(config.seed)
+    model = (model or SmallDepth()).train()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    start = saved = time.monotonic()
+    running = 0.0
+    for step, (rgb, depth) in enumerate(_batches(folder, config)):
+        elapsed = (time.monotonic() - start) / 60
+        progress = elapsed / config.minutes if config.minutes else step / config.steps
+        if progress >= 1:
+            break
+        rate = config.learning_rate * min(1, (step + 1) / config.warmup) * (0.5 + 0.5 * math.cos(math.pi * progress))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        image = normalise(rgb).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = model(image)
+        loss = depth_loss(predicted.float(), depth)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        running = 0.98 * running + 0.02 * loss.item() if step else loss.item()
+        if step % 50 == 0:
+            print(f"step {step}  {elapsed:.1f} min  loss {running:.4f}  rate {rate:.2e}", flush=True)
+        if out and time.monotonic() - saved > 120:
+            saved = time.monotonic()
+            save_small_depth(model, str(out))
+            ours, trivial = stereo_check(predictor(model))
+            model.train()
+            print(f"saved {out}; stereo rank correlation {ours:.3f}, lower-is-nearer {trivial:.3f}", flush=True)
+    model.eval()
+    if out:
+        save_small_depth(model, str(out))
+    return model
+
+
+def normalise(rgb: Tensor) -> Tensor:
+    """uint8 [n,h,w,3] -> ImageNet-normalised f32 [n,3,h,w]."""
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    return ((rgb.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+
+
+def _batches(folder: str | Path, config: TrainConfig) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches without end, rgb uint8 [b,h,w,3] and depth f32 [b,h,w]; each is cut to a size of its own."""
+    rng = np.random.default_rng(config.seed)
+    for epoch in itertools.count():
+        dataset = SceneDataset(folder, epoch, config)
+        order = torch.Generator().manual_seed(config.seed * 1000 + epoch)
+        loader = DataLoader(
+            dataset, config.batch, shuffle=True, drop_last=True, num_workers=config.workers, generator=order
+        )
+        for rgb, depth in loader:
+            yield _cut_batch(rng, rgb, depth)
+
+
+def _cut_batch(rng: np.random.Generator, rgb: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+    """A window of one random size and place, sides multiples of 32, so that no one frame is learnt by heart."""
+    high, wide = depth.shape[1:]
+    h, w = (int(rng.integers(max(1, n // 32 * 2 // 3), n // 32 + 1)) * 32 for n in (high, wide))
+    if rng.random() < 0.5:
+        h, w = high // 32 * 32, wide // 32 * 32
+    y, x = int(rng.integers(0, high - h + 1)), int(rng.integers(0, wide - w + 1))
+    return rgb[:, y : y + h, x : x + w], depth[:, y : y + h, x : x + w]
+
+
+# --- Evaluation -------------------------------------------------------------------------------------------------------
+
+
+def predictor(model: SmallDepth) -> DepthFunction:
+    """The network as a function of a picture: uint8 [H,W,3] -> f32 [H,W], through the preprocessing of the pipeline."""
+    preprocess = Preprocess(depth_lower_bound=256, depth_multiple=STRIDE)
+    model.eval()
+
+    def predict(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.no_grad():
+            depth = model(torch.from_numpy(depth_input(rgb, preprocess)))[0].numpy()
+        return cv2.resize(depth, rgb.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+
+    return predict
+
+
+def stereo_check(predict: DepthFunction) -> tuple[float, float]:
+    """Rank correlation with a real disparity map (Middlebury's motorcycle): (predict's, "lower is nearer"'s)."""
+    from skimage.data import stereo_motorcycle
+
+    left, _, disparity = stereo_motorcycle()
+    known = np.isfinite(disparity)
+    rows = np.broadcast_to(np.arange(left.shape[0])[:, None], disparity.shape)
+    ours = predict(np.ascontiguousarray(left))
+    return _rank_correlation(ours[known], disparity[known]), _rank_correlation(rows[known], disparity[known])
+
+
+def scene_check(predict: DepthFunction, textures: str | Path, count: int = 50) -> tuple[float, float]:
+    """Mean rank correlation with the exact inverse depth of held-out scenes: (predict's, "lower is nearer"'s)."""
+    photographs = scenes.load_textures(textures)
+    pairs = []
+    for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + count):
+        rgb, inverse_depth = scenes.render(seed, photographs, 256, 352)
+        rows = np.broadcast_to(np.arange(256)[:, None], inverse_depth.shape)
+        pairs.append([_rank_correlation(guess, inverse_depth) for guess in (predict(rgb), rows)])
+    ours, trivial = np.mean(pairs, 0)
+    return float(ours), float(trivial)
+
+
+def _rank_correlation(a: NDArray, b: NDArray) -> float:
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(np.ravel(a), np.ravel(b)).statistic)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Render, train, save, report."""
+    parser = argparse.ArgumentParser(description="Train the small depth network on rendered scenes.")
+    parser.add_argument(
+        "--textures", type=Path, required=True, help="folder of photographs that cover the scenes' surfaces"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint to write (safetensors)")
+    parser.add_argument("--resume", type=Path, help="checkpoint to go on from")
+    parser.add_argument("--minutes", type=float, help="train for this long instead of --steps")
+    parser.add_argument("--steps", type=int, default=TrainConfig.steps)
+    parser.add_argument("--scenes", type=int, default=1500, help="scenes to render before training")
+    parser.add_argument("--work", type=Path, help="folder for rendered scenes (default: OUT with the suffix .scenes)")
+    parser.add_argument("--workers", type=int, default=2, help="rendering processes")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads; more only pay on idle cores")
+    parser.add_argument("--seed", type=int, default=TrainConfig.seed)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    work = options.work or options.out.with_suffix(".scenes")
+    render_scenes(work, options.textures, options.scenes, workers=options.workers)
+    config = TrainConfig(minutes=options.minutes, steps=options.steps, seed=options.seed)
+    model = train(work, options.out, config, load_small_depth(str(options.resume)) if options.resume else None)
+    print("stereo rank correlation {:.3f}, lower-is-nearer {:.3f}".format(*stereo_check(predictor(model))))
+    print("held-out scenes {:.3f}, lower-is-nearer {:.3f}".format(*scene_check(predictor(model), options.textures)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Rendered scenes: the same picture for the same seed, and depth that agrees with geometry worked out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from skimage.data import astronaut, coffee
+
+from dgiqa.nn import scenes
+from dgiqa.nn.scenes import FAR, Camera, Material, Scene, Thing, billboard, box, cylinder, dead_leaves, plane, sphere
+
+SIZE = (48, 64)
+LEVEL = Camera(height=1.5, pitch=0.0, focal=1.0)
+PAINT = Material([np.full((s, s, 3), 0.5, np.float32) for s in (8, 4, 2)], density=10)
+
+
+@pytest.fixture(scope="module")
+def textures() -> list[np.ndarray]:
+    return [astronaut(), coffee()]
+
+
+def inverse_depth(*things: Thing, camera: Camera = LEVEL, size: tuple[int, int] = SIZE) -> np.ndarray:
+    return scenes.trace(Scene(camera, list(things)), *size)[1]
+
+
+def thing(cast, center=(0.0, 0.0, 0.0), radius=np.inf) -> Thing:
+    return Thing(cast, PAINT, center, radius)
+
+
+@pytest.mark.parametrize("make", [scenes.render, dead_leaves])
+def test_a_seed_is_a_picture(make, textures):
+    first, again, other = (make(seed, textures, *SIZE) for seed in (3, 3, 4))
+    assert np.array_equal(first[0], again[0])
+    assert np.array_equal(first[1], again[1])
+    assert not np.array_equal(first[0], other[0])
+
+
+@pytest.mark.parametrize("make", [scenes.render, dead_leaves])
+@pytest.mark.parametrize("seed", range(4))
+def test_pictures_are_bytes_and_depth_is_in_range(make, seed, textures):
+    rgb, inverse = make(seed, textures, *SIZE)
+    assert rgb.shape == (*SIZE, 3)
+    assert rgb.dtype == np.uint8
+    assert rgb.std() > 15
+    assert inverse.shape == SIZE
+    assert inverse.dtype == np.float32
+    assert inverse.min() > 0
+    assert inverse.max() == 1
+
+
+def test_no_photographs_are_needed():
+    assert scenes.render(1, [], *SIZE)[0].std() > 15
+
+
+def test_ground_depth_is_that_of_the_plane():
+    camera = Camera(height=2.0, pitch=0.5, roll=0.1, focal=1.3)
+    inverse = inverse_depth(thing(plane(1, 0.0)), camera=camera)
+    _, y, _ = (p.astype(np.float64) for p in camera.rays(SIZE[0] * 2, SIZE[1] * 2))
+    expected = np.maximum(-y / camera.height, 0).reshape(SIZE[0], 2, SIZE[1], 2).max((1, 3))
+    np.testing.assert_allclose(inverse, np.maximum(expected / expected.max(), FAR), rtol=1e-4)
+
+
+def test_sphere_depth_is_the_quadratic_root():
+    center, radius = np.array([0.4, 1.2, 4.0]), 0.9
+    inverse = inverse_depth(thing(sphere(tuple(center), radius), tuple(center), radius))
+    rays = np.stack(LEVEL.rays(SIZE[0] * 2, SIZE[1] * 2), -1).astype(np.float64)
+    offset = np.array([0, LEVEL.height, 0]) - center
+    a, b, c = (rays**2).sum(-1), rays @ offset, offset @ offset - radius**2
+    depth = np.where(b * b > a * c, (-b - np.sqrt(np.maximum(b * b - a * c, 0))) / a, np.inf)
+    expected = (1 / depth).reshape(SIZE[0], 2, SIZE[1], 2).max((1, 3))
+    np.testing.assert_allclose(inverse, np.maximum(expected / expected.max(), FAR), rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("cast", "front"),
+    [
+        (box((0, 1.5, 4.0), (0.8, 0.8, 1.0), np.eye(3)), 3.0),
+        (cylinder((0, 1.5, 4.0), 0.7, 0.9), 3.3),
+        (billboard((0, 1.5, 4.0), (0.8, 0.8), 0.0, np.ones((8, 8), np.float32)), 4.0),
+        (sphere((0, 1.5, 4.0), 0.5), 3.5),
+    ],
+    ids=["box", "cylinder", "billboard", "sphere"],
+)
+def test_a_thing_stands_where_it_was_put(cast, front):
+    inverse = inverse_depth(thing(cast), thing(plane(2, 6.0)))  # the wall behind fixes the scale
+    middle, wall = inverse[SIZE[0] // 2, SIZE[1] // 2], inverse[0, 0]
+    assert middle / wall == pytest.approx(6.0 / front, rel=2e-3)
+
+
+def test_nearer_is_larger():
+    near, far = (box((x, 1.5, z), (0.4, 0.4, 0.4), np.eye(3)) for x, z in ((-0.7, 3.0), (0.9, 5.0)))
+    inverse = inverse_depth(thing(near), thing(far))
+    row = inverse[SIZE[0] // 2]
+    assert row[: SIZE[1] // 2].max() > row[SIZE[1] // 2 :].max() > row[0] == pytest.approx(FAR)
+
+
+def test_a_turned_box_shows_its_edge():
+    quarter = scenes._rotation(0, np.pi / 4, 0)
+    inverse = inverse_depth(thing(box((0, 1.5, 4.0), (1.0, 1.0, 1.0), quarter)), thing(plane(2, 8.0)))
+    assert inverse[SIZE[0] // 2, SIZE[1] // 2] / inverse[0, 0] == pytest.approx(8 / (4 - np.sqrt(2)), rel=1e-2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bounding_windows_cut_nothing_off(seed, textures):
+    scene = scenes._random_scene(np.random.default_rng(seed), textures, SIZE[0])
+    _, windowed = scenes.trace(scene, *SIZE)
+    scene.things = [replace(t, radius=np.inf) for t in scene.things]
+    _, whole = scenes.trace(scene, *SIZE)
+    np.testing.assert_array_equal(windowed, whole)
+
+
+def test_far_checks_fade_to_grey_instead_of_aliasing():
+    y, x = np.mgrid[0:256, 0:256] // 4
+    checks = np.repeat(((x + y) % 2).astype(np.float32)[..., None], 3, 2)
+    material = Material(scenes._pyramid(checks), density=100, grain=0)
+    scene = Scene(LEVEL, [Thing(plane(1, 0.0), material)], ambient=0.5)
+    colour, _ = scenes.trace(scene, 96, 128)
+    stained = cv2.GaussianBlur(colour[..., 0], (0, 0), 4)
+    horizon = (colour[..., 0] - stained)[54:62]
+    assert horizon.std() < 0.02
+    assert (colour[..., 0] - stained)[84:94].std() > 3 * horizon.std()
+
+
+def test_dead_leaves_are_flat_and_many(textures):
+    _, inverse = dead_leaves(2, textures, 96, 128)
+    assert len(np.unique(inverse)) > 40
+
+
+def test_load_textures_reads_photographs_once(tmp_path: Path):
+    picture = np.zeros((400, 2048, 3), np.uint8)
+    picture[..., 2] = 200  # OpenCV writes BGR: this is red
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    cv2.imwrite(str(tmp_path / "icon.png"), picture[:64, :64])
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    (loaded,) = scenes.load_textures(tmp_path)
+    assert loaded.shape == (200, 1024, 3)
+    assert loaded[0, 0].tolist() == [200, 0, 0]
+
+
+def test_load_textures_wants_at_least_one(tmp_path: Path):
+    with pytest.raises(ValueError, match="no jpg or png"):
+        scenes.load_textures(tmp_path)

@@ -1,0 +1,151 @@
+"""The small depth network: its interface, its export, its file, and that training teaches it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dgiqa.errors import WeightsError
+from dgiqa.nn import scenes, train_depth
+from dgiqa.nn.small_depth import SmallDepth, SmallDepthConfig, load_small_depth, save_small_depth
+from dgiqa.nn.train_depth import TrainConfig, augment, depth_loss, stereo_check, train
+
+NARROW = SmallDepthConfig(widths=(8, 8, 16, 16, 16), decoder=(16, 16, 8))
+
+
+@pytest.fixture
+def model() -> SmallDepth:
+    torch.manual_seed(0)
+    return SmallDepth().eval()
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    pictures = [scenes.render(seed, [], 64, 96) for seed in range(8)]
+    rgb, inverse_depth = (np.stack(part) for part in zip(*pictures, strict=True))
+    np.savez(tmp_path / "64x96-00000.npz", rgb=rgb, inverse_depth=inverse_depth.astype(np.float16))
+    return tmp_path
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 96), (96, 64)])
+def test_depth_has_the_images_size_and_no_negative(model, size):
+    with torch.no_grad():
+        depth = model(torch.randn(2, 3, *size))
+    assert depth.shape == (2, *size)
+    assert depth.dtype == torch.float32
+    assert depth.min() >= 0
+
+
+def test_the_network_is_small(model):
+    assert sum(p.numel() for p in model.parameters()) <= 900_000
+
+
+def test_position_matters(model):
+    """A picture without content still tells top from bottom: the coordinates arrive."""
+    with torch.no_grad():
+        depth = model(torch.zeros(1, 3, 256, 256))[0]
+    assert (depth[96:112, 96:160] - depth[144:160, 96:160]).abs().max() > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_agrees_at_every_size(model, tmp_path):
+    ort = pytest.importorskip("onnxruntime")
+    path = tmp_path / "depth.onnx"
+    dynamic = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    example = (torch.randn(1, 3, 64, 96),)
+    torch.onnx.export(model, example, path, dynamo=True, opset_version=20, dynamic_shapes=(dynamic,), verbose=False)
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (entry,) = session.get_inputs()
+    for size in ((64, 96), (96, 64), (256, 352)):
+        image = torch.randn(1, 3, *size)
+        with torch.no_grad():
+            expected = model(image).numpy()
+        (exported,) = session.run(None, {entry.name: image.numpy()})
+        np.testing.assert_allclose(exported, expected, atol=1e-5)
+
+
+def test_a_file_brings_back_network_and_config(tmp_path):
+    model = SmallDepth(NARROW).eval()
+    save_small_depth(model, str(tmp_path / "depth.safetensors"))
+    again = load_small_depth(str(tmp_path / "depth.safetensors"))
+    image = torch.randn(1, 3, 64, 64)
+    assert again.config == NARROW
+    assert torch.equal(again(image), model(image))
+
+
+def test_another_models_file_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match="not small_depth"):
+        load_small_depth(str(tmp_path / "other.safetensors"))
+
+
+def test_the_loss_ignores_scale_and_shift_but_not_sign():
+    target = torch.rand(2, 32, 32)
+    assert depth_loss(3 * target + 5, target) < 1e-3
+    assert depth_loss(-target, target) > depth_loss(torch.rand(2, 32, 32), target) > 0.3
+
+
+def test_the_loss_sees_every_picture_alone():
+    target = torch.rand(2, 32, 32)
+    scaled = target * torch.tensor([1.0, 100.0])[:, None, None]
+    assert depth_loss(scaled, target) < 1e-3
+
+
+def test_augmentation_keeps_depth_under_its_picture():
+    depth = np.tile(np.linspace(0.1, 1, 64, dtype=np.float32), (32, 1))
+    rgb = np.repeat((depth * 200).astype(np.uint8)[..., None], 3, 2)
+    mirrored = 0
+    for seed in range(8):
+        changed, moved = augment(np.random.default_rng(seed), rgb, depth, distorted=0.0)
+        mirrored += moved[0, 0] > moved[0, -1]
+        assert np.corrcoef(changed.mean(2).ravel(), moved.ravel())[0, 1] > 0.8
+    assert 0 < mirrored < 8
+
+
+def test_a_few_steps_lower_the_loss_on_the_scenes(work):
+    dataset = train_depth.SceneDataset(work, 0, TrainConfig(distorted=0))
+    image = train_depth.normalise(torch.from_numpy(dataset.rgb))
+    depth = torch.from_numpy(dataset.inverse_depth.astype(np.float32))
+    torch.manual_seed(0)
+    model = SmallDepth(NARROW)
+    with torch.no_grad():
+        before = depth_loss(model.train()(image), depth)
+    model = train(work, None, TrainConfig(steps=150, batch=8, workers=0, warmup=5, distorted=0), model)
+    with torch.no_grad():
+        after = depth_loss(model.train()(image), depth)
+    assert after < 0.9 * before
+
+
+def test_steps_give_the_same_weights_every_time(work, tmp_path):
+    out = tmp_path / "depth.safetensors"
+    config = TrainConfig(steps=2, batch=4, workers=0)
+    first, again = (train(work, out, config, _seeded(NARROW)).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    saved = load_small_depth(str(out)).state_dict()
+    assert all(torch.equal(first[name], saved[name]) for name in first)
+
+
+def test_training_without_scenes_says_so(tmp_path):
+    with pytest.raises(ValueError, match="render_scenes"):
+        train(tmp_path, None, TrainConfig(steps=1))
+
+
+def test_the_stereo_check_measures_the_guess_it_is_given():
+    def lower_is_nearer(rgb: np.ndarray) -> np.ndarray:
+        return np.tile(np.arange(rgb.shape[0], dtype=np.float32)[:, None], (1, rgb.shape[1]))
+
+    ours, trivial = stereo_check(lower_is_nearer)
+    assert ours == pytest.approx(trivial)
+    assert 0.5 < trivial < 0.8
+    assert stereo_check(lambda rgb: -lower_is_nearer(rgb))[0] == pytest.approx(-trivial)
+
+
+def _seeded(config: SmallDepthConfig) -> SmallDepth:
+    torch.manual_seed(5)
+    return SmallDepth(config)
