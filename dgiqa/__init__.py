@@ -1,0 +1,51 @@
+"""Depth-guided no-reference image quality: one image in, one score with its evidence out.
+
+    from dgiqa import Scorer
+    print(Scorer("small").score("photo.jpg").value)  # 0 worst … 1 best
+
+Importing the package loads nothing; each name below is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from dgiqa._version import __version__
+
+if TYPE_CHECKING:
+    from dgiqa.bundle import Bundle, list_bundles, load_bundle
+    from dgiqa.errors import BackendError, BundleError, DgiqaError, ImageError, WeightsError
+    from dgiqa.scorer import Failure, Score, Scorer
+
+__all__ = [
+    "BackendError",
+    "Bundle",
+    "BundleError",
+    "DgiqaError",
+    "Failure",
+    "ImageError",
+    "Score",
+    "Scorer",
+    "WeightsError",
+    "__version__",
+    "list_bundles",
+    "load_bundle",
+]
+
+_HOMES = {
+    "dgiqa.bundle": ("Bundle", "list_bundles", "load_bundle"),
+    "dgiqa.errors": ("BackendError", "BundleError", "DgiqaError", "ImageError", "WeightsError"),
+    "dgiqa.scorer": ("Failure", "Score", "Scorer"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module 'dgiqa' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

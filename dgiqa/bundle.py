@@ -1,0 +1,387 @@
+"""A directory with a manifest becomes a verified Bundle; networks and facts about them become such a directory.
+
+    manifest.json   contract, preprocessing, versions, parity, model card; per file sha256, size, licence, source
+    depth.onnx      quality.onnx
+    golden.jsonl    one line per golden image: what it must score, on any machine
+    golden/01.png   …
+
+A bundle is the deployed unit: it travels, engines do not. Nothing in it is executed and nothing outside it is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timezone
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from dgiqa import spec
+from dgiqa._version import __version__
+from dgiqa.errors import BundleError
+from dgiqa.spec import Preprocess
+
+MANIFEST = "manifest.json"
+GOLDEN = "golden.jsonl"
+MAX_TEXT_BYTES = 4 << 20  # manifest.json and golden.jsonl are read whole
+MAX_FILE_BYTES = 4 << 30
+MAX_SIDE = 1 << 14  # no preprocessing size is larger than this many pixels
+SHIPPED = Path(__file__).parent / "bundles"
+SEARCH_VARIABLE = "DGIQA_BUNDLES"  # directories of bundles, separated as in PATH
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A directory whose every listed file was found with the listed size and sha256.
+
+    path: the directory. id: "<name>@<12 hex digits of the manifest's hash>", which changes with any file or field.
+    """
+
+    path: Path
+    name: str
+    id: str
+    preprocess: Preprocess
+    manifest: dict[str, Any]
+
+    def file(self, name: str) -> Path:
+        """Where a listed file is. BundleError if the manifest does not list it."""
+        if name not in self.manifest["files"]:
+            raise BundleError(f"{self.id} lists no file {name!r}; it has: {', '.join(sorted(self.manifest['files']))}")
+        return self.path / name
+
+
+@dataclass(frozen=True)
+class BundleSummary:
+    """One line of `list_bundles`. bytes: of all listed files. problem: why it cannot be used, or empty."""
+
+    name: str
+    title: str
+    id: str
+    path: Path
+    bytes: int
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Golden:
+    """What one golden image must score. file: its path in the bundle. tiles: the tiling mode it was scored with."""
+
+    file: str
+    sha256: str
+    tiles: str
+    score: float
+    tile_scores: tuple[float, ...]
+
+
+def load_bundle(name_or_path: str | Path) -> Bundle:
+    """A bundle by name ("small") or by directory, verified: versions, sizes, sha256, no path that leaves it.
+
+    Names are looked up among the shipped bundles, then in the directories of $DGIQA_BUNDLES, then in the user's cache
+    directory, then here. A Path, or a string with a separator, is a directory. Raises BundleError.
+    """
+    path = _locate(name_or_path)
+    bundle = _read_manifest(path)
+    for name, entry in bundle.manifest["files"].items():
+        _verify_file(bundle, name, entry)
+    return bundle
+
+
+def list_bundles() -> list[BundleSummary]:
+    """Every bundle that `load_bundle` finds by name, in the order it looks; files are not hashed."""
+    found: dict[str, BundleSummary] = {}
+    for directory in search_path():
+        for manifest in sorted(directory.glob(f"*/{MANIFEST}")):
+            found.setdefault(manifest.parent.name, _summarise(manifest.parent))
+    return list(found.values())
+
+
+def search_path() -> list[Path]:
+    """Where bundles are looked up by name, first match first."""
+    extra = [Path(p).expanduser() for p in os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep) if p]
+    return [SHIPPED, *extra, user_cache() / "bundles"]
+
+
+def user_cache() -> Path:
+    """This package's cache directory by the platform's convention. It need not exist."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or os.path.expanduser("~/AppData/Local")
+    elif sys.platform == "darwin":
+        base = os.path.expanduser("~/Library/Caches")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "dgiqa-rt"
+
+
+def load_golden(bundle: Bundle) -> list[Golden]:
+    """The bundle's golden images and what they must score. BundleError if it has none or a line is malformed."""
+    if GOLDEN not in bundle.manifest["files"]:
+        raise BundleError(f"{bundle.id} has no {GOLDEN} to compare with; rebuild it with golden images")
+    lines = _read_text(bundle.path / GOLDEN).splitlines()
+    golden = [_parse_golden(bundle, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not golden:
+        raise BundleError(f"{bundle.id}: {GOLDEN} is empty; rebuild the bundle with golden images")
+    return golden
+
+
+def write_bundle(
+    target: str | Path,
+    *,
+    name: str,
+    title: str,
+    files: Mapping[str, Path | bytes],
+    licence: str,
+    source: str,
+    origins: Mapping[str, Mapping[str, str]] | None = None,
+    preprocess: Preprocess | None = None,
+    versions: Mapping[str, str] | None = None,
+    parity: Mapping[str, Any] | None = None,
+    model_card: Mapping[str, Any] | None = None,
+    opset: int = spec.OPSET,
+    created: str | None = None,
+    overwrite: bool = False,
+) -> Bundle:
+    """Write a bundle directory in one step: it is there complete and verified, or not at all.
+
+    files: path in the bundle -> contents, or the file to copy; `depth.onnx` and `quality.onnx` are required.
+    licence, source: of every file, unless `origins[file]` gives its own {"licence", "source"}.
+    created: ISO 8601 time, now by default. overwrite: replace an existing bundle (never another kind of directory).
+    Raises BundleError if the target exists or the result does not verify, ValueError for arguments that make no bundle.
+    """
+    target = Path(os.path.abspath(target))
+    _check_arguments(name, files)
+    _check_target(target, overwrite)
+    manifest = {
+        "bundle_version": spec.BUNDLE_VERSION,
+        "name": name,
+        "title": title,
+        "created": created or datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "preprocess": asdict(preprocess or Preprocess()),
+        "opset": opset,
+        "versions": {"dgiqa-rt": __version__, **(versions or {})},
+        "parity": dict(parity or {}),
+        "model_card": dict(model_card or {}),
+        "score": {"range": [0, 1], "higher_is_better": True},
+        "tensors": _tensors((preprocess or Preprocess()).tile),
+    }
+    with _scratch_beside(target) as scratch:
+        origin = {"licence": licence, "source": source}
+        manifest["files"] = {
+            file: {**_store(scratch, file, contents), **origin, **(origins or {}).get(file, {})}
+            for file, contents in files.items()
+        }
+        text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
+        (scratch / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        load_bundle(scratch)
+        _move_into_place(scratch, target)
+    return load_bundle(target)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file's contents, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+# reading
+
+
+def _locate(name_or_path: str | Path) -> Path:
+    if isinstance(name_or_path, Path) or os.sep in name_or_path or "/" in name_or_path:
+        return Path(name_or_path).expanduser()
+    if _NAME.fullmatch(name_or_path):
+        for directory in search_path():
+            if (directory / name_or_path / MANIFEST).is_file():
+                return directory / name_or_path
+    if (Path(name_or_path) / MANIFEST).is_file():
+        return Path(name_or_path)
+    available = ", ".join(b.name for b in list_bundles()) or "none"
+    raise BundleError(f"no bundle is named {name_or_path!r}; available: {available}; or give a bundle's directory")
+
+
+def _read_manifest(path: Path) -> Bundle:
+    """Everything but the files: what the manifest says, checked against what this version reads."""
+    if not (path / MANIFEST).is_file():
+        what = "is not a bundle: it has no manifest.json" if path.is_dir() else "is not a directory"
+        raise BundleError(f"{path} {what}; wanted a bundle's name or its directory")
+    try:
+        manifest = json.loads(_read_text(path / MANIFEST))
+        canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path / MANIFEST} is not valid JSON ({error}); copy the bundle again") from error
+    if not isinstance(manifest, dict):
+        raise BundleError(f"{path / MANIFEST} is a {type(manifest).__name__}, wanted an object; rebuild the bundle")
+    _check_version(path, "bundle_version", manifest.get("bundle_version"), spec.BUNDLE_VERSION)
+    name = manifest.get("name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise BundleError(f"{path}: name is {name!r}, wanted letters, digits, '.', '_' or '-'; rebuild the bundle")
+    preprocess = _parse_preprocess(path, manifest.get("preprocess"))
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not {spec.DEPTH_FILE, spec.QUALITY_FILE} <= files.keys():
+        raise BundleError(f"{path}: files must list {spec.DEPTH_FILE} and {spec.QUALITY_FILE}; rebuild the bundle")
+    digest = hashlib.sha256(canonical.encode()).hexdigest()
+    return Bundle(path, name, f"{name}@{digest[:12]}", preprocess, manifest)
+
+
+def _check_version(path: Path, what: str, got: Any, wanted: int) -> None:
+    if got == wanted and type(got) is int:
+        return
+    newer = isinstance(got, int) and got > wanted
+    fix = "pip install -U dgiqa-rt" if newer else "rebuild the bundle with this version"
+    raise BundleError(f"{path} has {what} {got!r}, dgiqa-rt {__version__} reads {wanted}; {fix}")
+
+
+def _parse_preprocess(path: Path, record: Any) -> Preprocess:
+    if not isinstance(record, dict):
+        raise BundleError(f"{path}: the manifest has no preprocess record; rebuild the bundle")
+    _check_version(path, "preprocess version", record.get("version"), spec.PREPROCESS_VERSION)
+    wanted = {f.name for f in fields(Preprocess)}
+    if record.keys() != wanted:
+        raise BundleError(f"{path}: preprocess has {sorted(record)}, wanted {sorted(wanted)}; rebuild the bundle")
+    for key, value in record.items():
+        if type(value) is not int or not 1 <= value <= MAX_SIDE:
+            raise BundleError(f"{path}: preprocess.{key} is {value!r}, wanted 1..{MAX_SIDE}; rebuild the bundle")
+    preprocess = Preprocess(**record)
+    if preprocess.tile > preprocess.short_side:
+        sizes = f"tile {preprocess.tile} is larger than short_side {preprocess.short_side}"
+        raise BundleError(f"{path}: {sizes}; rebuild the bundle")
+    return preprocess
+
+
+def _verify_file(bundle: Bundle, name: str, entry: Any) -> None:
+    path = _inside(bundle.path, name)
+    if not isinstance(entry, dict) or type(entry.get("bytes")) is not int or not isinstance(entry.get("sha256"), str):
+        raise BundleError(f"{bundle.path}: the entry of {name} needs bytes and sha256; rebuild the bundle")
+    if not path.is_file():
+        raise BundleError(f"{path} is missing, {bundle.id} lists it; copy the bundle again")
+    size = path.stat().st_size
+    if size != entry["bytes"] or size > MAX_FILE_BYTES:
+        wanted = min(entry["bytes"], MAX_FILE_BYTES)
+        raise BundleError(f"{path} has {size} bytes, {bundle.id} wants {wanted}; copy the bundle again")
+    if (digest := sha256_of(path)) != entry["sha256"]:
+        hashes = f"its sha256 is {digest}, {bundle.id} wants {entry['sha256']}"
+        raise BundleError(f"{path} was altered: {hashes}; copy the bundle again")
+
+
+def _inside(root: Path, name: str) -> Path:
+    """root/name, refused if it, or a link on the way, leads out of root."""
+    pure = PurePosixPath(name)
+    plain = name == str(pure) and not pure.is_absolute() and ".." not in pure.parts and not re.search(r"[\\:\0]", name)
+    if not plain or name in (".", MANIFEST) or root.resolve() not in (root / name).resolve().parents:
+        raise BundleError(f"{root}: file name {name!r} leaves the bundle or is no plain path; rebuild the bundle")
+    return root / name
+
+
+def _read_text(path: Path) -> str:
+    with path.open("rb") as stream:
+        data = stream.read(MAX_TEXT_BYTES + 1)
+    if len(data) > MAX_TEXT_BYTES:
+        raise BundleError(f"{path} is larger than {MAX_TEXT_BYTES} bytes, so not a bundle's; copy the bundle again")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{path} is not UTF-8 text ({error}); copy the bundle again") from error
+
+
+def _parse_golden(bundle: Bundle, number: int, line: str) -> Golden:
+    try:
+        record = json.loads(line)
+        tile_scores = tuple(float(s) for s in record["tile_scores"])
+        golden = Golden(record["file"], record["sha256"], record["tiles"], float(record["score"]), tile_scores)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BundleError(f"{bundle.id}: {GOLDEN} line {number} is malformed ({error!r}); rebuild it") from error
+    if bundle.manifest["files"].get(golden.file, {}).get("sha256") != golden.sha256:
+        what = f"{GOLDEN} line {number} names {golden.file}, which the manifest lacks or has with other contents"
+        raise BundleError(f"{bundle.id}: {what}; rebuild the bundle")
+    return golden
+
+
+def _summarise(path: Path) -> BundleSummary:
+    try:
+        bundle = _read_manifest(path)
+        size = sum(int(entry["bytes"]) for entry in bundle.manifest["files"].values())
+    except (BundleError, OSError, KeyError, TypeError, ValueError) as error:
+        return BundleSummary(path.name, "", "", path, 0, str(error) or repr(error))
+    return BundleSummary(path.name, str(bundle.manifest.get("title", "")), bundle.id, path, size)
+
+
+# writing
+
+
+def _check_arguments(name: str, files: Mapping[str, Path | bytes]) -> None:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"a bundle's name has letters, digits, '.', '_' or '-' and at most 64 of them, got {name!r}")
+    if missing := {spec.DEPTH_FILE, spec.QUALITY_FILE} - files.keys():
+        raise ValueError(f"a bundle needs {' and '.join(sorted(missing))}, got {sorted(files)}")
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if not target.exists() and not target.is_symlink():
+        return
+    if not overwrite:
+        raise BundleError(f"{target} exists; choose another place or ask to overwrite it")
+    if target.is_symlink() or not (target / MANIFEST).is_file():
+        raise BundleError(f"{target} is not a bundle, so it is not overwritten; choose another place")
+
+
+def _tensors(tile: int) -> dict[str, Any]:
+    """The networks' inputs and outputs, for readers in other languages."""
+    tiles = {"dtype": "float32", "shape": ["n", 3, tile, tile]}
+    return {
+        spec.DEPTH_FILE: {
+            "inputs": {spec.DEPTH_INPUT: {"dtype": "float32", "shape": [1, 3, "h", "w"]}},
+            "outputs": {spec.DEPTH_OUTPUT: {"dtype": "float32", "shape": [1, "h", "w"]}},
+        },
+        spec.QUALITY_FILE: {
+            "inputs": {spec.QUALITY_RGB: tiles, spec.QUALITY_DEPTH: tiles},
+            "outputs": {spec.QUALITY_OUTPUT: {"dtype": "float32", "shape": ["n"]}},
+        },
+    }
+
+
+@contextlib.contextmanager
+def _scratch_beside(target: Path) -> Iterator[Path]:
+    """A directory on the target's own file system, gone afterwards unless it was moved."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    scratch.chmod(0o755)  # mkdtemp's 0700 would make an installed bundle unreadable for other users
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _store(root: Path, name: str, contents: Path | bytes) -> dict[str, Any]:
+    path = _inside(root, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(contents, bytes):
+        path.write_bytes(contents)
+    else:
+        shutil.copyfile(contents, path)
+    return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+
+
+def _move_into_place(scratch: Path, target: Path) -> None:
+    """A directory cannot be renamed over a full one: the old one steps aside first and comes back if that fails."""
+    if not target.exists():
+        scratch.rename(target)
+        return
+    with _scratch_beside(target) as aside:
+        old = target.rename(aside / "old")
+        try:
+            scratch.rename(target)
+        except OSError:
+            old.rename(target)
+            raise

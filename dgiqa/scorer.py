@@ -1,0 +1,460 @@
+"""An image becomes a Score: decode, depth, tiles, quality, and the evidence beside the number.
+
+`Scorer.score` takes one image. `Scorer.score_many` takes any number: threads decode and prepare the next images while
+the networks run, tiles of neighbouring images share batches, and what is held in memory does not depend on how many
+images there are. Both run the same two halves: `_prepare` (one image -> working image and windows) and `_run_batch`
+(windows of one or several images -> tile scores).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgiqa import preprocess, spec
+from dgiqa.bundle import Bundle, load_bundle
+from dgiqa.errors import BackendError, BundleError, ImageError
+from dgiqa.sessions import Session, open_session, usable_cores
+
+MAX_BYTES = 1 << 30  # encoded images larger than this are refused unread
+BATCH = 8  # two cores, small quality network, ms per tile: 7.0 alone, 5.6 from 4 tiles on, flat to 32; memory is not
+STAGES = ("decode", "depth_input", "depth", "depth_image", "tiles", "quality")
+
+Source = str | Path | bytes | NDArray[Any] | BinaryIO
+_TENSORS = {
+    spec.DEPTH_FILE: ({spec.DEPTH_INPUT}, {spec.DEPTH_OUTPUT}),
+    spec.QUALITY_FILE: ({spec.QUALITY_RGB, spec.QUALITY_DEPTH}, {spec.QUALITY_OUTPUT}),
+}
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """How good one image looks, and why we say so.
+
+    value: mean of tile_scores, in [0, 1], higher is better.
+    std_error: sample standard deviation of tile_scores / sqrt(n); None for a single tile, which has no spread.
+    tile_scores: f32 [n]. windows: int32 [n,2], each tile's top-left (y, x) in pixels of the working image, which is
+    the image resized to working_height x working_width; `windows_original` maps them back. tile: side of a window.
+    width, height: of the image as decoded (after EXIF rotation), pixels. tiles: the tiling's name.
+    timings_ms: wall time per stage (STAGES); a batch shared with other images counts by this image's part of its
+    tiles, and time spent waiting for other images is left out.
+    bundle: the bundle's id. backend: what ran the networks. source: path, given name, "<bytes>" or "<array>".
+    """
+
+    value: float
+    std_error: float | None
+    tile_scores: NDArray[np.float32]
+    windows: NDArray[np.int32]
+    tile: int
+    width: int
+    height: int
+    working_width: int
+    working_height: int
+    tiles: str
+    timings_ms: dict[str, float]
+    bundle: str
+    backend: str
+    source: str
+
+    @property
+    def windows_original(self) -> NDArray[np.float64]:
+        """The tiles as (y, x, height, width) in pixels of the image as decoded: f64 [n,4]."""
+        scale = np.array([self.height / self.working_height, self.width / self.working_width])
+        corners = self.windows * scale
+        return np.concatenate([corners, np.broadcast_to(self.tile * scale, corners.shape)], axis=1)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers, strings, lists and dicts, ready for JSON."""
+        record = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        record |= {"tile_scores": self.tile_scores.tolist(), "windows": self.windows.tolist()}
+        return record | {"timings_ms": dict(self.timings_ms)}
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __repr__(self) -> str:
+        spread = "" if self.std_error is None else f" ± {self.std_error:.4f}"
+        return f"Score({self.value:.4f}{spread}, {len(self.windows)} tiles, {self.source!r}, {self.bundle})"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why one image of many got no score. error: the exception's type name, for example "ImageError"."""
+
+    source: str
+    error: str
+    message: str
+    # Only until it is raised: its traceback holds the decoded image, and a list of failures would hold them all.
+    exception: Exception | None = field(default=None, repr=False, compare=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The three strings, ready for JSON."""
+        return {"source": self.source, "error": self.error, "message": self.message}
+
+
+@dataclass(eq=False)
+class _Work:
+    """One image between its two halves. Tiles are cut from the working image when their batch runs: as floats they
+    take 1.2 MB each, and neither look-ahead nor a thousand windows should cost that."""
+
+    source: str
+    tiles: str
+    height: int
+    width: int
+    rgb: NDArray[np.uint8]  # [h,w,3] working image
+    depth: NDArray[np.uint8]  # [h,w]
+    windows: NDArray[np.int32]  # [n,2]
+    timings_ms: dict[str, float]
+    tile_scores: NDArray[np.float32]  # [n], the first `done` of them known
+    done: int = 0
+
+    @property
+    def left(self) -> int:
+        return len(self.windows) - self.done
+
+
+class Scorer:
+    """The two networks of a bundle, ready to score. `score` may be called from several threads at once.
+
+    bundle: a name ("small"), a directory, or a loaded Bundle. backend: "auto" or a name in `sessions.BACKENDS`.
+    tiles: "grid" (covers every pixel) or "official:COUNT[:SEED]" (the authors' random crops).
+    batch: most tiles per run of the quality network. threads: of one network run, by default all usable cores.
+    max_pixels: larger images are refused before they are decoded.
+    Raises BundleError, BackendError, or ValueError for arguments that mean nothing.
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path | Bundle = "small",
+        *,
+        backend: str = "auto",
+        tiles: str = "grid",
+        batch: int = BATCH,
+        threads: int | None = None,
+        max_pixels: int | None = None,
+    ) -> None:
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1, got {batch}")
+        self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+        self.tiles = tiles
+        self.batch = batch
+        self.max_pixels = preprocess.MAX_PIXELS if max_pixels is None else max_pixels
+        _check_tiling(tiles, self.bundle.preprocess.tile)
+        self._depth: Session | None = _open(self.bundle, spec.DEPTH_FILE, backend, threads)
+        self._quality: Session | None = _open(self.bundle, spec.QUALITY_FILE, backend, threads)
+        self.backend = self._quality.backend
+        # One network runs at a time, with all the threads it may use; preparation of other images goes on beside it.
+        self._engine = threading.Lock()
+
+    def score(self, source: Source, *, name: str | None = None, tiles: str | None = None) -> Score:
+        """Score one image: a path, encoded bytes, an array (see `preprocess.as_rgb`) or an open binary file.
+
+        name: what the score calls its source. tiles: instead of the scorer's own tiling.
+        Raises ImageError if there is no image in it, BackendError if a network fails, ValueError for a wrong tiling.
+        """
+        tiles = self.tiles if tiles is None else tiles
+        _check_tiling(tiles, self._p.tile)
+        work = self._prepare(source, name or _name_of(source), tiles)
+        while work.left:
+            self._run_batch([(work, min(work.left, self.batch))])
+        return self._finish(work)
+
+    def score_many(
+        self,
+        sources: Iterable[Source | tuple[str, Source]],
+        *,
+        on_error: Literal["row", "raise"] = "row",
+        workers: int | None = None,
+        batch: int | None = None,
+    ) -> Iterator[Score | Failure]:
+        """Score images lazily, in the order given; each is what `score` accepts, or a pair (name, source).
+
+        At most 2 * workers + batch images are taken from `sources` beyond those yielded, however many there are;
+        it is iterated in the caller's thread. An image that cannot be scored is yielded as a Failure, or, with
+        on_error="raise", its exception is raised in its place. An exception of `sources` itself is raised after the
+        results so far. Closing the iterator, or an interrupt, ends the threads after the stage they are in. An array
+        must not change before its result is yielded.
+        workers: threads that decode and prepare, by default the usable cores, at most 4. batch: as in Scorer.
+        """
+        if on_error not in ("row", "raise"):
+            raise ValueError(f'on_error is {on_error!r}, wanted "row" or "raise"')
+        workers = min(4, usable_cores()) if workers is None else workers
+        batch = self.batch if batch is None else batch
+        if workers < 1 or batch < 1:
+            raise ValueError(f"workers and batch must be at least 1, got {workers} and {batch}")
+        _alive(self._quality)
+        return self._score_many(sources, on_error, workers, batch)
+
+    def close(self) -> None:
+        """Release the networks' memory. The scorer cannot be used afterwards."""
+        self._depth = self._quality = None
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def _p(self) -> spec.Preprocess:
+        return self.bundle.preprocess
+
+    def _score_many(
+        self, sources: Iterable[Source | tuple[str, Source]], on_error: str, workers: int, batch: int
+    ) -> Iterator[Score | Failure]:
+        stop = threading.Event()
+        broken: list[Exception] = []
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="dgiqa")
+        try:
+            keep = on_error == "raise"
+            items = _until_error(sources, broken)
+            prepared = _ordered_map(lambda item: self._try_prepare(item, stop, keep), items, pool, ahead=2 * workers)
+            for result in self._pack(prepared, batch, keep):
+                if isinstance(result, Failure) and result.exception:
+                    raise result.exception
+                yield result
+            if broken:
+                raise broken[0]
+        finally:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _prepare(self, source: Source, name: str, tiles: str, stop: threading.Event | None = None) -> _Work:
+        """First half: source -> working image, depth image and windows. Given up between stages once stop is set."""
+        clock = _Clock(stop)
+        with clock("decode"):
+            rgb = self._decode(source)
+        height, width = rgb.shape[:2]
+        with clock("depth_input"):
+            image = preprocess.depth_input(rgb, self._p)
+        with self._engine, clock("depth"):
+            depth = _alive(self._depth).run({spec.DEPTH_INPUT: image})[spec.DEPTH_OUTPUT]
+        with clock("depth_image"):
+            near = preprocess.depth_image(depth, height, width)
+        with clock("tiles"):
+            rgb, near = (preprocess.resize_short_side(x, self._p.short_side) for x in (rgb, near))
+            windows = preprocess.windows_for(tiles, near.shape[0], near.shape[1], self._p.tile)
+        scores = np.full(len(windows), np.nan, np.float32)
+        return _Work(name, tiles, height, width, rgb, near, windows, clock.ms, scores)
+
+    def _try_prepare(self, item: Source | tuple[str, Source], stop: threading.Event, keep: bool) -> _Work | Failure:
+        name, source = item if isinstance(item, tuple) else (_name_of(item), item)
+        try:
+            return self._prepare(source, name, self.tiles, stop)
+        except Exception as error:  # whatever one file does to a decoder, the other images go on
+            return _failure(name, error, keep)
+
+    def _decode(self, source: Source) -> NDArray[np.uint8]:
+        data = _read(source)
+        if isinstance(data, np.ndarray):
+            return preprocess.as_rgb(data)
+        return preprocess.decode(data, self.max_pixels)
+
+    def _pack(self, prepared: Iterable[_Work | Failure], batch: int, keep: bool) -> Iterator[Score | Failure]:
+        """Run full batches of tiles, whichever images they come from; yield images in order as they complete."""
+        queue: deque[_Work | Failure] = deque()
+        for item in prepared:
+            queue.append(item)
+            # A queue of failures behind a few waiting tiles is not let grow: the batch then runs as it is.
+            while (waiting := _waiting(queue)) >= batch or (waiting and len(queue) >= batch):
+                self._run_batch(_next_parts(queue, batch))
+            yield from self._completed(queue, keep)
+        while _waiting(queue):
+            self._run_batch(_next_parts(queue, batch))
+        yield from self._completed(queue, keep)
+
+    def _completed(self, queue: deque[_Work | Failure], keep: bool) -> Iterator[Score | Failure]:
+        """Take what is done off the queue's head."""
+        while queue and (isinstance(queue[0], Failure) or not queue[0].left):
+            item = queue.popleft()
+            yield item if isinstance(item, Failure) else self._try_finish(item, keep)
+
+    def _run_batch(self, parts: list[tuple[_Work, int]]) -> None:
+        """Second half: score the next `count` windows of each work."""
+        cut = [self._cut(work, count) for work, count in parts]
+        feeds = {spec.QUALITY_RGB: _joined([rgb for rgb, _ in cut]), spec.QUALITY_DEPTH: _joined([d for _, d in cut])}
+        with self._engine:
+            started = time.perf_counter()
+            scores = _alive(self._quality).run(feeds)[spec.QUALITY_OUTPUT]
+            ms_per_tile = _ms_since(started) / len(scores)
+        for work, count in parts:
+            work.tile_scores[work.done : work.done + count] = scores[:count]
+            work.timings_ms["quality"] = work.timings_ms.get("quality", 0.0) + ms_per_tile * count
+            work.done += count
+            scores = scores[count:]
+
+    def _cut(self, work: _Work, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        started = time.perf_counter()
+        tiles = preprocess.cut_tiles(work.rgb, work.depth, work.windows[work.done : work.done + count], self._p.tile)
+        work.timings_ms["tiles"] += _ms_since(started)
+        return tiles
+
+    def _finish(self, work: _Work) -> Score:
+        scores, n = work.tile_scores, len(work.tile_scores)
+        if not np.isfinite(scores).all():
+            fix = f"compare with dgiqa-rt verify {self.bundle.name}"
+            raise BackendError(f"the quality network gave {scores.tolist()}, wanted finite scores; {fix}")
+        return Score(
+            value=float(scores.mean(dtype=np.float64)),
+            std_error=float(scores.std(ddof=1, dtype=np.float64)) / math.sqrt(n) if n > 1 else None,
+            tile_scores=scores,
+            windows=work.windows,
+            tile=self._p.tile,
+            width=work.width,
+            height=work.height,
+            working_width=work.depth.shape[1],
+            working_height=work.depth.shape[0],
+            tiles=work.tiles,
+            timings_ms=work.timings_ms,
+            bundle=self.bundle.id,
+            backend=self.backend,
+            source=work.source,
+        )
+
+    def _try_finish(self, work: _Work, keep: bool) -> Score | Failure:
+        try:
+            return self._finish(work)
+        except BackendError as error:
+            return _failure(work.source, error, keep)
+
+
+class _Clock:
+    """Wall time of each stage, in milliseconds; the place where a stopped run gives up."""
+
+    def __init__(self, stop: threading.Event | None) -> None:
+        self.ms: dict[str, float] = {}
+        self._stop = stop
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        if self._stop is not None and self._stop.is_set():
+            raise CancelledError
+        started = time.perf_counter()
+        yield
+        self.ms[stage] = _ms_since(started)
+
+
+def _ms_since(started: float) -> float:
+    return (time.perf_counter() - started) * 1e3
+
+
+def _ordered_map(function: Callable[[T], R], items: Iterable[T], pool: ThreadPoolExecutor, ahead: int) -> Iterator[R]:
+    """map() on a pool: results in order, at most `ahead` items taken beyond the last result handed out."""
+    pending: deque[Future[R]] = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) >= ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _until_error(items: Iterable[T], broken: list[Exception]) -> Iterator[T]:
+    """The items up to the iterable's own failure, which is kept for later."""
+    try:
+        yield from items
+    except Exception as error:
+        broken.append(error)
+
+
+def _waiting(queue: Iterable[_Work | Failure]) -> int:
+    """Tiles that no batch has run yet."""
+    return sum(item.left for item in queue if isinstance(item, _Work))
+
+
+def _next_parts(queue: Iterable[_Work | Failure], batch: int) -> list[tuple[_Work, int]]:
+    """The first `batch` waiting tiles, as (image, how many of its next ones)."""
+    parts = []
+    for item in queue:
+        if isinstance(item, _Work) and (count := min(item.left, batch)):
+            parts.append((item, count))
+            batch -= count
+    return parts
+
+
+def _joined(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _open(bundle: Bundle, file: str, backend: str, threads: int | None) -> Session:
+    """One network of the bundle, with the tensors that the contract promises."""
+    session = open_session(bundle.file(file), backend, threads=threads)
+    wanted = _TENSORS[file]
+    if (set(session.inputs), set(session.outputs)) != wanted:
+        maps = [f"{sorted(i)} -> {sorted(o)}" for i, o in ((session.inputs, session.outputs), wanted)]
+        raise BundleError(f"{bundle.id}: {file} maps {maps[0]}, wanted {maps[1]}; export it again")
+    return session
+
+
+def _alive(session: Session | None) -> Session:
+    if session is None:
+        raise ValueError("this Scorer was closed; make another one")
+    return session
+
+
+def _check_tiling(tiles: str, tile: int) -> None:
+    preprocess.windows_for(tiles, tile, tile, tile)
+
+
+def _failure(name: str, error: Exception, keep: bool) -> Failure:
+    return Failure(name, type(error).__name__, str(error) or repr(error), error if keep else None)
+
+
+def _name_of(source: object) -> str:
+    if isinstance(source, str | Path):
+        return str(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return "<bytes>"
+    if isinstance(source, np.ndarray):
+        return "<array>"
+    name = getattr(source, "name", None)
+    return name if isinstance(name, str) else "<stream>"
+
+
+def _read(source: Source) -> bytes | NDArray[Any]:
+    """Encoded bytes, or the array itself."""
+    if isinstance(source, np.ndarray):
+        return source
+    if isinstance(source, str | Path):
+        return _read_file(source)
+    data = source.read(MAX_BYTES + 1) if hasattr(source, "read") else source
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise ImageError(f"got {type(data).__name__}, wanted a path, bytes, an array or a file opened in binary mode")
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"more than {MAX_BYTES} bytes; wanted one encoded image")
+    return bytes(data)
+
+
+def _read_file(path: str | Path) -> bytes:
+    """A regular file's bytes: a pipe could block for ever, a device never end."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise ImageError(f"{path} is {kind}; wanted an image file")
+        if status.st_size > MAX_BYTES:
+            raise ImageError(f"{path} has {status.st_size} bytes, wanted an image of at most {MAX_BYTES}")
+        with open(path, "rb") as stream:
+            return stream.read(MAX_BYTES)
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # a path with a NUL character
+        raise ImageError(f"{path!r} is no path: {error}") from error

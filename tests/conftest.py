@@ -1,0 +1,180 @@
+"""Bundles any test may use, built once per run: one of tiny graphs, one of untrained networks; and photographs."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from dgiqa import spec
+from dgiqa.bundle import Bundle, load_bundle, write_bundle
+from dgiqa.parity import golden_files
+from dgiqa.scorer import Scorer
+
+PREPROCESS = spec.Preprocess(depth_lower_bound=64, depth_multiple=32, short_side=96, tile=64)
+LABELS = {"licence": "Apache-2.0", "source": "made by the tests"}
+
+
+@pytest.fixture(scope="session")
+def photos() -> dict[str, NDArray[np.uint8]]:
+    """Photographs of several shapes, uint8 [H,W,3]."""
+    data = pytest.importorskip("skimage.data")
+    names = ("astronaut", "coffee", "chelsea", "rocket")
+    return {name: np.asarray(getattr(data, name)()) for name in names}
+
+
+@pytest.fixture(scope="session")
+def encode() -> Callable[..., bytes]:
+    """encode(array, "PNG", ...) -> an encoded image."""
+
+    def to_bytes(array: NDArray[np.uint8], kind: str = "PNG", **options: int) -> bytes:
+        stream = io.BytesIO()
+        Image.fromarray(array).save(stream, kind, **options)
+        return stream.getvalue()
+
+    return to_bytes
+
+
+@pytest.fixture(scope="session")
+def tiny_graphs() -> dict[str, bytes]:
+    """Two graphs of a few operators, with the contract's names: every pixel and depth value moves the score."""
+    return {spec.DEPTH_FILE: _depth_graph(), spec.QUALITY_FILE: _quality_graph(PREPROCESS.tile)}
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_graphs: dict[str, bytes],
+    photos: dict[str, NDArray[np.uint8]],
+    encode: Callable[..., bytes],
+) -> Bundle:
+    """A complete bundle, golden images included, that loads and scores in milliseconds. Never write into it."""
+    pytest.importorskip("onnxruntime")
+    root = tmp_path_factory.mktemp("bundles")
+    draft = write_bundle(root / "draft", name="tiny", title="draft", files=tiny_graphs, preprocess=PREPROCESS, **LABELS)
+    images = [encode(photo[::4, ::4]) for photo in photos.values()]
+    with Scorer(draft) as scorer:
+        golden = golden_files(images, scorer.score)
+    files = {**tiny_graphs, **golden}
+    return write_bundle(root / "tiny", name="tiny", title="for tests", files=files, preprocess=PREPROCESS, **LABELS)
+
+
+@pytest.fixture(scope="session")
+def bundle_dir(tiny_bundle: Bundle) -> Path:
+    """Where the tiny bundle is, for tests that name it on a command line."""
+    return tiny_bundle.path
+
+
+@pytest.fixture(scope="session")
+def network_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The default architecture with untrained weights and a few-layer depth network, both exported. Takes 15 s."""
+    torch = pytest.importorskip("torch")
+    from dgiqa.nn.network import DGIQA, SMALL
+
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("networks")
+    tiles = torch.zeros(2, 3, spec.TILE, spec.TILE)
+    _export(
+        DGIQA(SMALL).eval(),
+        {spec.QUALITY_RGB: tiles, spec.QUALITY_DEPTH: tiles},
+        spec.QUALITY_OUTPUT,
+        root / spec.QUALITY_FILE,
+        {spec.QUALITY_RGB: {0: "n"}, spec.QUALITY_DEPTH: {0: "n"}},
+    )
+    _export(
+        _depth_network().eval(),
+        {spec.DEPTH_INPUT: torch.zeros(1, 3, 64, 96)},
+        spec.DEPTH_OUTPUT,
+        root / spec.DEPTH_FILE,
+        {spec.DEPTH_INPUT: {2: "h", 3: "w"}},
+    )
+    files = {name: root / name for name in (spec.DEPTH_FILE, spec.QUALITY_FILE)}
+    preprocess = spec.Preprocess(depth_lower_bound=192, depth_multiple=32)
+    write_bundle(root / "network", name="network", title="untrained", files=files, preprocess=preprocess, **LABELS)
+    return load_bundle(root / "network")
+
+
+def _depth_network():  # type: ignore[no-untyped-def] # -> nn.Module; torch is imported only where it is needed
+    from torch import nn
+
+    class Depth(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layers = [m for a, b in ((3, 16), (16, 32)) for m in (nn.Conv2d(a, b, 3, 2, 1), nn.ReLU())]
+            self.body = nn.Sequential(*layers, nn.Conv2d(32, 1, 3, 1, 1), nn.Upsample(scale_factor=4, mode="bilinear"))
+
+        def forward(self, image):  # type: ignore[no-untyped-def] # [1,3,h,w] -> [1,h,w]
+            return self.body(image)[:, 0]
+
+    return Depth()
+
+
+def _export(model, inputs, output: str, path: Path, dynamic) -> None:  # type: ignore[no-untyped-def]
+    import torch
+
+    torch.onnx.export(
+        model,
+        tuple(inputs.values()),
+        path,
+        dynamo=True,
+        opset_version=spec.OPSET,
+        input_names=list(inputs),
+        output_names=[output],
+        dynamic_shapes={name: dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for name, axes in dynamic.items()},
+        external_data=False,
+        verbose=False,
+    )
+
+
+def _depth_graph() -> bytes:
+    """depth = a 5x5 convolution of the image, so that neighbouring pixels differ and no shape is fixed."""
+    from onnx import helper, numpy_helper
+
+    weights = np.random.default_rng(0).standard_normal((1, 3, 5, 5)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", [spec.DEPTH_INPUT, "w"], ["map"], pads=[2, 2, 2, 2]),
+        helper.make_node("Squeeze", ["map", "axis"], [spec.DEPTH_OUTPUT]),
+    ]
+    constants = [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(np.array([1]), "axis")]
+    inputs = {spec.DEPTH_INPUT: [1, 3, "h", "w"]}
+    return _model(nodes, inputs, {spec.DEPTH_OUTPUT: [1, "h", "w"]}, constants)
+
+
+def _quality_graph(tile: int) -> bytes:
+    """score = sigmoid of the mean of a rectified convolution of rgb and depth."""
+    from onnx import helper, numpy_helper
+
+    generator = np.random.default_rng(1)
+    weights = generator.standard_normal((8, 6, 3, 3)).astype(np.float32)
+    mix = generator.standard_normal((8, 1)).astype(np.float32)
+    nodes = [
+        helper.make_node("Concat", [spec.QUALITY_RGB, spec.QUALITY_DEPTH], ["both"], axis=1),
+        helper.make_node("Conv", ["both", "w"], ["conv"], strides=[2, 2]),
+        helper.make_node("Relu", ["conv"], ["relu"]),
+        helper.make_node("ReduceMean", ["relu", "hw"], ["mean"], keepdims=0),
+        helper.make_node("MatMul", ["mean", "mix"], ["logit"]),
+        helper.make_node("Sigmoid", ["logit"], ["column"]),
+        helper.make_node("Squeeze", ["column", "axis"], [spec.QUALITY_OUTPUT]),
+    ]
+    arrays = {"w": weights, "mix": mix, "hw": np.array([2, 3]), "axis": np.array([1])}
+    inputs = {name: ["n", 3, tile, tile] for name in (spec.QUALITY_RGB, spec.QUALITY_DEPTH)}
+    constants = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    return _model(nodes, inputs, {spec.QUALITY_OUTPUT: ["n"]}, constants)
+
+
+def _model(nodes, inputs, outputs, constants) -> bytes:  # type: ignore[no-untyped-def]
+    from onnx import TensorProto, checker, helper
+
+    ends = [
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in side.items()]
+        for side in (inputs, outputs)
+    ]
+    graph = helper.make_graph(nodes, "tiny", *ends, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", spec.OPSET)], ir_version=9)
+    checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString())
