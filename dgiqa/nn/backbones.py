@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 FULL_BACKBONE = "swin_tiny_patch4_window7_224"
 STRIDES = (4, 8, 16, 32)
@@ -32,7 +32,7 @@ def import_timm() -> Any:
     return timm
 
 
-def create_backbone(name: str, image_size: int = 224, options: Mapping[str, Any] | None = None) -> nn.Module:
+def create_backbone(name: str, image_size: int = 224, options: Mapping[str, Any] | None = None) -> Any:
     """A timm `features_only` model, untrained, that returns its maps at strides 4, 8, 16 and 32.
 
     name: any timm model that has maps at those strides.
@@ -44,7 +44,7 @@ def create_backbone(name: str, image_size: int = 224, options: Mapping[str, Any]
     arguments: dict[str, Any] = {"pretrained": False, "features_only": True, **(options or {})}
     if "swin" in name:
         arguments["img_size"] = image_size
-    model: nn.Module = timm.create_model(name, **arguments)
+    model = timm.create_model(name, **arguments)
     reductions = model.feature_info.reduction()
     if not set(STRIDES) <= set(reductions):
         raise ValueError(f"{name} has feature maps at strides {reductions}; DGIQA needs {STRIDES}")
@@ -53,7 +53,7 @@ def create_backbone(name: str, image_size: int = 224, options: Mapping[str, Any]
     return timm.create_model(name, out_indices=[reductions.index(stride) for stride in STRIDES], **arguments)
 
 
-def feature_maps(backbone: nn.Module, image: Tensor) -> list[Tensor]:
+def feature_maps(backbone: Any, image: Tensor) -> list[Tensor]:
     """image [N,3,H,W] -> four maps [N,C,H/s,W/s], channels first whatever layout the model uses inside."""
     maps = backbone(image)
     channels = backbone.feature_info.channels()

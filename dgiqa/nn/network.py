@@ -153,6 +153,11 @@ class DGIQA(nn.Module):
         self.fc = nn.Linear(width, 1)
 
     def forward(self, rgb: Tensor, depth: Tensor) -> Tensor:
+        logit = self.fc(self.features(rgb, depth)).reshape(-1)
+        return torch.sigmoid(logit.float())  # under autocast bfloat16 would step by 0.004 near 1
+
+    def features(self, rgb: Tensor, depth: Tensor) -> Tensor:
+        """What the score is a linear function of, before the sigmoid: f32 [N,C]."""
         fused = self._fuse(feature_maps(self.backbone, rgb), "")  # [N,C,7,7]
         if self.config.depth_car:
             guide = self._fuse(feature_maps(self.depth_backbone, depth), "_depth")
@@ -162,8 +167,7 @@ class DGIQA(nn.Module):
             fused = tokens.permute(1, 2, 0).reshape(n, c, h, w)
         if self.config.dilated:
             fused = self.dilated_stack(fused)
-        logit = self.fc(fused.mean((2, 3))).reshape(-1)
-        return torch.sigmoid(logit.float())  # under autocast bfloat16 would step by 0.004 near 1
+        return fused.mean((2, 3))
 
     def _fuse(self, maps: list[Tensor], suffix: str) -> Tensor:
         """Four maps through their bridges, bilinearly to the smallest one's size, concatenated: [N,sum C,7,7]."""

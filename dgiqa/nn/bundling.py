@@ -1,0 +1,178 @@
+"""Two networks in PyTorch become a bundle: exported, compared with PyTorch file by file and score by score.
+
+quality, depth ─► ONNX files ─► draft bundle ─► Scorer ──┐
+golden images ──────────────► PyTorch reference ─────────┴─► compare ─► bundle with parity numbers
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from dgiqa import spec
+from dgiqa.bundle import Bundle, write_bundle
+from dgiqa.nn.checkpoints import load_depth_anything, load_dgiqa
+from dgiqa.nn.onnx_export import PHOTOGRAPHS, Export, ExportError, export_depth, export_quality, photographs
+from dgiqa.nn.reference import decode, score_reference
+from dgiqa.parity import golden_files, verify_bundle
+from dgiqa.scorer import Scorer
+from dgiqa.spec import Preprocess
+
+GOLDEN_TILES = "grid"
+GOLDEN_SIDE = 320  # longest side of a golden image made here, pixels: the PNG stays near 100 kB
+UNSTATED = "not stated by the authors; ask them before you pass these weights on"
+PACKAGES = ("torch", "timm", "onnx", "onnxsim", "onnxruntime")  # whose versions a manifest records
+
+
+def build_bundle(
+    target: str | Path,
+    *,
+    quality: nn.Module,
+    depth: nn.Module,
+    preprocess: Preprocess,
+    name: str,
+    title: str,
+    licence: str,
+    source: str,
+    origins: Mapping[str, Mapping[str, str]] | None = None,
+    golden: Sequence[NDArray[np.uint8]] | None = None,
+    photos: Sequence[NDArray[np.uint8]] | None = None,
+    model_card: Mapping[str, Any] | None = None,
+    created: str | None = None,
+    overwrite: bool = False,
+) -> Bundle:
+    """Export two networks and write them as a bundle whose golden scores are PyTorch's.
+
+    quality, depth: networks as in `export_quality` and `export_depth`. golden: uint8 [H,W,3] RGB images that the bundle
+    carries with their scores (grid tiles); photos: what the exports are compared on. Both are scikit-image's unless
+    given. licence, source, origins, created, overwrite: as in `dgiqa.bundle.write_bundle`.
+    Raises ExportError if a file or a whole score differs from PyTorch; then `target` is left as it was.
+    """
+    quality, depth = (copy.deepcopy(network).cpu().float().eval() for network in (quality, depth))
+    pictures = photos or photographs()
+
+    def truth(data: bytes) -> Any:
+        score, tile_scores = score_reference(decode(data), depth, quality, preprocess, GOLDEN_TILES)
+        return SimpleNamespace(value=score, tile_scores=tile_scores, tiles=GOLDEN_TILES)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        exports = {
+            spec.DEPTH_FILE: export_depth(
+                depth, Path(scratch, spec.DEPTH_FILE), preprocess=preprocess, photos=pictures
+            ),
+            spec.QUALITY_FILE: export_quality(
+                quality, Path(scratch, spec.QUALITY_FILE), tile=preprocess.tile, photos=pictures
+            ),
+        }
+        golden_pngs = [_png(image) for image in golden or [_small(picture) for picture in pictures[:4]]]
+        files = {**{file: export.path for file, export in exports.items()}, **golden_files(golden_pngs, truth)}
+        arguments: dict[str, Any] = {
+            "name": name,
+            "title": title,
+            "files": files,
+            "licence": licence,
+            "source": source,
+            "origins": {**({} if golden or photos else _golden_origins()), **(origins or {})},
+            "preprocess": preprocess,
+            "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+            "model_card": model_card,
+            "created": created,
+        }
+        draft = write_bundle(Path(scratch, "draft"), **arguments)
+        parity = {**{file: _parity(export) for file, export in exports.items()}, "score": _score_parity(draft)}
+        return write_bundle(target, **arguments, parity=parity, overwrite=overwrite)
+
+
+def import_weights(
+    quality: str | Path,
+    depth: str | Path,
+    target: str | Path,
+    *,
+    name: str,
+    title: str | None = None,
+    licence: str | None = None,
+    photos: str | Path | None = None,
+    overwrite: bool = False,
+) -> Bundle:
+    """Turn the authors' DGIQA and Depth Anything checkpoints into a bundle directory.
+
+    licence: of the DGIQA weights; their authors state none. photos: a folder of photographs to compare on and to take
+    the golden images from, instead of scikit-image's.
+    Raises WeightsError if a file is not what it should be, ExportError if the exported networks differ from PyTorch.
+    """
+    quality_net, depth_net = load_dgiqa(quality), load_depth_anything(depth)
+    depth_origin = {"licence": "Apache-2.0, as its repository states", "source": f"Depth Anything, {Path(depth).name}"}
+    return build_bundle(
+        target,
+        quality=quality_net,
+        depth=depth_net,
+        preprocess=Preprocess(),
+        name=name,
+        title=title or f"DGIQA ({Path(quality).name}) with Depth Anything ({Path(depth).name})",
+        licence=licence or UNSTATED,
+        source=f"DGIQA, {Path(quality).name}",
+        origins={spec.DEPTH_FILE: depth_origin},
+        photos=None if photos is None else photographs(photos),
+        overwrite=overwrite,
+    )
+
+
+def _score_parity(draft: Bundle) -> dict[str, Any]:
+    """Score the golden images with the runtime itself; how far its scores are from PyTorch's."""
+    with Scorer(draft) as scorer:
+        report = verify_bundle(draft, scorer)
+    if not report.passed:
+        raise ExportError(
+            f"scores of whole images differ from PyTorch by {report.max_difference:.3g}, "
+            f"allowed {report.tolerance:g}; nothing was written"
+        )
+    return {
+        "unit": "score",
+        "max_difference": report.max_difference,
+        "tolerance": report.tolerance,
+        "images": len(report.rows),
+        "backend": report.backend,
+    }
+
+
+def _parity(export: Export) -> dict[str, Any]:
+    """The manifest's record of one exported file."""
+    return {
+        "unit": export.unit,
+        "max_difference": export.difference,
+        "tolerance": export.tolerance,
+        "cases": export.differences,
+        "nodes": export.nodes,
+        "simplified": export.simplified,
+    }
+
+
+def _golden_origins() -> dict[str, dict[str, str]]:
+    """Licence and source of the golden images that are scikit-image's photographs."""
+    return {
+        f"golden/{number:02}.png": {"licence": licence, "source": f"scikit-image: {name}, reduced"}
+        for number, (name, licence) in enumerate(PHOTOGRAPHS.items(), 1)
+    }
+
+
+def _small(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Shrink so that the longer side is at most GOLDEN_SIDE."""
+    scale = min(1, GOLDEN_SIDE / max(image.shape[:2]))
+    size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _png(image: NDArray[np.uint8]) -> bytes:
+    done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    assert done
+    return data.tobytes()

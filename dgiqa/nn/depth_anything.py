@@ -1,0 +1,254 @@
+"""An image becomes relative inverse depth: Depth Anything V1, a DINOv2 transformer with a dense-prediction head.
+
+Sources: Yang et al., "Depth Anything", arXiv 2401.10891; Oquab et al., "DINOv2", arXiv 2304.07193; Ranftl et al.,
+"Vision Transformers for Dense Prediction", arXiv 2103.13413. Module names follow the published checkpoints
+(`pretrained.*`, `depth_head.*`), so that those load key for key. Nothing here depends on the values of height and
+width in Python, so that one exported graph serves every image size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PATCH = 14  # pixels per token and side
+NATIVE_GRID = 37  # the position embedding was trained on 518 / 14 tokens a side
+GRID_OFFSET = 0.1  # added to the grid's size before its scale is taken; the published weights were trained with it
+HEAD_CHANNELS = 32  # width of the last convolution
+
+
+@dataclass(frozen=True)
+class DepthAnythingConfig:
+    """Sizes of one Depth Anything network: `features` and `channels` belong to the head, the rest to the encoder."""
+
+    width: int
+    blocks: int
+    heads: int
+    features: int
+    channels: tuple[int, int, int, int]
+
+
+ENCODERS = {
+    "vits": DepthAnythingConfig(384, 12, 6, 64, (48, 96, 192, 384)),
+    "vitb": DepthAnythingConfig(768, 12, 12, 128, (96, 192, 384, 768)),
+    "vitl": DepthAnythingConfig(1024, 24, 16, 256, (256, 512, 1024, 1024)),
+}
+
+
+class DepthAnything(nn.Module):
+    """image f32 [N,3,h,w], ImageNet-normalised -> relative inverse depth f32 [N,h,w], at least 0, larger = nearer.
+
+    config: "vits", "vitb", "vitl", or sizes of one's own. h and w are multiples of 14, else ValueError.
+    """
+
+    def __init__(self, config: str | DepthAnythingConfig = "vits") -> None:
+        super().__init__()
+        self.config = _config_of(config)
+        self.pretrained = VisionTransformer(self.config)
+        self.depth_head = DenseHead(self.config)
+
+    def forward(self, image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        if height % PATCH or width % PATCH:
+            raise ValueError(f"image is {height}x{width} pixels; both sides must be multiples of {PATCH}, resize first")
+        maps = self.pretrained(image, blocks=4)
+        return F.relu(self.depth_head(maps)).squeeze(1)
+
+
+class VisionTransformer(nn.Module):
+    """DINOv2 with 14-pixel patches, one class token and layer scale; the last blocks' tokens come out as maps."""
+
+    def __init__(self, config: DepthAnythingConfig) -> None:
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + NATIVE_GRID**2, config.width))
+        self.mask_token = nn.Parameter(torch.zeros(1, config.width))  # only pretraining used it; checkpoints carry it
+        self.patch_embed = PatchEmbed(config.width)
+        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.blocks))
+        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.normal_(self.cls_token, std=1e-6)
+
+    def forward(self, image: Tensor, blocks: int) -> list[Tensor]:
+        """[N,3,h,w] -> the last `blocks` blocks' patch tokens, normalised, each a map [N,C,h/14,w/14]."""
+        patches = self.patch_embed(image)  # [N,C,r,c]
+        n, _, rows, columns = patches.shape
+        x = torch.cat([self.cls_token.expand(n, -1, -1), patches.flatten(2).mT], 1)
+        x = x + resize_position_embedding(self.pos_embed, rows, columns)
+        maps = []
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index >= len(self.blocks) - blocks:
+                maps.append(self.norm(x)[:, 1:].mT.unflatten(2, (rows, columns)))
+        return maps
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, PATCH, PATCH)
+
+    def forward(self, image: Tensor) -> Tensor:  # [N,3,h,w] -> [N,C,h/14,w/14]
+        return self.proj(image)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, each scaled per channel before it is added."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads)
+        self.ls1 = LayerScale(width)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = FeedForward(width)
+        self.ls2 = LayerScale(width)
+
+    def forward(self, x: Tensor) -> Tensor:  # [N,T,C] -> [N,T,C]
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:  # [N,T,C] -> [N,T,C]
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # [N,heads,T,C/heads]
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class LayerScale(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:  # [N,T,C] -> [N,T,C]
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class DenseHead(nn.Module):
+    """Four maps [N,C,r,c], shallow to deep -> one channel [N,1,14r,14c], fused from the deepest upwards."""
+
+    def __init__(self, config: DepthAnythingConfig) -> None:
+        super().__init__()
+        first, second, _, fourth = config.channels
+        self.projects = nn.ModuleList(nn.Conv2d(config.width, channels, 1) for channels in config.channels)
+        self.resize_layers = nn.ModuleList(
+            [
+                nn.ConvTranspose2d(first, first, 4, 4),
+                nn.ConvTranspose2d(second, second, 2, 2),
+                nn.Identity(),
+                nn.Conv2d(fourth, fourth, 3, 2, padding=1),
+            ]
+        )
+        self.scratch = nn.ModuleDict()  # the checkpoints' name for everything after the resizing
+        for level, channels in enumerate(config.channels, 1):
+            self.scratch[f"layer{level}_rn"] = _conv3x3(channels, config.features, bias=False)
+            self.scratch[f"refinenet{level}"] = FusionBlock(config.features)
+        self.scratch["output_conv1"] = _conv3x3(config.features, config.features // 2)
+        last = nn.Conv2d(HEAD_CHANNELS, 1, 1)
+        nn.init.constant_(last.bias, 1.0)  # type: ignore[arg-type]  # untrained depths below 0 would all become 0
+        self.scratch["output_conv2"] = nn.Sequential(
+            _conv3x3(config.features // 2, HEAD_CHANNELS), nn.ReLU(), last, nn.ReLU()
+        )
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        rows, columns = maps[0].shape[-2:]
+        levels = []
+        for level, (x, project, resize) in enumerate(zip(maps, self.projects, self.resize_layers, strict=True), 1):
+            levels.append(self.scratch[f"layer{level}_rn"](resize(project(x))))
+        x = self.scratch["refinenet4"](levels[3], None, levels[2].shape[-2:])
+        x = self.scratch["refinenet3"](x, levels[2], levels[1].shape[-2:])
+        x = self.scratch["refinenet2"](x, levels[1], levels[0].shape[-2:])
+        x = self.scratch["refinenet1"](x, levels[0], (8 * rows, 8 * columns))
+        x = _upsample(self.scratch["output_conv1"](x), (PATCH * rows, PATCH * columns))
+        return self.scratch["output_conv2"](x)
+
+
+class FusionBlock(nn.Module):
+    """The deeper map plus a residual of the level's own, refined and brought to the next level's size.
+
+    The deepest level has no map before it; its resConfUnit1 is unused and exists because checkpoints carry it.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.resConfUnit1 = ResidualUnit(features)
+        self.resConfUnit2 = ResidualUnit(features)
+        self.out_conv = nn.Conv2d(features, features, 1)
+
+    def forward(self, x: Tensor, skip: Tensor | None, size: tuple[int, int]) -> Tensor:
+        if skip is not None:
+            x = x + self.resConfUnit1(skip)
+        return self.out_conv(_upsample(self.resConfUnit2(x), size))
+
+
+class ResidualUnit(nn.Module):
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(features, features)
+        self.conv2 = _conv3x3(features, features)
+
+    def forward(self, x: Tensor) -> Tensor:  # [N,C,H,W] -> [N,C,H,W]
+        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+
+
+def resize_position_embedding(embedding: Tensor, rows: int, columns: int) -> Tensor:
+    """[1,1+37*37,C] -> [1,1+rows*columns,C]: bicubic, except on the native grid, where it stays as it is.
+
+    The same as `F.interpolate(scale_factor=((rows + 0.1) / 37, (columns + 0.1) / 37), mode="bicubic")`, written as
+    two matrix products with weights made from tensors, because a scale factor made from a symbolic size cannot be
+    exported.
+    """
+    counts = [torch.ones(n, device=embedding.device).sum() for n in (rows, columns)]  # sizes as tensors, for export
+    native = (counts[0] == NATIVE_GRID) & (counts[1] == NATIVE_GRID)
+    offset = torch.where(native, 0.0, GRID_OFFSET)
+    down, across = (_cubic_weights(n, c + offset) for n, c in zip((rows, columns), counts, strict=True))
+    channels = embedding.shape[-1]
+    grid = embedding[0, 1:].reshape(NATIVE_GRID, NATIVE_GRID * channels)
+    grid = across @ (down @ grid).reshape(-1, NATIVE_GRID, channels)  # [rows,columns,C]
+    return torch.cat([embedding[:, :1], grid.reshape(1, -1, channels)], 1)
+
+
+def _cubic_weights(count: int, size: Tensor) -> Tensor:
+    """Weights [count,37] of Keys' cubic convolution with a = -0.75, edges repeated; `size` target cells span them."""
+    source = (torch.arange(count, device=size.device) + 0.5) * NATIVE_GRID / size - 0.5
+    taps = source.floor()[:, None] + torch.arange(-1, 3, device=size.device)  # [count,4]
+    x = (source[:, None] - taps).abs()
+    weights = torch.where(x <= 1, (1.25 * x - 2.25) * x * x + 1, ((-0.75 * x + 3.75) * x - 6) * x + 3)
+    cells = torch.arange(NATIVE_GRID, device=size.device)
+    hits = taps.clamp(0, NATIVE_GRID - 1)[..., None] == cells  # [count,4,37]
+    return (weights[..., None] * hits).sum(1)
+
+
+def _upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
+def _conv3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
+
+
+def _config_of(config: str | DepthAnythingConfig) -> DepthAnythingConfig:
+    if isinstance(config, DepthAnythingConfig):
+        return config
+    if config not in ENCODERS:
+        raise ValueError(f"unknown encoder {config!r}; Depth Anything comes as {', '.join(ENCODERS)}")
+    return ENCODERS[config]

@@ -1,0 +1,306 @@
+"""A network in PyTorch becomes one ONNX file, which is kept only if it computes the same on real photographs.
+
+    network ─► dynamo export ─► stripped of local paths ─► onnxsim (if no larger) ─► ONNX Runtime ─► compare ─► rename
+
+The bytes that were checked are the bytes that are kept; a file that differs too much is deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dgiqa import spec
+from dgiqa.errors import DgiqaError, WeightsError
+from dgiqa.nn.checkpoints import load_dgiqa, load_weights
+from dgiqa.nn.depth_anything import ENCODERS, DepthAnything
+from dgiqa.nn.network import DGIQA, FULL, SMALL
+from dgiqa.nn.reference import decode, depth_input, network_tiles
+from dgiqa.nn.small_depth import STRIDE, SmallDepth
+from dgiqa.sessions import OrtSession
+from dgiqa.spec import Preprocess
+
+SCORE_TOLERANCE = 1e-4  # of a score in 0..1: a hundredth of the two decimals that a reader compares
+DEPTH_TOLERANCE = 1e-3  # of one image's depth range: a quarter of a step of the uint8 depth image
+BATCHES = (1, 3, 8)  # tiles; one alone, an odd number, a full batch
+MAX_BYTES = 2**31 - 1  # protobuf's limit; every network here stays below it, so weights stay in the file
+MAX_CELLS = 512  # cells (patches of `depth_multiple` pixels) along one side of the depth network's input
+PHOTOGRAPHS = {  # in scikit-image's wheel, with their licences
+    "astronaut": "public domain (NASA)",
+    "coffee": "CC0 (Rachel Michetti)",
+    "chelsea": "CC0 (Stéfan van der Walt)",
+    "rocket": "CC0 (SpaceX)",
+}
+
+Feeds = Mapping[str, Tensor]
+
+
+class ExportError(DgiqaError):
+    """A network could not be exported, or the exported file does not compute what the network computes."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """One file that was written, and how far it is from PyTorch.
+
+    simplified: whether onnxsim's graph was kept. differences: largest difference for each input that was tried.
+    unit: what a difference is a part of. tolerance: the largest difference allowed.
+    """
+
+    path: Path
+    nodes: int
+    size_bytes: int
+    simplified: bool
+    differences: dict[str, float]
+    tolerance: float
+    unit: str
+
+    @property
+    def difference(self) -> float:
+        return max(self.differences.values())
+
+    @property
+    def share(self) -> float:
+        """How much of the tolerance is used, 0..1."""
+        return self.difference / self.tolerance
+
+
+def export_quality(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    tile: int = spec.TILE,
+    opset: int = spec.OPSET,
+    photos: Sequence[NDArray[np.uint8]] | None = None,
+) -> Export:
+    """Write a quality network, two f32 [n,3,tile,tile] -> f32 [n], to an ONNX file with a dynamic batch.
+
+    photos: uint8 [H,W,3] RGB to compare with PyTorch on; by default scikit-image's. The model is left as it is.
+    Raises ExportError if scores differ by more than SCORE_TOLERANCE; then nothing is written.
+    """
+    rgb, depth = _tiles_of(photos or photographs(), Preprocess(tile=tile))
+    cases = {f"batch {n}": {spec.QUALITY_RGB: rgb[:n], spec.QUALITY_DEPTH: depth[:n]} for n in BATCHES}
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    with _frozen(model) as network:
+        graph = _graph(network, cases["batch 3"], spec.QUALITY_OUTPUT, ({0: batch}, {0: batch}), opset)
+        return _write_checked(network, graph, Path(path), cases, (_largest_difference, SCORE_TOLERANCE, "score"))
+
+
+def export_depth(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    preprocess: Preprocess | None = None,
+    size: tuple[int, int] | None = None,
+    opset: int = spec.OPSET,
+    photos: Sequence[NDArray[np.uint8]] | None = None,
+) -> Export:
+    """Write a depth network, f32 [n,3,h,w] -> f32 [n,h,w], to an ONNX file with dynamic batch, height and width.
+
+    preprocess: gives the sizes to compare at, and the multiple that h and w are of. size: fixes (h, w) instead.
+    photos: as in `export_quality`. The model is left as it is.
+    Raises ExportError if depths differ by more than DEPTH_TOLERANCE of their range; then nothing is written.
+    """
+    p = preprocess or Preprocess()
+    cases = _depth_cases(photos or photographs(), p, size)
+    batch = torch.export.Dim("batch", min=1, max=256)
+    rows, columns = (torch.export.Dim(name, min=1, max=MAX_CELLS) for name in ("rows", "columns"))
+    cell = p.depth_multiple
+    dynamic = {0: batch} if size else {0: batch, 2: cell * rows, 3: cell * columns}
+    with _frozen(model) as network:
+        graph = _graph(network, cases["batch 2"], spec.DEPTH_OUTPUT, (dynamic,), opset)
+        return _write_checked(network, graph, Path(path), cases, (_share_of_range, DEPTH_TOLERANCE, "depth range"))
+
+
+def export_networks(
+    out: str | Path, quality: str | None, depth: str | None, config: str = "full", photos: str | Path | None = None
+) -> list[Export]:
+    """Export networks named as on a command line to quality.onnx and depth.onnx in the directory `out`.
+
+    quality: a weight file, or "random:SEED" for untrained weights with the sizes of `config` ("full" or "small").
+    depth: a weight file, or "vits", "vitb", "vitl", "small" for untrained weights. None leaves a network out.
+    photos: a folder, see `photographs`. Raises WeightsError, ExportError, ValueError for a seed that is no number.
+    """
+    pictures, out, written = photographs(photos), Path(out), []
+    if quality is not None:
+        dgiqa = _quality_named(quality, config)
+        tile = dgiqa.config.image_size
+        written.append(export_quality(dgiqa, out / spec.QUALITY_FILE, tile=tile, photos=pictures))
+    if depth is not None:
+        network, preprocess = _depth_named(depth)
+        written.append(export_depth(network, out / spec.DEPTH_FILE, preprocess=preprocess, photos=pictures))
+    return written
+
+
+def photographs(folder: str | Path | None = None, limit: int = 8) -> list[NDArray[np.uint8]]:
+    """Photographs to compare on, uint8 [H,W,3] RGB: a folder's first `limit`, or those of scikit-image.
+
+    Raises ExportError when there are none.
+    """
+    if folder is not None:
+        paths = sorted(
+            p for p in Path(folder).glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+        )
+        if not paths:
+            raise ExportError(f"{folder} holds no photographs (.jpg, .png, .webp, .bmp)")
+        return [decode(path.read_bytes()) for path in paths[:limit]]
+    try:
+        from skimage import data
+    except ImportError as error:
+        raise ExportError("no photographs to compare on; pip install scikit-image, or name a folder of some") from error
+    return [getattr(data, name)() for name in list(PHOTOGRAPHS)[:limit]]
+
+
+def _quality_named(name: str, config: str) -> DGIQA:
+    if not name.startswith("random:"):
+        return load_dgiqa(name)
+    torch.manual_seed(int(name.removeprefix("random:")))
+    return DGIQA(SMALL if config == "small" else FULL)
+
+
+def _depth_named(name: str) -> tuple[nn.Module, Preprocess]:
+    """A depth network and the preprocessing that gives it the sizes it takes."""
+    torch.manual_seed(0)
+    if name in ENCODERS:
+        return DepthAnything(name), Preprocess()
+    network = SmallDepth() if name == "small" else load_weights(name)
+    if isinstance(network, DGIQA):
+        raise WeightsError(f"{name} looks like DGIQA; wanted the weights of a depth network")
+    small = isinstance(network, SmallDepth)
+    return network, Preprocess(depth_lower_bound=256, depth_multiple=STRIDE) if small else Preprocess()
+
+
+def _tiles_of(photos: Sequence[NDArray[np.uint8]], p: Preprocess) -> tuple[Tensor, Tensor]:
+    """At least max(BATCHES) tiles from photographs, neighbours from different ones; brightness stands in for depth."""
+    pairs = [network_tiles(photo, cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), p, "official:8") for photo in photos]
+    rgb, depth = (torch.stack([pair[i] for pair in pairs], 1).flatten(0, 1) for i in (0, 1))
+    return rgb, depth
+
+
+def _depth_cases(
+    photos: Sequence[NDArray[np.uint8]], p: Preprocess, size: tuple[int, int] | None
+) -> dict[str, dict[str, Tensor]]:
+    """Depth inputs of the sizes that photographs have, a portrait, and two small ones at once."""
+    upright = np.ascontiguousarray(photos[-1].transpose(1, 0, 2))
+    images = [depth_input(photo, p) for photo in (*photos[:2], upright)]
+    if size:
+        images = [F.interpolate(image, size, mode="bilinear") for image in images]
+    cases = {f"{image.shape[2]}x{image.shape[3]}": image for image in images}
+    cell = p.depth_multiple
+    small = images if size else [F.interpolate(image, (4 * cell, 6 * cell), mode="bilinear") for image in images]
+    cases["batch 2"] = torch.cat(small[:2])
+    return {label: {spec.DEPTH_INPUT: image} for label, image in cases.items()}
+
+
+@contextlib.contextmanager
+def _frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """A copy on the CPU, in float32 and eval mode, with gradients off; the exporter's chatter is off, too."""
+    network = copy.deepcopy(model).cpu().float().eval()
+    level = logging.root.manager.disable
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield network
+        finally:
+            logging.disable(level)
+
+
+def _graph(network: nn.Module, example: Feeds, output: str, dynamic: tuple[Any, ...], opset: int) -> Any:
+    """The network as an ONNX ModelProto without traces of where it was made."""
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+    if weights > MAX_BYTES:
+        raise ExportError(f"the network has {weights:,} bytes of weights; one ONNX file holds at most {MAX_BYTES:,}")
+    try:
+        program = torch.onnx.export(
+            network,
+            tuple(example.values()),
+            dynamo=True,
+            verbose=False,
+            opset_version=opset,
+            input_names=list(example),
+            output_names=[output],
+            dynamic_shapes=dynamic,
+        )
+    except Exception as error:  # the exporter has a family of exceptions per version
+        raise ExportError(f"torch {torch.__version__} cannot export {type(network).__name__}: {error}") from error
+    assert program is not None
+    return _stripped(program.model_proto)
+
+
+def _stripped(model: Any) -> Any:
+    """Remove doc strings and metadata: the exporter writes stack traces with local paths there."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    return model
+
+
+def _write_checked(
+    network: nn.Module,
+    graph: Any,
+    path: Path,
+    cases: Mapping[str, Feeds],
+    budget: tuple[Callable[[NDArray[Any], NDArray[Any]], float], float, str],
+) -> Export:
+    """The first graph that agrees with the network in all cases, simplified before plain, is written to `path`."""
+    measure, tolerance, unit = budget
+    expected = {label: network(*feeds.values()).numpy() for label, feeds in cases.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    differences: dict[str, float] = {}
+    try:
+        for candidate, simplified in _candidates(graph):
+            partial.write_bytes(candidate.SerializeToString())
+            session = OrtSession(partial)
+            for label, feeds in cases.items():
+                (got,) = session.run({name: tensor.numpy() for name, tensor in feeds.items()}).values()
+                differences[label] = measure(expected[label], got)
+            if all(difference <= tolerance for difference in differences.values()):  # False for NaN
+                size = partial.stat().st_size
+                os.replace(partial, path)
+                return Export(path, len(candidate.graph.node), size, simplified, differences, tolerance, unit)
+    finally:
+        partial.unlink(missing_ok=True)
+    worst = max(differences, key=lambda label: -1 if differences[label] <= tolerance else differences[label])
+    raise ExportError(
+        f"{path.name} differs from PyTorch by {differences[worst]:.3g} of the {unit} ({worst}), allowed {tolerance:g}; "
+        "nothing was written. Try other versions of torch and onnxruntime"
+    )
+
+
+def _candidates(graph: Any) -> Iterator[tuple[Any, bool]]:
+    """(graph, simplified?): onnxsim's first, where it is not larger; it can also split what was one node."""
+    import onnxsim
+
+    simplified, agreed = onnxsim.simplify(graph)
+    if agreed and len(simplified.graph.node) <= len(graph.graph.node):
+        yield _stripped(simplified), True
+    yield graph, False
+
+
+def _largest_difference(expected: NDArray[Any], got: NDArray[Any]) -> float:
+    return float(np.abs(expected - got).max())
+
+
+def _share_of_range(expected: NDArray[Any], got: NDArray[Any]) -> float:
+    """Largest difference as a part of the depth's range, which min-max stretches to the whole uint8 scale."""
+    depth_range = float(expected.max() - expected.min())
+    if not depth_range > 0:
+        raise ExportError("the depth network gives one constant for a photograph; there is nothing to compare")
+    return _largest_difference(expected, got) / depth_range

@@ -1,0 +1,112 @@
+"""An image becomes a score in plain PyTorch: the authors' pipeline, step by step, slow and obvious.
+
+Everything that is exported, optimised or rewritten answers to this file. Its arithmetic is written a second time, apart
+from `dgiqa.preprocess`, so that a slip in one of them shows; only the layout of the deterministic grid is shared,
+because that is a convention and not arithmetic. Source: section 4.2 of the paper and the authors' inference script.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dgiqa.errors import ImageError
+from dgiqa.preprocess import grid_windows
+from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+
+OFFICIAL_SEED = 42
+
+
+def score_reference(
+    rgb: NDArray[np.uint8],
+    depth_net: nn.Module,
+    quality_net: nn.Module,
+    preprocess: Preprocess | None = None,
+    tiles: str | NDArray[np.integer] = "official:20",
+) -> tuple[float, NDArray[np.float32]]:
+    """Score rgb uint8 [H,W,3] with two networks in eval mode: (mean, tile scores f32 [n]).
+
+    depth_net: f32 [1,3,h,w] -> f32 [1,h,w]. quality_net: two f32 [n,3,tile,tile] -> f32 [n].
+    tiles: "official:COUNT" or "official:COUNT:SEED" (the authors' random crops), "grid", or windows (y, x) int [n,2].
+    Raises ValueError for other tilings.
+    """
+    p = preprocess or Preprocess()
+    with torch.no_grad():
+        depth = depth_image(depth_net(depth_input(rgb, p)), *rgb.shape[:2])
+        scores = quality_net(*network_tiles(rgb, depth, p, tiles))
+    return float(scores.double().mean()), scores.numpy()
+
+
+def decode(data: bytes) -> NDArray[np.uint8]:
+    """Image file's bytes -> uint8 [H,W,3] RGB, as the authors read it. Raises ImageError."""
+    bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if bgr is None:
+        raise ImageError(f"OpenCV cannot decode these {len(data)} bytes; wanted a photograph")
+    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def depth_input(rgb: NDArray[np.uint8], p: Preprocess) -> Tensor:
+    """uint8 [H,W,3] -> f32 [1,3,h,w]: neither side below the bound, cubic in float64, then ImageNet statistics."""
+    height, width = rgb.shape[:2]
+    scale = max(p.depth_lower_bound / height, p.depth_lower_bound / width)
+    sides = []
+    for side in (width, height):
+        size = round(side * scale / p.depth_multiple) * p.depth_multiple
+        if size < p.depth_lower_bound:
+            size = math.ceil(side * scale / p.depth_multiple) * p.depth_multiple
+        sides.append(size)
+    resized = cv2.resize(rgb / 255.0, sides, interpolation=cv2.INTER_CUBIC)
+    return _normalised(np.asarray(resized))[None]
+
+
+def depth_image(depth: Tensor, height: int, width: int) -> NDArray[np.uint8]:
+    """f32 [1,h,w] -> uint8 [height,width]: bilinear to full size, minimum to 0, maximum to 255, truncated."""
+    full = F.interpolate(depth[None], (height, width), mode="bilinear", align_corners=False)[0, 0].numpy()
+    return ((full - full.min()) / (full.max() - full.min() + 1e-8) * 255).astype(np.uint8)
+
+
+def network_tiles(
+    rgb: NDArray[np.uint8], depth: NDArray[np.uint8], p: Preprocess, tiles: str | NDArray[np.integer]
+) -> tuple[Tensor, Tensor]:
+    """rgb uint8 [H,W,3], depth uint8 [H,W] -> the quality network's two inputs, f32 [n,3,tile,tile] each."""
+    colour = _normalised(_short_side(rgb, p.short_side) / 255.0)
+    guide = _normalised(_short_side(np.repeat(depth[..., None], 3, 2), p.short_side) / 255.0)
+    windows = _windows(tiles, colour.shape[1], colour.shape[2], p.tile) if isinstance(tiles, str) else tiles.tolist()
+    colour_tiles = [colour[:, y : y + p.tile, x : x + p.tile] for y, x in windows]
+    guide_tiles = [guide[:, y : y + p.tile, x : x + p.tile] for y, x in windows]
+    return torch.stack(colour_tiles), torch.stack(guide_tiles)
+
+
+def _short_side(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Resize so that the shorter side has `size` pixels; Python's rounding of halves to even is part of the recipe."""
+    height, width = image.shape[:2]
+    scale = size / min(height, width)
+    if scale == 1:
+        return image
+    target = (round(width * scale), round(height * scale))
+    return np.asarray(cv2.resize(image, target, interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
+def _normalised(image: NDArray[np.float64]) -> Tensor:
+    """f64 [H,W,3] in [0, 1] -> f32 [3,H,W] with ImageNet's mean and deviation taken out, computed in float64."""
+    return torch.from_numpy((image - IMAGENET_MEAN) / IMAGENET_STD).permute(2, 0, 1).float()
+
+
+def _windows(tiles: str, height: int, width: int, tile: int) -> list[list[int]]:
+    """Windows (y, x) for a tiling's name; x is drawn before y."""
+    name, *numbers = tiles.split(":")
+    if tiles == "grid":
+        return grid_windows(height, width, tile).tolist()
+    if name != "official" or len(numbers) not in (1, 2):
+        raise ValueError(f"unknown tiling {tiles!r}; choose grid, official:COUNT or official:COUNT:SEED")
+    count, seed = int(numbers[0]), int(numbers[1]) if len(numbers) == 2 else OFFICIAL_SEED
+    generator = random.Random(seed)
+    drawn = [(generator.randint(0, width - tile), generator.randint(0, height - tile)) for _ in range(count)]
+    return [[y, x] for x, y in drawn]

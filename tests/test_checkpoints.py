@@ -1,0 +1,264 @@
+"""Weight files: the authors' names in every spelling load, anything else is refused with the reason, no code runs."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("safetensors")
+
+from dgiqa.errors import WeightsError  # noqa: E402
+from dgiqa.nn import checkpoints  # noqa: E402
+from dgiqa.nn.checkpoints import load_depth_anything, load_dgiqa, load_weights, save_weights  # noqa: E402
+from dgiqa.nn.depth_anything import DepthAnything, DepthAnythingConfig  # noqa: E402
+from dgiqa.nn.network import DGIQA, SMALL, DGIQAConfig  # noqa: E402
+
+TINY_DEPTH = DepthAnythingConfig(width=24, blocks=4, heads=3, features=8, channels=(8, 8, 8, 8))
+# A Swin with the stages of the paper's, a twentieth of its width: the names are what matters here.
+SWIN = DGIQAConfig(
+    backbone_options={"embed_dim": 24, "num_heads": (1, 2, 3, 6)},
+    tcb_channels=(8, 8, 8, 8),
+    reduction=4,
+    heads=4,
+    dilated_channels=16,
+)
+State = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def swin() -> DGIQA:
+    torch.manual_seed(0)
+    return DGIQA(SWIN).eval()
+
+
+@pytest.fixture(scope="module")
+def depth() -> DepthAnything:
+    torch.manual_seed(0)
+    return DepthAnything(TINY_DEPTH).eval()
+
+
+class Runs:
+    """Pickled, this creates a file when it is loaded by a pickle that runs code."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.trace,)
+
+
+def dotted_stages(state: State) -> State:
+    return {name.replace("backbone.layers_", "backbone.layers."): value for name, value in state.items()}
+
+
+def getter_stages(state: State) -> State:
+    return {name.replace("backbone.", "backbone.model."): value for name, value in dotted_stages(state).items()}
+
+
+def downsampling_at_the_end(state: State) -> State:
+    """As the original Swin, and timm before 0.9, have it."""
+    pattern = re.compile(r"layers_(\d)\.downsample")
+    return {pattern.sub(lambda m: f"layers_{int(m[1]) - 1}.downsample", name): value for name, value in state.items()}
+
+
+def stored_constants(state: State) -> State:
+    blocks = [f"{net}.layers_0.blocks.1" for net in ("backbone", "depth_backbone")]
+    masks = {f"{block}.attn_mask": torch.zeros(64, 49, 49) for block in blocks}
+    indices = {f"{block}.attn.relative_position_index": torch.zeros(49, 49, dtype=torch.int64) for block in blocks}
+    return {**state, **masks, **indices}
+
+
+def data_parallel(state: State) -> State:
+    return {f"module.{name}": value for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "rename", [dict, dotted_stages, getter_stages, downsampling_at_the_end, stored_constants, data_parallel]
+)
+def test_every_spelling_of_the_authors_names_loads(
+    rename: Callable[[State], State], swin: DGIQA, tmp_path: Path
+) -> None:
+    torch.save(rename(swin.state_dict()), tmp_path / "dgiqa.pth")
+    assert_same(load_dgiqa(tmp_path / "dgiqa.pth", SWIN), swin)
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model"])
+def test_weights_are_found_inside_a_training_state(wrapper: str, swin: DGIQA, tmp_path: Path) -> None:
+    state = {wrapper: data_parallel(swin.state_dict()), "epoch": 3, "optimizer": {"lr": 0.1}}
+    torch.save(state, tmp_path / "last.pth")
+    assert_same(load_dgiqa(tmp_path / "last.pth", SWIN), swin)
+
+
+def test_old_style_pth_loads(swin: DGIQA, tmp_path: Path) -> None:
+    torch.save(swin.state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert_same(load_dgiqa(tmp_path / "old.pth", SWIN), swin)
+
+
+def test_half_precision_weights_become_float32(swin: DGIQA, tmp_path: Path) -> None:
+    torch.save({name: value.half() for name, value in swin.state_dict().items()}, tmp_path / "half.pth")
+    loaded = load_dgiqa(tmp_path / "half.pth", SWIN)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("config", [SWIN, SMALL], ids=["swin", "small"])
+def test_safetensors_bring_weights_and_sizes_back(config: DGIQAConfig, tmp_path: Path) -> None:
+    model = DGIQA(config)
+    save_weights(model, tmp_path / "w.safetensors", {"note": "x"})
+    loaded = load_weights(tmp_path / "w.safetensors")
+    assert isinstance(loaded, DGIQA)
+    assert loaded.config == config
+    assert not loaded.training
+    assert_same(loaded, model)
+    assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
+    assert checkpoints.read_tensors(tmp_path / "w.safetensors")[1]["note"] == "x"
+
+
+def test_depth_weights_round_trip(depth: DepthAnything, tmp_path: Path) -> None:
+    save_weights(depth, tmp_path / "d.safetensors")
+    loaded = load_weights(tmp_path / "d.safetensors")
+    assert isinstance(loaded, DepthAnything)
+    assert loaded.config == TINY_DEPTH
+    assert_same(loaded, depth)
+
+
+def test_small_depth_weights_round_trip(tmp_path: Path) -> None:
+    from dgiqa.nn.small_depth import SmallDepth, save_small_depth
+
+    model = SmallDepth()
+    save_small_depth(model, str(tmp_path / "s.safetensors"))
+    assert_same(load_weights(tmp_path / "s.safetensors"), model)
+
+
+def test_encoder_is_found_from_the_shapes(tmp_path: Path) -> None:
+    model = DepthAnything("vits")
+    torch.save(model.state_dict(), tmp_path / "depth_anything_vits14.pth")
+    assert_same(load_depth_anything(tmp_path / "depth_anything_vits14.pth"), model)
+
+
+def test_depth_anything_v2_is_refused_by_name(depth: DepthAnything, tmp_path: Path) -> None:
+    save_weights(depth, tmp_path / "depth_anything_v2_vits.safetensors")
+    with pytest.raises(WeightsError, match="V2"):
+        load_depth_anything(tmp_path / "depth_anything_v2_vits.safetensors")
+
+
+def test_missing_and_unexpected_keys_are_named_and_counted(swin: DGIQA, tmp_path: Path) -> None:
+    state = dict(swin.state_dict())
+    removed = [name for name in state if name.startswith("tcb3.")]
+    for name in removed:
+        del state[name]
+    torch.save({**state, "extra.weight": torch.zeros(1)}, tmp_path / "x.pth")
+    with pytest.raises(WeightsError) as error:
+        load_dgiqa(tmp_path / "x.pth", SWIN)
+    message = str(error.value)
+    counted = [name for name in removed if not name.endswith("num_batches_tracked")]
+    assert f"{len(counted)} missing: {', '.join(counted[:4])} and {len(counted) - 4} more" in message
+    assert "1 unexpected: extra.weight" in message
+
+
+def test_another_shape_is_named(swin: DGIQA, tmp_path: Path) -> None:
+    torch.save({**swin.state_dict(), "fc.weight": torch.zeros(2, 16)}, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=r"1 of another shape: fc.weight is \(2, 16\), wanted \(1, 16\)"):
+        load_dgiqa(tmp_path / "x.pth", SWIN)
+
+
+def test_the_other_network_is_recognised(swin: DGIQA, depth: DepthAnything, tmp_path: Path) -> None:
+    save_weights(swin, tmp_path / "q.safetensors")
+    save_weights(depth, tmp_path / "d.safetensors")
+    with pytest.raises(WeightsError, match="is not DGIQA, it looks like Depth Anything"):
+        load_dgiqa(tmp_path / "d.safetensors", SWIN)
+    with pytest.raises(WeightsError, match="is not Depth Anything, it looks like DGIQA"):
+        load_depth_anything(tmp_path / "q.safetensors")
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_hostile_pickle_is_refused_and_not_run(wrapped: bool, swin: DGIQA, tmp_path: Path) -> None:
+    path, trace = tmp_path / "hostile.pth", tmp_path / "ran"
+    if wrapped:
+        torch.save({**swin.state_dict(), "payload": Runs(trace)}, path)
+    else:
+        path.write_bytes(pickle.dumps(Runs(trace)))
+    with pytest.raises(WeightsError, match="could run code"):
+        load_dgiqa(path, SWIN)
+    assert not trace.exists()
+    if not wrapped:  # the trap itself works
+        pickle.loads(path.read_bytes())
+        assert trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is empty"),
+        (b"some notes about weights", "not a checkpoint: it starts with"),
+        (b"<!DOCTYPE html><html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b'{"weights": 1}', "JSON text"),
+        (b"PK\3\4" + bytes(100), "damaged or cut short"),
+    ],
+)
+def test_what_is_no_checkpoint_is_said_to_be_none(content: bytes, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(WeightsError, match=re.escape(reason)):
+        load_dgiqa(tmp_path / "x.pth", SWIN)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_file_cut_short_is_said_to_be(suffix: str, depth: DepthAnything, tmp_path: Path) -> None:
+    path = tmp_path / f"x.{suffix}"
+    if suffix == "pth":
+        torch.save(depth.state_dict(), path)
+    else:
+        save_weights(depth, path)
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(WeightsError, match="damaged or cut short"):
+        load_depth_anything(path)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"epoch": 1}, {}, {"state_dict": {"lr": 0.1}}])
+def test_a_pickle_without_weights_is_refused(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match="state dict"):
+        load_dgiqa(tmp_path / "x.pth", SWIN)
+
+
+def test_nan_weights_are_refused(depth: DepthAnything, tmp_path: Path) -> None:
+    state = depth.state_dict()
+    torch.save({**state, "pretrained.norm.bias": state["pretrained.norm.bias"] * torch.nan}, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match="NaN or infinity in pretrained"):
+        load_depth_anything(tmp_path / "x.pth")
+
+
+def test_files_beyond_the_limit_are_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "MAX_BYTES", 1000)
+    (tmp_path / "large.pth").write_bytes(bytes(1001))
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(100_000))
+    for name, reason in (("large.pth", "has 1,001 bytes"), ("bomb.pth", "unpacks to 100,000")):
+        with pytest.raises(WeightsError, match=reason):
+            load_dgiqa(tmp_path / name)
+
+
+@pytest.mark.parametrize("path", ["absent.pth", "."])
+def test_a_path_that_is_no_file_says_so(path: str, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="cannot be read"):
+        load_dgiqa(tmp_path / path)
+
+
+def test_saved_sizes_are_plain_json(depth: DepthAnything, tmp_path: Path) -> None:
+    save_weights(depth, tmp_path / "d.safetensors")
+    _, metadata = checkpoints.read_tensors(tmp_path / "d.safetensors")
+    assert json.loads(metadata["config"])["width"] == 24
+
+
+def assert_same(loaded: torch.nn.Module, original: torch.nn.Module) -> None:
+    assert not loaded.training
+    left, right = loaded.state_dict(), original.state_dict()
+    assert left.keys() == right.keys()
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []

@@ -1,0 +1,283 @@
+"""PyTorch vs ONNX Runtime: both networks, whole scores, and an export that is wrong leaves nothing behind."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+for requirement in ("onnxruntime", "onnxscript", "onnxsim", "skimage"):
+    pytest.importorskip(requirement)
+
+from dgiqa import preprocess, spec  # noqa: E402
+from dgiqa.nn import bundling, onnx_export, reference  # noqa: E402
+from dgiqa.nn.depth_anything import DepthAnything, DepthAnythingConfig  # noqa: E402
+from dgiqa.nn.network import DGIQA, FULL, SMALL, DGIQAConfig  # noqa: E402
+from dgiqa.nn.onnx_export import Export, ExportError, export_depth, export_quality  # noqa: E402
+from dgiqa.scorer import Scorer  # noqa: E402
+from dgiqa.sessions import OrtSession  # noqa: E402
+from dgiqa.spec import Preprocess  # noqa: E402
+
+TINY_DEPTH = DepthAnythingConfig(width=24, blocks=4, heads=3, features=16, channels=(8, 8, 16, 16))
+TINY_SIZES = Preprocess(depth_lower_bound=112)
+# Narrow where the default model is wide, and every part of the architecture present.
+TINY_QUALITY = DGIQAConfig(
+    backbone="resnet10t",
+    backbone_options={"channels": (8, 8, 16, 16), "stem_type": "deep", "stem_width": 8},
+    tcb_channels=(4, 4, 8, 8),
+    reduction=2,
+    heads=2,
+    dilated_channels=8,
+)
+
+
+def lively(model: DGIQA) -> DGIQA:
+    """Untrained scores hardly differ; a steep last layer spreads them, so that a wrong graph shows."""
+    with torch.no_grad():
+        model.fc.weight.mul_(40)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def quality() -> DGIQA:
+    torch.manual_seed(0)
+    return lively(DGIQA(SMALL))
+
+
+@pytest.fixture(scope="module")
+def depth() -> DepthAnything:
+    torch.manual_seed(0)
+    return DepthAnything(TINY_DEPTH).eval()
+
+
+@pytest.fixture(scope="module")
+def quality_file(quality: DGIQA, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    return export_quality(quality, tmp_path_factory.mktemp("quality") / "quality.onnx")
+
+
+@pytest.fixture(scope="module")
+def depth_file(depth: DepthAnything, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    return export_depth(depth, tmp_path_factory.mktemp("depth") / "depth.onnx", preprocess=TINY_SIZES)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 8])
+def test_quality_scores_are_pytorchs(batch: int, quality: DGIQA, quality_file: Export) -> None:
+    rgb, depth = onnx_export._tiles_of(onnx_export.photographs(), Preprocess())
+    rgb, depth = rgb[-batch:], depth[-batch:]
+    with torch.no_grad():
+        expected = quality(rgb, depth).numpy()
+    feeds = {spec.QUALITY_RGB: rgb.numpy(), spec.QUALITY_DEPTH: depth.numpy()}
+    got = OrtSession(quality_file.path).run(feeds)[spec.QUALITY_OUTPUT]
+    assert got.shape == (batch,)
+    assert np.abs(got - expected).max() < 1e-5
+    assert batch == 1 or np.ptp(expected) > 1e-3
+
+
+@pytest.mark.parametrize("size", [(14, 14), (14, 42), (518, 518), (112, 154), (154, 112), (532, 98)])
+def test_depth_is_pytorchs_at_every_size(size: tuple[int, int], depth: DepthAnything, depth_file: Export) -> None:
+    image = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = depth(image).numpy()
+    got = OrtSession(depth_file.path).run({spec.DEPTH_INPUT: image.numpy()})[spec.DEPTH_OUTPUT]
+    assert got.shape == (2, *size)
+    assert np.abs(got - expected).max() / np.ptp(expected) < onnx_export.DEPTH_TOLERANCE
+
+
+def test_tensors_have_the_contracts_names_and_shapes(quality_file: Export, depth_file: Export) -> None:
+    tile = ["batch", 3, spec.TILE, spec.TILE]
+    assert shapes(quality_file.path) == {
+        spec.QUALITY_RGB: tile,
+        spec.QUALITY_DEPTH: tile,
+        spec.QUALITY_OUTPUT: ["batch"],
+    }
+    sides = ["14*rows", "14*columns"]
+    assert shapes(depth_file.path) == {spec.DEPTH_INPUT: ["batch", 3, *sides], spec.DEPTH_OUTPUT: ["batch", *sides]}
+    assert [o.version for o in onnx.load(quality_file.path).opset_import if not o.domain] == [spec.OPSET]
+
+
+def test_exports_are_one_file_each_without_traces_of_this_machine(quality_file: Export, depth_file: Export) -> None:
+    for export in (quality_file, depth_file):
+        assert [p.name for p in export.path.parent.iterdir()] == [export.path.name]
+        contents = export.path.read_bytes()
+        assert len(contents) == export.size_bytes
+        for trace in (b"site-packages", b"stack_trace", str(Path(onnx_export.__file__).parent).encode()):
+            assert trace not in contents
+
+
+def test_the_report_counts_what_was_kept(quality_file: Export, depth_file: Export) -> None:
+    for export in (quality_file, depth_file):
+        assert export.nodes == len(onnx.load(export.path).graph.node)
+        assert export.difference == max(export.differences.values()) <= export.tolerance
+        assert 0 <= export.share <= 1
+    assert {"batch 1", "batch 3", "batch 8"} == quality_file.differences.keys()
+    assert len(depth_file.differences) >= 4
+
+
+def test_exporting_leaves_the_model_as_it_was() -> None:
+    model = DGIQA(TINY_QUALITY).double().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with onnx_export._frozen(model) as network:
+        assert not network.training
+        assert next(network.parameters()).dtype == torch.float32
+        network.fc.weight.zero_()
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("sabotage", ["bias", "weight", "nan"])
+def test_a_graph_that_computes_something_else_is_not_written(
+    sabotage: str, quality: DGIQA, quality_file: Export, tmp_path: Path
+) -> None:
+    graph = onnx.load(quality_file.path)
+    name = "fc.weight" if sabotage == "weight" else "fc.bias"
+    (tensor,) = [t for t in graph.graph.initializer if t.name == name]
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values.flat[0] = np.nan if sabotage == "nan" else values.flat[0] + 0.01
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, name))
+    target = tmp_path / "q.onnx"
+    target.write_bytes(b"the file before")
+    rgb, depth = onnx_export._tiles_of(onnx_export.photographs(), Preprocess())
+    cases = {"batch 3": {spec.QUALITY_RGB: rgb[:3], spec.QUALITY_DEPTH: depth[:3]}}
+    budget = (onnx_export._largest_difference, onnx_export.SCORE_TOLERANCE, "score")
+    with torch.no_grad(), pytest.raises(ExportError, match="batch 3"):
+        onnx_export._write_checked(quality, graph, target, cases, budget)
+    assert [p.name for p in tmp_path.iterdir()] == ["q.onnx"]
+    assert target.read_bytes() == b"the file before"
+
+
+def test_a_depth_network_that_says_nothing_is_refused() -> None:
+    flat = np.zeros((1, 14, 14), np.float32)
+    with pytest.raises(ExportError, match="constant"):
+        onnx_export._share_of_range(flat, flat)
+
+
+@pytest.mark.slow
+def test_a_fixed_size_is_fixed(depth: DepthAnything, tmp_path: Path) -> None:
+    export = export_depth(depth, tmp_path / "new" / "d.onnx", preprocess=TINY_SIZES, size=(112, 154))
+    assert shapes(export.path)[spec.DEPTH_INPUT] == ["batch", 3, 112, 154]
+
+
+def test_photographs_come_from_a_folder(tmp_path: Path, photos: dict[str, NDArray[np.uint8]]) -> None:
+    with pytest.raises(ExportError, match="no photographs"):
+        onnx_export.photographs(tmp_path)
+    (tmp_path / "a.png").write_bytes(bundling._png(photos["coffee"]))
+    assert np.array_equal(onnx_export.photographs(tmp_path)[0], photos["coffee"])
+
+
+# The reference pipeline and what answers to it
+
+
+@pytest.mark.parametrize("name", ["astronaut", "coffee"])
+@pytest.mark.parametrize("p", [Preprocess(), Preprocess(depth_lower_bound=256, depth_multiple=32)], ids=["paper", "32"])
+def test_preprocessing_answers_to_the_reference(name: str, p: Preprocess, photos: dict[str, NDArray[np.uint8]]) -> None:
+    rgb = photos[name]
+    image = preprocess.depth_input(rgb, p)
+    assert np.abs(image - reference.depth_input(rgb, p).numpy()).max() < 1e-6
+    raw = image.mean(1)
+    depth = preprocess.depth_image(raw, *rgb.shape[:2])
+    expected = reference.depth_image(torch.from_numpy(raw), *rgb.shape[:2])
+    steps = np.abs(depth.astype(int) - expected)
+    assert steps.max() <= 1  # truncation: a value on a step's edge may fall to either side
+    assert (steps > 0).mean() < 1e-3
+    for tiles in ("grid", "official:20", "official:7:5"):
+        small_rgb, small_depth = (preprocess.resize_short_side(x, p.short_side) for x in (rgb, depth))
+        windows = preprocess.windows_for(tiles, *small_depth.shape, p.tile)
+        got = preprocess.cut_tiles(small_rgb, small_depth, windows, p.tile)
+        for ours, theirs in zip(got, reference.network_tiles(rgb, depth, p, tiles), strict=True):
+            assert np.abs(ours - theirs.numpy()).max() < 1e-6
+
+
+def test_reference_takes_windows_and_refuses_other_tilings(
+    quality: DGIQA, depth: DepthAnything, photos: dict[str, NDArray[np.uint8]]
+) -> None:
+    score, tile_scores = reference.score_reference(
+        photos["astronaut"], depth, quality, TINY_SIZES, np.array([[0, 0], [160, 7]])
+    )
+    assert tile_scores.shape == (2,)
+    assert score == pytest.approx(tile_scores.mean(), abs=1e-6)
+    with pytest.raises(ValueError, match="official:COUNT"):
+        reference.score_reference(photos["astronaut"], depth, quality, TINY_SIZES, "random")
+
+
+@pytest.mark.slow
+def test_bundle_scores_are_the_references(tmp_path: Path, photos: dict[str, NDArray[np.uint8]]) -> None:
+    torch.manual_seed(0)
+    quality, depth = lively(DGIQA(TINY_QUALITY)), DepthAnything(TINY_DEPTH).eval()
+    bundle = bundling.build_bundle(
+        tmp_path / "b",
+        quality=quality,
+        depth=depth,
+        preprocess=TINY_SIZES,
+        name="b",
+        title="untrained",
+        licence="Apache-2.0",
+        source="made by the tests",
+    )
+    parity = bundle.manifest["parity"]
+    assert parity.keys() == {spec.DEPTH_FILE, spec.QUALITY_FILE, "score"}
+    assert parity["score"]["images"] == 4
+    assert bundle.manifest["files"]["golden/01.png"]["licence"].startswith("public domain")
+    with Scorer(bundle) as scorer:
+        for tiles in ("grid", "official:20"):
+            expected, tile_scores = reference.score_reference(photos["coffee"], depth, quality, TINY_SIZES, tiles)
+            score = scorer.score(photos["coffee"], tiles=tiles)
+            assert abs(score.value - expected) < 1e-4
+            assert np.abs(score.tile_scores - tile_scores).max() < 1e-4
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+
+
+@pytest.mark.slow
+def test_scripts_export_and_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from dgiqa.nn.checkpoints import save_weights
+
+    torch.manual_seed(0)
+    save_weights(lively(DGIQA(TINY_QUALITY)), tmp_path / "q.safetensors")
+    save_weights(DepthAnything(TINY_DEPTH), tmp_path / "d.safetensors")
+    arguments = ["--quality", str(tmp_path / "q.safetensors"), "--out", str(tmp_path / "out")]
+    assert script("to_onnx").main(arguments) == 0
+    assert "quality.onnx" in capsys.readouterr().out
+    assert (tmp_path / "out" / "quality.onnx").is_file()
+    arguments[1] = str(tmp_path / "d.safetensors")
+    assert script("to_onnx").main(arguments) == 1
+    assert "looks like Depth Anything" in capsys.readouterr().err
+    arguments += ["--depth", str(tmp_path / "absent.pth"), "--name", "x"]
+    assert script("import_weights").main(arguments) == 1
+    assert not (tmp_path / "out" / "x").exists()
+
+
+@pytest.mark.slow
+def test_full_quality_network_is_pytorchs(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    export = export_quality(lively(DGIQA(FULL)), tmp_path / "q.onnx")
+    assert export.difference < onnx_export.SCORE_TOLERANCE
+    assert export.size_bytes > 4 * 102_878_829
+
+
+@pytest.mark.slow
+def test_depth_anything_small_is_pytorchs(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    export = export_depth(DepthAnything("vits"), tmp_path / "d.onnx")
+    assert export.difference < onnx_export.DEPTH_TOLERANCE
+
+
+def shapes(path: Path) -> dict[str, list[str | int]]:
+    graph = onnx.load(path).graph
+    ends = (*graph.input, *graph.output)
+    return {e.name: [d.dim_param or d.dim_value for d in e.type.tensor_type.shape.dim] for e in ends}
+
+
+def script(name: str) -> ModuleType:
+    """A file of export/, which is no package."""
+    path = Path(__file__).parent.parent / "export" / f"{name}.py"
+    specification = importlib.util.spec_from_file_location(name, path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
