@@ -18,6 +18,7 @@ import traceback
 from collections import deque
 from collections.abc import Generator, Iterator
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
@@ -564,6 +565,50 @@ def verify(
     else:
         _print_parity(report)
     raise typer.Exit(OK if report.passed else GATE_FAILED)
+
+
+@app.command("import-weights")
+def import_weights(
+    *,
+    quality: Annotated[Path, typer.Option(metavar="FILE", help="DGIQA weights, .pth or .safetensors.")],
+    depth: Annotated[Path, typer.Option(metavar="FILE", help="Depth Anything V1 weights (ViT-S, B or L).")],
+    name: Annotated[str, typer.Option(metavar="NAME", help="What --bundle will call it.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of bundles.  [default: this user's cache]")
+    ] = None,
+    title: Annotated[str | None, typer.Option(metavar="TEXT", help="One line that says what it is.")] = None,
+    licence: Annotated[str | None, typer.Option(metavar="TEXT", help="Licence of the DGIQA weights.")] = None,
+    photos: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Photographs to compare on.  [default: scikit-image's]")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle of that name.")] = False,
+) -> None:
+    """Turn the authors' checkpoints into a model that can be used by name.
+
+    Both networks are exported to ONNX and compared with PyTorch, and so are whole scores; nothing is written when they
+    differ by more than their budget. Needs pip install "dgiqa-rt[export]"; takes a few minutes.
+    """
+    from dgiqa.bundle import user_cache
+
+    try:
+        from dgiqa.nn import bundling
+    except ImportError as error:
+        raise BackendError(f'importing weights needs {error.name}; pip install "dgiqa-rt[cpu,export]"') from error
+
+    _say(f"importing {quality} and {depth}; this takes a few minutes")
+    bundle = bundling.import_weights(
+        quality,
+        depth,
+        (out or user_cache() / "bundles") / name,
+        name=name,
+        title=title,
+        licence=licence,
+        photos=photos,
+        overwrite=overwrite,
+    )
+    parity = bundle.manifest["parity"]["score"]
+    _say(f"largest difference from PyTorch: {parity['max_difference']:.1e} of a score, allowed {parity['tolerance']:g}")
+    print(bundle.path, file=_data_stream())
 
 
 def _print_parity(report: ParityReport) -> None:
