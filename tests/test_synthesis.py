@@ -1,0 +1,115 @@
+"""Photographs -> shards -> samples: reproducible, resumable, labelled in order, with the runtime's depth images."""
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+import torch
+
+from dgiqa.errors import DgiqaError
+from dgiqa.nn.distortions import LEVELS, TYPES
+from dgiqa.nn.small_depth import SmallDepth, save_small_depth
+from dgiqa.nn.synthesis import (
+    HEIGHT,
+    PRISTINE,
+    SMALL_PREPROCESS,
+    WIDTH,
+    SyntheticPictures,
+    add_depth,
+    make_reference,
+    make_shard,
+)
+from dgiqa.nn.train_small import split
+from dgiqa.preprocess import depth_image, depth_input
+
+KINDS = 2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Shards of two reference pictures, cut from photographs that serve this test alone."""
+    root = tmp_path_factory.mktemp("synthesis")
+    pictures = root / "pictures"
+    pictures.mkdir()
+    for name in ("astronaut", "coffee"):
+        picture = cv2.resize(getattr(skimage.data, name)(), (800, 600), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(pictures / f"{name}.jpg"), picture[..., ::-1])
+    torch.manual_seed(0)
+    save_small_depth(SmallDepth().eval(), str(root / "depth.safetensors"))
+    for seed in (0, 1):
+        make_shard(seed, pictures=pictures, out=root, kinds_per_reference=KINDS)
+        add_depth(root / f"{seed:06d}.npz", weights=root / "depth.safetensors")
+    return root
+
+
+def test_samples_are_pictures_with_depth_and_ordered_labels(folder):
+    pictures = SyntheticPictures(folder)
+    assert len(pictures) == 2 * (1 + KINDS * LEVELS)
+    for index in range(len(pictures)):
+        sample = pictures[index]
+        assert sample.rgb.shape == (HEIGHT, WIDTH, 3)
+        assert sample.depth.shape == (HEIGHT, WIDTH)
+        assert sample.rgb.dtype == sample.depth.dtype == np.uint8
+    labels = pictures.score[pictures.kind != PRISTINE].reshape(-1, LEVELS)
+    assert (np.diff(labels) < 0).all()
+    assert (pictures.score[pictures.kind == PRISTINE] == 1).all()
+
+
+def test_groups_are_the_levels_of_one_distortion_of_one_picture(folder):
+    pictures = SyntheticPictures(folder)
+    distorted = pictures.kind != PRISTINE
+    for group in np.unique(pictures.groups[distorted]):
+        members = np.flatnonzero(pictures.groups == group)
+        assert pictures.level[members].tolist() == [1, 2, 3, 4, 5]
+        assert len(set(pictures.kind[members])) == len(set(pictures.picture[members])) == 1
+
+
+def test_depth_images_are_what_the_runtime_computes(folder):
+    from dgiqa.nn.small_depth import load_small_depth
+
+    network = load_small_depth(str(folder / "depth.safetensors")).eval()
+    sample = SyntheticPictures(folder)[3]
+    with torch.inference_mode():
+        depth = network(torch.from_numpy(depth_input(sample.rgb, SMALL_PREPROCESS))).numpy()
+    np.testing.assert_array_equal(sample.depth, depth_image(depth, HEIGHT, WIDTH))
+
+
+def test_a_finished_shard_is_kept_and_a_lost_one_made_again_alike(folder):
+    shard = folder / "000000.npz"
+    before, written = dict(np.load(shard)), shard.stat().st_mtime_ns
+    make_shard(0, pictures=folder / "pictures", out=folder, kinds_per_reference=KINDS)
+    assert shard.stat().st_mtime_ns == written
+    shard.unlink()
+    make_shard(0, pictures=folder / "pictures", out=folder, kinds_per_reference=KINDS)
+    for name, array in np.load(shard).items():
+        np.testing.assert_array_equal(array, before[name])
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_reference_pictures_are_of_both_kinds_and_differ(folder):
+    references = [make_reference(seed, folder / "pictures") for seed in range(8)]
+    assert any(r.inverse_depth is None for r in references)
+    assert any(r.inverse_depth is not None for r in references)
+    assert len({r.rgb.tobytes() for r in references}) == len(references)
+
+
+def test_no_reference_picture_is_both_learnt_and_validated(folder):
+    pictures = SyntheticPictures(folder)
+    pictures.picture = np.arange(len(pictures)) // 2  # as if every two samples were a picture of their own
+    training, validation = split(pictures)
+    assert len(training)
+    assert len(validation)
+    assert not set(pictures.picture[training.indices]) & set(pictures.picture[validation.indices])
+
+
+def test_missing_shards_and_missing_depth_say_what_to_run(folder, tmp_path):
+    with pytest.raises(DgiqaError, match=r"no \.npz shards.*dgiqa\.nn\.synthesis"):
+        SyntheticPictures(tmp_path)
+    (tmp_path / "000000.npz").write_bytes((folder / "000000.npz").read_bytes())
+    with pytest.raises(DgiqaError, match="--depth"):
+        SyntheticPictures(tmp_path)
+
+
+def test_every_type_gets_its_turn():
+    chosen = {kind for seed in range(60) for kind in np.random.default_rng([seed, 1]).permutation(len(TYPES))[:8]}
+    assert chosen == set(range(len(TYPES)))

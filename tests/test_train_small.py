@@ -1,0 +1,84 @@
+"""The RGB half -> the whole small network: what is copied, that RGB features get through, that it learns."""
+
+import numpy as np
+import pytest
+import torch
+
+from dgiqa.nn.distortions import TYPES
+from dgiqa.nn.network import DGIQA, SMALL
+from dgiqa.nn.synthesis import PRISTINE
+from dgiqa.nn.train import build_network
+from dgiqa.nn.train_small import grow, kind_of_group, pretrain
+
+
+class Pictures:
+    """Noisy and clean squares: a distortion type that one look tells apart."""
+
+    def __init__(self, count: int = 64) -> None:
+        rng = np.random.default_rng(0)
+        self.kinds = np.arange(count) % 2
+        self.groups = np.arange(count) * (len(TYPES) + 1) + self.kinds
+        base = np.full((120, 120, 3), 128.0)
+        self.rgb = [np.clip(base + rng.normal(0, 40 * k, base.shape), 0, 255).astype(np.uint8) for k in self.kinds]
+
+    def __len__(self) -> int:
+        return len(self.rgb)
+
+    def __getitem__(self, index: int):
+        from dgiqa.nn.datasets import Sample
+
+        return Sample(self.rgb[index], self.rgb[index][..., 0], 1.0 - self.kinds[index], int(self.groups[index]))
+
+
+@pytest.fixture(scope="module")
+def rgb_half() -> DGIQA:
+    torch.manual_seed(0)
+    return build_network("small", "depth_car").eval()
+
+
+def test_both_branches_start_as_the_rgb_half(rgb_half):
+    whole = grow(rgb_half).state_dict()
+    half = rgb_half.state_dict()
+    for name, tensor in half.items():
+        torch.testing.assert_close(whole[name], tensor, rtol=0, atol=0)
+        if name.startswith("backbone."):
+            torch.testing.assert_close(whole[f"depth_{name}"], tensor, rtol=0, atol=0)
+    assert whole.keys() == DGIQA(SMALL).state_dict().keys()
+
+
+def test_rgb_features_get_through_depth_car_at_the_start(rgb_half):
+    """Without that, the score hardly depends on the picture, and the first hundreds of steps learn nothing."""
+
+    def share_of_rgb(model: DGIQA) -> float:
+        rgb = torch.randn(2, 4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            by_rgb = model.features(rgb[0], rgb[0][:1].expand(4, -1, -1, -1)).std(0).mean()
+            by_depth = model.features(rgb[0][:1].expand(4, -1, -1, -1), rgb[1]).std(0).mean()
+        return float(by_rgb / by_depth)
+
+    torch.manual_seed(0)
+    assert share_of_rgb(grow(rgb_half).eval()) > 2 * share_of_rgb(build_network("small").eval())
+
+
+def test_an_ablation_grows_from_the_same_half(rgb_half):
+    without = grow(rgb_half, "depth_car")
+    assert without.state_dict().keys() == rgb_half.state_dict().keys()
+
+
+def test_the_first_stage_learns_types_and_scores():
+    torch.manual_seed(0)
+    model = pretrain(Pictures(), steps=12)
+    noisy, clean = Pictures().rgb[1], Pictures().rgb[0]
+    images = torch.stack(
+        [torch.from_numpy(x[:112, :112]).permute(2, 0, 1).float() / 255 - 0.45 for x in (noisy, clean)]
+    )
+    model.train()  # twelve steps are too few for running statistics
+    with torch.no_grad():
+        bad, good = model(images.repeat(8, 1, 1, 1) * 4.4, images.repeat(8, 1, 1, 1)).reshape(8, 2).mean(0)
+    assert good > bad
+
+
+def test_groups_know_their_type():
+    picture, kinds = 7, np.array([PRISTINE, 0, 12, len(TYPES) - 1])
+    groups = torch.from_numpy(picture * (len(TYPES) + 1) + kinds + 1)
+    assert kind_of_group(groups).tolist() == (kinds + 1).tolist()
