@@ -15,12 +15,9 @@ import argparse
 import hashlib
 import json
 import os
-import platform
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +32,7 @@ from dgiqa.nn.distortions import KADID_TYPES, LEVELS, TYPES, distort
 sys.path.insert(0, str(Path(__file__).parent))
 from classic_metrics import PEERS, peer_scores
 from distortion_sheet import motorcycle
+from stamp import environment_stamp
 
 Float = NDArray[np.float64]
 Image = NDArray[np.uint8]
@@ -464,7 +462,7 @@ def build_card(
         "depth": {"rank_correlation": depth[0], "lower_is_nearer": depth[1]} if depth else None,
         "failures": _failure_rows(test),
         "type_bias": {kind: float(rank_errors(test)[:, k].mean()) for k, kind in enumerate(test.kinds)},
-        "environment": environment_stamp(),
+        "environment": {**environment_stamp(), "peers": PEERS},
     }
     draw_failures(test, failures_of(test), out / "failures.jpg")
     draw_plots(test, figures, out / "model-card.png")
@@ -493,50 +491,6 @@ def _failure_rows(test: Evaluation) -> list[dict[str, Any]]:
         }
         for p, k, level in failures_of(test)
     ]
-
-
-def environment_stamp() -> dict[str, Any]:
-    """Machine, versions and commit, for the JSON and the card's last line."""
-    from importlib.metadata import version
-
-    packages = ("numpy", "opencv-python-headless", "pillow", "onnxruntime", "torch", "piq", "scikit-image")
-    changed = _git("status", "--porcelain", "--", "dgiqa", "bench/*.py")
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD") + (" with changes" if changed else ""),
-        "machine": platform.platform(),
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages if _installed(name)},
-        "peers": PEERS,
-    }
-
-
-def _installed(package: str) -> bool:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return bool(version(package))
-    except PackageNotFoundError:
-        return False
-
-
-def _git(*arguments: str) -> str:
-    root = Path(__file__).parent.parent
-    try:
-        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # an unpacked release has no history
-        return ""
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _finite(value: Any) -> Any:
