@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
             photos=options.photos,
             overwrite=options.overwrite,
         )
-    except DgiqaError as error:
+    except (DgiqaError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     parity = bundle.manifest["parity"]["score"]

@@ -16,7 +16,9 @@ for requirement in ("onnxruntime", "onnxscript", "onnxsim", "skimage"):
     pytest.importorskip(requirement)
 
 from dgiqa import preprocess, spec  # noqa: E402
+from dgiqa.bundle import load_bundle  # noqa: E402
 from dgiqa.nn import bundling, onnx_export, reference  # noqa: E402
+from dgiqa.nn.checkpoints import save_weights  # noqa: E402
 from dgiqa.nn.depth_anything import DepthAnything, DepthAnythingConfig  # noqa: E402
 from dgiqa.nn.network import DGIQA, FULL, SMALL, DGIQAConfig  # noqa: E402
 from dgiqa.nn.onnx_export import Export, ExportError, export_depth, export_quality  # noqa: E402
@@ -206,49 +208,51 @@ def test_reference_takes_windows_and_refuses_other_tilings(
 
 
 @pytest.mark.slow
-def test_bundle_scores_are_the_references(tmp_path: Path, photos: dict[str, NDArray[np.uint8]]) -> None:
+def test_imported_weights_score_as_the_reference(
+    tmp_path: Path, photos: dict[str, NDArray[np.uint8]], capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.manual_seed(0)
     quality, depth = lively(DGIQA(TINY_QUALITY)), DepthAnything(TINY_DEPTH).eval()
-    bundle = bundling.build_bundle(
-        tmp_path / "b",
-        quality=quality,
-        depth=depth,
-        preprocess=TINY_SIZES,
-        name="b",
-        title="untrained",
-        licence="Apache-2.0",
-        source="made by the tests",
-    )
+    save_weights(quality, tmp_path / "q.safetensors")
+    save_weights(depth, tmp_path / "d.safetensors")
+    arguments = ["--quality", str(tmp_path / "q.safetensors"), "--depth", str(tmp_path / "d.safetensors")]
+    arguments += ["--name", "mine", "--out", str(tmp_path / "out"), "--licence", "Apache-2.0"]
+    assert script("import_weights").main(arguments) == 0
+    assert "mine@" in capsys.readouterr().out
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
+    bundle = load_bundle(tmp_path / "out" / "mine")
     parity = bundle.manifest["parity"]
     assert parity.keys() == {spec.DEPTH_FILE, spec.QUALITY_FILE, "score"}
     assert parity["score"]["images"] == 4
+    assert bundle.manifest["files"][spec.QUALITY_FILE]["licence"] == "Apache-2.0"
     assert bundle.manifest["files"]["golden/01.png"]["licence"].startswith("public domain")
     with Scorer(bundle) as scorer:
         for tiles in ("grid", "official:20"):
-            expected, tile_scores = reference.score_reference(photos["coffee"], depth, quality, TINY_SIZES, tiles)
+            expected, tile_scores = reference.score_reference(photos["coffee"], depth, quality, Preprocess(), tiles)
             score = scorer.score(photos["coffee"], tiles=tiles)
             assert abs(score.value - expected) < 1e-4
             assert np.abs(score.tile_scores - tile_scores).max() < 1e-4
-    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+    assert script("import_weights").main(arguments) == 1
+    assert "exists" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_scripts_export_and_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from dgiqa.nn.checkpoints import save_weights
-
-    torch.manual_seed(0)
-    save_weights(lively(DGIQA(TINY_QUALITY)), tmp_path / "q.safetensors")
+def test_to_onnx_prints_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_weights(DepthAnything(TINY_DEPTH), tmp_path / "d.safetensors")
-    arguments = ["--quality", str(tmp_path / "q.safetensors"), "--out", str(tmp_path / "out")]
+    arguments = ["--depth", str(tmp_path / "d.safetensors"), "--out", str(tmp_path / "out")]
     assert script("to_onnx").main(arguments) == 0
-    assert "quality.onnx" in capsys.readouterr().out
-    assert (tmp_path / "out" / "quality.onnx").is_file()
-    arguments[1] = str(tmp_path / "d.safetensors")
+    assert "depth.onnx" in capsys.readouterr().out
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["depth.onnx"]
+
+
+def test_scripts_refuse_weights_of_another_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_weights(DepthAnything(TINY_DEPTH), tmp_path / "d.safetensors")
+    arguments = ["--quality", str(tmp_path / "d.safetensors"), "--out", str(tmp_path / "out")]
     assert script("to_onnx").main(arguments) == 1
     assert "looks like Depth Anything" in capsys.readouterr().err
-    arguments += ["--depth", str(tmp_path / "absent.pth"), "--name", "x"]
-    assert script("import_weights").main(arguments) == 1
-    assert not (tmp_path / "out" / "x").exists()
+    assert script("import_weights").main([*arguments, "--depth", str(tmp_path / "absent.pth"), "--name", "x"]) == 1
+    assert "looks like Depth Anything" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from torch import nn
 
 from dgiqa import spec
 from dgiqa.bundle import Bundle, write_bundle
+from dgiqa.errors import BundleError
 from dgiqa.nn.checkpoints import load_depth_anything, load_dgiqa
 from dgiqa.nn.onnx_export import PHOTOGRAPHS, Export, ExportError, export_depth, export_quality, photographs
 from dgiqa.nn.reference import decode, score_reference
@@ -56,8 +57,11 @@ def build_bundle(
     quality, depth: networks as in `export_quality` and `export_depth`. golden: uint8 [H,W,3] RGB images that the bundle
     carries with their scores (grid tiles); photos: what the exports are compared on. Both are scikit-image's unless
     given. licence, source, origins, created, overwrite: as in `dgiqa.bundle.write_bundle`.
-    Raises ExportError if a file or a whole score differs from PyTorch; then `target` is left as it was.
+    Raises BundleError if `target` exists and is not to be overwritten, ExportError if a file or a whole score differs
+    from PyTorch; then `target` is left as it was.
     """
+    if Path(target).exists() and not overwrite:  # write_bundle would say so, too, but minutes later
+        raise BundleError(f"{target} exists; choose another place or ask to overwrite it")
     quality, depth = (copy.deepcopy(network).cpu().float().eval() for network in (quality, depth))
     pictures = photos or photographs()
 
