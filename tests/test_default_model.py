@@ -1,0 +1,85 @@
+"""The model that ships: small, labelled for what it is, and its score falls as pictures it never saw get worse."""
+
+import itertools
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+from sklearn.datasets import load_sample_image
+
+from dgiqa import Scorer, load_bundle
+from dgiqa.nn.distortions import LEVELS, distort
+from dgiqa.nn.network import DGIQA, SMALL
+
+MEGABYTES = 16
+# Share of neighbouring levels (pristine, 1 .. 5) in order over the four photographs, one seed; measured, less one pair.
+IN_ORDER = {"gaussian_blur": 0.9, "white_noise": 0.9, "jpeg": 0.8, "darken": 0.8}
+
+
+@pytest.fixture(scope="module")
+def photographs() -> list[np.ndarray]:
+    pictures = [skimage.data.astronaut(), skimage.data.coffee(), load_sample_image("china.jpg")]
+    pictures.append(skimage.data.rocket())
+    return [_shrink(picture) for picture in pictures]
+
+
+def _shrink(picture: np.ndarray) -> np.ndarray:
+    scale = 384 / min(picture.shape[:2])
+    size = (round(picture.shape[1] * scale), round(picture.shape[0] * scale))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+
+@pytest.mark.parametrize("kind", IN_ORDER)
+def test_the_score_falls_as_an_unseen_photograph_gets_worse(kind, photographs):
+    steps = [
+        image
+        for number, picture in enumerate(photographs)
+        for image in (picture, *(distort(picture, kind, level, number) for level in range(1, LEVELS + 1)))
+    ]
+    with Scorer("small") as scorer:
+        scores = np.array([row.value for row in scorer.score_many(steps, on_error="raise")]).reshape(
+            len(photographs), -1
+        )
+    pairs = [a > b for row in scores for a, b in itertools.pairwise(row)]
+    print(f"{kind}: {np.mean(pairs):.2f} of neighbouring levels in order, first to last {scores[:, 0] - scores[:, -1]}")
+    assert np.mean(pairs) >= IN_ORDER[kind]
+    assert (scores[:, 0] > scores[:, -1]).all()
+
+
+def test_it_fits_in_the_wheel():
+    entries = load_bundle("small").manifest["files"]
+    assert entries["depth.onnx"]["bytes"] + entries["quality.onnx"]["bytes"] <= MEGABYTES * 1e6
+
+
+def test_it_says_what_it_is():
+    bundle = load_bundle("small")
+    assert "not the paper's weights" in bundle.manifest["title"]
+    assert all(entry["licence"] and entry["source"] for entry in bundle.manifest["files"].values())
+    assert bundle.manifest["parity"]["score"]["max_difference"] <= 1e-4
+
+
+def test_it_is_the_papers_architecture_with_small_numbers():
+    model = DGIQA(SMALL)
+    assert {name.split(".")[0] for name in model.state_dict()} >= {
+        "backbone",
+        "depth_backbone",
+        "tcb1",
+        "tcb4_depth",
+        "depth_guided_cross_attention",
+        "refinement_attention",
+        "dilated_stack",
+        "fc",
+    }
+    assert sum(p.numel() for p in model.parameters()) < 3e6
+
+
+def test_the_examples_are_ranked_as_anyone_would():
+    folder = Path(__file__).parent.parent / "examples"
+    with Scorer("small") as scorer:
+        scores = {path.stem: scorer.score(path).value for path in folder.glob("*.jpg")}
+    degraded = [name for name in scores if "-" in name]
+    assert len(degraded) >= 5
+    for name in degraded:
+        assert scores[name] < scores[name.split("-")[0]], name
