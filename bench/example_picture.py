@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", default=Path(__file__).parent.parent / "examples")
     options = parser.parse_args()
     matplotlib.use("Agg")
-    paths = sorted(options.folder.glob("*.jpg"))
+    paths = sorted(options.folder.glob("*.jpg"), key=lambda path: path.stem)
     with Scorer("small") as scorer:
         rows = list(scorer.score_many(paths))
     figure, axes = pyplot.subplots(-(-len(paths) // COLUMNS), COLUMNS, figsize=(12, 5.6), squeeze=False)
@@ -31,7 +31,7 @@ def main() -> None:
             raise SystemExit(f"{path}: {row.message}")
         axis.imshow(Image.open(path))
         axis.set_title(
-            f"{row.value:.2f}", fontsize=18, fontweight="bold", color=matplotlib.colormaps["RdYlGn"](row.value * 0.9)
+            f"{row.value:.2f}", fontsize=18, fontweight="bold", color=matplotlib.colormaps["brg"](0.5 + row.value / 2)
         )
         axis.text(0.5, -0.03, path.stem, transform=axis.transAxes, ha="center", va="top", fontsize=10)
     figure.tight_layout()

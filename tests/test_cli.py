@@ -61,7 +61,14 @@ def run(
 
 def start(*arguments: object, **streams: Any) -> subprocess.Popen[bytes]:
     # Unbuffered: communicate() would miss what readline() had read ahead.
-    return subprocess.Popen([*COMMAND, *map(str, arguments)], env=environment(), bufsize=0, **streams)
+    # Started in the background, the tests themselves may ignore SIGINT, and a child would inherit that.
+    return subprocess.Popen(  # noqa: PLW1509, no thread of this process is running
+        [*COMMAND, *map(str, arguments)], env=environment(), bufsize=0, preexec_fn=_heed_interrupts, **streams
+    )
+
+
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def rows_of(done: subprocess.CompletedProcess[Any]) -> list[dict[str, Any]]:

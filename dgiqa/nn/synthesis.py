@@ -84,11 +84,13 @@ def make_shard(seed: int, *, pictures: Path, out: Path, kinds_per_reference: int
     target = out / f"{seed:06d}.npz"
     if target.exists():
         return
-    reference, shrink = make_reference(seed, pictures), _shrink_by(seed)
+    reference = make_reference(seed, pictures)
     chosen = np.random.default_rng([seed, 1]).permutation(len(TYPES))[:kinds_per_reference]
     images, kinds, levels, measured = [reference.rgb], [PRISTINE], [0], []
     for kind in sorted(chosen.tolist()):
-        steps = [_distort_at(reference, shrink, TYPES[kind], level, seed) for level in range(1, LEVELS + 1)]
+        steps = [
+            distort(reference.rgb, TYPES[kind], level, seed, reference.inverse_depth) for level in range(1, LEVELS + 1)
+        ]
         measured.append(full_reference(reference.rgb, np.stack(steps)))
         images += steps
         kinds += [kind] * LEVELS
@@ -100,25 +102,6 @@ def make_shard(seed: int, *, pictures: Path, out: Path, kinds_per_reference: int
         "measured": np.concatenate(measured),  # [n - 1,K]: every row but the pristine one
     }
     _replace(target, lambda file: np.savez(file, **arrays))
-
-
-def _shrink_by(seed: int) -> float:
-    """Half of the references are distorted at 1.2 to 2.2 times their size and shrunk, as larger photographs are."""
-    rng = np.random.default_rng([seed, 2])
-    return float(rng.uniform(1.2, 2.2)) if rng.random() < 0.5 else 1.0
-
-
-def _distort_at(reference: Reference, scale: float, kind: str, level: int, seed: int) -> Image:
-    """Distort at `scale` times the size, then shrink as `preprocess.resize_short_side` does."""
-    if scale == 1:
-        return distort(reference.rgb, kind, level, seed, reference.inverse_depth)
-    large, depth = (
-        None if x is None else cv2.resize(x, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-        for x in (reference.rgb, reference.inverse_depth)
-    )
-    guide = None if depth is None else np.clip(depth, 0, 1).astype(np.float32)
-    worse = distort(np.asarray(large, np.uint8), kind, level, seed, guide)
-    return cv2.resize(worse, (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR).astype(np.uint8)
 
 
 def add_depth(shard: Path, *, weights: Path) -> None:

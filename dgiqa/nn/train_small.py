@@ -177,8 +177,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, checkpoint and curves")
     parser.add_argument("--pretrain-steps", type=int, default=PRETRAIN_STEPS, help="steps of the first stage")
     parser.add_argument("--epochs", type=int, default=CONFIG.epochs, help="epochs of the second stage")
-    parser.add_argument("--lr", type=float, default=CONFIG.lr, help="peak learning rate of the second stage")
-    parser.add_argument("--start", type=Path, help="weights of the whole network to go on from, instead of stage 1")
     parser.add_argument("--minutes", type=float, help="stop after this long; the same command goes on from there")
     parser.add_argument("--threads", type=int, help="torch threads (default: all cores)")
     parser.add_argument("--without", choices=ABLATIONS, help="leave out one part of the network")
@@ -189,17 +187,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     training, validation = split(pictures)
     print(f"{len(training)} pictures to learn from, {len(validation)} to validate on", flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    if options.start:
-        model = load_dgiqa(options.start)
-    else:
-        first = options.out / "rgb-half.safetensors"
-        if not first.exists():
-            save_weights(pretrain(training, options.pretrain_steps), first)
-        model = grow(load_dgiqa(first), options.without)
+    first = options.out / "rgb-half.safetensors"
+    if not first.exists():
+        save_weights(pretrain(training, options.pretrain_steps), first)
     weights = train(
-        model,
+        grow(load_dgiqa(first), options.without),
         training,
-        dataclasses.replace(CONFIG, epochs=options.epochs, lr=options.lr),
+        dataclasses.replace(CONFIG, epochs=options.epochs),
         options.out,
         validation=validator(validation),
         minutes=options.minutes,
