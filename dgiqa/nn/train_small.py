@@ -89,7 +89,8 @@ def pretrain(samples: Subset, steps: int = PRETRAIN_STEPS) -> DGIQA:
     config = dataclasses.replace(PRETRAIN, epochs=1 + steps * PRETRAIN.batch // len(samples))
     batches = CropBatches(samples, config)
     torch.manual_seed(config.seed)
-    model = build_network("small", "depth_car").to(memory_format=torch.channels_last).train()
+    model = build_network("small", "depth_car").train()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     classify = nn.Linear(model.fc.in_features, len(TYPES) + 1)
     parameters = [*model.parameters(), *classify.parameters()]
     optimizer = torch.optim.AdamW(parameters, weight_decay=config.weight_decay)
@@ -137,7 +138,7 @@ def _let_rgb_through(model: DGIQA) -> None:
     attention.in_proj_weight[2 * width :] = torch.eye(width)
     attention.out_proj.weight.copy_(torch.eye(width))
     for last in (cross.fc[2], refine.fc_spatial[2], refine.multihead_attn_spatial.out_proj):
-        last.weight.mul_(0.1)
+        last.get_parameter("weight").mul_(0.1)
     if model.config.tcb:
         for level in range(1, 5):
             getattr(model, f"tcb{level}_depth").norm.weight.mul_(0.2)
