@@ -434,3 +434,13 @@ def test_help_takes_less_than_three_tenths_of_a_second() -> None:
 
     # A bare interpreter takes 0.02 s on an idle machine: on a busy or slow one the limit grows with it.
     assert median_s("-m", "dgiqa", "--help") < 0.3 * max(1, median_s("-c", "pass") / 0.02)
+
+
+def test_import_weights_refuses_what_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "weights.pth").write_text("<html>not found</html>")
+    weights = tmp_path / "weights.pth"
+    done = run("import-weights", "--quality", weights, "--depth", weights, "--name", "mine", "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert "weights.pth is not a checkpoint" in done.stderr.decode()
+    assert "Traceback" not in done.stderr.decode()
+    assert not (tmp_path / "out").exists()
