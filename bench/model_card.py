@@ -684,6 +684,8 @@ No training picture is part of the bundle or of the repository.
 - Scenes with exact depth, and dead-leaves pictures, rendered by `dgiqa.nn.scenes` with textures cut from those
   photographs.
 - Distortions by `dgiqa.nn.distortions`, labels by `dgiqa.nn.labels`.
+- The pictures were made before the last changes of the renderer and of four distortion types: the recipe in the README
+  gives other pictures of the same kinds, so a model trained anew will differ from this one.
 
 Measured on {stamp["date"]}: bundle `{record["bundle"]}`,
 commit {stamp["commit"] or "unknown"},
