@@ -76,7 +76,7 @@ def time_ratio(rounds: int) -> dict[str, float]:
     with Scorer("small") as scorer:
         for _ in range(rounds + 1):
             full.append(_seconds(lambda: score_reference(rgb, depth, quality, Preprocess(), "official:20")))
-            small.append(min(_seconds(lambda: scorer.score(data)) for _ in range(3)))
+            small.append(median(_seconds(lambda: scorer.score(data)) for _ in range(5)))
     ratios = [a / b for a, b in zip(full[1:], small[1:], strict=True)]
     return {"full_size_pytorch_s": median(full[1:]), "small_s": median(small[1:]), "times_faster": median(ratios)}
 
