@@ -1,6 +1,10 @@
 """The model that ships: small, labelled for what it is, and its score falls as pictures it never saw get worse."""
 
 import itertools
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -52,6 +56,21 @@ def test_the_score_falls_as_an_unseen_photograph_gets_worse(kind, photographs):
 def test_it_fits_in_the_wheel():
     entries = load_bundle("small").manifest["files"]
     assert entries["depth.onnx"]["bytes"] + entries["quality.onnx"]["bytes"] <= MEGABYTES * 1e6
+
+
+def test_one_command_is_quick_and_small(tmp_path):
+    photograph = tmp_path / "photograph.jpg"
+    cv2.imwrite(str(photograph), cv2.resize(load_sample_image("china.jpg"), (1024, 768)))
+    seconds, peak_mb = [], []
+    for _ in range(3):
+        started = time.perf_counter()
+        process = subprocess.Popen([sys.executable, "-m", "dgiqa", "score", photograph], stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds.append(time.perf_counter() - started)
+        peak_mb.append(usage.ru_maxrss / 1024)
+        assert status == 0
+    assert min(seconds) < 1.5  # 0.43 s on a quiet machine
+    assert max(peak_mb) < 400
 
 
 def test_it_says_what_it_is():
