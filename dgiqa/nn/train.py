@@ -528,6 +528,7 @@ def _processes(config: TrainConfig) -> Iterator[tuple[torch.device, int, int]]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield device, dist.get_rank(), dist.get_world_size()
+        dist.barrier()  # gloo may abort a process that leaves while another still talks to it
     finally:
         dist.destroy_process_group()
 
