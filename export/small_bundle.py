@@ -39,8 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     from dgiqa.nn.bundling import build_bundle
     from dgiqa.nn.checkpoints import load_dgiqa
     from dgiqa.nn.network import SMALL
-    from dgiqa.nn.small_depth import load_small_depth
-    from dgiqa.nn.synthesis import SMALL_PREPROCESS
+    from dgiqa.nn.small_depth import SMALL_PREPROCESS, load_small_depth
 
     try:
         bundle = build_bundle(

@@ -8,11 +8,10 @@ import torch
 
 from dgiqa.errors import DgiqaError
 from dgiqa.nn.distortions import LEVELS, TYPES
-from dgiqa.nn.small_depth import SmallDepth, save_small_depth
+from dgiqa.nn.small_depth import SMALL_PREPROCESS, SmallDepth, save_small_depth
 from dgiqa.nn.synthesis import (
     HEIGHT,
     PRISTINE,
-    SMALL_PREPROCESS,
     WIDTH,
     SyntheticPictures,
     add_depth,

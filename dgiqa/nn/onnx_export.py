@@ -30,7 +30,7 @@ from dgiqa.nn.checkpoints import load_dgiqa, load_weights
 from dgiqa.nn.depth_anything import ENCODERS, DepthAnything
 from dgiqa.nn.network import DGIQA, FULL, SMALL
 from dgiqa.nn.reference import decode, depth_input, network_tiles
-from dgiqa.nn.small_depth import STRIDE, SmallDepth
+from dgiqa.nn.small_depth import SMALL_PREPROCESS, SmallDepth
 from dgiqa.sessions import OrtSession
 from dgiqa.spec import Preprocess
 
@@ -181,7 +181,7 @@ def _depth_named(name: str) -> tuple[nn.Module, Preprocess]:
     if isinstance(network, DGIQA):
         raise WeightsError(f"{name} looks like DGIQA; wanted the weights of a depth network")
     small = isinstance(network, SmallDepth)
-    return network, Preprocess(depth_lower_bound=256, depth_multiple=STRIDE) if small else Preprocess()
+    return network, SMALL_PREPROCESS if small else Preprocess()
 
 
 def _tiles_of(photos: Sequence[NDArray[np.uint8]], p: Preprocess) -> tuple[Tensor, Tensor]:

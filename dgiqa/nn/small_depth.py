@@ -8,14 +8,17 @@ coordinates, and the average of the whole picture is added where the map is smal
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgiqa.spec import Preprocess
+
 STRIDE = 32  # height and width are multiples of this
+SMALL_PREPROCESS = Preprocess(depth_lower_bound=256, depth_multiple=STRIDE)
 
 
 @dataclass(frozen=True)
@@ -77,16 +80,10 @@ class Residual(nn.Module):
 
 
 def save_small_depth(model: SmallDepth, path: str) -> None:
-    """Write the weights and the config to a safetensors file, under a temporary name first."""
-    import json
-    import os
+    """Write the weights and the config to a safetensors file, all or nothing."""
+    from dgiqa.nn.checkpoints import save_weights
 
-    from safetensors.torch import save_file
-
-    partial = f"{path}.partial"
-    weights = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, partial, metadata={"model": "small_depth", "config": json.dumps(asdict(model.config))})
-    os.replace(partial, path)
+    save_weights(model, path, {"model": "small_depth"})
 
 
 def load_small_depth(path: str) -> SmallDepth:

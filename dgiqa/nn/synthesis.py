@@ -32,9 +32,8 @@ from dgiqa.nn.datasets import Sample
 from dgiqa.nn.distortions import LEVELS, TYPES, distort
 from dgiqa.nn.labels import LabelScale, fit_scale, full_reference, order_levels
 from dgiqa.nn.scenes import dead_leaves, load_textures, render
-from dgiqa.nn.small_depth import load_small_depth
+from dgiqa.nn.small_depth import SMALL_PREPROCESS, load_small_depth
 from dgiqa.preprocess import depth_image, depth_input
-from dgiqa.spec import Preprocess
 
 Image = npt.NDArray[np.uint8]
 
@@ -42,7 +41,6 @@ HEIGHT, WIDTH = 288, 384
 MAX_PHOTOGRAPH_SIDE = 2560  # pixels
 RENDERED_SHARE = 0.4  # of the reference pictures; the others are cut from photographs
 PRISTINE = -1  # stands for the distortion type of an untouched picture
-SMALL_PREPROCESS = Preprocess(depth_lower_bound=256, depth_multiple=32)
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from dgiqa.nn import scenes
 from dgiqa.nn.distortions import distort
-from dgiqa.nn.small_depth import STRIDE, SmallDepth, load_small_depth, save_small_depth
+from dgiqa.nn.small_depth import SMALL_PREPROCESS, SmallDepth, load_small_depth, save_small_depth
 from dgiqa.preprocess import depth_input
-from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD
 
 DepthFunction = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # rgb [H,W,3] -> relative inverse depth [H,W]
 
@@ -243,12 +243,11 @@ def _cut_batch(rng: np.random.Generator, rgb: Tensor, depth: Tensor) -> tuple[Te
 
 def predictor(model: SmallDepth) -> DepthFunction:
     """The network as a function of a picture: uint8 [H,W,3] -> f32 [H,W], through the preprocessing of the pipeline."""
-    preprocess = Preprocess(depth_lower_bound=256, depth_multiple=STRIDE)
     model.eval()
 
     def predict(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.no_grad():
-            depth = model(torch.from_numpy(depth_input(rgb, preprocess)))[0].numpy()
+            depth = model(torch.from_numpy(depth_input(rgb, SMALL_PREPROCESS)))[0].numpy()
         return cv2.resize(depth, rgb.shape[1::-1], interpolation=cv2.INTER_LINEAR)
 
     return predict
