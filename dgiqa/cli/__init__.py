@@ -1,0 +1,69 @@
+"""`dgiqa-rt`: arguments in; data on standard output, everything else on standard error, and an exit code.
+
+Parse, call, print: what happens in between lives in the rest of the package. One file per group of commands. Nothing
+heavy is imported before a command needs it, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from dgiqa._version import __version__
+from dgiqa.cli import bundles, score
+from dgiqa.cli.common import OK, PROGRAM, RUNTIME_ERROR, SIGNALS, Stopped, app, explain, say
+
+COMMAND_FILES = (score, bundles)  # importing a file adds its commands to the application
+
+
+def main() -> None:
+    """Run `dgiqa-rt` on sys.argv. Errors become one line on standard error and an exit code, never a traceback.
+
+    DGIQA_DEBUG=1 shows the traceback.
+    """
+    SIGNALS.catch()
+    try:
+        app(prog_name=PROGRAM)
+    except Stopped as stop:
+        say(stop.word)
+        code = stop.exit_code
+    except SystemExit as leave:
+        code = leave.code if isinstance(leave.code, int) else OK if leave.code is None else RUNTIME_ERROR
+    except Exception as error:
+        code = explain(error)
+    else:
+        code = OK
+    sys.exit(_flush_stdout(code))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(PROGRAM, __version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _flush_stdout(code: int) -> int:
+    """Write out what is left. If that fails, standard output leads nowhere, or Python would complain at its end."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        pass
+    except OSError as error:
+        code = explain(error)
+    else:
+        return code
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code

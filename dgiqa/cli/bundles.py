@@ -1,0 +1,215 @@
+"""`dgiqa-rt models`, `verify`, `import-weights` and `doctor`: bundles, and the machine they run on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dgiqa.cli.common import ENVIRONMENT, GATE_FAILED, OK, Backend, app, data_stream, say, stdout
+from dgiqa.errors import BackendError
+
+if TYPE_CHECKING:
+    from dgiqa.bundle import BundleSummary
+    from dgiqa.doctor import Check
+    from dgiqa.parity import ParityReport
+
+models_app = typer.Typer(rich_markup_mode=None, help="The models (bundles) that can be used by name.")
+app.add_typer(models_app, name="models")
+
+
+@models_app.callback(invoke_without_command=True)
+def models(
+    context: typer.Context, json_: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False
+) -> None:
+    """List the models that can be used by name: size, licences, figures."""
+    if context.invoked_subcommand:
+        return
+    from dgiqa.bundle import list_bundles
+    from dgiqa.outputs import to_json
+
+    facts = [_bundle_facts(summary) for summary in list_bundles()]
+    if json_:
+        print(to_json({"schema_version": 1, "models": facts}), file=data_stream())
+        return
+    if not facts:
+        say("no model is installed; give a bundle's folder to --bundle")
+    for fact in facts:
+        _print_bundle(fact)
+
+
+def _bundle_facts(summary: BundleSummary) -> dict[str, Any]:
+    """What `models` knows about one bundle. Files are not hashed; `verify` and every use of the bundle do that."""
+    from dgiqa.bundle import MANIFEST
+
+    facts = {"name": summary.name, "id": summary.id, "title": summary.title, "bytes": summary.bytes}
+    facts |= {"path": str(summary.path), "problem": summary.problem}
+    if summary.problem:
+        return facts
+    manifest = json.loads((summary.path / MANIFEST).read_text(encoding="utf-8"))
+    licences = {name: entry.get("licence", "unknown") for name, entry in manifest["files"].items()}
+    return facts | {
+        "licences": licences,
+        "figures": manifest.get("model_card", {}),
+        "parity": manifest.get("parity", {}),
+    }
+
+
+def _print_bundle(facts: dict[str, Any]) -> None:
+    from dgiqa.outputs import BOLD, RED, painter, printable, to_json
+
+    stream = stdout()
+    paint = painter(stream)
+    print(f"{paint(BOLD, printable(facts['name']))}  {facts['id']}  {facts['bytes'] / 1e6:.1f} MB", file=stream)
+    if facts["problem"]:
+        print(paint(RED, f"  cannot be used: {printable(facts['problem'])}"), file=stream)
+        return
+    by_licence: dict[str, list[str]] = {}
+    for file, licence in facts["licences"].items():
+        by_licence.setdefault(str(licence), []).append(file)
+    lines = [facts["title"], *(f"{licence}: {_few(files)}" for licence, files in by_licence.items())]
+    lines += [
+        f"{name}: {value if isinstance(value, str) else to_json(value)}" for name, value in facts["figures"].items()
+    ]
+    print(*(f"  {printable(line)}" for line in [*lines, facts["path"]]), sep="\n", file=stream)
+
+
+def _few(files: list[str]) -> str:
+    return ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+
+
+@models_app.command("path")
+def models_path(
+    name: Annotated[str, typer.Argument(metavar="NAME|DIR", help="A name of `models`, or a folder.")],
+) -> None:
+    """Print the folder of a model, its files verified."""
+    from dgiqa.bundle import load_bundle
+
+    print(load_bundle(name).path, file=data_stream())
+
+
+@app.command()
+def doctor(
+    bundle: Annotated[str, typer.Option(metavar="NAME|DIR", help="The model to try.")] = "small",
+    json_: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Say what works on this machine, and what to do about the rest.
+
+    Exit code 5 when scoring cannot work on this machine.
+    """
+    from dgiqa.doctor import examine, healthy, report
+    from dgiqa.outputs import to_json
+
+    checks = examine(bundle)
+    if json_:
+        print(to_json(report(checks)), file=data_stream())
+    else:
+        _print_checks(checks)
+    raise typer.Exit(OK if healthy(checks) else ENVIRONMENT)
+
+
+def _print_checks(checks: list[Check]) -> None:
+    from dgiqa.doctor import healthy
+    from dgiqa.outputs import GREEN, RED, YELLOW, painter, printable
+
+    stream = stdout()
+    paint = painter(stream)
+    colours = {"ok": GREEN, "warn": YELLOW, "fail": RED}
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        print(
+            f"{paint(colours[check.status], f'{check.status:<4}')}  {check.name:<{width}}  {printable(check.found)}",
+            file=stream,
+        )
+        if check.fix:
+            print(f"{'':<{width + 8}}-> {check.fix}", file=stream)
+    verdict = "this machine can score images" if healthy(checks) else "this machine cannot score images yet"
+    print(f"\n{verdict}", file=stream)
+
+
+@app.command()
+def verify(
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="A name of `models`, or a folder.")],
+    tolerance: Annotated[
+        float | None, typer.Option(min=0.0, metavar="X", help="Largest difference allowed.  [default: 0.0001]")
+    ] = None,
+    backend: Annotated[Backend, typer.Option(help="What runs the networks: that or an error.")] = Backend.auto,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Compare this machine's scores with those a model was released with.
+
+    The images travel with the model. Exit code 4 when one of them, or one tile, differs by more than the tolerance.
+    """
+    from dgiqa.bundle import load_bundle
+    from dgiqa.outputs import to_json
+    from dgiqa.parity import TOLERANCE, verify_bundle
+    from dgiqa.scorer import Scorer
+
+    loaded = load_bundle(bundle)
+    report = verify_bundle(loaded, Scorer(loaded, backend=backend.value), TOLERANCE if tolerance is None else tolerance)
+    if json_:
+        print(to_json({"schema_version": 1, **report.as_dict()}), file=data_stream())
+    else:
+        _print_parity(report)
+    raise typer.Exit(OK if report.passed else GATE_FAILED)
+
+
+@app.command("import-weights")
+def import_weights(
+    *,
+    quality: Annotated[Path, typer.Option(metavar="FILE", help="DGIQA weights, .pth or .safetensors.")],
+    depth: Annotated[Path, typer.Option(metavar="FILE", help="Depth Anything V1 weights (ViT-S, B or L).")],
+    name: Annotated[str, typer.Option(metavar="NAME", help="What --bundle will call it.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of bundles.  [default: this user's cache]")
+    ] = None,
+    title: Annotated[str | None, typer.Option(metavar="TEXT", help="One line that says what it is.")] = None,
+    licence: Annotated[str | None, typer.Option(metavar="TEXT", help="Licence of the DGIQA weights.")] = None,
+    photos: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Photographs to compare on.  [default: scikit-image's]")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle of that name.")] = False,
+) -> None:
+    """Turn the authors' checkpoints into a model that can be used by name.
+
+    Both networks are exported to ONNX and compared with PyTorch, and so are whole scores; nothing is written when they
+    differ by more than their budget. Needs pip install "dgiqa-rt[export]"; takes a few minutes.
+    """
+    from dgiqa.bundle import user_cache
+
+    try:
+        from dgiqa.nn import bundling
+    except ImportError as error:
+        raise BackendError(f'importing weights needs {error.name}; pip install "dgiqa-rt[cpu,export]"') from error
+
+    say(f"importing {quality} and {depth}; this takes a few minutes")
+    bundle = bundling.import_weights(
+        quality,
+        depth,
+        (out or user_cache() / "bundles") / name,
+        name=name,
+        title=title,
+        licence=licence,
+        photos=photos,
+        overwrite=overwrite,
+    )
+    parity = bundle.manifest["parity"]["score"]
+    say(f"largest difference from PyTorch: {parity['max_difference']:.1e} of a score, allowed {parity['tolerance']:g}")
+    print(bundle.path, file=data_stream())
+
+
+def _print_parity(report: ParityReport) -> None:
+    from dgiqa.outputs import GREEN, RED, painter, printable
+
+    stream = stdout()
+    paint = painter(stream)
+    print("  here    wanted  difference  worst tile  image", file=stream)
+    for row in report.rows:
+        within = row.difference <= report.tolerance and row.tile_difference <= report.tolerance
+        differences = paint(GREEN if within else RED, f"{row.difference:10.1e}  {row.tile_difference:10.1e}")
+        print(f"{row.got:.4f}    {row.expected:.4f}  {differences}  {printable(row.file)}, {row.tiles}", file=stream)
+    verdict = paint(GREEN, "the same model") if report.passed else paint(RED, "NOT the same scores")
+    used = f"{report.max_difference:.1e}, {report.share:.0%} of the tolerance of {report.tolerance:g}"
+    print(f"\n{verdict}: largest difference {used}; {report.bundle} on {report.backend}", file=stream)
