@@ -1,0 +1,320 @@
+"""A bundle's fp32 networks become fp16 or int8 ONNX files that score the same within a budget, or nothing at all.
+
+    fp32 ONNX ─► calibrate ─► int8 Q/DQ everywhere ─► over budget? leave out what costs most ─► rest as said ─► files
+    fp32 ONNX ─► fp16 everywhere ──────────────────► over budget? fp32 islands ──────────────────────────────► files
+
+Both are one search: change everything, measure scores, and while they are further from fp32 than allowed, leave out
+the part whose change alone costs most. Inputs and outputs stay float32. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dgiqa import spec
+from dgiqa.backends.ort import OrtSession
+from dgiqa.bundle import Bundle, load_bundle
+from dgiqa.errors import EngineError
+from dgiqa.parity import BUDGETS
+from dgiqa.quantize.calibrate import (
+    CALIBRATORS,
+    Errors,
+    Histogram,
+    Probe,
+    make_probe,
+    measure,
+    photographs,
+    probe_photographs,
+)
+from dgiqa.quantize.precision import (
+    check_precision,
+    like_half,
+    load_model,
+    store_half,
+    to_half,
+    to_int8,
+    weighted_layers,
+)
+
+Progress = Callable[[str], None]
+Models = dict[str, Any]  # file name -> onnx.ModelProto
+Convert = Callable[[str, frozenset[str]], Any]  # (file, names of the parts to change) -> onnx.ModelProto
+
+METHODS = ("builtin", "modelopt")
+FILES = (spec.DEPTH_FILE, spec.QUALITY_FILE)
+MAX_INT8_SIZE = 0.30  # of the fp32 file; fp32 islands of an fp16 file still store fp16, so they cost nothing
+# Of the budget that the search aims at: it sees a dozen photographs, and users have others.
+SEARCH_SHARE = 0.25
+MODELOPT_IMAGES = 32  # ModelOpt's calibrators hold every tensor of every image in memory
+
+
+@dataclass
+class Part:
+    """What can be left out at once: one layer, or in fp16 all nodes of one operator type.
+
+    alone: rms score error over tiles when only this part is changed. left_out: whether it stays fp32. worst_after: the
+    largest |score difference| of an image once it and those above it were left out. extra_bytes: what that adds.
+    """
+
+    file: str
+    name: str
+    nodes: frozenset[str]
+    extra_bytes: int
+    alone: float = 0.0
+    left_out: bool = False
+    worst_after: float | None = None
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """files: {spec.DEPTH_FILE, spec.QUALITY_FILE -> path}. report: how they were made and how far they are, for JSON.
+
+    report: "precision", "rest", "method", "calibrator", "calibration" (what the images were), "budget", "error"
+    (of the photographs that were tried: "max", "mean", "images"), "parts" (the sensitivity table, most costly first;
+    empty if all could be changed), "left_out", and per file "layers" (precision -> count), "bytes", "size_ratio".
+    """
+
+    files: dict[str, Path]
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+def quantize_bundle(
+    bundle: Bundle | str | Path,
+    precision: str,
+    out: str | Path,
+    *,
+    calibration: Sequence[Path] | None = None,
+    rest: str = "fp32",
+    method: str = METHODS[0],
+    calibrator: str = CALIBRATORS[0],
+    budget: float | None = None,
+    progress: Progress = lambda line: None,
+) -> Quantized:
+    """Write a bundle's two networks in another precision as depth.onnx and quality.onnx into the folder `out`.
+
+    precision: "fp16", or "int8" with explicit Q/DQ (weights per channel, activations per tensor, zero points 0, no
+    quantised bias). rest: of an int8 file, "fp32" for CPUs (large constants are stored as fp16 all the same) or "fp16"
+    for GPUs. calibration: image files and folders, see `calibrate.photographs`. method: "builtin" places Q/DQ at the
+    inputs of weighted layers; "modelopt" lets NVIDIA ModelOpt place them, without the layers that the search left out.
+    calibrator: see `Histogram.threshold`. budget: largest |score difference| of an image, parity.BUDGETS by default.
+    The bundle is left as it is, and `out` gets both files or none.
+    Raises EngineError if the budget cannot be met within MAX_INT8_SIZE, BackendError if a package is missing,
+    ValueError for arguments that mean nothing, BundleError.
+    """
+    bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    budget = BUDGETS.get(precision, 0.0) if budget is None else budget
+    _check_arguments(precision, rest, method, calibrator)
+    models = {file: load_model(bundle.file(file)) for file in FILES}
+    pictures, described = photographs(bundle, calibration, progress)
+    fp32 = {file: OrtSession(bundle.file(file)) for file in FILES}
+    probe = make_probe(probe_photographs(bundle, pictures), fp32, bundle.preprocess)
+    if precision == "fp16":
+        parts, convert = _operator_types(models), _to_half_of(models, like_half)
+        room = dict.fromkeys(FILES, 0)
+    else:
+        progress(f"calibrating on {described}")
+        inputs = {file: _layer_inputs(model) for file, model in models.items()}
+        histograms = measure(pictures(), models, inputs, bundle.preprocess, progress)
+        parts, convert = _layers(models), _to_int8_of(models, histograms, calibrator)
+        room = _room(models, parts, convert)
+    worst = _search(parts, convert, probe, target=SEARCH_SHARE * budget, room=room, progress=progress)
+    changed = {file: _changed_nodes(parts, file) for file in FILES}
+    if method == "modelopt" and precision == "int8":
+        from dgiqa.quantize.modelopt import modelopt_int8
+
+        few = itertools.islice(pictures(), MODELOPT_IMAGES)
+        made = modelopt_int8(models, changed, few, bundle.preprocess, calibrator=calibrator)
+    else:
+        write = convert if precision == "int8" else _to_half_of(models, to_half)
+        made = {file: write(file, changed[file]) for file in FILES}
+    if precision == "int8" and rest == "fp16":
+        made = {file: to_half(model) for file, model in made.items()}
+    made = {file: store_half(model) for file, model in made.items()}
+    with _files_into(Path(out)) as scratch:
+        for file, model in made.items():
+            (scratch / file).write_bytes(model.SerializeToString())
+        report = _report(parts, scratch, bundle, probe, precision=precision, worst=worst, budget=budget)
+    report |= {"precision": precision, "rest": rest if precision == "int8" else "fp16", "calibration": described}
+    report |= {"method": method, "calibrator": calibrator} if precision == "int8" else {}
+    return Quantized({file: Path(out) / file for file in FILES}, report)
+
+
+def sensitivity_table(report: Mapping[str, Any], rows: int = 20) -> str:
+    """The report's parts as text, most costly first: what each costs alone, and the error once it is left out."""
+    lines = [f"{'file':<14}{'part':<32}{'alone, rms':>11}{'  left out':<10}{'worst image then':>17}"]
+    for part in report["parts"][:rows]:
+        alone = "not finite" if part["alone"] is None else f"{part['alone']:.1e}"
+        then = "" if part["worst_after"] is None else f"{part['worst_after']:.1e}"
+        left = "  yes" if part["left_out"] else ""
+        lines.append(f"{part['file']:<14}{part['name'][:31]:<32}{alone:>11}{left:<10}{then:>17}")
+    return "\n".join(lines)
+
+
+# the search
+
+
+def _search(
+    parts: list[Part], convert: Convert, probe: Probe, *, target: float, room: dict[str, int], progress: Progress
+) -> float:
+    """Mark parts as left out until no image's score moves by more than `target`, most costly first; sorts `parts`.
+
+    Returns by how much they move then.
+    room: bytes that each file may grow by; a part that does not fit is passed over.
+    """
+
+    def error() -> float:
+        return _errors(probe, {file: _changed_nodes(parts, file) for file in room}, convert).worst
+
+    now = error()
+    progress(f"all changed: scores move by up to {now:.1e}, wanted at most {target:.1e}")
+    if now <= target:
+        return now
+    few = probe.few()
+    suspects = _suspects(parts, convert, probe, target)
+    for number, part in enumerate(suspects, 1):
+        part.alone = _errors(few, {part.file: part.nodes}, convert).rms
+        if number % 20 == 0 or number == len(suspects):
+            progress(f"tried {number} of {len(suspects)} parts alone")
+    parts.sort(key=lambda part: -part.alone)
+    for part in parts:
+        if now <= target or not part.alone:
+            break
+        if part.extra_bytes <= room[part.file]:
+            room[part.file] -= part.extra_bytes
+            part.left_out = True
+            part.worst_after = now = error()
+            progress(f"left out {part.name} of {part.file}: scores move by up to {now:.1e}")
+    return now
+
+
+def _suspects(parts: Sequence[Part], convert: Convert, probe: Probe, target: float) -> list[Part]:
+    """The parts of the files that alone take more than half of the target; of all files if none does."""
+    files = list(dict.fromkeys(part.file for part in parts))
+    costs = {file: _errors(probe, {file: _changed_nodes(parts, file)}, convert).worst for file in files}
+    guilty = [file for file in files if costs[file] > target / 2] or files
+    return [part for part in parts if part.file in guilty]
+
+
+def _errors(probe: Probe, changed: Mapping[str, frozenset[str]], convert: Convert) -> Errors:
+    """Score errors when these nodes of these files are changed and nothing else is."""
+    sessions = {file: OrtSession(convert(file, nodes).SerializeToString()) for file, nodes in changed.items() if nodes}
+    return probe.errors(sessions)
+
+
+def _changed_nodes(parts: Sequence[Part], file: str) -> frozenset[str]:
+    return frozenset().union(*(part.nodes for part in parts if part.file == file and not part.left_out))
+
+
+def _room(models: Models, parts: Sequence[Part], convert: Convert) -> dict[str, int]:
+    """How many bytes each file may still grow by when all its parts are changed."""
+    room = {}
+    for file, model in models.items():
+        smallest = store_half(convert(file, _changed_nodes(parts, file))).ByteSize()
+        room[file] = int(MAX_INT8_SIZE * model.ByteSize()) - smallest
+    return room
+
+
+# what is changed
+
+
+def _layers(models: Models) -> list[Part]:
+    """Each layer with weights; left out, a weight takes two bytes instead of one."""
+    return [
+        Part(file, name, frozenset((name,)), count)
+        for file, model in models.items()
+        for name, count in weighted_layers(model).items()
+    ]
+
+
+def _operator_types(models: Models) -> list[Part]:
+    """All nodes of each operator type; left out, their constants are still stored as float16."""
+    kinds: dict[tuple[str, str], set[str]] = {}
+    for file, model in models.items():
+        for node in model.graph.node:
+            kinds.setdefault((file, node.op_type), set()).add(node.name)
+    return [Part(file, kind, frozenset(names), 0) for (file, kind), names in kinds.items()]
+
+
+def _layer_inputs(model: Any) -> list[str]:
+    layers = weighted_layers(model)
+    return list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in layers))
+
+
+def _to_int8_of(models: Models, histograms: Mapping[str, Mapping[str, Histogram]], calibrator: str) -> Convert:
+    largest = {
+        file: {tensor: histogram.threshold(calibrator) for tensor, histogram in found.items()}
+        for file, found in histograms.items()
+    }
+    return lambda file, layers: to_int8(models[file], largest[file], layers)
+
+
+def _to_half_of(models: Models, change: Callable[..., Any]) -> Convert:
+    names = {file: {node.name for node in model.graph.node} for file, model in models.items()}
+    return lambda file, nodes: change(models[file], keep=names[file] - nodes)
+
+
+# the end
+
+
+def _report(
+    parts: Sequence[Part], folder: Path, bundle: Bundle, probe: Probe, *, precision: str, worst: float, budget: float
+) -> dict[str, Any]:
+    """What the files in `folder` hold and how far they are from fp32; EngineError if that is not what was asked for.
+
+    worst: the largest |score difference| that the search ended with, roundings included that files show on GPUs only.
+    """
+    files = {}
+    for file in FILES:
+        size, full = (folder / file).stat().st_size, bundle.file(file).stat().st_size
+        layers = check_precision(folder / file, precision)
+        files[file] = {"layers": dict(layers), "bytes": size, "size_ratio": round(size / full, 4)}
+    errors = probe.errors({file: OrtSession(folder / file) for file in FILES})
+    if not max(errors.worst, worst) <= budget:
+        instead = "fp16" if precision == "int8" else "fp32"
+        raise EngineError(
+            f"{precision} moves scores by up to {max(errors.worst, worst):.1e}, allowed is {budget:g}, and no more can "
+            f"be left out; calibrate on other photographs, or choose {instead}"
+        )
+    columns = ("file", "name", "alone", "left_out", "worst_after")
+    table = [{key: _json_safe(getattr(part, key)) for key in columns} for part in parts if part.alone]
+    error = {"max": max(errors.worst, worst), "mean": float(abs(errors.images).mean()), "images": len(errors.images)}
+    left_out = [f"{part.file}: {part.name}" for part in parts if part.left_out]
+    return {"budget": budget, "error": error, "parts": table, "left_out": left_out, "files": files}
+
+
+def _json_safe(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextlib.contextmanager
+def _files_into(out: Path) -> Iterator[Path]:
+    """A folder on the file system of `out`, whose files are moved there if all went well."""
+    out.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".quantize-", dir=out))
+    try:
+        yield scratch
+        for path in scratch.iterdir():
+            os.replace(path, out / path.name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _check_arguments(precision: str, rest: str, method: str, calibrator: str) -> None:
+    choices = (
+        ("precision", precision, ("fp16", "int8")),
+        ("rest", rest, ("fp32", "fp16")),
+        ("method", method, METHODS),
+        ("calibrator", calibrator, CALIBRATORS),
+    )
+    for name, got, wanted in choices:
+        if got not in wanted:
+            raise ValueError(f"{name} is {got!r}; choose one of: {', '.join(wanted)}")

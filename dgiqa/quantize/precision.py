@@ -1,0 +1,461 @@
+"""An fp32 ONNX graph becomes one that computes in fp16, or in int8 with explicit Q/DQ; and what it holds is counted.
+
+Precision is written into the graph, so every engine that reads the file computes the same thing: types are consistent
+at every node (what a strongly typed TensorRT network asks for), and inputs and outputs stay float32.
+
+    to_int8     x ─► QuantizeLinear ─► DequantizeLinear ─┐
+                                int8 weight ─► DequantizeLinear ─► Conv / ConvTranspose / MatMul / Gemm ─► float
+    to_half     float32 ─► Cast ─► everything in float16 ─► Cast ─► float32
+    store_half  float16 weight ─► Cast ─► a layer that computes in float32: half the bytes, folded when it is loaded
+
+Models come in and go out as onnx.ModelProto; the one given is left as it is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgiqa.errors import BackendError, EngineError
+
+INSTALL = 'pip install "dgiqa-rt[build]"'
+WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")  # the layers that hold the weights and do the arithmetic
+# Operands that the operator itself wants in float32, by position.
+_FLOAT32_OPERANDS = {"Resize": (1, 2)}
+_HALF_MAX = float(np.finfo(np.float16).max)
+_HALF_TINY = 2.0**-24  # the smallest float16 above zero
+_SMALLEST_SCALE = 2.0**-20  # float16 still tells scales 6 % apart here
+_STORED_FROM = 256  # elements; below, a Cast node takes more bytes than it saves
+_LEVELS = 127  # -127..127: symmetric, so that zero point 0 means the same for weights and activations
+
+
+def weighted_layers(model: Any) -> dict[str, int]:
+    """Layers with a constant weight of two or more dimensions: {node name: number of weights}, in graph order.
+
+    Products of two activations (attention) have none. Raises EngineError for a node without a name of its own.
+    """
+    sizes = {i.name: int(np.prod(i.dims)) for i in model.graph.initializer if len(i.dims) >= 2}
+    layers = {n.name: sizes[n.input[1]] for n in model.graph.node if n.op_type in WEIGHTED and n.input[1] in sizes}
+    if "" in layers:
+        raise EngineError("the graph has layers without names, wanted a name for each; load it with load_model")
+    return layers
+
+
+def load_model(path: Path) -> Any:
+    """Read an ONNX file: constants as initializers, every node named. Raises BackendError without onnx, EngineError."""
+    onnx = import_onnx()
+    try:
+        model = onnx.load(str(path))
+    except Exception as error:  # protobuf's and onnx's exceptions share no base
+        raise EngineError(f"{path} cannot be read as ONNX ({error}); export or copy it again") from error
+    if any(
+        a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for n in model.graph.node for a in n.attribute
+    ):
+        raise EngineError(f"{path} has If or Loop with nested graphs, wanted a flat graph; simplify it with onnxsim")
+    _hoist_constants(model)
+    taken: Counter[str] = Counter()
+    for node in model.graph.node:
+        name = node.name or f"{node.op_type}_{node.output[0]}"
+        node.name = f"{name}_{taken[name]}" if taken[name] else name
+        taken[name] += 1
+    return model
+
+
+def layer_types(source: Path | Any) -> Counter[str]:
+    """How many weighted layers compute in which type: Counter of "int8", "fp16", "bf16", "fp32".
+
+    source: an ONNX file or model. int8 means that activation and weight both come out of DequantizeLinear of int8
+    with zero point 0. Raises EngineError if a layer's types do not agree or cannot be told.
+    """
+    model = load_model(source) if isinstance(source, Path) else source
+    types, makers = tensor_types(model), {o: n for n in model.graph.node for o in n.output}
+    matrices = {i.name for i in model.graph.initializer if len(i.dims) >= 2}
+    zeros = {
+        i.name for i in model.graph.initializer if len(i.dims) < 2 and not import_onnx().numpy_helper.to_array(i).any()
+    }
+    return Counter(
+        _layer_type(node, types, makers, zeros)
+        for node in model.graph.node
+        if node.op_type in WEIGHTED and _root(node.input[1], makers) in matrices
+    )
+
+
+def check_precision(source: Path, precision: str) -> Counter[str]:
+    """`layer_types`, or EngineError unless most weights' layers compute in `precision` and none where it may not.
+
+    fp32: all. fp16: no int8, and half of the layers or more in fp16. int8: half or more in int8. The rest are the
+    layers that were left out because they cost too much of the score.
+    """
+    found = layer_types(source)
+    layers = sum(found.values())
+    ok = {
+        "fp32": found["fp32"] == layers,
+        "fp16": 2 * found["fp16"] >= layers and not found["int8"],
+        "int8": 2 * found["int8"] >= layers,
+    }
+    if precision not in ok:
+        raise ValueError(f"got precision {precision!r}, wanted one of {', '.join(ok)}")
+    if not layers or not ok[precision]:
+        held = ", ".join(f"{n} in {kind}" for kind, n in found.most_common()) or "no layers with weights"
+        fix = f"make it with export/quantize.py --{precision}" if precision != "fp32" else "export it again"
+        raise EngineError(f"{source} was to compute in {precision}, but has {held}; {fix}")
+    return found
+
+
+def to_int8(model: Any, largest: Mapping[str, float], layers: Collection[str]) -> Any:
+    """Quantise the inputs and weights of `layers` (names) with explicit Q/DQ; biases and everything else stay float32.
+
+    largest: the magnitude of each layer's input tensor that is to become 127. Activations: one scale per tensor.
+    Weights: one scale per output channel, stored as int8. All zero points are 0. Scales are float16 numbers, so that
+    `to_half` changes no stored weight's meaning. Raises EngineError for a name that is no weighted layer.
+    """
+    onnx = import_onnx()
+    if unknown := set(layers) - weighted_layers(model).keys():
+        raise EngineError(f"{sorted(unknown)} are no layers with weights; choose from weighted_layers(model)")
+    result, graph = _copy(model)
+    weights = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
+    nodes: list[Any] = []
+    replaced: dict[str, str] = {}
+    for node in map(_clone, model.graph.node):
+        if node.name in layers:
+            for index, name in enumerate(node.input[:2]):
+                axis = _channel_axis(node, weights[name].ndim) if index else None
+                key = f"{name}_axis{axis}" if index else name
+                if key not in replaced:
+                    values = weights[name] if index else np.array(largest[name])
+                    made, constants = _dequantised(name, key, values, axis)
+                    nodes += made
+                    graph.initializer.extend(constants)
+                    replaced[key] = made[-1].output[0]
+                node.input[index] = replaced[key]
+        nodes.append(node)
+    return _with_nodes(result, nodes)
+
+
+def to_half(model: Any, keep: Collection[str] = ()) -> Any:
+    """Compute in float16 between float32 inputs and outputs; nodes named in `keep` stay float32.
+
+    What does not depend on the inputs' values (shapes, coordinates, position grids) stays float32, too: it is cheap,
+    and float16 cannot count past 2048. Constants outside float16's range are moved to its ends. Functions of other
+    domains are called in float16 unless their bodies hold float32 constants.
+    Raises EngineError if types cannot be inferred.
+    """
+    onnx = import_onnx()
+    result, graph = _copy(model)
+    types, half = tensor_types(model), set[str]()  # names of tensors that are float16 now
+    single = onnx.TensorProto.FLOAT
+    halves = _nodes_for_half(model, keep)
+    constants = {i.name: i for i in model.graph.initializer if i.data_type == single}
+    nodes: list[Any] = []
+    outputs = {o.name for o in graph.output}
+    casts: dict[tuple[str, bool], str] = {}
+
+    def typed(name: str, as_half: bool) -> str:
+        """The tensor as float16 or float32: itself, a converted constant, or through a Cast made once."""
+        if types.get(name) != single or (name in half) == as_half:
+            return name
+        if (name, as_half) not in casts:
+            casts[name, as_half] = other = f"{name}_{'half' if as_half else 'float'}"
+            if name in constants:
+                graph.initializer.append(_half_tensor(constants[name], other))
+            else:
+                nodes.append(_cast(name, other, as_half))
+        return casts[name, as_half]
+
+    for original in model.graph.node:
+        node, as_half = _clone(original), original.name in halves
+        singles = _FLOAT32_OPERANDS.get(node.op_type, ())
+        for index, name in enumerate(original.input):
+            node.input[index] = typed(name, as_half and index not in singles)
+        if as_half:
+            _retarget_cast(node)
+            for index, name in enumerate(original.output):
+                if types.get(name) == single:
+                    half.add(name)
+                    if name in outputs:  # outputs keep their names and their float32
+                        half.discard(name)
+                        node.output[index] = f"{name}_half"
+                        casts[name, True] = node.output[index]
+        nodes.append(node)
+        nodes += [_cast(a, b, False) for a, b in zip(node.output, original.output, strict=True) if a != b]
+    return _with_nodes(result, nodes)
+
+
+def like_half(model: Any, keep: Collection[str] = ()) -> Any:
+    """A float32 model that rounds as `to_half`'s does on hardware with float16: constants and every node's results.
+
+    For measuring. A CPU without float16 arithmetic runs a float16 file in float32 from end to end and leaves the
+    roundings between nodes out, overflows included.
+    """
+    onnx = import_onnx()
+    result, graph = _copy(model)
+    types, halves = tensor_types(model), _nodes_for_half(model, keep)
+    # x * (2^13 + 1) minus what that exceeds x by keeps 11 significant bits of x (Veltkamp 1968). Nothing here ends in a
+    # product with a constant: ONNX Runtime moves those into a following MatMul.
+    for name, value in (("split", 2.0**13 + 1), ("largest", _HALF_MAX), ("infinite", np.inf)):
+        graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(np.float32(value)), f"half_{name}"))
+    nodes: list[Any] = []
+    constants = {i.name: i for i in model.graph.initializer}
+    rounded: dict[str, str] = {}
+    for node in map(_clone, model.graph.node):
+        floats = [i for i, name in enumerate(node.input) if types.get(name) == onnx.TensorProto.FLOAT]
+        for index in floats if node.name in halves and node.op_type not in _FLOAT32_OPERANDS else ():
+            name = node.input[index]
+            if name not in rounded:
+                rounded[name] = f"{name}_as_half"
+                if name in constants:
+                    halves_of = onnx.numpy_helper.to_array(_half_tensor(constants[name], name)).astype(np.float32)
+                    graph.initializer.append(onnx.numpy_helper.from_array(halves_of, rounded[name]))
+                else:
+                    nodes += _rounding(name, rounded[name])
+            node.input[index] = rounded[name]
+        nodes.append(node)
+        for index, name in enumerate(node.output):
+            if node.name in halves and types.get(name) == onnx.TensorProto.FLOAT:
+                node.output[index] = f"{name}_exact"
+                nodes += _rounding(f"{name}_exact", name)
+                rounded[name] = name
+    return _with_nodes(result, nodes)
+
+
+def store_half(model: Any) -> Any:
+    """Keep large float32 constants as float16 with a Cast behind them: half the bytes, the same types downstream."""
+    onnx = import_onnx()
+    result, graph = _copy(model)
+    nodes: list[Any] = []
+    for constant in model.graph.initializer:
+        if constant.data_type == onnx.TensorProto.FLOAT and np.prod(constant.dims) >= _STORED_FROM:
+            graph.initializer.remove(constant)
+            graph.initializer.append(_half_tensor(constant, f"{constant.name}_stored"))
+            nodes.append(_cast(f"{constant.name}_stored", constant.name, False))
+    return _with_nodes(result, nodes + [_clone(n) for n in model.graph.node])
+
+
+def with_outputs(model: Any, tensors: Collection[str]) -> Any:
+    """The model with these inner tensors, all float32, as further outputs."""
+    onnx = import_onnx()
+    result = _clone(model)
+    ends = {v.name for v in (*result.graph.input, *result.graph.output)}
+    for name in dict.fromkeys(tensors):
+        if name not in ends:
+            result.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    return result
+
+
+def tensor_types(model: Any) -> dict[str, int]:
+    """ONNX element type of every tensor. Raises EngineError where one cannot be inferred or two do not agree."""
+    onnx = import_onnx()
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    except Exception as error:
+        raise EngineError(f"the graph's types do not agree ({error}); export it again") from error
+    graph = inferred.graph
+    types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)}
+    types |= {i.name: i.data_type for i in graph.initializer}
+    missing = [o for n in graph.node for o in n.output if o and not types.get(o)]
+    if missing:
+        raise EngineError(f"no type can be inferred for {', '.join(missing[:3])}; export the graph again")
+    return types
+
+
+def import_onnx() -> Any:
+    """The onnx package, or BackendError that names what to install."""
+    try:
+        import onnx
+        import onnx.numpy_helper
+        import onnx.shape_inference
+    except ImportError as error:
+        raise BackendError(
+            f"changing a graph's precision needs onnx, which cannot be imported ({error}); {INSTALL}"
+        ) from error
+    return onnx
+
+
+# counting
+
+
+def _layer_type(node: Any, types: Mapping[str, int], makers: Mapping[str, Any], zeros: Collection[str]) -> str:
+    kinds = import_onnx().TensorProto
+    names = {kinds.FLOAT: "fp32", kinds.FLOAT16: "fp16", kinds.BFLOAT16: "bf16"}
+    operands = [types[name] for name in node.input if name]
+    if len(set(operands)) != 1 or operands[0] not in names:
+        got = ", ".join(kinds.DataType.Name(kind) for kind in operands)
+        raise EngineError(f"{node.op_type} {node.name} mixes types ({got}), wanted one float type; quantise it again")
+    quantised = [_is_quantised(makers.get(name), types, zeros) for name in node.input[:2]]
+    return "int8" if all(quantised) else names[operands[0]]
+
+
+def _is_quantised(maker: Any, types: Mapping[str, int], zeros: Collection[str]) -> bool:
+    """Whether a tensor comes out of a symmetric int8 DequantizeLinear; a missing zero point is 0 of uint8."""
+    if maker is None or maker.op_type != "DequantizeLinear" or len(maker.input) < 3:
+        return False
+    return types[maker.input[0]] == import_onnx().TensorProto.INT8 and maker.input[2] in zeros
+
+
+def _root(name: str, makers: Mapping[str, Any]) -> str:
+    """The constant or activation behind Casts and Q/DQ."""
+    while (maker := makers.get(name)) is not None and maker.op_type in ("Cast", "DequantizeLinear", "QuantizeLinear"):
+        name = maker.input[0]
+    return name
+
+
+# changing
+
+
+def _nodes_for_half(model: Any, keep: Collection[str]) -> set[str]:
+    """Names of the nodes that see the inputs' values, without those kept and calls of functions fixed in float32."""
+    fixed = {(f.domain, f.name) for f in model.functions if _fixed_in_single(f)}
+    values = {i.name for i in model.graph.input}
+    chosen = set()
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" or not values.isdisjoint(node.input):
+            chosen.add(node.name)
+            if node.op_type not in ("Shape", "Size"):
+                values.update(node.output)
+    return {n.name for n in model.graph.node if n.name in chosen and (n.domain, n.op_type) not in fixed} - set(keep)
+
+
+def _fixed_in_single(function: Any) -> bool:
+    """Whether a function's body computes with float constants of its own; one that a CastLike adapts fits any type."""
+    constants = {
+        name
+        for node in function.node
+        if node.op_type == "Constant" and any(map(_is_single, node.attribute))
+        for name in node.output
+    }
+    return any(name in constants for node in function.node if node.op_type != "CastLike" for name in node.input)
+
+
+def _is_single(constant: Any) -> bool:
+    """Whether this attribute of a Constant holds float32 values."""
+    if constant.name == "value":
+        return bool(constant.t.data_type == import_onnx().TensorProto.FLOAT)
+    return constant.name in ("value_float", "value_floats")
+
+
+def _dequantised(name: str, key: str, values: NDArray[Any], axis: int | None) -> tuple[list[Any], list[Any]]:
+    """Nodes and constants whose last output is tensor `name` in int8 and back.
+
+    axis None: an activation whose largest magnitude is `values`. Otherwise a weight, quantised here along `axis`.
+    """
+    onnx = import_onnx()
+    others = tuple(i for i in range(values.ndim) if i != axis)
+    peaks = np.abs(values).astype(np.float64) if axis is None else np.abs(values).max(others, keepdims=True)
+    scales = _half_scales(peaks / _LEVELS)
+    shape = () if axis is None else (-1,)
+    scale, zero, stored, result = (f"{key}_{part}" for part in ("scale", "zero", "int8", "dequantized"))
+    constants = [
+        onnx.numpy_helper.from_array(scales.reshape(shape), scale),
+        onnx.numpy_helper.from_array(np.zeros(scales.size, np.int8).reshape(shape), zero),
+    ]
+    nodes = []
+    if axis is None:
+        nodes.append(onnx.helper.make_node("QuantizeLinear", [name, scale, zero], [stored], name=f"{key}_quantize"))
+    else:
+        levels = np.clip(np.rint(values / scales), -_LEVELS, _LEVELS).astype(np.int8)
+        constants.append(onnx.numpy_helper.from_array(levels, stored))
+    channel = {} if axis is None else {"axis": axis}
+    inputs = [stored, scale, zero]
+    nodes.append(onnx.helper.make_node("DequantizeLinear", inputs, [result], name=f"{key}_dequantize", **channel))
+    return nodes, constants
+
+
+def _half_scales(scales: NDArray[Any]) -> NDArray[np.float32]:
+    """The next float16 numbers upwards, as float32: rounding down would clip the largest value."""
+    scales = np.maximum(scales, _SMALLEST_SCALE)
+    halves = scales.astype(np.float16)
+    return np.where(halves < scales, np.nextafter(halves, np.float16(np.inf)), halves).astype(np.float32)
+
+
+def _channel_axis(node: Any, rank: int) -> int:
+    """Which axis of a layer's weight its output channels lie along."""
+    if node.op_type == "Conv" or (node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute)):
+        return 0
+    return 1 if node.op_type == "ConvTranspose" else rank - 1
+
+
+def _hoist_constants(model: Any) -> None:
+    """Turn Constant nodes that hold a tensor into initializers."""
+    onnx = import_onnx()
+    hoisted = [n for n in model.graph.node if n.op_type == "Constant" and n.attribute[0].name == "value"]
+    for node in hoisted:
+        tensor = onnx.TensorProto()
+        tensor.CopyFrom(node.attribute[0].t)
+        tensor.name = node.output[0]
+        model.graph.initializer.append(tensor)
+        model.graph.node.remove(node)
+
+
+def _half_tensor(constant: Any, name: str) -> Any:
+    """A float32 initializer in float16: nothing becomes infinite that was not, and nothing becomes 0."""
+    onnx = import_onnx()
+    values = onnx.numpy_helper.to_array(constant)
+    halves = np.where(np.isinf(values), values, np.clip(values, -_HALF_MAX, _HALF_MAX))
+    halves = np.where((values != 0) & (np.abs(values) < _HALF_TINY), np.copysign(_HALF_TINY, values), halves)
+    return onnx.numpy_helper.from_array(halves.astype(np.float16), name)
+
+
+def _cast(source: str, target: str, to_half: bool) -> Any:
+    onnx = import_onnx()
+    kind = onnx.TensorProto.FLOAT16 if to_half else onnx.TensorProto.FLOAT
+    return onnx.helper.make_node("Cast", [source], [target], name=f"{target}_cast", to=kind)
+
+
+def _rounding(source: str, target: str) -> list[Any]:
+    """Nodes that round a float32 tensor to float16's values and leave it float32."""
+    steps = (
+        ("Mul", (source, "half_split"), "product"),
+        ("Sub", ("product", source), "excess"),
+        ("Sub", ("product", "excess"), "rounded"),
+        ("Abs", ("rounded",), "size"),
+        ("Greater", ("size", "half_largest"), "beyond"),
+        ("Mul", ("rounded", "half_infinite"), "signed"),
+        ("Where", ("beyond", "signed", "rounded"), ""),
+    )
+    named = {short: f"{target}_{short}" if short else target for _, _, short in steps}
+    make = import_onnx().helper.make_node
+    return [
+        make(kind, [named.get(i, i) for i in inputs], [named[short]], name=f"{named[short]}_rounding")
+        for kind, inputs, short in steps
+    ]
+
+
+def _retarget_cast(node: Any) -> None:
+    kinds = import_onnx().TensorProto
+    for attribute in node.attribute:
+        if node.op_type == "Cast" and attribute.name == "to" and attribute.i == kinds.FLOAT:
+            attribute.i = kinds.FLOAT16
+
+
+def _copy(model: Any) -> tuple[Any, Any]:
+    """(copy, its graph); what it says of types between the ends is left out, because it will not be true."""
+    result = _clone(model)
+    del result.graph.value_info[:]
+    return result, result.graph
+
+
+def _clone(message: Any) -> Any:
+    copy = type(message)()
+    copy.CopyFrom(message)
+    return copy
+
+
+def _with_nodes(model: Any, nodes: Sequence[Any]) -> Any:
+    """The model with these nodes, and only the initializers that they use."""
+    graph = model.graph
+    used = {name for node in nodes for name in node.input} | {o.name for o in graph.output}
+    _replace(graph.node, nodes)
+    unused = [i for i in graph.initializer if i.name not in used]
+    for initializer in unused:
+        graph.initializer.remove(initializer)
+    return model
+
+
+def _replace(field: Any, values: Sequence[Any]) -> None:
+    del field[:]
+    field.extend(values)

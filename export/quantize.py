@@ -1,0 +1,60 @@
+"""A bundle's networks become fp16 or int8 ONNX files, which are kept only if scores stay within their budget.
+
+python export/quantize.py --fp16 --out build/fp16
+python export/quantize.py --int8 --calib photographs/ --rest fp16 --out build/int8 --bundle koniq
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dgiqa.errors import DgiqaError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, quantise, print what was left out and how far scores moved; 0 if both files were written, 1 if not."""
+    from dgiqa.quantize import METHODS, quantize_bundle, sensitivity_table
+    from dgiqa.quantize.calibrate import CALIBRATORS
+
+    parser = argparse.ArgumentParser(description="Write a bundle's networks in a lower precision.")
+    precision = parser.add_mutually_exclusive_group(required=True)
+    precision.add_argument("--fp16", dest="precision", action="store_const", const="fp16")
+    precision.add_argument("--int8", dest="precision", action="store_const", const="int8")
+    parser.add_argument("--bundle", default="small", help="a bundle's name or its directory")
+    parser.add_argument("--calib", type=Path, nargs="+", help="folder of photographs, 500 if you have them")
+    parser.add_argument("--method", choices=METHODS, default=METHODS[0], help="who places Q/DQ in int8 files")
+    parser.add_argument("--calibrator", choices=CALIBRATORS, default=CALIBRATORS[0], help="what int8 ranges clip")
+    parser.add_argument("--rest", choices=("fp32", "fp16"), default="fp32", help="of an int8 file: fp16 for GPUs")
+    parser.add_argument("--out", required=True, type=Path, help="directory to write quality.onnx and depth.onnx into")
+    options = vars(parser.parse_args(arguments))
+    options["calibration"] = options.pop("calib")
+    try:
+        made = quantize_bundle(**options, progress=lambda line: print(line, file=sys.stderr))
+    except (DgiqaError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if made.report["parts"]:
+        print(sensitivity_table(made.report) + "\n")
+    print(summary(made.report))
+    return 0
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """One line per file, what the images were, and how much of the allowed difference is used."""
+    lines = [f"{'file':<14}{'bytes':>12}{'of fp32':>9}  layers"]
+    for file, facts in report["files"].items():
+        layers = ", ".join(f"{count} {kind}" for kind, count in facts["layers"].items())
+        lines.append(f"{file:<14}{facts['bytes']:>12,}{facts['size_ratio']:>9.1%}  {layers}")
+    error, budget = report["error"], report["budget"]
+    used = f"{error['max'] / budget:.0%} of what is allowed" if budget else "nothing is allowed"
+    lines.append(f"scores of {error['images']} images move by up to {error['max']:.1e}, {used}")
+    lines.append(f"measured on {report['calibration']}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

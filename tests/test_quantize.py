@@ -1,0 +1,626 @@
+"""fp32 ONNX -> fp16 and int8 files: they hold what they say, score within budget, or are not written."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dgiqa import spec
+from dgiqa.bundle import Bundle, load_bundle, load_golden, sha256_of
+from dgiqa.errors import BackendError, BundleError, EngineError
+from dgiqa.parity import BUDGETS
+from dgiqa.quantize.calibrate import (
+    BINS,
+    CALIBRATORS,
+    MAX_IMAGES,
+    Histogram,
+    make_probe,
+    measure,
+    photographs,
+    score_tiles,
+)
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from dgiqa import quantize as quantize_module  # noqa: E402
+from dgiqa.backends.ort import OrtSession  # noqa: E402
+from dgiqa.quantize import FILES, Quantized, quantize_bundle, sensitivity_table  # noqa: E402
+from dgiqa.quantize.precision import (  # noqa: E402
+    check_precision,
+    layer_types,
+    like_half,
+    load_model,
+    store_half,
+    tensor_types,
+    to_half,
+    to_int8,
+    weighted_layers,
+)
+
+FLOAT, FLOAT16, INT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8
+ROOT = Path(__file__).parent.parent
+
+
+def graph(nodes: list[Any], constants: dict[str, Any], inputs: dict[str, Any], outputs: dict[str, Any]) -> Any:
+    ends = [
+        [onnx.helper.make_tensor_value_info(name, FLOAT, shape) for name, shape in side.items()]
+        for side in (inputs, outputs)
+    ]
+    tensors = [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "g", *ends, tensors),
+        opset_imports=[onnx.helper.make_opsetid("", spec.OPSET)],
+        ir_version=9,
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def run(model: Any, **feeds: NDArray[Any]) -> NDArray[Any]:
+    return next(iter(OrtSession(model.SerializeToString()).run(feeds).values()))
+
+
+def node(op: str, inputs: list[str], output: str, **attributes: Any) -> Any:
+    return onnx.helper.make_node(op, inputs, [output], name=f"{op}_{output}", **attributes)
+
+
+@pytest.fixture
+def layers_model() -> Any:
+    """One layer of each kind that holds weights, and a product of two activations that holds none."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        node("Conv", ["x", "conv_w", "conv_b"], "a", pads=[1, 1, 1, 1]),
+        node("Relu", ["a"], "r"),
+        node("ConvTranspose", ["r", "up_w"], "b", strides=[2, 2]),
+        node("ReduceMean", ["b", "hw"], "c", keepdims=0),
+        node("Gemm", ["c", "gemm_w", "gemm_b"], "d", transB=1),
+        node("MatMul", ["d", "mat_w"], "e"),
+        node("Transpose", ["e"], "t"),
+        node("MatMul", ["e", "t"], "y"),
+    ]
+    shapes = {"conv_w": (8, 3, 3, 3), "conv_b": (8,), "up_w": (8, 6, 2, 2), "gemm_w": (5, 6), "gemm_b": (5,)}
+    constants: dict[str, Any] = {name: rng.standard_normal(s).astype("f") for name, s in shapes.items()}
+    # Channels of very different size: a scale for each keeps them apart, one for all would not
+    constants["mat_w"] = (rng.standard_normal((5, 4)) * [1, 0.1, 0.01, 1e-3]).astype("f")
+    constants["hw"] = np.array([2, 3])
+    return graph(nodes, constants, {"x": ["n", 3, 8, 8]}, {"y": ["n", "n"]})
+
+
+@pytest.fixture
+def x() -> NDArray[np.float32]:
+    return np.random.default_rng(1).standard_normal((2, 3, 8, 8)).astype("f")
+
+
+def ranges(model: Any, x: NDArray[np.float32]) -> dict[str, float]:
+    from dgiqa.quantize.precision import with_outputs
+
+    names = [n.input[0] for n in model.graph.node if n.name in weighted_layers(model)]
+    values = {"x": x} | OrtSession(with_outputs(model, names).SerializeToString()).run({"x": x})
+    return {name: float(np.abs(values[name]).max()) for name in names}
+
+
+# the graph
+
+
+def test_int8_layers_have_int8_operands_with_zero_point_0_and_a_scale_per_output_channel(
+    layers_model: Any, x: NDArray[np.float32]
+) -> None:
+    model = to_int8(layers_model, ranges(layers_model, x), weighted_layers(layers_model))
+    assert layer_types(model) == Counter(int8=4)
+    values = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
+    pairs = [n for n in model.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert len(pairs) == 4 + 8
+    for pair in pairs:
+        assert values[pair.input[2]].dtype == np.int8
+        assert not values[pair.input[2]].any()
+    weights = {n.input[0]: (values[n.input[0]], values[n.input[1]]) for n in pairs if n.input[0] in values}
+    channels = {name: (w.shape, w.dtype, s.size) for name, (w, s) in weights.items()}
+    assert sorted(channels.values()) == [
+        ((5, 4), np.int8, 4),
+        ((5, 6), np.int8, 5),
+        ((8, 3, 3, 3), np.int8, 8),
+        ((8, 6, 2, 2), np.int8, 6),
+    ]
+    assert all(w.min() >= -127 for w, _ in weights.values())
+    assert values["conv_b"].dtype == np.float32  # no quantised bias
+
+
+def test_int8_computes_what_fp32_does_up_to_its_steps(layers_model: Any, x: NDArray[np.float32]) -> None:
+    expected = run(layers_model, x=x)
+    model = to_int8(layers_model, ranges(layers_model, x), weighted_layers(layers_model))
+    for candidate in (model, store_half(model), to_half(model), store_half(to_half(model))):
+        assert np.abs(run(candidate, x=x) - expected).max() < 0.03 * np.abs(expected).max()
+
+
+def test_a_lost_scale_moves_the_result(layers_model: Any, x: NDArray[np.float32]) -> None:
+    expected = run(layers_model, x=x)
+    model = to_int8(layers_model, ranges(layers_model, x), weighted_layers(layers_model))
+    scale = next(i for i in model.graph.initializer if i.name.startswith("gemm_w") and i.name.endswith("_scale"))
+    scale.CopyFrom(onnx.numpy_helper.from_array(np.ones(5, np.float32), scale.name))
+    assert np.abs(run(model, x=x) - expected).max() > 0.3 * np.abs(expected).max()
+
+
+def test_only_the_layers_named_are_quantised(layers_model: Any, x: NDArray[np.float32]) -> None:
+    model = to_int8(layers_model, ranges(layers_model, x), ["Conv_a"])
+    assert layer_types(model) == Counter(int8=1, fp32=3)
+    with pytest.raises(EngineError, match="Relu_r"):
+        to_int8(layers_model, ranges(layers_model, x), ["Relu_r"])
+
+
+def test_fp16_keeps_its_ends_float32_and_everything_between_float16(layers_model: Any, x: NDArray[np.float32]) -> None:
+    model = to_half(layers_model)
+    types = tensor_types(model)
+    assert layer_types(model) == Counter(fp16=4)
+    assert (types["x"], types["y"]) == (FLOAT, FLOAT)
+    assert {types[o] for n in model.graph.node for o in n.output if n.op_type != "Cast"} == {FLOAT16}
+    np.testing.assert_allclose(run(model, x=x), run(layers_model, x=x), rtol=1e-2, atol=1e-2)
+
+
+def test_nodes_kept_in_float32_are_joined_by_casts(layers_model: Any, x: NDArray[np.float32]) -> None:
+    model = to_half(layers_model, keep=["Gemm_d"])
+    assert layer_types(model) == Counter(fp16=3, fp32=1)
+    np.testing.assert_allclose(run(model, x=x), run(layers_model, x=x), rtol=1e-2, atol=1e-2)
+
+
+def test_float16_is_imitated_to_the_bit_except_below_its_normal_range() -> None:
+    values = np.random.default_rng(0).standard_normal(10_000).astype("f") * np.logspace(-4, 4, 10_000, dtype="f")
+    values = values[np.abs(values) > 2.0**-14]
+    model = like_half(graph([node("Relu", ["x"], "y")], {}, {"x": ["n"]}, {"y": ["n"]}))
+    np.testing.assert_array_equal(run(model, x=values), np.maximum(values, 0).astype(np.float16).astype("f"))
+    assert np.isfinite(run(model, x=np.array([65504, -65504, 70000, -70000], "f"))).tolist() == [
+        True,
+        True,
+        False,
+        True,
+    ]
+
+
+def test_the_imitation_survives_what_onnxruntime_fuses_into_products(layers_model: Any, x: NDArray[np.float32]) -> None:
+    np.testing.assert_allclose(run(like_half(layers_model), x=x), run(layers_model, x=x), rtol=1e-2, atol=1e-2)
+
+
+def test_coordinates_stay_float32_where_float16_could_not_count() -> None:
+    nodes = [
+        node("Shape", ["x"], "shape", start=1, end=2),
+        node("Squeeze", ["shape"], "length"),
+        node("Cast", ["length"], "end", to=FLOAT),
+        node("Range", ["zero", "end", "one"], "positions"),
+        node("Div", ["positions", "end"], "relative"),
+        node("Mul", ["x", "relative"], "y"),
+    ]
+    constants = {"zero": np.float32(0), "one": np.float32(1)}
+    model = graph(nodes, constants, {"x": [1, "w"]}, {"y": [1, "w"]})
+    half = to_half(model)
+    assert tensor_types(half)["positions"] == FLOAT
+    ones = np.ones((1, 4096), np.float32)
+    assert np.abs(run(half, x=ones) - run(model, x=ones)).max() <= 2.0**-11
+
+
+def test_resize_keeps_its_scales_float32(x: NDArray[np.float32]) -> None:
+    nodes = [node("Resize", ["x", "", "scales"], "y", mode="linear")]
+    model = graph(nodes, {"scales": np.array([1, 1, 2, 2], np.float32)}, {"x": [2, 3, 8, 8]}, {"y": [2, 3, 16, 16]})
+    np.testing.assert_allclose(run(to_half(model), x=x), run(model, x=x), atol=5e-3)
+
+
+def test_a_result_that_is_used_inside_keeps_its_name_and_type() -> None:
+    nodes = [node("Add", ["x", "x"], "y"), node("Mul", ["y", "x"], "z")]
+    model = graph(nodes, {}, {"x": [3]}, {"y": [3], "z": [3]})
+    got = OrtSession(to_half(model).SerializeToString()).run({"x": np.array([1, 2, 3], "f")})
+    assert [got[name].tolist() for name in ("y", "z")] == [[2, 4, 6], [2, 8, 18]]
+
+
+def test_constants_outside_float16_stay_finite_and_do_not_vanish() -> None:
+    values = np.array([1e9, -1e9, 1e-12, -1e-12, -np.inf, 0], np.float32)
+    model = to_half(graph([node("Add", ["x", "c"], "y")], {"c": values}, {"x": [6]}, {"y": [6]}))
+    stored = onnx.numpy_helper.to_array(model.graph.initializer[0]).astype(np.float64)
+    assert stored.tolist() == [65504, -65504, 2.0**-24, -(2.0**-24), -np.inf, 0]
+
+
+def test_functions_with_their_own_constants_are_called_in_float32() -> None:
+    body = [
+        onnx.helper.make_node("Constant", [], ["c"], value=onnx.numpy_helper.from_array(np.float32(2), "c")),
+        onnx.helper.make_node("Mul", ["a", "c"], ["b"]),
+    ]
+    opsets = [onnx.helper.make_opsetid("", spec.OPSET)]
+    function = onnx.helper.make_function(spec.ONNX_DOMAIN, "Twice", ["a"], ["b"], body, opsets)
+    call = onnx.helper.make_node("Twice", ["h"], ["t"], name="twice", domain=spec.ONNX_DOMAIN)
+    nodes = [node("Relu", ["x"], "h"), call, node("Relu", ["t"], "y")]
+    model = graph([nodes[0], nodes[2]], {}, {"x": [2], "t": [2]}, {"y": [2]})
+    model.graph.node.insert(1, call)
+    del model.graph.input[1]
+    model.functions.append(function)
+    model.opset_import.append(onnx.helper.make_opsetid(spec.ONNX_DOMAIN, 1))
+    half = to_half(model)
+    assert tensor_types(half)["t"] == FLOAT
+    assert run(half, x=np.array([-1, 3], "f")).tolist() == [0, 6]
+
+
+def test_stored_constants_take_half_the_bytes_and_compute_in_float32(layers_model: Any) -> None:
+    big = graph(
+        [node("MatMul", ["x", "w"], "y")],
+        {"w": np.random.default_rng(0).standard_normal((64, 64)).astype("f")},
+        {"x": ["n", 64]},
+        {"y": ["n", 64]},
+    )
+    stored = store_half(big)
+    assert stored.ByteSize() < 0.55 * big.ByteSize()
+    assert layer_types(stored) == Counter(fp32=1)
+    x = np.ones((1, 64), "f")
+    np.testing.assert_allclose(run(stored, x=x), run(big, x=x), atol=0.02)
+
+
+def test_changing_a_model_leaves_the_one_given_alone(layers_model: Any, x: NDArray[np.float32]) -> None:
+    before = layers_model.SerializeToString(deterministic=True)
+    largest = ranges(layers_model, x)
+    for change in (to_half, store_half, lambda m: to_int8(m, largest, weighted_layers(m))):
+        change(layers_model)
+        assert layers_model.SerializeToString(deterministic=True) == before
+
+
+# planted faults
+
+
+def test_a_mixed_type_is_refused(layers_model: Any, tmp_path: Path) -> None:
+    model = to_half(layers_model)
+    bias = next(i for i in model.graph.initializer if i.name == "gemm_b_half")
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.zeros(5, np.float32), bias.name))
+    path = tmp_path / "mixed.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(EngineError, match="types"):
+        check_precision(path, "fp16")
+
+
+def test_a_file_is_refused_when_it_has_not_the_precision_asked_for(
+    layers_model: Any, x: NDArray[np.float32], tmp_path: Path
+) -> None:
+    models = {
+        "fp32": layers_model,
+        "fp16": to_half(layers_model),
+        "int8": to_int8(layers_model, ranges(layers_model, x), weighted_layers(layers_model)),
+    }
+    for made, model in models.items():
+        path = tmp_path / f"{made}.onnx"
+        path.write_bytes(model.SerializeToString())
+        for asked in models:
+            if asked == made:
+                assert check_precision(path, asked)[asked] == 4
+            else:
+                with pytest.raises(EngineError, match=f"compute in {asked}"):
+                    check_precision(path, asked)
+    with pytest.raises(ValueError, match="bf16"):
+        check_precision(path, "bf16")
+
+
+def test_a_zero_point_that_is_not_0_is_not_counted_as_int8(layers_model: Any, x: NDArray[np.float32]) -> None:
+    model = to_int8(layers_model, ranges(layers_model, x), weighted_layers(layers_model))
+    zero = next(i for i in model.graph.initializer if i.name.startswith("gemm_w") and i.name.endswith("_zero"))
+    zero.CopyFrom(onnx.numpy_helper.from_array(np.full(5, 3, np.int8), zero.name))
+    assert layer_types(model) == Counter(int8=3, fp32=1)
+
+
+def test_nested_graphs_are_refused(tmp_path: Path) -> None:
+    branch = onnx.helper.make_graph(
+        [node("Identity", ["x"], "b")], "branch", [], [onnx.helper.make_tensor_value_info("b", FLOAT, [1])]
+    )
+    choice = node("If", ["c"], "y", then_branch=branch, else_branch=branch)
+    model = graph([choice], {"c": np.array(True)}, {"x": [1]}, {"y": [1]})
+    (tmp_path / "if.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(EngineError, match="nested"):
+        load_model(tmp_path / "if.onnx")
+
+
+def test_a_file_that_is_no_model_and_a_missing_onnx_are_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"no model")
+    with pytest.raises(EngineError, match="cannot be read as ONNX"):
+        load_model(tmp_path / "x.onnx")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(BackendError, match=r"dgiqa-rt\[build\]"):
+        load_model(tmp_path / "x.onnx")
+
+
+# calibration
+
+
+def test_a_histogram_grows_without_losing_what_it_counted() -> None:
+    values = np.random.default_rng(0).standard_normal(100_000).astype("f")
+    grown = Histogram()
+    for part in (values[:1000] * 0.01, values * 10, values):
+        grown.add(part)
+    assert grown._counts.sum() == 201_000
+    assert grown.largest == np.abs(values * 10).max()
+    assert grown.threshold("minmax") == grown.largest
+    assert len(grown._counts) == BINS
+
+
+def test_thresholds_clip_lone_outliers_and_little_else() -> None:
+    histogram = Histogram()
+    values = np.random.default_rng(0).standard_normal(120_000).astype("f")
+    histogram.add(np.append(values, 100).astype("f"))
+    thresholds = {name: histogram.threshold(name) for name in CALIBRATORS}
+    assert thresholds["minmax"] == 100
+    assert 4 < thresholds["percentile"] < 6
+    assert 2 < thresholds["entropy"] < 20
+    empty = Histogram()
+    empty.add(np.zeros(3, np.float32))
+    assert [empty.threshold(name) for name in CALIBRATORS] == [1, 1, 1]
+    with pytest.raises(ValueError, match="best"):
+        histogram.threshold("best")
+
+
+def test_calibration_looks_at_what_the_networks_are_fed(tiny_bundle: Bundle, photos: dict[str, Any]) -> None:
+    models = {file: load_model(tiny_bundle.file(file)) for file in FILES}
+    tensors = {spec.DEPTH_FILE: [spec.DEPTH_INPUT], spec.QUALITY_FILE: ["both", "mean"]}
+    found = measure([photos["coffee"]], models, tensors, tiny_bundle.preprocess, lambda _: None)
+    from dgiqa.preprocess import depth_input
+
+    image = depth_input(photos["coffee"], tiny_bundle.preprocess)
+    assert found[spec.DEPTH_FILE][spec.DEPTH_INPUT].largest == pytest.approx(float(np.abs(image).max()))
+    assert found[spec.QUALITY_FILE]["mean"].largest > 0
+
+
+def test_folders_are_searched_to_the_bottom_and_bad_files_left_out(
+    tiny_bundle: Bundle, photos: dict[str, Any], encode: Callable[..., bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "1.png").write_bytes(encode(photos["coffee"][:64, :64]))
+    (tmp_path / "a" / "b" / "2.jpg").write_bytes(b"broken")
+    (tmp_path / "a" / "b" / "3.png").write_bytes(encode(photos["chelsea"][:64, :64]))
+    said: list[str] = []
+    read, described = photographs(tiny_bundle, [tmp_path], said.append)
+    images = list(read())
+    assert np.array_equal(images[0], photos["coffee"][:64, :64])
+    assert [image.shape for image in images] == [(64, 64, 3)] * 2
+    assert "3 images" in described
+    assert any("2.jpg" in line for line in said)
+
+
+def test_no_more_images_are_taken_than_count(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    for number in range(MAX_IMAGES + 5):
+        (tmp_path / f"{number}.png").touch()
+    assert f"{MAX_IMAGES} images" in photographs(tiny_bundle, [tmp_path], lambda _: None)[1]
+
+
+def test_a_folder_without_images_or_that_is_missing_is_an_error(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    for wrong in ([tmp_path], [tmp_path / "missing"], []):
+        with pytest.raises(ValueError, match="no image for calibration"):
+            quantize_bundle(tiny_bundle, "int8", tmp_path / "out", calibration=wrong)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_folder_the_golden_images_serve_and_the_report_says_so(tiny_bundle: Bundle) -> None:
+    read, described = photographs(tiny_bundle, None, lambda _: None)
+    assert "golden" in described
+    assert "weaker" in described
+    assert len(list(read())) > 2 * len(load_golden(tiny_bundle))
+
+
+# whole bundles
+
+
+@pytest.fixture(scope="module")
+def small() -> Bundle:
+    return load_bundle("small")
+
+
+@pytest.fixture(scope="module")
+def made(small: Bundle, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Quantized]:
+    """The small bundle in fp16 and int8; the search tries a dozen layers of 98, to keep it short."""
+    root = tmp_path_factory.mktemp("quantized")
+    files = sorted((small.path / "golden").glob("*.png"))
+    before = {file: sha256_of(small.file(file)) for file in FILES}
+    results = {"fp16": quantize_bundle(small, "fp16", root / "fp16")}
+    with pytest.MonkeyPatch.context() as patch:
+        dozen = [*weighted_layers(load_model(small.file(spec.QUALITY_FILE)))][:12]
+        suspects = lambda parts, *_: [part for part in parts if part.name in dozen]  # noqa: E731
+        patch.setattr(quantize_module, "_suspects", suspects)
+        patch.setattr(quantize_module, "probe_photographs", lambda _, calibration: islice(calibration(), 6))
+        results["int8"] = quantize_bundle(small, "int8", root / "int8", calibration=files)
+    assert {file: sha256_of(small.file(file)) for file in FILES} == before
+    return results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_golden_images_score_within_the_budget(small: Bundle, made: dict[str, Quantized], precision: str) -> None:
+    from dgiqa.preprocess import decode
+
+    networks = {file: OrtSession(path) for file, path in made[precision].files.items()}
+    for golden in load_golden(small):
+        rgb = decode((small.path / golden.file).read_bytes())
+        assert abs(score_tiles(rgb, networks, small.preprocess).mean() - golden.score) <= BUDGETS[precision]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_files_are_small_and_of_the_precision_asked_for(made: dict[str, Quantized], precision: str) -> None:
+    for file, path in made[precision].files.items():
+        found = check_precision(path, precision)
+        facts = made[precision].report["files"][file]
+        assert facts["layers"] == dict(found)
+        assert facts["bytes"] == path.stat().st_size
+        assert facts["size_ratio"] <= {"fp16": 0.51, "int8": 0.30}[precision]
+        model = load_model(path)
+        assert {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)} == {FLOAT}
+    json.dumps(made[precision].report, allow_nan=False)
+
+
+@pytest.mark.slow
+def test_the_search_left_out_the_first_layers_and_prints_its_table(made: dict[str, Quantized]) -> None:
+    report = made["int8"].report
+    assert report["error"]["max"] <= 0.5 * BUDGETS["int8"]
+    assert 1 <= len(report["left_out"]) <= 12
+    costs = [part["alone"] for part in report["parts"]]
+    assert costs == sorted(costs, reverse=True)
+    assert report["parts"][0]["left_out"]
+    assert report["parts"][0]["name"][:31] in sensitivity_table(report)
+
+
+@pytest.mark.slow
+def test_int8_with_an_fp16_rest_scores_alike(small: Bundle, made: dict[str, Quantized], photos: dict[str, Any]) -> None:
+    expected = {file: OrtSession(path) for file, path in made["int8"].files.items()}
+    halves = {f: OrtSession(to_half(load_model(p)).SerializeToString()) for f, p in made["int8"].files.items()}
+    a, b = (score_tiles(photos["rocket"], networks, small.preprocess) for networks in (expected, halves))
+    assert np.abs(a - b).max() < 0.01
+
+
+def bad_layer_bundle(tiny_bundle: Bundle, tmp_path: Path) -> Bundle:
+    """The tiny bundle with a layer that int8 ruins: its input has one value a thousand times the others."""
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    for file in FILES:
+        (folder / file).write_bytes(tiny_bundle.file(file).read_bytes())
+    model = onnx.load(str(folder / spec.QUALITY_FILE))
+    tensors = {i.name: i for i in model.graph.initializer}
+    weights = onnx.numpy_helper.to_array(tensors["mix"])
+    spike = np.append(weights, np.zeros((1, 1), "f"), 0)
+    tensors["mix"].CopyFrom(onnx.numpy_helper.from_array(spike, "mix"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.full((1, 1), 1000, "f"), "spike"))
+    matmul = next(n for n in model.graph.node if n.op_type == "MatMul")
+    at = list(model.graph.node).index(matmul)
+    extra = [
+        node("ReduceMean", ["mean"], "level", keepdims=1),
+        node("Mul", ["level", "zero"], "nothing"),
+        node("Slice", ["nothing", "from", "to", "dim"], "one_column"),
+        node("Add", ["one_column", "spike"], "high"),
+        node("Concat", ["mean", "high"], "spiked", axis=1),
+    ]
+    extra[0].input.append("dim")
+    for name, value in {"zero": np.float32(0), "from": [0], "to": [1], "dim": [1]}.items():
+        array = value if isinstance(value, np.float32) else np.array(value)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+    matmul.input[0] = "spiked"
+    for position, each in enumerate(extra):
+        model.graph.node.insert(at + position, each)
+    matmul.name = "Bad"
+    (folder / spec.QUALITY_FILE).write_bytes(model.SerializeToString())
+    manifest = dict(tiny_bundle.manifest)
+    return dataclasses.replace(tiny_bundle, path=folder, manifest=manifest | {"files": dict(manifest["files"])})
+
+
+def test_the_search_leaves_out_a_planted_bad_layer(
+    tiny_bundle: Bundle, photos: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = bad_layer_bundle(tiny_bundle, tmp_path)
+    images = [photo[::4, ::4] for photo in photos.values()]
+    monkeypatch.setattr(quantize_module, "photographs", lambda *_: (lambda: iter(images), "photographs"))
+    monkeypatch.setattr(quantize_module, "probe_photographs", lambda *_: iter(images))
+    monkeypatch.setattr(quantize_module, "MAX_INT8_SIZE", 2.0)  # nodes outweigh the weights of a graph this small
+    report = quantize_bundle(bundle, "int8", tmp_path / "out").report
+    assert report["left_out"] == [f"{spec.QUALITY_FILE}: Bad"]
+    assert report["parts"][0]["worst_after"] == pytest.approx(report["error"]["max"], abs=1e-3)
+
+
+def test_nothing_is_written_when_the_size_leaves_no_room_for_the_budget(
+    tiny_bundle: Bundle, photos: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = bad_layer_bundle(tiny_bundle, tmp_path)
+    images = [photo[::4, ::4] for photo in photos.values()]
+    monkeypatch.setattr(quantize_module, "photographs", lambda *_: (lambda: iter(images), "photographs"))
+    monkeypatch.setattr(quantize_module, "probe_photographs", lambda *_: iter(images))
+    with pytest.raises(EngineError, match="int8 moves scores by up to"):
+        quantize_bundle(bundle, "int8", tmp_path / "out", budget=1e-6)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_overflow_becomes_an_fp32_island(
+    tiny_bundle: Bundle, photos: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mean * 1e6 / 1e6 is the mean in float32 and infinite in float16."""
+    folder = tmp_path / "large"
+    folder.mkdir()
+    (folder / spec.DEPTH_FILE).write_bytes(tiny_bundle.file(spec.DEPTH_FILE).read_bytes())
+    model = onnx.load(str(tiny_bundle.file(spec.QUALITY_FILE)))
+    at, matmul = next((i, n) for i, n in enumerate(model.graph.node) if n.op_type == "MatMul")
+    matmul.input[0] = "back"
+    model.graph.node.insert(at, node("Div", ["large", "million"], "back"))
+    model.graph.node.insert(at, node("Mul", ["mean", "million"], "large"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(np.float32(1e6)), "million"))
+    (folder / spec.QUALITY_FILE).write_bytes(model.SerializeToString())
+    bundle = dataclasses.replace(tiny_bundle, path=folder)
+    images = [photo[::4, ::4] for photo in photos.values()]
+    monkeypatch.setattr(quantize_module, "photographs", lambda *_: (lambda: iter(images), "photographs"))
+    monkeypatch.setattr(quantize_module, "probe_photographs", lambda *_: iter(images))
+    made = quantize_bundle(bundle, "fp16", tmp_path / "out")
+    assert set(made.report["left_out"]) == {f"{spec.QUALITY_FILE}: Mul", f"{spec.QUALITY_FILE}: Div"}
+    assert layer_types(made.files[spec.QUALITY_FILE])["fp16"] == 2
+    assert made.report["error"]["max"] <= BUDGETS["fp16"]
+
+
+def test_wrong_arguments_name_the_choices(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    for wrong in ({"precision": "int4"}, {"rest": "bf16"}, {"method": "magic"}, {"calibrator": "best"}):
+        arguments = {"precision": "int8", **wrong}
+        with pytest.raises(ValueError, match="choose one of"):
+            quantize_bundle(tiny_bundle, out=tmp_path / "out", **arguments)
+    with pytest.raises(BundleError):
+        quantize_bundle("no-such-bundle", "fp16", tmp_path / "out")
+
+
+def test_modelopt_that_is_not_installed_is_asked_for_by_name(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "modelopt.onnx.quantization", None)
+    monkeypatch.setattr(quantize_module, "MAX_INT8_SIZE", 2.0)
+    with pytest.raises(BackendError, match=r"dgiqa-rt\[modelopt\]"):
+        quantize_bundle(tiny_bundle, "int8", tmp_path / "out", method="modelopt")
+
+
+@pytest.mark.slow
+def test_modelopt_keeps_to_the_layers_and_the_budget(small: Bundle, tmp_path: Path) -> None:
+    pytest.importorskip("modelopt.onnx.quantization", reason="ModelOpt is not installed", exc_type=ImportError)
+    files = sorted((small.path / "golden").glob("*.png"))
+    made = quantize_bundle(small, "int8", tmp_path / "out", calibration=files, method="modelopt")
+    for path in made.files.values():
+        assert check_precision(path, "int8")["int8"] > 10
+
+
+def test_errors_that_are_not_numbers_count_as_infinite(tiny_bundle: Bundle, photos: dict[str, Any]) -> None:
+    class Broken:
+        def run(self, feeds: dict[str, Any]) -> dict[str, Any]:
+            return {spec.DEPTH_OUTPUT: np.full((1, 64, 64), np.nan, np.float32)}
+
+    networks = {file: OrtSession(tiny_bundle.file(file)) for file in FILES}
+    probe = make_probe([photos["coffee"][::4, ::4]], networks, tiny_bundle.preprocess)
+    assert probe.errors({}).worst == 0
+    errors = probe.errors({spec.DEPTH_FILE: Broken()})
+    assert (errors.worst, errors.rms) == (np.inf, np.inf)
+
+
+# the command
+
+
+def command() -> ModuleType:
+    path = ROOT / "export" / "quantize.py"
+    module_spec = importlib.util.spec_from_file_location("quantize_command", path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return module
+
+
+def test_the_command_writes_both_files_and_says_how_far_they_are(
+    tiny_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    assert command().main(["--fp16", "--bundle", str(tiny_bundle.path), "--out", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
+    printed = capsys.readouterr().out
+    assert "of what is allowed" in printed
+    assert "2 fp16" in printed
+    assert command().main(["--int8", "--calib", str(tmp_path / "missing"), "--out", str(out)]) == 1
+    assert "no image for calibration" in capsys.readouterr().err
