@@ -4,6 +4,8 @@ DgiqaError
 ├── ImageError      an input cannot be read, decoded or used
 ├── BundleError     a bundle is missing, altered or made for another version
 ├── BackendError    the backend asked for is not available on this machine
+├── EngineError     an engine is missing, stale, or cannot be built
+│   └── ParityError one that was built is not of the precision asked for, or its scores are over their budget
 └── WeightsError    a checkpoint is not what it was said to be
 """
 
@@ -22,6 +24,14 @@ class BundleError(DgiqaError):
 
 class BackendError(DgiqaError):
     """The backend asked for is not installed or cannot run on this machine."""
+
+
+class EngineError(DgiqaError):
+    """An engine is missing from the cache, was made for something else, or cannot be built."""
+
+
+class ParityError(EngineError):
+    """An engine is not of the precision asked for, or its scores are further from the bundle's than allowed."""
 
 
 class WeightsError(DgiqaError):

@@ -1,7 +1,7 @@
-"""An ONNX file becomes a session: {name: array} -> {name: array}. The only room that knows an engine exists.
+"""A network's file becomes a session: {name: array} -> {name: array}, whatever engine runs it.
 
-Asked for a backend, you get that backend or a BackendError; "auto" takes the first one available, and `.backend` says
-which that was.
+Asked for a backend, you get that backend or a BackendError. "auto" takes what suits the machine and the file, and
+`.backend` says what that was. The engines themselves are in `ort`, `ov` and `trt`, imported when one is opened.
 """
 
 from __future__ import annotations
@@ -9,23 +9,31 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-import re
-from collections.abc import Mapping
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
-from dgiqa.errors import BackendError, BundleError
+from dgiqa import spec
+from dgiqa.errors import BackendError
 
-ONNXRUNTIME = "onnxruntime"
-BACKENDS = (ONNXRUNTIME,)  # in the order "auto" tries them
-_INSTALL = {ONNXRUNTIME: 'pip install "dgiqa-rt[cpu]"'}
-_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
-_CPU = "CPUExecutionProvider"
-# What onnxruntime says of a file from the future: its opset, its file format, an operator without a kernel.
-_TOO_NEW = re.compile(r"Current official support for domain.*|Unsupported model IR version.*|Could not find an impl.*")
+ONNXRUNTIME, OPENVINO, CUDA, TENSORRT = "onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt"
+BACKENDS = (ONNXRUNTIME, OPENVINO, CUDA, TENSORRT)
+_PREFERRED = (TENSORRT, CUDA, OPENVINO, ONNXRUNTIME)
+_MODULE = {ONNXRUNTIME: "onnxruntime", OPENVINO: "openvino", CUDA: "onnxruntime", TENSORRT: "tensorrt"}
+INSTALL = {
+    ONNXRUNTIME: 'pip install "dgiqa-rt[cpu]"',
+    OPENVINO: 'pip install "dgiqa-rt[openvino]"',
+    CUDA: 'pip uninstall -y onnxruntime && pip install "dgiqa-rt[gpu]"',
+    TENSORRT: 'pip install "dgiqa-rt[tensorrt]"',
+}
+# From this size on "auto" prefers OpenVINO in fp32. Two cores, against ONNX Runtime 1.31: the full-size quality network
+# at batch 8 runs 1.48x as fast, Depth Anything ViT-S at 518x686 1.26x. Whole images through the small bundle: 1.07x in
+# one size over and over, 0.88x over the first ten sizes (a new one costs 20 ms), 0.98x after that; and it starts later.
+OPENVINO_FROM_BYTES = 32 << 20
 
 
 class Session(Protocol):
@@ -39,23 +47,90 @@ class Session(Protocol):
 
 
 def backends() -> list[str]:
-    """The backends installed here, best first. Looks without importing them."""
-    return [name for name in BACKENDS if importlib.util.find_spec(name) is not None]
+    """The backends that this machine can run, fastest first. Looks without importing them."""
+    return [name for name in _PREFERRED if not _lacking(name)]
 
 
-def open_session(path: str | Path, backend: str = "auto", *, threads: int | None = None) -> Session:
-    """Open an ONNX file with `backend` ("auto" or one of BACKENDS); threads as in OrtSession.
+def open_session(
+    path: str | Path,
+    backend: str = "auto",
+    *,
+    precision: str = "fp32",
+    threads: int | None = None,
+    plugins: Sequence[Path] = (),
+) -> Session:
+    """Open an ONNX file, or for "tensorrt" a plan, with `backend`: "auto" or one of BACKENDS.
 
-    Raises ValueError for an unknown backend, BackendError for one that is not installed or cannot run the file.
+    precision: one of spec.PRECISIONS. fp16 and int8 are in the file; bf16 is how OpenVINO runs an fp32 file.
+    threads: of one run on the CPU, by default all usable cores. plugins: libraries that a plan needs.
+    Raises ValueError for an unknown backend or precision, BackendError for one that is not installed or cannot run
+    the file, BundleError if it is not a model.
+    """
+    chosen = choose(backend, precision, path)
+    if chosen == TENSORRT:
+        from dgiqa.backends.trt import TrtSession
+
+        return TrtSession(Path(path), plugins=plugins)
+    if chosen == OPENVINO:
+        from dgiqa.backends.ov import OvSession
+
+        return OvSession(path, precision=precision, threads=threads)
+    from dgiqa.backends.ort import OrtSession
+
+    return OrtSession(path, threads=threads, device="cuda" if chosen == CUDA else "cpu")
+
+
+def choose(backend: str = "auto", precision: str = "fp32", path: str | Path | None = None) -> str:
+    """The backend that `backend` means for this precision and file, checked to be installed.
+
+    "auto": a GPU's backend where there is a GPU; on a CPU OpenVINO for reduced precision and for fp32 networks of at
+    least OPENVINO_FROM_BYTES, else ONNX Runtime. TensorRT runs engines only, so never a bundle's own fp32 files.
     """
     if backend not in ("auto", *BACKENDS):
         raise ValueError(f"unknown backend {backend!r}; choose auto or one of: {', '.join(BACKENDS)}")
-    wanted = BACKENDS if backend == "auto" else (backend,)
-    available = [name for name in backends() if name in wanted]
-    if not available:
-        fixes = " or ".join(_INSTALL[name] for name in wanted)
-        raise BackendError(f"backend {backend!r} needs {' or '.join(wanted)}, which is not installed; {fixes}")
-    return OrtSession(path, threads=threads)
+    if precision not in spec.PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}; choose one of: {', '.join(spec.PRECISIONS)}")
+    if precision == "bf16" and backend not in ("auto", OPENVINO):
+        raise BackendError(f"{backend} has no bf16; choose --backend openvino, or --precision fp16")
+    if backend != "auto":
+        if lacking := _lacking(backend):
+            raise BackendError(f"backend {backend!r} {lacking}; {INSTALL[backend]}")
+        return backend
+    able = [name for name in backends() if name == OPENVINO or precision != "bf16"]
+    if precision == "fp32":
+        able = [name for name in able if name != TENSORRT]
+        small = path is not None and Path(path).is_file() and Path(path).stat().st_size < OPENVINO_FROM_BYTES
+        if small and ONNXRUNTIME in able and able[0] == OPENVINO:
+            return ONNXRUNTIME
+    if not able:
+        wanted = (OPENVINO,) if precision == "bf16" else (ONNXRUNTIME, OPENVINO)
+        fixes = " or ".join(INSTALL[name] for name in wanted)
+        raise BackendError(f"backend 'auto' needs {' or '.join(wanted)}, which is not installed; {fixes}")
+    return able[0]
+
+
+def identity(backend: str) -> dict[str, str]:
+    """What an engine belongs to: {"engine": name, "version": in full, "device": its name[, "compute_capability"]}.
+
+    Raises BackendError if the backend is not there.
+    """
+    choose(backend)
+    if backend == TENSORRT:
+        from dgiqa.backends import trt
+
+        found = trt.identity()
+        capability = found["compute_capability"]
+        return _identity(backend, found["tensorrt"], found["gpu"]) | {"compute_capability": capability}
+    if backend == CUDA:
+        from dgiqa.backends.ort import onnxruntime_version
+
+        name, capability = _first_gpu()
+        return _identity(backend, onnxruntime_version(), name) | {"compute_capability": capability}
+    if backend == OPENVINO:
+        return _identity(backend, metadata.version("openvino"), cpu_name())
+    from dgiqa.backends.ort import onnxruntime_version
+
+    return _identity(backend, onnxruntime_version(), cpu_name())
 
 
 def usable_cores() -> int:
@@ -68,91 +143,50 @@ def usable_cores() -> int:
         return cores
 
 
-class OrtSession:
-    """ONNX Runtime on the CPU.
-
-    source: an ONNX file or its bytes (external data is not used). threads: of one run, by default all usable cores.
-    Raises BackendError if onnxruntime is missing or too old for the file, BundleError if the file is not a model.
-    """
-
-    backend: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-    def __init__(self, source: str | Path | bytes, *, threads: int | None = None) -> None:
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads must be at least 1, got {threads}")
-        ort = _import_onnxruntime()
-        label = "the given bytes" if isinstance(source, bytes) else str(source)
-        if not isinstance(source, bytes) and not Path(source).is_file():
-            raise BundleError(f"{label} is missing; wanted an ONNX file")
-        try:
-            model = source if isinstance(source, bytes) else str(source)
-            self._session = ort.InferenceSession(model, _options(ort, threads or usable_cores()), providers=[_CPU])
-        except Exception as error:  # onnxruntime's exception classes share no public base
-            raise _explain(label, ort.__version__, error) from error
-        if (providers := self._session.get_providers()) != [_CPU]:
-            raise BackendError(f"asked onnxruntime for {_CPU}, got {providers}; install one onnxruntime wheel only")
-        self.backend = f"onnxruntime-cpu {ort.__version__}"
-        self._specs = {node.name: node for node in self._session.get_inputs()}
-        self.inputs = tuple(self._specs)
-        self.outputs = tuple(node.name for node in self._session.get_outputs())
-
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Every output by name. ValueError for wrong names, dtypes or shapes, BackendError if the engine fails."""
-        if feeds.keys() != self._specs.keys():
-            raise ValueError(f"got inputs {sorted(feeds)}, wanted {sorted(self._specs)}")
-        for name, array in feeds.items():
-            _check_input(self._specs[name], array)
-        try:
-            return dict(zip(self.outputs, self._session.run(None, dict(feeds)), strict=True))
-        except Exception as error:
-            shapes = {name: array.shape for name, array in feeds.items()}
-            raise BackendError(f"{self.backend} failed on inputs of shape {shapes}: {error}") from error
-
-
-def _import_onnxruntime() -> Any:
+def cpu_name() -> str:
+    """The processor's own name; which instructions it has decides how int8 and bf16 round."""
     try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise BackendError(f"onnxruntime cannot be imported ({error}); {_INSTALL[ONNXRUNTIME]}") from error
-    if not hasattr(ort, "InferenceSession"):  # uninstalling one of two onnxruntime wheels leaves an empty folder
-        raise BackendError(f"onnxruntime is installed without its library; {_INSTALL[ONNXRUNTIME]} --force-reinstall")
-    return ort
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
-def _options(ort: Any, threads: int) -> Any:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors
-    # 300 runs of the small networks with shapes that change every time: arena alone holds 199 MB resident from the
-    # 30th run on; arena with memory patterns 262 MB, no arena 123-158 MB up and down and 10-15 % slower.
-    options.enable_cpu_mem_arena = True
-    options.enable_mem_pattern = False
-    # Threads that spin between runs took 172 ms of CPU per image in a stream of 24, sleeping ones 95 ms: two sessions'
-    # pools and the decoding threads share the cores.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return options
+def gpu_present() -> bool:
+    """Whether an NVIDIA driver answers here, judged by its device files; nothing is loaded or started."""
+    return any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/dxg", r"C:\Windows\System32\nvcuda.dll"))
 
 
-def _explain(label: str, version: str, error: Exception) -> BackendError | BundleError:
-    """Why the file did not open, in our words."""
-    text = " ".join(str(error).split())
-    if too_new := _TOO_NEW.search(text):
-        reason = too_new[0].rstrip(". ")
-        return BackendError(f"{label} needs a newer onnxruntime than {version} ({reason}); pip install -U onnxruntime")
-    return BundleError(f"onnxruntime {version} cannot read {label} as a model ({text}); copy or rebuild the bundle")
+def _lacking(backend: str) -> str:
+    """Why a backend cannot run here, or an empty string."""
+    if importlib.util.find_spec(_MODULE[backend]) is None:
+        return f"needs {_MODULE[backend]}, which is not installed"
+    if backend in (CUDA, TENSORRT) and not gpu_present():
+        return "needs an NVIDIA GPU and its driver, and none answers on this machine"
+    if backend == CUDA and not _has_cuda_wheel():  # last: it reads the metadata of every wheel
+        return "needs onnxruntime-gpu, and only a CPU build of onnxruntime is installed"
+    return ""
 
 
-def _check_input(node: Any, array: NDArray[Any]) -> None:
-    """Names of dimensions match any size; numbers must match."""
-    wanted = _DTYPES.get(node.type)
-    if not isinstance(array, np.ndarray) or wanted is None or array.dtype != wanted:
-        got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        raise ValueError(f"input {node.name!r} is {got}, wanted {node.type}")
-    fits = len(array.shape) == len(node.shape) and all(
-        not isinstance(want, int) or want == have for want, have in zip(node.shape, array.shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(f"input {node.name!r} has shape {list(array.shape)}, wanted {node.shape}")
+def _has_cuda_wheel() -> bool:
+    from dgiqa.backends.ort import onnxruntime_wheels
+
+    return any(name.endswith(("-gpu", "nightly")) for name in onnxruntime_wheels())
+
+
+def _first_gpu() -> tuple[str, str]:
+    """Name and compute capability of GPU 0, by nvidia-smi."""
+    import subprocess
+
+    query = ["nvidia-smi", "--id=0", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+        name, capability = answer.strip().rsplit(", ", 1)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise BackendError(f"nvidia-smi does not name the GPU ({error}); install the NVIDIA driver's tools") from error
+    return name, capability
+
+
+def _identity(backend: str, version: str, device: str) -> dict[str, str]:
+    return {"engine": backend, "version": version, "device": device}

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 PREPROCESS_VERSION = 1  # raised whenever the same bytes would give other network inputs
 BUNDLE_VERSION = 1  # raised whenever an older reader would misread a manifest
 OPSET = 20
+# Of an engine. bf16 is never in a file: it is how OpenVINO runs an fp32 one where the processor can, asked for by name.
+PRECISIONS = ("fp32", "fp16", "int8", "bf16")
 ONNX_DOMAIN = "ai.dgiqa"  # custom ops live here and carry a function body of standard ops
 
 TILE = 224  # side of a square tile, pixels (paper section 4.2: crops of 224 x 224)

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from dgiqa import sessions, spec
+from dgiqa.backends import ort as ort_room
+from dgiqa.backends.ort import OrtSession
 from dgiqa.errors import BackendError, BundleError
-from dgiqa.sessions import OrtSession, backends, open_session, usable_cores
+from dgiqa.sessions import backends, choose, identity, open_session, usable_cores
 
 ort = pytest.importorskip("onnxruntime")
 helper = pytest.importorskip("onnx.helper")
@@ -47,7 +49,8 @@ def test_a_file_opens_like_its_bytes_and_auto_says_what_it_took(tmp_path) -> Non
     for backend in ("auto", "onnxruntime"):
         session = open_session(tmp_path / "m.onnx", backend, threads=1)
         assert session.backend == f"onnxruntime-cpu {ort.__version__}"
-    assert backends() == ["onnxruntime"]
+    assert backends()[-1] == "onnxruntime"
+    assert set(backends()) <= set(sessions.BACKENDS)
 
 
 @pytest.mark.parametrize(
@@ -119,9 +122,10 @@ def test_without_onnxruntime_the_error_is_the_command_that_installs_it(monkeypat
     monkeypatch.setattr(builtins, "__import__", import_)
     with pytest.raises(BackendError, match=r'pip install "dgiqa-rt\[cpu\]"'):
         OrtSession(affine())
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name))
+    gone = ("onnxruntime", "openvino", "tensorrt")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else find_spec(name))
     assert backends() == []
-    with pytest.raises(BackendError, match=r'pip install "dgiqa-rt\[cpu\]"'):
+    with pytest.raises(BackendError, match=r'pip install "dgiqa-rt\[cpu\]" or pip install "dgiqa-rt\[openvino\]"'):
         open_session("m.onnx")
 
 
@@ -138,3 +142,78 @@ def test_threads_follow_affinity_and_the_containers_quota(
     monkeypatch.setattr(sessions.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.setattr(sessions.Path, "read_text", lambda self, encoding: quota)
     assert usable_cores() == cores
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """installed("openvino", ..., gpu=True): pretend that these backends' modules are there, and a GPU."""
+
+    def pretend(*modules: str, gpu: bool = False, wheels: tuple[str, ...] = ("onnxruntime",)) -> None:
+        find = importlib.util.find_spec
+        engines = {"onnxruntime", "openvino", "tensorrt"}
+        there = find("sys")
+        monkeypatch.setattr(
+            sessions.importlib.util,
+            "find_spec",
+            lambda name: (there if name in modules else None) if name in engines else find(name),
+        )
+        monkeypatch.setattr(sessions, "gpu_present", lambda: gpu)
+        monkeypatch.setattr(ort_room, "installed_wheels", lambda: dict.fromkeys(wheels, "1.31.1"))
+
+    return pretend
+
+
+def test_auto_takes_what_suits_the_machine_and_the_file(installed: Callable[..., None], tmp_path) -> None:
+    small, large = tmp_path / "small.onnx", tmp_path / "large.onnx"
+    small.write_bytes(b"x")
+    with large.open("wb") as stream:
+        stream.truncate(sessions.OPENVINO_FROM_BYTES)
+    installed("onnxruntime", "openvino")
+    assert backends() == ["openvino", "onnxruntime"]
+    assert [choose(path=path) for path in (small, large)] == ["onnxruntime", "openvino"]
+    assert [choose(precision=p, path=small) for p in ("fp16", "int8", "bf16")] == ["openvino"] * 3
+    installed("openvino")
+    assert choose(path=small) == "openvino"
+    installed("onnxruntime")
+    assert choose(path=large) == "onnxruntime"
+    installed("onnxruntime", "openvino", "tensorrt", gpu=True, wheels=("onnxruntime-gpu",))
+    assert backends()[:2] == ["tensorrt", "onnxruntime-cuda"]
+    assert choose(path=large) == "onnxruntime-cuda"  # a plan would have to be built first
+    assert choose(precision="fp16") == "tensorrt"
+    assert choose(precision="bf16") == "openvino"
+
+
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [
+        ("openvino", r"needs openvino, which is not installed; pip install .*\[openvino\]"),
+        ("tensorrt", r"needs tensorrt, which is not installed; pip install .*\[tensorrt\]"),
+        ("onnxruntime-cuda", r"only a CPU build of onnxruntime is installed; pip uninstall -y onnxruntime && pip"),
+    ],
+)
+def test_asked_for_a_backend_that_backend_or_an_error(
+    installed: Callable[..., None], backend: str, message: str
+) -> None:
+    installed("onnxruntime", gpu=True)
+    with pytest.raises(BackendError, match=message):
+        open_session("m.onnx", backend)
+
+
+def test_a_gpu_backend_without_a_gpu_says_so(installed: Callable[..., None]) -> None:
+    installed("onnxruntime", "tensorrt", wheels=("onnxruntime-gpu",))
+    for backend in ("tensorrt", "onnxruntime-cuda"):
+        with pytest.raises(BackendError, match="needs an NVIDIA GPU and its driver, and none answers"):
+            choose(backend)
+
+
+def test_bf16_and_unknown_precisions_are_refused_by_name() -> None:
+    with pytest.raises(BackendError, match="onnxruntime has no bf16; choose --backend openvino"):
+        choose("onnxruntime", "bf16")
+    with pytest.raises(ValueError, match="unknown precision 'fp8'; choose one of: fp32, fp16, int8, bf16"):
+        choose(precision="fp8")
+
+
+def test_an_engine_belongs_to_a_version_and_a_device() -> None:
+    here = identity("onnxruntime")
+    assert here == {"engine": "onnxruntime", "version": ort.__version__, "device": sessions.cpu_name()}
+    assert here["device"]

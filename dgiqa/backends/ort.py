@@ -1,0 +1,241 @@
+"""ONNX Runtime runs an ONNX file, on the CPU or on an NVIDIA GPU through its CUDA provider."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgiqa.backends.wheels import installed_wheels, rival_wheels
+from dgiqa.errors import BackendError, BundleError
+from dgiqa.sessions import CUDA, INSTALL, ONNXRUNTIME, usable_cores
+
+_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+# It rounds biases to int32 behind Q/DQ, in steps that float16 cannot hold: in int8 files whose rest is fp16, depths
+# moved by 36 % of their range (onnxruntime 1.31). Time is the same without it.
+_DISABLED = ["WeightBiasQuantization"]
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# What onnxruntime says of a file from the future: its opset, its file format, an operator without a kernel.
+_TOO_NEW = re.compile(r"Current official support for domain.*|Unsupported model IR version.*|Could not find an impl.*")
+
+
+class OrtSession:
+    """ONNX Runtime on the CPU, or with device="cuda" on an NVIDIA GPU (not yet run on one: tested against a stand-in).
+
+    source: an ONNX file or its bytes (external data is not used). threads: of one run on the CPU, by default all
+    usable cores. cuda_graph: sizes of the free dimensions, e.g. {"n": 8}; each run then replays one captured CUDA
+    graph, and other sizes are refused. tf32: let the GPU round fp32 factors to 10 bits; off, as it moves scores.
+    On "cuda", feeds may also be arrays in GPU memory with `__cuda_array_interface__`, C-contiguous and complete (the
+    stream that wrote them synchronised); they are read in place. Outputs are numpy arrays.
+    Raises BackendError if onnxruntime is missing, too old for the file, or would not run on the device asked for;
+    BundleError if the file is not a model.
+    """
+
+    backend: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def __init__(
+        self,
+        source: str | Path | bytes,
+        *,
+        threads: int | None = None,
+        device: Literal["cpu", "cuda"] = "cpu",
+        cuda_graph: Mapping[str, int] | None = None,
+        tf32: bool = False,
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        if cuda_graph and device != "cuda":
+            raise ValueError(f'cuda_graph needs device="cuda", got {device!r}')
+        ort = _import_onnxruntime()
+        label = "the given bytes" if isinstance(source, bytes) else str(source)
+        if not isinstance(source, bytes) and not Path(source).is_file():
+            raise BundleError(f"{label} is missing; wanted an ONNX file")
+        options = _options(ort, threads or usable_cores())
+        for name, size in (cuda_graph or {}).items():
+            options.add_free_dimension_override_by_name(name, size)
+        providers = _cuda_provider(ort, bool(cuda_graph), tf32) if device == "cuda" else [_PROVIDERS["cpu"]]
+        try:
+            model = source if isinstance(source, bytes) else str(source)
+            self._session = ort.InferenceSession(model, options, providers=providers, disabled_optimizers=_DISABLED)
+        except Exception as error:  # onnxruntime's exception classes share no public base
+            raise _explain(label, ort.__version__, error) from error
+        _check_providers(self._session.get_providers(), device)
+        self.backend = f"onnxruntime-{device} {ort.__version__}"
+        self._specs = {node.name: node for node in self._session.get_inputs()}
+        self.inputs = tuple(self._specs)
+        self.outputs = tuple(node.name for node in self._session.get_outputs())
+        self._cuda = _CudaRuns(ort, self._session, self.outputs, bool(cuda_graph)) if device == "cuda" else None
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Every output by name. ValueError for wrong names, dtypes or shapes, BackendError if the engine fails."""
+        if feeds.keys() != self._specs.keys():
+            raise ValueError(f"got inputs {sorted(feeds)}, wanted {sorted(self._specs)}")
+        for name, array in feeds.items():
+            _check_input(self._specs[name], array, on_gpu=self._cuda is not None)
+        try:
+            if self._cuda:
+                return self._cuda.run(feeds)
+            return dict(zip(self.outputs, self._session.run(None, dict(feeds)), strict=True))
+        except Exception as error:
+            shapes = {name: array.shape for name, array in feeds.items()}
+            raise BackendError(f"{self.backend} failed on inputs of shape {shapes}: {error}") from error
+
+
+class _CudaRuns:
+    """Runs through an I/O binding: what lies on the GPU is used there, and nothing is copied twice.
+
+    A captured graph reads and writes fixed addresses, so its arrays are allocated once, and runs take turns.
+    """
+
+    def __init__(self, ort: Any, session: Any, outputs: tuple[str, ...], graph: bool) -> None:
+        self._ort, self._session, self._outputs, self._graph = ort, session, outputs, graph
+        self._fixed: tuple[Any, dict[str, Any]] | None = None
+        self._turn = threading.Lock()
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        if self._graph:
+            with self._turn:
+                return self._replay(feeds)
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            if isinstance(array, np.ndarray):
+                binding.bind_cpu_input(name, np.ascontiguousarray(array))
+            else:
+                face = array.__cuda_array_interface__
+                binding.bind_input(name, "cuda", 0, np.dtype(face["typestr"]), list(face["shape"]), face["data"][0])
+        for name in self._outputs:
+            binding.bind_output(name, "cuda")
+        self._session.run_with_iobinding(binding)
+        return dict(zip(self._outputs, binding.copy_outputs_to_cpu(), strict=True))
+
+    def _replay(self, feeds: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        """The first run with bound arrays captures the graph, the others replay it."""
+        if not all(isinstance(array, np.ndarray) for array in feeds.values()):
+            raise ValueError("a captured graph reads its own arrays; wanted numpy arrays")
+        if self._fixed is None:
+            self._fixed = self._allocate(feeds)
+        binding, inputs = self._fixed
+        for name, array in feeds.items():
+            inputs[name].update_inplace(np.ascontiguousarray(array))
+        self._session.run_with_iobinding(binding)
+        return dict(zip(self._outputs, binding.copy_outputs_to_cpu(), strict=True))
+
+    def _allocate(self, feeds: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        value_of = self._ort.OrtValue
+        inputs = {n: value_of.ortvalue_from_numpy(np.ascontiguousarray(a), "cuda", 0) for n, a in feeds.items()}
+        binding = self._session.io_binding()
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for node in self._session.get_outputs():  # the overrides made their shapes plain numbers
+            fixed = value_of.ortvalue_from_shape_and_type(node.shape, _DTYPES[node.type], "cuda", 0)
+            binding.bind_ortvalue_output(node.name, fixed)
+        return binding, inputs
+
+
+def onnxruntime_wheels() -> dict[str, str]:
+    """Installed wheels that bring the folder `onnxruntime`, name -> version; more than one is a clash."""
+    wheels = installed_wheels()
+    return {name: wheels[name] for name in rival_wheels("onnxruntime", wheels)}
+
+
+def onnxruntime_version() -> str:
+    """The version of the library that would run. BackendError if it does not import."""
+    return str(_import_onnxruntime().__version__)
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise BackendError(f"onnxruntime cannot be imported ({error}); {INSTALL[ONNXRUNTIME]}") from error
+    if not hasattr(ort, "InferenceSession"):  # uninstalling one of two onnxruntime wheels leaves an empty folder
+        raise BackendError(f"onnxruntime is installed without its library; {INSTALL[ONNXRUNTIME]} --force-reinstall")
+    return ort
+
+
+def _options(ort: Any, threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors
+    # 300 runs of the small networks with shapes that change every time: arena alone holds 199 MB resident from the
+    # 30th run on; arena with memory patterns 262 MB, no arena 123-158 MB up and down and 10-15 % slower.
+    options.enable_cpu_mem_arena = True
+    options.enable_mem_pattern = False
+    # Threads that spin between runs took 172 ms of CPU per image in a stream of 24, sleeping ones 95 ms: two sessions'
+    # pools and the decoding threads share the cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _cuda_provider(ort: Any, graph: bool, tf32: bool) -> list[Any]:
+    """The CUDA provider and what is set for it; shape arithmetic may stay on the CPU, so that provider follows."""
+    if _PROVIDERS["cuda"] not in ort.get_available_providers():
+        raise BackendError(f"the installed onnxruntime has no CUDA provider{_clash()}; {INSTALL[CUDA]}")
+    if hasattr(ort, "preload_dlls"):  # finds CUDA and cuDNN in the wheels beside it
+        with contextlib.redirect_stdout(None):  # it prints what it does not find; the session says it better
+            ort.preload_dlls()
+    settings = {
+        "device_id": "0",
+        "use_tf32": str(int(tf32)),
+        "enable_cuda_graph": str(int(graph)),
+        # By default every new input size is benchmarked exhaustively, and depth inputs come in many sizes.
+        "cudnn_conv_algo_search": "HEURISTIC",
+    }
+    return [(_PROVIDERS["cuda"], settings), _PROVIDERS["cpu"]]
+
+
+def _check_providers(got: list[str], device: str) -> None:
+    """onnxruntime falls back to the CPU with only a log line."""
+    wanted = _PROVIDERS[device]
+    if device == "cpu" and got != [wanted]:
+        raise BackendError(f"asked onnxruntime for {wanted}, got {got}; install one onnxruntime wheel only")
+    if got[:1] != [wanted]:
+        fix = "dgiqa-rt doctor shows the driver and the wheels; CUDA 13 and cuDNN 9 must be installed"
+        raise BackendError(f"asked onnxruntime for {wanted}, got {got}{_clash()}; {fix}")
+
+
+def _clash() -> str:
+    """ " (...)" about two wheels in one folder, or nothing."""
+    wheels = onnxruntime_wheels()
+    if len(wheels) < 2:
+        return ""
+    named = " and ".join(f"{name} {version}" for name, version in wheels.items())
+    return f" ({named} install the same folder, and the last one installed won; uninstall all, then install one)"
+
+
+def _explain(label: str, version: str, error: Exception) -> BackendError | BundleError:
+    """Why the file did not open, in our words."""
+    text = " ".join(str(error).split())
+    if too_new := _TOO_NEW.search(text):
+        reason = too_new[0].rstrip(". ")
+        return BackendError(f"{label} needs a newer onnxruntime than {version} ({reason}); pip install -U onnxruntime")
+    return BundleError(f"onnxruntime {version} cannot read {label} as a model ({text}); copy or rebuild the bundle")
+
+
+def _check_input(node: Any, array: Any, on_gpu: bool) -> None:
+    """Names of dimensions match any size; numbers must match."""
+    wanted = _DTYPES.get(node.type)
+    if isinstance(array, np.ndarray):
+        dtype: Any = array.dtype
+    elif on_gpu and (face := getattr(array, "__cuda_array_interface__", None)):
+        dtype = np.dtype(face["typestr"])
+        if face.get("strides") is not None:
+            raise ValueError(f"input {node.name!r} is not C-contiguous; copy it on the GPU first")
+    else:
+        raise ValueError(f"input {node.name!r} is {type(array).__name__}, wanted {node.type}")
+    if wanted is None or dtype != wanted:
+        raise ValueError(f"input {node.name!r} is {dtype}, wanted {node.type}")
+    fits = len(array.shape) == len(node.shape) and all(
+        not isinstance(want, int) or want == have for want, have in zip(node.shape, array.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"input {node.name!r} has shape {list(array.shape)}, wanted {node.shape}")

@@ -1,0 +1,179 @@
+"""OpenVINO runs an ONNX file on an x86 CPU, in the precision that was asked for and no other.
+
+Its own default is bf16 on processors with AMX, which moves scores by up to 1e-2: so the precision is set for every
+network and read back. What it compiles is kept in the user's cache, by the file's contents.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import Counter, deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgiqa.bundle import sha256_of
+from dgiqa.cache import compiled_folder
+from dgiqa.errors import BackendError, BundleError
+from dgiqa.sessions import INSTALL, OPENVINO, usable_cores
+
+_HINTS = {"fp32": "f32", "fp16": "f32", "int8": "f32", "bf16": "bf16"}  # for the layers that the file leaves in float
+_MATRIX_LAYERS = ("Convolution", "FullyConnected", "MatMul", "Deconvolution")
+_NAMES = {"f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "int8"}
+
+
+class OvSession:
+    """OpenVINO on the CPU.
+
+    source: an ONNX file. precision: one of spec.PRECISIONS; fp16 and int8 are in the file, and what it leaves in float
+    runs in fp32; bf16 runs an fp32 file in bf16. threads: of one run, by default all usable cores. streams: how many
+    runs share them; 1 gives the shortest run, more give more runs a second to callers from several threads.
+    cache: keep what is compiled in the user's cache directory, and take it from there.
+    Raises BackendError if OpenVINO is missing or would not run in the precision asked for, BundleError if the file is
+    not a model.
+    """
+
+    backend: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        precision: str = "fp32",
+        threads: int | None = None,
+        streams: int = 1,
+        cache: bool = True,
+    ) -> None:
+        threads = usable_cores() if threads is None else threads
+        if threads < 1 or streams < 1:
+            raise ValueError(f"threads and streams must be at least 1, got {threads} and {streams}")
+        path = Path(source)
+        if not path.is_file():
+            raise BundleError(f"{path} is missing; wanted an ONNX file")
+        ov = _import_openvino()
+        self.backend = f"openvino-cpu {_release(ov)}"
+        self._compiled = _compile(ov, path, _settings(path, _HINTS[precision], threads, streams, cache))
+        _check_precision(self._compiled, _HINTS[precision])
+        self._specs = {_name(port): port for port in self._compiled.inputs}
+        self._results = {_name(port): port for port in self._compiled.outputs}
+        self.inputs, self.outputs = tuple(self._specs), tuple(self._results)
+        self._idle: deque[Any] = deque()  # one request per run at a time: as many as threads have called at once
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Every output by name. ValueError for wrong names, dtypes or shapes, BackendError if the engine fails."""
+        if feeds.keys() != self._specs.keys():
+            raise ValueError(f"got inputs {sorted(feeds)}, wanted {sorted(self._specs)}")
+        for name, array in feeds.items():
+            _check_input(name, self._specs[name], array)
+        _check_batch(self._specs, feeds)
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self._compiled.create_infer_request()
+        try:
+            results = request.infer({n: np.ascontiguousarray(a) for n, a in feeds.items()}, share_inputs=True)
+            return {name: results[port] for name, port in self._results.items()}
+        except Exception as error:
+            shapes = {name: array.shape for name, array in feeds.items()}
+            raise BackendError(f"{self.backend} failed on inputs of shape {shapes}: {_short(error)}") from error
+        finally:
+            self._idle.append(request)
+
+    def layer_precisions(self) -> Counter[str]:
+        """How many convolutions and matrix products run in which precision, read from what was compiled."""
+        found: Counter[str] = Counter()
+        for layer in self._compiled.get_runtime_model().get_ops():
+            facts = layer.get_rt_info()
+            if "layerType" in facts and facts["layerType"].astype(str) in _MATRIX_LAYERS:
+                precision = facts["runtimePrecision"].astype(str)
+                found[_NAMES.get(precision, precision)] += 1
+        return found
+
+
+def cpu_precisions() -> list[str]:
+    """The precisions that this processor runs with OpenVINO; bf16 only where it has the instructions."""
+    offered = _import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ["fp32", "fp16", "int8", *(["bf16"] if "BF16" in offered else [])]
+
+
+_IMPORTING = threading.Lock()
+
+
+def _import_openvino() -> Any:
+    """openvino, without its telemetry: importing it would send an event to its makers unless the user opted out."""
+    try:
+        with _IMPORTING:
+            silenced = sys.modules.setdefault("openvino_telemetry", None) is None  # type: ignore[arg-type]
+            try:
+                import openvino
+            finally:
+                if silenced:
+                    del sys.modules["openvino_telemetry"]
+    except ImportError as error:
+        raise BackendError(f"openvino cannot be imported ({error}); {INSTALL[OPENVINO]}") from error
+    return openvino
+
+
+def _release(ov: Any) -> str:
+    """ "2026.4.1-22982-e213a147257-releases/2026/4" -> "2026.4.1"."""
+    return str(ov.__version__).split("-", 1)[0]
+
+
+def _settings(path: Path, hint: str, threads: int, streams: int, cache: bool) -> dict[str, Any]:
+    settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": streams}
+    # OpenVINO recognises a file by its path and time; a folder per contents makes that safe.
+    folder = compiled_folder(sha256_of(path)) if cache else None
+    return settings if folder is None else settings | {"CACHE_DIR": str(folder)}
+
+
+def _compile(ov: Any, path: Path, settings: dict[str, Any]) -> Any:
+    if settings["INFERENCE_PRECISION_HINT"] == "bf16" and "bf16" not in cpu_precisions():
+        raise BackendError("this processor has no bf16 instructions; choose --precision fp32 or int8")
+    try:
+        return ov.Core().compile_model(path, "CPU", settings)
+    except Exception as error:
+        text = f"openvino {_release(ov)} cannot read {path} as a model ({_short(error)}); copy or rebuild the bundle"
+        raise BundleError(text) from error
+
+
+def _name(port: Any) -> str:
+    """What the file calls an input or output. The port's own names include those of tensors merged with it."""
+    return str(port.get_node().get_friendly_name()).split("/sink_port_", 1)[0]
+
+
+def _check_precision(compiled: Any, wanted: str) -> None:
+    got = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    if got != wanted:
+        raise BackendError(f"asked openvino for {wanted}, got {got}; choose another --precision or --backend")
+
+
+def _check_input(name: str, port: Any, array: NDArray[Any]) -> None:
+    wanted = port.element_type.to_dtype()
+    if not isinstance(array, np.ndarray) or array.dtype != wanted:
+        got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        raise ValueError(f"input {name!r} is {got}, wanted {np.dtype(wanted)}")
+    shape = port.partial_shape
+    fits = len(array.shape) == len(shape) and all(
+        want.is_dynamic or want.get_length() == have for want, have in zip(shape, array.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"input {name!r} has shape {list(array.shape)}, wanted {shape}")
+
+
+def _check_batch(specs: Mapping[str, Any], feeds: Mapping[str, NDArray[Any]]) -> None:
+    """OpenVINO forgets that inputs share their free first dimension, and reads past the end of the shorter one."""
+    sizes = {name: feeds[name].shape[0] for name, port in specs.items() if port.partial_shape[0].is_dynamic}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"got batches of different sizes, {sizes}; wanted the same in every input")
+
+
+def _short(error: Exception) -> str:
+    """The last sentence of OpenVINO's chain of exceptions."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [repr(error)])[-1]

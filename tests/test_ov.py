@@ -1,0 +1,173 @@
+"""OpenVINO runs the same files to the same numbers, in the precision asked for, from any thread, and tells nobody."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dgiqa import spec
+from dgiqa.backends.ort import OrtSession
+from dgiqa.bundle import Bundle, load_bundle, user_cache
+from dgiqa.errors import BackendError, BundleError
+from dgiqa.scorer import Scorer
+from dgiqa.sessions import open_session
+
+pytest.importorskip("openvino")
+from dgiqa.backends import ov
+from dgiqa.backends.ov import OvSession, cpu_precisions
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def small() -> Bundle:
+    return load_bundle("small")
+
+
+def feeds(count: int, side: int = spec.TILE) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(count)
+    return {name: rng.standard_normal((count, 3, side, side)).astype(np.float32) for name in ("rgb", "depth")}
+
+
+def test_fp32_gives_the_numbers_of_onnx_runtime(small: Bundle) -> None:
+    sessions = [kind(small.file(spec.QUALITY_FILE), threads=1) for kind in (OvSession, OrtSession)]
+    assert sessions[0].backend.startswith("openvino-cpu 20")
+    assert (sessions[0].inputs, sessions[0].outputs) == (sessions[1].inputs, sessions[1].outputs)
+    for count in (1, 3):
+        ours, reference = (session.run(feeds(count))[spec.QUALITY_OUTPUT] for session in sessions)
+        assert ours.shape == (count,)
+        np.testing.assert_allclose(ours, reference, atol=2e-6)
+
+
+def test_the_precision_asked_for_is_what_is_compiled(small: Bundle) -> None:
+    for precision in ("fp32", "bf16"):
+        if precision in cpu_precisions():
+            session = OvSession(small.file(spec.QUALITY_FILE), precision=precision, threads=1, cache=False)
+            assert set(session.layer_precisions()) == {precision}
+            assert session.layer_precisions().total() > 50
+
+
+def test_a_precision_that_was_not_granted_is_an_error(small: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ov._HINTS, "fp32", "f32")
+    monkeypatch.setattr(ov, "_settings", lambda *arguments: {"INFERENCE_PRECISION_HINT": "f16"})
+    with pytest.raises(BackendError, match="asked openvino for f32, got f16"):
+        OvSession(small.file(spec.DEPTH_FILE))
+
+
+def test_bf16_on_a_processor_without_it_is_refused(small: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ov, "cpu_precisions", lambda: ["fp32", "fp16", "int8"])
+    with pytest.raises(BackendError, match="no bf16 instructions; choose --precision fp32 or int8"):
+        OvSession(small.file(spec.DEPTH_FILE), precision="bf16")
+
+
+def test_threads_may_run_it_at_once(tiny_bundle: Bundle) -> None:
+    session = OvSession(tiny_bundle.file(spec.QUALITY_FILE), threads=2, streams=2)
+    cases = [feeds(1 + i % 3, 64) for i in range(24)]
+    expected = [OrtSession(tiny_bundle.file(spec.QUALITY_FILE)).run(case)["score"] for case in cases]
+    with ThreadPoolExecutor(4) as pool:
+        for got, wanted in zip(pool.map(session.run, cases), expected, strict=True):
+            np.testing.assert_allclose(got["score"], wanted, atol=1e-6)
+
+
+def test_a_result_is_the_callers_own(tiny_bundle: Bundle) -> None:
+    session = OvSession(tiny_bundle.file(spec.QUALITY_FILE), threads=1)
+    first = session.run(feeds(1, 64))["score"]
+    kept = first.copy()
+    session.run({name: -array for name, array in feeds(1, 64).items()})
+    np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"rgb": np.zeros((1, 3, 64, 64), np.float32)}, r"got inputs \['rgb'\], wanted \['depth', 'rgb'\]"),
+        (feeds(1, 64) | {"rgb": np.zeros((1, 3, 64, 64))}, "'rgb' is float64, wanted float32"),
+        (feeds(2, 64) | {"rgb": np.zeros((1, 3, 64, 64), np.float32)}, r"different sizes, \{'rgb': 1, 'depth': 2\}"),
+        (feeds(1, 64) | {"rgb": np.zeros((1, 4, 64, 64), np.float32)}, r"'rgb' has shape \[1, 4, 64, 64\], wanted"),
+    ],
+)
+def test_wrong_inputs_say_what_was_got_and_wanted(tiny_bundle: Bundle, wrong: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OvSession(tiny_bundle.file(spec.QUALITY_FILE), threads=1).run(wrong)
+
+
+def test_an_engine_failure_names_the_shapes(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = OvSession(tiny_bundle.file(spec.QUALITY_FILE), threads=1)
+
+    class Failing:
+        def infer(self, feeds: object, share_inputs: bool) -> None:
+            raise RuntimeError("Exception from src/a.cpp:1:\nout of memory\n\n")
+
+    session._idle.append(Failing())
+    with pytest.raises(
+        BackendError, match=r"openvino-cpu .* failed on inputs of shape .*\(2, 3, 64, 64\).*: out of mem"
+    ):
+        session.run(feeds(2, 64))
+
+
+def test_what_is_no_model_or_senseless_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"not a model")
+    with pytest.raises(BundleError, match=r"cannot read .*m\.onnx as a model"):
+        OvSession(tmp_path / "m.onnx")
+    with pytest.raises(BundleError, match=r"nowhere\.onnx is missing"):
+        OvSession(tmp_path / "nowhere.onnx")
+    with pytest.raises(ValueError, match="threads and streams must be at least 1, got 1 and 0"):
+        OvSession(tmp_path / "m.onnx", threads=1, streams=0)
+
+
+def test_what_was_compiled_is_found_again_by_contents(tiny_bundle: Bundle, small: Bundle, tmp_path: Path) -> None:
+    """Another model under the same path, of the same time, must not be taken for the first."""
+    path = tmp_path / "m.onnx"
+    path.write_bytes(tiny_bundle.file(spec.QUALITY_FILE).read_bytes())
+    before = path.stat()
+    assert OvSession(path, threads=1).run(feeds(1, 64))["score"].shape == (1,)
+    blobs = list((user_cache() / "openvino").rglob("*.blob"))
+    assert len(blobs) == 1
+    assert OvSession(path, threads=1)._compiled.get_property("LOADED_FROM_CACHE")
+    path.write_bytes(small.file(spec.QUALITY_FILE).read_bytes())
+    import os
+
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert OvSession(path, threads=1).run(feeds(1))["score"].shape == (1,)
+
+
+def test_a_cache_that_others_could_write_to_is_not_used(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    path = tiny_bundle.file(spec.QUALITY_FILE)
+    OvSession(path, threads=1)
+    (folder,) = (user_cache() / "openvino").iterdir()
+    folder.chmod(0o777)
+    assert not OvSession(path, threads=1)._compiled.get_property("LOADED_FROM_CACHE")
+
+
+def test_open_session_passes_the_precision_on(small: Bundle) -> None:
+    if "bf16" not in cpu_precisions():
+        pytest.skip("this processor has no bf16 instructions")
+    session = open_session(small.file(spec.QUALITY_FILE), "auto", precision="bf16", threads=1)
+    assert isinstance(session, OvSession)
+    assert set(session.layer_precisions()) == {"bf16"}
+
+
+def test_a_scorer_on_openvino_scores_alike_and_says_so(tiny_bundle: Bundle, photos: dict[str, np.ndarray]) -> None:
+    scores = [Scorer(tiny_bundle, backend=backend).score(photos["coffee"]) for backend in ("openvino", "onnxruntime")]
+    assert scores[0].backend.startswith("openvino-cpu ")
+    assert scores[0].backend.endswith(" fp32")
+    assert scores[0].value == pytest.approx(scores[1].value, abs=1e-5)
+
+
+def test_importing_it_tells_its_makers_nothing() -> None:
+    """Its package sends an event when it is imported, unless its telemetry is not there."""
+    code = (
+        "import sys; from dgiqa.backends.ov import _import_openvino; ov = _import_openvino()\n"
+        "print(any(name.startswith('openvino_telemetry.') for name in sys.modules), ov.Core().available_devices)\n"
+        "import openvino_telemetry"  # and others can still have it
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False ['CPU']\n"
