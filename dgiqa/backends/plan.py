@@ -1,0 +1,338 @@
+"""An ONNX file whose precision is in its graph becomes a TensorRT plan, and a plan an engine.
+
+One code path for TensorRT 10.12 and newer and 11: networks are strongly typed, so the engine computes in the types that
+the graph names, and there is no flag that could be ignored. Plans run on the GPU, and with the TensorRT, they were
+built for.
+
+Checked with NVIDIA's own builder on a CPU (TensorRT-RTX, of the TensorRT 11 generation); not yet run on a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dgiqa.backends import cuda
+from dgiqa.errors import BackendError, EngineError
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+Shape = tuple[int, ...]
+OLDEST = (10, 12)  # the first with strong typing in full
+INSTALL = 'pip install "dgiqa-rt[tensorrt]", or take --backend onnxruntime'
+# TensorRT's DataType names, in ours. Types that are not computed in (indices, conditions) keep their own.
+PRECISIONS = {"FLOAT": "fp32", "HALF": "fp16", "INT8": "int8", "BF16": "bf16", "FP8": "fp8"}
+# The engine inspector describes a tensor in words ("Half", "Row major linear FP16 format"): narrowest first.
+_WORDS = {
+    "fp8": re.compile(r"\bfp8|float8", re.IGNORECASE),
+    "int8": re.compile(r"\bint8", re.IGNORECASE),
+    "bf16": re.compile(r"\bbf16|bfloat16", re.IGNORECASE),
+    "fp16": re.compile(r"\bhalf|\bfp16|\bfloat16", re.IGNORECASE),
+    "fp32": re.compile(r"\bfloat\b|\bfp32|\bfloat32", re.IGNORECASE),
+}
+
+
+@dataclass(frozen=True)
+class PlanInfo:
+    """What was built. precisions: layers of the typed network per output type, e.g. {"fp16": 1827, "int64": 3969}."""
+
+    layers: int
+    precisions: Counter[str]
+    bytes: int
+    seconds: float
+
+
+def identity() -> dict[str, str]:
+    """What a plan built here is bound to: tensorrt (version), gpu (name), compute_capability. BackendError without."""
+    trt = import_tensorrt()
+    context = cuda.Context()
+    return {
+        "tensorrt": str(trt.__version__),
+        "gpu": context.gpu,
+        "compute_capability": context.compute_capability,
+    }
+
+
+def build_plan(
+    onnx: Path,
+    plan: Path,
+    *,
+    shapes: Mapping[str, tuple[Shape, Shape, Shape]],
+    workspace: int = 4 << 30,
+    timing_cache: Path | None = None,
+    plugins: Sequence[Path] = (),
+    progress: Callable[[str], None] = lambda message: None,
+) -> PlanInfo:
+    """Compile an ONNX file for the GPU of this machine and write the plan.
+
+    shapes: input -> smallest, usual and largest shape, for every input with a dynamic axis. workspace: bytes the engine
+    may use beside weights and activations. timing_cache: measured kernels, read and extended. plugins: libraries that
+    serve operators; the bodies those operators carry in the file are then left out. progress: told what is being done.
+    Raises BackendError without TensorRT, EngineError when the file or the shapes are refused; then nothing is written.
+    """
+    import_tensorrt()
+    import tensorrt as trt
+
+    started = time.monotonic()
+    log = Log()
+    served = _load_plugins(tuple(plugins))
+    logger = _logger(log)
+    builder = trt.Builder(logger)
+    # 10.x needs the flag; 11 types every network strongly and accepts it
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    progress(f"reading {onnx.name}")
+    parser = trt.OnnxParser(network, logger)  # holds the weights until the engine is built
+    _parse(parser, onnx, served, log)
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
+    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 in the graph is fp32 in the engine
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or layer_precisions could read names only
+    _set_profile(builder, network, config, shapes)
+    cached = _read_timing(config, timing_cache)
+    steps = Progress(progress)
+    config.progress_monitor = monitor = _monitor(steps)  # TensorRT does not keep it alive
+    progress(f"compiling {network.num_layers} layers")
+    serialized = builder.build_serialized_network(network, config)
+    del monitor
+    if steps.error is not None:
+        raise steps.error
+    if serialized is None:
+        raise EngineError(f"TensorRT {trt.__version__} did not compile {onnx.name}: {log.text()}")
+    data = memoryview(serialized)
+    _write(plan, data)
+    if timing_cache is not None and cached is not None:
+        _write(timing_cache, memoryview(cached.serialize()))
+    return PlanInfo(network.num_layers, _graph_precisions(network), data.nbytes, time.monotonic() - started)
+
+
+def layer_precisions(plan: Path | trt.ICudaEngine, *, plugins: Sequence[Path] = ()) -> Counter[str]:
+    """Layers of an engine per precision ("fp32", "fp16", "int8", ...; "other" for layers that hold no such tensor).
+
+    A layer counts under the narrowest type it reads or writes. Loading a plan needs its GPU. Raises BackendError
+    without TensorRT, EngineError for a plan that does not load here or was built without details of its layers.
+    """
+    import_tensorrt()
+    import tensorrt as trt
+
+    engine = load_plan(plan, plugins, Log()) if isinstance(plan, Path) else plan
+    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    layers = json.loads(text)["Layers"]
+    if not all(isinstance(layer, dict) for layer in layers):
+        raise EngineError("got an engine without details of its layers, wanted one built by dgiqa-rt; build it again")
+    return Counter(map(_layer_precision, layers))
+
+
+class Log:
+    """The last warnings and errors of TensorRT, for error messages."""
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=8)
+
+    def add(self, line: str) -> None:
+        self._lines.append(" ".join(line.split()))
+
+    def text(self) -> str:
+        return " | ".join(self._lines) or "it gave no reason"
+
+
+class Progress:
+    """Phases and steps of a build -> messages, two a second at most. An exception of the callback stops the build."""
+
+    def __init__(self, tell: Callable[[str], None], interval: float = 0.5) -> None:
+        self._tell, self._interval = tell, interval
+        self._phases: OrderedDict[str, list[int]] = OrderedDict()
+        self._told = time.monotonic()
+        self._lock = threading.Lock()
+        self.error: BaseException | None = None
+
+    def start(self, phase: str, steps: int) -> None:
+        with self._lock:
+            self._phases[phase] = [0, steps]
+
+    def finish(self, phase: str) -> None:
+        with self._lock:
+            self._phases.pop(phase, None)
+
+    def step(self, phase: str, step: int) -> bool:
+        """Whether to go on."""
+        with self._lock:
+            if phase in self._phases:
+                self._phases[phase][0] = step + 1
+            if self.error is None and time.monotonic() - self._told >= self._interval:
+                self._told = time.monotonic()
+                try:
+                    self._tell(" > ".join(f"{name} {done}/{steps}" for name, (done, steps) in self._phases.items()))
+                except BaseException as error:  # it must not pass through TensorRT; build_plan raises it again
+                    self.error = error
+            return self.error is None
+
+
+def as_shape(dimensions: trt.Dims) -> Shape:
+    return tuple(dimensions[axis] for axis in range(len(dimensions)))
+
+
+def import_tensorrt() -> Any:
+    try:
+        import tensorrt as trt
+    except (ImportError, OSError) as error:
+        raise BackendError(f"TensorRT cannot be imported ({error}); {INSTALL}") from error
+    if tuple(int(part) for part in str(trt.__version__).split(".")[:2]) < OLDEST:
+        wanted = ".".join(map(str, OLDEST))
+        raise BackendError(f"got TensorRT {trt.__version__}, wanted {wanted} or newer; pip install -U tensorrt")
+    return trt
+
+
+def _logger(log: Log) -> trt.ILogger:
+    import tensorrt as trt
+
+    kept = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING)
+
+    class Logger(trt.ILogger):  # type: ignore[misc, unused-ignore]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
+            if severity in kept:
+                log.add(msg)
+
+    return Logger()
+
+
+def _monitor(progress: Progress) -> trt.IProgressMonitor:
+    import tensorrt as trt
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, unused-ignore]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str, num_steps: Any) -> None:
+            progress.start(phase_name, int(num_steps))
+
+        def phase_finish(self, phase_name: str) -> None:
+            progress.finish(phase_name)
+
+        def step_complete(self, phase_name: str, step: Any) -> bool:
+            return progress.step(phase_name, int(step))
+
+    return Monitor()
+
+
+@cache
+def _load_plugins(libraries: tuple[Path, ...]) -> frozenset[str]:
+    """Load each library once per process; the names of the operators that all plugins together serve."""
+    if not libraries:
+        return frozenset()
+    import tensorrt as trt
+
+    registry = trt.get_plugin_registry()
+    for library in libraries:
+        if not library.is_file() or registry.load_library(str(library)) is None:
+            raise EngineError(
+                f"{library} is no plugin library that TensorRT {trt.__version__} can load; build it again"
+            )
+    return frozenset(creator.name for creator in registry.all_creators)
+
+
+def _parse(parser: trt.OnnxParser, path: Path, served: frozenset[str], log: Log) -> None:
+    if not path.is_file():
+        raise EngineError(f"{path} is missing; wanted an ONNX file")
+    parsed = parser.parse(_without_bodies(path, served)) if served else parser.parse_from_file(str(path))
+    if not parsed:
+        reasons = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
+        raise EngineError(f"TensorRT cannot take {path.name}: {'; '.join(reasons) or log.text()}")
+
+
+def _parser_error(error: trt.ParserError) -> str:
+    description = " ".join(error.desc().split())
+    if not error.node_operator():
+        return description
+    return f"node {error.node_name() or error.node()!r} ({error.node_operator()}): {description}"
+
+
+def _without_bodies(path: Path, served: frozenset[str]) -> bytes:
+    """The model without the function bodies of operators that a plugin serves: the parser would take the body."""
+    import onnx
+
+    model = onnx.load(path)
+    kept = [function for function in model.functions if function.name not in served]
+    del model.functions[:]
+    model.functions.extend(kept)
+    return bytes(model.SerializeToString())
+
+
+def _set_profile(
+    builder: trt.Builder,
+    network: trt.INetworkDefinition,
+    config: trt.IBuilderConfig,
+    shapes: Mapping[str, tuple[Shape, Shape, Shape]],
+) -> None:
+    import tensorrt as trt
+
+    inputs = {tensor.name: tensor for tensor in map(network.get_input, range(network.num_inputs))}
+    dynamic = {name for name, tensor in inputs.items() if -1 in as_shape(tensor.shape)}
+    if not dynamic <= shapes.keys() <= inputs.keys():
+        raise EngineError(f"got shapes of {sorted(shapes)}, wanted those of {sorted(dynamic)} (of {sorted(inputs)})")
+    profile = builder.create_optimization_profile()
+    for name, (smallest, usual, largest) in shapes.items():
+        profile.set_shape(name, trt.Dims(smallest), trt.Dims(usual), trt.Dims(largest))
+    if dynamic and config.add_optimization_profile(profile) < 0:
+        raise EngineError(
+            f"TensorRT refuses the shapes {dict(shapes)}; wanted smallest <= usual <= largest on each axis"
+        )
+
+
+def _read_timing(config: trt.IBuilderConfig, path: Path | None) -> trt.ITimingCache | None:
+    """Kernels measured before. A file of another GPU or version is started afresh."""
+    if path is None:
+        return None
+    if path.is_file():
+        timing = config.create_timing_cache(path.read_bytes())
+        if timing is not None and config.set_timing_cache(timing, False):
+            return timing
+    timing = config.create_timing_cache(b"")
+    config.set_timing_cache(timing, False)
+    return timing
+
+
+def _graph_precisions(network: trt.INetworkDefinition) -> Counter[str]:
+    layers = map(network.get_layer, range(network.num_layers))
+    names = [layer.get_output(0).dtype.name for layer in layers if layer.num_outputs]
+    return Counter(PRECISIONS.get(name, name.lower()) for name in names)
+
+
+def _layer_precision(layer: dict[str, Any]) -> str:
+    tensors = [*layer.get("Inputs", []), *layer.get("Outputs", [])]
+    words = " ".join(str(value) for tensor in tensors for key, value in tensor.items() if "datatype" in key.lower())
+    return next((name for name, pattern in _WORDS.items() if pattern.search(words)), "other")
+
+
+def load_plan(plan: Path, plugins: Sequence[Path], log: Log) -> trt.ICudaEngine:
+    import tensorrt as trt
+
+    if not plan.is_file():
+        raise EngineError(f"{plan} is missing; build it: dgiqa-rt build")
+    _load_plugins(tuple(plugins))
+    engine = trt.Runtime(_logger(log)).deserialize_cuda_engine(plan.read_bytes())
+    if engine is None:
+        raise EngineError(f"TensorRT {trt.__version__} cannot load {plan.name} ({log.text()}); build it again here")
+    return engine
+
+
+def _write(path: Path, data: memoryview) -> None:
+    """Whole or not at all: readers see the old file or the new one."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,114 @@
+"""The check for a machine with a GPU runs to its end whatever is missing or broken, and sees what is wrong."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import gpu_fakes
+import numpy as np
+import pytest
+from gpu_fakes import TILE, FakeDriver, write_plan
+
+from dgiqa.backends import cuda
+from dgiqa.backends.trt import TrtSession
+from dgiqa.errors import BackendError, EngineError
+
+BENCH = Path(__file__).parent.parent / "bench"
+
+
+@pytest.fixture(scope="module")
+def check() -> ModuleType:
+    found = importlib.util.spec_from_file_location("gpu_check", BENCH / "gpu_check.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[found.name] = module
+    found.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch, check: ModuleType) -> FakeDriver:
+    monkeypatch.setattr(check, "gpu_present", lambda: True)
+    return gpu_fakes.install(monkeypatch, FakeDriver())
+
+
+def test_without_a_gpu_every_step_says_so_and_the_exit_code_too(
+    check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(check, "gpu_present", lambda: False)
+    assert check.main(["--json", str(tmp_path / "found.json")]) == 1
+    record = json.loads((tmp_path / "found.json").read_text())
+    assert record["ok"] is False
+    assert list(record["steps"]) == [
+        *(f"onnxruntime-cuda {p}" for p in ("fp32", "fp16", "int8")),
+        "device memory",
+        *(f"tensorrt {p}" for p in ("fp32", "fp16", "int8")),
+    ]
+    assert all("no NVIDIA GPU" in step["error"] for step in record["steps"].values())
+    assert {"commit", "gpu", "versions"} <= record["environment"].keys()
+    assert [p.name for p in tmp_path.iterdir()] == ["found.json"]
+
+
+def test_a_step_that_fails_is_recorded_and_the_others_go_on(check: ModuleType) -> None:
+    def fails() -> Any:
+        raise ZeroDivisionError("by nothing")
+
+    found = check.run_steps({"first": lambda: {"a": 1}, "second": fails, "third": lambda: {"b": 2}})
+    assert [step["ok"] for step in found.values()] == [True, False, True]
+    assert found["first"]["a"] == 1
+    assert found["second"]["error"] == "ZeroDivisionError: by nothing"
+    assert "fails" in found["second"]["at"][0]
+
+
+def test_device_memory_passes_on_a_driver_that_works(check: ModuleType, driver: FakeDriver) -> None:
+    found = check.device_memory(SimpleNamespace(calls=40))
+    assert found == {"gpu": "Imagined H200", "driver": "13.0", "calls": 40, "lost_mb": 0.0}
+    assert driver.calls["cuGraphLaunch"] == 1
+
+
+def test_memory_that_is_not_given_back_is_noticed(
+    check: ModuleType, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = []
+    monkeypatch.setattr(check, "_one_round", lambda c, pinned, s: kept.append(cuda.empty(c, (1 << 18,), np.float32)))
+    monkeypatch.setattr(check, "LEAK_MB", 10)
+    with pytest.raises(BackendError, match="MB of device memory are gone after all calls, wanted at most 10"):
+        check.device_memory(SimpleNamespace(calls=20))
+
+
+def test_arrays_on_the_device_must_score_as_on_the_host(
+    check: ModuleType, driver: FakeDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    feeds = {name: generator.random((2, *TILE), dtype=np.float32) for name in ("rgb", "depth")}
+    room = SimpleNamespace(feeds={"quality": feeds})
+    with TrtSession(write_plan(tmp_path / "plan")) as session:
+        assert check._in_place(room, "quality", session) < 1e-6
+        run = session.run
+        monkeypatch.setattr(session, "run", lambda f, **k: {n: a if k else a + 1 for n, a in run(f, **k).items()})
+        with pytest.raises(EngineError, match="on device arrays differs by 1"):
+            check._in_place(room, "quality", session)
+
+
+def test_an_engine_outside_its_budget_or_precision_fails(
+    check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from dgiqa.backends.ort import OrtSession
+    from dgiqa.bundle import load_bundle
+
+    room = check.Room(load_bundle("small"), tmp_path, 1, None)
+    session = OrtSession(room.bundle.file("quality.onnx"))
+    monkeypatch.setattr(check, "TIMED_RUNS", 1)
+    assert room.compare("quality.onnx", session, "fp32")["difference"] == 0
+    off = SimpleNamespace(backend="off", run=lambda feeds: {n: a + 0.5 for n, a in session.run(feeds).items()})
+    with pytest.raises(EngineError, match=r"quality\.onnx in int8 differs by 5\.00e-01"):
+        room.compare("quality.onnx", off, "int8")
+    nan = SimpleNamespace(backend="nan", run=lambda feeds: {n: a * np.nan for n, a in session.run(feeds).items()})
+    with pytest.raises(EngineError, match="differs by nan"):
+        room.compare("quality.onnx", nan, "fp16")

@@ -1,0 +1,103 @@
+"""Arrays, streams and the context of a PyCUDA program are used as they are."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dgiqa import spec
+from dgiqa.backends.ort import OrtSession
+from dgiqa.bundle import load_bundle
+
+ROOT = Path(__file__).parent.parent
+PICTURE = ROOT / "examples" / "coffee.jpg"
+
+
+def example() -> ModuleType:
+    found = importlib.util.spec_from_file_location("pycuda_guest", ROOT / "examples" / "pycuda_guest.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def test_the_example_scores_the_gpu_array_on_its_stream_inside_its_context(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Any] = []
+    context = SimpleNamespace(push=lambda: seen.append("push"), pop=lambda: seen.append("pop"))
+    driver = ModuleType("pycuda.driver")
+    vars(driver).update(
+        init=lambda: seen.append("init"),
+        Device=lambda ordinal: SimpleNamespace(retain_primary_context=lambda: context),
+        Stream=lambda: "the stream",
+    )
+    package, arrays = ModuleType("pycuda"), ModuleType("pycuda.gpuarray")
+    arrays.to_gpu_async = lambda array, stream: ("on the gpu", array.shape, array.dtype, stream)  # type: ignore[attr-defined]
+    vars(package).update(driver=driver, gpuarray=arrays)
+    for module in (package, driver, arrays):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    class Scorer:
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            seen.append((arguments, options))
+
+        def __enter__(self) -> Scorer:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            seen.append("closed")
+
+        def score(self, image: Any, *, stream: Any) -> str:
+            seen.append((image, stream))
+            return "0.5"
+
+    module = example()
+    monkeypatch.setattr(module, "Scorer", Scorer)
+    module.main([str(PICTURE), "--precision", "fp16"])
+    assert capsys.readouterr().out == "0.5\n"
+    image = ("on the gpu", (384, 576, 3), np.dtype(np.uint8), "the stream")
+    options = {"backend": "tensorrt", "precision": "fp16"}
+    assert seen == ["init", "push", (("small",), options), (image, "the stream"), "closed", "pop"]
+
+
+def test_gpu_arrays_are_scored_in_place_on_a_pycuda_stream_and_context(
+    need_gpu: Callable[..., None], tmp_path: Path
+) -> None:
+    need_gpu("pycuda", "tensorrt", "cuda")
+    from pycuda import driver, gpuarray
+
+    from dgiqa.backends.plan import build_plan
+    from dgiqa.backends.trt import TrtSession
+
+    bundle = load_bundle("small")
+    tiles = tuple((n, 3, spec.TILE, spec.TILE) for n in (1, 4, 8))
+    generator = np.random.default_rng(0)
+    feeds = {
+        name: generator.standard_normal(tiles[1], dtype=np.float32) for name in (spec.QUALITY_RGB, spec.QUALITY_DEPTH)
+    }
+    wanted = OrtSession(bundle.file(spec.QUALITY_FILE)).run(feeds)[spec.QUALITY_OUTPUT]
+    driver.init()
+    context = driver.Device(0).make_context()  # not the primary one
+    try:
+        build_plan(bundle.file(spec.QUALITY_FILE), tmp_path / "plan", shapes=dict.fromkeys(feeds, tiles))
+        stream = driver.Stream()
+        placed = {name: gpuarray.to_gpu_async(array, stream=stream) for name, array in feeds.items()}
+        with TrtSession(tmp_path / "plan") as session:
+            for _ in range(4):  # plain, recorded, replayed twice
+                score = session.run(placed, stream=stream, device=True)[spec.QUALITY_OUTPUT]
+                stream.synchronize()
+                np.testing.assert_allclose(score.numpy(), wanted, atol=1e-4)
+            del score
+        del placed, stream  # before the context goes
+    finally:
+        context.pop()
+        context.detach()

@@ -1,0 +1,38 @@
+"""One line of JSON on stdin -> one file compiled by dgiqa.backends.plan.build_plan -> one line of JSON on stdout.
+
+Runs in the environment that environment.py makes; {"onnx", "plan", "shapes", "plugins", "timing_cache"} goes in,
+{"layers", "precisions", "bytes", "seconds", "messages"} or {"error", "kind"} comes out.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from dgiqa.backends.plan import build_plan
+from dgiqa.errors import DgiqaError
+
+
+def main() -> None:
+    task: dict[str, Any] = json.loads(sys.stdin.readline())
+    messages: list[str] = []
+    shapes = {name: tuple(map(tuple, triple)) for name, triple in task.get("shapes", {}).items()}
+    try:
+        info = build_plan(
+            Path(task["onnx"]),
+            Path(task["plan"]),
+            shapes=shapes,
+            plugins=[Path(library) for library in task.get("plugins", [])],
+            timing_cache=Path(task["timing_cache"]) if task.get("timing_cache") else None,
+            progress=messages.append,
+        )
+    except DgiqaError as error:
+        print(json.dumps({"error": str(error), "kind": type(error).__name__}))
+    else:
+        print(json.dumps({**vars(info), "messages": messages}))
+
+
+if __name__ == "__main__":
+    main()
