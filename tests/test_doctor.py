@@ -109,3 +109,57 @@ def test_looking_for_torch_does_not_import_it(tiny_bundle: Bundle) -> None:
     look = f"from dgiqa.doctor import examine; examine({str(tiny_bundle.path)!r})"
     code = f"import sys; {look}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+GPU = [{"name": "NVIDIA H200", "driver": "580.1", "memory": "143771 MiB"}]
+
+
+@pytest.mark.parametrize(
+    ("wheels", "gpus", "status", "words"),
+    [
+        ({}, [], OK, "not installed; it needs an NVIDIA GPU"),
+        ({}, GPU, OK, "not installed"),
+        ({"tensorrt": "11.4.0.106"}, [], WARN, "no NVIDIA GPU to run on"),
+        ({"tensorrt-cu13": "11.4.0.106", "tensorrt-cu13-libs": "11.4.0.106"}, GPU, OK, "tensorrt-cu13 11.4.0.106"),
+        ({"tensorrt": "10.3.0"}, GPU, WARN, "wanted 10.12 or newer"),
+    ],
+)
+def test_tensorrt_is_judged_by_its_version_and_the_gpu(wheels: dict, gpus: list, status: str, words: str) -> None:
+    check = doctor._tensorrt(gpus, wheels)
+    assert check.status == status
+    assert words in check.found
+    assert bool(check.fix) is bool((gpus and status != OK) or status == WARN or (gpus and not wheels))
+
+
+def test_tensorrt_without_cuda_python_is_a_warning_and_pycuda_is_seen() -> None:
+    assert doctor._device_memory(GPU, {"tensorrt": "11.4"}).status == WARN
+    assert doctor._device_memory(GPU, {"tensorrt": "11.4", "cuda-python": "13.5"}).status == OK
+    assert "pycuda 2026.1" in doctor._device_memory([], {"pycuda": "2026.1"}).found
+
+
+def test_openvino_is_advised_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.platform, "machine", lambda: "x86_64")
+    check = doctor._openvino({})
+    assert (check.status, check.fix) == (OK, 'pip install "dgiqa-rt[openvino]"')
+    monkeypatch.setattr(doctor.platform, "machine", lambda: "aarch64")
+    assert doctor._openvino({}).fix == ""
+
+
+def test_a_driver_that_does_not_answer_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dgiqa import sessions
+
+    monkeypatch.setattr(sessions, "gpu_present", lambda: True)
+    check = doctor._gpu([])
+    assert check.status == WARN
+    assert "nvidia-smi must answer" in check.fix
+
+
+def test_a_machine_with_openvino_alone_is_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = doctor.importlib.util.find_spec
+    for there, status in ((True, WARN), (False, FAIL)):
+        monkeypatch.setattr(
+            doctor.importlib.util,
+            "find_spec",
+            lambda name, there=there: {"onnxruntime": None, "openvino": there or None}.get(name, find(name)),
+        )
+        assert doctor._onnxruntime().status == status

@@ -1,0 +1,298 @@
+"""Engines on this machine's disk: kept under a key of everything they depend on, found again, listed, removed.
+
+    <user cache>/engines/small-int8-openvino-0f3a…/   depth.onnx quality.onnx (or .plan), engine.json
+    <user cache>/openvino/<sha256>/                   what OpenVINO compiled from the file of that hash
+
+engine.json holds the key, the parity certificate and the files' hashes. Plans are plain files, so other tools can load
+them. Bundles travel; engines do not: one is loaded only from this user's own cache, or from a path the user names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from dgiqa import spec
+from dgiqa.bundle import MAX_TEXT_BYTES, Bundle, search_path, sha256_of, user_cache
+from dgiqa.errors import EngineError
+from dgiqa.sessions import choose, identity
+
+RECORD = "engine.json"
+FORMAT = 1  # raised whenever an older reader would misread a record
+NETWORKS = (spec.DEPTH_FILE, spec.QUALITY_FILE)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A built engine. path: its directory. key: what it depends on, see `engine_key`.
+
+    files: network ("depth.onnx", "quality.onnx") -> the file that runs in its place; empty where the bundle's own
+    files run. certificate: how its scores compare with the bundle's. created: ISO 8601.
+    """
+
+    path: Path
+    key: dict[str, Any]
+    files: dict[str, Path]
+    certificate: dict[str, Any]
+    created: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def backend(self) -> str:
+        return str(self.key["engine"])
+
+    @property
+    def precision(self) -> str:
+        return str(self.key["precision"])
+
+    @property
+    def plugins(self) -> list[Path]:
+        """Libraries that its plans need; the engine keeps its own copies."""
+        return [self.path / name for name in self.key["plugins"]]
+
+    @property
+    def bytes(self) -> int:
+        """Of its networks' files."""
+        return sum(path.stat().st_size for path in self.files.values())
+
+
+def engine_key(
+    bundle: Bundle,
+    backend: str,
+    precision: str,
+    *,
+    profile: Mapping[str, Any] | None = None,
+    plugins: Sequence[Path] = (),
+) -> dict[str, Any]:
+    """Everything an engine depends on: networks, engine and its version, device, precision, shapes, plugins.
+
+    backend: one of sessions.BACKENDS, never "auto". Raises BackendError if it is not there.
+    """
+    return {
+        "bundle": bundle.name,
+        "onnx": {name: bundle.manifest["files"][name]["sha256"] for name in NETWORKS},
+        **identity(backend),
+        "precision": precision,
+        "profile": dict(profile or {}),
+        "plugins": {path.name: sha256_of(path) for path in plugins},
+    }
+
+
+def engines_folder() -> Path:
+    """Where this user's engines are. It need not exist."""
+    return user_cache() / "engines"
+
+
+def find(bundle: Bundle, backend: str, precision: str) -> Engine:
+    """The newest engine of this bundle that fits this machine, whatever shapes it was built for.
+
+    Raises EngineError if there is none, or only stale ones; it names what they were built for, what is here, and the
+    command that builds. BackendError if the backend is not there.
+    """
+    backend = choose(backend, precision)
+    here = engine_key(bundle, backend, precision)
+    built = [e for e in list_engines() if all(e.key[k] == here[k] for k in ("bundle", "engine", "precision"))]
+    fitting = [e for e in built if not _differences(e.key, here)]
+    if fitting:
+        return load(max(fitting, key=lambda engine: engine.created).path, bundle)
+    fix = build_command(bundle, backend, precision)
+    if not built:
+        raise EngineError(f"no {precision} engine of {bundle.id} for {backend} is built on this machine; {fix}")
+    newest = max(built, key=lambda engine: engine.created)
+    raise EngineError(f"{newest.name} is stale: {_two_sides(newest.key, here)}; build it again: {fix}")
+
+
+def load(path: str | Path, bundle: Bundle) -> Engine:
+    """The engine in a directory, its files verified, and checked to be of this bundle, this machine and its versions.
+
+    Raises EngineError that names both sides.
+    """
+    engine = _read(Path(path))
+    here = engine_key(bundle, engine.backend, engine.precision)
+    if _differences(engine.key, here):
+        fix = build_command(bundle, engine.backend, engine.precision)
+        raise EngineError(f"{engine.path} is stale: {_two_sides(engine.key, here)}; build it again: {fix}")
+    _verify(engine)
+    return engine
+
+
+def list_engines() -> list[Engine]:
+    """Every engine of this user's cache, by name. What is damaged or could be somebody else's is left out."""
+    found = []
+    for record in sorted(engines_folder().glob(f"*/{RECORD}")):
+        with contextlib.suppress(EngineError):
+            if _ours(record.parent):
+                found.append(_read(record.parent))
+    return found
+
+
+def remove(name: str) -> Path:
+    """Remove an engine by its name; the directory it had. Raises EngineError if there is none of that name."""
+    path = engines_folder() / name
+    if name != path.name or name.startswith(".") or not path.is_dir():
+        raise EngineError(f"no engine is named {name!r}; dgiqa-rt cache ls shows those there are")
+    with locked(path):
+        shutil.rmtree(path)
+    return path
+
+
+def clear() -> int:
+    """Remove all engines, damaged ones too, and what OpenVINO compiled. Returns the bytes that freed."""
+    freed = 0
+    for folder in (engines_folder(), user_cache() / "openvino"):
+        freed += sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
+        shutil.rmtree(folder, ignore_errors=True)
+    return freed
+
+
+def directory(key: Mapping[str, Any]) -> Path:
+    """Where an engine of this key is, or would be."""
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return engines_folder() / f"{key['bundle']}-{key['precision']}-{key['engine']}-{digest[:12]}"
+
+
+@contextlib.contextmanager
+def scratch(key: Mapping[str, Any]) -> Iterator[Path]:
+    """A directory beside an engine's place, on the same file system; gone afterwards unless `store` moved it."""
+    target = directory(key)
+    folder = _private(target.parent)
+    path = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=folder))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def store(path: Path, key: Mapping[str, Any], files: Mapping[str, Path], certificate: Mapping[str, Any]) -> Engine:
+    """Turn a scratch directory into the engine of this key, replacing an older one of the same key.
+
+    files: network -> its file inside `path`, where the plugins of the key lie, too; whatever else does is dropped.
+    Call it with the engine's lock held.
+    """
+    target = directory(key)
+    kept = {RECORD, *key["plugins"], *(file.name for file in files.values())}
+    record = {
+        "format": FORMAT,
+        "created": datetime.now(timezone.utc).isoformat(),
+        "key": dict(key),
+        "networks": {network: file.name for network, file in files.items()},
+        "files": {file.name: {"sha256": sha256_of(file), "bytes": file.stat().st_size} for file in files.values()},
+        "certificate": dict(certificate),
+    }
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+    (path / RECORD).write_text(text + "\n", encoding="utf-8")
+    for extra in (p for p in path.iterdir() if p.name not in kept):
+        shutil.rmtree(extra) if extra.is_dir() else extra.unlink()
+    if target.exists():  # a directory cannot be renamed over a full one
+        shutil.rmtree(target)
+    path.rename(target)
+    return _read(target)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time for this engine; others wait. The lock ends with its process, however that ends."""
+    _private(path.parent)
+    with (path.parent / f".{path.name}.lock").open("a+b") as stream:
+        if sys.platform == "win32":
+            import msvcrt
+
+            while True:
+                with contextlib.suppress(OSError):  # LK_LOCK gives up after ten seconds
+                    msvcrt.locking(stream.fileno(), msvcrt.LK_LOCK, 1)
+                    break
+        else:
+            import fcntl
+
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def compiled_folder(digest: str) -> Path | None:
+    """Where OpenVINO may keep what it compiles from the file of this sha256. None where nothing can be written."""
+    try:
+        return _private(user_cache() / "openvino" / digest[:32])
+    except (OSError, EngineError):
+        return None
+
+
+def build_command(bundle: Bundle, backend: str, precision: str) -> str:
+    """The command that builds this engine."""
+    known = bundle.path in [folder / bundle.name for folder in search_path()]
+    named = bundle.name if known else shlex.quote(str(bundle.path))
+    return f"dgiqa-rt build --bundle {named} --{precision} --backend {backend}"
+
+
+def _read(path: Path) -> Engine:
+    """A record as it stands: its form is checked, its files are not."""
+    try:
+        with (path / RECORD).open("rb") as stream:
+            record = json.loads(stream.read(MAX_TEXT_BYTES).decode("utf-8"))
+        if (version := record["format"]) != FORMAT:
+            raise EngineError(f"{path} has format {version!r}, this version reads {FORMAT}; build it again")
+        key, networks = record["key"], record["networks"]
+        wanted = {"bundle", "onnx", "engine", "version", "device", "precision", "profile", "plugins"}
+        whole = wanted <= key.keys() and networks.keys() <= set(NETWORKS)
+        if not whole or any(Path(name).name != name or name not in record["files"] for name in networks.values()):
+            raise ValueError("its key or its files are not an engine's")
+        files = {network: path / name for network, name in networks.items()}
+        return Engine(path, key, files, record["certificate"], record["created"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise EngineError(f"{path} is not an engine ({error}); wanted a directory that dgiqa-rt build made") from error
+
+
+def _verify(engine: Engine) -> None:
+    """The files are those that were built."""
+    record = json.loads((engine.path / RECORD).read_text(encoding="utf-8"))["files"]
+    wanted_of = {engine.path / name: entry["sha256"] for name, entry in record.items()}
+    wanted_of |= {engine.path / name: digest for name, digest in engine.key["plugins"].items()}
+    for file, wanted in wanted_of.items():
+        if not file.is_file() or sha256_of(file) != wanted:
+            raise EngineError(f"{file} is missing or was altered; build it again: dgiqa-rt build --force")
+
+
+def _differences(built: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Which parts of a key speak against loading it. Shapes and plugins are the builder's choice, not the machine's."""
+    return [k for k in ("onnx", "engine", "version", "device", "compute_capability") if built.get(k) != here.get(k)]
+
+
+def _two_sides(built: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """ "built for ..., here is ...", of what differs."""
+    parts = [k for k in _differences(built, here) if k != "onnx"]
+    sides = [", ".join(f"{k} {key.get(k, 'none')}" for k in parts) for key in (built, here)]
+    if "onnx" in _differences(built, here):
+        names = [f"networks {key['onnx'][spec.QUALITY_FILE][:12]}" for key in (built, here)]
+        sides = [", ".join(filter(None, pair)) for pair in zip(sides, names, strict=True)]
+    return f"built for {sides[0]}; here is {sides[1]}"
+
+
+def _private(folder: Path) -> Path:
+    """Make a folder that only this user writes to, or find it. EngineError if others could have written there."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not _ours(folder):
+        raise EngineError(f"{folder} belongs to or can be written by others, so nothing in it is loaded; chmod 700 it")
+    return folder
+
+
+def _ours(folder: Path) -> bool:
+    """Whether nobody but this user (or root) can have put anything into the folder."""
+    if not hasattr(os, "getuid"):  # Windows: the user's profile is private by its access list
+        return True
+    states = [folder.lstat(), *(path.lstat() for path in folder.iterdir())]
+    closed = not states[0].st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return closed and all(s.st_uid in (os.getuid(), 0) and not stat.S_ISLNK(s.st_mode) for s in states)

@@ -1,0 +1,181 @@
+"""`dgiqa-rt build` and `dgiqa-rt cache`: engines for this machine, made and looked after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dgiqa.cli.common import EXIT_CODES, Backend, app, data_stream, say, stdout
+
+if TYPE_CHECKING:
+    from dgiqa.cache import Engine
+
+cache_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The engines built on this machine.")
+app.add_typer(cache_app, name="cache")
+
+
+@app.command(epilog=EXIT_CODES)
+def build(  # noqa: PLR0917 - the command line's options
+    fp32: Annotated[bool, typer.Option("--fp32", help="Full precision.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Half precision; the default.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Eight-bit integers, calibrated on images.")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="OpenVINO on processors that have it.")] = False,
+    bundle: Annotated[str, typer.Option(metavar="NAME|DIR", help="Model: a name of `models`, or a folder.")] = "small",
+    backend: Annotated[Backend, typer.Option(help="What will run it: that or an error.")] = Backend.auto,
+    calib: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Calibrate int8 on the images in here; 500 advised.  [default: the model's]"),
+    ] = None,
+    batch: Annotated[
+        str, typer.Option(metavar="MIN,OPT,MAX", help="TensorRT: tiles a run; fewest, usual, most.")
+    ] = "1,8,32",
+    workspace: Annotated[float, typer.Option(min=0.1, metavar="GB", help="TensorRT: memory for scratch.")] = 4.0,
+    timing_cache: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TensorRT: kernels measured before; read and extended.")
+    ] = None,
+    plugin: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="TensorRT: a library that serves operators; repeatable.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build it again even if it is there.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Build an engine of a model for this machine, and prove it.
+
+    The precision is put into the network's graph and read back from what was built; then the model's golden images
+    are scored. An engine that is not what was asked for, or over its budget (a score may differ by 0.0001 in fp32,
+    0.002 in fp16, 0.02 in int8 and bf16), is not kept: exit code 4.
+
+    \b
+    Examples:
+      dgiqa-rt build
+      dgiqa-rt build --int8 --calib photos/ --backend openvino
+      dgiqa-rt build --fp16 --backend tensorrt --batch 1,8,32
+      dgiqa-rt score photo.jpg --precision int8
+    """
+    from dgiqa.engine import build as build_engine
+    from dgiqa.outputs import to_json
+
+    engine = build_engine(
+        bundle,
+        backend=backend.value,
+        precision=_precision(fp32=fp32, fp16=fp16, int8=int8, bf16=bf16),
+        batch=_batch(batch),
+        workspace=int(workspace * 2**30),
+        timing_cache=timing_cache,
+        plugins=_files(plugin or []),
+        calibration=_folder(calib),
+        force=force,
+        progress=say,
+    )
+    if json_:
+        print(to_json({"schema_version": 1, **_facts(engine), "certificate": engine.certificate}), file=data_stream())
+        return
+    _print_certificate(engine)
+    print(engine.path, file=data_stream())
+
+
+@cache_app.command("ls")
+def list_(json_: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False) -> None:
+    """List the engines built on this machine."""
+    from dgiqa.cache import list_engines
+    from dgiqa.outputs import printable, to_json
+
+    engines = list_engines()
+    if json_:
+        print(to_json({"schema_version": 1, "engines": [_facts(engine) for engine in engines]}), file=data_stream())
+        return
+    if not engines:
+        say("no engine is built on this machine; dgiqa-rt build makes one")
+    for engine in engines:
+        belongs = f"{engine.key['engine']} {engine.key['version']} on {engine.key['device']}"
+        print(f"{engine.name}  {engine.bytes / 1e6:.1f} MB  {engine.created[:19]}", file=stdout())
+        print(f"  {printable(belongs)}; {_parity(engine)}", file=stdout())
+
+
+@cache_app.command("rm")
+def remove(
+    names: Annotated[list[str] | None, typer.Argument(metavar="ENGINE", help="Names that `cache ls` shows.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="All engines, and what OpenVINO compiled; bundles stay.")] = False,
+) -> None:
+    """Remove engines."""
+    from dgiqa import cache
+
+    if bool(names) == all_:
+        raise typer.BadParameter("name engines, or give --all", param_hint="ENGINE")
+    for name in names or []:
+        say(f"removed {cache.remove(name)}")
+    if all_:
+        say(f"removed all engines, {cache.clear() / 1e6:.1f} MB")
+
+
+@cache_app.command("path")
+def path(
+    name: Annotated[str | None, typer.Argument(metavar="ENGINE", help="A name that `cache ls` shows.")] = None,
+) -> None:
+    """Print the folder of all engines, or of one."""
+    from dgiqa.cache import engines_folder, list_engines
+    from dgiqa.errors import EngineError
+
+    if name and name not in [engine.name for engine in list_engines()]:
+        raise EngineError(f"no engine is named {name!r}; dgiqa-rt cache ls shows those there are")
+    print(engines_folder() / name if name else engines_folder(), file=data_stream())
+
+
+def _precision(**asked: bool) -> str:
+    names = [name for name, wanted in asked.items() if wanted]
+    if len(names) > 1:
+        raise typer.BadParameter("an engine has one precision", param_hint=" ".join(f"--{name}" for name in names))
+    return names[0] if names else "fp16"
+
+
+def _batch(text: str) -> tuple[int, int, int]:
+    try:
+        low, usual, high = (int(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r}, wanted three numbers such as 1,8,32", param_hint="--batch") from error
+    if not 1 <= low <= usual <= high:
+        raise typer.BadParameter(f"{text!r}, wanted them from 1 upwards and ascending", param_hint="--batch")
+    return low, usual, high
+
+
+def _files(paths: list[Path]) -> list[Path]:
+    for path in paths:
+        if not path.is_file():
+            raise typer.BadParameter(f"{path} is not a file", param_hint="--plugin")
+    return paths
+
+
+def _folder(path: Path | None) -> list[Path] | None:
+    if path is not None and not path.is_dir():
+        raise typer.BadParameter(f"{path} is not a folder", param_hint="--calib")
+    return None if path is None else [path]
+
+
+def _facts(engine: Engine) -> dict[str, Any]:
+    return {
+        "name": engine.name,
+        "path": str(engine.path),
+        "bytes": engine.bytes,
+        "created": engine.created,
+        "key": engine.key,
+        "max_difference": engine.certificate.get("max_difference"),
+        "share_of_budget": engine.certificate.get("share"),
+    }
+
+
+def _parity(engine: Engine) -> str:
+    """ "int8: scores within 3.1e-03, 15% of the budget of 0.02, over 7 images"."""
+    found = engine.certificate
+    used = f"{found['share']:.0%} of the budget of {found['tolerance']:g}"
+    return f"{engine.precision}: scores within {found['max_difference']:.1e}, {used}, over {found['images']} images"
+
+
+def _print_certificate(engine: Engine) -> None:
+    found = engine.certificate
+    for kind, words in (("types", "weighted layers in the file"), ("layers", "layers in the engine")):
+        for network, counts in found[kind].items():
+            say(f"{network}: {words}: {', '.join(f'{n} {name}' for name, n in sorted(counts.items()))}")
+    say(f"{found['bytes'] / 1e6:.1f} MB, {found['share_of_fp32_bytes']:.2f} of the fp32 files")
+    say(_parity(engine))

@@ -1,0 +1,242 @@
+"""A bundle becomes an engine for this machine: precision put into the graph, compiled, proved, and only then kept.
+
+    ONNX fp32 -> fp16 or int8 ONNX -> (TensorRT) plan -> layer types read back -> golden images scored -> cache
+
+The precision is in the file, never a builder's flag, and whatever is not what it was asked to be leaves nothing behind:
+too few layers in the precision, or scores further from the bundle's own than the budget allows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dgiqa import cache, sessions, spec
+from dgiqa.bundle import Bundle, load_bundle, sha256_of
+from dgiqa.cache import Engine
+from dgiqa.errors import BackendError, EngineError, ParityError
+from dgiqa.parity import certify
+
+BATCH = (1, 8, 32)  # tiles a run: fewest, usual, most
+WORKSPACE = 4 << 30  # bytes
+ASPECTS = (1.0, 4 / 3, 16 / 9)  # of images, for the depth network's input: 518x518, 518x686, 518x924 for 518 pixels
+
+Progress = Callable[[str], None]
+Shape = tuple[int, ...]
+
+
+def build(
+    bundle: str | Path | Bundle = "small",
+    *,
+    backend: str = "auto",
+    precision: str = "fp16",
+    batch: tuple[int, int, int] = BATCH,
+    buckets: Sequence[tuple[int, int]] | None = None,
+    workspace: int = WORKSPACE,
+    timing_cache: Path | None = None,
+    plugins: Sequence[Path] = (),
+    calibration: Sequence[Path] | None = None,
+    force: bool = False,
+    progress: Progress = lambda line: None,
+) -> Engine:
+    """Build an engine of this bundle for this machine, prove it on the golden images, and keep it in the cache.
+
+    precision: one of spec.PRECISIONS. For ONNX Runtime and OpenVINO, fp32 and bf16 run the bundle's own files: what is
+    kept is the proof. calibration: images, or folders of them, for int8 (500 or more are advised), by default the
+    bundle's own golden images.
+    TensorRT only: batch, tiles a run (fewest, usual, most); buckets, (height, width) of depth inputs that the plan
+    ranges over, by default those of square, 4:3 and 16:9 images, upright too; workspace in bytes; timing_cache, a file
+    of measured kernels; plugins, libraries that serve operators.
+    force: build it again even if it is there. progress: told each step.
+    Raises ValueError for arguments that mean nothing, BackendError if the backend is not there, EngineError if it
+    cannot be built, ParityError if the precision is not in it or its scores are over budget. After an error nothing
+    is left behind.
+    """
+    bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    _check_batch(batch)
+    backend = _available(backend, precision)
+    profile: dict[str, Any] = {}
+    if calibration is not None and precision == "int8":
+        profile["calibration"] = _digest(calibration)
+    if backend == sessions.TENSORRT:
+        profile["batch"] = list(batch)
+        profile["depth"] = [list(size) for size in buckets or depth_buckets(bundle.preprocess)]
+    key = cache.engine_key(bundle, backend, precision, profile=profile, plugins=plugins)
+    target = cache.directory(key)
+    before = _created(target)
+    with cache.locked(target):
+        if _created(target) and (not force or _created(target) != before):  # another process was quicker
+            progress(f"{target.name} is there already; --force builds it again")
+            return cache.load(target, bundle)
+        with cache.scratch(key) as folder:
+            order = _Order(bundle, key, folder, calibration, workspace, timing_cache, progress)
+            files, evidence = _made(order, plugins)
+            progress("scoring the golden images")
+            certificate = certify(bundle, Engine(folder, key, files, {}))
+            return cache.store(folder, key, files, certificate | evidence | _sizes(bundle, files))
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What is being built, and where."""
+
+    bundle: Bundle
+    key: dict[str, Any]
+    folder: Path
+    calibration: Sequence[Path] | None
+    workspace: int
+    timing_cache: Path | None
+    progress: Progress
+
+    @property
+    def backend(self) -> str:
+        return str(self.key["engine"])
+
+    @property
+    def precision(self) -> str:
+        return str(self.key["precision"])
+
+
+def depth_buckets(p: spec.Preprocess) -> list[tuple[int, int]]:
+    """(height, width) of the depth network's input for images of ASPECTS, lying and upright."""
+    sizes = [_to_multiple(p.depth_lower_bound * aspect, p) for aspect in ASPECTS]
+    lying = [(sizes[0], width) for width in sizes]
+    return [*lying, *((width, height) for height, width in lying[1:])]
+
+
+def _available(backend: str, precision: str) -> str:
+    """The backend to build for. Without TensorRT, one sentence says what to install and what would work instead."""
+    try:
+        return sessions.choose(backend, precision)
+    except BackendError as error:
+        if backend != sessions.TENSORRT:
+            raise
+        instead = "--backend onnxruntime builds and proves the same precision for ONNX Runtime on this CPU"
+        raise BackendError(f"{error} on a machine with an NVIDIA GPU, or {instead}") from error
+
+
+def _made(order: _Order, plugins: Sequence[Path]) -> tuple[dict[str, Path], dict[str, Any]]:
+    """Network -> its file in order.folder (none where the bundle's own runs), and what was found in the files."""
+    for plugin in plugins:
+        shutil.copyfile(plugin, order.folder / plugin.name)
+    onnx, report = _typed(order)
+    made = {name: path for name, path in onnx.items() if path.parent == order.folder}
+    types = {name: _checked_types(path, order.precision) for name, path in made.items()}
+    layers: dict[str, dict[str, int]] = {}
+    if order.backend == sessions.TENSORRT:
+        made, layers = _planned(order, onnx)
+    elif order.backend == sessions.OPENVINO:
+        layers = _openvino_layers(onnx, order.precision)
+    _check_layers(order.precision, order.backend, layers)
+    return made, {"types": types, "layers": layers, "quantisation": report}
+
+
+def _typed(order: _Order) -> tuple[dict[str, Path], dict[str, Any]]:
+    """Network -> ONNX file with the precision in it; the bundle's own for fp32 and bf16. And the quantiser's report."""
+    if order.precision in ("fp32", "bf16"):
+        return {name: order.bundle.file(name) for name in cache.NETWORKS}, {}
+    from dgiqa.quantize import quantize_bundle
+
+    try:
+        made = quantize_bundle(
+            order.bundle,
+            order.precision,
+            order.folder,
+            calibration=order.calibration,
+            rest="fp16" if order.backend in (sessions.TENSORRT, sessions.CUDA) else "fp32",
+            progress=order.progress,
+        )
+    except EngineError as error:  # the budget cannot be met
+        raise ParityError(f"{error}; nothing was kept") from error
+    return dict(made.files), dict(made.report)
+
+
+def _planned(order: _Order, onnx: Mapping[str, Path]) -> tuple[dict[str, Path], dict[str, dict[str, int]]]:
+    """Network -> plan, and network -> layers per precision as TensorRT's inspector reads them from the plan."""
+    from dgiqa.backends.trt import build_plan, layer_precisions
+
+    plans, layers = {}, {}
+    libraries = [order.folder / plugin for plugin in order.key["plugins"]]
+    for name, path in onnx.items():
+        plans[name] = order.folder / f"{Path(name).stem}.plan"
+        order.progress(f"building the {Path(name).stem} plan for {order.key['device']}; this takes minutes")
+        info = build_plan(
+            path,
+            plans[name],
+            shapes=_shapes(name, order.key["profile"], order.bundle.preprocess.tile),
+            workspace=order.workspace,
+            timing_cache=order.timing_cache,
+            plugins=libraries,
+            progress=order.progress,
+        )
+        order.progress(f"{info.layers} layers, {info.bytes / 1e6:.1f} MB, {info.seconds:.0f} s")
+        layers[name] = dict(layer_precisions(plans[name], plugins=libraries))
+    return plans, layers
+
+
+def _openvino_layers(onnx: Mapping[str, Path], precision: str) -> dict[str, dict[str, int]]:
+    from dgiqa.backends.ov import OvSession
+
+    compiled = {name: OvSession(path, precision=precision, cache=False) for name, path in onnx.items()}
+    return {name: dict(session.layer_precisions()) for name, session in compiled.items()}
+
+
+def _shapes(name: str, profile: Mapping[str, Any], tile: int) -> dict[str, tuple[Shape, Shape, Shape]]:
+    """Smallest, usual and largest shape of each input of a network."""
+    if name == spec.QUALITY_FILE:
+        low, usual, high = ((count, 3, tile, tile) for count in profile["batch"])
+        return {spec.QUALITY_RGB: (low, usual, high), spec.QUALITY_DEPTH: (low, usual, high)}
+    sizes = sorted(profile["depth"], key=lambda size: size[0] * size[1])
+    heights, widths = zip(*sizes, strict=True)
+    usual = tuple(sizes[len(sizes) // 2])
+    return {spec.DEPTH_INPUT: ((1, 3, min(heights), min(widths)), (1, 3, *usual), (1, 3, max(heights), max(widths)))}
+
+
+def _checked_types(path: Path, precision: str) -> dict[str, int]:
+    """Weighted layers of an ONNX file per type. ParityError unless most are of the precision asked for."""
+    from dgiqa.quantize.precision import check_precision
+
+    try:
+        return dict(check_precision(path, precision))
+    except EngineError as error:
+        raise ParityError(f"{error}; nothing was kept") from error
+
+
+def _check_layers(precision: str, backend: str, layers: Mapping[str, Mapping[str, int]]) -> None:
+    """ParityError unless each network computes in the precision asked for."""
+    if backend == sessions.OPENVINO and precision == "fp16":
+        precision = "fp32"  # on a CPU fp16 is how weights are stored; the session asks for fp32 arithmetic
+    for name, counts in layers.items():
+        if not counts.get(precision):
+            raise ParityError(f"asked for {precision}, and the engine of {name} has {dict(counts)}; nothing was kept")
+
+
+def _sizes(bundle: Bundle, files: Mapping[str, Path]) -> dict[str, float]:
+    """Bytes of the networks' files, and their share of the bundle's fp32 files."""
+    full = sum(bundle.file(name).stat().st_size for name in cache.NETWORKS)
+    used = sum((files.get(name) or bundle.file(name)).stat().st_size for name in cache.NETWORKS)
+    return {"bytes": used, "share_of_fp32_bytes": round(used / full, 4)}
+
+
+def _created(target: Path) -> str:
+    """When the engine in this place was built; empty where there is none."""
+    return next((engine.created for engine in cache.list_engines() if engine.path == target), "")
+
+
+def _digest(paths: Sequence[Path]) -> str:
+    """Of the contents of files and folders, whatever their names and order."""
+    files = (file for path in paths for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
+    return hashlib.sha256("".join(sorted(map(sha256_of, files))).encode()).hexdigest()
+
+
+def _check_batch(batch: tuple[int, int, int]) -> None:
+    if len(batch) != 3 or not 1 <= batch[0] <= batch[1] <= batch[2]:
+        raise ValueError(f"batch is {','.join(map(str, batch))}, wanted fewest,usual,most tiles a run, such as 1,8,32")
+
+
+def _to_multiple(side: float, p: spec.Preprocess) -> int:
+    return max(p.depth_lower_bound, round(side / p.depth_multiple) * p.depth_multiple)

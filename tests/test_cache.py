@@ -1,0 +1,242 @@
+"""An engine is found only where it belongs, and only as it was built; two builders at once leave one whole engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dgiqa
+from dgiqa import cache, spec
+from dgiqa.bundle import Bundle, write_bundle
+from dgiqa.cache import Engine
+from dgiqa.errors import BackendError, EngineError
+from dgiqa.scorer import Scorer
+
+pytest.importorskip("onnxruntime")
+CERTIFICATE = {"max_difference": 0.0, "share": 0.0, "tolerance": 1.0, "images": 4}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def keep(bundle: Bundle, precision: str = "fp16", **changes: object) -> Engine:
+    """Store the bundle's own files as an engine, under a key with these changes."""
+    key = cache.engine_key(bundle, "onnxruntime", precision) | changes
+    with cache.locked(cache.directory(key)), cache.scratch(key) as folder:
+        for name in cache.NETWORKS:
+            (folder / name).write_bytes(bundle.file(name).read_bytes())
+        (folder / "scratch.tmp").write_text("left by a tool")
+        return cache.store(folder, key, {name: folder / name for name in cache.NETWORKS}, CERTIFICATE)
+
+
+def test_what_was_stored_is_found_whole(tiny_bundle: Bundle) -> None:
+    stored = keep(tiny_bundle)
+    found = cache.find(tiny_bundle, "onnxruntime", "fp16")
+    assert found == stored
+    assert sorted(p.name for p in found.path.iterdir()) == ["depth.onnx", "engine.json", "quality.onnx"]
+    assert found.files[spec.DEPTH_FILE].read_bytes() == tiny_bundle.file(spec.DEPTH_FILE).read_bytes()
+    assert found.certificate == CERTIFICATE
+    assert found.name.startswith("tiny-fp16-onnxruntime-")
+    assert [engine.name for engine in cache.list_engines()] == [found.name]
+    assert found.bytes == sum(p.stat().st_size for p in found.files.values())
+
+
+def test_a_missing_engine_names_the_command_that_builds_it(tiny_bundle: Bundle) -> None:
+    keep(tiny_bundle, "int8")
+    command = rf"dgiqa-rt build --bundle {re.escape(str(tiny_bundle.path))} --fp16 --backend onnxruntime$"
+    with pytest.raises(EngineError, match=rf"no fp16 engine of tiny@.* for onnxruntime is built.*; {command}"):
+        cache.find(tiny_bundle, "onnxruntime", "fp16")
+
+
+@pytest.mark.parametrize(
+    ("change", "sides"),
+    [
+        ({"version": "1.2.3"}, r"built for version 1\.2\.3; here is version \d"),
+        ({"device": "NVIDIA Z1"}, r"built for device NVIDIA Z1; here is device "),
+        (
+            {"onnx": dict.fromkeys(cache.NETWORKS, "f" * 64)},
+            "built for networks ffffffffffff; here is networks [0-9a-f]{12}",
+        ),
+    ],
+)
+def test_a_stale_engine_names_both_sides_and_is_not_loaded(
+    tiny_bundle: Bundle, change: dict[str, object], sides: str
+) -> None:
+    stale = keep(tiny_bundle, **change)
+    for attempt in (
+        lambda: cache.find(tiny_bundle, "onnxruntime", "fp16"),
+        lambda: cache.load(stale.path, tiny_bundle),
+        lambda: Scorer(tiny_bundle, backend="onnxruntime", precision="fp16"),
+        lambda: Scorer(tiny_bundle, engine=stale.path),
+    ):
+        with pytest.raises(EngineError, match=rf"is stale: {sides}.*; build it again: dgiqa-rt build"):
+            attempt()
+    fresh = keep(tiny_bundle)
+    assert cache.find(tiny_bundle, "onnxruntime", "fp16") == fresh
+
+
+def test_the_newest_of_several_shapes_is_taken(tiny_bundle: Bundle) -> None:
+    keep(tiny_bundle, profile={"batch": [1, 8, 32]})
+    newest = keep(tiny_bundle, profile={"batch": [1, 1, 1]})
+    assert cache.find(tiny_bundle, "onnxruntime", "fp16").path == newest.path
+    assert len(cache.list_engines()) == 2
+
+
+def test_an_altered_file_is_refused(tiny_bundle: Bundle) -> None:
+    engine = keep(tiny_bundle)
+    path = engine.files[spec.QUALITY_FILE]
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    with pytest.raises(EngineError, match=r"quality\.onnx is missing or was altered; .*--force"):
+        cache.find(tiny_bundle, "onnxruntime", "fp16")
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="permissions of POSIX")
+def test_what_others_could_have_written_is_not_loaded(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    engine = keep(tiny_bundle)
+    engine.path.chmod(0o777)
+    with pytest.raises(EngineError, match="no fp16 engine"):
+        cache.find(tiny_bundle, "onnxruntime", "fp16")
+    engine.path.chmod(0o700)
+    real = engine.files[spec.DEPTH_FILE]
+    real.rename(tmp_path / "elsewhere")
+    real.symlink_to(tmp_path / "elsewhere")
+    assert cache.list_engines() == []
+    cache.engines_folder().chmod(0o777)
+    with pytest.raises(EngineError, match="can be written by others, so nothing in it is loaded; chmod 700 it"):
+        keep(tiny_bundle, "int8")
+
+
+@pytest.mark.skipif(getattr(os, "getuid", lambda: 1)() != 0, reason="only root can give files away")
+def test_what_belongs_to_somebody_else_is_not_loaded(tiny_bundle: Bundle) -> None:
+    engine = keep(tiny_bundle)
+    os.chown(engine.files[spec.DEPTH_FILE], 12345, 12345)
+    assert cache.list_engines() == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"format": 99}',
+        '{"format": 1, "key": {}, "networks": {}, "files": {}}',
+        json.dumps({"format": 1, "key": [], "networks": {"depth.onnx": "../x"}, "files": {"../x": {}}}),
+    ],
+)
+def test_a_damaged_record_is_left_out_and_named(tiny_bundle: Bundle, text: str) -> None:
+    engine = keep(tiny_bundle)
+    (engine.path / cache.RECORD).write_text(text)
+    assert cache.list_engines() == []
+    with pytest.raises(EngineError, match=r"is not an engine|has format 99"):
+        cache.load(engine.path, tiny_bundle)
+
+
+def test_a_record_cannot_name_files_elsewhere(tiny_bundle: Bundle) -> None:
+    engine = keep(tiny_bundle)
+    record = json.loads((engine.path / cache.RECORD).read_text())
+    record["networks"][spec.DEPTH_FILE] = "../depth.onnx"
+    record["files"]["../depth.onnx"] = {"sha256": "", "bytes": 0}
+    (engine.path / cache.RECORD).write_text(json.dumps(record))
+    with pytest.raises(EngineError, match="is not an engine"):
+        cache.load(engine.path, tiny_bundle)
+
+
+def test_a_path_that_the_user_names_is_loaded_from_anywhere(tiny_bundle: Bundle, tmp_path: Path, photos: dict) -> None:
+    moved = keep(tiny_bundle).path.rename(tmp_path / "elsewhere")
+    assert cache.list_engines() == []
+    with Scorer(tiny_bundle, engine=moved) as scorer:
+        assert scorer.backend.endswith(" fp16")
+        assert 0 < scorer.score(photos["coffee"]).value < 1
+
+
+def test_removing_takes_names_only(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    engine = keep(tiny_bundle)
+    (tmp_path / "cache" / "dgiqa-rt" / "bundles").mkdir()
+    for name in ("../bundles", ".", "", "nothing", f".{engine.name}.lock"):
+        with pytest.raises(EngineError, match="no engine is named"):
+            cache.remove(name)
+    assert cache.remove(engine.name) == engine.path
+    assert cache.list_engines() == []
+    keep(tiny_bundle)
+    assert cache.clear() > 0
+    assert not cache.engines_folder().exists()
+    assert (tmp_path / "cache" / "dgiqa-rt" / "bundles").is_dir()
+
+
+def test_a_backend_that_is_not_here_is_an_error(tiny_bundle: Bundle) -> None:
+    with pytest.raises(BackendError, match="tensorrt"):
+        cache.engine_key(tiny_bundle, "tensorrt", "fp16")
+
+
+def test_another_bundle_of_the_same_name_is_stale(tiny_bundle: Bundle, tiny_graphs: dict, tmp_path: Path) -> None:
+    keep(tiny_bundle)
+    files = tiny_graphs | {spec.QUALITY_FILE: tiny_graphs[spec.QUALITY_FILE] + b"\x1a\x00"}
+    other = write_bundle(
+        tmp_path / "tiny",
+        name="tiny",
+        title="other",
+        files=files,
+        licence="x",
+        source="y",
+        preprocess=tiny_bundle.preprocess,
+    )
+    with pytest.raises(EngineError, match="is stale: built for networks"):
+        cache.find(other, "onnxruntime", "fp16")
+
+
+BUILDER = """
+import sys, time
+from dgiqa import engine
+from dgiqa.quantize import quantize_bundle
+import dgiqa.quantize as room
+
+def slowly(*arguments, **options):
+    print("quantising", flush=True)
+    time.sleep(1)
+    return quantize_bundle(*arguments, **options)
+
+room.quantize_bundle = slowly
+made = engine.build(sys.argv[1], backend="onnxruntime", precision="fp16")
+print(made.path, flush=True)
+"""
+
+
+def test_two_processes_that_build_the_same_engine_make_it_once(tiny_bundle: Bundle) -> None:
+    pytest.importorskip("onnx")
+    path = os.pathsep.join(filter(None, [str(Path(dgiqa.__file__).parent.parent), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-c", BUILDER, str(tiny_bundle.path)]
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path})
+        for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=120)[0].splitlines() for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert sorted(map(len, outputs)) == [1, 2], "one builds, the other waits and takes what was built"
+    assert outputs[0][-1] == outputs[1][-1]
+    assert str(cache.find(tiny_bundle, "onnxruntime", "fp16").path) == outputs[0][-1]
+    left = [p.name for p in cache.engines_folder().iterdir() if p.is_dir()]
+    assert left == [Path(outputs[0][-1]).name]
+
+
+def test_a_builder_that_dies_leaves_neither_a_lock_nor_an_engine(tiny_bundle: Bundle) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from dgiqa import cache; from dgiqa.bundle import load_bundle\n"
+        "key = cache.engine_key(load_bundle(sys.argv[1]), 'onnxruntime', 'fp16')\n"
+        "with cache.locked(cache.directory(key)), cache.scratch(key) as folder:\n"
+        "    (folder / 'depth.onnx').write_text('half')\n"
+        "    os._exit(9)\n"
+    )
+    path = os.pathsep.join(filter(None, [str(Path(dgiqa.__file__).parent.parent), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-c", code, str(tiny_bundle.path)]
+    assert subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=False).returncode == 9
+    assert cache.list_engines() == []
+    keep(tiny_bundle)
+    assert len(cache.list_engines()) == 1

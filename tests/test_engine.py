@@ -1,0 +1,325 @@
+"""A build gives the precision that was asked for, proved, or nothing at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dgiqa import cache, quantize, sessions, spec
+from dgiqa.bundle import Bundle, load_bundle
+from dgiqa.engine import build, depth_buckets
+from dgiqa.errors import BackendError, EngineError, ParityError
+from dgiqa.parity import BUDGETS
+from dgiqa.scorer import Scorer
+from dgiqa.sessions import backends
+
+pytest.importorskip("onnx")
+CPU = ("onnxruntime", "openvino")
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a budget that the tiny bundle's three layers can meet in int8."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setitem(BUDGETS, "int8", 5e-2)
+
+
+def need(backend: str) -> None:
+    if backend not in backends():
+        pytest.skip(f"{backend} is not installed")
+
+
+@pytest.mark.parametrize("backend", CPU)
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_built_engine_is_of_its_precision_within_budget_and_scores(
+    tiny_bundle: Bundle, photos: dict[str, Any], backend: str, precision: str
+) -> None:
+    need(backend)
+    lines: list[str] = []
+    made = build(tiny_bundle, backend=backend, precision=precision, progress=lines.append)
+    proof = made.certificate
+    assert proof["passed"]
+    assert 0 < proof["max_difference"] <= BUDGETS[precision] == proof["tolerance"]
+    assert proof["share"] == proof["max_difference"] / proof["tolerance"]
+    assert proof["images"] == 4
+    assert all(counts.get(precision) for counts in proof["types"].values())
+    assert proof["types"].keys() == set(cache.NETWORKS)
+    assert proof["backend"].endswith(precision)
+    assert lines[-1] == "scoring the golden images"
+    json.loads((made.path / cache.RECORD).read_text())
+    scores = [Scorer(tiny_bundle, backend=backend, precision=p).score(photos["coffee"]) for p in ("fp32", precision)]
+    assert scores[1].backend.endswith(f" {precision}")
+    assert scores[0].value != scores[1].value
+    assert scores[0].value == pytest.approx(scores[1].value, abs=BUDGETS[precision])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", CPU)
+def test_the_default_bundle_builds_in_half_precision_at_half_the_size(backend: str) -> None:
+    need(backend)
+    made = build(backend=backend)
+    assert made.certificate["max_difference"] <= 1e-3
+    assert made.certificate["share_of_fp32_bytes"] <= 0.51
+    assert made.bytes == made.certificate["bytes"]
+
+
+def test_openvino_computes_int8_in_int8(tiny_bundle: Bundle) -> None:
+    need("openvino")
+    made = build(tiny_bundle, backend="openvino", precision="int8")
+    assert all(counts["int8"] for counts in made.certificate["layers"].values())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_where_the_bundles_own_files_run_only_the_proof_is_kept(tiny_bundle: Bundle, precision: str) -> None:
+    need("openvino")
+    from dgiqa.backends.ov import cpu_precisions
+
+    if precision not in cpu_precisions():
+        pytest.skip(f"this processor has no {precision}")
+    made = build(tiny_bundle, backend="openvino", precision=precision)
+    assert made.files == {}
+    assert [path.name for path in made.path.iterdir()] == [cache.RECORD]
+    assert all(set(counts) == {precision} for counts in made.certificate["layers"].values())
+    assert Scorer(tiny_bundle, backend="openvino", precision=precision).backend.endswith(precision)
+
+
+def test_a_second_build_takes_what_is_there_and_force_builds_again(tiny_bundle: Bundle) -> None:
+    lines: list[str] = []
+    first = build(tiny_bundle, backend="onnxruntime")
+    assert build(tiny_bundle, backend="onnxruntime", progress=lines.append).created == first.created
+    assert lines == [f"{first.name} is there already; --force builds it again"]
+    assert build(tiny_bundle, backend="onnxruntime", force=True).created > first.created
+
+
+def test_the_scorer_builds_what_is_missing_only_when_asked(tiny_bundle: Bundle) -> None:
+    with pytest.raises(EngineError, match="no fp16 engine"):
+        Scorer(tiny_bundle, backend="onnxruntime", precision="fp16")
+    assert cache.list_engines() == []
+    assert Scorer(tiny_bundle, backend="onnxruntime", precision="fp16", build=True).precision == "fp16"
+    assert Scorer(tiny_bundle, backend="onnxruntime", precision="fp16").precision == "fp16"
+    assert len(cache.list_engines()) == 1
+
+
+def test_other_calibration_images_are_another_engine(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    images = sorted((tiny_bundle.path / "golden").iterdir())
+    made = [
+        build(tiny_bundle, backend="onnxruntime", precision="int8", calibration=some) for some in (None, images[:2])
+    ]
+    assert made[0].path != made[1].path
+    assert cache.find(tiny_bundle, "onnxruntime", "int8").path == made[1].path
+
+
+def fake_quantiser(monkeypatch: pytest.MonkeyPatch, make: Callable[[Bundle, Path], None]) -> None:
+    def quantise(bundle: Bundle, precision: str, out: Path, **options: Any) -> quantize.Quantized:
+        make(bundle, out)
+        return quantize.Quantized({name: out / name for name in cache.NETWORKS}, {})
+
+    monkeypatch.setattr(quantize, "quantize_bundle", quantise)
+
+
+def nothing_left() -> bool:
+    folder = cache.engines_folder()
+    return not folder.exists() or not [path for path in folder.iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_fp32_files_that_claim_another_precision_are_refused(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    fake_quantiser(monkeypatch, lambda b, out: [shutil.copy(b.file(n), out) for n in cache.NETWORKS])
+    with pytest.raises(ParityError, match=rf"was to compute in {precision}, but has 1 in fp32.*nothing was kept"):
+        build(tiny_bundle, backend="onnxruntime", precision=precision)
+    assert nothing_left()
+
+
+@pytest.mark.parametrize("backend", CPU)
+def test_an_engine_over_budget_leaves_nothing(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    need(backend)
+    real = quantize.quantize_bundle
+
+    def sabotage(bundle: Bundle, out: Path) -> None:
+        import onnx
+
+        real(bundle, "fp16", out)
+        model = onnx.load(out / spec.QUALITY_FILE)
+        weight = max(model.graph.initializer, key=lambda w: len(w.raw_data) or len(w.int32_data))
+        array = onnx.numpy_helper.to_array(weight).copy()
+        array.reshape(-1)[0] += 3
+        weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
+        onnx.save(model, out / spec.QUALITY_FILE)
+
+    fake_quantiser(monkeypatch, sabotage)
+    with pytest.raises(ParityError, match=r"scores differ by up to .* allowed is 0\.002; nothing was kept"):
+        build(tiny_bundle, backend=backend)
+    assert nothing_left()
+
+
+def test_an_engine_that_computes_in_something_else_leaves_nothing(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("openvino")
+    from dgiqa.backends import ov
+
+    monkeypatch.setitem(ov._HINTS, "bf16", "f32")  # as if the engine had ignored the wish
+    with pytest.raises(ParityError, match=r"asked for bf16, and the engine of .* has \{'fp32': 1\}; nothing was kept"):
+        build(tiny_bundle, backend="openvino", precision="bf16")
+    assert nothing_left()
+
+
+def test_depth_shapes_are_those_of_common_photographs() -> None:
+    wanted = [(518, 518), (518, 686), (518, 924), (686, 518), (924, 518)]
+    assert depth_buckets(spec.Preprocess()) == wanted
+    assert depth_buckets(load_bundle("small").preprocess)[0] == (256, 256)
+
+
+@pytest.mark.parametrize("batch", [(0, 8, 32), (8, 1, 32), (1, 8)])
+def test_senseless_batches_are_refused(tiny_bundle: Bundle, batch: Any) -> None:
+    with pytest.raises(ValueError, match="wanted fewest,usual,most tiles a run"):
+        build(tiny_bundle, batch=batch)
+
+
+# TensorRT, with stand-ins for what compiles and runs plans: what is asked of it, and what is kept
+
+
+@pytest.fixture
+def tensorrt(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A stand-in for the room that builds and runs plans; a plan is the ONNX file it was made of."""
+    from dgiqa.backends.ort import OrtSession
+
+    asked = SimpleNamespace(shapes={}, plugins=[], layers={"fp16": 5, "fp32": 1})
+
+    def build_plan(onnx: Path, plan: Path, *, shapes: Mapping[str, Any], plugins: Sequence[Path], **rest: Any) -> Any:
+        asked.shapes |= shapes
+        asked.plugins += plugins
+        shutil.copy(onnx, plan)
+        return SimpleNamespace(layers=6, precisions=asked.layers, bytes=plan.stat().st_size, seconds=1.0)
+
+    room = ModuleType("dgiqa.backends.trt")
+    room.build_plan = build_plan
+    room.layer_precisions = lambda plan, plugins=(): dict(asked.layers)
+    room.identity = lambda: {"tensorrt": "11.4.0.106", "gpu": "NVIDIA Z1", "compute_capability": "9.0"}
+    room.TrtSession = lambda plan, plugins=(): OrtSession(Path(plan).read_bytes())
+    monkeypatch.setitem(sys.modules, "dgiqa.backends.trt", room)
+    monkeypatch.setattr(sys.modules["dgiqa.backends"], "trt", room, raising=False)
+    monkeypatch.setattr(
+        sessions, "_lacking", lambda backend: "" if backend in ("tensorrt", "onnxruntime") else "is not"
+    )
+    return asked
+
+
+def test_plans_are_built_for_the_shapes_asked_for_and_found_again(
+    tiny_bundle: Bundle, tensorrt: SimpleNamespace, tmp_path: Path, photos: dict[str, Any]
+) -> None:
+    plugin = tmp_path / "libplugin.so"
+    plugin.write_bytes(b"code")
+    made = build(tiny_bundle, backend="tensorrt", batch=(1, 4, 16), buckets=[(64, 96), (96, 64)], plugins=[plugin])
+    assert sorted(path.name for path in made.path.iterdir()) == [
+        "depth.plan",
+        "engine.json",
+        "libplugin.so",
+        "quality.plan",
+    ]
+    assert tensorrt.shapes["rgb"] == ((1, 3, 64, 64), (4, 3, 64, 64), (16, 3, 64, 64))
+    assert tensorrt.shapes["image"][0] == (1, 3, 64, 64)
+    assert tensorrt.shapes["image"][2] == (1, 3, 96, 96)
+    assert [path.name for path in tensorrt.plugins] == ["libplugin.so"] * 2
+    key = made.key
+    assert (key["version"], key["device"], key["compute_capability"]) == ("11.4.0.106", "NVIDIA Z1", "9.0")
+    assert key["profile"] == {"batch": [1, 4, 16], "depth": [[64, 96], [96, 64]]}
+    scorer = Scorer(tiny_bundle, precision="fp16")  # auto takes TensorRT where it is
+    assert scorer.backend.endswith("fp16")
+    assert 0 < scorer.score(photos["coffee"]).value < 1
+    assert made.plugins[0].read_bytes() == b"code"
+    made.plugins[0].write_bytes(b"other code")
+    with pytest.raises(EngineError, match=r"libplugin\.so is missing or was altered"):
+        Scorer(tiny_bundle, precision="fp16")
+
+
+def test_a_plan_without_the_precision_leaves_nothing(tiny_bundle: Bundle, tensorrt: SimpleNamespace) -> None:
+    tensorrt.layers = {"fp32": 6}
+    with pytest.raises(ParityError, match=r"asked for fp16, and the engine of .* has \{'fp32': 6\}; nothing was kept"):
+        build(tiny_bundle, backend="tensorrt")
+    assert nothing_left()
+
+
+def test_without_tensorrt_one_sentence_says_what_to_install_and_what_works_instead(tiny_bundle: Bundle) -> None:
+    if "tensorrt" in backends():
+        pytest.skip("TensorRT is installed here")
+    with pytest.raises(BackendError, match=r'pip install "dgiqa-rt\[tensorrt\]".*, or --backend onnxruntime builds'):
+        build(tiny_bundle, backend="tensorrt")
+
+
+def test_a_real_gpu_builds_and_scores(need_gpu: Callable[..., None]) -> None:
+    need_gpu("tensorrt", "cuda")
+    made = build("small", backend="tensorrt")
+    assert made.certificate["passed"]
+    score = Scorer("small", backend="tensorrt", precision="fp16").score(np.zeros((480, 640, 3), np.uint8))
+    assert 0 <= score.value <= 1
+
+
+# the commands
+
+
+def command(*arguments: str | Path, program: Sequence[str] = ("-m", "dgiqa")) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, *program, *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
+
+
+@pytest.mark.slow
+def test_the_commands_build_list_use_and_remove(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    where = ("--bundle", tiny_bundle.path, "--backend", "onnxruntime")
+    built = command("--fp16", *where, program=["export/build_engine.py"])
+    assert built.returncode == 0, built.stderr
+    folder = Path(built.stdout.strip())
+    assert folder.parent == cache.engines_folder()
+    assert "of the budget of 0.002, over 4 images" in built.stderr
+    listed = json.loads(command("cache", "ls", "--json").stdout)["engines"]
+    assert [entry["name"] for entry in listed] == [folder.name]
+    assert listed[0]["share_of_budget"] < 1
+    assert command("cache", "path", folder.name).stdout.strip() == str(folder)
+    picture = tiny_bundle.path / "golden/01.png"
+    scored = command("score", picture, *where, "--precision", "fp16", "--json")
+    assert scored.returncode == 0, scored.stderr
+    assert "fp16" in scored.stdout
+    verified = command("verify", tiny_bundle.path, "--engine", folder, "--json")
+    assert verified.returncode == 0, verified.stderr
+    facts = json.loads(verified.stdout)
+    assert facts["sweep"]["images"] == 36
+    assert 0 < facts["sweep"]["max_difference"] <= facts["sweep"]["tolerance"] == 0.002
+    assert command("verify", tiny_bundle.path, "--engine", folder, "--tolerance", "1e-9").returncode == 4
+    assert command("cache", "rm", folder.name).returncode == 0
+    missing = command("score", picture, *where, "--precision", "fp16")
+    assert missing.returncode == 1
+    assert "dgiqa-rt build --bundle" in missing.stderr
+    assert command("score", picture, *where, "--precision", "fp16", "--build").returncode == 0
+
+
+def test_exit_codes_tell_a_wrong_engine_from_a_missing_backend(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command("build", "--fp16", "--int8").returncode == 2
+    assert command("build", "--batch", "8,1").returncode == 2
+    assert command("cache", "rm").returncode == 2
+    if "tensorrt" not in backends():
+        without = command("build", "--bundle", tiny_bundle.path, "--backend", "tensorrt")
+        assert without.returncode == 5
+        assert without.stderr.count("\n") == 1
+    code = (
+        "import sys, dgiqa.parity as p; p.BUDGETS['fp16'] = 1e-12\n"
+        "from dgiqa.cli import main; sys.argv = ['dgiqa-rt', *sys.argv[1:]]; main()"
+    )
+    over = command("build", "--bundle", tiny_bundle.path, "--backend", "onnxruntime", program=("-c", code))
+    assert over.returncode == 4, over.stderr
+    assert nothing_left()
