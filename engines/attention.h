@@ -1,0 +1,68 @@
+/* Attention over 7x7 windows of a token map: one C function, which the kernels implement and every host calls.
+ *
+ *     q, k, v [batch, height, width, heads * head_dim]  ->  out, same shape      (all float16)
+ *
+ * The cyclic shift, the padding to whole windows, the partition, softmax(scale * q k^T + bias + mask) v and the way back
+ * are one kernel; the map is read once and written once. `dgiqa/nn/attention.py` states the same in a few lines of torch.
+ * A function enqueues and returns a status: it allocates nothing, throws nothing, and never waits for the device.
+ */
+#ifndef DGIQA_ATTENTION_H
+#define DGIQA_ATTENTION_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { DGIQA_WINDOW = 7, DGIQA_WINDOW_TOKENS = 49 };
+
+/* Elements of one head's bias in accumulator order, [4][7][32][4]: see dgiqa_pack_bias. */
+enum { DGIQA_BIAS_PER_HEAD = 4 * 7 * 32 * 4 };
+
+enum {
+  DGIQA_OK = 0,
+  DGIQA_BAD_ARGUMENT = 1, /* a size, a scale, a shift or a missing pointer that no launch could mean */
+  DGIQA_MISALIGNED = 2,   /* a pointer that is no multiple of 16 bytes, or a stride that is no multiple of 8 elements */
+  DGIQA_TOO_LARGE = 3,    /* more windows than one grid holds, or an image of 2^31 elements or more */
+  DGIQA_LAUNCH_FAILED = 4 /* the CUDA runtime refused; cudaGetLastError() knows why */
+};
+
+/* Where the token (b, y, x) starts: element b * batch + (y * width + x) * token. Multiples of 8; token is not negative. */
+typedef struct {
+  int64_t batch, token;
+} dgiqa_stride;
+
+typedef struct {
+  const void *q, *k, *v; /* head h of a token: elements h * head_dim .. (h + 1) * head_dim - 1 */
+  void* out;
+  dgiqa_stride q_stride, k_stride, v_stride, out_stride;
+  const void* bias;          /* packed by dgiqa_pack_bias, [heads][4][7][32][4]; or null */
+  const void *pad_k, *pad_v; /* [heads * head_dim], key and value of a padded token (a linear layer's bias: what it
+                                makes of zeros); needed where height or width is no multiple of 7 */
+  int32_t batch, height, width, heads;
+  int32_t head_dim; /* 32 or 64 */
+  int32_t shift;    /* 0, or 3: windows are cut from the map rolled by -shift, then padded below and on the right */
+  int32_t split;    /* warps per window and head, 1 or 4; 0 leaves the choice to the launcher */
+  float scale;      /* 1 / sqrt(true head dimension) */
+} dgiqa_attention;
+
+/* stream: a cudaStream_t (ignored by the emulated build). Pointers are the device's (the host's, emulated). */
+int dgiqa_window_attention(const dgiqa_attention* arguments, void* stream);
+
+/* What a status means, in English. */
+const char* dgiqa_status_text(int status);
+
+/* The same on the host in float64, sharing no index arithmetic with the kernel: out is double
+ * [batch][height * width][heads * head_dim], densely. rounded != 0 rounds logits, probabilities and results to float16
+ * on the way, as a chain of float16 operations does: twice its error is the kernel's budget. */
+int dgiqa_window_attention_reference(const dgiqa_attention* arguments, double* out, int rounded);
+
+/* float bias [heads][49][49] -> float16 bits [heads][4][7][32][4]: divided by scale, in the order in which the lanes of a
+ * warp hold the logits. Rows 49..63 and columns 49..55 do not exist and are zero. Host pointers. */
+void dgiqa_pack_bias(const float* bias, int32_t heads, float scale, uint16_t* packed);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

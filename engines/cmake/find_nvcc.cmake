@@ -1,0 +1,48 @@
+# find_nvcc(found): sets CMAKE_CUDA_COMPILER to an nvcc and `found` to whether there is one.
+function(find_nvcc found)
+  if(DEFINED ENV{CUDACXX})
+    set(nvcc $ENV{CUDACXX})
+  elseif(CMAKE_CUDA_COMPILER)
+    set(nvcc ${CMAKE_CUDA_COMPILER})
+  else()
+    find_program(DGIQA_NVCC nvcc)
+    set(nvcc ${DGIQA_NVCC})
+  endif()
+  if(NOT nvcc)
+    nvcc_of_wheels(nvcc)
+  endif()
+  if(NOT nvcc)
+    set(${found} FALSE PARENT_SCOPE)
+    return()
+  endif()
+  file(REAL_PATH ${nvcc} nvcc)
+  file(READ ${nvcc} start LIMIT 2 HEX)
+  if(start STREQUAL "2321")  # #!, a script that starts the real one; its headers and libraries lie beside that one
+    file(STRINGS ${nvcc} line REGEX "^exec [^ ]*nvcc" LIMIT_COUNT 1)
+    if(line MATCHES "^exec \"?([^ \"]*nvcc)")
+      file(REAL_PATH ${CMAKE_MATCH_1} nvcc)
+    endif()
+  endif()
+  set(CMAKE_CUDA_COMPILER ${nvcc} CACHE FILEPATH "nvcc" FORCE)
+  set(${found} TRUE PARENT_SCOPE)
+endfunction()
+
+function(nvcc_of_wheels result)
+  set(${result} "" PARENT_SCOPE)
+  find_program(DGIQA_PYTHON NAMES python3 python)
+  set(python ${DGIQA_PYTHON})
+  if(TORCH_PYTHON)
+    set(python ${TORCH_PYTHON})
+  endif()
+  if(NOT python)
+    return()
+  endif()
+  execute_process(
+    COMMAND ${python} -c "
+import glob, importlib.util
+spec = importlib.util.find_spec('nvidia')
+roots = spec.submodule_search_locations if spec else []
+print(*sorted(p for r in roots for p in glob.glob(r + '/c*/bin/nvcc'))[-1:])"
+    OUTPUT_VARIABLE nvcc OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+  set(${result} "${nvcc}" PARENT_SCOPE)
+endfunction()

@@ -1,0 +1,74 @@
+/* An RGB image in device memory becomes the networks' inputs, without a full-size map in between.
+ *
+ *     image u8 [H,W,3] --> dgiqa_depth_input --> f32|f16 [3,h,w] --> (depth network) --> depth f32 [h,w]
+ *                                                   depth --> dgiqa_depth_range --> range u32 [3]
+ *     image, depth, range, windows --> dgiqa_tiles --> rgb, depth f32|f16 [n,3,tile,tile]
+ *
+ * dgiqa/preprocess.py is the definition; tests/test_preprocess_kernels.py holds this to it. Every pointer but
+ * `windows` and the params themselves is device memory (host memory in the emulated library). Calls enqueue on
+ * `stream` (a cudaStream_t; ignored when emulated) and return: no allocation, no synchronisation, capturable.
+ * They return a status of attention.h: DGIQA_BAD_ARGUMENT is a size below 1, a null pointer, an unknown type or a
+ * window outside the image; DGIQA_TOO_LARGE more rows than a grid holds. Not yet run on a GPU.
+ */
+#pragma once
+#include <stdint.h>
+
+#include "attention.h"
+
+#define DGIQA_PREPROCESS_ABI 1  /* raised when a struct or a meaning below changes */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum dgiqa_float_type { DGIQA_F32 = 0, DGIQA_F16 = 1 };
+
+/* uint8 [height,width,3] RGB, any strides in bytes: pitched rows, RGBA (pixel 4), planes, or BGR (channel -1). */
+typedef struct {
+  const uint8_t* data;
+  int64_t row_stride, pixel_stride, channel_stride;
+  int32_t height, width;
+} dgiqa_image;
+
+/* Cubic (a = -0.75, no antialiasing, not clipped) to height x width, then value * scale[c] - shift[c]. */
+typedef struct {
+  dgiqa_image image;
+  int32_t height, width;
+  float scale[3], shift[3];
+  void* out; /* out_type [3,height,width] */
+  int32_t out_type;
+} dgiqa_depth_input_params;
+
+/* The depth network's map [map_height,map_width], as if interpolated to the image's size height x width.
+ *
+ * range[0], range[1]: ordered bits (see ordered_bits in preprocess_body.h) of the largest value and of the largest
+ * negated value; range[2]: 1 if any value of the map or any interpolated one is NaN or infinite. */
+typedef struct {
+  const float* map;
+  int32_t map_height, map_width;
+  int32_t height, width;
+  uint32_t* range;
+} dgiqa_depth;
+
+/* Image and depth image, both resized to short_height x short_width with OpenCV's fixed-point bilinear, normalised by
+ * table look-up, and cut at `count` windows. `depth.range` must hold what dgiqa_depth_range wrote. */
+typedef struct {
+  dgiqa_image image;
+  dgiqa_depth depth;
+  int32_t short_height, short_width, tile, count;
+  const int32_t* windows; /* HOST memory, [count,2] top-left (y, x); read before the call returns */
+  const float* levels;    /* [3,256] what each uint8 level becomes, per channel */
+  void* rgb_out, *depth_out; /* out_type [count,3,tile,tile] */
+  int32_t out_type;
+} dgiqa_tiles_params;
+
+int dgiqa_depth_input(const dgiqa_depth_input_params* params, void* stream);
+int dgiqa_depth_range(const dgiqa_depth* depth, void* stream);
+int dgiqa_tiles(const dgiqa_tiles_params* params, void* stream);
+
+int dgiqa_preprocess_abi(void);      /* DGIQA_PREPROCESS_ABI of the library */
+int dgiqa_preprocess_emulated(void); /* 1: pointers are host memory and the calls run on the CPU */
+
+#ifdef __cplusplus
+}
+#endif

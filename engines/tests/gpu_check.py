@@ -1,0 +1,232 @@
+"""What an emulator cannot show: the kernels on a GPU, through the torch op, written to a JSON file.
+
+    cmake -S . -B build -DTORCH_PYTHON=$(which python) && cmake --build build -j 2
+    python engines/tests/gpu_check.py build --out gpu.json
+
+Parity with float64 at every Swin stage and batch and on odd maps, between guard bands; Depth-CAR's cross-attention, the
+whole network; bit-identical repeats, CUDA graphs, other streams; compute-sanitizer where it is installed. Made to take
+under ten minutes.
+Exits with 1 where a check fails, with 5 where there is no GPU or no library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+STAGES = ((56, 3), (28, 6), (14, 12), (7, 24))  # map side, heads of Swin-T on 224 pixels
+BATCHES = (1, 2, 20, 64)
+ODD = ((15, 29, 3), (10, 17, 6), (8, 7, 1), (23, 9, 5))  # height, width, heads
+REPEATS = 50
+SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+Row = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("build", type=Path, help="the folder that CMake built in")
+    parser.add_argument("--out", type=Path, default=Path("gpu.json"))
+    parser.add_argument("--once", action="store_true", help="launch each kind of kernel once, for compute-sanitizer")
+    options = parser.parse_args()
+    torch = start(options.build)
+    if options.once:
+        launch_once(torch)
+        return
+    kernels = ctypes.CDLL(str(options.build / "libdgiqa_kernels.so"))
+    begun, rows = time.monotonic(), []
+    for row in itertools.chain(
+        windows(torch, kernels),
+        [cross(torch, n) for n in BATCHES],
+        [network(torch)],
+        behaviour(torch),
+        sanitized(options.build),
+    ):
+        rows.append(row)
+        print("ok    " if row["ok"] else "FAILED", json.dumps(row), flush=True)
+    report = {
+        "gpu": torch.cuda.get_device_name(),
+        "capability": ".".join(map(str, torch.cuda.get_device_capability())),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "seconds": round(time.monotonic() - begun, 1),
+        "failed": sum(not row["ok"] for row in rows),
+        "checks": rows,
+    }
+    partial = options.out.with_name(f".{options.out.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, options.out)
+    print(f"{len(rows)} checks, {report['failed']} failed, {report['seconds']} s -> {options.out}")
+    sys.exit(report["failed"] > 0)
+
+
+def start(build: Path) -> Any:
+    """torch with the kernels loaded; or the end of the program, with a reason."""
+    import torch
+
+    if not torch.cuda.is_available():
+        give_up("no GPU that torch can use; the emulated build is tested by ctest")
+    library = build / "libdgiqa_torch.so"
+    if not (library.exists() and (build / "libdgiqa_kernels.so").exists()):
+        give_up(f"{build} lacks libdgiqa_kernels.so or {library.name}; build with -DTORCH_PYTHON={sys.executable}")
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from dgiqa.nn import attention
+
+    attention.load_kernels(library)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return torch
+
+
+def give_up(why: str) -> None:
+    print(f"gpu_check: {why}", file=sys.stderr)
+    sys.exit(5)
+
+
+def windows(torch: Any, kernels: ctypes.CDLL) -> Iterator[Row]:
+    """Every stage, batch and shift of Swin-T, and maps that are no multiples of 7."""
+    shapes = [(b, side, side, heads) for (side, heads), b in itertools.product(STAGES, BATCHES)]
+    for shape in shapes + [(2, *odd) for odd in ODD]:
+        for shift in (0, 3) if shape[1] != 7 else (0,):
+            yield window(torch, kernels, shape, shift)
+
+
+def window(torch: Any, kernels: ctypes.CDLL, shape: tuple[int, int, int, int], shift: int) -> Row:
+    """One launch between guard bands against float64, with twice the error of float16 torch as its budget."""
+    from calls import arguments
+
+    from dgiqa.nn import attention
+
+    qkv, bias, qkv_bias, scale = window_inputs(torch, *shape)
+    memory, out = guarded_like(torch, qkv[..., : qkv.shape[-1] // 3])
+    asked = arguments((qkv, bias, qkv_bias), out, shift=shift, scale=scale)
+    stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+    status = kernels.dgiqa_window_attention(ctypes.byref(asked), stream)
+    guards = int(torch.isnan(memory).sum()) == memory.numel() - out.numel()
+    some = slice(0, min(shape[0], 4))  # float64 on a few images keeps this short
+    plain = attention.unpack_bias(bias.double(), scale)
+    exact = attention.window_attention(qkv[some].double(), plain, qkv_bias.double(), shift, scale)
+    rough = attention.window_attention(qkv[some], plain.half(), qkv_bias, shift, scale)
+    error, budget = relative(out[some], exact), 2 * relative(rough, exact)
+    ok = status == 0 and guards and error <= budget
+    return {"check": "window", "shape": shape, "shift": shift, "error": error, "budget": budget, "ok": ok}
+
+
+def cross(torch: Any, batch: int) -> Row:
+    from dgiqa.nn import attention
+
+    q, kv = (torch.randn(49, batch, c, device="cuda").half() for c in (1024, 2048))
+    exact = attention.cross_attention(q.double(), kv.double(), 16, 60**-0.5)
+    rough = attention.cross_attention(q, kv, 16, 60**-0.5)
+    error = relative(torch.ops.dgiqa.cross_attention(q, kv, 16, 60**-0.5), exact)
+    budget = 2 * relative(rough, exact)
+    return {"check": "cross", "batch": batch, "error": error, "budget": budget, "ok": error <= budget}
+
+
+def network(torch: Any) -> Row:
+    """The whole DGIQA in float16 through the ops: scores against float32."""
+    from dgiqa.nn.attention import with_attention_op
+    from dgiqa.nn.network import DGIQA, FULL
+
+    torch.manual_seed(0)
+    plain = DGIQA(FULL).cuda().eval().requires_grad_(False)
+    rgb, depth = torch.randn(2, 20, 3, 224, 224, device="cuda")
+    fused = with_attention_op(plain).half()
+    difference = float((fused(rgb.half(), depth.half()) - plain(rgb, depth)).abs().max())
+    return {"check": "network", "batch": 20, "score_difference": difference, "ok": difference <= 1e-3}
+
+
+def behaviour(torch: Any) -> Iterator[Row]:
+    """What has to hold whatever the numbers are."""
+    op = torch.ops.dgiqa.window_attention
+    for (side, heads), batch in itertools.product(STAGES, (1, 20)):
+        qkv, bias, qkv_bias, scale = window_inputs(torch, batch, side, side, heads)
+        shift = 3 if side > 7 else 0
+
+        def call(x: Any, rest: tuple[Any, ...] = (bias, qkv_bias, shift, scale)) -> Any:
+            return op(x, *rest)
+
+        first = call(qkv)
+        same = all(torch.equal(call(qkv), first) for _ in range(REPEATS))
+        yield {"check": "repeats", "side": side, "batch": batch, "repeats": REPEATS, "ok": same}
+        yield {"check": "stream", "side": side, "batch": batch, "ok": torch.equal(on_stream(torch, call, qkv), first)}
+        yield {"check": "graph", "side": side, "batch": batch, "ok": in_graph(torch, call, qkv)}
+
+
+def on_stream(torch: Any, call: Callable[[Any], Any], qkv: Any) -> Any:
+    """The op's result where its input is still being written when it is enqueued, on a stream of its own."""
+    stream, late = torch.cuda.Stream(), torch.full_like(qkv, float("nan"))
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(20_000_000)
+        late.copy_(qkv)
+        out = call(late)
+    stream.synchronize()
+    return out
+
+
+def in_graph(torch: Any, call: Callable[[Any], Any], qkv: Any) -> bool:
+    """Whether a captured launch gives the same as a plain one, on other inputs than it was captured with."""
+    x, graph = qkv.clone(), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = call(x)
+    x.copy_(qkv.flip(0, 1))
+    graph.replay()
+    return torch.equal(out, call(qkv.flip(0, 1).contiguous()))
+
+
+def sanitized(build: Path) -> Iterator[Row]:
+    tool = shutil.which("compute-sanitizer")
+    if not tool:
+        yield {"check": "compute-sanitizer", "skipped": "not installed", "ok": True}
+        return
+    for kind in SANITIZERS:
+        command = [tool, "--tool", kind, "--error-exitcode", "9", sys.executable, __file__, str(build), "--once"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+            tail = "" if done.returncode == 0 else (done.stdout + done.stderr)[-500:]
+            yield {"check": "compute-sanitizer", "tool": kind, "tail": tail, "ok": done.returncode == 0}
+        except subprocess.TimeoutExpired:
+            yield {"check": "compute-sanitizer", "tool": kind, "skipped": "took over 120 s", "ok": True}
+
+
+def launch_once(torch: Any) -> None:
+    for height, width, heads in ((14, 14, 3), (10, 17, 3), (7, 7, 5)):
+        qkv, bias, qkv_bias, scale = window_inputs(torch, 1, height, width, heads)
+        for shift in (0, 3):
+            torch.ops.dgiqa.window_attention(qkv, bias, qkv_bias, shift, scale)
+    q, kv = (torch.randn(49, 1, c, device="cuda").half() for c in (1024, 2048))
+    torch.ops.dgiqa.cross_attention(q, kv, 16, 60**-0.5)
+    torch.cuda.synchronize()
+
+
+def window_inputs(torch: Any, batch: int, height: int, width: int, heads: int) -> tuple[Any, Any, Any, float]:
+    """Fresh random qkv, packed bias and qkv_bias in float16 on the GPU, and the scale of heads of 32."""
+    from dgiqa.nn import attention
+
+    scale = 32**-0.5
+    bias = attention.pack_bias(torch.randn(heads, 49, 49, device="cuda"), scale).half()
+    qkv = torch.randn(batch, height, width, 96 * heads, device="cuda").half()
+    return qkv, bias, torch.randn(96 * heads, device="cuda").half(), scale
+
+
+def guarded_like(torch: Any, x: Any, guard: int = 4096) -> tuple[Any, Any]:
+    """(NaN-filled memory, a view of its middle shaped like x)."""
+    memory = torch.full((x.numel() + 2 * guard,), float("nan"), dtype=x.dtype, device=x.device)
+    return memory, memory[guard : guard + x.numel()].view(x.shape)
+
+
+def relative(got: Any, wanted: Any) -> float:
+    return float((got.double() - wanted).norm() / wanted.norm())
+
+
+if __name__ == "__main__":
+    main()
