@@ -158,9 +158,16 @@ class DGIQA(nn.Module):
 
     def features(self, rgb: Tensor, depth: Tensor) -> Tensor:
         """What the score is a linear function of, before the sigmoid: f32 [N,C]."""
-        fused = self._fuse(feature_maps(self.backbone, rgb), "")  # [N,C,7,7]
-        if self.config.depth_car:
-            guide = self._fuse(feature_maps(self.depth_backbone, depth), "_depth")
+        fused = self.branch(rgb)
+        return self.join(fused, self.branch(depth, "_depth") if self.config.depth_car else None)
+
+    def branch(self, image: Tensor, suffix: str = "") -> Tensor:
+        """One backbone and its bridges, RGB's ("") or the depth image's ("_depth"): [N,3,S,S] -> [N,C,7,7]."""
+        return self._fuse(feature_maps(self.depth_backbone if suffix else self.backbone, image), suffix)
+
+    def join(self, fused: Tensor, guide: Tensor | None) -> Tensor:
+        """What follows both branches: [N,C,7,7] of RGB and, with Depth-CAR, of depth -> f32 [N,C]."""
+        if guide is not None:
             n, c, h, w = fused.shape
             tokens = self.depth_guided_cross_attention(_to_tokens(guide), _to_tokens(fused))  # [49,N,C]
             tokens = self.refinement_attention(tokens)

@@ -1,0 +1,359 @@
+"""What the CUDA kernels cost against their floors and the best honest baselines; without a GPU, what that should be.
+
+    python bench/kernels.py [--torch-op build/libdgiqa_torch.so] [--tiles 20 640] [--page docs/kernels.md] [--skip-cpu]
+
+On a GPU every subject is captured 20 times in a CUDA graph on inputs of more than three times the L2 cache, warmed up
+50 times and timed 200 times in turn with the others; the kernels' library is found as dgiqa.backends.native says. The
+floor is the bytes over the copy bandwidth measured in the same run. Without a GPU the same table is filled from the
+model in roofline.py, and every such figure is marked as predicted. What the CPU spends on the same work is measured
+anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+import roofline
+from roofline import H200, Level, Machine, Op
+from stamp import environment_stamp
+
+RESULTS = Path(__file__).parent / "results" / "kernels.json"
+PAGE = Path(__file__).parent.parent / "docs" / "kernels.md"
+SIZES = {"1024 x 768": (768, 1024), "1920 x 1080": (1080, 1920), "4000 x 3000": (3000, 4000)}
+OURS = "ours"
+REACHED = 0.8  # of the ceilings: what a kernel is asked to reach, and everything is predicted with
+WARM_UP, PAIRS, LAUNCHES = 50, 200, 20
+FLUSH = 3  # inputs of this many times the L2 cache
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table. ops: ours; baselines: what the others do, in the model. make: the subjects on a GPU.
+
+    launches: of ours that wait for one another, all by default.
+    """
+
+    name: str
+    tiles: int
+    ops: list[Op]
+    baselines: dict[str, list[Op]]
+    make: Callable[[Any, int], dict[str, Call]]
+    clock: str = "graph"
+    launches: int | None = None
+
+
+def cases(tiles: Sequence[int]) -> Iterator[Case]:
+    """Attention per stage and number of tiles, preprocessing per image size, the whole network."""
+    for n in tiles:
+        for stage in (1, 2, 3, 4):
+            yield _window_attention(stage, n)
+        yield _depth_car(n)
+    for name, size in SIZES.items():
+        yield _preprocess(name, size)
+    for n in (1, *tiles):
+        yield _whole(n)
+
+
+def predicted_us(machine: Machine, ops: Sequence[Op], tiles: int, launches: int | None = None) -> float:
+    """Floors at a share of the ceilings, and the launches that wait for one another: by default all."""
+    in_turn = len(ops) if launches is None else launches
+    return roofline.network_us(machine, ops, tiles) / REACHED + machine.launch_us * in_turn
+
+
+def predict(case: Case, machine: Machine) -> dict[str, Any]:
+    """A row from the model alone."""
+    times = {name: predicted_us(machine, ops, case.tiles) for name, ops in case.baselines.items()}
+    times[OURS] = predicted_us(machine, case.ops, case.tiles, case.launches)
+    return {
+        "case": case.name,
+        "tiles": case.tiles,
+        "flops": sum(op.flops for op in case.ops) * case.tiles,
+        "bytes": sum(op.bytes(case.tiles) for op in case.ops),
+        "floor_us": _rounded(roofline.network_us(machine, case.ops, case.tiles)),
+        "predicted_us": {name: _rounded(us) for name, us in times.items()},
+        "measured_us": None,
+    }
+
+
+def measure(case: Case, row: dict[str, Any], gpu: Any, l2_bytes: int) -> None:
+    """Fill in what was measured: {subject: {p10, median, p90}} in microseconds, and ratios against ours."""
+    from timer import compare
+
+    per_set = sum(op.reads for op in case.ops) * case.tiles
+    calls = case.make(gpu, max(1, math.ceil(FLUSH * l2_bytes / per_set)))
+    results = compare(calls, pairs=PAIRS, warmup=WARM_UP, baseline=OURS, clock=case.clock, launches=LAUNCHES)  # type: ignore[arg-type]
+    row["measured_us"] = {r.name: {key: _rounded(1e3 * ms) for key, ms in r.ms.as_dict().items()} for r in results}
+    row["times_ours"] = {r.name: _rounded(1 / r.ratio.median) for r in results if r.name != OURS}
+
+
+def measured_machine() -> tuple[Machine, int]:
+    """This GPU's ceilings, by one large copy and one large multiplication, and its L2 cache in bytes."""
+    import torch
+    from timer import compare
+
+    properties = torch.cuda.get_device_properties(0)
+    a, b = (torch.randint(0, 256, (1 << 30,), dtype=torch.uint8, device="cuda") for _ in range(2))
+    x = torch.randn(8192, 8192, dtype=torch.float16, device="cuda")
+    copy, multiply = compare({"copy": lambda: b.copy_(a), "multiply": lambda: x @ x}, pairs=20, clock="cuda")
+    bandwidth = 2 * a.numel() / (copy.ms.median * 1e-3)
+    flops = 2 * 8192**3 / (multiply.ms.median * 1e-3)
+    hertz = 1e3 * getattr(properties, "clock_rate", 1_755_000)  # older versions of torch do not tell
+    instructions = properties.multi_processor_count * 4 * 32 * hertz
+    return Machine(properties.name, flops, bandwidth, instructions), properties.L2_cache_size
+
+
+def cpu_milliseconds(pairs: int = 7) -> dict[str, dict[str, float]]:
+    """What preparing one image costs here on the CPU, outside both networks and decoding: ms per step.
+
+    "device path": what is left of it when the image is scored on a device, the driver's own work not counted.
+    """
+    import numpy as np
+    from kernel_subjects import device_path_call
+    from timer import compare
+    from timer import measure as measured
+
+    from dgiqa import preprocess
+    from dgiqa.spec import Preprocess
+
+    p, table = Preprocess(), {}
+    for name, (height, width) in SIZES.items():
+        rng = np.random.default_rng(0)
+        rgb = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        depth = rng.random((1, *preprocess.depth_size(height, width, p)), dtype=np.float32)
+        near = preprocess.depth_image(depth, height, width)
+        windows = preprocess.windows_for("grid", *preprocess.short_size(height, width, p.short_side), p.tile)
+
+        def cut(rgb=rgb, near=near, windows=windows):  # type: ignore[no-untyped-def]
+            small = [preprocess.resize_short_side(x, p.short_side) for x in (rgb, near)]
+            preprocess.cut_tiles(small[0], small[1], windows, p.tile)
+
+        results = compare(
+            {
+                "depth input": lambda rgb=rgb: preprocess.depth_input(rgb, p),
+                "depth image": lambda depth=depth, h=height, w=width: preprocess.depth_image(depth, h, w),
+                "resize and tiles": cut,
+            },
+            pairs=pairs,
+        )
+        table[name] = {r.name: _rounded(r.ms.median) for r in results}
+        table[name]["sum"] = _rounded(sum(table[name].values()))
+        device = measured(device_path_call(height, width), repeats=100, warmup=10)
+        table[name]["device path"] = _rounded(device.ms.median)
+    return table
+
+
+def levels(machine: Machine, tiles: Sequence[int]) -> list[dict[str, Any]]:
+    """What each further fusion brings to the whole network's floor, and where the rest is."""
+    table = []
+    for level in Level:
+        ops = roofline.dgiqa(level)
+        groups = roofline.by_group(machine, ops, max(tiles))
+        table.append(
+            {
+                "level": level.name,
+                "launches": len(ops),
+                "floor_ms": {str(n): _rounded(roofline.network_us(machine, ops, n) / 1e3) for n in (1, *tiles)},
+                "share_at_most_tiles": {name: _rounded(us / sum(groups.values())) for name, us in groups.items()},
+            }
+        )
+    return table
+
+
+def groups(machine: Machine, tiles: int) -> list[dict[str, Any]]:
+    """The parts of the network around our attention: what they do, and their floor."""
+    ops = roofline.dgiqa(Level.ATTENTION)
+    floors = roofline.by_group(machine, ops, tiles)
+    parts = {name: [op for op in ops if op.group == name] for name in floors}
+    return [
+        {
+            "name": name,
+            "flops": sum(op.flops for op in part) * tiles,
+            "bytes": sum(op.bytes(tiles) for op in part),
+            "floor_us": _rounded(floors[name]),
+        }
+        for name, part in parts.items()
+        if any(op.flops for op in part) and name != "attention"
+    ]
+
+
+def record(tiles: Sequence[int], torch_op: Path | None, cpu: bool) -> dict[str, Any]:
+    """Everything, ready for JSON."""
+    gpu = _gpu(torch_op)
+    machine, l2_bytes = measured_machine() if gpu else (H200, 0)
+    rows = []
+    for case in cases(tiles):
+        row = predict(case, machine)
+        if gpu:
+            measure(case, row, gpu, l2_bytes)
+        rows.append(row)
+        print(_line(row), flush=True)
+    return {
+        "environment": environment_stamp(),
+        "status": "measured" if gpu else "predicted: no GPU has run any of these kernels",
+        "machine": {"name": machine.name, "flops": machine.flops, "bytes_per_second": machine.bandwidth},
+        "rows": rows,
+        "levels": levels(machine, tiles),
+        "groups": groups(machine, max(tiles)),
+        "cpu_ms_per_image": cpu_milliseconds() if cpu else None,
+    }
+
+
+def add_before(new: dict[str, Any], old: dict[str, Any] | None) -> None:
+    """Beside each figure of ours that of the run before, if that one was measured on the same GPU."""
+    if old is None or old["status"] != "measured" or old["machine"]["name"] != new["machine"]["name"]:
+        return
+    known = {(row["case"], row["tiles"]): row["measured_us"][OURS]["median"] for row in old["rows"]}
+    for row in new["rows"]:
+        row["before_us"] = known.get((row["case"], row["tiles"]))
+
+
+def _window_attention(stage: int, tiles: int) -> Case:
+    """The shifted half of the blocks, where there is one: the harder case."""
+    shifted = stage < 4
+    baselines = roofline.unfused_attention(stage, shifted)
+
+    def make(gpu: Any, sets: int) -> dict[str, Call]:
+        return gpu.subjects.window_attention_calls(stage, tiles, shifted, device="cuda", dtype=gpu.half, sets=sets)
+
+    return Case(f"window attention, stage {stage}", tiles, [roofline.window_attention(stage)], baselines, make)
+
+
+def _depth_car(tiles: int) -> Case:
+    ours, plain = roofline.depth_car_attention(), roofline.depth_car_attention(head_dim=60)
+    pad = Op("depth-car", "pad", 0, 0, plain.reads, ours.reads)
+    cut = Op("depth-car", "cut", 0, 0, ours.writes, plain.writes)
+    baselines = {"SDPA, heads padded to 64": [ours], "SDPA, heads of 60": [pad, ours, cut]}
+
+    def make(gpu: Any, sets: int) -> dict[str, Call]:
+        return gpu.subjects.depth_car_calls(tiles, device="cuda", dtype=gpu.half, sets=sets)
+
+    return Case("Depth-CAR attention", tiles, [ours], baselines, make)
+
+
+def _preprocess(name: str, size: tuple[int, int]) -> Case:
+    from dgiqa import preprocess
+    from dgiqa.spec import Preprocess
+
+    p = Preprocess()
+    short = preprocess.short_size(*size, p.short_side)
+    n = len(preprocess.windows_for("grid", *short, p.tile))
+    depth = preprocess.depth_size(*size, p)
+    ops = roofline.preprocess_kernels(*size, depth, short, n)
+    baselines = {"torch operations": roofline.torch_preprocess(*size, depth, n)}
+
+    def make(gpu: Any, sets: int) -> dict[str, Call]:
+        return gpu.subjects.preprocess_calls(*size, device="cuda", kernels=gpu.kernels, sets=sets)
+
+    return Case(f"preprocessing {name}", 1, ops, baselines, make)
+
+
+def _whole(tiles: int) -> Case:
+    baselines = {"compiled": roofline.dgiqa(Level.COMPILED), "eager": roofline.dgiqa(Level.EAGER)}
+    branch = roofline.swin(Level.ATTENTION) + roofline.bridges(Level.ATTENTION)
+    ops = roofline.dgiqa(Level.ATTENTION)
+
+    def make(gpu: Any, sets: int) -> dict[str, Call]:
+        return gpu.whole(tiles)
+
+    return Case("whole network", tiles, ops, baselines, make, clock="cuda", launches=len(ops) - len(branch))
+
+
+class _Gpu:
+    """What cases need on a GPU, loaded once."""
+
+    def __init__(self, torch_op: Path | None) -> None:
+        import kernel_subjects
+        import torch
+
+        from dgiqa.backends.native import Kernels
+        from dgiqa.nn.attention import load_kernels
+        from dgiqa.nn.network import DGIQA
+
+        if torch_op is None:
+            sys.exit("on a GPU, name the built torch op: --torch-op build/libdgiqa_torch.so")
+        load_kernels(torch_op)
+        self.subjects, self.half, self.kernels = kernel_subjects, torch.float16, Kernels()
+        torch.manual_seed(0)
+        self._network = DGIQA().eval()
+
+    def whole(self, tiles: int) -> dict[str, Call]:
+        """One graph per step with our attention or PyTorch's, and the network as it is, compiled and eager."""
+        import copy
+
+        import torch
+
+        from dgiqa.nn.attention import with_attention_op
+        from dgiqa.nn.cuda_graph import GraphedDGIQA
+        from dgiqa.nn.deploy import export_twin
+
+        plain = copy.deepcopy(self._network).to("cuda", self.half)
+        compiled, ours = torch.compile(plain, mode="max-autotune"), with_attention_op(self._network)
+        twin = export_twin(self._network, "op")
+        inputs = torch.randn(2, tiles, 3, 224, 224, device="cuda", dtype=self.half)
+
+        def of(network: Any) -> Call:
+            def call() -> Any:
+                with torch.inference_mode():
+                    return network(inputs[0], inputs[1])
+
+            return call
+
+        return {
+            "compiled": of(compiled),
+            "eager": of(plain),
+            "one graph, PyTorch's attention": GraphedDGIQA(self._network, tiles, self.half).replay,
+            "one graph, ours, not compiled": GraphedDGIQA(ours, tiles, self.half).replay,
+            "ours, without dead pixels": GraphedDGIQA(twin, tiles, self.half, compiled=True).replay,
+            OURS: GraphedDGIQA(ours, tiles, self.half, compiled=True).replay,
+        }
+
+
+def _gpu(torch_op: Path | None) -> _Gpu | None:
+    import torch
+
+    return _Gpu(torch_op) if torch.cuda.is_available() else None
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _line(row: dict[str, Any]) -> str:
+    ours = row["measured_us"][OURS]["median"] if row["measured_us"] else row["predicted_us"][OURS]
+    mark = "" if row["measured_us"] else " predicted"
+    return f"{row['case']:28} {row['tiles']:5} tiles  floor {row['floor_us']:9.4g} us  ours {ours:9.4g} us{mark}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, default=PAGE, help="Markdown; the roofline plot is written beside it")
+    parser.add_argument("--tiles", type=int, nargs="+", default=[20, 640])
+    parser.add_argument("--torch-op", type=Path, help="the built libdgiqa_torch.so; needed on a GPU")
+    parser.add_argument("--skip-cpu", action="store_true", help="leave out what the CPU spends on preprocessing")
+    options = parser.parse_args()
+    import kernels_page
+
+    old = json.loads(options.json.read_text()) if options.json.is_file() else None
+    new = record(options.tiles, options.torch_op, not options.skip_cpu)
+    if options.skip_cpu and old:
+        new["cpu_ms_per_image"] = old["cpu_ms_per_image"]
+    add_before(new, old)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(new, indent=1) + "\n")
+    options.page.write_text(kernels_page.page(new), encoding="utf-8")
+    kernels_page.plot(new, options.page.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""The kernels' C functions (engines/preprocess.h) as Python functions on plain pointers. Nothing here owns memory.
+
+The library is found at $DGIQA_KERNELS (a file), else beside this package or under the interpreter's lib folder, where
+`cmake --install` puts it. An emulated library runs the same source on host memory; `Kernels.emulated` says so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Iterable
+from ctypes import c_float, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgiqa.errors import BackendError
+from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD
+
+LIBRARY = "libdgiqa_kernels.so"
+ABI = 1  # DGIQA_PREPROCESS_ABI of engines/preprocess.h
+RANGE_WORDS = 3  # uint32 of a depth map's range
+_BUILD = "cmake -S . -B build && cmake --build build, then set DGIQA_KERNELS to build/" + LIBRARY
+_FLOAT_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1}
+_STATUS = {
+    1: "an argument is out of range: a size, a pointer, or a window outside the image",
+    2: "a pointer or stride is not aligned",
+    3: "the image has more rows than one launch takes",
+    4: "CUDA refused the launch; is the library built for this GPU, and the stream one of this context?",
+}
+
+
+@dataclass(frozen=True)
+class Image:
+    """uint8 [height,width,3] RGB in the kernels' memory. strides: bytes per row, pixel and channel; may be negative."""
+
+    pointer: int
+    height: int
+    width: int
+    strides: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class DepthMap:
+    """f32 [*map_size] of an image of `size`, both (height, width); range_pointer: uint32 [3], filled by depth_range."""
+
+    pointer: int
+    map_size: tuple[int, int]
+    size: tuple[int, int]
+    range_pointer: int
+
+
+class Kernels:
+    """A loaded library. path: the file, by default as the module says. Every call only enqueues on `stream`.
+
+    Raises BackendError if there is no library, it cannot be loaded, or its functions are of another version.
+    """
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        self.path = find() if path is None else Path(path)
+        try:
+            self._library = ctypes.CDLL(str(self.path))
+            abi = int(self._library.dgiqa_preprocess_abi())
+        except (OSError, AttributeError) as error:
+            raise BackendError(f"{self.path} is no library of kernels ({error}); build it: {_BUILD}") from error
+        if abi != ABI:
+            raise BackendError(f"{self.path} speaks version {abi}, this package {ABI}; build it again: {_BUILD}")
+        for name in ("dgiqa_depth_input", "dgiqa_depth_range", "dgiqa_tiles"):
+            getattr(self._library, name).argtypes = [c_void_p, c_void_p]
+        self.emulated = bool(self._library.dgiqa_preprocess_emulated())
+
+    def depth_input(
+        self, image: Image, size: tuple[int, int], out: int, *, dtype: Any = np.float32, stream: int = 0
+    ) -> None:
+        """preprocess.depth_input: `out` is dtype (f32 or f16) [3,*size]. f32 is within 4.5e-6 of it."""
+        scale = _three(1 / (255 * std) for std in IMAGENET_STD)
+        shift = _three(mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True))
+        self._call("dgiqa_depth_input", _DepthInput(_image(image), *size, scale, shift, out, _type(dtype)), stream)
+
+    def depth_range(self, depth: DepthMap, stream: int = 0) -> None:
+        """The least and greatest value of the map at full size, and whether all are finite, into its range."""
+        self._call("dgiqa_depth_range", _depth(depth), stream)
+
+    def tiles(
+        self,
+        image: Image,
+        depth: DepthMap,
+        short: tuple[int, int],
+        windows: NDArray[np.int32],
+        *,
+        tile: int,
+        levels: int,
+        out: tuple[int, int],
+        dtype: Any = np.float32,
+        stream: int = 0,
+    ) -> None:
+        """preprocess.depth_image, resize_short_side to `short` (height, width) and cut_tiles, in one pass.
+
+        windows: int32 [n,2] on the host. levels: f32 [3,256], see `normalised_levels`. out: rgb and depth tiles,
+        dtype [n,3,tile,tile]. The range must have been filled, on the same stream.
+        """
+        corners = np.ascontiguousarray(windows, np.int32)
+        params = _Tiles(
+            _image(image),
+            _depth(depth),
+            *short,
+            tile,
+            len(corners),
+            corners.ctypes.data,
+            levels,
+            *out,
+            _type(dtype),
+        )
+        self._call("dgiqa_tiles", params, stream)
+
+    def _call(self, name: str, params: ctypes.Structure, stream: int) -> None:
+        status = getattr(self._library, name)(ctypes.addressof(params), stream)
+        if status:
+            raise BackendError(f"{name} failed: {_STATUS.get(status, f'status {status}')}")
+
+
+def find() -> Path:
+    """Where the library is. Raises BackendError that says how to build it."""
+    if named := os.environ.get("DGIQA_KERNELS"):
+        if not Path(named).is_file():
+            raise BackendError(f"DGIQA_KERNELS is {named}, which is no file; build it: {_BUILD}")
+        return Path(named)
+    places = [Path(__file__).parent / LIBRARY, Path(sys.prefix, "lib", LIBRARY)]
+    for place in places:
+        if place.is_file():
+            return place
+    raise BackendError(f"no {LIBRARY} in {' or '.join(str(p.parent) for p in places)}; build it: {_BUILD}")
+
+
+def normalised_levels() -> NDArray[np.float32]:
+    """What the networks are given for each uint8 level, per channel: f32 [3,256]."""
+    steps = np.arange(256) / 255
+    return np.stack([(steps - mean) / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]).astype("f4")
+
+
+def is_finite(range_words: NDArray[np.uint32]) -> bool:
+    """Whether the depth map behind a filled range held finite values only."""
+    return not range_words[2]
+
+
+class _Image(ctypes.Structure):
+    _fields_ = (
+        ("data", c_void_p),
+        ("row_stride", c_int64),
+        ("pixel_stride", c_int64),
+        ("channel_stride", c_int64),
+        ("height", c_int32),
+        ("width", c_int32),
+    )
+
+
+class _DepthInput(ctypes.Structure):
+    _fields_ = (
+        ("image", _Image),
+        ("height", c_int32),
+        ("width", c_int32),
+        ("scale", c_float * 3),
+        ("shift", c_float * 3),
+        ("out", c_void_p),
+        ("out_type", c_int32),
+    )
+
+
+class _Depth(ctypes.Structure):
+    _fields_ = (
+        ("map", c_void_p),
+        ("map_height", c_int32),
+        ("map_width", c_int32),
+        ("height", c_int32),
+        ("width", c_int32),
+        ("range", c_void_p),
+    )
+
+
+class _Tiles(ctypes.Structure):
+    _fields_ = (
+        ("image", _Image),
+        ("depth", _Depth),
+        ("short_height", c_int32),
+        ("short_width", c_int32),
+        ("tile", c_int32),
+        ("count", c_int32),
+        ("windows", c_void_p),
+        ("levels", c_void_p),
+        ("rgb_out", c_void_p),
+        ("depth_out", c_void_p),
+        ("out_type", c_int32),
+    )
+
+
+def _image(image: Image) -> _Image:
+    return _Image(image.pointer, *image.strides, image.height, image.width)
+
+
+def _depth(depth: DepthMap) -> _Depth:
+    return _Depth(depth.pointer, *depth.map_size, *depth.size, depth.range_pointer)
+
+
+def _three(values: Iterable[float]) -> ctypes.Array[c_float]:
+    return (c_float * 3)(*values)
+
+
+def _type(dtype: Any) -> int:
+    if (code := _FLOAT_TYPES.get(np.dtype(dtype))) is None:
+        raise ValueError(f"the kernels write float32 or float16, not {np.dtype(dtype)}")
+    return code

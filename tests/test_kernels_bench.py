@@ -1,0 +1,183 @@
+"""The roofline model agrees with torch's FLOP counter, a bench's subjects compute the same, and the page is honest."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "bench"))
+torch = pytest.importorskip("torch")
+
+import kernel_subjects  # noqa: E402
+import kernels as bench  # noqa: E402
+import kernels_page  # noqa: E402
+import roofline  # noqa: E402
+from roofline import H200, Level, Op  # noqa: E402
+
+from dgiqa.backends.native import Kernels  # noqa: E402
+from dgiqa.spec import IMAGENET_STD  # noqa: E402
+
+
+def test_the_models_flops_are_torchs() -> None:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from dgiqa.nn.network import DGIQA
+
+    with torch.device("meta"):
+        network, tile = DGIQA().eval(), torch.zeros(1, 3, 224, 224)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the fused CPU kernel is not counted
+        network(tile, tile)
+    counted = counter.get_total_flops()
+    for level in Level:
+        modelled = sum(op.flops for op in roofline.dgiqa(level))
+        if level < Level.PRUNED:
+            assert modelled == pytest.approx(counted, rel=1e-9), level.name
+        else:
+            assert modelled < 0.95 * counted
+
+
+def test_weights_are_read_once() -> None:
+    parameters = 102.88e6 * roofline.HALF  # the paper's
+    weights = sum(op.weights for op in roofline.dgiqa(Level.COMPILED))
+    assert weights == pytest.approx(parameters, rel=0.01)
+
+
+@pytest.mark.parametrize("tiles", [1, 20, 640])
+def test_every_fusion_lowers_the_floor(tiles: int) -> None:
+    floors = [roofline.network_us(H200, roofline.dgiqa(level), tiles) for level in Level]
+    assert floors == sorted(floors, reverse=True)
+    assert len(set(floors)) == len(floors)
+
+
+def test_a_floor_is_the_slower_of_bytes_and_arithmetic() -> None:
+    moved, computed = Op("", "", 1e9, 0, 4.3e9, 0), Op("", "", 790e9, 0, 1, 0)
+    assert H200.floor_us(moved) == pytest.approx(1000)
+    assert H200.floor_us(computed, tiles=2) == pytest.approx(2000)
+    assert roofline.network_us(H200, [moved, computed], 1) == pytest.approx(2000)
+
+
+@pytest.mark.parametrize(("stage", "shifted"), [(3, True), (3, False), (4, False)])
+def test_window_attention_subjects_agree(stage: int, shifted: bool) -> None:
+    calls = kernel_subjects.window_attention_calls(stage, 2, shifted, device="cpu", dtype=torch.float32, sets=2)
+    calls.pop("SDPA, mask precomputed, compiled")  # the eager one, compiled
+    for _ in range(3):  # the inputs' first, second and first again
+        results = {name: call() for name, call in calls.items()}
+        for name, result in results.items():
+            torch.testing.assert_close(result, results["ours"], atol=2e-5, rtol=1e-4, msg=name)
+
+
+def test_depth_car_subjects_agree() -> None:
+    results = {n: call() for n, call in kernel_subjects.depth_car_calls(2, device="cpu", dtype=torch.float32).items()}
+    for name, result in results.items():
+        torch.testing.assert_close(result, results["ours"], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_preprocessing_subjects_agree_to_a_level(kernels: Kernels) -> None:
+    calls = kernel_subjects.preprocess_calls(400, 600, device="cpu", kernels=kernels)
+    ours, theirs = calls["ours"](), calls["torch operations"]()
+    level = 1 / (255 * min(IMAGENET_STD))
+    for mine, other, within in zip(ours, theirs, (0.02, 1.01 * level, 2.01 * level), strict=True):
+        assert mine.shape == other.shape
+        assert (mine - other).abs().max() <= within
+        assert mine.std() > 0.1
+
+
+def predicted() -> dict[str, Any]:
+    rows = [bench.predict(case, H200) for case in bench.cases([20])]
+    return {
+        "environment": {"commit": "0123456789ab", "date": "2026-01-01", "cores": 2, "cpu": "a CPU"},
+        "status": "predicted: no GPU has run any of these kernels",
+        "machine": {"name": H200.name, "flops": H200.flops, "bytes_per_second": H200.bandwidth},
+        "rows": rows,
+        "levels": bench.levels(H200, [20]),
+        "groups": bench.groups(H200, 20),
+        "cpu_ms_per_image": None,
+    }
+
+
+def as_if_measured(record: dict[str, Any]) -> dict[str, Any]:
+    for row in record["rows"]:
+        row["measured_us"] = {n: {"p10": us, "median": us, "p90": us} for n, us in row["predicted_us"].items()}
+    return record | {"status": "measured"}
+
+
+def table_rows(page: str) -> list[str]:
+    kernels = page.partition("## Kernels")[2].split("##", maxsplit=1)[0]
+    return [line for line in kernels.splitlines() if line.startswith("| ")][1:]
+
+
+def test_what_no_gpu_has_confirmed_says_predicted() -> None:
+    record = predicted()
+    page = kernels_page.page(record)
+    assert "**Nothing on this page about GPUs has been measured" in page
+    rows = table_rows(page)
+    assert len(rows) == len(record["rows"])
+    assert all(row.count("*predicted*") == 2 for row in rows)  # ours, and the best other
+
+
+def test_what_was_measured_does_not() -> None:
+    page = kernels_page.page(as_if_measured(predicted()))
+    assert "predicted" not in page.partition("## The whole network")[0]
+    assert "Nothing on this page" not in page
+
+
+def test_the_version_before_stands_beside_each_figure_of_the_same_gpu() -> None:
+    old, new = as_if_measured(predicted()), as_if_measured(predicted())
+    bench.add_before(new, None)
+    assert "before_us" not in new["rows"][0]
+    bench.add_before(new, old | {"machine": old["machine"] | {"name": "another GPU"}})
+    assert "before_us" not in new["rows"][0]
+    old["rows"][0]["measured_us"]["ours"]["median"] = 123.0
+    bench.add_before(new, old)
+    assert new["rows"][0]["before_us"] == 123.0
+    assert "| 123 |" in table_rows(kernels_page.page(new))[0]
+
+
+def test_the_committed_page_is_the_committed_record(tmp_path: Path) -> None:
+    record = json.loads(bench.RESULTS.read_text())
+    assert bench.PAGE.read_text(encoding="utf-8") == kernels_page.page(record)
+    kernels_page.plot(record, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+    assert bench.PAGE.with_suffix(".png").is_file()
+    measured = record["status"] == "measured"
+    assert all((row["measured_us"] is not None) == measured for row in record["rows"])
+
+
+def test_a_measured_row_holds_microseconds_and_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "PAIRS", 20)
+    asked = []
+
+    def make(gpu: Any, sets: int) -> dict[str, Any]:
+        asked.append(sets)
+        return {"slow": lambda: time.sleep(0.003), "ours": lambda: time.sleep(0.001)}
+
+    ops, row = [Op("", "", reads=1000)], {}
+    bench.measure(bench.Case("sleep", 2, ops, {}, make, clock="wall"), row, None, l2_bytes=10_000)
+    assert asked == [15]  # three times the cache, in sets of 2000 bytes
+    assert 1000 < row["measured_us"]["ours"]["median"] < 3000 < row["measured_us"]["slow"]["median"]
+    assert 1.5 < row["times_ours"]["slow"] < 4
+
+
+def test_scoring_on_a_device_leaves_the_cpu_little_to_do() -> None:
+    call = kernel_subjects.device_path_call(3000, 4000)
+    call()
+    started = time.perf_counter()
+    for _ in range(20):
+        call()
+    assert (time.perf_counter() - started) / 20 < 1e-3  # measured 0.05 ms
+
+
+def test_without_a_gpu_measuring_is_refused() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    case = next(bench.cases([20]))
+    subject = {"ours": lambda: None}
+    with pytest.raises(RuntimeError, match="needs a GPU"):
+        bench.measure(bench.Case(case.name, 20, case.ops, {}, lambda gpu, sets: subject), {}, None, 1 << 20)

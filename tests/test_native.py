@@ -1,0 +1,102 @@
+"""The kernels' library is found, checked and called; what is wrong with it is said, with the fix."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from emulated import ENGINES, compile_library, image_of
+
+from dgiqa import preprocess
+from dgiqa.backends import native
+from dgiqa.backends.native import DepthMap, Image, Kernels
+from dgiqa.errors import BackendError
+
+
+def test_the_library_is_taken_from_the_environment(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DGIQA_KERNELS", str(kernels.path))
+    assert native.find() == kernels.path
+    assert Kernels().emulated
+
+
+def test_the_library_is_found_beside_the_package(
+    kernels: Kernels, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("DGIQA_KERNELS", raising=False)
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+    os.link(kernels.path, tmp_path / native.LIBRARY)
+    assert native.find() == tmp_path / native.LIBRARY
+
+
+def test_a_missing_library_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("DGIQA_KERNELS", raising=False)
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+    monkeypatch.setattr("sys.prefix", str(tmp_path))
+    with pytest.raises(BackendError, match=r"no libdgiqa_kernels\.so in .* build it: cmake"):
+        native.find()
+    monkeypatch.setenv("DGIQA_KERNELS", str(tmp_path / "nothing.so"))
+    with pytest.raises(BackendError, match=r"nothing\.so, which is no file; build it: cmake"):
+        native.find()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a library", b"\x7fELF"])
+def test_a_file_that_is_no_library_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "some.so"
+    path.write_bytes(content)
+    with pytest.raises(BackendError, match=r"some\.so is no library of kernels"):
+        Kernels(path)
+
+
+def test_another_library_is_refused(tmp_path: Path) -> None:
+    source = tmp_path / "other.cpp"
+    source.write_text('extern "C" int something() { return 1; }\n')
+    with pytest.raises(BackendError, match="is no library of kernels"):
+        Kernels(compile_library(source, tmp_path / "other.so"))
+
+
+def test_a_library_of_another_version_is_refused(tmp_path: Path) -> None:
+    source = tmp_path / "newer.cpp"
+    source.write_text('extern "C" int dgiqa_preprocess_abi() { return 999; }\n')
+    with pytest.raises(BackendError, match=rf"speaks version 999, this package {native.ABI}; build it again"):
+        Kernels(compile_library(source, tmp_path / "newer.so"))
+
+
+def test_the_version_is_the_headers() -> None:
+    header = (ENGINES / "preprocess.h").read_text(encoding="utf-8")
+    assert re.findall(r"define DGIQA_PREPROCESS_ABI (\d+)", header) == [str(native.ABI)]
+
+
+def test_the_structures_are_laid_out_as_in_c(tmp_path: Path) -> None:
+    structures = {"dgiqa_image": "_Image", "dgiqa_depth_input_params": "_DepthInput", "dgiqa_depth": "_Depth"}
+    structures["dgiqa_tiles_params"] = "_Tiles"
+    source = tmp_path / "layout.cpp"
+    lines = ['#include "preprocess.h"', "#include <cstddef>"]
+    for c_name, name in structures.items():
+        layout = getattr(native, name)
+        lines.append(f"static_assert(sizeof({c_name}) == {native.ctypes.sizeof(layout)});")
+        for field, *_ in layout._fields_:
+            lines.append(f"static_assert(offsetof({c_name}, {field}) == {getattr(layout, field).offset});")
+    source.write_text("\n".join(lines) + "\n")
+    compile_library(source, tmp_path / "layout.so")
+
+
+def test_levels_are_those_of_the_definition() -> None:
+    rgb = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (256, 256, 3)).copy()
+    tiles, near = preprocess.cut_tiles(rgb, np.ascontiguousarray(rgb[..., 0]), np.zeros((1, 2), np.int32), 256)
+    np.testing.assert_array_equal(tiles[0, :, 0], native.normalised_levels())
+    np.testing.assert_array_equal(near[0, :, 0], native.normalised_levels())
+
+
+def test_what_the_kernels_refuse_is_an_error(kernels: Kernels) -> None:
+    rgb, out = np.zeros((4, 4, 3), np.uint8), np.zeros((3, 8, 8), np.float32)
+    with pytest.raises(BackendError, match="dgiqa_depth_input failed: an argument is out of range"):
+        kernels.depth_input(image_of(rgb), (0, 8), out.ctypes.data)
+    with pytest.raises(BackendError, match="dgiqa_depth_range failed"):
+        kernels.depth_range(DepthMap(0, (4, 4), (4, 4), 0))
+    with pytest.raises(BackendError, match="dgiqa_depth_input failed"):
+        kernels.depth_input(Image(0, 4, 4, (12, 3, 1)), (8, 8), out.ctypes.data)
+    with pytest.raises(ValueError, match="write float32 or float16, not float64"):
+        kernels.depth_input(image_of(rgb), (8, 8), out.ctypes.data, dtype=np.float64)
