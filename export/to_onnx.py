@@ -25,13 +25,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=Path, help="directory to write quality.onnx and depth.onnx into")
     parser.add_argument("--config", choices=("full", "small"), default="full", help="sizes of an untrained DGIQA")
     parser.add_argument("--photos", type=Path, help="folder of photographs to compare on (default: scikit-image's)")
+    parser.add_argument(
+        "--attention",
+        choices=("standard", "op"),
+        default="standard",
+        help="window attention as standard operators, or as one ai.dgiqa operator for hosts with a kernel",
+    )
     options = parser.parse_args(arguments)
     if not (options.quality or options.depth):
         parser.error("nothing to export; give --quality, --depth or both")
     from dgiqa.nn.onnx_export import export_networks
 
     try:
-        written = export_networks(options.out, options.quality, options.depth, options.config, options.photos)
+        written = export_networks(
+            options.out,
+            options.quality,
+            options.depth,
+            options.config,
+            options.photos,
+            attention=options.attention,
+        )
     except (DgiqaError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,7 @@ for requirement in ("onnxruntime", "onnxscript", "onnxsim", "skimage"):
     pytest.importorskip(requirement)
 
 from dgiqa import preprocess, spec  # noqa: E402
+from dgiqa.backends.ort import OrtSession  # noqa: E402
 from dgiqa.bundle import load_bundle  # noqa: E402
 from dgiqa.nn import bundling, onnx_export, reference  # noqa: E402
 from dgiqa.nn.checkpoints import save_weights  # noqa: E402
@@ -23,7 +25,6 @@ from dgiqa.nn.depth_anything import DepthAnything, DepthAnythingConfig  # noqa: 
 from dgiqa.nn.network import DGIQA, FULL, SMALL, DGIQAConfig  # noqa: E402
 from dgiqa.nn.onnx_export import Export, ExportError, export_depth, export_quality  # noqa: E402
 from dgiqa.scorer import Scorer  # noqa: E402
-from dgiqa.sessions import OrtSession  # noqa: E402
 from dgiqa.spec import Preprocess  # noqa: E402
 
 TINY_DEPTH = DepthAnythingConfig(width=24, blocks=4, heads=3, features=16, channels=(8, 8, 16, 16))
@@ -148,7 +149,7 @@ def test_a_graph_that_computes_something_else_is_not_written(
     cases = {"batch 3": {spec.QUALITY_RGB: rgb[:3], spec.QUALITY_DEPTH: depth[:3]}}
     budget = (onnx_export._largest_difference, onnx_export.SCORE_TOLERANCE, "score")
     with torch.no_grad(), pytest.raises(ExportError, match="batch 3"):
-        onnx_export._write_checked(quality, graph, target, cases, budget)
+        onnx_export._write_checked(quality, [(graph, False)], target, cases, budget)
     assert [p.name for p in tmp_path.iterdir()] == ["q.onnx"]
     assert target.read_bytes() == b"the file before"
 
@@ -255,12 +256,36 @@ def test_scripts_refuse_weights_of_another_network(tmp_path: Path, capsys: pytes
     assert not (tmp_path / "out").exists()
 
 
+def test_the_twin_is_exported_unless_asked_otherwise(tmp_path: Path, depth: DepthAnything, depth_file: Export) -> None:
+    plain = export_depth(depth, tmp_path / "d.onnx", preprocess=TINY_SIZES, twin=False)
+    assert depth_file.nodes < 0.9 * plain.nodes
+    assert not depth_file.simplified
+
+
 @pytest.mark.slow
-def test_full_quality_network_is_pytorchs(tmp_path: Path) -> None:
+def test_window_attention_stays_one_operator_where_asked(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    export = export_quality(lively(DGIQA(FULL)), tmp_path / "q.onnx")
-    assert export.difference < onnx_export.SCORE_TOLERANCE
-    assert export.size_bytes > 4 * 102_878_829
+    options = {"embed_dim": 32, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)}
+    sizes = dataclasses.replace(TINY_QUALITY, backbone=FULL.backbone, backbone_options=options, dilated_channels=16)
+    network = lively(onnx_export.untrained(DGIQA(sizes)))
+    standard = export_quality(network, tmp_path / "standard.onnx")
+    fused = export_quality(network, tmp_path / "op.onnx", attention="op")
+    graph = onnx.load(fused.path)
+    assert sum(node.domain == spec.ONNX_DOMAIN for node in graph.graph.node) == 16
+    assert [function.domain for function in graph.functions] == [spec.ONNX_DOMAIN]
+    assert not onnx.load(standard.path).functions
+    assert fused.nodes < standard.nodes
+
+
+def test_untrained_networks_have_no_zeros_for_tools_to_drop() -> None:
+    network = onnx_export.untrained(DGIQA(TINY_QUALITY))
+    assert all(parameter.any() for parameter in network.parameters())
+
+
+@pytest.mark.slow
+def test_full_quality_network_is_pytorchs(full_quality_export: Export) -> None:
+    assert full_quality_export.difference < onnx_export.SCORE_TOLERANCE
+    assert full_quality_export.size_bytes > 4 * 102_878_829
 
 
 @pytest.mark.slow

@@ -1,8 +1,10 @@
 """A network in PyTorch becomes one ONNX file, which is kept only if it computes the same on real photographs.
 
-    network ─► dynamo export ─► stripped of local paths ─► onnxsim (if no larger) ─► ONNX Runtime ─► compare ─► rename
+    network ─► its export twin ─► dynamo export ─► stripped of local paths ─► ONNX Runtime ─┐
+       └──────────────────────────────────────────────────────────────────────────────────┴─► compare ─► rename
 
-The bytes that were checked are the bytes that are kept; a file that differs too much is deleted.
+A network without a twin is exported itself, and goes through onnxsim if that makes it no larger. The bytes that were
+checked are the bytes that are kept; a file that differs too much is deleted.
 """
 
 from __future__ import annotations
@@ -12,10 +14,10 @@ import copy
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -25,13 +27,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dgiqa import spec
+from dgiqa.backends.ort import OrtSession
 from dgiqa.errors import DgiqaError, WeightsError
 from dgiqa.nn.checkpoints import load_dgiqa, load_weights
+from dgiqa.nn.deploy import Attention, export_twin
 from dgiqa.nn.depth_anything import ENCODERS, DepthAnything
 from dgiqa.nn.network import DGIQA, FULL, SMALL
 from dgiqa.nn.reference import decode, depth_input, network_tiles
 from dgiqa.nn.small_depth import SMALL_PREPROCESS, SmallDepth
-from dgiqa.sessions import OrtSession
 from dgiqa.spec import Preprocess
 
 SCORE_TOLERANCE = 1e-4  # of a score in 0..1: a hundredth of the two decimals that a reader compares
@@ -47,6 +50,7 @@ PHOTOGRAPHS = {  # in scikit-image's wheel, with their licences
 }
 
 Feeds = Mapping[str, Tensor]
+N = TypeVar("N", bound=nn.Module)
 
 
 class ExportError(DgiqaError):
@@ -86,18 +90,26 @@ def export_quality(
     tile: int = spec.TILE,
     opset: int = spec.OPSET,
     photos: Sequence[NDArray[np.uint8]] | None = None,
+    attention: Attention = "standard",
+    twin: bool = True,
 ) -> Export:
     """Write a quality network, two f32 [n,3,tile,tile] -> f32 [n], to an ONNX file with a dynamic batch.
 
     photos: uint8 [H,W,3] RGB to compare with PyTorch on; by default scikit-image's. The model is left as it is.
+    attention: "op" writes window attention as one `ai.dgiqa` operator with its function, see `dgiqa.nn.deploy`.
+    twin: False exports the network as it is written, for comparison.
     Raises ExportError if scores differ by more than SCORE_TOLERANCE; then nothing is written.
     """
     rgb, depth = _tiles_of(photos or photographs(), Preprocess(tile=tile))
     cases = {f"batch {n}": {spec.QUALITY_RGB: rgb[:n], spec.QUALITY_DEPTH: depth[:n]} for n in BATCHES}
     batch = torch.export.Dim("batch", min=1, max=4096)
     with _frozen(model) as network:
-        graph = _graph(network, cases["batch 3"], spec.QUALITY_OUTPUT, ({0: batch}, {0: batch}), opset)
-        return _write_checked(network, graph, Path(path), cases, (_largest_difference, SCORE_TOLERANCE, "score"))
+        exported = _exported(network, attention, twin)
+        graph = _graph(
+            exported, cases["batch 3"], spec.QUALITY_OUTPUT, ({0: batch}, {0: batch}), opset, attention=attention
+        )
+        budget = (_largest_difference, SCORE_TOLERANCE, "score")
+        return _write_checked(network, _candidates(graph, exported is network), Path(path), cases, budget)
 
 
 def export_depth(
@@ -108,11 +120,12 @@ def export_depth(
     size: tuple[int, int] | None = None,
     opset: int = spec.OPSET,
     photos: Sequence[NDArray[np.uint8]] | None = None,
+    twin: bool = True,
 ) -> Export:
     """Write a depth network, f32 [n,3,h,w] -> f32 [n,h,w], to an ONNX file with dynamic batch, height and width.
 
     preprocess: gives the sizes to compare at, and the multiple that h and w are of. size: fixes (h, w) instead.
-    photos: as in `export_quality`. The model is left as it is.
+    photos, twin: as in `export_quality`. The model is left as it is.
     Raises ExportError if depths differ by more than DEPTH_TOLERANCE of their range; then nothing is written.
     """
     p = preprocess or Preprocess()
@@ -122,24 +135,33 @@ def export_depth(
     cell = p.depth_multiple
     dynamic = {0: batch} if size else {0: batch, 2: cell * rows, 3: cell * columns}
     with _frozen(model) as network:
-        graph = _graph(network, cases["batch 2"], spec.DEPTH_OUTPUT, (dynamic,), opset)
-        return _write_checked(network, graph, Path(path), cases, (_share_of_range, DEPTH_TOLERANCE, "depth range"))
+        exported = _exported(network, "standard", twin)
+        graph = _graph(exported, cases["batch 2"], spec.DEPTH_OUTPUT, (dynamic,), opset)
+        budget = (_share_of_range, DEPTH_TOLERANCE, "depth range")
+        return _write_checked(network, _candidates(graph, exported is network), Path(path), cases, budget)
 
 
 def export_networks(
-    out: str | Path, quality: str | None, depth: str | None, config: str = "full", photos: str | Path | None = None
+    out: str | Path,
+    quality: str | None,
+    depth: str | None,
+    config: str = "full",
+    photos: str | Path | None = None,
+    *,
+    attention: Attention = "standard",
 ) -> list[Export]:
     """Export networks named as on a command line to quality.onnx and depth.onnx in the directory `out`.
 
     quality: a weight file, or "random:SEED" for untrained weights with the sizes of `config` ("full" or "small").
     depth: a weight file, or "vits", "vitb", "vitl", "small" for untrained weights. None leaves a network out.
-    photos: a folder, see `photographs`. Raises WeightsError, ExportError, ValueError for a seed that is no number.
+    photos: a folder, see `photographs`. attention: as in `export_quality`.
+    Raises WeightsError, ExportError, ValueError for a seed that is no number.
     """
     pictures, out, written = photographs(photos), Path(out), []
     if quality is not None:
         dgiqa = _quality_named(quality, config)
         tile = dgiqa.config.image_size
-        written.append(export_quality(dgiqa, out / spec.QUALITY_FILE, tile=tile, photos=pictures))
+        written.append(export_quality(dgiqa, out / spec.QUALITY_FILE, tile=tile, photos=pictures, attention=attention))
     if depth is not None:
         network, preprocess = _depth_named(depth)
         written.append(export_depth(network, out / spec.DEPTH_FILE, preprocess=preprocess, photos=pictures))
@@ -165,19 +187,31 @@ def photographs(folder: str | Path | None = None, limit: int = 8) -> list[NDArra
     return [getattr(data, name)() for name in list(PHOTOGRAPHS)[:limit]]
 
 
+def untrained(network: N) -> N:
+    """The network with small random numbers where it was initialised with zeros; changed in place.
+
+    Tools drop an addition of zeros, so that a graph with zero biases runs faster than a trained network's ever will.
+    """
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.02)
+    return network
+
+
 def _quality_named(name: str, config: str) -> DGIQA:
     if not name.startswith("random:"):
         return load_dgiqa(name)
     torch.manual_seed(int(name.removeprefix("random:")))
-    return DGIQA(SMALL if config == "small" else FULL)
+    return untrained(DGIQA(SMALL if config == "small" else FULL))
 
 
 def _depth_named(name: str) -> tuple[nn.Module, Preprocess]:
     """A depth network and the preprocessing that gives it the sizes it takes."""
     torch.manual_seed(0)
     if name in ENCODERS:
-        return DepthAnything(name), Preprocess()
-    network = SmallDepth() if name == "small" else load_weights(name)
+        return untrained(DepthAnything(name)), Preprocess()
+    network = untrained(SmallDepth()) if name == "small" else load_weights(name)
     if isinstance(network, DGIQA):
         raise WeightsError(f"{name} looks like DGIQA; wanted the weights of a depth network")
     small = isinstance(network, SmallDepth)
@@ -220,8 +254,27 @@ def _frozen(model: nn.Module) -> Iterator[nn.Module]:
             logging.disable(level)
 
 
-def _graph(network: nn.Module, example: Feeds, output: str, dynamic: tuple[Any, ...], opset: int) -> Any:
+def _exported(network: nn.Module, attention: Attention, twin: bool) -> nn.Module:
+    """What goes through the exporter in place of the network: the network itself where it has no twin."""
+    made = export_twin(network, attention) if twin or attention == "op" else network
+    return network if type(made) is type(network) and attention == "standard" else made
+
+
+def _graph(
+    network: nn.Module,
+    example: Feeds,
+    output: str,
+    dynamic: tuple[Any, ...],
+    opset: int,
+    *,
+    attention: Attention = "standard",
+) -> Any:
     """The network as an ONNX ModelProto without traces of where it was made."""
+    translation: dict[Any, Any] = {torch.ops.aten.softplus.default: _softplus}
+    if attention == "op":
+        from dgiqa.nn import attention_onnx
+
+        translation |= attention_onnx.translation()
     weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
     if weights > MAX_BYTES:
         raise ExportError(f"the network has {weights:,} bytes of weights; one ONNX file holds at most {MAX_BYTES:,}")
@@ -235,11 +288,22 @@ def _graph(network: nn.Module, example: Feeds, output: str, dynamic: tuple[Any, 
             input_names=list(example),
             output_names=[output],
             dynamic_shapes=dynamic,
+            custom_translation_table=translation,
         )
     except Exception as error:  # the exporter has a family of exceptions per version
         raise ExportError(f"torch {torch.__version__} cannot export {type(network).__name__}: {error}") from error
     assert program is not None
-    return _stripped(program.model_proto)
+    graph = _stripped(program.model_proto)
+    return attention_onnx.with_function(graph) if attention == "op" else graph
+
+
+def _softplus(x: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
+    """One operator; the exporter's own translation adds torch's threshold, which changes nothing in float32."""
+    from onnxscript import opset20
+
+    assert beta == 1.0
+    assert threshold >= 20.0
+    return opset20.Softplus(x)
 
 
 def _stripped(model: Any) -> Any:
@@ -253,19 +317,19 @@ def _stripped(model: Any) -> Any:
 
 def _write_checked(
     network: nn.Module,
-    graph: Any,
+    graphs: Iterable[tuple[Any, bool]],
     path: Path,
     cases: Mapping[str, Feeds],
     budget: tuple[Callable[[NDArray[Any], NDArray[Any]], float], float, str],
 ) -> Export:
-    """The first graph that agrees with the network in all cases, simplified before plain, is written to `path`."""
+    """The first of (graph, simplified?) that agrees with the network in all cases is written to `path`."""
     measure, tolerance, unit = budget
     expected = {label: network(*feeds.values()).numpy() for label, feeds in cases.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     differences: dict[str, float] = {}
     try:
-        for candidate, simplified in _candidates(graph):
+        for candidate, simplified in graphs:
             partial.write_bytes(candidate.SerializeToString())
             session = OrtSession(partial)
             for label, feeds in cases.items():
@@ -284,13 +348,17 @@ def _write_checked(
     )
 
 
-def _candidates(graph: Any) -> Iterator[tuple[Any, bool]]:
-    """(graph, simplified?): onnxsim's first, where it is not larger; it can also split what was one node."""
-    import onnxsim
+def _candidates(graph: Any, simplify: bool) -> Iterator[tuple[Any, bool]]:
+    """(graph, simplified?): with `simplify` onnxsim's first, where it is no larger: it can also split one node in two.
 
-    simplified, agreed = onnxsim.simplify(graph)
-    if agreed and len(simplified.graph.node) <= len(graph.graph.node):
-        yield _stripped(simplified), True
+    A twin's graph is left as it is: onnxsim's ran 2-3 % slower in ONNX Runtime and OpenVINO.
+    """
+    if simplify:
+        import onnxsim
+
+        simplified, agreed = onnxsim.simplify(graph)
+        if agreed and len(simplified.graph.node) <= len(graph.graph.node):
+            yield _stripped(simplified), True
     yield graph, False
 
 

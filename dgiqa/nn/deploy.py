@@ -1,0 +1,46 @@
+"""A network becomes its export twin: the same function of the same weights, in fewer and larger operators.
+
+    DGIQA, Swin backbone ─► tokens in window order, bridges at the pixels that are read      (deploy_swin, deploy_dgiqa)
+    DGIQA, convolutions  ─► bridges at the pixels that are read, pooled shortcuts in one convolution      (deploy_dgiqa)
+    Depth Anything       ─► scales in the weights, 1x1 convolutions before enlarging                      (deploy_depth)
+    anything else        ─► itself
+
+Every step is exact algebra: in float64 twin and network agree to rounding. Which steps pay, and which were dropped, is
+measured in docs/graph.md.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+from torch import nn
+
+from dgiqa.nn.deploy_depth import TwinDepthAnything
+from dgiqa.nn.deploy_dgiqa import TwinDGIQA, has_twin
+from dgiqa.nn.depth_anything import DepthAnything
+from dgiqa.nn.network import DGIQA
+
+Attention = Literal["standard", "op"]
+ATTENTIONS: tuple[Attention, ...] = ("standard", "op")
+
+
+def export_twin(network: nn.Module, attention: Attention = "standard") -> nn.Module:
+    """The network to export in place of `network`, in eval mode; it takes and gives the same tensors.
+
+    network: left as it is; the twin has copies of its weights, so that training one does not change the other.
+    attention: "op" keeps window attention as one `ai.dgiqa` operator, for hosts with a kernel; maps then stay in image
+    order. Raises ValueError for another word, or where "op" is asked of a network without Swin blocks.
+    """
+    if attention not in ATTENTIONS:
+        raise ValueError(f"attention is {attention!r}; choose one of {', '.join(ATTENTIONS)}")
+    network = copy.deepcopy(network).eval().requires_grad_(False)
+    if attention == "op":
+        from dgiqa.nn.attention import with_attention_op
+
+        network = with_attention_op(network, cross=False)
+    if isinstance(network, DGIQA) and has_twin(network):
+        return TwinDGIQA(network).eval()
+    if isinstance(network, DepthAnything):
+        return TwinDepthAnything(network).eval()
+    return network

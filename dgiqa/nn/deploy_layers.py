@@ -1,0 +1,57 @@
+"""What the export twins share: layers made of weights that are folded together."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A layer with these weights [out,in] and bias [out]."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
+    layer.weight.data.copy_(weight)
+    layer.bias.data.copy_(bias)
+    return layer.requires_grad_(False)
+
+
+def scaled_projections(weight: Tensor, bias: Tensor, heads: int) -> nn.ModuleList:
+    """Packed weights [3*C,C] and bias [3*C] of an attention -> its query, key and value layers, with the scale of the
+    scores, 1 / sqrt(C / heads), in the query's."""
+    (query, key, value), biases = weight.chunk(3), bias.chunk(3)
+    scale = (len(query) // heads) ** -0.5
+    return nn.ModuleList([linear(query * scale, biases[0] * scale), linear(key, biases[1]), linear(value, biases[2])])
+
+
+def with_pooled_shortcuts(backbone: nn.Module) -> nn.Module:
+    """Where a 1x1 convolution follows the mean of 2 x 2 pixels, one 2x2 convolution of stride 2 takes their place.
+
+    Changed in place and returned. Four times the arithmetic, all of it on maps, instead of a pass over memory.
+    """
+    for parent in backbone.modules():
+        if not isinstance(parent, nn.Sequential) or len(parent) < 2:
+            continue
+        pool, convolution = parent[0], parent[1]
+        if _halves(pool) and isinstance(convolution, nn.Conv2d) and convolution.kernel_size == (1, 1):
+            parent[0], parent[1] = nn.Identity(), _pooling(convolution)
+    return backbone
+
+
+def _halves(pool: nn.Module) -> bool:
+    if not isinstance(pool, nn.AvgPool2d):
+        return False
+    return {pool.kernel_size, pool.stride} <= {2, (2, 2)} and pool.padding in (0, (0, 0)) and not pool.ceil_mode
+
+
+def _pooling(convolution: nn.Conv2d) -> nn.Conv2d:
+    """The 1x1 convolution as a 2x2 one that takes the mean of the pixels first."""
+    made = nn.Conv2d(
+        convolution.in_channels,
+        convolution.out_channels,
+        2,
+        stride=2,
+        bias=convolution.bias is not None,
+        dtype=convolution.weight.dtype,
+    )
+    made.weight.data.copy_((convolution.weight / 4).expand_as(made.weight))
+    if made.bias is not None and convolution.bias is not None:
+        made.bias.data.copy_(convolution.bias)
+    return made.requires_grad_(False)
