@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -10,21 +12,56 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("numpy", "opencv-python-headless", "pillow", "onnxruntime", "torch", "timm", "piq", "scikit-image")
+from dgiqa.sessions import usable_cores
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = (
+    *("numpy", "opencv-python-headless", "pillow", "onnxruntime", "openvino", "tensorrt", "onnx"),
+    *("torch", "timm", "piq", "scikit-image"),
+)
+FEATURES = ("avx2", "avx512f", "avx512_vnni", "amx_bf16", "amx_int8")  # of x86, that engines make use of
+# A figure stands as long as these do; the date, the load and the commit (of a README, say) may change.
+IDENTITY = ("machine", "cpu", "cores", "python", "versions", "gpu", "code")
 
 
 def environment_stamp() -> dict[str, Any]:
-    """Ready for JSON. The commit says so when the measured code differs from it; packages that are missing are null."""
+    """Ready for JSON. The commit says so when the measured code differs from it; packages that are missing are null.
+
+    cores: usable by this process. code: hash of the package's sources. load: the machine's 1-minute load average when
+    the stamp was made, 0 = idle. threads: what OMP_NUM_THREADS asks for, null if nothing.
+    """
     changed = _git("status", "--porcelain", "--", "dgiqa", "bench/*.py")
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD") + (" with changes" if changed else ""),
-        "machine": platform.platform(),
+        "code": _code(),
+        "machine": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
+        "cpu_features": [flag for flag in FEATURES if flag in _cpuinfo("flags").split()],
+        "cores": usable_cores(),
+        "memory_gb": _memory_gb(),
+        "gpu": _gpu(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
     }
+
+
+def identity(stamp: dict[str, Any]) -> str:
+    """Twelve hex digits that change with the machine, the versions and the measured code, and with nothing else."""
+    facts = json.dumps({name: stamp[name] for name in IDENTITY}, sort_keys=True)
+    return hashlib.sha256(facts.encode()).hexdigest()[:12]
+
+
+def machine_line(stamp: dict[str, Any]) -> str:
+    """One line for a page: "2 cores of Intel(R) Xeon(R) Processor, onnxruntime 1.31.1, commit 0123456789"."""
+    runtimes = [f"{name} {stamp['versions'][name]}" for name in ("onnxruntime", "openvino", "torch")]
+    known = [runtime for runtime in runtimes if not runtime.endswith("None")]
+    features = ", ".join(name.upper().replace("_", "-") for name in stamp["cpu_features"] if name != "avx2")
+    cpu = f"{stamp['cores']} cores of {stamp['cpu']}" + (f" ({features})" if features else "")
+    parts = [cpu, stamp["gpu"], *known, f"commit {stamp['commit'][:10]}", stamp["date"][:10]]
+    return ", ".join(part for part in parts if part)
 
 
 def _version(package: str) -> str | None:
@@ -35,17 +72,39 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str:
-    root = Path(__file__).parent.parent
     try:
-        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # an unpacked release has no history
         return ""
 
 
+def _code() -> str:
+    digest = hashlib.sha256()
+    for path in sorted((ROOT / "dgiqa").rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _gpu() -> str | None:
+    from dgiqa.doctor import nvidia_gpus
+
+    return "; ".join(f"{gpu['name']}, driver {gpu['driver']}" for gpu in nvidia_gpus()) or None
+
+
+def _memory_gb() -> float | None:
+    from dgiqa.doctor import memory_mb
+
+    usable = memory_mb()
+    return None if usable is None else round(usable / 1024, 1)
+
+
 def _cpu_name() -> str:
+    return _cpuinfo("model name") or platform.processor()
+
+
+def _cpuinfo(field: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")

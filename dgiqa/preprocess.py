@@ -126,6 +126,14 @@ def check_size(height: int, width: int, p: Preprocess) -> None:
     _check_aspect(height, width, min(MAX_ASPECT, MAX_DEPTH_PIXELS / p.depth_lower_bound**2))
 
 
+def depth_size(height: int, width: int, p: Preprocess) -> tuple[int, int]:
+    """Height and width of the depth network's input for an image of these. Raises ImageError as `check_size` does."""
+    check_size(height, width, p)
+    scale = max(p.depth_lower_bound / height, p.depth_lower_bound / width)
+    h, w = (_to_multiple(scale * side, p.depth_lower_bound, p.depth_multiple) for side in (height, width))
+    return h, w
+
+
 def depth_input(rgb: UInt8, p: Preprocess) -> Float32:
     """Resize and normalise rgb [H,W,3] for the depth network: f32 [1,3,h,w].
 
@@ -134,9 +142,7 @@ def depth_input(rgb: UInt8, p: Preprocess) -> Float32:
     image is too long and thin (`check_size`).
     """
     height, width = rgb.shape[:2]
-    check_size(height, width, p)
-    scale = max(p.depth_lower_bound / height, p.depth_lower_bound / width)
-    h, w = (_to_multiple(scale * side, p.depth_lower_bound, p.depth_multiple) for side in (height, width))
+    h, w = depth_size(height, width, p)
     resized = _resize_cubic(rgb, h, w)
     result = np.empty((1, 3, h, w), np.float32)
     for c, (mean, std) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)):
@@ -154,12 +160,25 @@ def depth_image(depth: Float32, height: int, width: int) -> UInt8:
     """
     if not np.isfinite(depth).all():
         raise DgiqaError("the depth network returned NaN or infinity; check its file and precision: dgiqa-rt verify")
+    if depth.min() == depth.max():  # resized, it may differ by rounding, and min-max would blow that up
+        return np.zeros((height, width), np.uint8)
     full = np.asarray(cv2.resize(depth[0], (width, height), interpolation=cv2.INTER_LINEAR))
-    low, high = np.float32(full.min()), np.float32(full.max())
-    full -= low
-    full /= high - low + np.float32(1e-8)
-    full *= np.float32(255)
-    return full.astype(np.uint8)
+    low, high = (np.float32(value) for value in cv2.minMaxLoc(full)[:2])
+    result = np.empty(full.shape, np.uint8)
+    for y in range(0, height, _BLOCK_ROWS):  # while they are in the cache: 1.15x as fast for 12 Mpx
+        block = full[y : y + _BLOCK_ROWS]
+        block -= low
+        block /= high - low + np.float32(1e-8)
+        block *= np.float32(255)
+        result[y : y + _BLOCK_ROWS] = block
+    return result
+
+
+def short_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Height and width of `resize_short_side`'s result for an image of these. Raises ImageError as it does."""
+    _check_aspect(height, width, MAX_ASPECT)
+    scale = short_side / min(height, width)
+    return round(height * scale), round(width * scale)
 
 
 def resize_short_side(image: UInt8, short_side: int) -> UInt8:
@@ -169,9 +188,7 @@ def resize_short_side(image: UInt8, short_side: int) -> UInt8:
     longer than MAX_ASPECT times its width.
     """
     height, width = image.shape[:2]
-    _check_aspect(height, width, MAX_ASPECT)
-    scale = short_side / min(height, width)
-    h, w = round(height * scale), round(width * scale)
+    h, w = short_size(height, width, short_side)
     if (h, w) == (height, width):
         return image
     return np.asarray(cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR), np.uint8)
@@ -231,15 +248,29 @@ def cut_tiles(rgb: UInt8, depth: UInt8, windows: Int32, tile: int) -> tuple[Floa
 def _resize_cubic(rgb: UInt8, height: int, width: int) -> NDArray[np.float64]:
     """The bits of `cv2.resize(rgb.astype(float64), INTER_CUBIC)` without a float64 copy of the whole image.
 
-    Rows are narrowed block by block (a pass that keeps the height is exact), then the height is resized. float32 takes
+    Rows are narrowed block by block (a pass that keeps the height is exact), then the height is resized. Only those
+    rows are narrowed that the second pass will read: four per output row, a third of them all for 12 Mpx. float32 takes
     a quarter to a half of the time, but Intel's part of OpenCV then computes its weights more finely than other
     builds and than the authors' float64 do: the network input would move by up to 5e-4 between machines.
     """
-    narrow = np.empty((len(rgb), width, 3))
-    for y in range(0, len(rgb), _BLOCK_ROWS):
-        block = rgb[y : y + _BLOCK_ROWS].astype(np.float64)
-        narrow[y : y + _BLOCK_ROWS] = cv2.resize(block, (width, len(block)), interpolation=cv2.INTER_CUBIC)
+    rows = _cubic_rows(len(rgb), height)
+    narrow = (np.empty if len(rows) == len(rgb) else np.zeros)((len(rgb), width, 3))
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        part: Any = rows[start : start + _BLOCK_ROWS]
+        if part[-1] - part[0] < len(part):  # neighbours: a view instead of a copy
+            part = slice(part[0], part[-1] + 1)
+        block = rgb[part].astype(np.float64)
+        narrow[part] = cv2.resize(block, (width, len(block)), interpolation=cv2.INTER_CUBIC)
     return np.asarray(cv2.resize(narrow, (width, height), interpolation=cv2.INTER_CUBIC))
+
+
+def _cubic_rows(source: int, target: int) -> NDArray[np.intp]:
+    """Rows that a cubic resize from `source` to `target` of them reads, ascending, and a few more."""
+    if source <= 4 * target:
+        return np.arange(source)
+    centre = (np.arange(target) + 0.5) * (source / target) - 0.5
+    first = np.floor(np.stack([centre - 1e-3, centre + 1e-3]) - 1).astype(np.intp)  # OpenCV rounds it to float32
+    return np.unique(np.clip(first[..., None] + np.arange(4), 0, source - 1))
 
 
 def _normalised_tiles(channels: Sequence[UInt8], windows: Int32, tile: int) -> Float32:

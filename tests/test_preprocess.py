@@ -565,3 +565,12 @@ def test_same_bytes_give_the_network_inputs_of_this_preprocess_version() -> None
     for name, array in arrays.items():
         tolerance = 1e-4 * array.std() if "depth_" in name and name != "depth_input" else 1e-6 * array.std()
         np.testing.assert_allclose(fingerprint(array), GOLDEN[name], rtol=0, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("size", [(1501, 2003), (1100, 300), (2400, 1800)])
+def test_the_cubic_resize_has_the_bits_of_one_over_the_whole_image(size: tuple[int, int]) -> None:
+    """It narrows only the rows that it reads, where the image is much taller than the result."""
+    rgb = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    for height, width in ((256, 352), (size[0] // 4, 64), (size[0] // 4 + 1, 64), (size[0] // 5 - 1, 97)):
+        whole = cv2.resize(rgb.astype(np.float64), (width, height), interpolation=cv2.INTER_CUBIC)
+        assert np.array_equal(pp._resize_cubic(rgb, height, width), whole)

@@ -1,0 +1,346 @@
+"""bench/results/*.jsonl become docs/performance.md and its plots: every figure with the machine that it came from.
+
+    python bench/page.py [--results bench/results] [--docs docs]
+
+Nothing is measured here. A part that was not measured is left out, and the page says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+import plots
+from peers import EAGER, STREAM
+from stamp import machine_line
+from startup import PEERS
+from timer import RESULTS, lines
+
+BENCHES = ("peers", "pipeline", "scale")
+TRIED = "tried.json"
+Line = dict[str, Any]
+Results = dict[str, list[Line]]
+
+
+def main() -> None:
+    options = _options()
+    results, machines = load(options.results)
+    if not any(results.values()):
+        sys.exit(f"{options.results} holds no results; run bench/pipeline.py, bench/peers.py and bench/scale.py first")
+    options.docs.mkdir(parents=True, exist_ok=True)
+    drawn = plots.draw(results, options.docs)
+    text = page(results, machines, drawn, tried(options.results))
+    (options.docs / "performance.md").write_text(text, encoding="utf-8")
+    print(options.docs / "performance.md", *(options.docs / name for name in drawn), sep="\n")
+
+
+def load(folder: Path) -> tuple[Results, list[str]]:
+    """(the last line of every case, by bench; the machines that those lines came from, one line each)."""
+    results, machines = {}, []
+    for bench in BENCHES:
+        cases, stamps = {}, {}
+        for line in lines(folder / f"{bench}.jsonl"):
+            if "stamp_id" in line:
+                stamps[line["stamp_id"]] = line
+            else:
+                cases[json.dumps(line["case"], sort_keys=True)] = line
+        results[bench] = list(cases.values())
+        machines += [machine_line(stamps[line["stamp"]]) for line in cases.values()]
+    return results, list(dict.fromkeys(machines))
+
+
+def tried(folder: Path) -> list[Mapping[str, str]]:
+    """What was tried to make it faster: [{"what", "predicted", "measured", "verdict"}], written by hand."""
+    path = folder / TRIED
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+
+def page(results: Results, machines: Sequence[str], drawn: Sequence[str], attempts: Sequence[Mapping[str, str]]) -> str:
+    """The whole page as Markdown."""
+    parts = [
+        "# Performance\n\nWritten by `python bench/page.py` from `bench/results/`; nothing here was typed in.\n",
+        "Measured on:\n\n" + "\n".join(f"- {machine}" for machine in machines),
+        "Every comparison is taken in turn (A, B, A, B, …) in one run; a ratio is the median of the rounds' ratios. "
+        "Times of other machines differ; ratios differ less. Nothing on this page was run on a GPU.\n"
+        if not any("NVIDIA" in machine for machine in machines)
+        else "Every comparison is taken in turn (A, B, A, B, …) in one run; a ratio is the median of the rounds'.\n",
+        *(section for section in _sections(results, drawn) if section),
+        _attempts(attempts),
+        _rerun(),
+    ]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def _sections(results: Results, drawn: Sequence[str]) -> Iterator[str]:
+    peers, pipeline, scale = (results[bench] for bench in BENCHES)
+    yield _section("What was aimed for", _goals(results))
+    yield _section("Against what people would use", "\n\n".join(_peers(peers)))
+    yield _section("Every way of running it", "\n\n".join(_engines(pipeline)), drawn, plots.PARETO)
+    yield _section("Where the time goes, and the floor", "\n\n".join(_floor(pipeline)), drawn, plots.STAGES)
+    yield _section("From starting the process to the first score", "\n\n".join(_startup(pipeline)))
+    yield _section("How cost grows", "\n\n".join(_scale(scale)), drawn, plots.SCALE)
+
+
+def _section(title: str, body: str, drawn: Sequence[str] = (), plot: str = "") -> str:
+    picture = f"\n\n![{title}]({plot})" if plot in drawn else ""
+    return f"## {title}\n\n{body}{picture}" if body else f"## {title}\n\nNot measured yet."
+
+
+# ---- the sections ----
+
+
+def _goals(results: Results) -> str:
+    """Each goal with what was measured, and whether that meets it."""
+    rows = list(_measured_goals(results))
+    return _table(("goal", "wanted", "measured", ""), rows) if rows else ""
+
+
+def _measured_goals(results: Results) -> Iterator[tuple[str, str, str, str]]:
+    for encoder, wanted in (("vits", 40), ("vitl", 250)):
+        for line in _where(results["peers"], part=f"authors-{encoder}"):
+            ratio = _named(line, STREAM)["ratio"]["median"]
+            goal = f"`small` with default settings, images/s against the authors' pipeline with {_depth(encoder)} depth"
+            yield _goal(goal, f"≥ {wanted}x", f"{ratio:.0f}x", ratio >= wanted)
+    for line in _where(results["peers"], part="networks"):
+        yield from _engine_goals(line)
+    for line in _where(results["pipeline"], part="startup"):
+        if line["rows"][0]["name"] == PEERS:
+            share = 1 / line["rows"][1]["ratio"]["median"]
+            yield _goal(f"start-up to first score against `{PEERS}`", "≤ 0.33x", f"{share:.2f}x", share <= 1 / 3)
+    for line in _where(results["pipeline"], part="settings", group="engines"):
+        alone = line["rows"][0]["alone"]
+        shown = f"{alone['efficiency']:.0%} of {alone['slowest']} alone, {alone['networks']:.0%} of both networks alone"
+        shown += f", {alone['work']:.0%} of all stages in a row (on a CPU they share the cores)"
+        goal = f"end-to-end pace against the slowest stage alone, {_label(line['rows'][0]['setting'])}"
+        yield _goal(goal, "≥ 85%", shown, alone["efficiency"] >= 0.85)
+
+
+def _engine_goals(line: Line) -> Iterator[tuple[str, str, str, str]]:
+    """The fastest engine in fp32, and the fastest in reduced precision, against eager PyTorch."""
+    ours = [row for row in line["rows"] if row["name"] != EAGER and "unavailable" not in row]
+    for title, reduced, wanted in (("fp32", False, 1.8), ("reduced precision", True, 4.5)):
+        able = [row for row in ours if (" fp32" not in row["name"]) == reduced]
+        if able:
+            best = max(able, key=lambda row: row["ratio"]["median"])
+            ratio = best["ratio"]["median"]
+            shown = f"{ratio:.2f}x ({best['name']}, drift {best['drift']:.0e})"
+            goal = f"full-size networks, same tiles, against eager PyTorch, {title}"
+            yield _goal(goal, f"≥ {wanted}x", shown, ratio >= wanted)
+
+
+def _goal(goal: str, wanted: str, measured: str, met: bool) -> tuple[str, str, str, str]:
+    return goal, wanted, measured, "met" if met else "**not met**"
+
+
+def _peers(peers: Sequence[Line]) -> Iterator[str]:
+    titles = {
+        "authors-vits": "The authors' pipeline (full-size networks, eager PyTorch, 20 random crops) with ViT-S depth, "
+        "1024x768 photographs:",
+        "authors-vitl": "The same with ViT-L depth, their default:",
+        "networks": "The same full-size networks on the same tiles (grid). Their weights are random: drift compares "
+        "engines, not models.",
+        "compile": "torch.compile on the same networks; `first` is the call that compiles:",
+        "metrics": "Other no-reference metrics, one photograph at a time:",
+    }
+    for group, title in titles.items():
+        for line in _where(peers, part=group):
+            yield f"{title}\n\n{_peer_table(line['rows'])}"
+    for line in _where(peers, part="tilings"):
+        yield _tilings(line)
+
+
+def _peer_table(rows: Sequence[Line]) -> str:
+    table = []
+    for row in rows:
+        if "unavailable" in row:
+            table.append((row["name"], "not measured", "", "", f"{row['note']}; {row['unavailable']}".strip("; ")))
+            continue
+        first = f"first {row['first_ms'] / 1e3:.1f} s" if row["name"] == "torch.compile" else ""
+        drift = f"drift {row['drift']:.1e}" if "drift" in row else ""
+        notes = "; ".join(note for note in (drift, first, row["note"]) if note)
+        table.append((row["name"], _ms(row["ms"]), f"{row['ratio']['median']:.2f}x", str(row["samples"]), notes))
+    return _table(("", "ms per image [p10, p90]", "speed", "rounds", ""), table)
+
+
+def _tilings(line: Line) -> str:
+    rows = [(row["name"], _ms(row["ms"]), f"{row['ratio']['median']:.2f}x") for row in line["rows"]]
+    said = [
+        f"{name}: mean |difference| {value['mean']:.4f}, largest {value['largest']:.4f}, SROCC {value['srocc']:.3f}"
+        for name, value in line.items()
+        if isinstance(value, dict) and "srocc" in value
+    ]
+    head = f"Tilings, `small`, {line['case']['images']} photographs:"
+    return f"{head}\n\n{_table(('', 'ms per image [p10, p90]', 'speed'), rows)}\n\n" + "\n".join(f"- {s}" for s in said)
+
+
+def _engines(pipeline: Sequence[Line]) -> Iterator[str]:
+    for line in _where(pipeline, part="settings"):
+        rows = [
+            (
+                _label(row["setting"]),
+                _ms(row["one"]["ms"]),
+                f"{row['one']['ratio']['median']:.2f}x",
+                f"{row['many']['images_per_second']:.1f}",
+                f"{row['many']['ratio']['median']:.2f}x",
+                f"{row['stream']['images_per_second']:.1f}" if "stream" in row else "",
+                f"{row['drift']['largest']:.1e}",
+                f"{row['drift']['mean']:.1e}",
+                f"{row['drift']['srocc']:.4f}",
+                f"{row['peak_mb']:.0f}",
+            )
+            for row in line["rows"]
+        ]
+        head = ("", "one image, ms [p10, p90]", "speed", f"{line['case']['images']} images: images/s", "speed")
+        drift = ("stream", "largest drift", "mean", "SROCC", "peak MB")
+        yield f"`{line['case']['bundle']}`, {line['case']['group']}:\n\n{_table((*head, *drift), rows)}"
+
+
+def _floor(pipeline: Sequence[Line]) -> Iterator[str]:
+    """Each stage's time beside what its bytes or FLOPs take at the measured rates."""
+    for peaks in _where(pipeline, part="peaks"):
+        rates = ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in peaks["gflops"].items())
+        yield f"Measured in the same run: matrix product {rates}; copying {peaks['copy_gb_per_s']:.1f} GB/s."
+        for flops in _where(pipeline, part="flops"):
+            bundle = flops["case"]["bundle"]
+            shape = "x".join(map(str, flops["depth"]["shapes"]["image"][2:]))
+            yield (
+                f"`{bundle}`: depth {flops['depth']['gflop']:.2f} GFLOP ({shape}), quality "
+                f"{flops['quality']['gflop']:.2f} GFLOP a tile."
+            )
+            for line in _where(pipeline, part="settings", bundle=bundle, group="engines"):
+                yield _limits(line, peaks, flops)
+
+
+def _limits(line: Line, peaks: Line, flops: Line) -> str:
+    table = []
+    for row in line["rows"]:
+        rate = plots.peak_rate(peaks, row["setting"])
+        stages = row["one"]["stages"]
+        tiles = plots.tiles_of(row)
+        for stage, network, runs in (("depth", flops["depth"], 1), ("quality", flops["quality"], tiles)):
+            by_flops = network["gflop"] * runs / rate * 1e3 if rate else None
+            by_bytes = network["mb"] / 1e3 / peaks["copy_gb_per_s"] * 1e3
+            floor = max(by_flops or 0.0, by_bytes)
+            limit = (
+                "arithmetic"
+                if by_flops and by_flops > by_bytes
+                else "bytes"
+                if by_flops
+                else "bytes (rate not measured)"
+            )
+            ms = stages[stage]["median"]
+            table.append((_label(row["setting"]), stage, f"{ms:.1f}", f"{floor:.1f}", f"{floor / ms:.0%}", limit))
+        rest = {name: value["median"] for name, value in stages.items() if name not in ("depth", "quality")}
+        shown = ", ".join(f"{name} {ms:.1f}" for name, ms in rest.items())
+        table.append((_label(row["setting"]), "the rest", f"{sum(rest.values()):.1f}", "", "", shown))
+    return _table(("", "stage", "ms", "floor, ms", "of the floor's pace", "limited by"), table)
+
+
+def _startup(pipeline: Sequence[Line]) -> Iterator[str]:
+    for line in _where(pipeline, part="startup"):
+        rows = [
+            (f"`{r['name']}`", _ms(r["ms"]), f"{1 / r['ratio']['median']:.2f}x", f"{r['peak_mb']:.0f}")
+            for r in line["rows"]
+        ]
+        yield _table(("whole process", "ms [p10, p90]", "time", "peak MB"), rows)
+
+
+def _scale(scale: Sequence[Line]) -> Iterator[str]:
+    titles: dict[str, tuple[str, Callable[[Line], tuple[str, ...]], tuple[str, ...]]] = {
+        "sizes": (
+            "One image of growing size:",
+            lambda r: (f"{r['megapixels']:g}", _ms(r["ms"]), f"{r['peak_mb']:.0f}"),
+            ("megapixels", "ms [p10, p90]", "peak MB"),
+        ),
+        "tiles": ("Tiles of one image:", lambda r: (str(r["tiles"]), _ms(r["ms"])), ("tiles", "ms [p10, p90]")),
+        "batches": (
+            "Tiles in one run of the quality network:",
+            lambda r: (str(r["batch"]), _ms(r["ms_per_tile"]), f"{r['resident_mb']:.0f}"),
+            ("batch", "ms per tile [p10, p90]", "resident MB"),
+        ),
+        "processes": (
+            "Processes side by side, the cores shared out among them:",
+            lambda r: (
+                str(r["processes"]),
+                f"{r['images_per_second']:.1f}",
+                f"{r['ratio']['median']:.2f}x",
+                f"{r['peak_mb']:.0f}",
+            ),
+            ("processes", "images/s together", "speed", "peak MB together"),
+        ),
+        "images": (
+            "A long run (`tiny`: networks of a few operators, so that the pipeline's own cost shows):",
+            lambda r: (r["bundle"], f"{r['images']:,}", f"{r['ms_per_image']:.2f}", f"{r['resident_mb']:.0f}"),
+            ("bundle", "after images", "ms per image since the last line", "resident MB"),
+        ),
+    }
+    for axis, (title, cells, head) in titles.items():
+        for line in _where(scale, axis=axis):
+            yield f"{title}\n\n{_table(head, [cells(row) for row in line['rows']])}"
+
+
+def _attempts(attempts: Sequence[Mapping[str, str]]) -> str:
+    if not attempts:
+        return ""
+    rows = [tuple(attempt[name] for name in ("what", "predicted", "measured", "verdict")) for attempt in attempts]
+    return "## What was tried\n\n" + _table(("what", "predicted", "measured", ""), rows)
+
+
+def _rerun() -> str:
+    return """## Measure it yourself
+
+    dgiqa-rt bench                 # how fast is it here, and with which options: two minutes, no PyTorch
+    python bench/pipeline.py       # every way of running a bundle
+    python bench/peers.py          # against PyTorch and other metrics; makes environments for them under data/peers
+    python bench/scale.py          # how cost grows
+    python bench/page.py           # this page
+
+An interrupted run goes on where it was; `--fresh` measures again, `--quick` shows that it works."""
+
+
+# ---- small things ----
+
+
+def _where(found: Iterable[Line], **wanted: Any) -> list[Line]:
+    return [line for line in found if all(line["case"].get(name) == value for name, value in wanted.items())]
+
+
+def _named(line: Line, name: str) -> Line:
+    return next(row for row in line["rows"] if row["name"] == name)
+
+
+def _depth(encoder: str) -> str:
+    return {"vits": "ViT-S", "vitl": "ViT-L"}[encoder]
+
+
+def _label(setting: Mapping[str, Any]) -> str:
+    return plots.label(setting)
+
+
+def _ms(spread: Mapping[str, float]) -> str:
+    return f"{_number(spread['median'])} [{_number(spread['p10'])}, {_number(spread['p90'])}]"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    body = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in body)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results  [default: %(default)s]")
+    parser.add_argument("--docs", type=Path, default=RESULTS.parent.parent / "docs", help="where the page goes")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,354 @@
+"""The same photographs through this package and through what people would use instead, in turn, on one machine.
+
+    python bench/peers.py [--quick] [--fresh] [--skip authors-vitl compile metrics ...]    ->  bench/results/peers.jsonl
+
+    authors-vits   the authors' published pipeline (full-size networks in eager PyTorch, 20 random crops, ViT-S depth)
+    authors-vitl   the same with their default depth network, ViT-L: half a minute an image
+    networks       the same full-size networks on the same tiles (grid): eager PyTorch against each engine here
+    compile        eager PyTorch against torch.compile, full-size networks, grid tiles
+    tilings        the small bundle on 20 random crops against the grid: time saved, and what it does to the scores
+    metrics        no-reference metrics of IQA-PyTorch (random weights: timing only), and BRISQUE, NIQE and PIQE
+
+The networks of this package's side carry weights drawn from a fixed seed: the arithmetic, and so the time, is that of
+trained ones; their scores are compared, engine against PyTorch, but mean nothing. Each subject runs in a process of its
+own; those that need other packages in an environment of their own, made once under --work.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+import peer_metrics
+from pictures import photographs
+from subjects import Subject, SubjectError, serve
+from timer import Ledger, compare, parsed, parser
+
+from dgiqa import speed
+from dgiqa.bundle import MANIFEST, Bundle, load_bundle
+from dgiqa.errors import DgiqaError
+from dgiqa.metrics import srocc
+from dgiqa.sessions import backends, usable_cores
+from dgiqa.speed import Setting
+
+SMALL, STREAM = "small, one at a time", "small, a stream"
+EAGER = "eager PyTorch"
+GROUPS = ("authors-vits", "authors-vitl", "networks", "compile", "tilings", "metrics")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a comparison. request: what its subject is asked; warm: whether to ask once before timing.
+
+    images: per sample, so that quick ones are timed over more than one, and streams are streams.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    request: str = "score"
+    warm: bool = True
+    images: int = 1
+    note: str = ""
+
+
+def main() -> None:
+    if "--serve" in sys.argv:
+        serve(lambda: subject(json.loads(sys.argv[-1])))
+        return
+    options = _options()
+    ledger = Ledger(options.out, fresh=options.fresh)
+    paths = _pictures(options.work, options.images, (320, 240) if options.quick else (1024, 768))
+    for group in GROUPS:
+        if group in options.skip:
+            continue
+        line = ledger.case(
+            {"part": group, "quick": options.quick, "images": options.images}, partial(_measured, group, paths, options)
+        )
+        _show(group, line)
+
+
+def _measured(group: str, paths: list[str], options: Any) -> dict[str, Any]:
+    """The group's line."""
+    full = options.work / ("tiny" if options.quick else "full")
+    if group == "tilings":
+        return tilings(paths)
+    if group.startswith("authors"):
+        entries, pairs = authors(group.removeprefix("authors-"), options.quick), 2 if group.endswith("vitl") else 5
+    elif group == "networks":
+        entries, pairs = networks(full, options.quick, () if options.quick else options.build), 7
+    elif group == "compile":
+        entries, pairs = compiled(options.quick), 5
+    else:
+        entries, pairs = peer_entries(options.work), 3
+    return measure_group(entries, paths, 2 if options.quick else pairs, options.seconds)
+
+
+# ---- the groups; the first entry is the baseline ----
+
+
+def authors(encoder: str, quick: bool) -> list[Entry]:
+    """The published pipeline, and the default settings of this package."""
+    theirs = _torch(f"authors' pipeline, {encoder}", encoder, "official:20", quick, warm=encoder != "vitl")
+    return [theirs, *_small()]
+
+
+def networks(folder: Path, quick: bool, reduced: Sequence[str] = ()) -> list[Entry]:
+    """The same networks on the same tiles, exported once into a bundle at `folder`.
+
+    reduced: precisions to build OpenVINO engines of, unless they are there; one over its budget is left out.
+    """
+    if not (folder / MANIFEST).is_file():
+        export_full(folder, quick)
+    bundle = load_bundle(folder)
+    for precision in reduced:
+        _build(bundle, precision)
+    settings, missing = speed.candidates(bundle, backends())
+    for item in missing:
+        print(f"not measured: {item.backend} {item.precision}: {item.fix}", file=sys.stderr)
+    ours = [
+        _runtime(f"{s.backend} {s.precision}{', a stream' * (request == 'many')}", str(folder), s, request)
+        for s in settings
+        for request in ("score", "many")
+    ]
+    return [_torch(EAGER, "vits", "grid", quick), *ours]
+
+
+def compiled(quick: bool) -> list[Entry]:
+    """What torch.compile makes of the eager networks."""
+    return [_torch(EAGER, "vits", "grid", quick), _torch("torch.compile", "vits", "grid", quick, compiled=True)]
+
+
+def peer_entries(work: Path) -> list[Entry]:
+    """Other no-reference metrics. Those with random weights have no accuracy here: their times are what is compared."""
+    entries = _small()[:1]
+    for name, (environment, note) in peer_metrics.METRICS.items():
+        python = environment(work)
+        command = (str(python), "-W", "ignore", peer_metrics.__file__, "--serve", name)
+        entries.append(Entry(name, command, warm=name not in peer_metrics.SLOW, note=note))
+    return entries
+
+
+def tilings(paths: Sequence[str]) -> dict[str, Any]:
+    """Random crops against the grid on the small bundle: ms per image, and the scores beside each other.
+
+    The differences between two seeds of random crops say how much of a difference from the grid is the crops' own.
+    """
+    tiles = {"official:20": "20 random crops", "official:20:7": "20 other random crops", "grid": "grid"}
+    scores: dict[str, list[float]] = {name: [] for name in tiles.values()}
+    with ExitStack() as stack:
+        setting = _default()
+        subjects = {
+            name: stack.enter_context(Subject(list(_runtime(name, "small", setting, tiles=tiling).command)))
+            for tiling, name in tiles.items()
+        }
+
+        def ask(name: str) -> float:
+            answer = subjects[name].ask("score", paths=[paths[len(scores[name]) % len(paths)]])
+            scores[name].append(answer["scores"][0])
+            return float(answer["ms"])
+
+        calls = {name: partial(ask, name) for name in subjects}
+        results = compare(calls, pairs=len(paths), warmup=0, clock="own", threads=setting.threads)
+    return {
+        "rows": [result.as_dict() for result in results],
+        "grid against random crops": agreement(scores["grid"], scores["20 random crops"]),
+        "random crops against others": agreement(scores["20 other random crops"], scores["20 random crops"]),
+    }
+
+
+def agreement(scores: Sequence[float], others: Sequence[float]) -> dict[str, float]:
+    """Mean and largest |difference|, and rank correlation, of two lists of scores."""
+    difference = np.abs(np.asarray(scores) - np.asarray(others))
+    ranked = srocc(scores, others) if len(scores) > 1 else 1.0
+    return {"mean": float(difference.mean()), "largest": float(difference.max()), "srocc": ranked}
+
+
+def measure_group(entries: Sequence[Entry], paths: Sequence[str], pairs: int, seconds: float) -> dict[str, Any]:
+    """Start the subjects, let them take turns; those that cannot run say why instead of a time."""
+    rows: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        subjects: dict[tuple[str, ...], Subject] = {}
+        ready, scores = [], {}
+        for entry in entries:
+            try:
+                if entry.command not in subjects:
+                    subjects[entry.command] = stack.enter_context(Subject(list(entry.command), _threads()))
+                first = subjects[entry.command].ask(entry.request, paths=paths[:1]) if entry.warm else {}
+            except SubjectError as error:
+                rows.append({"name": entry.name, "unavailable": str(error), "note": entry.note})
+                continue
+            ready.append((entry, first))
+
+        def ask(entry: Entry) -> float:
+            answer = subjects[entry.command].ask(entry.request, paths=paths[: entry.images])
+            scores[entry.name] = answer["scores"]
+            return float(answer["ms"])
+
+        if not ready:
+            return {"rows": rows}
+        calls = {entry.name: partial(ask, entry) for entry, _ in ready}
+        results = compare(calls, pairs=pairs, warmup=0, clock="own", seconds=seconds)
+    base = scores[results[0].name]
+    for (entry, first), result in zip(ready, results, strict=True):
+        shared = list(zip(scores[entry.name], base, strict=False))  # the same photographs first
+        row = result.as_dict() | {"first_ms": first.get("ms"), "note": entry.note}
+        row |= {"drift": max(abs(a - b) for a, b in shared)} if entries[0].name == EAGER else {}
+        rows.append(row)
+    return {"rows": rows}
+
+
+def _torch(name: str, encoder: str, tiles: str, quick: bool, *, compiled: bool = False, warm: bool = True) -> Entry:
+    options = {"encoder": encoder, "tiles": tiles, "quick": quick, "compile": compiled}
+    return Entry(name, (sys.executable, __file__, "--serve", json.dumps(options)), warm=warm)
+
+
+def _runtime(name: str, bundle: str, setting: Setting, request: str = "score", tiles: str = "grid") -> Entry:
+    options = {"bundle": bundle, "tiles": tiles, **asdict(setting)}
+    images = 4 if request == "many" else 1  # seconds each, for networks of the published sizes
+    return Entry(name, (sys.executable, __file__, "--serve", json.dumps(options)), request, images=images)
+
+
+def _small() -> list[Entry]:
+    """The small bundle as it is used without any option."""
+    one = Entry(SMALL, _runtime(SMALL, "small", _default()).command, "score", images=8)
+    return [one, Entry(STREAM, one.command, "many", images=32)]
+
+
+def _default() -> Setting:
+    cores = usable_cores()
+    return Setting("auto", threads=cores, workers=min(4, cores))
+
+
+def _build(bundle: Bundle, precision: str) -> None:
+    from dgiqa.engine import build
+
+    try:
+        build(bundle, backend="openvino", precision=precision, progress=lambda line: print(line, file=sys.stderr))
+    except DgiqaError as error:
+        print(f"not built: {error}", file=sys.stderr)
+
+
+def export_full(folder: Path, quick: bool) -> None:
+    """Write the networks of `_torch_networks` as a bundle at `folder`."""
+    from dgiqa.nn.bundling import build_bundle
+
+    quality, depth, p = _torch_networks("vits", quick)
+    labels = {"licence": "Apache-2.0", "source": "random weights of a fixed seed"}
+    build_bundle(
+        folder, quality=quality, depth=depth, preprocess=p, name=folder.name, title="untrained, for timing", **labels
+    )
+
+
+# ---- in a subject's process ----
+
+
+def subject(options: dict[str, Any]) -> tuple[dict[str, Callable[..., dict[str, Any]]], dict[str, Any]]:
+    """What answers "score" (paths -> mean ms per image, scores) and, for bundles, "many"."""
+    return _runtime_subject(options) if "bundle" in options else _torch_subject(options)
+
+
+def _runtime_subject(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    names = ("backend", "precision", "batch", "threads", "workers")
+    setting = Setting(**{name: options[name] for name in names})
+    scorer = setting.open(load_bundle(options["bundle"]))
+    scorer.tiles = options["tiles"]
+
+    def score(paths: list[str]) -> dict[str, Any]:
+        return peer_metrics.timed(paths, lambda data: scorer.score(data).value)
+
+    def many(paths: list[str]) -> dict[str, Any]:
+        started = time.perf_counter()
+        scores = speed.stream(scorer, [Path(path).read_bytes() for path in paths], setting.workers)
+        return {"ms": (time.perf_counter() - started) * 1e3 / len(paths), "scores": scores}
+
+    return {"score": score, "many": many}, {"backend": scorer.backend}
+
+
+def _torch_subject(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    import torch
+
+    from dgiqa.nn.reference import decode, score_reference
+
+    torch.set_num_threads(usable_cores())
+    quality, depth, p = _torch_networks(options["encoder"], options["quick"])
+    if options["compile"]:
+        quality, depth = torch.compile(quality), torch.compile(depth)
+
+    def one(data: bytes) -> float:
+        return score_reference(decode(data), depth, quality, p, options["tiles"])[0]
+
+    return {"score": lambda paths: peer_metrics.timed(paths, one)}, {"backend": f"torch {torch.__version__}"}
+
+
+def _torch_networks(encoder: str, quick: bool) -> tuple[Any, Any, Any]:
+    """(quality, depth, preprocessing): of the published sizes, or small ones for a quick run; the same every time."""
+    import torch
+
+    from dgiqa.nn.depth_anything import DepthAnything
+    from dgiqa.nn.network import DGIQA, SMALL
+    from dgiqa.nn.small_depth import SMALL_PREPROCESS, SmallDepth
+    from dgiqa.spec import Preprocess
+
+    torch.manual_seed(0)
+    if quick:
+        return DGIQA(SMALL).eval(), SmallDepth().eval(), SMALL_PREPROCESS
+    return DGIQA().eval(), DepthAnything(encoder).eval(), Preprocess()
+
+
+# ---- the command line ----
+
+
+def _threads() -> dict[str, str]:
+    """Every subject may use the cores that we may."""
+    return {"OMP_NUM_THREADS": str(usable_cores())}
+
+
+def _pictures(work: Path, count: int, size: tuple[int, int]) -> list[str]:
+    folder = work / f"pictures-{size[0]}x{size[1]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{number:03}.jpg" for number in range(count)]
+    for path, data in zip(paths, photographs(count, size), strict=True):
+        path.write_bytes(data)
+    return [str(path) for path in paths]
+
+
+def _options() -> Any:
+    made = parser(__doc__)
+    made.add_argument("--work", type=Path, default=Path("data/peers"), help="environments and exports  [%(default)s]")
+    made.add_argument("--skip", nargs="*", default=[], choices=GROUPS, help="groups to leave out")
+    made.add_argument("--build", nargs="*", default=["bf16"], help="engines to build for `networks`  [%(default)s]")
+    made.add_argument("--images", type=int, help="photographs  [default: 32, quick 3]")
+    made.add_argument("--seconds", type=float, default=100.0, help="begin no round of a group after this long")
+    options = parsed(made, "peers.jsonl")
+    options.images = options.images or (3 if options.quick else 32)
+    options.work = options.work.resolve()
+    return options
+
+
+def _show(group: str, line: Mapping[str, Any]) -> None:
+    print(group)
+    for row in line["rows"]:
+        if "unavailable" in row:
+            print(f"  {row['name']:36} not measured: {row['unavailable']}")
+            continue
+        drift = f"  drift {row['drift']:.1e}" if "drift" in row else ""
+        print(
+            f"  {row['name']:36}{row['ms']['median']:10.1f} ms an image {row['ratio']['median']:8.2f}x{drift}",
+            flush=True,
+        )
+    for name in set(line) - {"case", "stamp", "rows"}:
+        print(f"  {name}: {line[name]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,332 @@
+"""What a whole score costs, stage by stage, for every way of running a bundle; and how far each drifts from fp32.
+
+    python bench/pipeline.py [--bundle small ...] [--quick] [--fresh]     ->  bench/results/pipeline.jsonl
+
+Every setting (backend, precision, batch, threads, workers) runs in a process of its own, all of them take turns, and
+ratios are taken round by round against ONNX Runtime in fp32 with the default batch. Per setting:
+
+    one     one image after the other: ms, and ms per stage
+    many    32 images through score_many: images/s
+    stream  the same images again and again (--stream of them): images/s and memory
+    alone   every stage by itself on as many threads as it has in the pipeline, and the share of the slowest one's pace
+            that the whole pipeline keeps (stream and alone: for every engine, not for every variation of it)
+    drift   largest and mean |score difference|, and SROCC, against the fp32 reference on the same 32 photographs
+
+and once: the time from starting `dgiqa-rt score` to the first row, beside `import torch, timm`; and the floor, which is
+the machine's measured matrix-product rate and memory bandwidth applied to the networks' FLOPs and bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+from floor import machine_peaks, network_flops
+from pictures import photographs
+from startup import startup
+from subjects import Subject, peak_mb, resident_mb, serve
+from timer import Ledger, Result, compare, parsed, parser
+
+from dgiqa import metrics, preprocess, spec, speed
+from dgiqa.bundle import Bundle, load_bundle
+from dgiqa.outputs import score_row, writer_for
+from dgiqa.scorer import BATCH, STAGES, Score, Scorer
+from dgiqa.sessions import backends, usable_cores
+from dgiqa.speed import Setting
+from dgiqa.timing import interleaved, spread
+
+Turns = tuple[Result, list[dict[str, Any]]]  # times that were measured in turn, and what was answered
+
+IMAGES = 32
+STREAM = 200
+
+
+def main() -> None:
+    if "--serve" in sys.argv:
+        serve(lambda: subject(json.loads(sys.argv[-1])))
+        return
+    options = _options()
+    ledger = Ledger(options.out, fresh=options.fresh)
+    ledger.case({"part": "peaks"}, machine_peaks)
+    for name in options.bundle:
+        bundle = load_bundle(name)
+        ledger.case({"part": "flops", "bundle": bundle.id}, partial(network_flops, bundle))
+        ledger.case(
+            {"part": "startup", "bundle": bundle.id}, partial(startup, name, *((1, False) if options.quick else ()))
+        )
+        settings = groups(bundle, options.quick)
+        reference = partial(reference_scores, bundle, settings["engines"][0], options.images)
+        expected = ledger.case({"part": "reference", "bundle": bundle.id, "images": options.images}, reference)[
+            "scores"
+        ]
+        for group, members in settings.items():
+            key = {"part": "settings", "bundle": bundle.id, "group": group, "images": options.images}
+            stream = options.stream if group == "engines" else 0
+            work = partial(measure_group, name, members, expected, stream=stream, seconds=options.seconds)
+            _show(bundle.id, group, ledger.case(key, work))
+
+
+def groups(bundle: Bundle, quick: bool) -> dict[str, list[Setting]]:
+    """What is compared with what. The first of each group is the baseline: batch 8, all cores.
+
+    engines: every engine that runs here, ONNX Runtime in fp32 first. The others change one thing of that baseline, and
+    of the engine that comes last: the most reduced precision.
+    """
+    engines, missing = speed.candidates(bundle, backends())
+    for item in missing:
+        print(f"not measured: {item.backend} {item.precision}: {item.fix}", file=sys.stderr)
+    compared = {"engines": engines}
+    base, cores = engines[0], usable_cores()
+    fast = replace(engines[-1], batch=BATCH)
+    for engine in dict.fromkeys((base,) if quick else (base, fast)):
+        label = f"{engine.backend} {engine.precision}"
+        compared[f"batch, {label}"] = [engine, *(replace(engine, batch=n) for n in ((1,) if quick else (1, 4, 32)))]
+        if quick:
+            continue
+        compared[f"workers, {label}"] = [
+            engine,
+            *(replace(engine, workers=n) for n in (1, 2, 3, 4) if n != engine.workers),
+        ]
+        if cores > 1:
+            compared[f"threads, {label}"] = [engine, *(replace(engine, threads=n) for n in _fewer(cores))]
+    return compared
+
+
+def reference_scores(bundle: Bundle, setting: Setting, images: int) -> dict[str, Any]:
+    """What every setting's scores are compared with: the bundle's own fp32 files, one image after the other."""
+    return {"scores": speed.reference_scores(bundle, setting, photographs(images)), "setting": asdict(setting)}
+
+
+def measure_group(
+    bundle: str, settings: Sequence[Setting], reference: Sequence[float], *, stream: int, seconds: float
+) -> dict[str, Any]:
+    """Start a process per setting and let them take turns. stream: its length; 0 leaves it and the stages alone out."""
+    images = len(reference)
+    with ExitStack() as stack:
+        subjects = {}
+        for setting in settings:
+            command = [sys.executable, __file__, "--serve", json.dumps({"bundle": bundle, **asdict(setting)})]
+            subjects[json.dumps(asdict(setting))] = stack.enter_context(Subject(command))
+        for each in subjects.values():
+            each.ask("load", images=images)
+        one = _turns(subjects, "one", seconds)
+        many = _turns(subjects, "many", seconds)
+        rows = [
+            _row(setting, subject, one[name], many[name], (images, stream))
+            for setting, (name, subject) in zip(settings, subjects.items(), strict=True)
+        ]
+    for row in rows:
+        row["drift"] = drift(row.pop("scores"), reference)
+    return {"rows": rows}
+
+
+def drift(scores: Sequence[float], reference: Sequence[float]) -> dict[str, float]:
+    """Largest and mean |difference|, and the rank correlation, of scores with their references."""
+    difference = np.abs(np.asarray(scores) - np.asarray(reference))
+    return {
+        "largest": float(difference.max()),
+        "mean": float(difference.mean()),
+        "srocc": metrics.srocc(scores, reference) if len(scores) > 1 else 1.0,
+    }
+
+
+def _turns(subjects: Mapping[str, Subject], request: str, seconds: float) -> dict[str, Turns]:
+    """Ask all in turn: the times that they measured themselves, and their answers."""
+    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in subjects}
+
+    def ask(name: str) -> float:
+        answers[name].append(subjects[name].ask(request, number=len(answers[name])))
+        return float(answers[name][-1]["ms"])
+
+    calls = {name: partial(ask, name) for name in subjects}
+    results = compare(calls, pairs=50, warmup=1, seconds=seconds, clock="own")
+    return {result.name: (result, answers[result.name][1:]) for result in results}  # the first is the warm-up
+
+
+def _row(setting: Setting, subject: Subject, one: Turns, many: Turns, sizes: tuple[int, int]) -> dict[str, Any]:
+    """Everything about one setting. sizes: photographs scored together, length of the stream."""
+    images, stream = sizes
+    per_image = spread([answer["ms"] / images for answer in many[1]])
+    more = {"stream": subject.ask("stream", images=stream)} if stream else {}
+    peak = subject.ask("memory")["peak_mb"]  # before every stage's inputs are kept
+    if stream:
+        more["alone"] = efficiency(subject.ask("alone")["stages"], per_image.median)
+    stages = {name: spread([answer["stages"][name] for answer in one[1]]).as_dict() for name in one[1][0]["stages"]}
+    return {
+        "setting": asdict(setting),
+        "backend": subject.ready["backend"],
+        "one": one[0].as_dict() | {"stages": stages},
+        "many": {"images_per_second": round(1e3 / per_image.median, 3), "ratio": many[0].ratio.as_dict()},
+        "scores": many[1][-1]["scores"],
+        "tiles_per_image": float(np.mean([answer["tiles"] for answer in one[1]])),
+        "peak_mb": round(peak, 1),
+    } | more
+
+
+def efficiency(stages: Mapping[str, float], per_image: float) -> dict[str, Any]:
+    """What the whole pipeline keeps of the pace of its slowest stage alone; all in ms per image.
+
+    networks: the same for both networks, which share one lock. work: the same for all stages in a row, each with all it
+    may use; on a CPU they share the cores, so that 1 means that no core waits, and more is the gain of overlapping.
+    """
+    slowest = max(stages, key=stages.__getitem__)
+    both = stages["depth"] + stages["quality"]
+    costs = {"efficiency": stages[slowest], "networks": both, "work": sum(stages.values())}
+    shares = {name: round(cost / per_image, 3) for name, cost in costs.items()}
+    return {"stages": dict(stages), "slowest": slowest} | shares
+
+
+# ---- in the subject's process ----
+
+
+def subject(options: dict[str, Any]) -> tuple[dict[str, Callable[..., dict[str, Any]]], dict[str, Any]]:
+    """A scorer with one setting, and what it can be asked."""
+    setting = Setting(**{name: value for name, value in options.items() if name != "bundle"})
+    bundle = load_bundle(options["bundle"])
+    scorer = setting.open(bundle)
+    pictures: list[bytes] = []
+
+    def load(images: int) -> dict[str, Any]:
+        pictures[:] = photographs(images)
+        return {}
+
+    def one(number: int) -> dict[str, Any]:
+        started = time.perf_counter()
+        score = scorer.score(pictures[number % len(pictures)])
+        scored = time.perf_counter()
+        _write([score])
+        stages = score.timings_ms | {"output": (time.perf_counter() - scored) * 1e3}
+        return {"ms": (scored - started) * 1e3, "stages": stages, "tiles": len(score.windows)}
+
+    def many(number: int) -> dict[str, Any]:
+        started = time.perf_counter()
+        scores = list(_scored(scorer, pictures, setting.workers))
+        _write(scores)
+        return {"ms": (time.perf_counter() - started) * 1e3, "scores": [score.value for score in scores]}
+
+    def stream(images: int) -> dict[str, Any]:
+        endless = (pictures[i % len(pictures)] for i in range(images))
+        resident, started = [], time.perf_counter()
+        for done, _ in enumerate(_scored(scorer, endless, setting.workers), 1):
+            if done % max(1, images // 10) == 0:
+                resident.append(round(resident_mb(), 1))
+        seconds = time.perf_counter() - started
+        return {"images": images, "images_per_second": round(images / seconds, 3), "resident_mb": resident}
+
+    handlers = {"load": load, "one": one, "many": many, "stream": stream}
+    handlers |= {"alone": lambda: alone(scorer, pictures, setting), "memory": lambda: {"peak_mb": peak_mb()}}
+    return handlers, {"backend": scorer.backend}
+
+
+def alone(scorer: Scorer, pictures: Sequence[bytes], setting: Setting) -> dict[str, Any]:
+    """ms per image of every stage by itself: preparation on the workers' threads, the networks one run at a time."""
+    works = [prepared(scorer, data) for data in pictures]
+    p = scorer.bundle.preprocess
+    rgb_tiles, depth_tiles = (np.concatenate([w[part] for w in works]) for part in ("rgb_tiles", "depth_tiles"))
+    batches = [slice(i, i + setting.batch) for i in range(0, len(rgb_tiles), setting.batch)]
+    each: dict[str, tuple[Callable[[Any], object], Sequence[Any], int]] = {
+        "decode": (lambda w: preprocess.decode(w["data"]), works, setting.workers),
+        "depth_input": (lambda w: preprocess.depth_input(w["rgb"], p), works, setting.workers),
+        "depth": (lambda w: scorer._depth.run({spec.DEPTH_INPUT: w["image"]}), works, 1),
+        "depth_image": (lambda w: preprocess.depth_image(w["depth"], *w["rgb"].shape[:2]), works, setting.workers),
+        "tiles": (lambda w: cut(w["rgb"], w["near"], p), works, setting.workers),
+        "quality": (
+            lambda b: scorer._quality.run({spec.QUALITY_RGB: rgb_tiles[b], spec.QUALITY_DEPTH: depth_tiles[b]}),
+            batches,
+            1,
+        ),
+    }
+    calls = {stage: partial(_all, *work) for stage, work in each.items()}
+    assert each.keys() == set(STAGES)
+    times = interleaved(calls, pairs=3, warmup=1)
+    return {"stages": {stage: spread(ms).median / len(pictures) for stage, ms in times.items()}}
+
+
+def prepared(scorer: Scorer, data: bytes) -> dict[str, Any]:
+    """Everything that lies between a picture's bytes and its score, kept."""
+    p = scorer.bundle.preprocess
+    rgb = preprocess.decode(data)
+    image = preprocess.depth_input(rgb, p)
+    depth = scorer._depth.run({spec.DEPTH_INPUT: image})[spec.DEPTH_OUTPUT]
+    near = preprocess.depth_image(depth, *rgb.shape[:2])
+    tiles = cut(rgb, near, p)
+    kept = {"data": data, "rgb": rgb, "image": image, "depth": depth, "near": near}
+    return kept | {"rgb_tiles": tiles[0], "depth_tiles": tiles[1]}
+
+
+def cut(rgb: Any, near: Any, p: spec.Preprocess) -> tuple[Any, Any]:
+    """The stage that Score calls "tiles": both images resized, windows laid, tiles cut and normalised."""
+    small, near = (preprocess.resize_short_side(x, p.short_side) for x in (rgb, near))
+    return preprocess.cut_tiles(small, near, preprocess.grid_windows(*near.shape, p.tile), p.tile)
+
+
+def _all(work: Callable[[Any], object], items: Sequence[Any], workers: int) -> None:
+    if workers == 1:
+        for item in items:
+            work(item)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in pool.map(work, items):
+            pass
+
+
+def _scored(scorer: Scorer, pictures: Iterable[bytes], workers: int) -> Iterator[Score]:
+    for score in scorer.score_many(pictures, on_error="raise", workers=workers):
+        assert isinstance(score, Score)
+        yield score
+
+
+def _write(scores: Iterable[Score]) -> None:
+    writer = writer_for("jsonl", io.StringIO())
+    for score in scores:
+        writer.write(score_row(score))
+
+
+# ---- the command line ----
+
+
+def _fewer(cores: int) -> list[int]:
+    return sorted({1, max(1, cores // 2)} - {cores})
+
+
+def _options() -> Any:
+    made = parser(__doc__)
+    made.add_argument("--bundle", nargs="+", default=["small"], help="names or folders of bundles")
+    made.add_argument("--images", type=int, help=f"photographs scored together  [default: {IMAGES}, quick 4]")
+    made.add_argument("--stream", type=int, help=f"length of the stream, 0 = none  [default: {STREAM}, quick 8]")
+    made.add_argument("--seconds", type=float, help="of each group's two comparisons  [default: 8, quick 1]")
+    options = parsed(made, "pipeline.jsonl")
+    defaults = (4, 8, 1.0) if options.quick else (IMAGES, STREAM, 8.0)
+    for name, value in zip(("images", "stream", "seconds"), defaults, strict=True):
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    return options
+
+
+def _show(bundle: str, group: str, line: Mapping[str, Any]) -> None:
+    print(f"{bundle}: {group}")
+    for row in line["rows"]:
+        s, one, many = row["setting"], row["one"], row["many"]
+        name = f"{s['backend']} {s['precision']} batch {s['batch']} threads {s['threads']} workers {s['workers']}"
+        times = f"{one['ms']['median']:8.1f} ms {one['ratio']['median']:5.2f}x"
+        rate = f"{many['images_per_second']:8.2f}/s {many['ratio']['median']:5.2f}x"
+        rest = f"drift {row['drift']['largest']:.1e}  {row['peak_mb']:.0f} MB"
+        if alone := row.get("alone"):
+            rest += f"  {alone['efficiency']:.0%} of {alone['slowest']} alone, {alone['work']:.0%} of all work"
+        print(f"  {name:58}{times}{rate}  {rest}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""How cost grows: with the image's size, the tiles, the batch, the processes side by side, and the length of a run.
+
+python bench/scale.py [--quick] [--fresh] [--all]        ->  bench/results/scale.jsonl
+
+sizes      one image of 0.1 to 24 megapixels: ms per stage, and peak memory
+tiles      1 to 32 tiles of one image: ms
+batches    1 to 64 tiles in one run of the quality network: ms per tile, and resident memory
+processes  1 to N of them with the cores shared out: images/s of all together
+images     a stream of JPEGs of five sizes: ms per image and resident memory after 10, 100, 1,000, ... of them; both
+           must stay flat. Up to 1,000 photographs with the small bundle; 10,000 thumbnails (--all: 100,000) with
+           networks of a few operators, which cost next to nothing, so that this package's own part remains
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+from pictures import photograph
+from subjects import Subject, peak_mb, resident_mb, serve
+from timer import Ledger, compare, parsed, parser
+
+from dgiqa import spec
+from dgiqa.bundle import load_bundle, write_bundle
+from dgiqa.sessions import usable_cores
+from dgiqa.speed import Setting
+
+MEGAPIXELS = (0.1, 0.3, 1, 3, 8, 12, 24)
+TILES = (1, 2, 4, 8, 16, 32)
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+LENGTHS = (10, 100, 1_000, 10_000, 100_000)
+TINY = spec.Preprocess(depth_lower_bound=64, depth_multiple=32, short_side=96, tile=64)
+SIZES = ((640, 480), (800, 600), (1024, 768), (720, 960), (1280, 720))  # width x height of the images of a stream
+THUMBNAILS = tuple((width // 8, height // 8) for width, height in SIZES)  # decoding them costs next to nothing
+Handlers = dict[str, Callable[..., dict[str, Any]]]
+
+
+def main() -> None:
+    if "--serve" in sys.argv:
+        serve(lambda: subject(json.loads(sys.argv[-1])))
+        return
+    options = _options()
+    ledger = Ledger(options.out, fresh=options.fresh)
+    longest = {"small": 1_000, "tiny": 100_000 if options.all else 10_000}
+    if options.quick:
+        longest = {"tiny": 100}
+    axes: dict[str, Callable[[], dict[str, Any]]] = {
+        "sizes": partial(sizes, options.bundle, MEGAPIXELS[:2] if options.quick else MEGAPIXELS),
+        "tiles": partial(tiles, options.bundle, TILES[:2] if options.quick else TILES),
+        "batches": partial(batches, options.bundle, BATCHES[:2] if options.quick else BATCHES),
+        "processes": partial(processes, options.bundle, 4 if options.quick else 64),
+        "images": partial(images, longest),
+    }
+    for axis, work in axes.items():
+        key = {"axis": axis, "bundle": load_bundle(options.bundle).id, "quick": options.quick}
+        _show(axis, ledger.case(key | ({"longest": longest} if axis == "images" else {}), work))
+
+
+def sizes(bundle: str, megapixels: Sequence[float]) -> dict[str, Any]:
+    """One image of each size, taken in turn after one ascending pass that shows the memory of each."""
+    with _start(bundle) as subject, tempfile.TemporaryDirectory() as folder:
+        paths = {f"{size:g}": _picture(Path(folder), size) for size in megapixels}
+        peaks = {name: subject.ask("score", path=path)["peak_mb"] for name, path in paths.items()}
+        stages: dict[str, dict[str, float]] = {}
+
+        def ask(name: str) -> float:
+            answer = subject.ask("score", path=paths[name])
+            stages[name] = answer["stages"]
+            return float(answer["ms"])
+
+        results = compare({name: partial(ask, name) for name in paths}, pairs=7, warmup=0, clock="own", seconds=30)
+    return {
+        "rows": [
+            {"megapixels": float(r.name), "peak_mb": peaks[r.name], "stages": stages[r.name], **r.as_dict()}
+            for r in results
+        ]
+    }
+
+
+def tiles(bundle: str, counts: Sequence[int]) -> dict[str, Any]:
+    """One photograph of 1024x768 with so many random crops."""
+    with _start(bundle) as subject, tempfile.TemporaryDirectory() as folder:
+        path = _picture(Path(folder), 1024 * 768 / 1e6)
+
+        def ask(count: int) -> float:
+            return float(subject.ask("score", path=path, tiles=f"official:{count}")["ms"])
+
+        results = compare({str(n): partial(ask, n) for n in counts}, pairs=15, warmup=1, clock="own", seconds=20)
+    return {"rows": [{"tiles": int(r.name), **r.as_dict()} for r in results]}
+
+
+def batches(bundle: str, counts: Sequence[int]) -> dict[str, Any]:
+    """Runs of the quality network alone; resident memory grows with the batch, so it is read in ascending order."""
+    with _start(bundle) as subject:
+        resident = {str(n): subject.ask("batch", count=n)["resident_mb"] for n in counts}
+
+        def ask(count: int) -> float:
+            return float(subject.ask("batch", count=count)["ms_per_tile"])
+
+        results = compare({str(n): partial(ask, n) for n in counts}, pairs=15, warmup=0, clock="own", seconds=20)
+    return {
+        "rows": [
+            {"batch": int(r.name), "resident_mb": resident[r.name], "ms_per_tile": r.ms.as_dict()} for r in results
+        ]
+    }
+
+
+def processes(bundle: str, images: int) -> dict[str, Any]:
+    """1 to N processes with `cores / processes` threads each, at least one; every one streams `images` photographs."""
+    cores = usable_cores()
+    counts = sorted({1, 2, cores // 2, cores, 2 * cores} - {0})
+    subjects: dict[int, list[Subject]] = {}
+    with ExitStack() as stack:
+        for n in counts:
+            threads = max(1, cores // n)
+            subjects[n] = [
+                stack.enter_context(_start(bundle, threads=threads, workers=min(4, threads))) for _ in range(n)
+            ]
+
+        def ask(n: int) -> float:
+            started = time.perf_counter()
+            with ThreadPoolExecutor(n) as pool:
+                list(pool.map(lambda each: each.ask("stream", images=math.ceil(images / n)), subjects[n]))
+            return (time.perf_counter() - started) * 1e3 / (n * math.ceil(images / n))
+
+        results = compare({str(n): partial(ask, n) for n in counts}, pairs=3, warmup=1, clock="own", seconds=60)
+        memory = {str(n): sum(each.ask("memory")["peak_mb"] for each in subjects[n]) for n in counts}
+    return {
+        "rows": [
+            {"processes": int(r.name), "images_per_second": 1e3 / r.ms.median, "peak_mb": memory[r.name], **r.as_dict()}
+            for r in results
+        ]
+    }
+
+
+def images(longest: Mapping[str, int]) -> dict[str, Any]:
+    """Streams of small JPEGs: at each length the ms per image since the one before, and what is resident then."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, count in longest.items():
+            with _start(str(tiny_bundle(Path(folder, "tiny"))) if name == "tiny" else name) as subject:
+                answer = subject.ask("lengths", lengths=[n for n in LENGTHS if n <= count])
+            rows += [{"bundle": name, **row} for row in answer["rows"]]
+    return {"rows": rows}
+
+
+def tiny_bundle(folder: Path) -> Path:
+    """A bundle whose networks are a few operators on tiles of 64 pixels: what is left is the pipeline around them."""
+    from onnx.parser import parse_model
+
+    head = '<ir_version: 9, opset_import: ["" : 20]>'
+    side = TINY.tile
+    depth = f"""{head} depth (float[1,3,h,w] image) => (float[1,h,w] depth) <int64[1] axes = {{1}}>
+        {{ depth = ReduceMean<keepdims = 0>(image, axes) }}"""
+    quality = f"""{head} quality (float[n,3,{side},{side}] rgb, float[n,3,{side},{side}] depth) => (float[n] score)
+        <int64[3] axes = {{1, 2, 3}}>
+        {{ product = Mul(rgb, depth)  mean = ReduceMean<keepdims = 0>(product, axes)  score = Sigmoid(mean) }}"""
+    files = {
+        file: parse_model(text).SerializeToString()
+        for file, text in ((spec.DEPTH_FILE, depth), (spec.QUALITY_FILE, quality))
+    }
+    labels = {"licence": "Apache-2.0", "source": "a few operators, for timing"}
+    write_bundle(folder, name="tiny", title="for timing", files=files, preprocess=TINY, **labels)
+    return folder
+
+
+def _start(bundle: str, **options: int) -> Subject:
+    cores = usable_cores()
+    setting = Setting("auto", **({"threads": cores, "workers": min(4, cores)} | options))
+    return Subject([sys.executable, __file__, "--serve", json.dumps({"bundle": bundle, **asdict(setting)})])
+
+
+def _picture(folder: Path, megapixels: float) -> str:
+    """A 4:3 photograph of that size as a file."""
+    width = round(math.sqrt(megapixels * 1e6 * 4 / 3))
+    path = folder / f"{megapixels:g}.jpg"
+    path.write_bytes(photograph(0, (width, round(width * 3 / 4))))
+    return str(path)
+
+
+# ---- in a subject's process ----
+
+
+def subject(options: dict[str, Any]) -> tuple[Handlers, dict[str, Any]]:
+    """A scorer with one setting, and what it can be asked."""
+    setting = Setting(**{name: value for name, value in options.items() if name != "bundle"})
+    scorer = setting.open(load_bundle(options["bundle"]))
+    tile = scorer.bundle.preprocess.tile
+    pictures = [photograph(n, size) for n, size in enumerate(THUMBNAILS if scorer.bundle.name == "tiny" else SIZES)]
+
+    def score(path: str, tiles: str = "grid") -> dict[str, Any]:
+        started = time.perf_counter()
+        result = scorer.score(path, tiles=tiles)
+        ms = (time.perf_counter() - started) * 1e3
+        return {"ms": ms, "stages": result.timings_ms, "peak_mb": round(peak_mb(), 1)}
+
+    def batch(count: int) -> dict[str, Any]:
+        feeds = dict.fromkeys((spec.QUALITY_RGB, spec.QUALITY_DEPTH), np.zeros((count, 3, tile, tile), np.float32))
+        started = time.perf_counter()
+        scorer._quality.run(feeds)
+        ms = (time.perf_counter() - started) * 1e3
+        return {"ms_per_tile": ms / count, "resident_mb": round(resident_mb(), 1)}
+
+    def stream(images: int) -> dict[str, Any]:
+        for _ in scorer.score_many(islice(cycle(pictures), images), on_error="raise", workers=setting.workers):
+            pass
+        return {}
+
+    def lengths(lengths: list[int]) -> dict[str, Any]:
+        rows: list[dict[str, Any]] = []
+        last, since = 0, time.perf_counter()
+        endless = islice(cycle(pictures), lengths[-1])
+        for done, _ in enumerate(scorer.score_many(endless, on_error="raise", workers=setting.workers), 1):
+            if done in lengths:
+                now = time.perf_counter()
+                ms = (now - since) * 1e3 / (done - last)
+                rows.append({"images": done, "ms_per_image": round(ms, 4), "resident_mb": round(resident_mb(), 1)})
+                last, since = done, now
+        return {"rows": rows}
+
+    handlers: Handlers = {"score": score, "batch": batch, "stream": stream, "lengths": lengths}
+    return handlers | {"memory": lambda: {"peak_mb": round(peak_mb(), 1)}}, {"backend": scorer.backend}
+
+
+# ---- the command line ----
+
+
+def _options() -> Any:
+    made = parser(__doc__)
+    made.add_argument("--bundle", default="small", help="name or folder of a bundle  [default: %(default)s]")
+    made.add_argument("--all", action="store_true", help="100,000 images instead of 10,000")
+    return parsed(made, "scale.jsonl")
+
+
+def _show(axis: str, line: Mapping[str, Any]) -> None:
+    print(axis)
+    for row in line["rows"]:
+        shown = {name: value for name, value in row.items() if isinstance(value, int | float) and name != "samples"}
+        times = f"  {row['ms']['median']:.1f} ms" if "ms" in row else ""
+        print("  " + "  ".join(f"{name} {value:g}" for name, value in shown.items()) + times, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""A program under test in a process of its own: one JSON line in, one JSON line out.
+
+Every subject has its own memory, its own threads and, if need be, its own environment, and still they can be timed in
+turn: the one that is not asked sleeps. This file imports nothing but Python's own library, so that any environment can
+run it.
+
+    with Subject([python, "bench/peers.py", "--serve", "vits"]) as subject:
+        subject.ask("score", image=3)            # {"ms": ..., "score": ...}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+
+class SubjectError(RuntimeError):
+    """The program could not start, ended early, or answered with an error; the message is its own last line."""
+
+
+class Subject:
+    """A running subject. ready: what it said when it was ready; start_s: how long that took, process start included.
+
+    environment: variables on top of this process's own. Raises SubjectError if it does not get ready.
+    """
+
+    def __init__(self, command: list[str], environment: Mapping[str, str] | None = None) -> None:
+        started = time.perf_counter()
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe that nobody empties would stop it
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            text=True,
+            env=os.environ | dict(environment or {}),
+        )
+        try:
+            self.ready = self._answer()
+        except SubjectError:
+            self.close()
+            raise
+        self.start_s = time.perf_counter() - started
+
+    def ask(self, request: str, **arguments: Any) -> dict[str, Any]:
+        """Let it do one thing, and wait. Raises SubjectError with what it says went wrong."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps({"request": request, "arguments": arguments}) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise SubjectError(self._last_words()) from error
+        return self._answer()
+
+    def close(self) -> None:
+        """End it: it leaves when its standard input does."""
+        self._process.communicate()
+        self._said.close()
+
+    def __enter__(self) -> Subject:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SubjectError(self._last_words())
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise SubjectError(answer["error"])
+        return answer
+
+    def _last_words(self) -> str:
+        self._process.communicate()
+        self._said.seek(0)
+        lines = [line.strip() for line in self._said if line.strip()]
+        return lines[-1] if lines else f"ended with status {self._process.returncode} and said nothing"
+
+
+def serve(prepare: Callable[[], tuple[Mapping[str, Callable[..., Mapping[str, Any]]], Mapping[str, Any]]]) -> None:
+    """The subject's side: get ready, then answer requests until standard input ends.
+
+    prepare: returns (name of a request -> function of its arguments, facts to say when ready). Whatever it or a library
+    prints goes to standard error; an exception becomes the answer, and in `prepare` the end.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(record: Mapping[str, Any]) -> None:
+        answers.write(json.dumps(record) + "\n")
+        answers.flush()
+
+    try:
+        handlers, facts = prepare()
+    except Exception as error:
+        answer({"error": _in_one_line(error)})
+        return
+    answer(facts)
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer(handlers[request["request"]](**request["arguments"]))
+        except Exception as error:
+            answer({"error": _in_one_line(error)})
+
+
+def peak_mb() -> float:
+    """The largest resident memory this process has had, MB. On Linux its own, not that of whoever started it."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as status:
+            peak = next(line for line in status if line.startswith("VmHWM"))
+        return int(peak.split()[1]) / 1024
+    except (OSError, StopIteration):
+        import resource
+
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return used / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def resident_mb() -> float:
+    """Resident memory of this process now, MB. Raises OSError where there is no /proc."""
+    with open("/proc/self/statm", encoding="ascii") as status:
+        return int(status.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _in_one_line(error: Exception) -> str:
+    traceback.print_exception(error, file=sys.stderr)
+    return f"{type(error).__name__}: {error}".splitlines()[0]

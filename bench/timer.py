@@ -1,0 +1,237 @@
+"""One timer for every bench: callables become Results, Results become JSON lines that a later run takes up.
+
+    results = compare({"eager": eager, "ours": ours}, pairs=20)      # eager, ours, eager, ours, ...
+    results[1].ratio.median                                          # pair by pair: 2.0 = twice as fast as eager
+    measure(call).ms.median
+
+    ledger = Ledger(Path("bench/results/pipeline.jsonl"), fresh=options.fresh)
+    ledger.case({"bundle": "small", "batch": 8}, lambda: {...})      # measured once per machine, versions and code
+
+`clock="own"`: the call returns its own milliseconds, as a subject in another process does (subjects.py).
+On a GPU: `clock="cuda"` times with CUDA events, `clock="graph"` captures the call `launches` times in one CUDA graph
+and times its replay, so that neither launch overhead nor the host's noise counts. Let the call take its inputs in turn
+(itertools.cycle over sets of more than three times the L2 cache), or time a warm cache and say so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+sys.path.insert(0, str(Path(__file__).parent))
+from stamp import environment_stamp, identity
+
+from dgiqa.sessions import usable_cores
+from dgiqa.timing import Call, Clock, Spread, interleaved, ratios, spread, wall_ms
+
+RESULTS = Path(__file__).parent / "results"
+ClockName = Literal["wall", "own", "cuda", "graph"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Times of one call. ms: per call. ratio: baseline's time / this one's, pair by pair; above 1 = faster.
+
+    samples: rounds counted. threads: what the caller said the work ran on; None for subjects that have their own.
+    facts: whatever else belongs to it.
+    """
+
+    name: str
+    ms: Spread
+    samples: int
+    baseline: str
+    ratio: Spread
+    clock: str
+    threads: int | None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        plain = {"name": self.name, "ms": self.ms.as_dict(), "samples": self.samples}
+        against = {"baseline": self.baseline, "ratio": self.ratio.as_dict()}
+        threads = {} if self.threads is None else {"threads": self.threads}
+        return plain | against | {"clock": self.clock} | threads | self.facts
+
+    def __str__(self) -> str:
+        against = "" if self.name == self.baseline else f"  {self.ratio.median:6.2f}x {self.baseline}"
+        return f"{self.name:32} {self.ms.median:10.3f} ms  [{self.ms.p10:.3f}, {self.ms.p90:.3f}]{against}"
+
+
+def compare(
+    calls: Mapping[str, Call],
+    *,
+    pairs: int = 20,
+    warmup: int = 2,
+    baseline: str | None = None,
+    clock: ClockName = "wall",
+    launches: int = 20,
+    seconds: float | None = None,
+    threads: int | None = None,
+    facts: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Result]:
+    """Time calls in turn, A, B, A, B, ...; one Result per call, in the order given.
+
+    baseline: the name that ratios are taken against, the first by default. seconds: begin no further round after this
+    long. launches: calls per sample on a GPU. threads: recorded; usable cores unless calls time themselves. facts: per
+    name, recorded.
+    Raises ValueError for a baseline that is no call, RuntimeError for a CUDA clock without CUDA.
+    """
+    baseline = next(iter(calls)) if baseline is None else baseline
+    if baseline not in calls:
+        raise ValueError(f"baseline {baseline!r} is none of {', '.join(calls)}")
+    prepared, timed = _prepare(calls, clock, launches)
+    samples = interleaved(prepared, pairs=pairs, warmup=warmup, clock=timed, seconds=seconds)
+    return [
+        Result(
+            name=name,
+            ms=spread(times),
+            samples=len(times),
+            baseline=baseline,
+            ratio=ratios(samples[baseline], times),
+            clock=clock,
+            threads=threads or (None if clock == "own" else usable_cores()),
+            facts=dict((facts or {}).get(name, {})),
+        )
+        for name, times in samples.items()
+    ]
+
+
+def measure(call: Call, *, name: str = "call", repeats: int = 20, warmup: int = 2, **options: Any) -> Result:
+    """Time one call; options as in `compare`."""
+    return compare({name: call}, pairs=repeats, warmup=warmup, **options)[0]
+
+
+class Ledger:
+    """A JSON lines file of measured cases, and the memory of a run that was interrupted.
+
+    A case counts as measured if its key was recorded under the same machine, versions and code (`stamp.identity`).
+    Each line holds "case" (the key), "stamp" (which stamp line it belongs to) and the figures. Every line is written
+    whole as soon as it is known. fresh: forget what is there, all of it.
+    """
+
+    def __init__(self, path: Path, *, fresh: bool = False) -> None:
+        self.path = path
+        self.stamp = environment_stamp()
+        self._id = identity(self.stamp)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if fresh:
+            path.unlink(missing_ok=True)
+        known = list(lines(path))
+        if known and not path.read_bytes().endswith(b"\n"):  # cut off: the next line must not be glued to its rest
+            self._write("\n")
+        self._stamped = any(line.get("stamp_id") == self._id for line in known)
+        self._cases = {_key(line["case"]): line for line in known if line.get("stamp") == self._id}
+
+    def case(self, key: Mapping[str, Any], figures: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """The line of this case: from the file where it was measured before, else by calling `figures` now."""
+        if (found := self._cases.get(_key(key))) is not None:
+            return found
+        line = {"case": dict(key), "stamp": self._id, **figures()}
+        if not self._stamped:
+            self._append({"stamp_id": self._id, **self.stamp})
+            self._stamped = True
+        self._append(line)
+        self._cases[_key(key)] = line
+        return line
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        self._write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def _write(self, text: str) -> None:
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a ledger; a last one that was cut off by an interrupt is left out."""
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            yield json.loads(text)
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """What every bench's command line has: --out, --fresh, --quick."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument(
+        "--out", type=Path, help="JSON lines file  [default: in bench/results, with --quick in data/quick]"
+    )
+    made.add_argument("--fresh", action="store_true", help="measure again what is in that file already")
+    made.add_argument("--quick", action="store_true", help="a few small cases, to see that it works")
+    return made
+
+
+def parsed(made: argparse.ArgumentParser, results: str) -> argparse.Namespace:
+    """The command line's options; quick figures never end up among those that pages are made of."""
+    options = made.parse_args()
+    options.out = options.out or (Path("data/quick") if options.quick else RESULTS) / results
+    return options
+
+
+def _key(case: Mapping[str, Any]) -> str:
+    return json.dumps(case, sort_keys=True)
+
+
+def _prepare(calls: Mapping[str, Call], clock: ClockName, launches: int) -> tuple[dict[str, Call], Clock]:
+    if clock in ("wall", "own"):
+        return dict(calls), wall_ms if clock == "wall" else _own_ms
+    if clock not in ("cuda", "graph"):
+        raise ValueError(f"unknown clock {clock!r}; choose wall, own, cuda or graph")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError(f"clock {clock!r} needs a GPU that torch can use; use clock='wall'")
+    make = _captured if clock == "graph" else _repeated
+    return {name: make(call, launches) for name, call in calls.items()}, lambda call: _event_ms(call) / launches
+
+
+def _own_ms(call: Call) -> float:
+    """What the call returns: a subject in another process times itself."""
+    return float(call())  # type: ignore[arg-type]
+
+
+def _event_ms(call: Call) -> float:
+    """GPU time of one call on the current stream, by events around it, ms."""
+    import torch
+
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end))
+
+
+def _repeated(call: Call, launches: int) -> Call:
+    def run() -> None:
+        for _ in range(launches):
+            call()
+
+    return run
+
+
+def _captured(call: Call, launches: int) -> Call:
+    """The call `launches` times in one CUDA graph; what comes back replays it."""
+    import torch
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # lazy initialisation must happen before the capture, and not on the default stream
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(launches):
+            call()
+    replay: Call = graph.replay
+    return replay

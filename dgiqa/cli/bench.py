@@ -1,0 +1,98 @@
+"""`dgiqa-rt bench`: how fast is it here, and with which options."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dgiqa.cli.common import EXIT_CODES, Backend, app, data_stream, say, stdout
+
+if TYPE_CHECKING:
+    from dgiqa.speed import Row, Survey
+
+COLUMNS = ("backend", "precision", "batch", "threads", "ms per image", "p90", "images/s", "drift")
+
+
+@app.command(epilog=EXIT_CODES)
+def bench(  # noqa: PLR0917 - the command line's options
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="IMAGE", help="Images to measure with; at most 32.  [default: the model's own]"),
+    ] = None,
+    bundle: Annotated[str, typer.Option(metavar="NAME|DIR", help="Model: a name of `models`, or a folder.")] = "small",
+    backend: Annotated[Backend, typer.Option(help="Measure this one only.")] = Backend.auto,
+    max_drift: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            metavar="X",
+            help="Recommend nothing whose scores differ by more from those in fp32.  [default: 0.02]",
+        ),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=0.1, metavar="S", help="How long to measure; opening the networks adds to it.  [default: 90]"),
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+) -> None:
+    """Say how fast this machine scores images, and with which options it is fastest.
+
+    Measures every engine that runs here, in turn, for latency (one image alone) and throughput (many at once), with
+    its drift: how far scores are from those in fp32. Then threads and batches of the fastest. Takes two minutes.
+
+    \b
+    Examples:
+      dgiqa-rt bench
+      dgiqa-rt bench photos/*.jpg --max-drift 0.002
+      dgiqa-rt bench --bundle koniq --backend openvino --json
+    """
+    from dgiqa.bundle import load_bundle
+    from dgiqa.outputs import to_json
+    from dgiqa.speed import MAX_DRIFT, SECONDS, photographs, read, survey
+
+    loaded = load_bundle(bundle)
+    found = survey(
+        loaded,
+        read(paths) if paths else photographs(loaded),
+        backends=None if backend is Backend.auto else [backend.value],
+        max_drift=MAX_DRIFT if max_drift is None else max_drift,
+        seconds=SECONDS if seconds is None else seconds,
+        progress=(lambda line: None) if quiet else say,
+    )
+    if json_:
+        print(to_json({"schema_version": 1, **found.as_dict(bundle)}), file=data_stream())
+    else:
+        _print(found, bundle)
+
+
+def _print(found: Survey, bundle: str) -> None:
+    """The table, the two recommendations, and what could be built."""
+    from dgiqa.outputs import BOLD, YELLOW, painter, printable
+
+    stream = stdout()
+    paint = painter(stream)
+    print(f"{found.bundle} on {found.images} images; drift against {found.reference}\n", file=stream)
+    cells = [COLUMNS, *(_cells(row, found.max_drift) for row in found.rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
+    for line in cells:
+        names = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
+        numbers = [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
+        text = "  ".join([*names, *numbers])
+        print(paint(BOLD, text) if line is COLUMNS else text, file=stream)
+    for purpose, row in (("latency", found.latency), ("throughput", found.throughput)):
+        advice = row.setting.command(bundle) if row else f"nothing keeps to a drift of {found.max_drift:g}"
+        print(f"\nfor {purpose}:\n  {paint(BOLD, printable(advice))}", file=stream)
+    if found.missing:
+        print("\nnot measured:", file=stream)
+    for item in found.missing:
+        print(f"  {paint(YELLOW, f'{item.backend} {item.precision}')}: {printable(item.fix)}", file=stream)
+
+
+def _cells(row: Row, max_drift: float) -> tuple[str, ...]:
+    """One line of the table; an exclamation mark after a drift over the limit."""
+    s, mark = row.setting, "" if row.drift <= max_drift else " !"
+    sizes = (s.backend, s.precision, str(s.batch), str(s.threads))
+    times = (f"{row.ms.median:.1f}", f"{row.ms.p90:.1f}", f"{row.images_per_second:.1f}")
+    return (*sizes, *times, f"{row.drift:.1e}{mark}")

@@ -1,0 +1,82 @@
+"""Callables become milliseconds: interleaved, so that whatever the machine does meanwhile hits all of them alike.
+
+Machines differ and are shared, so a time alone says little: compare within one run, pair by pair (`Spread` of the
+ratios), and read times as belonging to the machine they came from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+Call = Callable[[], object]
+Clock = Callable[[Call], float]  # runs a call, returns its milliseconds
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, and the tenth and ninetieth percentile (of few samples: nearly the smallest and the largest)."""
+
+    p10: float
+    median: float
+    p90: float
+
+    def as_dict(self) -> dict[str, float]:
+        """Rounded to four significant digits: nothing we time repeats better than that."""
+        return {name: float(f"{getattr(self, name):.4g}") for name in ("p10", "median", "p90")}
+
+
+def wall_ms(call: Call) -> float:
+    """Wall time of one call, ms."""
+    started = time.perf_counter()
+    call()
+    return (time.perf_counter() - started) * 1e3
+
+
+def spread(samples: Sequence[float]) -> Spread:
+    """Median, p10 and p90 of one or more samples, linear between neighbours."""
+    if not samples:
+        raise ValueError("got no samples; wanted at least one")
+    ordered = sorted(samples)
+
+    def quantile(share: float) -> float:
+        place = share * (len(ordered) - 1)
+        low = int(place)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+    return Spread(quantile(0.1), quantile(0.5), quantile(0.9))
+
+
+def interleaved(
+    calls: Mapping[str, Call],
+    *,
+    pairs: int = 20,
+    warmup: int = 2,
+    clock: Clock = wall_ms,
+    seconds: float | None = None,
+) -> dict[str, list[float]]:
+    """Time the calls in turn, A, B, A, B, ...: ms of each call in each round, {name: [rounds]}.
+
+    pairs: rounds counted. warmup: rounds before them that are not. seconds: begin no further round after this long
+    (at least one is counted), so that slow calls bound the wait; None = all rounds.
+    """
+    if not calls or pairs < 1 or warmup < 0:
+        raise ValueError(f"got {len(calls)} calls, pairs={pairs}, warmup={warmup}; wanted >= 1, >= 1 and >= 0")
+    started = time.perf_counter()
+    for _ in range(warmup):
+        for call in calls.values():
+            call()
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for done in range(pairs):
+        if done and seconds is not None and time.perf_counter() - started > seconds:
+            break
+        for name, call in calls.items():
+            samples[name].append(clock(call))
+    return samples
+
+
+def ratios(baseline: Sequence[float], samples: Sequence[float]) -> Spread:
+    """Spread of baseline / sample, round by round: 2.0 = twice as fast as the baseline in the same round."""
+    return spread([a / b for a, b in zip(baseline, samples, strict=True)])

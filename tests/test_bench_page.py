@@ -1,0 +1,135 @@
+"""The page: every figure on it is one that a bench wrote, goals are judged, and plots show who is ahead."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+pytest.importorskip("matplotlib")
+import page
+import plots
+from peers import EAGER, SMALL, STREAM
+from startup import PEERS
+from timer import Ledger
+
+
+def spread(median: float) -> dict[str, float]:
+    return {"p10": median * 0.9, "median": median, "p90": median * 1.1}
+
+
+def row(name: str, ms: float, ratio: float, **more: Any) -> dict[str, Any]:
+    return {"name": name, "ms": spread(ms), "ratio": spread(ratio), "samples": 5, "note": "", "first_ms": None, **more}
+
+
+def setting_row(precision: str, ms: float, rate: float, drift: float) -> dict[str, Any]:
+    stages = {
+        name: spread(ms / 7) for name in ("decode", "depth_input", "depth", "depth_image", "tiles", "quality", "output")
+    }
+    return {
+        "setting": {"backend": "openvino", "precision": precision, "batch": 8, "threads": 2, "workers": 2},
+        "one": {"ms": spread(ms), "ratio": spread(1.0), "stages": stages},
+        "many": {"images_per_second": rate, "ratio": spread(1.0)},
+        "stream": {"images": 10, "images_per_second": rate, "resident_mb": [100.0]},
+        "alone": {"stages": {"quality": 40.0}, "slowest": "quality", "efficiency": 0.871, "networks": 0.9, "work": 1.1},
+        "drift": {"largest": drift, "mean": drift / 2, "srocc": 0.999},
+        "tiles_per_image": 6.0,
+        "peak_mb": 210.0,
+    }
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Results as the benches write them, with figures that are easy to find again."""
+    folder = tmp_path / "results"
+    peers, pipeline, scale = (Ledger(folder / f"{name}.jsonl") for name in page.BENCHES)
+    small = [row(SMALL, 51.0, 60.0), row(STREAM, 43.0, 77.0)]
+    peers.case({"part": "authors-vits", "images": 32}, lambda: {"rows": [row("authors", 4321, 1.0), *small]})
+    peers.case({"part": "authors-vitl", "images": 32}, lambda: {"rows": [row("authors", 34567, 1.0), *small]})
+    engines = [row(EAGER, 2000, 1.0, drift=0.0), row("onnxruntime fp32", 900, 2.22, drift=1e-7)]
+    engines.append(row("openvino bf16, a stream", 500, 4.13, drift=0.003))
+    peers.case({"part": "networks", "images": 32}, lambda: {"rows": engines})
+    broken = {"name": "TOPIQ-NR", "unavailable": "ImportError: facexlib", "note": ""}
+    peers.case({"part": "metrics", "images": 32}, lambda: {"rows": [row(SMALL, 51, 1.0), broken]})
+    pipeline.case({"part": "peaks"}, lambda: {"gflops": {"openvino fp32": 300.0}, "copy_gb_per_s": 20.0})
+    network = {"gflop": 1.0, "mb": 10.0, "nodes": 9, "shapes": {"image": [1, 3, 256, 352]}}
+    pipeline.case({"part": "flops", "bundle": "small@1"}, lambda: {"depth": network, "quality": network})
+    pipeline.case(
+        {"part": "startup"}, lambda: {"rows": [row(PEERS, 2000, 1, peak_mb=400), row("ours", 400, 5, peak_mb=180)]}
+    )
+    key = {"part": "settings", "bundle": "small@1", "group": "engines", "images": 32}
+    rows = [setting_row("fp32", 70, 20.0, 0.0), setting_row("bf16", 35, 41.5, 0.004)]
+    pipeline.case(key, lambda: {"rows": rows})
+    scale.case({"axis": "sizes"}, lambda: {"rows": [{"megapixels": 24.0, "ms": spread(812.0), "peak_mb": 555.0}]})
+    scale.case(
+        {"axis": "images"},
+        lambda: {"rows": [{"bundle": "tiny", "images": 10_000, "ms_per_image": 1.5, "resident_mb": 99.0}]},
+    )
+    attempt = {"what": "one copy fewer", "predicted": "3 %", "measured": "2 %", "verdict": "kept"}
+    (folder / page.TRIED).write_text(json.dumps([attempt]))
+    return folder
+
+
+def made(results: Path, docs: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(sys, "argv", ["page.py", "--results", str(results), "--docs", str(docs)])
+    page.main()
+    return (docs / "performance.md").read_text(encoding="utf-8")
+
+
+def test_every_figure_finds_its_place(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = made(results, tmp_path / "docs", monkeypatch)
+    assert "4,321 [3,889, 4,753]" in text  # the authors' pipeline
+    assert "| TOPIQ-NR | not measured |" in text
+    assert "ImportError: facexlib" in text
+    assert "| 41.5 |" in text  # images/s of bf16
+    assert "| tiny | 10,000 | 1.50 | 99 |" in text
+    assert "one copy fewer | 3 % | 2 % | kept |" in text
+    # 6 tiles of 1 GFLOP at 300 GFLOP/s are 20 ms, twice what the stage took here
+    assert "| quality | 10.0 | 20.0 | 200% | arithmetic |" in text
+    assert "cores of" in text  # the machine
+    for name in (plots.PARETO, plots.STAGES, plots.SCALE):
+        assert f"({name})" in text
+        assert (tmp_path / "docs" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_goals_are_judged_by_the_figures(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = made(results, tmp_path / "docs", monkeypatch)
+    goals = {line.split("|")[2].strip(): line for line in text.splitlines() if line.startswith("|") and "met" in line}
+    assert "77x | met" in goals["≥ 40x"]
+    assert "77x | **not met**" in goals["≥ 250x"]
+    assert "2.22x (onnxruntime fp32, drift 1e-07) | met" in goals["≥ 1.8x"]
+    assert "4.13x (openvino bf16, a stream, drift 3e-03) | **not met**" in goals["≥ 4.5x"]
+    assert "0.20x | met" in goals["≤ 0.33x"]
+    assert "87% of quality alone" in goals["≥ 85%"]
+
+
+def test_what_was_not_measured_is_said(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (results / "scale.jsonl").unlink()
+    text = made(results, tmp_path / "docs", monkeypatch)
+    assert "## How cost grows\n\nNot measured yet." in text
+    assert plots.SCALE not in text
+    for path in results.glob("*.jsonl"):
+        path.unlink()
+    with pytest.raises(SystemExit, match="holds no results"):
+        made(results, tmp_path / "docs", monkeypatch)
+
+
+def test_the_last_measurement_of_a_case_counts(results: Path) -> None:
+    line = {
+        "case": {"axis": "sizes"},
+        "stamp": json.loads((results / "scale.jsonl").read_text().splitlines()[0])["stamp_id"],
+    }
+    with (results / "scale.jsonl").open("a") as stream:
+        stream.write(json.dumps(line | {"rows": []}) + "\n")
+    found, machines = page.load(results)
+    assert [line["rows"] for line in found["scale"] if line["case"] == {"axis": "sizes"}] == [[]]
+    assert len(machines) == 1
+
+
+def test_the_front_is_what_nothing_beats_in_both_respects() -> None:
+    points = [(0.0, 10.0), (0.01, 30.0), (0.005, 8.0), (0.02, 25.0), (0.0, 9.0)]
+    assert plots.front(points) == [(0.0, 10.0), (0.01, 30.0)]

@@ -1,0 +1,97 @@
+"""The peers bench: what a comparison says of peers that run, that cannot run, and that give other scores."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+import peer_metrics
+import peers
+import pictures
+from peers import Entry
+
+from dgiqa.speed import Setting
+
+PEER = """
+import sys, time
+sys.path.insert(0, {bench!r})
+from peer_metrics import timed
+from subjects import serve
+seconds, score = map(float, sys.argv[1:])
+def one(data):
+    time.sleep(seconds)
+    return score
+serve(lambda: ({{"score": lambda paths: timed(paths, one)}}, {{}}))
+"""
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> str:
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(pictures.photograph(1, (160, 120)))
+    return str(path)
+
+
+def peer(name: str, seconds: float, score: float, **options: object) -> Entry:
+    code = PEER.format(bench=str(Path(peers.__file__).parent))
+    return Entry(name, (sys.executable, "-c", code, str(seconds), str(score)), **options)  # type: ignore[arg-type]
+
+
+def test_the_first_is_the_baseline_and_scores_are_compared_with_it(photo: str) -> None:
+    entries = [peer(peers.EAGER, 0.1, 0.5), peer("faster", 0.01, 0.53, note="a note")]
+    slow, fast = peers.measure_group(entries, [photo], pairs=3, seconds=10)["rows"]
+    assert (slow["name"], slow["ratio"]["median"], slow["drift"]) == (peers.EAGER, 1.0, 0.0)
+    assert 2 < fast["ratio"]["median"] < 11
+    assert fast["drift"] == pytest.approx(0.03)
+    assert fast["note"] == "a note"
+
+
+def test_one_that_cannot_run_says_why_and_the_others_go_on(photo: str) -> None:
+    broken = Entry("broken", (sys.executable, "-c", "import no_such_package"))
+    rows = peers.measure_group([peer("works", 0.001, 0.5), broken], [photo], pairs=2, seconds=10)["rows"]
+    by_name = {row["name"]: row for row in rows}
+    assert "No module named 'no_such_package'" in by_name["broken"]["unavailable"]
+    assert by_name["works"]["samples"] == 2
+
+
+def test_a_bundle_is_a_subject_like_any_other(bundle_dir: Path, photo: str) -> None:
+    entries = [
+        peers._runtime(request, str(bundle_dir), Setting("onnxruntime"), request) for request in ("score", "many")
+    ]
+    assert entries[0].command == entries[1].command  # so one process serves both
+    one, many = peers.measure_group(entries, [photo] * 3, pairs=2, seconds=10)["rows"]
+    assert one["ms"]["median"] > 0
+    assert many["ms"]["median"] > 0
+
+
+def test_agreement_counts_differences_and_order() -> None:
+    assert peers.agreement([0.1, 0.2, 0.3], [0.1, 0.2, 0.6]) == pytest.approx({"mean": 0.1, "largest": 0.3, "srocc": 1})
+
+
+@pytest.mark.slow
+def test_a_quick_comparison_with_pytorch(photo: str) -> None:
+    pytest.importorskip("torch")
+    rows = peers.measure_group(peers.authors("vits", quick=True), [photo], pairs=1, seconds=10)["rows"]
+    assert [row["name"] for row in rows] == ["authors' pipeline, vits", peers.SMALL, peers.STREAM]
+    assert rows[1]["ratio"]["median"] > 1
+
+
+def test_every_engine_that_runs_here_meets_eager_pytorch(bundle_dir: Path) -> None:
+    names = [entry.name for entry in peers.networks(bundle_dir, quick=True)]
+    assert names[:3] == [peers.EAGER, "onnxruntime fp32", "onnxruntime fp32, a stream"]
+
+
+def test_a_classic_metric_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_metrics.classic_metrics, "_niqe", lambda: lambda image: np.float64(image.mean()))
+    score = peer_metrics.metric("NIQE")
+    bright, dark = (score(pictures.photograph(n, (64, 48))) for n in (0, 18))
+    assert bright > dark
+
+
+def test_every_metric_has_its_environment_and_says_what_it_is() -> None:
+    assert set(peer_metrics.METRICS) >= {"MANIQA", "HyperIQA", "TOPIQ-NR", "MUSIQ", "CNNIQA", "BRISQUE", "NIQE", "PIQE"}
+    assert {note for _, note in peer_metrics.METRICS.values()} >= {peer_metrics.RANDOM_WEIGHTS, "brisque 0.2.0"}

@@ -1,0 +1,147 @@
+"""The pipeline bench: what it measures on the tiny bundle, what its figures mean, and the machine's floor."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+import floor
+import pictures
+import pipeline
+import startup
+import timer
+from subjects import Subject, SubjectError
+
+from dgiqa import Scorer, spec
+from dgiqa.bundle import Bundle
+from dgiqa.preprocess import decode
+from dgiqa.speed import Setting
+
+
+def test_the_photographs_are_the_same_every_time_and_differ_from_each_other() -> None:
+    first, second = pictures.photographs(6, (160, 120)), pictures.photographs(6, (160, 120))
+    assert first == second
+    assert len(set(first)) == 6
+    assert all(decode(data).shape == (120, 160, 3) for data in first)
+
+
+@pytest.mark.slow
+def test_a_quick_run_writes_every_part_and_a_second_one_measures_nothing(
+    bundle_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "pipeline.jsonl"
+    arguments = ["pipeline.py", "--quick", "--seconds", "0.1", "--bundle", str(bundle_dir), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.setattr(floor, "SIDE", 256)
+    monkeypatch.setattr(floor, "COPY_BYTES", 1 << 22)
+    pipeline.main()
+    written = out.read_text()
+    cases = {line["case"]["part"]: line for line in timer.lines(out) if "case" in line}
+    assert cases.keys() == {"peaks", "flops", "startup", "reference", "settings"}
+    assert cases["peaks"]["gflops"]["onnxruntime fp32"] > 0
+    assert cases["startup"]["rows"][0]["ms"]["median"] > 50
+    for line in (line for line in timer.lines(out) if line.get("case", {}).get("part") == "settings"):
+        for row in line["rows"]:
+            assert set(row["one"]["stages"]) == {*pipeline.STAGES, "output"}
+            assert row["many"]["images_per_second"] > 0
+            assert row["drift"]["largest"] < 1e-4
+            assert row["peak_mb"] > 30
+    engines = next(line for line in timer.lines(out) if line.get("case", {}).get("group") == "engines")
+    assert all(row["alone"]["work"] > row["alone"]["efficiency"] > 0 for row in engines["rows"])
+    assert len(engines["rows"][0]["stream"]["resident_mb"]) == 8
+    pipeline.main()
+    assert out.read_text() == written
+    assert "engines" in capsys.readouterr().out
+
+
+def test_drift_sees_a_moved_score_and_a_changed_order() -> None:
+    reference = [0.1, 0.2, 0.3, 0.4]
+    assert pipeline.drift(reference, reference) == {"largest": 0.0, "mean": 0.0, "srocc": 1.0}
+    moved = pipeline.drift([0.1, 0.2, 0.3, 0.44], reference)
+    assert moved["largest"] == pytest.approx(0.04)
+    assert moved["mean"] == pytest.approx(0.01)
+    assert pipeline.drift(reference[::-1], reference)["srocc"] == -1
+
+
+def test_efficiency_is_taken_against_the_slowest_stage_alone() -> None:
+    stages = {"decode": 2.0, "depth": 3.0, "quality": 12.0}
+    found = pipeline.efficiency(stages, per_image=16.0)
+    assert (found["slowest"], found["efficiency"], found["networks"], found["work"]) == ("quality", 0.75, 0.938, 1.062)
+
+
+def test_the_stages_alone_do_what_the_scorer_does(tiny_bundle: Bundle) -> None:
+    """Else they would time something that nobody runs."""
+    setting = Setting("onnxruntime", batch=4, threads=1, workers=2)
+    data = pictures.photograph(3, (200, 150))
+    with Scorer(tiny_bundle, backend="onnxruntime") as scorer:
+        kept = pipeline.prepared(scorer, data)
+        tiles = scorer._quality.run({spec.QUALITY_RGB: kept["rgb_tiles"], spec.QUALITY_DEPTH: kept["depth_tiles"]})
+        np.testing.assert_allclose(tiles[spec.QUALITY_OUTPUT], scorer.score(data).tile_scores, atol=1e-6)
+        found = pipeline.alone(scorer, [data] * 3, setting)
+    assert set(found["stages"]) == set(pipeline.STAGES)
+    assert all(ms > 0 for ms in found["stages"].values())
+
+
+def test_flops_of_a_graph_are_those_of_its_shapes(tiny_bundle: Bundle) -> None:
+    image = np.zeros((1, 3, 64, 96), np.float32)
+    depth = floor.graph_flops(tiny_bundle.file(spec.DEPTH_FILE), {spec.DEPTH_INPUT: image})
+    assert depth["gflop"] == round(2 * 64 * 96 * 3 * 25 / 1e9, 4)  # one 5x5 convolution from 3 channels to 1
+    tiles = np.zeros((2, 3, 64, 64), np.float32)
+    quality = floor.graph_flops(
+        tiny_bundle.file(spec.QUALITY_FILE), {spec.QUALITY_RGB: tiles, spec.QUALITY_DEPTH: tiles}
+    )
+    convolution, mix = 2 * 2 * 8 * 31 * 31 * 6 * 9, 2 * 2 * 8
+    assert quality["gflop"] == round((convolution + mix) / 1e9, 4)
+
+
+def test_startup_measures_a_process_and_notices_one_that_fails(bundle_dir: Path) -> None:
+    row = startup.startup(str(bundle_dir), 1, False)["rows"][0]
+    assert row["ms"]["median"] > 50
+    assert row["peak_mb"] > 20
+    with pytest.raises(RuntimeError, match="ended with status"):
+        startup.startup(str(bundle_dir / "nowhere"), 1, False)
+
+
+ECHO = """
+import sys
+sys.path.insert(0, {bench!r})
+from subjects import serve
+def prepare():
+    print("a library that talks")
+    if sys.argv[-1] == "broken":
+        raise ImportError("no such package")
+    return {{"double": lambda x: {{"value": 2 * x}}, "die": lambda: sys.exit(3)}}, {{"backend": "echo"}}
+serve(prepare)
+"""
+
+
+def echo(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", ECHO.format(bench=str(Path(pipeline.__file__).parent)), *arguments]
+
+
+def test_a_subject_answers_errors_are_told_and_it_can_go_on() -> None:
+    with Subject(echo()) as subject:
+        assert subject.ready == {"backend": "echo"}
+        assert subject.ask("double", x=21) == {"value": 42}
+        with pytest.raises(SubjectError, match="KeyError: 'treble'"):
+            subject.ask("treble")
+        assert subject.ask("double", x=[1]) == {"value": [1, 1]}
+        with pytest.raises(SubjectError):
+            subject.ask("die")
+
+
+def test_a_subject_that_cannot_start_says_why() -> None:
+    with pytest.raises(SubjectError, match="ImportError: no such package"):
+        Subject(echo("broken"))
+    with pytest.raises(SubjectError, match="SyntaxError"):
+        Subject([sys.executable, "-c", "def"])
+
+
+def test_a_setting_travels_as_json() -> None:
+    setting = Setting("openvino", "bf16", 8, 2, 2)
+    assert Setting(**json.loads(json.dumps(setting.__dict__))) == setting
