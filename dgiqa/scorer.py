@@ -20,15 +20,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dgiqa import preprocess, spec
+from dgiqa import cache, preprocess, spec
 from dgiqa.bundle import Bundle, load_bundle
-from dgiqa.errors import BackendError, BundleError, ImageError
-from dgiqa.sessions import Session, open_session, usable_cores
+from dgiqa.cache import Engine
+from dgiqa.errors import BackendError, BundleError, EngineError, ImageError
+from dgiqa.sessions import TENSORRT, Session, choose, open_session, usable_cores
+
+if TYPE_CHECKING:
+    from dgiqa.backends.gpu import DeviceScorer
+    from dgiqa.video.frames import VideoSource
+    from dgiqa.video.reuse import Reuse
+    from dgiqa.video.stream import FrameStream
 
 MAX_BYTES = 1 << 30  # encoded images larger than this are refused unread
 BATCH = 8  # two cores, small quality network, ms per tile: 7.0 alone, 5.6 from 4 tiles on, flat to 32; memory is not
@@ -53,7 +60,7 @@ class Score:
     the image resized to working_height x working_width; `windows_original` maps them back. tile: side of a window.
     width, height: of the image as decoded (after EXIF rotation), pixels. tiles: the tiling's name.
     timings_ms: wall time per stage (STAGES); a batch shared with other images counts by this image's part of its
-    tiles, and time spent waiting for other images is left out.
+    tiles, and time spent waiting for other images is left out. An image on a GPU has the one stage "device".
     bundle: the bundle's id. backend: what ran the networks. source: path, given name, "<bytes>" or "<array>".
     """
 
@@ -133,10 +140,15 @@ class Scorer:
     """The two networks of a bundle, ready to score. `score` may be called from several threads at once.
 
     bundle: a name ("small"), a directory, or a loaded Bundle. backend: "auto" or a name in `sessions.BACKENDS`.
+    precision: one of `spec.PRECISIONS`. fp32 runs the bundle's own files; anything else, and TensorRT, runs an engine
+    that was built and proved on this machine (`dgiqa-rt build`). build: build it now if it is missing or stale, which
+    takes minutes; a function is told each step. engine: the directory of an engine, instead of looking for one; it
+    decides backend and precision.
     tiles: "grid" (covers every pixel) or "official:COUNT[:SEED]" (the authors' random crops).
     batch: most tiles per run of the quality network. threads: of one network run, by default all usable cores.
     max_pixels: larger images are refused before they are decoded.
-    Raises BundleError, BackendError, or ValueError for arguments that mean nothing.
+    Raises BundleError, BackendError, EngineError if there is no such engine, or ValueError for arguments that mean
+    nothing.
     """
 
     def __init__(
@@ -144,6 +156,9 @@ class Scorer:
         bundle: str | Path | Bundle = "small",
         *,
         backend: str = "auto",
+        precision: str = "fp32",
+        build: bool | Callable[[str], None] = False,
+        engine: str | Path | Engine | None = None,
         tiles: str = "grid",
         batch: int = BATCH,
         threads: int | None = None,
@@ -156,20 +171,32 @@ class Scorer:
         self.batch = batch
         self.max_pixels = preprocess.MAX_PIXELS if max_pixels is None else max_pixels
         _check_tiling(tiles, self.bundle.preprocess.tile)
-        self._depth: Session | None = _open(self.bundle, spec.DEPTH_FILE, backend, threads)
-        self._quality: Session | None = _open(self.bundle, spec.QUALITY_FILE, backend, threads)
-        self.backend = self._quality.backend
+        built = _engine(self.bundle, backend, precision, build, engine)
+        if built:
+            backend, precision = built.backend, built.precision
+        self._depth: Session | None = _open(self.bundle, spec.DEPTH_FILE, backend, precision, built, threads)
+        self._quality: Session | None = _open(self.bundle, spec.QUALITY_FILE, backend, precision, built, threads)
+        self.precision = precision
+        self.backend = _label(self._quality, self._depth, precision)
         # One network runs at a time, with all the threads it may use; preparation of other images goes on beside it.
         self._engine = threading.Lock()
+        self._device: DeviceScorer | None = None
 
-    def score(self, source: Source, *, name: str | None = None, tiles: str | None = None) -> Score:
+    def score(
+        self, source: Source | Any, *, name: str | None = None, tiles: str | None = None, stream: Any = None
+    ) -> Score:
         """Score one image: a path, encoded bytes, an array (see `preprocess.as_rgb`) or an open binary file.
 
+        Or uint8 [H,W,3] on a GPU (PyTorch, CuPy, PyCUDA, ...; see `gpu.device_image`), scored in place on `stream`.
         name: what the score calls its source. tiles: instead of the scorer's own tiling.
         Raises ImageError if there is no image in it, BackendError if a network fails, ValueError for a wrong tiling.
         """
         tiles = self.tiles if tiles is None else tiles
         _check_tiling(tiles, self._p.tile)
+        if _is_on_device(source):
+            return self._score_on_device(source, name or "<device>", tiles, stream)
+        if stream is not None:
+            raise ValueError("got a stream for an image that is not on a GPU; leave it out")
         work = self._prepare(source, name or _name_of(source), tiles)
         while work.left:
             self._run_batch([(work, min(work.left, self.batch))])
@@ -201,9 +228,55 @@ class Scorer:
         _alive(self._quality)
         return self._score_many(sources, on_error, workers, batch)
 
+    def score_video(
+        self,
+        source: VideoSource,
+        *,
+        every: float | None = None,
+        count: int | None = None,
+        per_scene: int | None = None,
+        start: float = 0.0,
+        end: float = math.inf,
+        reuse: Reuse | None = None,
+        **reading: Any,
+    ) -> Iterator[dict[str, Any]]:
+        """Score frames of a video lazily: a row (`video.VIDEO_COLUMNS`) per frame, in order of time.
+
+        source: a path, an http(s), HLS, RTSP, RTMP, SRT or UDP address, "-" (a container on standard input) or an open
+        binary file. every: seconds between frames, by default 1; 0 scores all of them. Or count: that many over the
+        whole; or per_scene: that many of each scene. start, end: seconds. reuse: let frames take over the depth image
+        (and tile scores) of earlier ones, see `reuse.Reuse`. reading: the fields of `video.Reading`: raw, live,
+        timeout_s, decoder, deinterlace.
+        A frame that cannot be decoded is a row with an error, and so is a source that cannot be read (to its end).
+        Raises ValueError for arguments that mean nothing, BackendError without PyAV. Closing the iterator ends it.
+        """
+        from dgiqa.video import score_video
+
+        _alive(self._quality)
+        return score_video(
+            self, source, every=every, count=count, per_scene=per_scene, start=start, end=end, reuse=reuse, **reading
+        )
+
+    def stream(
+        self, *, live: bool = False, capacity: int = 4, reuse: Reuse | None = None, **options: Any
+    ) -> FrameStream:
+        """A thread-safe stream: `push(image, time_s)` pictures from any thread, `pull()` rows in another.
+
+        live: when `capacity` frames wait, a push drops the oldest of them instead of waiting. options: tiles, batch,
+        workers, as in Scorer and score_many. Use it as a context manager; `finish()` ends it after what was pushed.
+        """
+        from dgiqa.video import open_stream
+
+        _alive(self._quality)
+        return open_stream(self, live=live, capacity=capacity, reuse=reuse, **options)
+
     def close(self) -> None:
         """Release the networks' memory. The scorer cannot be used afterwards."""
-        self._depth = self._quality = None
+        if self._device is not None:
+            self._device.close()
+        for session in (self._depth, self._quality):
+            getattr(session, "close", lambda: None)()  # engines on a GPU hold memory of their own
+        self._depth = self._quality = self._device = None
 
     def __enter__(self) -> Scorer:
         return self
@@ -237,23 +310,50 @@ class Scorer:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _prepare(self, source: Source, name: str, tiles: str, stop: threading.Event | None = None) -> _Work:
-        """First half: source -> working image, depth image and windows. Given up between stages once stop is set."""
+    def _prepare(
+        self,
+        source: Source,
+        name: str,
+        tiles: str,
+        stop: threading.Event | None = None,
+        near: NDArray[np.uint8] | None = None,
+    ) -> _Work:
+        """First half: source -> working image, depth image and windows. Given up between stages once stop is set.
+
+        near: the depth image to use, uint8 at the image's or the working size, instead of the depth network's.
+        """
         clock = _Clock(stop)
         with clock("decode"):
             rgb = self._decode(source)
         height, width = rgb.shape[:2]
-        with clock("depth_input"):
-            image = preprocess.depth_input(rgb, self._p)
-        with self._engine, clock("depth"):
-            depth = _alive(self._depth).run({spec.DEPTH_INPUT: image})[spec.DEPTH_OUTPUT]
-        with clock("depth_image"):
-            near = preprocess.depth_image(depth, height, width)
+        if near is None:
+            near = self._depth_image(rgb, clock)
         with clock("tiles"):
             rgb, near = (preprocess.resize_short_side(x, self._p.short_side) for x in (rgb, near))
             windows = preprocess.windows_for(tiles, near.shape[0], near.shape[1], self._p.tile)
         scores = np.full(len(windows), np.nan, np.float32)
         return _Work(name, tiles, height, width, rgb, near, windows, clock.ms, scores)
+
+    def _depth_image(self, rgb: NDArray[np.uint8], clock: _Clock) -> NDArray[np.uint8]:
+        """The depth network's image of rgb [H,W,3]: uint8 [H,W]."""
+        with clock("depth_input"):
+            image = preprocess.depth_input(rgb, self._p)
+        with self._engine, clock("depth"):
+            depth = _alive(self._depth).run({spec.DEPTH_INPUT: image})[spec.DEPTH_OUTPUT]
+        with clock("depth_image"):
+            return preprocess.depth_image(depth, *rgb.shape[:2])
+
+    def _score_on_device(self, source: Any, name: str, tiles: str, stream: Any) -> Score:
+        from dgiqa.backends import gpu
+
+        with self._engine:
+            depth, quality = _alive(self._depth), _alive(self._quality)
+            if self._device is None:
+                self._device = gpu.open_device_scorer(depth, quality, self._p)
+            found = self._device.score(source, tiles, batch=self.batch, stream=stream)
+        there = np.broadcast_to(np.uint8(0), found.working_size)  # the working image's place; its pixels never came
+        timings, n = {"device": found.ms}, len(found.windows)
+        return self._finish(_Work(name, tiles, *found.size, there, there, found.windows, timings, found.tile_scores, n))
 
     def _try_prepare(self, item: Source | tuple[str, Source], stop: threading.Event, keep: bool) -> _Work | Failure:
         name, source = item if isinstance(item, tuple) else (_name_of(item), item)
@@ -394,14 +494,49 @@ def _joined(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _open(bundle: Bundle, file: str, backend: str, threads: int | None) -> Session:
+def _engine(
+    bundle: Bundle,
+    backend: str,
+    precision: str,
+    build: bool | Callable[[str], None],
+    engine: str | Path | Engine | None,
+) -> Engine | None:
+    """The engine to run, or None where the bundle's own files run."""
+    if isinstance(engine, Engine):
+        return engine
+    if engine is not None:
+        return cache.load(engine, bundle)
+    if choose(backend, precision) != TENSORRT and precision == "fp32":
+        return None
+    try:
+        return cache.find(bundle, backend, precision)
+    except EngineError:
+        if not build:
+            raise
+    from dgiqa.engine import build as build_engine
+
+    told = build if callable(build) else lambda line: None
+    return build_engine(bundle, backend=backend, precision=precision, progress=told)
+
+
+def _open(  # noqa: PLR0917 - one per network, from the constructor's arguments
+    bundle: Bundle, file: str, backend: str, precision: str, engine: Engine | None, threads: int | None
+) -> Session:
     """One network of the bundle, with the tensors that the contract promises."""
-    session = open_session(bundle.file(file), backend, threads=threads)
+    path = engine.files.get(file) if engine else None
+    plugins = engine.plugins if engine else ()
+    session = open_session(path or bundle.file(file), backend, precision=precision, threads=threads, plugins=plugins)
     wanted = _TENSORS[file]
     if (set(session.inputs), set(session.outputs)) != wanted:
         maps = [f"{sorted(i)} -> {sorted(o)}" for i, o in ((session.inputs, session.outputs), wanted)]
         raise BundleError(f"{bundle.id}: {file} maps {maps[0]}, wanted {maps[1]}; export it again")
     return session
+
+
+def _label(quality: Session, depth: Session, precision: str) -> str:
+    """What runs the networks, for the score: "openvino-cpu 2026.4.1 int8"."""
+    other = "" if depth.backend == quality.backend else f" (depth: {depth.backend})"
+    return f"{quality.backend} {precision}{other}"
 
 
 def _alive(session: Session | None) -> Session:
@@ -416,6 +551,14 @@ def _check_tiling(tiles: str, tile: int) -> None:
 
 def _failure(name: str, error: Exception, keep: bool) -> Failure:
     return Failure(name, type(error).__name__, str(error) or repr(error), error if keep else None)
+
+
+def _is_on_device(source: object) -> bool:
+    if isinstance(source, str | Path | bytes | bytearray | memoryview | np.ndarray):
+        return False
+    from dgiqa.backends.cuda import is_device_array
+
+    return is_device_array(source)
 
 
 def _name_of(source: object) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +14,32 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dgiqa import spec
+from dgiqa.backends.native import Kernels
 from dgiqa.bundle import Bundle, load_bundle, write_bundle
 from dgiqa.parity import golden_files
 from dgiqa.scorer import Scorer
+from dgiqa.sessions import gpu_present
 
 PREPROCESS = spec.Preprocess(depth_lower_bound=64, depth_multiple=32, short_side=96, tile=64)
 LABELS = {"licence": "Apache-2.0", "source": "made by the tests"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--gpu", action="store_true", help="what needs a GPU or TensorRT fails where it cannot run")
+
+
+@pytest.fixture
+def need_gpu(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """need_gpu("tensorrt", ...): skip without an NVIDIA GPU or one of these modules, naming it; with --gpu, fail."""
+
+    def need(*modules: str) -> None:
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        lacking = ["an NVIDIA GPU"] * (not gpu_present()) + missing
+        if lacking:
+            reason = f"needs {' and '.join(lacking)}"
+            pytest.fail(reason) if request.config.getoption("--gpu") else pytest.skip(reason)
+
+    return need
 
 
 @pytest.fixture(scope="session")
@@ -97,6 +119,28 @@ def network_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     preprocess = spec.Preprocess(depth_lower_bound=192, depth_multiple=32)
     write_bundle(root / "network", name="network", title="untrained", files=files, preprocess=preprocess, **LABELS)
     return load_bundle(root / "network")
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    """The preprocessing kernels, compiled for the CPU."""
+    from emulated import emulated_kernels
+
+    return emulated_kernels(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(scope="session")
+def full_quality_export(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The full-size quality network with untrained weights, as export_quality leaves it (an Export). Takes a minute."""
+    torch = pytest.importorskip("torch")
+    from dgiqa.nn.network import DGIQA, FULL
+    from dgiqa.nn.onnx_export import export_quality
+
+    torch.manual_seed(0)
+    model = DGIQA(FULL)
+    with torch.no_grad():
+        model.fc.weight.mul_(40)  # untrained scores hardly differ; a steep last layer spreads them
+    return export_quality(model.eval(), tmp_path_factory.mktemp("full") / spec.QUALITY_FILE)
 
 
 def _depth_network():  # type: ignore[no-untyped-def] # -> nn.Module; torch is imported only where it is needed

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from dgiqa.errors import BackendError, DgiqaError
+from dgiqa.errors import BackendError, DgiqaError, ParityError
 
 if TYPE_CHECKING:
     from dgiqa.outputs import ProgressLine
@@ -29,8 +29,8 @@ Exit codes:
   2    wrong usage
   3    some inputs could not be scored (missing, not an image, a folder
        without images); each is a row with status "error"
-  4    a score is below --fail-under, or verify is over its tolerance;
-       4 wins over 3, so that tolerating 3 never hides a failed gate
+  4    a score is below --fail-under, or verify or build is over its
+       tolerance; 4 wins over 3, so that tolerating 3 never hides a failed gate
   5    this machine cannot do it: ONNX Runtime or a backend is missing
   130  interrupted (143: terminated); rows written so far are kept
 """
@@ -63,6 +63,18 @@ class Backend(str, Enum):
 
     auto = "auto"
     onnxruntime = "onnxruntime"
+    openvino = "openvino"
+    onnxruntime_cuda = "onnxruntime-cuda"
+    tensorrt = "tensorrt"
+
+
+class Precision(str, Enum):
+    """What the networks compute in."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    int8 = "int8"
+    bf16 = "bf16"
 
 
 class Stopped(BaseException):
@@ -151,4 +163,6 @@ def explain(error: Exception) -> int:
     hint = "" if expected else " (DGIQA_DEBUG=1 shows where)"
     text = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else str(error)
     say(f"{kind}{text}{hint}", prefix="error: ")
+    if isinstance(error, ParityError):
+        return GATE_FAILED
     return ENVIRONMENT if isinstance(error, BackendError | ImportError) else RUNTIME_ERROR

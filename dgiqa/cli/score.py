@@ -9,7 +9,8 @@ import sys
 from collections import deque
 from collections.abc import Generator, Iterator
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +21,7 @@ from dgiqa.cli.common import (
     OK,
     SIGNALS,
     Backend,
+    Precision,
     Stopped,
     app,
     data_stream,
@@ -68,6 +70,13 @@ def score(  # noqa: PLR0917 - the command line's options
         ),
     ] = "grid",
     backend: Annotated[Backend, typer.Option(help="What runs the networks: that or an error.")] = Backend.auto,
+    precision: Annotated[
+        Precision, typer.Option(help="What they compute in; all but fp32 need an engine that `build` made.")
+    ] = Precision.fp32,
+    build: Annotated[bool, typer.Option("--build", help="Build that engine first if it is missing or stale.")] = False,
+    engine: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="An engine's folder, instead of looking in the cache.")
+    ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Tiles per run of the quality network.  [default: 8]")
     ] = None,
@@ -128,7 +137,15 @@ def score(  # noqa: PLR0917 - the command line's options
         inputs, total = _counted(inputs, live=from_file == "-")
         report.line = progress_line(total, quiet or no_progress)
         scorer = _scorer(
-            bundle, backend=backend.value, tiles=tiles, batch=batch, threads=threads, max_pixels=max_pixels
+            bundle,
+            backend=backend.value,
+            precision=precision.value,
+            build=build and say,
+            engine=engine,
+            tiles=tiles,
+            batch=batch,
+            threads=threads,
+            max_pixels=max_pixels,
         )
         report.start()
         stop = _fill(report, _rows(scorer, inputs, workers, details))
@@ -236,12 +253,10 @@ def _report(
         yield report
 
 
-def _scorer(
-    bundle: str, *, backend: str, tiles: str, batch: int | None, threads: int | None, max_pixels: int | None
-) -> Scorer:
+def _scorer(bundle: str, *, batch: int | None, **options: Any) -> Scorer:
     from dgiqa.scorer import BATCH, Scorer
 
-    return Scorer(bundle, backend=backend, tiles=tiles, batch=batch or BATCH, threads=threads, max_pixels=max_pixels)
+    return Scorer(bundle, batch=batch or BATCH, **options)
 
 
 def _rows(scorer: Scorer, inputs: Iterator[Input], workers: int | None, details: bool) -> Generator[Row]:

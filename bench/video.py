@@ -1,0 +1,319 @@
+"""What video costs on this machine: memory over length, our share of the time, what reuse saves and what it moves.
+
+    python bench/video.py [--json bench/results/video.json] [--only memory,overhead,reuse,localised,full] [--fresh]
+
+Clips are made from photographs. Ratios compare runs that take turns in this process; memory is that of the command in a
+process of its own. A part that the results hold for this machine, these versions and this code is not measured again.
+The full-size networks (paper's DGIQA, Depth Anything ViT-S) are untrained: their arithmetic, and so their time, is that
+of trained ones; their scores mean nothing, so no drift is stated for them. They need torch and some minutes: only with
+--only full.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from dgiqa import Scorer, preprocess, spec
+from dgiqa.video import Summary, VideoRun
+from dgiqa.video.frames import Video
+from dgiqa.video.reuse import Reuse
+from dgiqa.video.sampling import Sampling
+
+sys.path.insert(0, str(Path(__file__).parent))
+from stamp import environment_stamp, identity
+
+UInt8 = NDArray[np.uint8]
+RATE = 25
+NOISE = (0.0, 2.0, 5.0)  # standard deviation of sensor noise, levels
+# The command, then the most memory it ever held, in kB. Not getrusage: that starts with its parent's.
+OWN_PEAK = """
+from dgiqa.cli import main
+try:
+    main()
+except SystemExit as leave:
+    assert not leave.code, leave.code
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+"""
+PARTS = ("memory", "overhead", "reuse", "localised")
+
+
+def memory(folder: Path) -> dict[str, float]:
+    """Peak memory of the command on 30 s and on 10 min of 1080p, a frame every 5 s, MB."""
+    half_minute = write(folder / "30s.mp4", still(photograph("rocket", 1920, 1080), 30 * RATE, 1.0, every=5))
+    long = repeated(half_minute, folder / "10min.mp4", 20)
+    figures = {}
+    for name, path in (("30 s", half_minute), ("10 min", long)):
+        options = ["--every", "5s", "-q", "-o", str(folder / "rows.csv")]
+        command = [sys.executable, "-c", OWN_PEAK, "video", str(path), *options]
+        started = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        figures[f"peak_mb {name}"] = int(done.stdout) / 1024
+        figures[f"seconds {name}"] = time.perf_counter() - started
+    return figures | {"ratio": figures["peak_mb 10 min"] / figures["peak_mb 30 s"]}
+
+
+def overhead(folder: Path) -> dict[str, dict[str, float]]:
+    """Our pipeline against decoding and the networks alone, and against a plain loop of `score`, by size of frame."""
+    sizes = {"1080p": (1920, 1080), "720p": (1280, 720)}
+    return {name: overhead_at(folder / f"{name}.mp4", *size) for name, size in sizes.items()}
+
+
+def overhead_at(path: Path, width: int, height: int, rounds: int = 5) -> dict[str, float]:
+    """Three ways over the same frames, in turns.
+
+    bare: decode, convert to RGB, then the two networks on ready-made inputs, nothing beside them. Resizing, tiling and
+    the depth image are overhead then, too. loop: decode and `Scorer.score`, one frame after the other.
+    """
+    write(path, still(photograph("coffee", width, height), 4 * RATE, 1.0))
+    sampling = Sampling(every=0.2)
+    with Scorer("small") as scorer:
+        with Video(path) as video:
+            inputs = [network_inputs(scorer, f.rgb) for f in video.frames(sampling) if f.rgb is not None]
+
+        def bare() -> None:
+            with Video(path) as video:
+                for _ in video.frames(sampling):
+                    pass
+            for depth_input, tiles in inputs:
+                scorer._depth.run(depth_input)  # type: ignore[union-attr]
+                scorer._quality.run(tiles)  # type: ignore[union-attr]
+
+        def loop() -> None:
+            with Video(path) as video:
+                for frame in video.frames(sampling):
+                    scorer.score(frame.rgb)  # type: ignore[arg-type]
+
+        def ours() -> None:
+            assert len(list(VideoRun(scorer, [path], sampling).rows())) == len(inputs)
+
+        turns = [tuple(seconds_of(call) for call in (bare, loop, ours)) for _ in range(rounds + 1)][1:]
+    per_frame = {
+        name: median(t[i] for t in turns) / len(inputs) * 1e3 for i, name in enumerate(("bare", "loop", "ours"))
+    }
+    return {f"{name}_ms_per_frame": ms for name, ms in per_frame.items()} | {
+        "over_bare": median(ours / bare for bare, _, ours in turns) - 1,
+        "over_loop": median(ours / loop for _, loop, ours in turns) - 1,
+    }
+
+
+def seconds_of(call: Callable[[], None]) -> float:
+    """Wall time of one call."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def reuse(folder: Path, bundle: str = "small", frames: int = 100, rounds: int = 2) -> dict[str, dict[str, float]]:
+    """Frames per second with reuse over without, and how far that moves the scores, on a static camera, 720p.
+
+    A photograph, a small square crossing it, sensor noise of three strengths. Every frame of the run with reuse is
+    compared with the same frame of the run without.
+    """
+    figures = {}
+    with Scorer(bundle) as scorer:
+        for name in ("coffee", "rocket"):
+            for noise in NOISE:
+                path = write(folder / "still.mp4", still(photograph(name, 1280, 720), frames, noise))
+                for label, setting in (("depth", Reuse()), ("depth+tiles", Reuse(tiles=True))):
+                    figures[f"{name}, noise {noise:g}, {label}"] = compared(scorer, path, setting, rounds)
+                    print(
+                        "   ",
+                        f"{name}, noise {noise:g}, {label}",
+                        figures[f"{name}, noise {noise:g}, {label}"],
+                        flush=True,
+                    )
+    best = {label: [f for k, f in figures.items() if k.endswith(f", {label}")] for label in ("depth", "depth+tiles")}
+    for label, found in best.items():
+        figures[f"median, {label}"] = {key: median(f[key] for f in found) for key in found[0]}
+    return figures
+
+
+def compared(scorer: Scorer, path: Path, setting: Reuse, rounds: int) -> dict[str, float]:
+    """One setting against none, in turns."""
+
+    def run(reuse: Reuse | None) -> tuple[float, list[dict[str, Any]], Summary]:
+        made = VideoRun(scorer, [path], Sampling(every=0), reuse=reuse)
+        summary, rows = Summary(made), []
+        started = time.perf_counter()
+        for row in made.rows():
+            rows.append(row)
+            summary.add(row)
+        return time.perf_counter() - started, rows, summary
+
+    pairs = [(run(None), run(setting)) for _ in range(rounds)]
+    (_, plain, _), (_, reused, summary) = pairs[-1]
+    drift = np.abs([a["score"] - b["score"] for a, b in zip(reused, plain, strict=True)])
+    return {
+        "times_faster": median(a[0] / b[0] for a, b in pairs),
+        "frames_per_second": median(len(reused) / b[0] for _, b in pairs),
+        "mean_drift": float(drift.mean()),
+        "largest_drift": float(drift.max()),
+        "audited_mean_drift": summary.run.drift.mean or 0.0,
+        "depth_reused": summary.reused / len(reused),
+        "tiles_reused": sum(r["tiles_reused"] for r in reused) / sum(r["tiles"] for r in reused),
+    }
+
+
+def localised(folder: Path) -> dict[str, float]:
+    """How far from the truth a blur from 2 s to 4 s is found, seconds, by sampling step, with and without reuse."""
+    figures = {}
+    picture = photograph("coffee", 640, 360)
+
+    def frames() -> Iterator[UInt8]:
+        for i, frame in enumerate(still(picture, 6 * RATE, 1.0)):
+            yield np.asarray(cv2.GaussianBlur(frame, (0, 0), 4), np.uint8) if 2 <= i / RATE < 4 else frame
+
+    path = write(folder / "blur.mp4", frames())
+    with Scorer("small") as scorer:
+        for step in (0.1, 0.25, 0.5):
+            for label, setting in (("", None), (", reuse", Reuse(tiles=True))):
+                rows = list(scorer.score_video(path, every=step, reuse=setting))
+                found = dip([r["time_s"] for r in rows], [r["score"] for r in rows])
+                figures[f"step {step:g} s{label}"] = max(abs(found[0] - 2), abs(found[1] + step - 4))
+    return figures
+
+
+def dip(times: list[float], scores: list[float]) -> tuple[float, float]:
+    """First and last time below the middle between the highest and the lowest score."""
+    middle = (max(scores) + min(scores)) / 2
+    below = [t for t, s in zip(times, scores, strict=True) if s < middle]
+    return below[0], below[-1]
+
+
+def full(folder: Path) -> dict[str, dict[str, float]]:
+    """Reuse with the full-size networks, untrained, 720p: seconds per frame and times faster."""
+    import torch
+
+    from dgiqa.bundle import write_bundle
+    from dgiqa.nn.depth_anything import DepthAnything
+    from dgiqa.nn.network import DGIQA
+    from dgiqa.nn.onnx_export import export_depth, export_quality
+
+    torch.manual_seed(0)
+    p = spec.Preprocess()
+    export_quality(DGIQA().eval(), folder / spec.QUALITY_FILE)
+    export_depth(DepthAnything("vits").eval(), folder / spec.DEPTH_FILE, preprocess=p)
+    files = {name: folder / name for name in (spec.QUALITY_FILE, spec.DEPTH_FILE)}
+    labels = {"name": "untrained", "title": "untrained", "licence": "Apache-2.0", "source": "bench"}
+    bundle = write_bundle(folder / "untrained", files=files, preprocess=p, **labels)
+    path = write(folder / "still.mp4", still(photograph("rocket", 1280, 720), 12, 1.0))
+    figures = {}
+    with Scorer(bundle) as scorer:
+        for label, setting in (("depth", Reuse()), ("depth+tiles", Reuse(tiles=True))):
+            measured = compared(scorer, path, setting, 1)
+            figures[label] = {
+                k: measured[k] for k in ("times_faster", "frames_per_second", "depth_reused", "tiles_reused")
+            }
+    return figures
+
+
+def network_inputs(scorer: Scorer, rgb: UInt8) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the two networks get for one frame."""
+    work = scorer._prepare(rgb, "frame", "grid")
+    tiles = preprocess.cut_tiles(work.rgb, work.depth, work.windows, scorer._p.tile)
+    depth_input = {spec.DEPTH_INPUT: preprocess.depth_input(rgb, scorer._p)}
+    return depth_input, dict(zip((spec.QUALITY_RGB, spec.QUALITY_DEPTH), tiles, strict=True))
+
+
+def photograph(name: str, width: int, height: int) -> UInt8:
+    """A photograph of scikit-image, enlarged and cut to size: uint8 [height,width,3]."""
+    import skimage.data
+
+    picture = np.asarray(getattr(skimage.data, name)())
+    scale = max(width / picture.shape[1], height / picture.shape[0])
+    size = (max(width, round(picture.shape[1] * scale)), max(height, round(picture.shape[0] * scale)))
+    return np.ascontiguousarray(cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)[:height, :width])
+
+
+def still(picture: UInt8, count: int, noise: float, every: int = 1) -> Iterator[UInt8]:
+    """A fixed camera: a square crosses the picture, and the sensor's noise is new every `every` frames."""
+    height, width = picture.shape[:2]
+    generator, side = np.random.default_rng(0), height // 12
+    grain: Any = 0.0
+    for i in range(count):
+        frame = picture.astype(np.float32)
+        x, y = round((width - side) * i / count), round(0.7 * height)
+        frame[y : y + side, x : x + side] = (200, 60, 40)
+        if noise and i % every == 0:
+            grain = generator.standard_normal((height, width, 1), np.float32) * noise
+        yield np.clip(frame + grain, 0, 255).astype(np.uint8)
+
+
+def write(path: Path, frames: Iterator[UInt8]) -> Path:
+    """Encode as H.264 at constant quality 23, a key frame every two seconds."""
+    with av.open(str(path), "w") as container:
+        stream: Any = None
+        for i, picture in enumerate(frames):
+            if stream is None:
+                stream = container.add_stream("libx264", rate=RATE, options={"preset": "veryfast", "crf": "23"})
+                stream.height, stream.width = picture.shape[:2]
+                stream.pix_fmt, stream.codec_context.gop_size = "yuv420p", 2 * RATE
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = i, Fraction(1, RATE)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def repeated(source: Path, path: Path, times: int) -> Path:
+    """The same packets so many times in a row: a long clip without encoding it."""
+    with av.open(str(path), "w") as output:
+        stream, offset = None, 0
+        for _ in range(times):
+            with av.open(str(source)) as container:
+                first = container.streams.video[0]
+                stream = stream or output.add_stream_from_template(first)
+                for packet in container.demux(first):
+                    if packet.size and packet.pts is not None and packet.dts is not None:
+                        packet.pts, packet.dts, packet.stream = packet.pts + offset, packet.dts + offset, stream
+                        output.mux(packet)
+                offset += int(first.duration or 0)
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="also write the figures here, and take up what it holds")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts to measure, separated by commas")
+    parser.add_argument("--fresh", action="store_true", help="measure again what the results hold")
+    options = parser.parse_args()
+    stamp = environment_stamp()
+    record: dict[str, Any] = {"environment": stamp, "identity": identity(stamp)}
+    if options.json and options.json.exists():
+        known = json.loads(options.json.read_text())
+        if known.get("identity") == record["identity"] and not options.fresh:
+            record = known
+    calls: dict[str, Callable[[Path], Any]] = {
+        "memory": memory,
+        "overhead": overhead,
+        "reuse": reuse,
+        "localised": localised,
+        "full": full,
+    }
+    for name in options.only.split(","):
+        if name not in record:
+            with tempfile.TemporaryDirectory() as folder:
+                record[name] = calls[name](Path(folder))
+        print(f"{name}: {json.dumps(record[name], indent=2)}", flush=True)
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

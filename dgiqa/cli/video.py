@@ -1,0 +1,431 @@
+"""`dgiqa-rt video`: videos in, a row per scored frame out; pooled figures, a report, and a gate for encoders."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import sys
+from collections.abc import Callable, Generator, Iterator
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from dgiqa.cli.common import (
+    EXIT_CODES,
+    GATE_FAILED,
+    INPUTS_FAILED,
+    OK,
+    SIGNALS,
+    Backend,
+    Precision,
+    Stopped,
+    app,
+    data_stream,
+    say,
+    stdout,
+)
+from dgiqa.errors import DgiqaError
+
+if TYPE_CHECKING:
+    from dgiqa.outputs import AtomicFile, Row, Writer
+    from dgiqa.video import Summary, VideoRun
+    from dgiqa.video.outputs import VideoProgress
+    from dgiqa.video.pipeline import Result
+    from dgiqa.video.report import Sink
+    from dgiqa.video.sampling import Sampling
+
+T = TypeVar("T")
+
+
+class Format(str, Enum):
+    """How rows are written to standard output."""
+
+    table = "table"
+    jsonl = "jsonl"
+    csv = "csv"
+    json = "json"
+
+
+class Decoder(str, Enum):
+    """What decodes."""
+
+    cpu = "cpu"
+    nvdec = "nvdec"
+
+
+@app.command(epilog=EXIT_CODES)
+def video(  # noqa: PLR0917 - the command line's options
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...", help="Video files, http(s), HLS, RTSP or SRT addresses, or - for standard input."
+        ),
+    ],
+    every: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Score a frame every TIME: 0.5s, 250ms, 1min.  [default: 1s]")
+    ] = None,
+    fps: Annotated[float | None, typer.Option(metavar="N", help="Score N frames per second.")] = None,
+    frames: Annotated[str | None, typer.Option(metavar="all|N", help="Score all frames, or N spread evenly.")] = None,
+    scenes: Annotated[int | None, typer.Option(metavar="N", help="Score N frames of each scene.")] = None,
+    start: Annotated[str | None, typer.Option(metavar="TIME", help="Begin here: 90s or 00:01:30.")] = None,
+    end: Annotated[str | None, typer.Option(metavar="TIME", help="End here.")] = None,
+    duration: Annotated[str | None, typer.Option(metavar="TIME", help="End so long after the start.")] = None,
+    raw: Annotated[
+        str | None,
+        typer.Option(metavar="WxH@FPS[:FORMAT]", help="Frames without a container, rgb24 or yuv420p: 1280x720@25."),
+    ] = None,
+    live: Annotated[
+        bool | None,
+        typer.Option("--live/--no-live", help="Newest frame wins, reconnect.  [default: as the address shows]"),
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, metavar="S", help="A source silent for so long stalled.")] = 10.0,
+    attempts: Annotated[int, typer.Option(min=1, metavar="N", help="Give a live source up after N failures.")] = 10,
+    deinterlace: Annotated[bool, typer.Option("--deinterlace", help="Deinterlace frames marked interlaced.")] = False,
+    decoder: Annotated[
+        Decoder, typer.Option(help="nvdec: NVIDIA's, after a comparison with the CPU's. Not yet run on a GPU.")
+    ] = Decoder.cpu,
+    reuse_depth: Annotated[
+        bool, typer.Option("--reuse-depth", help="Compute depth only when the picture has moved enough.")
+    ] = False,
+    reuse_tiles: Annotated[
+        bool, typer.Option("--reuse-tiles", help="And score only tiles whose pixels changed; implies --reuse-depth.")
+    ] = False,
+    audit: Annotated[
+        int, typer.Option(min=1, metavar="K", help="Compute every K-th reused frame both ways; reports the drift.")
+    ] = 16,
+    drift: Annotated[float, typer.Option(metavar="X", help="Reuse less once the drift is above X.")] = 0.01,
+    bundle: Annotated[str, typer.Option(metavar="NAME|DIR", help="Model: a name of `models`, or a folder.")] = "small",
+    tiles: Annotated[str, typer.Option(metavar="TILING", help="As in `score`.")] = "grid",
+    backend: Annotated[Backend, typer.Option(help="What runs the networks: that or an error.")] = Backend.auto,
+    precision: Annotated[
+        Precision, typer.Option(help="What they compute in; all but fp32 need an engine that `build` made.")
+    ] = Precision.fp32,
+    batch: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Tiles per run of the quality network.  [default: 8]")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Threads of the networks.  [default: usable cores]")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Threads that prepare frames.  [default: at most 4]")
+    ] = None,
+    streams: Annotated[int, typer.Option(min=1, metavar="N", help="Files decoded side by side.")] = 2,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write rows to FILE: .jsonl, .csv, .json or .parquet."),
+    ] = None,
+    format_: Annotated[
+        Format | None,
+        typer.Option(
+            "--format", "-f", help="Rows on standard output.  [default: table on a terminal, else jsonl; none with -o]"
+        ),
+    ] = None,
+    plot: Annotated[str | None, typer.Option(metavar="FILE.png", help="Draw the curve; needs matplotlib.")] = None,
+    html: Annotated[str | None, typer.Option(metavar="FILE.html", help="Write a page that needs no network.")] = None,
+    srt: Annotated[str | None, typer.Option(metavar="FILE.srt", help="Write the score as subtitles.")] = None,
+    ffmetadata: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write the score as chapters in FFmpeg's metadata format.")
+    ] = None,
+    gate: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, metavar="X", help="Exit with 4 if a video's mean is below X.")
+    ] = None,
+    gate_interval: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="With --gate: or if that of any S seconds is."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary, only errors.")] = False,
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress line.")] = False,
+) -> None:
+    """Score frames of videos over time: a table on a terminal, JSON lines when piped.
+
+    A frame that cannot be decoded, and a source that breaks off, is a row with its error, and the run goes on.
+
+    \b
+    Examples:
+      dgiqa-rt video clip.mp4 --every 0.5s --html report.html
+      dgiqa-rt video encoded.mp4 --gate 0.45 --gate-interval 2
+      dgiqa-rt video rtsp://camera/1 rtsp://camera/2 --fps 1 -o cameras.jsonl
+      ffmpeg -i in.mkv -f rawvideo -pix_fmt rgb24 - | dgiqa-rt video --raw 1280x720@25 -
+    """
+    sampling = _sampling(every, fps, frames, scenes, start, end, duration)
+    if gate_interval is not None and (gate is None or gate_interval <= 0):
+        raise typer.BadParameter("give seconds above 0, together with --gate", param_hint="--gate-interval")
+    _check_sources(sources, live, bool(srt or ffmetadata), raw)
+    raw_frames = _usage("--raw", _parse_raw, raw)
+    shown = _shown_format(format_, output)
+    with _Outputs(output, shown, gate, plot=plot, html=html, srt=srt, ffmetadata=ffmetadata) as outputs:
+        from dgiqa.scorer import BATCH, Scorer
+        from dgiqa.video import Reading, Summary, VideoRun
+        from dgiqa.video.outputs import VideoProgress
+        from dgiqa.video.reuse import Reuse
+
+        reuse = (
+            _usage("--drift", lambda _: Reuse(reuse_tiles, audit, drift), None) if reuse_depth or reuse_tiles else None
+        )
+        _usage("--tiles", _check_tiling, tiles)
+        scorer = Scorer(
+            bundle,
+            backend=backend.value,
+            precision=precision.value,
+            tiles=tiles,
+            batch=batch or BATCH,
+            threads=threads,
+        )
+        reading = Reading(
+            raw=raw_frames,
+            live=live,
+            timeout_s=timeout,
+            attempts=attempts,
+            decoder=decoder.value,
+            deinterlace=deinterlace,
+            streams=streams,
+        )
+        run = VideoRun(scorer, sources, sampling, reading=reading, reuse=reuse, workers=workers)
+        summary = Summary(run, *([] if gate_interval is None else [gate_interval]))
+        outputs.begin(summary, VideoProgress(sys.stderr, summary) if _watched(quiet or no_progress) else None)
+        stop = _fill(outputs, run)
+    if not quiet:
+        _say_summary(summary, scorer.backend, output)
+    if stop:
+        say(f"{stop.word}; the rows written so far are kept")
+        raise typer.Exit(stop.exit_code)
+    raise typer.Exit(_verdict(summary, gate, gate_interval is not None))
+
+
+class _Outputs:
+    """Where rows and pictures go. However the run ends, what came so far is kept; without a row nothing is written."""
+
+    def __init__(self, output: str | None, shown: str | None, gate: float | None, **sinks: str | None) -> None:
+        self.summary: Summary | None = None
+        self.line: VideoProgress | None = None
+        self.complete = False
+        self.writers: list[Writer] = []
+        self.sinks: list[Sink] = []
+        self.files: list[AtomicFile] = []
+        try:
+            self._open(output, shown, gate, sinks)
+        except BaseException:
+            self._discard()
+            raise
+
+    def _open(self, output: str | None, shown: str | None, gate: float | None, sinks: dict[str, str | None]) -> None:
+        from dgiqa.outputs import AtomicFile
+        from dgiqa.video import outputs, report
+
+        if output:
+            kind = _usage("--output", outputs.format_of, output)
+            self.files.append(_writable(AtomicFile, output))
+            self.writers.append(outputs.writer_for(kind, self.files[-1].stream))
+        makers: dict[str, Callable[[str], Sink]] = {
+            "plot": lambda path: report.TimelinePlot(path, gate),
+            "html": lambda path: report.HtmlReport(path, gate),
+            "srt": report.Subtitles,
+            "ffmetadata": report.Chapters,
+        }
+        for name, path in sinks.items():
+            if path:
+                self.sinks.append(_writable(makers[name], path))
+                self.files.append(self.sinks[-1].file)
+        if shown:
+            stream = stdout() if shown == "table" else data_stream()
+            self.writers.append(outputs.writer_for(shown, stream, gate=gate))
+
+    def begin(self, summary: Summary, line: VideoProgress | None) -> None:
+        """What is counted from here on."""
+        self.summary, self.line = summary, line
+
+    def add(self, row: Row, result: Result) -> None:
+        """Write one row everywhere."""
+        assert self.summary is not None
+        if self.line:
+            self.line.hide()
+        for writer in self.writers:
+            writer.write(row)
+        for sink in self.sinks:
+            sink.add(row, result.picture)
+        self.summary.add(row)
+        if self.line:
+            self.line.show(None)  # type: ignore[arg-type] # it has its own summary
+
+    def __enter__(self) -> _Outputs:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.line:
+            self.line.hide()
+        if self.summary is None or not (self.complete or self.summary.scored + self.summary.failed):
+            self._discard()
+            return
+        figures = self.summary.as_dict(complete=self.complete)
+        for writer in self.writers:
+            with contextlib.suppress(BrokenPipeError):  # nobody reads standard output now; the files still count
+                writer.finish(figures)
+        for sink in self.sinks:
+            sink.write(figures)
+        for file in self.files:
+            file.commit()
+
+    def _discard(self) -> None:
+        for file in self.files:
+            file.discard()
+
+
+def _fill(outputs: _Outputs, run: VideoRun) -> Stopped | None:
+    """Write every row. Returns the signal that ended it early, if one did."""
+    results: Generator[Any] = run.results()  # type: ignore[assignment]
+    try:
+        with contextlib.closing(results):  # or its threads would go on
+            for row, result in results:
+                SIGNALS.hold()
+                outputs.add(row, result)
+                SIGNALS.release()
+        outputs.complete = True
+    except Stopped as stop:
+        return stop
+    except BrokenPipeError:
+        pass  # whoever read standard output has seen enough
+    finally:
+        SIGNALS.hold()  # what is left, closing the documents, is quick
+    return None
+
+
+def _sampling(  # noqa: PLR0917 - the options it joins
+    every: str | None,
+    fps: float | None,
+    frames: str | None,
+    scenes: int | None,
+    start: str | None,
+    end: str | None,
+    duration: str | None,
+) -> Sampling:
+    from dgiqa.video.sampling import Sampling, seconds
+
+    given = {"--every": every, "--fps": fps, "--frames": frames, "--scenes": scenes}
+    used = [name for name, value in given.items() if value is not None]
+    if len(used) > 1:
+        raise typer.BadParameter(f"{' and '.join(used)} exclude each other", param_hint=used[1])
+    if fps is not None and not fps > 0:
+        raise typer.BadParameter("wanted a number above 0", param_hint="--fps")
+    if end is not None and duration is not None:
+        raise typer.BadParameter("--end and --duration exclude each other", param_hint="--duration")
+    times = {
+        name: _usage(name, seconds, text)
+        for name, text in {"--every": every, "--start": start, "--end": end, "--duration": duration}.items()
+    }
+    first = times["--start"] or 0.0
+    last = times["--end"] if times["--duration"] is None else first + times["--duration"]
+    sampling: Sampling = _usage(
+        used[0] if used else "--start",
+        lambda _: Sampling(
+            every=0.0 if frames == "all" else times["--every"] if fps is None else 1 / fps,
+            count=_count(frames),
+            per_scene=scenes,
+            start=first,
+            end=math.inf if last is None else last,
+        ),
+        "",
+    )
+    return sampling
+
+
+def _count(frames: str | None) -> int | None:
+    if frames is None or frames == "all":
+        return None
+    if not frames.isdecimal():
+        raise ValueError(f"{frames!r} is neither a number nor all")
+    return int(frames)
+
+
+def _parse_raw(text: str) -> Any:
+    from dgiqa.video.frames import Raw
+
+    return Raw.parse(text)
+
+
+def _check_tiling(tiles: str) -> str:
+    from dgiqa.preprocess import windows_for
+
+    windows_for(tiles, 224, 224, 224)
+    return tiles
+
+
+def _check_sources(sources: list[str], live: bool | None, one_only: bool, raw: str | None) -> None:
+    """Usage errors of where videos come from."""
+    if sources.count("-") and (sys.stdin is None or sys.stdin.isatty()):
+        raise typer.BadParameter(
+            "standard input (-) is closed or a terminal; pipe a video into it", param_hint="SOURCE"
+        )
+    if len(set(sources)) < len(sources):
+        raise typer.BadParameter("a source is named twice", param_hint="SOURCE")
+    if one_only and len(sources) > 1:
+        raise typer.BadParameter("--srt and --ffmetadata describe one video; name one", param_hint="SOURCE")
+    if raw and live:
+        raise typer.BadParameter("a raw pipe cannot be opened again; leave --live out", param_hint="--live")
+
+
+def _usage(option: str, call: Callable[[Any], T], value: Any) -> Any:
+    """call(value), its ValueError as a usage error of the option; None stays None."""
+    if value is None and option != "--drift":
+        return None
+    try:
+        return call(value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+def _writable(call: Callable[[str], T], path: str) -> T:
+    try:
+        return call(path)
+    except OSError as error:
+        raise DgiqaError(f"cannot write {path}: {error.strerror or error}; nothing was scored") from error
+
+
+def _shown_format(wanted: Format | None, output: str | None) -> str | None:
+    """What standard output gets; None when the rows go to a file only."""
+    if wanted:
+        return wanted.value
+    if output:
+        return None
+    return "table" if stdout().isatty() else "jsonl"
+
+
+def _watched(unwanted: bool) -> bool:
+    from dgiqa.outputs import is_terminal
+
+    return not unwanted and sys.stderr is not None and is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+
+
+def _verdict(summary: Summary, gate: float | None, interval_gate: bool) -> int:
+    below = summary.failures(gate, interval_gate)
+    for line in below:
+        say(line, prefix="gate: ")
+    if below:
+        return GATE_FAILED
+    return INPUTS_FAILED if summary.failed else OK
+
+
+def _say_summary(summary: Summary, backend: str, output: str | None) -> None:
+    """A line on standard error per video, and one about the run."""
+    figures = summary.as_dict(complete=True)
+    for name, pooled in figures["videos"].items():
+        say("; ".join(_about(name, pooled)), prefix="")
+    parts = [f"{summary.scored} frames scored" + (f", {summary.failed} failed" if summary.failed else "")]
+    if figures["reused"]:
+        checked = f", {figures['audits']} checked"
+        drift = "" if figures["mean_drift"] is None else f", mean |drift| {figures['mean_drift']:.4f}"
+        parts.append(f"{figures['reused']} reused{checked}{drift}")
+    if figures["dropped"]:
+        parts.append(f"{figures['dropped']} live frames dropped")
+    say("; ".join([*parts, backend, *([f"written to {output}"] if output else [])]), prefix="")
+
+
+def _about(name: str, pooled: dict[str, Any]) -> Iterator[str]:
+    yield f"{name}: {pooled['video'] or 'not opened'}"
+    if pooled["scored"]:
+        yield f"mean {pooled['mean']:.4f}, harmonic {pooled['harmonic_mean']:.4f}, 5 % below {pooled['p5']:.4f}"
+        worst = pooled["worst_interval"]
+        yield f"lowest {pooled['min']:.4f} at {pooled['min_s']:g} s"
+        yield f"worst interval {worst['start_s']:g} to {worst['end_s']:g} s, mean {worst['mean']:.4f}"
+    yield from pooled["notes"]

@@ -1,0 +1,317 @@
+"""Videos in, a row per scored frame out, and what a whole run amounts to.
+
+    sources -> (a thread each: open, decode, sample) -> Channel -> Pipeline -> rows
+
+A row is a dict with the keys of VIDEO_COLUMNS, always all of them and in that order. `score_video` gives rows;
+`VideoRun` gives them with the pictures, and knows how far it is.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+from dgiqa.scorer import Scorer
+from dgiqa.video import frames
+from dgiqa.video.frames import Raw, Video, VideoSource
+from dgiqa.video.live import ATTEMPTS, WAITS_S, follow
+from dgiqa.video.pipeline import CAPACITY, Channel, Pipeline, Result, feed
+from dgiqa.video.pooling import INTERVAL_S, Pooled
+from dgiqa.video.reuse import Reuse
+from dgiqa.video.sampling import Sampling
+from dgiqa.video.stream import FrameStream
+
+SCHEMA_VERSION = 1  # raised when a column changes its meaning or goes away; new columns may be added at the end
+VIDEO_COLUMNS = (
+    *("path", "time_s", "frame", "score", "std_error", "scene", "reused", "tiles", "tiles_reused", "drift"),
+    *("width", "height", "note", "status", "error", "bundle", "backend", "ms", "schema_version"),
+)
+STREAMS = 2  # files decoded side by side; of live sources all are
+JOIN_S = 2.0  # a reader blocked in the network is not waited for longer at the end
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How sources are read.
+
+    raw: frames without a container. live: open a source again after it ended, newest frame wins; None asks the source.
+    timeout_s: an address that sends nothing for so long has stalled. attempts: to reach a live source again, in a row.
+    decoder: "cpu" or "nvdec". deinterlace: frames marked as interlaced, spatially. streams: files read side by side.
+    """
+
+    raw: Raw | None = None
+    live: bool | None = None
+    timeout_s: float = frames.TIMEOUT_S
+    attempts: int = ATTEMPTS
+    waits_s: tuple[float, ...] = WAITS_S
+    decoder: str = "cpu"
+    deinterlace: bool = False
+    streams: int = STREAMS
+
+
+@dataclass
+class Progress:
+    """How far one source is. length_s: what there is to score of it, None where unknown."""
+
+    length_s: float | None = None
+    done_s: float = 0.0
+    rate: float | None = None
+    live: bool = False
+    begun: bool = False
+    ended: bool = False
+    scored: int = 0
+    info: str = ""
+    notes: set[str] = field(default_factory=set)
+
+
+class VideoRun:
+    """One run over any number of videos, whose frames share batches.
+
+    sources: what `frames.Video` opens, or pairs (name, source). sampling, reading, reuse: what to score and how.
+    tiles, batch, workers: as in Scorer. Raises ValueError for arguments that mean nothing, before anything is opened.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        sources: Sequence[VideoSource | tuple[str, VideoSource]],
+        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+        *,
+        reading: Reading = Reading(),
+        reuse: Reuse | None = None,
+        tiles: str | None = None,
+        batch: int | None = None,
+        workers: int | None = None,
+    ) -> None:
+        if reading.streams < 1 or reading.timeout_s <= 0 or reading.attempts < 1:
+            raise ValueError(f"streams, timeout_s and attempts must be above 0, got {reading}")
+        self.scorer = scorer
+        self.sampling = sampling
+        self.reading = reading
+        pairs = [s if isinstance(s, tuple) else (frames.name_of(s), s) for s in sources]
+        self.progress = {name: Progress() for name, _ in pairs}
+        if len(self.progress) < len(pairs):
+            raise ValueError("a source is named twice; give pairs (name, source) with different names")
+        live_ones = [s for _, s in pairs if reading.live or frames.is_live(s)]
+        self._threads_wanted = min(len(pairs), max(reading.streams, len(live_ones)))
+        # Live ones first: a file can wait
+        self._waiting = deque(sorted(pairs, key=lambda pair: pair[1] not in live_ones))
+        self._channel = Channel(max(CAPACITY, len(pairs) if live_ones else 0))
+        self._pipeline = Pipeline(scorer, self._channel, tiles=tiles, batch=batch, workers=workers, reuse=reuse)
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._readers = 0
+        self._failure: BaseException | None = None
+        self.drift = self._pipeline.drift
+
+    @property
+    def dropped(self) -> int:
+        """Frames of live sources that newer ones replaced before they were scored."""
+        return self._channel.dropped
+
+    def results(self) -> Iterator[tuple[Row, Result]]:
+        """A row and its result (with the picture) per frame: of one source in order, of several interleaved."""
+        threads = [threading.Thread(target=self._read, daemon=True) for _ in range(self._threads_wanted)]
+        self._readers = len(threads)
+        try:
+            for thread in threads:
+                thread.start()
+            with closing(self._pipeline.results()) as results:  # type: ignore[type-var]
+                for result in results:
+                    self._count(result)
+                    yield frame_row(result, self.scorer), result
+            if self._failure is not None:
+                raise self._failure
+        finally:
+            self._stop.set()
+            self._channel.finish()
+            for thread in threads:
+                thread.join(JOIN_S)
+
+    def rows(self) -> Iterator[Row]:
+        """The rows alone."""
+        with closing(self.results()) as results:  # type: ignore[type-var]
+            for row, _ in results:
+                yield row
+
+    def _read(self) -> None:
+        """A reader thread: one source after the other."""
+        try:
+            while not self._stop.is_set():
+                with self._lock:
+                    if not self._waiting:
+                        return
+                    name, source = self._waiting.popleft()
+                self._read_one(name, source)
+        except BaseException as error:  # a missing decoder, or our mistake: the caller gets it
+            self._failure = error
+            self._stop.set()
+        finally:
+            with self._lock:
+                self._readers -= 1
+                if not self._readers or self._failure:
+                    self._channel.finish()
+
+    def _read_one(self, name: str, source: VideoSource) -> None:
+        reading, progress = self.reading, self.progress[name]
+        progress.begun = True
+
+        def opened() -> Video:
+            video = Video(
+                source,
+                raw=reading.raw,
+                name=name,
+                timeout_s=reading.timeout_s,
+                decoder=reading.decoder,
+                deinterlace=reading.deinterlace,
+            )
+            self._describe(progress, video)
+            return video
+
+        found = follow(
+            opened,
+            name,
+            self.sampling,
+            self._stop,
+            live=reading.live,
+            attempts=reading.attempts,
+            waits_s=reading.waits_s,
+        )
+        feed(self._channel, found, newest_wins=lambda: progress.live, stop=self._stop)
+        progress.ended = True
+
+    def _describe(self, progress: Progress, video: Video) -> None:
+        progress.live = video.live if self.reading.live is None else self.reading.live
+        end_s = min(self.sampling.end, math.inf if video.duration_s is None else video.duration_s)
+        progress.length_s = None if math.isinf(end_s) else max(0.0, end_s - self.sampling.start)
+        progress.rate = video.rate
+        rate = f" at {video.rate:.3g} fps" if video.rate else ""
+        progress.info = f"{video.codec} {video.width}x{video.height}{rate}"
+
+    def _count(self, result: Result) -> None:
+        progress = self.progress[result.frame.source]
+        progress.done_s = max(progress.done_s, result.frame.time_s - self.sampling.start)
+        progress.scored += result.score is not None
+        if result.frame.note:
+            progress.notes.add(result.frame.note)
+
+
+def score_video(
+    scorer: Scorer,
+    source: VideoSource,
+    *,
+    every: float | None = None,
+    count: int | None = None,
+    per_scene: int | None = None,
+    start: float = 0.0,
+    end: float = math.inf,
+    reuse: Reuse | None = None,
+    **reading: Any,
+) -> Iterator[Row]:
+    """Rows of one video; see `Scorer.score_video`."""
+    sampling = Sampling(every, count, per_scene, start, end)
+    return VideoRun(scorer, [source], sampling, reading=Reading(**reading), reuse=reuse).rows()
+
+
+def open_stream(
+    scorer: Scorer, *, live: bool = False, capacity: int = CAPACITY, reuse: Reuse | None = None, **options: Any
+) -> FrameStream:
+    """A stream to push frames into; see `Scorer.stream`."""
+    pipeline = Pipeline(scorer, Channel(capacity), reuse=reuse, **options)
+    return FrameStream(pipeline, lambda result: frame_row(result, scorer), live=live, capacity=capacity)
+
+
+def frame_row(result: Result, scorer: Scorer) -> Row:
+    """One frame as a row. Scores are rounded to 6 decimals, times to milliseconds (ms: to 0.01).
+
+    frame: its number, from 0. scene: counted from 0. reused: "" (everything computed), "depth" or "depth+tiles".
+    drift: where a reuse was checked, what it would have added to the score. status: "ok" or "error". ms: time in
+    preparation and networks.
+    """
+    row: Row = dict.fromkeys(VIDEO_COLUMNS)
+    row |= {
+        "path": result.frame.source,
+        "time_s": round(result.frame.time_s, 3),
+        "frame": result.frame.number,
+        "scene": result.frame.scene,
+        "note": result.frame.note,
+        "status": "error" if result.score is None else "ok",
+        "error": result.error,
+        "reused": result.reused,
+        "bundle": scorer.bundle.id,
+        "backend": scorer.backend,
+        "schema_version": SCHEMA_VERSION,
+    }
+    if result.score is not None:
+        row |= {name: getattr(result, name) for name in ("tiles", "tiles_reused", "width", "height")}
+        row |= {"score": round(result.score, 6), "ms": round(result.ms or 0.0, 2)}
+        row |= {name: _rounded(getattr(result, name)) for name in ("std_error", "drift")}
+    return row
+
+
+class Summary:
+    """What a run amounts to: pooled figures of each source, reuse, drops and notes."""
+
+    def __init__(self, run: VideoRun, interval_s: float = INTERVAL_S) -> None:
+        self.run = run
+        self.pooled = {name: Pooled(interval_s) for name in run.progress}
+        self.reused = 0
+        self.lowest: tuple[str, float] | None = None
+
+    def add(self, row: Row) -> None:
+        """Count one row."""
+        self.pooled[row["path"]].add(row["time_s"], row["score"])
+        self.reused += bool(row["reused"])
+
+    @property
+    def scored(self) -> int:
+        """Frames with a score."""
+        return sum(p.scored for p in self.pooled.values())
+
+    @property
+    def failed(self) -> int:
+        """Rows without one."""
+        return sum(p.failed for p in self.pooled.values())
+
+    def failures(self, gate: float | None, interval_gate: bool) -> list[str]:
+        """What is below the gate, in words: a pooled mean, or with interval_gate the mean of an interval."""
+        found = []
+        for name, pooled in self.pooled.items():
+            worst = pooled.worst
+            if gate is None or pooled.mean is None or worst is None:
+                continue
+            if pooled.mean < gate:
+                found.append(f"{name}: mean {pooled.mean:.4f} is below {gate:g}")
+            if interval_gate and worst.mean < gate:
+                stretch = f"from {worst.start_s:.2f} to {worst.end_s:.2f} s"
+                found.append(f"{name}: mean {worst.mean:.4f} {stretch} is below {gate:g}")
+        return found
+
+    def as_dict(self, *, complete: bool) -> dict[str, Any]:
+        """Ready for JSON. complete: False when the run ended before its sources did."""
+        drift = self.run.drift
+        return {
+            "complete": complete,
+            "videos": {
+                name: pooled.as_dict()
+                | {"video": self.run.progress[name].info, "notes": sorted(self.run.progress[name].notes)}
+                for name, pooled in self.pooled.items()
+            },
+            "reused": self.reused,
+            "audits": drift.audits,
+            "mean_drift": _rounded(drift.mean),
+            "largest_drift": _rounded(drift.largest) if drift.audits else None,
+            "interval_tightened": drift.tightened,
+            "dropped": self.run.dropped,
+        }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)

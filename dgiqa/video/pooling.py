@@ -1,0 +1,129 @@
+"""Scores over time -> the figures of a whole video, in memory that does not depend on its length."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+BINS = 10_000  # of the histogram that percentiles come from: exact to 1e-4
+SMALLEST = 1e-6  # a score of 0 would make the harmonic mean 0 whatever the others are
+INTERVAL_S = 2.0  # length of the worst interval, seconds
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A stretch of a video, seconds, and the mean score of the frames in it."""
+
+    start_s: float
+    end_s: float
+    mean: float
+
+
+@dataclass
+class Pooled:
+    """The scores of one video, added in order of time. Figures are None before the first score.
+
+    interval_s: length of the intervals whose means are compared, seconds. A video shorter than that is one interval.
+    """
+
+    interval_s: float = INTERVAL_S
+    scored: int = 0
+    failed: int = 0
+    low: float | None = None
+    low_s: float | None = None
+    high: float | None = None
+    _total: float = 0.0
+    _inverse: float = 0.0
+    _bins: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS + 1, np.int64), repr=False)
+    _window: deque[tuple[float, float]] = field(default_factory=deque, repr=False)
+    _worst: Interval | None = None
+
+    def add(self, time_s: float, score: float | None) -> None:
+        """One row; a score of None is a frame that could not be scored."""
+        if score is None:
+            self.failed += 1
+            return
+        self.scored += 1
+        self._total += score
+        self._inverse += 1 / max(score, SMALLEST)
+        self._bins[round(min(max(score, 0.0), 1.0) * BINS)] += 1
+        if self.low is None or score < self.low:
+            self.low, self.low_s = score, time_s
+        self.high = score if self.high is None else max(self.high, score)
+        self._slide(time_s, score)
+
+    def _slide(self, time_s: float, score: float) -> None:
+        """Each interval ends just before the frame that no longer fits into it."""
+        while self._window and time_s - self._window[0][0] >= self.interval_s - 1e-6:
+            self._compare(self._window[0][0] + self.interval_s)
+            self._window.popleft()
+        self._window.append((time_s, score))
+
+    def _compare(self, end_s: float) -> None:
+        mean = math.fsum(score for _, score in self._window) / len(self._window)
+        if self._worst is None or mean < self._worst.mean:
+            self._worst = Interval(self._window[0][0], end_s, mean)
+
+    @property
+    def mean(self) -> float | None:
+        """Mean score over frames."""
+        return self._total / self.scored if self.scored else None
+
+    @property
+    def harmonic_mean(self) -> float | None:
+        """Harmonic mean: bad frames weigh more. Scores count as SMALLEST at least."""
+        return self.scored / self._inverse if self.scored else None
+
+    def percentile(self, share: float) -> float | None:
+        """The score that this share of frames, in [0, 1], does not exceed; to within 1 / (2 * BINS)."""
+        if not self.scored:
+            return None
+        wanted = max(1, math.ceil(share * self.scored))
+        level = int(np.searchsorted(np.cumsum(self._bins), wanted)) / BINS
+        return float(min(max(level, self.low or 0.0), 1.0 if self.high is None else self.high))
+
+    @property
+    def worst(self) -> Interval | None:
+        """The interval with the lowest mean: of those that are full, or of the whole when it is shorter than one."""
+        if not self.scored:
+            return None
+        # The last frames are an interval, too, if what they stand for is about as long as one
+        if self._worst is None or self._last_span() >= self.interval_s - 1e-6:
+            self._compare(self._window[0][0] + max(self._last_span(), 0.0))
+        return self._worst
+
+    def _last_span(self) -> float:
+        """Seconds that the frames of the open window stand for: each until the next, the last as long as the others."""
+        times = [time_s for time_s, _ in self._window]
+        step = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
+        return times[-1] - times[0] + step
+
+    def as_dict(self) -> dict[str, Any]:
+        """All figures, ready for JSON; scores rounded to 6 decimals, times to milliseconds."""
+        worst = self.worst
+        return {
+            "scored": self.scored,
+            "failed": self.failed,
+            "mean": _rounded(self.mean, 6),
+            "harmonic_mean": _rounded(self.harmonic_mean, 6),
+            "p5": _rounded(self.percentile(0.05), 4),
+            "min": _rounded(self.low, 6),
+            "min_s": _rounded(self.low_s, 3),
+            "max": _rounded(self.high, 6),
+            "worst_interval": None
+            if worst is None
+            else {
+                "start_s": _rounded(worst.start_s, 3),
+                "end_s": _rounded(worst.end_s, 3),
+                "mean": _rounded(worst.mean, 6),
+            },
+        }
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)

@@ -1,0 +1,161 @@
+"""Which frames of a video may take over the depth image, and the tile scores, of an earlier one; checked as it goes.
+
+Depth is taken over while the luma thumbnail stays close to that of the frame the depth was computed for. A tile's score
+is taken over while, beside that, its own pixels stay close to those it was computed from. Every few reuses a frame
+is computed both ways: the difference of the two scores, the drift, is reported, and where it is above its bound
+one depth image serves half as many frames from there on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from dgiqa.video.frames import Frame
+from dgiqa.video.sampling import difference, is_cut
+
+UInt8 = NDArray[np.uint8]
+Plan = Literal["fresh", "reuse", "audit"]
+
+MOVED = 2.0  # mean |luma difference| of thumbnails, of 255, up to which the depth image is taken over
+LONGEST = 64  # most frames that one depth image serves beside its own
+CLEAN_AUDITS = 4  # in a row, before a shortened interval is doubled again
+BLOCK = 32  # pixels of the working image: a tile's difference is that of its worst block
+TILE_CHANGED = 4.0  # mean |difference| of a block's levels, of 255, up to which a tile's score is taken over
+DETAIL_CHANGED = 0.04  # relative change of a tile's mean gradient up to which its score is taken over
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """What may be taken over, and how closely that is watched.
+
+    tiles: tile scores, too, not only depth. audit: every so-manieth reused frame is computed both ways. drift: bound of
+    |score with reuse - score without|, in score units. moved: as MOVED.
+    """
+
+    tiles: bool = False
+    audit: int = 16
+    drift: float = 0.01
+    moved: float = MOVED
+
+    def __post_init__(self) -> None:
+        if self.audit < 1 or self.drift <= 0 or self.moved < 0:
+            raise ValueError(f"audit must be at least 1 and drift above 0, got {self}")
+
+
+@dataclass
+class Drift:
+    """What the audits of a run found. drifts are signed: score with reuse minus score without."""
+
+    audits: int = 0
+    total: float = 0.0
+    largest: float = 0.0
+    tightened: int = 0
+
+    def add(self, drift: float) -> None:
+        """Count one audit."""
+        self.audits += 1
+        self.total += abs(drift)
+        self.largest = max(self.largest, abs(drift))
+
+    @property
+    def mean(self) -> float | None:
+        """Mean |drift|; None without an audit."""
+        return self.total / self.audits if self.audits else None
+
+
+class DepthKeeper:
+    """Decides for each frame of one source, in order, whether an earlier frame's depth image serves it."""
+
+    def __init__(self, reuse: Reuse, drift: Drift) -> None:
+        self.reuse = reuse
+        self.drift = drift
+        self.limit = LONGEST
+        self._anchor: Frame | None = None
+        self._size: tuple[int, ...] = ()
+        self._served = 0
+        self._reused = 0
+        self._clean = 0
+
+    def plan(self, frame: Frame) -> Plan:
+        """What to do for the next frame. fresh: compute depth; reuse: take over the last one; audit: both."""
+        assert frame.rgb is not None
+        assert frame.thumb is not None
+        if self._fits(frame.rgb.shape, frame.thumb) and self._served < self.limit:
+            self._served += 1
+            self._reused += 1
+            if self._reused % self.reuse.audit:
+                return "reuse"
+            self._take(frame)
+            return "audit"
+        self._take(frame)
+        return "fresh"
+
+    def audited(self, drift: float) -> None:
+        """What an audit found; it may come some frames later."""
+        self.drift.add(drift)
+        self._clean = 0 if abs(drift) > self.reuse.drift else self._clean + 1
+        if not self._clean:
+            self.limit = max(1, self.limit // 2)
+            self.drift.tightened += 1
+        elif self._clean % CLEAN_AUDITS == 0:
+            self.limit = min(LONGEST, self.limit * 2)
+
+    def _fits(self, shape: tuple[int, ...], thumb: UInt8) -> bool:
+        if self._anchor is None or self._anchor.thumb is None or shape != self._size:
+            return False
+        before = self._anchor.thumb
+        return difference(before, thumb) <= self.reuse.moved and not is_cut(before, thumb)
+
+    def _take(self, frame: Frame) -> None:
+        assert frame.rgb is not None
+        self._anchor = Frame(frame.source, frame.time_s, frame.number, thumb=frame.thumb)  # without its pixels
+        self._size = frame.rgb.shape
+        self._served = 0
+
+
+@dataclass
+class TileKeeper:
+    """The last computed score of each tile of one source, and the pixels it was computed from."""
+
+    scores: NDArray[np.float32] | None = None
+    _pixels: list[UInt8] = field(default_factory=list)
+    _detail: list[float] = field(default_factory=list)
+
+    def unchanged(self, rgb: UInt8, windows: NDArray[np.int32], tile: int) -> NDArray[np.bool_]:
+        """Which of the windows still show what their scores were computed from: bool [n]. rgb: [h,w,3], working."""
+        if len(self._pixels) != len(windows):
+            return np.zeros(len(windows), bool)
+        cuts = [rgb[y : y + tile, x : x + tile] for y, x in windows.tolist()]
+        known = zip(cuts, self._pixels, self._detail, strict=True)
+        return np.array([_same(now, before, detail) for now, before, detail in known])
+
+    def keep(self, rgb: UInt8, windows: NDArray[np.int32], tile: int, which: NDArray[np.bool_]) -> None:
+        """Remember the pixels of the windows that are about to be computed, bool [n]."""
+        if len(self._pixels) != len(windows):
+            blank = np.zeros((0, 0, 3), np.uint8)
+            self._pixels, self._detail = [blank] * len(windows), [0.0] * len(windows)
+        for i in np.flatnonzero(which).tolist():
+            y, x = windows[i].tolist()
+            self._pixels[i] = rgb[y : y + tile, x : x + tile].copy()
+            self._detail[i] = _gradient(self._pixels[i])
+
+
+def _same(now: UInt8, before: UInt8, detail: float) -> bool:
+    """Whether a tile [t,t,3] looks the same: block by block, and in how much detail there is (blur, noise)."""
+    if now.shape != before.shape:
+        return False
+    blocks = max(1, now.shape[0] // BLOCK)
+    means = cv2.resize(cv2.absdiff(now, before), (blocks, blocks), interpolation=cv2.INTER_AREA)
+    if float(means.mean(axis=2).max()) > TILE_CHANGED:
+        return False
+    return abs(_gradient(now) - detail) <= DETAIL_CHANGED * max(detail, 1.0)
+
+
+def _gradient(pixels: UInt8) -> float:
+    """Mean |horizontal difference| of neighbouring levels."""
+    return float(cv2.absdiff(pixels[:, 1:], pixels[:, :-1]).mean())

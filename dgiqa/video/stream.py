@@ -1,0 +1,142 @@
+"""Pushed pictures -> rows to pull, from any threads: scoring inside somebody else's capture loop.
+
+    push() (any thread) -> Channel -> Pipeline (a thread) -> rows -> pull() (any thread)
+
+Nothing grows: the channel and the waiting rows are bounded; a full one makes `push` wait, or drops the oldest frame.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from dgiqa import preprocess
+from dgiqa.errors import ImageError
+from dgiqa.video.frames import Frame
+from dgiqa.video.pipeline import Pipeline, Result
+from dgiqa.video.sampling import SceneCuts, thumbnail
+
+
+class FrameStream:
+    """Push frames, pull rows, from any threads. Made by `Scorer.stream`; a context manager.
+
+    live: a full queue drops its oldest frame instead of making `push` wait. capacity: frames and rows waiting.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, to_row: Callable[[Result], dict[str, Any]], *, live: bool, capacity: int
+    ) -> None:
+        self.live = live
+        self._pipeline = pipeline
+        self._rows: queue.Queue[dict[str, Any] | None] = queue.Queue(capacity)
+        self._to_row = to_row
+        self._lock = threading.Lock()
+        self._cuts: dict[str, SceneCuts] = {}
+        self._count: dict[str, int] = {}
+        self._error: BaseException | None = None
+        self._closed = threading.Event()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="dgiqa-stream", daemon=True)
+        self._thread.start()
+
+    @property
+    def dropped(self) -> int:
+        """Frames dropped so far because newer ones came."""
+        return self._pipeline.channel.dropped
+
+    def push(self, image: Any, time_s: float, *, source: str = "stream", timeout: float | None = None) -> bool:
+        """Hand in one picture; it is copied. False if it found no room in `timeout` seconds, or after `finish`.
+
+        image: an array as `Scorer.score` takes, or anything with `__dlpack__` in the CPU's memory, [H,W,3]. time_s:
+        seconds, reported in its row. source: frames of one source are compared with each other, for scenes and reuse.
+        Raises ImageError for what is no picture, and whatever ended the pipeline.
+        """
+        self._raise()
+        rgb = preprocess.as_rgb(_from_dlpack(image))
+        rgb = rgb.copy() if np.may_share_memory(rgb, image) or not isinstance(image, np.ndarray) else rgb
+        thumb = thumbnail(rgb)
+        with self._lock:
+            number = self._count.get(source, 0)
+            self._count[source] = number + 1
+            scene = self._cuts.setdefault(source, SceneCuts()).scene_of(thumb)
+        frame = Frame(source, float(time_s), number, rgb, thumb, scene)
+        return self._pipeline.channel.put(frame, newest_wins=self.live, timeout=timeout)
+
+    def pull(self, timeout: float | None = None) -> dict[str, Any] | None:
+        """The next row, in the order of the pushes; None after the last one, or when none came in `timeout` seconds."""
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        while not self._closed.is_set():
+            try:
+                row = self._rows.get(timeout=max(0.0, min(0.2, end - time.monotonic())))
+            except queue.Empty:
+                if self._ended.is_set() and self._rows.empty():
+                    break
+                if time.monotonic() >= end:
+                    return None
+                continue
+            return row
+        self._raise()
+        return None
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Rows until `finish` was called and all frames are done."""
+        while (row := self.pull()) is not None:
+            yield row
+
+    def finish(self) -> None:
+        """No more frames will be pushed."""
+        self._pipeline.channel.finish()
+
+    def close(self) -> None:
+        """End at once; rows not pulled are lost."""
+        self._closed.set()
+        self.finish()
+        self._thread.join()
+
+    def __enter__(self) -> FrameStream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _work(self) -> None:
+        results = self._pipeline.results()
+        try:
+            for result in results:
+                if not self._hand_out(self._to_row(result)):
+                    break
+        except BaseException as error:  # it belongs to whoever pulls
+            self._error = error
+        finally:
+            results.close()  # type: ignore[attr-defined]
+            self._ended.set()
+            self._pipeline.channel.finish()
+
+    def _hand_out(self, row: dict[str, Any]) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._rows.put(row, timeout=0.2)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+def _from_dlpack(image: Any) -> Any:
+    """Arrays of other libraries, without a copy, if they lie in the CPU's memory."""
+    if isinstance(image, np.ndarray) or not hasattr(image, "__dlpack__"):
+        return image
+    device = image.__dlpack_device__()[0]
+    if int(device) != 1:  # kDLCPU
+        raise ImageError(f"the frame lies on DLPack device {int(device)}, wanted 1, the CPU; copy it there first")
+    return np.from_dlpack(image)

@@ -1,0 +1,208 @@
+"""`dgiqa-rt video`: what it prints, the files it writes, and its exit codes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from video_clips import UInt8, numbered, swaying, write
+
+from dgiqa.video import VIDEO_COLUMNS
+
+Run = Callable[..., subprocess.CompletedProcess[bytes]]
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def run(environment: dict[str, str], bundle_dir: Path) -> Run:
+    def call(*arguments: Any, stdin: Any = None) -> subprocess.CompletedProcess[bytes]:
+        command = [sys.executable, "-m", "dgiqa", "video", *map(str, arguments), "--bundle", str(bundle_dir)]
+        return subprocess.run(command, input=stdin, capture_output=True, timeout=120, env=environment, check=False)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory, photos: dict[str, UInt8]) -> Path:
+    """Four seconds, dim from 2 s to 3 s."""
+
+    def dim(frame: UInt8, time_s: float) -> UInt8:
+        return frame // 3 if 2 <= time_s < 3 else frame
+
+    return write(tmp_path_factory.mktemp("clips") / "clip.mkv", swaying(photos["coffee"], 100, change=dim))
+
+
+@pytest.fixture(scope="module")
+def rows(run: Run, clip: Path) -> list[dict[str, Any]]:
+    done = run(clip, "--every", "0.25s")
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_piped_output_is_json_lines_and_the_summary_goes_to_stderr(run: Run, clip: Path) -> None:
+    done = run(clip, "--fps", "2")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [tuple(row) for row in rows] == [VIDEO_COLUMNS] * 8
+    assert b"worst interval" in done.stderr
+    assert b"8 frames scored" in done.stderr
+    assert run(clip, "--fps", "2", "--quiet").stderr == b""
+
+
+def test_every_file_is_written_in_one_run(run: Run, clip: Path, tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    pytest.importorskip("matplotlib")
+    files = {name: tmp_path / f"out.{name}" for name in ("csv", "png", "html", "srt", "ffmeta")}
+    sinks = ["--plot", files["png"], "--html", files["html"], "--srt", files["srt"], "--ffmetadata", files["ffmeta"]]
+    done = run(clip, "--every", "0.25s", "-o", files["csv"], *sinks)
+    assert (done.returncode, done.stdout) == (0, b""), done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f.name for f in files.values())
+    with files["csv"].open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [float(r["score"]) for r in table] == [r["score"] for r in rows]
+    assert files["png"].read_bytes().startswith(b"\x89PNG")
+    assert files["srt"].read_text().count("-->") == files["ffmeta"].read_text().count("[CHAPTER]") == 16
+
+
+def test_json_has_the_pooled_figures(run: Run, clip: Path, rows: list[dict[str, Any]]) -> None:
+    document = json.loads(run(clip, "--every", "0.25s", "--format", "json").stdout)
+    figures = document["summary"]["videos"][str(clip)]
+    scores = [r["score"] for r in rows]
+    assert figures["mean"] == pytest.approx(sum(scores) / 16, abs=1e-6)
+    assert figures["harmonic_mean"] == pytest.approx(16 / sum(1 / s for s in scores), abs=1e-6)
+    assert (figures["min"], figures["max"]) == (min(scores), max(scores))
+    assert document["summary"]["complete"]
+
+
+def test_parquet_has_typed_columns_and_the_summary(
+    run: Run, clip: Path, tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert run(clip, "--every", "0.25s", "-o", tmp_path / "out.parquet").returncode == 0
+    table = parquet.read_table(tmp_path / "out.parquet")
+    assert tuple(table.column_names) == VIDEO_COLUMNS
+    assert str(table.schema.field("score").type) == "double"
+    assert table.column("score").to_pylist() == [r["score"] for r in rows]
+    metadata = parquet.read_metadata(tmp_path / "out.parquet").metadata
+    assert json.loads(metadata[b"dgiqa"])["videos"][str(clip)]["scored"] == 16
+
+
+def test_the_gate_fails_on_the_mean_and_on_an_interval(run: Run, clip: Path, rows: list[dict[str, Any]]) -> None:
+    scores = [r["score"] for r in rows]
+    mean = sum(scores) / len(scores)
+    windows = [sum(scores[i : i + 4]) / 4 for i in range(13)]
+    between = (min(windows) + mean) / 2
+    assert min(windows) < between < mean
+    assert run(clip, "--every", "0.25s", "--gate", between).returncode == 0
+    failed = run(clip, "--every", "0.25s", "--gate", between, "--gate-interval", 1)
+    assert failed.returncode == 4
+    assert b"is below" in failed.stderr
+    assert run(clip, "--every", "0.25s", "--gate", min(1.0, mean + 0.01)).returncode == 4
+
+
+def test_a_failed_gate_wins_over_a_failed_input(run: Run, clip: Path, tmp_path: Path) -> None:
+    assert run(clip, tmp_path / "missing.mp4").returncode == 3
+    assert run(clip, tmp_path / "missing.mp4", "--gate", "1").returncode == 4
+
+
+def test_a_container_and_raw_frames_come_from_standard_input(run: Run, clip: Path, rows: list[dict[str, Any]]) -> None:
+    done = run("-", "--every", "0.25s", stdin=clip.read_bytes())
+    assert [json.loads(line)["score"] for line in done.stdout.splitlines()] == [r["score"] for r in rows]
+    raw = b"".join(f.tobytes() for f in numbered(20, 96, 64))
+    done = run("-", "--raw", "96x64@25", "--frames", "all", stdin=raw)
+    assert [json.loads(line)["frame"] for line in done.stdout.splitlines()] == list(range(20))
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg program")
+def test_an_ffmpeg_pipe_is_scored_as_its_file(run: Run, clip: Path, rows: list[dict[str, Any]]) -> None:
+    command = ["ffmpeg", "-v", "error", "-i", str(clip), "-f", "rawvideo", "-pix_fmt", "yuv420p", "-"]
+    raw = subprocess.run(command, capture_output=True, check=True).stdout
+    done = run("-", "--raw", "160x120@25:yuv420p", "--every", "0.25s", stdin=raw)
+    assert [json.loads(line)["score"] for line in done.stdout.splitlines()] == pytest.approx(
+        [r["score"] for r in rows], abs=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--every", "soon"], "is no time"),
+        (["--every", "1s", "--fps", "2"], "exclude each other"),
+        (["--end", "3", "--duration", "2"], "exclude each other"),
+        (["--start", "5", "--end", "3"], "no stretch of time"),
+        (["--frames", "some"], "neither a number nor all"),
+        (["--raw", "64x64"], "describes no raw frames"),
+        (["--gate-interval", "2"], "together with --gate"),
+        (["-o", "rows.xml"], "end it in .jsonl, .csv, .json or .parquet"),
+        (["--tiles", "many"], "allowed are"),
+        (["--fps", "0"], "above 0"),
+    ],
+)
+def test_wrong_usage_is_exit_2_with_the_reason(run: Run, clip: Path, arguments: list[str], says: str) -> None:
+    done = run(clip, *arguments)
+    assert done.returncode == 2
+    assert says in " ".join(done.stderr.decode().replace("│", " ").split())
+
+
+def test_an_unwritable_file_is_said_before_anything_is_scored(run: Run, clip: Path, tmp_path: Path) -> None:
+    done = run(clip, "--html", tmp_path / "no" / "report.html", "-o", tmp_path / "rows.csv")
+    assert done.returncode == 1
+    assert b"nothing was scored" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_keeps_what_was_written(environment: dict[str, str], bundle_dir: Path, tmp_path: Path) -> None:
+    """A pipe that stays open: the run waits for more frames when the signal comes."""
+    output, report = tmp_path / "rows.csv", tmp_path / "report.html"
+    options = ["--raw", "96x64@25", "--frames", "all", "-o", str(output), "--html", str(report), "-f", "jsonl"]
+    command = [sys.executable, "-m", "dgiqa", "video", "-", *options, "--bundle", str(bundle_dir)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
+    assert process.stdin
+    assert process.stdout
+    for frame in numbered(5, 96, 64):
+        process.stdin.write(frame.tobytes())
+    process.stdin.flush()
+    seen = [json.loads(process.stdout.readline())["frame"] for _ in range(5)]
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=20)
+    assert time.monotonic() - started < 10
+    assert process.stderr
+    assert b"the rows written so far are kept" in process.stderr.read()
+    assert process.returncode == 130
+    assert seen == list(range(5))
+    with output.open(newline="") as file:
+        assert [int(r["frame"]) for r in csv.DictReader(file)] == seen
+    assert "the run ended early" in report.read_text()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        stream.close()
+
+
+def test_reuse_is_off_unless_asked_for_and_its_drift_is_said(run: Run, clip: Path) -> None:
+    assert b"reused" not in run(clip, "--frames", "30").stderr
+    done = run(clip, "--frames", "all", "--reuse-tiles", "--audit", "5")
+    assert b"mean |drift|" in done.stderr
+    assert any(json.loads(line)["reused"] for line in done.stdout.splitlines())
+
+
+def test_scenes_and_frame_counts_are_taken_as_asked(run: Run, clip: Path) -> None:
+    assert len(run(clip, "--frames", "5").stdout.splitlines()) == 5
+    done = [json.loads(line) for line in run(clip, "--scenes", "2").stdout.splitlines()]
+    assert [r["scene"] for r in done] == sorted(r["scene"] for r in done)
+    assert len(done) % 2 == 0

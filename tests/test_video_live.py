@@ -1,0 +1,209 @@
+"""Addresses: HTTP from a local server, stalls, connections that break off, reconnecting, newest frame wins."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from video_clips import numbered, write
+
+from dgiqa.bundle import Bundle
+from dgiqa.errors import BackendError, ImageError
+from dgiqa.scorer import Scorer
+from dgiqa.video import Reading, VideoRun
+from dgiqa.video.frames import Frame
+from dgiqa.video.live import follow
+from dgiqa.video.sampling import Sampling
+
+
+@pytest.fixture(scope="module")
+def scorer(tiny_bundle: Bundle) -> Iterator[Scorer]:
+    with Scorer(tiny_bundle, threads=1) as made:
+        yield made
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder; a path with "stall" stops in the middle, one with "cut" closes there."""
+
+    release = threading.Event()
+
+    def do_GET(self) -> None:
+        stall, cut = "stall" in self.path, "cut" in self.path
+        if not (stall or cut):
+            super().do_GET()
+            return
+        data = Path(self.translate_path(self.path)).read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Type", "video/mp2t")
+        if stall:
+            self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data[: len(data) // 2])
+        self.wfile.flush()
+        if stall:
+            self.release.wait(30)
+
+    def log_message(self, *arguments: object) -> None:
+        """Nothing on standard error."""
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    Quiet.release.clear()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path)))
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    Quiet.release.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def noisy(path: Path, count: int = 75) -> Path:
+    """A transport stream large enough that half of it is many frames."""
+    import numpy as np
+
+    pictures = np.random.default_rng(0).integers(0, 255, (count, 64, 96, 3), dtype=np.uint8)
+    return write(path, pictures, kind="mpegts", options={"bf": "0"})
+
+
+def test_a_file_is_scored_over_http(scorer: Scorer, address: str, tmp_path: Path) -> None:
+    write(tmp_path / "clip.mp4", numbered(50))
+    rows = list(scorer.score_video(f"{address}/clip.mp4", every=0.5))
+    assert [(r["time_s"], r["status"]) for r in rows] == [(t, "ok") for t in (0, 0.52, 1.0, 1.52)]
+
+
+def test_hls_is_read_by_its_playlist(scorer: Scorer, address: str, tmp_path: Path) -> None:
+    noisy(tmp_path / "part.ts", 50)
+    (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\npart.ts\n#EXT-X-ENDLIST\n")
+    rows = list(scorer.score_video(f"{address}/list.m3u8", every=0.5))
+    assert [r["status"] for r in rows] == ["ok"] * 4
+
+
+def test_a_missing_page_is_a_row_with_the_servers_answer(scorer: Scorer, address: str) -> None:
+    rows = list(scorer.score_video(f"{address}/none.mp4", live=False))
+    assert len(rows) == 1
+    assert "404" in rows[0]["error"]
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_stall_is_an_error_row_not_a_hang(scorer: Scorer, address: str, tmp_path: Path, live: bool) -> None:
+    noisy(tmp_path / "stall.ts")
+    started = time.monotonic()
+    reading = Reading(timeout_s=0.7, live=live, attempts=1)
+    rows = list(VideoRun(scorer, [f"{address}/stall.ts"], Sampling(every=0.2), reading=reading).rows())
+    assert time.monotonic() - started < 10
+    assert sum(r["status"] == "ok" for r in rows) >= 3
+    assert "stalled" in rows[-1]["error"]
+    assert rows[-1]["time_s"] >= rows[-2]["time_s"]
+
+
+def test_a_live_source_is_opened_again_and_time_and_scenes_go_on(scorer: Scorer, address: str, tmp_path: Path) -> None:
+    noisy(tmp_path / "cut.ts")
+    reading = Reading(live=True, timeout_s=2, waits_s=(0.05,), attempts=3)
+    rows = []
+    run = VideoRun(scorer, [f"{address}/cut.ts"], Sampling(every=0.2), reading=reading)
+    results = run.rows()
+    for row in results:
+        rows.append(row)
+        if sum(r["status"] == "error" for r in rows) == 2:
+            results.close()  # type: ignore[attr-defined]
+            break
+    errors = [r for r in rows if r["status"] == "error"]
+    assert all("trying again in 0.05 s" in r["error"] for r in errors)
+    scored = [r for r in rows if r["status"] == "ok"]
+    assert len({r["scene"] for r in scored}) >= 2
+    assert [r["time_s"] for r in scored] == sorted(r["time_s"] for r in scored)
+
+
+class Flaky:
+    """Stands for frames.Video: fails as often as told, then gives frames."""
+
+    def __init__(self, failures: int, live: bool = True) -> None:
+        self.left = failures
+        self.opened: list[float] = []
+        self.live = live
+
+    def __call__(self) -> Any:
+        self.opened.append(time.monotonic())
+        if self.left:
+            self.left -= 1
+            raise ImageError("no route to the camera")
+        return self
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing is held."""
+
+    def frames(self, wanted: Sampling, stop: threading.Event) -> Iterator[Frame]:
+        yield from (Frame("camera", 100 + i, i, scene=0) for i in range(3))
+
+
+def test_attempts_are_spaced_out_and_limited() -> None:
+    camera = Flaky(100)
+    found = list(
+        follow(camera, "camera", Sampling(), threading.Event(), live=True, attempts=4, waits_s=(0.02, 0.05, 0.1))
+    )
+    assert len(camera.opened) == 4
+    gaps = [b - a for a, b in zip(camera.opened, camera.opened[1:], strict=False)]
+    assert all(gap >= wait for gap, wait in zip(gaps, (0.02, 0.05, 0.1), strict=True))
+    assert "trying again in 0.02 s" in found[0].error
+    assert found[-1].error == "no route to the camera; given up after 4 attempts in a row"
+
+
+def test_a_frame_ends_the_row_of_failures_and_time_starts_at_zero() -> None:
+    camera = Flaky(2)
+    frames = follow(camera, "camera", Sampling(), threading.Event(), live=True, attempts=3, waits_s=(0.01,))
+    found = [next(frames) for _ in range(9)]
+    assert [bool(f.error) for f in found] == [True, True, False, False, False, True, False, False, False]
+    assert [f.time_s for f in found[2:5]] == [0, 1, 2]
+    assert [f.number for f in found if not f.error] == [0, 1, 2, 3, 4, 5]
+    assert [f.scene for f in found if not f.error] == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_file_that_cannot_be_opened_is_not_tried_again() -> None:
+    missing = Flaky(5, live=False)
+    found = list(follow(missing, "a.mp4", Sampling(), threading.Event()))
+    assert [f.error for f in found] == ["no route to the camera"]
+
+
+def test_waiting_ends_at_once_when_nobody_wants_more() -> None:
+    stop = threading.Event()
+    frames = follow(Flaky(100), "camera", Sampling(), stop, live=True, waits_s=(30.0,))
+    assert next(frames).error
+    stop.set()
+    started = time.monotonic()
+    assert list(frames) == []
+    assert time.monotonic() - started < 1
+
+
+def test_a_missing_decoder_is_no_row(scorer: Scorer, tmp_path: Path) -> None:
+    def broken() -> Any:
+        raise BackendError("no decoder")
+
+    with pytest.raises(BackendError, match="no decoder"):
+        list(follow(broken, "camera", Sampling(), threading.Event(), live=True))
+
+
+def test_a_live_source_faster_than_the_scorer_loses_old_frames_and_counts_them(
+    scorer: Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "camera.mkv", numbered(120, 96, 96))
+    original = Scorer._run_batch
+    monkeypatch.setattr(Scorer, "_run_batch", lambda *a: (time.sleep(0.02), original(*a))[1])
+    reading = Reading(live=True, attempts=1)
+    run = VideoRun(scorer, [path], Sampling(every=0), reading=reading)
+    rows = [r for r in run.rows() if r["status"] == "ok"]
+    assert run.dropped > 20
+    assert run.dropped + len(rows) == 120
+    assert rows[-1]["frame"] == 119
