@@ -29,8 +29,8 @@ Exit codes:
   2    wrong usage
   3    some inputs could not be scored (missing, not an image, a folder
        without images); each is a row with status "error"
-  4    a score is below --fail-under, or verify or build is over its
-       tolerance; 4 wins over 3, so that tolerating 3 never hides a failed gate
+  4    a score is below --fail-under or --gate, or verify or build is over
+       its tolerance; 4 wins over 3, so that tolerating 3 never hides it
   5    this machine cannot do it: ONNX Runtime or a backend is missing
   130  interrupted (143: terminated); rows written so far are kept
 """
