@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import sys
 import tempfile
 import time
@@ -33,6 +32,7 @@ from dgiqa.backends import cuda
 from dgiqa.backends.ort import OrtSession
 from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.errors import BackendError, EngineError
+from dgiqa.files import replacing
 from dgiqa.parity import BUDGETS
 from dgiqa.sessions import CUDA, Session, gpu_present, open_session
 
@@ -251,9 +251,8 @@ def main(arguments: list[str] | None = None) -> int:
     ok = all(step["ok"] for step in found.values())
     record = {"environment": environment_stamp(), "bundle": room.bundle.id, "ok": ok, "steps": found}
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    partial = options.json.with_name(f"{options.json.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, options.json)
+    with replacing(options.json) as partial:
+        partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return 0 if ok else 1
 
 

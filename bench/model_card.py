@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa.bundle import user_cache
+from dgiqa.files import replacing
 from dgiqa.metrics import logistic_mapped, overlap, plcc, ranks, srocc
 from dgiqa.nn.distortions import KADID_TYPES, LEVELS, TYPES, distort
 
@@ -132,9 +132,8 @@ def full_reference_values(images: Image) -> Float:
 def kept(file: Path, compute: Callable[[], Mapping[str, Float]]) -> dict[str, Float]:
     """What the .npz file holds; computed and written first if it is not there."""
     if not file.exists():
-        partial = file.with_suffix(f".{os.getpid()}.npz")
-        np.savez(partial, **compute())  # type: ignore[arg-type]
-        os.replace(partial, file)
+        with replacing(file) as partial, partial.open("wb") as stream:
+            np.savez(stream, **compute())  # type: ignore[arg-type]
     with np.load(file, allow_pickle=False) as stored:
         return dict(stored)
 

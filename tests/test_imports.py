@@ -27,6 +27,7 @@ ALLOWED = {
     "_version": set(),
     "spec": set(),
     "errors": set(),
+    "files": set(),
     "metrics": set(),
     "preprocess": BASE,
     "backends.wheels": set(),
@@ -37,7 +38,9 @@ ALLOWED = {
     "engine": BASE
     | {"sessions", "bundle", "cache", "parity", "quantize.precision", "quantize", "backends.ov", "backends.trt"},
     "bundle": BASE,
-    "scorer": BASE | {"preprocess", "sessions", "bundle", "cache", "engine", "backends.cuda", "backends.gpu", "video"},
+    "scorer": BASE
+    | {"preprocess", "sessions", "bundle", "cache", "engine", "backends.cuda", "backends.gpu"}
+    | {"video", "video.pipeline", "video.sampling", "video.stream"},
     "parity": BASE | {"bundle", "scorer", "metrics", "preprocess"},
     "quantize.precision": BASE,
     "quantize.calibrate": BASE | {"preprocess", "bundle", "inputs", "backends.ort", "parity", "quantize.precision"},
@@ -47,7 +50,7 @@ ALLOWED = {
     "backends.native": BASE,
     "backends.gpu": BASE | {"preprocess", "backends.cuda", "backends.native"},
     "backends.cuda": BASE,
-    "backends.plan": BASE | {"backends.cuda"},
+    "backends.plan": BASE | {"backends.cuda", "files"},
     "backends.trt": BASE | {"backends.cuda", "backends.plan"},
     "timing": set(),
     "speed": BASE | {"bundle", "inputs", "parity", "scorer", "sessions", "timing"},
@@ -61,7 +64,7 @@ ALLOWED = {
     "video.nvdec": BASE | {"video.decoding", "video.colour"},
     "video.live": BASE | {"video.frames", "video.sampling"},
     "video.reuse": BASE | {"video.frames", "video.sampling"},
-    "video.pipeline": BASE | {"video.frames", "preprocess", "video.reuse", "scorer", "sessions"},
+    "video.pipeline": BASE | {"video.frames", "video.reuse", "scorer", "sessions"},
     "video.stream": BASE | {"video.frames", "preprocess", "video.pipeline", "video.sampling"},
     "video": BASE
     | {
@@ -72,7 +75,6 @@ ALLOWED = {
         "video.reuse",
         "video.sampling",
         "scorer",
-        "video.stream",
     },
     "video.outputs": BASE | {"outputs", "video"},
     "video.report": BASE | {"outputs"},

@@ -15,6 +15,7 @@ from dgiqa.nn.synthesis import (
     WIDTH,
     SyntheticPictures,
     add_depth,
+    looks_pristine,
     make_reference,
     make_shard,
 )
@@ -73,6 +74,20 @@ def test_depth_images_are_what_the_runtime_computes(folder):
     np.testing.assert_array_equal(sample.depth, depth_image(depth, HEIGHT, WIDTH))
 
 
+def test_an_out_of_focus_background_is_no_pristine_picture(tmp_path):
+    """Half of this photograph is smooth: crops of it come from the other half, or hold enough of it."""
+    sharp = cv2.resize(skimage.data.coffee(), (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
+    assert looks_pristine(sharp)
+    assert not looks_pristine(cv2.GaussianBlur(sharp, None, 6))
+    assert not looks_pristine(np.full_like(sharp, 128))
+
+    half_smooth = np.hstack([cv2.GaussianBlur(skimage.data.coffee(), None, 12), skimage.data.astronaut()[:400]])
+    cv2.imwrite(str(tmp_path / "photograph.png"), cv2.resize(half_smooth, None, fx=2, fy=2)[..., ::-1])
+    photographs = [seed for seed in range(30) if make_reference(seed, tmp_path).inverse_depth is None]
+    assert len(photographs) > 15
+    assert all(looks_pristine(make_reference(seed, tmp_path).rgb) for seed in photographs)
+
+
 def test_a_finished_shard_is_kept_and_a_lost_one_made_again_alike(folder):
     shard = folder / "000000.npz"
     before, written = dict(np.load(shard)), shard.stat().st_mtime_ns
@@ -82,7 +97,7 @@ def test_a_finished_shard_is_kept_and_a_lost_one_made_again_alike(folder):
     make_shard(0, pictures=folder / "pictures", out=folder, kinds_per_reference=KINDS)
     for name, array in np.load(shard).items():
         np.testing.assert_array_equal(array, before[name])
-    assert not list(folder.glob("*.tmp"))
+    assert not [path for path in folder.iterdir() if path.suffix in {".tmp", ".partial"}]
 
 
 def test_reference_pictures_are_of_both_kinds_and_differ(folder):

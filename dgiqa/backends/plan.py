@@ -10,7 +10,6 @@ Checked with NVIDIA's own builder on a CPU (TensorRT-RTX, of the TensorRT 11 gen
 from __future__ import annotations
 
 import json
-import os
 import re
 import threading
 import time
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from dgiqa.backends import cuda
 from dgiqa.errors import BackendError, EngineError
+from dgiqa.files import replacing
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -329,10 +329,5 @@ def load_plan(plan: Path, plugins: Sequence[Path], log: Log) -> trt.ICudaEngine:
 
 
 def _write(path: Path, data: memoryview) -> None:
-    """Whole or not at all: readers see the old file or the new one."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
-    try:
+    with replacing(path) as partial:
         partial.write_bytes(data)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

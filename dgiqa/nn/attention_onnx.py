@@ -8,7 +8,6 @@ parser expands every function it finds, so its plugin is served a file without t
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 
 import dgiqa.nn.attention  # noqa: F401 (declares torch.ops.dgiqa)
 from dgiqa import spec
+from dgiqa.files import replacing
 
 OP = "DgiqaWindowAttention"
 DOMAIN_VERSION = 1
@@ -202,12 +202,8 @@ def strip_functions(path: str | Path, out: str | Path) -> Path:
         raise ValueError(f"{path} has no functions; it was exported without --attention op, or is stripped already")
     del model.functions[:]
     out = Path(out)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
+    with replacing(out) as partial:
         onnx.save(model, str(partial))
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
     return out
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pickle
 import re
 import zipfile
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from dgiqa.errors import WeightsError
+from dgiqa.files import replacing
 from dgiqa.nn.depth_anything import ENCODERS, DepthAnything, DepthAnythingConfig
 from dgiqa.nn.network import DGIQA, FULL, DGIQAConfig
 
@@ -96,13 +96,8 @@ def save_weights(module: nn.Module, path: str | Path, metadata: Mapping[str, str
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     config: Any = getattr(module, "config", None)
     saved = {} if config is None else {"config": json.dumps(dataclasses.asdict(config))}
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial:
         save_file(tensors, str(partial), metadata={**saved, **(metadata or {})})
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -21,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa.errors import DgiqaError
+from dgiqa.files import replacing
 from dgiqa.preprocess import decode, depth_image, depth_input, resize_short_side
 from dgiqa.spec import DEPTH_FILE, DEPTH_INPUT, DEPTH_OUTPUT, SHORT_SIDE
 
@@ -402,10 +401,8 @@ def _write_png(path: Path, image: NDArray[np.uint8]) -> None:
     from cv2 import imencode
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    encoded = imencode(".png", image)[1].tobytes()
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        file.write(encoded)
-    os.replace(file.name, path)
+    with replacing(path) as partial:
+        partial.write_bytes(imencode(".png", image)[1].tobytes())
 
 
 class _Row(NamedTuple):

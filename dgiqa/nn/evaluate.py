@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import csv
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dgiqa.errors import DgiqaError
+from dgiqa.files import replacing
 from dgiqa.metrics import histogram_overlap, krocc, logistic_mapped, overlap, plcc, rmse, srocc
 from dgiqa.nn.checkpoints import load_dgiqa
 from dgiqa.nn.datasets import (
@@ -427,10 +427,8 @@ def _exposures(root: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _write_csv(path: Path, lines: Iterable[Sequence[Any]]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", newline="") as file:
+    with replacing(path) as partial, open(partial, "w", newline="") as file:
         csv.writer(file).writerows(lines)
-    os.replace(temporary, path)
 
 
 def _plot_results(results: Sequence[Result], path: Path) -> None:
@@ -457,9 +455,8 @@ def _figure() -> tuple[Any, Any]:
 
 
 def _save(figure: Any, path: Path) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, dpi=120, format="png")
-    os.replace(temporary, path)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
 
 
 if __name__ == "__main__":

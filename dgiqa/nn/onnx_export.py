@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from dgiqa import spec
 from dgiqa.backends.ort import OrtSession
 from dgiqa.errors import DgiqaError, WeightsError
+from dgiqa.files import replacing
 from dgiqa.nn.checkpoints import load_dgiqa, load_weights
 from dgiqa.nn.deploy import Attention, export_twin
 from dgiqa.nn.depth_anything import ENCODERS, DepthAnything
@@ -326,9 +326,8 @@ def _write_checked(
     measure, tolerance, unit = budget
     expected = {label: network(*feeds.values()).numpy() for label, feeds in cases.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     differences: dict[str, float] = {}
-    try:
+    with replacing(path) as partial:
         for candidate, simplified in graphs:
             partial.write_bytes(candidate.SerializeToString())
             session = OrtSession(partial)
@@ -337,15 +336,12 @@ def _write_checked(
                 differences[label] = measure(expected[label], got)
             if all(difference <= tolerance for difference in differences.values()):  # False for NaN
                 size = partial.stat().st_size
-                os.replace(partial, path)
                 return Export(path, len(candidate.graph.node), size, simplified, differences, tolerance, unit)
-    finally:
-        partial.unlink(missing_ok=True)
-    worst = max(differences, key=lambda label: -1 if differences[label] <= tolerance else differences[label])
-    raise ExportError(
-        f"{path.name} differs from PyTorch by {differences[worst]:.3g} of the {unit} ({worst}), allowed {tolerance:g}; "
-        "nothing was written. Try other versions of torch and onnxruntime"
-    )
+        worst = max(differences, key=lambda label: -1 if differences[label] <= tolerance else differences[label])
+        raise ExportError(
+            f"{path.name} differs from PyTorch by {differences[worst]:.3g} of the {unit} ({worst}), "
+            f"allowed {tolerance:g}; nothing was written. Try other versions of torch and onnxruntime"
+        )
 
 
 def _candidates(graph: Any, simplify: bool) -> Iterator[tuple[Any, bool]]:

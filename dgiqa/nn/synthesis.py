@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from dgiqa.errors import DgiqaError
+from dgiqa.files import replacing
 from dgiqa.nn.datasets import Sample
 from dgiqa.nn.distortions import LEVELS, TYPES, distort
 from dgiqa.nn.labels import LabelScale, fit_scale, full_reference, order_levels
@@ -39,7 +40,11 @@ Image = npt.NDArray[np.uint8]
 
 HEIGHT, WIDTH = 288, 384
 MAX_PHOTOGRAPH_SIDE = 2560  # pixels
-RENDERED_SHARE = 0.4  # of the reference pictures; the others are cut from photographs
+RENDERED_SHARE = 0.25  # of the reference pictures; the others are cut from photographs
+CUTS = 20  # tries to find a crop that can stand as pristine, before the sharpest of them is taken
+LEAST_SHARPNESS = 10.0  # standard deviation of the Laplacian of the grey picture, in grey levels
+LEAST_DETAIL = 0.3  # share of the picture where the standard deviation of 16 x 16 pixels is over FLAT
+FLAT = 6.0  # grey levels
 PRISTINE = -1  # stands for the distortion type of an untouched picture
 
 
@@ -63,7 +68,30 @@ def make_reference(seed: int, pictures: Path) -> Reference:
             cv2.resize(depth, size, interpolation=cv2.INTER_NEAREST).astype(np.float32),
         )
     photographs = _photographs(pictures)
-    return Reference(_cut(photographs[seed % len(photographs)], rng), None)
+    photograph = photographs[seed % len(photographs)]
+    crops = []
+    for _ in range(CUTS):
+        crops.append(_cut(photograph, rng))
+        if looks_pristine(crops[-1]):
+            return Reference(crops[-1], None)
+    return Reference(max(crops, key=lambda crop: _sharpness(crop)[0]), None)
+
+
+def looks_pristine(rgb: Image) -> bool:
+    """Whether a picture uint8 [H,W,3] is sharp somewhere and has detail in a good part of it.
+
+    An out-of-focus background labelled as pristine would teach that blur is good, and the metrics hardly see a
+    distortion of what is smooth: with such crops, type and level of a distortion explain much less of the labels.
+    """
+    sharpness, detail = _sharpness(rgb)
+    return sharpness >= LEAST_SHARPNESS and detail >= LEAST_DETAIL
+
+
+def _sharpness(rgb: Image) -> tuple[float, float]:
+    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    mean = cv2.blur(grey, (16, 16))
+    deviation = np.sqrt(np.maximum(cv2.blur(grey * grey, (16, 16)) - mean * mean, 0))
+    return float(cv2.Laplacian(grey, cv2.CV_32F).std()), float((deviation > FLAT).mean())
 
 
 def _cut(photograph: Image, rng: np.random.Generator) -> Image:
@@ -99,7 +127,8 @@ def make_shard(seed: int, *, pictures: Path, out: Path, kinds_per_reference: int
         "level": np.asarray(levels, np.int16),
         "measured": np.concatenate(measured),  # [n - 1,K]: every row but the pristine one
     }
-    _replace(target, lambda file: np.savez(file, **arrays))
+    with replacing(target) as unfinished, unfinished.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def add_depth(shard: Path, *, weights: Path) -> None:
@@ -109,14 +138,8 @@ def add_depth(shard: Path, *, weights: Path) -> None:
         return
     network = _depth_network(weights)
     depth = np.stack([_depth_image(network, rgb) for rgb in np.load(shard, allow_pickle=False)["rgb"]])
-    _replace(target, lambda file: np.save(file, depth))
-
-
-def _replace(target: Path, write: Callable[[BinaryIO], None]) -> None:
-    temporary = target.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        write(file)
-    os.replace(temporary, target)
+    with replacing(target) as unfinished, unfinished.open("wb") as file:
+        np.save(file, depth)
 
 
 class SyntheticPictures:
