@@ -170,7 +170,7 @@ class Scorer:
         self.tiles = tiles
         self.batch = batch
         self.max_pixels = preprocess.MAX_PIXELS if max_pixels is None else max_pixels
-        _check_tiling(tiles, self.bundle.preprocess.tile)
+        check_tiling(tiles, self.bundle.preprocess.tile)
         built = _engine(self.bundle, backend, precision, build, engine)
         if built:
             backend, precision = built.backend, built.precision
@@ -192,7 +192,7 @@ class Scorer:
         Raises ImageError if there is no image in it, BackendError if a network fails, ValueError for a wrong tiling.
         """
         tiles = self.tiles if tiles is None else tiles
-        _check_tiling(tiles, self._p.tile)
+        check_tiling(tiles, self._p.tile)
         if _is_on_device(source):
             return self._score_on_device(source, name or "<device>", tiles, stream)
         if stream is not None:
@@ -250,12 +250,12 @@ class Scorer:
         A frame that cannot be decoded is a row with an error, and so is a source that cannot be read (to its end).
         Raises ValueError for arguments that mean nothing, BackendError without PyAV. Closing the iterator ends it.
         """
-        from dgiqa.video import score_video
+        from dgiqa.video import Reading, VideoRun
+        from dgiqa.video.sampling import Sampling
 
         _alive(self._quality)
-        return score_video(
-            self, source, every=every, count=count, per_scene=per_scene, start=start, end=end, reuse=reuse, **reading
-        )
+        sampling = Sampling(every, count, per_scene, start, end)
+        return VideoRun(self, [source], sampling, reading=Reading(**reading), reuse=reuse).rows()
 
     def stream(
         self, *, live: bool = False, capacity: int = 4, reuse: Reuse | None = None, **options: Any
@@ -265,10 +265,13 @@ class Scorer:
         live: when `capacity` frames wait, a push drops the oldest of them instead of waiting. options: tiles, batch,
         workers, as in Scorer and score_many. Use it as a context manager; `finish()` ends it after what was pushed.
         """
-        from dgiqa.video import open_stream
+        from dgiqa.video import frame_row
+        from dgiqa.video.pipeline import Channel, Pipeline
+        from dgiqa.video.stream import FrameStream
 
         _alive(self._quality)
-        return open_stream(self, live=live, capacity=capacity, reuse=reuse, **options)
+        pipeline = Pipeline(self, Channel(capacity), reuse=reuse, **options)
+        return FrameStream(pipeline, lambda result: frame_row(result, self), live=live, capacity=capacity)
 
     def close(self) -> None:
         """Release the networks' memory. The scorer cannot be used afterwards."""
@@ -408,14 +411,11 @@ class Scorer:
         return tiles
 
     def _finish(self, work: _Work) -> Score:
-        scores, n = work.tile_scores, len(work.tile_scores)
-        if not np.isfinite(scores).all():
-            fix = f"compare with dgiqa-rt verify {self.bundle.name}"
-            raise BackendError(f"the quality network gave {scores.tolist()}, wanted finite scores; {fix}")
+        value, std_error = self._pooled(work.tile_scores)
         return Score(
-            value=float(scores.mean(dtype=np.float64)),
-            std_error=float(scores.std(ddof=1, dtype=np.float64)) / math.sqrt(n) if n > 1 else None,
-            tile_scores=scores,
+            value=value,
+            std_error=std_error,
+            tile_scores=work.tile_scores,
             windows=work.windows,
             tile=self._p.tile,
             width=work.width,
@@ -429,11 +429,24 @@ class Scorer:
             source=work.source,
         )
 
+    def _pooled(self, scores: NDArray[np.float32]) -> tuple[float, float | None]:
+        """The mean of tile scores [n], and its standard error; a single tile has none."""
+        if not np.isfinite(scores).all():
+            fix = f"compare with dgiqa-rt verify {self.bundle.name}"
+            raise BackendError(f"the quality network gave {scores.tolist()}, wanted finite scores; {fix}")
+        n, mean = len(scores), float(scores.mean(dtype=np.float64))
+        return mean, float(scores.std(ddof=1, dtype=np.float64)) / math.sqrt(n) if n > 1 else None
+
     def _try_finish(self, work: _Work, keep: bool) -> Score | Failure:
         try:
             return self._finish(work)
         except BackendError as error:
             return _failure(work.source, error, keep)
+
+
+def check_tiling(tiles: str, tile: int = spec.TILE) -> None:
+    """Raises ValueError, with the tilings there are, unless that is one of them."""
+    preprocess.windows_for(tiles, tile, tile, tile)
 
 
 class _Clock:
@@ -543,10 +556,6 @@ def _alive(session: Session | None) -> Session:
     if session is None:
         raise ValueError("this Scorer was closed; make another one")
     return session
-
-
-def _check_tiling(tiles: str, tile: int) -> None:
-    preprocess.windows_for(tiles, tile, tile, tile)
 
 
 def _failure(name: str, error: Exception, keep: bool) -> Failure:

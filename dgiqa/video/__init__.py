@@ -2,8 +2,8 @@
 
     sources -> (a thread each: open, decode, sample) -> Channel -> Pipeline -> rows
 
-A row is a dict with the keys of VIDEO_COLUMNS, always all of them and in that order. `score_video` gives rows;
-`VideoRun` gives them with the pictures, and knows how far it is.
+A row is a dict with the keys of VIDEO_COLUMNS, always all of them and in that order. `Scorer.score_video` gives the
+rows of one video; `VideoRun` those of many, with the pictures, and knows how far it is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +24,6 @@ from dgiqa.video.pipeline import CAPACITY, Channel, Pipeline, Result, feed
 from dgiqa.video.pooling import INTERVAL_S, Pooled
 from dgiqa.video.reuse import Reuse
 from dgiqa.video.sampling import Sampling
-from dgiqa.video.stream import FrameStream
 
 SCHEMA_VERSION = 1  # raised when a column changes its meaning or goes away; new columns may be added at the end
 VIDEO_COLUMNS = (
@@ -116,7 +115,7 @@ class VideoRun:
         """Frames of live sources that newer ones replaced before they were scored."""
         return self._channel.dropped
 
-    def results(self) -> Iterator[tuple[Row, Result]]:
+    def results(self) -> Generator[tuple[Row, Result]]:
         """A row and its result (with the picture) per frame: of one source in order, of several interleaved."""
         threads = [threading.Thread(target=self._read, daemon=True) for _ in range(self._threads_wanted)]
         self._readers = len(threads)
@@ -137,7 +136,7 @@ class VideoRun:
 
     def rows(self) -> Iterator[Row]:
         """The rows alone."""
-        with closing(self.results()) as results:  # type: ignore[type-var]
+        with closing(self.results()) as results:
             for row, _ in results:
                 yield row
 
@@ -201,31 +200,6 @@ class VideoRun:
         progress.scored += result.score is not None
         if result.frame.note:
             progress.notes.add(result.frame.note)
-
-
-def score_video(
-    scorer: Scorer,
-    source: VideoSource,
-    *,
-    every: float | None = None,
-    count: int | None = None,
-    per_scene: int | None = None,
-    start: float = 0.0,
-    end: float = math.inf,
-    reuse: Reuse | None = None,
-    **reading: Any,
-) -> Iterator[Row]:
-    """Rows of one video; see `Scorer.score_video`."""
-    sampling = Sampling(every, count, per_scene, start, end)
-    return VideoRun(scorer, [source], sampling, reading=Reading(**reading), reuse=reuse).rows()
-
-
-def open_stream(
-    scorer: Scorer, *, live: bool = False, capacity: int = CAPACITY, reuse: Reuse | None = None, **options: Any
-) -> FrameStream:
-    """A stream to push frames into; see `Scorer.stream`."""
-    pipeline = Pipeline(scorer, Channel(capacity), reuse=reuse, **options)
-    return FrameStream(pipeline, lambda result: frame_row(result, scorer), live=live, capacity=capacity)
 
 
 def frame_row(result: Result, scorer: Scorer) -> Row:

@@ -8,7 +8,6 @@ live source it drops the oldest frame and counts it.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -18,9 +17,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dgiqa import preprocess
-from dgiqa.errors import DgiqaError, ImageError
-from dgiqa.scorer import Scorer, _next_parts, _waiting, _Work
+from dgiqa.errors import BackendError, DgiqaError, ImageError
+from dgiqa.scorer import Scorer, _next_parts, _waiting, _Work, check_tiling
 from dgiqa.sessions import usable_cores
 from dgiqa.video.frames import Frame
 from dgiqa.video.reuse import DepthKeeper, Drift, Plan, Reuse, TileKeeper
@@ -157,7 +155,7 @@ class Pipeline:
         self.scorer = scorer
         self.channel = channel
         self.tiling = tiles or scorer.tiles
-        preprocess.windows_for(self.tiling, scorer._p.tile, scorer._p.tile, scorer._p.tile)  # ValueError before work
+        check_tiling(self.tiling, scorer._p.tile)  # ValueError before work
         self.batch = batch or scorer.batch
         self.workers = workers or min(4, usable_cores())
         if self.batch < 1 or self.workers < 1:
@@ -277,14 +275,16 @@ class Pipeline:
             return Result(job.frame, error=job.error)
         source = self._source(job.frame.source)
         scores, shadow = self._merged(job, source.tiles)
-        if not np.isfinite(scores).all():
-            return Result(job.frame, error=f"the quality network gave {scores.tolist()}, wanted finite scores")
-        work, n = job.work, len(scores)
+        try:
+            score, std_error = self.scorer._pooled(scores)
+        except BackendError as error:
+            return Result(job.frame, error=str(error))
+        work = job.work
         result = Result(
             job.frame,
-            score=float(scores.mean(dtype=np.float64)),
-            std_error=float(scores.std(ddof=1, dtype=np.float64)) / math.sqrt(n) if n > 1 else None,
-            tiles=n,
+            score=score,
+            std_error=std_error,
+            tiles=len(scores),
             width=work.width,
             height=work.height,
             ms=sum(work.timings_ms.values()),
@@ -294,8 +294,7 @@ class Pipeline:
             result.tiles_reused = int((~job.todo).sum())
             result.reused = "depth+tiles" if result.tiles_reused else "depth"
         if shadow is not None and source.keeper and np.isfinite(shadow).all():
-            assert result.score is not None
-            result.drift = float(shadow.mean(dtype=np.float64)) - result.score
+            result.drift = float(shadow.mean(dtype=np.float64)) - score
             source.keeper.audited(result.drift)
         return result
 
