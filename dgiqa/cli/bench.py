@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dgiqa.cli.common import EXIT_CODES, Backend, app, data_stream, say, stdout
+from dgiqa.cli import options
+from dgiqa.cli.common import EXIT_CODES, Backend, app, print_json, say, stdout
 
 if TYPE_CHECKING:
     from dgiqa.speed import Row, Survey
@@ -20,7 +21,7 @@ def bench(  # noqa: PLR0917 - the command line's options
         list[str] | None,
         typer.Argument(metavar="IMAGE", help="Images to measure with; at most 32.  [default: the model's own]"),
     ] = None,
-    bundle: Annotated[str, typer.Option(metavar="NAME|DIR", help="Model: a name of `models`, or a folder.")] = "small",
+    bundle: options.Bundle = "small",
     backend: Annotated[Backend, typer.Option(help="Measure this one only.")] = Backend.auto,
     max_drift: Annotated[
         float | None,
@@ -34,7 +35,7 @@ def bench(  # noqa: PLR0917 - the command line's options
         float | None,
         typer.Option(min=0.1, metavar="S", help="How long to measure; opening the networks adds to it.  [default: 90]"),
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    json_: options.Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
 ) -> None:
     """Say how fast this machine scores images, and with which options it is fastest.
@@ -49,7 +50,6 @@ def bench(  # noqa: PLR0917 - the command line's options
       dgiqa-rt bench --bundle koniq --backend openvino --json
     """
     from dgiqa.bundle import load_bundle
-    from dgiqa.outputs import to_json
     from dgiqa.speed import MAX_DRIFT, SECONDS, photographs, read, survey
 
     loaded = load_bundle(bundle)
@@ -62,7 +62,7 @@ def bench(  # noqa: PLR0917 - the command line's options
         progress=(lambda line: None) if quiet else say,
     )
     if json_:
-        print(to_json({"schema_version": 1, **found.as_dict(bundle)}), file=data_stream())
+        print_json(found.as_dict(bundle))
     else:
         _print(found, bundle)
 

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgiqa.cli.common import ENVIRONMENT, GATE_FAILED, OK, Backend, Precision, app, data_stream, say, stdout
+from dgiqa.cli import options
+from dgiqa.cli.common import (
+    ENVIRONMENT,
+    GATE_FAILED,
+    OK,
+    Backend,
+    Precision,
+    app,
+    data_stream,
+    print_json,
+    say,
+    stdout,
+)
 from dgiqa.errors import BackendError
 
 if TYPE_CHECKING:
@@ -22,18 +34,15 @@ app.add_typer(models_app, name="models")
 
 
 @models_app.callback(invoke_without_command=True)
-def models(
-    context: typer.Context, json_: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False
-) -> None:
+def models(context: typer.Context, json_: options.Json = False) -> None:
     """List the models that can be used by name: size, licences, figures."""
     if context.invoked_subcommand:
         return
     from dgiqa.bundle import list_bundles
-    from dgiqa.outputs import to_json
 
     facts = [_bundle_facts(summary) for summary in list_bundles()]
     if json_:
-        print(to_json({"schema_version": 1, "models": facts}), file=data_stream())
+        print_json({"models": facts})
         return
     if not facts:
         say("no model is installed; give a bundle's folder to --bundle")
@@ -94,18 +103,17 @@ def models_path(
 @app.command()
 def doctor(
     bundle: Annotated[str, typer.Option(metavar="NAME|DIR", help="The model to try.")] = "small",
-    json_: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    json_: options.Json = False,
 ) -> None:
     """Say what works on this machine, and what to do about the rest.
 
     Exit code 5 when scoring cannot work on this machine.
     """
     from dgiqa.doctor import examine, healthy, report
-    from dgiqa.outputs import to_json
 
     checks = examine(bundle)
     if json_:
-        print(to_json(report(checks)), file=data_stream())
+        print_json(report(checks))
     else:
         _print_checks(checks)
     raise typer.Exit(OK if healthy(checks) else ENVIRONMENT)
@@ -141,16 +149,12 @@ def verify(  # noqa: PLR0917 - the command line's options
             help="Largest difference allowed.  [default: 0.0001 in fp32, 0.002 in fp16, else 0.02]",
         ),
     ] = None,
-    backend: Annotated[Backend, typer.Option(help="What runs the networks: that or an error.")] = Backend.auto,
-    precision: Annotated[
-        Precision, typer.Option(help="What they compute in; all but fp32 need an engine that `build` made.")
-    ] = Precision.fp32,
-    build: Annotated[bool, typer.Option("--build", help="Build that engine first if it is missing or stale.")] = False,
-    engine: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="An engine's folder, instead of looking in the cache.")
-    ] = None,
+    backend: options.Backend = Backend.auto,
+    precision: options.Precision = Precision.fp32,
+    build: options.Build = False,
+    engine: options.Engine = None,
     quick: Annotated[bool, typer.Option("--quick", help="Golden images only, without distorting them.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    json_: options.Json = False,
 ) -> None:
     """Compare this machine's scores with those a model was released with.
 
@@ -159,7 +163,6 @@ def verify(  # noqa: PLR0917 - the command line's options
     the tolerance, in fp32 also when a tile's does.
     """
     from dgiqa.bundle import load_bundle
-    from dgiqa.outputs import to_json
     from dgiqa.parity import verify_bundle
     from dgiqa.scorer import Scorer
 
@@ -168,8 +171,7 @@ def verify(  # noqa: PLR0917 - the command line's options
         report = verify_bundle(loaded, scorer, tolerance)
         swept = None if quick else _swept(scorer, tolerance)
     if json_:
-        facts = {"schema_version": 1, **report.as_dict(), "sweep": swept.as_dict() if swept else None}
-        print(to_json(facts), file=data_stream())
+        print_json({**report.as_dict(), "sweep": swept.as_dict() if swept else None})
     else:
         _print_parity(report)
         if swept:

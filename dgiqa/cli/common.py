@@ -1,4 +1,4 @@
-"""What every command shares: the application, exit codes, options, signals, and where output goes."""
+"""What every command shares: the application, exit codes, signals, and where output goes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable, Generator
 from enum import Enum
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, Protocol, TextIO, TypeVar
 
 import typer
 from typer.core import TyperGroup
 
 from dgiqa.errors import BackendError, DgiqaError, ParityError
-
-if TYPE_CHECKING:
-    from dgiqa.outputs import ProgressLine
 
 PROGRAM = "dgiqa-rt"
 OK, RUNTIME_ERROR, USAGE, INPUTS_FAILED, GATE_FAILED, ENVIRONMENT = range(6)
@@ -35,6 +33,7 @@ Exit codes:
   130  interrupted (143: terminated); rows written so far are kept
 """
 
+T = TypeVar("T")
 FIRST = ("score", "video", "verify", "bench", "models", "doctor")  # in --help; the others follow
 
 
@@ -75,6 +74,24 @@ class Precision(str, Enum):
     fp16 = "fp16"
     int8 = "int8"
     bf16 = "bf16"
+
+
+class Format(str, Enum):
+    """How rows are written to standard output."""
+
+    table = "table"
+    jsonl = "jsonl"
+    csv = "csv"
+    json = "json"
+
+
+class Report(Protocol):
+    """Where the results of a run go. complete: whether all of them came."""
+
+    complete: bool
+
+    def add(self, result: Any, /) -> None:
+        """Write one of them."""
 
 
 class Stopped(BaseException):
@@ -144,12 +161,45 @@ def say(message: str, prefix: str = f"{PROGRAM}: ") -> None:
         print(prefix + printable(message), file=sys.stderr, flush=True)
 
 
-def progress_line(total: int | None, unwanted: bool) -> ProgressLine | None:
-    from dgiqa.outputs import ProgressLine, is_terminal
+def print_json(facts: dict[str, Any]) -> None:
+    """One JSON document on standard output."""
+    from dgiqa.outputs import to_json
 
-    if unwanted or sys.stderr is None or not is_terminal(sys.stderr) or os.environ.get("TERM") == "dumb":
-        return None
-    return ProgressLine(sys.stderr, total)
+    print(to_json({"schema_version": 1, **facts}), file=data_stream())
+
+
+def watched() -> bool:
+    """Whether someone sees a progress line on standard error."""
+    from dgiqa.outputs import is_terminal
+
+    return sys.stderr is not None and is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+
+
+def writable(open_: Callable[[str], T], path: str) -> T:
+    """open_(path), before anything is scored: its OSError says which file cannot be written."""
+    try:
+        return open_(path)
+    except OSError as error:
+        raise DgiqaError(f"cannot write {path}: {error.strerror or error}; nothing was scored") from error
+
+
+def fill(report: Report, results: Generator[Any]) -> Stopped | None:
+    """Write every result. Returns the signal that ended it early, if one did, to be raised when all is closed."""
+    try:
+        with contextlib.closing(results):  # or its threads would go on
+            for result in results:
+                SIGNALS.hold()
+                report.add(result)
+                SIGNALS.release()
+        report.complete = True
+    except Stopped as stop:
+        stop.word += "; the rows written so far are kept"
+        return stop
+    except BrokenPipeError:
+        pass  # whoever read standard output has seen enough
+    finally:
+        SIGNALS.hold()  # what is left, closing the documents, is quick
+    return None
 
 
 def explain(error: Exception) -> int:

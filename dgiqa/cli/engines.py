@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgiqa.cli.common import EXIT_CODES, Backend, app, data_stream, say, stdout
+from dgiqa.cli import options
+from dgiqa.cli.common import EXIT_CODES, Backend, app, data_stream, print_json, say, stdout
 
 if TYPE_CHECKING:
     from dgiqa.cache import Engine
@@ -22,11 +23,16 @@ def build(  # noqa: PLR0917 - the command line's options
     fp16: Annotated[bool, typer.Option("--fp16", help="Half precision; the default.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Eight-bit integers, calibrated on images.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="OpenVINO on processors that have it.")] = False,
-    bundle: Annotated[str, typer.Option(metavar="NAME|DIR", help="Model: a name of `models`, or a folder.")] = "small",
-    backend: Annotated[Backend, typer.Option(help="What will run it: that or an error.")] = Backend.auto,
+    bundle: options.Bundle = "small",
+    backend: options.Backend = Backend.auto,
     calib: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Calibrate int8 on the images in here; 500 advised.  [default: the model's]"),
+        typer.Option(
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="Calibrate int8 on the images in here; 500 advised.  [default: the model's]",
+        ),
     ] = None,
     batch: Annotated[
         str, typer.Option(metavar="MIN,OPT,MAX", help="TensorRT: tiles a run; fewest, usual, most.")
@@ -36,10 +42,16 @@ def build(  # noqa: PLR0917 - the command line's options
         Path | None, typer.Option(metavar="FILE", help="TensorRT: kernels measured before; read and extended.")
     ] = None,
     plugin: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="TensorRT: a library that serves operators; repeatable.")
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="TensorRT: a library that serves operators; repeatable.",
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Build it again even if it is there.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    json_: options.Json = False,
 ) -> None:
     """Build an engine of a model for this machine, and prove it.
 
@@ -55,7 +67,6 @@ def build(  # noqa: PLR0917 - the command line's options
       dgiqa-rt score photo.jpg --precision int8
     """
     from dgiqa.engine import build as build_engine
-    from dgiqa.outputs import to_json
 
     engine = build_engine(
         bundle,
@@ -64,27 +75,27 @@ def build(  # noqa: PLR0917 - the command line's options
         batch=_batch(batch),
         workspace=int(workspace * 2**30),
         timing_cache=timing_cache,
-        plugins=_files(plugin or []),
-        calibration=_folder(calib),
+        plugins=plugin or [],
+        calibration=[calib] if calib else None,
         force=force,
         progress=say,
     )
     if json_:
-        print(to_json({"schema_version": 1, **_facts(engine), "certificate": engine.certificate}), file=data_stream())
+        print_json({**_facts(engine), "certificate": engine.certificate})
         return
     _print_certificate(engine)
     print(engine.path, file=data_stream())
 
 
 @cache_app.command("ls")
-def list_(json_: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False) -> None:
+def list_(json_: options.Json = False) -> None:
     """List the engines built on this machine."""
     from dgiqa.cache import list_engines
-    from dgiqa.outputs import printable, to_json
+    from dgiqa.outputs import printable
 
     engines = list_engines()
     if json_:
-        print(to_json({"schema_version": 1, "engines": [_facts(engine) for engine in engines]}), file=data_stream())
+        print_json({"engines": [_facts(engine) for engine in engines]})
         return
     if not engines:
         say("no engine is built on this machine; dgiqa-rt build makes one")
@@ -138,19 +149,6 @@ def _batch(text: str) -> tuple[int, int, int]:
     if not 1 <= low <= usual <= high:
         raise typer.BadParameter(f"{text!r}, wanted them from 1 upwards and ascending", param_hint="--batch")
     return low, usual, high
-
-
-def _files(paths: list[Path]) -> list[Path]:
-    for path in paths:
-        if not path.is_file():
-            raise typer.BadParameter(f"{path} is not a file", param_hint="--plugin")
-    return paths
-
-
-def _folder(path: Path | None) -> list[Path] | None:
-    if path is not None and not path.is_dir():
-        raise typer.BadParameter(f"{path} is not a folder", param_hint="--calib")
-    return None if path is None else [path]
 
 
 def _facts(engine: Engine) -> dict[str, Any]:

@@ -2,48 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import sys
 from collections import deque
 from collections.abc import Generator, Iterator
-from enum import Enum
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dgiqa.cli import options
 from dgiqa.cli.common import (
     EXIT_CODES,
     GATE_FAILED,
     INPUTS_FAILED,
     OK,
-    SIGNALS,
     Backend,
+    Format,
     Precision,
-    Stopped,
     app,
     data_stream,
-    progress_line,
+    fill,
     say,
     stdout,
+    watched,
+    writable,
 )
-from dgiqa.errors import DgiqaError
 
 if TYPE_CHECKING:
     from dgiqa.inputs import Input
     from dgiqa.outputs import Report, Row, Summary
     from dgiqa.scorer import Scorer
-
-
-class Format(str, Enum):
-    """How rows are written to standard output."""
-
-    table = "table"
-    jsonl = "jsonl"
-    csv = "csv"
-    json = "json"
 
 
 @app.command(epilog=EXIT_CODES)
@@ -61,32 +50,15 @@ def score(  # noqa: PLR0917 - the command line's options
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N inputs.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="List what would be scored; score nothing.")] = False,
-    bundle: Annotated[str, typer.Option(metavar="NAME|DIR", help="Model: a name of `models`, or a folder.")] = "small",
-    tiles: Annotated[
-        str,
-        typer.Option(
-            metavar="TILING",
-            help="grid covers every pixel and repeats exactly; official:20[:SEED] draws the authors' random crops.",
-        ),
-    ] = "grid",
-    backend: Annotated[Backend, typer.Option(help="What runs the networks: that or an error.")] = Backend.auto,
-    precision: Annotated[
-        Precision, typer.Option(help="What they compute in; all but fp32 need an engine that `build` made.")
-    ] = Precision.fp32,
-    build: Annotated[bool, typer.Option("--build", help="Build that engine first if it is missing or stale.")] = False,
-    engine: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="An engine's folder, instead of looking in the cache.")
-    ] = None,
-    batch: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Tiles per run of the quality network.  [default: 8]")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Threads of the networks.  [default: usable cores]")
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Threads that prepare images.  [default: usable cores, at most 4]"),
-    ] = None,
+    bundle: options.Bundle = "small",
+    tiles: options.Tiles = "grid",
+    backend: options.Backend = Backend.auto,
+    precision: options.Precision = Precision.fp32,
+    build: options.Build = False,
+    engine: options.Engine = None,
+    batch: options.Batch = None,
+    threads: options.Threads = None,
+    workers: options.Workers = None,
     max_pixels: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Refuse larger images.  [default: 200000000]")
     ] = None,
@@ -94,12 +66,7 @@ def score(  # noqa: PLR0917 - the command line's options
         str | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write rows to FILE: .csv, .jsonl or .json decides how."),
     ] = None,
-    format_: Annotated[
-        Format | None,
-        typer.Option(
-            "--format", "-f", help="Rows on standard output.  [default: table on a terminal, else jsonl; none with -o]"
-        ),
-    ] = None,
+    format_: options.Format = None,
     json_: Annotated[bool, typer.Option("--json", help="The same as --format json: one document.")] = False,
     details: Annotated[
         bool, typer.Option("--details", help="Add each tile's score and window, and the time of each stage.")
@@ -108,8 +75,8 @@ def score(  # noqa: PLR0917 - the command line's options
         float | None,
         typer.Option(min=0.0, max=1.0, metavar="X", help="Exit with 4 if any image scores below X."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary, only errors.")] = False,
-    no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress line.")] = False,
+    quiet: options.Quiet = False,
+    no_progress: options.NoProgress = False,
 ) -> None:
     """Score images: a table on a terminal, JSON lines when piped.
 
@@ -124,36 +91,43 @@ def score(  # noqa: PLR0917 - the command line's options
       curl -s https://example.org/a.jpg | dgiqa-rt score -
       find . -name '*.jpg' -print0 | dgiqa-rt score --from-file - -0
     """
+    from dgiqa.outputs import ProgressLine, format_of
+
     _check_sources(paths, from_file)
-    target = _file_format(output)
-    shown = _shown_format(format_, json_, output)
+    with options.usage("--output"):
+        target = format_of(output) if output else None
+    shown = options.shown_format(_wanted_format(format_, json_), output)
     inputs = _inputs(paths or [], from_file, null, recursive)
     if limit is not None:
         inputs = itertools.islice(inputs, limit)
     if dry_run:
         raise typer.Exit(_list(inputs, "\0" if null else "\n"))
-    _check_tiling(tiles)
+
+    from dgiqa.scorer import BATCH, Scorer, check_tiling
+
+    with options.usage("--tiles"):
+        check_tiling(tiles)
     with _report(output, target, shown, details, fail_under) as report:  # before anything slow: it may not be writable
         inputs, total = _counted(inputs, live=from_file == "-")
-        report.line = progress_line(total, quiet or no_progress)
-        scorer = _scorer(
+        if watched() and not (quiet or no_progress):
+            report.line = ProgressLine(sys.stderr, total)
+        scorer = Scorer(
             bundle,
             backend=backend.value,
             precision=precision.value,
             build=build and say,
             engine=engine,
             tiles=tiles,
-            batch=batch,
+            batch=batch or BATCH,
             threads=threads,
             max_pixels=max_pixels,
         )
         report.start()
-        stop = _fill(report, _rows(scorer, inputs, workers, details))
+        stop = fill(report, _rows(scorer, inputs, workers, details))
     if not quiet:
         _say_summary(report.summary, scorer, output)
     if stop:
-        say(f"{stop.word}; the rows written so far are kept")
-        raise typer.Exit(stop.exit_code)
+        raise stop
     raise typer.Exit(_verdict(report.summary, fail_under))
 
 
@@ -164,41 +138,14 @@ def _check_sources(paths: list[str] | None, from_file: str | None) -> None:
         raise typer.BadParameter("name a file, a folder, a glob, or - for standard input", param_hint="PATHS")
     if stdin_uses > 1:
         raise typer.BadParameter("standard input (-) can be read once only", param_hint="PATHS")
-    if stdin_uses and (sys.stdin is None or sys.stdin.isatty()):
-        raise typer.BadParameter(
-            "standard input (-) is closed or a terminal; pipe something into it", param_hint="PATHS"
-        )
+    if stdin_uses:
+        options.check_stdin("PATHS")
 
 
-def _file_format(output: str | None) -> str | None:
-    from dgiqa.outputs import format_of
-
-    try:
-        return format_of(output) if output else None
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--output") from error
-
-
-def _shown_format(wanted: Format | None, json_: bool, output: str | None) -> str | None:
-    """What standard output gets; None when the rows go to a file only."""
-    if json_ and wanted and wanted is not Format.json:
-        raise typer.BadParameter(f"--json and --format {wanted.value} contradict each other", param_hint="--format")
-    if json_:
-        return "json"
-    if wanted:
-        return wanted.value
-    if output:
-        return None
-    return "table" if stdout().isatty() else "jsonl"
-
-
-def _check_tiling(tiles: str) -> None:
-    from dgiqa.preprocess import windows_for
-
-    try:
-        windows_for(tiles, 224, 224, 224)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--tiles") from error
+def _wanted_format(format_: Format | None, json_: bool) -> Format | None:
+    if json_ and format_ and format_ is not Format.json:
+        raise typer.BadParameter(f"--json and --format {format_.value} contradict each other", param_hint="--format")
+    return Format.json if json_ else format_
 
 
 def _inputs(paths: list[str], from_file: str | None, null: bool, recursive: bool) -> Iterator[Input]:
@@ -234,29 +181,17 @@ def _list(inputs: Iterator[Input], end: str) -> int:
     return INPUTS_FAILED if failed else OK
 
 
-@contextlib.contextmanager
 def _report(
     output: str | None, target: str | None, shown: str | None, details: bool, fail_under: float | None
-) -> Iterator[Report]:
+) -> Report:
     from dgiqa.outputs import AtomicFile, Report, writer_for
 
-    file = None
-    try:
-        file = AtomicFile(output) if output else None
-    except OSError as error:
-        raise DgiqaError(f"cannot write {output}: {error.strerror or error}; nothing was scored") from error
+    file = writable(AtomicFile, output) if output else None
     writers = [writer_for(target, file.stream, details=details)] if file and target else []
     if shown:
         stream = stdout() if shown == "table" else data_stream()
         writers.append(writer_for(shown, stream, details=details, fail_under=fail_under))
-    with Report(writers, file) as report:
-        yield report
-
-
-def _scorer(bundle: str, *, batch: int | None, **options: Any) -> Scorer:
-    from dgiqa.scorer import BATCH, Scorer
-
-    return Scorer(bundle, batch=batch or BATCH, **options)
+    return Report(writers, file)
 
 
 def _rows(scorer: Scorer, inputs: Iterator[Input], workers: int | None, details: bool) -> Generator[Row]:
@@ -288,24 +223,6 @@ def _rows(scorer: Scorer, inputs: Iterator[Input], workers: int | None, details:
         else:
             yield error_row(result.source, result.message, details=details, **origin)
     yield from without_image(math.inf)
-
-
-def _fill(report: Report, rows: Generator[Row]) -> Stopped | None:
-    """Write every row. Returns the signal that ended it early, if one did."""
-    try:
-        with contextlib.closing(rows):  # or its threads would go on
-            for row in rows:
-                SIGNALS.hold()
-                report.add(row)
-                SIGNALS.release()
-        report.complete = True
-    except Stopped as stop:
-        return stop
-    except BrokenPipeError:
-        pass  # whoever read standard output has seen enough
-    finally:
-        SIGNALS.hold()  # what is left, closing the documents, is quick
-    return None
 
 
 def _verdict(summary: Summary, fail_under: float | None) -> int:

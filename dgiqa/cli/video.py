@@ -4,48 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dgiqa.cli import options
 from dgiqa.cli.common import (
     EXIT_CODES,
     GATE_FAILED,
     INPUTS_FAILED,
     OK,
-    SIGNALS,
     Backend,
     Precision,
-    Stopped,
     app,
     data_stream,
+    fill,
     say,
     stdout,
+    watched,
+    writable,
 )
-from dgiqa.errors import DgiqaError
 
 if TYPE_CHECKING:
     from dgiqa.outputs import AtomicFile, Row, Writer
-    from dgiqa.video import Summary, VideoRun
+    from dgiqa.video import Summary
     from dgiqa.video.outputs import VideoProgress
     from dgiqa.video.pipeline import Result
     from dgiqa.video.report import Sink
     from dgiqa.video.sampling import Sampling
-
-T = TypeVar("T")
-
-
-class Format(str, Enum):
-    """How rows are written to standard output."""
-
-    table = "table"
-    jsonl = "jsonl"
-    csv = "csv"
-    json = "json"
 
 
 class Decoder(str, Enum):
@@ -60,7 +49,7 @@ def video(  # noqa: PLR0917 - the command line's options
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE...", help="Video files, http(s), HLS, RTSP or SRT addresses, or - for standard input."
+            metavar="SOURCE", help="Video files, http(s), HLS, RTSP or SRT addresses, or - for standard input."
         ),
     ],
     every: Annotated[
@@ -96,32 +85,19 @@ def video(  # noqa: PLR0917 - the command line's options
         int, typer.Option(min=1, metavar="K", help="Compute every K-th reused frame both ways; reports the drift.")
     ] = 16,
     drift: Annotated[float, typer.Option(metavar="X", help="Reuse less once the drift is above X.")] = 0.01,
-    bundle: Annotated[str, typer.Option(metavar="NAME|DIR", help="Model: a name of `models`, or a folder.")] = "small",
-    tiles: Annotated[str, typer.Option(metavar="TILING", help="As in `score`.")] = "grid",
-    backend: Annotated[Backend, typer.Option(help="What runs the networks: that or an error.")] = Backend.auto,
-    precision: Annotated[
-        Precision, typer.Option(help="What they compute in; all but fp32 need an engine that `build` made.")
-    ] = Precision.fp32,
-    batch: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Tiles per run of the quality network.  [default: 8]")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Threads of the networks.  [default: usable cores]")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Threads that prepare frames.  [default: at most 4]")
-    ] = None,
+    bundle: options.Bundle = "small",
+    tiles: options.Tiles = "grid",
+    backend: options.Backend = Backend.auto,
+    precision: options.Precision = Precision.fp32,
+    batch: options.Batch = None,
+    threads: options.Threads = None,
+    workers: options.Workers = None,
     streams: Annotated[int, typer.Option(min=1, metavar="N", help="Files decoded side by side.")] = 2,
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write rows to FILE: .jsonl, .csv, .json or .parquet."),
     ] = None,
-    format_: Annotated[
-        Format | None,
-        typer.Option(
-            "--format", "-f", help="Rows on standard output.  [default: table on a terminal, else jsonl; none with -o]"
-        ),
-    ] = None,
+    format_: options.Format = None,
     plot: Annotated[str | None, typer.Option(metavar="FILE.png", help="Draw the curve; needs matplotlib.")] = None,
     html: Annotated[str | None, typer.Option(metavar="FILE.html", help="Write a page that needs no network.")] = None,
     srt: Annotated[str | None, typer.Option(metavar="FILE.srt", help="Write the score as subtitles.")] = None,
@@ -135,8 +111,8 @@ def video(  # noqa: PLR0917 - the command line's options
         float | None,
         typer.Option(metavar="S", help="With --gate: or if that of any S seconds is."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary, only errors.")] = False,
-    no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress line.")] = False,
+    quiet: options.Quiet = False,
+    no_progress: options.NoProgress = False,
 ) -> None:
     """Score frames of videos over time: a table on a terminal, JSON lines when piped.
 
@@ -149,22 +125,24 @@ def video(  # noqa: PLR0917 - the command line's options
       dgiqa-rt video rtsp://camera/1 rtsp://camera/2 --fps 1 -o cameras.jsonl
       ffmpeg -i in.mkv -f rawvideo -pix_fmt rgb24 - | dgiqa-rt video --raw 1280x720@25 -
     """
+    from dgiqa.scorer import BATCH, Scorer, check_tiling
+    from dgiqa.video import Reading, Summary, VideoRun
+    from dgiqa.video.frames import Raw
+    from dgiqa.video.outputs import VideoProgress
+    from dgiqa.video.reuse import Reuse
+
     sampling = _sampling(every, fps, frames, scenes, start, end, duration)
     if gate_interval is not None and (gate is None or gate_interval <= 0):
         raise typer.BadParameter("give seconds above 0, together with --gate", param_hint="--gate-interval")
     _check_sources(sources, live, bool(srt or ffmetadata), raw)
-    raw_frames = _usage("--raw", _parse_raw, raw)
-    shown = _shown_format(format_, output)
+    with options.usage("--raw"):
+        raw_frames = None if raw is None else Raw.parse(raw)
+    with options.usage("--drift"):
+        reuse = Reuse(reuse_tiles, audit, drift) if reuse_depth or reuse_tiles else None
+    with options.usage("--tiles"):
+        check_tiling(tiles)
+    shown = options.shown_format(format_, output)
     with _Outputs(output, shown, gate, plot=plot, html=html, srt=srt, ffmetadata=ffmetadata) as outputs:
-        from dgiqa.scorer import BATCH, Scorer
-        from dgiqa.video import Reading, Summary, VideoRun
-        from dgiqa.video.outputs import VideoProgress
-        from dgiqa.video.reuse import Reuse
-
-        reuse = (
-            _usage("--drift", lambda _: Reuse(reuse_tiles, audit, drift), None) if reuse_depth or reuse_tiles else None
-        )
-        _usage("--tiles", _check_tiling, tiles)
         scorer = Scorer(
             bundle,
             backend=backend.value,
@@ -183,14 +161,14 @@ def video(  # noqa: PLR0917 - the command line's options
             streams=streams,
         )
         run = VideoRun(scorer, sources, sampling, reading=reading, reuse=reuse, workers=workers)
-        summary = Summary(run, *([] if gate_interval is None else [gate_interval]))
-        outputs.begin(summary, VideoProgress(sys.stderr, summary) if _watched(quiet or no_progress) else None)
-        stop = _fill(outputs, run)
+        outputs.summary = summary = Summary(run, *([] if gate_interval is None else [gate_interval]))
+        if watched() and not (quiet or no_progress):
+            outputs.line = VideoProgress(sys.stderr, summary)
+        stop = fill(outputs, run.results())
     if not quiet:
         _say_summary(summary, scorer.backend, output)
     if stop:
-        say(f"{stop.word}; the rows written so far are kept")
-        raise typer.Exit(stop.exit_code)
+        raise stop
     raise typer.Exit(_verdict(summary, gate, gate_interval is not None))
 
 
@@ -215,8 +193,9 @@ class _Outputs:
         from dgiqa.video import outputs, report
 
         if output:
-            kind = _usage("--output", outputs.format_of, output)
-            self.files.append(_writable(AtomicFile, output))
+            with options.usage("--output"):
+                kind = outputs.format_of(output)
+            self.files.append(writable(AtomicFile, output))
             self.writers.append(outputs.writer_for(kind, self.files[-1].stream))
         makers: dict[str, Callable[[str], Sink]] = {
             "plot": lambda path: report.TimelinePlot(path, gate),
@@ -226,18 +205,15 @@ class _Outputs:
         }
         for name, path in sinks.items():
             if path:
-                self.sinks.append(_writable(makers[name], path))
+                self.sinks.append(writable(makers[name], path))
                 self.files.append(self.sinks[-1].file)
         if shown:
             stream = stdout() if shown == "table" else data_stream()
             self.writers.append(outputs.writer_for(shown, stream, gate=gate))
 
-    def begin(self, summary: Summary, line: VideoProgress | None) -> None:
-        """What is counted from here on."""
-        self.summary, self.line = summary, line
-
-    def add(self, row: Row, result: Result) -> None:
+    def add(self, item: tuple[Row, Result]) -> None:
         """Write one row everywhere."""
+        row, result = item
         assert self.summary is not None
         if self.line:
             self.line.hide()
@@ -272,25 +248,6 @@ class _Outputs:
             file.discard()
 
 
-def _fill(outputs: _Outputs, run: VideoRun) -> Stopped | None:
-    """Write every row. Returns the signal that ended it early, if one did."""
-    results: Generator[Any] = run.results()  # type: ignore[assignment]
-    try:
-        with contextlib.closing(results):  # or its threads would go on
-            for row, result in results:
-                SIGNALS.hold()
-                outputs.add(row, result)
-                SIGNALS.release()
-        outputs.complete = True
-    except Stopped as stop:
-        return stop
-    except BrokenPipeError:
-        pass  # whoever read standard output has seen enough
-    finally:
-        SIGNALS.hold()  # what is left, closing the documents, is quick
-    return None
-
-
 def _sampling(  # noqa: PLR0917 - the options it joins
     every: str | None,
     fps: float | None,
@@ -310,24 +267,20 @@ def _sampling(  # noqa: PLR0917 - the options it joins
         raise typer.BadParameter("wanted a number above 0", param_hint="--fps")
     if end is not None and duration is not None:
         raise typer.BadParameter("--end and --duration exclude each other", param_hint="--duration")
-    times = {
-        name: _usage(name, seconds, text)
-        for name, text in {"--every": every, "--start": start, "--end": end, "--duration": duration}.items()
-    }
-    first = times["--start"] or 0.0
-    last = times["--end"] if times["--duration"] is None else first + times["--duration"]
-    sampling: Sampling = _usage(
-        used[0] if used else "--start",
-        lambda _: Sampling(
+    times = {}
+    for name, text in {"--every": every, "--start": start, "--end": end, "--duration": duration}.items():
+        with options.usage(name):
+            times[name] = None if text is None else seconds(text)
+    first, length = times["--start"] or 0.0, times["--duration"]
+    last = times["--end"] if length is None else first + length
+    with options.usage(used[0] if used else "--start"):
+        return Sampling(
             every=0.0 if frames == "all" else times["--every"] if fps is None else 1 / fps,
             count=_count(frames),
             per_scene=scenes,
             start=first,
             end=math.inf if last is None else last,
-        ),
-        "",
-    )
-    return sampling
+        )
 
 
 def _count(frames: str | None) -> int | None:
@@ -338,63 +291,16 @@ def _count(frames: str | None) -> int | None:
     return int(frames)
 
 
-def _parse_raw(text: str) -> Any:
-    from dgiqa.video.frames import Raw
-
-    return Raw.parse(text)
-
-
-def _check_tiling(tiles: str) -> str:
-    from dgiqa.preprocess import windows_for
-
-    windows_for(tiles, 224, 224, 224)
-    return tiles
-
-
 def _check_sources(sources: list[str], live: bool | None, one_only: bool, raw: str | None) -> None:
     """Usage errors of where videos come from."""
-    if sources.count("-") and (sys.stdin is None or sys.stdin.isatty()):
-        raise typer.BadParameter(
-            "standard input (-) is closed or a terminal; pipe a video into it", param_hint="SOURCE"
-        )
+    if "-" in sources:
+        options.check_stdin("SOURCE")
     if len(set(sources)) < len(sources):
         raise typer.BadParameter("a source is named twice", param_hint="SOURCE")
     if one_only and len(sources) > 1:
         raise typer.BadParameter("--srt and --ffmetadata describe one video; name one", param_hint="SOURCE")
     if raw and live:
         raise typer.BadParameter("a raw pipe cannot be opened again; leave --live out", param_hint="--live")
-
-
-def _usage(option: str, call: Callable[[Any], T], value: Any) -> Any:
-    """call(value), its ValueError as a usage error of the option; None stays None."""
-    if value is None and option != "--drift":
-        return None
-    try:
-        return call(value)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from error
-
-
-def _writable(call: Callable[[str], T], path: str) -> T:
-    try:
-        return call(path)
-    except OSError as error:
-        raise DgiqaError(f"cannot write {path}: {error.strerror or error}; nothing was scored") from error
-
-
-def _shown_format(wanted: Format | None, output: str | None) -> str | None:
-    """What standard output gets; None when the rows go to a file only."""
-    if wanted:
-        return wanted.value
-    if output:
-        return None
-    return "table" if stdout().isatty() else "jsonl"
-
-
-def _watched(unwanted: bool) -> bool:
-    from dgiqa.outputs import is_terminal
-
-    return not unwanted and sys.stderr is not None and is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
 
 
 def _verdict(summary: Summary, gate: float | None, interval_gate: bool) -> int:

@@ -1,0 +1,75 @@
+"""Options that several commands take: declared once, with their help, and checked once."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dgiqa.cli import common
+
+Bundle = Annotated[str, typer.Option(metavar="NAME|DIR", help="Model: a name of `models`, or a folder.")]
+Tiles = Annotated[
+    str,
+    typer.Option(
+        metavar="TILING",
+        help="grid covers every pixel and repeats exactly; official:20[:SEED] draws the authors' random crops.",
+    ),
+]
+Backend = Annotated[common.Backend, typer.Option(help="What runs the networks: that or an error.")]
+Precision = Annotated[
+    common.Precision, typer.Option(help="What they compute in; all but fp32 need an engine that `build` made.")
+]
+Build = Annotated[bool, typer.Option("--build", help="Build that engine first if it is missing or stale.")]
+Engine = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="An engine's folder, instead of looking in the cache.")
+]
+Batch = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Tiles per run of the quality network.  [default: 8]")
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Threads of the networks.  [default: usable cores]")
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Threads that prepare images.  [default: usable cores, at most 4]"),
+]
+Format = Annotated[
+    common.Format | None,
+    typer.Option(
+        "--format", "-f", help="Rows on standard output.  [default: table on a terminal, else jsonl; none with -o]"
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary, only errors.")]
+NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress line.")]
+
+
+@contextlib.contextmanager
+def usage(option: str) -> Iterator[None]:
+    """A ValueError inside is wrong usage of that option."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+def check_stdin(argument: str) -> None:
+    """Wrong usage of the argument that names standard input, if nothing can come from there."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise typer.BadParameter(
+            "standard input (-) is closed or a terminal; pipe something into it", param_hint=argument
+        )
+
+
+def shown_format(wanted: common.Format | None, output: str | None) -> str | None:
+    """What standard output gets; None when the rows go to a file only."""
+    if wanted:
+        return wanted.value
+    if output:
+        return None
+    return "table" if common.stdout().isatty() else "jsonl"
