@@ -16,7 +16,6 @@ own; those that need other packages in an environment of their own, made once un
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +30,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 import peer_metrics
 from pictures import photographs
-from subjects import Subject, SubjectError, serve
+from subjects import Subject, SubjectError, main_or_subject, own_command
 from timer import Ledger, compare, parsed, parser
 
 from dgiqa import speed
@@ -62,9 +61,6 @@ class Entry:
 
 
 def main() -> None:
-    if "--serve" in sys.argv:
-        serve(lambda: subject(json.loads(sys.argv[-1])))
-        return
     options = _options()
     ledger = Ledger(options.out, fresh=options.fresh)
     paths = _pictures(options.work, options.images, (320, 240) if options.quick else (1024, 768))
@@ -209,13 +205,13 @@ def measure_group(entries: Sequence[Entry], paths: Sequence[str], pairs: int, se
 
 def _torch(name: str, encoder: str, tiles: str, quick: bool, *, compiled: bool = False, warm: bool = True) -> Entry:
     options = {"encoder": encoder, "tiles": tiles, "quick": quick, "compile": compiled}
-    return Entry(name, (sys.executable, __file__, "--serve", json.dumps(options)), warm=warm)
+    return Entry(name, tuple(own_command(__file__, options)), warm=warm)
 
 
 def _runtime(name: str, bundle: str, setting: Setting, request: str = "score", tiles: str = "grid") -> Entry:
     options = {"bundle": bundle, "tiles": tiles, **asdict(setting)}
     images = 4 if request == "many" else 1  # seconds each, for networks of the published sizes
-    return Entry(name, (sys.executable, __file__, "--serve", json.dumps(options)), request, images=images)
+    return Entry(name, tuple(own_command(__file__, options)), request, images=images)
 
 
 def _small() -> list[Entry]:
@@ -351,4 +347,4 @@ def _show(group: str, line: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main_or_subject(main, subject)

@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from floor import machine_peaks, network_flops
 from pictures import photographs
 from startup import startup
-from subjects import Subject, peak_mb, resident_mb, serve
+from subjects import Subject, main_or_subject, own_command, peak_mb, resident_mb
 from timer import Ledger, Result, compare, parsed, parser
 
 from dgiqa import metrics, preprocess, spec, speed
@@ -54,9 +54,6 @@ STREAM = 200
 
 
 def main() -> None:
-    if "--serve" in sys.argv:
-        serve(lambda: subject(json.loads(sys.argv[-1])))
-        return
     options = _options()
     ledger = Ledger(options.out, fresh=options.fresh)
     ledger.case({"part": "peaks"}, machine_peaks)
@@ -117,8 +114,8 @@ def measure_group(
     with ExitStack() as stack:
         subjects = {}
         for setting in settings:
-            command = [sys.executable, __file__, "--serve", json.dumps({"bundle": bundle, **asdict(setting)})]
-            subjects[json.dumps(asdict(setting))] = stack.enter_context(Subject(command))
+            started = Subject(own_command(__file__, {"bundle": bundle, **asdict(setting)}))
+            subjects[json.dumps(asdict(setting))] = stack.enter_context(started)
         for each in subjects.values():
             each.ask("load", images=images)
         one = _turns(subjects, "one", seconds)
@@ -329,4 +326,4 @@ def _show(bundle: str, group: str, line: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main_or_subject(main, subject)

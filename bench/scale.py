@@ -13,7 +13,6 @@ images     a stream of JPEGs of five sizes: ms per image and resident memory aft
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import tempfile
@@ -31,7 +30,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from pictures import photograph
-from subjects import Subject, peak_mb, resident_mb, serve
+from subjects import Subject, main_or_subject, own_command, peak_mb, resident_mb
 from timer import Ledger, compare, parsed, parser
 
 from dgiqa import spec
@@ -50,9 +49,6 @@ Handlers = dict[str, Callable[..., dict[str, Any]]]
 
 
 def main() -> None:
-    if "--serve" in sys.argv:
-        serve(lambda: subject(json.loads(sys.argv[-1])))
-        return
     options = _options()
     ledger = Ledger(options.out, fresh=options.fresh)
     longest = {"small": 1_000, "tiny": 100_000 if options.all else 10_000}
@@ -181,7 +177,7 @@ def tiny_bundle(folder: Path) -> Path:
 def _start(bundle: str, **options: int) -> Subject:
     cores = usable_cores()
     setting = Setting("auto", **({"threads": cores, "workers": min(4, cores)} | options))
-    return Subject([sys.executable, __file__, "--serve", json.dumps({"bundle": bundle, **asdict(setting)})])
+    return Subject(own_command(__file__, {"bundle": bundle, **asdict(setting)}))
 
 
 def _picture(folder: Path, megapixels: float) -> str:
@@ -255,4 +251,4 @@ def _show(axis: str, line: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main_or_subject(main, subject)

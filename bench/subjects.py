@@ -4,8 +4,8 @@ Every subject has its own memory, its own threads and, if need be, its own envir
 turn: the one that is not asked sleeps. This file imports nothing but Python's own library, so that any environment can
 run it.
 
-    with Subject([python, "bench/peers.py", "--serve", "vits"]) as subject:
-        subject.ask("score", image=3)            # {"ms": ..., "score": ...}
+    with Subject([python, "bench/peer_metrics.py", "--serve", "NIQE"]) as subject:
+        subject.ask("score", paths=["a.jpg"])      # {"ms": ..., "scores": [...]}
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ import traceback
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
+
+# Name of a request -> function of its arguments; facts to say when ready
+Served = tuple[Mapping[str, Callable[..., Mapping[str, Any]]], Mapping[str, Any]]
 
 
 class SubjectError(RuntimeError):
@@ -90,7 +93,20 @@ class Subject:
         return lines[-1] if lines else f"ended with status {self._process.returncode} and said nothing"
 
 
-def serve(prepare: Callable[[], tuple[Mapping[str, Callable[..., Mapping[str, Any]]], Mapping[str, Any]]]) -> None:
+def own_command(file: str, options: Mapping[str, Any]) -> list[str]:
+    """The command of a subject that is the same file as its bench: `main_or_subject` hands it these options."""
+    return [sys.executable, file, "--serve", json.dumps(options)]
+
+
+def main_or_subject(main: Callable[[], None], subject: Callable[[dict[str, Any]], Served]) -> None:
+    """Run a bench, or in the process of an `own_command` its subject."""
+    if "--serve" in sys.argv:
+        serve(lambda: subject(json.loads(sys.argv[-1])))
+    else:
+        main()
+
+
+def serve(prepare: Callable[[], Served]) -> None:
     """The subject's side: get ready, then answer requests until standard input ends.
 
     prepare: returns (name of a request -> function of its arguments, facts to say when ready). Whatever it or a library
