@@ -6,6 +6,7 @@ import importlib.util
 import io
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from dgiqa.parity import golden_files
 from dgiqa.scorer import Scorer
 from dgiqa.sessions import gpu_present
 
+ROOT = Path(__file__).parent.parent
 PREPROCESS = spec.Preprocess(depth_lower_bound=64, depth_multiple=32, short_side=96, tile=64)
 LABELS = {"licence": "Apache-2.0", "source": "made by the tests"}
 
@@ -40,6 +42,21 @@ def need_gpu(request: pytest.FixtureRequest) -> Callable[..., None]:
             pytest.fail(reason) if request.config.getoption("--gpu") else pytest.skip(reason)
 
     return need
+
+
+@pytest.fixture(scope="session")
+def script() -> Callable[[str], ModuleType]:
+    """script("export/to_onnx.py") -> a file that is in no package, as a module."""
+
+    def load(path: str) -> ModuleType:
+        found = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+        assert found is not None
+        assert found.loader is not None
+        module = importlib.util.module_from_spec(found)
+        found.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -27,6 +27,7 @@ from dgiqa.nn.onnx_export import Export, ExportError, export_depth, export_quali
 from dgiqa.scorer import Scorer  # noqa: E402
 from dgiqa.spec import Preprocess  # noqa: E402
 
+Script = Callable[[str], ModuleType]
 TINY_DEPTH = DepthAnythingConfig(width=24, blocks=4, heads=3, features=16, channels=(8, 8, 16, 16))
 TINY_SIZES = Preprocess(depth_lower_bound=112)
 # Narrow where the default model is wide, and every part of the architecture present.
@@ -210,7 +211,7 @@ def test_reference_takes_windows_and_refuses_other_tilings(
 
 @pytest.mark.slow
 def test_imported_weights_score_as_the_reference(
-    tmp_path: Path, photos: dict[str, NDArray[np.uint8]], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, photos: dict[str, NDArray[np.uint8]], capsys: pytest.CaptureFixture[str], script: Script
 ) -> None:
     torch.manual_seed(0)
     quality, depth = lively(DGIQA(TINY_QUALITY)), DepthAnything(TINY_DEPTH).eval()
@@ -218,7 +219,7 @@ def test_imported_weights_score_as_the_reference(
     save_weights(depth, tmp_path / "d.safetensors")
     arguments = ["--quality", str(tmp_path / "q.safetensors"), "--depth", str(tmp_path / "d.safetensors")]
     arguments += ["--name", "mine", "--out", str(tmp_path / "out"), "--licence", "Apache-2.0"]
-    assert script("import_weights").main(arguments) == 0
+    assert script("export/import_weights.py").main(arguments) == 0
     assert "mine@" in capsys.readouterr().out
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
     bundle = load_bundle(tmp_path / "out" / "mine")
@@ -233,25 +234,28 @@ def test_imported_weights_score_as_the_reference(
             score = scorer.score(photos["coffee"], tiles=tiles)
             assert abs(score.value - expected) < 1e-4
             assert np.abs(score.tile_scores - tile_scores).max() < 1e-4
-    assert script("import_weights").main(arguments) == 1
+    assert script("export/import_weights.py").main(arguments) == 1
     assert "exists" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_to_onnx_prints_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_to_onnx_prints_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str], script: Script) -> None:
     save_weights(DepthAnything(TINY_DEPTH), tmp_path / "d.safetensors")
     arguments = ["--depth", str(tmp_path / "d.safetensors"), "--out", str(tmp_path / "out")]
-    assert script("to_onnx").main(arguments) == 0
+    assert script("export/to_onnx.py").main(arguments) == 0
     assert "depth.onnx" in capsys.readouterr().out
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["depth.onnx"]
 
 
-def test_scripts_refuse_weights_of_another_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scripts_refuse_weights_of_another_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], script: Script
+) -> None:
     save_weights(DepthAnything(TINY_DEPTH), tmp_path / "d.safetensors")
     arguments = ["--quality", str(tmp_path / "d.safetensors"), "--out", str(tmp_path / "out")]
-    assert script("to_onnx").main(arguments) == 1
+    assert script("export/to_onnx.py").main(arguments) == 1
     assert "looks like Depth Anything" in capsys.readouterr().err
-    assert script("import_weights").main([*arguments, "--depth", str(tmp_path / "absent.pth"), "--name", "x"]) == 1
+    arguments += ["--depth", str(tmp_path / "absent.pth"), "--name", "x"]
+    assert script("export/import_weights.py").main(arguments) == 1
     assert "looks like Depth Anything" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -299,14 +303,3 @@ def shapes(path: Path) -> dict[str, list[str | int]]:
     graph = onnx.load(path).graph
     ends = (*graph.input, *graph.output)
     return {e.name: [d.dim_param or d.dim_value for d in e.type.tensor_type.shape.dim] for e in ends}
-
-
-def script(name: str) -> ModuleType:
-    """A file of export/, which is no package."""
-    path = Path(__file__).parent.parent / "export" / f"{name}.py"
-    specification = importlib.util.spec_from_file_location(name, path)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module

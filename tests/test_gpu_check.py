@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -18,18 +17,10 @@ from dgiqa.backends import cuda
 from dgiqa.backends.trt import TrtSession
 from dgiqa.errors import BackendError, EngineError
 
-BENCH = Path(__file__).parent.parent / "bench"
-
 
 @pytest.fixture(scope="module")
-def check() -> ModuleType:
-    found = importlib.util.spec_from_file_location("gpu_check", BENCH / "gpu_check.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module
-    found.loader.exec_module(module)
-    return module
+def check(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("bench/gpu_check.py")
 
 
 @pytest.fixture

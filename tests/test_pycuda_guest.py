@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,21 +15,11 @@ from dgiqa import spec
 from dgiqa.backends.ort import OrtSession
 from dgiqa.bundle import load_bundle
 
-ROOT = Path(__file__).parent.parent
-PICTURE = ROOT / "examples" / "coffee.jpg"
-
-
-def example() -> ModuleType:
-    found = importlib.util.spec_from_file_location("pycuda_guest", ROOT / "examples" / "pycuda_guest.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
+PICTURE = Path(__file__).parent.parent / "examples" / "coffee.jpg"
 
 
 def test_the_example_scores_the_gpu_array_on_its_stream_inside_its_context(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], script: Callable[[str], ModuleType]
 ) -> None:
     seen: list[Any] = []
     context = SimpleNamespace(push=lambda: seen.append("push"), pop=lambda: seen.append("pop"))
@@ -60,7 +49,7 @@ def test_the_example_scores_the_gpu_array_on_its_stream_inside_its_context(
             seen.append((image, stream))
             return "0.5"
 
-    module = example()
+    module = script("examples/pycuda_guest.py")
     monkeypatch.setattr(module, "Scorer", Scorer)
     module.main([str(PICTURE), "--precision", "fp16"])
     assert capsys.readouterr().out == "0.5\n"
