@@ -374,7 +374,7 @@ class _Run:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
-            _average(self.average, self.model, self.config.ema, self.step)
+            average_weights(self.average, self.model, self.config.ema, self.step)
         epoch = self.step // self.batches.steps_per_epoch
         self.step += 1
         self.seconds = time.monotonic() - self.clock
@@ -504,7 +504,7 @@ def _parallel(model: nn.Module, device: torch.device, world: int) -> nn.Module:
 
 
 @torch.no_grad()
-def _average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+def average_weights(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
     """Exponential moving average; the decay grows to its value, so that the first steps are soon forgotten."""
     share = 1 - min(decay, (1 + step) / (10 + step))
     for mean, value in zip(average.state_dict().values(), model.state_dict().values(), strict=True):

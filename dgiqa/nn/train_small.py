@@ -16,6 +16,7 @@ begins again).
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
@@ -32,14 +33,33 @@ from dgiqa.nn.datasets import Sample
 from dgiqa.nn.distortions import TYPES
 from dgiqa.nn.network import DGIQA
 from dgiqa.nn.synthesis import SyntheticPictures
-from dgiqa.nn.train import ABLATIONS, CropBatches, TrainConfig, build_network, learning_rate, normalise, train
+from dgiqa.nn.train import (
+    ABLATIONS,
+    CropBatches,
+    TrainConfig,
+    average_weights,
+    build_network,
+    learning_rate,
+    normalise,
+    train,
+)
 from dgiqa.spec import TILE
 
 VALIDATION_EVERY = 10  # one reference picture in so many is never trained on
 VALIDATION_SAMPLES = 500
 
-PRETRAIN = TrainConfig(batch=60, crop=112, lr=2e-3, lr_min=2e-5, warmup_steps=50, t_max_share=1.0, precision="bf16")
-PRETRAIN_STEPS = 6000
+PRETRAIN = TrainConfig(
+    batch=60,
+    crop=112,
+    lr=2e-3,
+    lr_min=2e-5,
+    t_max_share=1.0,
+    warmup_steps=50,
+    weight_decay=2e-2,
+    ema=0.998,
+    precision="bf16",
+)
+PRETRAIN_STEPS = 10_000
 CLASS_WEIGHT = 0.15  # of the cross-entropy beside the squared error of the score
 
 # The ranking loss needs pairs of one picture and type, so all five levels stay together in a batch.
@@ -85,12 +105,16 @@ def split(pictures: SyntheticPictures) -> tuple[Subset, Subset]:
 
 
 def pretrain(samples: Subset, steps: int = PRETRAIN_STEPS) -> DGIQA:
-    """The RGB half (the network without Depth-CAR and depth branch) after `steps` batches of types and scores."""
+    """The RGB half (the network without Depth-CAR and depth branch) after `steps` batches of types and scores.
+
+    What comes back is the moving average of its weights, in evaluation mode.
+    """
     config = dataclasses.replace(PRETRAIN, epochs=1 + steps * PRETRAIN.batch // len(samples))
     batches = CropBatches(samples, config)
     torch.manual_seed(config.seed)
     model = build_network("small", "depth_car").train()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = copy.deepcopy(model).eval()
     classify = nn.Linear(model.fc.in_features, len(TYPES) + 1)
     parameters = [*model.parameters(), *classify.parameters()]
     optimizer = torch.optim.AdamW(parameters, weight_decay=config.weight_decay)
@@ -108,10 +132,11 @@ def pretrain(samples: Subset, steps: int = PRETRAIN_STEPS) -> DGIQA:
         (error + CLASS_WEIGHT * wrong).backward()
         nn.utils.clip_grad_norm_(parameters, config.grad_clip)
         optimizer.step()
+        average_weights(average, model, config.ema, step)
         if (step + 1) % 100 == 0:
             told = f"stage 1: step {step + 1}/{steps}, squared error {error:.4f}, cross-entropy {wrong:.3f}"
             print(told, file=sys.stderr, flush=True)
-    return model.eval()
+    return average
 
 
 @torch.no_grad()
