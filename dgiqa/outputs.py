@@ -16,7 +16,7 @@ import time
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeVar
 
 if TYPE_CHECKING:
     from dgiqa.scorer import Score
@@ -31,6 +31,7 @@ FORMATS = ("table", "jsonl", "csv", "json")
 FILE_FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".json": "json"}
 
 Row = dict[str, Any]
+R = TypeVar("R", bound="Report")
 
 BAR_CELLS = 10
 EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -121,6 +122,17 @@ class Summary:
             "seconds": _rounded(self.seconds, 3),
             "images_per_second": _rounded(self.scored / self.seconds, 3),
         }
+
+
+class Tally(Protocol):
+    """What rows amount to, and how many there are with and without a score: a Summary, of images or of videos."""
+
+    @property
+    def scored(self) -> int: ...
+    @property
+    def failed(self) -> int: ...
+    def add(self, row: Row) -> None: ...
+    def as_dict(self, *, complete: bool) -> dict[str, Any]: ...
 
 
 class Writer(Protocol):
@@ -268,7 +280,7 @@ class ProgressLine:
         self.paint = painter(stream)
         self.drawn_at = -math.inf
 
-    def show(self, summary: Summary, *, force: bool = False) -> None:
+    def show(self, summary: Tally, *, force: bool = False) -> None:
         """Draw the line, ten times a second at most unless forced."""
         now = time.perf_counter()
         if force or now - self.drawn_at > 0.1:
@@ -282,7 +294,7 @@ class ProgressLine:
             self.stream.write(ERASE_LINE)
             self.stream.flush()
 
-    def _line(self, summary: Summary) -> str:
+    def _line(self, summary: Any) -> str:
         done = summary.scored + summary.failed
         if not done:
             return self.paint(DIM, "loading the model")
@@ -296,47 +308,62 @@ class ProgressLine:
 
 
 class Report:
-    """Where the rows of one run go: writers, perhaps one of them to a file, a progress line, and the summary.
+    """Where the rows of one run go: writers, some of them to files, a progress line, and the summary.
 
-    A context manager. However the run ends, the rows written so far are kept: documents are closed, and the file gets
-    its name. A run that breaks off before its first row writes nothing and leaves an older file of that name alone.
+    A context manager, entered before its files are opened. However the run ends, the rows written so far are kept:
+    documents are closed, and files get their names, each on its own, so that one that fails takes no other along and
+    leaves nothing behind. A run that breaks off before its first row writes nothing and leaves older files alone.
     """
 
-    def __init__(self, writers: list[Writer], file: AtomicFile | None = None, line: ProgressLine | None = None) -> None:
-        self.writers = writers
-        self.file = file
-        self.line = line
-        self.summary = Summary()
+    def __init__(self) -> None:
+        self.writers: list[Writer] = []
+        self.line: ProgressLine | None = None
+        self.summary: Tally = Summary()
         self.complete = False
+        self._endings = contextlib.ExitStack()
 
-    def __enter__(self) -> Report:
+    def __enter__(self: R) -> R:
         return self
 
-    def start(self) -> None:
-        """Begin to measure the time: what came before was loading."""
-        self.summary.started = time.perf_counter()
+    def own(self, file: AtomicFile) -> AtomicFile:
+        """Discard the file in the end unless something was written to it in full."""
+        self._endings.callback(file.discard)
+        return file
 
-    def add(self, row: Row) -> None:
-        """Write one row everywhere and flush it."""
+    def write_to(self, writer: Writer, file: AtomicFile | None = None) -> None:
+        """Give every row to a writer; file: the one it writes to."""
+        self.writers.append(writer)
+        self.finish_with(writer.finish, file)
+
+    def finish_with(self, finish: Callable[[dict[str, Any]], None], file: AtomicFile | None = None) -> None:
+        """After the last row call finish(summary), then give the file its name."""
+        self._endings.callback(self._finish, finish, file)
+
+    def add(self, result: Any) -> None:
+        """Write one result (a row) everywhere and flush it."""
         if self.line:
             self.line.hide()
-        for writer in self.writers:
-            writer.write(row)
-        self.summary.add(row)
+        self.summary.add(self._write(result))
         if self.line:
             self.line.show(self.summary)
 
     def __exit__(self, *error: object) -> None:
         if self.line:
             self.line.hide()
+        self._endings.close()
+
+    def _write(self, result: Any) -> Row:
+        row: Row = result
+        for writer in self.writers:
+            writer.write(row)
+        return row
+
+    def _finish(self, finish: Callable[[dict[str, Any]], None], file: AtomicFile | None) -> None:
         if self.complete or self.summary.scored + self.summary.failed:
-            for writer in self.writers:
-                with contextlib.suppress(BrokenPipeError):  # nobody reads standard output now; the file still counts
-                    writer.finish(self.summary.as_dict(complete=self.complete))
-            if self.file:
-                self.file.commit()
-        elif self.file:
-            self.file.discard()
+            with contextlib.suppress(BrokenPipeError):  # nobody reads standard output now; the files still count
+                finish(self.summary.as_dict(complete=self.complete))
+            if file:
+                file.commit()
 
 
 class AtomicFile:
@@ -365,8 +392,9 @@ class AtomicFile:
         os.replace(self.partial, self.path)
 
     def discard(self) -> None:
-        """Remove what was written; a file of that name from before stays as it was."""
-        self.stream.close()
+        """Remove what was written; a file of that name from before, or a committed one, stays as it is."""
+        with contextlib.suppress(OSError):  # what cannot be flushed to a full disk goes anyway
+            self.stream.close()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.partial)
 

@@ -234,8 +234,10 @@ def test_permissions_are_respected(tmp_path: Path) -> None:
 
 
 def report_to(path: Path) -> Report:
-    file = AtomicFile(str(path))
-    return Report([writer_for("json", file.stream)], file)
+    report = Report()
+    file = report.own(AtomicFile(str(path)))
+    report.write_to(writer_for("json", file.stream), file)
+    return report
 
 
 def test_a_report_that_breaks_off_keeps_its_rows_in_a_valid_document(tmp_path: Path) -> None:
@@ -257,6 +259,26 @@ def test_a_report_that_breaks_off_before_its_first_row_leaves_the_old_file(tmp_p
         raise RuntimeError
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("full", [0, 1])
+def test_a_disk_that_is_full_in_the_end_leaves_the_old_file_and_takes_no_other_along(tmp_path: Path, full: int) -> None:
+    targets = [tmp_path / "a.json", tmp_path / "b.json"]
+    for target in targets:
+        target.write_text("old")
+    report = Report()
+    files = [report.own(AtomicFile(str(target))) for target in targets]
+    for file in files:
+        report.write_to(writer_for("json", file.stream), file)
+    report.add(score_row(make_score()))
+    with open("/dev/full", "wb") as device:
+        os.dup2(device.fileno(), files[full].stream.fileno())
+    with pytest.raises(OSError, match="No space left"), report:
+        report.complete = True
+    assert targets[full].read_text() == "old"
+    assert len(json.loads(targets[1 - full].read_text())["rows"]) == 1
+    assert sorted(os.listdir(tmp_path)) == ["a.json", "b.json"]
 
 
 def test_the_progress_line_stays_on_one_line_and_goes_away() -> None:

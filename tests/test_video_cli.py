@@ -24,9 +24,10 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def environment() -> dict[str, str]:
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    own_cache = str(tmp_path_factory.mktemp("cache"))
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": own_cache}
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +200,21 @@ def test_reuse_is_off_unless_asked_for_and_its_drift_is_said(run: Run, clip: Pat
     done = run(clip, "--frames", "all", "--reuse-tiles", "--audit", "5")
     assert b"mean |drift|" in done.stderr
     assert any(json.loads(line)["reused"] for line in done.stdout.splitlines())
+
+
+def test_videos_are_scored_on_an_engine_that_is_built_or_named(
+    run: Run, environment: dict[str, str], clip: Path
+) -> None:
+    pytest.importorskip("onnx")
+    built = run(clip, "--frames", "2", "--backend", "onnxruntime", "--precision", "fp16", "--build")
+    assert b"scoring the golden images" in built.stderr
+    (record,) = Path(environment["XDG_CACHE_HOME"]).rglob("engine.json")
+    named = run(clip, "--frames", "2", "--engine", record.parent)
+    for done in (built, named):
+        assert done.returncode == 0, done.stderr
+        assert [json.loads(line)["backend"].split()[-1] for line in done.stdout.splitlines()] == ["fp16"] * 2
+    missing = run(clip, "--engine", record.parent.parent)
+    assert (missing.returncode, missing.stdout) == (1, b"")
 
 
 def test_scenes_and_frame_counts_are_taken_as_asked(run: Run, clip: Path) -> None:

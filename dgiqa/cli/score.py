@@ -91,7 +91,7 @@ def score(  # noqa: PLR0917 - the command line's options
       curl -s https://example.org/a.jpg | dgiqa-rt score -
       find . -name '*.jpg' -print0 | dgiqa-rt score --from-file - -0
     """
-    from dgiqa.outputs import ProgressLine, format_of
+    from dgiqa.outputs import ProgressLine, Report, Summary, format_of
 
     _check_sources(paths, from_file)
     with options.usage("--output"):
@@ -107,7 +107,8 @@ def score(  # noqa: PLR0917 - the command line's options
 
     with options.usage("--tiles"):
         check_tiling(tiles)
-    with _report(output, target, shown, details, fail_under) as report:  # before anything slow: it may not be writable
+    with Report() as report:
+        _open(report, output, target, shown, details, fail_under)  # before anything slow: it may not be writable
         inputs, total = _counted(inputs, live=from_file == "-")
         if watched() and not (quiet or no_progress):
             report.line = ProgressLine(sys.stderr, total)
@@ -122,13 +123,13 @@ def score(  # noqa: PLR0917 - the command line's options
             threads=threads,
             max_pixels=max_pixels,
         )
-        report.start()
+        report.summary = summary = Summary()  # its clock starts here: what came before was loading
         stop = fill(report, _rows(scorer, inputs, workers, details))
     if not quiet:
-        _say_summary(report.summary, scorer, output)
+        _say_summary(summary, scorer, output)
     if stop:
         raise stop
-    raise typer.Exit(_verdict(report.summary, fail_under))
+    raise typer.Exit(_verdict(summary, fail_under))
 
 
 def _check_sources(paths: list[str] | None, from_file: str | None) -> None:
@@ -181,17 +182,17 @@ def _list(inputs: Iterator[Input], end: str) -> int:
     return INPUTS_FAILED if failed else OK
 
 
-def _report(
-    output: str | None, target: str | None, shown: str | None, details: bool, fail_under: float | None
-) -> Report:
-    from dgiqa.outputs import AtomicFile, Report, writer_for
+def _open(  # noqa: PLR0917 - the options it joins
+    report: Report, output: str | None, target: str | None, shown: str | None, details: bool, fail_under: float | None
+) -> None:
+    from dgiqa.outputs import AtomicFile, writer_for
 
-    file = writable(AtomicFile, output) if output else None
-    writers = [writer_for(target, file.stream, details=details)] if file and target else []
+    if output and target:
+        file = report.own(writable(AtomicFile, output))
+        report.write_to(writer_for(target, file.stream, details=details), file)
     if shown:
         stream = stdout() if shown == "table" else data_stream()
-        writers.append(writer_for(shown, stream, details=details, fail_under=fail_under))
-    return Report(writers, file)
+        report.write_to(writer_for(shown, stream, details=details, fail_under=fail_under))
 
 
 def _rows(scorer: Scorer, inputs: Iterator[Input], workers: int | None, details: bool) -> Generator[Row]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -29,11 +28,8 @@ from dgiqa.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from dgiqa.outputs import AtomicFile, Row, Writer
     from dgiqa.video import Summary
-    from dgiqa.video.outputs import VideoProgress
-    from dgiqa.video.pipeline import Result
-    from dgiqa.video.report import Sink
+    from dgiqa.video.outputs import PictureReport
     from dgiqa.video.sampling import Sampling
 
 
@@ -89,6 +85,8 @@ def video(  # noqa: PLR0917 - the command line's options
     tiles: options.Tiles = "grid",
     backend: options.Backend = Backend.auto,
     precision: options.Precision = Precision.fp32,
+    build: options.Build = False,
+    engine: options.Engine = None,
     batch: options.Batch = None,
     threads: options.Threads = None,
     workers: options.Workers = None,
@@ -128,7 +126,7 @@ def video(  # noqa: PLR0917 - the command line's options
     from dgiqa.scorer import BATCH, Scorer, check_tiling
     from dgiqa.video import Reading, Summary, VideoRun
     from dgiqa.video.frames import Raw
-    from dgiqa.video.outputs import VideoProgress
+    from dgiqa.video.outputs import PictureReport, VideoProgress
     from dgiqa.video.reuse import Reuse
 
     sampling = _sampling(every, fps, frames, scenes, start, end, duration)
@@ -142,11 +140,14 @@ def video(  # noqa: PLR0917 - the command line's options
     with options.usage("--tiles"):
         check_tiling(tiles)
     shown = options.shown_format(format_, output)
-    with _Outputs(output, shown, gate, plot=plot, html=html, srt=srt, ffmetadata=ffmetadata) as outputs:
+    with PictureReport() as report:
+        _open(report, output, shown, gate, plot=plot, html=html, srt=srt, ffmetadata=ffmetadata)
         scorer = Scorer(
             bundle,
             backend=backend.value,
             precision=precision.value,
+            build=build and say,
+            engine=engine,
             tiles=tiles,
             batch=batch or BATCH,
             threads=threads,
@@ -161,10 +162,10 @@ def video(  # noqa: PLR0917 - the command line's options
             streams=streams,
         )
         run = VideoRun(scorer, sources, sampling, reading=reading, reuse=reuse, workers=workers)
-        outputs.summary = summary = Summary(run, *([] if gate_interval is None else [gate_interval]))
+        report.summary = summary = Summary(run, *([] if gate_interval is None else [gate_interval]))
         if watched() and not (quiet or no_progress):
-            outputs.line = VideoProgress(sys.stderr, summary)
-        stop = fill(outputs, run.results())
+            report.line = VideoProgress(sys.stderr)
+        stop = fill(report, run.results())
     if not quiet:
         _say_summary(summary, scorer.backend, output)
     if stop:
@@ -172,80 +173,31 @@ def video(  # noqa: PLR0917 - the command line's options
     raise typer.Exit(_verdict(summary, gate, gate_interval is not None))
 
 
-class _Outputs:
-    """Where rows and pictures go. However the run ends, what came so far is kept; without a row nothing is written."""
+def _open(
+    report: PictureReport, output: str | None, shown: str | None, gate: float | None, **sinks: str | None
+) -> None:
+    """Open all that is written, before anything slow: it may not be writable."""
+    from dgiqa.outputs import AtomicFile
+    from dgiqa.video import outputs
+    from dgiqa.video import report as pictures
 
-    def __init__(self, output: str | None, shown: str | None, gate: float | None, **sinks: str | None) -> None:
-        self.summary: Summary | None = None
-        self.line: VideoProgress | None = None
-        self.complete = False
-        self.writers: list[Writer] = []
-        self.sinks: list[Sink] = []
-        self.files: list[AtomicFile] = []
-        try:
-            self._open(output, shown, gate, sinks)
-        except BaseException:
-            self._discard()
-            raise
-
-    def _open(self, output: str | None, shown: str | None, gate: float | None, sinks: dict[str, str | None]) -> None:
-        from dgiqa.outputs import AtomicFile
-        from dgiqa.video import outputs, report
-
-        if output:
-            with options.usage("--output"):
-                kind = outputs.format_of(output)
-            self.files.append(writable(AtomicFile, output))
-            self.writers.append(outputs.writer_for(kind, self.files[-1].stream))
-        makers: dict[str, Callable[[str], Sink]] = {
-            "plot": lambda path: report.TimelinePlot(path, gate),
-            "html": lambda path: report.HtmlReport(path, gate),
-            "srt": report.Subtitles,
-            "ffmetadata": report.Chapters,
-        }
-        for name, path in sinks.items():
-            if path:
-                self.sinks.append(writable(makers[name], path))
-                self.files.append(self.sinks[-1].file)
-        if shown:
-            stream = stdout() if shown == "table" else data_stream()
-            self.writers.append(outputs.writer_for(shown, stream, gate=gate))
-
-    def add(self, item: tuple[Row, Result]) -> None:
-        """Write one row everywhere."""
-        row, result = item
-        assert self.summary is not None
-        if self.line:
-            self.line.hide()
-        for writer in self.writers:
-            writer.write(row)
-        for sink in self.sinks:
-            sink.add(row, result.picture)
-        self.summary.add(row)
-        if self.line:
-            self.line.show(None)  # type: ignore[arg-type] # it has its own summary
-
-    def __enter__(self) -> _Outputs:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.line:
-            self.line.hide()
-        if self.summary is None or not (self.complete or self.summary.scored + self.summary.failed):
-            self._discard()
-            return
-        figures = self.summary.as_dict(complete=self.complete)
-        for writer in self.writers:
-            with contextlib.suppress(BrokenPipeError):  # nobody reads standard output now; the files still count
-                writer.finish(figures)
-        for sink in self.sinks:
-            sink.write(figures)
-        for file in self.files:
-            file.commit()
-
-    def _discard(self) -> None:
-        for file in self.files:
-            file.discard()
+    if output:
+        with options.usage("--output"):
+            kind = outputs.format_of(output)
+        file = report.own(writable(AtomicFile, output))
+        report.write_to(outputs.writer_for(kind, file.stream), file)
+    makers: dict[str, Callable[[str], pictures.Sink]] = {
+        "plot": lambda path: pictures.TimelinePlot(path, gate),
+        "html": lambda path: pictures.HtmlReport(path, gate),
+        "srt": pictures.Subtitles,
+        "ffmetadata": pictures.Chapters,
+    }
+    for name, path in sinks.items():
+        if path:
+            report.draw_to(writable(makers[name], path))
+    if shown:
+        stream = stdout() if shown == "table" else data_stream()
+        report.write_to(outputs.writer_for(shown, stream, gate=gate))
 
 
 def _sampling(  # noqa: PLR0917 - the options it joins

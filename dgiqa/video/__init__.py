@@ -61,11 +61,8 @@ class Progress:
 
     length_s: float | None = None
     done_s: float = 0.0
-    rate: float | None = None
     live: bool = False
-    begun: bool = False
     ended: bool = False
-    scored: int = 0
     info: str = ""
     notes: set[str] = field(default_factory=set)
 
@@ -160,7 +157,6 @@ class VideoRun:
 
     def _read_one(self, name: str, source: VideoSource) -> None:
         reading, progress = self.reading, self.progress[name]
-        progress.begun = True
 
         def opened() -> Video:
             video = Video(
@@ -190,14 +186,12 @@ class VideoRun:
         progress.live = video.live if self.reading.live is None else self.reading.live
         end_s = min(self.sampling.end, math.inf if video.duration_s is None else video.duration_s)
         progress.length_s = None if math.isinf(end_s) else max(0.0, end_s - self.sampling.start)
-        progress.rate = video.rate
         rate = f" at {video.rate:.3g} fps" if video.rate else ""
         progress.info = f"{video.codec} {video.width}x{video.height}{rate}"
 
     def _count(self, result: Result) -> None:
         progress = self.progress[result.frame.source]
         progress.done_s = max(progress.done_s, result.frame.time_s - self.sampling.start)
-        progress.scored += result.score is not None
         if result.frame.note:
             progress.notes.add(result.frame.note)
 
@@ -237,7 +231,6 @@ class Summary:
         self.run = run
         self.pooled = {name: Pooled(interval_s) for name in run.progress}
         self.reused = 0
-        self.lowest: tuple[str, float] | None = None
 
     def add(self, row: Row) -> None:
         """Count one row."""

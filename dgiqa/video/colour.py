@@ -28,7 +28,7 @@ Turn = tuple[int, int, int, int]
 # Numbers of ITU-T H.273, which FFmpeg uses
 PQ, HLG = 16, 18  # transfer characteristics
 MATRICES = {1: "itu709", 4: "fcc", 5: "itu601", 6: "smpte170m", 7: "smpte240m", 9: "bt2020"}
-UNSPECIFIED, RGB, CONSTANT_LUMINANCE = 2, 0, 10
+UNSPECIFIED, RGB = 2, 0
 NAMED = {
     8: "YCgCo",
     10: "BT.2020 constant luminance",

@@ -186,7 +186,7 @@ class Video:
         if not container.streams.video:
             kinds = sorted({s.type for s in container.streams}) or ["nothing"]
             container.close()
-            raise ImageError(f"{self.name} has no video in it, only {', '.join(kinds)}")
+            raise ImageError(f"{self.name} has no video in it, only {', '.join(kinds)}; name a file with pictures")
         self._stream = stream = container.streams.best("video") or container.streams.video[0]
         stream.thread_type = "SLICE" if self.live else "AUTO"  # frame threads delay a live picture
         # The decoder stops at the first error instead of painting over it: a made-up picture is not the video's quality

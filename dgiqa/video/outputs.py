@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from dgiqa.outputs import (
     BOLD,
@@ -16,6 +16,7 @@ from dgiqa.outputs import (
     JsonLinesWriter,
     JsonWriter,
     ProgressLine,
+    Report,
     Row,
     Writer,
     can_encode,
@@ -26,6 +27,10 @@ from dgiqa.outputs import (
     terminal_width,
 )
 from dgiqa.video import VIDEO_COLUMNS, Summary
+
+if TYPE_CHECKING:
+    from dgiqa.video.pipeline import Result
+    from dgiqa.video.report import Sink
 
 FILE_FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".json": "json", ".parquet": "parquet"}
 ROW_GROUP = 1000  # rows of a Parquet file kept in memory before they are written
@@ -130,21 +135,41 @@ class VideoTable:
         return f"{start}{score}  {error}  {bar}  {row['scene']:>5}  {shortened(name, room, self.unicode)}"
 
 
+class PictureReport(Report):
+    """Where the results of videos go: their rows to writers, and with the pictures to sinks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sinks: list[Sink] = []
+
+    def draw_to(self, sink: Sink) -> None:
+        """Give every row and its picture to a sink."""
+        self.own(sink.file)
+        self.sinks.append(sink)
+        self.finish_with(sink.write, sink.file)
+
+    def _write(self, result: tuple[Row, Result]) -> Row:
+        row, frame = result
+        super()._write(row)
+        for sink in self.sinks:
+            sink.add(row, frame.picture)
+        return row
+
+
 class VideoProgress(ProgressLine):
     """One line on a terminal: how far, frames per second, speed against playing time, time left."""
 
-    def __init__(self, stream: TextIO, summary: Summary) -> None:
+    def __init__(self, stream: TextIO) -> None:
         super().__init__(stream, None)
-        self.video = summary
         self.started = time.perf_counter()
 
-    def _line(self, summary: Any) -> str:
-        progress = self.video.run.progress.values()
-        if not self.video.scored + self.video.failed:
+    def _line(self, summary: Summary) -> str:
+        progress = summary.run.progress.values()
+        if not summary.scored + summary.failed:
             return self.paint(DIM, "opening")
         elapsed = time.perf_counter() - self.started
         done = sum(p.done_s for p in progress)
-        parts = [f"{self.video.scored} frames", f"{self.video.scored / elapsed:.1f} frames/s", f"{done / elapsed:.2f}x"]
+        parts = [f"{summary.scored} frames", f"{summary.scored / elapsed:.1f} frames/s", f"{done / elapsed:.2f}x"]
         known = [p.length_s for p in progress if p.length_s is not None]
         bar = ""
         if len(known) == len(progress) and any(known):
@@ -153,7 +178,7 @@ class VideoProgress(ProgressLine):
             left = elapsed * (1 - share) / share if share else 0.0
             parts.insert(0, f"{done:.1f}/{sum(known):.1f} s")
             parts.append(f"{int(left // 60)}:{int(left % 60):02} left")
-        if self.video.run.dropped:
-            parts.append(f"{self.video.run.dropped} dropped")
-        failed = "  " + self.paint(RED, f"{self.video.failed} failed") if self.video.failed else ""
+        if summary.run.dropped:
+            parts.append(f"{summary.run.dropped} dropped")
+        failed = "  " + self.paint(RED, f"{summary.failed} failed") if summary.failed else ""
         return bar + "  ".join(parts)[: terminal_width(self.stream) - 24] + failed

@@ -51,7 +51,7 @@ class Sampling:
         if self.per_scene is not None and not 1 <= self.per_scene <= MAX_PER_SCENE:
             raise ValueError(f"per_scene is {self.per_scene}, wanted 1 to {MAX_PER_SCENE} frames")
         if not 0 <= self.start < self.end:
-            raise ValueError(f"from {self.start:g} s to {self.end:g} s is no stretch of time")
+            raise ValueError(f"from {self.start:g} s to {self.end:g} s is no stretch of time, wanted 0 <= start < end")
 
     def ticks(self, duration_s: float | None) -> Ticks:
         """The times at which frames are due. Raises ValueError if `count` is asked of an unknown length."""
