@@ -37,7 +37,7 @@ from dgiqa import speed
 from dgiqa.bundle import MANIFEST, Bundle, load_bundle
 from dgiqa.errors import DgiqaError
 from dgiqa.metrics import srocc
-from dgiqa.sessions import backends, usable_cores
+from dgiqa.sessions import backends, preparing_threads, usable_cores
 from dgiqa.speed import Setting
 
 SMALL, STREAM = "small, one at a time", "small, a stream"
@@ -222,7 +222,7 @@ def _small() -> list[Entry]:
 
 def _default() -> Setting:
     cores = usable_cores()
-    return Setting("auto", threads=cores, workers=min(4, cores))
+    return Setting("auto", threads=cores, workers=preparing_threads(cores))
 
 
 def _build(bundle: Bundle, precision: str) -> None:

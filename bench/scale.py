@@ -35,7 +35,7 @@ from timer import Ledger, compare, parsed, parser
 
 from dgiqa import spec
 from dgiqa.bundle import load_bundle, write_bundle
-from dgiqa.sessions import usable_cores
+from dgiqa.sessions import preparing_threads, usable_cores
 from dgiqa.speed import Setting
 
 MEGAPIXELS = (0.1, 0.3, 1, 3, 8, 12, 24)
@@ -124,7 +124,8 @@ def processes(bundle: str, images: int) -> dict[str, Any]:
         for n in counts:
             threads = max(1, cores // n)
             subjects[n] = [
-                stack.enter_context(_start(bundle, threads=threads, workers=min(4, threads))) for _ in range(n)
+                stack.enter_context(_start(bundle, threads=threads, workers=preparing_threads(threads)))
+                for _ in range(n)
             ]
 
         def ask(n: int) -> float:
@@ -176,7 +177,7 @@ def tiny_bundle(folder: Path) -> Path:
 
 def _start(bundle: str, **options: int) -> Subject:
     cores = usable_cores()
-    setting = Setting("auto", **({"threads": cores, "workers": min(4, cores)} | options))
+    setting = Setting("auto", **({"threads": cores, "workers": preparing_threads(cores)} | options))
     return Subject(own_command(__file__, {"bundle": bundle, **asdict(setting)}))
 
 

@@ -79,8 +79,8 @@ def overhead_at(path: Path, width: int, height: int, rounds: int = 5) -> dict[st
     bare: decode, convert to RGB, then the two networks on ready-made inputs, nothing beside them. Resizing, tiling and
     the depth image are overhead then, too. loop: decode and `Scorer.score`, one frame after the other.
     """
-    write(path, still(photograph("coffee", width, height), 4 * RATE, 1.0))
-    sampling = Sampling(every=0.2)
+    write(path, still(photograph("coffee", width, height), 8 * RATE, 1.0))
+    sampling = Sampling(every=0.2)  # 40 frames: filling and draining the pipeline once are a small part
     with Scorer("small") as scorer:
         with Video(path) as video:
             inputs = [network_inputs(scorer, f.rgb) for f in video.frames(sampling) if f.rgb is not None]

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +29,7 @@ from dgiqa import cache, preprocess, spec
 from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.cache import Engine
 from dgiqa.errors import BackendError, BundleError, EngineError, ImageError
-from dgiqa.sessions import TENSORRT, Session, choose, open_session, usable_cores
+from dgiqa.sessions import TENSORRT, Session, choose, open_session, preparing_threads
 
 if TYPE_CHECKING:
     from dgiqa.backends.gpu import DeviceScorer
@@ -181,6 +181,7 @@ class Scorer:
         # One network runs at a time, with all the threads it may use; preparation of other images goes on beside it.
         self._engine = threading.Lock()
         self._device: DeviceScorer | None = None
+        self._spare: deque[NDArray[np.float32]] = deque(maxlen=1)
 
     def score(
         self, source: Source | Any, *, name: str | None = None, tiles: str | None = None, stream: Any = None
@@ -217,11 +218,11 @@ class Scorer:
         on_error="raise", its exception is raised in its place. An exception of `sources` itself is raised after the
         results so far. Closing the iterator, or an interrupt, ends the threads after the stage they are in. An array
         must not change before its result is yielded.
-        workers: threads that decode and prepare, by default the usable cores, at most 4. batch: as in Scorer.
+        workers: threads that decode and prepare, by default `sessions.preparing_threads`. batch: as in Scorer.
         """
         if on_error not in ("row", "raise"):
             raise ValueError(f'on_error is {on_error!r}, wanted "row" or "raise"')
-        workers = min(4, usable_cores()) if workers is None else workers
+        workers = preparing_threads() if workers is None else workers
         batch = self.batch if batch is None else batch
         if workers < 1 or batch < 1:
             raise ValueError(f"workers and batch must be at least 1, got {workers} and {batch}")
@@ -280,6 +281,7 @@ class Scorer:
         for session in (self._depth, self._quality):
             getattr(session, "close", lambda: None)()  # engines on a GPU hold memory of their own
         self._depth = self._quality = self._device = None
+        self._spare.clear()
 
     def __enter__(self) -> Scorer:
         return self
@@ -392,23 +394,38 @@ class Scorer:
 
     def _run_batch(self, parts: list[tuple[_Work, int]]) -> None:
         """Second half: score the next `count` windows of each work."""
-        cut = [self._cut(work, count) for work, count in parts]
-        feeds = {spec.QUALITY_RGB: _joined([rgb for rgb, _ in cut]), spec.QUALITY_DEPTH: _joined([d for _, d in cut])}
+        total = sum(count for _, count in parts)
+        memory = self._tile_memory(total)
+        self._cut(parts, memory)
+        feeds = {spec.QUALITY_RGB: memory[0, :total], spec.QUALITY_DEPTH: memory[1, :total]}
         with self._engine:
             started = time.perf_counter()
             scores = _alive(self._quality).run(feeds)[spec.QUALITY_OUTPUT]
             ms_per_tile = _ms_since(started) / len(scores)
+        self._spare.append(memory)
         for work, count in parts:
             work.tile_scores[work.done : work.done + count] = scores[:count]
             work.timings_ms["quality"] = work.timings_ms.get("quality", 0.0) + ms_per_tile * count
             work.done += count
             scores = scores[count:]
 
-    def _cut(self, work: _Work, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        started = time.perf_counter()
-        tiles = preprocess.cut_tiles(work.rgb, work.depth, work.windows[work.done : work.done + count], self._p.tile)
-        work.timings_ms["tiles"] += _ms_since(started)
-        return tiles
+    def _cut(self, parts: list[tuple[_Work, int]], memory: NDArray[np.float32]) -> None:
+        """Put the next `count` tiles of each work into memory [2,>=n,3,tile,tile]: rgb, depth."""
+        begin = 0
+        for work, count in parts:
+            started = time.perf_counter()
+            windows, into = work.windows[work.done : work.done + count], memory[:, begin : begin + count]
+            preprocess.cut_tiles(work.rgb, work.depth, windows, self._p.tile, out=(into[0], into[1]))
+            work.timings_ms["tiles"] += _ms_since(started)
+            begin += count
+
+    def _tile_memory(self, count: int) -> NDArray[np.float32]:
+        """f32 [2,>=count,3,tile,tile], of the last batch if it is free: new pages take longer than the tiles."""
+        with suppress(IndexError):  # another thread has it, or there was none
+            memory = self._spare.pop()
+            if memory.shape[1] >= count:
+                return memory
+        return np.empty((2, count, 3, self._p.tile, self._p.tile), np.float32)
 
     def _finish(self, work: _Work) -> Score:
         value, std_error = self._pooled(work.tile_scores)
@@ -501,10 +518,6 @@ def _next_parts(queue: Iterable[_Work | Failure], batch: int) -> list[tuple[_Wor
             parts.append((item, count))
             batch -= count
     return parts
-
-
-def _joined(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _engine(

@@ -143,6 +143,11 @@ def usable_cores() -> int:
         return cores
 
 
+def preparing_threads(cores: int | None = None) -> int:
+    """Threads that decode and prepare images beside the networks: one per core (by default those usable), at most 4."""
+    return min(4, usable_cores() if cores is None else cores)
+
+
 def cpu_name() -> str:
     """The processor's own name; which instructions it has decides how int8 and bf16 round."""
     try:

@@ -27,7 +27,7 @@ from dgiqa.errors import BackendError, BundleError, EngineError, ImageError
 from dgiqa.inputs import expand
 from dgiqa.parity import BUDGETS
 from dgiqa.scorer import BATCH, Failure, Scorer
-from dgiqa.sessions import usable_cores
+from dgiqa.sessions import preparing_threads, usable_cores
 from dgiqa.timing import Spread, interleaved, spread
 
 MAX_DRIFT = max(BUDGETS.values())  # of a score: what an engine of the most reduced precision may differ by when built
@@ -146,7 +146,7 @@ def candidates(bundle: Bundle, backends: Iterable[str]) -> tuple[list[Setting], 
     cores = usable_cores()
     ordered = sorted(backends, key=lambda name: name != sessions.ONNXRUNTIME)
     for precision, backend in itertools.product(spec.PRECISIONS, ordered):
-        setting = Setting(backend, precision, BATCH, cores, min(4, cores))
+        setting = Setting(backend, precision, BATCH, cores, preparing_threads(cores))
         try:
             setting.open(bundle).close()
         except EngineError as error:

@@ -567,10 +567,47 @@ def test_same_bytes_give_the_network_inputs_of_this_preprocess_version() -> None
         np.testing.assert_allclose(fingerprint(array), GOLDEN[name], rtol=0, atol=tolerance, err_msg=name)
 
 
-@pytest.mark.parametrize("size", [(1501, 2003), (1100, 300), (2400, 1800)])
-def test_the_cubic_resize_has_the_bits_of_one_over_the_whole_image(size: tuple[int, int]) -> None:
-    """It narrows only the rows that it reads, where the image is much taller than the result."""
+@pytest.mark.parametrize("size", [(1501, 2003), (1100, 300), (2400, 1800), (300, 5000)])
+def test_the_cubic_resize_is_opencvs_in_float64(size: tuple[int, int]) -> None:
+    """Its products round the four taps of a pixel in another order; a line that is left out would cost levels."""
     rgb = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    for height, width in ((256, 352), (size[0] // 4, 64), (size[0] // 4 + 1, 64), (size[0] // 5 - 1, 97)):
+    shrunk = ((256, 352), (size[0] // 4, 64), (size[0] // 4 + 1, 64), (size[0] // 9, 97), (size[0] - 1, 50), (1, 20))
+    for height, width in (*shrunk, (size[0], 60), (size[0] + 3, 60)):
         whole = cv2.resize(rgb.astype(np.float64), (width, height), interpolation=cv2.INTER_CUBIC)
-        assert np.array_equal(pp._resize_cubic(rgb, height, width), whole)
+        np.testing.assert_allclose(pp._resize_cubic(rgb, height, width), whole, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("source", [2, 3, 5, 97, 1080, 4001, 60_000])
+def test_the_bands_of_a_cubic_resize_hold_opencvs_weights(source: int) -> None:
+    for target in {1, 2, source // 2, source // 3, source // 9, source - 1} & set(range(1, 2000)):
+        rows, starts, weights = pp._cubic_bands(source, target)
+        line = np.random.default_rng(0).random(source)
+        span = weights.shape[2]
+        parts = [w @ line[rows[s : s + span]] for s, w in zip(starts, weights, strict=True)]
+        wanted = cv2.resize(line[:, None], (1, target), interpolation=cv2.INTER_CUBIC)[:, 0]
+        np.testing.assert_allclose(np.concatenate(parts)[:target], wanted, rtol=0, atol=1e-14)
+
+
+def test_tiles_are_put_where_they_are_wanted_and_nowhere_else() -> None:
+    rgb = pattern(96, 130)
+    depth = np.ascontiguousarray(rgb[..., 1])
+    windows = pp.windows_for("grid", *depth.shape, 64)
+    wanted = pp.cut_tiles(rgb, depth, windows, 64)
+    memory = np.full((2, len(windows) + 2, 3, 64, 64), np.nan, np.float32)
+    into = memory[0, 1:-1], memory[1, 1:-1]
+    assert pp.cut_tiles(rgb, depth, windows, 64, out=into) is into
+    for array, tiles in zip(memory, wanted, strict=True):
+        np.testing.assert_array_equal(array[1:-1], tiles)
+        assert np.isnan(array[[0, -1]]).all()
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.empty((1, 3, 64, 64), "f4"), np.empty((6, 3, 64, 64)), np.empty((6, 3, 64, 128), "f4")[..., ::2]]
+)
+def test_memory_that_does_not_fit_the_tiles_is_refused(wrong: np.ndarray) -> None:
+    rgb = pattern(96, 130)
+    depth = np.ascontiguousarray(rgb[..., 1])
+    windows = pp.windows_for("grid", *depth.shape, 64)
+    assert len(windows) == 6
+    with pytest.raises(ValueError, match="wanted two C-contiguous float32 arrays"):
+        pp.cut_tiles(rgb, depth, windows, 64, out=(wrong, wrong))

@@ -16,7 +16,7 @@ from dgiqa import sessions, spec
 from dgiqa.backends import ort as ort_room
 from dgiqa.backends.ort import OrtSession
 from dgiqa.errors import BackendError, BundleError
-from dgiqa.sessions import backends, choose, identity, open_session, usable_cores
+from dgiqa.sessions import backends, choose, identity, open_session, preparing_threads, usable_cores
 
 ort = pytest.importorskip("onnxruntime")
 helper = pytest.importorskip("onnx.helper")
@@ -142,6 +142,7 @@ def test_threads_follow_affinity_and_the_containers_quota(
     monkeypatch.setattr(sessions.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.setattr(sessions.Path, "read_text", lambda self, encoding: quota)
     assert usable_cores() == cores
+    assert preparing_threads() == min(cores, 4)
 
 
 @pytest.fixture

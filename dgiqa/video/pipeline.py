@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dgiqa.errors import BackendError, DgiqaError, ImageError
 from dgiqa.scorer import Scorer, _next_parts, _waiting, _Work, check_tiling
-from dgiqa.sessions import usable_cores
+from dgiqa.sessions import preparing_threads
 from dgiqa.video.frames import Frame
 from dgiqa.video.reuse import DepthKeeper, Drift, Plan, Reuse, TileKeeper
 
@@ -157,7 +157,7 @@ class Pipeline:
         self.tiling = tiles or scorer.tiles
         check_tiling(self.tiling, scorer._p.tile)  # ValueError before work
         self.batch = batch or scorer.batch
-        self.workers = workers or min(4, usable_cores())
+        self.workers = workers or preparing_threads()
         if self.batch < 1 or self.workers < 1:
             raise ValueError(f"batch and workers must be at least 1, got {self.batch} and {self.workers}")
         self.reuse = reuse
