@@ -11,7 +11,25 @@ import pytest
 from skimage.data import astronaut, coffee
 
 from dgiqa.nn import scenes
-from dgiqa.nn.scenes import FAR, Camera, Material, Scene, Thing, billboard, box, cylinder, dead_leaves, plane, sphere
+from dgiqa.nn.scenes import (
+    FAR,
+    Camera,
+    Material,
+    Scene,
+    Thing,
+    billboard,
+    box,
+    cylinder,
+    dead_leaves,
+    ellipsoid,
+    plane,
+    sphere,
+    tube,
+)
+from dgiqa.nn.scenes.developing import defocus
+from dgiqa.nn.scenes.furniture import INDOORS, OUTDOORS, Place, cabinet, shelf, ware
+from dgiqa.nn.scenes.geometry import rotation
+from dgiqa.nn.scenes.textures import mip_pyramid
 
 SIZE = (48, 64)
 LEVEL = Camera(height=1.5, pitch=0.0, focal=1.0)
@@ -82,8 +100,11 @@ def test_sphere_depth_is_the_quadratic_root():
         (cylinder((0, 1.5, 4.0), 0.7, 0.9), 3.3),
         (billboard((0, 1.5, 4.0), (0.8, 0.8), 0.0, np.ones((8, 8), np.float32)), 4.0),
         (sphere((0, 1.5, 4.0), 0.5), 3.5),
+        (ellipsoid((0, 1.5, 4.0), (0.3, 0.6, 0.9), rotation(0, np.pi / 2, 0)), 3.7),
+        (tube((-0.5, 1.5, 4.0), (0.5, 1.5, 4.0), 0.25), 3.75),
+        (tube((0, 1.5, 4.0), (0, 1.5, 4.5), 0.25), 3.75),
     ],
-    ids=["box", "cylinder", "billboard", "sphere"],
+    ids=["box", "cylinder", "billboard", "sphere", "ellipsoid", "bar", "bar's end"],
 )
 def test_a_thing_stands_where_it_was_put(cast, front):
     inverse = inverse_depth(thing(cast), thing(plane(2, 6.0)))  # the wall behind fixes the scale
@@ -99,14 +120,66 @@ def test_nearer_is_larger():
 
 
 def test_a_turned_box_shows_its_edge():
-    quarter = scenes._rotation(0, np.pi / 4, 0)
+    quarter = rotation(0, np.pi / 4, 0)
     inverse = inverse_depth(thing(box((0, 1.5, 4.0), (1.0, 1.0, 1.0), quarter)), thing(plane(2, 8.0)))
     assert inverse[SIZE[0] // 2, SIZE[1] // 2] / inverse[0, 0] == pytest.approx(8 / (4 - np.sqrt(2)), rel=1e-2)
 
 
+def test_a_camera_turned_right_sees_what_stands_on_the_right():
+    target = thing(box((3.0, 1.5, 3.0), (0.3, 0.3, 0.3), np.eye(3)), (3.0, 1.5, 3.0), 0.6)
+    assert inverse_depth(target, thing(plane(1, 0.0)))[0].max() == FAR
+    turned = inverse_depth(target, camera=replace(LEVEL, yaw=np.pi / 4))
+    assert turned[SIZE[0] // 2, SIZE[1] // 2] > 0.9
+
+
+def test_normals_are_unit_vectors_that_face_the_viewer():
+    rays = LEVEL.rays(*SIZE)
+    middle = (0.1, 1.4, 4.0)
+    turn = rotation(0.4, 0.7, 0.2)
+    shapes = (
+        sphere(middle, 0.8),
+        ellipsoid(middle, (0.4, 0.8, 1.1), turn),
+        tube((-0.5, 1.2, 4.0), (0.6, 1.9, 3.5), 0.4),
+        box(middle, (0.8, 0.4, 0.5), turn),
+        cylinder(middle, 0.6, 0.7),
+    )
+    for cast in shapes:
+        hit = cast((0.0, LEVEL.height, 0.0), rays)
+        met = np.isfinite(hit.depth)
+        normal, ray = (np.stack([part[met] for part in parts]) for parts in (hit.normal, rays))
+        assert met.sum() > 20
+        np.testing.assert_allclose((normal**2).sum(0), 1, atol=1e-3)
+        assert ((normal * ray).sum(0) < 1e-3).all()
+
+
+@pytest.mark.parametrize("maker", sorted({*INDOORS, *OUTDOORS, shelf, cabinet, ware}, key=lambda m: m.__name__))
+def test_furniture_is_seen_where_it_stands(maker):
+    """No part is lost far off, and scale and place move the whole: twice as large and as far away looks the same."""
+    near, far = (
+        Scene(
+            Camera(height=1.5 * s, pitch=0.2), maker(np.random.default_rng(4), Place((0, 0, 4.0 * s), 0.3, s, [PAINT]))
+        )
+        for s in (1.0, 2.0)
+    )
+    first, second = (scenes.trace(scene, *SIZE)[1] for scene in (near, far))
+    assert (first > FAR).sum() > 20
+    assert (np.abs(first - second) < 0.01).mean() > 0.98
+
+
+def test_only_what_lies_behind_the_focus_is_blurred():
+    rng = np.random.default_rng(0)
+    colour = rng.random((64, 96, 3), np.float32)
+    inverse = np.full((64, 96), 0.05, np.float32)
+    inverse[:, :48] = 1
+    blurred = defocus(colour, inverse, 0.8, 0.05)
+    np.testing.assert_array_equal(blurred[:, :48], colour[:, :48])
+    assert blurred[:, 52:].std() < 0.5 * colour[:, 52:].std()
+    assert blurred[:, 52:].mean() == pytest.approx(colour[:, 52:].mean(), abs=0.03)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_bounding_windows_cut_nothing_off(seed, textures):
-    scene = scenes._random_scene(np.random.default_rng(seed), textures, SIZE[0])
+    scene = scenes.random_scene(np.random.default_rng(seed), textures, SIZE[0])
     _, windowed = scenes.trace(scene, *SIZE)
     scene.things = [replace(t, radius=np.inf) for t in scene.things]
     _, whole = scenes.trace(scene, *SIZE)
@@ -116,7 +189,7 @@ def test_bounding_windows_cut_nothing_off(seed, textures):
 def test_far_checks_fade_to_grey_instead_of_aliasing():
     y, x = np.mgrid[0:256, 0:256] // 4
     checks = np.repeat(((x + y) % 2).astype(np.float32)[..., None], 3, 2)
-    material = Material(scenes._pyramid(checks), density=100, grain=0)
+    material = Material(mip_pyramid(checks), density=100, grain=0)
     scene = Scene(LEVEL, [Thing(plane(1, 0.0), material)], ambient=0.5)
     colour, _ = scenes.trace(scene, 96, 128)
     stained = cv2.GaussianBlur(colour[..., 0], (0, 0), 4)

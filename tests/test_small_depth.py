@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -11,9 +14,9 @@ import torch
 from dgiqa.errors import WeightsError
 from dgiqa.nn import scenes, train_depth
 from dgiqa.nn.small_depth import SmallDepth, SmallDepthConfig, load_small_depth, save_small_depth
-from dgiqa.nn.train_depth import TrainConfig, augment, depth_loss, stereo_check, train
+from dgiqa.nn.train_depth import TrainConfig, add_detail, augment, depth_loss, stereo_check, train
 
-NARROW = SmallDepthConfig(widths=(8, 8, 16, 16, 16), decoder=(16, 16, 8))
+NARROW = SmallDepthConfig(widths=(8, 8, 16, 16, 16), decoder=(16, 16, 8), blocks=(1, 1, 1, 2))
 
 
 @pytest.fixture
@@ -22,12 +25,13 @@ def model() -> SmallDepth:
     return SmallDepth().eval()
 
 
-@pytest.fixture
-def work(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
     pictures = [scenes.render(seed, [], 64, 96) for seed in range(8)]
     rgb, inverse_depth = (np.stack(part) for part in zip(*pictures, strict=True))
-    np.savez(tmp_path / "64x96-00000.npz", rgb=rgb, inverse_depth=inverse_depth.astype(np.float16))
-    return tmp_path
+    np.savez(folder / "64x96-000000.npz", rgb=rgb, inverse_depth=inverse_depth.astype(np.float16))
+    return folder
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 96), (96, 64)])
@@ -40,7 +44,7 @@ def test_depth_has_the_images_size_and_no_negative(model, size):
 
 
 def test_the_network_is_small(model):
-    assert sum(p.numel() for p in model.parameters()) <= 900_000
+    assert sum(p.numel() for p in model.parameters()) <= 1_700_000
 
 
 def test_position_matters(model):
@@ -77,6 +81,15 @@ def test_a_file_brings_back_network_and_config(tmp_path):
     assert torch.equal(again(image), model(image))
 
 
+def test_a_file_without_counts_holds_one_block_a_stage(tmp_path):
+    from safetensors.torch import save_file
+
+    path, lone = tmp_path / "depth.safetensors", replace(NARROW, blocks=(1, 1, 1, 1))
+    config = json.dumps({"widths": lone.widths, "decoder": lone.decoder})
+    save_file(SmallDepth(lone).state_dict(), path, {"model": "small_depth", "config": config})
+    assert load_small_depth(str(path)).config == lone
+
+
 def test_another_models_file_is_refused(tmp_path):
     from safetensors.torch import save_file
 
@@ -108,6 +121,17 @@ def test_augmentation_keeps_depth_under_its_picture():
     assert 0 < mirrored < 8
 
 
+def test_detail_of_a_photograph_changes_no_tone():
+    rng = np.random.default_rng(0)
+    photograph = rng.integers(0, 255, (80, 90, 3), np.uint8)
+    flat = np.full((64, 96, 3), 120, np.uint8)
+    detailed = add_detail(rng, flat, photograph)
+    assert detailed.shape == flat.shape
+    assert detailed.std() > 3
+    assert cv2.GaussianBlur(detailed, (0, 0), 12).std() < 3
+    assert detailed.mean() == pytest.approx(120, abs=3)
+
+
 def test_a_few_steps_lower_the_loss_on_the_scenes(work):
     dataset = train_depth.SceneDataset(work, 0, TrainConfig(distorted=0))
     image = train_depth.normalise(torch.from_numpy(dataset.rgb))
@@ -129,6 +153,25 @@ def test_steps_give_the_same_weights_every_time(work, tmp_path):
     assert all(torch.equal(first[name], again[name]) for name in first)
     saved = load_small_depth(str(out)).state_dict()
     assert all(torch.equal(first[name], saved[name]) for name in first)
+
+
+def test_scenes_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    cv2.imwrite(str(tmp_path / "paper.png"), np.full((300, 300, 3), 200, np.uint8))
+    out = tmp_path / "scenes" / "48x64-000007.npz"
+    out.parent.mkdir()
+    job = (out, str(tmp_path), 7, 48, 64)
+    monkeypatch.setattr(train_depth, "CHUNK", 2)
+    with monkeypatch.context() as broken:
+        broken.setattr(np, "savez", lambda file, **arrays: file.write(b"half a file") and 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train_depth._render_chunk(job)
+    assert not list(out.parent.iterdir())
+    train_depth._render_chunk(job)
+    (written,) = out.parent.iterdir()
+    dataset = train_depth.SceneDataset(written.parent, 0, TrainConfig())
+    rgb, inverse_depth = scenes.render(8, scenes.load_textures(tmp_path), 48, 64)
+    np.testing.assert_array_equal(dataset.rgb[1], rgb)
+    np.testing.assert_allclose(dataset.inverse_depth[1], inverse_depth, rtol=1e-3, atol=1e-7)
 
 
 def test_training_without_scenes_says_so(tmp_path):

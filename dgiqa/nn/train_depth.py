@@ -1,8 +1,14 @@
-"""Rendered scenes become the small depth network's checkpoint: `python -m dgiqa.nn.train_depth --textures DIR --out F`.
+"""Rendered scenes become the small depth network's checkpoint.
 
-Scenes with exact inverse depth are rendered once into a work folder; the network sees them flipped, recoloured and
-distorted, because at run time it looks at degraded pictures. The loss is invariant to scale and shift of inverse depth,
-with a gradient term at several scales (Ranftl et al. 2020, "Towards robust monocular depth estimation", section 5).
+    python -m dgiqa.nn.train_depth --textures DIR --out F --minutes 30
+    python -m dgiqa.nn.train_depth --textures DIR --out F --minutes 20 --resume F --height 256 --first-seed 100000
+
+The second command goes on with fresh scenes in the size that the network is used at, which cost twice the time.
+
+Scenes with exact inverse depth are rendered once into a work folder; the network sees them flipped, recoloured,
+distorted and under the detail of photographs, because at run time it looks at degraded pictures of a finer world. The
+loss is invariant to scale and shift of inverse depth, with a gradient term at several scales (after Ranftl et al. 2020,
+"Towards robust monocular depth estimation").
 """
 
 from __future__ import annotations
@@ -23,9 +29,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from dgiqa.files import replacing
 from dgiqa.nn import scenes
 from dgiqa.nn.distortions import distort
-from dgiqa.nn.small_depth import SMALL_PREPROCESS, SmallDepth, load_small_depth, save_small_depth
+from dgiqa.nn.small_depth import SMALL_PREPROCESS, STRIDE, SmallDepth, load_small_depth, save_small_depth
 from dgiqa.preprocess import depth_input
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD
 
@@ -53,7 +60,14 @@ HELD_OUT_SEED = 900_000  # first seed of the scenes that are never trained on
 
 
 def render_scenes(
-    folder: str | Path, textures: str | Path, count: int, *, height: int = 192, width: int = 256, workers: int = 2
+    folder: str | Path,
+    textures: str | Path,
+    count: int,
+    *,
+    first_seed: int = 0,
+    height: int = 192,
+    width: int = 256,
+    workers: int = 2,
 ) -> list[Path]:
     """Render `count` scenes into npz files of 50 under `folder` and return their paths; files that exist are kept.
 
@@ -61,9 +75,10 @@ def render_scenes(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{height}x{width}-{index:05d}.npz" for index in range(-(-count // CHUNK))]
+    seeds = range(first_seed, first_seed + count, CHUNK)
+    paths = [folder / f"{height}x{width}-{seed:06d}.npz" for seed in seeds]
     jobs = [
-        (path, str(textures), index * CHUNK, height, width) for index, path in enumerate(paths) if not path.exists()
+        (path, str(textures), seed, height, width) for seed, path in zip(seeds, paths, strict=True) if not path.exists()
     ]
     with multiprocessing.get_context("spawn").Pool(max(1, min(workers, len(jobs)))) as pool:
         for done, path in enumerate(pool.imap(_render_chunk, jobs), 1):
@@ -76,13 +91,12 @@ def _render_chunk(job: tuple[Path, str, int, int, int]) -> Path:
     cv2.setNumThreads(1)
     textures = scenes.load_textures(folder)
     pictures = [scenes.render(seed, textures, height, width) for seed in range(first_seed, first_seed + CHUNK)]
-    partial = path.with_suffix(".partial.npz")
-    np.savez(
-        partial,
-        rgb=np.stack([p[0] for p in pictures]),
-        inverse_depth=np.stack([p[1] for p in pictures]).astype(np.float16),
-    )
-    partial.replace(path)
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez(
+            file,
+            rgb=np.stack([p[0] for p in pictures]),
+            inverse_depth=np.stack([p[1] for p in pictures]).astype(np.float16),
+        )
     return path
 
 
@@ -96,7 +110,8 @@ class TrainConfig:
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
     warmup: int = 60
-    distorted: float = 0.4  # share of pictures that are degraded
+    distorted: float = 0.2  # share of pictures that are degraded
+    detailed: float = 0.75  # share of pictures that get a photograph's detail laid over them
     seed: int = 1
     workers: int = 1
 
@@ -104,15 +119,17 @@ class TrainConfig:
 class SceneDataset(Dataset):
     """The scenes of a folder, augmented anew in each epoch: tensors rgb uint8 [H,W,3], inverse depth f32 [H,W]."""
 
-    def __init__(self, folder: str | Path, epoch: int, config: TrainConfig) -> None:
+    def __init__(
+        self, folder: str | Path, epoch: int, config: TrainConfig, photographs: Sequence[NDArray[np.uint8]] = ()
+    ) -> None:
         # Chunks that were finished since the last epoch come along.
-        paths = sorted(p for p in Path(folder).glob("*.npz") if ".partial" not in p.name)
+        paths = sorted(Path(folder).glob("*.npz"))
         if not paths:
             raise ValueError(f"{folder} holds no rendered scenes; call render_scenes first")
         chunks = [np.load(path) for path in paths]
         self.rgb = np.concatenate([c["rgb"] for c in chunks])
         self.inverse_depth = np.concatenate([c["inverse_depth"] for c in chunks])
-        self.epoch, self.config = epoch, config
+        self.epoch, self.config, self.photographs = epoch, config, photographs
 
     def __len__(self) -> int:
         return len(self.rgb)
@@ -120,8 +137,26 @@ class SceneDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([self.config.seed, self.epoch, index])
         rgb, depth = self.rgb[index], self.inverse_depth[index].astype(np.float32)
+        if self.photographs and rng.random() < self.config.detailed:
+            rgb = add_detail(rng, rgb, self.photographs[int(rng.integers(len(self.photographs)))])
         rgb, depth = augment(rng, rgb, depth, self.config.distorted)
         return torch.from_numpy(rgb), torch.from_numpy(depth)
+
+
+def add_detail(rng: np.random.Generator, rgb: NDArray[np.uint8], photograph: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Lay the fine detail of a piece of a photograph uint8 [h,w,3] over a picture uint8 [H,W,3].
+
+    It says nothing about depth: rendered surfaces are smoother than real ones, and without it the network takes what is
+    finely textured in a photograph for something else than it is.
+    """
+    height, width = rgb.shape[:2]
+    scale = max(height / photograph.shape[0], width / photograph.shape[1], rng.uniform(0.35, 1))
+    size = (max(width, round(photograph.shape[1] * scale)), max(height, round(photograph.shape[0] * scale)))
+    picture = cv2.resize(photograph, size, interpolation=cv2.INTER_AREA)
+    y, x = rng.integers(0, size[1] - height + 1), rng.integers(0, size[0] - width + 1)
+    piece = picture[y : y + height, x : x + width].astype(np.float32)
+    detail = piece - cv2.GaussianBlur(piece, (0, 0), float(np.exp(rng.uniform(0.3, 2.5))))
+    return np.clip(rgb + detail * np.float32(rng.uniform(0.2, 1.4)), 0, 255).astype(np.uint8)
 
 
 def augment(
@@ -146,19 +181,19 @@ def augment(
 def depth_loss(predicted: Tensor, target: Tensor) -> Tensor:
     """Scale- and shift-invariant loss of inverse depths f32 [n,h,w]: a scalar.
 
-    The target is standardised per image, the prediction laid on it by least squares (Ranftl et al. 2020, equation 4),
-    with a positive scale: an inverted prediction must not look good. The mean absolute difference counts once, its
-    gradients at four scales by half (equation 11).
+    Both are standardised per image; the mean absolute difference counts once, its gradients at four scales by a tenth
+    (after Ranftl et al. 2020, equation 11). At the half that is usual, all edges wrong cost as much as none drawn, and
+    the network stays blurred for long: 0.546 against 0.567 rank correlation on held-out scenes after 250 small steps.
+    Standardising the prediction, instead of laying it on the target by least squares, brought another 0.007.
     """
-    target = target.flatten(1)
-    target = (target - target.mean(1, keepdim=True)) / target.std(1, keepdim=True).clamp_min(1e-4)
-    flat = predicted.flatten(1)
-    centred = flat - flat.mean(1, keepdim=True)
-    variance = centred.square().mean(1, keepdim=True).clamp_min(1e-8)
-    slope = (centred * target).mean(1, keepdim=True) / variance
-    difference = centred * torch.maximum(slope, 0.1 * variance.rsqrt()) - target
-    residual = difference.reshape(predicted.shape)
-    return residual.abs().mean() + 0.5 * sum(_gradient(residual[:, :: 1 << k, :: 1 << k]) for k in range(4))
+    residual = (_standard(predicted) - _standard(target)).reshape(predicted.shape)
+    return residual.abs().mean() + 0.1 * sum(_gradient(residual[:, :: 1 << k, :: 1 << k]) for k in range(4))
+
+
+def _standard(depth: Tensor) -> Tensor:
+    """f32 [n,h,w] -> f32 [n,h*w] with mean 0 and deviation 1 in each image."""
+    centred = depth.flatten(1) - depth.flatten(1).mean(1, keepdim=True)
+    return centred * centred.square().mean(1, keepdim=True).clamp_min(1e-8).rsqrt()
 
 
 def _gradient(residual: Tensor) -> Tensor:
@@ -166,9 +201,15 @@ def _gradient(residual: Tensor) -> Tensor:
 
 
 def train(
-    folder: str | Path, out: str | Path | None, config: TrainConfig, model: SmallDepth | None = None
+    folder: str | Path,
+    out: str | Path | None,
+    config: TrainConfig,
+    model: SmallDepth | None = None,
+    photographs: Sequence[NDArray[np.uint8]] = (),
 ) -> SmallDepth:
     """Train a network, or train `model` further, on the scenes of `folder`; returns it in eval mode.
+
+    photographs: uint8 [h,w,3] RGB, whose detail is laid over the scenes; without any, the scenes stay as they are.
 
     The checkpoint at `out` is rewritten every two minutes and at the end.
     """
@@ -178,7 +219,7 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     start = saved = time.monotonic()
     running = 0.0
-    for step, (rgb, depth) in enumerate(_batches(folder, config)):
+    for step, (rgb, depth) in enumerate(_batches(folder, config, photographs)):
         elapsed = (time.monotonic() - start) / 60
         progress = elapsed / config.minutes if config.minutes else step / config.steps
         if progress >= 1:
@@ -215,11 +256,13 @@ def normalise(rgb: Tensor) -> Tensor:
     return ((rgb.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
-def _batches(folder: str | Path, config: TrainConfig) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(
+    folder: str | Path, config: TrainConfig, photographs: Sequence[NDArray[np.uint8]]
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches without end, rgb uint8 [b,h,w,3] and depth f32 [b,h,w]; each is cut to a size of its own."""
     rng = np.random.default_rng(config.seed)
     for epoch in itertools.count():
-        dataset = SceneDataset(folder, epoch, config)
+        dataset = SceneDataset(folder, epoch, config, photographs)
         order = torch.Generator().manual_seed(config.seed * 1000 + epoch)
         loader = DataLoader(
             dataset, config.batch, shuffle=True, drop_last=True, num_workers=config.workers, generator=order
@@ -292,17 +335,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--resume", type=Path, help="checkpoint to go on from")
     parser.add_argument("--minutes", type=float, help="train for this long instead of --steps")
     parser.add_argument("--steps", type=int, default=TrainConfig.steps)
-    parser.add_argument("--scenes", type=int, default=1500, help="scenes to render before training")
+    parser.add_argument("--learning-rate", type=float, default=TrainConfig.learning_rate)
+    parser.add_argument("--scenes", type=int, default=2500, help="scenes to render before training")
+    parser.add_argument("--first-seed", type=int, default=0, help="seed of the first scene")
+    parser.add_argument("--height", type=int, default=192, help="of the scenes, pixels; they are 4:3")
     parser.add_argument("--work", type=Path, help="folder for rendered scenes (default: OUT with the suffix .scenes)")
     parser.add_argument("--workers", type=int, default=2, help="rendering processes")
     parser.add_argument("--threads", type=int, default=1, help="torch threads; more only pay on idle cores")
     parser.add_argument("--seed", type=int, default=TrainConfig.seed)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    work = options.work or options.out.with_suffix(".scenes")
-    render_scenes(work, options.textures, options.scenes, workers=options.workers)
-    config = TrainConfig(minutes=options.minutes, steps=options.steps, seed=options.seed)
-    model = train(work, options.out, config, load_small_depth(str(options.resume)) if options.resume else None)
+    work = (options.work or options.out.with_suffix(".scenes")) / str(options.height)
+    width = math.ceil(options.height * 4 / 3 / STRIDE) * STRIDE
+    size = {"first_seed": options.first_seed, "height": options.height, "width": width}
+    render_scenes(work, options.textures, options.scenes, workers=options.workers, **size)
+    config = TrainConfig(
+        minutes=options.minutes, steps=options.steps, seed=options.seed, learning_rate=options.learning_rate
+    )
+    start = load_small_depth(str(options.resume)) if options.resume else None
+    model = train(work, options.out, config, start, scenes.load_textures(options.textures))
     print("stereo rank correlation {:.3f}, lower-is-nearer {:.3f}".format(*stereo_check(predictor(model))))
     print("held-out scenes {:.3f}, lower-is-nearer {:.3f}".format(*scene_check(predictor(model), options.textures)))
 
