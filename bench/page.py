@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+import engines_page
 import plots
 from peers import EAGER, STREAM
 from stamp import machine_line
 from startup import PEERS
 from timer import RESULTS, lines
 
-BENCHES = ("peers", "pipeline", "scale")
+BENCHES = ("peers", "pipeline", "scale", "engines")
 TRIED = "tried.json"
 Line = dict[str, Any]
 Results = dict[str, list[Line]]
@@ -34,7 +35,7 @@ def main() -> None:
         sys.exit(f"{options.results} holds no results; run bench/pipeline.py, bench/peers.py and bench/scale.py first")
     options.docs.mkdir(parents=True, exist_ok=True)
     drawn = plots.draw(results, options.docs)
-    text = page(results, machines, drawn, tried(options.results))
+    text = page(results, machines, drawn, tried(options.results), engines_page.record(options.results))
     (options.docs / "performance.md").write_text(text, encoding="utf-8")
     print(options.docs / "performance.md", *(options.docs / name for name in drawn), sep="\n")
 
@@ -60,7 +61,13 @@ def tried(folder: Path) -> list[Mapping[str, str]]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
-def page(results: Results, machines: Sequence[str], drawn: Sequence[str], attempts: Sequence[Mapping[str, str]]) -> str:
+def page(
+    results: Results,
+    machines: Sequence[str],
+    drawn: Sequence[str],
+    attempts: Sequence[Mapping[str, str]],
+    accuracy: Line | None = None,
+) -> str:
     """The whole page as Markdown."""
     parts = [
         "# Performance\n\nWritten by `python bench/page.py` from `bench/results/`; nothing here was typed in.\n",
@@ -69,18 +76,20 @@ def page(results: Results, machines: Sequence[str], drawn: Sequence[str], attemp
         "Times of other machines differ; ratios differ less. Nothing on this page was run on a GPU.\n"
         if not any("NVIDIA" in machine for machine in machines)
         else "Every comparison is taken in turn (A, B, A, B, …) in one run; a ratio is the median of the rounds'.\n",
-        *(section for section in _sections(results, drawn) if section),
+        *(section for section in _sections(results, drawn, accuracy) if section),
         _attempts(attempts),
         _rerun(),
     ]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
-def _sections(results: Results, drawn: Sequence[str]) -> Iterator[str]:
-    peers, pipeline, scale = (results[bench] for bench in BENCHES)
-    yield _section("What was aimed for", _goals(results))
+def _sections(results: Results, drawn: Sequence[str], accuracy: Line | None) -> Iterator[str]:
+    peers, pipeline, scale, engines = (results[bench] for bench in BENCHES)
+    yield _section("What was aimed for", _goals(results, accuracy))
     yield _section("Against what people would use", "\n\n".join(_peers(peers)))
     yield _section("Every way of running it", "\n\n".join(_engines(pipeline)), drawn, plots.PARETO)
+    yield _section("Each engine on each network", engines_page.engines(engines))
+    yield _section("How far scores move", engines_page.precisions(accuracy))
     yield _section("Where the time goes, and the floor", "\n\n".join(_floor(pipeline)), drawn, plots.STAGES)
     yield _section("From starting the process to the first score", "\n\n".join(_startup(pipeline)))
     yield _section("How cost grows", "\n\n".join(_scale(scale)), drawn, plots.SCALE)
@@ -94,9 +103,9 @@ def _section(title: str, body: str, drawn: Sequence[str] = (), plot: str = "") -
 # ---- the sections ----
 
 
-def _goals(results: Results) -> str:
+def _goals(results: Results, accuracy: Line | None) -> str:
     """Each goal with what was measured, and whether that meets it."""
-    rows = list(_measured_goals(results))
+    rows = [*_measured_goals(results), *(_goal(*goal) for goal in engines_page.goals(results["engines"], accuracy))]
     return _table(("goal", "wanted", "measured", ""), rows) if rows else ""
 
 
@@ -298,6 +307,8 @@ def _rerun() -> str:
     python bench/pipeline.py       # every way of running a bundle
     python bench/peers.py          # against PyTorch and other metrics; makes environments for them under data/peers
     python bench/scale.py          # how cost grows
+    python bench/engines.py        # each engine on each network
+    python bench/precision.py --full   # how far scores move in each precision: an hour
     python bench/page.py           # this page
 
 An interrupted run goes on where it was; `--fresh` measures again, `--quick` shows that it works."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from dgiqa import spec
 from dgiqa.bundle import Bundle
@@ -35,17 +37,30 @@ def test_pictures_differ_from_each_other_and_not_from_run_to_run(bench: ModuleTy
     assert len({picture.tobytes() for picture in first}) == 4
 
 
-def test_scores_that_are_kept_are_not_computed_again(
-    bench: ModuleType, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from dgiqa.backends.ort import OrtSession
-
-    networks = {file: OrtSession(tiny_bundle.file(file)) for file in (spec.DEPTH_FILE, spec.QUALITY_FILE)}
-    kept = tmp_path / "scores.json"
-    first = bench.scores(networks, tiny_bundle.preprocess, 2, kept)
+def test_scores_that_are_kept_are_not_computed_again(bench: ModuleType, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    files = {file: tiny_bundle.file(file) for file in (spec.DEPTH_FILE, spec.QUALITY_FILE)}
+    options = Namespace(work=tmp_path, until=np.inf)
+    first = bench.engine_scores(files, ("onnxruntime", "fp32"), tiny_bundle.preprocess, 2, options)
+    (kept,) = tmp_path.iterdir()
     assert json.loads(kept.read_text()) == first.tolist()
-    monkeypatch.setattr(bench, "score_tiles", lambda *_: pytest.fail("computed again"))
-    assert bench.scores({}, tiny_bundle.preprocess, 2, kept).tolist() == first.tolist()
+    assert bench.scores(lambda: pytest.fail("computed again"), 2, kept).tolist() == first.tolist()
+
+
+def test_a_run_out_of_time_keeps_what_it_has_and_the_next_goes_on(bench: ModuleType, tmp_path: Path) -> None:
+    kept, seen = tmp_path / "scores.json", list[float]()
+
+    def score(picture: NDArray[np.uint8]) -> float:
+        seen.append(float(picture.mean()))
+        clock.setattr(bench.time, "monotonic", lambda: 10.0)
+        return seen[-1]
+
+    with pytest.MonkeyPatch.context() as clock:
+        clock.setattr(bench.time, "monotonic", lambda: 0.0)
+        with pytest.raises(SystemExit, match="1 of 3 scores"):
+            bench.scores(lambda: score, 3, kept, until=5)
+    with pytest.MonkeyPatch.context() as clock:
+        assert bench.scores(lambda: score, 3, kept).tolist() == seen
+    assert seen == [float(picture.mean()) for picture in bench.pictures(3)]
 
 
 def test_differences_are_those_of_the_scores(bench: ModuleType) -> None:

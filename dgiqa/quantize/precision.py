@@ -195,10 +195,6 @@ def like_half(model: Any, keep: Collection[str] = ()) -> Any:
     onnx = import_onnx()
     result, graph = _copy(model)
     types, halves = tensor_types(model), _nodes_for_half(model, keep)
-    # x * (2^13 + 1) minus what that exceeds x by keeps 11 significant bits of x (Veltkamp 1968). Nothing here ends in a
-    # product with a constant: ONNX Runtime moves those into a following MatMul.
-    for name, value in (("split", 2.0**13 + 1), ("largest", _HALF_MAX), ("infinite", np.inf)):
-        graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(np.float32(value)), f"half_{name}"))
     nodes: list[Any] = []
     constants = {i.name: i for i in model.graph.initializer}
     rounded: dict[str, str] = {}
@@ -407,22 +403,8 @@ def _cast(source: str, target: str, to_half: bool) -> Any:
 
 
 def _rounding(source: str, target: str) -> list[Any]:
-    """Nodes that round a float32 tensor to float16's values and leave it float32."""
-    steps = (
-        ("Mul", (source, "half_split"), "product"),
-        ("Sub", ("product", source), "excess"),
-        ("Sub", ("product", "excess"), "rounded"),
-        ("Abs", ("rounded",), "size"),
-        ("Greater", ("size", "half_largest"), "beyond"),
-        ("Mul", ("rounded", "half_infinite"), "signed"),
-        ("Where", ("beyond", "signed", "rounded"), ""),
-    )
-    named = {short: f"{target}_{short}" if short else target for _, _, short in steps}
-    make = import_onnx().helper.make_node
-    return [
-        make(kind, [named.get(i, i) for i in inputs], [named[short]], name=f"{named[short]}_rounding")
-        for kind, inputs, short in steps
-    ]
+    """Nodes that round a float32 tensor to float16's values and leave it float32. ONNX Runtime keeps lossy Casts."""
+    return [_cast(source, f"{target}_rounded", True), _cast(f"{target}_rounded", target, False)]
 
 
 def _retarget_cast(node: Any) -> None:

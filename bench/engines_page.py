@@ -1,0 +1,108 @@
+"""What bench/engines.py and bench/precision.py wrote becomes the page's tables of engines and of precisions."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from stamp import machine_line
+
+Line = dict[str, Any]
+
+FULL = "untrained-full"
+BATCH = 8
+GOALS = (
+    ("ONNX Runtime fp32", ("onnxruntime fp32",), 1.25),
+    ("OpenVINO fp32", ("openvino fp32",), 1.6),
+    ("OpenVINO int8 or bf16", ("openvino int8", "openvino bf16"), 4.0),
+)
+SHORT = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+
+
+def record(folder: Path) -> Line | None:
+    """What bench/precision.py wrote into the folder of results; None if it was not run."""
+    path = folder / "precision.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def goals(cases: Sequence[Line], accuracy: Line | None) -> Iterator[tuple[str, str, str, bool]]:
+    """(goal, wanted, measured, whether it is met): ratios of the full-size quality network at BATCH tiles.
+
+    accuracy: of bench/precision.py; an engine that it did not find within its parity budget does not count.
+    """
+    rows = accuracy["rows"] if accuracy is not None else []
+    kept = {f"{row['backend']} {row['precision']}": row for row in rows if row["bundle"] == FULL and row["met"]}
+    for line in cases:
+        if line["case"] != {"size": "full", "network": "quality", "batch": BATCH}:
+            continue
+        for title, names, wanted in GOALS:
+            able = [row for row in line["results"] if row["name"] in names and row["name"] in kept]
+            if able:
+                best = max(able, key=lambda row: row["ratio"]["median"])
+                ratio, moved = best["ratio"]["median"], kept[best["name"]]["max_difference"]
+                goal = f"full-size quality network, {BATCH} tiles, against eager PyTorch, {title}"
+                yield goal, f"≥ {wanted:g}x", f"{ratio:.2f}x ({best['name']}, drift {moved:.0e})", ratio >= wanted
+
+
+def engines(cases: Sequence[Line]) -> str:
+    """Every case in a row, every engine in a column, as Markdown; "" if nothing was measured."""
+    if not cases:
+        return ""
+    baseline = cases[0]["results"][0]["baseline"]
+    names = list(dict.fromkeys(row["name"] for line in cases for row in line["results"] if row["name"] != baseline))
+    rows = [f"| network | input | {baseline} | {' | '.join(names)} |", "|---" * (len(names) + 3) + "|"]
+    for line in sorted(cases, key=_order):
+        case, found = line["case"], {row["name"]: row for row in line["results"]}
+        what = case.get("input") or f"{case['batch']} tiles"
+        cells = [f"{found[baseline]['ms']['median']:.0f} ms", *(_cell(found.get(name)) for name in names)]
+        rows.append(f"| {case['network']}, {case['size']} | {what} | {' | '.join(cells)} |")
+    return (
+        "Each network alone (weights of a fixed seed), each engine in a process of its own, all in turn, two sizes: "
+        "those published (`full`) and those of the default bundle (`small`). Ratio of the times, round by round; in "
+        "brackets the largest difference from PyTorch, of a tile's score or of the depth's range.\n\n" + "\n".join(rows)
+    )
+
+
+def precisions(accuracy: Line | None) -> str:
+    """How far scores move in each precision and engine, as Markdown; "" if nothing was measured."""
+    if accuracy is None:
+        return ""
+    head = "| networks | engine | precision | largest difference | mean | SROCC | of the bytes | within its budget |"
+    rows = [head, "|---" * 8 + "|"]
+    for row in accuracy["rows"]:
+        differences = f"{row['max_difference']:.1e} | {row['mean_difference']:.1e} | {row['srocc']:.4f}"
+        engine, met = SHORT.get(row["backend"], row["backend"]), "yes" if row["met"] else "**no**"
+        names = f"{row['bundle'].removeprefix('untrained-')} | {engine} | {row['precision']}"
+        rows.append(f"| {names} | {differences} | {row['size_ratio']:.2f} | {met} |")
+    return f"{_said_of(accuracy)}\n\n" + "\n".join(rows)
+
+
+def _said_of(accuracy: Line) -> str:
+    """What was scored, and what it was compared with."""
+    first = {row["bundle"]: row for row in accuracy["rows"]}
+    small, full = first["small"], first.get(FULL)
+    parts = [
+        f"{small['images']} distorted photographs, {accuracy['side']} pixels along the longer side, from pixels to "
+        "score through both networks. `small` is compared with its own fp32 file on ONNX Runtime; its scores of these "
+        f"photographs have a standard deviation of {small['spread']:.2f}."
+    ]
+    if full:
+        parts.append(
+            "`full`, the published sizes with weights of a fixed seed, is compared with eager PyTorch in fp32 on "
+            f"{full['images']} photographs; standard deviation {full['spread']:.3f}."
+        )
+    return " ".join([*parts, f"On {machine_line(accuracy['environment'])}."])
+
+
+def _cell(row: Line | None) -> str:
+    return "" if row is None else f"{row['ratio']['median']:.2f}x ({row['max_difference']:.0e})"
+
+
+def _order(line: Line) -> tuple[str, str, int, str]:
+    """Full before small, depth last, small batches first."""
+    case = line["case"]
+    return case["size"], {"quality": "a"}.get(case["network"], "b"), case.get("batch", 0), case.get("input", "")

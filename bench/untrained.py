@@ -1,0 +1,99 @@
+"""Networks of both sizes with weights of a fixed seed: as PyTorch modules, as a bundle, and as fp16 and int8 files.
+
+    full     those that were published: DGIQA with two Swin backbones, Depth Anything ViT-S
+    small    those of the default bundle
+
+What a network has learned does not change how long it takes. Untrained scores and depths hardly differ from one
+photograph to the next: within what float16 tells apart near 0.5, or near the depth's 1. So the last layers are made
+steep, scores and depths spread as trained ones do, and an engine that errs shows.
+Exports and files are made once and kept below a folder; delete it to have them made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dgiqa import spec
+from dgiqa.bundle import MANIFEST, Bundle, load_bundle, user_cache
+from dgiqa.files import replacing
+from dgiqa.parity import BUDGETS
+from dgiqa.quantize import FILES, SEARCH_SHARE, quantize_bundle
+
+SIZES = ("full", "small")
+WORK = user_cache() / "bench" / "untrained"
+EXAMPLES = Path(__file__).parent.parent / "examples"  # photographs to calibrate on
+NAME = "untrained-"  # and the size: what the bundles are called
+SEED = 0
+STEEPNESS = 40  # times the last layers' initial weights
+REPORT = "report.json"
+
+
+def modules(size: str) -> dict[str, Any]:
+    """{spec.DEPTH_FILE, spec.QUALITY_FILE -> the PyTorch network in eval mode}, the same every time."""
+    import torch
+
+    from dgiqa.nn.depth_anything import DepthAnything
+    from dgiqa.nn.network import DGIQA, FULL, SMALL
+    from dgiqa.nn.onnx_export import untrained
+    from dgiqa.nn.small_depth import SmallDepth
+
+    torch.manual_seed(SEED)
+    quality = untrained(DGIQA(FULL if size == "full" else SMALL)).eval()
+    depth = untrained(DepthAnything("vits") if size == "full" else SmallDepth()).eval()
+    with torch.no_grad():
+        quality.get_parameter("fc.weight").mul_(STEEPNESS)
+        last = "depth_head.scratch.output_conv2.2.weight" if size == "full" else "head.weight"
+        depth.get_parameter(last).mul_(STEEPNESS)
+    return {spec.DEPTH_FILE: depth, spec.QUALITY_FILE: quality}
+
+
+def bundle(size: str, work: Path) -> Bundle:
+    """The networks as a bundle in work/<size>, exported and compared with PyTorch if it is not there: minutes."""
+    target = work / size
+    if not (target / MANIFEST).is_file():
+        from dgiqa.nn.bundling import build_bundle
+
+        networks = modules(size)
+        p = spec.Preprocess() if size == "full" else load_bundle("small").preprocess
+        build_bundle(
+            target,
+            quality=networks[spec.QUALITY_FILE],
+            depth=networks[spec.DEPTH_FILE],
+            preprocess=p,
+            name=f"{NAME}{size}",
+            title="untrained, for measuring",
+            licence="Apache-2.0",
+            source="random weights",
+        )
+    return load_bundle(target)
+
+
+def files(source: Bundle, precision: str, work: Path, calibration: Sequence[Path] | None = None) -> dict[str, Path]:
+    """A bundle's own files, or for "fp16" and "int8" those that `dgiqa.quantize` makes of them, kept below `work`.
+
+    calibration: images and folders; None: EXAMPLES for untrained networks, else the bundle's golden images. Layers are
+    left out as always for the small bundle; of untrained networks only if the photographs tried there exceed the whole
+    budget: aiming lower takes an hour for the full size. report.json beside the files says how they were made.
+    Raises EngineError if they are over their budget.
+    """
+    if precision not in ("fp16", "int8"):
+        return {file: source.file(file) for file in FILES}
+    made_here = source.name.startswith(NAME)
+    calibration = calibration or ([EXAMPLES] if made_here else None)
+    on = hashlib.sha256(str(calibration).encode()).hexdigest()[:8] if calibration else "golden"
+    out = work / f"{source.id}-{precision}-{on}"
+    if not (out / REPORT).is_file():
+        budget = BUDGETS[precision] / SEARCH_SHARE if made_here else None
+        made = quantize_bundle(source, precision, out, calibration=calibration, budget=budget, progress=_say)
+        with replacing(out / REPORT) as partial:
+            partial.write_text(json.dumps(made.report, indent=2) + "\n", encoding="utf-8")
+    return {file: out / file for file in FILES}
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
