@@ -31,8 +31,9 @@ INSTALL = {
     TENSORRT: 'pip install "dgiqa-rt[tensorrt]"',
 }
 # From this size on "auto" prefers OpenVINO in fp32. Two cores, against ONNX Runtime 1.31: the full-size quality network
-# at batch 8 runs 1.48x as fast, Depth Anything ViT-S at 518x686 1.26x. Whole images through the small bundle: 1.07x in
-# one size over and over, 0.88x over the first ten sizes (a new one costs 20 ms), 0.98x after that; and it starts later.
+# at batch 8 runs 1.48x as fast, Depth Anything ViT-S at 518x686 1.26x. Whole images through the small bundle (CPU time
+# of one thread): 1.18x in one size over and over; in random sizes 0.67x over the first ten, 0.98x after that; and a
+# process that scores one image takes 0.8 s of CPU instead of 0.4 s.
 OPENVINO_FROM_BYTES = 32 << 20
 
 

@@ -56,10 +56,9 @@ def test_the_precision_asked_for_is_what_is_compiled(small: Bundle) -> None:
 
 
 def test_a_precision_that_was_not_granted_is_an_error(small: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ov._HINTS, "fp32", "f32")
     monkeypatch.setattr(ov, "_settings", lambda *arguments: {"INFERENCE_PRECISION_HINT": "f16"})
     with pytest.raises(BackendError, match="asked openvino for f32, got f16"):
-        OvSession(small.file(spec.DEPTH_FILE))
+        OvSession(small.file(spec.QUALITY_FILE)).run(feeds(1))
 
 
 def test_bf16_on_a_processor_without_it_is_refused(small: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +105,8 @@ def test_an_engine_failure_names_the_shapes(tiny_bundle: Bundle, monkeypatch: py
         def infer(self, feeds: object, share_inputs: bool) -> None:
             raise RuntimeError("Exception from src/a.cpp:1:\nout of memory\n\n")
 
-    session._idle.append(Failing())
+    session.run(feeds(2, 64))
+    session._networks[((2, 3, 64, 64),) * 2].idle.append(Failing())
     with pytest.raises(
         BackendError, match=r"openvino-cpu .* failed on inputs of shape .*\(2, 3, 64, 64\).*: out of mem"
     ):
@@ -129,22 +129,63 @@ def test_what_was_compiled_is_found_again_by_contents(tiny_bundle: Bundle, small
     path.write_bytes(tiny_bundle.file(spec.QUALITY_FILE).read_bytes())
     before = path.stat()
     assert OvSession(path, threads=1).run(feeds(1, 64))["score"].shape == (1,)
-    blobs = list((user_cache() / "openvino").rglob("*.blob"))
-    assert len(blobs) == 1
-    assert OvSession(path, threads=1)._compiled.get_property("LOADED_FROM_CACHE")
+    assert not list((user_cache() / "openvino").rglob("*.blob"))  # a network of one shape is not kept
+    assert not from_cache(path)
+    assert len(list((user_cache() / "openvino").rglob("*.blob"))) == 1
+    assert from_cache(path)
     path.write_bytes(small.file(spec.QUALITY_FILE).read_bytes())
     import os
 
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert OvSession(path, threads=1).run(feeds(1))["score"].shape == (1,)
+    session = OvSession(path, threads=1)
+    assert [session.run(feeds(count))["score"].shape for count in (1, 2)] == [(1,), (2,)]
+
+
+def from_cache(path: Path) -> bool:
+    """Whether the network for any shape was there."""
+    session = OvSession(path, threads=1)
+    for count in (1, 2):
+        session.run(feeds(count, 64))
+    return bool(session._networks[None].compiled.get_property("LOADED_FROM_CACHE"))
+
+
+def test_a_file_that_is_replaced_does_not_change_a_session(tiny_bundle: Bundle, small: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(small.file(spec.QUALITY_FILE).read_bytes())
+    session = OvSession(path, threads=1)
+    path.write_bytes(tiny_bundle.file(spec.QUALITY_FILE).read_bytes())
+    wanted = OvSession(small.file(spec.QUALITY_FILE), threads=1)
+    for count in (1, 2):
+        got = [made.run(feeds(count))[spec.QUALITY_OUTPUT] for made in (session, wanted)]
+        np.testing.assert_allclose(got[0], got[1], atol=2e-6)
+
+
+def test_the_first_shapes_and_those_that_come_often_get_networks_of_their_own(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ov, "_PAYS_AFTER", 3)
+    path = tiny_bundle.file(spec.QUALITY_FILE)
+    session, reference = OvSession(path, threads=1), OrtSession(path)
+
+    def networks_after(*counts: int) -> set[int | None]:
+        for count in counts:
+            got, wanted = (made.run(feeds(count, 64))["score"] for made in (session, reference))
+            np.testing.assert_allclose(got, wanted, atol=1e-6)
+        return {shapes and shapes[0][0] for shapes in session._networks}
+
+    assert networks_after(2, 2, 2, 2, 2) == {2}
+    assert networks_after(1, 3, 1, 1) == {2, None}
+    assert networks_after(1) == {2, None, 1}
+    assert networks_after(3, 3, 3, 3, 4) == {2, None, 1}  # no more than two, for their memory
+    assert all(network.idle for network in session._networks.values())
 
 
 def test_a_cache_that_others_could_write_to_is_not_used(tiny_bundle: Bundle, tmp_path: Path) -> None:
     path = tiny_bundle.file(spec.QUALITY_FILE)
-    OvSession(path, threads=1)
+    assert not from_cache(path)
     (folder,) = (user_cache() / "openvino").iterdir()
     folder.chmod(0o777)
-    assert not OvSession(path, threads=1)._compiled.get_property("LOADED_FROM_CACHE")
+    assert not from_cache(path)
 
 
 def test_open_session_passes_the_precision_on(small: Bundle) -> None:

@@ -1,7 +1,9 @@
 """OpenVINO runs an ONNX file on an x86 CPU, in the precision that was asked for and no other.
 
 Its own default is bf16 on processors with AMX, which moves scores by up to 1e-2: so the precision is set for every
-network and read back. What it compiles is kept in the user's cache, by the file's contents.
+network and read back. A network of fixed shapes runs faster than one that takes any (docs/graph.md), and takes as long
+to compile: the first shapes that come get one of their own. The one for all others is compiled when others come, and
+kept in the user's cache, by the file's contents.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,8 @@ from dgiqa.sessions import INSTALL, OPENVINO, usable_cores
 
 _HINTS = {"fp32": "f32", "fp16": "f32", "int8": "f32", "bf16": "bf16"}  # for the layers that the file leaves in float
 _MATRIX_LAYERS = ("Convolution", "FullyConnected", "MatMul", "Deconvolution")
+_FIXED = 2  # networks of fixed shapes in one session: each has packed weights of its own
+_PAYS_AFTER = 32  # runs of other shapes: by then a network of their own would have earned the time to compile it
 _NAMES = {"f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "int8"}
 
 
@@ -32,9 +37,9 @@ class OvSession:
     source: an ONNX file. precision: one of spec.PRECISIONS; fp16 and int8 are in the file, and what it leaves in float
     runs in fp32; bf16 runs an fp32 file in bf16. threads: of one run, by default all usable cores. streams: how many
     runs share them; 1 gives the shortest run, more give more runs a second to callers from several threads.
-    cache: keep what is compiled in the user's cache directory, and take it from there.
-    Raises BackendError if OpenVINO is missing or would not run in the precision asked for, BundleError if the file is
-    not a model.
+    cache: keep what is compiled for any shape in the user's cache directory, and take it from there.
+    Raises BackendError if OpenVINO is missing or the processor lacks the precision, BundleError if the file is not a
+    model.
     """
 
     backend: str
@@ -58,42 +63,108 @@ class OvSession:
             raise BundleError(f"{path} is missing; wanted an ONNX file")
         ov = _import_openvino()
         self.backend = f"openvino-cpu {_release(ov)}"
-        self._compiled = _compile(ov, path, _settings(path, _HINTS[precision], threads, streams, cache))
-        _check_precision(self._compiled, _HINTS[precision])
-        self._specs = {_name(port): port for port in self._compiled.inputs}
-        self._results = {_name(port): port for port in self._compiled.outputs}
-        self.inputs, self.outputs = tuple(self._specs), tuple(self._results)
-        self._idle: deque[Any] = deque()  # one request per run at a time: as many as threads have called at once
+        self._hint = _HINTS[precision]
+        if self._hint == "bf16" and "bf16" not in cpu_precisions():
+            raise BackendError("this processor has no bf16 instructions; choose --precision fp32 or int8")
+        self._settings = _settings(self._hint, threads, streams)
+        self._core, self._path, self._read = ov.Core(), path, _written(path) if cache else None
+        try:
+            self._model = self._core.read_model(path)
+        except Exception as error:
+            raise self._unreadable(error) from error
+        self._specs = {_name(port): port for port in self._model.inputs}
+        self.inputs, self.outputs = tuple(self._specs), tuple(_name(port) for port in self._model.outputs)
+        self._compiling = threading.Lock()
+        self._networks: dict[_Shapes | None, _Network] = {}  # by shapes of the inputs; None: any
+        self._runs: Counter[_Shapes] = Counter()
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Every output by name. ValueError for wrong names, dtypes or shapes, BackendError if the engine fails."""
+        """Every output by name. ValueError for wrong names, dtypes or shapes, BackendError if the engine fails or would
+        not run in the precision asked for."""
         if feeds.keys() != self._specs.keys():
             raise ValueError(f"got inputs {sorted(feeds)}, wanted {sorted(self._specs)}")
         for name, array in feeds.items():
             _check_input(name, self._specs[name], array)
         _check_batch(self._specs, feeds)
+        shapes = tuple(feeds[name].shape for name in self.inputs)
+        network = self._network(shapes)
         try:
-            request = self._idle.pop()
+            request = network.idle.pop()
         except IndexError:
-            request = self._compiled.create_infer_request()
+            request = network.compiled.create_infer_request()
         try:
-            results = request.infer({n: np.ascontiguousarray(a) for n, a in feeds.items()}, share_inputs=True)
-            return {name: results[port] for name, port in self._results.items()}
+            results = request.infer([np.ascontiguousarray(feeds[name]) for name in self.inputs], share_inputs=True)
+            return dict(zip(self.outputs, (results[i] for i in range(len(self.outputs))), strict=True))
         except Exception as error:
-            shapes = {name: array.shape for name, array in feeds.items()}
-            raise BackendError(f"{self.backend} failed on inputs of shape {shapes}: {_short(error)}") from error
+            raise self._failed(shapes, error) from error
         finally:
-            self._idle.append(request)
+            network.idle.append(request)
 
     def layer_precisions(self) -> Counter[str]:
         """How many convolutions and matrix products run in which precision, read from what was compiled."""
         found: Counter[str] = Counter()
-        for layer in self._compiled.get_runtime_model().get_ops():
+        with self._compiling:
+            network = next(iter(self._networks.values()), None) or self._compiled(None)
+        for layer in network.compiled.get_runtime_model().get_ops():
             facts = layer.get_rt_info()
             if "layerType" in facts and facts["layerType"].astype(str) in _MATRIX_LAYERS:
                 precision = facts["runtimePrecision"].astype(str)
                 found[_NAMES.get(precision, precision)] += 1
         return found
+
+    def _network(self, shapes: _Shapes) -> _Network:
+        """What runs inputs of these shapes."""
+        with self._compiling:
+            if (own := self._networks.get(shapes)) is not None:
+                return own
+            self._runs[shapes] += 1
+            paid = len(self._networks) <= _FIXED and self._runs[shapes] > _PAYS_AFTER
+            if paid or not self._networks:
+                return self._compiled(shapes)
+            return self._networks.get(None) or self._compiled(None)
+
+    def _compiled(self, shapes: _Shapes | None) -> _Network:
+        model, settings = self._model, self._settings
+        if shapes is not None:
+            model = self._reshaped(shapes)
+        elif self._read and self._read == _written(self._path) and (folder := compiled_folder(sha256_of(self._path))):
+            # OpenVINO recognises a file by its path and time; a folder per contents makes that safe.
+            model, settings = self._path, settings | {"CACHE_DIR": str(folder)}
+        try:
+            compiled = self._core.compile_model(model, "CPU", settings)
+        except Exception as error:
+            raise self._unreadable(error) from error
+        _check_precision(compiled, self._hint)
+        made = self._networks[shapes] = _Network(compiled)
+        return made
+
+    def _reshaped(self, shapes: _Shapes) -> Any:
+        """A copy of the model for these shapes; they share the weights."""
+        model = self._model.clone()
+        try:
+            model.reshape(dict(zip(model.inputs, map(list, shapes), strict=True)))
+        except Exception as error:
+            raise self._failed(shapes, error) from error
+        return model
+
+    def _failed(self, shapes: _Shapes, error: Exception) -> BackendError:
+        named = dict(zip(self.inputs, shapes, strict=True))
+        return BackendError(f"{self.backend} failed on inputs of shape {named}: {_short(error)}")
+
+    def _unreadable(self, error: Exception) -> BundleError:
+        text = f"{self.backend} cannot read {self._path} as a model ({_short(error)}); copy or rebuild the bundle"
+        return BundleError(text)
+
+
+_Shapes = tuple[tuple[int, ...], ...]  # one per input, in the order of `inputs`
+
+
+@dataclass
+class _Network:
+    """A compiled network. idle: requests that no run uses now; as many as threads have called at once."""
+
+    compiled: Any
+    idle: deque[Any] = field(default_factory=deque)
 
 
 def cpu_precisions() -> list[str]:
@@ -125,21 +196,17 @@ def _release(ov: Any) -> str:
     return str(ov.__version__).split("-", 1)[0]
 
 
-def _settings(path: Path, hint: str, threads: int, streams: int, cache: bool) -> dict[str, Any]:
-    settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": streams}
-    # OpenVINO recognises a file by its path and time; a folder per contents makes that safe.
-    folder = compiled_folder(sha256_of(path)) if cache else None
-    return settings if folder is None else settings | {"CACHE_DIR": str(folder)}
+def _settings(hint: str, threads: int, streams: int) -> dict[str, Any]:
+    return {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": streams}
 
 
-def _compile(ov: Any, path: Path, settings: dict[str, Any]) -> Any:
-    if settings["INFERENCE_PRECISION_HINT"] == "bf16" and "bf16" not in cpu_precisions():
-        raise BackendError("this processor has no bf16 instructions; choose --precision fp32 or int8")
+def _written(path: Path) -> tuple[int, int, int] | None:
+    """What tells this file from one that replaces it later; None if it is gone."""
     try:
-        return ov.Core().compile_model(path, "CPU", settings)
-    except Exception as error:
-        text = f"openvino {_release(ov)} cannot read {path} as a model ({_short(error)}); copy or rebuild the bundle"
-        raise BundleError(text) from error
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _name(port: Any) -> str:
