@@ -1,86 +1,110 @@
-"""Each network's export twin against the network exported as written: same weights, same session, run in turn.
+"""Each network's export twin against the network exported as written: same weights, same engine, run in turn.
 
-python bench/graph.py --out bench/results/graph.json
-python bench/graph.py --only small --quick
+    python bench/graph.py [--only small ...]       ->  bench/results/graph.jsonl, and the table in docs/graph.md
+    python bench/graph.py --quick                  a few cases, to see that it works; the docs stay as they are
+
+On OpenVINO the twin is also run by the network that takes any shape, which a session uses for all shapes but the first.
+Exports are kept under --work as long as the code stays the same; an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from timer import Ledger, compare, parsed, parser
+from stamp import identity, machine_line
+from timer import Ledger, compare, lines, parsed, parser
 
 from dgiqa import spec
-from dgiqa.sessions import backends, open_session
+from dgiqa.sessions import ONNXRUNTIME, OPENVINO, Session, backends, open_session
 
-SIZES = {  # what one run is fed: tiles, or height and width of a depth input
-    "small": (1, 8),
-    "full": (1, 8),
-    "vits": ((518, 518), (518, 686)),
+SIZES: dict[str, tuple[Any, ...]] = {  # what one run is fed: tiles, or height and width of a depth input
+    "small": (1, 6, 8),
+    "small depth": ((256, 352), (256, 256)),
+    "full": (1, 6, 8),
+    "vits": ((518, 686), (518, 518)),
 }
-CPU = ("onnxruntime", "openvino")
+NAMES = {
+    "small": "quality, small",
+    "small depth": "depth, small",
+    "full": "quality, full size",
+    "vits": "Depth Anything ViT-S",
+}
+CPU = (ONNXRUNTIME, OPENVINO)
+REFERENCE, TWIN, ANY = "as written", "twin", "twin, any shape"
+PAIRS = 20  # fewer than the runs after which an OpenVINO session compiles a second network of fixed shapes
+DOCS = Path(__file__).parent.parent / "docs" / "graph.md"
+BEGIN, END = "<!-- bench/graph.py: begin -->\n", "<!-- bench/graph.py: end -->\n"
+Line = dict[str, Any]
 
 
 def main() -> int:
-    made = parser(__doc__)
-    made.add_argument("--only", nargs="+", choices=tuple(SIZES), default=tuple(SIZES), help="networks to measure")
-    options = parsed(made, "graph.json")
+    options = _options()
     ledger = Ledger(options.out, fresh=options.fresh)
-    with tempfile.TemporaryDirectory() as scratch:
-        for network in options.only:
-            files: dict[str, Path] = {}
-            for backend in [name for name in backends() if name in CPU]:
-                for size in SIZES[network][: 1 if options.quick else None]:
-                    case = {"network": network, "backend": backend, "size": size}
-                    pairs = 3 if options.quick else 20
-                    line = ledger.case(case, lambda c=case, f=files, n=pairs: measured(c, f, Path(scratch), n))
-                    print(f"{network:8}{backend:14}{size!s:14}{line['ratio']['median']:6.2f}x  {line['nodes']} nodes")
+    work = options.work / identity(ledger.stamp)
+    for network in options.only:
+        for backend in [name for name in CPU if name in backends()]:
+            for size in SIZES[network][: 1 if options.quick else None]:
+                case = {"network": network, "backend": backend, "size": size}
+                line = ledger.case(case, partial(measured, **case, folder=work, pairs=3 if options.quick else PAIRS))
+                print(*_cells(line), sep="  ", flush=True)
+    if not options.quick:
+        write_table(options.docs, lines(options.out))
     return 0
 
 
-def measured(case: dict[str, Any], files: dict[str, Path], scratch: Path, pairs: int) -> dict[str, Any]:
-    """Times of both graphs, ms, the reference's over the twin's pair by pair, and how far their outputs are apart."""
-    if not files:
-        files.update(exported(case["network"], scratch))
-    feeds = inputs(case["size"])
-    sessions = {name: open_session(path, case["backend"]) for name, path in files.items()}
-    outputs = [next(iter(session.run(feeds).values())) for session in sessions.values()]
-    calls = {name: lambda s=session: s.run(feeds) for name, session in sessions.items()}
-    reference, twin = compare(calls, pairs=pairs, seconds=60)
+def measured(network: str, backend: str, size: Any, folder: Path, pairs: int) -> Line:
+    """Times of both graphs, ms, and the reference's over theirs pair by pair; how far their outputs are apart."""
+    files = exported(network, folder)
+    feeds = inputs(size)
+    sessions: dict[str, Session] = {name: open_session(path, backend) for name, path in files.items()}
+    if backend == OPENVINO:
+        sessions[ANY] = open_session(files[TWIN], backend)
+        sessions[ANY].run(inputs(size + 1 if isinstance(size, int) else (size[0], size[1] + 224)))
+    outputs = {name: next(iter(session.run(feeds).values())) for name, session in sessions.items()}
+    calls = {name: partial(session.run, feeds) for name, session in sessions.items()}
+    results = compare(calls, pairs=pairs, seconds=45)
     return {
-        "reference_ms": reference.ms.as_dict(),
-        "twin_ms": twin.ms.as_dict(),
-        "ratio": twin.ratio.as_dict(),
-        "difference": float(np.abs(outputs[0] - outputs[1]).max()),
-        "nodes": nodes(files),
+        "rows": [result.as_dict() for result in results],
+        "difference": float(np.abs(outputs[TWIN] - outputs[REFERENCE]).max()),
+        "nodes": {name: nodes(path) for name, path in files.items()},
     }
 
 
-def exported(network: str, folder: Path) -> Iterator[tuple[str, Path]]:
-    """("reference", file), ("twin", file): untrained, no zeros left in the weights that a tool could drop."""
+def exported(network: str, folder: Path) -> dict[str, Path]:
+    """Both files, untrained: no zeros are left in the weights that a tool could drop."""
+    files = {name: folder / f"{network.replace(' ', '-')}-{name.replace(' ', '-')}.onnx" for name in (REFERENCE, TWIN)}
+    for name, path in files.items():
+        if not path.is_file():
+            _export(network, path, twin=name == TWIN)
+    return files
+
+
+def _export(network: str, path: Path, twin: bool) -> None:
     import torch
 
-    from dgiqa.nn.depth_anything import DepthAnything
+    from dgiqa.nn.depth_anything import ENCODERS, DepthAnything
     from dgiqa.nn.network import DGIQA, FULL, SMALL
     from dgiqa.nn.onnx_export import export_depth, export_quality, untrained
+    from dgiqa.nn.small_depth import SMALL_PREPROCESS, SmallDepth
 
     torch.manual_seed(0)
-    depth = network.startswith("vit")
-    model = untrained(DepthAnything(network) if depth else DGIQA(SMALL if network == "small" else FULL))
-    for name, twin in (("reference", False), ("twin", True)):
-        path = folder / f"{network}-{name}.onnx"
-        (export_depth if depth else export_quality)(model, path, twin=twin)
-        yield name, path
+    if network in ENCODERS:
+        export_depth(untrained(DepthAnything(network)), path, twin=twin)
+    elif network == "small depth":
+        export_depth(untrained(SmallDepth()), path, preprocess=SMALL_PREPROCESS, twin=twin)
+    else:
+        export_quality(untrained(DGIQA(SMALL if network == "small" else FULL)), path, twin=twin)
 
 
-def inputs(size: int | tuple[int, int]) -> dict[str, np.ndarray]:
+def inputs(size: Any) -> dict[str, np.ndarray[Any, Any]]:
     """Random tiles, or a random depth input of (height, width)."""
     rng = np.random.default_rng(0)
     if isinstance(size, int):
@@ -89,10 +113,52 @@ def inputs(size: int | tuple[int, int]) -> dict[str, np.ndarray]:
     return {spec.DEPTH_INPUT: rng.standard_normal((1, 3, *size), np.float32)}
 
 
-def nodes(files: dict[str, Path]) -> dict[str, int]:
+def nodes(path: Path) -> int:
     import onnx
 
-    return {name: len(onnx.load(path).graph.node) for name, path in files.items()}
+    return len(onnx.load(path).graph.node)
+
+
+def table(measurements: Iterable[Mapping[str, Any]]) -> str:
+    """The last line of every case as Markdown, with the machines that they came from."""
+    cases: dict[str, Mapping[str, Any]] = {}
+    stamps: dict[str, dict[str, Any]] = {}
+    for line in measurements:
+        if "stamp_id" in line:
+            stamps[line["stamp_id"]] = dict(line)
+        else:
+            cases[str(line["case"])] = line
+    head = ("network", "one run", "engine", "as written, ms", TWIN, ANY, "nodes")
+    rows = [head, ["---"] * len(head), *(_cells(line) for line in cases.values())]
+    machines = dict.fromkeys(machine_line(stamps[line["stamp"]]) for line in cases.values())
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n\n" + "".join(f"- {m}\n" for m in machines)
+
+
+def write_table(path: Path, measurements: Iterable[Mapping[str, Any]]) -> None:
+    """Put the table between the page's marks. Raises ValueError if it has none."""
+    text = path.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"{path} has no place for the table; wanted the lines {BEGIN.strip()} and {END.strip()}")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    path.write_text(f"{before}{BEGIN}\n{table(measurements)}\n{END}{after}", encoding="utf-8")
+
+
+def _cells(line: Mapping[str, Any]) -> list[str]:
+    case, rows = line["case"], {row["name"]: row for row in line["rows"]}
+    size = f"{case['size']} tiles" if isinstance(case["size"], int) else "x".join(map(str, case["size"]))
+    ratios = [f"{rows[name]['ratio']['median']:.2f}x" if name in rows else "" for name in (TWIN, ANY)]
+    count = " to ".join(f"{line['nodes'][name]:,}" for name in (REFERENCE, TWIN))
+    ms = rows[REFERENCE]["ms"]["median"]
+    return [NAMES[case["network"]], size, case["backend"], f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}", *ratios, count]
+
+
+def _options() -> argparse.Namespace:
+    made = parser(__doc__)
+    made.add_argument("--only", nargs="+", choices=tuple(SIZES), default=tuple(SIZES), help="networks to measure")
+    made.add_argument("--work", type=Path, default=Path("data/graph"), help="where exports are kept  [%(default)s]")
+    made.add_argument("--docs", type=Path, default=DOCS, help="the page that has the table  [%(default)s]")
+    return parsed(made, "graph.jsonl")
 
 
 if __name__ == "__main__":

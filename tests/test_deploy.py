@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from torch import Tensor, nn  # noqa: E402
 
-from dgiqa.nn import deploy_depth, depth_anything  # noqa: E402
+from dgiqa.nn import depth_anything  # noqa: E402
 from dgiqa.nn.deploy import export_twin  # noqa: E402
 from dgiqa.nn.deploy_depth import TwinDepthAnything  # noqa: E402
 from dgiqa.nn.deploy_dgiqa import CellBridge, MapBridge, TokenAttention, TokenBridge, TwinDGIQA, cell_order  # noqa: E402
@@ -197,8 +197,8 @@ def test_pooled_shortcuts_are_one_convolution(size: int) -> None:
 
 @pytest.mark.parametrize("size", [(14, 42), (70, 56), (518, 28)])
 def test_depth_twin_is_the_network(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (depth_anything, deploy_depth):  # it works in float32 only, and both networks call the same one
-        monkeypatch.setattr(module, "resize_position_embedding", lambda e, *n: resize(e.float(), *n).double())
+    float32_only = lambda e, *n: resize(e.float(), *n).double()  # noqa: E731 - both networks call the same one
+    monkeypatch.setattr(depth_anything, "resize_position_embedding", float32_only)
     network = stirred(DepthAnything(TINY_DEPTH))
     network.depth_head.scratch["output_conv2"][2].bias.fill_(5)  # no depth at zero, where all networks agree
     twin = export_twin(network)

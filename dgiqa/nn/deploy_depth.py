@@ -14,32 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgiqa.nn.deploy_layers import linear
-from dgiqa.nn.depth_anything import PATCH, DenseHead, DepthAnything, FusionBlock, _upsample, resize_position_embedding
+from dgiqa.nn.depth_anything import PATCH, DenseHead, DepthAnything, FusionBlock, _upsample
 from dgiqa.nn.depth_anything import Block as ReferenceBlock
 
 
-class TwinDepthAnything(nn.Module):
-    """image f32 [N,3,h,w] -> depth f32 [N,h,w]: what `DepthAnything` computes in eval mode, for export only."""
+class TwinDepthAnything(DepthAnything):
+    """image f32 [N,3,h,w] -> depth f32 [N,h,w]: what `DepthAnything` computes in eval mode, for export only.
+
+    network: becomes part of the twin, and is no longer what it was.
+    """
 
     def __init__(self, network: DepthAnything) -> None:
-        super().__init__()
-        encoder = network.pretrained
-        self.patch_embed, self.norm = encoder.patch_embed, encoder.norm
-        self.cls_token, self.pos_embed = encoder.cls_token, encoder.pos_embed
-        self.blocks = nn.ModuleList(Block(cast(ReferenceBlock, block)) for block in encoder.blocks)
-        self.head = Head(network.depth_head)
-
-    def forward(self, image: Tensor) -> Tensor:
-        patches = self.patch_embed(image)  # [N,C,r,c]
-        n, _, rows, columns = patches.shape
-        x = torch.cat([self.cls_token.expand(n, -1, -1), patches.flatten(2).mT], 1)
-        x = x + resize_position_embedding(self.pos_embed, rows, columns)
-        maps = []
-        for index, block in enumerate(self.blocks):
-            x = block(x)
-            if index >= len(self.blocks) - 4:
-                maps.append(self.norm(x[:, 1:]).mT.unflatten(2, (rows, columns)))
-        return F.relu(self.head(maps)).squeeze(1)
+        nn.Module.__init__(self)  # the reference's own would make weights
+        self.config, self.pretrained = network.config, network.pretrained
+        self.pretrained.blocks = nn.ModuleList(Block(cast(ReferenceBlock, b)) for b in network.pretrained.blocks)
+        self.depth_head = Head(network.depth_head)  # type: ignore[assignment]
 
 
 class Block(nn.Module):

@@ -5,7 +5,8 @@
 
 The reference rolls, partitions, reverses and rolls back in every block. Attention is the only part of a block that
 looks past one token, and it looks past it inside one window; so the residual stream stays sorted by windows, and what
-is left of all that is one gather where the windows change. Relative position bias and shift mask are one constant.
+is left of all that is one gather where the windows change. The shift mask is repeated for each image once per stage, so
+that windows of all images share one axis: OpenVINO runs such an attention, transposes and all, as one kernel.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class Stage(nn.Module):
     """Tokens of the stage before, [N,L,C] -> this stage's, [N,L',C'], and the wanted ones of them, [N,P,C']."""
 
     wanted: Tensor | None
+    mask: Tensor | None
 
     def __init__(self, stage: Any, order: Tensor | None, wanted: Tensor) -> None:
         super().__init__()
@@ -82,17 +84,20 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(Block(block) for block in stage.blocks)
         for number, places in enumerate(gathers):
             self.register_buffer(f"gather{number}", _unless_identity(places), persistent=False)
+        masks = [block.attn_mask for block in stage.blocks if block.attn_mask is not None]  # [windows,T,T], all alike
+        self.register_buffer("mask", masks[0][:, None] if masks else None, persistent=False)
         self.order = orders[-1]
         self.register_buffer("wanted", _unless_identity(_places(wanted, self.order)), persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mask = None if self.mask is None else self.mask.repeat(x.shape[0], 1, 1, 1)  # [N*windows,1,T,T]
         for number, block in enumerate(self.blocks):
             places = getattr(self, f"gather{number}")
             if places is not None:
                 x = x.index_select(1, places)
             if number == 0 and self.merge is not None:
                 x = self.merge(x)
-            x = block(x.flatten(0, 1)).reshape(x.shape)
+            x = block(x.flatten(0, 1), mask).reshape(x.shape)
         return x, x if self.wanted is None else x.index_select(1, self.wanted)
 
 
@@ -111,6 +116,7 @@ class Merge(nn.Module):
 class Block(nn.Module):
     """Pre-norm window attention and feed-forward on tokens in window order, [N*L,C] -> [N*L,C].
 
+    mask: [N*windows,1,T,T], what is added to the scores where windows are shifted; other blocks leave it.
     With two axes a linear layer exports as Gemm, which adds its bias on the way.
     """
 
@@ -118,10 +124,11 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = block.norm1, block.norm2
         self.attention = WindowAttention(block)
+        self.shifted = block.attn_mask is not None
         self.fc1, self.fc2 = block.mlp.fc1, block.mlp.fc2
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        x = x + self.attention(self.norm1(x), mask if self.shifted else None)
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
 
@@ -139,19 +146,14 @@ class WindowAttention(nn.Module):
         self.heads, self.tokens = attention.num_heads, block.window_area
         self.projections = scaled_projections(attention.qkv.weight, attention.qkv.bias, self.heads)
         self.proj = attention.proj
-        bias = attention._get_rel_pos_bias().detach()  # [1,heads,T,T]
-        if block.attn_mask is not None:
-            bias = (bias + block.attn_mask[:, None]).flatten(0, 1)[None]  # [1,windows*heads,T,T]
-        self.register_buffer("bias", bias, persistent=False)
+        self.register_buffer("bias", attention._get_rel_pos_bias().detach(), persistent=False)  # [1,heads,T,T]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         width = x.shape[1] // self.heads
         q, k, v = (p(x).reshape(-1, self.tokens, self.heads, width).transpose(1, 2) for p in self.projections)
-        if self.bias.shape[1] > self.heads:  # one bias per window: windows and heads share an axis
-            q, k, v = (y.reshape(-1, self.bias.shape[1], self.tokens, width) for y in (q, k, v))
-        y = (q @ k.mT + self.bias).softmax(-1) @ v
-        y = y.reshape(-1, self.heads, self.tokens, width).transpose(1, 2)
-        return self.proj(y.reshape(x.shape))
+        scores = q @ k.mT + self.bias
+        y = (scores if mask is None else scores + mask).softmax(-1) @ v
+        return self.proj(y.transpose(1, 2).reshape(x.shape))
 
 
 def window_order(height: int, width: int, window: tuple[int, int], shift: tuple[int, int]) -> Tensor:

@@ -82,7 +82,7 @@ class VisionTransformer(nn.Module):
         for index, block in enumerate(self.blocks):
             x = block(x)
             if index >= len(self.blocks) - blocks:
-                maps.append(self.norm(x)[:, 1:].mT.unflatten(2, (rows, columns)))
+                maps.append(self.norm(x[:, 1:]).mT.unflatten(2, (rows, columns)))
         return maps
 
 
