@@ -180,6 +180,45 @@ def test_the_first_shapes_and_those_that_come_often_get_networks_of_their_own(
     assert all(network.idle for network in session._networks.values())
 
 
+def test_int8_pictures_of_every_size_get_a_network_of_their_own(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO's int8 network for any size gives wrong depth."""
+    monkeypatch.setattr(ov, "_SIZES", 2)
+    path = tiny_bundle.file(spec.DEPTH_FILE)
+    session, reference = OvSession(path, precision="int8", threads=1), OrtSession(path)
+    rng = np.random.default_rng(0)
+    for width in (64, 96, 64, 128):
+        image = {"image": rng.standard_normal((1, 3, 64, width)).astype(np.float32)}
+        np.testing.assert_allclose(session.run(image)["depth"], reference.run(image)["depth"], rtol=1e-4, atol=1e-5)
+    assert [shapes and shapes[0][3] for shapes in session._networks] == [64, 128]  # 96 was not used for longest
+
+
+@pytest.mark.parametrize("always", [False, True], ids=["cached", "always"])
+def test_a_network_for_any_shape_that_strays_from_the_first_is_not_believed(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, always: bool
+) -> None:
+    compiled = OvSession._compiled
+
+    def damaged(session, shapes, folder=None):
+        network = compiled(session, shapes, folder)
+        if folder or (always and shapes is None):
+            network.infer = lambda arrays: [np.full(len(arrays[0]), 0.378, np.float32)]
+        return network
+
+    monkeypatch.setattr(OvSession, "_compiled", damaged)
+    path = tiny_bundle.file(spec.QUALITY_FILE)
+    session, reference = OvSession(path, threads=1), OrtSession(path)
+    session.run(feeds(1, 64))
+    if always:
+        with pytest.raises(BackendError, match=r"gives other numbers .* when it takes any shape"):
+            session.run(feeds(2, 64))
+    else:
+        got, wanted = (made.run(feeds(2, 64))["score"] for made in (session, reference))
+        np.testing.assert_allclose(got, wanted, atol=1e-6)
+        assert not list((user_cache() / "openvino").rglob("*.blob"))
+
+
 def test_a_cache_that_others_could_write_to_is_not_used(tiny_bundle: Bundle, tmp_path: Path) -> None:
     path = tiny_bundle.file(spec.QUALITY_FILE)
     assert not from_cache(path)

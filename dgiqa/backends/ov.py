@@ -3,11 +3,14 @@
 Its own default is bf16 on processors with AMX, which moves scores by up to 1e-2: so the precision is set for every
 network and read back. A network of fixed shapes runs faster than one that takes any (docs/graph.md), and takes as long
 to compile: the first shapes that come get one of their own. The one for all others is compiled when others come, and
-kept in the user's cache, by the file's contents.
+kept in the user's cache, by the file's contents. It is believed once it repeats what the first network said: one that
+was damaged in the cache still runs. int8 pictures of any size are computed wrongly (OpenVINO 2026.4: a depth map moves
+by up to 60 % of its range), so there every size gets a network of its own.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 from collections import Counter, deque
@@ -26,6 +29,8 @@ from dgiqa.sessions import INSTALL, OPENVINO, usable_cores
 
 _HINTS = {"fp32": "f32", "fp16": "f32", "int8": "f32", "bf16": "bf16"}  # for the layers that the file leaves in float
 _MATRIX_LAYERS = ("Convolution", "FullyConnected", "MatMul", "Deconvolution")
+_SIZES = 8  # networks of fixed shapes where none may serve any shape; the one not used for longest makes room
+_AGREEMENT = 0.05  # mean difference of two networks from one file, in means of the output; bf16: up to 0.002
 _FIXED = 2  # networks of fixed shapes in one session: each has packed weights of its own
 _PAYS_AFTER = 32  # runs of other shapes: by then a network of their own would have earned the time to compile it
 _NAMES = {"f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "int8"}
@@ -74,8 +79,11 @@ class OvSession:
             raise self._unreadable(error) from error
         self._specs = {_name(port): port for port in self._model.inputs}
         self.inputs, self.outputs = tuple(self._specs), tuple(_name(port) for port in self._model.outputs)
+        of_any_size = any(length.is_dynamic for port in self._specs.values() for length in list(port.partial_shape)[1:])
+        self._each_its_own = precision == "int8" and of_any_size
         self._compiling = threading.Lock()
         self._networks: dict[_Shapes | None, _Network] = {}  # by shapes of the inputs; None: any
+        self._known: tuple[list[NDArray[Any]], list[NDArray[Any]]] | None = None  # inputs and outputs of the first run
         self._runs: Counter[_Shapes] = Counter()
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -88,17 +96,14 @@ class OvSession:
         _check_batch(self._specs, feeds)
         shapes = tuple(feeds[name].shape for name in self.inputs)
         network = self._network(shapes)
+        arrays = [np.ascontiguousarray(feeds[name]) for name in self.inputs]
         try:
-            request = network.idle.pop()
-        except IndexError:
-            request = network.compiled.create_infer_request()
-        try:
-            results = request.infer([np.ascontiguousarray(feeds[name]) for name in self.inputs], share_inputs=True)
-            return dict(zip(self.outputs, (results[i] for i in range(len(self.outputs))), strict=True))
+            results = network.infer(arrays)
         except Exception as error:
             raise self._failed(shapes, error) from error
-        finally:
-            network.idle.append(request)
+        if self._known is None:
+            self._known = [array.copy() for array in arrays], [result.copy() for result in results]
+        return dict(zip(self.outputs, results, strict=True))
 
     def layer_precisions(self) -> Counter[str]:
         """How many convolutions and matrix products run in which precision, read from what was compiled."""
@@ -116,19 +121,46 @@ class OvSession:
         """What runs inputs of these shapes."""
         with self._compiling:
             if (own := self._networks.get(shapes)) is not None:
+                if self._each_its_own:
+                    self._networks[shapes] = self._networks.pop(shapes)  # the latest stands last
                 return own
+            if self._each_its_own:
+                if len(self._networks) == _SIZES:
+                    del self._networks[next(iter(self._networks))]
+                return self._compiled(shapes)
             self._runs[shapes] += 1
             paid = len(self._networks) <= _FIXED and self._runs[shapes] > _PAYS_AFTER
             if paid or not self._networks:
                 return self._compiled(shapes)
-            return self._networks.get(None) or self._compiled(None)
+            return self._networks.get(None) or self._general()
 
-    def _compiled(self, shapes: _Shapes | None) -> _Network:
-        model, settings = self._model, self._settings
-        if shapes is not None:
-            model = self._reshaped(shapes)
-        elif self._read and self._read == _written(self._path) and (folder := compiled_folder(sha256_of(self._path))):
-            # OpenVINO recognises a file by its path and time; a folder per contents makes that safe.
+    def _general(self) -> _Network:
+        """The network for any shape: the cached one if it repeats what the first network said, else a new one."""
+        folder = None
+        if self._read and self._read == _written(self._path):
+            folder = compiled_folder(sha256_of(self._path))
+        made = self._compiled(None, folder)
+        if folder and self._strays(made):
+            shutil.rmtree(folder, ignore_errors=True)
+            made = self._compiled(None)
+        if self._strays(made):
+            del self._networks[None]
+            text = f"{self.backend} gives other numbers for {self._path.name} when it takes any shape"
+            raise BackendError(f"{text} than when it takes one; choose --backend onnxruntime")
+        return made
+
+    def _strays(self, network: _Network) -> bool:
+        if self._known is None:  # the first run failed
+            return False
+        arrays, wanted = self._known
+        pairs = zip(network.infer(arrays), wanted, strict=True)
+        # "Not at most" instead of "more than": numbers that are none at all stray too.
+        return not all(np.abs(got - want).mean() <= _AGREEMENT * np.abs(want).mean() for got, want in pairs)
+
+    def _compiled(self, shapes: _Shapes | None, folder: Path | None = None) -> _Network:
+        """folder: where OpenVINO keeps what it compiles for any shape, and finds it."""
+        model, settings = self._model if shapes is None else self._reshaped(shapes), self._settings
+        if folder:  # OpenVINO recognises a file by its path and time; a folder per contents makes that safe
             model, settings = self._path, settings | {"CACHE_DIR": str(folder)}
         try:
             compiled = self._core.compile_model(model, "CPU", settings)
@@ -165,6 +197,18 @@ class _Network:
 
     compiled: Any
     idle: deque[Any] = field(default_factory=deque)
+
+    def infer(self, arrays: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Inputs in the order of the file -> outputs in that order; the arrays are the caller's own."""
+        try:
+            request = self.idle.pop()
+        except IndexError:
+            request = self.compiled.create_infer_request()
+        try:
+            results = request.infer(arrays, share_inputs=True)
+            return [results[i] for i in range(len(results))]
+        finally:
+            self.idle.append(request)
 
 
 def cpu_precisions() -> list[str]:
