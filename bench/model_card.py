@@ -675,16 +675,23 @@ def _origin(record: Mapping[str, Any]) -> str:
 
 No training picture is part of the bundle or of the repository.
 
-- 12 photographs of Debian's `mate-backgrounds` 1.26.0-1: Aqua, Blinds, Dune, Elephants, Garden, GreenMeadow, LadyBird,
-  RainDrops, Storm, TwoWings, Wood, YellowFlower. Licence of each by the package's copyright file: GPL-2+.
-- 12 photographs of Debian's `plasma-workspace-wallpapers` 4:5.27.5-2: BytheWater, ColdRipple, ColorfulCups,
-  DarkestHour, EveningGlow, FallenLeaf, Grey, Kite, OneStandsOut, Path, Volna, summer_1am. The package's copyright file
-  says GPL-2+ for all of them; the wallpapers' own metadata say CC-BY-SA-4.0 for Volna and LGPLv3 for the others.
-- Scenes with exact depth, and dead-leaves pictures, rendered by `dgiqa.nn.scenes` with textures cut from those
-  photographs.
+- 10 photographs of Debian's `mate-backgrounds` 1.26.0-1: Aqua, Blinds, Dune, Elephants, Garden, GreenMeadow, LadyBird,
+  RainDrops, TwoWings, Wood. Licence of each by the package's copyright file: GPL-2+.
+- 10 photographs of Debian's `plasma-workspace-wallpapers` 4:5.27.5-2: BytheWater, ColdRipple, ColorfulCups,
+  EveningGlow, FallenLeaf, Grey, OneStandsOut, Path, Volna, summer_1am. The package's copyright file says GPL-2+ for
+  all of them; the wallpapers' own metadata say CC-BY-SA-4.0 for Volna and LGPLv3 for the others.
+- 14 photographs of Debian's `lomiri-wallpapers` 20.04.0-2: by Aitzol Berasategi (aitzgorri, friends, life,
+  picosdeeuropa, sunset), Trevor "Freespace" (Picture 0B, Picture 1A) and Jakub Mede (Wine), CC-BY-4.0; by Sander
+  Klootwijk (Bridge), "Bolly" (Dragonfly) and Peter Nerlich (free, greentock), CC-BY-SA-4.0; by Lukas Baubkus (Kleiber),
+  CC-BY-SA-3.0; by Clemens Engelhardt (seeding), CC0-1.0.
+- 13 sample pictures of Debian's `opencv-doc` 4.6.0: aloeL, apple, building, butterfly, fruits, graf1, home, leuvenA,
+  orange, scenetext01, 02, 04, 05. The package's copyright file says Apache-2.0 and BSD-3-Clause for all of it.
+- Crops that do not look pristine, such as out-of-focus backgrounds, were left out: `dgiqa.nn.synthesis` draws others.
+- Scenes with exact depth, and dead-leaves pictures, rendered by `dgiqa.nn.scenes` with textures cut from
+  photographs of these packages.
 - Distortions by `dgiqa.nn.distortions`, labels by `dgiqa.nn.labels`.
-- The pictures were made before the last changes of the renderer and of four distortion types: the recipe in the README
-  gives other pictures of the same kinds, so a model trained anew will differ from this one.
+- Most of the pictures were made before the last changes of the renderer and of four distortion types: the recipe in
+  the README gives other pictures of the same kinds, so a model trained anew will differ from this one.
 
 Measured on {stamp["date"]}: bundle `{record["bundle"]}`,
 commit {stamp["commit"] or "unknown"},
