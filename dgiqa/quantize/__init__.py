@@ -59,7 +59,7 @@ MODELOPT_IMAGES = 32  # ModelOpt's calibrators hold every tensor of every image 
 
 @dataclass
 class Part:
-    """What can be left out at once: one layer, or in fp16 all nodes of one operator type.
+    """What can be left out at once: one layer with weights, or in fp16 all other nodes of one operator type.
 
     alone: rms score error over tiles when only this part is changed. left_out: whether it stays fp32. worst_after: the
     largest |score difference| of an image once it and those above it were left out. extra_bytes: what that adds.
@@ -118,7 +118,7 @@ def quantize_bundle(
     fp32 = {file: OrtSession(bundle.file(file)) for file in FILES}
     probe = make_probe(probe_photographs(bundle, pictures), fp32, bundle.preprocess)
     if precision == "fp16":
-        parts, convert = _operator_types(models), _to_half_of(models, like_half)
+        parts, convert = _layers_and_operator_types(models), _to_half_of(models, like_half)
         room = dict.fromkeys(FILES, 0)
     else:
         progress(f"calibrating on {described}")
@@ -235,12 +235,14 @@ def _layers(models: Models) -> list[Part]:
     ]
 
 
-def _operator_types(models: Models) -> list[Part]:
-    """All nodes of each operator type; left out, their constants are still stored as float16."""
+def _layers_and_operator_types(models: Models) -> list[Part]:
+    """Each layer with weights, and all nodes of each other operator type; their constants stay float16 in the file."""
     kinds: dict[tuple[str, str], set[str]] = {}
     for file, model in models.items():
+        layers = weighted_layers(model)
         for node in model.graph.node:
-            kinds.setdefault((file, node.op_type), set()).add(node.name)
+            kind = node.name if node.name in layers else node.op_type
+            kinds.setdefault((file, kind), set()).add(node.name)
     return [Part(file, kind, frozenset(names), 0) for (file, kind), names in kinds.items()]
 
 
