@@ -48,37 +48,24 @@ from dgiqa.spec import TILE
 VALIDATION_EVERY = 10  # one reference picture in so many is never trained on
 VALIDATION_SAMPLES = 500
 
-PRETRAIN = TrainConfig(
-    batch=60,
-    crop=112,
-    lr=2e-3,
-    lr_min=2e-5,
-    t_max_share=1.0,
-    warmup_steps=50,
-    weight_decay=2e-2,
-    ema=0.998,
-    precision="bf16",
-)
+BOTH_STAGES = TrainConfig(t_max_share=1.0, warmup_steps=50, weight_decay=2e-2, ema=0.998, precision="bf16")
+PRETRAIN = dataclasses.replace(BOTH_STAGES, batch=60, crop=112, lr=2e-3, lr_min=2e-5)
 PRETRAIN_STEPS = 10_000
 CLASS_WEIGHT = 0.15  # of the cross-entropy beside the squared error of the score
 
 # The ranking loss needs pairs of one picture and type, so all five levels stay together in a batch.
-CONFIG = TrainConfig(
+CONFIG = dataclasses.replace(
+    BOTH_STAGES,
     epochs=10,
     batch=40,
     crop=160,
     lr=1e-3,
     lr_min=1e-5,
-    t_max_share=1.0,
-    warmup_steps=50,
-    weight_decay=2e-2,
     consistency=0.25,
     consistency_share=0.2,
     rank_weight=1.0,
     rank_margin=0.02,
     group_size=5,
-    ema=0.998,
-    precision="bf16",
     checkpoint_steps=100,
 )
 
