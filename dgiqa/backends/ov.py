@@ -120,9 +120,8 @@ class OvSession:
     def _network(self, shapes: _Shapes) -> _Network:
         """What runs inputs of these shapes."""
         with self._compiling:
-            if (own := self._networks.get(shapes)) is not None:
-                if self._each_its_own:
-                    self._networks[shapes] = self._networks.pop(shapes)  # the latest stands last
+            if (own := self._networks.pop(shapes, None)) is not None:
+                self._networks[shapes] = own  # the latest stands last
                 return own
             if self._each_its_own:
                 if len(self._networks) == _SIZES:
