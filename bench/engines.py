@@ -10,7 +10,6 @@ case, and a run that was stopped goes on.
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import time
@@ -30,7 +29,7 @@ from dgiqa.sessions import ONNXRUNTIME, OPENVINO, backends, open_session, usable
 
 sys.path.insert(0, str(Path(__file__).parent))
 import untrained
-from subjects import Subject, SubjectError, serve
+from subjects import Served, Subject, SubjectError, main_or_subject, own_command
 from timer import Ledger, compare, parsed, parser
 
 NETWORKS = {"quality": spec.QUALITY_FILE, "depth": spec.DEPTH_FILE}
@@ -114,7 +113,7 @@ def _milliseconds(subject: Subject, inputs: str) -> float:
 # ---- in a subject's process ----
 
 
-def subject(engine: Mapping[str, str]) -> tuple[dict[str, Callable[..., dict[str, Any]]], dict[str, Any]]:
+def subject(engine: Mapping[str, str]) -> Served:
     """What answers "run": the inputs of an npz file through one engine -> its own milliseconds."""
     run = _session(**engine) if "path" in engine else _eager(**engine)
 
@@ -214,9 +213,6 @@ def _options() -> Namespace:
 
 
 def main() -> None:
-    if "--serve" in sys.argv:
-        serve(lambda: subject(json.loads(sys.argv[-1])))
-        return
     options = _options()
     ledger = Ledger(options.out, fresh=options.fresh)
     for wanted in options.only:
@@ -231,9 +227,8 @@ def main() -> None:
 
 def _started(stack: ExitStack, bundle: Bundle, file: str, options: Namespace) -> dict[str, Subject]:
     found = engines(bundle, file, options.work, int8=not options.skip_int8)
-    commands = {name: [sys.executable, __file__, "--serve", json.dumps(engine)] for name, engine in found.items()}
-    return {name: stack.enter_context(Subject(command)) for name, command in commands.items()}
+    return {name: stack.enter_context(Subject(own_command(__file__, engine))) for name, engine in found.items()}
 
 
 if __name__ == "__main__":
-    main()
+    main_or_subject(main, subject)
