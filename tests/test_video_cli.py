@@ -217,6 +217,13 @@ def test_videos_are_scored_on_an_engine_that_is_built_or_named(
     assert (missing.returncode, missing.stdout) == (1, b"")
 
 
+def test_frames_over_the_limit_are_error_rows(run: Run, clip: Path) -> None:
+    done = run(clip, "--frames", "2", "--max-pixels", "1000")
+    assert done.returncode != 0
+    assert all("limit 1,000 pixels" in json.loads(line)["error"] for line in done.stdout.splitlines())
+    assert len(done.stdout.splitlines()) == 2
+
+
 def test_scenes_and_frame_counts_are_taken_as_asked(run: Run, clip: Path) -> None:
     assert len(run(clip, "--frames", "5").stdout.splitlines()) == 5
     done = [json.loads(line) for line in run(clip, "--scenes", "2").stdout.splitlines()]

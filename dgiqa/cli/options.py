@@ -38,6 +38,9 @@ Workers = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Threads that prepare images.  [default: usable cores, at most 4]"),
 ]
+MaxPixels = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Refuse larger pictures.  [default: 200000000]")
+]
 Format = Annotated[
     common.Format | None,
     typer.Option(

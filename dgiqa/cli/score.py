@@ -59,9 +59,7 @@ def score(  # noqa: PLR0917 - the command line's options
     batch: options.Batch = None,
     threads: options.Threads = None,
     workers: options.Workers = None,
-    max_pixels: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Refuse larger images.  [default: 200000000]")
-    ] = None,
+    max_pixels: options.MaxPixels = None,
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write rows to FILE: .csv, .jsonl or .json decides how."),

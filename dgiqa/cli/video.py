@@ -90,6 +90,7 @@ def video(  # noqa: PLR0917 - the command line's options
     batch: options.Batch = None,
     threads: options.Threads = None,
     workers: options.Workers = None,
+    max_pixels: options.MaxPixels = None,
     streams: Annotated[int, typer.Option(min=1, metavar="N", help="Files decoded side by side.")] = 2,
     output: Annotated[
         str | None,
@@ -151,6 +152,7 @@ def video(  # noqa: PLR0917 - the command line's options
             tiles=tiles,
             batch=batch or BATCH,
             threads=threads,
+            max_pixels=max_pixels,
         )
         reading = Reading(
             raw=raw_frames,
