@@ -20,7 +20,6 @@ from dgiqa.nn.scenes import (
     billboard,
     box,
     cylinder,
-    dead_leaves,
     ellipsoid,
     plane,
     sphere,
@@ -49,18 +48,16 @@ def thing(cast, center=(0.0, 0.0, 0.0), radius=np.inf) -> Thing:
     return Thing(cast, PAINT, center, radius)
 
 
-@pytest.mark.parametrize("make", [scenes.render, dead_leaves])
-def test_a_seed_is_a_picture(make, textures):
-    first, again, other = (make(seed, textures, *SIZE) for seed in (3, 3, 4))
+def test_a_seed_is_a_picture(textures):
+    first, again, other = (scenes.render(seed, textures, *SIZE) for seed in (3, 3, 4))
     assert np.array_equal(first[0], again[0])
     assert np.array_equal(first[1], again[1])
     assert not np.array_equal(first[0], other[0])
 
 
-@pytest.mark.parametrize("make", [scenes.render, dead_leaves])
 @pytest.mark.parametrize("seed", range(4))
-def test_pictures_are_bytes_and_depth_is_in_range(make, seed, textures):
-    rgb, inverse = make(seed, textures, *SIZE)
+def test_pictures_are_bytes_and_depth_is_in_range(seed, textures):
+    rgb, inverse = scenes.render(seed, textures, *SIZE)
     assert rgb.shape == (*SIZE, 3)
     assert rgb.dtype == np.uint8
     assert rgb.std() > 15
@@ -196,11 +193,6 @@ def test_far_checks_fade_to_grey_instead_of_aliasing():
     horizon = (colour[..., 0] - stained)[54:62]
     assert horizon.std() < 0.02
     assert (colour[..., 0] - stained)[84:94].std() > 3 * horizon.std()
-
-
-def test_dead_leaves_are_flat_and_many(textures):
-    _, inverse = dead_leaves(2, textures, 96, 128)
-    assert len(np.unique(inverse)) > 40
 
 
 def test_load_textures_reads_photographs_once(tmp_path: Path):

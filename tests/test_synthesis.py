@@ -74,6 +74,12 @@ def test_depth_images_are_what_the_runtime_computes(folder):
     np.testing.assert_array_equal(sample.depth, depth_image(depth, HEIGHT, WIDTH))
 
 
+def test_a_picture_without_colour_is_no_pristine_one():
+    grey = cv2.cvtColor(skimage.data.coffee(), cv2.COLOR_RGB2GRAY)
+    assert not looks_pristine(np.repeat(grey[..., None], 3, axis=2))
+    assert looks_pristine(skimage.data.coffee())
+
+
 def test_an_out_of_focus_background_is_no_pristine_picture(tmp_path):
     """Half of this photograph is smooth: crops of it come from the other half, or hold enough of it."""
     sharp = cv2.resize(skimage.data.coffee(), (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)

@@ -32,7 +32,7 @@ from dgiqa.files import replacing
 from dgiqa.nn.datasets import Sample
 from dgiqa.nn.distortions import LEVELS, TYPES, distort
 from dgiqa.nn.labels import LabelScale, fit_scale, full_reference, order_levels
-from dgiqa.nn.scenes import dead_leaves, load_textures, render
+from dgiqa.nn.scenes import load_textures, render
 from dgiqa.nn.small_depth import SMALL_PREPROCESS, load_small_depth
 from dgiqa.preprocess import depth_image, depth_input
 
@@ -40,11 +40,12 @@ Image = npt.NDArray[np.uint8]
 
 HEIGHT, WIDTH = 288, 384
 MAX_PHOTOGRAPH_SIDE = 2560  # pixels
-RENDERED_SHARE = 0.25  # of the reference pictures; the others are cut from photographs
+RENDERED_SHARE = 0.1  # of the reference pictures; the others are cut from photographs
 CUTS = 20  # tries to find a crop that can stand as pristine, before the sharpest of them is taken
 LEAST_SHARPNESS = 10.0  # standard deviation of the Laplacian of the grey picture, in grey levels
 LEAST_DETAIL = 0.3  # share of the picture where the standard deviation of 16 x 16 pixels is over FLAT
 FLAT = 6.0  # grey levels
+LEAST_CHROMA = 6.0  # mean distance from grey in Lab
 PRISTINE = -1  # stands for the distortion type of an untouched picture
 
 
@@ -57,11 +58,10 @@ class Reference:
 
 
 def make_reference(seed: int, pictures: Path) -> Reference:
-    """The picture of that seed: a rendered scene, dead leaves, or a crop of one of the folder's photographs."""
+    """The picture of that seed: a rendered scene, or a crop of one of the folder's photographs."""
     rng = np.random.default_rng([seed, 0])
     if rng.random() < RENDERED_SHARE:
-        draw = render if rng.random() < 0.7 else dead_leaves
-        rgb, depth = draw(seed, _textures(pictures), HEIGHT * 4 // 3, WIDTH * 4 // 3)
+        rgb, depth = render(seed, _textures(pictures), HEIGHT * 4 // 3, WIDTH * 4 // 3)
         size = (WIDTH, HEIGHT)
         return Reference(
             cv2.resize(rgb, size, interpolation=cv2.INTER_AREA).astype(np.uint8),
@@ -78,13 +78,14 @@ def make_reference(seed: int, pictures: Path) -> Reference:
 
 
 def looks_pristine(rgb: Image) -> bool:
-    """Whether a picture uint8 [H,W,3] is sharp somewhere and has detail in a good part of it.
+    """Whether a picture uint8 [H,W,3] is sharp somewhere, has detail in a good part of it, and colour.
 
     An out-of-focus background labelled as pristine would teach that blur is good, and the metrics hardly see a
     distortion of what is smooth: with such crops, type and level of a distortion explain much less of the labels.
+    Without colour it would teach that a lost one is none.
     """
     sharpness, detail = _sharpness(rgb)
-    return sharpness >= LEAST_SHARPNESS and detail >= LEAST_DETAIL
+    return sharpness >= LEAST_SHARPNESS and detail >= LEAST_DETAIL and _chroma(rgb) >= LEAST_CHROMA
 
 
 def _sharpness(rgb: Image) -> tuple[float, float]:
@@ -92,6 +93,11 @@ def _sharpness(rgb: Image) -> tuple[float, float]:
     mean = cv2.blur(grey, (16, 16))
     deviation = np.sqrt(np.maximum(cv2.blur(grey * grey, (16, 16)) - mean * mean, 0))
     return float(cv2.Laplacian(grey, cv2.CV_32F).std()), float((deviation > FLAT).mean())
+
+
+def _chroma(rgb: Image) -> float:
+    lab = cv2.cvtColor(rgb.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
+    return float(np.hypot(lab[..., 1], lab[..., 2]).mean())
 
 
 def _cut(photograph: Image, rng: np.random.Generator) -> Image:

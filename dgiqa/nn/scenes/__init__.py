@@ -29,7 +29,6 @@ from dgiqa.nn.scenes.geometry import (
     tube,
 )
 from dgiqa.nn.scenes.layouts import random_scene
-from dgiqa.nn.scenes.leaves import dead_leaves
 from dgiqa.nn.scenes.textures import Image, Material, load_textures
 from dgiqa.nn.scenes.tracing import FAR, Scene, Thing, trace
 
@@ -43,7 +42,6 @@ __all__ = [
     "billboard",
     "box",
     "cylinder",
-    "dead_leaves",
     "ellipsoid",
     "load_textures",
     "plane",
