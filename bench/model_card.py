@@ -675,23 +675,24 @@ def _origin(record: Mapping[str, Any]) -> str:
 
 No training picture is part of the bundle or of the repository.
 
-- 10 photographs of Debian's `mate-backgrounds` 1.26.0-1: Aqua, Blinds, Dune, Elephants, Garden, GreenMeadow, LadyBird,
-  RainDrops, TwoWings, Wood. Licence of each by the package's copyright file: GPL-2+.
-- 10 photographs of Debian's `plasma-workspace-wallpapers` 4:5.27.5-2: BytheWater, ColdRipple, ColorfulCups,
-  EveningGlow, FallenLeaf, Grey, OneStandsOut, Path, Volna, summer_1am. The package's copyright file says GPL-2+ for
-  all of them; the wallpapers' own metadata say CC-BY-SA-4.0 for Volna and LGPLv3 for the others.
-- 14 photographs of Debian's `lomiri-wallpapers` 20.04.0-2: by Aitzol Berasategi (aitzgorri, friends, life,
-  picosdeeuropa, sunset), Trevor "Freespace" (Picture 0B, Picture 1A) and Jakub Mede (Wine), CC-BY-4.0; by Sander
-  Klootwijk (Bridge), "Bolly" (Dragonfly) and Peter Nerlich (free, greentock), CC-BY-SA-4.0; by Lukas Baubkus (Kleiber),
-  CC-BY-SA-3.0; by Clemens Engelhardt (seeding), CC0-1.0.
-- 13 sample pictures of Debian's `opencv-doc` 4.6.0: aloeL, apple, building, butterfly, fruits, graf1, home, leuvenA,
-  orange, scenetext01, 02, 04, 05. The package's copyright file says Apache-2.0 and BSD-3-Clause for all of it.
-- Crops that do not look pristine, such as out-of-focus backgrounds, were left out: `dgiqa.nn.synthesis` draws others.
-- Scenes with exact depth, and dead-leaves pictures, rendered by `dgiqa.nn.scenes` with textures cut from
-  photographs of these packages.
+- 143 photographs of Debian 12's packages, which `python -m dgiqa.nn.photographs` gathers, under the licences that the
+  packages' copyright files name:
+  - 95 of `gcompris-qt-data` 3.1-2 (animals, monuments, a musician): public domain, CC-BY-SA, GFDL or GPL-3+ where the
+    file names the picture, the package's GPL-3+ where it does not;
+  - 12 of `mate-backgrounds` 1.26.0-1 and 9 of `plasma-workspace-wallpapers` 4:5.27.5-2: GPL-2+ (the latter's own
+    metadata say LGPLv3);
+  - 13 of `lomiri-wallpapers` 20.04.0-2, by Aitzol Berasategi, Trevor "Freespace", Jakub Mede (CC-BY-4.0), Sander
+    Klootwijk, "Bolly", Peter Nerlich (CC-BY-SA-4.0), Lukas Baubkus (CC-BY-SA-3.0) and Clemens Engelhardt (CC0-1.0);
+  - 9 sample pictures of `opencv-doc` 4.6.0: Apache-2.0 and BSD-3-Clause;
+  - 5 of `palapeli-data` 4:22.12.3-1, by Eric Pouhier, Derek Jensen, the US Department of Agriculture, John Severns and
+    B. Navez: GPL-2+.
+- Crops that do not look pristine, being out of focus, empty or without colour, were left out: `dgiqa.nn.synthesis`
+  draws others.
+- Scenes with exact depth, rendered by `dgiqa.nn.scenes` with textures cut from photographs of these packages: a twelfth
+  of the pictures, and all that the depth network saw.
 - Distortions by `dgiqa.nn.distortions`, labels by `dgiqa.nn.labels`.
-- Most of the pictures were made before the last changes of the renderer and of four distortion types: the recipe in
-  the README gives other pictures of the same kinds, so a model trained anew will differ from this one.
+- The scenes were made before the last changes of the renderer: the recipe in the README gives other pictures of the
+  same kinds, so a model trained anew will differ from this one.
 
 Measured on {stamp["date"]}: bundle `{record["bundle"]}`,
 commit {stamp["commit"] or "unknown"},
