@@ -249,14 +249,25 @@ def test_the_loss_is_the_papers(share):
     model = Tiny().eval()
     rgb, depth, score, group = batch_of(4)
     config = TrainConfig(consistency=0.7, consistency_share=share)
-    total, mse, consistency, rank = losses(model, (rgb, depth, score, group), config).tolist()
+    total, mse, consistency, rank, classes = losses(model, (rgb, depth, score, group), config).tolist()
     predicted = model(*normalise(rgb, depth))
     mirror = model(*normalise(rgb.flip(2), depth.flip(2)))
     part = int(4 * share)
     assert mse == pytest.approx(((predicted - score) ** 2).mean().item(), rel=1e-5)
     assert consistency == pytest.approx(((predicted - mirror)[:part] ** 2).mean().item(), rel=1e-3)
     assert total == pytest.approx(mse + 0.7 * consistency, rel=1e-6)
-    assert rank == 0
+    assert rank == classes == 0
+
+
+def test_classes_are_the_groups_modulo_their_number():
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    rgb, depth, score, _ = batch_of(4)
+    config = TrainConfig(consistency=0.0, class_weight=0.5)
+    batch = rgb, depth, score, torch.tensor([3, 4, 7, 8])
+    total, mse, _, _, classes = losses(lambda *images: (score, logits), batch, config).tolist()
+    assert mse == 0
+    assert classes == pytest.approx(torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 1, 2])).item())
+    assert total == pytest.approx(0.5 * classes)
 
 
 def test_normalise_is_the_inference_preprocessing():

@@ -1,14 +1,19 @@
 """The RGB half -> the whole small network: what is copied, that RGB features get through, that it learns."""
 
+import csv
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from dgiqa.nn.checkpoints import load_dgiqa
 from dgiqa.nn.distortions import TYPES
 from dgiqa.nn.network import DGIQA, SMALL
 from dgiqa.nn.synthesis import PRISTINE
 from dgiqa.nn.train import build_network
-from dgiqa.nn.train_small import grow, kind_of_group, pretrain
+from dgiqa.nn.train_small import FIRST, WithTypes, grow, learn, main
 
 
 class Pictures:
@@ -65,9 +70,13 @@ def test_an_ablation_grows_from_the_same_half(rgb_half):
     assert without.state_dict().keys() == rgb_half.state_dict().keys()
 
 
-def test_the_first_stage_learns_types_and_scores():
+def test_a_network_learns_types_and_scores(tmp_path):
     torch.manual_seed(0)
-    model = pretrain(Pictures(), steps=12)
+    config = dataclasses.replace(FIRST, epochs=12)
+    model = learn(build_network("small", "depth_car"), Pictures(), config, tmp_path)
+    assert model.state_dict().keys() == build_network("small", "depth_car").state_dict().keys()
+    curves = list(csv.DictReader((tmp_path / "losses.csv").open()))
+    assert float(curves[-1]["classes"]) < 0.8 * float(curves[0]["classes"])
     noisy, clean = Pictures().rgb[1], Pictures().rgb[0]
     images = torch.stack(
         [torch.from_numpy(x[:112, :112]).permute(2, 0, 1).float() / 255 - 0.45 for x in (noisy, clean)]
@@ -78,7 +87,36 @@ def test_the_first_stage_learns_types_and_scores():
     assert good > bad
 
 
-def test_groups_know_their_type():
-    picture, kinds = 7, np.array([PRISTINE, 0, 12, len(TYPES) - 1])
-    groups = torch.from_numpy(picture * (len(TYPES) + 1) + kinds + 1)
-    assert kind_of_group(groups).tolist() == (kinds + 1).tolist()
+def test_types_are_told_in_training_only():
+    model = WithTypes(build_network("small", "depth_car"))
+    image = torch.zeros(2, 3, 64, 64)
+    score, logits = model.train()(image, image)
+    assert (score.shape, logits.shape) == ((2,), (2, len(TYPES) + 1))
+    assert model.eval()(image, image).shape == (2,)
+
+
+def write_shards(folder: Path) -> None:
+    """Ten reference pictures, one distortion type each."""
+    rng = np.random.default_rng(0)
+    for seed in range(10):
+        rgb = rng.integers(0, 256, (6, 230, 230, 3), np.uint8)
+        kind, level = np.array([PRISTINE] + [seed] * 5, np.int16), np.arange(6, dtype=np.int16)
+        np.savez(folder / f"{seed:06d}.npz", rgb=rgb, kind=kind, level=level, measured=-rng.random((5, 4)))
+        np.save(folder / f"{seed:06d}.depth.npy", rgb[..., 0])
+
+
+def test_both_stages_stop_and_go_on(tmp_path, capsys):
+    write_shards(tmp_path)
+    out = tmp_path / "run"
+    command = ["--data", str(tmp_path), "--out", str(out), "--first-epochs", "2", "--epochs", "1"]
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--minutes", "1e-6"])
+    assert stopped.value.code == 0
+    assert "54 pictures to learn from, 6 to validate on" in capsys.readouterr().out
+    assert not (out / "rgb-half.safetensors").exists()
+    main(command)
+    assert load_dgiqa(out / "rgb-half.safetensors").config == dataclasses.replace(SMALL, depth_car=False)
+    assert load_dgiqa(out / "weights.safetensors").config == SMALL
+    assert (out / "label-scale.json").exists()
+    steps = [row["step"] for row in csv.DictReader((out / "rgb-half" / "losses.csv").open())]
+    assert steps == ["1", "2"]

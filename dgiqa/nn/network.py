@@ -153,7 +153,11 @@ class DGIQA(nn.Module):
         self.fc = nn.Linear(width, 1)
 
     def forward(self, rgb: Tensor, depth: Tensor) -> Tensor:
-        logit = self.fc(self.features(rgb, depth)).reshape(-1)
+        return self.score(self.features(rgb, depth))
+
+    def score(self, features: Tensor) -> Tensor:
+        """`features` -> score f32 [N] in [0, 1]."""
+        logit = self.fc(features).reshape(-1)
         return torch.sigmoid(logit.float())  # under autocast bfloat16 would step by 0.004 near 1
 
     def features(self, rgb: Tensor, depth: Tensor) -> Tensor:

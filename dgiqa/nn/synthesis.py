@@ -172,7 +172,7 @@ class SyntheticPictures:
         self.scale = scale or fit_scale(self.measured, cells)
         self.score = np.ones(len(self.kind))
         self.score[distorted] = order_levels(self.scale(self.measured).reshape(-1, LEVELS)).reshape(-1)
-        self.groups = self.picture * (len(TYPES) + 1) + self.kind + 1
+        self.groups = self.picture * (len(TYPES) + 1) + self.kind + 1  # modulo len(TYPES) + 1: 0 pristine, 1.. the type
 
     def __len__(self) -> int:
         return len(self.rgb)

@@ -54,14 +54,14 @@ WEIGHTS = "weights.safetensors"  # the network alone (its moving average when th
 BEST = "best.safetensors"  # the same at the epoch with the best validation SROCC, when there is a validation
 LOSSES = "losses.csv"
 VALIDATION = "validation.csv"
-LOSS_COLUMNS = ("step", "epoch", "lr", "loss", "mse", "consistency", "rank", "seconds")
+LOSS_COLUMNS = ("step", "epoch", "lr", "loss", "mse", "consistency", "rank", "classes", "seconds")
 # These may change between a run and its continuation: they do not change what is learned (but for rounding).
 FREE_FIELDS = frozenset({"workers", "device", "checkpoint_steps", "tensorboard"})
 PROGRESS_SECONDS = 30.0
 ABLATIONS = ("depth_car", "dilated", "tcb")  # DGIQAConfig's switches, in the order of the paper's tables 4 and 5
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # rgb u8 [N,S,S,3], depth u8 [N,S,S], score f32 [N], group i64 [N]
-LossRow = tuple[int, int, float, Tensor, float]  # step, epoch, lr, f32 [4] as `losses` returns, seconds
+LossRow = tuple[int, int, float, Tensor, float]  # step, epoch, lr, f32 [5] as `losses` returns, seconds
 Validation = Callable[[nn.Module], Mapping[str, float]]
 
 
@@ -84,6 +84,8 @@ class TrainConfig:
     crop: side of the random crops, pixels (paper).
     rank_weight, rank_margin: weight of a hinge loss on pairs of one group whose scores differ by more than the
         margin; their predictions should differ by as much. Ours, off by default.
+    class_weight: weight of the cross-entropy of a model that returns, in training, (score [N], class logits [N,K]); a
+        sample's class is its group's number modulo K. Ours, off by default.
     group_size: that many samples of one group stay together in a batch; 1 = plain shuffling.
     ema: decay per step of the moving average of the weights that is validated and saved; 0 = none; ours.
     precision: "fp32", or autocast to "bf16" or "fp16" (loss scaling included).
@@ -110,6 +112,7 @@ class TrainConfig:
     crop: int = TILE
     rank_weight: float = 0.0
     rank_margin: float = 0.02
+    class_weight: float = 0.0
     group_size: int = 1
     ema: float = 0.0
     precision: str = "fp32"
@@ -151,6 +154,8 @@ def train(
 ) -> Path:
     """Train model(rgb, depth) -> score f32 [N] on the dataset; returns the path of the weights.
 
+    With `config.class_weight` the model returns class logits beside the score while it is in training mode.
+
     out_dir: gets checkpoint.pt, weights.safetensors, losses.csv (and validation.csv, best.safetensors).
     resume: go on from out_dir's checkpoint when there is one; the curves continue as if nothing had happened.
     validation: model in evaluation mode -> numbers such as {"srocc": 0.9}; called after each epoch.
@@ -190,7 +195,7 @@ def sample_order(groups: NDArray[np.int64], group_size: int, seed: int, epoch: i
 
 
 def losses(model: nn.Module, batch: Batch, config: TrainConfig) -> Tensor:
-    """Batch on the model's device -> f32 [4]: total, MSE, consistency and ranking loss (paper 3.6 and ours)."""
+    """Batch on the model's device -> f32 [5]: total, MSE, consistency (paper 3.6), ranking, cross-entropy (ours)."""
     rgb, depth, score, group = batch
     images, depths = normalise(rgb, depth, channels_last=config.channels_last)
     count = len(score)
@@ -199,12 +204,16 @@ def losses(model: nn.Module, batch: Batch, config: TrainConfig) -> Tensor:
         images = torch.cat([images, images[:mirrored].flip(3)])
         depths = torch.cat([depths, depths[:mirrored].flip(3)])
     with torch.autocast(images.device.type, _DTYPES[config.precision], enabled=config.precision != "fp32"):
-        predicted = model(images, depths)
-    predicted, mirror = predicted.float().split([count, mirrored])
+        output = model(images, depths)
+    both, logits = output if config.class_weight else (output, None)
+    predicted, mirror = both.float().split([count, mirrored])
+    none = predicted.new_zeros(())
     mse = F.mse_loss(predicted, score)
-    consistency = F.mse_loss(mirror, predicted[:mirrored]) if mirrored else mse.new_zeros(())
-    rank = ranking_loss(predicted, score, group, config.rank_margin) if config.rank_weight else mse.new_zeros(())
-    return torch.stack([mse + config.consistency * consistency + config.rank_weight * rank, mse, consistency, rank])
+    consistency = F.mse_loss(mirror, predicted[:mirrored]) if mirrored else none
+    rank = ranking_loss(predicted, score, group, config.rank_margin) if config.rank_weight else none
+    classes = none if logits is None else F.cross_entropy(logits[:count].float(), group % logits.shape[1])
+    total = mse + config.consistency * consistency + config.rank_weight * rank + config.class_weight * classes
+    return torch.stack([total, mse, consistency, rank, classes])
 
 
 def ranking_loss(predicted: Tensor, score: Tensor, group: Tensor, margin: float) -> Tensor:
@@ -424,7 +433,7 @@ class _Run:
                 for (step, epoch, lr, _, seconds), row in zip(self.pending, terms.tolist(), strict=True):
                     writer.writerow((step, epoch, f"{lr:.9g}", *(f"{x:.9g}" for x in row), f"{seconds:.2f}"))
                     if self.board is not None:
-                        for name, value in zip(LOSS_COLUMNS[3:7], row, strict=True):
+                        for name, value in zip(LOSS_COLUMNS[3:8], row, strict=True):
                             self.board.add_scalar(f"train/{name}", value, step)
                 file.flush()
                 os.fsync(file.fileno())

@@ -4,59 +4,49 @@
 
 Two stages, because the whole network learns nothing for its first 800 steps when it starts from random weights:
 
-1. The RGB half alone learns to tell the distortion types apart and to score, on small crops: 500 crops a second on two
-   cores instead of 100, and a class label says more than a score does.
+1. The RGB half alone, on small crops: 500 crops a second on two cores instead of 100.
 2. The whole network starts from it: both backbones and their bridges are copies of the RGB half's, Depth-CAR lets RGB
-   features through. It learns the score by `dgiqa.nn.train`.
+   features through.
 
-A tenth of the reference pictures is kept for validation. A run that was stopped goes on where it was (the first stage
-begins again).
+Both learn by `dgiqa.nn.train` to score and, from the same features, to tell the distortion types apart: a class label
+says more than a score does. A tenth of the reference pictures is kept for validation. A run that was stopped goes on
+where it was.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
-import sys
+import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from dgiqa.metrics import srocc
-from dgiqa.nn.checkpoints import load_dgiqa, save_weights
+from dgiqa.nn.checkpoints import load_dgiqa, read_tensors, save_weights
 from dgiqa.nn.datasets import Sample
 from dgiqa.nn.distortions import TYPES
 from dgiqa.nn.network import DGIQA
 from dgiqa.nn.synthesis import SyntheticPictures
-from dgiqa.nn.train import (
-    ABLATIONS,
-    CropBatches,
-    TrainConfig,
-    average_weights,
-    build_network,
-    learning_rate,
-    normalise,
-    train,
-)
+from dgiqa.nn.train import ABLATIONS, SampleDataset, TrainConfig, build_network, normalise, train
 from dgiqa.spec import TILE
 
 VALIDATION_EVERY = 10  # one reference picture in so many is never trained on
 VALIDATION_SAMPLES = 500
 
 BOTH_STAGES = TrainConfig(t_max_share=1.0, warmup_steps=50, weight_decay=2e-2, ema=0.998, precision="bf16")
-PRETRAIN = dataclasses.replace(BOTH_STAGES, batch=60, crop=112, lr=2e-3, lr_min=2e-5)
-PRETRAIN_STEPS = 18_000
-CLASS_WEIGHT = 0.15  # of the cross-entropy beside the squared error of the score
-
+FIRST = dataclasses.replace(
+    BOTH_STAGES, epochs=40, batch=60, crop=112, lr=2e-3, lr_min=2e-5, consistency=0.0, class_weight=0.15
+)
 # The ranking loss needs pairs of one picture and type, so all five levels stay together in a batch.
-CONFIG = dataclasses.replace(
+SECOND = dataclasses.replace(
     BOTH_STAGES,
-    epochs=6,
+    epochs=10,
     batch=40,
     crop=160,
     lr=5e-4,  # twice that first undoes what the RGB half has learnt
@@ -65,6 +55,7 @@ CONFIG = dataclasses.replace(
     consistency_share=0.2,
     rank_weight=1.0,
     rank_margin=0.02,
+    class_weight=0.1,
     group_size=5,
     checkpoint_steps=100,
 )
@@ -91,39 +82,31 @@ def split(pictures: SyntheticPictures) -> tuple[Subset, Subset]:
     return Subset(pictures, np.flatnonzero(~held_out).tolist()), Subset(pictures, np.sort(chosen).tolist())
 
 
-def pretrain(samples: Subset, steps: int = PRETRAIN_STEPS) -> DGIQA:
-    """The RGB half (the network without Depth-CAR and depth branch) after `steps` batches of types and scores.
+class WithTypes(nn.Module):
+    """A network that also tells distortion types, from the features it scores with.
 
-    What comes back is the moving average of its weights, in evaluation mode.
+    rgb, depth f32 [N,3,S,S] -> score f32 [N]; in training (score, logits f32 [N,types + 1]), class 0 being pristine.
     """
-    config = dataclasses.replace(PRETRAIN, epochs=1 + steps * PRETRAIN.batch // len(samples))
-    batches = CropBatches(samples, config)
-    torch.manual_seed(config.seed)
-    model = build_network("small", "depth_car").train()
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = copy.deepcopy(model).eval()
-    classify = nn.Linear(model.fc.in_features, len(TYPES) + 1)
-    parameters = [*model.parameters(), *classify.parameters()]
-    optimizer = torch.optim.AdamW(parameters, weight_decay=config.weight_decay)
-    for step in range(steps):
-        rgb, _, score, group = batches[step]
-        images, _ = normalise(rgb, rgb[..., 0], channels_last=True)
-        with torch.autocast("cpu", torch.bfloat16):
-            features = model.features(images, images)
-            logits, kinds = model.fc(features).reshape(-1), classify(features)
-        error = F.mse_loss(torch.sigmoid(logits.float()), score)
-        wrong = F.cross_entropy(kinds.float(), kind_of_group(group))
-        for parameter_group in optimizer.param_groups:
-            parameter_group["lr"] = learning_rate(config, step, steps)
-        optimizer.zero_grad(set_to_none=True)
-        (error + CLASS_WEIGHT * wrong).backward()
-        nn.utils.clip_grad_norm_(parameters, config.grad_clip)
-        optimizer.step()
-        average_weights(average, model, config.ema, step)
-        if (step + 1) % 100 == 0:
-            told = f"stage 1: step {step + 1}/{steps}, squared error {error:.4f}, cross-entropy {wrong:.3f}"
-            print(told, file=sys.stderr, flush=True)
-    return average
+
+    def __init__(self, network: DGIQA) -> None:
+        super().__init__()
+        self.network = network
+        self.classify = nn.Linear(network.fc.in_features, len(TYPES) + 1)
+
+    def forward(self, rgb: Tensor, depth: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        features = self.network.features(rgb, depth)
+        score = self.network.score(features)
+        return (score, self.classify(features)) if self.training else score
+
+
+def learn(network: DGIQA, samples: SampleDataset, config: TrainConfig, out: Path, **options: Any) -> DGIQA:
+    """The network after `dgiqa.nn.train.train` with distortion types as second target, in evaluation mode.
+
+    out: folder of checkpoint and curves. options: `train`'s.
+    """
+    weights, _ = read_tensors(train(WithTypes(network), samples, config, out, **options))
+    network.load_state_dict({name: weights[f"network.{name}"] for name in network.state_dict()})
+    return network.eval()
 
 
 @torch.no_grad()
@@ -156,11 +139,6 @@ def _let_rgb_through(model: DGIQA) -> None:
             getattr(model, f"tcb{level}_depth").norm.weight.mul_(0.2)
 
 
-def kind_of_group(group: torch.Tensor) -> torch.Tensor:
-    """Group numbers of `SyntheticPictures` -> class numbers: 0 = pristine, 1.. = distortion types."""
-    return group % (len(TYPES) + 1)
-
-
 def validator(samples: Subset) -> Callable[[nn.Module], dict[str, float]]:
     """A function that gives a model's SROCC on the centre crops of the samples."""
 
@@ -188,29 +166,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of shards with depth images")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, checkpoint and curves")
-    parser.add_argument("--pretrain-steps", type=int, default=PRETRAIN_STEPS, help="steps of the first stage")
-    parser.add_argument("--epochs", type=int, default=CONFIG.epochs, help="epochs of the second stage")
+    parser.add_argument("--first-epochs", type=int, default=FIRST.epochs, help="epochs of the first stage")
+    parser.add_argument("--epochs", type=int, default=SECOND.epochs, help="epochs of the second stage")
     parser.add_argument("--minutes", type=float, help="stop after this long; the same command goes on from there")
     parser.add_argument("--threads", type=int, help="torch threads (default: all cores)")
     parser.add_argument("--without", choices=ABLATIONS, help="leave out one part of the network")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
+    deadline = time.monotonic() + 60 * options.minutes if options.minutes else math.inf
     pictures = SyntheticPictures(options.data)
     training, validation = split(pictures)
     print(f"{len(training)} pictures to learn from, {len(validation)} to validate on", flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    first = options.out / "rgb-half.safetensors"
-    if not first.exists():
-        save_weights(pretrain(training, options.pretrain_steps), first)
-    weights = train(
-        grow(load_dgiqa(first), options.without),
-        training,
-        dataclasses.replace(CONFIG, epochs=options.epochs),
-        options.out,
-        validation=validator(validation),
-        minutes=options.minutes,
-    )
+
+    def stage(network: DGIQA, config: TrainConfig, name: str) -> Path:
+        """Weights OUT/NAME.safetensors, from checkpoint and curves in OUT/NAME. Leaves the program at the deadline."""
+        target: Path = options.out / f"{name}.safetensors"
+        if not target.exists():
+            minutes = None if deadline == math.inf else (deadline - time.monotonic()) / 60
+            folder = options.out / name
+            learn(network, training, config, folder, validation=validator(validation), minutes=minutes)
+            if time.monotonic() > deadline:
+                print(f"stopped after {options.minutes:g} minutes; the same command goes on from there", flush=True)
+                raise SystemExit(0)
+            save_weights(network, target)
+        return target
+
+    first = dataclasses.replace(FIRST, epochs=options.first_epochs)
+    second = dataclasses.replace(SECOND, epochs=options.epochs)
+    torch.manual_seed(0)  # of what starts from random weights
+    half = stage(build_network("small", "depth_car"), first, "rgb-half")
+    weights = stage(grow(load_dgiqa(half), options.without), second, "weights")
     pictures.scale.save(options.out / "label-scale.json")
     print(weights)
 
