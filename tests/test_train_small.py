@@ -105,7 +105,7 @@ def write_shards(folder: Path) -> None:
         np.save(folder / f"{seed:06d}.depth.npy", rgb[..., 0])
 
 
-def test_both_stages_stop_and_go_on(tmp_path, capsys):
+def test_the_stages_stop_and_go_on(tmp_path, capsys):
     write_shards(tmp_path)
     out = tmp_path / "run"
     command = ["--data", str(tmp_path), "--out", str(out), "--first-epochs", "2", "--epochs", "1"]
