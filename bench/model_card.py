@@ -528,6 +528,7 @@ distorted photographs and rendered scenes.
   without seeing the original", on distortions of the kinds it was trained with.
 - It knows 30 synthetic distortions, one at a time. Real photographs mix several; composition, beauty, content, and the
   artefacts of generators and neural codecs are outside of what it learned.
+- It takes a black-and-white photograph for one that lost its colour, and scores it low.
 - Its score ranks pictures; 0.7 is not "70 % good", and small differences between unlike pictures mean little.
 
 For the paper's accuracy, import the authors' weights."""

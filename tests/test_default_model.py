@@ -18,8 +18,8 @@ from dgiqa.nn.network import DGIQA, SMALL
 
 MEGABYTES = 17  # in fp32; half of it in fp16
 # How often neighbouring levels (pristine, 1 .. 5) of four unseen photographs come out in order, with one pair of the 20
-# to spare: measured 0.80, 1.00, 0.95 and 0.70. Darkening is what the model sees least.
-IN_ORDER = {"gaussian_blur": 0.75, "white_noise": 0.95, "jpeg": 0.9, "darken": 0.65}
+# to spare: measured 0.85, 0.95, 0.90 and 0.90.
+IN_ORDER = {"gaussian_blur": 0.8, "white_noise": 0.9, "jpeg": 0.85, "darken": 0.85}
 
 
 # ru_maxrss of a child begins at its parent's size; VmHWM is the process's own.
@@ -60,7 +60,7 @@ def test_the_score_falls_as_an_unseen_photograph_gets_worse(kind, photographs):
     pairs = [a > b for row in scores for a, b in itertools.pairwise(row)]
     print(f"{kind}: {np.mean(pairs):.2f} of neighbouring levels in order, first to last {scores[:, 0] - scores[:, -1]}")
     assert np.mean(pairs) >= IN_ORDER[kind]
-    assert (scores[:, 0] - scores[:, -1]).mean() > (0.03 if kind == "darken" else 0.4)
+    assert (scores[:, 0] - scores[:, -1]).mean() > (0.1 if kind == "darken" else 0.4)
 
 
 def test_it_fits_in_the_wheel():
