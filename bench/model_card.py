@@ -418,8 +418,8 @@ def _plot_types(axes: Any, types: Mapping[str, Mapping[str, float]]) -> None:
         axes.bar(places + (i - 1) * 0.27, [figures[key] for figures in types.values()], 0.25, label=label)
     axes.axhline(0.9, color="grey", linewidth=0.8, linestyle="--")
     axes.set_xticks(places, [_words(kind) for kind in types], rotation=45, ha="right")
-    axes.set(xlim=(-0.6, len(types) - 0.4), title="Type by type (dashed: 0.9)")
-    axes.legend(loc="lower left", ncols=3, framealpha=0.9)
+    axes.set(xlim=(-0.6, len(types) - 0.4), ylim=(0, 1.15), title="Type by type (dashed: 0.9)")
+    axes.legend(loc="upper left", ncols=3, frameon=False)
 
 
 def _plot_densities(axes: Any, scores: Float, kind: str) -> None:
@@ -692,8 +692,9 @@ No training picture is part of the bundle or of the repository.
 - Scenes with exact depth, rendered by `dgiqa.nn.scenes` with textures cut from photographs of these packages: a twelfth
   of the pictures, and all that the depth network saw.
 - Distortions by `dgiqa.nn.distortions`, labels by `dgiqa.nn.labels`.
-- The scenes were made before the last changes of the renderer: the recipe in the README gives other pictures of the
-  same kinds, so a model trained anew will differ from this one.
+- A model trained anew by the README's recipe will differ from this one: the scenes were made before the last changes of
+  the renderer, and six epochs of the second stage passed before it had the types as a target, too.
+- The row without Depth-CAR is this model's RGB half after the first and the last stage: it had no second one.
 
 Measured on {stamp["date"]}: bundle `{record["bundle"]}`,
 commit {stamp["commit"] or "unknown"},
