@@ -194,6 +194,16 @@ def test_int8_pictures_of_every_size_get_a_network_of_their_own(
     assert [shapes and shapes[0][3] for shapes in session._networks] == [64, 128]  # 96 was not used for longest
 
 
+def test_bf16_pictures_of_every_size_get_a_network_of_their_own() -> None:
+    """OpenVINO's bf16 network for any size ends the process with a large transformer."""
+    if "bf16" not in ov.cpu_precisions():
+        pytest.skip("this processor has no bf16 instructions")
+    session = OvSession(load_bundle("small").file("depth.onnx"), precision="bf16", threads=1)
+    for width in (256, 320):
+        session.run({"image": np.zeros((1, 3, 256, width), np.float32)})
+    assert [shapes and shapes[0][3] for shapes in session._networks] == [256, 320]
+
+
 @pytest.mark.parametrize("always", [False, True], ids=["cached", "always"])
 def test_a_network_for_any_shape_that_strays_from_the_first_is_not_believed(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, always: bool

@@ -5,7 +5,8 @@ network and read back. A network of fixed shapes runs faster than one that takes
 to compile: the first shapes that come get one of their own. The one for all others is compiled when others come, and
 kept in the user's cache, by the file's contents. It is believed once it repeats what the first network said: one that
 was damaged in the cache still runs. int8 pictures of any size are computed wrongly (OpenVINO 2026.4: a depth map moves
-by up to 60 % of its range), so there every size gets a network of its own.
+by up to 60 % of its range), and a large transformer in bf16 ends the process there, so in these every size gets a
+network of its own.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class OvSession:
         self._specs = {_name(port): port for port in self._model.inputs}
         self.inputs, self.outputs = tuple(self._specs), tuple(_name(port) for port in self._model.outputs)
         of_any_size = any(length.is_dynamic for port in self._specs.values() for length in list(port.partial_shape)[1:])
-        self._each_its_own = precision == "int8" and of_any_size
+        self._each_its_own = precision in ("int8", "bf16") and of_any_size
         self._compiling = threading.Lock()
         self._networks: dict[_Shapes | None, _Network] = {}  # by shapes of the inputs; None: any
         self._known: tuple[list[NDArray[Any]], list[NDArray[Any]]] | None = None  # inputs and outputs of the first run
