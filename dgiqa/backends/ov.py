@@ -78,9 +78,9 @@ class OvSession:
             self._model = self._core.read_model(path)
         except Exception as error:
             raise self._unreadable(error) from error
-        self._specs = {_name(port): port for port in self._model.inputs}
+        self._specs = {_name(port): _Input(port) for port in self._model.inputs}
         self.inputs, self.outputs = tuple(self._specs), tuple(_name(port) for port in self._model.outputs)
-        of_any_size = any(length.is_dynamic for port in self._specs.values() for length in list(port.partial_shape)[1:])
+        of_any_size = any(length is None for wanted in self._specs.values() for length in wanted.shape[1:])
         self._each_its_own = precision in ("int8", "bf16") and of_any_size
         self._compiling = threading.Lock()
         self._networks: dict[_Shapes | None, _Network] = {}  # by shapes of the inputs; None: any
@@ -93,7 +93,7 @@ class OvSession:
         if feeds.keys() != self._specs.keys():
             raise ValueError(f"got inputs {sorted(feeds)}, wanted {sorted(self._specs)}")
         for name, array in feeds.items():
-            _check_input(name, self._specs[name], array)
+            self._specs[name].check(name, array)
         _check_batch(self._specs, feeds)
         shapes = tuple(feeds[name].shape for name in self.inputs)
         network = self._network(shapes)
@@ -264,22 +264,28 @@ def _check_precision(compiled: Any, wanted: str) -> None:
         raise BackendError(f"asked openvino for {wanted}, got {got}; choose another --precision or --backend")
 
 
-def _check_input(name: str, port: Any, array: NDArray[Any]) -> None:
-    wanted = port.element_type.to_dtype()
-    if not isinstance(array, np.ndarray) or array.dtype != wanted:
-        got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        raise ValueError(f"input {name!r} is {got}, wanted {np.dtype(wanted)}")
-    shape = port.partial_shape
-    fits = len(array.shape) == len(shape) and all(
-        want.is_dynamic or want.get_length() == have for want, have in zip(shape, array.shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(f"input {name!r} has shape {list(array.shape)}, wanted {shape}")
+class _Input:
+    """What an input takes. Read once: OpenVINO's own answers deadlock when two threads ask for the first time."""
+
+    def __init__(self, port: Any) -> None:
+        self.dtype = np.dtype(port.element_type.to_dtype())
+        self.shape = [None if length.is_dynamic else length.get_length() for length in port.partial_shape]
+
+    def check(self, name: str, array: NDArray[Any]) -> None:
+        if not isinstance(array, np.ndarray) or array.dtype != self.dtype:
+            got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+            raise ValueError(f"input {name!r} is {got}, wanted {self.dtype}")
+        fits = len(array.shape) == len(self.shape) and all(
+            want in (None, have) for want, have in zip(self.shape, array.shape, strict=True)
+        )
+        if not fits:
+            wanted = ["?" if length is None else length for length in self.shape]
+            raise ValueError(f"input {name!r} has shape {list(array.shape)}, wanted {wanted}")
 
 
-def _check_batch(specs: Mapping[str, Any], feeds: Mapping[str, NDArray[Any]]) -> None:
+def _check_batch(specs: Mapping[str, _Input], feeds: Mapping[str, NDArray[Any]]) -> None:
     """OpenVINO forgets that inputs share their free first dimension, and reads past the end of the shorter one."""
-    sizes = {name: feeds[name].shape[0] for name, port in specs.items() if port.partial_shape[0].is_dynamic}
+    sizes = {name: feeds[name].shape[0] for name, wanted in specs.items() if wanted.shape[0] is None}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"got batches of different sizes, {sizes}; wanted the same in every input")
 
