@@ -236,11 +236,11 @@ def alone(scorer: Scorer, pictures: Sequence[bytes], setting: Setting) -> dict[s
     each: dict[str, tuple[Callable[[Any], object], Sequence[Any], int]] = {
         "decode": (lambda w: preprocess.decode(w["data"]), works, setting.workers),
         "depth_input": (lambda w: preprocess.depth_input(w["rgb"], p), works, setting.workers),
-        "depth": (lambda w: scorer._depth.run({spec.DEPTH_INPUT: w["image"]}), works, 1),
+        "depth": (lambda w: scorer._alone.depth.run({spec.DEPTH_INPUT: w["image"]}), works, 1),
         "depth_image": (lambda w: preprocess.depth_image(w["depth"], *w["rgb"].shape[:2]), works, setting.workers),
         "tiles": (lambda w: cut(w["rgb"], w["near"], p), works, setting.workers),
         "quality": (
-            lambda b: scorer._quality.run({spec.QUALITY_RGB: rgb_tiles[b], spec.QUALITY_DEPTH: depth_tiles[b]}),
+            lambda b: scorer._alone.quality.run({spec.QUALITY_RGB: rgb_tiles[b], spec.QUALITY_DEPTH: depth_tiles[b]}),
             batches,
             1,
         ),
@@ -256,7 +256,7 @@ def prepared(scorer: Scorer, data: bytes) -> dict[str, Any]:
     p = scorer.bundle.preprocess
     rgb = preprocess.decode(data)
     image = preprocess.depth_input(rgb, p)
-    depth = scorer._depth.run({spec.DEPTH_INPUT: image})[spec.DEPTH_OUTPUT]
+    depth = scorer._alone.depth.run({spec.DEPTH_INPUT: image})[spec.DEPTH_OUTPUT]
     near = preprocess.depth_image(depth, *rgb.shape[:2])
     tiles = cut(rgb, near, p)
     kept = {"data": data, "rgb": rgb, "image": image, "depth": depth, "near": near}

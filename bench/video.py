@@ -90,8 +90,8 @@ def overhead_at(path: Path, width: int, height: int, rounds: int = 5) -> dict[st
                 for _ in video.frames(sampling):
                     pass
             for depth_input, tiles in inputs:
-                scorer._depth.run(depth_input)  # type: ignore[union-attr]
-                scorer._quality.run(tiles)  # type: ignore[union-attr]
+                scorer._alone.depth.run(depth_input)
+                scorer._alone.quality.run(tiles)
 
         def loop() -> None:
             with Video(path) as video:
@@ -224,7 +224,7 @@ def full(folder: Path) -> dict[str, dict[str, float]]:
 
 def network_inputs(scorer: Scorer, rgb: UInt8) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the two networks get for one frame."""
-    work = scorer._prepare(rgb, "frame", "grid")
+    work = scorer._prepare(rgb, "frame", "grid", scorer._alone)
     tiles = preprocess.cut_tiles(work.rgb, work.depth, work.windows, scorer._p.tile)
     depth_input = {spec.DEPTH_INPUT: preprocess.depth_input(rgb, scorer._p)}
     return depth_input, dict(zip((spec.QUALITY_RGB, spec.QUALITY_DEPTH), tiles, strict=True))

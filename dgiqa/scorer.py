@@ -2,8 +2,8 @@
 
 `Scorer.score` takes one image. `Scorer.score_many` takes any number: threads decode and prepare the next images while
 the networks run, tiles of neighbouring images share batches, and what is held in memory does not depend on how many
-images there are. Both run the same two halves: `_prepare` (one image -> working image and windows) and `_run_batch`
-(windows of one or several images -> tile scores).
+images there are. Both run the same two halves: `_prepare` (one image -> working image and windows) and
+`Networks.score` (windows of one or several images -> tile scores).
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
@@ -26,10 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa import cache, preprocess, spec
+from dgiqa.batches import Batches, Networks, Part, Work, enter, ms_since, share, take, waiting
 from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.cache import Engine
 from dgiqa.errors import BackendError, BundleError, EngineError, ImageError
-from dgiqa.sessions import TENSORRT, Session, choose, open_session, preparing_threads
+from dgiqa.sessions import TENSORRT, Session, choose, open_session, parallel_runs, preparing_threads, usable_cores
 
 if TYPE_CHECKING:
     from dgiqa.backends.gpu import DeviceScorer
@@ -115,27 +117,6 @@ class Failure:
         return {"source": self.source, "error": self.error, "message": self.message}
 
 
-@dataclass(eq=False)
-class _Work:
-    """One image between its two halves. Tiles are cut from the working image when their batch runs: as floats they
-    take 1.2 MB each, and neither look-ahead nor a thousand windows should cost that."""
-
-    source: str
-    tiles: str
-    height: int
-    width: int
-    rgb: NDArray[np.uint8]  # [h,w,3] working image
-    depth: NDArray[np.uint8]  # [h,w]
-    windows: NDArray[np.int32]  # [n,2]
-    timings_ms: dict[str, float]
-    tile_scores: NDArray[np.float32]  # [n], the first `done` of them known
-    done: int = 0
-
-    @property
-    def left(self) -> int:
-        return len(self.windows) - self.done
-
-
 class Scorer:
     """The two networks of a bundle, ready to score. `score` may be called from several threads at once.
 
@@ -145,7 +126,10 @@ class Scorer:
     takes minutes; a function is told each step. engine: the directory of an engine, instead of looking for one; it
     decides backend and precision.
     tiles: "grid" (covers every pixel) or "official:COUNT[:SEED]" (the authors' random crops).
-    batch: most tiles per run of the quality network. threads: of one network run, by default all usable cores.
+    batch: most tiles per run of the quality network. threads: of the networks, by default all usable cores.
+    parallel: runs of a network at a time, which share the threads; "auto": what gives most images a second
+    (`sessions.parallel_runs`). By default `score` has all threads for one run, and `score_many` and videos do as
+    "auto" would, with networks of their own that are opened when first needed.
     max_pixels: larger images are refused before they are decoded.
     Raises BundleError, BackendError, EngineError if there is no such engine, or ValueError for arguments that mean
     nothing.
@@ -162,10 +146,12 @@ class Scorer:
         tiles: str = "grid",
         batch: int = BATCH,
         threads: int | None = None,
+        parallel: int | Literal["auto"] | None = None,
         max_pixels: int | None = None,
     ) -> None:
-        if batch < 1:
-            raise ValueError(f"batch must be at least 1, got {batch}")
+        for name, number in (("batch", batch), ("threads", threads), ("parallel", parallel)):
+            if isinstance(number, int) and number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
         self.tiles = tiles
         self.batch = batch
@@ -174,14 +160,16 @@ class Scorer:
         built = _engine(self.bundle, backend, precision, build, engine)
         if built:
             backend, precision = built.backend, built.precision
-        self._depth: Session | None = _open(self.bundle, spec.DEPTH_FILE, backend, precision, built, threads)
-        self._quality: Session | None = _open(self.bundle, spec.QUALITY_FILE, backend, precision, built, threads)
+        threads = usable_cores() if threads is None else threads
+        most = parallel_runs(_file(self.bundle, spec.QUALITY_FILE, built), choose(backend, precision), threads)
+        opened = partial(_networks, self.bundle, backend, precision, built, threads)
+        self._alone: Networks | None = opened(most if parallel == "auto" else parallel or 1)
+        self._together = self._alone if parallel or most == 1 else None
+        self._open_together = partial(opened, most)
+        self._opening = threading.Lock()
         self.precision = precision
-        self.backend = _label(self._quality, self._depth, precision)
-        # One network runs at a time, with all the threads it may use; preparation of other images goes on beside it.
-        self._engine = threading.Lock()
+        self.backend = _label(self._alone.quality, self._alone.depth, precision)
         self._device: DeviceScorer | None = None
-        self._spare: deque[NDArray[np.float32]] = deque(maxlen=1)
 
     def score(
         self, source: Source | Any, *, name: str | None = None, tiles: str | None = None, stream: Any = None
@@ -198,9 +186,11 @@ class Scorer:
             return self._score_on_device(source, name or "<device>", tiles, stream)
         if stream is not None:
             raise ValueError("got a stream for an image that is not on a GPU; leave it out")
-        work = self._prepare(source, name or _name_of(source), tiles)
-        while work.left:
-            self._run_batch([(work, min(work.left, self.batch))])
+        networks = _alive(self._alone)
+        work = self._prepare(source, name or _name_of(source), tiles, networks)
+        while parts := take([work], self.batch):
+            for part, found in zip(parts, networks.score(parts), strict=True):
+                enter(part, found)
         return self._finish(work)
 
     def score_many(
@@ -213,11 +203,11 @@ class Scorer:
     ) -> Iterator[Score | Failure]:
         """Score images lazily, in the order given; each is what `score` accepts, or a pair (name, source).
 
-        At most 2 * workers + batch images are taken from `sources` beyond those yielded, however many there are;
-        it is iterated in the caller's thread. An image that cannot be scored is yielded as a Failure, or, with
-        on_error="raise", its exception is raised in its place. An exception of `sources` itself is raised after the
-        results so far. Closing the iterator, or an interrupt, ends the threads after the stage they are in. An array
-        must not change before its result is yielded.
+        At most 2 * workers + (parallel + 2) * batch images are taken from `sources` beyond those yielded, however many
+        there are; it is iterated in the caller's thread. An image that cannot be scored is yielded as a Failure, or,
+        with on_error="raise", its exception is raised in its place. An exception of `sources` itself is raised after
+        the results so far. Closing the iterator, or an interrupt, ends the threads after the stage they are in. An
+        array must not change before its result is yielded.
         workers: threads that decode and prepare, by default `sessions.preparing_threads`. batch: as in Scorer.
         """
         if on_error not in ("row", "raise"):
@@ -226,7 +216,7 @@ class Scorer:
         batch = self.batch if batch is None else batch
         if workers < 1 or batch < 1:
             raise ValueError(f"workers and batch must be at least 1, got {workers} and {batch}")
-        _alive(self._quality)
+        _alive(self._alone)
         return self._score_many(sources, on_error, workers, batch)
 
     def score_video(
@@ -254,7 +244,7 @@ class Scorer:
         from dgiqa.video import Reading, VideoRun
         from dgiqa.video.sampling import Sampling
 
-        _alive(self._quality)
+        _alive(self._alone)
         sampling = Sampling(every, count, per_scene, start, end)
         return VideoRun(self, [source], sampling, reading=Reading(**reading), reuse=reuse).rows()
 
@@ -270,7 +260,7 @@ class Scorer:
         from dgiqa.video.pipeline import Channel, Pipeline
         from dgiqa.video.stream import FrameStream
 
-        _alive(self._quality)
+        _alive(self._alone)
         pipeline = Pipeline(self, Channel(capacity), reuse=reuse, **options)
         return FrameStream(pipeline, lambda result: frame_row(result, self), live=live, capacity=capacity)
 
@@ -278,10 +268,9 @@ class Scorer:
         """Release the networks' memory. The scorer cannot be used afterwards."""
         if self._device is not None:
             self._device.close()
-        for session in (self._depth, self._quality):
-            getattr(session, "close", lambda: None)()  # engines on a GPU hold memory of their own
-        self._depth = self._quality = self._device = None
-        self._spare.clear()
+        for networks in {self._alone, self._together} - {None}:
+            networks.close()  # type: ignore[union-attr]
+        self._alone = self._together = self._device = None
 
     def __enter__(self) -> Scorer:
         return self
@@ -298,14 +287,17 @@ class Scorer:
     def _score_many(
         self, sources: Iterable[Source | tuple[str, Source]], on_error: str, workers: int, batch: int
     ) -> Iterator[Score | Failure]:
+        networks = self._networks_together()
         stop = threading.Event()
         broken: list[Exception] = []
         pool = ThreadPoolExecutor(workers, thread_name_prefix="dgiqa")
         try:
             keep = on_error == "raise"
             items = _until_error(sources, broken)
-            prepared = _ordered_map(lambda item: self._try_prepare(item, stop, keep), items, pool, ahead=2 * workers)
-            for result in self._pack(prepared, batch, keep):
+            prepared = _ordered_map(
+                lambda item: self._try_prepare(item, networks, stop, keep), items, pool, 2 * workers
+            )
+            for result in self._pack(prepared, networks, batch, keep):
                 if isinstance(result, Failure) and result.exception:
                     raise result.exception
                 yield result
@@ -320,9 +312,11 @@ class Scorer:
         source: Source,
         name: str,
         tiles: str,
+        networks: Networks,
+        *,
         stop: threading.Event | None = None,
         near: NDArray[np.uint8] | None = None,
-    ) -> _Work:
+    ) -> Work:
         """First half: source -> working image, depth image and windows. Given up between stages once stop is set.
 
         near: the depth image to use, uint8 at the image's or the working size, instead of the depth network's.
@@ -332,38 +326,47 @@ class Scorer:
             rgb = self._decode(source)
         height, width = rgb.shape[:2]
         if near is None:
-            near = self._depth_image(rgb, clock)
+            near = self._depth_image(rgb, networks, clock)
         with clock("tiles"):
             rgb, near = (preprocess.resize_short_side(x, self._p.short_side) for x in (rgb, near))
             windows = preprocess.windows_for(tiles, near.shape[0], near.shape[1], self._p.tile)
         scores = np.full(len(windows), np.nan, np.float32)
-        return _Work(name, tiles, height, width, rgb, near, windows, clock.ms, scores)
+        return Work(name, tiles, height, width, rgb, near, windows, clock.ms, scores)
 
-    def _depth_image(self, rgb: NDArray[np.uint8], clock: _Clock) -> NDArray[np.uint8]:
+    def _depth_image(self, rgb: NDArray[np.uint8], networks: Networks, clock: _Clock) -> NDArray[np.uint8]:
         """The depth network's image of rgb [H,W,3]: uint8 [H,W]."""
         with clock("depth_input"):
             image = preprocess.depth_input(rgb, self._p)
-        with self._engine, clock("depth"):
-            depth = _alive(self._depth).run({spec.DEPTH_INPUT: image})[spec.DEPTH_OUTPUT]
+        with networks.turn, clock("depth"):
+            depth = networks.depth.run({spec.DEPTH_INPUT: image})[spec.DEPTH_OUTPUT]
         with clock("depth_image"):
             return preprocess.depth_image(depth, *rgb.shape[:2])
 
     def _score_on_device(self, source: Any, name: str, tiles: str, stream: Any) -> Score:
         from dgiqa.backends import gpu
 
-        with self._engine:
-            depth, quality = _alive(self._depth), _alive(self._quality)
+        networks = _alive(self._alone)
+        with self._opening:
             if self._device is None:
-                self._device = gpu.open_device_scorer(depth, quality, self._p)
+                self._device = gpu.open_device_scorer(networks.depth, networks.quality, self._p)
             found = self._device.score(source, tiles, batch=self.batch, stream=stream)
         there = np.broadcast_to(np.uint8(0), found.working_size)  # the working image's place; its pixels never came
         timings, n = {"device": found.ms}, len(found.windows)
-        return self._finish(_Work(name, tiles, *found.size, there, there, found.windows, timings, found.tile_scores, n))
+        return self._finish(Work(name, tiles, *found.size, there, there, found.windows, timings, found.tile_scores, n))
 
-    def _try_prepare(self, item: Source | tuple[str, Source], stop: threading.Event, keep: bool) -> _Work | Failure:
+    def _networks_together(self) -> Networks:
+        """What scores many images; opened when it is first needed."""
+        _alive(self._alone)
+        with self._opening:
+            self._together = self._together or self._open_together()
+            return self._together
+
+    def _try_prepare(
+        self, item: Source | tuple[str, Source], networks: Networks, stop: threading.Event, keep: bool
+    ) -> Work | Failure:
         name, source = item if isinstance(item, tuple) else (_name_of(item), item)
         try:
-            return self._prepare(source, name, self.tiles, stop)
+            return self._prepare(source, name, self.tiles, networks, stop=stop)
         except Exception as error:  # whatever one file does to a decoder, the other images go on
             return _failure(name, error, keep)
 
@@ -373,61 +376,39 @@ class Scorer:
             return preprocess.as_rgb(data)
         return preprocess.decode(data, self.max_pixels)
 
-    def _pack(self, prepared: Iterable[_Work | Failure], batch: int, keep: bool) -> Iterator[Score | Failure]:
+    def _pack(
+        self, prepared: Iterable[Work | Failure], networks: Networks, batch: int, keep: bool
+    ) -> Iterator[Score | Failure]:
         """Run full batches of tiles, whichever images they come from; yield images in order as they complete."""
-        queue: deque[_Work | Failure] = deque()
-        for item in prepared:
-            queue.append(item)
-            # A queue of failures behind a few waiting tiles is not let grow: the batch then runs as it is.
-            while (waiting := _waiting(queue)) >= batch or (waiting and len(queue) >= batch):
-                self._run_batch(_next_parts(queue, batch))
-            yield from self._completed(queue, keep)
-        while _waiting(queue):
-            self._run_batch(_next_parts(queue, batch))
-        yield from self._completed(queue, keep)
+        queue: deque[Work | Failure] = deque()
+        most = (networks.parallel + 1) * batch  # failures behind images that are not complete are not let pile up
+        with Batches(networks) as batches:
 
-    def _completed(self, queue: deque[_Work | Failure], keep: bool) -> Iterator[Score | Failure]:
+            def settled(wait: bool) -> Iterator[Score | Failure]:
+                _raise_what_failed(batches.settle(wait=wait))
+                yield from self._completed(queue, keep)
+
+            for item in prepared:
+                queue.append(item)
+                # Nor are failures behind a few waiting tiles: the batch then runs as it is.
+                while (tiles := waiting(queue)) >= batch or (tiles and _behind(queue) >= batch):
+                    batches.start(take(queue, batch))
+                    yield from settled(batches.full)
+                yield from settled(len(queue) >= most)
+            last = share(waiting(queue), batch, networks.parallel)
+            while waiting(queue):
+                batches.start(take(queue, last))
+                yield from settled(batches.full)
+            while queue:
+                yield from settled(wait=True)
+
+    def _completed(self, queue: deque[Work | Failure], keep: bool) -> Iterator[Score | Failure]:
         """Take what is done off the queue's head."""
-        while queue and (isinstance(queue[0], Failure) or not queue[0].left):
+        while queue and (isinstance(queue[0], Failure) or queue[0].complete):
             item = queue.popleft()
             yield item if isinstance(item, Failure) else self._try_finish(item, keep)
 
-    def _run_batch(self, parts: list[tuple[_Work, int]]) -> None:
-        """Second half: score the next `count` windows of each work."""
-        total = sum(count for _, count in parts)
-        memory = self._tile_memory(total)
-        self._cut(parts, memory)
-        feeds = {spec.QUALITY_RGB: memory[0, :total], spec.QUALITY_DEPTH: memory[1, :total]}
-        with self._engine:
-            started = time.perf_counter()
-            scores = _alive(self._quality).run(feeds)[spec.QUALITY_OUTPUT]
-            ms_per_tile = _ms_since(started) / len(scores)
-        self._spare.append(memory)
-        for work, count in parts:
-            work.tile_scores[work.done : work.done + count] = scores[:count]
-            work.timings_ms["quality"] = work.timings_ms.get("quality", 0.0) + ms_per_tile * count
-            work.done += count
-            scores = scores[count:]
-
-    def _cut(self, parts: list[tuple[_Work, int]], memory: NDArray[np.float32]) -> None:
-        """Put the next `count` tiles of each work into memory [2,>=n,3,tile,tile]: rgb, depth."""
-        begin = 0
-        for work, count in parts:
-            started = time.perf_counter()
-            windows, into = work.windows[work.done : work.done + count], memory[:, begin : begin + count]
-            preprocess.cut_tiles(work.rgb, work.depth, windows, self._p.tile, out=(into[0], into[1]))
-            work.timings_ms["tiles"] += _ms_since(started)
-            begin += count
-
-    def _tile_memory(self, count: int) -> NDArray[np.float32]:
-        """f32 [2,>=count,3,tile,tile], of the last batch if it is free: new pages take longer than the tiles."""
-        with suppress(IndexError):  # another thread has it, or there was none
-            memory = self._spare.pop()
-            if memory.shape[1] >= count:
-                return memory
-        return np.empty((2, count, 3, self._p.tile, self._p.tile), np.float32)
-
-    def _finish(self, work: _Work) -> Score:
+    def _finish(self, work: Work) -> Score:
         value, std_error = self._pooled(work.tile_scores)
         return Score(
             value=value,
@@ -454,7 +435,7 @@ class Scorer:
         n, mean = len(scores), float(scores.mean(dtype=np.float64))
         return mean, float(scores.std(ddof=1, dtype=np.float64)) / math.sqrt(n) if n > 1 else None
 
-    def _try_finish(self, work: _Work, keep: bool) -> Score | Failure:
+    def _try_finish(self, work: Work, keep: bool) -> Score | Failure:
         try:
             return self._finish(work)
         except BackendError as error:
@@ -479,11 +460,7 @@ class _Clock:
             raise CancelledError
         started = time.perf_counter()
         yield
-        self.ms[stage] = _ms_since(started)
-
-
-def _ms_since(started: float) -> float:
-    return (time.perf_counter() - started) * 1e3
+        self.ms[stage] = ms_since(started)
 
 
 def _ordered_map(function: Callable[[T], R], items: Iterable[T], pool: ThreadPoolExecutor, ahead: int) -> Iterator[R]:
@@ -505,19 +482,15 @@ def _until_error(items: Iterable[T], broken: list[Exception]) -> Iterator[T]:
         broken.append(error)
 
 
-def _waiting(queue: Iterable[_Work | Failure]) -> int:
-    """Tiles that no batch has run yet."""
-    return sum(item.left for item in queue if isinstance(item, _Work))
+def _behind(queue: Sequence[Work | Failure]) -> int:
+    """How many images stand in the queue from the first on that has tiles waiting."""
+    first = next((i for i, item in enumerate(queue) if isinstance(item, Work) and item.left), len(queue))
+    return len(queue) - first
 
 
-def _next_parts(queue: Iterable[_Work | Failure], batch: int) -> list[tuple[_Work, int]]:
-    """The first `batch` waiting tiles, as (image, how many of its next ones)."""
-    parts = []
-    for item in queue:
-        if isinstance(item, _Work) and (count := min(item.left, batch)):
-            parts.append((item, count))
-            batch -= count
-    return parts
+def _raise_what_failed(batch: tuple[list[Part], Exception | None] | None) -> None:
+    if batch is not None and batch[1] is not None:
+        raise batch[1]
 
 
 def _engine(
@@ -545,18 +518,30 @@ def _engine(
     return build_engine(bundle, backend=backend, precision=precision, progress=told)
 
 
+def _networks(  # noqa: PLR0917 - from the constructor's arguments
+    bundle: Bundle, backend: str, precision: str, engine: Engine | None, threads: int, parallel: int
+) -> Networks:
+    files = (spec.DEPTH_FILE, spec.QUALITY_FILE)
+    depth, quality = (_open(bundle, file, backend, precision, engine, threads, parallel) for file in files)
+    return Networks(depth, quality, parallel, bundle.preprocess.tile)
+
+
 def _open(  # noqa: PLR0917 - one per network, from the constructor's arguments
-    bundle: Bundle, file: str, backend: str, precision: str, engine: Engine | None, threads: int | None
+    bundle: Bundle, file: str, backend: str, precision: str, engine: Engine | None, threads: int, parallel: int
 ) -> Session:
     """One network of the bundle, with the tensors that the contract promises."""
-    path = engine.files.get(file) if engine else None
-    plugins = engine.plugins if engine else ()
-    session = open_session(path or bundle.file(file), backend, precision=precision, threads=threads, plugins=plugins)
+    path, plugins = _file(bundle, file, engine), engine.plugins if engine else ()
+    session = open_session(path, backend, precision=precision, threads=threads, parallel=parallel, plugins=plugins)
     wanted = _TENSORS[file]
     if (set(session.inputs), set(session.outputs)) != wanted:
         maps = [f"{sorted(i)} -> {sorted(o)}" for i, o in ((session.inputs, session.outputs), wanted)]
         raise BundleError(f"{bundle.id}: {file} maps {maps[0]}, wanted {maps[1]}; export it again")
     return session
+
+
+def _file(bundle: Bundle, file: str, engine: Engine | None) -> Path:
+    """What to open for one of the bundle's networks."""
+    return (engine.files.get(file) if engine else None) or bundle.file(file)
 
 
 def _label(quality: Session, depth: Session, precision: str) -> str:
@@ -565,10 +550,10 @@ def _label(quality: Session, depth: Session, precision: str) -> str:
     return f"{quality.backend} {precision}{other}"
 
 
-def _alive(session: Session | None) -> Session:
-    if session is None:
+def _alive(networks: Networks | None) -> Networks:
+    if networks is None:
         raise ValueError("this Scorer was closed; make another one")
-    return session
+    return networks
 
 
 def _failure(name: str, error: Exception, keep: bool) -> Failure:

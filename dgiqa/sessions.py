@@ -35,6 +35,7 @@ INSTALL = {
 # of one thread): 1.18x in one size over and over; in random sizes 0.67x over the first ten, 0.98x after that; and a
 # process that scores one image takes 0.8 s of CPU instead of 0.4 s.
 OPENVINO_FROM_BYTES = 32 << 20
+MOST_SIDE_BY_SIDE = 16  # threads that prepare, and runs at a time: each of them holds memory
 
 
 class Session(Protocol):
@@ -58,12 +59,14 @@ def open_session(
     *,
     precision: str = "fp32",
     threads: int | None = None,
+    parallel: int = 1,
     plugins: Sequence[Path] = (),
 ) -> Session:
     """Open an ONNX file, or for "tensorrt" a plan, with `backend`: "auto" or one of BACKENDS.
 
     precision: one of spec.PRECISIONS. fp16 and int8 are in the file; bf16 is how OpenVINO runs an fp32 file.
-    threads: of one run on the CPU, by default all usable cores. plugins: libraries that a plan needs.
+    threads: on the CPU, by default all usable cores. parallel: calls of `run` that will go on at a time and share the
+    threads. plugins: libraries that a plan needs.
     Raises ValueError for an unknown backend or precision, BackendError for one that is not installed or cannot run
     the file, BundleError if it is not a model.
     """
@@ -75,10 +78,11 @@ def open_session(
     if chosen == OPENVINO:
         from dgiqa.backends.ov import OvSession
 
-        return OvSession(path, precision=precision, threads=threads)
+        return OvSession(path, precision=precision, threads=threads, streams=parallel)
     from dgiqa.backends.ort import OrtSession
 
-    return OrtSession(path, threads=threads, device="cuda" if chosen == CUDA else "cpu")
+    each = max(1, (usable_cores() if threads is None else threads) // parallel)
+    return OrtSession(path, threads=each, device="cuda" if chosen == CUDA else "cpu")
 
 
 def choose(backend: str = "auto", precision: str = "fp32", path: str | Path | None = None) -> str:
@@ -145,8 +149,18 @@ def usable_cores() -> int:
 
 
 def preparing_threads(cores: int | None = None) -> int:
-    """Threads that decode and prepare images beside the networks: one per core (by default those usable), at most 4."""
-    return min(4, usable_cores() if cores is None else cores)
+    """Threads that decode and prepare images beside the networks: one per core (default: all usable), at most 16."""
+    return min(MOST_SIDE_BY_SIDE, usable_cores() if cores is None else cores)
+
+
+def parallel_runs(path: Path, backend: str, threads: int) -> int:
+    """How many runs of a network at a time score most images a second with these threads, at most 16.
+
+    One per thread where a small network runs on the CPU: its layers are too short to be shared out. Else 1.
+    """
+    on_cpu = backend in (ONNXRUNTIME, OPENVINO)
+    small = path.is_file() and path.stat().st_size < OPENVINO_FROM_BYTES
+    return min(MOST_SIDE_BY_SIDE, threads) if on_cpu and small else 1
 
 
 def cpu_name() -> str:

@@ -41,22 +41,34 @@ SAME = 0.03  # times that differ by less are the same: the row that stands first
 
 @dataclass(frozen=True)
 class Setting:
-    """One way of running a bundle. threads: of one network run. workers: threads that decode and prepare images."""
+    """One way of running a bundle. threads: of the networks. workers: threads that decode and prepare images.
+
+    parallel: runs that share the threads; None is one for a single image and, of many, what `Scorer` deems best.
+    """
 
     backend: str
     precision: str = "fp32"
     batch: int = BATCH
     threads: int = 1
     workers: int = 1
+    parallel: int | None = None
 
     def open(self, bundle: Bundle) -> Scorer:
         """A Scorer that runs so. Raises BackendError or EngineError if that is not possible here."""
-        return Scorer(bundle, backend=self.backend, precision=self.precision, batch=self.batch, threads=self.threads)
+        return Scorer(
+            bundle,
+            backend=self.backend,
+            precision=self.precision,
+            batch=self.batch,
+            threads=self.threads,
+            parallel=self.parallel,
+        )
 
     def command(self, bundle: str) -> str:
         """Scoring a folder with this setting, ready to paste."""
         engine = f"--backend {self.backend} --precision {self.precision}"
         sizes = f"--batch {self.batch} --threads {self.threads} --workers {self.workers}"
+        sizes += "" if self.parallel is None else f" --parallel {self.parallel}"
         return f"dgiqa-rt score --bundle {shlex.quote(bundle)} {engine} {sizes} photos/"
 
 
@@ -159,10 +171,12 @@ def candidates(bundle: Bundle, backends: Iterable[str]) -> tuple[list[Setting], 
 
 
 def variations(setting: Setting) -> list[Setting]:
-    """This setting, then the same engine with other thread counts and other batches, one thing changed at a time."""
+    """This setting, then the same engine with other thread counts, batches, and one run at a time: each alone."""
     cores = usable_cores()
     threads = [replace(setting, threads=n) for n in sorted({1, max(1, cores // 2), cores})]
-    return list(dict.fromkeys([setting, *threads, *(replace(setting, batch=n) for n in BATCHES)]))
+    batches = [replace(setting, batch=n) for n in BATCHES]
+    one_run = [replace(setting, parallel=1)] if cores > 1 else []
+    return list(dict.fromkeys([setting, *threads, *batches, *one_run]))
 
 
 def reference_scores(bundle: Bundle, setting: Setting, images: Sequence[bytes]) -> list[float]:

@@ -80,7 +80,9 @@ def test_the_stages_alone_do_what_the_scorer_does(tiny_bundle: Bundle) -> None:
     data = pictures.photograph(3, (200, 150))
     with Scorer(tiny_bundle, backend="onnxruntime") as scorer:
         kept = pipeline.prepared(scorer, data)
-        tiles = scorer._quality.run({spec.QUALITY_RGB: kept["rgb_tiles"], spec.QUALITY_DEPTH: kept["depth_tiles"]})
+        tiles = scorer._alone.quality.run(
+            {spec.QUALITY_RGB: kept["rgb_tiles"], spec.QUALITY_DEPTH: kept["depth_tiles"]}
+        )
         np.testing.assert_allclose(tiles[spec.QUALITY_OUTPUT], scorer.score(data).tile_scores, atol=1e-6)
         found = pipeline.alone(scorer, [data] * 3, setting)
     assert set(found["stages"]) == set(pipeline.STAGES)

@@ -32,14 +32,15 @@ def row(ms: float, rate: float, drift: float, **options: int) -> Row:
 
 def test_the_table_and_the_advice(bundle_dir: Path) -> None:
     text = run("--bundle", str(bundle_dir), "--backend", "onnxruntime")
-    assert re.search(r"^backend +precision +batch +threads +ms per image", text, re.MULTILINE)
-    assert re.search(r"^onnxruntime +fp32 +8 +\d+ +[\d.]+ +[\d.]+ +[\d.]+ +0\.0e\+00$", text, re.MULTILINE)
+    assert re.search(r"^backend +precision +batch +threads +parallel +ms per image", text, re.MULTILINE)
+    assert re.search(r"^onnxruntime +fp32 +8 +\d+ +auto +[\d.]+ +[\d.]+ +[\d.]+ +0\.0e\+00$", text, re.MULTILINE)
     advice = re.findall(r"for (latency|throughput):\n  (.*)", text)
     assert [purpose for purpose, _ in advice] == ["latency", "throughput"]
 
 
 def test_the_advice_can_be_pasted(bundle_dir: Path, tmp_path: Path) -> None:
     document = json.loads(run("--bundle", str(bundle_dir), "--backend", "onnxruntime", "--json"))
+    assert Setting("onnxruntime", parallel=3).command("small").endswith(" --parallel 3 photos/")
     for purpose in ("latency", "throughput"):
         program, command, *options, folder = shlex.split(document["recommended"][purpose]["command"])
         assert (program, command, folder) == ("dgiqa-rt", "score", "photos/")
@@ -56,7 +57,7 @@ def test_json_holds_every_row_and_what_they_are_compared_with(bundle_dir: Path) 
     for each in document["rows"]:
         assert each["images_per_second"] > 0
         assert each["drift"] < 1e-4
-    changed = {(r["backend"], r["precision"], r["batch"], r["threads"]) for r in document["rows"]}
+    changed = {(r["backend"], r["precision"], r["batch"], r["threads"], r["parallel"]) for r in document["rows"]}
     assert len(changed) == len(document["rows"]) >= 3
 
 

@@ -132,9 +132,8 @@ class Device:
 
 
 def on_device(host: Scorer, kernels: Kernels, **options: Any) -> Device:
-    assert host._depth is not None
-    assert host._quality is not None
-    memory, depth, quality = HostMemory(), HostNetwork(host._depth), HostNetwork(host._quality)
+    assert host._alone is not None
+    memory, depth, quality = HostMemory(), HostNetwork(host._alone.depth), HostNetwork(host._alone.quality)
     scorer = DeviceScorer(depth, quality, host.bundle.preprocess, kernels=kernels, memory=memory, **options)
     return Device(scorer, memory, depth, quality)
 
@@ -317,7 +316,9 @@ def test_a_session_that_answers_on_the_host_waits_and_puts_its_answer_back(host:
 
     waited: list[int] = []
     memory = HostMemory()
-    networks = [ThroughHost(OnCuda(session), memory, waited.append) for session in (host._depth, host._quality)]  # type: ignore[arg-type]
+    networks = [
+        ThroughHost(OnCuda(session), memory, waited.append) for session in (host._alone.depth, host._alone.quality)
+    ]  # type: ignore[arg-type]
     scorer = DeviceScorer(*networks, host.bundle.preprocess, kernels=kernels, memory=memory)
     photo = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
     found = scorer.score(DeviceImage(photo), stream=STREAM)
@@ -364,7 +365,7 @@ def test_on_streams_that_run_as_late_as_they_may(
     """The room for device memory itself, on a driver that notices a missing wait and memory that is gone."""
     driver = gpu_fakes.install(monkeypatch, FakeDriver())
     before, memory = driver.alive(), CudaMemory()
-    networks = [Late(driver, HostNetwork(session)) for session in (host._depth, host._quality) if session]
+    networks = [Late(driver, HostNetwork(session)) for session in (host._alone.depth, host._alone.quality) if session]
     late: Any = Late(driver, kernels)
     scorer = DeviceScorer(*networks, host.bundle.preprocess, kernels=late, memory=memory, sizes=1)
     context = cuda.Context()

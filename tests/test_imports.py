@@ -38,8 +38,9 @@ ALLOWED = {
     "engine": BASE
     | {"sessions", "bundle", "cache", "parity", "quantize.precision", "quantize", "backends.ov", "backends.trt"},
     "bundle": BASE,
+    "batches": BASE | {"preprocess", "sessions"},
     "scorer": BASE
-    | {"preprocess", "sessions", "bundle", "cache", "engine", "backends.cuda", "backends.gpu"}
+    | {"batches", "preprocess", "sessions", "bundle", "cache", "engine", "backends.cuda", "backends.gpu"}
     | {"video", "video.pipeline", "video.sampling", "video.stream"},
     "parity": BASE | {"bundle", "scorer", "metrics", "preprocess"},
     "quantize.precision": BASE,
@@ -64,7 +65,7 @@ ALLOWED = {
     "video.nvdec": BASE | {"video.decoding", "video.colour"},
     "video.live": BASE | {"video.frames", "video.sampling"},
     "video.reuse": BASE | {"video.frames", "video.sampling"},
-    "video.pipeline": BASE | {"video.frames", "video.reuse", "scorer", "sessions"},
+    "video.pipeline": BASE | {"batches", "video.frames", "video.reuse", "scorer", "sessions"},
     "video.stream": BASE | {"video.frames", "preprocess", "video.pipeline", "video.sampling"},
     "video": BASE
     | {

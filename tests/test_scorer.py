@@ -47,12 +47,12 @@ def test_a_score_is_what_its_parts_make(tiny: Scorer, tiny_bundle: Bundle, photo
     """Every step called by hand, from the array to the mean."""
     image, p = photos["coffee"], tiny_bundle.preprocess
     score = tiny.score(image)
-    near = tiny._depth.run({spec.DEPTH_INPUT: preprocess.depth_input(image, p)})[spec.DEPTH_OUTPUT]
+    near = tiny._alone.depth.run({spec.DEPTH_INPUT: preprocess.depth_input(image, p)})[spec.DEPTH_OUTPUT]
     near = preprocess.depth_image(near, *image.shape[:2])
     small, near = (preprocess.resize_short_side(x, p.short_side) for x in (image, near))
     windows = preprocess.grid_windows(*near.shape, p.tile)
     rgb, depth = preprocess.cut_tiles(small, near, windows, p.tile)
-    expected = tiny._quality.run({spec.QUALITY_RGB: rgb, spec.QUALITY_DEPTH: depth})[spec.QUALITY_OUTPUT]
+    expected = tiny._alone.quality.run({spec.QUALITY_RGB: rgb, spec.QUALITY_DEPTH: depth})[spec.QUALITY_OUTPUT]
     np.testing.assert_allclose(score.tile_scores, expected, atol=1e-6)
     np.testing.assert_array_equal(score.windows, windows)
     assert np.ptp(expected) > 1e-3  # the tiles do differ, or order would not be tested
@@ -114,9 +114,9 @@ def test_tiles_run_in_chunks_of_the_batch(tiny_bundle: Bundle, photos: Photos, m
 
 def record_batches(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
-    run = scorer._quality.run
+    run = scorer._alone.quality.run
     monkeypatch.setattr(
-        scorer._quality, "run", lambda feeds: (sizes.append(len(feeds[spec.QUALITY_RGB])), run(feeds))[1]
+        scorer._alone.quality, "run", lambda feeds: (sizes.append(len(feeds[spec.QUALITY_RGB])), run(feeds))[1]
     )
     return sizes
 
@@ -208,7 +208,7 @@ def test_an_endless_iterable_is_read_a_bounded_way_ahead(
     assert taken == 0
     for yielded in range(1, 301):
         next(results)
-        assert taken - yielded <= 2 * 2 + 8
+        assert taken - yielded <= 2 * 2 + (1 + 2) * 8
     results.close()
 
 
@@ -269,10 +269,10 @@ def test_closing_waits_for_a_stage_not_for_the_whole_image(
             slow.wait(60)
         return np.zeros((1, 3, 64, 64), np.float32)
 
-    run = tiny._depth.run
+    run = tiny._alone.depth.run
     monkeypatch.setattr(scorer, "ThreadPoolExecutor", Pool)
     monkeypatch.setattr(preprocess, "depth_input", depth_input)
-    monkeypatch.setattr(tiny._depth, "run", lambda feeds: (reached_depth.append(1), run(feeds))[1])
+    monkeypatch.setattr(tiny._alone.depth, "run", lambda feeds: (reached_depth.append(1), run(feeds))[1])
     results = tiny.score_many([crops[0], *[np.zeros((123, 123, 3), np.uint8)] * 50], workers=2, batch=1)
     next(results)
     entered.wait(60)
@@ -368,9 +368,9 @@ def test_a_network_with_other_tensors_is_refused(tiny_graphs: dict[str, bytes], 
 def test_a_score_that_is_no_number_is_an_error_not_a_score(
     tiny_bundle: Bundle, crops: list[NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = Scorer(replace(tiny_bundle))
+    broken = Scorer(replace(tiny_bundle), parallel=1)
     poison = {spec.QUALITY_OUTPUT: np.array([0.5, np.nan], np.float32)}
-    monkeypatch.setattr(broken._quality, "run", lambda feeds: poison)
+    monkeypatch.setattr(broken._alone.quality, "run", lambda feeds: poison)
     monkeypatch.setattr(preprocess, "windows_for", lambda *a: np.zeros((2, 2), np.int32))
     with pytest.raises(BackendError, match="wanted finite scores"):
         broken.score(crops[0])

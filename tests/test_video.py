@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from video_clips import RATE, UInt8, blurred, damage, numbered, swaying, write
 
+from dgiqa.batches import Networks, Part, PartScores
 from dgiqa.bundle import Bundle
 from dgiqa.errors import ImageError
 from dgiqa.scorer import Scorer
@@ -130,13 +131,13 @@ def test_several_videos_share_batches_and_each_keeps_its_order(
     paths = [write(tmp_path / f"{n}.mp4", swaying(photos[n], 20, width=96, height=96)) for n in ("coffee", "rocket")]
     alone = [[r["score"] for r in run(scorer, p)[0]] for p in paths]
     batches = []
-    original = Scorer._run_batch
+    original = Networks.score
 
-    def watched(self: Scorer, parts: list[Any]) -> None:
-        batches.append({work.source for work, _ in parts})
-        original(self, parts)
+    def watched(self: Networks, parts: list[Part]) -> list[PartScores]:
+        batches.append({part.work.source for part in parts})
+        return original(self, parts)
 
-    monkeypatch.setattr(Scorer, "_run_batch", watched)
+    monkeypatch.setattr(Networks, "score", watched)
     rows, _ = run(scorer, *paths, batch=12)
     assert any(len(batch) == 2 for batch in batches)
     for path, scores in zip(paths, alone, strict=True):

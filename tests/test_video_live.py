@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from video_clips import numbered, write
 
+from dgiqa.batches import Networks
 from dgiqa.bundle import Bundle
 from dgiqa.errors import BackendError, ImageError
 from dgiqa.scorer import Scorer
@@ -199,8 +200,8 @@ def test_a_live_source_faster_than_the_scorer_loses_old_frames_and_counts_them(
     scorer: Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "camera.mkv", numbered(120, 96, 96))
-    original = Scorer._run_batch
-    monkeypatch.setattr(Scorer, "_run_batch", lambda *a: (time.sleep(0.02), original(*a))[1])
+    original = Networks.score
+    monkeypatch.setattr(Networks, "score", lambda *a: (time.sleep(0.02), original(*a))[1])
     reading = Reading(live=True, attempts=1)
     run = VideoRun(scorer, [path], Sampling(every=0), reading=reading)
     rows = [r for r in run.rows() if r["status"] == "ok"]

@@ -12,7 +12,7 @@ from dgiqa.cli.common import EXIT_CODES, Backend, app, print_json, say, stdout
 if TYPE_CHECKING:
     from dgiqa.speed import Row, Survey
 
-COLUMNS = ("backend", "precision", "batch", "threads", "ms per image", "p90", "images/s", "drift")
+COLUMNS = ("backend", "precision", "batch", "threads", "parallel", "ms per image", "p90", "images/s", "drift")
 
 
 @app.command(epilog=EXIT_CODES)
@@ -93,6 +93,6 @@ def _print(found: Survey, bundle: str) -> None:
 def _cells(row: Row, max_drift: float) -> tuple[str, ...]:
     """One line of the table; an exclamation mark after a drift over the limit."""
     s, mark = row.setting, "" if row.drift <= max_drift else " !"
-    sizes = (s.backend, s.precision, str(s.batch), str(s.threads))
+    sizes = (s.backend, s.precision, str(s.batch), str(s.threads), str(s.parallel or "auto"))
     times = (f"{row.ms.median:.1f}", f"{row.ms.p90:.1f}", f"{row.images_per_second:.1f}")
     return (*sizes, *times, f"{row.drift:.1e}{mark}")

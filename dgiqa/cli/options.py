@@ -34,9 +34,18 @@ Batch = Annotated[
 Threads = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Threads of the networks.  [default: usable cores]")
 ]
+Parallel = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Runs of a network at a time, sharing the threads.  "
+        "[default: 1 for one image, a GPU or large networks, else one per thread]",
+    ),
+]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", help="Threads that prepare images.  [default: usable cores, at most 4]"),
+    typer.Option(min=1, metavar="N", help="Threads that prepare images.  [default: usable cores, at most 16]"),
 ]
 MaxPixels = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Refuse larger pictures.  [default: 200000000]")

@@ -58,6 +58,7 @@ def score(  # noqa: PLR0917 - the command line's options
     engine: options.Engine = None,
     batch: options.Batch = None,
     threads: options.Threads = None,
+    parallel: options.Parallel = None,
     workers: options.Workers = None,
     max_pixels: options.MaxPixels = None,
     output: Annotated[
@@ -119,6 +120,7 @@ def score(  # noqa: PLR0917 - the command line's options
             tiles=tiles,
             batch=batch or BATCH,
             threads=threads,
+            parallel=parallel or (1 if total == 1 else "auto"),
             max_pixels=max_pixels,
         )
         report.summary = summary = Summary()  # its clock starts here: what came before was loading

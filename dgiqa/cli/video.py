@@ -89,6 +89,7 @@ def video(  # noqa: PLR0917 - the command line's options
     engine: options.Engine = None,
     batch: options.Batch = None,
     threads: options.Threads = None,
+    parallel: options.Parallel = None,
     workers: options.Workers = None,
     max_pixels: options.MaxPixels = None,
     streams: Annotated[int, typer.Option(min=1, metavar="N", help="Files decoded side by side.")] = 2,
@@ -152,6 +153,7 @@ def video(  # noqa: PLR0917 - the command line's options
             tiles=tiles,
             batch=batch or BATCH,
             threads=threads,
+            parallel=parallel or "auto",
             max_pixels=max_pixels,
         )
         reading = Reading(

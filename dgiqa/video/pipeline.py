@@ -1,6 +1,6 @@
 """Frames of one or many sources -> results: preparation, depth and quality overlap, tiles of neighbours share batches.
 
-    sources (threads) -> Channel -> prepare, depth (threads) -> quality, batch by batch (caller) -> results
+    sources (threads) -> Channel -> prepare, depth (threads) -> quality, batch by batch (threads) -> results
 
 Nothing grows: a channel holds a few frames, the pipeline a few more. A full channel makes a file's reader wait; of a
 live source it drops the oldest frame and counts it.
@@ -17,8 +17,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from dgiqa.batches import Batches, Work, share, take, waiting
 from dgiqa.errors import BackendError, DgiqaError, ImageError
-from dgiqa.scorer import Scorer, _next_parts, _waiting, _Work, check_tiling
+from dgiqa.scorer import Scorer, check_tiling
 from dgiqa.sessions import preparing_threads
 from dgiqa.video.frames import Frame
 from dgiqa.video.reuse import DepthKeeper, Drift, Plan, Reuse, TileKeeper
@@ -110,19 +111,19 @@ class _Job:
     frame: Frame
     future: Future[_Prepared] | None = None
     plan: Plan = "fresh"
-    work: _Work | None = None
-    shadow: _Work | None = None
+    work: Work | None = None
+    shadow: Work | None = None
     todo: NDArray[np.bool_] | None = None  # which tiles of the frame `work` (or of an audit, `shadow`) computes
     error: str = ""
 
     @property
-    def works(self) -> list[_Work]:
+    def works(self) -> list[Work]:
         return [w for w in (self.shadow, self.work) if w is not None]
 
 
 @dataclass(eq=False)
 class _Prepared:
-    work: _Work
+    work: Work
     old_depth: UInt8 | None = None  # of an audit: what would have been reused
     reused: bool = False
 
@@ -162,6 +163,7 @@ class Pipeline:
             raise ValueError(f"batch and workers must be at least 1, got {self.batch} and {self.workers}")
         self.reuse = reuse
         self.drift = Drift()
+        self._networks = scorer._networks_together()
         self._sources: dict[str, _Source] = {}
         self._stop = threading.Event()
 
@@ -171,15 +173,16 @@ class Pipeline:
         pending: deque[_Job] = deque()
         running: deque[_Job] = deque()
         try:
-            while True:
-                self._admit(pool, pending, idle=not running)
-                if not pending and not running:
-                    return
-                if pending:
-                    running.append(self._prepared(pending.popleft()))
-                self._run(running, flush=not pending)
-                while running and not any(w.left for w in running[0].works):
-                    yield self._finished(running.popleft())
+            with Batches(self._networks) as batches:
+                while True:
+                    self._admit(pool, pending, idle=not running)
+                    if not pending and not running:
+                        return
+                    if pending:
+                        running.append(self._prepared(pending.popleft()))
+                    self._run(batches, running, flush=not pending)
+                    while running and all(work.complete for work in running[0].works):
+                        yield self._finished(running.popleft())
         finally:
             self._stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
@@ -221,7 +224,7 @@ class Pipeline:
         old_depth = old.result().work.depth if old is not None and old.exception() is None else None
         reused = plan == "reuse" and old_depth is not None
         near = old_depth if reused else None
-        work = self.scorer._prepare(frame.rgb, frame.source, self.tiling, self._stop, near)
+        work = self.scorer._prepare(frame.rgb, frame.source, self.tiling, self._networks, stop=self._stop, near=near)
         return _Prepared(work, old_depth, reused)
 
     def _prepared(self, job: _Job) -> _Job:
@@ -255,19 +258,26 @@ class Pipeline:
         if self.reuse is not None and self.reuse.tiles:
             tiles.keep(work.rgb, work.windows, side, job.todo if job.plan == "reuse" else every)
 
-    def _run(self, running: deque[_Job], *, flush: bool) -> None:
-        """Run full batches; a last partial one only when no further frame is being prepared."""
-        works = [w for job in running for w in job.works]
-        while (waiting := _waiting(works)) >= self.batch or (waiting and flush):
-            parts = _next_parts(works, self.batch)
-            try:
-                self.scorer._run_batch(parts)
-            except DgiqaError as error:
-                for job in running:
-                    if any(work in job.works for work, _ in parts):
-                        job.error, job.work, job.shadow = str(error), None, None
-                        self._sources.pop(job.frame.source, None)  # its tile scores did not come
-                works = [w for job in running for w in job.works]
+    def _run(self, batches: Batches, running: deque[_Job], *, flush: bool) -> None:
+        """Start full batches. flush: no further frame is being prepared, so start what is left, and wait for one."""
+        works = [work for job in running for work in job.works]
+        last = share(waiting(works), self.batch, self._networks.parallel)
+        while (tiles := waiting(works)) >= self.batch or (tiles and flush):
+            batches.start(take(works, last if flush else self.batch))
+            self._settle(batches, running, wait=batches.full)
+        self._settle(batches, running, wait=flush)
+
+    def _settle(self, batches: Batches, running: deque[_Job], *, wait: bool) -> None:
+        """Enter the scores of the oldest batch; if it failed, its frames have."""
+        parts, error = batches.settle(wait=wait) or ((), None)
+        if error is None:
+            return
+        if not isinstance(error, DgiqaError):
+            raise error
+        for job in running:
+            if any(part.work in job.works for part in parts):
+                job.error, job.work, job.shadow = str(error), None, None
+                self._sources.pop(job.frame.source, None)  # its tile scores did not come
 
     def _finished(self, job: _Job) -> Result:
         """The scores of a job whose tiles are done, its own and those taken over."""
@@ -316,10 +326,10 @@ def feed(channel: Channel, frames: Iterable[Frame], *, newest_wins: Callable[[],
             return
 
 
-def _part(work: _Work, which: NDArray[np.bool_]) -> _Work:
+def _part(work: Work, which: NDArray[np.bool_]) -> Work:
     """The same image with only some of its windows to compute."""
     count = int(which.sum())
-    return replace(work, windows=work.windows[which], tile_scores=np.full(count, np.nan, np.float32), done=0)
+    return replace(work, windows=work.windows[which], tile_scores=np.full(count, np.nan, np.float32))
 
 
 def _over(known: NDArray[np.float32] | None, new: NDArray[np.float32], which: NDArray[np.bool_]) -> NDArray[np.float32]:

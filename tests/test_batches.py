@@ -1,0 +1,238 @@
+"""Batches of tiles run side by side: the same scores in the same order, as many at a time as asked for, no more."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from typer.testing import CliRunner
+
+from dgiqa import sessions, spec
+from dgiqa.batches import Batches, Networks, Work, share, take, waiting
+from dgiqa.bundle import Bundle
+from dgiqa.cli import app
+from dgiqa.errors import BackendError
+from dgiqa.scorer import Failure, Score, Scorer
+from dgiqa.sessions import CUDA, ONNXRUNTIME, OPENVINO, OPENVINO_FROM_BYTES, TENSORRT, parallel_runs
+
+pytest.importorskip("onnxruntime")
+Photos = dict[str, NDArray[np.uint8]]
+
+
+@pytest.fixture(scope="module")
+def crops(photos: Photos) -> list[NDArray[np.uint8]]:
+    """Twelve small images with 2 to 18 tiles each."""
+    sizes = ((80, 80), (60, 200), (150, 90), (50, 400))
+    return [photo[50 : 50 + h, 20 : 20 + w] for photo in list(photos.values())[:3] for h, w in sizes]
+
+
+@pytest.mark.parametrize("parallel", [2, 3])
+@pytest.mark.parametrize("batch", [1, 5, 64])
+def test_side_by_side_is_the_same_in_the_same_order(
+    tiny_bundle: Bundle, crops: list[NDArray[np.uint8]], parallel: int, batch: int
+) -> None:
+    expected = [Scorer(tiny_bundle, threads=1).score(crop) for crop in crops]
+    assert len({round(score.value, 4) for score in expected}) > 6  # so that a wrong order would show
+    with Scorer(tiny_bundle, threads=3, parallel=parallel, batch=batch) as scorer:
+        for got, wanted in zip(scorer.score_many(crops * 3), expected * 3, strict=True):
+            assert isinstance(got, Score)
+            np.testing.assert_allclose(got.tile_scores, wanted.tile_scores, atol=1e-6)
+            assert got.timings_ms.keys() == wanted.timings_ms.keys()
+
+
+@pytest.mark.parametrize("parallel", [1, 2, 3])
+def test_as_many_runs_at_a_time_as_asked_for(
+    tiny_bundle: Bundle, crops: list[NDArray[np.uint8]], parallel: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both networks count: a barrier proves that so many run at once, a counter that no more do."""
+    scorer = Scorer(tiny_bundle, threads=3, parallel=parallel, batch=2)
+    meeting, running, most, number = threading.Barrier(parallel), set(), [], itertools.count()
+
+    def watched(run: Callable[..., Any], meets: bool) -> Callable[..., Any]:
+        def call(feeds: Any) -> Any:
+            running.add(threading.get_ident())
+            most.append(len(running))
+            if meets and next(number) < 6:  # 1, 2 and 3 go into that
+                meeting.wait(60)
+            time.sleep(0.001)
+            running.discard(threading.get_ident())
+            return run(feeds)
+
+        return call
+
+    networks = scorer._networks_together()
+    works = [scorer._prepare(crop, "x", "grid", networks) for crop in crops]
+    monkeypatch.setattr(networks.quality, "run", watched(networks.quality.run, True))
+    with Batches(networks) as batches:
+        while waiting(works):
+            batches.start(take(works, 2))
+            batches.settle(wait=batches.full)
+        while batches.settle(wait=True):
+            pass
+    assert all(work.complete for work in works)
+    assert max(most) == parallel
+    monkeypatch.setattr(networks.depth, "run", watched(networks.depth.run, False))
+    list(scorer.score_many(crops * 2, workers=4, batch=7))
+    assert max(most) == parallel
+
+
+def test_the_last_tiles_are_shared_out_among_the_runs(
+    tiny_bundle: Bundle, photos: Photos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer, sizes = Scorer(tiny_bundle, threads=2, parallel=2, batch=32), []
+    run = scorer._networks_together().quality.run
+    watched = lambda feeds: (sizes.append(len(feeds[spec.QUALITY_RGB])), run(feeds))[1]  # noqa: E731
+    monkeypatch.setattr(scorer._networks_together().quality, "run", watched)
+    (score,) = scorer.score_many([photos["coffee"]])
+    assert isinstance(score, Score)
+    assert sorted(sizes) == [len(score.windows) // 2] * 2
+    assert (share(7, 32, 2), share(7, 2, 2), share(7, 32, 1), share(0, 32, 2)) == (4, 2, 7, 1)
+
+
+def test_many_images_have_networks_of_their_own_and_only_when_needed(tiny_bundle: Bundle, photos: Photos) -> None:
+    scorer = Scorer(tiny_bundle, threads=2)
+    scorer.score(photos["coffee"])
+    assert scorer._together is None
+    list(scorer.score_many([photos["coffee"]]))
+    assert scorer._together is not None
+    assert (scorer._alone.parallel, scorer._together.parallel) == (1, 2)
+    for runs, one in (("auto", 2), (1, 1), (2, 2)):
+        with Scorer(tiny_bundle, threads=2, parallel=runs) as other:  # type: ignore[arg-type]
+            assert other._networks_together() is other._alone
+            assert other._alone.parallel == one
+    scorer.close()
+    for use in (scorer.score, scorer.score_many):
+        with pytest.raises(ValueError, match="was closed"):
+            use(photos["coffee"])
+
+
+@pytest.mark.parametrize("name", ["batch", "threads", "parallel"])
+def test_numbers_below_one_are_refused(tiny_bundle: Bundle, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        Scorer(tiny_bundle, **{name: 0})
+
+
+def test_small_networks_run_side_by_side_on_a_cpu_only(tmp_path: Path) -> None:
+    small, large = tmp_path / "small.onnx", tmp_path / "large.onnx"
+    small.write_bytes(b"x")
+    with large.open("wb") as file:
+        file.truncate(OPENVINO_FROM_BYTES)
+    assert [parallel_runs(small, backend, 6) for backend in (ONNXRUNTIME, OPENVINO, CUDA, TENSORRT)] == [6, 6, 1, 1]
+    assert parallel_runs(large, OPENVINO, 6) == 1
+    assert parallel_runs(small, ONNXRUNTIME, 96) == sessions.MOST_SIDE_BY_SIDE
+
+
+def test_threads_are_shared_out_among_the_runs(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dgiqa.backends import ort
+
+    asked = []
+    options = ort._options
+    monkeypatch.setattr(ort, "_options", lambda module, threads: (asked.append(threads), options(module, threads))[1])
+    for threads, parallel in ((4, 1), (4, 2), (3, 2), (1, 4)):
+        Scorer(tiny_bundle, backend="onnxruntime", threads=threads, parallel=parallel)
+    assert asked[::2] == asked[1::2] == [4, 2, 1, 1]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs openvino")
+def test_openvino_shares_its_threads_out_too(tiny_bundle: Bundle, photos: Photos) -> None:
+    with Scorer(tiny_bundle, backend="openvino", threads=2, parallel=2) as scorer:
+        got = [score.value for score in scorer.score_many([photos["coffee"]] * 3) if isinstance(score, Score)]
+        compiled = next(iter(scorer._alone.quality._networks.values())).compiled
+        assert [int(compiled.get_property(name)) for name in ("NUM_STREAMS", "INFERENCE_NUM_THREADS")] == [2, 2]
+    assert got == pytest.approx([Scorer(tiny_bundle, threads=1).score(photos["coffee"]).value] * 3, abs=1e-5)
+
+
+def test_what_a_run_raises_comes_out_and_the_threads_end(
+    tiny_bundle: Bundle, crops: list[NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = Scorer(tiny_bundle, threads=2)
+
+    def broken(feeds: Any) -> Any:
+        raise BackendError("the engine broke")
+
+    monkeypatch.setattr(scorer._networks_together().quality, "run", broken)
+    with pytest.raises(BackendError, match="the engine broke"):
+        list(scorer.score_many(crops))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("dgiqa")]
+
+
+def test_a_slow_run_does_not_let_failures_pile_up(
+    tiny_bundle: Bundle, crops: list[NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = 0
+
+    def mostly_bad() -> Iterator[Any]:
+        nonlocal taken
+        for i in itertools.count():
+            taken += 1
+            yield b"bad" if i % 50 else crops[i % len(crops)]
+
+    scorer = Scorer(tiny_bundle, threads=2, parallel=2)
+    run = scorer._networks_together().quality.run
+    monkeypatch.setattr(scorer._networks_together().quality, "run", lambda feeds: (time.sleep(0.02), run(feeds))[1])
+    results = scorer.score_many(mostly_bad(), workers=2, batch=8)
+    for yielded in range(1, 301):
+        assert isinstance(next(results), Score | Failure)
+        assert taken - yielded <= 2 * 2 + (2 + 2) * 8
+    results.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parallel"),
+    [(["a.png"], 1), (["a.png", "b.png"], "auto"), (["."], "auto"), (["a.png", "b.png", "--parallel", "3"], 3)],
+)
+def test_the_command_runs_side_by_side_what_is_many(
+    tiny_bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    parallel: object,
+) -> None:
+    asked = []
+
+    class Recorded(Scorer):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            asked.append(options["parallel"])
+            super().__init__(*args, **options)
+
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (80, 80)).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dgiqa.scorer.Scorer", Recorded)
+    done = CliRunner().invoke(app, ["score", *arguments, "--bundle", str(tiny_bundle.path)])
+    assert done.exit_code == 0, done.output
+    assert asked == [parallel]
+
+
+def test_take_takes_each_window_once(photos: Photos) -> None:
+    def work(count: int) -> Work:
+        windows, scores = np.zeros((count, 2), np.int32), np.full(count, np.nan, np.float32)
+        return Work("x", "grid", 9, 9, photos["coffee"], photos["coffee"][..., 0], windows, {}, scores)
+
+    works = [work(3), object(), work(0), work(4)]
+    batches = []
+    while parts := take(works, 2):
+        batches.append([(works.index(part.work), part.begin, part.count) for part in parts])
+    assert batches == [[(0, 0, 2)], [(0, 2, 1), (3, 0, 1)], [(3, 1, 2)], [(3, 3, 1)]]
+    assert waiting(works) == 0
+
+
+def test_networks_give_back_what_they_hold(tiny_bundle: Bundle) -> None:
+    closed = []
+
+    class Held:
+        def close(self) -> None:
+            closed.append(self)
+
+    networks = Networks(Held(), Held(), 2, 64)  # type: ignore[arg-type]
+    networks.close()
+    assert closed == [networks.depth, networks.quality]
