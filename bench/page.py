@@ -122,11 +122,14 @@ def _measured_goals(results: Results) -> Iterator[tuple[str, str, str, str]]:
             share = 1 / line["rows"][1]["ratio"]["median"]
             yield _goal(f"start-up to first score against `{PEERS}`", "≤ 0.33x", f"{share:.2f}x", share <= 1 / 3)
     for line in _where(results["pipeline"], part="settings", group="engines"):
-        alone = line["rows"][0]["alone"]
+        alone, label = line["rows"][0]["alone"], _label(line["rows"][0]["setting"])
+        goal = (
+            f"end-to-end pace against the slowest stage alone: networks on a device of their own (a stand-in), {label}"
+        )
+        yield _goal(goal, "≥ 85%", f"{alone['device']:.0%}", alone["device"] >= 0.85)
         shown = f"{alone['efficiency']:.0%} of {alone['slowest']} alone, {alone['networks']:.0%} of both networks alone"
-        shown += f", {alone['work']:.0%} of all stages in a row (on a CPU they share the cores)"
-        goal = f"end-to-end pace against the slowest stage alone, {_label(line['rows'][0]['setting'])}"
-        yield _goal(goal, "≥ 85%", shown, alone["efficiency"] >= 0.85)
+        shown += f", {alone['work']:.0%} of all stages in a row: no pace is above that where they share the cores"
+        yield _goal(f"the same where all stages share the cores, {label}", "≥ 85%", shown, alone["efficiency"] >= 0.85)
 
 
 def _engine_goals(line: Line) -> Iterator[tuple[str, str, str, str]]:

@@ -9,7 +9,8 @@ ratios are taken round by round against ONNX Runtime in fp32 with the default ba
     many    32 images through score_many: images/s
     stream  the same images again and again (--stream of them): images/s and memory
     alone   every stage by itself on as many threads as it has in the pipeline, and the share of the slowest one's pace
-            that the whole pipeline keeps (stream and alone: for every engine, not for every variation of it)
+            that the whole pipeline keeps; once more with networks that take as long but need no core, as if they ran on
+            a device of their own (stream and alone: for every engine, not for every variation of it)
     drift   largest and mean |score difference|, and SROCC, against the fp32 reference on the same 32 photographs
 
 and once: the time from starting `dgiqa-rt score` to the first row, beside `import torch, timm`; and the floor, which is
@@ -40,6 +41,7 @@ from subjects import Subject, main_or_subject, own_command, peak_mb, resident_mb
 from timer import Ledger, Result, compare, parsed, parser
 
 from dgiqa import metrics, preprocess, spec, speed
+from dgiqa.batches import Networks
 from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.outputs import score_row, writer_for
 from dgiqa.scorer import BATCH, STAGES, Score, Scorer
@@ -92,6 +94,7 @@ def groups(bundle: Bundle, quick: bool) -> dict[str, list[Setting]]:
         compared[f"batch, {label}"] = [engine, *(replace(engine, batch=n) for n in ((1,) if quick else (1, 4, 32)))]
         if quick:
             continue
+        compared[f"parallel, {label}"] = [engine, *(replace(engine, parallel=n) for n in range(1, cores + 1))]
         compared[f"workers, {label}"] = [
             engine,
             *(replace(engine, workers=n) for n in (1, 2, 3, 4) if n != engine.workers),
@@ -159,7 +162,7 @@ def _row(setting: Setting, subject: Subject, one: Turns, many: Turns, sizes: tup
     more = {"stream": subject.ask("stream", images=stream)} if stream else {}
     peak = subject.ask("memory")["peak_mb"]  # before every stage's inputs are kept
     if stream:
-        more["alone"] = efficiency(subject.ask("alone")["stages"], per_image.median)
+        more["alone"] = efficiency(**subject.ask("alone"), per_image=per_image.median)
     stages = {name: spread([answer["stages"][name] for answer in one[1]]).as_dict() for name in one[1][0]["stages"]}
     return {
         "setting": asdict(setting),
@@ -172,17 +175,18 @@ def _row(setting: Setting, subject: Subject, one: Turns, many: Turns, sizes: tup
     } | more
 
 
-def efficiency(stages: Mapping[str, float], per_image: float) -> dict[str, Any]:
+def efficiency(stages: Mapping[str, float], device: float, per_image: float) -> dict[str, Any]:
     """What the whole pipeline keeps of the pace of its slowest stage alone; all in ms per image.
 
-    networks: the same for both networks, which share one lock. work: the same for all stages in a row, each with all it
-    may use; on a CPU they share the cores, so that 1 means that no core waits, and more is the gain of overlapping.
+    networks: the same for both networks, which take turns. work: the same for all stages in a row, each with all it may
+    use; on a CPU they share the cores, so that 1 means that no core waits, and more is the gain of overlapping.
+    device: the pace (per image) of the same pipeline around networks that need no core, as a share of what they take.
     """
     slowest = max(stages, key=stages.__getitem__)
     both = stages["depth"] + stages["quality"]
     costs = {"efficiency": stages[slowest], "networks": both, "work": sum(stages.values())}
     shares = {name: round(cost / per_image, 3) for name, cost in costs.items()}
-    return {"stages": dict(stages), "slowest": slowest} | shares
+    return {"stages": dict(stages), "slowest": slowest} | shares | {"device": round(both / device, 3)}
 
 
 # ---- in the subject's process ----
@@ -228,27 +232,67 @@ def subject(options: dict[str, Any]) -> tuple[dict[str, Callable[..., dict[str, 
 
 
 def alone(scorer: Scorer, pictures: Sequence[bytes], setting: Setting) -> dict[str, Any]:
-    """ms per image of every stage by itself: preparation on the workers' threads, the networks one run at a time."""
+    """ms per image of every stage by itself: preparation on the workers' threads, as many runs as go on at a time.
+
+    And of the pipeline around networks that take as long and need no core (`on_a_device`).
+    """
     works = [prepared(scorer, data) for data in pictures]
-    p = scorer.bundle.preprocess
+    p, networks = scorer.bundle.preprocess, scorer._networks_together()
     rgb_tiles, depth_tiles = (np.concatenate([w[part] for w in works]) for part in ("rgb_tiles", "depth_tiles"))
     batches = [slice(i, i + setting.batch) for i in range(0, len(rgb_tiles), setting.batch)]
     each: dict[str, tuple[Callable[[Any], object], Sequence[Any], int]] = {
         "decode": (lambda w: preprocess.decode(w["data"]), works, setting.workers),
         "depth_input": (lambda w: preprocess.depth_input(w["rgb"], p), works, setting.workers),
-        "depth": (lambda w: scorer._alone.depth.run({spec.DEPTH_INPUT: w["image"]}), works, 1),
+        "depth": (lambda w: networks.depth.run({spec.DEPTH_INPUT: w["image"]}), works, networks.parallel),
         "depth_image": (lambda w: preprocess.depth_image(w["depth"], *w["rgb"].shape[:2]), works, setting.workers),
         "tiles": (lambda w: cut(w["rgb"], w["near"], p), works, setting.workers),
         "quality": (
-            lambda b: scorer._alone.quality.run({spec.QUALITY_RGB: rgb_tiles[b], spec.QUALITY_DEPTH: depth_tiles[b]}),
+            lambda b: networks.quality.run({spec.QUALITY_RGB: rgb_tiles[b], spec.QUALITY_DEPTH: depth_tiles[b]}),
             batches,
-            1,
+            networks.parallel,
         ),
     }
     calls = {stage: partial(_all, *work) for stage, work in each.items()}
     assert each.keys() == set(STAGES)
     times = interleaved(calls, pairs=3, warmup=1)
-    return {"stages": {stage: spread(ms).median / len(pictures) for stage, ms in times.items()}}
+    stages = {stage: spread(ms).median / len(pictures) for stage, ms in times.items()}
+    return {"stages": stages, "device": on_a_device(scorer, pictures, setting, stages, len(rgb_tiles))}
+
+
+class Waits:
+    """Stands in for a network on a device of its own: answers after a while, and needs no core meanwhile."""
+
+    def __init__(self, answer: Callable[[Any], dict[str, Any]], ms: Callable[[Any], float]) -> None:
+        self._answer, self._ms = answer, ms
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        time.sleep(self._ms(feeds) / 1e3)
+        return self._answer(feeds)
+
+
+def on_a_device(
+    scorer: Scorer, pictures: Sequence[bytes], setting: Setting, stages: Mapping[str, float], tiles: int
+) -> float:
+    """ms per image of the pipeline around networks that take what `stages` says, one run at a time, but no core."""
+    per_tile = stages["quality"] * len(pictures) / tiles
+
+    def depth(feeds: Mapping[str, Any]) -> dict[str, Any]:
+        return {spec.DEPTH_OUTPUT: np.ascontiguousarray(feeds[spec.DEPTH_INPUT][:, 0])}
+
+    def quality(feeds: Mapping[str, Any]) -> dict[str, Any]:
+        return {spec.QUALITY_OUTPUT: np.full(len(feeds[spec.QUALITY_RGB]), 0.5, np.float32)}
+
+    networks = (
+        Waits(depth, lambda feeds: stages["depth"]),
+        Waits(quality, lambda f: per_tile * len(f[spec.QUALITY_RGB])),
+    )
+    own = scorer._together
+    scorer._together = Networks(*networks, 1, scorer.bundle.preprocess.tile)
+    try:
+        times = interleaved({"all": lambda: list(_scored(scorer, pictures, setting.workers))}, pairs=3, warmup=1)["all"]
+    finally:
+        scorer._together = own
+    return spread(times).median / len(pictures)
 
 
 def prepared(scorer: Scorer, data: bytes) -> dict[str, Any]:

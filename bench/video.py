@@ -18,7 +18,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa import Scorer, preprocess, spec
+from dgiqa.batches import Networks
 from dgiqa.video import Summary, VideoRun
 from dgiqa.video.frames import Video
 from dgiqa.video.reuse import Reuse
@@ -74,10 +77,11 @@ def overhead(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def overhead_at(path: Path, width: int, height: int, rounds: int = 5) -> dict[str, float]:
-    """Three ways over the same frames, in turns.
+    """Four ways over the same frames, in turns.
 
-    bare: decode, convert to RGB, then the two networks on ready-made inputs, nothing beside them. Resizing, tiling and
-    the depth image are overhead then, too. loop: decode and `Scorer.score`, one frame after the other.
+    bare: decode, convert to RGB, then the two networks on ready-made inputs, one after the other with all threads,
+    nothing beside them. Resizing, tiling and the depth image are overhead then, too. side: the same, but frames share
+    out the cores as ours do, a thread for each run. loop: decode and `Scorer.score`, one frame after the other.
     """
     write(path, still(photograph("coffee", width, height), 8 * RATE, 1.0))
     sampling = Sampling(every=0.2)  # 40 frames: filling and draining the pipeline once are a small part
@@ -89,9 +93,16 @@ def overhead_at(path: Path, width: int, height: int, rounds: int = 5) -> dict[st
             with Video(path) as video:
                 for _ in video.frames(sampling):
                     pass
-            for depth_input, tiles in inputs:
-                scorer._alone.depth.run(depth_input)
-                scorer._alone.quality.run(tiles)
+            for frame in inputs:
+                networks_alone(scorer._alone, frame)
+
+        def side() -> None:
+            together = scorer._networks_together()
+            with Video(path) as video, ThreadPoolExecutor(together.parallel) as pool:
+                for _ in pool.map(partial(networks_alone, together), inputs):
+                    pass
+                for _ in video.frames(sampling):
+                    pass
 
         def loop() -> None:
             with Video(path) as video:
@@ -101,14 +112,18 @@ def overhead_at(path: Path, width: int, height: int, rounds: int = 5) -> dict[st
         def ours() -> None:
             assert len(list(VideoRun(scorer, [path], sampling).rows())) == len(inputs)
 
-        turns = [tuple(seconds_of(call) for call in (bare, loop, ours)) for _ in range(rounds + 1)][1:]
-    per_frame = {
-        name: median(t[i] for t in turns) / len(inputs) * 1e3 for i, name in enumerate(("bare", "loop", "ours"))
+        calls = {"bare": bare, "side": side, "loop": loop, "ours": ours}
+        turns = [{name: seconds_of(call) for name, call in calls.items()} for _ in range(rounds + 1)][1:]
+    per_frame = {f"{name}_ms_per_frame": median(t[name] for t in turns) / len(inputs) * 1e3 for name in calls}
+    return per_frame | {
+        f"over_{name}": median(turn["ours"] / turn[name] for turn in turns) - 1 for name in ("bare", "side", "loop")
     }
-    return {f"{name}_ms_per_frame": ms for name, ms in per_frame.items()} | {
-        "over_bare": median(ours / bare for bare, _, ours in turns) - 1,
-        "over_loop": median(ours / loop for _, loop, ours in turns) - 1,
-    }
+
+
+def networks_alone(networks: Networks, inputs: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    """Both networks on one frame's ready-made inputs."""
+    networks.depth.run(inputs[0])
+    networks.quality.run(inputs[1])
 
 
 def seconds_of(call: Callable[[], None]) -> float:

@@ -52,7 +52,8 @@ def setting_row(precision: str, ms: float, rate: float, drift: float) -> dict[st
         "one": {"ms": spread(ms), "ratio": spread(1.0), "stages": stages},
         "many": {"images_per_second": rate, "ratio": spread(1.0)},
         "stream": {"images": 10, "images_per_second": rate, "resident_mb": [100.0]},
-        "alone": {"stages": {"quality": 40.0}, "slowest": "quality", "efficiency": 0.871, "networks": 0.9, "work": 1.1},
+        "alone": {"stages": {"quality": 40.0}, "slowest": "quality"}
+        | {"efficiency": 0.871, "networks": 0.9, "work": 1.1, "device": 0.93},
         "drift": {"largest": drift, "mean": drift / 2, "srocc": 0.999},
         "tiles_per_image": 6.0,
         "peak_mb": 210.0,
@@ -128,6 +129,7 @@ def test_goals_are_judged_by_the_figures(results: Path, tmp_path: Path, monkeypa
     assert "4.13x (openvino bf16, a stream, drift 3e-03) | **not met**" in goals["≥ 4.5x"]
     assert "0.20x | met" in goals["≤ 0.33x"]
     assert "87% of quality alone" in goals["≥ 85%"]
+    assert "(a stand-in), openvino fp32, batch 8, 2 threads, 2 workers | ≥ 85% | 93% | met |" in text
     assert "1.56x (openvino fp32, drift 1e-06) | **not met**" in goals["≥ 1.6x"]
     # bf16 is faster, but further from PyTorch than it may be
     assert "4.33x (openvino int8, drift 3e-03) | met" in goals["≥ 4x"]

@@ -70,8 +70,9 @@ def test_drift_sees_a_moved_score_and_a_changed_order() -> None:
 
 def test_efficiency_is_taken_against_the_slowest_stage_alone() -> None:
     stages = {"decode": 2.0, "depth": 3.0, "quality": 12.0}
-    found = pipeline.efficiency(stages, per_image=16.0)
+    found = pipeline.efficiency(stages, device=20.0, per_image=16.0)
     assert (found["slowest"], found["efficiency"], found["networks"], found["work"]) == ("quality", 0.75, 0.938, 1.062)
+    assert found["device"] == 0.75
 
 
 def test_the_stages_alone_do_what_the_scorer_does(tiny_bundle: Bundle) -> None:
@@ -87,6 +88,19 @@ def test_the_stages_alone_do_what_the_scorer_does(tiny_bundle: Bundle) -> None:
         found = pipeline.alone(scorer, [data] * 3, setting)
     assert set(found["stages"]) == set(pipeline.STAGES)
     assert all(ms > 0 for ms in found["stages"].values())
+
+
+def test_the_pipeline_overlaps_what_needs_no_core(tiny_bundle: Bundle) -> None:
+    """Preparation goes on while networks on a device run: 12 images take little longer than their runs in a row."""
+    setting, data = Setting("onnxruntime", batch=4, workers=2), pictures.photograph(3, (200, 150))
+    stages = {"depth": 10.0, "quality": 30.0}
+    with Scorer(tiny_bundle, threads=2) as scorer:
+        own = scorer._networks_together()
+        tiles = len(scorer.score(data).windows)
+        per_image = pipeline.on_a_device(scorer, [data] * 12, setting, stages, tiles * 12)
+        assert scorer._networks_together() is own
+    assert 40 <= per_image < 40 / 0.85
+    assert pipeline.efficiency(stages, per_image, 60.0)["device"] > 0.85
 
 
 def test_flops_of_a_graph_are_those_of_its_shapes(tiny_bundle: Bundle) -> None:
