@@ -27,11 +27,32 @@ from typing import Any
 from dgiqa import spec
 from dgiqa.bundle import MAX_TEXT_BYTES, Bundle, search_path, sha256_of, user_cache
 from dgiqa.errors import EngineError
-from dgiqa.sessions import choose, identity
+from dgiqa.sessions import BACKENDS, TENSORRT, choose, identity
 
 RECORD = "engine.json"
 FORMAT = 1  # raised whenever an older reader would misread a record
 NETWORKS = (spec.DEPTH_FILE, spec.QUALITY_FILE)
+
+_OPEN = stat.S_IWGRP | stat.S_IWOTH
+_NUMBER, _COUNTS = (int, float), {str: {str: int}}
+# What a record must hold, and as what; `str` for a name stands for any name. Users edit these files, disks damage them.
+_FORM: dict[Any, Any] = {
+    "created": str,
+    "key": {
+        **dict.fromkeys(("bundle", "engine", "version", "device", "precision"), str),
+        "onnx": dict.fromkeys(NETWORKS, str),
+        "profile": dict,
+        "plugins": {str: str},
+    },
+    "networks": {str: str},
+    "files": {str: {"sha256": str}},
+    "certificate": {
+        **dict.fromkeys(("max_difference", "tolerance", "share", "bytes", "share_of_fp32_bytes"), _NUMBER),
+        "images": int,
+        "types": _COUNTS,
+        "layers": _COUNTS,
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -124,21 +145,21 @@ def load(path: str | Path, bundle: Bundle) -> Engine:
     """
     engine = _read(Path(path))
     here = engine_key(bundle, engine.backend, engine.precision)
+    fix = build_command(bundle, engine.backend, engine.precision)
     if _differences(engine.key, here):
-        fix = build_command(bundle, engine.backend, engine.precision)
         raise EngineError(f"{engine.path} is stale: {_two_sides(engine.key, here)}; build it again: {fix}")
-    _verify(engine)
+    _verify(engine, fix)
     return engine
 
 
 def list_engines() -> list[Engine]:
     """Every engine of this user's cache, by name. What is damaged or could be somebody else's is left out."""
-    found = []
-    for record in sorted(engines_folder().glob(f"*/{RECORD}")):
-        with contextlib.suppress(EngineError):
-            if _ours(record.parent):
-                found.append(_read(record.parent))
-    return found
+    return [found for _, found in _survey() if isinstance(found, Engine)]
+
+
+def damaged() -> dict[str, str]:
+    """What lies among the engines and is not loaded: name -> why."""
+    return {path.name: found for path, found in _survey() if isinstance(found, str)}
 
 
 def remove(name: str) -> Path:
@@ -147,7 +168,8 @@ def remove(name: str) -> Path:
     if name != path.name or name.startswith(".") or not path.is_dir():
         raise EngineError(f"no engine is named {name!r}; dgiqa-rt cache ls shows those there are")
     with locked(path):
-        shutil.rmtree(path)
+        for folder in (path, *_left_behind(path)):
+            _discard(folder)
     return path
 
 
@@ -168,9 +190,14 @@ def directory(key: Mapping[str, Any]) -> Path:
 
 @contextlib.contextmanager
 def scratch(key: Mapping[str, Any]) -> Iterator[Path]:
-    """A directory beside an engine's place, on the same file system; gone afterwards unless `store` moved it."""
+    """A directory beside an engine's place, on the same file system; gone afterwards unless `store` moved it.
+
+    Call it with the engine's lock held: what a builder left behind that was killed is removed first.
+    """
     target = directory(key)
     folder = _private(target.parent)
+    for left in _left_behind(target):
+        _discard(left)
     path = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=folder))
     try:
         yield path
@@ -198,9 +225,11 @@ def store(path: Path, key: Mapping[str, Any], files: Mapping[str, Path], certifi
     (path / RECORD).write_text(text + "\n", encoding="utf-8")
     for extra in (p for p in path.iterdir() if p.name not in kept):
         shutil.rmtree(extra) if extra.is_dir() else extra.unlink()
-    if target.exists():  # a directory cannot be renamed over a full one
-        shutil.rmtree(target)
+    old = target.with_name(f".{target.name}.old")  # a directory cannot be renamed over a full one
+    with contextlib.suppress(FileNotFoundError):
+        target.rename(old)
     path.rename(target)
+    _discard(old)
     return _read(target)
 
 
@@ -238,32 +267,77 @@ def build_command(bundle: Bundle, backend: str, precision: str) -> str:
     return f"dgiqa-rt build --bundle {named} --{precision} --backend {backend}"
 
 
-def _read(path: Path) -> Engine:
-    """A record as it stands: its form is checked, its files are not."""
+def _survey() -> Iterator[tuple[Path, Engine | str]]:
+    """Everything among the engines, by name: an engine whose record is whole, or why it is not loaded."""
+    root = engines_folder()
+    open_to_others = f"{root} can be written by others; chmod 700 it" if root.is_dir() and not _closed(root) else ""
+    for path in sorted(root.glob("[!.]*")):
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            yield path, open_to_others or _found(path)
+
+
+def _found(path: Path) -> Engine | str:
+    if not _ours(path):
+        return f"{path}, or something in it, belongs to or can be written by others; remove it"
+    try:
+        return _read(path)
+    except EngineError as error:
+        return str(error)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """What engine.json in this directory says, its form checked. EngineError if it is not an engine's."""
     try:
         with (path / RECORD).open("rb") as stream:
             record = json.loads(stream.read(MAX_TEXT_BYTES).decode("utf-8"))
         if (version := record["format"]) != FORMAT:
             raise EngineError(f"{path} has format {version!r}, this version reads {FORMAT}; build it again")
-        key, networks = record["key"], record["networks"]
-        wanted = {"bundle", "onnx", "engine", "version", "device", "precision", "profile", "plugins"}
-        whole = wanted <= key.keys() and networks.keys() <= set(NETWORKS)
-        if not whole or any(Path(name).name != name or name not in record["files"] for name in networks.values()):
-            raise ValueError("its key or its files are not an engine's")
-        files = {network: path / name for network, name in networks.items()}
-        return Engine(path, key, files, record["certificate"], record["created"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if wrong := _misfit(record, _FORM) or _contradiction(record):
+            raise ValueError(wrong)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise EngineError(f"{path} is not an engine ({error}); wanted a directory that dgiqa-rt build made") from error
+    return dict(record)
 
 
-def _verify(engine: Engine) -> None:
+def _misfit(value: Any, form: Any, where: str = "record") -> str:
+    """What in a value is not of this form, or nothing. form: a type, some types, or names -> forms."""
+    if not isinstance(form, dict):
+        return "" if isinstance(value, form) else f"its {where} is {json.dumps(value)[:40]}"
+    if not isinstance(value, dict):
+        return f"its {where} is {json.dumps(value)[:40]}"
+    inner = dict.fromkeys(value, form[str]) if str in form else form
+    found = (_misfit(value.get(name), part, f"{where}.{name}") for name, part in inner.items())
+    return next(filter(None, found), "")
+
+
+def _contradiction(record: Mapping[str, Any]) -> str:
+    """What in a record of the right form no build would write, or nothing."""
+    key, networks, files = record["key"], record["networks"], record["files"]
+    if key["engine"] not in BACKENDS or key["precision"] not in spec.PRECISIONS:
+        return f"its engine is {key['engine']!r} in {key['precision']!r}"
+    if odd := [name for name in (*files, *key["plugins"]) if Path(name).name != name or name in (".", "..")]:
+        return f"its files {odd} lie elsewhere"
+    # Without files the bundle's own would run, in fp32, under this engine's name.
+    own = key["engine"] != TENSORRT and key["precision"] in ("fp32", "bf16")
+    if networks.keys() - set(NETWORKS) or (not own and networks.keys() != set(NETWORKS)):
+        return f"its networks are {sorted(networks)}"
+    unknown = set(networks.values()) - files.keys()
+    return f"it has no files {sorted(unknown)}" if unknown else ""
+
+
+def _read(path: Path) -> Engine:
+    """A record as it stands: its form is checked, its files are not."""
+    record = _record(path)
+    files = {network: path / name for network, name in record["networks"].items()}
+    return Engine(path, record["key"], files, record["certificate"], record["created"])
+
+
+def _verify(engine: Engine, fix: str) -> None:
     """The files are those that were built."""
-    record = json.loads((engine.path / RECORD).read_text(encoding="utf-8"))["files"]
-    wanted_of = {engine.path / name: entry["sha256"] for name, entry in record.items()}
-    wanted_of |= {engine.path / name: digest for name, digest in engine.key["plugins"].items()}
-    for file, wanted in wanted_of.items():
-        if not file.is_file() or sha256_of(file) != wanted:
-            raise EngineError(f"{file} is missing or was altered; build it again: dgiqa-rt build --force")
+    wanted = {name: entry["sha256"] for name, entry in _record(engine.path)["files"].items()} | engine.key["plugins"]
+    for name, digest in wanted.items():
+        if not (engine.path / name).is_file() or sha256_of(engine.path / name) != digest:
+            raise EngineError(f"{engine.path / name} is missing or was altered; build it again: {fix} --force")
 
 
 def _differences(built: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
@@ -290,9 +364,37 @@ def _private(folder: Path) -> Path:
 
 
 def _ours(folder: Path) -> bool:
-    """Whether nobody but this user (or root) can have put anything into the folder."""
+    """Whether nobody but this user (or root) can have put anything into the folder, or changed what is in it."""
     if not hasattr(os, "getuid"):  # Windows: the user's profile is private by its access list
         return True
-    states = [folder.lstat(), *(path.lstat() for path in folder.iterdir())]
-    closed = not states[0].st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return closed and all(s.st_uid in (os.getuid(), 0) and not stat.S_ISLNK(s.st_mode) for s in states)
+    reachable = folder.lstat().st_mode & (stat.S_IXGRP | stat.S_IXOTH)
+    inside = filter(None, map(_state, folder.iterdir()))
+    return _closed(folder) and all(_is_mine(state) and not (reachable and state.st_mode & _OPEN) for state in inside)
+
+
+def _closed(folder: Path) -> bool:
+    """Whether nobody else can put anything into the folder."""
+    state = folder.lstat()
+    return not hasattr(os, "getuid") or (_is_mine(state) and not state.st_mode & _OPEN)
+
+
+def _is_mine(state: os.stat_result) -> bool:
+    return state.st_uid in (os.getuid(), 0) and not stat.S_ISLNK(state.st_mode)
+
+
+def _state(path: Path) -> os.stat_result | None:
+    with contextlib.suppress(FileNotFoundError):  # other processes build and remove beside us
+        return path.lstat()
+    return None
+
+
+def _left_behind(target: Path) -> list[Path]:
+    """What unfinished builds of an engine left beside its place."""
+    return [path for path in target.parent.glob(f".{target.name}.*") if path.suffix != ".lock"]
+
+
+def _discard(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

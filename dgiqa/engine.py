@@ -70,9 +70,14 @@ def build(
     before = _created(target)
     with cache.locked(target):
         if _created(target) and (not force or _created(target) != before):  # another process was quicker
-            progress(f"{target.name} is there already; --force builds it again")
-            return cache.load(target, bundle)
+            try:
+                kept = cache.load(target, bundle)
+                progress(f"{target.name} is there already; --force builds it again")
+                return kept
+            except EngineError as error:
+                progress(f"building again what is damaged: {error}")
         with cache.scratch(key) as folder:
+            progress(f"building {target.name}")
             order = _Order(bundle, key, folder, calibration, workspace, timing_cache, progress)
             files, evidence = _made(order, plugins)
             progress("scoring the golden images")

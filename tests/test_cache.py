@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,11 +18,13 @@ import dgiqa
 from dgiqa import cache, spec
 from dgiqa.bundle import Bundle, write_bundle
 from dgiqa.cache import Engine
-from dgiqa.errors import BackendError, EngineError
+from dgiqa.cli.engines import _facts, _print_certificate
+from dgiqa.errors import BackendError, DgiqaError, EngineError
 from dgiqa.scorer import Scorer
 
 pytest.importorskip("onnxruntime")
 CERTIFICATE = {"max_difference": 0.0, "share": 0.0, "tolerance": 1.0, "images": 4}
+CERTIFICATE |= {"bytes": 1, "share_of_fp32_bytes": 0.5, "types": {}, "layers": {}}
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +114,16 @@ def test_what_others_could_have_written_is_not_loaded(tiny_bundle: Bundle, tmp_p
     real.rename(tmp_path / "elsewhere")
     real.symlink_to(tmp_path / "elsewhere")
     assert cache.list_engines() == []
+    assert "belongs to or can be written by others" in cache.damaged()[engine.name]
+    (tmp_path / "elsewhere").replace(real)
+    assert [found.name for found in cache.list_engines()] == [engine.name]
+    engine.path.chmod(0o755)
+    real.chmod(0o666)  # anybody could have written over it
+    assert cache.list_engines() == []
+    real.chmod(0o644)
     cache.engines_folder().chmod(0o777)
+    assert cache.list_engines() == []
+    assert "can be written by others; chmod 700 it" in cache.damaged()[engine.name]
     with pytest.raises(EngineError, match="can be written by others, so nothing in it is loaded; chmod 700 it"):
         keep(tiny_bundle, "int8")
 
@@ -139,14 +153,68 @@ def test_a_damaged_record_is_left_out_and_named(tiny_bundle: Bundle, text: str) 
         cache.load(engine.path, tiny_bundle)
 
 
-def test_a_record_cannot_name_files_elsewhere(tiny_bundle: Bundle) -> None:
+def places(value: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Where something stands in a document."""
+    yield at
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from places(inner, (*at, name))
+
+
+def edited(record: Any, at: tuple[str, ...], value: Any) -> Any:
+    if not at:
+        return value
+    return {**record, at[0]: edited(record[at[0]], at[1:], value)}
+
+
+def test_a_record_with_anything_of_another_kind_in_it_is_never_worse_than_an_error(tiny_bundle: Bundle) -> None:
+    engine = keep(tiny_bundle)
+    path = engine.path / cache.RECORD
+    whole = json.loads(path.read_text())
+    for at in places(whole):
+        for value in (None, -1, "x", [], {}, {"../x": "y"}):
+            path.write_text(json.dumps(edited(whole, at, value)))
+            for found in cache.list_engines():
+                _facts(found)
+                _print_certificate(found)
+            assert all(name == engine.name for name in cache.damaged())
+            for attempt in (
+                lambda: cache.find(tiny_bundle, "onnxruntime", "fp16"),
+                lambda: cache.load(engine.path, tiny_bundle),
+            ):
+                with contextlib.suppress(DgiqaError):  # anything else fails the test
+                    attempt()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"networks": {}}, r"its networks are \[\]"),  # the bundle's fp32 files would run under the name of fp16
+        ({"networks": {spec.DEPTH_FILE: "depth.onnx"}}, r"its networks are \['depth\.onnx'\]"),
+        ({"networks": dict.fromkeys(cache.NETWORKS, "nowhere")}, r"it has no files \['nowhere'\]"),
+        ({"files": {"../depth.onnx": {"sha256": ""}}}, r"its files \['\.\./depth\.onnx'\] lie elsewhere"),
+        ({"key": {"plugins": {"/tmp/evil.so": ""}}}, r"its files \['/tmp/evil\.so'\] lie elsewhere"),
+        ({"key": {"plugins": {"..": ""}}}, r"its files \['\.\.'\] lie elsewhere"),
+        ({"key": {"precision": "fp64"}}, "its engine is 'onnxruntime' in 'fp64'"),
+        ({"key": {"engine": "another"}}, "its engine is 'another' in 'fp16'"),
+        ({"key": {"device": 5}}, r"its record\.key\.device is 5"),
+        ({"certificate": {"share": None}}, r"its record\.certificate\.share is null"),
+        ({"created": None}, r"its record\.created is null"),
+    ],
+)
+def test_a_record_that_no_build_writes_is_refused_and_says_why(
+    tiny_bundle: Bundle, change: dict[str, Any], why: str
+) -> None:
     engine = keep(tiny_bundle)
     record = json.loads((engine.path / cache.RECORD).read_text())
-    record["networks"][spec.DEPTH_FILE] = "../depth.onnx"
-    record["files"]["../depth.onnx"] = {"sha256": "", "bytes": 0}
+    for name, value in change.items():
+        record[name] = {**record[name], **value} if name in ("key", "certificate") else value
     (engine.path / cache.RECORD).write_text(json.dumps(record))
-    with pytest.raises(EngineError, match="is not an engine"):
+    with pytest.raises(EngineError, match=rf"is not an engine \({why}"):
         cache.load(engine.path, tiny_bundle)
+    assert re.search(why, cache.damaged()[engine.name])
+    with pytest.raises(EngineError, match="no fp16 engine"):
+        cache.find(tiny_bundle, "onnxruntime", "fp16")
 
 
 def test_a_path_that_the_user_names_is_loaded_from_anywhere(tiny_bundle: Bundle, tmp_path: Path, photos: dict) -> None:
@@ -238,5 +306,25 @@ def test_a_builder_that_dies_leaves_neither_a_lock_nor_an_engine(tiny_bundle: Bu
     command = [sys.executable, "-c", code, str(tiny_bundle.path)]
     assert subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=False).returncode == 9
     assert cache.list_engines() == []
-    keep(tiny_bundle)
+    assert len([path for path in cache.engines_folder().iterdir() if path.is_dir()]) == 1
+    made = keep(tiny_bundle)
     assert len(cache.list_engines()) == 1
+    assert [path.name for path in cache.engines_folder().iterdir() if path.is_dir()] == [made.name]
+
+
+def test_removing_an_engine_takes_what_a_killed_builder_left(tiny_bundle: Bundle) -> None:
+    made = keep(tiny_bundle)
+    (made.path.parent / f".{made.name}.x3f").mkdir()
+    cache.remove(made.name)
+    assert [path.name for path in made.path.parent.iterdir()] == [f".{made.name}.lock"]
+
+
+def test_what_others_build_and_remove_meanwhile_does_not_matter(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = keep(tiny_bundle)
+    gone = made.path.parent / ".other.x3f"
+    really = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda folder: [*really(folder), *([gone] if folder == gone.parent else [])])
+    assert cache.find(tiny_bundle, "onnxruntime", "fp16") == made
+    assert keep(tiny_bundle, "int8").precision == "int8"

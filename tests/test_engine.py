@@ -101,6 +101,20 @@ def test_a_second_build_takes_what_is_there_and_force_builds_again(tiny_bundle: 
     assert build(tiny_bundle, backend="onnxruntime", force=True).created > first.created
 
 
+def test_a_damaged_engine_is_an_error_and_built_again_when_asked(tiny_bundle: Bundle) -> None:
+    first = build(tiny_bundle, backend="onnxruntime")
+    for damage in (
+        lambda: first.files[spec.DEPTH_FILE].write_bytes(first.files[spec.DEPTH_FILE].read_bytes()[:100]),
+        lambda: (first.path / cache.RECORD).write_text('{"format": 1, "key": []}'),
+    ):
+        damage()
+        with pytest.raises(EngineError, match=r"was altered; build it again: .* --force|no fp16 engine"):
+            Scorer(tiny_bundle, backend="onnxruntime", precision="fp16")
+        Scorer(tiny_bundle, backend="onnxruntime", precision="fp16", build=True).close()
+        assert build(tiny_bundle, backend="onnxruntime").created > first.created
+        assert cache.damaged() == {}
+
+
 def test_the_scorer_builds_what_is_missing_only_when_asked(tiny_bundle: Bundle) -> None:
     with pytest.raises(EngineError, match="no fp16 engine"):
         Scorer(tiny_bundle, backend="onnxruntime", precision="fp16")

@@ -90,19 +90,21 @@ def build(  # noqa: PLR0917 - the command line's options
 @cache_app.command("ls")
 def list_(json_: options.Json = False) -> None:
     """List the engines built on this machine."""
-    from dgiqa.cache import list_engines
+    from dgiqa.cache import damaged, list_engines
     from dgiqa.outputs import printable
 
-    engines = list_engines()
+    engines, broken = list_engines(), damaged()
     if json_:
-        print_json({"engines": [_facts(engine) for engine in engines]})
+        print_json({"engines": [_facts(engine) for engine in engines], "damaged": broken})
         return
-    if not engines:
+    if not engines and not broken:
         say("no engine is built on this machine; dgiqa-rt build makes one")
     for engine in engines:
         belongs = f"{engine.key['engine']} {engine.key['version']} on {engine.key['device']}"
         print(f"{engine.name}  {engine.bytes / 1e6:.1f} MB  {engine.created[:19]}", file=stdout())
         print(f"  {printable(belongs)}; {_parity(engine)}", file=stdout())
+    for name, why in broken.items():
+        print(f"{printable(name)}  not used: {printable(why)}", file=stdout())
 
 
 @cache_app.command("rm")
@@ -126,10 +128,10 @@ def path(
     name: Annotated[str | None, typer.Argument(metavar="ENGINE", help="A name that `cache ls` shows.")] = None,
 ) -> None:
     """Print the folder of all engines, or of one."""
-    from dgiqa.cache import engines_folder, list_engines
+    from dgiqa.cache import damaged, engines_folder, list_engines
     from dgiqa.errors import EngineError
 
-    if name and name not in [engine.name for engine in list_engines()]:
+    if name and name not in [engine.name for engine in list_engines()] and name not in damaged():
         raise EngineError(f"no engine is named {name!r}; dgiqa-rt cache ls shows those there are")
     print(engines_folder() / name if name else engines_folder(), file=data_stream())
 
