@@ -8,9 +8,10 @@ too few layers in the precision, or scores further from the bundle's own than th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from dgiqa.cache import Engine
 from dgiqa.errors import BackendError, EngineError, ParityError
 from dgiqa.parity import certify
 
-BATCH = (1, 8, 32)  # tiles a run: fewest, usual, most
+BATCH = (1, 8, 32)  # tiles a run: fewest, usual (what a Scorer takes at once), most
 WORKSPACE = 4 << 30  # bytes
 ASPECTS = (1.0, 4 / 3, 16 / 9)  # of images, for the depth network's input: 518x518, 518x686, 518x924 for 518 pixels
 
@@ -35,7 +36,7 @@ def build(
     backend: str = "auto",
     precision: str = "fp16",
     batch: tuple[int, int, int] = BATCH,
-    buckets: Sequence[tuple[int, int]] | None = None,
+    buckets: Sequence[tuple[int, int]] = (),
     workspace: int = WORKSPACE,
     timing_cache: Path | None = None,
     plugins: Sequence[Path] = (),
@@ -49,26 +50,28 @@ def build(
     kept is the proof. calibration: images, or folders of them, for int8 (500 or more are advised), by default the
     bundle's own golden images.
     TensorRT only: batch, tiles a run (fewest, usual, most); buckets, (height, width) of depth inputs that the plan
-    ranges over, by default those of square, 4:3 and 16:9 images, upright too; workspace in bytes; timing_cache, a file
-    of measured kernels; plugins, libraries that serve operators.
+    takes besides those of square, 4:3 and 16:9 images, upright too; workspace in bytes; timing_cache, a file of
+    measured kernels; plugins, libraries that serve operators.
     force: build it again even if it is there. progress: told each step.
     Raises ValueError for arguments that mean nothing, BackendError if the backend is not there, EngineError if it
     cannot be built, ParityError if the precision is not in it or its scores are over budget. After an error nothing
     is left behind.
     """
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-    _check_batch(batch)
+    check_batch(batch)
+    check_buckets(buckets, bundle.preprocess)
     backend = _available(backend, precision)
+    _check_plugins(plugins, backend)
     profile: dict[str, Any] = {}
     if calibration is not None and precision == "int8":
         profile["calibration"] = _digest(calibration)
     if backend == sessions.TENSORRT:
         profile["batch"] = list(batch)
-        profile["depth"] = [list(size) for size in buckets or depth_buckets(bundle.preprocess)]
+        profile["depth"] = [list(size) for size in dict.fromkeys([*depth_buckets(bundle.preprocess), *buckets])]
     key = cache.engine_key(bundle, backend, precision, profile=profile, plugins=plugins)
     target = cache.directory(key)
     before = _created(target)
-    with cache.locked(target):
+    with _named_failures(target), cache.locked(target):
         if _created(target) and (not force or _created(target) != before):  # another process was quicker
             try:
                 kept = cache.load(target, bundle)
@@ -120,8 +123,19 @@ def _available(backend: str, precision: str) -> str:
     except BackendError as error:
         if backend != sessions.TENSORRT:
             raise
+        where = "" if sessions.gpu_present() or "pip install" not in str(error) else " on a machine with an NVIDIA GPU"
         instead = "--backend onnxruntime builds and proves the same precision for ONNX Runtime on this CPU"
-        raise BackendError(f"{error} on a machine with an NVIDIA GPU, or {instead}") from error
+        raise BackendError(f"{error}{where}, or {instead}") from error
+
+
+@contextlib.contextmanager
+def _named_failures(target: Path) -> Iterator[None]:
+    """What the disk refuses is an EngineError that says where; the system's own often names no file."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{target.name} was not built in {target.parent} ({error}), and nothing was kept"
+        raise EngineError(f"{what}; make room there, or set XDG_CACHE_HOME to another folder") from error
 
 
 def _made(order: _Order, plugins: Sequence[Path]) -> tuple[dict[str, Path], dict[str, Any]]:
@@ -238,9 +252,29 @@ def _digest(paths: Sequence[Path]) -> str:
     return hashlib.sha256("".join(sorted(map(sha256_of, files))).encode()).hexdigest()
 
 
-def _check_batch(batch: tuple[int, int, int]) -> None:
-    if len(batch) != 3 or not 1 <= batch[0] <= batch[1] <= batch[2]:
-        raise ValueError(f"batch is {','.join(map(str, batch))}, wanted fewest,usual,most tiles a run, such as 1,8,32")
+def check_batch(batch: Sequence[int]) -> None:
+    """ValueError for numbers of tiles (fewest, usual, most) that no plan could score images with."""
+    if len(batch) != 3 or not 1 == batch[0] <= batch[1] <= batch[2] or batch[2] < BATCH[1]:
+        why = f"images leave single tiles over, and {BATCH[1]} are scored at once"
+        got = ",".join(map(str, batch))
+        raise ValueError(f"batch is {got}, wanted fewest,usual,most tiles a run, such as 1,8,32: {why}")
+
+
+def check_buckets(buckets: Sequence[tuple[int, int]], p: spec.Preprocess) -> None:
+    """ValueError for a (height, width) that no image gives the depth network."""
+    for height, width in buckets:
+        if min(height, width) != p.depth_lower_bound or height % p.depth_multiple or width % p.depth_multiple:
+            raise ValueError(
+                f"depth inputs of {height}x{width}: one side is {p.depth_lower_bound}, the other a larger multiple of "
+                f"{p.depth_multiple}"
+            )
+
+
+def _check_plugins(plugins: Sequence[Path], backend: str) -> None:
+    if plugins and backend != sessions.TENSORRT:
+        raise ValueError(f"plugins serve TensorRT, and this is for {backend}; leave them out, or --backend tensorrt")
+    if len({path.name for path in plugins}) < len(plugins):
+        raise ValueError(f"two plugins have one name: {', '.join(map(str, plugins))}; rename one")
 
 
 def _to_multiple(side: float, p: spec.Preprocess) -> int:

@@ -30,6 +30,7 @@ INSTALL = {
     CUDA: 'pip uninstall -y onnxruntime && pip install "dgiqa-rt[gpu]"',
     TENSORRT: 'pip install "dgiqa-rt[tensorrt]"',
 }
+_NO_GPU = "needs an NVIDIA GPU and its driver, and none answers on this machine"
 # From this size on "auto" prefers OpenVINO in fp32. Two cores, against ONNX Runtime 1.31: the full-size quality network
 # at batch 8 runs 1.48x as fast, Depth Anything ViT-S at 518x686 1.26x. Whole images through the small bundle (CPU time
 # of one thread): 1.18x in one size over and over; in random sizes 0.67x over the first ten, 0.98x after that; and a
@@ -99,7 +100,8 @@ def choose(backend: str = "auto", precision: str = "fp32", path: str | Path | No
         raise BackendError(f"{backend} has no bf16; choose --backend openvino, or --precision fp16")
     if backend != "auto":
         if lacking := _lacking(backend):
-            raise BackendError(f"backend {backend!r} {lacking}; {INSTALL[backend]}")
+            fix = "run it on a machine with one" if lacking == _NO_GPU else INSTALL[backend]
+            raise BackendError(f"backend {backend!r} {lacking}; {fix}")
         return backend
     able = [name for name in backends() if name == OPENVINO or precision != "bf16"]
     if precision == "fp32":
@@ -183,7 +185,7 @@ def _lacking(backend: str) -> str:
     if importlib.util.find_spec(_MODULE[backend]) is None:
         return f"needs {_MODULE[backend]}, which is not installed"
     if backend in (CUDA, TENSORRT) and not gpu_present():
-        return "needs an NVIDIA GPU and its driver, and none answers on this machine"
+        return _NO_GPU
     if backend == CUDA and not _has_cuda_wheel():  # last: it reads the metadata of every wheel
         return "needs onnxruntime-gpu, and only a CPU build of onnxruntime is installed"
     return ""

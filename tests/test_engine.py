@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dgiqa import cache, quantize, sessions, spec
-from dgiqa.bundle import Bundle, load_bundle
-from dgiqa.engine import build, depth_buckets
+from dgiqa import cache, preprocess, quantize, scorer, sessions, spec
+from dgiqa.bundle import Bundle, load_bundle, load_golden
+from dgiqa.engine import BATCH, build, depth_buckets
 from dgiqa.errors import BackendError, EngineError, ParityError
 from dgiqa.parity import BUDGETS
 from dgiqa.scorer import Scorer
@@ -198,10 +200,47 @@ def test_depth_shapes_are_those_of_common_photographs() -> None:
     assert depth_buckets(load_bundle("small").preprocess)[0] == (256, 256)
 
 
-@pytest.mark.parametrize("batch", [(0, 8, 32), (8, 1, 32), (1, 8)])
+@pytest.mark.parametrize("batch", [(0, 8, 32), (8, 1, 32), (1, 8), (2, 8, 32), (1, 4, 4)])
 def test_senseless_batches_are_refused(tiny_bundle: Bundle, batch: Any) -> None:
     with pytest.raises(ValueError, match="wanted fewest,usual,most tiles a run"):
         build(tiny_bundle, batch=batch)
+
+
+@pytest.mark.parametrize("size", [(64, 100), (96, 96), (32, 64), (0, 64)])
+def test_depth_shapes_that_no_image_has_are_refused(tiny_bundle: Bundle, size: Any) -> None:
+    with pytest.raises(ValueError, match="one side is 64, the other a larger multiple of 32"):
+        build(tiny_bundle, buckets=[size])
+
+
+def test_a_plan_built_by_default_takes_the_golden_images_and_as_many_tiles_as_a_scorer_runs() -> None:
+    bundle = load_bundle("small")
+    buckets, p = depth_buckets(bundle.preprocess), bundle.preprocess
+    for golden in load_golden(bundle):
+        rgb = preprocess.decode((bundle.path / golden.file).read_bytes())
+        size = preprocess.depth_size(*rgb.shape[:2], p)
+        for side, sides in zip(size, zip(*buckets, strict=True), strict=True):
+            assert min(sides) <= side <= max(sides)
+    assert BATCH[1] >= scorer.BATCH
+
+
+def test_plugins_are_for_tensorrt_and_have_names_of_their_own(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    plugin = tmp_path / "p.so"
+    plugin.write_bytes(b"code")
+    with pytest.raises(ValueError, match="plugins serve TensorRT, and this is for onnxruntime"):
+        build(tiny_bundle, backend="onnxruntime", plugins=[plugin])
+
+
+def test_a_disk_that_refuses_is_an_error_that_names_the_place_and_leaves_nothing(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(bundle: Bundle, out: Path) -> None:
+        (out / spec.DEPTH_FILE).write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    fake_quantiser(monkeypatch, full)
+    with pytest.raises(EngineError, match=r"was not built in .*engines .*No space left.*nothing was kept; make room"):
+        build(tiny_bundle, backend="onnxruntime")
+    assert nothing_left()
 
 
 # TensorRT, with stand-ins for what compiles and runs plans: what is asked of it, and what is kept
@@ -238,7 +277,9 @@ def test_plans_are_built_for_the_shapes_asked_for_and_found_again(
 ) -> None:
     plugin = tmp_path / "libplugin.so"
     plugin.write_bytes(b"code")
-    made = build(tiny_bundle, backend="tensorrt", batch=(1, 4, 16), buckets=[(64, 96), (96, 64)], plugins=[plugin])
+    with pytest.raises(ValueError, match="two plugins have one name"):
+        build(tiny_bundle, backend="tensorrt", plugins=[plugin, plugin])
+    made = build(tiny_bundle, backend="tensorrt", batch=(1, 4, 16), buckets=[(64, 192), (64, 96)], plugins=[plugin])
     assert sorted(path.name for path in made.path.iterdir()) == [
         "depth.plan",
         "engine.json",
@@ -247,11 +288,12 @@ def test_plans_are_built_for_the_shapes_asked_for_and_found_again(
     ]
     assert tensorrt.shapes["rgb"] == ((1, 3, 64, 64), (4, 3, 64, 64), (16, 3, 64, 64))
     assert tensorrt.shapes["image"][0] == (1, 3, 64, 64)
-    assert tensorrt.shapes["image"][2] == (1, 3, 96, 96)
+    assert tensorrt.shapes["image"][2] == (1, 3, 128, 192)
     assert [path.name for path in tensorrt.plugins] == ["libplugin.so"] * 2
     key = made.key
     assert (key["version"], key["device"], key["compute_capability"]) == ("11.4.0.106", "NVIDIA Z1", "9.0")
-    assert key["profile"] == {"batch": [1, 4, 16], "depth": [[64, 96], [96, 64]]}
+    usual = [[64, 64], [64, 96], [64, 128], [96, 64], [128, 64]]
+    assert key["profile"] == {"batch": [1, 4, 16], "depth": [*usual, [64, 192]]}
     scorer = Scorer(tiny_bundle, precision="fp16")  # auto takes TensorRT where it is
     assert scorer.backend.endswith("fp16")
     assert 0 < scorer.score(photos["coffee"]).value < 1
@@ -324,7 +366,11 @@ def test_exit_codes_tell_a_wrong_engine_from_a_missing_backend(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert command("build", "--fp16", "--int8").returncode == 2
-    assert command("build", "--batch", "8,1").returncode == 2
+    for wrong in ("8,1", "2,8,32", "1,2,4", "1,8,x"):
+        assert command("build", "--batch", wrong).returncode == 2
+    assert command("build", "--workspace", "inf").returncode == 2
+    assert command("build", "--depth", "518").returncode == 2
+    assert command("build", "--timing-cache", ROOT).returncode == 2
     assert command("cache", "rm").returncode == 2
     if "tensorrt" not in backends():
         without = command("build", "--bundle", tiny_bundle.path, "--backend", "tensorrt")

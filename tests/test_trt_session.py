@@ -21,7 +21,7 @@ import pytest
 from gpu_fakes import TILE, FakeDriver, write_plan
 
 from dgiqa.backends import cuda
-from dgiqa.backends.plan import Log, Progress, identity, layer_precisions
+from dgiqa.backends.plan import Log, Progress, build_plan, identity, layer_precisions
 from dgiqa.backends.trt import TrtSession
 from dgiqa.errors import BackendError, EngineError
 
@@ -397,6 +397,11 @@ def test_a_layer_counts_under_the_narrowest_type_it_touches(driver: FakeDriver, 
     names = write_plan(tmp_path / "names", layers=["conv1", "conv2"])
     with cuda.Context().current(), pytest.raises(EngineError, match="without details of its layers"):
         layer_precisions(names)
+
+
+def test_a_place_for_measured_kernels_is_checked_before_a_build(driver: FakeDriver, plan: Path, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="is a folder, wanted a file for measured kernels"):
+        build_plan(plan, tmp_path / "made.plan", shapes={}, timing_cache=tmp_path)
 
 
 def test_progress_is_told_now_and_then_and_its_errors_stop_the_build() -> None:

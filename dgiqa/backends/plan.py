@@ -83,6 +83,10 @@ def build_plan(
     import_tensorrt()
     import tensorrt as trt
 
+    if timing_cache is not None:  # before minutes of building, not after them
+        timing_cache.parent.mkdir(parents=True, exist_ok=True)
+        if timing_cache.is_dir():
+            raise EngineError(f"{timing_cache} is a folder, wanted a file for measured kernels")
     started = time.monotonic()
     log = Log()
     served = _load_plugins(tuple(plugins))

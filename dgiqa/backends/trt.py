@@ -203,7 +203,8 @@ class TrtSession:
         low, high = tensor.smallest, tensor.largest
         if len(shape) != len(low) or not all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True)):
             raise ValueError(
-                f"input {name!r} has shape {shape}, this plan takes {low} to {high}; build one for it: dgiqa-rt build"
+                f"input {name!r} has shape {shape}, this plan takes {low} to {high}; build one for it: dgiqa-rt build "
+                "with --batch or --depth"
             )
 
     def _check(self, name: str, dtype: np.dtype[Any], shape: Shape, wanted: Shape | None) -> None:

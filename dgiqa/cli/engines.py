@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,9 +38,19 @@ def build(  # noqa: PLR0917 - the command line's options
     batch: Annotated[
         str, typer.Option(metavar="MIN,OPT,MAX", help="TensorRT: tiles a run; fewest, usual, most.")
     ] = "1,8,32",
-    workspace: Annotated[float, typer.Option(min=0.1, metavar="GB", help="TensorRT: memory for scratch.")] = 4.0,
+    depth: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HxW",
+            help="TensorRT: a size of depth inputs to take, too; repeatable.  [default: of 1:1, 4:3 and 16:9]",
+        ),
+    ] = None,
+    workspace: Annotated[
+        float, typer.Option(min=0.1, max=1024, metavar="GB", help="TensorRT: memory for scratch.")
+    ] = 4.0,
     timing_cache: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="TensorRT: kernels measured before; read and extended.")
+        Path | None,
+        typer.Option(metavar="FILE", dir_okay=False, help="TensorRT: kernels measured before; read and extended."),
     ] = None,
     plugin: Annotated[
         list[Path] | None,
@@ -73,6 +84,7 @@ def build(  # noqa: PLR0917 - the command line's options
         backend=backend.value,
         precision=_precision(fp32=fp32, fp16=fp16, int8=int8, bf16=bf16),
         batch=_batch(batch),
+        buckets=[_size(text) for text in depth or []],
         workspace=int(workspace * 2**30),
         timing_cache=timing_cache,
         plugins=plugin or [],
@@ -148,9 +160,17 @@ def _batch(text: str) -> tuple[int, int, int]:
         low, usual, high = (int(part) for part in text.split(","))
     except ValueError as error:
         raise typer.BadParameter(f"{text!r}, wanted three numbers such as 1,8,32", param_hint="--batch") from error
-    if not 1 <= low <= usual <= high:
-        raise typer.BadParameter(f"{text!r}, wanted them from 1 upwards and ascending", param_hint="--batch")
+    from dgiqa.engine import check_batch
+
+    with options.usage("--batch"):
+        check_batch((low, usual, high))
     return low, usual, high
+
+
+def _size(text: str) -> tuple[int, int]:
+    if not (found := re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)):
+        raise typer.BadParameter(f"{text!r}, wanted height x width such as 518x1204", param_hint="--depth")
+    return int(found[1]), int(found[2])
 
 
 def _facts(engine: Engine) -> dict[str, Any]:
