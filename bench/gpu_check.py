@@ -1,25 +1,32 @@
 """Everything that needs an NVIDIA GPU, run once in order on a machine that has one: under ten minutes.
 
     python bench/gpu_check.py [--json bench/results/gpu_check.json] [--bundle small] [--calls 10000] [--calib DIR]
+                              [--only STEP ...] [--minutes 10]
 
-Each step stands alone: one that fails is recorded with its error and the others go on. Exit code 0 if every step
-passed, 1 otherwise. A machine without a GPU gives a record of what is missing, step by step.
+Each step stands alone: one that fails is recorded with its error and the others go on. The record is written before
+and after every step, so that one that hangs or ends the process is named in it; --only runs steps whose names hold a
+word. What a step lacks (a GPU, a package, the built kernels) is its error. Exit code 0 if every step passed, else 1.
 
-    onnxruntime-cuda fp32, fp16, int8   the bundle's networks against ONNX Runtime on the CPU, times
+    onnxruntime-cuda fp32, fp16, int8   the bundle's networks against ONNX Runtime on the CPU, times; a captured graph
     device memory                       allocation, copies, events, graph replay, and nothing left after all calls
+    images in place                     golden images on the GPU, our kernels there, the networks on the CPU
     tensorrt fp32, fp16, int8           build, layer types, parity, times; device arrays; nothing left after all calls
+    scores onnxruntime-cuda, tensorrt   golden images through the whole of it, as `dgiqa-rt verify` does
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import importlib.util
 import json
+import os
+import re
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,14 +34,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dgiqa import spec
+from dgiqa import preprocess, spec
 from dgiqa.backends import cuda
+from dgiqa.backends.gpu import CudaMemory, DeviceScorer, ThroughHost
+from dgiqa.backends.native import Kernels
 from dgiqa.backends.ort import OrtSession
-from dgiqa.bundle import Bundle, load_bundle
+from dgiqa.backends.wheels import installed_wheels
+from dgiqa.bundle import Bundle, load_bundle, load_golden
 from dgiqa.errors import BackendError, EngineError
 from dgiqa.files import replacing
-from dgiqa.parity import BUDGETS
-from dgiqa.sessions import CUDA, Session, gpu_present, open_session
+from dgiqa.parity import BUDGETS, verify_bundle
+from dgiqa.sessions import CUDA, TENSORRT, Session, choose, gpu_present, open_session
 
 sys.path.insert(0, str(Path(__file__).parent))
 from stamp import environment_stamp
@@ -100,12 +110,17 @@ class Room:
 
 
 def onnxruntime_cuda(room: Room, precision: str) -> Record:
-    """Both networks on the CUDA provider."""
+    """Both networks on the CUDA provider, and the quality network by a captured graph."""
     need_gpu()
-    return {
+    choose(CUDA)  # before minutes of quantising for nothing
+    files = room.files(precision)
+    found = {
         name: room.compare(name, open_session(path, CUDA, precision=precision), precision)
-        for name, path in room.files(precision).items()
+        for name, path in files.items()
     }
+    tiles = len(room.feeds[spec.QUALITY_FILE][spec.QUALITY_RGB])
+    graph = OrtSession(files[spec.QUALITY_FILE], device="cuda", cuda_graph={"n": tiles})
+    return {**found, "graph": room.compare(spec.QUALITY_FILE, graph, precision)}
 
 
 def device_memory(room: Room) -> Record:
@@ -133,6 +148,43 @@ def device_memory(room: Room) -> Record:
         cuda.check_home(guest, context)
         lost = _lost_mb(lambda: _one_round(context, pinned, handle), room.calls)
     return {"gpu": context.gpu, "driver": cuda.driver_version(), "calls": room.calls, "lost_mb": _check_lost(lost)}
+
+
+def images_in_place(room: Room, kernels: Kernels | None = None) -> Record:
+    """Golden images that lie on the GPU: prepared there by our kernels, with networks that do without a GPU."""
+    need_gpu()
+    kernels = kernels or _real_kernels()
+    memory = CudaMemory()
+    depth, quality = (
+        ThroughHost(_OnHost(room.bundle.file(name)), memory, cuda.synchronize)
+        for name in (spec.DEPTH_FILE, spec.QUALITY_FILE)
+    )
+    scorer, found = DeviceScorer(depth, quality, room.bundle.preprocess, kernels=kernels, memory=memory), []
+    for golden in load_golden(room.bundle):
+        rgb = preprocess.decode((room.bundle.path / golden.file).read_bytes())
+        for image, stream in _placed(memory, rgb):
+            got = scorer.score(image, golden.tiles, stream=stream)
+            found.append(abs(float(got.tile_scores.mean(dtype=np.float64)) - golden.score))
+    scorer.close()
+    if not max(found) <= BUDGETS["fp32"]:
+        raise EngineError(f"scores of images on the GPU differ by {max(found):.2e}, wanted {BUDGETS['fp32']:g}")
+    return {"images": len(found), "difference": max(found), "milliseconds": got.ms, "kernels": str(kernels.path)}
+
+
+def scores(room: Room, backend: str) -> Record:
+    """The golden images through the whole product: a built engine for TensorRT, the bundle's files for ONNX Runtime."""
+    from dgiqa.engine import build
+    from dgiqa.scorer import Scorer
+
+    need_gpu()
+    choose(backend)
+    os.environ["XDG_CACHE_HOME"] = str(room.folder / "cache")  # this user's own engines stay as they are
+    engine = build(room.bundle, backend=TENSORRT, precision="fp16") if backend == TENSORRT else None
+    with Scorer(room.bundle, backend=backend, engine=engine) as scorer:
+        report = verify_bundle(room.bundle, scorer)
+    if not report.passed:
+        raise EngineError(f"{report.backend} differs by {report.max_difference:.2e}, wanted {report.tolerance:g}")
+    return {"backend": report.backend, "difference": report.max_difference, "share_of_budget": report.share}
 
 
 def tensorrt(room: Room, precision: str) -> Record:
@@ -163,20 +215,37 @@ def need_gpu() -> None:
         raise BackendError("no NVIDIA GPU here; run this on a machine that has one")
 
 
-def run_steps(steps: Mapping[str, Callable[[], Record]]) -> dict[str, Record]:
-    """Each step's findings, with "ok" and "seconds"; an error becomes its finding."""
-    found = {}
+def run_steps(
+    steps: Mapping[str, Callable[[], Record]], keep: Callable[[dict[str, Record]], None], minutes: float = 10
+) -> dict[str, Record]:
+    """Each step's findings, with "ok" and "seconds"; an error becomes its finding.
+
+    keep: given all findings so far, before and after every step. minutes: no step begins later than this.
+    """
+    started = time.monotonic()
+    found: dict[str, Record] = {name: {"ok": False, "error": "not begun"} for name in steps}
     for name, step in steps.items():
-        started = time.monotonic()
-        try:
-            found[name] = {"ok": True, **step()}
-        except Exception as error:  # whatever one step meets, the others go on
-            lines = traceback.format_exc().splitlines()
-            found[name] = {"ok": False, "error": f"{type(error).__name__}: {error}", "at": lines[-3:-1]}
-        found[name]["seconds"] = round(time.monotonic() - started, 2)
+        if time.monotonic() - started > 60 * minutes:
+            found[name] = {"ok": False, "error": f"not begun within {minutes:g} minutes; --only {name!r} runs it"}
+            continue
+        found[name] = {"ok": False, "error": "begun, and the process ended or was stopped in it"}
+        keep(found)
+        found[name] = _finding(step)
+        keep(found)
         verdict = "ok" if found[name]["ok"] else found[name]["error"]
         print(f"{name}: {verdict} ({found[name]['seconds']} s)", flush=True)
+    keep(found)
     return found
+
+
+def _finding(step: Callable[[], Record]) -> Record:
+    started = time.monotonic()
+    try:
+        found = {"ok": True, **step()}
+    except Exception as error:  # whatever one step meets, the others go on
+        lines = traceback.format_exc().splitlines()
+        found = {"ok": False, "error": f"{type(error).__name__}: {error}", "at": lines[-3:-1]}
+    return {**found, "seconds": round(time.monotonic() - started, 2)}
 
 
 def steps_of(room: Room) -> dict[str, Callable[[], Record]]:
@@ -186,7 +255,43 @@ def steps_of(room: Room) -> dict[str, Callable[[], Record]]:
         for p in PRECISIONS
     }
     steps["device memory"] = lambda: device_memory(room)
-    return steps | {f"tensorrt {p}": lambda p=p: tensorrt(room, p) for p in PRECISIONS}  # type: ignore[misc]
+    steps["images in place"] = lambda: images_in_place(room)
+    steps |= {f"tensorrt {p}": lambda p=p: tensorrt(room, p) for p in PRECISIONS}  # type: ignore[misc]
+    return steps | {f"scores {b}": lambda b=b: scores(room, b) for b in (CUDA, TENSORRT)}  # type: ignore[misc]
+
+
+class _OnHost:
+    """A network in ONNX Runtime on the CPU that reads arrays on the device."""
+
+    def __init__(self, path: Path) -> None:
+        self._session = OrtSession(path)
+        self.backend = self._session.backend
+
+    def run(self, feeds: Mapping[str, cuda.DeviceArray]) -> dict[str, NDArray[Any]]:
+        return self._session.run({name: array.numpy() for name, array in feeds.items()})
+
+
+def _real_kernels() -> Kernels:
+    kernels = Kernels()
+    if kernels.emulated:
+        raise BackendError(f"{kernels.path} emulates the kernels on a CPU; set DGIQA_KERNELS to a CUDA build of it")
+    return kernels
+
+
+def _placed(memory: CudaMemory, rgb: NDArray[np.uint8]) -> Iterator[tuple[Any, Any]]:
+    """A picture on the GPU, and the stream to score it on: our array, and PyTorch's where that is installed."""
+    with memory.current():
+        image = memory.empty(rgb.shape, np.uint8)
+        memory.upload(image.pointer, rgb, memory.stream)
+    yield image, None
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        if torch.cuda.is_available():
+            stream = torch.cuda.Stream()
+            with torch.cuda.stream(stream):
+                tensor = torch.from_numpy(rgb).cuda(non_blocking=True)
+            yield tensor, stream
 
 
 def _in_place(room: Room, name: str, session: Any) -> float:
@@ -244,16 +349,31 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--bundle", default="small")
     parser.add_argument("--calls", type=int, default=10_000, help="of each check that nothing is left behind")
     parser.add_argument("--calib", type=Path, action="append", help="pictures to calibrate int8 on")
+    parser.add_argument("--only", action="append", metavar="WORD", help="steps whose names hold it; repeatable")
+    parser.add_argument("--minutes", type=float, default=10, help="no step begins later than this")
     options = parser.parse_args(arguments)
+    head = {"environment": environment_stamp(), "packages": _gpu_packages()}
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+
+    def keep(found: dict[str, Record]) -> None:
+        record = {**head, "bundle": room.bundle.id, "ok": all(s["ok"] for s in found.values()), "steps": found}
+        with replacing(options.json) as partial:
+            partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
     with tempfile.TemporaryDirectory() as folder:
         room = Room(load_bundle(options.bundle), Path(folder), options.calls, options.calib)
-        found = run_steps(steps_of(room))
-    ok = all(step["ok"] for step in found.values())
-    record = {"environment": environment_stamp(), "bundle": room.bundle.id, "ok": ok, "steps": found}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(options.json) as partial:
-        partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return 0 if ok else 1
+        every = steps_of(room)
+        steps = {name: every[name] for name in every if any(word in name for word in options.only or [""])}
+        if not steps:
+            parser.error(f"no step holds {' or '.join(options.only)}; there are {', '.join(every)}")
+        found = run_steps(steps, keep, options.minutes)
+    return 0 if all(step["ok"] for step in found.values()) else 1
+
+
+def _gpu_packages() -> dict[str, str]:
+    """What is installed of what GPUs run on: name -> version."""
+    wanted = re.compile(r"onnx|onnxruntime.*|tensorrt.*|torch|cuda-.*|nvidia-.*|pycuda|cupy.*")
+    return {name: version for name, version in sorted(installed_wheels().items()) if wanted.fullmatch(name)}
 
 
 if __name__ == "__main__":

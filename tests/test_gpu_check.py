@@ -15,7 +15,8 @@ from gpu_fakes import TILE, FakeDriver, write_plan
 
 from dgiqa.backends import cuda
 from dgiqa.backends.trt import TrtSession
-from dgiqa.errors import BackendError, EngineError
+from dgiqa.bundle import Bundle
+from dgiqa.errors import BackendError, DgiqaError, EngineError
 
 
 @pytest.fixture(scope="module")
@@ -39,22 +40,98 @@ def test_without_a_gpu_every_step_says_so_and_the_exit_code_too(
     assert list(record["steps"]) == [
         *(f"onnxruntime-cuda {p}" for p in ("fp32", "fp16", "int8")),
         "device memory",
+        "images in place",
         *(f"tensorrt {p}" for p in ("fp32", "fp16", "int8")),
+        "scores onnxruntime-cuda",
+        "scores tensorrt",
     ]
     assert all("no NVIDIA GPU" in step["error"] for step in record["steps"].values())
     assert {"commit", "gpu", "versions"} <= record["environment"].keys()
+    assert "onnx" in record["packages"]
     assert [p.name for p in tmp_path.iterdir()] == ["found.json"]
+    assert check.main(["--json", str(tmp_path / "some.json"), "--only", "memory", "--only", "scores"]) == 1
+    some = json.loads((tmp_path / "some.json").read_text())["steps"]
+    assert list(some) == ["device memory", "scores onnxruntime-cuda", "scores tensorrt"]
+    with pytest.raises(SystemExit):
+        check.main(["--only", "nonsense"])
+
+
+def test_what_was_found_is_kept_when_a_step_ends_the_process(
+    check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def stopped() -> Any:
+        raise KeyboardInterrupt
+
+    steps = {"first": lambda: {"a": 1}, "second": stopped, "third": lambda: {"b": 2}}
+    monkeypatch.setattr(check, "steps_of", lambda room: steps)
+    with pytest.raises(KeyboardInterrupt):
+        check.main(["--json", str(tmp_path / "found.json")])
+    record = json.loads((tmp_path / "found.json").read_text())
+    assert record["ok"] is False
+    assert record["steps"]["first"]["a"] == 1
+    assert record["steps"]["second"]["error"].startswith("begun, and the process ended")
+    assert record["steps"]["third"]["error"] == "not begun"
+
+
+def test_no_step_begins_when_time_is_up(check: ModuleType) -> None:
+    found = check.run_steps({"first": lambda: {"a": 1}}, lambda found: None, minutes=-1)
+    assert found["first"]["error"] == "not begun within -1 minutes; --only 'first' runs it"
+
+
+def test_nothing_is_quantised_for_a_backend_that_is_not_there(check: ModuleType, driver: FakeDriver) -> None:
+    room = SimpleNamespace(files=lambda precision: pytest.fail("made files before looking"))
+    with pytest.raises(BackendError, match="onnxruntime-cuda"):
+        check.onnxruntime_cuda(room, "int8")
+
+
+def test_images_in_place_score_like_the_golden_ones_and_a_wrong_kernel_is_noticed(
+    check: ModuleType, driver: FakeDriver, kernels: Any, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = SimpleNamespace(bundle=tiny_bundle)
+    found = check.images_in_place(room, kernels)
+    assert found["images"] == 4
+    assert found["difference"] <= 1e-4
+    monkeypatch.setattr(kernels, "depth_range", lambda depth, stream: None)  # stays as it was filled: all zero
+    with pytest.raises((EngineError, DgiqaError)):
+        check.images_in_place(room, kernels)
+    monkeypatch.setenv("DGIQA_KERNELS", str(kernels.path))
+    with pytest.raises(BackendError, match="emulates the kernels on a CPU"):
+        check.images_in_place(room)
 
 
 def test_a_step_that_fails_is_recorded_and_the_others_go_on(check: ModuleType) -> None:
     def fails() -> Any:
         raise ZeroDivisionError("by nothing")
 
-    found = check.run_steps({"first": lambda: {"a": 1}, "second": fails, "third": lambda: {"b": 2}})
+    found = check.run_steps({"first": lambda: {"a": 1}, "second": fails, "third": lambda: {"b": 2}}, lambda found: None)
     assert [step["ok"] for step in found.values()] == [True, False, True]
     assert found["first"]["a"] == 1
     assert found["second"]["error"] == "ZeroDivisionError: by nothing"
     assert "fails" in found["second"]["at"][0]
+
+
+def test_the_kernels_check_goes_on_after_an_error_and_keeps_what_it_found(
+    script: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    kernels_check, out = script("engines/tests/gpu_check.py"), tmp_path / "gpu.json"
+
+    def fails() -> Any:
+        yield {"check": "window", "ok": True}
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def looks() -> Any:
+        so_far = json.loads(out.read_text())
+        assert (so_far["complete"], [row["ok"] for row in so_far["checks"]]) == (False, [True, False])
+        yield {"check": "cross", "ok": True}
+
+    report = kernels_check.run({"window": fails(), "cross": looks()}, {"gpu": "Imagined"}, out)
+    assert report == json.loads(out.read_text())
+    assert (report["gpu"], report["complete"], report["failed"]) == ("Imagined", True, 1)
+    assert "illegal memory access" in report["checks"][1]["error"]
+    facts = SimpleNamespace(get_device_name=lambda: "Imagined", get_device_capability=lambda: (9, 0))
+    head = kernels_check.about(SimpleNamespace(cuda=facts, version=SimpleNamespace(cuda="13.0")))
+    assert head["capability"] == "9.0"
+    assert {"commit", "gpu", "versions"} <= head["environment"].keys()
 
 
 def test_device_memory_passes_on_a_driver_that_works(check: ModuleType, driver: FakeDriver) -> None:

@@ -5,7 +5,7 @@
 
 Parity with float64 at every Swin stage and batch and on odd maps, between guard bands; Depth-CAR's cross-attention, the
 whole network; bit-identical repeats, CUDA graphs, other streams; compute-sanitizer where it is installed. Made to take
-under ten minutes.
+under ten minutes. The file is written after every check: what was found stays when time runs out.
 Exits with 1 where a check fails, with 5 where there is no GPU or no library.
 """
 
@@ -43,30 +43,56 @@ def main() -> None:
         launch_once(torch)
         return
     kernels = ctypes.CDLL(str(options.build / "libdgiqa_kernels.so"))
-    begun, rows = time.monotonic(), []
-    for row in itertools.chain(
-        windows(torch, kernels),
-        [cross(torch, n) for n in BATCHES],
-        [network(torch)],
-        behaviour(torch),
-        sanitized(options.build),
-    ):
-        rows.append(row)
+    checks = {
+        "window": windows(torch, kernels),
+        "cross": (cross(torch, n) for n in BATCHES),
+        "network": (network(torch) for _ in range(1)),
+        "behaviour": behaviour(torch),
+        "compute-sanitizer": sanitized(options.build),
+    }
+    report = run(checks, about(torch), options.out)
+    print(f"{len(report['checks'])} checks, {report['failed']} failed, {report['seconds']} s -> {options.out}")
+    sys.exit(report["failed"] > 0)
+
+
+def run(checks: dict[str, Iterator[Row]], head: Row, out: Path) -> Row:
+    """The report of all checks, written to `out` after each."""
+    begun, report = time.monotonic(), {**head, "complete": False, "seconds": 0.0, "failed": 0, "checks": []}
+    for row in itertools.chain.from_iterable(guarded(name, rows) for name, rows in checks.items()):
         print("ok    " if row["ok"] else "FAILED", json.dumps(row), flush=True)
-    report = {
+        report["checks"].append(row)
+        report |= {"seconds": round(time.monotonic() - begun, 1), "failed": report["failed"] + (not row["ok"])}
+        write(report, out)
+    report["complete"] = True
+    write(report, out)
+    return report
+
+
+def guarded(name: str, rows: Iterator[Row]) -> Iterator[Row]:
+    """The rows; an exception ends them with a row of its own, and the other checks go on."""
+    try:
+        yield from rows
+    except Exception as error:
+        yield {"check": name, "error": f"{type(error).__name__}: {error}", "ok": False}
+
+
+def write(report: Row, out: Path) -> None:
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, out)
+
+
+def about(torch: Any) -> Row:
+    """What the figures belong to: GPU, driver, versions, commit."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
+    from stamp import environment_stamp
+
+    return {
         "gpu": torch.cuda.get_device_name(),
         "capability": ".".join(map(str, torch.cuda.get_device_capability())),
-        "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "seconds": round(time.monotonic() - begun, 1),
-        "failed": sum(not row["ok"] for row in rows),
-        "checks": rows,
+        "environment": environment_stamp(),
     }
-    partial = options.out.with_name(f".{options.out.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, options.out)
-    print(f"{len(rows)} checks, {report['failed']} failed, {report['seconds']} s -> {options.out}")
-    sys.exit(report["failed"] > 0)
 
 
 def start(build: Path) -> Any:
