@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import builtins
 import importlib.util
+import os
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,11 +18,13 @@ import pytest
 from dgiqa import sessions, spec
 from dgiqa.backends import ort as ort_room
 from dgiqa.backends.ort import OrtSession
+from dgiqa.bundle import Bundle
 from dgiqa.errors import BackendError, BundleError
 from dgiqa.sessions import backends, choose, identity, open_session, preparing_threads, usable_cores
 
 ort = pytest.importorskip("onnxruntime")
 helper = pytest.importorskip("onnx.helper")
+ROOT = Path(__file__).parent.parent
 
 
 def affine(opset: int = spec.OPSET, ir_version: int = 9, kind: str = "Add", domain: str = "") -> bytes:
@@ -218,3 +223,14 @@ def test_an_engine_belongs_to_a_version_and_a_device() -> None:
     here = identity("onnxruntime")
     assert here == {"engine": "onnxruntime", "version": ort.__version__, "device": sessions.cpu_name()}
     assert here["device"]
+
+
+def test_importing_onnx_runtime_tells_its_makers_nothing(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """From 1.29 on it writes an identifier of the machine and a queue of reports when it is imported."""
+    quiet = ("CI", "GITHUB_ACTIONS", "TF_BUILD", "ORT_DISABLE_TELEMETRY")  # what silences it, too
+    environment = {name: value for name, value in os.environ.items() if name not in quiet}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    open_one = "import sys; from dgiqa.backends.ort import OrtSession; OrtSession(sys.argv[1])"
+    for program in (("-c", open_one, tiny_bundle.file("quality.onnx")), ("-m", "dgiqa", "doctor")):
+        subprocess.run([sys.executable, *map(str, program)], env=environment, check=True, capture_output=True)
+        assert not [path for path in tmp_path.rglob("*") if "icrosoft" in path.name or "onnxruntime" in path.name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import threading
 from collections.abc import Mapping
@@ -152,6 +153,8 @@ def onnxruntime_version() -> str:
 
 
 def _import_onnxruntime() -> Any:
+    """onnxruntime, without its telemetry: from 1.29 on it marks the machine and reports to its makers when imported."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime as ort
     except ImportError as error:

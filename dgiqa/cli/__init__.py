@@ -25,6 +25,7 @@ def main() -> None:
     DGIQA_DEBUG=1 shows the traceback.
     """
     SIGNALS.catch()
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # whichever command imports ONNX Runtime, see backends/ort.py
     try:
         app(prog_name=PROGRAM)
     except Stopped as stop:
