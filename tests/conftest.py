@@ -19,7 +19,7 @@ from dgiqa.backends.native import Kernels
 from dgiqa.bundle import Bundle, load_bundle, write_bundle
 from dgiqa.parity import golden_files
 from dgiqa.scorer import Scorer
-from dgiqa.sessions import gpu_present
+from dgiqa.sessions import BACKENDS, backends, gpu_present
 
 ROOT = Path(__file__).parent.parent
 PREPROCESS = spec.Preprocess(depth_lower_bound=64, depth_multiple=32, short_side=96, tile=64)
@@ -32,16 +32,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def need_gpu(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """need_gpu("tensorrt", ...): skip without an NVIDIA GPU or one of these modules, naming it; with --gpu, fail."""
+    """need_gpu("tensorrt", "cuda", ...): skip without an NVIDIA GPU or one of these backends or modules, naming it.
+
+    With --gpu, fail instead.
+    """
 
     def need(*modules: str) -> None:
-        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        missing = [name for name in modules if not _is_here(name)]
         lacking = ["an NVIDIA GPU"] * (not gpu_present()) + missing
         if lacking:
             reason = f"needs {' and '.join(lacking)}"
             pytest.fail(reason) if request.config.getoption("--gpu") else pytest.skip(reason)
 
     return need
+
+
+def _is_here(name: str) -> bool:
+    if name in BACKENDS:
+        return name in backends()
+    found = importlib.util.find_spec(name) is not None
+    if name == "torch" and found:  # one without CUDA is of no use to these tests
+        import torch
+
+        return bool(torch.cuda.is_available())
+    return found
 
 
 @pytest.fixture(scope="session")

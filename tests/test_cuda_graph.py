@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -10,7 +12,12 @@ from dgiqa.errors import BackendError  # noqa: E402
 from dgiqa.nn.cuda_graph import GraphedDGIQA, pad_heads, score_branches  # noqa: E402
 from dgiqa.nn.network import DGIQA, SMALL, CrossAttention, SelfAttention  # noqa: E402
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+needs_gpu = pytest.mark.usefixtures("gpu")
+
+
+@pytest.fixture
+def gpu(need_gpu: Callable[..., None]) -> None:
+    need_gpu("torch")
 
 
 @pytest.fixture(scope="module")

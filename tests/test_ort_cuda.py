@@ -214,9 +214,7 @@ def test_the_cpu_takes_no_gpu_arguments() -> None:
 
 
 def test_a_real_gpu_scores_like_the_cpu(need_gpu: Any) -> None:
-    need_gpu("onnxruntime")
-    if CUDA not in pytest.importorskip("onnxruntime").get_available_providers():
-        pytest.skip("needs onnxruntime-gpu")
+    need_gpu("onnxruntime-cuda")
     bundle: Bundle = load_bundle("small")
     rng = np.random.default_rng(0)
     feeds = {name: rng.standard_normal((8, 3, 224, 224)).astype(np.float32) for name in ("rgb", "depth")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -97,7 +98,9 @@ def test_tiles_decide_in_fp32_only() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime-cuda"])
-def test_every_backend_here_scores_the_default_bundle_alike(backend: str) -> None:
+def test_every_backend_here_scores_the_default_bundle_alike(backend: str, need_gpu: Callable[..., None]) -> None:
+    if backend == "onnxruntime-cuda":
+        need_gpu(backend)
     if backend not in backends():
         pytest.skip(f"{backend} is not available here")
     bundle = load_bundle("small")

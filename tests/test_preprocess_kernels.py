@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -220,9 +221,8 @@ class GpuRun:
     """The three kernels of the CUDA library on one image, and their results as tensors on the GPU."""
 
     def __init__(self, rgb: NDArray[np.uint8], depth: NDArray[np.float32], p: Preprocess) -> None:
-        torch = pytest.importorskip("torch")
-        if not torch.cuda.is_available():
-            pytest.skip("needs an NVIDIA GPU")
+        import torch
+
         self.kernels = Kernels()  # a GPU without the library is an error that says how to build it
         assert not self.kernels.emulated
         self.size, self.tile = (rgb.shape[0], rgb.shape[1]), p.tile
@@ -259,8 +259,9 @@ class GpuRun:
 
 @pytest.mark.parametrize(("height", "width", "map_size"), [*SHAPES, (1080, 1920, (518, 924))])
 def test_the_gpu_gives_what_the_emulation_gives(
-    kernels: Kernels, height: int, width: int, map_size: tuple[int, int]
+    need_gpu: Callable[..., None], kernels: Kernels, height: int, width: int, map_size: tuple[int, int]
 ) -> None:
+    need_gpu("torch")
     rgb, depth = picture(height, width), depth_map(map_size)
     gpu = GpuRun(rgb, depth, TINY)
     torch = pytest.importorskip("torch")
@@ -279,7 +280,8 @@ def test_the_gpu_gives_what_the_emulation_gives(
             np.testing.assert_array_equal(tensor.cpu().numpy(), once)
 
 
-def test_the_launches_can_be_captured() -> None:
+def test_the_launches_can_be_captured(need_gpu: Callable[..., None]) -> None:
+    need_gpu("torch")
     gpu = GpuRun(picture(300, 400), depth_map((96, 128)), TINY)
     torch = pytest.importorskip("torch")
     gpu.enqueue(0)
