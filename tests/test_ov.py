@@ -55,11 +55,11 @@ def test_the_precision_asked_for_is_what_is_compiled(small: Bundle) -> None:
             assert session.layer_precisions().total() > 50
 
 
-def test_a_precision_that_was_not_granted_is_an_error(small: Bundle) -> None:
-    session = OvSession(small.file(spec.QUALITY_FILE), threads=1)
-    session._hint = "bf16"  # what it was compiled for is in its settings
-    with pytest.raises(BackendError, match="asked openvino for bf16, got f32"):
-        session.run(feeds(1))
+def test_a_precision_that_was_not_granted_is_an_error(small: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ov._HINTS, "fp32", "f16")  # is asked for, and something else is set: any processor has f32
+    monkeypatch.setattr(ov, "_settings", lambda *arguments: {"INFERENCE_PRECISION_HINT": "f32"})
+    with pytest.raises(BackendError, match="asked openvino for f16, got f32"):
+        OvSession(small.file(spec.QUALITY_FILE)).run(feeds(1))
 
 
 def test_bf16_on_a_processor_without_it_is_refused(small: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,6 +248,30 @@ def test_a_network_for_any_shape_that_strays_from_the_first_is_not_believed(
         got, wanted = (made.run(feeds(2, 64))["score"] for made in (session, reference))
         np.testing.assert_allclose(got, wanted, atol=1e-6)
         assert not list((user_cache() / "openvino").rglob("*.blob"))
+
+
+def test_shapes_are_counted_only_while_a_network_of_their_own_may_still_come(tiny_bundle: Bundle) -> None:
+    session = OvSession(tiny_bundle.file(spec.DEPTH_FILE), threads=1, cache=False)
+    often = [width for width in (64, 96, 128) for _ in range(ov._PAYS_AFTER + 1)]
+    for width in (*often, *range(200, 240)):
+        session.run({"image": np.zeros((1, 3, 64, width), np.float32)})
+    assert len(session._networks) == 1 + ov._FIXED
+    assert len(session._runs) == 2
+
+
+def test_a_comparison_that_cannot_run_is_the_sessions_error(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = OvSession(tiny_bundle.file(spec.QUALITY_FILE), threads=1, cache=False)
+    session.run(feeds(2, 64))
+
+    class Failing:
+        def infer(self, feeds: object, share_inputs: bool) -> None:
+            raise RuntimeError("Exception from src/a.cpp:1:\nout of memory\n\n")
+
+    session._networks[((2, 3, 64, 64),) * 2].idle.append(Failing())
+    with pytest.raises(BackendError, match=r"failed on inputs of shape .*\(2, 3, 64, 64\).*: out of memory"):
+        session.run(feeds(3, 64))
 
 
 def test_a_cache_that_others_could_write_to_is_not_used(tiny_bundle: Bundle, tmp_path: Path) -> None:

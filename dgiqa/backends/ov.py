@@ -3,7 +3,7 @@
 Its own default is bf16 on processors with AMX, which moves scores by up to 1e-2: so the precision is set for every
 network and read back. A network of fixed shapes runs faster than one that takes any (docs/graph.md), and takes as long
 to compile: the first shapes that come get one of their own. The one for all others is compiled when others come, and
-kept in the user's cache, by the file's contents. It is believed once it repeats what the first network said: one that
+kept in the user's cache, by the file's contents. It is believed once it repeats what an earlier network says: one that
 was damaged in the cache still runs. int8 pictures of any size are computed wrongly (OpenVINO 2026.4: a depth map moves
 by up to 60 % of its range), and a large transformer in bf16 ends the process there, so in these every size gets a
 network of its own.
@@ -84,7 +84,6 @@ class OvSession:
         self._each_its_own = precision in ("int8", "bf16") and of_any_size
         self._compiling = threading.Lock()
         self._networks: dict[_Shapes | None, _Network] = {}  # by shapes of the inputs; None: any
-        self._known: tuple[list[NDArray[Any]], list[NDArray[Any]]] | None = None  # inputs and outputs of the first run
         self._runs: Counter[_Shapes] = Counter()
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -96,14 +95,12 @@ class OvSession:
             self._specs[name].check(name, array)
         _check_batch(self._specs, feeds)
         shapes = tuple(feeds[name].shape for name in self.inputs)
-        network = self._network(shapes)
         arrays = [np.ascontiguousarray(feeds[name]) for name in self.inputs]
+        network = self._network(shapes, arrays)
         try:
             results = network.infer(arrays)
         except Exception as error:
             raise self._failed(shapes, error) from error
-        if self._known is None:
-            self._known = [array.copy() for array in arrays], [result.copy() for result in results]
         return dict(zip(self.outputs, results, strict=True))
 
     def layer_precisions(self) -> Counter[str]:
@@ -118,8 +115,8 @@ class OvSession:
                 found[_NAMES.get(precision, precision)] += 1
         return found
 
-    def _network(self, shapes: _Shapes) -> _Network:
-        """What runs inputs of these shapes."""
+    def _network(self, shapes: _Shapes, arrays: list[NDArray[Any]]) -> _Network:
+        """What runs inputs of these shapes, such as these arrays."""
         with self._compiling:
             if (own := self._networks.pop(shapes, None)) is not None:
                 self._networks[shapes] = own  # the latest stands last
@@ -128,32 +125,35 @@ class OvSession:
                 if len(self._networks) == _SIZES:
                     del self._networks[next(iter(self._networks))]
                 return self._compiled(shapes)
-            self._runs[shapes] += 1
-            paid = len(self._networks) <= _FIXED and self._runs[shapes] > _PAYS_AFTER
-            if paid or not self._networks:
-                return self._compiled(shapes)
-            return self._networks.get(None) or self._general()
+            if len(self._networks) <= _FIXED:  # or no more are made
+                self._runs[shapes] += 1
+                if self._runs[shapes] > _PAYS_AFTER or not self._networks:
+                    return self._compiled(shapes)
+            return self._networks.get(None) or self._general(arrays)
 
-    def _general(self) -> _Network:
-        """The network for any shape: the cached one if it repeats what the first network said, else a new one."""
+    def _general(self, arrays: list[NDArray[Any]]) -> _Network:
+        """The network for any shape: the cached one if it repeats what one of fixed shapes says, else a new one."""
         folder = None
         if self._read and self._read == _written(self._path):
             folder = compiled_folder(sha256_of(self._path))
         made = self._compiled(None, folder)
-        if folder and self._strays(made):
+        if folder and self._strays(made, arrays):
             shutil.rmtree(folder, ignore_errors=True)
             made = self._compiled(None)
-        if self._strays(made):
+        if self._strays(made, arrays):
             del self._networks[None]
             text = f"{self.backend} gives other numbers for {self._path.name} when it takes any shape"
             raise BackendError(f"{text} than when it takes one; choose --backend onnxruntime")
         return made
 
-    def _strays(self, network: _Network) -> bool:
-        if self._known is None:  # the first run failed
-            return False
-        arrays, wanted = self._known
-        pairs = zip(network.infer(arrays), wanted, strict=True)
+    def _strays(self, network: _Network, arrays: list[NDArray[Any]]) -> bool:
+        """Whether it gives other numbers than one of fixed shapes, for arrays cut or repeated to fit those."""
+        shapes, fixed = next((shapes, made) for shapes, made in self._networks.items() if shapes)
+        trial = [np.resize(array, shape) for array, shape in zip(arrays, shapes, strict=True)]
+        try:
+            pairs = list(zip(network.infer(trial), fixed.infer(trial), strict=True))
+        except Exception as error:
+            raise self._failed(shapes, error) from error
         # "Not at most" instead of "more than": numbers that are none at all stray too.
         return not all(np.abs(got - want).mean() <= _AGREEMENT * np.abs(want).mean() for got, want in pairs)
 
