@@ -152,6 +152,16 @@ def test_shapes_are_asked_for_and_checked(compile: Compile, tmp_path: Path) -> N
     assert compile(twice, {"a": [[1, 4], [2, 4], [8, 4]]})["bytes"] > 0
 
 
+@pytest.mark.slow
+def test_a_signal_ends_a_build_wherever_it_comes_and_nothing_is_written(compile: Compile, tmp_path: Path) -> None:
+    """TensorRT calls back for every line of its log and every step, and swallows what is raised there."""
+    path = load_bundle("small").path / spec.QUALITY_FILE
+    for interrupt_s in (0.4, 1.2, 2):
+        stopped = compile(path, SHAPES[spec.QUALITY_FILE], interrupt_s=interrupt_s)
+        assert stopped == {"error": "interrupted", "kind": "Interrupted"}
+        assert not list(tmp_path.iterdir())
+
+
 def test_measured_kernels_are_kept_between_builds_and_a_torn_cache_starts_afresh(
     compile: Compile, tmp_path: Path
 ) -> None:

@@ -7,8 +7,10 @@ gone.
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ import pytest
 from gpu_fakes import TILE, FakeDriver, write_plan
 
 from dgiqa.backends import cuda
+from dgiqa.backends import plan as room
 from dgiqa.backends.plan import Log, Progress, build_plan, identity, layer_precisions
 from dgiqa.backends.trt import TrtSession
 from dgiqa.errors import BackendError, EngineError
@@ -425,6 +428,34 @@ def test_progress_is_told_now_and_then_and_its_errors_stop_the_build() -> None:
     stopped.start("building", 2)
     assert not stopped.step("building", 0)
     assert isinstance(stopped.error, KeyboardInterrupt)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="signals of POSIX")
+def test_a_signal_stops_a_build_at_its_next_step(
+    driver: FakeDriver, plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = []
+
+    def compiles(onnx: Path, plan: Path, steps: Progress, **options: Any) -> None:
+        while steps.step("timing", 0):  # what TensorRT asks between two kernels
+            time.sleep(0.01)
+        ended.append(steps.error)
+
+    class StoppedError(BaseException):
+        pass
+
+    def arrived(number: int, frame: object) -> None:
+        raise StoppedError
+
+    monkeypatch.setattr(room, "_compile", compiles)
+    before = signal.signal(signal.SIGALRM, arrived)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(StoppedError):
+            build_plan(plan, tmp_path / "made.plan", shapes={})
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert [type(error) for error in ended] == [StoppedError], "the build went on"
 
 
 def test_the_log_keeps_the_last_lines() -> None:

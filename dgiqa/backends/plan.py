@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -81,12 +82,43 @@ def build_plan(
     Raises BackendError without TensorRT, EngineError when the file or the shapes are refused; then nothing is written.
     """
     import_tensorrt()
-    import tensorrt as trt
-
     if timing_cache is not None:  # before minutes of building, not after them
         timing_cache.parent.mkdir(parents=True, exist_ok=True)
         if timing_cache.is_dir():
             raise EngineError(f"{timing_cache} is a folder, wanted a file for measured kernels")
+    steps = Progress(progress)
+    # Python raises what a signal means in the main thread, wherever that is: inside a callback, TensorRT swallows it.
+    with ThreadPoolExecutor(1, "tensorrt") as worker:
+        made = worker.submit(
+            _compile,
+            onnx,
+            plan,
+            steps,
+            shapes=shapes,
+            workspace=workspace,
+            timing_cache=timing_cache,
+            plugins=plugins,
+        )
+        try:
+            return made.result()
+        except BaseException as error:
+            steps.stop(error)
+            raise
+
+
+def _compile(
+    onnx: Path,
+    plan: Path,
+    steps: Progress,
+    *,
+    shapes: Mapping[str, tuple[Shape, Shape, Shape]],
+    workspace: int,
+    timing_cache: Path | None,
+    plugins: Sequence[Path],
+) -> PlanInfo:
+    """What build_plan does, in a thread of its own."""
+    import tensorrt as trt
+
     started = time.monotonic()
     log = Log()
     served = _load_plugins(tuple(plugins))
@@ -94,7 +126,7 @@ def build_plan(
     builder = trt.Builder(logger)
     # 10.x needs the flag; 11 types every network strongly and accepts it
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    progress(f"reading {onnx.name}")
+    steps.tell(f"reading {onnx.name}")
     parser = trt.OnnxParser(network, logger)  # holds the weights until the engine is built
     _parse(parser, onnx, served, log)
     config = builder.create_builder_config()
@@ -103,9 +135,8 @@ def build_plan(
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or layer_precisions could read names only
     _set_profile(builder, network, config, shapes)
     cached = _read_timing(config, timing_cache)
-    steps = Progress(progress)
     config.progress_monitor = monitor = _monitor(steps)  # TensorRT does not keep it alive
-    progress(f"compiling {network.num_layers} layers")
+    steps.tell(f"compiling {network.num_layers} layers")
     serialized = builder.build_serialized_network(network, config)
     del monitor
     if steps.error is not None:
@@ -153,7 +184,7 @@ class Progress:
     """Phases and steps of a build -> messages, two a second at most. An exception of the callback stops the build."""
 
     def __init__(self, tell: Callable[[str], None], interval: float = 0.5) -> None:
-        self._tell, self._interval = tell, interval
+        self.tell, self._interval = tell, interval
         self._phases: OrderedDict[str, list[int]] = OrderedDict()
         self._told = time.monotonic()
         self._lock = threading.Lock()
@@ -167,6 +198,11 @@ class Progress:
         with self._lock:
             self._phases.pop(phase, None)
 
+    def stop(self, error: BaseException) -> None:
+        """Let the build end at its next step."""
+        with self._lock:
+            self.error = self.error or error
+
     def step(self, phase: str, step: int) -> bool:
         """Whether to go on."""
         with self._lock:
@@ -175,7 +211,7 @@ class Progress:
             if self.error is None and time.monotonic() - self._told >= self._interval:
                 self._told = time.monotonic()
                 try:
-                    self._tell(" > ".join(f"{name} {done}/{steps}" for name, (done, steps) in self._phases.items()))
+                    self.tell(" > ".join(f"{name} {done}/{steps}" for name, (done, steps) in self._phases.items()))
                 except BaseException as error:  # it must not pass through TensorRT; build_plan raises it again
                     self.error = error
             return self.error is None

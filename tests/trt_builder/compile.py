@@ -1,12 +1,13 @@
 """One line of JSON on stdin -> one file compiled by dgiqa.backends.plan.build_plan -> one line of JSON on stdout.
 
-Runs in the environment that environment.py makes; {"onnx", "plan", "shapes", "plugins", "timing_cache"} goes in,
-{"layers", "precisions", "bytes", "seconds", "messages"} or {"error", "kind"} comes out.
+Runs in the environment that environment.py makes; {"onnx", "plan", "shapes", "plugins", "timing_cache", "interrupt_s"}
+goes in, {"layers", "precisions", "bytes", "seconds", "messages"} or {"error", "kind"} comes out.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,18 @@ from dgiqa.backends.plan import build_plan
 from dgiqa.errors import DgiqaError
 
 
+class Interrupted(BaseException):
+    """A signal came."""
+
+
+def interrupt(number: int, frame: object) -> None:
+    raise Interrupted("interrupted")
+
+
 def main() -> None:
     task: dict[str, Any] = json.loads(sys.stdin.readline())
+    signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, task.get("interrupt_s", 0))
     messages: list[str] = []
     shapes = {name: tuple(map(tuple, triple)) for name, triple in task.get("shapes", {}).items()}
     try:
@@ -28,7 +39,7 @@ def main() -> None:
             timing_cache=Path(task["timing_cache"]) if task.get("timing_cache") else None,
             progress=messages.append,
         )
-    except DgiqaError as error:
+    except (DgiqaError, Interrupted) as error:
         print(json.dumps({"error": str(error), "kind": type(error).__name__}))
     else:
         print(json.dumps({**vars(info), "messages": messages}))
