@@ -174,11 +174,15 @@ def remove(name: str) -> Path:
 
 
 def clear() -> int:
-    """Remove all engines, damaged ones too, and what OpenVINO compiled. Returns the bytes that freed."""
+    """Remove all engines, damaged ones too, and what OpenVINO compiled. Returns the bytes that freed.
+
+    Raises OSError for what cannot be removed.
+    """
     freed = 0
     for folder in (engines_folder(), user_cache() / "openvino"):
         freed += sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
-        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder)
     return freed
 
 

@@ -71,14 +71,12 @@ def build(
     key = cache.engine_key(bundle, backend, precision, profile=profile, plugins=plugins)
     target = cache.directory(key)
     before = _created(target)
+    if before and not force and (kept := _kept(target, bundle, progress)):
+        return kept  # also from a cache that can only be read
     with _named_failures(target), cache.locked(target):
-        if _created(target) and (not force or _created(target) != before):  # another process was quicker
-            try:
-                kept = cache.load(target, bundle)
-                progress(f"{target.name} is there already; --force builds it again")
-                return kept
-            except EngineError as error:
-                progress(f"building again what is damaged: {error}")
+        quicker = _created(target) and (not force or _created(target) != before)  # another process
+        if quicker and (kept := _kept(target, bundle, progress)):
+            return kept
         with cache.scratch(key) as folder:
             progress(f"building {target.name}")
             order = _Order(bundle, key, folder, calibration, workspace, timing_cache, progress)
@@ -244,6 +242,17 @@ def _sizes(bundle: Bundle, files: Mapping[str, Path]) -> dict[str, float]:
 def _created(target: Path) -> str:
     """When the engine in this place was built; empty where there is none."""
     return next((engine.created for engine in cache.list_engines() if engine.path == target), "")
+
+
+def _kept(target: Path, bundle: Bundle, progress: Progress) -> Engine | None:
+    """The engine in this place, or None if it is damaged."""
+    try:
+        kept = cache.load(target, bundle)
+    except EngineError as error:
+        progress(f"a damaged engine is replaced: {error}")
+        return None
+    progress(f"{target.name} is there already; --force builds it again")
+    return kept
 
 
 def _digest(paths: Sequence[Path]) -> str:

@@ -239,6 +239,17 @@ def test_removing_takes_names_only(tiny_bundle: Bundle, tmp_path: Path) -> None:
     assert (tmp_path / "cache" / "dgiqa-rt" / "bundles").is_dir()
 
 
+def test_what_cannot_be_removed_is_not_said_to_be(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(tiny_bundle)
+
+    def read_only(path: object, *arguments: object, **options: object) -> None:
+        raise PermissionError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "rmdir", read_only)
+    with pytest.raises(OSError, match="Read-only file system"):
+        cache.clear()
+
+
 def test_a_backend_that_is_not_here_is_an_error(tiny_bundle: Bundle) -> None:
     with pytest.raises(BackendError, match="tensorrt"):
         cache.engine_key(tiny_bundle, "tensorrt", "fp16")

@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from dgiqa import cache, preprocess, quantize, scorer, sessions, spec
 from dgiqa.bundle import Bundle, load_bundle, load_golden
+from dgiqa.cli import app
 from dgiqa.engine import BATCH, build, depth_buckets
 from dgiqa.errors import BackendError, EngineError, ParityError
 from dgiqa.parity import BUDGETS
@@ -95,11 +97,17 @@ def test_where_the_bundles_own_files_run_only_the_proof_is_kept(tiny_bundle: Bun
     assert Scorer(tiny_bundle, backend="openvino", precision=precision).backend.endswith(precision)
 
 
-def test_a_second_build_takes_what_is_there_and_force_builds_again(tiny_bundle: Bundle) -> None:
+def test_a_second_build_takes_what_is_there_and_force_builds_again(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines: list[str] = []
     first = build(tiny_bundle, backend="onnxruntime")
     assert build(tiny_bundle, backend="onnxruntime", progress=lines.append).created == first.created
     assert lines == [f"{first.name} is there already; --force builds it again"]
+    monkeypatch.setattr(cache, "locked", lambda path: pytest.fail("the cache may be one that can only be read"))
+    assert build(tiny_bundle, backend="onnxruntime").created == first.created
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(first.path.parent.parent.parent))
     assert build(tiny_bundle, backend="onnxruntime", force=True).created > first.created
 
 
@@ -362,15 +370,25 @@ def test_the_commands_build_list_use_and_remove(tiny_bundle: Bundle, tmp_path: P
     assert command("score", picture, *where, "--precision", "fp16", "--build").returncode == 0
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(("--batch", batch) for batch in ("8,1", "2,8,32", "1,2,4", "1,8,x")),
+        *(("--workspace", size) for size in ("inf", "nan", "0", "1e30")),
+        ("--depth", "518"),
+        ("--timing-cache", str(ROOT)),
+        ("--fp16", "--int8"),
+    ],
+)
+def test_options_that_mean_nothing_are_wrong_usage(wrong: tuple[str, ...]) -> None:
+    assert CliRunner().invoke(app, ["build", *wrong]).exit_code == 2
+
+
 def test_exit_codes_tell_a_wrong_engine_from_a_missing_backend(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert command("build", "--fp16", "--int8").returncode == 2
-    for wrong in ("8,1", "2,8,32", "1,2,4", "1,8,x"):
-        assert command("build", "--batch", wrong).returncode == 2
-    assert command("build", "--workspace", "inf").returncode == 2
-    assert command("build", "--depth", "518").returncode == 2
-    assert command("build", "--timing-cache", ROOT).returncode == 2
+    assert command("build", "--batch", "8,1").returncode == 2
     assert command("cache", "rm").returncode == 2
     if "tensorrt" not in backends():
         without = command("build", "--bundle", tiny_bundle.path, "--backend", "tensorrt")
