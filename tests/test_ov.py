@@ -97,6 +97,21 @@ def test_threads_may_run_it_at_once(tiny_bundle: Bundle) -> None:
             np.testing.assert_allclose(got["score"], wanted, atol=1e-6)
 
 
+def test_many_shapes_from_many_threads_leave_a_request_per_thread_at_most(tiny_bundle: Bundle) -> None:
+    session = OvSession(tiny_bundle.file(spec.DEPTH_FILE), threads=1, cache=False)
+    images = [np.full((1, 3, 64, 32 * i), i, np.float32) for i in range(2, 9)]
+    wanted = [OrtSession(tiny_bundle.file(spec.DEPTH_FILE)).run({"image": image})["depth"] for image in images]
+
+    def check(number: int) -> None:
+        got = session.run({"image": images[number % len(images)]})["depth"]
+        np.testing.assert_allclose(got, wanted[number % len(images)], rtol=1e-5, atol=1e-4)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(check, range(700)))
+    assert len(session._networks) <= 1 + ov._FIXED
+    assert all(1 <= len(network.idle) <= 8 for network in session._networks.values())
+
+
 def test_a_result_is_the_callers_own(tiny_bundle: Bundle) -> None:
     session = OvSession(tiny_bundle.file(spec.QUALITY_FILE), threads=1)
     first = session.run(feeds(1, 64))["score"]

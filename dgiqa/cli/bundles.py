@@ -156,11 +156,11 @@ def verify(  # noqa: PLR0917 - the command line's options
     quick: Annotated[bool, typer.Option("--quick", help="Golden images only, without distorting them.")] = False,
     json_: options.Json = False,
 ) -> None:
-    """Compare this machine's scores with those a model was released with.
+    """Compare this machine's scores with those that the model's networks gave in PyTorch.
 
-    The images travel with the model. An engine other than ONNX Runtime in fp32 is also compared with that one, where
-    it is installed, on the images blurred, noisy, compressed and dark. Exit code 4 when a score differs by more than
-    the tolerance, in fp32 also when a tile's does.
+    Images and scores travel with the model, so PyTorch need not be here. An engine other than ONNX Runtime in fp32 is
+    also compared with that one, where it is installed, on the images blurred, noisy, compressed and dark. Exit code 4
+    when a score differs by more than the tolerance, in fp32 also when a tile's does.
     """
     from dgiqa.bundle import load_bundle
     from dgiqa.parity import verify_bundle
