@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dgiqa import spec
 from dgiqa.bundle import Bundle, load_bundle, load_golden, sha256_of
-from dgiqa.errors import BackendError, BundleError, EngineError
+from dgiqa.errors import BackendError, BundleError, EngineError, ParityError
 from dgiqa.parity import BUDGETS
 from dgiqa.quantize.calibrate import (
     BINS,
@@ -38,16 +38,21 @@ from dgiqa import quantize as quantize_module  # noqa: E402
 from dgiqa.backends.ort import OrtSession  # noqa: E402
 from dgiqa.quantize import FILES, Quantized, quantize_bundle, sensitivity_table  # noqa: E402
 from dgiqa.quantize.precision import (  # noqa: E402
+    CPU_WEIGHT_LEVELS,
+    LEVELS,
     check_precision,
     layer_types,
     like_half,
     load_model,
+    narrow_weights,
     store_half,
     tensor_types,
     to_half,
     to_int8,
     weighted_layers,
+    with_outputs,
 )
+from dgiqa.sessions import open_session  # noqa: E402
 
 FLOAT, FLOAT16, INT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8
 
@@ -103,8 +108,6 @@ def x() -> NDArray[np.float32]:
 
 
 def ranges(model: Any, x: NDArray[np.float32]) -> dict[str, float]:
-    from dgiqa.quantize.precision import with_outputs
-
     names = [n.input[0] for n in model.graph.node if n.name in weighted_layers(model)]
     values = {"x": x} | OrtSession(with_outputs(model, names).SerializeToString()).run({"x": x})
     return {name: float(np.abs(values[name]).max()) for name in names}
@@ -132,15 +135,66 @@ def test_int8_layers_have_int8_operands_with_zero_point_0_and_a_scale_per_output
         ((8, 3, 3, 3), np.int8, 8),
         ((8, 6, 2, 2), np.int8, 6),
     ]
-    assert all(w.min() >= -127 for w, _ in weights.values())
+    assert all(np.abs(w.astype(int)).max() == CPU_WEIGHT_LEVELS for w, _ in weights.values())
     assert values["conv_b"].dtype == np.float32  # no quantised bias
 
 
 def test_int8_computes_what_fp32_does_up_to_its_steps(layers_model: Any, x: NDArray[np.float32]) -> None:
     expected = run(layers_model, x=x)
-    model = to_int8(layers_model, ranges(layers_model, x), weighted_layers(layers_model))
+    model = to_int8(layers_model, ranges(layers_model, x), weighted_layers(layers_model), weight_levels=LEVELS)
     for candidate in (model, store_half(model), to_half(model), store_half(to_half(model))):
         assert np.abs(run(candidate, x=x) - expected).max() < 0.03 * np.abs(expected).max()
+
+
+def largest_layer(op: str) -> Any:
+    """One layer whose weights are all the largest there are."""
+    shape, ends = {
+        "MatMul": ((64, 64), ([1, 64], [1, 64])),
+        "Conv": ((64, 64, 3, 3), ([1, 64, 3, 3], [1, 64, 1, 1])),
+    }[op]
+    return graph([node(op, ["x", "w"], "y")], {"w": np.ones(shape, "f")}, {"x": ends[0]}, {"y": ends[1]})
+
+
+def opened(backend: str, model: Any, folder: Path) -> Any:
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return open_session(path, backend, precision="int8")
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("op", ["MatMul", "Conv"])
+def test_no_processor_clips_the_sums_of_int8_layers(backend: str, op: str, tmp_path: Path) -> None:
+    """Without VNNI products are added two by two in 16 bits: with weights up to 127, 99 % of this sum is lost."""
+    assert 2 * 255 * CPU_WEIGHT_LEVELS < 2**15  # what shows on a processor with VNNI, too
+    model = to_int8(largest_layer(op), {"x": 1.0}, [f"{op}_y"])
+    x = np.ones([d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim], "f")
+    (got,) = opened(backend, model, tmp_path).run({"x": x}).values()
+    np.testing.assert_allclose(got, 64 if op == "MatMul" else 576, rtol=2e-3)  # scales are float16 numbers
+
+
+def test_weights_of_other_makers_are_narrowed_for_cpus(layers_model: Any, x: NDArray[np.float32]) -> None:
+    wide = to_int8(layers_model, ranges(layers_model, x), weighted_layers(layers_model), weight_levels=LEVELS)
+    narrow = narrow_weights(wide)
+    levels = {i.name: onnx.numpy_helper.to_array(i).astype(int) for i in narrow.graph.initializer if len(i.dims) >= 2}
+    assert len(levels) == 4
+    assert all(np.abs(values).max() == CPU_WEIGHT_LEVELS for values in levels.values())
+    assert layer_types(narrow) == Counter(int8=4)
+    before, after = (
+        np.concatenate([values.ravel() for values in dequantised_weights(model)]) for model in (wide, narrow)
+    )
+    assert 0 < np.abs(after - before).max() <= np.abs(before).max() / LEVELS
+    assert narrow_weights(narrow).SerializeToString() == narrow.SerializeToString()
+
+
+def dequantised_weights(model: Any) -> list[NDArray[np.float32]]:
+    """What the int8 weights of a model mean, in the order of its layers."""
+    constants = {i.name for i in model.graph.initializer}
+    names = [n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants]
+    feeds = {i.name: np.zeros((1, 3, 8, 8), "f") for i in model.graph.input}
+    results = OrtSession(with_outputs(model, names).SerializeToString()).run(feeds)
+    return [results[name] for name in names]
 
 
 def test_a_lost_scale_moves_the_result(layers_model: Any, x: NDArray[np.float32]) -> None:
@@ -534,7 +588,7 @@ def test_the_search_leaves_out_a_planted_bad_layer(
     bad_layer_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quantize_module, "MAX_INT8_SIZE", 2.0)  # nodes outweigh the weights of a graph this small
-    report = quantize_bundle(bad_layer_bundle, "int8", tmp_path / "out").report
+    report = quantize_bundle(bad_layer_bundle, "int8", tmp_path / "out", budget=5e-2).report
     assert report["left_out"] == [f"{spec.QUALITY_FILE}: Bad"]
     assert report["parts"][0]["worst_after"] == pytest.approx(report["error"]["max"], abs=1e-3)
 
@@ -542,8 +596,18 @@ def test_the_search_leaves_out_a_planted_bad_layer(
 def test_nothing_is_written_when_the_size_leaves_no_room_for_the_budget(
     bad_layer_bundle: Bundle, tmp_path: Path
 ) -> None:
-    with pytest.raises(EngineError, match="int8 moves scores by up to"):
+    with pytest.raises(ParityError, match="int8 moves scores by up to"):
         quantize_bundle(bad_layer_bundle, "int8", tmp_path / "out", budget=1e-6)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_int8_file_whose_layers_mostly_stay_fp32_is_not_written(
+    bad_layer_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize_module, "MAX_INT8_SIZE", 2.0)
+    wanted = r"of 1 layers of depth\.onnx only 0 can be int8 within .* of score, .*calibrate on other photographs"
+    with pytest.raises(ParityError, match=wanted):
+        quantize_bundle(bad_layer_bundle, "int8", tmp_path / "out", budget=1e-3)
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -584,9 +648,30 @@ def test_modelopt_that_is_not_installed_is_asked_for_by_name(
     tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "modelopt.onnx.quantization", None)
-    monkeypatch.setattr(quantize_module, "MAX_INT8_SIZE", 2.0)
+    monkeypatch.setattr(quantize_module, "measure", lambda *_: pytest.fail("calibrated for minutes before it was said"))
     with pytest.raises(BackendError, match=r"dgiqa-rt\[modelopt\]"):
         quantize_bundle(tiny_bundle, "int8", tmp_path / "out", method="modelopt")
+    with pytest.raises(ValueError, match="ModelOpt has no calibrator 'percentile'; choose one of: minmax, entropy"):
+        quantize_bundle(tiny_bundle, "int8", tmp_path / "out", method="modelopt", calibrator="percentile")
+
+
+@pytest.mark.parametrize("rest", ["fp32", "fp16"])
+@pytest.mark.parametrize("method", ["builtin", "modelopt"])
+def test_files_for_cpus_have_narrow_weights_and_those_for_gpus_all_levels(
+    bad_layer_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, rest: str
+) -> None:
+    def in_place_of_modelopt(models: Any, layers: Any, *_: Any, **__: Any) -> Any:
+        ones = {file: dict.fromkeys([n.input[0] for n in model.graph.node], 1.0) for file, model in models.items()}
+        return {f: to_int8(model, ones[f], layers[f], weight_levels=LEVELS) for f, model in models.items()}
+
+    monkeypatch.setattr(quantize_module, "check_modelopt", lambda calibrator: None)
+    monkeypatch.setattr(quantize_module, "modelopt_int8", in_place_of_modelopt)
+    made = quantize_bundle(bad_layer_bundle, "int8", tmp_path / "out", method=method, rest=rest, budget=np.inf)
+    for path in made.files.values():
+        tensors = [i for i in load_model(path).graph.initializer if i.data_type == INT8 and len(i.dims) >= 2]
+        largest = [np.abs(onnx.numpy_helper.to_array(i).astype(int)).max() for i in tensors]
+        assert largest
+        assert max(largest) == {"fp32": CPU_WEIGHT_LEVELS, "fp16": LEVELS}[rest]
 
 
 @pytest.mark.slow
@@ -608,6 +693,11 @@ def test_errors_that_are_not_numbers_count_as_infinite(tiny_bundle: Bundle, phot
     assert probe.errors({}).worst == 0
     errors = probe.errors({spec.DEPTH_FILE: Broken()})
     assert (errors.worst, errors.rms) == (np.inf, np.inf)
+
+
+def test_no_picture_to_measure_on_is_said_so(tiny_bundle: Bundle) -> None:
+    with pytest.raises(ValueError, match="got no photograph to measure scores on"):
+        make_probe([], {}, tiny_bundle.preprocess)
 
 
 # the command

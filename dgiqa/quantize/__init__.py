@@ -23,7 +23,7 @@ from typing import Any
 from dgiqa import spec
 from dgiqa.backends.ort import OrtSession
 from dgiqa.bundle import Bundle, load_bundle
-from dgiqa.errors import EngineError
+from dgiqa.errors import ParityError
 from dgiqa.parity import BUDGETS
 from dgiqa.quantize.calibrate import (
     CALIBRATORS,
@@ -35,10 +35,15 @@ from dgiqa.quantize.calibrate import (
     photographs,
     probe_photographs,
 )
+from dgiqa.quantize.modelopt import check_modelopt, modelopt_int8
 from dgiqa.quantize.precision import (
-    check_precision,
+    CPU_WEIGHT_LEVELS,
+    LEVELS,
+    layer_types,
     like_half,
     load_model,
+    mostly,
+    narrow_weights,
     store_half,
     to_half,
     to_int8,
@@ -103,16 +108,21 @@ def quantize_bundle(
 
     precision: "fp16", or "int8" with explicit Q/DQ (weights per channel, activations per tensor, zero points 0, no
     quantised bias). rest: of an int8 file, "fp32" for CPUs (large constants are stored as fp16 all the same) or "fp16"
-    for GPUs. calibration: image files and folders, see `calibrate.photographs`. method: "builtin" places Q/DQ at the
-    inputs of weighted layers; "modelopt" lets NVIDIA ModelOpt place them, without the layers that the search left out.
-    calibrator: see `Histogram.threshold`. budget: largest |score difference| of an image, parity.BUDGETS by default.
+    for GPUs. Weights have CPU_WEIGHT_LEVELS in the former, so that a file gives the same scores on every processor,
+    and LEVELS in the latter. calibration: image files and folders, see `calibrate.photographs`. method: "builtin"
+    places Q/DQ at the inputs of weighted layers; "modelopt" lets NVIDIA ModelOpt place them, without the layers that
+    the search left out. calibrator: see `Histogram.threshold`. budget: largest |score difference| of an image,
+    parity.BUDGETS by default.
     The bundle is left as it is, and `out` gets both files or none.
-    Raises EngineError if the budget cannot be met within MAX_INT8_SIZE, BackendError if a package is missing,
-    ValueError for arguments that mean nothing, BundleError.
+    Raises ParityError if the budget cannot be met within MAX_INT8_SIZE and with most layers changed, EngineError if a
+    graph cannot be changed, BackendError if a package is missing, ValueError for arguments that mean nothing,
+    BundleError.
     """
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     budget = BUDGETS.get(precision, 0.0) if budget is None else budget
     _check_arguments(precision, rest, method, calibrator)
+    if method == "modelopt" and precision == "int8":
+        check_modelopt(calibrator)  # now, not after minutes of search
     models = {file: load_model(bundle.file(file)) for file in FILES}
     pictures, described = photographs(bundle, calibration, progress)
     fp32 = {file: OrtSession(bundle.file(file)) for file in FILES}
@@ -124,17 +134,20 @@ def quantize_bundle(
         progress(f"calibrating on {described}")
         inputs = {file: _layer_inputs(model) for file, model in models.items()}
         histograms = measure(pictures(), models, inputs, bundle.preprocess, progress)
-        parts, convert = _layers(models), _to_int8_of(models, histograms, calibrator)
+        # CPU_WEIGHT_LEVELS for GPUs, too: this is a CPU, which would blame layers for sums that it clips itself.
+        parts, convert = _layers(models), _to_int8_of(models, histograms, calibrator, CPU_WEIGHT_LEVELS)
         room = _room(models, parts, convert)
     worst = _search(parts, convert, probe, target=SEARCH_SHARE * budget, room=room, progress=progress)
     changed = {file: _changed_nodes(parts, file) for file in FILES}
-    if method == "modelopt" and precision == "int8":
-        from dgiqa.quantize.modelopt import modelopt_int8
-
+    if precision == "fp16":
+        write = _to_half_of(models, to_half)
+        made = {file: write(file, changed[file]) for file in FILES}
+    elif method == "modelopt":
         few = itertools.islice(pictures(), MODELOPT_IMAGES)
         made = modelopt_int8(models, changed, few, bundle.preprocess, calibrator=calibrator)
+        made = made if rest == "fp16" else {file: narrow_weights(model) for file, model in made.items()}
     else:
-        write = convert if precision == "int8" else _to_half_of(models, to_half)
+        write = _to_int8_of(models, histograms, calibrator, CPU_WEIGHT_LEVELS if rest == "fp32" else LEVELS)
         made = {file: write(file, changed[file]) for file in FILES}
     if precision == "int8" and rest == "fp16":
         made = {file: to_half(model) for file, model in made.items()}
@@ -251,12 +264,14 @@ def _layer_inputs(model: Any) -> list[str]:
     return list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in layers))
 
 
-def _to_int8_of(models: Models, histograms: Mapping[str, Mapping[str, Histogram]], calibrator: str) -> Convert:
+def _to_int8_of(
+    models: Models, histograms: Mapping[str, Mapping[str, Histogram]], calibrator: str, weight_levels: int
+) -> Convert:
     largest = {
         file: {tensor: histogram.threshold(calibrator) for tensor, histogram in found.items()}
         for file, found in histograms.items()
     }
-    return lambda file, layers: to_int8(models[file], largest[file], layers)
+    return lambda file, layers: to_int8(models[file], largest[file], layers, weight_levels=weight_levels)
 
 
 def _to_half_of(models: Models, change: Callable[..., Any]) -> Convert:
@@ -270,22 +285,23 @@ def _to_half_of(models: Models, change: Callable[..., Any]) -> Convert:
 def _report(
     parts: Sequence[Part], folder: Path, bundle: Bundle, probe: Probe, *, precision: str, worst: float, budget: float
 ) -> dict[str, Any]:
-    """What the files in `folder` hold and how far they are from fp32; EngineError if that is not what was asked for.
+    """What the files in `folder` hold and how far they are from fp32; ParityError if that is not what was asked for.
 
     worst: the largest |score difference| that the search ended with, roundings included that files show on GPUs only.
     """
+    errors = probe.errors({file: OrtSession(folder / file) for file in FILES})
+    fix = "calibrate on other photographs, or choose fp16" if precision == "int8" else "choose fp32"
+    if not max(errors.worst, worst) <= budget:
+        found = f"moves scores by up to {max(errors.worst, worst):.1e}, allowed is {budget:g}"
+        raise ParityError(f"{precision} {found}, and no more can be left out; {fix}")
     files = {}
     for file in FILES:
         size, full = (folder / file).stat().st_size, bundle.file(file).stat().st_size
-        layers = check_precision(folder / file, precision)
+        layers = layer_types(folder / file)
+        if not mostly(precision, layers):
+            found = f"of {layers.total()} layers of {file} only {layers[precision]} can be {precision}"
+            raise ParityError(f"{found} within {budget:g} of score, wanted half or more; {fix}")
         files[file] = {"layers": dict(layers), "bytes": size, "size_ratio": round(size / full, 4)}
-    errors = probe.errors({file: OrtSession(folder / file) for file in FILES})
-    if not max(errors.worst, worst) <= budget:
-        instead = "fp16" if precision == "int8" else "fp32"
-        raise EngineError(
-            f"{precision} moves scores by up to {max(errors.worst, worst):.1e}, allowed is {budget:g}, and no more can "
-            f"be left out; calibrate on other photographs, or choose {instead}"
-        )
     columns = ("file", "name", "alone", "left_out", "worst_after")
     table = [{key: _json_safe(getattr(part, key)) for key in columns} for part in parts if part.alone]
     error = {"max": max(errors.worst, worst), "mean": float(abs(errors.images).mean()), "images": len(errors.images)}

@@ -149,8 +149,11 @@ class Probe:
 
 
 def make_probe(photographs: Iterable[UInt8], networks: Networks, p: spec.Preprocess) -> Probe:
-    """Score photographs, uint8 [H,W,3] RGB, with the fp32 networks."""
-    return Probe(tuple(_picture(rgb, networks, p) for rgb in photographs), networks, p)
+    """Score photographs, uint8 [H,W,3] RGB, with the fp32 networks. Raises ValueError if there is none."""
+    pictures = tuple(_picture(rgb, networks, p) for rgb in photographs)
+    if not pictures:
+        raise ValueError("got no photograph to measure scores on, wanted at least one that can be read")
+    return Probe(pictures, networks, p)
 
 
 def score_tiles(rgb: UInt8, networks: Networks, p: spec.Preprocess) -> NDArray[np.float32]:

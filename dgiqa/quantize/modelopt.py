@@ -37,11 +37,9 @@ def modelopt_int8(
     """Quantise fp32 models to int8 with float32 elsewhere: {file: onnx.ModelProto}, as given.
 
     layers: the weighted layers that may be quantised, by file. photographs: uint8 [H,W,3] RGB, kept in memory.
-    calibrator: "minmax" or "entropy". Raises BackendError without ModelOpt, EngineError if it fails, ValueError.
+    calibrator: "minmax" or "entropy". Raises what `check_modelopt` does, and EngineError if ModelOpt fails.
     """
-    if calibrator not in _CALIBRATION:
-        raise ValueError(f"ModelOpt has no calibrator {calibrator!r}; choose one of: {', '.join(_CALIBRATION)}")
-    quantize = _import_quantize()
+    quantize = check_modelopt(calibrator)
     sessions = {file: OrtSession(model.SerializeToString()) for file, model in models.items()}
     feeds: dict[str, list[dict[str, NDArray[Any]]]] = {file: [] for file in models}
     for rgb in photographs:
@@ -51,6 +49,13 @@ def modelopt_int8(
         file: _quantised(quantize, model, feeds[file], weighted_layers(model).keys() - layers[file], calibrator)
         for file, model in models.items()
     }
+
+
+def check_modelopt(calibrator: str) -> Callable[..., None]:
+    """ModelOpt's own function. BackendError if it is not installed, ValueError if it lacks the calibrator."""
+    if calibrator not in _CALIBRATION:
+        raise ValueError(f"ModelOpt has no calibrator {calibrator!r}; choose one of: {', '.join(_CALIBRATION)}")
+    return _import_quantize()
 
 
 class _Reader:

@@ -31,7 +31,11 @@ _HALF_MAX = float(np.finfo(np.float16).max)
 _HALF_TINY = 2.0**-24  # the smallest float16 above zero
 _SMALLEST_SCALE = 2.0**-20  # float16 still tells scales 6 % apart here
 _STORED_FROM = 256  # elements; below, a Cast node takes more bytes than it saves
-_LEVELS = 127  # -127..127: symmetric, so that zero point 0 means the same for weights and activations
+LEVELS = 127  # -127..127: symmetric, so that zero point 0 means the same for weights and activations
+# Of weights on CPUs. Without VNNI (AMD before Zen 4, Intel before Cascade Lake) int8 kernels of OpenVINO and ONNX
+# Runtime add two products, activation as uint8 times weight, in 16 bits and clip the sum: 2 * 255 * 64 fits, 2 * 255 *
+# 127 does not.
+CPU_WEIGHT_LEVELS = 64
 
 
 def weighted_layers(model: Any) -> dict[str, int]:
@@ -85,34 +89,38 @@ def layer_types(source: Path | Any) -> Counter[str]:
     )
 
 
-def check_precision(source: Path, precision: str) -> Counter[str]:
-    """`layer_types`, or EngineError unless most weights' layers compute in `precision` and none where it may not.
+def mostly(precision: str, layers: Mapping[str, int]) -> bool:
+    """Whether layers (`layer_types`) compute mostly in `precision` and none where it may not.
 
     fp32: all. fp16: no int8, and half of the layers or more in fp16. int8: half or more in int8. The rest are the
-    layers that were left out because they cost too much of the score.
+    layers that were left out because they cost too much of the score. Raises ValueError for another precision.
     """
-    found = layer_types(source)
-    layers = sum(found.values())
-    ok = {
-        "fp32": found["fp32"] == layers,
-        "fp16": 2 * found["fp16"] >= layers and not found["int8"],
-        "int8": 2 * found["int8"] >= layers,
-    }
+    half = 2 * layers.get(precision, 0) >= sum(layers.values()) > 0
+    ok = {"fp32": half and set(layers) == {"fp32"}, "fp16": half and not layers.get("int8"), "int8": half}
     if precision not in ok:
         raise ValueError(f"got precision {precision!r}, wanted one of {', '.join(ok)}")
-    if not layers or not ok[precision]:
+    return ok[precision]
+
+
+def check_precision(source: Path, precision: str) -> Counter[str]:
+    """`layer_types`, or EngineError unless they are `mostly` of this precision."""
+    found = layer_types(source)
+    if not mostly(precision, found):
         held = ", ".join(f"{n} in {kind}" for kind, n in found.most_common()) or "no layers with weights"
         fix = f"make it with export/quantize.py --{precision}" if precision != "fp32" else "export it again"
         raise EngineError(f"{source} was to compute in {precision}, but has {held}; {fix}")
     return found
 
 
-def to_int8(model: Any, largest: Mapping[str, float], layers: Collection[str]) -> Any:
+def to_int8(
+    model: Any, largest: Mapping[str, float], layers: Collection[str], *, weight_levels: int = CPU_WEIGHT_LEVELS
+) -> Any:
     """Quantise the inputs and weights of `layers` (names) with explicit Q/DQ; biases and everything else stay float32.
 
-    largest: the magnitude of each layer's input tensor that is to become 127. Activations: one scale per tensor.
-    Weights: one scale per output channel, stored as int8. All zero points are 0. Scales are float16 numbers, so that
-    `to_half` changes no stored weight's meaning. Raises EngineError for a name that is no weighted layer.
+    largest: the magnitude of each layer's input tensor that is to become LEVELS. Activations: one scale per tensor.
+    Weights: one scale per output channel, stored as int8 from -weight_levels to weight_levels; LEVELS only for engines
+    that add products exactly. All zero points are 0. Scales are float16 numbers, so that `to_half` changes no stored
+    weight's meaning. Raises EngineError for a name that is no weighted layer.
     """
     onnx = import_onnx()
     if unknown := set(layers) - weighted_layers(model).keys():
@@ -128,12 +136,33 @@ def to_int8(model: Any, largest: Mapping[str, float], layers: Collection[str]) -
                 key = f"{name}_axis{axis}" if index else name
                 if key not in replaced:
                     values = weights[name] if index else np.array(largest[name])
-                    made, constants = _dequantised(name, key, values, axis)
+                    made, constants = _dequantised(name, key, values, axis, weight_levels if index else LEVELS)
                     nodes += made
                     graph.initializer.extend(constants)
                     replaced[key] = made[-1].output[0]
                 node.input[index] = replaced[key]
         nodes.append(node)
+    return _with_nodes(result, nodes)
+
+
+def narrow_weights(model: Any) -> Any:
+    """Bring int8 weights that exceed CPU_WEIGHT_LEVELS within them: levels halved, scales doubled.
+
+    For files that others quantised. A weight is rounded twice; `to_int8` does it once.
+    """
+    onnx = import_onnx()
+    result, graph = _copy(model)
+    constants = {i.name: i for i in model.graph.initializer}
+    nodes = [_clone(node) for node in model.graph.node]
+    halved: dict[tuple[str, str], tuple[str, str]] = {}
+    for node in (n for n in nodes if n.op_type == "DequantizeLinear" and _exceeds(constants.get(n.input[0]))):
+        key = node.input[0], node.input[1]
+        if key not in halved:
+            halved[key] = names = f"{key[0]}_narrow", f"{key[1]}_of_{key[0]}_narrow"
+            levels, scales = (onnx.numpy_helper.to_array(constants[name]) for name in key)
+            narrow = np.rint(levels / 2).astype(np.int8), (scales * 2).astype(scales.dtype)
+            graph.initializer.extend(map(onnx.numpy_helper.from_array, narrow, names))
+        node.input[0], node.input[1] = halved[key]
     return _with_nodes(result, nodes)
 
 
@@ -334,15 +363,18 @@ def _is_single(constant: Any) -> bool:
     return constant.name in ("value_float", "value_floats")
 
 
-def _dequantised(name: str, key: str, values: NDArray[Any], axis: int | None) -> tuple[list[Any], list[Any]]:
+def _dequantised(
+    name: str, key: str, values: NDArray[Any], axis: int | None, levels: int
+) -> tuple[list[Any], list[Any]]:
     """Nodes and constants whose last output is tensor `name` in int8 and back.
 
     axis None: an activation whose largest magnitude is `values`. Otherwise a weight, quantised here along `axis`.
+    levels: what the largest magnitude becomes.
     """
     onnx = import_onnx()
     others = tuple(i for i in range(values.ndim) if i != axis)
     peaks = np.abs(values).astype(np.float64) if axis is None else np.abs(values).max(others, keepdims=True)
-    scales = _half_scales(peaks / _LEVELS)
+    scales = _half_scales(peaks / levels)
     shape = () if axis is None else (-1,)
     scale, zero, stored, result = (f"{key}_{part}" for part in ("scale", "zero", "int8", "dequantized"))
     constants = [
@@ -353,12 +385,20 @@ def _dequantised(name: str, key: str, values: NDArray[Any], axis: int | None) ->
     if axis is None:
         nodes.append(onnx.helper.make_node("QuantizeLinear", [name, scale, zero], [stored], name=f"{key}_quantize"))
     else:
-        levels = np.clip(np.rint(values / scales), -_LEVELS, _LEVELS).astype(np.int8)
-        constants.append(onnx.numpy_helper.from_array(levels, stored))
+        whole = np.clip(np.rint(values / scales), -levels, levels).astype(np.int8)
+        constants.append(onnx.numpy_helper.from_array(whole, stored))
     channel = {} if axis is None else {"axis": axis}
     inputs = [stored, scale, zero]
     nodes.append(onnx.helper.make_node("DequantizeLinear", inputs, [result], name=f"{key}_dequantize", **channel))
     return nodes, constants
+
+
+def _exceeds(constant: Any) -> bool:
+    """Whether this is an int8 matrix with values outside CPU_WEIGHT_LEVELS."""
+    onnx = import_onnx()
+    if constant is None or constant.data_type != onnx.TensorProto.INT8 or len(constant.dims) < 2:
+        return False
+    return bool(np.abs(onnx.numpy_helper.to_array(constant).astype(int)).max(initial=0) > CPU_WEIGHT_LEVELS)
 
 
 def _half_scales(scales: NDArray[Any]) -> NDArray[np.float32]:
