@@ -53,25 +53,26 @@ def test_side_by_side_is_the_same_in_the_same_order(
 def test_as_many_runs_at_a_time_as_asked_for(
     tiny_bundle: Bundle, crops: list[NDArray[np.uint8]], parallel: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both networks count: a barrier proves that so many run at once, a counter that no more do."""
+    """Both networks count: runs wait until so many are inside at once, and no more ever are."""
     scorer = Scorer(tiny_bundle, threads=3, parallel=parallel, batch=2)
-    meeting, running, most, number = threading.Barrier(parallel), set(), [], itertools.count()
+    together, inside, most = threading.Event(), set(), []
 
-    def watched(run: Callable[..., Any], meets: bool) -> Callable[..., Any]:
+    def watched(run: Callable[..., Any]) -> Callable[..., Any]:
         def call(feeds: Any) -> Any:
-            running.add(threading.get_ident())
-            most.append(len(running))
-            if meets and next(number) < 6:  # 1, 2 and 3 go into that
-                meeting.wait(60)
+            inside.add(threading.get_ident())
+            most.append(len(inside))
+            if len(inside) == parallel:
+                together.set()
+            assert together.wait(60)
             time.sleep(0.001)
-            running.discard(threading.get_ident())
+            inside.discard(threading.get_ident())
             return run(feeds)
 
         return call
 
     networks = scorer._networks_together()
     works = [scorer._prepare(crop, "x", "grid", networks) for crop in crops]
-    monkeypatch.setattr(networks.quality, "run", watched(networks.quality.run, True))
+    monkeypatch.setattr(networks.quality, "run", watched(networks.quality.run))
     with Batches(networks) as batches:
         while waiting(works):
             batches.start(take(works, 2))
@@ -80,7 +81,7 @@ def test_as_many_runs_at_a_time_as_asked_for(
             pass
     assert all(work.complete for work in works)
     assert max(most) == parallel
-    monkeypatch.setattr(networks.depth, "run", watched(networks.depth.run, False))
+    monkeypatch.setattr(networks.depth, "run", watched(networks.depth.run))
     list(scorer.score_many(crops * 2, workers=4, batch=7))
     assert max(most) == parallel
 

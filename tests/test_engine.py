@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from dgiqa import cache, preprocess, quantize, scorer, sessions, spec
 from dgiqa.bundle import Bundle, load_bundle, load_golden
 from dgiqa.cli import app
-from dgiqa.engine import BATCH, build, depth_buckets
+from dgiqa.engine import BATCH, SLOW_INT8, build, depth_buckets
 from dgiqa.errors import BackendError, EngineError, ParityError
 from dgiqa.parity import BUDGETS
 from dgiqa.scorer import Scorer
@@ -323,6 +323,37 @@ def test_without_tensorrt_one_sentence_says_what_to_install_and_what_works_inste
         pytest.skip("TensorRT is installed here")
     with pytest.raises(BackendError, match=r'pip install "dgiqa-rt\[tensorrt\]".*, or --backend onnxruntime builds'):
         build(tiny_bundle, backend="tensorrt")
+
+
+def test_a_precision_that_tensorrt_lacks_is_not_advised_for_onnxruntime(tiny_bundle: Bundle) -> None:
+    with pytest.raises(BackendError, match=r"^tensorrt has no bf16; choose --backend openvino, or --precision fp16$"):
+        build(tiny_bundle, backend="tensorrt", precision="bf16")
+
+
+def test_a_graph_that_cannot_be_changed_is_no_matter_of_the_budget(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise EngineError("the graph's types do not agree")
+
+    monkeypatch.setattr(quantize, "quantize_bundle", broken)
+    with pytest.raises(EngineError, match="types do not agree") as caught:
+        build(tiny_bundle, backend="onnxruntime")
+    assert not isinstance(caught.value, ParityError)
+    assert nothing_left()
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision", "told"),
+    [("onnxruntime", "int8", True), ("onnxruntime", "fp16", False), ("openvino", "int8", False)],
+)
+def test_int8_that_will_be_slow_is_told_before_it_is_built(
+    tiny_bundle: Bundle, backend: str, precision: str, told: bool
+) -> None:
+    need(backend)
+    lines: list[str] = []
+    build(tiny_bundle, backend=backend, precision=precision, progress=lines.append)
+    assert (lines[0] == SLOW_INT8) is told
 
 
 def test_a_real_gpu_builds_and_scores(need_gpu: Callable[..., None]) -> None:
