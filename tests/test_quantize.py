@@ -588,7 +588,7 @@ def test_the_search_leaves_out_a_planted_bad_layer(
     bad_layer_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quantize_module, "MAX_INT8_SIZE", 2.0)  # nodes outweigh the weights of a graph this small
-    report = quantize_bundle(bad_layer_bundle, "int8", tmp_path / "out", budget=5e-2).report
+    report = quantize_bundle(bad_layer_bundle, "int8", tmp_path / "out", budget=0.1).report
     assert report["left_out"] == [f"{spec.QUALITY_FILE}: Bad"]
     assert report["parts"][0]["worst_after"] == pytest.approx(report["error"]["max"], abs=1e-3)
 
