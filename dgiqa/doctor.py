@@ -207,8 +207,8 @@ def _gpu(gpus: list[dict[str, str]]) -> Check:
 
 
 def _openvino(wheels: dict[str, str]) -> Check:
-    """On x86 it runs large networks faster, and int8 and bf16 much faster."""
-    from dgiqa.sessions import INSTALL, OPENVINO
+    """On x86 it runs large networks faster, and int8 and bf16 much faster where there are instructions for them."""
+    from dgiqa.sessions import INSTALL, OPENVINO, PLAIN_INT8, cpu_instructions, lacks_vnni
 
     version = wheels.get("openvino")
     if version is None:
@@ -219,7 +219,9 @@ def _openvino(wheels: dict[str, str]) -> Check:
     from dgiqa.backends.ov import cpu_precisions
 
     precisions = cpu_precisions()
-    return Check("openvino", OK, f"{version}, {', '.join(precisions)}", data={"version": version, "runs": precisions})
+    note = f"; {PLAIN_INT8}" if lacks_vnni() else ""
+    data = {"version": version, "runs": precisions, "instructions": cpu_instructions()}
+    return Check("openvino", OK, f"{version}, {', '.join(precisions)}{note}", data=data)
 
 
 def _tensorrt(gpus: list[dict[str, str]], wheels: dict[str, str]) -> Check:

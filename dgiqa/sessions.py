@@ -31,6 +31,11 @@ INSTALL = {
     TENSORRT: 'pip install "dgiqa-rt[tensorrt]"',
 }
 _NO_GPU = "needs an NVIDIA GPU and its driver, and none answers on this machine"
+# Of x86, that engines compute differently with.
+INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+# int8 against fp32 in OpenVINO, CPU time on a Zen 3 (AVX2): the small bundle's networks 1.5 times as fast, the
+# full-size quality network at batch 8 0.9; on a Xeon with AMX that ran 3 times as fast.
+PLAIN_INT8 = "this processor lacks VNNI, so int8 is 1 to 1.5 times as fast as fp32 here; dgiqa-rt bench measures it"
 # From this size on "auto" prefers OpenVINO in fp32. Two cores, against ONNX Runtime 1.31: the full-size quality network
 # at batch 8 runs 1.48x as fast, Depth Anything ViT-S at 518x686 1.26x. Whole images through the small bundle (CPU time
 # of one thread): 1.18x in one size over and over; in random sizes 0.67x over the first ten, 0.98x after that; and a
@@ -166,18 +171,36 @@ def parallel_runs(path: Path, backend: str, threads: int) -> int:
 
 
 def cpu_name() -> str:
-    """The processor's own name; which instructions it has decides how int8 and bf16 round."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    """The processor's own name and its INSTRUCTIONS: they decide how int8 and bf16 round and what they gain, and
+    virtual machines give one name ("Intel(R) Xeon(R) Processor", "AMD EPYC") to processors with and without them."""
+    name = _cpuinfo("model name") or platform.processor() or platform.machine()
+    return f"{name} ({', '.join(found)})" if (found := cpu_instructions()) else name
+
+
+def cpu_instructions() -> list[str]:
+    """Which of INSTRUCTIONS this processor has; none where that cannot be told."""
+    flags = _cpuinfo("flags").split()
+    return [name for name in INSTRUCTIONS if name in flags]
+
+
+def lacks_vnni() -> bool:
+    """Whether this is known to be an x86 processor that cannot add products of int8 at once."""
+    found = cpu_instructions()
+    return bool(found) and not any("vnni" in name for name in found)
 
 
 def gpu_present() -> bool:
     """Whether an NVIDIA driver answers here, judged by its device files; nothing is loaded or started."""
     return any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/dxg", r"C:\Windows\System32\nvcuda.dll"))
+
+
+def _cpuinfo(field: str) -> str:
+    """What Linux says of the first processor; empty where it does not."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")
 
 
 def _lacking(backend: str) -> str:

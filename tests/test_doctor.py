@@ -145,6 +145,19 @@ def test_openvino_is_advised_where_it_is_missing(monkeypatch: pytest.MonkeyPatch
     assert doctor._openvino({}).fix == ""
 
 
+@pytest.mark.parametrize(("instructions", "told"), [(["avx2"], True), (["avx2", "avx_vnni"], False), ([], False)])
+def test_what_int8_gains_is_told_where_the_processor_lacks_vnni(
+    monkeypatch: pytest.MonkeyPatch, instructions: list[str], told: bool
+) -> None:
+    from dgiqa import sessions
+
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(sessions, "cpu_instructions", lambda: instructions)
+    check = doctor._openvino({"openvino": "2026.4.1"})
+    assert (sessions.PLAIN_INT8 in check.found) is told
+    assert check.data["instructions"] == instructions
+
+
 def test_a_driver_that_does_not_answer_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     from dgiqa import sessions
 

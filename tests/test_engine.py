@@ -344,16 +344,28 @@ def test_a_graph_that_cannot_be_changed_is_no_matter_of_the_budget(
 
 
 @pytest.mark.parametrize(
-    ("backend", "precision", "told"),
-    [("onnxruntime", "int8", True), ("onnxruntime", "fp16", False), ("openvino", "int8", False)],
+    ("asked", "instructions", "told"),
+    [
+        (("onnxruntime", "int8"), ["avx2", "avx512_vnni"], SLOW_INT8),
+        (("onnxruntime", "fp16"), ["avx2"], ""),
+        (("openvino", "int8"), ["avx2"], sessions.PLAIN_INT8),
+        (("openvino", "int8"), ["avx2", "avx512_vnni"], ""),
+    ],
 )
-def test_int8_that_will_be_slow_is_told_before_it_is_built(
-    tiny_bundle: Bundle, backend: str, precision: str, told: bool
+def test_int8_that_gains_little_is_told_before_it_is_built(
+    tiny_bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: tuple[str, str],
+    instructions: list[str],
+    told: str,
 ) -> None:
+    backend, precision = asked
     need(backend)
+    monkeypatch.setattr(sessions, "cpu_instructions", lambda: instructions)
     lines: list[str] = []
     build(tiny_bundle, backend=backend, precision=precision, progress=lines.append)
-    assert (lines[0] == SLOW_INT8) is told
+    assert [line for line in lines if line in (SLOW_INT8, sessions.PLAIN_INT8)] == ([told] if told else [])
+    assert not told or lines[0] == told
 
 
 def test_a_real_gpu_builds_and_scores(need_gpu: Callable[..., None]) -> None:

@@ -147,7 +147,7 @@ def test_threads_follow_affinity_and_the_containers_quota(
     monkeypatch.setattr(sessions.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.setattr(sessions.Path, "read_text", lambda self, encoding: quota)
     assert usable_cores() == cores
-    assert preparing_threads() == min(cores, 4)
+    assert preparing_threads() == min(cores, 16)
 
 
 @pytest.fixture
@@ -234,3 +234,22 @@ def test_importing_onnx_runtime_tells_its_makers_nothing(tiny_bundle: Bundle, tm
     for program in (("-c", open_one, tiny_bundle.file("quality.onnx")), ("-m", "dgiqa", "doctor")):
         subprocess.run([sys.executable, *map(str, program)], env=environment, check=True, capture_output=True)
         assert not [path for path in tmp_path.rglob("*") if "icrosoft" in path.name or "onnxruntime" in path.name]
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name", "lacking"),
+    [
+        ("model name\t: AMD EPYC\nflags\t\t: fpu avx avx2 vaes\n", "AMD EPYC (avx2)", True),
+        ("flags : avx2 avx512f avx512_vnni\nmodel name : Xeon\n", "Xeon (avx2, avx512f, avx512_vnni)", False),
+        ("flags : avx2 avx_vnni\nmodel name : Core\n", "Core (avx2, avx_vnni)", False),
+        ("Features : fp asimd\n", "aarch64", False),
+    ],
+)
+def test_processors_of_one_name_are_told_apart_by_their_instructions(
+    monkeypatch: pytest.MonkeyPatch, cpuinfo: str, name: str, lacking: bool
+) -> None:
+    monkeypatch.setattr(sessions.Path, "read_text", lambda *_, **__: cpuinfo)
+    monkeypatch.setattr(sessions.platform, "processor", lambda: "")
+    monkeypatch.setattr(sessions.platform, "machine", lambda: "aarch64")
+    assert sessions.cpu_name() == name
+    assert sessions.lacks_vnni() is lacking
