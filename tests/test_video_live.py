@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -17,8 +18,8 @@ from dgiqa.batches import Networks
 from dgiqa.bundle import Bundle
 from dgiqa.errors import BackendError, ImageError
 from dgiqa.scorer import Scorer
-from dgiqa.video import Reading, VideoRun
-from dgiqa.video.frames import Frame
+from dgiqa.video import JOIN_S, Reading, VideoRun
+from dgiqa.video.frames import Frame, RefusedError
 from dgiqa.video.live import follow
 from dgiqa.video.sampling import Sampling
 
@@ -30,12 +31,18 @@ def scorer(tiny_bundle: Bundle) -> Iterator[Scorer]:
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder; a path with "stall" stops in the middle, one with "cut" closes there."""
+    """Serves a folder; "stall" in a path stops in the middle, "cut" closes there, "silent" never begins."""
 
     release = threading.Event()
 
     def do_GET(self) -> None:
         stall, cut = "stall" in self.path, "cut" in self.path
+        if "private" in self.path:
+            self.send_error(401)
+            return
+        if "silent" in self.path:
+            self.release.wait(30)
+            return
         if not (stall or cut):
             super().do_GET()
             return
@@ -95,6 +102,25 @@ def test_a_missing_page_is_a_row_with_the_servers_answer(scorer: Scorer, address
     assert "404" in rows[0]["error"]
 
 
+def test_a_password_that_is_wanted_is_not_guessed_again_and_again(scorer: Scorer, address: str) -> None:
+    rows = list(VideoRun(scorer, [f"{address}/private.ts"], reading=Reading(live=True)).rows())
+    assert len(rows) == 1
+    assert "USER:PASSWORD@HOST" in rows[0]["error"]
+
+
+def test_what_an_address_does_not_give_is_told_from_what_it_is_not(
+    scorer: Scorer, address: str, tmp_path: Path
+) -> None:
+    (tmp_path / "page.mp4").write_bytes(b"<html>no video</html>" * 100)
+    reading = Reading(live=False, timeout_s=0.5)
+    sources = [f"{address}/page.mp4", f"{address}/silent.mp4", "http://127.0.0.1:1/a.mp4"]
+    page, silent, closed = (next(r["error"] for r in VideoRun(scorer, [s], reading=reading).rows()) for s in sources)
+    assert page.endswith("it is none, or damaged")
+    assert silent.endswith("nothing arrived for 0.5 s; the source has stalled")
+    assert "Connection refused" in closed
+    assert closed.endswith("check the address and its server")
+
+
 @pytest.mark.parametrize("live", [False, True])
 def test_a_stall_is_an_error_row_not_a_hang(scorer: Scorer, address: str, tmp_path: Path, live: bool) -> None:
     noisy(tmp_path / "stall.ts")
@@ -128,8 +154,10 @@ def test_a_live_source_is_opened_again_and_time_and_scenes_go_on(scorer: Scorer,
 class Flaky:
     """Stands for frames.Video: fails as often as told, then gives frames."""
 
-    def __init__(self, failures: int, live: bool = True) -> None:
+    def __init__(self, failures: int, live: bool = True, *, count: int = 3, damaged: tuple[int, ...] = ()) -> None:
         self.left = failures
+        self.count = count
+        self.damaged = damaged
         self.opened: list[float] = []
         self.live = live
 
@@ -147,7 +175,9 @@ class Flaky:
         """Nothing is held."""
 
     def frames(self, wanted: Sampling, stop: threading.Event) -> Iterator[Frame]:
-        yield from (Frame("camera", 100 + i, i, scene=0) for i in range(3))
+        self.wanted = wanted
+        for i in range(self.count):
+            yield Frame("camera", 100 + i, i, scene=0, error="damaged" if i in self.damaged else "")
 
 
 def test_attempts_are_spaced_out_and_limited() -> None:
@@ -178,6 +208,50 @@ def test_a_file_that_cannot_be_opened_is_not_tried_again() -> None:
     assert [f.error for f in found] == ["no route to the camera"]
 
 
+def test_a_camera_that_is_not_there_yet_is_tried_again() -> None:
+    camera = Flaky(2)
+    frames = follow(camera, "camera", Sampling(), threading.Event(), likely_live=True, waits_s=(0.01,))
+    assert [bool(next(frames).error) for _ in range(5)] == [True, True, False, False, False]
+
+
+def test_what_trying_again_cannot_help_is_tried_once() -> None:
+    def opened() -> Any:
+        raise RefusedError("only sound")
+
+    found = list(follow(opened, "camera", Sampling(), threading.Event(), live=True, waits_s=(0.01,)))
+    assert [f.error for f in found] == ["only sound"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "times"),
+    [
+        (Sampling(every=1, start=1, end=4), [1, 2, 3, 4]),
+        (Sampling(count=2, end=5), [0, 1, 2, 3]),  # the stand-in does not sample: up to the middle of the last step
+        (Sampling(every=1, start=2.0005, end=2.5), [2]),  # containers round
+    ],
+)
+def test_a_stretch_is_one_of_our_clock(wanted: Sampling, times: list[float]) -> None:
+    camera = Flaky(0, count=9)
+    found = list(follow(camera, "camera", wanted, threading.Event(), live=True, waits_s=(0.01,)))
+    assert [f.time_s for f in found] == times
+    assert (camera.wanted.start, camera.wanted.end) == (0, math.inf)
+    assert camera.wanted.count is None
+
+
+def test_a_stretch_ends_though_the_camera_went_away() -> None:
+    camera = Flaky(0)
+    found = list(follow(camera, "camera", Sampling(every=1, end=2.05), threading.Event(), live=True, waits_s=(0.1,)))
+    assert [(f.time_s, bool(f.error)) for f in found][:3] == [(0, False), (1, False), (2, False)]
+    assert len(camera.opened) <= 3
+
+
+def test_a_damaged_frame_of_a_camera_is_a_row_and_the_last_error_is_the_reason() -> None:
+    camera = Flaky(0, count=5, damaged=(1, 4))
+    frames = follow(camera, "camera", Sampling(), threading.Event(), live=True, waits_s=(0.01,))
+    found = [next(frames) for _ in range(5)]
+    assert [f.error for f in found] == ["", "damaged", "", "", "damaged; trying again in 0.01 s"]
+
+
 def test_waiting_ends_at_once_when_nobody_wants_more() -> None:
     stop = threading.Event()
     frames = follow(Flaky(100), "camera", Sampling(), stop, live=True, waits_s=(30.0,))
@@ -186,6 +260,19 @@ def test_waiting_ends_at_once_when_nobody_wants_more() -> None:
     started = time.monotonic()
     assert list(frames) == []
     assert time.monotonic() - started < 1
+
+
+def test_readers_that_hang_in_the_network_hold_up_the_end_only_once(
+    scorer: Scorer, address: str, tmp_path: Path
+) -> None:
+    write(tmp_path / "clip.mp4", numbered(50))
+    hanging = [f"{address}/silent{i}.mp4" for i in range(3)]
+    reading = Reading(timeout_s=20, streams=4)
+    rows = VideoRun(scorer, [*hanging, tmp_path / "clip.mp4"], Sampling(every=0.5), reading=reading).rows()
+    next(rows)
+    started = time.monotonic()
+    rows.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - started < 2 * JOIN_S
 
 
 def test_a_missing_decoder_is_no_row(scorer: Scorer, tmp_path: Path) -> None:

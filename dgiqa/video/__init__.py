@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
@@ -31,7 +32,7 @@ VIDEO_COLUMNS = (
     *("width", "height", "note", "status", "error", "bundle", "backend", "ms", "schema_version"),
 )
 STREAMS = 2  # files decoded side by side; of live sources all are
-JOIN_S = 2.0  # a reader blocked in the network is not waited for longer at the end
+JOIN_S = 2.0  # readers blocked in the network, all together, are not waited for longer at the end
 
 Row = dict[str, Any]
 
@@ -128,8 +129,9 @@ class VideoRun:
         finally:
             self._stop.set()
             self._channel.finish()
+            patience = time.monotonic() + JOIN_S
             for thread in threads:
-                thread.join(JOIN_S)
+                thread.join(max(0.0, patience - time.monotonic()))
 
     def rows(self) -> Iterator[Row]:
         """The rows alone."""
@@ -176,6 +178,7 @@ class VideoRun:
             self.sampling,
             self._stop,
             live=reading.live,
+            likely_live=frames.is_live(source),
             attempts=reading.attempts,
             waits_s=reading.waits_s,
         )

@@ -54,6 +54,7 @@ class Decoding:
         self.packets = 0
         self.number: int | None = 0  # of the next frame
         self.last_s = -1.0
+        self.step_s = 1 / 25  # between the last two pictures, for those without timestamps
         self.damage = ""
 
     def pictures(self) -> Iterator[Picture]:
@@ -122,7 +123,8 @@ class Decoding:
             self.damage = f"a damaged packet: {error.strerror or error}"
             return
         for frame in frames:
-            yield from self._lost(frame.pts)
+            if frame.pts is not None:
+                yield from self._lost(frame.pts)
             if frame.key_frame:
                 self.damage = ""
             if frame.is_corrupt:
@@ -155,13 +157,25 @@ class Decoding:
     def _next(self, pts: int | None, frame: Any, error: str) -> Picture:
         time_s = self._time(pts)
         if time_s is None:
-            time_s = self.last_s + 1 / (self.video.rate or 25.0) if self.last_s >= 0 else 0.0
+            time_s = self._guessed_time()
+        elif self.last_s >= 0:
+            self.step_s = max(time_s - self.last_s, 0.0) or self.step_s
         if self.number is None:
             self.number = round(time_s * self.video.rate) if self.video.rate else None
         number = self.number
         self.number = None if number is None else number + 1
         self.last_s = max(self.last_s, time_s)
         return Picture(time_s, number, frame, error)
+
+    def _guessed_time(self) -> float:
+        """Seconds of a picture without a timestamp. RTSP's first one has none, and comes before FFmpeg's start time."""
+        step_s = 1 / self.video.rate if self.video.rate else self.step_s
+        if self.last_s >= 0:
+            return self.last_s + step_s
+        assert self.container is not None
+        if self.container.format.name == "rtsp" and self.stream.start_time is not None:
+            self.video.origin_s -= step_s
+        return 0.0
 
     def _forget(self, held: list[Any]) -> None:
         """A whole group of pictures that nothing is sampled from."""
@@ -216,6 +230,11 @@ def reason_of(error: Exception, timeout_s: float | None) -> str:
     """FFmpeg's reason in a few words. An interrupted read is how a timeout shows."""
     text = getattr(error, "strerror", None) or str(error)
     if type(error).__name__ in ("ExitError", "TimeoutError") or "mmediate exit" in text:
-        waited = f" for {timeout_s:g} s" if timeout_s else ""
-        return f"nothing arrived{waited}; the source has stalled"
+        return stalled(timeout_s)
     return f"{text} ({type(error).__name__})"
+
+
+def stalled(timeout_s: float | None) -> str:
+    """What a timeout means."""
+    waited = f" for {timeout_s:g} s" if timeout_s else ""
+    return f"nothing arrived{waited}; the source has stalled"

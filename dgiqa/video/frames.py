@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from dgiqa.errors import ImageError
 from dgiqa.video import colour, sampling
-from dgiqa.video.decoding import Decoding, Picture, import_av, reason_of
+from dgiqa.video.decoding import Decoding, Picture, import_av, reason_of, stalled
 from dgiqa.video.sampling import Sampling, SceneCuts, ScenePicks, Ticks
 
 if TYPE_CHECKING:
@@ -91,6 +92,10 @@ class Frame:
     note: str = ""
 
 
+class RefusedError(ImageError):
+    """A source that trying again would not help: it has no video, wants a password, or is sampled in a wrong way."""
+
+
 class Video:
     """An opened video. A context manager; frames are read once.
 
@@ -122,7 +127,7 @@ class Video:
         self.rate: float | None = None
         self.width = self.height = 0
         self.codec = ""
-        self.live = is_live(source)
+        self.live = False
         self.timeout_s = timeout_s
         self._source = source
         self._raw = raw
@@ -140,7 +145,7 @@ class Video:
         try:
             ticks = wanted.ticks(self.duration_s or None)
         except ValueError as error:
-            raise ImageError(f"{self.name}: {error}") from error
+            raise RefusedError(f"{self.name}: {error}") from error
         pictures = self._pictures(ticks, wanted)
         if wanted.per_scene:
             yield from self._per_scene(pictures, ticks, wanted, stop)
@@ -176,18 +181,21 @@ class Video:
         av = import_av()
         file, options = _for_ffmpeg(self._source)
         self._pipe = None if isinstance(file, str) else file
+        started = time.monotonic()
         try:
             self._container = container = av.open(
                 file, container_options=options, timeout=(timeout_s, timeout_s), metadata_errors="replace"
             )
         except (av.FFmpegError, ValueError, OSError) as error:
-            reason = f"{reason_of(error, timeout_s)}; it is none, or damaged or truncated"
-            raise ImageError(f"{self.name} cannot be opened as a video: {reason}") from error
+            raise self._unopened(error, waited_s=time.monotonic() - started) from error
         if not container.streams.video:
             kinds = sorted({s.type for s in container.streams}) or ["nothing"]
             container.close()
-            raise ImageError(f"{self.name} has no video in it, only {', '.join(kinds)}; name a file with pictures")
+            raise RefusedError(f"{self.name} has no video in it, only {', '.join(kinds)}; name a file with pictures")
         self._stream = stream = container.streams.best("video") or container.streams.video[0]
+        self.duration_s = self._declared_duration()
+        # An address that does not say how long it is has no end that could be waited for
+        self.live = is_address(self._source) and self.duration_s is None
         stream.thread_type = "SLICE" if self.live else "AUTO"  # frame threads delay a live picture
         # The decoder stops at the first error instead of painting over it: a made-up picture is not the video's quality
         stream.codec_context.options = {"err_detect": "explode"}
@@ -198,9 +206,19 @@ class Video:
         self.rate = float(rate) if rate else None
         self.width, self.height, self.codec = stream.width, stream.height, stream.codec_context.name
         self.origin_s = (container.start_time or 0) / 1e6
-        self.duration_s = self._declared_duration()
-        # An address that does not say how long it is has no end that could be waited for
-        self.live = self.live or (is_address(self._source) and self.duration_s is None)
+
+    def _unopened(self, error: Exception, waited_s: float) -> ImageError:
+        """What could not be opened, why, and what to do."""
+        what = f"{self.name} cannot be opened as a video"
+        if not is_address(self._source):
+            return ImageError(f"{what}: {reason_of(error, None)}; it is none, or damaged or truncated")
+        if type(error).__name__ in ("HTTPUnauthorizedError", "HTTPForbiddenError"):
+            fix = "write user and password into the address: scheme://USER:PASSWORD@HOST/..."
+            return RefusedError(f"{what}: {reason_of(error, None)}; {fix}")
+        if waited_s >= self.timeout_s:  # FFmpeg gives half an answer for one that makes no sense
+            return ImageError(f"{what}: {stalled(self.timeout_s)}")
+        fix = "it is none, or damaged" if "InvalidData" in type(error).__name__ else "check the address and its server"
+        return ImageError(f"{what}: {reason_of(error, None)}; {fix}")
 
     def _declared_duration(self) -> float | None:
         """Seconds of the video stream; of the file where only that is said."""
@@ -306,14 +324,14 @@ def is_address(source: object) -> bool:
 
 
 def is_live(source: object) -> bool:
-    """Whether an address is live by its scheme. HTTP may be either: that shows when it is opened."""
+    """Whether an address is mostly live by its scheme; that it is shows when it is opened and says no length."""
     return isinstance(source, str) and _ALWAYS_LIVE.match(source) is not None
 
 
 def name_of(source: VideoSource) -> str:
     """What rows call a source; a password in an address is left out."""
     if isinstance(source, str | Path):
-        return re.sub(r"(?<=://)[^/@]*:[^/@]*@", "***@", str(source))
+        return re.sub(r"(?<=://)[^/?#]*:[^/?#]*@", "***@", str(source))
     name = getattr(source, "name", None)
     return name if isinstance(name, str) else "<stream>"
 
@@ -321,7 +339,8 @@ def name_of(source: VideoSource) -> str:
 def _for_ffmpeg(source: VideoSource) -> tuple[Any, dict[str, str]]:
     """What PyAV opens, and with which options. A path is never taken for one of FFmpeg's many address schemes."""
     if isinstance(source, str) and is_address(source):
-        rtsp = {"rtsp_transport": "tcp"} if source.lower().startswith("rtsp") else {}
+        # Over TCP nothing is lost on the way; a server that cannot do that is asked for UDP
+        rtsp = {"rtsp_flags": "prefer_tcp"} if source.lower().startswith("rtsp") else {}
         return source, {"protocol_whitelist": _NETWORK_PROTOCOLS, **rtsp}
     binary = _binary(source)
     if isinstance(source, str | Path) and str(source) != STDIN:

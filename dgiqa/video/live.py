@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 
 from dgiqa.errors import ImageError
-from dgiqa.video.frames import Frame, Video
-from dgiqa.video.sampling import Sampling
+from dgiqa.video.frames import Frame, RefusedError, Video
+from dgiqa.video.sampling import ROUNDING_S, Sampling
 
 WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # before each further attempt; the last one repeats
 ATTEMPTS = 10  # in a row without a single frame, then the source is given up
@@ -27,44 +27,77 @@ def follow(
     stop: threading.Event,
     *,
     live: bool | None = None,
+    likely_live: bool = False,
     attempts: int = ATTEMPTS,
     waits_s: tuple[float, ...] = WAITS_S,
 ) -> Iterator[Frame]:
     """Frames of one source until it ends, `stop` is set, or a live one failed `attempts` times in a row.
 
-    opened: opens the source. live: whether to open it again after it ended; None asks the source. A source that cannot
-    be opened is a Frame with an error; BackendError is raised, for no source could be opened then.
+    opened: opens the source. live: whether to open it again after it ended or could not be opened; None asks the
+    source, likely_live says it until that is open. Time 0 of a live one is its first frame. A source that cannot be
+    opened is a Frame with an error; BackendError is raised, for no source could be opened then.
     """
     joined = _Joined(name)
-    failures, again = 0, bool(live)
-    while True:
-        reason = ""
+    again = likely_live if live is None else live
+    while not stop.is_set():
         try:
             with opened() as video:
                 again = video.live if live is None else live
                 if not again:
                     yield from video.frames(wanted, stop)
                     return
-                for frame in joined.next(video.frames(replace(wanted, start=0.0, end=math.inf), stop)):
-                    if frame.time_s > wanted.end:
-                        return
-                    reason, failures = frame.error, failures if frame.error else 0
-                    if not frame.error:
-                        yield frame
+                wanted = _by_time(wanted)
+                reason = yield from _connection(joined.next(video.frames(_from_now_on(wanted), stop)), wanted)
+                if reason is None or stop.is_set():
+                    return
         except ImageError as error:
             reason = str(error)
-            if not again:
+            if not again or isinstance(error, RefusedError):
                 yield joined.error(reason)
                 return
-        if stop.is_set():
+        joined.failures += 1
+        wait_s = waits_s[min(joined.failures, len(waits_s)) - 1]
+        given_up = joined.failures >= attempts
+        broken = joined.error(f"{reason}; {_what_next(None if given_up else wait_s, attempts)}")
+        yield broken
+        if given_up or broken.time_s >= wanted.end or stop.wait(wait_s):
             return
-        failures += 1
-        wait_s = waits_s[min(failures, len(waits_s)) - 1]
-        given_up = failures >= attempts
-        what = f"given up after {failures} attempts in a row" if given_up else f"trying again in {wait_s:g} s"
-        yield joined.error(f"{reason or 'the source ended'}; {what}")
-        if given_up or stop.wait(wait_s):
-            return
+
+
+def _connection(frames: Iterator[Frame], wanted: Sampling) -> Generator[Frame, None, str | None]:
+    """One connection's frames from start to end. Returns why it ended, None at the end that was asked for.
+
+    An error is a row if anything comes after it; else it is the reason.
+    """
+    last: Frame | None = None
+    for frame in frames:
+        if last is not None:
+            yield last
+        last = frame if frame.error else None
+        if frame.time_s > wanted.end:
+            return None
+        if not frame.error and frame.time_s + ROUNDING_S >= wanted.start:
+            yield frame
+    return last.error if last else "the source ended"
+
+
+def _what_next(wait_s: float | None, attempts: int) -> str:
+    if wait_s is not None:
+        return f"trying again in {wait_s:g} s"
+    return f"given up after {attempts} attempts in a row" if attempts > 1 else "given up"
+
+
+def _from_now_on(wanted: Sampling) -> Sampling:
+    """The sampling of one connection: its clock says nothing about ours, so that start and end are applied to ours."""
+    return replace(wanted, start=0.0, end=math.inf)
+
+
+def _by_time(wanted: Sampling) -> Sampling:
+    """A count spread over a stretch, as seconds between frames: the source may break off and begin anew in it."""
+    if wanted.count is None or math.isinf(wanted.end):
+        return wanted
+    step_s = (wanted.end - wanted.start) / wanted.count
+    return Sampling(every=step_s, start=wanted.start, end=wanted.end - step_s / 2)
 
 
 class _Joined:
@@ -76,6 +109,7 @@ class _Joined:
         self.last_s = 0.0
         self.number = 0
         self.scene = -1
+        self.failures = 0  # in a row without a single frame
 
     def next(self, frames: Iterator[Frame]) -> Iterator[Frame]:
         """One connection's frames: a stream's clock starts anywhere, ours goes on as time did."""
@@ -85,13 +119,14 @@ class _Joined:
                 first_s = frame.time_s
                 offset = 0.0 if self.began is None else max(time.monotonic() - self.began, self.last_s)
                 self.began = time.monotonic() if self.began is None else self.began
-                first_number = self.number
+                first_number = self.number - (frame.number or 0)
             number = None if frame.number is None else first_number + frame.number
             moved = replace(
                 frame, time_s=frame.time_s - first_s + offset, number=number, scene=frame.scene + first_scene
             )
             self.last_s, self.scene = max(self.last_s, moved.time_s), moved.scene
             self.number = self.number if number is None else number + 1
+            self.failures = self.failures if frame.error else 0
             yield moved
 
     def error(self, text: str) -> Frame:
