@@ -195,6 +195,28 @@ def test_ctrl_c_keeps_what_was_written(environment: dict[str, str], bundle_dir: 
         stream.close()
 
 
+def test_ctrl_c_before_the_first_row_claims_no_file(
+    environment: dict[str, str], bundle_dir: Path, tmp_path: Path
+) -> None:
+    """And one from before stays as it was."""
+    output = tmp_path / "rows.csv"
+    output.write_text("earlier\n")
+    options = ["--raw", "96x64@25", "-o", str(output), "--bundle", str(bundle_dir)]
+    command = [sys.executable, "-m", "dgiqa", "video", "-", *options]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        time.sleep(0.1)
+        while not list(tmp_path.glob(".rows.csv.*")):
+            time.sleep(0.05)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr
+        said = process.stderr.read()
+        assert process.wait(timeout=20) == 130
+    assert b"0 frames scored" in said
+    assert b"written to" not in said
+    assert output.read_text() == "earlier\n"
+
+
 def test_reuse_is_off_unless_asked_for_and_its_drift_is_said(run: Run, clip: Path) -> None:
     assert b"reused" not in run(clip, "--frames", "30").stderr
     done = run(clip, "--frames", "all", "--reuse-tiles", "--audit", "5")

@@ -171,7 +171,8 @@ def video(  # noqa: PLR0917 - the command line's options
             report.line = VideoProgress(sys.stderr)
         stop = fill(report, run.results())
     if not quiet:
-        _say_summary(summary, scorer.backend, output)
+        written = output if report.complete or summary.scored + summary.failed else None
+        _say_summary(summary, scorer.backend, written)
     if stop:
         raise stop
     raise typer.Exit(_verdict(summary, gate, gate_interval is not None))
