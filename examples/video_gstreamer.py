@@ -31,26 +31,35 @@ def rgb_of(sample: Gst.Sample) -> np.ndarray:
     return rows[:, : info.width * 3].reshape(info.height, info.width, 3)
 
 
+def failure(pipeline: Gst.Pipeline) -> str:
+    """What an element of the pipeline reported, if one failed."""
+    message = pipeline.get_bus().pop_filtered(Gst.MessageType.ERROR)
+    return message.parse_error()[0].message if message else ""
+
+
 def main(source: str, bundle: str = "small") -> None:
     Gst.init(None)
     pipeline = Gst.parse_launch(f"{source} ! {SINK}")
     sink = pipeline.get_by_name("sink")
-    with Scorer(bundle) as scorer, scorer.stream() as stream:
+    live = pipeline.set_state(Gst.State.PAUSED) == Gst.StateChangeReturn.NO_PREROLL  # cameras do not wait
+    failed = ""
+    with Scorer(bundle) as scorer, scorer.stream(live=live) as stream:
 
         def take() -> None:
-            while (sample := sink.emit("pull-sample")) is not None:  # None at the end
-                pts = sample.get_segment().to_stream_time(Gst.Format.TIME, sample.get_buffer().pts)
-                stream.push(rgb_of(sample), pts / Gst.SECOND)
+            nonlocal failed
+            while not sink.is_eos() and not (failed := failure(pipeline)):
+                if (sample := sink.try_pull_sample(Gst.SECOND // 5)) is not None:
+                    pts = sample.get_segment().to_stream_time(Gst.Format.TIME, sample.get_buffer().pts)
+                    stream.push(rgb_of(sample), pts / Gst.SECOND)
             stream.finish()
 
         pipeline.set_state(Gst.State.PLAYING)
         threading.Thread(target=take, daemon=True).start()
         for row in stream:
             print(f"{row['time_s']:8.2f} s  {row['score']:.4f}", flush=True)
-    message = pipeline.get_bus().pop_filtered(Gst.MessageType.ERROR)
     pipeline.set_state(Gst.State.NULL)
-    if message:
-        sys.exit(message.parse_error()[0].message)
+    if failed:
+        sys.exit(failed)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import gstreamer
 import pytest
 from video_clips import UInt8, swaying, write
 
@@ -24,13 +23,13 @@ def clip(tmp_path_factory: pytest.TempPathFactory, photos: dict[str, UInt8]) -> 
     return write(tmp_path_factory.mktemp("clips") / "clip.mp4", swaying(photos["coffee"], 40))
 
 
-def run(command: list[str]) -> str:
-    path = os.pathsep.join([str(ROOT), str(Path(sys.executable).parent), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {
-        "PYTHONPATH": path,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+def attempt(command: list[str], *paths: Path) -> subprocess.CompletedProcess[str]:
+    environment = gstreamer.environment([ROOT, *paths])
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+
+
+def run(command: list[str], *paths: Path) -> str:
+    done = attempt(command, *paths)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -59,15 +58,40 @@ def test_opencv(clip: Path, bundle_dir: Path) -> None:
     assert [s for _, s in found] == pytest.approx([r["score"] for r in rows], abs=0.01)
 
 
-def test_gstreamer(clip: Path, bundle_dir: Path) -> None:
-    if importlib.util.find_spec("gi") is None:
-        pytest.skip("needs GStreamer's Python bindings (Debian: python3-gi, gir1.2-gst-plugins-base-1.0)")
-    found = example("video_gstreamer.py", f"filesrc location={clip} ! decodebin", str(bundle_dir))
+@pytest.fixture
+def bindings(tmp_path: Path) -> Path:
+    """A folder with GStreamer's Python bindings, for the Python that runs the tests."""
+    folder = gstreamer.bindings_only(tmp_path)
+    elements = "decodebin matroskademux jpegdec videoconvert appsink videotestsrc"
+    gstreamer.need(sys.executable, "Gst GstApp GstVideo", elements, gstreamer.environment([folder]))
+    return folder
+
+
+def test_gstreamer(bindings: Path, photos: dict[str, UInt8], bundle_dir: Path, tmp_path: Path) -> None:
+    frames = swaying(photos["coffee"], 40, width=162)  # rows of 486 bytes are padded
+    clip = write(tmp_path / "clip.mkv", frames, codec="mjpeg", layout="yuvj420p")
+    command = [sys.executable, str(ROOT / "examples" / "video_gstreamer.py")]
+    found = scores(run([*command, f"filesrc location={clip} ! decodebin", str(bundle_dir)], bindings))
     assert len(found) == 40
     assert found[-1][0] == pytest.approx(39 / 25, abs=0.01)
     with Scorer(bundle_dir, threads=1) as scorer:
         rows = list(scorer.score_video(clip, every=0))
     assert [s for _, s in found] == pytest.approx([r["score"] for r in rows], abs=0.02)
+
+
+def test_gstreamer_says_what_failed_and_ends(bindings: Path, bundle_dir: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "video_gstreamer.py")]
+    done = attempt([*command, f"filesrc location={tmp_path / 'none'} ! decodebin", str(bundle_dir)], bindings)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "not found" in done.stderr
+
+
+def test_gstreamer_drops_frames_of_a_camera_instead_of_holding_it_up(bindings: Path, bundle_dir: Path) -> None:
+    camera = "videotestsrc is-live=true num-buffers=600 ! video/x-raw,width=96,height=96,framerate=600/1"
+    command = [sys.executable, str(ROOT / "examples" / "video_gstreamer.py"), camera, str(bundle_dir)]
+    found = scores(run(command, bindings))
+    assert 4 <= len(found) < 600
+    assert found[-1][0] == pytest.approx(599 / 600, abs=0.02)
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg program")
