@@ -39,6 +39,7 @@ def row(time_s: float, score: float | None, path: str = "a.mp4", scene: int = 0,
         "frame": round(time_s * 25),
         "reused": "",
         "bundle": "small@0",
+        "backend": "onnxruntime",
     }
 
 
@@ -111,12 +112,69 @@ def test_the_curve_goes_through_its_points(tmp_path: Path) -> None:
 
 def test_the_worst_and_best_frames_are_shown_with_their_pictures(tmp_path: Path) -> None:
     scores = np.random.default_rng(1).permutation(np.linspace(0.1, 0.9, 50))
-    text = written(HtmlReport(str(tmp_path / "r.html")), [row(i, float(s)) for i, s in enumerate(scores)]).read_text()
+    rows = [row(2.0 * i, float(s)) for i, s in enumerate(scores)]
+    text = written(HtmlReport(str(tmp_path / "r.html")), rows).read_text()
     shown = [float(s) for s in re.findall(r"<b>(\d\.\d{4})</b> at", text)]
     ordered = np.round(np.sort(scores), 4)
     assert shown == pytest.approx([*ordered[:6], *ordered[:-7:-1]])
     data = base64.b64decode(re.findall(r"base64,([^\"]+)", text)[0])
     assert data.startswith(b"\xff\xd8")
+
+
+def test_thumbnails_are_not_all_of_the_same_moment(tmp_path: Path) -> None:
+    """Three dips of many frames each: the lowest of each comes first."""
+    rows = [row(i / 25, 0.9 - 0.1 * (i // 300) * (1 - abs(i % 300 - 150) / 150)) for i in range(900)]
+    text = written(HtmlReport(str(tmp_path / "r.html")), rows).read_text()
+    worst = [float(t) for t in re.findall(r"</b> at ([\d.]+) s", text)][:6]
+    assert worst[0] == 30
+    assert all(abs(a - b) >= report.APART_S for i, a in enumerate(worst) for b in worst[:i])
+    assert min(abs(t - 18) for t in worst) == 0
+
+
+def test_videos_come_as_they_were_named_and_say_why_they_failed(tmp_path: Path) -> None:
+    rows = [row(0, 0.5, "b.mp4"), row(0, None, "c.mp4", error="gone"), row(0, 0.4, "a.mp4"), row(1, 0.4, "b.mp4")]
+    summary = SUMMARY | {"videos": {name: {"scored": 1} for name in ("a.mp4", "b.mp4", "c.mp4")}}
+    text = written(HtmlReport(str(tmp_path / "r.html")), rows, summary).read_text()
+    assert re.findall(r"<h2>(.\.mp4)</h2>", text) == ["a.mp4", "b.mp4", "c.mp4"]
+    assert text.count("<svg") == 2
+    assert '<p class="failed">gone</p>' in text
+
+
+def test_one_frame_is_a_point_on_an_axis_of_a_second(tmp_path: Path) -> None:
+    figures = {"scored": 1, "worst_interval": {"start_s": 3.0, "end_s": 3.0, "mean": 0.5}}
+    summary = SUMMARY | {"videos": {"a.mp4": figures}}
+    text = written(HtmlReport(str(tmp_path / "r.html")), [row(3, 0.5)], summary).read_text()
+    assert re.findall(r">([\d.]+) s</text>", text) == ["3", "3.2", "3.4", "3.6", "3.8", "4"]
+    assert "1 frame scored" in text
+    assert "worst interval," not in text
+    assert 'class="worst"' not in text
+
+
+def test_an_error_at_the_end_is_on_the_axis_and_in_its_place_in_the_table(tmp_path: Path) -> None:
+    rows = [row(0, 0.5), row(1, None, error="lost"), row(2, 0.5), row(4, None, error="truncated")]
+    summary = SUMMARY | {"videos": {"a.mp4": {"worst_interval": {"start_s": 0.0, "end_s": 2.0, "mean": 0.5}}}}
+    text = written(HtmlReport(str(tmp_path / "r.html")), rows, summary).read_text()
+    marks = [float(x) for x in re.findall(r'class="error" d="M([\d.]+)', text)]
+    right = report.WIDTH - report.RIGHT
+    assert marks == pytest.approx([report.LEFT + (right - report.LEFT) / 4, right], abs=0.1)
+    assert re.findall(r"<tr><td>([\d.]+)</td>", text) == ["0.000", "1.000", "2.000", "4.000"]
+    assert "red: could not be scored" in text
+    (width,) = re.findall(r'class="worst" x="44.0" y="10" width="([\d.]+)"', text)
+    assert float(width) == pytest.approx((right - report.LEFT) / 2, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("last", "labels"),
+    [
+        (100, ["0 s", "20 s", "40 s", "60 s", "80 s", "100 s"]),
+        (600, ["0:00", "2:00", "4:00", "6:00", "8:00", "10:00"]),
+        (7200, ["0:00:00", "0:15:00", "0:30:00"]),
+        (400_000, ["0:00:00", "24:00:00"]),
+    ],
+)
+def test_long_videos_have_an_axis_of_minutes_and_hours(tmp_path: Path, last: float, labels: list[str]) -> None:
+    text = written(HtmlReport(str(tmp_path / "r.html")), [row(0, 0.5), row(last, 0.5)]).read_text()
+    assert re.findall(r'"middle">([^<]+)<', text)[: len(labels)] == labels
 
 
 def test_names_and_errors_are_escaped(tmp_path: Path) -> None:
@@ -130,8 +188,10 @@ def test_names_and_errors_are_escaped(tmp_path: Path) -> None:
 
 def test_a_video_without_a_score_still_makes_a_page(tmp_path: Path) -> None:
     text = written(HtmlReport(str(tmp_path / "r.html")), [row(0, None, error="no video")]).read_text()
-    assert "No frame could be scored" in text
-    assert "no video" in text
+    assert "0 frames scored, 1 failed" in text
+    assert '<p class="failed">no video</p>' in text
+    assert "<svg" not in text
+    assert "–</b>" not in text
 
 
 def test_a_long_curve_is_thinned_and_its_dips_stay() -> None:
@@ -162,6 +222,17 @@ def test_the_plot_is_a_picture_with_a_panel_per_video(tmp_path: Path) -> None:
     assert one is not None
     assert two is not None
     assert two.shape[0] > 1.5 * one.shape[0]
+
+
+def test_the_plot_of_very_many_videos_is_still_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    import cv2
+
+    monkeypatch.setattr(report, "MAX_PIXELS", 600)
+    rows = [row(0, None, f"{i}.mp4", error="gone") for i in range(10)]
+    picture = cv2.imread(str(written(TimelinePlot(str(tmp_path / "p.png")), rows)))
+    assert picture is not None
+    assert 500 < picture.shape[0] <= 600
 
 
 def test_subtitles_last_until_the_next_frame(tmp_path: Path) -> None:

@@ -274,7 +274,10 @@ def _say_summary(summary: Summary, backend: str, output: str | None) -> None:
     figures = summary.as_dict(complete=True)
     for name, pooled in figures["videos"].items():
         say("; ".join(_about(name, pooled)), prefix="")
-    parts = [f"{summary.scored} frames scored" + (f", {summary.failed} failed" if summary.failed else "")]
+    parts = [
+        f"{summary.scored} frame{'s' * (summary.scored != 1)} scored"
+        + (f", {summary.failed} failed" if summary.failed else "")
+    ]
     if figures["reused"]:
         checked = f", {figures['audits']} checked"
         drift = "" if figures["mean_drift"] is None else f", mean |drift| {figures['mean_drift']:.4f}"
