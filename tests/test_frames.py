@@ -11,7 +11,9 @@ import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ import pytest
 from video_clips import RATE, UInt8, av, damage, level, numbered, swaying, truncate, write
 
 from dgiqa.errors import ImageError
-from dgiqa.video import colour
+from dgiqa.video import colour, frames
 from dgiqa.video.frames import Frame, Raw, Video, name_of
 from dgiqa.video.sampling import EVERY_S, Sampling, SceneCuts, ScenePicks, seconds, thumbnail
 
@@ -259,6 +261,12 @@ def test_a_truncated_file_gives_its_frames_and_says_so(tmp_path: Path) -> None:
     assert not any(f.error for f in found[:-2])
 
 
+def test_an_empty_file_is_called_empty(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(b"")
+    with pytest.raises(ImageError, match=r"it is empty \(0 bytes\)"):
+        read(tmp_path / "clip.mp4")
+
+
 @pytest.mark.parametrize("content", [b"", b"\0" * 4000, b"not a video at all" * 100])
 def test_what_is_no_video_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "clip.mp4"
@@ -283,6 +291,69 @@ def test_a_file_with_only_sound_is_refused(tmp_path: Path) -> None:
         container.mux([*stream.encode(frame), *stream.encode()])
     with pytest.raises(ImageError, match="has no video in it, only audio"):
         read(path)
+
+
+def test_sound_beside_the_pictures_is_left_out(tmp_path: Path) -> None:
+    tracks: list[Any] = []
+
+    def with_sound(container: Any, stream: Any) -> None:
+        tracks.append(container.add_stream("pcm_s16le", rate=8000))
+
+    def silence(frame: Any) -> None:
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 320), np.int16), format="s16", layout="mono")
+        sound.rate, sound.pts = 8000, frame.pts * 320
+        tracks[0].container.mux(tracks[0].encode(sound))
+
+    found = read(write(tmp_path / "sound.mkv", numbered(50), prepare=with_sound, mark=silence))
+    assert [(f.number, f.error) for f in found] == [(i, "") for i in range(50)]
+
+
+def test_the_cover_of_music_is_no_video(tmp_path: Path) -> None:
+    path = tmp_path / "music.m4a"
+    with av.open(str(path), "w", format="mp4") as container:
+        sound = container.add_stream("aac", rate=8000)
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 96, 64, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        silence.rate = 8000
+        picture = av.VideoFrame.from_ndarray(next(numbered(1)), format="rgb24").reformat(format="yuvj420p")
+        container.mux([*sound.encode(silence), *sound.encode(), *cover.encode(picture), *cover.encode()])
+    with pytest.raises(ImageError, match="has no video in it, only a cover and audio"):
+        read(path)
+
+
+@pytest.mark.parametrize("frames_around", [2, 3])
+def test_avi_with_b_frames_has_an_order_though_it_stores_no_times(tmp_path: Path, frames_around: int) -> None:
+    path = write(tmp_path / "clip.avi", numbered(60), options={"bf": str(frames_around)}, gop=20)
+    found = read(path)
+    assert [f.error for f in found] == [""] * 60
+    assert [f.number for f in found] == list(range(60))
+    assert np.diff([f.time_s for f in found])[:50] == pytest.approx(1 / RATE, abs=0.001)
+    assert all(f.rgb is not None and abs(level(f.rgb) - f.number) <= 3 for f in found if f.number is not None)
+    damage(path, 0.5)
+    hurt = read(path)
+    assert 1 <= sum(bool(f.error) for f in hurt) <= 20
+    assert len(hurt) == 60
+
+
+@pytest.mark.parametrize(
+    ("measured", "guessed", "tick", "rate"),
+    [
+        (Fraction(25), Fraction(25), Fraction(1, 25), 25),
+        (Fraction(1175, 96), Fraction(25), Fraction(1, 12800), 1175 / 96),  # of a variable one, the mean
+        (Fraction(60000), Fraction(25), Fraction(1, 60000), 25),  # DV in FFmpeg: its clock
+        (Fraction(50), Fraction(25), Fraction(1, 50), 25),  # H.264 copied into AVI
+        (None, Fraction(30), Fraction(1, 90000), 30),
+        (None, Fraction(90000), Fraction(1, 90000), None),
+        (None, None, None, None),
+    ],
+)
+def test_a_clocks_rate_is_not_taken_for_that_of_frames(
+    measured: Fraction | None, guessed: Fraction | None, tick: Fraction | None, rate: float | None
+) -> None:
+    stream = SimpleNamespace(average_rate=measured, guessed_rate=guessed, time_base=tick)
+    assert frames._rate(stream) == rate
 
 
 def test_a_container_without_a_frame_is_an_error(tmp_path: Path) -> None:

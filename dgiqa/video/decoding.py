@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dgiqa.video.frames import Video
 
 HELD_BYTES = 64 << 20  # most compressed data held back to see whether a group of pictures is needed
+B_FRAMES = ("h264", "hevc")
 SEEK_AHEAD_S = 10.0  # a sample so far ahead is sought, not read up to
 SHORT_S = 1.0  # a stream that ends so much before its declared end was truncated
 
@@ -48,6 +49,9 @@ class Decoding:
         self.container = video._container
         self.ticks = ticks
         self.end_s = end_s
+        # AVI stores no timestamps, and those that FFmpeg makes up for the B-frames of H.264 and HEVC go back and forth:
+        # as a set they are right, so that each picture takes the lowest that is left
+        self.made_up = self.container is not None and self.container.format.name == "avi" and video.codec in B_FRAMES
         self.seekable = isinstance(video._source, str | Path) and os.path.isfile(video._source)
         self.sent: list[int] = []  # timestamps that went into the decoder and have not come out
         self.floor: int | None = None  # timestamp of the first key frame since the decoder was empty
@@ -121,16 +125,19 @@ class Decoding:
             frames = self.stream.codec_context.decode(packet)
         except av.FFmpegError as error:
             self.damage = f"a damaged packet: {error.strerror or error}"
+            if self.made_up and self.sent:
+                yield self._next(heapq.heappop(self.sent), None, self.damage)
             return
         for frame in frames:
-            if frame.pts is not None:
-                yield from self._lost(frame.pts)
+            pts = self.sent[0] if self.made_up and self.sent else frame.pts
+            if pts is not None:
+                yield from self._lost(pts)
             if frame.key_frame:
                 self.damage = ""
             if frame.is_corrupt:
-                yield self._next(frame.pts, None, "the decoder marked this frame as corrupt")
+                yield self._next(pts, None, "the decoder marked this frame as corrupt")
             else:
-                yield self._next(frame.pts, frame, "")
+                yield self._next(pts, frame, "")
 
     def _expect(self, packet: Any) -> None:
         """Remember which timestamps must come out. Not those that need what is before the first key frame."""

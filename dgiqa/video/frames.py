@@ -34,6 +34,8 @@ UInt8 = NDArray[np.uint8]
 VideoSource = str | Path | BinaryIO
 
 STDIN = "-"
+MAX_RATE = 1000.0  # frames per second; above it is a clock's rate
+ATTACHED_PICTURE = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
 TIMEOUT_S = 10.0  # an address that sends nothing for so long has stalled
 _ADDRESS = re.compile(r"(https?|rtsps?|rtmps?|srt|udp|rtp|tcp)://", re.IGNORECASE)
 _ALWAYS_LIVE = re.compile(r"(rtsps?|rtmps?|srt|udp|rtp|tcp)://", re.IGNORECASE)
@@ -188,28 +190,31 @@ class Video:
             )
         except (av.FFmpegError, ValueError, OSError) as error:
             raise self._unopened(error, waited_s=time.monotonic() - started) from error
-        if not container.streams.video:
-            kinds = sorted({s.type for s in container.streams}) or ["nothing"]
-            container.close()
-            raise RefusedError(f"{self.name} has no video in it, only {', '.join(kinds)}; name a file with pictures")
-        self._stream = stream = container.streams.best("video") or container.streams.video[0]
+        self._stream = stream = self._video_stream(container)
         self.duration_s = self._declared_duration()
         # An address that does not say how long it is has no end that could be waited for
         self.live = is_address(self._source) and self.duration_s is None
         stream.thread_type = "SLICE" if self.live else "AUTO"  # frame threads delay a live picture
         # The decoder stops at the first error instead of painting over it: a made-up picture is not the video's quality
         stream.codec_context.options = {"err_detect": "explode"}
-        for other in container.streams:
-            if other is not stream:
-                other.discard = "all"
-        rate = stream.average_rate or stream.guessed_rate
-        self.rate = float(rate) if rate else None
+        self.rate = _rate(stream)
         self.width, self.height, self.codec = stream.width, stream.height, stream.codec_context.name
         self.origin_s = (container.start_time or 0) / 1e6
+
+    def _video_stream(self, container: InputContainer) -> Any:
+        """The stream with moving pictures; the cover of a piece of music is none."""
+        stream: Any = container.streams.best("video")
+        if stream is not None and not _is_cover(stream):
+            return stream
+        kinds = sorted({"a cover" if _is_cover(s) else s.type for s in container.streams}) or ["nothing"]
+        container.close()
+        raise RefusedError(f"{self.name} has no video in it, only {' and '.join(kinds)}; name a file with pictures")
 
     def _unopened(self, error: Exception, waited_s: float) -> ImageError:
         """What could not be opened, why, and what to do."""
         what = f"{self.name} cannot be opened as a video"
+        if _is_empty(self._source):
+            return ImageError(f"{what}: it is empty (0 bytes)")
         if not is_address(self._source):
             return ImageError(f"{what}: {reason_of(error, None)}; it is none, or damaged or truncated")
         if type(error).__name__ in ("HTTPUnauthorizedError", "HTTPForbiddenError"):
@@ -334,6 +339,23 @@ def name_of(source: VideoSource) -> str:
         return re.sub(r"(?<=://)[^/?#]*:[^/?#]*@", "***@", str(source))
     name = getattr(source, "name", None)
     return name if isinstance(name, str) else "<stream>"
+
+
+def _rate(stream: Any) -> float | None:
+    """Frames per second. A measured rate that is no more than the ticks of the stream's clock was not measured."""
+    measured, guessed = stream.average_rate, stream.guessed_rate
+    rate = guessed if guessed and (not measured or measured * stream.time_base == 1) else measured
+    return float(rate) if rate and rate <= MAX_RATE else None
+
+
+def _is_cover(stream: Any) -> bool:
+    """Whether a video stream is a single attached picture."""
+    disposition = getattr(stream, "disposition", None)
+    return disposition is not None and bool(disposition.value & ATTACHED_PICTURE)
+
+
+def _is_empty(source: VideoSource) -> bool:
+    return isinstance(source, str | Path) and os.path.isfile(source) and not os.path.getsize(source)
 
 
 def _for_ffmpeg(source: VideoSource) -> tuple[Any, dict[str, str]]:
