@@ -98,9 +98,36 @@ def test_far_samples_are_sought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_count_is_spread_evenly_and_a_stretch_is_respected(clip: Path) -> None:
-    assert times(read(clip, Sampling(count=4))) == [0.52, 1.52, 2.52, 3.52]
+    assert times(read(clip, Sampling(count=4))) == [0.48, 1.48, 2.48, 3.48]
     assert times(read(clip, Sampling(every=0.5, start=1.2, end=2.5))) == [1.2, 1.72, 2.2]
     assert [f.number for f in read(clip, Sampling(every=10, start=3))] == [75]
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "given"), [(1, 1, 1), (1, 10, 1), (3, 2, 2), (7, 7, 7), (7, 20, 7), (9, 5, 5)]
+)
+def test_as_many_are_given_as_wanted_or_as_there_are(tmp_path: Path, there: int, wanted: int, given: int) -> None:
+    found = read(write(tmp_path / "clip.mp4", numbered(there)), Sampling(count=wanted))
+    assert len({f.number for f in found if not f.error}) == len(found) == given
+
+
+def test_a_count_of_what_is_past_the_end_is_refused(clip: Path) -> None:
+    with pytest.raises(ImageError, match=r"it ends at 4.00 s, the first frame is wanted at 90 s"):
+        read(clip, Sampling(count=3, start=90))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        (Sampling(every=1, start=90), "no frame from 90 s on, the video is 4.00 s long"),
+        (Sampling(every=0, start=3.97), "no frame from 3.97 s on"),
+        (Sampling(every=1, start=1.01, end=1.03), "no frame from 1.01 to 1.03 s"),
+        (Sampling(per_scene=2, start=90), "no frame from 90 s on"),
+    ],
+)
+def test_a_stretch_without_a_frame_is_an_error_not_a_success(clip: Path, wanted: Sampling, says: str) -> None:
+    (found,) = read(clip, wanted)
+    assert says in found.error
 
 
 def test_the_default_is_a_frame_per_second(clip: Path) -> None:

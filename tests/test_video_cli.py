@@ -128,6 +128,12 @@ def test_a_container_and_raw_frames_come_from_standard_input(run: Run, clip: Pat
     assert [json.loads(line)["frame"] for line in done.stdout.splitlines()] == list(range(20))
 
 
+def test_a_pipe_that_brings_nothing_is_empty(run: Run) -> None:
+    done = run("-", stdin=b"")
+    assert done.returncode == 3
+    assert "it is empty (0 bytes)" in json.loads(done.stdout)["error"]
+
+
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg program")
 def test_an_ffmpeg_pipe_is_scored_as_its_file(run: Run, clip: Path, rows: list[dict[str, Any]]) -> None:
     command = ["ffmpeg", "-v", "error", "-i", str(clip), "-f", "rawvideo", "-pix_fmt", "yuv420p", "-"]
@@ -151,12 +157,25 @@ def test_an_ffmpeg_pipe_is_scored_as_its_file(run: Run, clip: Path, rows: list[d
         (["-o", "rows.xml"], "end it in .jsonl, .csv, .json or .parquet"),
         (["--tiles", "many"], "allowed are"),
         (["--fps", "0"], "above 0"),
+        (["--gate", "0.5", "--gate-interval", "nan"], "give seconds above 0"),
+        (["--plot", "curve.pdf"], "end it in .png"),
+        (["--html", "same", "--srt", "./same"], "./same is --html as well; name another file"),
     ],
 )
 def test_wrong_usage_is_exit_2_with_the_reason(run: Run, clip: Path, arguments: list[str], says: str) -> None:
     done = run(clip, *arguments)
     assert done.returncode == 2
     assert says in " ".join(done.stderr.decode().replace("│", " ").split())
+
+
+def test_a_video_is_not_written_over(run: Run, tmp_path: Path) -> None:
+    clip = write(tmp_path / "clip.mkv", numbered(3))
+    before = clip.read_bytes()
+    (tmp_path / "link.srt").symlink_to(clip)
+    done = run(clip, "--srt", tmp_path / "link.srt")
+    assert done.returncode == 2
+    assert b"SOURCE as well" in done.stderr
+    assert clip.read_bytes() == before
 
 
 def test_an_unwritable_file_is_said_before_anything_is_scored(run: Run, clip: Path, tmp_path: Path) -> None:

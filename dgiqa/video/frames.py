@@ -10,6 +10,7 @@ sampling by scenes, twice as many pictures as are wanted of each.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
@@ -145,19 +146,17 @@ class Video:
     def frames(self, wanted: Sampling, stop: threading.Event | None = None) -> Iterator[Frame]:
         """The frames to score, in order of time; ends early once `stop` is set."""
         try:
-            ticks = wanted.ticks(self.duration_s or None)
+            ticks = wanted.ticks(self.duration_s or None, self.rate)
         except ValueError as error:
             raise RefusedError(f"{self.name}: {error}") from error
         pictures = self._pictures(ticks, wanted)
-        if wanted.per_scene:
-            yield from self._per_scene(pictures, ticks, wanted, stop)
-            return
-        cuts = SceneCuts()
-        for picture in pictures:
-            if picture.time_s > wanted.end or ticks.over or (stop and stop.is_set()):
-                return
-            if ticks.due(picture.time_s):
-                yield self._frame(picture, cuts)
+        sampled = self._per_scene if wanted.per_scene else self._by_time
+        none = True
+        for frame in sampled(pictures, ticks, wanted, stop):
+            none = False
+            yield frame
+        if none and not (stop and stop.is_set()):
+            yield Frame(self.name, wanted.start, None, error=self._nothing_in(wanted))
 
     def close(self) -> None:
         """Release the file or the connection."""
@@ -213,7 +212,7 @@ class Video:
     def _unopened(self, error: Exception, waited_s: float) -> ImageError:
         """What could not be opened, why, and what to do."""
         what = f"{self.name} cannot be opened as a video"
-        if _is_empty(self._source):
+        if _is_empty(self._source, self._pipe):
             return ImageError(f"{what}: it is empty (0 bytes)")
         if not is_address(self._source):
             return ImageError(f"{what}: {reason_of(error, None)}; it is none, or damaged or truncated")
@@ -240,6 +239,25 @@ class Video:
 
             return nvdec.pictures(self._source, self)
         return Decoding(self, ticks, wanted.end).pictures()
+
+    def _nothing_in(self, wanted: Sampling) -> str:
+        """Why nothing was sampled: a gate must not pass because nothing was looked at."""
+        length = "" if self.duration_s is None else f", the video is {self.duration_s:.2f} s long"
+        stretch = (
+            f"from {wanted.start:g} s on" if math.isinf(wanted.end) else f"from {wanted.start:g} to {wanted.end:g} s"
+        )
+        return f"there is no frame {stretch}{length}; begin earlier or end later"
+
+    def _by_time(
+        self, pictures: Iterator[Picture], ticks: Ticks, wanted: Sampling, stop: threading.Event | None
+    ) -> Iterator[Frame]:
+        """Every picture that is due."""
+        cuts = SceneCuts()
+        for picture in pictures:
+            if picture.time_s > wanted.end or ticks.over or (stop and stop.is_set()):
+                return
+            if ticks.due(picture.time_s):
+                yield self._frame(picture, cuts)
 
     def _per_scene(
         self, pictures: Iterator[Picture], ticks: Ticks, wanted: Sampling, stop: threading.Event | None
@@ -315,9 +333,12 @@ class _Descriptor:
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.arrived = 0  # bytes so far
 
     def read(self, size: int) -> bytes:
-        return os.read(self.number, size)
+        data = os.read(self.number, size)
+        self.arrived += len(data)
+        return data
 
     def close(self) -> None:
         """It is not ours."""
@@ -354,7 +375,9 @@ def _is_cover(stream: Any) -> bool:
     return disposition is not None and bool(disposition.value & ATTACHED_PICTURE)
 
 
-def _is_empty(source: VideoSource) -> bool:
+def _is_empty(source: VideoSource, pipe: object) -> bool:
+    if isinstance(pipe, _Descriptor):
+        return not pipe.arrived
     return isinstance(source, str | Path) and os.path.isfile(source) and not os.path.getsize(source)
 
 

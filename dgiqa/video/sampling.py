@@ -53,14 +53,22 @@ class Sampling:
         if not 0 <= self.start < self.end:
             raise ValueError(f"from {self.start:g} s to {self.end:g} s is no stretch of time, wanted 0 <= start < end")
 
-    def ticks(self, duration_s: float | None) -> Ticks:
-        """The times at which frames are due. Raises ValueError if `count` is asked of an unknown length."""
+    def ticks(self, duration_s: float | None, rate: float | None = None) -> Ticks:
+        """The times at which frames are due; of a count, those nearest to the middles of equal parts.
+
+        rate: frames per second, if known. Raises ValueError if `count` is asked of an unknown length, or of nothing.
+        """
         if self.count is not None:
             end = min(self.end, math.inf if duration_s is None else duration_s)
             if math.isinf(end):
                 raise ValueError("this source does not say how long it is; sample by time, or give an end")
+            if end <= self.start:
+                raise ValueError(
+                    f"it ends at {end:.2f} s, the first frame is wanted at {self.start:g} s; begin earlier"
+                )
             step = (end - self.start) / self.count
-            return Ticks(self.start + step / 2, step, self.count)
+            half_a_frame = 0.5 / rate if rate else 0.0
+            return Ticks(self.start + max(0.0, step / 2 - half_a_frame), step, self.count)
         every = EVERY_S if self.every is None else self.every
         return Ticks(self.start, 0.0 if self.per_scene else every)
 
