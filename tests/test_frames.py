@@ -97,10 +97,36 @@ def test_far_samples_are_sought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [level(f.rgb) for f in found if f.rgb is not None] == pytest.approx([0, 40, 80], abs=2)
 
 
+@pytest.mark.parametrize("kind", ["mp4", "mkv", "avi", "ts", "mpg", "flv", "h264", "nut"])
+def test_a_sample_is_found_wherever_it_lies_in_any_container(tmp_path: Path, kind: str) -> None:
+    """Groups of 50 pictures in 30 seconds; MPEG's containers, FLV and a bare stream have no index to seek by."""
+    codec = {"mpg": "mpeg2video", "avi": "mpeg4"}.get(kind, "libx264")
+    path = write(tmp_path / f"clip.{kind}", numbered(750), codec=codec, gop=50, options={"bf": "0"})
+    for wanted, numbers in (
+        (Sampling(every=0, start=21.3, end=21.45), [533, 534, 535, 536]),
+        (Sampling(every=12, start=2.3), [58, 358, 658]),
+        (Sampling(every=0, start=29.9), [748, 749]),
+    ):
+        found = read(path, wanted)
+        assert [f.error for f in found] == [""] * len(numbers)
+        assert times(found) == pytest.approx([n / RATE for n in numbers], abs=0.002)
+        levels = [level(f.rgb) for f in found if f.rgb is not None]
+        assert levels == pytest.approx([n % 180 for n in numbers], abs=3)
+
+
 def test_a_count_is_spread_evenly_and_a_stretch_is_respected(clip: Path) -> None:
     assert times(read(clip, Sampling(count=4))) == [0.48, 1.48, 2.48, 3.48]
     assert times(read(clip, Sampling(every=0.5, start=1.2, end=2.5))) == [1.2, 1.72, 2.2]
     assert [f.number for f in read(clip, Sampling(every=10, start=3))] == [75]
+
+
+@pytest.mark.parametrize("kind", ["mkv", "ts", "mp4"])
+def test_a_recording_that_begins_late_is_as_long_as_its_frames(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path / f"clip.{kind}", numbered(50), times=[100 + i / RATE for i in range(50)])
+    with Video(path) as video:
+        assert video.duration_s == pytest.approx(2, abs=0.1)
+        found = list(video.frames(Sampling(count=4)))
+    assert [(round(f.time_s, 1), f.error) for f in found] == [(0.2, ""), (0.8, ""), (1.2, ""), (1.8, "")]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from video_clips import numbered, write
 
@@ -77,8 +78,6 @@ def address(tmp_path: Path) -> Iterator[str]:
 
 def noisy(path: Path, count: int = 75) -> Path:
     """A transport stream large enough that half of it is many frames."""
-    import numpy as np
-
     pictures = np.random.default_rng(0).integers(0, 255, (count, 64, 96, 3), dtype=np.uint8)
     return write(path, pictures, kind="mpegts", options={"bf": "0"})
 
@@ -87,6 +86,13 @@ def test_a_file_is_scored_over_http(scorer: Scorer, address: str, tmp_path: Path
     write(tmp_path / "clip.mp4", numbered(50))
     rows = list(scorer.score_video(f"{address}/clip.mp4", every=0.5))
     assert [(r["time_s"], r["status"]) for r in rows] == [(t, "ok") for t in (0, 0.52, 1.0, 1.52)]
+
+
+def test_an_mp4_that_the_server_gives_only_whole_says_what_to_do(scorer: Scorer, address: str, tmp_path: Path) -> None:
+    pictures = np.random.default_rng(0).integers(0, 255, (75, 96, 128, 3), dtype=np.uint8)
+    write(tmp_path / "clip.mp4", pictures)
+    (row,) = scorer.score_video(f"{address}/clip.mp4", every=0.5)
+    assert "from a server without range requests needs its index first" in row["error"]
 
 
 def test_hls_is_read_by_its_playlist(scorer: Scorer, address: str, tmp_path: Path) -> None:

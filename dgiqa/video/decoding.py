@@ -7,6 +7,7 @@ decoder and did not come out is a Picture with an error.
 from __future__ import annotations
 
 import heapq
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 HELD_BYTES = 64 << 20  # most compressed data held back to see whether a group of pictures is needed
 B_FRAMES = ("h264", "hevc")
+INDEXED = ("mov", "matroska", "avi", "asf", "ogg", "nut")  # not mpegts, mpeg, flv or streams without a container
 SEEK_AHEAD_S = 10.0  # a sample so far ahead is sought, not read up to
 SHORT_S = 1.0  # a stream that ends so much before its declared end was truncated
 
@@ -52,7 +54,8 @@ class Decoding:
         # AVI stores no timestamps, and those that FFmpeg makes up for the B-frames of H.264 and HEVC go back and forth:
         # as a set they are right, so that each picture takes the lowest that is left
         self.made_up = self.container is not None and self.container.format.name == "avi" and video.codec in B_FRAMES
-        self.seekable = isinstance(video._source, str | Path) and os.path.isfile(video._source)
+        self.seekable = isinstance(video._source, str | Path) and os.path.isfile(video._source) and self._indexed()
+        self.length_s = video.duration_s or math.inf
         self.sent: list[int] = []  # timestamps that went into the decoder and have not come out
         self.floor: int | None = None  # timestamp of the first key frame since the decoder was empty
         self.packets = 0
@@ -60,6 +63,11 @@ class Decoding:
         self.last_s = -1.0
         self.step_s = 1 / 25  # between the last two pictures, for those without timestamps
         self.damage = ""
+
+    def _indexed(self) -> bool:
+        """Whether seeking is exact. Elsewhere FFmpeg guesses and may land behind the group that is sought."""
+        names = self.container.format.name.split(",") if self.container is not None else []
+        return any(name in INDEXED for name in names)
 
     def pictures(self) -> Iterator[Picture]:
         av = import_av()
@@ -72,7 +80,7 @@ class Decoding:
             ended = f"reading stopped: {reason_of(error, self.video.timeout_s)}{self._hint()}"
         yield from self._lost(None)
         if not ended and not self.video.live and self._short():
-            ended = f"the video ends at {self.last_s:.2f} s of {self.video.duration_s:.2f} s: it is truncated"
+            ended = f"the video ends at {max(self.last_s, 0.0):.2f} s of {self.video.duration_s:.2f} s: it is truncated"
         if not ended and self.last_s < 0 and not self.packets:
             ended = "there is no frame in it"
         if ended:
@@ -94,7 +102,7 @@ class Decoding:
                 if held and time_s <= self.ticks.target:
                     self._forget(held)
                     held, size = [], 0
-                far = self.ticks.target - time_s > SEEK_AHEAD_S
+                far = self.ticks.target - time_s > SEEK_AHEAD_S and self.ticks.target < self.length_s
                 if far and self.seekable and time_s > position and not held:
                     position = time_s
                     self._seek(self.ticks.target)
@@ -210,11 +218,11 @@ class Decoding:
         return float(pts * self.stream.time_base) - self.video.origin_s
 
     def _hint(self) -> str:
-        """An MP4 is read from a pipe only if its index stands at its beginning."""
-        from_pipe = self.last_s < 0 and self.video._pipe is not None
-        if not from_pipe or self.container is None or "mp4" not in self.container.format.name:
+        """An MP4 is read from a pipe, or a server that gives no parts, only if its index stands at its beginning."""
+        if self.last_s >= 0 or self.seekable or self.container is None or "mp4" not in self.container.format.name:
             return ""
-        return "; an MP4 in a pipe needs its index first: ffmpeg -i in.mp4 -c copy -movflags +faststart out.mp4"
+        where = "in a pipe" if self.video._pipe is not None else "from a server without range requests"
+        return f"; an MP4 {where} needs its index first: ffmpeg -i in.mp4 -c copy -movflags +faststart out.mp4"
 
     def _short(self) -> bool:
         """Whether the demuxer ended well before the declared end, and the sampling did not end it."""

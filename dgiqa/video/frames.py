@@ -190,6 +190,7 @@ class Video:
         except (av.FFmpegError, ValueError, OSError) as error:
             raise self._unopened(error, waited_s=time.monotonic() - started) from error
         self._stream = stream = self._video_stream(container)
+        self.origin_s = (container.start_time or 0) / 1e6
         self.duration_s = self._declared_duration()
         # An address that does not say how long it is has no end that could be waited for
         self.live = is_address(self._source) and self.duration_s is None
@@ -198,7 +199,6 @@ class Video:
         stream.codec_context.options = {"err_detect": "explode"}
         self.rate = _rate(stream)
         self.width, self.height, self.codec = stream.width, stream.height, stream.codec_context.name
-        self.origin_s = (container.start_time or 0) / 1e6
 
     def _video_stream(self, container: InputContainer) -> Any:
         """The stream with moving pictures; the cover of a piece of music is none."""
@@ -229,7 +229,11 @@ class Video:
         stream, container = self._stream, self._container
         if stream.duration and stream.time_base:
             return float(stream.duration * stream.time_base)
-        return container.duration / 1e6 if container and container.duration else None
+        if container is None or not container.duration:
+            return None
+        # Matroska's is when it ends, which is not how long it is in a recording that begins at 100 s
+        begins_s = self.origin_s if "matroska" in container.format.name else 0.0
+        return max(container.duration / 1e6 - begins_s, 0.0) or None
 
     def _pictures(self, ticks: Ticks, wanted: Sampling) -> Iterator[Picture]:
         if self._raw:
