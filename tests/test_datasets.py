@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dgiqa.errors import DgiqaError
+from dgiqa.errors import DgiqaError, ImageError
 from dgiqa.nn.datasets import (
     CSIQ_TYPES,
     LIVE_FOLDERS,
@@ -213,6 +213,20 @@ def test_csiq_workbook_is_read_or_openpyxl_is_asked_for(made, tmp_path, monkeypa
     assert scores(load_dataset("csiq", tmp_path)) == pytest.approx(scores(wanted))
 
 
+def test_a_csiq_workbook_of_another_kind_is_refused(made, tmp_path, monkeypatch):
+    made("csiq")
+    (tmp_path / "csiq_label.txt").unlink()
+    (tmp_path / "csiq.DMOS.xlsx").write_bytes(b"")
+    book = _Workbook([["1600.AWGN.1.png", "0.1"]])
+    monkeypatch.setitem(sys.modules, "openpyxl", book)
+    book.iter_rows = lambda values_only: iter([("image", "dst_type", "dst_lev", "dmos"), ("a", "glare", 1.0, 0.1)])
+    with pytest.raises(DgiqaError, match=r"the distortions \['glare'\]; known are noise, blur"):
+        load_dataset("csiq", tmp_path)
+    book.clear()
+    with pytest.raises(DgiqaError, match="no sheet all_by_image with dmos, dst_lev, dst_type, image"):
+        load_dataset("csiq", tmp_path)
+
+
 class _Workbook(dict):
     """What openpyxl shows of csiq.DMOS.xlsx: a header in the fourth row, fourth column; numbers are floats."""
 
@@ -300,6 +314,9 @@ def test_a_csv_gives_any_folder_records(tmp_path):
         ("image,score\na.png,1\nb.png,1\n", "all 2 scores are 1.0"),
         ("image,score,split\na.png,1,dev\nb.png,2,test\n", r"\['dev'\]"),
         ("image,score\na.png,1\nnowhere.png,2\n", "2 pictures wanted.*1 there; missing nowhere.png"),
+        ("image,score\na.png,good\nb.png,2\n", "labels.csv has the score 'good'; wanted a finite number"),
+        ("image,score\na.png,nan\nb.png,2\n", "the score 'nan'; wanted a finite number"),
+        ("image,score\na.png,1\nb.png\n", "the score None; wanted a finite number"),
     ],
 )
 def test_a_wrong_csv_says_what_is_wrong(tmp_path, text, message):
@@ -307,6 +324,44 @@ def test_a_wrong_csv_says_what_is_wrong(tmp_path, text, message):
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(DgiqaError, match=message):
         load_dataset("csv", tmp_path)
+
+
+def test_names_match_however_their_accents_are_written(tmp_path):
+    """An archive from macOS writes e and its accent apart, the list writes one letter."""
+    touch(tmp_path, "caf\u0065\u0301.png", "two.png")
+    (tmp_path / "labels.csv").write_text("image,score\ncaf\u00e9.png,1\ntwo.png,2\n", encoding="utf-8")
+    assert load_dataset("csv", tmp_path).records[0].path.is_file()
+    (tmp_path / "labels.csv").write_bytes("image,score\ncafé.png,1\n".encode("latin-1"))
+    with pytest.raises(DgiqaError, match=r"labels\.csv is not UTF-8 text"):
+        load_dataset("csv", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "text", "message"),
+    [
+        ("tid2013", "mos_with_names.txt", "5.5 i01_01_1.bmp\n4.5\n", "a line with '4.5' alone"),
+        ("tid2013", "mos_with_names.txt", "5.5 i01.bmp\n", "lists 'i01.bmp'; wanted names with '_'"),
+        ("csiq", "csiq_label.txt", "1600.AWGN.1.png x\n", "csiq_label.txt has the score 'x'"),
+        ("csiq", "csiq_label.txt", "1600 0.1\n", "lists '1600'; wanted names with '.'"),
+        ("kadid10k", "dmos.csv", "dist_img,ref_img,dmos\nI01.png,I01.png,3\n", "lists 'I01.png'"),
+        ("kadid10k", "dmos.csv", "dist_img,ref_img,mos\nI01_01_01.png,I01.png,3\n", "wanted the columns .*dmos"),
+        ("koniq10k", "koniq10k_distributions_sets.csv", "image_name,MOS,set\n10000.jpg,50,dev\n", r"\['dev'\]"),
+        ("clive", "Data/AllMOS_release.mat", "no MATLAB file", "is no MATLAB file with AllMOS_release .*https://"),
+        ("live", "refnames_all.mat", "", "is no MATLAB file with refnames_all .*https://"),
+    ],
+)
+def test_damaged_labels_name_the_file_and_what_was_wanted(tmp_path, name, file, text, message):
+    MAKERS[name](tmp_path)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(DgiqaError, match=message):
+        load_dataset(name, tmp_path)
+
+
+def test_a_matlab_file_without_its_array_is_named(made, tmp_path):
+    made("live")
+    pytest.importorskip("scipy.io").savemat(tmp_path / "dmos_realigned.mat", {"orgs": np.zeros(3)})
+    with pytest.raises(DgiqaError, match=r"dmos_realigned.mat is no MATLAB file with dmos_new and orgs \('dmos_new'\)"):
+        load_dataset("live", tmp_path)
 
 
 LABELS = {
@@ -457,3 +512,20 @@ def test_samples_have_rgb_and_depth_of_one_size_and_groups_by_picture_and_type(t
         assert np.abs(sample.depth.astype(int) - sample.rgb[..., 1]).max() <= 1
     assert RecordSamples(records, counted.network, cache, short_side=None)[1].rgb.shape == (768, 1024, 3)
     assert counted.calls == 4
+
+
+def test_pictures_that_cannot_be_read_are_named_together_before_training_starts(tmp_path, capsys):
+    counted, cache = Counted(), tmp_path / "cache"
+    records = [Record(name, picture(tmp_path / name, i), 0.5) for i, name in enumerate(("a.png", "b.png", "c.png"))]
+    records[0].path.write_bytes(b"no picture")
+    records[1].path.unlink()
+    with pytest.raises(
+        ImageError, match=r"2 of 3 pictures cannot be read: .*a\.png: .*b\.png: No such file.*take them out"
+    ):
+        fill_depth_cache(records, counted.network, cache)
+    assert counted.calls == 1, "the readable one was not made"
+    assert "depth images: 3/3, 1 of them new" in capsys.readouterr().err
+    assert fill_depth_cache(records[2:], counted.network, cache) == 0
+    assert capsys.readouterr().err == "", "nothing was done, so there is nothing to tell"
+    with pytest.raises(ImageError, match=r"a\.png"):
+        RecordSamples(records, counted.network, cache)[0]

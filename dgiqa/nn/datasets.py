@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
+import sys
+import time
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -18,11 +22,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dgiqa.errors import DgiqaError
+from dgiqa.errors import DgiqaError, ImageError
 from dgiqa.files import replacing
 from dgiqa.preprocess import decode, depth_image, depth_input, resize_short_side
 from dgiqa.spec import DEPTH_FILE, DEPTH_INPUT, DEPTH_OUTPUT, SHORT_SIDE
 
+PROGRESS_SECONDS = 30.0  # between two lines of progress
 TRAIN_SHARE = 0.8  # "usual practice" of the paper's section 4.2
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = {"train": TRAIN, "training": TRAIN, "val": VALIDATION, "validation": VALIDATION, "test": TEST}
@@ -118,9 +123,9 @@ def load_live(root: Path) -> IQADataset:
     dmos.mat (dmos, orgs), refnames_all.mat. The 203 copies of the references (orgs = 1) are left out.
     """
     realigned = (root / "dmos_realigned.mat").exists()
-    labels = _matlab("live", root / ("dmos_realigned.mat" if realigned else "dmos.mat"))
-    dmos, copies = (np.ravel(labels[key]) for key in ("dmos_new" if realigned else "dmos", "orgs"))
-    references = _strings(_matlab("live", root / "refnames_all.mat")["refnames_all"])
+    labels = root / ("dmos_realigned.mat" if realigned else "dmos.mat")
+    dmos, copies = (np.ravel(a) for a in _matlab("live", labels, "dmos_new" if realigned else "dmos", "orgs"))
+    references = _strings(*_matlab("live", root / "refnames_all.mat", "refnames_all"))
     names = [f"{folder}/img{i}.bmp" for folder, count in LIVE_FOLDERS for i in range(1, count + 1)]
     if not len(dmos) == len(copies) == len(references) == len(names):
         raise DgiqaError(
@@ -140,7 +145,7 @@ def load_csiq(root: Path) -> IQADataset:
     """
     text, workbook = root / "csiq_label.txt", root / "csiq.DMOS.xlsx"
     if text.exists():
-        labels = [(line.split()[0], float(line.split()[1])) for line in _lines(text)]
+        labels = [(name, _number(text, mos)) for name, mos in _pairs(text)]
     elif workbook.exists():
         labels = _csiq_workbook(workbook)
     else:
@@ -149,7 +154,7 @@ def load_csiq(root: Path) -> IQADataset:
     flat = any(path.suffix.lower() == ".png" for path in folder.iterdir())
     rows = []
     for name, dmos in labels:
-        reference, kind = name.split(".")[:2]
+        reference, kind = (_part(text, name, ".", i) for i in range(2))
         rows.append(_Row(name if flat else f"{kind}/{name}", dmos, reference.lower(), kind.lower()))
     return _dataset("csiq", folder, rows, worst=1, best=0)
 
@@ -159,8 +164,10 @@ def load_tid2013(root: Path) -> IQADataset:
 
     distorted_images/iRR_TT_L.bmp in any mixture of case; mos_with_names.txt ("mos name" lines).
     """
-    pairs = [line.split()[:2] for line in _lines(_file("tid2013", root, "mos_with_names.txt"))]
-    rows = [_Row(name, float(mos), name[:3].lower(), name.split("_")[1]) for mos, name in pairs]
+    labels = _file("tid2013", root, "mos_with_names.txt")
+    rows = [
+        _Row(name, _number(labels, mos), name[:3].lower(), _part(labels, name, "_", 1)) for mos, name in _pairs(labels)
+    ]
     return _dataset("tid2013", _first_folder("tid2013", root, ("distorted_images",)), rows, worst=0, best=9)
 
 
@@ -169,9 +176,15 @@ def load_kadid10k(root: Path) -> IQADataset:
 
     images/I01_01_01.png.. (or distorted_images/); dmos.csv: dist_img, ref_img, dmos.
     """
+    labels = _file("kadid10k", root, "dmos.csv")
     rows = [
-        _Row(row["dist_img"], float(row["dmos"]), row["ref_img"].lower(), row["dist_img"].split("_")[1])
-        for row in _table(_file("kadid10k", root, "dmos.csv"), ("dist_img", "ref_img", "dmos"))
+        _Row(
+            row["dist_img"],
+            _number(labels, row["dmos"]),
+            row["ref_img"].lower(),
+            _part(labels, row["dist_img"], "_", 1),
+        )
+        for row in _table(labels, ("dist_img", "ref_img", "dmos"))
     ]
     folder = _first_folder("kadid10k", root, ("images", "distorted_images"))
     return _dataset("kadid10k", folder, rows, worst=1, best=5)
@@ -183,8 +196,8 @@ def load_clive(root: Path) -> IQADataset:
     Images/*.bmp, *.JPG (or Images/Images/); Data/AllImages_release.mat, Data/AllMOS_release.mat, whose first 7
     entries are the raters' training pictures and are left out.
     """
-    names = _strings(_matlab("clive", root / "Data" / "AllImages_release.mat")["AllImages_release"])
-    mos = np.ravel(_matlab("clive", root / "Data" / "AllMOS_release.mat")["AllMOS_release"])
+    names = _strings(*_matlab("clive", root / "Data" / "AllImages_release.mat", "AllImages_release"))
+    mos = np.ravel(*_matlab("clive", root / "Data" / "AllMOS_release.mat", "AllMOS_release"))
     if len(names) != len(mos):
         raise DgiqaError(f"clive: {len(names)} names and {len(mos)} scores in {root / 'Data'}; wanted as many of both")
     rows = [_Row(name, float(m)) for name, m in zip(names, mos, strict=True)][CLIVE_TRAINING_IMAGES:]
@@ -205,8 +218,9 @@ def load_koniq10k(root: Path) -> IQADataset:
         labels = {name: row["MOS"] for name, row in official.items()}
     else:
         raise _missing("koniq10k", f"{scores.name} or {sets.name}", root)
+    _check_splits(sets, (row["set"] for row in official.values()))
     rows = [
-        _Row(name, float(mos), split=SPLITS[official[name]["set"]] if name in official else None)
+        _Row(name, _number(scores, mos), split=SPLITS[official[name]["set"]] if name in official else None)
         for name, mos in labels.items()
     ]
     folder = _first_folder("koniq10k", root, ("1024x768", "512x384"))
@@ -221,7 +235,8 @@ def load_flive(root: Path) -> IQADataset:
     (name_image, is_valid: validation).
     """
     labels = root if (root / "labels_image.csv").exists() else root / "database"
-    rows = _table(_file("flive", labels, "labels_image.csv"), ("name", "mos"))
+    scores = _file("flive", labels, "labels_image.csv")
+    rows = _table(scores, ("name", "mos"))
     test, other = labels / "labels640.csv", labels / "labels=640_padded.csv"
     split: dict[str, str] = {}
     if test.exists() and other.exists():
@@ -229,7 +244,7 @@ def load_flive(root: Path) -> IQADataset:
         wanted = _table(other, ("name_image", "is_valid"))
         split |= {row["name_image"]: VALIDATION for row in wanted if row["is_valid"].lower() in ("true", "1")}
         split |= {row["name_image"]: TEST for row in _table(test, ("name_image",))}
-    kept = [_Row(row["name"], float(row["mos"]), split=split.get(row["name"])) for row in rows]
+    kept = [_Row(row["name"], _number(scores, row["mos"]), split=split.get(row["name"])) for row in rows]
     return _dataset("flive", _first_folder("flive", root, ("database",)), kept, worst=0, best=100)
 
 
@@ -243,22 +258,20 @@ def load_csv(path: Path, worst: float | None = None, best: float | None = None) 
     if not path.exists():
         raise DgiqaError(f"{path} was looked for and is not there; wanted a CSV with the columns image and score")
     table = _table(path, ("image", "score"))
-    scores = [float(row["score"]) for row in table]
+    scores = [_number(path, row["score"]) for row in table]
     worst, best = min(scores) if worst is None else worst, max(scores) if best is None else best
     if worst == best:
         raise DgiqaError(f"{path}: all {len(scores)} scores are {worst}; give worst and best, the ends of their scale")
-    unknown = {row["split"] for row in table if row.get("split")} - set(SPLITS)
-    if unknown:
-        raise DgiqaError(f"{path}: the split column holds {sorted(unknown)}; it can hold {', '.join(SPLITS)}")
+    _check_splits(path, (row["split"] for row in table if row.get("split")))
     rows = [
         _Row(
             row["image"],
-            float(row["score"]),
+            score,
             row.get("reference") or None,
             row.get("distortion") or None,
             SPLITS.get(row.get("split") or ""),
         )
-        for row in table
+        for row, score in zip(table, scores, strict=True)
     ]
     return _dataset(path.parent.name, path.parent, rows, worst=worst, best=best)
 
@@ -338,8 +351,8 @@ def cached_rgb_and_depth(
     """Decoded RGB uint8 [H,W,3] and depth image uint8 [H,W] of a file, the latter from the cache where it has it."""
     from cv2 import IMREAD_GRAYSCALE, imdecode
 
-    data = Path(image).read_bytes()
-    rgb = decode(data)
+    data = _bytes(image)
+    rgb = _decoded(image, data)
     path = _depth_path(data, network, Path(cache_dir))
     cached = imdecode(np.frombuffer(path.read_bytes(), np.uint8), IMREAD_GRAYSCALE) if path.exists() else None
     if cached is not None and cached.shape == rgb.shape[:2]:
@@ -380,16 +393,52 @@ class RecordSamples:
         return Sample(rgb, depth, record.score, int(self.groups[index]))
 
 
-def fill_depth_cache(records: Iterable[Record], network: DepthNetwork, cache_dir: str | Path) -> int:
-    """Compute what the cache lacks, in this process, so that loader processes only read; returns how many it made."""
-    cache_dir = Path(cache_dir)
-    before = len(list(cache_dir.glob("*.png")))
-    for record in records:
-        data = record.path.read_bytes()
-        path = _depth_path(data, network, cache_dir)
-        if not path.exists():
-            _write_png(path, network.depth(decode(data)))
-    return len(list(cache_dir.glob("*.png"))) - before
+def fill_depth_cache(records: Sequence[Record], network: DepthNetwork, cache_dir: str | Path) -> int:
+    """Compute what the cache lacks, in this process, so that loader processes only read; returns how many it made.
+
+    Pictures are kept one by one, so that a run that was stopped goes on where it was; progress goes to stderr.
+    Raises ImageError at the end, naming every picture that could not be read: a training that starts will not stop.
+    """
+    made, unreadable, shown = 0, [], time.monotonic()
+    for done, record in enumerate(records, 1):
+        try:
+            made += _fill(record.path, network, Path(cache_dir))
+        except ImageError as error:
+            unreadable.append(str(error))
+        if time.monotonic() - shown > PROGRESS_SECONDS or (made and done == len(records)):
+            shown = time.monotonic()
+            print(f"depth images: {done}/{len(records)}, {made} of them new", file=sys.stderr, flush=True)
+    if unreadable:
+        raise ImageError(
+            f"{len(unreadable)} of {len(records)} pictures cannot be read: {'; '.join(unreadable[:3])}"
+            f"{'; ...' if len(unreadable) > 3 else ''}; get them again or take them out of the list"
+        )
+    return made
+
+
+def _fill(image: Path, network: DepthNetwork, cache_dir: Path) -> int:
+    """Whether a depth image had to be made."""
+    data = _bytes(image)
+    path = _depth_path(data, network, cache_dir)
+    if path.exists():
+        return 0
+    _write_png(path, network.depth(_decoded(image, data)))
+    return 1
+
+
+def _bytes(image: str | Path) -> bytes:
+    try:
+        return Path(image).read_bytes()
+    except OSError as error:
+        raise ImageError(f"{image}: {error.strerror or error}") from error
+
+
+def _decoded(image: str | Path, data: bytes) -> NDArray[np.uint8]:
+    """A picture's RGB; errors name the file, which the decoder does not know."""
+    try:
+        return decode(data)
+    except ImageError as error:
+        raise ImageError(f"{image}: {error}") from error
 
 
 def _depth_path(data: bytes, network: DepthNetwork, cache_dir: Path) -> Path:
@@ -440,7 +489,7 @@ def _resolve(name: str, folder: Path, wanted: Sequence[str]) -> list[Path]:
     listings: dict[str, dict[str, Path]] = {}
     for parent in {str(PurePosixPath(item).parent) for item in wanted}:
         listings[parent] = _listing(folder, parent)
-    found = [listings[str(PurePosixPath(item).parent)].get(PurePosixPath(item).name.lower()) for item in wanted]
+    found = [listings[str(PurePosixPath(item).parent)].get(_alike(PurePosixPath(item).name)) for item in wanted]
     missing = [item for item, path in zip(wanted, found, strict=True) if path is None]
     if missing or not wanted:
         fix = (
@@ -460,8 +509,13 @@ def _listing(folder: Path, relative: str) -> dict[str, Path]:
     for part in PurePosixPath(relative).parts:
         if not folder.is_dir():
             return {}
-        folder = next((p for p in sorted(folder.iterdir()) if p.name.lower() == part.lower()), folder / part)
-    return {path.name.lower(): path for path in folder.iterdir()} if folder.is_dir() else {}
+        folder = next((p for p in sorted(folder.iterdir()) if _alike(p.name) == _alike(part)), folder / part)
+    return {_alike(path.name): path for path in folder.iterdir()} if folder.is_dir() else {}
+
+
+def _alike(name: str) -> str:
+    """Equal for names that differ in case, or in how an accent is written: archives from macOS take letters apart."""
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def _missing(name: str, what: str, where: Path) -> DgiqaError:
@@ -485,14 +539,50 @@ def _first_folder(name: str, root: Path, wanted: Sequence[str]) -> Path:
     return folders[0]
 
 
-def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DgiqaError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
+
+
+def _pairs(path: Path) -> list[list[str]]:
+    """The first two words of every line that is not empty."""
+    lines = [line.split()[:2] for line in _text(path).splitlines() if line.strip()]
+    short = next((line for line in lines if len(line) < 2), None)
+    if short:
+        raise DgiqaError(f"{path} has a line with {short[0]!r} alone; wanted a name and a score on each")
+    return lines
+
+
+def _number(path: Path, text: str | None) -> float:
+    """A score that was read from that file."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = np.nan
+    if not np.isfinite(value):
+        raise DgiqaError(f"{path} has the score {text!r}; wanted a finite number such as 3.5; correct that row")
+    return value
+
+
+def _part(path: Path, name: str, separator: str, index: int) -> str:
+    """The index-th part of a picture's name, which says what it is."""
+    parts = name.split(separator)
+    if len(parts) <= index:
+        raise DgiqaError(f"{path} lists {name!r}; wanted names with {separator!r} between their parts, as released")
+    return parts[index]
+
+
+def _check_splits(path: Path, found: Iterable[str]) -> None:
+    unknown = sorted(set(found) - set(SPLITS))
+    if unknown:
+        raise DgiqaError(f"{path}: the split column holds {unknown}; it can hold {', '.join(SPLITS)}")
 
 
 def _table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
+    rows = list(reader)
     missing = [column for column in columns if column not in (reader.fieldnames or ())]
     if missing or not rows:
         raise DgiqaError(
@@ -502,14 +592,22 @@ def _table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     return rows
 
 
-def _matlab(name: str, path: Path) -> dict[str, Any]:
+def _matlab(name: str, path: Path, *keys: str) -> list[NDArray[Any]]:
+    """The arrays of those names in a MATLAB file."""
     try:
         from scipy.io import loadmat
     except ImportError as error:
         raise DgiqaError(
             f"{name}: reading {path.name} needs scipy, which is not installed: pip install scipy"
         ) from error
-    return loadmat(_file(name, path.parent, path.name))
+    file = _file(name, path.parent, path.name)
+    try:
+        held = loadmat(file)
+        return [held[key] for key in keys]
+    except Exception as error:  # scipy raises many types on damaged files, most of them its own
+        raise DgiqaError(
+            f"{name}: {path} is no MATLAB file with {' and '.join(keys)} ({error}); get it from {SOURCES[name]}"
+        ) from error
 
 
 def _strings(cells: NDArray[Any]) -> list[str]:
@@ -527,14 +625,23 @@ def _csiq_workbook(path: Path) -> list[tuple[str, float]]:
             "or put a csiq_label.txt with 'name dmos' lines beside it"
         ) from error
     book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-    rows = list(book["all_by_image"].iter_rows(values_only=True))
+    rows = list(book["all_by_image"].iter_rows(values_only=True)) if "all_by_image" in book else []
     book.close()
-    start = next(i for i, row in enumerate(rows) if {"image", "dst_type", "dst_lev", "dmos"} <= set(row))
+    wanted = {"image", "dst_type", "dst_lev", "dmos"}
+    start = next((i for i, row in enumerate(rows) if wanted <= set(row)), None)
+    if start is None:
+        raise DgiqaError(f"csiq: {path} has no sheet all_by_image with {', '.join(sorted(wanted))}; get it again")
     named = [dict(zip(rows[start], row, strict=False)) for row in rows[start + 1 :]]
+    named = [row for row in named if row["image"] is not None]
+    unknown = sorted({str(row["dst_type"]) for row in named} - set(CSIQ_TYPES))
+    if unknown:
+        raise DgiqaError(f"csiq: {path} has the distortions {unknown}; known are {', '.join(CSIQ_TYPES)}")
     return [
-        (f"{_integer(row['image'])}.{CSIQ_TYPES[row['dst_type']]}.{_integer(row['dst_lev'])}.png", float(row["dmos"]))
+        (
+            f"{_integer(row['image'])}.{CSIQ_TYPES[row['dst_type']]}.{_integer(row['dst_lev'])}.png",
+            _number(path, str(row["dmos"])),
+        )
         for row in named
-        if row["image"] is not None
     ]
 
 
