@@ -524,7 +524,7 @@ def test_pictures_that_cannot_be_read_are_named_together_before_training_starts(
     ):
         fill_depth_cache(records, counted.network, cache)
     assert counted.calls == 1, "the readable one was not made"
-    assert "depth images: 3/3, 1 of them new" in capsys.readouterr().err
+    assert "depth images: 3, 1 of them new" in capsys.readouterr().err
     assert fill_depth_cache(records[2:], counted.network, cache) == 0
     assert capsys.readouterr().err == "", "nothing was done, so there is nothing to tell"
     with pytest.raises(ImageError, match=r"a\.png"):

@@ -319,5 +319,115 @@ def test_samples_that_cannot_be_cropped_are_refused_with_their_shapes():
         trainer.cut_crop(Pictures()[0], np.zeros(4, np.float32), 64, 0.5)
 
 
+class Diverging(Tiny):
+    """Its scores are NaN from the fourth batch on, or in the fourth batch only."""
+
+    def __init__(self, once: bool = False) -> None:
+        super().__init__()
+        self.batches, self.once = 0, once
+
+    def forward(self, rgb, depth):
+        self.batches += self.training
+        spoiled = self.batches == 4 if self.once else self.batches >= 4
+        return super().forward(rgb, depth) * (math.nan if spoiled else 1)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+    for once in (False, True):
+        with pytest.raises(DgiqaError, match=r"loss of step 4 is not finite .*holds the last good state.*smaller lr"):
+            train(Diverging(once), Pictures(), CONFIG, tmp_path, resume=False)
+        state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+        assert state["step"] == 3
+        assert all(value.isfinite().all() for value in state["model"].values())
+    assert rows(tmp_path / "losses.csv")[4][3] == "nan", "the curve does not show it"
+    rarely = dataclasses.replace(CONFIG, checkpoint_steps=9)
+    with pytest.raises(DgiqaError, match="nothing is kept"):
+        train(Diverging(), Pictures(), rarely, tmp_path / "at-once")
+
+
+def test_fp16_survives_a_batch_that_its_loss_scaler_skips(tmp_path):
+    train(Diverging(once=True), Pictures(), dataclasses.replace(CONFIG, epochs=1, precision="fp16"), tmp_path)
+    assert len(rows(tmp_path / "losses.csv")) == 6
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_says_what_to_do(tmp_path, monkeypatch):
+    train(Tiny(), Pictures(), CONFIG, tmp_path, minutes=0)
+    kept = (tmp_path / "checkpoint.pt").read_bytes()
+
+    def save(state, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc] file write failed\nand a stack")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", save)
+        with pytest.raises(DgiqaError, match=r"checkpoint\.pt could not be written .*file write failed\); make room"):
+            train(Tiny(), Pictures(), CONFIG, tmp_path)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == kept
+    assert not list(tmp_path.glob("*partial*"))
+    train(Tiny(), Pictures(), CONFIG, tmp_path)
+    assert [row[0] for row in rows(tmp_path / "losses.csv")[1:]] == [str(i) for i in range(1, 21)]
+
+
+@pytest.mark.parametrize("damage", ["cut short", "other content", "empty"])
+def test_a_damaged_checkpoint_is_named(tmp_path, damage):
+    train(Tiny(), Pictures(), CONFIG, tmp_path, minutes=0)
+    path = tmp_path / "checkpoint.pt"
+    if damage == "other content":
+        torch.save({"model": {}}, path)
+    else:
+        path.write_bytes(path.read_bytes()[:2000] if damage == "cut short" else b"")
+    with pytest.raises(DgiqaError, match=r"checkpoint\.pt is no checkpoint .*remove it to begin anew"):
+        train(Tiny(), Pictures(), CONFIG, tmp_path)
+
+
+class Board:
+    """What is asked of TensorBoard's writer."""
+
+    made: tuple[Board, ...] = ()
+
+    def __init__(self, folder, purge_step=None):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.purge_step, self.scalars, self.closed = purge_step, {}, False
+        Board.made += (self,)
+
+    def add_scalar(self, name, value, step):
+        self.scalars[name, step] = value
+
+    def close(self):
+        self.closed = True
+
+
+def test_tensorboard_gets_the_curves_and_forgets_what_is_trained_again(tmp_path, monkeypatch):
+    Board.made = ()
+    fake = type(sys)("torch.utils.tensorboard")
+    fake.SummaryWriter = Board
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
+    config = dataclasses.replace(CONFIG, tensorboard=True)
+    train(Tiny(), Pictures(), config, tmp_path, minutes=0, validation=lambda model: {"srocc": 0.5})
+    train(Tiny(), Pictures(), config, tmp_path, validation=lambda model: {"srocc": 0.5})
+    first, second = Board.made
+    assert (first.purge_step, second.purge_step) == (None, 2)
+    assert first.closed
+    assert second.closed
+    curve = [float(row[3]) for row in rows(tmp_path / "losses.csv")[2:]]
+    assert [second.scalars["train/loss", step] for step in range(2, 21)] == pytest.approx(curve)
+    assert second.scalars["train/lr", 2] > second.scalars["train/lr", 20]
+    assert second.scalars["validation/srocc", 20] == 0.5
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(DgiqaError, match="pip install tensorboard"):
+        train(Tiny(), Pictures(), config, tmp_path)
+    train(Tiny(), Pictures(), CONFIG, tmp_path, resume=False, minutes=0)
+    assert not (tmp_path / "tensorboard").exists(), "another run's events would be drawn with this one's"
+
+
+def test_help_says_what_every_option_means(capsys):
+    with pytest.raises(SystemExit):
+        trainer.main(["--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    for part in ("--lr LR peak learning rate; ours", "--rank-margin RANK_MARGIN weight of a hinge loss", "T_max"):
+        assert part in words
+    assert set(trainer._field_help()) == {field.name for field in dataclasses.fields(TrainConfig)}
+
+
 if __name__ == "__main__":
     run_to_the_end(*sys.argv[1:])

@@ -11,7 +11,6 @@ import csv
 import hashlib
 import io
 import sys
-import time
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -24,10 +23,10 @@ from numpy.typing import NDArray
 
 from dgiqa.errors import DgiqaError, ImageError
 from dgiqa.files import replacing
+from dgiqa.nn.commands import watched
 from dgiqa.preprocess import decode, depth_image, depth_input, resize_short_side
 from dgiqa.spec import DEPTH_FILE, DEPTH_INPUT, DEPTH_OUTPUT, SHORT_SIDE
 
-PROGRESS_SECONDS = 30.0  # between two lines of progress
 TRAIN_SHARE = 0.8  # "usual practice" of the paper's section 4.2
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = {"train": TRAIN, "training": TRAIN, "val": VALIDATION, "validation": VALIDATION, "test": TEST}
@@ -399,15 +398,14 @@ def fill_depth_cache(records: Sequence[Record], network: DepthNetwork, cache_dir
     Pictures are kept one by one, so that a run that was stopped goes on where it was; progress goes to stderr.
     Raises ImageError at the end, naming every picture that could not be read: a training that starts will not stop.
     """
-    made, unreadable, shown = 0, [], time.monotonic()
-    for done, record in enumerate(records, 1):
+    made, unreadable = 0, []
+    for record in watched(records, len(records), "depth images"):
         try:
             made += _fill(record.path, network, Path(cache_dir))
-        except ImageError as error:
+        except ImageError as error:  # noqa: PERF203 - one bad picture must not hide the others
             unreadable.append(str(error))
-        if time.monotonic() - shown > PROGRESS_SECONDS or (made and done == len(records)):
-            shown = time.monotonic()
-            print(f"depth images: {done}/{len(records)}, {made} of them new", file=sys.stderr, flush=True)
+    if made:
+        print(f"depth images: {len(records)}, {made} of them new", file=sys.stderr, flush=True)
     if unreadable:
         raise ImageError(
             f"{len(unreadable)} of {len(records)} pictures cannot be read: {'; '.join(unreadable[:3])}"

@@ -18,7 +18,10 @@ import dataclasses
 import functools
 import math
 import os
+import pickle
 import random
+import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,9 +38,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dgiqa.errors import DgiqaError
+from dgiqa.files import replacing
 from dgiqa.nn.checkpoints import load_dgiqa, save_weights
+from dgiqa.nn.commands import PROGRESS_SECONDS, exit_code
 from dgiqa.nn.datasets import (
     LOADERS,
+    IQADataset,
     RecordSamples,
     Sample,
     bundle_depth,
@@ -54,10 +60,10 @@ WEIGHTS = "weights.safetensors"  # the network alone (its moving average when th
 BEST = "best.safetensors"  # the same at the epoch with the best validation SROCC, when there is a validation
 LOSSES = "losses.csv"
 VALIDATION = "validation.csv"
+BOARD = "tensorboard"  # folder of its events
 LOSS_COLUMNS = ("step", "epoch", "lr", "loss", "mse", "consistency", "rank", "classes", "seconds")
 # These may change between a run and its continuation: they do not change what is learned (but for rounding).
 FREE_FIELDS = frozenset({"workers", "device", "checkpoint_steps", "tensorboard"})
-PROGRESS_SECONDS = 30.0
 ABLATIONS = ("depth_car", "dilated", "tcb")  # DGIQAConfig's switches, in the order of the paper's tables 4 and 5
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # rgb u8 [N,S,S,3], depth u8 [N,S,S], score f32 [N], group i64 [N]
@@ -160,7 +166,8 @@ def train(
     resume: go on from out_dir's checkpoint when there is one; the curves continue as if nothing had happened.
     validation: model in evaluation mode -> numbers such as {"srocc": 0.9}; called after each epoch.
     minutes: stop after this long, leaving weights and a checkpoint from which a later call goes on.
-    Raises DgiqaError when the checkpoint belongs to another configuration, dataset or network.
+    Raises DgiqaError when the checkpoint belongs to another configuration, dataset or network, when the loss stops
+    being a number, and when a file cannot be written; the last good checkpoint stays.
     """
     with _processes(config) as process:
         run = _Run(model, dataset, config, Path(out_dir), process)
@@ -168,7 +175,8 @@ def train(
             run.load()
         else:
             run.start()
-        run.steps(validation, None if minutes is None else time.monotonic() + 60 * minutes)
+        with run.curves():
+            run.steps(validation, None if minutes is None else time.monotonic() + 60 * minutes)
     return run.out / WEIGHTS
 
 
@@ -329,7 +337,7 @@ class _Run:
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
         self.pending: list[LossRow] = []  # not written yet
         self.checkpoint_path = out / CHECKPOINT
-        self.board = _board(config, out) if rank == 0 else None
+        self.board: Any = None
 
     def start(self) -> None:
         """Seed everything and begin the curves; an older run's files are removed."""
@@ -338,8 +346,19 @@ class _Run:
         if self.rank == 0:
             for name in (CHECKPOINT, WEIGHTS, BEST, VALIDATION):
                 (self.out / name).unlink(missing_ok=True)
+            shutil.rmtree(self.out / BOARD, ignore_errors=True)
             with open(self.out / LOSSES, "w", newline="") as file:
                 csv.writer(file).writerow(LOSS_COLUMNS)
+
+    @contextlib.contextmanager
+    def curves(self) -> Iterator[None]:
+        """TensorBoard's events, where they are wanted, from this step on."""
+        self.board = _board(self.config, self.out, self.step) if self.rank == 0 else None
+        try:
+            yield
+        finally:
+            if self.board is not None:
+                self.board.close()
 
     def steps(self, validation: Validation | None, deadline: float | None) -> None:
         """Train to the end or to the deadline, with a checkpoint at every stop."""
@@ -433,11 +452,26 @@ class _Run:
                 for (step, epoch, lr, _, seconds), row in zip(self.pending, terms.tolist(), strict=True):
                     writer.writerow((step, epoch, f"{lr:.9g}", *(f"{x:.9g}" for x in row), f"{seconds:.2f}"))
                     if self.board is not None:
+                        self.board.add_scalar("train/lr", lr, step)
                         for name, value in zip(LOSS_COLUMNS[3:8], row, strict=True):
                             self.board.add_scalar(f"train/{name}", value, step)
                 file.flush()
                 os.fsync(file.fileno())
+        self._refuse_nan(terms[:, 0].isfinite().tolist())
         self.pending.clear()
+
+    def _refuse_nan(self, finite: list[bool]) -> None:
+        """Weights that one such loss has reached are lost; only fp16, whose scaler skips the step, survives some."""
+        if all(finite) or (self.scaler.is_enabled() and any(finite)):
+            return
+        step, _, lr, _, _ = self.pending[finite.index(False)]
+        kept = (
+            f"{self.checkpoint_path} holds the last good state" if self.checkpoint_path.exists() else "nothing is kept"
+        )
+        raise DgiqaError(
+            f"the loss of step {step} is not finite (learning rate {lr:.3g}, {self.config.precision}); {kept}; "
+            "train in another folder with a smaller lr or grad_clip, or in fp32"
+        )
 
     def save(self) -> None:
         """Write the curves, then the checkpoint, under a temporary name first: a kill leaves the old one or the new."""
@@ -465,7 +499,7 @@ class _Run:
 
     def load(self) -> None:
         """Take everything from the checkpoint and cut the curves back to it."""
-        state = torch.load(self.checkpoint_path, map_location="cpu", weights_only=True)
+        state = _read_checkpoint(self.checkpoint_path)
         _refuse_difference(state["run"], self._facts(), self.checkpoint_path)
         try:
             self.model.load_state_dict(state["model"])
@@ -488,6 +522,18 @@ class _Run:
         """What must not change between a run and its continuation."""
         fields = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in FREE_FIELDS}
         return {**fields, "samples": self.samples, "processes": self.world}
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {**state, "run": dict(state["run"])}
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise DgiqaError(
+            f"{path} is no checkpoint of this program, or damaged ({type(error).__name__}: {reason}); "
+            "remove it to begin anew, or use another folder"
+        ) from error
 
 
 def _refuse_difference(saved: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> None:
@@ -570,11 +616,16 @@ def _set_random_state(state: Mapping[str, Any]) -> None:
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with replacing(path) as partial:
+            write(partial)
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # the latter is what torch makes of a full disk
+        raise DgiqaError(
+            f"{path} could not be written ({str(error).splitlines()[0]}); make room and start the same command again: "
+            "it goes on from the last checkpoint"
+        ) from error
 
 
 def _cut(path: Path, step: int) -> None:
@@ -592,14 +643,15 @@ def _cut(path: Path, step: int) -> None:
     _replace(path, write)
 
 
-def _board(config: TrainConfig, out: Path) -> Any:
+def _board(config: TrainConfig, out: Path, step: int) -> Any:
     if not config.tensorboard:
         return None
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise DgiqaError("tensorboard=True, but TensorBoard is not installed: pip install tensorboard") from error
-    return SummaryWriter(str(out / "tensorboard"))
+    # What a killed run wrote after its checkpoint is written again: TensorBoard drops the former.
+    return SummaryWriter(str(out / BOARD), purge_step=step + 1 if step else None)
 
 
 class _Progress:
@@ -645,12 +697,20 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "hyper-parameters", "see TrainConfig; what the paper does not print is our choice"
     )
+    meaning = _field_help()
     for field in dataclasses.fields(TrainConfig):
-        option = "--" + field.name.replace("_", "-")
+        option, text = "--" + field.name.replace("_", "-"), f"{meaning[field.name]} (default: %(default)s)"
         if isinstance(field.default, bool):
-            group.add_argument(option, action=argparse.BooleanOptionalAction, default=field.default)
+            group.add_argument(option, action=argparse.BooleanOptionalAction, default=field.default, help=text)
         else:
-            group.add_argument(option, type=type(field.default), default=field.default, help="default: %(default)s")
+            group.add_argument(option, type=type(field.default), default=field.default, help=text)
+
+
+def _field_help() -> dict[str, str]:
+    """Field of TrainConfig -> what its docstring says about it."""
+    entries = re.findall(r"^    (\w[\w, ]*): (.*(?:\n {8}.*)*)", TrainConfig.__doc__ or "", re.MULTILINE)
+    said = {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
+    return {name: text.rstrip(".").replace("%", "%%") for name, text in said.items()}
 
 
 def config_from(arguments: argparse.Namespace) -> TrainConfig:
@@ -693,36 +753,53 @@ def main(arguments: list[str] | None = None) -> int:
     add_data_options(parser)
     add_network_options(parser)
     parser.add_argument("--out", required=True, type=Path, help="folder for weights, curves and the checkpoint")
-    parser.add_argument("--split", default="random", choices=("random", "official", "all"), help="default: %(default)s")
-    parser.add_argument("--validate", action="store_true", help="hold back a tenth of the training part, keep the best")
+    parser.add_argument(
+        "--split",
+        default="random",
+        choices=("random", "official", "all"),
+        help="train on 4 of 5 reference pictures, on the published training part, or on all; default: %(default)s",
+    )
+    parser.add_argument(
+        "--validate",
+        action="store_true",
+        help="after each epoch, score the official validation part, or else a tenth of the training part that is then "
+        "held back; keep the best weights, too",
+    )
     parser.add_argument("--depth-only", action="store_true", help="fill the depth cache and stop")
     parser.add_argument("--minutes", type=float, help="stop after this long; the same command goes on later")
-    parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument(
+        "--resume", action=argparse.BooleanOptionalAction, default=True, help="go on from the checkpoint in --out"
+    )
     add_config_options(parser)
     options = parser.parse_args(arguments)
-    try:
-        print(_train_on_dataset(options))
-    except (DgiqaError, ValueError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: _train_on_dataset(options))
 
 
-def _train_on_dataset(options: argparse.Namespace) -> Path:
+def _parts(dataset: IQADataset, split: str, seed: int, validate: bool) -> tuple[IQADataset, IQADataset | None]:
+    """What is trained on, and what is held back for validation: the official part, where there is one."""
+    held_back = None
+    if split == "official":
+        dataset, held_back, _ = official_split(dataset)
+    elif split == "random":
+        dataset = random_split(dataset, seed)[0]
+    if not validate:
+        return dataset, None
+    return (dataset, held_back) if held_back and held_back.records else random_split(dataset, seed, 0.9)
+
+
+def _train_on_dataset(options: argparse.Namespace) -> None:
     from dgiqa.nn.evaluate import model_predictor, scores_of
 
     config = config_from(options)
     dataset = load_dataset(options.dataset, options.root)
-    if options.split != "all":
-        official = options.split == "official"
-        dataset = official_split(dataset)[0] if official else random_split(dataset, config.seed)[0]
+    dataset, held_back = _parts(dataset, options.split, config.seed, options.validate)
     depth = bundle_depth(options.depth)
-    fill_depth_cache(dataset.records, depth, options.depth_cache)
+    fill_depth_cache((*dataset.records, *(held_back.records if held_back else ())), depth, options.depth_cache)
     if options.depth_only:
-        return Path(options.depth_cache)
+        print(options.depth_cache)
+        return
     validation = None
-    if options.validate:
-        dataset, held_back = random_split(dataset, config.seed, 0.9)
+    if held_back:
 
         def validation(model: nn.Module) -> dict[str, float]:
             predicted = model_predictor(model, depth, options.depth_cache)([r.path for r in held_back.records])
@@ -732,7 +809,9 @@ def _train_on_dataset(options: argparse.Namespace) -> Path:
     model = load_dgiqa(options.weights) if options.weights else build_network(*_network(options))
     samples = RecordSamples(dataset.records, depth, options.depth_cache)
     run = {"resume": options.resume, "validation": validation, "minutes": options.minutes}
-    return train(model, samples, config, options.out, **run)
+    weights = train(model, samples, config, options.out, **run)
+    if os.environ.get("RANK", "0") == "0":
+        print(weights)
 
 
 def _network(options: argparse.Namespace) -> tuple[str, str | None, bool]:
