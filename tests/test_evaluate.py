@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -116,6 +117,37 @@ def test_cross_dataset_uses_every_picture_and_finds_the_papers_figures(dataset):
     assert evaluate.evaluate(brightness, renamed, [0]).paper == (0.891, 0.910)
 
 
+def test_the_official_test_part_is_scored_once_and_training_sees_the_official_rest(dataset):
+    marked = [
+        replace(r, split=("train", "validation", "test")[min(i // 6, 1) + (i > 8)])
+        for i, r in enumerate(dataset.records)
+    ]
+    published = IQADataset("koniq10k", tuple(marked), 0, 1)
+    scored = []
+
+    def predict(paths):
+        scored.extend(paths)
+        return brightness(paths)
+
+    result = evaluate.evaluate(predict, published, range(5), official=True)
+    assert (result.name, len(result.rows), result.paper) == ("koniq10k, official split", 1, None)
+    assert scored == [r.path for r in published.part("test").records]
+    trained = []
+    fit = lambda training, seed: trained.append(training) or brightness  # noqa: E731
+    assert len(evaluate.run_protocol(fit, published, range(2), official=True).rows) == 2
+    assert [part.records for part in trained] == [published.part("train").records] * 2
+    assert train._parts(published, "official", 0, True) == (published.part("train"), published.part("validation"))
+    without_validation = IQADataset("csv", tuple(r for r in marked if r.split != "validation"), 0, 1)
+    training, held_back = train._parts(without_validation, "official", 0, True)
+    assert {r.split for r in (*training.records, *held_back.records)} == {"train"}
+    assert held_back.records
+    with pytest.raises(DgiqaError, match="no official split"):
+        evaluate.evaluate(predict, dataset, official=True)
+    no_test = IQADataset("csv", tuple(replace(r, split="train") for r in marked), 0, 1)
+    with pytest.raises(DgiqaError, match="no official split"):
+        evaluate.evaluate(predict, no_test, official=True)
+
+
 def test_the_model_predictor_is_the_mean_over_the_grids_tiles(dataset, tmp_path):
     model, path = Mean(), write(tmp_path / "wide.png", 90, 300, 500)
     predicted = evaluate.model_predictor(model, GREEN, tmp_path / "cache")([path, dataset.records[0].path])
@@ -138,7 +170,7 @@ def test_a_picture_that_cannot_be_scored_is_an_error(dataset):
     assert evaluate.evaluate(Scorer(), dataset, [0]).mean()["srocc"] == pytest.approx(1)
     dataset.records[0].path.write_bytes(b"no picture")
     with pytest.raises(DgiqaError):
-        evaluate.evaluate(Scorer(), dataset, [0])
+        evaluate.evaluate(Scorer(), dataset)
 
 
 def test_a_bundle_scores_and_gives_the_depth_that_inference_sees(dataset, tiny_bundle, tmp_path):
@@ -169,7 +201,10 @@ def test_tables_go_beside_the_papers_figures_into_csv_and_png(dataset, tmp_path)
     assert rows[2]["paper_srocc"] == "0.971"
     assert rows[5]["paper_srocc"] == ""
     assert cv2.imread(str(tmp_path / "out" / "results.png")).shape[2] == 3
-    text = evaluate.format_table(results)
+    text = evaluate.format_table([*results, replace(results[0], name="a name that is longer than all others are")])
+    assert (
+        len({line.index(word) for line in text.splitlines() for word in ("mean", "median") if f" {word} " in line}) == 1
+    )
     assert "0.971/0.976" in text
     assert text.count("mean") == text.count("median") == 2
 
@@ -256,7 +291,8 @@ def test_the_commands_train_evaluate_and_draw(dataset, tmp_path, monkeypatch, ca
     assert "lr was 0.0001, now 1.0" in capsys.readouterr().err
 
     weights = ["--weights", str(out / "weights.safetensors")]
-    assert evaluate.main(["test", *data, *weights, "--seeds", "2", "--out", str(tmp_path / "t")]) == 0
+    crops = ["--tiles", "official:2", "--device", "cpu"]
+    assert evaluate.main(["test", *data, *weights, *crops, "--seeds", "2", "--out", str(tmp_path / "t")]) == 0
     assert len(table(tmp_path / "t" / "results.csv")) == 4
     assert evaluate.main(["cross", *data, *weights, "--source", "live", "--out", str(tmp_path / "c")]) == 0
     assert table(tmp_path / "c" / "results.csv")[0]["experiment"] == "live -> data"

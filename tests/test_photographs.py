@@ -87,3 +87,33 @@ def test_no_two_pictures_are_called_alike() -> None:
         f"{package}-{photographs._name(picture)}" for package, pictures in PICTURES.items() for picture in pictures
     ]
     assert len(set(names)) == len(names) == 143
+
+
+def test_a_package_is_downloaded_again_only_while_a_picture_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(photographs, "PICTURES", {"opencv-doc": ["a/one.jpg", "a/two.jpg"]})
+    asked = []
+
+    def run(command, cwd=None, **options):
+        asked.append(command[0])
+        folder = Path(cwd or command[-1])
+        (folder / "opencv-doc.deb").touch()
+        (folder / "a").mkdir(exist_ok=True)
+        for name in ("one", "two"):
+            (folder / "a" / f"{name}.jpg").write_bytes(WEBP)
+
+    monkeypatch.setattr(photographs.subprocess, "run", run)
+    out = tmp_path / "out"
+    assert photographs.main(["--out", str(out)]) == photographs.main(["--out", str(out)]) == 0
+    assert asked == ["apt-get", "dpkg-deb"]
+    assert "opencv-doc: all there" in capsys.readouterr().err
+    (out / "opencv-doc-two.png").unlink()
+    photographs.main(["--out", str(out)])
+    assert len(asked) == 4
+
+    def fail(command, **options):
+        raise photographs.subprocess.CalledProcessError(100, command, stderr=b"E: Unable to locate package")
+
+    monkeypatch.setattr(photographs.subprocess, "run", fail)
+    (out / "opencv-doc-two.png").unlink()
+    assert photographs.main(["--out", str(out)]) == 1
+    assert "opencv-doc could not be had: E: Unable to locate package; apt-get update" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from dgiqa.errors import WeightsError
+from dgiqa.errors import DgiqaError, WeightsError
 from dgiqa.nn import scenes, train_depth
 from dgiqa.nn.small_depth import SmallDepth, SmallDepthConfig, load_small_depth, save_small_depth
 from dgiqa.nn.train_depth import TrainConfig, add_detail, augment, depth_loss, stereo_check, train
@@ -153,6 +153,53 @@ def test_steps_give_the_same_weights_every_time(work, tmp_path):
     assert all(torch.equal(first[name], again[name]) for name in first)
     saved = load_small_depth(str(out)).state_dict()
     assert all(torch.equal(first[name], saved[name]) for name in first)
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(work, tmp_path, monkeypatch):
+    out, config = tmp_path / "depth.safetensors", TrainConfig(steps=5, batch=4, workers=0, warmup=2)
+    whole = train(work, None, config, _seeded(NARROW)).state_dict()
+    saves = []
+
+    def killed_at_the_third_save(predict):
+        saves.append(predict)
+        if len(saves) == 3:
+            raise KeyboardInterrupt
+        return 0.0, 0.0
+
+    monkeypatch.setattr(train_depth, "SAVE_SECONDS", -1)
+    monkeypatch.setattr(train_depth, "stereo_check", killed_at_the_third_save)
+    with pytest.raises(KeyboardInterrupt):
+        train(work, out, config, _seeded(NARROW))
+    assert (tmp_path / "depth.safetensors.state.pt").exists()
+    with pytest.raises(DgiqaError, match=r"belongs to another run: steps was 5, now 6; use the same"):
+        train(work, out, replace(config, steps=6), _seeded(NARROW))
+    resumed = train(work, out, config, SmallDepth(NARROW)).state_dict()
+    assert len(saves) == 5, "it began anew"
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not (tmp_path / "depth.safetensors.state.pt").exists()
+    (tmp_path / "depth.safetensors.state.pt").write_bytes(b"half")
+    with pytest.raises(DgiqaError, match=r"damaged .*remove it"):
+        train(work, out, config, SmallDepth(NARROW))
+
+
+def test_a_loss_that_is_no_number_keeps_the_last_weights(work, tmp_path, monkeypatch):
+    out = tmp_path / "depth.safetensors"
+    out.write_bytes(b"good weights")
+    monkeypatch.setattr(train_depth, "depth_loss", lambda predicted, depth: predicted.mean() * float("nan"))
+    with pytest.raises(DgiqaError, match=r"loss of step 0 is not finite.*lower --learning-rate"):
+        train(work, out, TrainConfig(steps=2, batch=4, workers=0), SmallDepth(NARROW))
+    assert out.read_bytes() == b"good weights"
+
+
+def test_too_few_scenes_for_a_batch_are_refused(work):
+    with pytest.raises(DgiqaError, match=r"holds \d+ scenes, a batch takes 999; render more"):
+        train(work, None, TrainConfig(steps=1, batch=999))
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
+    out = ["--out", str(tmp_path / "new" / "depth.safetensors"), "--scenes", "0"]
+    assert train_depth.main(["--textures", str(tmp_path), *out]) == 1
+    assert "ValueError: " in capsys.readouterr().err
 
 
 def test_scenes_are_written_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import skimage.data
 import torch
 
 from dgiqa.errors import DgiqaError
+from dgiqa.nn import synthesis
 from dgiqa.nn.distortions import LEVELS, TYPES
 from dgiqa.nn.small_depth import SMALL_PREPROCESS, SmallDepth, save_small_depth
 from dgiqa.nn.synthesis import (
@@ -133,3 +134,27 @@ def test_missing_shards_and_missing_depth_say_what_to_run(folder, tmp_path):
 def test_every_type_gets_its_turn():
     chosen = {kind for seed in range(60) for kind in np.random.default_rng([seed, 1]).permutation(len(TYPES))[:8]}
     assert chosen == set(range(len(TYPES)))
+
+
+def test_the_command_finds_what_is_missing_before_it_works_for_hours(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(synthesis, "_run", lambda task, items, processes: ran.append(list(items)))
+    ran, out = [], ["--out", str(tmp_path / "out")]
+    depth = ["--depth", str(folder / "depth.safetensors")]
+    (tmp_path / "empty").mkdir()
+    for pictures in ("empty", "nowhere"):
+        assert synthesis.main(["--pictures", str(tmp_path / pictures), *out]) == 1
+        assert f"no .jpg or .png in {tmp_path / pictures}; gather some" in capsys.readouterr().err
+    assert synthesis.main([*depth, *out]) == 1
+    assert "make them first, with --pictures" in capsys.readouterr().err
+    pictures = ["--pictures", str(folder / "pictures"), "--references", "3", "--first-seed", "5"]
+    assert synthesis.main([*pictures, "--depth", str(tmp_path / "no.safetensors"), *out]) == 1
+    assert "no.safetensors" in capsys.readouterr().err
+    assert not ran
+    assert synthesis.main([*pictures, *out]) == 0
+    assert ran == [[5, 6, 7]]
+
+
+def test_a_photograph_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "holiday.jpg").write_bytes(b"no picture")
+    with pytest.raises(DgiqaError, match=r"holiday\.jpg: "):
+        make_reference(1, tmp_path)

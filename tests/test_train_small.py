@@ -1,5 +1,6 @@
 """The RGB half -> the whole small network: what is copied, that RGB features get through, that it learns."""
 
+import contextlib
 import csv
 import dataclasses
 from pathlib import Path
@@ -13,7 +14,7 @@ from dgiqa.nn.distortions import TYPES
 from dgiqa.nn.network import DGIQA, SMALL
 from dgiqa.nn.synthesis import PRISTINE
 from dgiqa.nn.train import build_network
-from dgiqa.nn.train_small import FIRST, WithTypes, grow, learn, main
+from dgiqa.nn.train_small import FIRST, WithTypes, grow, learn, main, validator
 
 
 class Pictures:
@@ -114,9 +115,34 @@ def test_the_stages_stop_and_go_on(tmp_path, capsys):
     assert stopped.value.code == 0
     assert "54 pictures to learn from, 6 to validate on" in capsys.readouterr().out
     assert not (out / "rgb-half.safetensors").exists()
-    main(command)
+    assert main(command) == 0
     assert load_dgiqa(out / "rgb-half.safetensors").config == dataclasses.replace(SMALL, depth_car=False)
     assert load_dgiqa(out / "weights.safetensors").config == SMALL
     assert (out / "label-scale.json").exists()
     steps = [row["step"] for row in csv.DictReader((out / "rgb-half" / "losses.csv").open())]
     assert steps == ["1", "2"]
+
+
+def test_validation_happens_where_the_model_is(monkeypatch):
+    """A model on a GPU gets its pictures there: "meta" stands for one, its results come back as they may."""
+    monkeypatch.setattr(torch, "autocast", lambda device, dtype: contextlib.nullcontext(seen.append(device)))
+    seen = []
+
+    class Elsewhere(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1, device="meta"))
+
+        def forward(self, rgb, depth):
+            seen.extend((rgb.device.type, depth.device.type))
+            return torch.arange(len(rgb))
+
+    pictures = Pictures(6)
+    pictures.rgb = [np.zeros((240, 240, 3), np.uint8)] * 6
+    assert set(validator(pictures)(Elsewhere())) == {"srocc"}
+    assert seen == ["meta"] * 3
+
+
+def test_a_folder_without_shards_is_one_line(tmp_path, capsys):
+    assert main(["--data", str(tmp_path), "--out", str(tmp_path / "run")]) == 1
+    assert "no .npz shards in" in capsys.readouterr().err

@@ -196,7 +196,7 @@ def load_clive(root: Path) -> IQADataset:
     entries are the raters' training pictures and are left out.
     """
     names = _strings(*_matlab("clive", root / "Data" / "AllImages_release.mat", "AllImages_release"))
-    mos = np.ravel(*_matlab("clive", root / "Data" / "AllMOS_release.mat", "AllMOS_release"))
+    (mos,) = (np.ravel(a) for a in _matlab("clive", root / "Data" / "AllMOS_release.mat", "AllMOS_release"))
     if len(names) != len(mos):
         raise DgiqaError(f"clive: {len(names)} names and {len(mos)} scores in {root / 'Data'}; wanted as many of both")
     rows = [_Row(name, float(m)) for name, m in zip(names, mos, strict=True)][CLIVE_TRAINING_IMAGES:]
@@ -429,6 +429,11 @@ def _bytes(image: str | Path) -> bytes:
         return Path(image).read_bytes()
     except OSError as error:
         raise ImageError(f"{image}: {error.strerror or error}") from error
+
+
+def read_rgb(image: str | Path) -> NDArray[np.uint8]:
+    """A picture file as RGB, uint8 [H,W,3]. Raises ImageError that names it when it cannot be read."""
+    return _decoded(image, _bytes(image))
 
 
 def _decoded(image: str | Path, data: bytes) -> NDArray[np.uint8]:

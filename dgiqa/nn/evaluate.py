@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -28,6 +29,7 @@ from dgiqa.errors import DgiqaError
 from dgiqa.files import replacing
 from dgiqa.metrics import histogram_overlap, krocc, logistic_mapped, overlap, plcc, rmse, srocc
 from dgiqa.nn.checkpoints import load_dgiqa
+from dgiqa.nn.commands import exit_code, watched
 from dgiqa.nn.datasets import (
     DepthNetwork,
     IQADataset,
@@ -36,14 +38,17 @@ from dgiqa.nn.datasets import (
     cached_rgb_and_depth,
     fill_depth_cache,
     load_dataset,
+    official_split,
     random_split,
 )
 from dgiqa.nn.train import (
+    ABLATIONS,
     add_config_options,
     add_data_options,
     add_network_options,
     build_network,
     config_from,
+    device_of,
     train,
 )
 from dgiqa.preprocess import cut_tiles, resize_short_side, windows_for
@@ -81,6 +86,8 @@ PAPER_ABLATION = {  # tables 4 and 5: (left out, trained on, tested on)
 METRICS = ("srocc", "plcc", "plcc_logistic", "krocc", "rmse", "rmse_logistic")
 TEST_TILES = "grid"
 TILE_BATCH = 64
+TILES_HELP = "grid, or official:20 for the authors' random crops; default: %(default)s"
+SPLIT_HELP = "80:20 by seed, or as published (KonIQ-10k, LIVE-FB, a CSV's split column); default: %(default)s"
 
 # Natural distortions (section 5.2): where the good and the degraded pictures of each public set lie, as glob patterns.
 NATURAL = {
@@ -142,17 +149,32 @@ def scores_of(predicted: NDArray[Any], wanted: NDArray[Any]) -> dict[str, float]
     return dict(zip(METRICS, values, strict=True))
 
 
-def evaluate(predictor: Any, dataset: IQADataset, seeds: Iterable[int] = range(10)) -> Result:
+def evaluate(predictor: Any, dataset: IQADataset, seeds: Iterable[int] = range(10), official: bool = False) -> Result:
     """A ready predictor on the test part of each seed's 80:20 split; every picture is scored once.
 
     predictor: a `Scorer`, or files -> scores f [n]. Nothing is trained: meant for weights whose training data are
     known not to be in the test parts, and to set our figures beside those of other works.
+    official: on the published test part instead, which is the same for every seed: one row.
     """
-    predicted = dict(zip([r.name for r in dataset.records], _predict(predictor)(_paths(dataset)), strict=True))
-    rows = []
-    for seed in seeds:
-        test = random_split(dataset, seed)[1]
-        rows.append(scores_of(np.array([predicted[r.name] for r in test.records]), test.scores))
+    tests = [_parts(dataset, seed, official)[1] for seed in ((0,) if official else seeds)]
+    used = {r.name: r.path for test in tests for r in test.records}
+    predicted = dict(zip(used, _predict(predictor)(list(used.values())), strict=True))
+    rows = [scores_of(np.array([predicted[r.name] for r in test.records]), test.scores) for test in tests]
+    return _single(dataset, rows, official)
+
+
+def _parts(dataset: IQADataset, seed: int, official: bool) -> tuple[IQADataset, IQADataset]:
+    """Training and test part: the seed's, or the published ones."""
+    if official:
+        training, _, test = official_split(dataset)
+        return training, test
+    return random_split(dataset, seed)
+
+
+def _single(dataset: IQADataset, rows: Sequence[dict[str, float]], official: bool) -> Result:
+    """A line of table 2; the paper's figures stand beside random splits only, which are what it reports."""
+    if official:
+        return Result(f"{dataset.name}, official split", tuple(rows))
     return Result(dataset.name, tuple(rows), PAPER_SINGLE.get(dataset.name))
 
 
@@ -168,18 +190,25 @@ def evaluate_cross(
 
 
 def run_protocol(
-    fit: Callable[[IQADataset, int], Any], dataset: IQADataset, seeds: Iterable[int], without: str | None = None
+    fit: Callable[[IQADataset, int], Any],
+    dataset: IQADataset,
+    seeds: Iterable[int],
+    without: str | None = None,
+    official: bool = False,
 ) -> Result:
     """The paper's protocol (4.2): for each seed split 80:20, train on one part, test on the other (tables 2 and 4).
 
     fit: (training part, seed) -> predictor as for `evaluate`. It never sees the test part.
+    official: the published parts for every seed, which then differ in their networks' first weights and batches.
     """
     rows = []
     for seed in seeds:
-        training, test = random_split(dataset, seed)
+        training, test = _parts(dataset, seed, official)
         rows.append(scores_of(_predict(fit(training, seed))(_paths(test)), test.scores))
     if without is None:
-        return Result(dataset.name, tuple(rows), PAPER_SINGLE.get(dataset.name))
+        return _single(dataset, rows, official)
+    if official:
+        return Result(f"{dataset.name}, official split, without {without}", tuple(rows))
     paper = PAPER_ABLATION.get((without, dataset.name, dataset.name))
     return Result(f"{dataset.name} without {without}", tuple(rows), paper)
 
@@ -195,7 +224,7 @@ def model_predictor(model: nn.Module, network: DepthNetwork, cache_dir: str | Pa
     @torch.inference_mode()
     def predict(paths: Sequence[Path]) -> NDArray[np.floating]:
         scores = np.empty(len(paths))
-        for i, path in enumerate(paths):
+        for i, path in enumerate(watched(paths, len(paths), "scored")):
             rgb, depth = (
                 resize_short_side(image, SHORT_SIDE) for image in cached_rgb_and_depth(path, network, cache_dir)
             )
@@ -250,13 +279,14 @@ def folder_pictures(folder: Path) -> list[Path]:
 
 def format_table(results: Sequence[Result]) -> str:
     """Mean and median lines of each result, the paper's SROCC and PLCC beside the mean."""
-    head = f"{'':32}{'seeds':>6}  {'':7}" + "".join(f"{key:>14}" for key in METRICS) + f"{'paper srocc/plcc':>20}"
+    wide = max(len(result.name) for result in results)
+    head = f"{'':{wide}}{'seeds':>7}  {'':7}" + "".join(f"{key:>14}" for key in METRICS) + f"{'paper srocc/plcc':>20}"
     lines = [head]
     for result in results:
         for kind, values in (("mean", result.mean()), ("median", result.median())):
             paper = f"{result.paper[0]:.3f}/{result.paper[1]:.3f}" if result.paper and kind == "mean" else ""
             numbers = "".join(f"{values[key]:14.4f}" for key in METRICS)
-            lines.append(f"{result.name:32}{len(result.rows):6}  {kind:7}{numbers}{paper:>20}")
+            lines.append(f"{result.name:{wide}}{len(result.rows):7}  {kind:7}{numbers}{paper:>20}".rstrip())
     return "\n".join(lines)
 
 
@@ -287,11 +317,13 @@ def write_separations(separations: Sequence[Separation], out: Path) -> None:
 def plot_separation(separation: Separation, path: Path) -> None:
     """Histograms of both kinds of scores with the fitted Gaussians whose common area is the overlap."""
     figure, axes = _figure()
-    span = np.linspace(0, 1, 400)
+    span = np.linspace(0, 1, 4001)  # scores may lie within a hundredth
+    ends = (*separation.good, *separation.degraded)
+    bins = np.linspace(min(ends), max(*ends, min(ends) + 1e-3), 21)  # as `histogram_overlap` counts
     for scores, label, colour in ((separation.good, "good", "C0"), (separation.degraded, "degraded", "C3")):
         deviation = max(float(scores.std()), 1e-3)
         density = np.exp(-(((span - scores.mean()) / deviation) ** 2) / 2) / (deviation * math.sqrt(2 * math.pi))
-        axes.hist(scores, bins=25, range=(0, 1), density=True, alpha=0.3, color=colour)
+        axes.hist(scores, bins=bins, density=True, alpha=0.3, color=colour)
         axes.plot(span, density, color=colour, label=f"{label}, n = {len(scores)}")
     axes.set(xlabel="score", ylabel="density", xlim=(0, 1))
     axes.set_title(f"{separation.name}: overlap {100 * separation.overlap:.1f} %")
@@ -302,12 +334,7 @@ def plot_separation(separation: Separation, path: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """`python -m dgiqa.nn.evaluate`: see the top of the file."""
     options = _parser().parse_args(arguments)
-    try:
-        options.command(options)
-    except (DgiqaError, ValueError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: options.command(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -322,13 +349,17 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--out", required=True, type=Path, help="folder for CSV and PNG")
     for command in (test, cross, density):
         command.add_argument("--bundle", default="small", help="what scores; default: %(default)s")
-        command.add_argument("--weights", type=Path, help="a checkpoint instead, run in torch with the bundle's depth")
+        command.add_argument("--weights", type=Path, help="a checkpoint instead, run in torch with --depth's depth")
+        command.add_argument("--device", default="auto", help="where --weights run; auto takes CUDA when there is one")
     for command in (test, cross):
         add_data_options(command)
     for command in (test, protocol):
         command.add_argument("--seeds", type=int, default=10, help="number of 80:20 splits; default: %(default)s")
+        command.add_argument("--split", default="random", choices=("random", "official"), help=SPLIT_HELP)
+    for command in (test, cross, protocol, density):
+        command.add_argument("--tiles", default=TEST_TILES, help=TILES_HELP)
     cross.add_argument("--source", required=True, help="the dataset that the weights were trained on")
-    cross.add_argument("--without", choices=("depth_car", "dilated", "tcb"), help="what the weights' network lacks")
+    cross.add_argument("--without", choices=ABLATIONS, help="what the weights' network lacks")
     add_data_options(protocol)
     add_network_options(protocol)
     add_config_options(protocol)
@@ -343,7 +374,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _test(options: argparse.Namespace) -> None:
     dataset = load_dataset(options.dataset, options.root)
-    _report([evaluate(_chosen(options), dataset, range(options.seeds))], options.out)
+    official = options.split == "official"
+    _report([evaluate(_chosen(options), dataset, range(options.seeds), official)], options.out)
 
 
 def _cross(options: argparse.Namespace) -> None:
@@ -356,20 +388,23 @@ def _protocol(options: argparse.Namespace) -> None:
     dataset = load_dataset(options.dataset, options.root)
     network = bundle_depth(options.depth)
     fill_depth_cache(dataset.records, network, options.depth_cache)
-    config = config_from(options)
+    config, official = config_from(options), options.split == "official"
 
     def fit(training: IQADataset, seed: int) -> Predict:
+        print(f"seed {seed} of {options.seeds}: {len(training.records)} pictures", file=sys.stderr, flush=True)
         torch.manual_seed(config.seed + seed)
         if options.weights:
             model: nn.Module = load_dgiqa(options.weights)
         else:
             model = build_network(options.network, options.without, options.pretrained)
         samples = RecordSamples(training.records, network, options.depth_cache)
-        weights = train(model, samples, config, options.out / f"seed{seed}")
+        # With the published parts, a seed's batches and crops are all that its training has of its own.
+        seeded = dataclasses.replace(config, seed=config.seed + seed) if official else config
+        weights = train(model, samples, seeded, options.out / f"seed{seed}")
         trained = load_dgiqa(weights).to(next(model.parameters()).device)
-        return model_predictor(trained, network, options.depth_cache)
+        return model_predictor(trained, network, options.depth_cache, options.tiles)
 
-    _report([run_protocol(fit, dataset, range(options.seeds), options.without)], options.out)
+    _report([run_protocol(fit, dataset, range(options.seeds), options.without, official)], options.out)
 
 
 def _density(options: argparse.Namespace) -> None:
@@ -392,17 +427,23 @@ def _report(results: Sequence[Result], out: Path) -> None:
 
 def _chosen(options: argparse.Namespace) -> Any:
     if options.weights:
-        return model_predictor(load_dgiqa(options.weights), bundle_depth(options.depth), options.depth_cache)
+        model = load_dgiqa(options.weights).to(device_of(options.device))
+        return model_predictor(model, bundle_depth(options.depth), options.depth_cache, options.tiles)
     from dgiqa.scorer import Scorer
 
-    return Scorer(options.bundle)
+    return Scorer(options.bundle, tiles=options.tiles)
 
 
 def _predict(predictor: Any) -> Predict:
     """Whatever scores pictures as a function of files; one that it cannot score is an error here, not a gap."""
     if not hasattr(predictor, "score_many"):
         return predictor
-    return lambda paths: np.array([score.value for score in predictor.score_many(paths, on_error="raise")])
+
+    def predict(paths: Sequence[Path]) -> NDArray[np.floating]:
+        scores = predictor.score_many(paths, on_error="raise")
+        return np.array([score.value for score in watched(scores, len(paths), "scored")])
+
+    return predict
 
 
 def _paths(dataset: IQADataset) -> list[Path]:
@@ -432,25 +473,26 @@ def _write_csv(path: Path, lines: Iterable[Sequence[Any]]) -> None:
 
 
 def _plot_results(results: Sequence[Result], path: Path) -> None:
-    figure, axes = _figure()
+    figure, axes = _figure(2 + 0.5 * len(results))
     means = [result.mean()["srocc"] for result in results]
     spread = [np.std([row["srocc"] for row in result.rows]) for result in results]
     axes.barh(range(len(results)), means, xerr=spread, color="C0", label="here, mean and deviation over seeds")
     paper = [(result.paper[0], i) for i, result in enumerate(results) if result.paper]
     if paper:
-        axes.plot(*zip(*paper, strict=True), "k|", markersize=20, label="paper")
-    axes.set(xlabel="SROCC", xlim=(min(0.0, *means), 1), yticks=range(len(results)))
+        axes.plot(*zip(*paper, strict=True), "k|", markersize=20, markeredgewidth=2, label="paper")
+    lowest = min(0.0, *(mean - 1.1 * deviation for mean, deviation in zip(means, spread, strict=True)))
+    axes.set(xlabel="SROCC", xlim=(lowest, 1), yticks=range(len(results)))
     axes.set_yticklabels([result.name for result in results])
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     _save(figure, path)
 
 
-def _figure() -> tuple[Any, Any]:
+def _figure(inches: float = 4) -> tuple[Any, Any]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise DgiqaError("plots need matplotlib, which is not installed: pip install matplotlib") from error
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, inches), layout="constrained")
     return figure, figure.subplots()
 
 

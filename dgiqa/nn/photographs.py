@@ -23,6 +23,7 @@ import numpy as np
 
 from dgiqa.errors import DgiqaError
 from dgiqa.files import replacing
+from dgiqa.nn.commands import exit_code
 
 SHRINK = 0.75  # of pictures that were compressed until it shows at full size
 COMPRESSED = ("gcompris-qt-data", "palapeli-data")
@@ -86,7 +87,7 @@ def collect(package: str, unpacked: Path, out: Path) -> int:
     """
     out.mkdir(parents=True, exist_ok=True)
     for picture in PICTURES[package]:
-        target = out / f"{package}-{_name(picture)}.png"
+        target = _target(package, picture, out)
         if target.exists():
             continue
         pixels = cv2.imdecode(np.frombuffer(_bytes_of(picture, unpacked), np.uint8), cv2.IMREAD_COLOR)
@@ -158,23 +159,42 @@ def qt_resources(content: bytes) -> Iterator[tuple[str, bytes]]:
         raise DgiqaError(f"the Qt resource file is damaged: {error}") from error
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m dgiqa.nn.photographs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the photographs; what is there is kept")
     options = parser.parse_args(arguments)
+    return exit_code(lambda: gather(options.out))
+
+
+def gather(out: Path) -> None:
+    """Every package's pictures into a folder. Raises DgiqaError for a package that cannot be had."""
     for package in PICTURES:
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                subprocess.run(["apt-get", "download", "-q", package], cwd=folder, check=True, capture_output=True)
-                (archive,) = Path(folder).glob("*.deb")
-                subprocess.run(["dpkg-deb", "-x", archive, folder], check=True, capture_output=True)
-            except FileNotFoundError as error:
-                raise SystemExit(f"{error.filename} is missing; run this on Debian or a system made from it") from error
-            except subprocess.CalledProcessError as error:
-                reason = error.stderr.decode(errors="replace").strip()
-                raise SystemExit(f"{package} could not be had: {reason}") from error
-            print(f"{package}: {collect(package, Path(folder), options.out)} photographs", file=sys.stderr, flush=True)
+        _gather(package, out)
+
+
+def _gather(package: str, out: Path) -> None:
+    """Download and unpack a package and collect its pictures, unless all of them are there."""
+    if all(_target(package, picture, out).exists() for picture in PICTURES[package]):
+        print(f"{package}: all there", file=sys.stderr, flush=True)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            subprocess.run(["apt-get", "download", "-q", package], cwd=folder, check=True, capture_output=True)
+            (archive,) = Path(folder).glob("*.deb")
+            subprocess.run(["dpkg-deb", "-x", archive, folder], check=True, capture_output=True)
+        except FileNotFoundError as error:
+            raise DgiqaError(f"{error.filename} is missing; run this on Debian or a system made from it") from error
+        except subprocess.CalledProcessError as error:
+            reason = error.stderr.decode(errors="replace").strip()
+            raise DgiqaError(f"{package} could not be had: {reason}; apt-get update may help") from error
+        print(f"{package}: {collect(package, Path(folder), out)} photographs", file=sys.stderr, flush=True)
+
+
+def _target(package: str, picture: str, out: Path) -> Path:
+    return out / f"{package}-{_name(picture)}.png"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """Pristine pictures become a training set: distorted pictures, full-reference measurements, depth images.
 
-    python -m dgiqa.nn.synthesis --pictures DIR --out data/synthetic --references 300
+    python -m dgiqa.nn.synthesis --pictures DIR --out data/synthetic
     python -m dgiqa.nn.synthesis --depth small_depth.safetensors --out data/synthetic
 
 The first command writes one .npz file per reference picture, the second adds what the depth network sees in each
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,7 +30,8 @@ from torch import nn
 
 from dgiqa.errors import DgiqaError
 from dgiqa.files import replacing
-from dgiqa.nn.datasets import Sample
+from dgiqa.nn.commands import exit_code
+from dgiqa.nn.datasets import Sample, read_rgb
 from dgiqa.nn.distortions import LEVELS, TYPES, distort
 from dgiqa.nn.labels import LabelScale, fit_scale, full_reference, order_levels
 from dgiqa.nn.scenes import load_textures, render
@@ -39,6 +41,7 @@ from dgiqa.preprocess import depth_image, depth_input
 Image = npt.NDArray[np.uint8]
 
 HEIGHT, WIDTH = 288, 384
+REFERENCES = 649  # with 40 distorted pictures each: the 26,609 that the default model saw, 12 GB in memory
 MAX_PHOTOGRAPH_SIDE = 2560  # pixels
 RENDERED_SHARE = 0.1  # of the reference pictures; the others are cut from photographs
 CUTS = 20  # tries to find a crop that can stand as pristine, before the sharpest of them is taken
@@ -190,8 +193,18 @@ def _depth_file(shard: Path) -> Path:
 
 @cache  # once per worker process
 def _photographs(folder: Path) -> Sequence[Image]:
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in {".jpg", ".jpeg", ".png"})
-    return [_shrink(cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB).astype(np.uint8)) for path in paths]
+    return [_shrink(read_rgb(path)) for path in photographs_in(folder)]
+
+
+def photographs_in(folder: Path) -> list[Path]:
+    """The photographs of a folder, sorted. Raises DgiqaError when there is none."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    paths = sorted(path for path in found if path.suffix.lower() in {".jpg", ".jpeg", ".png"})
+    if not paths:
+        raise DgiqaError(
+            f"no .jpg or .png in {folder}; gather some with: python -m dgiqa.nn.photographs --out {folder}"
+        )
+    return paths
 
 
 def _shrink(photograph: Image) -> Image:
@@ -226,29 +239,47 @@ def _run(task: Callable[[Any], None], items: Sequence[Any], processes: int) -> N
 
 
 def _one_thread() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one ends the others
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m dgiqa.nn.synthesis", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pictures", type=Path, help="folder of pristine photographs: make shards from them")
     parser.add_argument("--depth", type=Path, help="weights of the small depth network: add depth images to the shards")
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards; what is there is kept")
-    parser.add_argument("--references", type=int, default=300, help="number of pristine pictures")
-    parser.add_argument("--kinds", type=int, default=8, help="distortion types per picture, five levels each")
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument(
+        "--references", type=int, default=REFERENCES, help="number of pristine pictures; default: %(default)s"
+    )
+    parser.add_argument(
+        "--kinds", type=int, default=8, help="distortion types per picture, five levels each; default: %(default)s"
+    )
+    parser.add_argument("--first-seed", type=int, default=0, help="of the pictures: more of them, later")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: one for each core")
     options = parser.parse_args(arguments)
     if options.pictures is None and options.depth is None:
         parser.error("give --pictures to make shards, --depth to add depth images, or both")
+    return exit_code(lambda: _make(options))
+
+
+def _make(options: argparse.Namespace) -> None:
+    if options.depth is not None:
+        load_small_depth(str(options.depth))  # a wrong file is found before hours of work
+    if options.pictures is not None:
+        photographs_in(options.pictures)
     options.out.mkdir(parents=True, exist_ok=True)
     if options.pictures is not None:
         make = partial(make_shard, pictures=options.pictures, out=options.out, kinds_per_reference=options.kinds)
         _run(make, range(options.first_seed, options.first_seed + options.references), options.processes)
     if options.depth is not None:
-        _run(partial(add_depth, weights=options.depth), sorted(options.out.glob("[0-9]*.npz")), options.processes)
+        shards = sorted(options.out.glob("[0-9]*.npz"))
+        if not shards:
+            raise DgiqaError(f"no .npz shards in {options.out}; make them first, with --pictures")
+        _run(partial(add_depth, weights=options.depth), shards, options.processes)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -569,14 +569,18 @@ def average_weights(average: nn.Module, model: nn.Module, decay: float, step: in
             mean.copy_(value)
 
 
+def device_of(name: str) -> torch.device:
+    """The device of that name; "auto" takes CUDA when there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
 @contextlib.contextmanager
 def _processes(config: TrainConfig) -> Iterator[tuple[torch.device, int, int]]:
     """Device, rank and world size; joins the process group when torchrun started this process."""
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    device = device_of(config.device)
     if "LOCAL_RANK" not in os.environ:
-        yield torch.device(name), 0, 1
+        yield device, 0, 1
         return
-    device = torch.device(name)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)

@@ -14,13 +14,17 @@ loss is invariant to scale and shift of inverse depth, with a gradient term at s
 from __future__ import annotations
 
 import argparse
-import itertools
+import dataclasses
 import math
 import multiprocessing
+import pickle
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,10 +33,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from dgiqa.errors import DgiqaError
 from dgiqa.files import replacing
 from dgiqa.nn import scenes
+from dgiqa.nn.commands import PROGRESS_SECONDS, exit_code, watched
 from dgiqa.nn.distortions import distort
 from dgiqa.nn.small_depth import SMALL_PREPROCESS, STRIDE, SmallDepth, load_small_depth, save_small_depth
+from dgiqa.nn.train import device_of
 from dgiqa.preprocess import depth_input
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD
 
@@ -56,6 +63,7 @@ DISTORTIONS = (
     "low_light",
 )
 CHUNK = 50  # scenes a file
+SAVE_SECONDS = 120
 HELD_OUT_SEED = 900_000  # first seed of the scenes that are never trained on
 
 
@@ -80,10 +88,15 @@ def render_scenes(
     jobs = [
         (path, str(textures), seed, height, width) for seed, path in zip(seeds, paths, strict=True) if not path.exists()
     ]
-    with multiprocessing.get_context("spawn").Pool(max(1, min(workers, len(jobs)))) as pool:
+    with multiprocessing.get_context("spawn").Pool(max(1, min(workers, len(jobs))), _leave_interrupts) as pool:
         for done, path in enumerate(pool.imap(_render_chunk, jobs), 1):
             print(f"rendered {path.name} ({done}/{len(jobs)})", flush=True)
     return paths
+
+
+def _leave_interrupts() -> None:
+    """Ctrl-C reaches every process of a terminal; the first one ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _render_chunk(job: tuple[Path, str, int, int, int]) -> Path:
@@ -122,7 +135,6 @@ class SceneDataset(Dataset):
     def __init__(
         self, folder: str | Path, epoch: int, config: TrainConfig, photographs: Sequence[NDArray[np.uint8]] = ()
     ) -> None:
-        # Chunks that were finished since the last epoch come along.
         paths = sorted(Path(folder).glob("*.npz"))
         if not paths:
             raise ValueError(f"{folder} holds no rendered scenes; call render_scenes first")
@@ -211,15 +223,21 @@ def train(
 
     photographs: uint8 [h,w,3] RGB, whose detail is laid over the scenes; without any, the scenes stay as they are.
 
-    The checkpoint at `out` is rewritten every two minutes and at the end.
+    The weights at `out` are rewritten every two minutes and at the end, and so is OUT.state.pt, from which the same
+    call goes on after a kill; it is gone when the training has ended. Raises DgiqaError when that belongs to another
+    run, and at a loss that is no number.
     """
     torch.manual_seed(config.seed)
+    device = device_of("auto")
     model = (model or SmallDepth()).train()
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    start = saved = time.monotonic()
-    running = 0.0
-    for step, (rgb, depth) in enumerate(_batches(folder, config, photographs)):
+    state = Path(f"{out}.state.pt") if out else None
+    facts = {**dataclasses.asdict(config), "scenes": str(folder)}
+    first, seconds, running = _restore(state, facts, model, optimizer) if state and state.exists() else (0, 0.0, 0.0)
+    saved = shown = time.monotonic()
+    start = saved - seconds
+    for step, (rgb, depth) in enumerate(_batches(folder, config, photographs, first), first):
         elapsed = (time.monotonic() - start) / 60
         progress = elapsed / config.minutes if config.minutes else step / config.steps
         if progress >= 1:
@@ -227,48 +245,86 @@ def train(
         rate = config.learning_rate * min(1, (step + 1) / config.warmup) * (0.5 + 0.5 * math.cos(math.pi * progress))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        image = normalise(rgb).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        image = normalise(rgb.to(device)).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16):
             predicted = model(image)
-        loss = depth_loss(predicted.float(), depth)
+        loss = depth_loss(predicted.float(), depth.to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         running = 0.98 * running + 0.02 * loss.item() if step else loss.item()
-        if step % 50 == 0:
+        if not math.isfinite(running):
+            raise DgiqaError(f"the loss of step {step} is not finite; what {out} held stays; lower --learning-rate")
+        if not step or time.monotonic() - shown > PROGRESS_SECONDS:
+            shown = time.monotonic()
             print(f"step {step}  {elapsed:.1f} min  loss {running:.4f}  rate {rate:.2e}", flush=True)
-        if out and time.monotonic() - saved > 120:
-            saved = time.monotonic()
+        if state and time.monotonic() - saved > SAVE_SECONDS:
+            _save(state, facts, (step + 1, time.monotonic() - start, running), model, optimizer)
             save_small_depth(model, str(out))
             ours, trivial = stereo_check(predictor(model))
             model.train()
             print(f"saved {out}; stereo rank correlation {ours:.3f}, lower-is-nearer {trivial:.3f}", flush=True)
-    model.eval()
-    if out:
+            saved = time.monotonic()
+    model.cpu().eval()
+    if state:
         save_small_depth(model, str(out))
+        state.unlink(missing_ok=True)
     return model
+
+
+def _save(
+    state: Path, facts: dict[str, Any], place: tuple[int, float, float], model: nn.Module, optimizer: Any
+) -> None:
+    held = {"facts": facts, "place": place, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    with replacing(state) as partial:
+        torch.save(held, partial)
+
+
+def _restore(state: Path, facts: dict[str, Any], model: nn.Module, optimizer: Any) -> tuple[int, float, float]:
+    """Steps done, seconds they took, running loss; network and optimizer as they were."""
+    try:
+        held = torch.load(state, map_location="cpu", weights_only=True)
+        differing = [
+            f"{k} was {held['facts'].get(k)!r}, now {facts[k]!r}" for k in facts if held["facts"].get(k) != facts[k]
+        ]
+    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise DgiqaError(f"{state} is damaged ({type(error).__name__}); remove it to begin anew") from error
+    if differing:
+        told = "; ".join(differing)
+        raise DgiqaError(f"{state} belongs to another run: {told}; use the same values, or remove it to begin anew")
+    model.load_state_dict(held["model"])
+    optimizer.load_state_dict(held["optimizer"])
+    step, seconds, running = held["place"]
+    print(f"going on from step {step}, {seconds / 60:.1f} min", flush=True)
+    return step, seconds, running
 
 
 def normalise(rgb: Tensor) -> Tensor:
     """uint8 [n,h,w,3] -> ImageNet-normalised f32 [n,3,h,w]."""
-    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    mean, std = (torch.tensor(v, device=rgb.device) for v in (IMAGENET_MEAN, IMAGENET_STD))
     return ((rgb.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
 def _batches(
-    folder: str | Path, config: TrainConfig, photographs: Sequence[NDArray[np.uint8]]
+    folder: str | Path, config: TrainConfig, photographs: Sequence[NDArray[np.uint8]], first: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches without end, rgb uint8 [b,h,w,3] and depth f32 [b,h,w]; each is cut to a size of its own."""
-    rng = np.random.default_rng(config.seed)
-    for epoch in itertools.count():
-        dataset = SceneDataset(folder, epoch, config, photographs)
-        order = torch.Generator().manual_seed(config.seed * 1000 + epoch)
-        loader = DataLoader(
-            dataset, config.batch, shuffle=True, drop_last=True, num_workers=config.workers, generator=order
-        )
-        for rgb, depth in loader:
-            yield _cut_batch(rng, rgb, depth)
+    """Batches without end from step `first` on, rgb uint8 [b,h,w,3] and depth f32 [b,h,w], each cut to its own size.
+
+    A batch depends on the scenes, the config and its step only, so there is nothing to restore.
+    """
+    dataset = SceneDataset(folder, 0, config, photographs)
+    per_epoch = len(dataset) // config.batch
+    if not per_epoch:
+        raise DgiqaError(f"{folder} holds {len(dataset)} scenes, a batch takes {config.batch}; render more")
+    step = first
+    while True:
+        dataset.epoch, within = divmod(step, per_epoch)
+        order = np.random.default_rng([config.seed, dataset.epoch]).permutation(len(dataset))
+        rest = order[within * config.batch : per_epoch * config.batch].tolist()
+        for rgb, depth in DataLoader(dataset, config.batch, sampler=rest, num_workers=config.workers):
+            yield _cut_batch(np.random.default_rng([config.seed, step]), rgb, depth)
+            step += 1
 
 
 def _cut_batch(rng: np.random.Generator, rgb: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
@@ -287,10 +343,11 @@ def _cut_batch(rng: np.random.Generator, rgb: Tensor, depth: Tensor) -> tuple[Te
 def predictor(model: SmallDepth) -> DepthFunction:
     """The network as a function of a picture: uint8 [H,W,3] -> f32 [H,W], through the preprocessing of the pipeline."""
     model.eval()
+    device = next(model.parameters()).device
 
     def predict(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.no_grad():
-            depth = model(torch.from_numpy(depth_input(rgb, SMALL_PREPROCESS)))[0].numpy()
+            depth = model(torch.from_numpy(depth_input(rgb, SMALL_PREPROCESS)).to(device))[0].cpu().numpy()
         return cv2.resize(depth, rgb.shape[1::-1], interpolation=cv2.INTER_LINEAR)
 
     return predict
@@ -311,7 +368,7 @@ def scene_check(predict: DepthFunction, textures: str | Path, count: int = 50) -
     """Mean rank correlation with the exact inverse depth of held-out scenes: (predict's, "lower is nearer"'s)."""
     photographs = scenes.load_textures(textures)
     pairs = []
-    for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + count):
+    for seed in watched(range(HELD_OUT_SEED, HELD_OUT_SEED + count), count, "held-out scenes"):
         rgb, inverse_depth = scenes.render(seed, photographs, 256, 352)
         rows = np.broadcast_to(np.arange(256)[:, None], inverse_depth.shape)
         pairs.append([_rank_correlation(guess, inverse_depth) for guess in (predict(rgb), rows)])
@@ -325,14 +382,18 @@ def _rank_correlation(a: NDArray, b: NDArray) -> float:
     return float(spearmanr(np.ravel(a), np.ravel(b)).statistic)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Render, train, save, report."""
-    parser = argparse.ArgumentParser(description="Train the small depth network on rendered scenes.")
+    parser = argparse.ArgumentParser(
+        "python -m dgiqa.nn.train_depth", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--textures", type=Path, required=True, help="folder of photographs that cover the scenes' surfaces"
     )
     parser.add_argument("--out", type=Path, required=True, help="checkpoint to write (safetensors)")
-    parser.add_argument("--resume", type=Path, help="checkpoint to go on from")
+    parser.add_argument(
+        "--resume", type=Path, help="start from these weights (a killed run needs no option: the same command goes on)"
+    )
     parser.add_argument("--minutes", type=float, help="train for this long instead of --steps")
     parser.add_argument("--steps", type=int, default=TrainConfig.steps)
     parser.add_argument("--learning-rate", type=float, default=TrainConfig.learning_rate)
@@ -344,7 +405,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="torch threads; more only pay on idle cores")
     parser.add_argument("--seed", type=int, default=TrainConfig.seed)
     options = parser.parse_args(arguments)
+    return exit_code(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     work = (options.work or options.out.with_suffix(".scenes")) / str(options.height)
     width = math.ceil(options.height * 4 / 3 / STRIDE) * STRIDE
     size = {"first_seed": options.first_seed, "height": options.height, "width": width}
@@ -359,4 +425,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 
 from dgiqa.metrics import srocc
 from dgiqa.nn.checkpoints import load_dgiqa, read_tensors, save_weights
+from dgiqa.nn.commands import exit_code
 from dgiqa.nn.datasets import Sample
 from dgiqa.nn.distortions import TYPES
 from dgiqa.nn.network import DGIQA
@@ -150,9 +152,10 @@ def validator(samples: Subset) -> Callable[[nn.Module], dict[str, float]]:
             batch = [samples[i] for i in range(start, min(start + 50, len(samples)))]
             rgb = torch.stack([torch.from_numpy(_centre(s.rgb)) for s in batch])
             depth = torch.stack([torch.from_numpy(_centre(s.depth)) for s in batch])
-            images = normalise(rgb, depth, channels_last=True)
-            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-                predicted.append(model(*images).float().numpy())
+            device = next(model.parameters()).device
+            images = normalise(rgb.to(device), depth.to(device), channels_last=True)
+            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+                predicted.append(model(*images).float().cpu().numpy())
         wanted = np.array([samples[i].score for i in range(len(samples))])
         return {"srocc": srocc(np.concatenate(predicted), wanted)}
 
@@ -164,16 +167,26 @@ def _centre(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(image[y : y + TILE, x : x + TILE])
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m dgiqa.nn.train_small", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder of shards with depth images")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, checkpoint and curves")
-    parser.add_argument("--first-epochs", type=int, default=FIRST.epochs, help="epochs of the first stage")
-    parser.add_argument("--epochs", type=int, default=SECOND.epochs, help="epochs of the second stage")
+    parser.add_argument(
+        "--first-epochs", type=int, default=FIRST.epochs, help="epochs of the first stage; default: %(default)s"
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=SECOND.epochs, help="epochs of the second stage; default: %(default)s"
+    )
     parser.add_argument("--minutes", type=float, help="stop after this long; the same command goes on from there")
     parser.add_argument("--threads", type=int, help="torch threads (default: all cores)")
     parser.add_argument("--without", choices=ABLATIONS, help="leave out one part of the network")
     options = parser.parse_args(arguments)
+    return exit_code(lambda: _train(options))
+
+
+def _train(options: argparse.Namespace) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     deadline = time.monotonic() + 60 * options.minutes if options.minutes else math.inf
@@ -206,4 +219,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
