@@ -468,7 +468,7 @@ class _Row(NamedTuple):
 
 
 def _dataset(name: str, folder: Path, rows: Sequence[_Row], *, worst: float, best: float) -> IQADataset:
-    paths = _resolve(name, folder, [row.name for row in rows])
+    paths = find_pictures(name, folder, [row.name for row in rows])
     records = tuple(
         Record(
             row.name,
@@ -487,7 +487,7 @@ def _unit(record: Record) -> str:
     return record.name if record.reference is None else record.reference
 
 
-def _resolve(name: str, folder: Path, wanted: Sequence[str]) -> list[Path]:
+def find_pictures(name: str, folder: Path, wanted: Sequence[str]) -> list[Path]:
     """The files of those names (posix, relative) whatever their case; one error for all that are missing."""
     listings: dict[str, dict[str, Path]] = {}
     for parent in {str(PurePosixPath(item).parent) for item in wanted}:

@@ -483,6 +483,7 @@ def _plot_results(results: Sequence[Result], path: Path) -> None:
     lowest = min(0.0, *(mean - 1.1 * deviation for mean, deviation in zip(means, spread, strict=True)))
     axes.set(xlabel="SROCC", xlim=(lowest, 1), yticks=range(len(results)))
     axes.set_yticklabels([result.name for result in results])
+    axes.invert_yaxis()  # in the order of the table
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     _save(figure, path)
 

@@ -156,16 +156,18 @@ class SyntheticPictures:
 
     folder: what `python -m dgiqa.nn.synthesis` wrote.
     scale: rank curves to label with; fitted on these very pictures when None.
-    Raises DgiqaError when the folder holds no shards.
+    human: take the labels that `dgiqa.nn.transfer` wrote instead, and only the pictures that have one.
+    Raises DgiqaError when the folder holds no shards, or lacks depth images or human labels.
     """
 
-    def __init__(self, folder: Path, scale: LabelScale | None = None) -> None:
+    def __init__(self, folder: Path, scale: LabelScale | None = None, human: bool = False) -> None:
         files = sorted(folder.glob("[0-9]*.npz"))
         if not files:
             raise DgiqaError(f"no .npz shards in {folder}; make some with: python -m dgiqa.nn.synthesis --out {folder}")
         shards = [dict(np.load(file, allow_pickle=False)) for file in files]
         self.rgb: list[Image] = [image for shard in shards for image in shard["rgb"]]
-        self.depth: list[Image] = [image for file in files for image in np.load(_depth_file(file), allow_pickle=False)]
+        depth_files = [_beside(file, ".depth.npy", "python -m dgiqa.nn.synthesis --depth WEIGHTS") for file in files]
+        self.depth: list[Image] = [image for file in depth_files for image in np.load(file, allow_pickle=False)]
         self.kind = np.concatenate([shard["kind"] for shard in shards]).astype(np.int64)
         self.level = np.concatenate([shard["level"] for shard in shards]).astype(np.int64)
         self.picture = np.repeat(np.arange(len(shards)), [len(shard["rgb"]) for shard in shards])
@@ -175,7 +177,20 @@ class SyntheticPictures:
         self.scale = scale or fit_scale(self.measured, cells)
         self.score = np.ones(len(self.kind))
         self.score[distorted] = order_levels(self.scale(self.measured).reshape(-1, LEVELS)).reshape(-1)
+        if human:
+            self._relabel(files)
         self.groups = self.picture * (len(TYPES) + 1) + self.kind + 1  # modulo len(TYPES) + 1: 0 pristine, 1.. the type
+
+    def _relabel(self, files: Sequence[Path]) -> None:
+        """Human labels, levels in order; what has none is left out."""
+        human_files = [_beside(file, ".human.npy", "python -m dgiqa.nn.transfer --kadid DIR") for file in files]
+        labels = np.concatenate([np.load(file, allow_pickle=False) for file in human_files])
+        kept = np.flatnonzero(np.isfinite(labels))
+        self.rgb, self.depth = [self.rgb[i] for i in kept], [self.depth[i] for i in kept]
+        self.kind, self.level, self.picture = self.kind[kept], self.level[kept], self.picture[kept]
+        self.score = labels[kept]
+        distorted = self.kind != PRISTINE
+        self.score[distorted] = order_levels(self.score[distorted].reshape(-1, LEVELS)).reshape(-1)
 
     def __len__(self) -> int:
         return len(self.rgb)
@@ -184,10 +199,10 @@ class SyntheticPictures:
         return Sample(self.rgb[index], self.depth[index], float(self.score[index]), int(self.groups[index]))
 
 
-def _depth_file(shard: Path) -> Path:
-    path = shard.with_suffix(".depth.npy")
+def _beside(shard: Path, suffix: str, command: str) -> Path:
+    path = shard.with_suffix(suffix)
     if not path.exists():
-        raise DgiqaError(f"{path} is missing; add it with: python -m dgiqa.nn.synthesis --depth WEIGHTS --out FOLDER")
+        raise DgiqaError(f"{path} is missing; make it with: {command}, on the folder {shard.parent}")
     return path
 
 

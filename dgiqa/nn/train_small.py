@@ -181,6 +181,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--minutes", type=float, help="stop after this long; the same command goes on from there")
     parser.add_argument("--threads", type=int, help="torch threads (default: all cores)")
+    parser.add_argument(
+        "--labels",
+        choices=("metrics", "human"),
+        default="metrics",
+        help="pseudo-MOS, or what dgiqa.nn.transfer took over from KADID-10k; default: %(default)s",
+    )
     parser.add_argument("--without", choices=ABLATIONS, help="leave out one part of the network")
     options = parser.parse_args(arguments)
     return exit_code(lambda: _train(options))
@@ -190,7 +196,7 @@ def _train(options: argparse.Namespace) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     deadline = time.monotonic() + 60 * options.minutes if options.minutes else math.inf
-    pictures = SyntheticPictures(options.data)
+    pictures = SyntheticPictures(options.data, human=options.labels == "human")
     training, validation = split(pictures)
     print(f"{len(training)} pictures to learn from, {len(validation)} to validate on", flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -214,7 +220,8 @@ def _train(options: argparse.Namespace) -> None:
     half = stage(build_network("small", "depth_car"), first, "rgb-half")
     whole = stage(grow(load_dgiqa(half), options.without), second, "whole")
     weights = stage(load_dgiqa(whole), LAST, "weights")
-    pictures.scale.save(options.out / "label-scale.json")
+    if options.labels == "metrics":
+        pictures.scale.save(options.out / "label-scale.json")
     print(weights)
 
 
