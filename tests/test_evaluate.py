@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 from dataclasses import replace
 from pathlib import Path
@@ -265,6 +266,21 @@ def test_missing_natural_sets_and_folders_are_named(tmp_path):
         evaluate.natural_pictures("sots", tmp_path)
     with pytest.raises(DgiqaError, match=r"0 pictures in .*nowhere"):
         evaluate.folder_pictures(tmp_path / "nowhere")
+
+
+def test_a_csv_whose_lower_scores_are_better_is_turned_round_by_its_ends(dataset):
+    parser = argparse.ArgumentParser()
+    train.add_data_options(parser)
+    folder = str(dataset.records[0].path.parent)
+
+    def load(*options):
+        return train.chosen_dataset(parser.parse_args([*options, "--root", folder]))
+
+    assert load("--dataset", "csv").records == dataset.records
+    turned = load("--dataset", "csv", "--worst", "22", "--best", "0")
+    assert turned.scores == pytest.approx(1 - np.arange(12) / 22)
+    with pytest.raises(ValueError, match="--best given for live, whose scale is known"):
+        load("--dataset", "live", "--best", "0")
 
 
 def test_ablations_are_switches_of_the_same_network():

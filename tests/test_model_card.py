@@ -160,3 +160,24 @@ def test_a_quick_run_writes_the_whole_card(tmp_path: Path) -> None:
     assert stored["figures"][OURS]["types"]["jpeg"]["levels_in_order"] == 1
     assert stored["figures"][WITHOUT_DEPTH]["srocc"] == record["figures"][OURS]["srocc"]
     assert 0 < len(stored["failures"]) <= 6
+
+
+def test_the_card_in_the_docs_says_what_its_json_says(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    model_card.main(["--text-only", "--results", str(root / "bench" / "results"), "--out", str(tmp_path)])
+    written = (tmp_path / "model-card.md").read_text(encoding="utf-8")
+    assert written == (root / "docs" / "model-card.md").read_text(encoding="utf-8"), "run the bench with --text-only"
+
+
+def test_the_card_says_plainly_what_depth_is_worth(tmp_path: Path) -> None:
+    results = Path(model_card.RESULTS) / "model-card.json"
+    record = json.loads(results.read_text())
+    assert "hardly worth a second backbone" in model_card.card_text(record)
+    assert "about as good as the guess" in model_card.card_text(record)
+    record["figures"][OURS]["srocc"] += 0.05
+    record["depth"]["rank_correlation"] = 0.6
+    text = model_card.card_text(record)
+    assert "That is a gain" in text
+    assert "worse than the guess" in text
+    del record["figures"][WITHOUT_DEPTH]
+    assert "Is depth earning" not in model_card.card_text(record)

@@ -37,7 +37,6 @@ from dgiqa.nn.datasets import (
     bundle_depth,
     cached_rgb_and_depth,
     fill_depth_cache,
-    load_dataset,
     official_split,
     random_split,
 )
@@ -47,6 +46,7 @@ from dgiqa.nn.train import (
     add_data_options,
     add_network_options,
     build_network,
+    chosen_dataset,
     config_from,
     device_of,
     train,
@@ -373,19 +373,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _test(options: argparse.Namespace) -> None:
-    dataset = load_dataset(options.dataset, options.root)
+    dataset = chosen_dataset(options)
     official = options.split == "official"
     _report([evaluate(_chosen(options), dataset, range(options.seeds), official)], options.out)
 
 
 def _cross(options: argparse.Namespace) -> None:
-    dataset = load_dataset(options.dataset, options.root)
+    dataset = chosen_dataset(options)
     _report([evaluate_cross(_chosen(options), dataset, options.source, options.without)], options.out)
 
 
 def _protocol(options: argparse.Namespace) -> None:
     """Train and test for each seed; each seed has its folder, so a killed run goes on where it was."""
-    dataset = load_dataset(options.dataset, options.root)
+    dataset = chosen_dataset(options)
     network = bundle_depth(options.depth)
     fill_depth_cache(dataset.records, network, options.depth_cache)
     config, official = config_from(options), options.split == "official"

@@ -48,6 +48,7 @@ from dgiqa.nn.datasets import (
     Sample,
     bundle_depth,
     fill_depth_cache,
+    load_csv,
     load_dataset,
     official_split,
     random_split,
@@ -726,8 +727,20 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Which pictures, which depth network, and where depth images are kept."""
     parser.add_argument("--dataset", required=True, help=f"one of {', '.join(LOADERS)}")
     parser.add_argument("--root", required=True, type=Path, help="the dataset's folder (or, for csv, the CSV file)")
+    parser.add_argument("--worst", type=float, help="csv: the score that becomes 0; default: the file's smallest")
+    parser.add_argument("--best", type=float, help="csv: the score that becomes 1; below --worst when lower is better")
     parser.add_argument("--depth", default="small", help="bundle whose depth network is used; default: %(default)s")
     parser.add_argument("--depth-cache", type=Path, default=Path("runs/depth"), help="default: %(default)s")
+
+
+def chosen_dataset(options: argparse.Namespace) -> IQADataset:
+    """The dataset that the options of `add_data_options` ask for."""
+    scale = {end: value for end in ("worst", "best") if (value := getattr(options, end)) is not None}
+    if not scale:
+        return load_dataset(options.dataset, options.root)
+    if options.dataset.lower() != "csv":
+        raise ValueError(f"--{' and --'.join(scale)} given for {options.dataset}, whose scale is known; leave them out")
+    return load_csv(options.root, **scale)
 
 
 def add_network_options(parser: argparse.ArgumentParser) -> None:
@@ -795,7 +808,7 @@ def _train_on_dataset(options: argparse.Namespace) -> None:
     from dgiqa.nn.evaluate import model_predictor, scores_of
 
     config = config_from(options)
-    dataset = load_dataset(options.dataset, options.root)
+    dataset = chosen_dataset(options)
     dataset, held_back = _parts(dataset, options.split, config.seed, options.validate)
     depth = bundle_depth(options.depth)
     fill_depth_cache((*dataset.records, *(held_back.records if held_back else ())), depth, options.depth_cache)
