@@ -39,7 +39,7 @@ from dgiqa.nn import scenes
 from dgiqa.nn.commands import PROGRESS_SECONDS, exit_code, watched
 from dgiqa.nn.distortions import distort
 from dgiqa.nn.small_depth import SMALL_PREPROCESS, STRIDE, SmallDepth, load_small_depth, save_small_depth
-from dgiqa.nn.train import device_of
+from dgiqa.nn.train import device_of, fast_precision
 from dgiqa.preprocess import depth_input
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD
 
@@ -229,6 +229,7 @@ def train(
     """
     torch.manual_seed(config.seed)
     device = device_of("auto")
+    fast = fast_precision(device) == "bf16"
     model = (model or SmallDepth()).train()
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
@@ -246,7 +247,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate
         image = normalise(rgb.to(device)).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
             predicted = model(image)
         loss = depth_loss(predicted.float(), depth.to(device))
         optimizer.zero_grad(set_to_none=True)

@@ -36,7 +36,16 @@ from dgiqa.nn.datasets import Sample
 from dgiqa.nn.distortions import TYPES
 from dgiqa.nn.network import DGIQA
 from dgiqa.nn.synthesis import SyntheticPictures
-from dgiqa.nn.train import ABLATIONS, SampleDataset, TrainConfig, build_network, normalise, train
+from dgiqa.nn.train import (
+    ABLATIONS,
+    SampleDataset,
+    TrainConfig,
+    build_network,
+    device_of,
+    fast_precision,
+    normalise,
+    train,
+)
 from dgiqa.spec import TILE
 
 VALIDATION_EVERY = 10  # one reference picture in so many is never trained on
@@ -154,7 +163,8 @@ def validator(samples: Subset) -> Callable[[nn.Module], dict[str, float]]:
             depth = torch.stack([torch.from_numpy(_centre(s.depth)) for s in batch])
             device = next(model.parameters()).device
             images = normalise(rgb.to(device), depth.to(device), channels_last=True)
-            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+            fast = fast_precision(device) == "bf16"
+            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=fast):
                 predicted.append(model(*images).float().cpu().numpy())
         wanted = np.array([samples[i].score for i in range(len(samples))])
         return {"srocc": srocc(np.concatenate(predicted), wanted)}
@@ -187,6 +197,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default="metrics",
         help="pseudo-MOS, or what dgiqa.nn.transfer took over from KADID-10k; default: %(default)s",
     )
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "bf16", "fp32"),
+        default="auto",
+        help="auto: bf16 (as the shipped weights were trained) where the hardware computes in it, else fp32",
+    )
     parser.add_argument("--without", choices=ABLATIONS, help="leave out one part of the network")
     options = parser.parse_args(arguments)
     return exit_code(lambda: _train(options))
@@ -214,12 +230,14 @@ def _train(options: argparse.Namespace) -> None:
             save_weights(network, target)
         return target
 
-    first = dataclasses.replace(FIRST, epochs=options.first_epochs)
-    second = dataclasses.replace(SECOND, epochs=options.epochs)
+    precision = fast_precision(device_of("auto")) if options.precision == "auto" else options.precision
+    first = dataclasses.replace(FIRST, epochs=options.first_epochs, precision=precision)
+    second = dataclasses.replace(SECOND, epochs=options.epochs, precision=precision)
+    last = dataclasses.replace(LAST, precision=precision)
     torch.manual_seed(0)  # of what starts from random weights
     half = stage(build_network("small", "depth_car"), first, "rgb-half")
     whole = stage(grow(load_dgiqa(half), options.without), second, "whole")
-    weights = stage(load_dgiqa(whole), LAST, "weights")
+    weights = stage(load_dgiqa(whole), last, "weights")
     if options.labels == "metrics":
         pictures.scale.save(options.out / "label-scale.json")
     print(weights)
