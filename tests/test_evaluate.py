@@ -207,7 +207,7 @@ def test_tables_go_beside_the_papers_figures_into_csv_and_png(dataset, tmp_path)
         len({line.index(word) for line in text.splitlines() for word in ("mean", "median") if f" {word} " in line}) == 1
     )
     assert "0.971/0.976" in text
-    assert text.count("mean") == text.count("median") == 2
+    assert text.count("mean") == text.count("median") == 3
 
 
 def test_separation_of_light_and_dark(tmp_path):

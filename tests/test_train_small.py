@@ -73,7 +73,7 @@ def test_an_ablation_grows_from_the_same_half(rgb_half):
 
 def test_a_network_learns_types_and_scores(tmp_path):
     torch.manual_seed(0)
-    config = dataclasses.replace(FIRST, epochs=12)
+    config = dataclasses.replace(FIRST, epochs=12, precision=fast_precision(torch.device("cpu")))
     model = learn(build_network("small", "depth_car"), Pictures(), config, tmp_path)
     assert model.state_dict().keys() == build_network("small", "depth_car").state_dict().keys()
     curves = list(csv.DictReader((tmp_path / "losses.csv").open()))

@@ -471,7 +471,7 @@ class _Run:
         )
         raise DgiqaError(
             f"the loss of step {step} is not finite (learning rate {lr:.3g}, {self.config.precision}); {kept}; "
-            "train in another folder with a smaller lr or grad_clip, or in fp32"
+            f"train in another folder with a smaller lr{'' if self.config.precision == 'fp32' else ' or in fp32'}"
         )
 
     def save(self) -> None:
@@ -541,7 +541,10 @@ def _refuse_difference(saved: Mapping[str, Any], asked: Mapping[str, Any], path:
     differing = [k for k in sorted({*saved, *asked}) if saved.get(k) != asked.get(k)]
     if differing:
         told = "; ".join(f"{k} was {saved.get(k)!r}, now {asked.get(k)!r}" for k in differing)
-        raise DgiqaError(f"{path} belongs to another run: {told}; use the same values, resume=False or another folder")
+        raise DgiqaError(
+            f"{path} belongs to another run: {told}; use the same values or another folder, "
+            "or begin anew with resume=False (--no-resume)"
+        )
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
