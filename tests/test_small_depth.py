@@ -98,6 +98,14 @@ def test_another_models_file_is_refused(tmp_path):
         load_small_depth(str(tmp_path / "other.safetensors"))
 
 
+@pytest.mark.parametrize("content", [None, b"", b"no safetensors file"])
+def test_a_file_that_is_missing_or_damaged_is_named(tmp_path, content):
+    if content is not None:
+        (tmp_path / "depth.safetensors").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"depth\.safetensors cannot be read as safetensors"):
+        load_small_depth(str(tmp_path / "depth.safetensors"))
+
+
 def test_the_loss_ignores_scale_and_shift_but_not_sign():
     target = torch.rand(2, 32, 32)
     assert depth_loss(3 * target + 5, target) < 1e-3

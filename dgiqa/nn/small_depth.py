@@ -96,16 +96,21 @@ def load_small_depth(path: str) -> SmallDepth:
     """A network in eval mode from a file of `save_small_depth`. Raises WeightsError when the file is something else."""
     import json
 
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     from dgiqa.errors import WeightsError
 
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        if metadata.get("model") != "small_depth":
-            held = metadata.get("model", "no named model")
-            raise WeightsError(f"{path} holds {held}, not small_depth; train one with python -m dgiqa.nn.train_depth")
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - a safetensors file is no dict
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict, whatever it looks like
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(
+            f"{path} cannot be read as safetensors ({error}); name a file of dgiqa.nn.train_depth"
+        ) from error
+    if metadata.get("model") != "small_depth":
+        held = metadata.get("model", "no named model")
+        raise WeightsError(f"{path} holds {held}, not small_depth; train one with python -m dgiqa.nn.train_depth")
     config = {name: tuple(value) for name, value in json.loads(metadata["config"]).items()}
     # The first files do not count their blocks: one a stage.
     model = SmallDepth(SmallDepthConfig(**{"blocks": (1, 1, 1, 1)} | config))
