@@ -126,7 +126,8 @@ def score(  # noqa: PLR0917 - the command line's options
         report.summary = summary = Summary()  # its clock starts here: what came before was loading
         stop = fill(report, _rows(scorer, inputs, workers, details))
     if not quiet:
-        _say_summary(summary, scorer, output)
+        written = output if report.complete or summary.scored + summary.failed else None
+        _say_summary(summary, scorer, written)
     if stop:
         raise stop
     raise typer.Exit(_verdict(summary, fail_under))
