@@ -45,7 +45,12 @@ def goals(cases: Sequence[Line], accuracy: Line | None) -> Iterator[tuple[str, s
                 best = max(able, key=lambda row: row["ratio"]["median"])
                 ratio, moved = best["ratio"]["median"], kept[best["name"]]["max_difference"]
                 goal = f"full-size quality network, {BATCH} tiles, against eager PyTorch, {title}"
-                yield goal, f"≥ {wanted:g}x", f"{ratio:.2f}x ({best['name']}, drift {moved:.0e})", ratio >= wanted
+                yield (
+                    goal,
+                    f"≥ {wanted:g}x",
+                    f"{ratio:.2f}x ({best['name']}, drift {moved:.0e}) [{line['machine']}]",
+                    ratio >= wanted,
+                )
 
 
 def engines(cases: Sequence[Line]) -> str:
@@ -59,7 +64,7 @@ def engines(cases: Sequence[Line]) -> str:
         case, found = line["case"], {row["name"]: row for row in line["results"]}
         what = case.get("input") or f"{case['batch']} tiles"
         cells = [f"{found[baseline]['ms']['median']:.0f} ms", *(_cell(found.get(name)) for name in names)]
-        rows.append(f"| {case['network']}, {case['size']} | {what} | {' | '.join(cells)} |")
+        rows.append(f"| {case['network']}, {case['size']} | {what} [{line['machine']}] | {' | '.join(cells)} |")
     return (
         "Each network alone (weights of a fixed seed), each engine in a process of its own, all in turn, two sizes: "
         "those published (`full`) and those of the default bundle (`small`). Ratio of the times, round by round; in "

@@ -41,8 +41,12 @@ def main() -> None:
 
 
 def load(folder: Path) -> tuple[Results, list[str]]:
-    """(the last line of every case, by bench; the machines that those lines came from, one line each)."""
-    results, machines = {}, []
+    """(the last line of every case, by bench; the machines that those lines came from, one line each).
+
+    "machine" in a line is the number of its machine, from 1 on.
+    """
+    results: Results = {}
+    machines: dict[str, int] = {}
     for bench in BENCHES:
         cases, stamps = {}, {}
         for line in lines(folder / f"{bench}.jsonl"):
@@ -50,9 +54,10 @@ def load(folder: Path) -> tuple[Results, list[str]]:
                 stamps[line["stamp_id"]] = line
             else:
                 cases[json.dumps(line["case"], sort_keys=True)] = line
+        for line in cases.values():
+            line["machine"] = machines.setdefault(machine_line(stamps[line["stamp"]]), len(machines) + 1)
         results[bench] = list(cases.values())
-        machines += [machine_line(stamps[line["stamp"]]) for line in cases.values()]
-    return results, list(dict.fromkeys(machines))
+    return results, list(machines)
 
 
 def tried(folder: Path) -> list[Mapping[str, str]]:
@@ -71,7 +76,7 @@ def page(
     """The whole page as Markdown."""
     parts = [
         "# Performance\n\nWritten by `python bench/page.py` from `bench/results/`; nothing here was typed in.\n",
-        "Measured on:\n\n" + "\n".join(f"- {machine}" for machine in machines),
+        "Measured on, by the numbers in brackets:\n\n" + "\n".join(f"{i}. {m}" for i, m in enumerate(machines, 1)),
         "Every comparison is taken in turn (A, B, A, B, …) in one run; a ratio is the median of the rounds' ratios. "
         "Times of other machines differ; ratios differ less. Nothing on this page was run on a GPU.\n"
         if not any("NVIDIA" in machine for machine in machines)
@@ -114,21 +119,23 @@ def _measured_goals(results: Results) -> Iterator[tuple[str, str, str, str]]:
         for line in _where(results["peers"], part=f"authors-{encoder}"):
             ratio = _named(line, STREAM)["ratio"]["median"]
             goal = f"`small` with default settings, images/s against the authors' pipeline with {_depth(encoder)} depth"
-            yield _goal(goal, f"≥ {wanted}x", f"{ratio:.0f}x", ratio >= wanted)
+            yield _goal(goal, f"≥ {wanted}x", f"{ratio:.0f}x {_on(line)}", ratio >= wanted)
     for line in _where(results["peers"], part="networks"):
         yield from _engine_goals(line)
     for line in _where(results["pipeline"], part="startup"):
         if line["rows"][0]["name"] == PEERS:
             share = 1 / line["rows"][1]["ratio"]["median"]
-            yield _goal(f"start-up to first score against `{PEERS}`", "≤ 0.33x", f"{share:.2f}x", share <= 1 / 3)
+            yield _goal(
+                f"start-up to first score against `{PEERS}`", "≤ 0.33x", f"{share:.2f}x {_on(line)}", share <= 1 / 3
+            )
     for line in _where(results["pipeline"], part="settings", group="engines"):
         alone, label = line["rows"][0]["alone"], _label(line["rows"][0]["setting"])
         goal = (
             f"end-to-end pace against the slowest stage alone: networks on a device of their own (a stand-in), {label}"
         )
-        yield _goal(goal, "≥ 85%", f"{alone['device']:.0%}", alone["device"] >= 0.85)
+        yield _goal(goal, "≥ 85%", f"{alone['device']:.0%} {_on(line)}", alone["device"] >= 0.85)
         shown = f"{alone['efficiency']:.0%} of {alone['slowest']} alone, {alone['networks']:.0%} of both networks alone"
-        shown += f", {alone['work']:.0%} of all stages in a row: no pace is above that where they share the cores"
+        shown += f", {alone['work']:.0%} of all stages in a row {_on(line)}; sharing the cores, they can hardly do more"
         yield _goal(f"the same where all stages share the cores, {label}", "≥ 85%", shown, alone["efficiency"] >= 0.85)
 
 
@@ -140,7 +147,7 @@ def _engine_goals(line: Line) -> Iterator[tuple[str, str, str, str]]:
         if able:
             best = max(able, key=lambda row: row["ratio"]["median"])
             ratio = best["ratio"]["median"]
-            shown = f"{ratio:.2f}x ({best['name']}, drift {best['drift']:.0e})"
+            shown = f"{ratio:.2f}x ({best['name']}, drift {best['drift']:.0e}) {_on(line)}"
             goal = f"full-size networks, same tiles, against eager PyTorch, {title}"
             yield _goal(goal, f"≥ {wanted}x", shown, ratio >= wanted)
 
@@ -161,7 +168,7 @@ def _peers(peers: Sequence[Line]) -> Iterator[str]:
     }
     for group, title in titles.items():
         for line in _where(peers, part=group):
-            yield f"{title}\n\n{_peer_table(line['rows'])}"
+            yield f"{title} {_on(line)}\n\n{_peer_table(line['rows'])}"
     for line in _where(peers, part="tilings"):
         yield _tilings(line)
 
@@ -186,7 +193,7 @@ def _tilings(line: Line) -> str:
         for name, value in line.items()
         if isinstance(value, dict) and "srocc" in value
     ]
-    head = f"Tilings, `small`, {line['case']['images']} photographs:"
+    head = f"Tilings, `small`, {line['case']['images']} photographs: {_on(line)}"
     return f"{head}\n\n{_table(('', 'ms per image [p10, p90]', 'speed'), rows)}\n\n" + "\n".join(f"- {s}" for s in said)
 
 
@@ -209,14 +216,15 @@ def _engines(pipeline: Sequence[Line]) -> Iterator[str]:
         ]
         head = ("", "one image, ms [p10, p90]", "speed", f"{line['case']['images']} images: images/s", "speed")
         drift = ("stream", "largest drift", "mean", "SROCC", "peak MB")
-        yield f"`{line['case']['bundle']}`, {line['case']['group']}:\n\n{_table((*head, *drift), rows)}"
+        yield f"`{line['case']['bundle']}`, {line['case']['group']}: {_on(line)}\n\n{_table((*head, *drift), rows)}"
 
 
 def _floor(pipeline: Sequence[Line]) -> Iterator[str]:
     """Each stage's time beside what its bytes or FLOPs take at the measured rates."""
     for peaks in _where(pipeline, part="peaks"):
         rates = ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in peaks["gflops"].items())
-        yield f"Measured in the same run: matrix product {rates}; copying {peaks['copy_gb_per_s']:.1f} GB/s."
+        copying = f"copying {peaks['copy_gb_per_s']:.1f} GB/s"
+        yield f"Measured in the same run: matrix product {rates}; {copying}. {_on(peaks)}"
         for flops in _where(pipeline, part="flops"):
             bundle = flops["case"]["bundle"]
             shape = "x".join(map(str, flops["depth"]["shapes"]["image"][2:]))
@@ -259,7 +267,7 @@ def _startup(pipeline: Sequence[Line]) -> Iterator[str]:
             (f"`{r['name']}`", _ms(r["ms"]), f"{1 / r['ratio']['median']:.2f}x", f"{r['peak_mb']:.0f}")
             for r in line["rows"]
         ]
-        yield _table(("whole process", "ms [p10, p90]", "time", "peak MB"), rows)
+        yield _table((f"whole process {_on(line)}", "ms [p10, p90]", "time", "peak MB"), rows)
 
 
 def _scale(scale: Sequence[Line]) -> Iterator[str]:
@@ -293,7 +301,7 @@ def _scale(scale: Sequence[Line]) -> Iterator[str]:
     }
     for axis, (title, cells, head) in titles.items():
         for line in _where(scale, axis=axis):
-            yield f"{title}\n\n{_table(head, [cells(row) for row in line['rows']])}"
+            yield f"{title} {_on(line)}\n\n{_table(head, [cells(row) for row in line['rows']])}"
 
 
 def _attempts(attempts: Sequence[Mapping[str, str]]) -> str:
@@ -322,6 +330,11 @@ An interrupted run goes on where it was; `--fresh` measures again, `--quick` sho
 
 def _where(found: Iterable[Line], **wanted: Any) -> list[Line]:
     return [line for line in found if all(line["case"].get(name) == value for name, value in wanted.items())]
+
+
+def _on(line: Line) -> str:
+    """The number of the machine that a line came from, as it stands in the list of them."""
+    return f"[{line['machine']}]"
 
 
 def _named(line: Line, name: str) -> Line:
