@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,12 @@ from dgiqa.sessions import BACKENDS, backends, gpu_present
 ROOT = Path(__file__).parent.parent
 PREPROCESS = spec.Preprocess(depth_lower_bound=64, depth_multiple=32, short_side=96, tile=64)
 LABELS = {"licence": "Apache-2.0", "source": "made by the tests"}
+
+
+def pytest_configure() -> None:
+    """Started in the background, the tests themselves may ignore SIGINT, and what they start would inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -61,13 +61,7 @@ def run(
 
 def start(*arguments: object, **streams: Any) -> subprocess.Popen[bytes]:
     # Unbuffered: communicate() would miss what readline() had read ahead.
-    # Started in the background, the tests themselves may ignore SIGINT, and a child would inherit that.
-    heed: Any = {"preexec_fn": _heed_interrupts}
-    return subprocess.Popen([*COMMAND, *map(str, arguments)], env=environment(), bufsize=0, **heed, **streams)
-
-
-def _heed_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen([*COMMAND, *map(str, arguments)], env=environment(), bufsize=0, **streams)
 
 
 def rows_of(done: subprocess.CompletedProcess[Any]) -> list[dict[str, Any]]:

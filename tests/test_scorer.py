@@ -139,7 +139,8 @@ def test_tiles_of_different_images_share_full_batches(
     runs = record_batches(tiny, monkeypatch)
     results = list(tiny.score_many(crops, batch=5))
     tiles = sum(len(r.windows) for r in results)
-    assert runs == [5] * (tiles // 5) + [tiles % 5] * (tiles % 5 > 0)
+    # The last one may overtake the one before it: two threads cut tiles, and take turns with the network.
+    assert sorted(runs, reverse=True) == [5] * (tiles // 5) + [tiles % 5] * (tiles % 5 > 0)
     assert all(tuple(r.timings_ms) == STAGES for r in results)
 
 
