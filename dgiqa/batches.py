@@ -135,6 +135,11 @@ class Batches:
         self._running: deque[tuple[list[Part], Future[list[PartScores]]]] = deque()
 
     @property
+    def running(self) -> int:
+        """Batches that are on their way or done, and not settled."""
+        return len(self._running)
+
+    @property
     def full(self) -> bool:
         """Whether another batch would have to wait."""
         return len(self._running) >= self._most

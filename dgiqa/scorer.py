@@ -377,7 +377,7 @@ class Scorer:
         return preprocess.decode(data, self.max_pixels)
 
     def _pack(
-        self, prepared: Iterable[Work | Failure], networks: Networks, batch: int, keep: bool
+        self, prepared: Iterable[Future[Work | Failure]], networks: Networks, batch: int, keep: bool
     ) -> Iterator[Score | Failure]:
         """Run full batches of tiles, whichever images they come from; yield images in order as they complete."""
         queue: deque[Work | Failure] = deque()
@@ -388,8 +388,10 @@ class Scorer:
                 _raise_what_failed(batches.settle(wait=wait))
                 yield from self._completed(queue, keep)
 
-            for item in prepared:
-                queue.append(item)
+            for coming in prepared:
+                while batches.running and not coming.done():  # what is complete is handed out meanwhile
+                    yield from settled(wait=True)
+                queue.append(coming.result())
                 # Nor are failures behind a few waiting tiles: the batch then runs as it is.
                 while (tiles := waiting(queue)) >= batch or (tiles and _behind(queue) >= batch):
                     batches.start(take(queue, batch))
@@ -463,15 +465,17 @@ class _Clock:
         self.ms[stage] = ms_since(started)
 
 
-def _ordered_map(function: Callable[[T], R], items: Iterable[T], pool: ThreadPoolExecutor, ahead: int) -> Iterator[R]:
-    """map() on a pool: results in order, at most `ahead` items taken beyond the last result handed out."""
+def _ordered_map(
+    function: Callable[[T], R], items: Iterable[T], pool: ThreadPoolExecutor, ahead: int
+) -> Iterator[Future[R]]:
+    """map() on a pool: results to come, in order; at most `ahead` items are taken beyond the last one handed out."""
     pending: deque[Future[R]] = deque()
     for item in items:
         pending.append(pool.submit(function, item))
         if len(pending) >= ahead:
-            yield pending.popleft().result()
+            yield pending.popleft()
     while pending:
-        yield pending.popleft().result()
+        yield pending.popleft()
 
 
 def _until_error(items: Iterable[T], broken: list[Exception]) -> Iterator[T]:

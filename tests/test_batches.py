@@ -166,6 +166,25 @@ def test_what_a_run_raises_comes_out_and_the_threads_end(
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("dgiqa")]
 
 
+def test_what_is_complete_does_not_wait_for_the_next_image(
+    tiny_bundle: Bundle, crops: list[NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second image is prepared only after the first one's score came out."""
+    first_is_out, decode = threading.Event(), Scorer._decode
+
+    def slow(self: Scorer, source: Any) -> Any:
+        assert len(source) != 123 or first_is_out.wait(60)
+        return decode(self, source)
+
+    monkeypatch.setattr(Scorer, "_decode", slow)
+    results = Scorer(tiny_bundle, threads=2).score_many([crops[0], np.zeros((123, 123, 3), np.uint8)], batch=1)
+    started = time.monotonic()
+    next(results)
+    assert time.monotonic() - started < 30
+    first_is_out.set()
+    assert isinstance(next(results), Score)
+
+
 def test_a_slow_run_does_not_let_failures_pile_up(
     tiny_bundle: Bundle, crops: list[NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

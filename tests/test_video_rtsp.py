@@ -17,6 +17,7 @@ import gstreamer
 import pytest
 from video_clips import level, numbered, write
 
+from dgiqa.batches import Networks
 from dgiqa.bundle import Bundle
 from dgiqa.scorer import Scorer
 from dgiqa.video import Reading, VideoRun
@@ -135,8 +136,8 @@ def test_a_stream_of_known_length_is_read_once(server: Server, read: Read) -> No
 def test_frames_that_come_too_fast_are_dropped_and_counted(
     server: Server, read: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Scorer._run_batch
-    monkeypatch.setattr(Scorer, "_run_batch", lambda *a: (time.sleep(0.1), original(*a))[1])
+    original = Networks.score
+    monkeypatch.setattr(Networks, "score", lambda *a: (time.sleep(0.3), original(*a))[1])
     rows = read([server.address()], Sampling(every=0, end=2))
     assert not errors(rows)
     assert rows[-1]["dropped"] > 10
@@ -171,13 +172,13 @@ def test_a_stall_is_a_row_and_the_connection_is_made_anew(server: Server, read: 
         if len(good(rows)) == 3 and not stalled:
             stalled.append(time.monotonic())
             server.tell("stall")
-        if len(errors(rows)) == 1 and len(stalled) == 1:
+        if any("stalled" in error for error in errors(rows)) and len(stalled) == 1:
             stalled.append(time.monotonic())
             server.tell("go")
         return len(stalled) == 2 and rows[-1]["status"] == "ok"
 
     rows = read([server.address()], Sampling(every=0.2), until=until, timeout_s=1.5)
-    assert "nothing arrived for 1.5 s; the source has stalled; trying again" in errors(rows)[0]
+    assert any("nothing arrived for 1.5 s; the source has stalled; trying again" in error for error in errors(rows))
     assert 1 < stalled[1] - stalled[0] < 8
     assert good(rows)[-1]["scene"] == 1
 
@@ -215,6 +216,7 @@ def test_ctrl_c_ends_the_run_at_once_and_keeps_its_rows(
         [sys.executable, "-m", "dgiqa", "video", *addresses, *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        bufsize=0,  # communicate() would miss what readline() had read ahead
         env=os.environ | {"PYTHONPATH": path},
     ) as process:
         assert process.stdout
