@@ -349,7 +349,9 @@ class Scorer:
         with self._opening:
             if self._device is None:
                 self._device = gpu.open_device_scorer(networks.depth, networks.quality, self._p)
-            found = self._device.score(source, tiles, batch=self.batch, stream=stream)
+            device = self._device
+        with networks.turn:
+            found = device.score(source, tiles, batch=self.batch, stream=stream)
         there = np.broadcast_to(np.uint8(0), found.working_size)  # the working image's place; its pixels never came
         timings, n = {"device": found.ms}, len(found.windows)
         return self._finish(Work(name, tiles, *found.size, there, there, found.windows, timings, found.tile_scores, n))
