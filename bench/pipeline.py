@@ -44,7 +44,7 @@ from dgiqa import metrics, preprocess, spec, speed
 from dgiqa.batches import Networks
 from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.outputs import score_row, writer_for
-from dgiqa.scorer import BATCH, STAGES, Score, Scorer
+from dgiqa.scorer import STAGES, Score, Scorer
 from dgiqa.sessions import backends, usable_cores
 from dgiqa.speed import Setting
 from dgiqa.timing import interleaved, spread
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def groups(bundle: Bundle, quick: bool) -> dict[str, list[Setting]]:
-    """What is compared with what. The first of each group is the baseline: batch 8, all cores.
+    """What is compared with what. The first of each group is the baseline: all cores, batches of the scorer's choice.
 
     engines: every engine that runs here, ONNX Runtime in fp32 first. The others change one thing of that baseline, and
     of the engine that comes last: the most reduced precision.
@@ -88,10 +88,9 @@ def groups(bundle: Bundle, quick: bool) -> dict[str, list[Setting]]:
         print(f"not measured: {item.backend} {item.precision}: {item.fix}", file=sys.stderr)
     compared = {"engines": engines}
     base, cores = engines[0], usable_cores()
-    fast = replace(engines[-1], batch=BATCH)
-    for engine in dict.fromkeys((base,) if quick else (base, fast)):
+    for engine in dict.fromkeys((base,) if quick else (base, engines[-1])):
         label = f"{engine.backend} {engine.precision}"
-        compared[f"batch, {label}"] = [engine, *(replace(engine, batch=n) for n in ((1,) if quick else (1, 4, 32)))]
+        compared[f"batch, {label}"] = [engine, *(replace(engine, batch=n) for n in ((1,) if quick else (1, 4, 8, 32)))]
         if quick:
             continue
         compared[f"parallel, {label}"] = [engine, *(replace(engine, parallel=n) for n in range(1, cores + 1))]
@@ -239,7 +238,8 @@ def alone(scorer: Scorer, pictures: Sequence[bytes], setting: Setting) -> dict[s
     works = [prepared(scorer, data) for data in pictures]
     p, networks = scorer.bundle.preprocess, scorer._networks_together()
     rgb_tiles, depth_tiles = (np.concatenate([w[part] for w in works]) for part in ("rgb_tiles", "depth_tiles"))
-    batches = [slice(i, i + setting.batch) for i in range(0, len(rgb_tiles), setting.batch)]
+    step = setting.batch or networks.batch
+    batches = [slice(i, i + step) for i in range(0, len(rgb_tiles), step)]
     each: dict[str, tuple[Callable[[Any], object], Sequence[Any], int]] = {
         "decode": (lambda w: preprocess.decode(w["data"]), works, setting.workers),
         "depth_input": (lambda w: preprocess.depth_input(w["rgb"], p), works, setting.workers),
@@ -287,7 +287,7 @@ def on_a_device(
         Waits(quality, lambda f: per_tile * len(f[spec.QUALITY_RGB])),
     )
     own = scorer._together
-    scorer._together = Networks(*networks, 1, scorer.bundle.preprocess.tile)
+    scorer._together = Networks(*networks, 1, scorer.bundle.preprocess.tile, setting.batch)
     try:
         times = interleaved({"all": lambda: list(_scored(scorer, pictures, setting.workers))}, pairs=3, warmup=1)["all"]
     finally:
@@ -360,7 +360,8 @@ def _show(bundle: str, group: str, line: Mapping[str, Any]) -> None:
     print(f"{bundle}: {group}")
     for row in line["rows"]:
         s, one, many = row["setting"], row["one"], row["many"]
-        name = f"{s['backend']} {s['precision']} batch {s['batch']} threads {s['threads']} workers {s['workers']}"
+        sizes = f"batch {s['batch'] or 'auto'} threads {s['threads']} workers {s['workers']}"
+        name = f"{s['backend']} {s['precision']} {sizes}"
         times = f"{one['ms']['median']:8.1f} ms {one['ratio']['median']:5.2f}x"
         rate = f"{many['images_per_second']:8.2f}/s {many['ratio']['median']:5.2f}x"
         rest = f"drift {row['drift']['largest']:.1e}  {row['peak_mb']:.0f} MB"

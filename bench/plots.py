@@ -29,7 +29,7 @@ def draw(results: Mapping[str, Sequence[Line]], folder: Path) -> list[str]:
 
 def label(setting: Mapping[str, Any]) -> str:
     """A setting in a few words."""
-    sizes = f"batch {setting['batch']}, {setting['threads']} threads, {setting['workers']} workers"
+    sizes = f"batch {setting['batch'] or 'auto'}, {setting['threads']} threads, {setting['workers']} workers"
     sizes += f", {setting['parallel']} at a time" if setting.get("parallel") else ""
     return f"{setting['backend']} {setting['precision']}, {sizes}"
 

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from dgiqa.video.stream import FrameStream
 
 MAX_BYTES = 1 << 30  # encoded images larger than this are refused unread
-BATCH = 8  # two cores, small quality network, ms per tile: 7.0 alone, 5.6 from 4 tiles on, flat to 32; memory is not
 STAGES = ("decode", "depth_input", "depth", "depth_image", "tiles", "quality")
 
 Source = str | Path | bytes | NDArray[Any] | BinaryIO
@@ -126,7 +125,8 @@ class Scorer:
     takes minutes; a function is told each step. engine: the directory of an engine, instead of looking for one; it
     decides backend and precision.
     tiles: "grid" (covers every pixel) or "official:COUNT[:SEED]" (the authors' random crops).
-    batch: most tiles per run of the quality network. threads: of the networks, by default all usable cores.
+    batch: most tiles per run of the quality network, by default 8, or 4 in each of several runs at a time.
+    threads: of the networks, by default all usable cores.
     parallel: runs of a network at a time, which share the threads; "auto": what gives most images a second
     (`sessions.parallel_runs`). By default `score` has all threads for one run, and `score_many` and videos do as
     "auto" would, with networks of their own that are opened when first needed.
@@ -144,7 +144,7 @@ class Scorer:
         build: bool | Callable[[str], None] = False,
         engine: str | Path | Engine | None = None,
         tiles: str = "grid",
-        batch: int = BATCH,
+        batch: int | None = None,
         threads: int | None = None,
         parallel: int | Literal["auto"] | None = None,
         max_pixels: int | None = None,
@@ -154,7 +154,6 @@ class Scorer:
                 raise ValueError(f"{name} must be at least 1, got {number}")
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
         self.tiles = tiles
-        self.batch = batch
         self.max_pixels = preprocess.MAX_PIXELS if max_pixels is None else max_pixels
         check_tiling(tiles, self.bundle.preprocess.tile)
         built = _engine(self.bundle, backend, precision, build, engine)
@@ -162,7 +161,7 @@ class Scorer:
             backend, precision = built.backend, built.precision
         threads = usable_cores() if threads is None else threads
         most = parallel_runs(_file(self.bundle, spec.QUALITY_FILE, built), choose(backend, precision), threads)
-        opened = partial(_networks, self.bundle, backend, precision, built, threads)
+        opened = partial(_networks, self.bundle, backend, precision, built, threads, batch)
         self._alone: Networks | None = opened(most if parallel == "auto" else parallel or 1)
         self._together = self._alone if parallel or most == 1 else None
         self._open_together = partial(opened, most)
@@ -188,7 +187,7 @@ class Scorer:
             raise ValueError("got a stream for an image that is not on a GPU; leave it out")
         networks = _alive(self._alone)
         work = self._prepare(source, name or _name_of(source), tiles, networks)
-        while parts := take([work], self.batch):
+        while parts := take([work], networks.batch):
             for part, found in zip(parts, networks.score(parts), strict=True):
                 enter(part, found)
         return self._finish(work)
@@ -213,8 +212,7 @@ class Scorer:
         if on_error not in ("row", "raise"):
             raise ValueError(f'on_error is {on_error!r}, wanted "row" or "raise"')
         workers = preparing_threads() if workers is None else workers
-        batch = self.batch if batch is None else batch
-        if workers < 1 or batch < 1:
+        if workers < 1 or (batch is not None and batch < 1):
             raise ValueError(f"workers and batch must be at least 1, got {workers} and {batch}")
         _alive(self._alone)
         return self._score_many(sources, on_error, workers, batch)
@@ -285,7 +283,7 @@ class Scorer:
         return self.bundle.preprocess
 
     def _score_many(
-        self, sources: Iterable[Source | tuple[str, Source]], on_error: str, workers: int, batch: int
+        self, sources: Iterable[Source | tuple[str, Source]], on_error: str, workers: int, batch: int | None
     ) -> Iterator[Score | Failure]:
         networks = self._networks_together()
         stop = threading.Event()
@@ -297,7 +295,7 @@ class Scorer:
             prepared = _ordered_map(
                 lambda item: self._try_prepare(item, networks, stop, keep), items, pool, 2 * workers
             )
-            for result in self._pack(prepared, networks, batch, keep):
+            for result in self._pack(prepared, networks, batch or networks.batch, keep):
                 if isinstance(result, Failure) and result.exception:
                     raise result.exception
                 yield result
@@ -351,7 +349,7 @@ class Scorer:
                 self._device = gpu.open_device_scorer(networks.depth, networks.quality, self._p)
             device = self._device
         with networks.turn:
-            found = device.score(source, tiles, batch=self.batch, stream=stream)
+            found = device.score(source, tiles, batch=networks.batch, stream=stream)
         there = np.broadcast_to(np.uint8(0), found.working_size)  # the working image's place; its pixels never came
         timings, n = {"device": found.ms}, len(found.windows)
         return self._finish(Work(name, tiles, *found.size, there, there, found.windows, timings, found.tile_scores, n))
@@ -525,11 +523,11 @@ def _engine(
 
 
 def _networks(  # noqa: PLR0917 - from the constructor's arguments
-    bundle: Bundle, backend: str, precision: str, engine: Engine | None, threads: int, parallel: int
+    bundle: Bundle, backend: str, precision: str, engine: Engine | None, threads: int, batch: int | None, parallel: int
 ) -> Networks:
     files = (spec.DEPTH_FILE, spec.QUALITY_FILE)
     depth, quality = (_open(bundle, file, backend, precision, engine, threads, parallel) for file in files)
-    return Networks(depth, quality, parallel, bundle.preprocess.tile)
+    return Networks(depth, quality, parallel, bundle.preprocess.tile, batch)
 
 
 def _open(  # noqa: PLR0917 - one per network, from the constructor's arguments

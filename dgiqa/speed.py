@@ -26,7 +26,7 @@ from dgiqa.bundle import Bundle, load_golden
 from dgiqa.errors import BackendError, BundleError, EngineError, ImageError
 from dgiqa.inputs import expand
 from dgiqa.parity import BUDGETS
-from dgiqa.scorer import BATCH, Failure, Scorer
+from dgiqa.scorer import Failure, Scorer
 from dgiqa.sessions import preparing_threads, usable_cores
 from dgiqa.timing import Spread, interleaved, spread
 
@@ -43,12 +43,12 @@ SAME = 0.03  # times that differ by less are the same: the row that stands first
 class Setting:
     """One way of running a bundle. threads: of the networks. workers: threads that decode and prepare images.
 
-    parallel: runs that share the threads; None is one for a single image and, of many, what `Scorer` deems best.
+    batch: tiles per run, parallel: runs that share the threads; None is what `Scorer` does by itself.
     """
 
     backend: str
     precision: str = "fp32"
-    batch: int = BATCH
+    batch: int | None = None
     threads: int = 1
     workers: int = 1
     parallel: int | None = None
@@ -67,7 +67,8 @@ class Setting:
     def command(self, bundle: str) -> str:
         """Scoring a folder with this setting, ready to paste."""
         engine = f"--backend {self.backend} --precision {self.precision}"
-        sizes = f"--batch {self.batch} --threads {self.threads} --workers {self.workers}"
+        sizes = "" if self.batch is None else f"--batch {self.batch} "
+        sizes += f"--threads {self.threads} --workers {self.workers}"
         sizes += "" if self.parallel is None else f" --parallel {self.parallel}"
         return f"dgiqa-rt score --bundle {shlex.quote(bundle)} {engine} {sizes} photos/"
 
@@ -158,7 +159,7 @@ def candidates(bundle: Bundle, backends: Iterable[str]) -> tuple[list[Setting], 
     cores = usable_cores()
     ordered = sorted(backends, key=lambda name: name != sessions.ONNXRUNTIME)
     for precision, backend in itertools.product(spec.PRECISIONS, ordered):
-        setting = Setting(backend, precision, BATCH, cores, preparing_threads(cores))
+        setting = Setting(backend, precision, threads=cores, workers=preparing_threads(cores))
         try:
             setting.open(bundle).close()
         except EngineError as error:

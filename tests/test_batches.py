@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dgiqa import sessions, spec
-from dgiqa.batches import Batches, Networks, Work, share, take, waiting
+from dgiqa.batches import BATCH, BATCH_SIDE_BY_SIDE, Batches, Networks, Work, share, take, waiting
 from dgiqa.bundle import Bundle
 from dgiqa.cli import app
 from dgiqa.errors import BackendError
@@ -97,6 +97,37 @@ def test_the_last_tiles_are_shared_out_among_the_runs(
     assert isinstance(score, Score)
     assert sorted(sizes) == [len(score.windows) // 2] * 2
     assert (share(7, 32, 2), share(7, 2, 2), share(7, 32, 1), share(0, 32, 2)) == (4, 2, 7, 1)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [(None, 1, BATCH), (None, 2, BATCH_SIDE_BY_SIDE), (6, 1, 6), (6, 2, 6)],
+    ids=["default", "default side by side", "asked", "asked side by side"],
+)
+def test_runs_side_by_side_take_fewer_tiles_each_unless_told_otherwise(
+    tiny_bundle: Bundle, photos: Photos, monkeypatch: pytest.MonkeyPatch, case: tuple[int | None, int, int]
+) -> None:
+    (asked, parallel, most), sizes = case, list[int]()
+    with Scorer(tiny_bundle, threads=2, parallel=parallel, tiles="official:9", batch=asked) as scorer:
+        quality = scorer._networks_together().quality
+        run = quality.run
+        monkeypatch.setattr(quality, "run", lambda f: (sizes.append(len(f[spec.QUALITY_RGB])), run(f))[1])
+
+        def frames() -> None:
+            with scorer.stream() as stream:
+                for i in range(4):
+                    stream.push(photos["coffee"], i / 4)
+                stream.finish()
+                assert len(list(stream)) == 4
+
+        for work in (
+            lambda: list(scorer.score_many([photos["coffee"]] * 4)),
+            lambda: scorer.score(photos["coffee"]),
+            frames,
+        ):
+            work()
+            assert max(sizes) == most
+            sizes.clear()
 
 
 def test_many_images_have_networks_of_their_own_and_only_when_needed(tiny_bundle: Bundle, photos: Photos) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from dgiqa import cache, preprocess, quantize, scorer, sessions, spec
+from dgiqa import batches, cache, preprocess, quantize, sessions, spec
 from dgiqa.bundle import Bundle, load_bundle, load_golden
 from dgiqa.cli import app
 from dgiqa.engine import BATCH, SLOW_INT8, build, depth_buckets
@@ -228,7 +228,7 @@ def test_a_plan_built_by_default_takes_the_golden_images_and_as_many_tiles_as_a_
         size = preprocess.depth_size(*rgb.shape[:2], p)
         for side, sides in zip(size, zip(*buckets, strict=True), strict=True):
             assert min(sides) <= side <= max(sides)
-    assert BATCH[1] >= scorer.BATCH
+    assert BATCH[1] >= batches.BATCH
 
 
 def test_plugins_are_for_tensorrt_and_have_names_of_their_own(tiny_bundle: Bundle, tmp_path: Path) -> None:

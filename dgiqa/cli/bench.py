@@ -93,6 +93,6 @@ def _print(found: Survey, bundle: str) -> None:
 def _cells(row: Row, max_drift: float) -> tuple[str, ...]:
     """One line of the table; an exclamation mark after a drift over the limit."""
     s, mark = row.setting, "" if row.drift <= max_drift else " !"
-    sizes = (s.backend, s.precision, str(s.batch), str(s.threads), str(s.parallel or "auto"))
+    sizes = (s.backend, s.precision, str(s.batch or "auto"), str(s.threads), str(s.parallel or "auto"))
     times = (f"{row.ms.median:.1f}", f"{row.ms.p90:.1f}", f"{row.images_per_second:.1f}")
     return (*sizes, *times, f"{row.drift:.1e}{mark}")

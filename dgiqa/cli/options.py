@@ -29,7 +29,10 @@ Engine = Annotated[
     Path | None, typer.Option(metavar="DIR", help="An engine's folder, instead of looking in the cache.")
 ]
 Batch = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Tiles per run of the quality network.  [default: 8]")
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="Tiles per run of the quality network.  [default: 8; 4 where runs go on side by side]"
+    ),
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Threads of the networks.  [default: usable cores]")

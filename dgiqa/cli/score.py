@@ -102,7 +102,7 @@ def score(  # noqa: PLR0917 - the command line's options
     if dry_run:
         raise typer.Exit(_list(inputs, "\0" if null else "\n"))
 
-    from dgiqa.scorer import BATCH, Scorer, check_tiling
+    from dgiqa.scorer import Scorer, check_tiling
 
     with options.usage("--tiles"):
         check_tiling(tiles)
@@ -118,7 +118,7 @@ def score(  # noqa: PLR0917 - the command line's options
             build=build and say,
             engine=engine,
             tiles=tiles,
-            batch=batch or BATCH,
+            batch=batch,
             threads=threads,
             parallel=parallel or (1 if total == 1 else "auto"),
             max_pixels=max_pixels,

@@ -126,7 +126,7 @@ def video(  # noqa: PLR0917 - the command line's options
       dgiqa-rt video rtsp://camera/1 rtsp://camera/2 --fps 1 -o cameras.jsonl
       ffmpeg -i in.mkv -f rawvideo -pix_fmt rgb24 - | dgiqa-rt video --raw 1280x720@25 -
     """
-    from dgiqa.scorer import BATCH, Scorer, check_tiling
+    from dgiqa.scorer import Scorer, check_tiling
     from dgiqa.video import Reading, Summary, VideoRun
     from dgiqa.video.frames import Raw
     from dgiqa.video.outputs import PictureReport, VideoProgress
@@ -155,7 +155,7 @@ def video(  # noqa: PLR0917 - the command line's options
             build=build and say,
             engine=engine,
             tiles=tiles,
-            batch=batch or BATCH,
+            batch=batch,
             threads=threads,
             parallel=parallel or "auto",
             max_pixels=max_pixels,

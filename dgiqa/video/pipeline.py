@@ -157,13 +157,13 @@ class Pipeline:
         self.channel = channel
         self.tiling = tiles or scorer.tiles
         check_tiling(self.tiling, scorer._p.tile)  # ValueError before work
-        self.batch = batch or scorer.batch
         self.workers = workers or preparing_threads()
-        if self.batch < 1 or self.workers < 1:
-            raise ValueError(f"batch and workers must be at least 1, got {self.batch} and {self.workers}")
+        if self.workers < 1 or (batch is not None and batch < 1):
+            raise ValueError(f"batch and workers must be at least 1, got {batch} and {self.workers}")
         self.reuse = reuse
         self.drift = Drift()
         self._networks = scorer._networks_together()
+        self.batch = batch or self._networks.batch
         self._sources: dict[str, _Source] = {}
         self._stop = threading.Event()
 
