@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import cv2
 import numpy as np
@@ -66,6 +66,16 @@ class ParityReport:
         """Plain values, ready for JSON: a difference that is NaN or infinite becomes None."""
         record = asdict(self) | {"rows": [_json_safe(asdict(row)) for row in self.rows]}
         return _json_safe(record)
+
+
+class Reference(Protocol):
+    """What engines are compared with: another Scorer, or PyTorch (`dgiqa.nn.reference.TorchScorer`)."""
+
+    @property
+    def backend(self) -> str: ...
+
+    def score(self, source: UInt8, /) -> Any:
+        """uint8 [H,W,3] RGB -> something whose `value` is the score."""
 
 
 @dataclass(frozen=True)
@@ -141,8 +151,8 @@ def compare(
     )
 
 
-def sweep(scorer: Scorer, reference: Scorer, tolerance: float | None = None, worst: int = 5) -> Sweep:
-    """Score the golden images under DISTORTIONS with both scorers and compare, image by image.
+def sweep(scorer: Scorer, reference: Reference, tolerance: float | None = None, worst: int = 5) -> Sweep:
+    """Score the golden images under DISTORTIONS with both and compare, image by image.
 
     tolerance: by default BUDGETS of the scorer's precision. worst: how many rows to keep.
     Raises BundleError if the bundle has no golden images.
@@ -217,8 +227,8 @@ def _badness(row: ParityRow | SweepRow) -> tuple[bool, float]:
     return math.isnan(row.difference), row.difference
 
 
-def _sweep_row(file: str, distortion: str, image: UInt8, scorer: Scorer, reference: Scorer) -> SweepRow:
-    expected, got = (which.score(image).value for which in (reference, scorer))
+def _sweep_row(file: str, distortion: str, image: UInt8, scorer: Scorer, reference: Reference) -> SweepRow:
+    expected, got = (float(which.score(image).value) for which in (reference, scorer))
     return SweepRow(file, distortion, expected, got, abs(got - expected))
 
 

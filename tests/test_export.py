@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from click.testing import Result
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
-for requirement in ("onnxruntime", "onnxscript", "onnxsim", "skimage"):
+ort = pytest.importorskip("onnxruntime")
+for requirement in ("onnxscript", "onnxsim", "skimage"):
     pytest.importorskip(requirement)
 
 from dgiqa import preprocess, spec  # noqa: E402
 from dgiqa.backends.ort import OrtSession  # noqa: E402
 from dgiqa.bundle import load_bundle  # noqa: E402
+from dgiqa.cli import app  # noqa: E402
+from dgiqa.errors import WeightsError  # noqa: E402
 from dgiqa.nn import bundling, onnx_export, reference  # noqa: E402
 from dgiqa.nn.checkpoints import save_weights  # noqa: E402
 from dgiqa.nn.depth_anything import DepthAnything, DepthAnythingConfig  # noqa: E402
 from dgiqa.nn.network import DGIQA, FULL, SMALL, DGIQAConfig  # noqa: E402
 from dgiqa.nn.onnx_export import Export, ExportError, export_depth, export_quality  # noqa: E402
+from dgiqa.parity import DISTORTIONS  # noqa: E402
 from dgiqa.scorer import Scorer  # noqa: E402
 from dgiqa.spec import Preprocess  # noqa: E402
 
@@ -207,6 +214,63 @@ def test_reference_takes_windows_and_refuses_other_tilings(
     assert score == pytest.approx(tile_scores.mean(), abs=1e-6)
     with pytest.raises(ValueError, match="official:COUNT"):
         reference.score_reference(photos["astronaut"], depth, quality, TINY_SIZES, "random")
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """A bundle, and the weights it was made from: quality, depth."""
+    folder = tmp_path_factory.mktemp("imported")
+    torch.manual_seed(0)
+    files = folder / "q.safetensors", folder / "d.safetensors"
+    save_weights(lively(DGIQA(TINY_QUALITY)), files[0])
+    save_weights(DepthAnything(TINY_DEPTH).eval(), files[1])
+    return bundling.import_weights(*files, folder / "mine", name="mine").path, *files
+
+
+def verify(bundle: Path, *options: object) -> Result:
+    return CliRunner().invoke(app, ["verify", str(bundle), *map(str, options)])
+
+
+@pytest.mark.slow
+def test_verify_scores_the_distorted_images_in_pytorch_when_given_the_weights(
+    imported: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, quality, depth = imported
+    assert json.loads(verify(bundle, "--json").stdout)["sweep"] is None  # ONNX Runtime in fp32 is its own reference
+    weights = "--quality", quality, "--depth", depth
+    done = verify(bundle, *weights, "--json")
+    assert done.exit_code == 0, done.output
+    swept = json.loads(done.stdout)["sweep"]
+    assert swept["reference"] == f"PyTorch {torch.__version__}"
+    assert swept["images"] == 4 * len(DISTORTIONS)
+    assert 0 < swept["max_difference"] < 1e-4
+    assert swept["srocc"] > 0.99
+    run = OrtSession.run
+    shifted = lambda self, feeds: {k: v + 2e-3 for k, v in run(self, feeds).items()}  # noqa: E731
+    monkeypatch.setattr(OrtSession, "run", shifted)
+    done = verify(bundle, *weights)
+    assert done.exit_code == 4
+    assert "OVER its budget" in done.stdout
+    assert f"onnxruntime-cpu {ort.__version__} fp32 against PyTorch {torch.__version__}" in done.stdout
+
+
+@pytest.mark.slow
+def test_verify_refuses_weights_that_the_model_was_not_made_from(
+    imported: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    bundle, quality, depth = imported
+    torch.manual_seed(1)
+    save_weights(lively(DGIQA(TINY_QUALITY)), tmp_path / "other.safetensors")
+    done = verify(bundle, "--quality", tmp_path / "other.safetensors", "--depth", depth)
+    assert isinstance(done.exception, WeightsError)
+    assert "give the files that it was made from" in str(done.exception)
+    done = verify(bundle, "--quality", depth, "--depth", quality)
+    assert isinstance(done.exception, WeightsError)
+    assert "do not run as the networks of mine@" in str(done.exception)
+    for options in (["--quality", quality], ["--quality", quality, "--depth", depth, "--quick"]):
+        done = verify(bundle, *options)
+        assert done.exit_code == 2
+        assert "go together" in done.output
 
 
 @pytest.mark.slow

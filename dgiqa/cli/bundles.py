@@ -24,9 +24,9 @@ from dgiqa.cli.common import (
 from dgiqa.errors import BackendError
 
 if TYPE_CHECKING:
-    from dgiqa.bundle import BundleSummary
+    from dgiqa.bundle import Bundle, BundleSummary
     from dgiqa.doctor import Check
-    from dgiqa.parity import ParityReport, Sweep
+    from dgiqa.parity import ParityReport, Reference, Sweep
     from dgiqa.scorer import Scorer
 
 models_app = typer.Typer(rich_markup_mode=None, help="The models (bundles) that can be used by name.")
@@ -153,23 +153,34 @@ def verify(  # noqa: PLR0917 - the command line's options
     precision: options.Precision = Precision.fp32,
     build: options.Build = False,
     engine: options.Engine = None,
+    quality: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The model's DGIQA weights: compare with PyTorch as it runs here."),
+    ] = None,
+    depth: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The model's depth weights, with --quality.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Golden images only, without distorting them.")] = False,
     json_: options.Json = False,
 ) -> None:
     """Compare this machine's scores with those that the model's networks gave in PyTorch.
 
     Images and scores travel with the model, so PyTorch need not be here. An engine other than ONNX Runtime in fp32 is
-    also compared with that one, where it is installed, on the images blurred, noisy, compressed and dark. Exit code 4
-    when a score differs by more than the tolerance, in fp32 also when a tile's does.
+    also compared with that one, where it is installed, on the images blurred, noisy, compressed and dark; with the
+    weights that the model was made from (--quality, --depth), PyTorch scores those images instead. Exit code 4 when a
+    score differs by more than the tolerance, in fp32 also when a tile's does.
     """
+    if (quality is None) != (depth is None) or (quality and quick):
+        raise typer.BadParameter("--quality and --depth go together, and without --quick", param_hint="--quality")
     from dgiqa.bundle import load_bundle
     from dgiqa.parity import verify_bundle
     from dgiqa.scorer import Scorer
 
     loaded = load_bundle(bundle)
+    torch = _in_torch(loaded, quality, depth) if quality and depth else None
     with Scorer(loaded, backend=backend.value, precision=precision.value, build=build and say, engine=engine) as scorer:
         report = verify_bundle(loaded, scorer, tolerance)
-        swept = None if quick else _swept(scorer, tolerance)
+        swept = None if quick else _swept(scorer, torch, tolerance)
     if json_:
         print_json({**report.as_dict(), "sweep": swept.as_dict() if swept else None})
     else:
@@ -179,12 +190,22 @@ def verify(  # noqa: PLR0917 - the command line's options
     raise typer.Exit(OK if report.passed and (swept is None or swept.passed) else GATE_FAILED)
 
 
-def _swept(scorer: Scorer, tolerance: float | None) -> Sweep | None:
-    """The sweep against ONNX Runtime in fp32; None for that one itself, and where it is not installed."""
+def _in_torch(bundle: Bundle, quality: Path, depth: Path) -> Reference:
+    try:
+        from dgiqa.nn.reference import open_reference
+    except ImportError as error:
+        raise BackendError(f'comparing with PyTorch needs {error.name}; pip install "dgiqa-rt[cpu,torch]"') from error
+    return open_reference(bundle, quality, depth)
+
+
+def _swept(scorer: Scorer, torch: Reference | None, tolerance: float | None) -> Sweep | None:
+    """The sweep against PyTorch, else ONNX Runtime in fp32; None for that one itself, and where it is not installed."""
     from dgiqa.parity import sweep
     from dgiqa.scorer import Scorer
     from dgiqa.sessions import ONNXRUNTIME, backends
 
+    if torch:
+        return sweep(scorer, torch, tolerance)
     if ONNXRUNTIME not in backends():
         return None
     with Scorer(scorer.bundle, backend=ONNXRUNTIME) as reference:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,7 +19,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dgiqa.errors import ImageError
+from dgiqa.bundle import Bundle, load_golden
+from dgiqa.errors import ImageError, WeightsError
+from dgiqa.nn.checkpoints import load_weights
+from dgiqa.parity import TOLERANCE
 from dgiqa.preprocess import grid_windows
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
@@ -42,6 +47,49 @@ def score_reference(
         depth = depth_image(depth_net(depth_input(rgb, p)), *rgb.shape[:2])
         scores = quality_net(*network_tiles(rgb, depth, p, tiles))
     return float(scores.double().mean()), scores.numpy()
+
+
+@dataclass(frozen=True, eq=False)
+class TorchScore:
+    """One image's score in PyTorch. value: mean of tile_scores f32 [n]."""
+
+    value: float
+    tile_scores: NDArray[np.float32]
+
+
+class TorchScorer:
+    """`score_reference` over grid tiles with networks that stay loaded, for `parity.sweep`.
+
+    depth_net, quality_net: as in `score_reference`, in eval mode.
+    """
+
+    def __init__(self, depth_net: nn.Module, quality_net: nn.Module, preprocess: Preprocess) -> None:
+        self.backend = f"PyTorch {torch.__version__}"
+        self._networks, self._p = (depth_net, quality_net), preprocess
+
+    def score(self, source: NDArray[np.uint8], tiles: str = "grid") -> TorchScore:
+        """Score uint8 [H,W,3] RGB; tiles: as in `score_reference`."""
+        return TorchScore(*score_reference(source, *self._networks, self._p, tiles))
+
+
+def open_reference(bundle: Bundle, quality: str | Path, depth: str | Path) -> TorchScorer:
+    """The networks that a bundle was made from, in PyTorch, read from their checkpoints.
+
+    quality, depth: files that `checkpoints.load_weights` reads.
+    Raises WeightsError if a file is not what it should be, or if the two do not reproduce the first golden score.
+    """
+    scorer = TorchScorer(load_weights(depth), load_weights(quality), bundle.preprocess)
+    golden = load_golden(bundle)[0]
+    try:
+        got = scorer.score(decode((bundle.path / golden.file).read_bytes()), golden.tiles).value
+    except (RuntimeError, TypeError) as error:  # one network in the other's place, or of other sizes
+        raise WeightsError(f"{quality} and {depth} do not run as the networks of {bundle.id}: {error}") from error
+    if not abs(got - golden.score) <= TOLERANCE:
+        raise WeightsError(
+            f"{quality} and {depth} score {golden.file} {got:.6f}, and {bundle.id} was made from weights that score it "
+            f"{golden.score:.6f}; give the files that it was made from"
+        )
+    return scorer
 
 
 def decode(data: bytes) -> NDArray[np.uint8]:
