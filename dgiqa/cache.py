@@ -100,7 +100,8 @@ def engine_key(
     profile: Mapping[str, Any] | None = None,
     plugins: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """Everything an engine depends on: networks, engine and its version, device, precision, shapes, plugins.
+    """Everything an engine depends on: networks, engine and its version, device, precision and how it came into the
+    files, shapes, plugins.
 
     backend: one of sessions.BACKENDS, never "auto". Raises BackendError if it is not there.
     """
@@ -109,6 +110,7 @@ def engine_key(
         "onnx": {name: bundle.manifest["files"][name]["sha256"] for name in NETWORKS},
         **identity(backend),
         "precision": precision,
+        **({"quantizer": spec.QUANTIZER_VERSION} if precision in ("fp16", "int8") else {}),
         "profile": dict(profile or {}),
         "plugins": {path.name: sha256_of(path) for path in plugins},
     }
@@ -346,7 +348,8 @@ def _verify(engine: Engine, fix: str) -> None:
 
 def _differences(built: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """Which parts of a key speak against loading it. Shapes and plugins are the builder's choice, not the machine's."""
-    return [k for k in ("onnx", "engine", "version", "device", "compute_capability") if built.get(k) != here.get(k)]
+    parts = ("onnx", "engine", "version", "device", "compute_capability", "quantizer")
+    return [k for k in parts if built.get(k) != here.get(k)]
 
 
 def _two_sides(built: Mapping[str, Any], here: Mapping[str, Any]) -> str:

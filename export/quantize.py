@@ -26,12 +26,16 @@ def main(arguments: list[str] | None = None) -> int:
     precision.add_argument("--int8", dest="precision", action="store_const", const="int8")
     parser.add_argument("--bundle", default="small", help="a bundle's name or its directory")
     parser.add_argument("--calib", type=Path, nargs="+", help="folder of photographs, 500 if you have them")
-    parser.add_argument("--method", choices=METHODS, default=METHODS[0], help="who places Q/DQ in int8 files")
-    parser.add_argument("--calibrator", choices=CALIBRATORS, default=CALIBRATORS[0], help="what int8 ranges clip")
-    parser.add_argument("--rest", choices=("fp32", "fp16"), default="fp32", help="of an int8 file: fp16 for GPUs")
+    parser.add_argument("--method", choices=METHODS, help=f"who places Q/DQ in int8 files [{METHODS[0]}]")
+    parser.add_argument("--calibrator", choices=CALIBRATORS, help=f"what int8 ranges clip [{CALIBRATORS[0]}]")
+    parser.add_argument("--rest", choices=("fp32", "fp16"), help="of an int8 file: fp16 for GPUs [fp32]")
     parser.add_argument("--out", required=True, type=Path, help="directory to write quality.onnx and depth.onnx into")
     options = vars(parser.parse_args(arguments))
     options["calibration"] = options.pop("calib")
+    given = {name: value for name in ("method", "calibrator", "rest") if (value := options.pop(name))}
+    if given and options["precision"] == "fp16":
+        parser.error(f"{', '.join(f'--{name}' for name in given)}: of int8 files only; leave out, or give --int8")
+    options |= given
     try:
         made = quantize_bundle(**options, progress=lambda line: print(line, file=sys.stderr))
     except (DgiqaError, ValueError) as error:

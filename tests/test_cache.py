@@ -65,6 +65,7 @@ def test_a_missing_engine_names_the_command_that_builds_it(tiny_bundle: Bundle) 
     ("change", "sides"),
     [
         ({"version": "1.2.3"}, r"built for version 1\.2\.3; here is version \d"),
+        ({"quantizer": 1}, rf"built for quantizer 1; here is quantizer {spec.QUANTIZER_VERSION}"),
         ({"device": "NVIDIA Z1"}, r"built for device NVIDIA Z1; here is device "),
         (
             {"onnx": dict.fromkeys(cache.NETWORKS, "f" * 64)},
@@ -86,6 +87,18 @@ def test_a_stale_engine_names_both_sides_and_is_not_loaded(
             attempt()
     fresh = keep(tiny_bundle)
     assert cache.find(tiny_bundle, "onnxruntime", "fp16") == fresh
+
+
+def test_an_engine_of_before_quantizers_had_versions_is_stale_and_one_that_nothing_quantised_is_not(
+    tiny_bundle: Bundle,
+) -> None:
+    path = keep(tiny_bundle).path / cache.RECORD
+    record = json.loads(path.read_text())
+    del record["key"]["quantizer"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(EngineError, match="is stale: built for quantizer none; here is quantizer"):
+        cache.find(tiny_bundle, "onnxruntime", "fp16")
+    assert "quantizer" not in cache.engine_key(tiny_bundle, "onnxruntime", "fp32")
 
 
 def test_the_newest_of_several_shapes_is_taken(tiny_bundle: Bundle) -> None:

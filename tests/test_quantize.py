@@ -714,3 +714,12 @@ def test_the_command_writes_both_files_and_says_how_far_they_are(
     assert "2 fp16" in printed
     assert command.main(["--int8", "--calib", str(tmp_path / "missing"), "--out", str(out)]) == 1
     assert "no image for calibration" in capsys.readouterr().err
+
+
+def test_the_command_refuses_what_means_nothing_in_fp16(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], script: Callable[[str], ModuleType]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        script("export/quantize.py").main(["--fp16", "--rest", "fp16", "--method", "builtin", "--out", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert "--method, --rest: of int8 files only" in capsys.readouterr().err

@@ -79,10 +79,13 @@ def build(  # noqa: PLR0917 - the command line's options
     """
     from dgiqa.engine import build as build_engine
 
+    precision = _precision(fp32=fp32, fp16=fp16, int8=int8, bf16=bf16)
+    if calib and precision in ("fp32", "bf16"):
+        raise typer.BadParameter(f"{precision} runs the model's own files; give --int8 or --fp16", param_hint="--calib")
     engine = build_engine(
         bundle,
         backend=backend.value,
-        precision=_precision(fp32=fp32, fp16=fp16, int8=int8, bf16=bf16),
+        precision=precision,
         batch=_batch(batch),
         buckets=[_size(text) for text in depth or []],
         workspace=int(workspace * 2**30),
