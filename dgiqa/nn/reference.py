@@ -82,7 +82,7 @@ def open_reference(bundle: Bundle, quality: str | Path, depth: str | Path) -> To
     golden = load_golden(bundle)[0]
     try:
         got = scorer.score(decode((bundle.path / golden.file).read_bytes()), golden.tiles).value
-    except (RuntimeError, TypeError) as error:  # one network in the other's place, or of other sizes
+    except (RuntimeError, TypeError, ValueError) as error:  # one in the other's place, or for inputs of other sizes
         raise WeightsError(f"{quality} and {depth} do not run as the networks of {bundle.id}: {error}") from error
     if not abs(got - golden.score) <= TOLERANCE:
         raise WeightsError(
