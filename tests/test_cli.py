@@ -288,11 +288,16 @@ def test_a_reader_that_leaves_ends_the_run_quietly(many: Path, model: list[str])
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_is_an_error_and_no_traceback(photo: Path, model: list[str]) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_is_an_error_and_no_traceback(photo: Path, model: list[str], unbuffered: str) -> None:
     for arguments in (["score", *model, str(photo)], ["--version"]):  # fails in the run, and when Python ends
         with open("/dev/full", "wb") as full:
             done = subprocess.run(
-                [*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, env=environment(), check=False
+                [*COMMAND, *arguments],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                env=environment(PYTHONUNBUFFERED=unbuffered),
+                check=False,
             )
         assert done.returncode == 1
         assert done.stderr.startswith(b"error: No space left")

@@ -26,6 +26,7 @@ def main() -> None:
     """
     SIGNALS.catch()
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # whichever command imports ONNX Runtime, see backends/ort.py
+    told = False
     try:
         app(prog_name=PROGRAM)
     except Stopped as stop:
@@ -34,10 +35,10 @@ def main() -> None:
     except SystemExit as leave:
         code = leave.code if isinstance(leave.code, int) else OK if leave.code is None else RUNTIME_ERROR
     except Exception as error:
-        code = explain(error)
+        code, told = explain(error), True
     else:
         code = OK
-    sys.exit(_flush_stdout(code))
+    sys.exit(_flush_stdout(code, told=told))
 
 
 def _version(wanted: bool) -> None:
@@ -55,15 +56,18 @@ def _root(
     pass
 
 
-def _flush_stdout(code: int) -> int:
-    """Write out what is left. If that fails, standard output leads nowhere, or Python would complain at its end."""
+def _flush_stdout(code: int, *, told: bool) -> int:
+    """Write out what is left. If that fails, standard output leads nowhere, or Python would complain at its end.
+
+    told: an error was, which may be the same: what a full disk refused stays in the buffer.
+    """
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:
         pass
     except OSError as error:
-        code = explain(error)
+        code = code if told else explain(error)
     else:
         return code
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
