@@ -62,7 +62,7 @@ def engines(cases: Sequence[Line]) -> str:
     rows = [f"| network | input | {baseline} | {' | '.join(names)} |", "|---" * (len(names) + 3) + "|"]
     for line in sorted(cases, key=_order):
         case, found = line["case"], {row["name"]: row for row in line["results"]}
-        what = case.get("input") or f"{case['batch']} tiles"
+        what = case.get("input") or ("1 tile" if case["batch"] == 1 else f"{case['batch']} tiles")
         cells = [f"{found[baseline]['ms']['median']:.0f} ms", *(_cell(found.get(name)) for name in names)]
         rows.append(f"| {case['network']}, {case['size']} | {what} [{line['machine']}] | {' | '.join(cells)} |")
     return (
