@@ -81,7 +81,7 @@ def files(source: Bundle, precision: str, work: Path, calibration: Sequence[Path
     budget: aiming lower takes an hour for the full size. report.json beside the files says how they were made.
     Raises EngineError if they are over their budget.
     """
-    if precision not in ("fp16", "int8"):
+    if precision not in spec.QUANTIZED:
         return {file: source.file(file) for file in FILES}
     made_here = source.name.startswith(NAME)
     calibration = calibration or ([EXAMPLES] if made_here else None)

@@ -110,7 +110,7 @@ def engine_key(
         "onnx": {name: bundle.manifest["files"][name]["sha256"] for name in NETWORKS},
         **identity(backend),
         "precision": precision,
-        **({"quantizer": spec.QUANTIZER_VERSION} if precision in ("fp16", "int8") else {}),
+        **({"quantizer": spec.QUANTIZER_VERSION} if precision in spec.QUANTIZED else {}),
         "profile": dict(profile or {}),
         "plugins": {path.name: sha256_of(path) for path in plugins},
     }
@@ -324,7 +324,7 @@ def _contradiction(record: Mapping[str, Any]) -> str:
     if odd := [name for name in (*files, *key["plugins"]) if Path(name).name != name or name in (".", "..")]:
         return f"its files {odd} lie elsewhere"
     # Without files the bundle's own would run, in fp32, under this engine's name.
-    own = key["engine"] != TENSORRT and key["precision"] in ("fp32", "bf16")
+    own = key["engine"] != TENSORRT and key["precision"] not in spec.QUANTIZED
     if networks.keys() - set(NETWORKS) or (not own and networks.keys() != set(NETWORKS)):
         return f"its networks are {sorted(networks)}"
     unknown = set(networks.values()) - files.keys()

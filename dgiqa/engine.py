@@ -165,7 +165,7 @@ def _made(order: _Order, plugins: Sequence[Path]) -> tuple[dict[str, Path], dict
 
 def _typed(order: _Order) -> tuple[dict[str, Path], dict[str, Any]]:
     """Network -> ONNX file with the precision in it; the bundle's own for fp32 and bf16. And the quantiser's report."""
-    if order.precision in ("fp32", "bf16"):
+    if order.precision not in spec.QUANTIZED:
         return {name: order.bundle.file(name) for name in cache.NETWORKS}, {}
     from dgiqa.quantize import quantize_bundle
 

@@ -228,7 +228,7 @@ def _badness(row: ParityRow | SweepRow) -> tuple[bool, float]:
 
 
 def _sweep_row(file: str, distortion: str, image: UInt8, scorer: Scorer, reference: Reference) -> SweepRow:
-    expected, got = (float(which.score(image).value) for which in (reference, scorer))
+    expected, got = (which.score(image).value for which in (reference, scorer))
     return SweepRow(file, distortion, expected, got, abs(got - expected))
 
 

@@ -14,6 +14,7 @@ QUANTIZER_VERSION = 2  # raised whenever `dgiqa.quantize` would make other files
 OPSET = 20
 # Of an engine. bf16 is never in a file: it is how OpenVINO runs an fp32 one where the processor can, asked for by name.
 PRECISIONS = ("fp32", "fp16", "int8", "bf16")
+QUANTIZED = ("fp16", "int8")  # in files that `dgiqa.quantize` makes; in the others a bundle's own files run
 ONNX_DOMAIN = "ai.dgiqa"  # custom ops live here and carry a function body of standard ops
 
 TILE = 224  # side of a square tile, pixels (paper section 4.2: crops of 224 x 224)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dgiqa import spec
 from dgiqa.cli import options
 from dgiqa.cli.common import EXIT_CODES, Backend, app, data_stream, print_json, say, stdout
 
@@ -80,7 +81,7 @@ def build(  # noqa: PLR0917 - the command line's options
     from dgiqa.engine import build as build_engine
 
     precision = _precision(fp32=fp32, fp16=fp16, int8=int8, bf16=bf16)
-    if calib and precision in ("fp32", "bf16"):
+    if calib and precision not in spec.QUANTIZED:
         raise typer.BadParameter(f"{precision} runs the model's own files; give --int8 or --fp16", param_hint="--calib")
     engine = build_engine(
         bundle,

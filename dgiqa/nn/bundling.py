@@ -11,7 +11,6 @@ import importlib.metadata
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -24,7 +23,7 @@ from dgiqa.bundle import Bundle, write_bundle
 from dgiqa.errors import BundleError
 from dgiqa.nn.checkpoints import load_depth_anything, load_dgiqa
 from dgiqa.nn.onnx_export import PHOTOGRAPHS, Export, ExportError, export_depth, export_quality, photographs
-from dgiqa.nn.reference import decode, score_reference
+from dgiqa.nn.reference import TorchScorer, decode
 from dgiqa.parity import golden_files, verify_bundle
 from dgiqa.scorer import Scorer
 from dgiqa.spec import Preprocess
@@ -65,9 +64,10 @@ def build_bundle(
     quality, depth = (copy.deepcopy(network).cpu().float().eval() for network in (quality, depth))
     pictures = photos or photographs()
 
+    reference = TorchScorer(depth, quality, preprocess)
+
     def truth(data: bytes) -> Any:
-        score, tile_scores = score_reference(decode(data), depth, quality, preprocess, GOLDEN_TILES)
-        return SimpleNamespace(value=score, tile_scores=tile_scores, tiles=GOLDEN_TILES)
+        return reference.score(decode(data), GOLDEN_TILES)
 
     with tempfile.TemporaryDirectory() as scratch:
         exports = {

@@ -51,14 +51,15 @@ def score_reference(
 
 @dataclass(frozen=True, eq=False)
 class TorchScore:
-    """One image's score in PyTorch. value: mean of tile_scores f32 [n]."""
+    """One image's score in PyTorch. value: mean of tile_scores f32 [n]; tiles: the tiling's name."""
 
     value: float
     tile_scores: NDArray[np.float32]
+    tiles: str
 
 
 class TorchScorer:
-    """`score_reference` over grid tiles with networks that stay loaded, for `parity.sweep`.
+    """`score_reference` with networks that stay loaded: the truth of golden scores and of `parity.sweep`.
 
     depth_net, quality_net: as in `score_reference`, in eval mode.
     """
@@ -69,7 +70,7 @@ class TorchScorer:
 
     def score(self, source: NDArray[np.uint8], tiles: str = "grid") -> TorchScore:
         """Score uint8 [H,W,3] RGB; tiles: as in `score_reference`."""
-        return TorchScore(*score_reference(source, *self._networks, self._p, tiles))
+        return TorchScore(*score_reference(source, *self._networks, self._p, tiles), tiles)
 
 
 def open_reference(bundle: Bundle, quality: str | Path, depth: str | Path) -> TorchScorer:

@@ -329,7 +329,7 @@ def _files_into(out: Path) -> Iterator[Path]:
 
 def _check_arguments(precision: str, rest: str, method: str, calibrator: str) -> None:
     choices = (
-        ("precision", precision, ("fp16", "int8")),
+        ("precision", precision, spec.QUANTIZED),
         ("rest", rest, ("fp32", "fp16")),
         ("method", method, METHODS),
         ("calibrator", calibrator, CALIBRATORS),
