@@ -21,8 +21,7 @@ from typing import Any
 from dgiqa import spec
 from dgiqa.bundle import MANIFEST, Bundle, load_bundle, user_cache
 from dgiqa.files import replacing
-from dgiqa.parity import BUDGETS
-from dgiqa.quantize import FILES, SEARCH_SHARE, quantize_bundle
+from dgiqa.quantize import FILES, quantize_bundle
 
 SIZES = ("full", "small")
 WORK = user_cache() / "bench" / "untrained"
@@ -77,19 +76,16 @@ def files(source: Bundle, precision: str, work: Path, calibration: Sequence[Path
     """A bundle's own files, or for "fp16" and "int8" those that `dgiqa.quantize` makes of them, kept below `work`.
 
     calibration: images and folders; None: EXAMPLES for untrained networks, else the bundle's golden images. Layers are
-    left out as always for the small bundle; of untrained networks only if the photographs tried there exceed the whole
-    budget: aiming lower takes an hour for the full size. report.json beside the files says how they were made.
-    Raises EngineError if they are over their budget.
+    left out as `dgiqa-rt build` leaves them out: half an hour for the full size. report.json beside the files says how
+    they were made. Raises ParityError if they are over their budget.
     """
     if precision not in spec.QUANTIZED:
         return {file: source.file(file) for file in FILES}
-    made_here = source.name.startswith(NAME)
-    calibration = calibration or ([EXAMPLES] if made_here else None)
+    calibration = calibration or ([EXAMPLES] if source.name.startswith(NAME) else None)
     on = hashlib.sha256(str(calibration).encode()).hexdigest()[:8] if calibration else "golden"
-    out = work / f"{source.id}-{precision}-{on}"
+    out = work / f"{source.id}-{precision}-{spec.QUANTIZER_VERSION}-{on}"
     if not (out / REPORT).is_file():
-        budget = BUDGETS[precision] / SEARCH_SHARE if made_here else None
-        made = quantize_bundle(source, precision, out, calibration=calibration, budget=budget, progress=_say)
+        made = quantize_bundle(source, precision, out, calibration=calibration, progress=_say)
         with replacing(out / REPORT) as partial:
             partial.write_text(json.dumps(made.report, indent=2) + "\n", encoding="utf-8")
     return {file: out / file for file in FILES}

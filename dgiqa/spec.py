@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 PREPROCESS_VERSION = 1  # raised whenever the same bytes would give other network inputs
 BUNDLE_VERSION = 1  # raised whenever an older reader would misread a manifest
-QUANTIZER_VERSION = 2  # raised whenever `dgiqa.quantize` would make other files from the same network and images
+QUANTIZER_VERSION = 3  # raised whenever `dgiqa.quantize` would make other files from the same network and images
 OPSET = 20
 # Of an engine. bf16 is never in a file: it is how OpenVINO runs an fp32 one where the processor can, asked for by name.
 PRECISIONS = ("fp32", "fp16", "int8", "bf16")

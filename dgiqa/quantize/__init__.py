@@ -3,8 +3,9 @@
     fp32 ONNX ─► calibrate ─► int8 Q/DQ everywhere ─► over budget? leave out what costs most ─► rest as said ─► files
     fp32 ONNX ─► fp16 everywhere ──────────────────► over budget? fp32 islands ──────────────────────────────► files
 
-Both are one search: change everything, measure scores, and while they are further from fp32 than allowed, leave out
-the part whose change alone costs most. Inputs and outputs stay float32. Nothing here needs torch.
+Both are one search: change everything, measure scores, and while they are further from fp32 than allowed, halve the
+group of layers whose change alone costs most, until it is one layer, which is left out: a few dozen trials where one
+for every layer takes an hour on a full-size network. Inputs and outputs stay float32. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from dgiqa.errors import ParityError
 from dgiqa.parity import BUDGETS
 from dgiqa.quantize.calibrate import (
     CALIBRATORS,
-    Errors,
     Histogram,
     Probe,
     make_probe,
@@ -60,6 +60,7 @@ MAX_INT8_SIZE = 0.30  # of the fp32 file; fp32 islands of an fp16 file still sto
 # Of the budget that the search aims at: it sees a dozen photographs, and users have others. On 200 distorted ones the
 # largest int8 difference of the small bundle was 3.6 times what the search ended with.
 SEARCH_SHARE = 0.2
+NOTICEABLE = 0.25  # of what the search aims at: a sixteenth of its square, and errors of layers add up in squares
 MODELOPT_IMAGES = 32  # ModelOpt's calibrators hold every tensor of every image in memory
 
 
@@ -67,17 +68,41 @@ MODELOPT_IMAGES = 32  # ModelOpt's calibrators hold every tensor of every image 
 class Part:
     """What can be left out at once: one layer with weights, or in fp16 all other nodes of one operator type.
 
-    alone: rms score error over tiles when only this part is changed. left_out: whether it stays fp32. worst_after: the
-    largest |score difference| of an image once it and those above it were left out. extra_bytes: what that adds.
+    left_out: whether it stays fp32; extra_bytes: what that adds.
     """
 
     file: str
     name: str
     nodes: frozenset[str]
     extra_bytes: int
-    alone: float = 0.0
     left_out: bool = False
+
+
+@dataclass
+class Group:
+    """Neighbouring parts of one file that are changed together.
+
+    alone: rms score error over tiles when nothing else is changed. worst_after: the largest |score difference| of an
+    image once this group, of one part then, and those before it were left out.
+    """
+
+    parts: Sequence[Part]
+    alone: float
     worst_after: float | None = None
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The group's line in the sensitivity table, for JSON: costs are None where scores were not finite."""
+        first, last = self.parts[0], self.parts[-1]
+        alone, after = (cost if math.isfinite(cost or 0) else None for cost in (self.alone, self.worst_after))
+        return {
+            "file": first.file,
+            "name": first.name if first is last else f"{first.name} to {last.name}",
+            "layers": len(self.parts),
+            "alone": alone,
+            "left_out": first.left_out,
+            "worst_after": after,
+        }
 
 
 @dataclass(frozen=True)
@@ -85,8 +110,9 @@ class Quantized:
     """files: {spec.DEPTH_FILE, spec.QUALITY_FILE -> path}. report: how they were made and how far they are, for JSON.
 
     report: "precision", "rest", "method", "calibrator", "calibration" (what the images were), "budget", "error"
-    (of the photographs that were tried: "max", "mean", "images"), "parts" (the sensitivity table, most costly first;
-    empty if all could be changed), "left_out", and per file "layers" (precision -> count), "bytes", "size_ratio".
+    (of the photographs that were tried: "max", "mean", "images"), "parts" (the sensitivity table, a `Group.row` each,
+    most costly first; empty if all could be changed), "left_out", and per file "layers" (precision -> count), "bytes",
+    "size_ratio".
     """
 
     files: dict[str, Path]
@@ -138,7 +164,7 @@ def quantize_bundle(
         # CPU_WEIGHT_LEVELS for GPUs, too: this is a CPU, which would blame layers for sums that it clips itself.
         parts, convert = _layers(models), _to_int8_of(models, histograms, calibrator, CPU_WEIGHT_LEVELS)
         room = _room(models, parts, convert)
-    worst = _search(parts, convert, probe, target=SEARCH_SHARE * budget, room=room, progress=progress)
+    groups, worst = _search(parts, convert, probe, target=SEARCH_SHARE * budget, room=room, progress=progress)
     changed = {file: _changed_nodes(parts, file) for file in FILES}
     if precision == "fp16":
         write = _to_half_of(models, to_half)
@@ -156,7 +182,7 @@ def quantize_bundle(
     with _files_into(Path(out)) as scratch:
         for file, model in made.items():
             (scratch / file).write_bytes(model.SerializeToString())
-        report = _report(parts, scratch, bundle, probe, precision=precision, worst=worst, budget=budget)
+        report = _report(groups, scratch, bundle, probe, precision=precision, worst=worst, budget=budget)
     report |= {"precision": precision, "rest": rest if precision == "int8" else "fp16", "calibration": described}
     report |= {"method": method, "calibrator": calibrator} if precision == "int8" else {}
     return Quantized({file: Path(out) / file for file in FILES}, report)
@@ -164,12 +190,13 @@ def quantize_bundle(
 
 def sensitivity_table(report: Mapping[str, Any], rows: int = 20) -> str:
     """The report's parts as text, most costly first: what each costs alone, and the error once it is left out."""
-    lines = [f"{'file':<14}{'part':<32}{'alone, rms':>11}{'  left out':<10}{'worst image then':>17}"]
+    lines = [f"{'file':<14}{'layers':>6}  {'which':<41}{'alone, rms':>11}{'  left out':<10}{'worst image then':>17}"]
     for part in report["parts"][:rows]:
         alone = "not finite" if part["alone"] is None else f"{part['alone']:.1e}"
         then = "" if part["worst_after"] is None else f"{part['worst_after']:.1e}"
         left = "  yes" if part["left_out"] else ""
-        lines.append(f"{part['file']:<14}{part['name'][:31]:<32}{alone:>11}{left:<10}{then:>17}")
+        name = f"{part['file']:<14}{part['layers']:>6}  {part['name'][:40]:<41}"
+        lines.append(f"{name}{alone:>11}{left:<10}{then:>17}".rstrip())
     return "\n".join(lines)
 
 
@@ -177,51 +204,76 @@ def sensitivity_table(report: Mapping[str, Any], rows: int = 20) -> str:
 
 
 def _search(
-    parts: list[Part], convert: Convert, probe: Probe, *, target: float, room: dict[str, int], progress: Progress
-) -> float:
-    """Mark parts as left out until no image's score moves by more than `target`, most costly first; sorts `parts`.
+    parts: Sequence[Part],
+    convert: Convert,
+    probe: Probe,
+    *,
+    target: float,
+    room: dict[str, int],
+    progress: Progress,
+) -> tuple[list[Group], float]:
+    """Mark parts as left out until no image's score moves by more than `target`: always one of the costliest group.
 
-    Returns by how much they move then.
+    A group costs at least about what its costliest part does, so cheap groups are never looked into. When none is left
+    that alone costs NOTICEABLE of the target, what was left out since scores moved least goes back.
     room: bytes that each file may grow by; a part that does not fit is passed over.
+    Returns the groups of parts that it ended with, most costly first, and by how much scores move then.
     """
-
-    def error() -> float:
-        return _errors(probe, {file: _changed_nodes(parts, file) for file in room}, convert).worst
-
+    error = _error_of(parts, convert, probe)
     now = error()
     progress(f"all changed: scores move by up to {now:.1e}, wanted at most {target:.1e}")
     if now <= target:
-        return now
-    few = probe.few()
-    suspects = _suspects(parts, convert, probe, target)
-    for number, part in enumerate(suspects, 1):
-        part.alone = _errors(few, {part.file: part.nodes}, convert).rms
-        if number % 20 == 0 or number == len(suspects):
-            progress(f"tried {number} of {len(suspects)} parts alone")
-    parts.sort(key=lambda part: -part.alone)
-    for part in parts:
-        if now <= target or not part.alone:
+        return [], now
+    few, trials = probe.few(), itertools.count(1)
+
+    def tried(some: Sequence[Part]) -> Group:
+        file, nodes = some[0].file, frozenset().union(*(part.nodes for part in some))
+        if (number := next(trials)) % 10 == 0:
+            progress(f"tried {number} groups of layers alone")
+        return Group(some, few.errors({file: OrtSession(_bytes(convert, file, nodes))}).rms)
+
+    open_groups = [tried([part for part in parts if part.file == file]) for file in {part.file: 0 for part in parts}]
+    done: list[Group] = []  # of one part each
+    best, since = now, list[Group]()  # left out, and scores moved no less
+    while now > target and (costly := max(open_groups, key=lambda g: g.alone, default=None)) is not None:
+        if costly.alone <= NOTICEABLE * target:
             break
+        open_groups.remove(costly)
+        if (half := len(costly.parts) // 2) > 0:
+            open_groups += tried(costly.parts[:half]), tried(costly.parts[half:])
+            continue
+        (part,) = costly.parts
+        done.append(costly)
         if part.extra_bytes <= room[part.file]:
             room[part.file] -= part.extra_bytes
             part.left_out = True
-            part.worst_after = now = error()
-            progress(f"left out {part.name} of {part.file}: scores move by up to {now:.1e}")
-    return now
+            costly.worst_after = now = error()
+            progress(f"left out {part.name} of {part.file} ({costly.alone:.1e} alone): scores move by up to {now:.1e}")
+            best, since = (now, []) if now < best else (best, [*since, costly])
+    for group in since:
+        group.parts[0].left_out, group.worst_after = False, None
+    if since:
+        progress(f"the last {len(since)} changed nothing for the better and are not left out")
+    return sorted([g for g in done + open_groups if g.alone], key=lambda g: -g.alone), best
 
 
-def _suspects(parts: Sequence[Part], convert: Convert, probe: Probe, target: float) -> list[Part]:
-    """The parts of the files that alone take more than half of the target; of all files if none does."""
-    files = list(dict.fromkeys(part.file for part in parts))
-    costs = {file: _errors(probe, {file: _changed_nodes(parts, file)}, convert).worst for file in files}
-    guilty = [file for file in files if costs[file] > target / 2] or files
-    return [part for part in parts if part.file in guilty]
+def _error_of(parts: Sequence[Part], convert: Convert, probe: Probe) -> Callable[[], float]:
+    """A function: the worst image's error with all parts changed that are not left out (at the time it is called)."""
+    seen: dict[frozenset[str], Probe] = {}  # depth maps of the last depth network, which takes most of the time
+
+    def error() -> float:
+        depth, quality = (_changed_nodes(parts, file) for file in (spec.DEPTH_FILE, spec.QUALITY_FILE))
+        if depth not in seen:
+            seen.clear()
+            seen[depth] = probe.seen_by(OrtSession(_bytes(convert, spec.DEPTH_FILE, depth)))
+        return seen[depth].errors({spec.QUALITY_FILE: OrtSession(_bytes(convert, spec.QUALITY_FILE, quality))}).worst
+
+    return error
 
 
-def _errors(probe: Probe, changed: Mapping[str, frozenset[str]], convert: Convert) -> Errors:
-    """Score errors when these nodes of these files are changed and nothing else is."""
-    sessions = {file: OrtSession(convert(file, nodes).SerializeToString()) for file, nodes in changed.items() if nodes}
-    return probe.errors(sessions)
+def _bytes(convert: Convert, file: str, nodes: frozenset[str]) -> bytes:
+    """A network with these nodes changed, as a file's content."""
+    return bytes(convert(file, nodes).SerializeToString())
 
 
 def _changed_nodes(parts: Sequence[Part], file: str) -> frozenset[str]:
@@ -284,7 +336,7 @@ def _to_half_of(models: Models, change: Callable[..., Any]) -> Convert:
 
 
 def _report(
-    parts: Sequence[Part], folder: Path, bundle: Bundle, probe: Probe, *, precision: str, worst: float, budget: float
+    groups: Sequence[Group], folder: Path, bundle: Bundle, probe: Probe, *, precision: str, worst: float, budget: float
 ) -> dict[str, Any]:
     """What the files in `folder` hold and how far they are from fp32; ParityError if that is not what was asked for.
 
@@ -303,15 +355,10 @@ def _report(
             found = f"of {layers.total()} layers of {file} only {layers[precision]} can be {precision}"
             raise ParityError(f"{found} within {budget:g} of score, wanted half or more; {fix}")
         files[file] = {"layers": dict(layers), "bytes": size, "size_ratio": round(size / full, 4)}
-    columns = ("file", "name", "alone", "left_out", "worst_after")
-    table = [{key: _json_safe(getattr(part, key)) for key in columns} for part in parts if part.alone]
+    table = [group.row for group in groups]
     error = {"max": max(errors.worst, worst), "mean": float(abs(errors.images).mean()), "images": len(errors.images)}
-    left_out = [f"{part.file}: {part.name}" for part in parts if part.left_out]
+    left_out = [f"{row['file']}: {row['name']}" for row in table if row["left_out"]]
     return {"budget": budget, "error": error, "parts": table, "left_out": left_out, "files": files}
-
-
-def _json_safe(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager

@@ -109,7 +109,7 @@ class Errors:
 class _Picture:
     image: NDArray[np.float32]  # [1,3,h,w], the depth network's input
     rgb: UInt8  # [H,W,3], the working image
-    depth: UInt8  # [H,W], what the fp32 depth network made of it
+    depth: UInt8  # [H,W], what the depth network made of it
     size: tuple[int, int]  # height, width of the photograph
     windows: NDArray[np.int32]  # [n,2]
     scores: NDArray[np.float32]  # [n], of the fp32 networks
@@ -125,27 +125,36 @@ class Probe:
 
     def errors(self, changed: Networks) -> Errors:
         """How far scores move when these sessions replace the networks of the same names."""
-        moved = [self._scores(picture, changed) - picture.scores for picture in self.pictures]
+        seen = self.seen_by(changed[spec.DEPTH_FILE]) if spec.DEPTH_FILE in changed else self
+        quality = changed.get(spec.QUALITY_FILE, self.networks[spec.QUALITY_FILE])
+        moved = [
+            _tile_scores(quality, picture.rgb, picture.depth, picture.windows, self.p) - picture.scores
+            for picture in seen.pictures
+        ]
         images = np.array([tiles.mean(dtype=np.float64) for tiles in moved])
         return Errors(images, np.concatenate(moved).astype(np.float64))
 
-    def few(self, images: int = 8) -> Probe:
-        """The middle tile of some photographs: enough to rank layers by, and quick."""
-        chosen = []
-        for picture in self.pictures[:: max(1, len(self.pictures) // images)][:images]:
-            middle = slice(len(picture.windows) // 2, len(picture.windows) // 2 + 1)
-            chosen.append(replace(picture, windows=picture.windows[middle], scores=picture.scores[middle]))
-        return replace(self, pictures=tuple(chosen))
+    def seen_by(self, depth: Any) -> Probe:
+        """The same photographs with the depth maps of this session; wanted scores are NaN where one is not finite."""
 
-    def _scores(self, picture: _Picture, changed: Networks) -> NDArray[np.float32]:
-        depth = picture.depth
-        if spec.DEPTH_FILE in changed:
-            made = changed[spec.DEPTH_FILE].run({spec.DEPTH_INPUT: picture.image})[spec.DEPTH_OUTPUT]
+        def seen(picture: _Picture) -> _Picture:
+            made = depth.run({spec.DEPTH_INPUT: picture.image})[spec.DEPTH_OUTPUT]
             if not np.isfinite(made).all():
-                return np.full_like(picture.scores, np.nan)
-            depth = _depth_image(made, picture.size, self.p)
-        quality = changed.get(spec.QUALITY_FILE, self.networks[spec.QUALITY_FILE])
-        return _tile_scores(quality, picture.rgb, depth, picture.windows, self.p)
+                return replace(picture, scores=np.full_like(picture.scores, np.nan))
+            return replace(picture, depth=_depth_image(made, picture.size, self.p))
+
+        return replace(self, pictures=tuple(map(seen, self.pictures)))
+
+    def few(self) -> Probe:
+        """The first and last tile of every third photograph: enough to rank layers by, and quick.
+
+        Every other photograph is distorted, and so is every other one of these.
+        """
+        chosen = []
+        for picture in self.pictures[::3]:
+            ends = np.unique([0, len(picture.windows) - 1])
+            chosen.append(replace(picture, windows=picture.windows[ends], scores=picture.scores[ends]))
+        return replace(self, pictures=tuple(chosen))
 
 
 def make_probe(photographs: Iterable[UInt8], networks: Networks, p: spec.Preprocess) -> Probe:
