@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import io
+import json
+import os
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -137,26 +141,28 @@ def network_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     from dgiqa.nn.network import DGIQA, SMALL
 
     torch.manual_seed(0)
-    root = tmp_path_factory.mktemp("networks")
     tiles = torch.zeros(2, 3, spec.TILE, spec.TILE)
-    _export(
-        DGIQA(SMALL).eval(),
-        {spec.QUALITY_RGB: tiles, spec.QUALITY_DEPTH: tiles},
-        spec.QUALITY_OUTPUT,
-        root / spec.QUALITY_FILE,
-        {spec.QUALITY_RGB: {0: "n"}, spec.QUALITY_DEPTH: {0: "n"}},
-    )
-    _export(
-        _depth_network().eval(),
-        {spec.DEPTH_INPUT: torch.zeros(1, 3, 64, 96)},
-        spec.DEPTH_OUTPUT,
-        root / spec.DEPTH_FILE,
-        {spec.DEPTH_INPUT: {2: "h", 3: "w"}},
-    )
-    files = {name: root / name for name in (spec.DEPTH_FILE, spec.QUALITY_FILE)}
-    preprocess = spec.Preprocess(depth_lower_bound=192, depth_multiple=32)
-    write_bundle(root / "network", name="network", title="untrained", files=files, preprocess=preprocess, **LABELS)
-    return load_bundle(root / "network")
+
+    def make(root: Path) -> None:
+        _export(
+            DGIQA(SMALL).eval(),
+            {spec.QUALITY_RGB: tiles, spec.QUALITY_DEPTH: tiles},
+            spec.QUALITY_OUTPUT,
+            root / spec.QUALITY_FILE,
+            {spec.QUALITY_RGB: {0: "n"}, spec.QUALITY_DEPTH: {0: "n"}},
+        )
+        _export(
+            _depth_network().eval(),
+            {spec.DEPTH_INPUT: torch.zeros(1, 3, 64, 96)},
+            spec.DEPTH_OUTPUT,
+            root / spec.DEPTH_FILE,
+            {spec.DEPTH_INPUT: {2: "h", 3: "w"}},
+        )
+        files = {name: root / name for name in (spec.DEPTH_FILE, spec.QUALITY_FILE)}
+        preprocess = spec.Preprocess(depth_lower_bound=192, depth_multiple=32)
+        write_bundle(root / "network", name="network", title="untrained", files=files, preprocess=preprocess, **LABELS)
+
+    return load_bundle(_once(tmp_path_factory, "networks", make) / "network")
 
 
 @pytest.fixture(scope="session")
@@ -172,13 +178,35 @@ def full_quality_export(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The full-size quality network with untrained weights, as export_quality leaves it (an Export). Takes a minute."""
     torch = pytest.importorskip("torch")
     from dgiqa.nn.network import DGIQA, FULL
-    from dgiqa.nn.onnx_export import export_quality
+    from dgiqa.nn.onnx_export import Export, export_quality
 
     torch.manual_seed(0)
     model = DGIQA(FULL)
     with torch.no_grad():
         model.fc.weight.mul_(40)  # untrained scores hardly differ; a steep last layer spreads them
-    return export_quality(model.eval(), tmp_path_factory.mktemp("full") / spec.QUALITY_FILE)
+
+    def make(root: Path) -> None:
+        export = export_quality(model.eval(), root / spec.QUALITY_FILE)
+        facts = dataclasses.asdict(export) | {"path": spec.QUALITY_FILE}
+        (root / "export.json").write_text(json.dumps(facts))
+
+    root = _once(tmp_path_factory, "full", make)
+    facts = json.loads((root / "export.json").read_text())
+    return Export(**facts | {"path": root / facts["path"]})
+
+
+def _once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that make(folder) filled: once, also where several processes run the tests. Never write into it."""
+    from filelock import FileLock
+
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with FileLock(root / f"{name}.lock"):
+        if not (root / name).is_dir():
+            scratch = Path(tempfile.mkdtemp(dir=root))
+            make(scratch)
+            scratch.rename(root / name)
+    return root / name
 
 
 def _depth_network():  # type: ignore[no-untyped-def] # -> nn.Module; torch is imported only where it is needed
