@@ -203,7 +203,7 @@ def _options() -> Namespace:
     made.add_argument("--batches", nargs="+", type=int, default=[1, 8, 20], help="tiles a run of the quality network")
     made.add_argument("--seconds", type=float, default=60.0, help="begin no round of a case after this long")
     made.add_argument("--work", type=Path, default=untrained.WORK, help="where networks are kept")
-    made.add_argument("--skip-int8", action="store_true", help="quantising the full networks takes ten minutes, once")
+    made.add_argument("--skip-int8", action="store_true", help="quantising the full networks takes half an hour, once")
     options = parsed(made, "engines.jsonl")
     everything = [f"{size}/{network}" for size in untrained.SIZES for network in NETWORKS]
     options.only = options.only or (["small/quality"] if options.quick else everything)
