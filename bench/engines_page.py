@@ -36,8 +36,7 @@ def goals(cases: Sequence[Line], accuracy: Line | None) -> Iterator[tuple[str, s
     """
     rows = accuracy["rows"] if accuracy is not None else []
     kept = {f"{row['backend']} {row['precision']}": row for row in rows if row["bundle"] == FULL and row["met"]}
-    commit = accuracy["environment"]["commit"] if accuracy is not None else None
-    at = f" (measured at commit {commit[:10]})" if commit else ""
+    commit = accuracy["environment"]["commit"][:10] if accuracy is not None else ""
     for line in cases:
         if line["case"] != {"size": "full", "network": "quality", "batch": BATCH}:
             continue
@@ -50,7 +49,8 @@ def goals(cases: Sequence[Line], accuracy: Line | None) -> Iterator[tuple[str, s
                 yield (
                     goal,
                     f"≥ {wanted:g}x",
-                    f"{ratio:.2f}x ({best['name']}) [{line['machine']}]; scores move by up to {moved:.1e}{at}",
+                    f"{ratio:.2f}x ({best['name']}) [{line['machine']}]; "
+                    f"scores move by up to {moved:.1e} (measured at commit {commit})",
                     ratio >= wanted,
                 )
 

@@ -140,10 +140,9 @@ def network_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     torch = pytest.importorskip("torch")
     from dgiqa.nn.network import DGIQA, SMALL
 
-    torch.manual_seed(0)
-    tiles = torch.zeros(2, 3, spec.TILE, spec.TILE)
-
     def make(root: Path) -> None:
+        torch.manual_seed(0)
+        tiles = torch.zeros(2, 3, spec.TILE, spec.TILE)
         _export(
             DGIQA(SMALL).eval(),
             {spec.QUALITY_RGB: tiles, spec.QUALITY_DEPTH: tiles},
@@ -180,19 +179,17 @@ def full_quality_export(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from dgiqa.nn.network import DGIQA, FULL
     from dgiqa.nn.onnx_export import Export, export_quality
 
-    torch.manual_seed(0)
-    model = DGIQA(FULL)
-    with torch.no_grad():
-        model.fc.weight.mul_(40)  # untrained scores hardly differ; a steep last layer spreads them
-
     def make(root: Path) -> None:
+        torch.manual_seed(0)
+        model = DGIQA(FULL)
+        with torch.no_grad():
+            model.fc.weight.mul_(40)  # untrained scores hardly differ; a steep last layer spreads them
         export = export_quality(model.eval(), root / spec.QUALITY_FILE)
-        facts = dataclasses.asdict(export) | {"path": spec.QUALITY_FILE}
-        (root / "export.json").write_text(json.dumps(facts))
+        (root / "export.json").write_text(json.dumps(dataclasses.asdict(export), default=str))
 
     root = _once(tmp_path_factory, "full", make)
     facts = json.loads((root / "export.json").read_text())
-    return Export(**facts | {"path": root / facts["path"]})
+    return Export(**facts | {"path": root / spec.QUALITY_FILE})  # it was moved after it was written
 
 
 def _once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:

@@ -572,8 +572,7 @@ def searched(
     costs: Costs, monkeypatch: pytest.MonkeyPatch, count: int = 128, room: int = 100
 ) -> tuple[list[str], list[Group], float]:
     """Names left out in the order that the search says, its groups, and the error it ended with; aims at 0.01."""
-    monkeypatch.setattr(quantize_module, "OrtSession", lambda nodes: nodes)
-    monkeypatch.setattr(quantize_module, "_bytes", lambda convert, file, nodes: nodes)
+    monkeypatch.setattr(quantize_module, "_session", lambda convert, file, nodes: nodes)
     parts = [Part(file, f"{file}{i}", frozenset([f"{file}{i}"]), 1) for file in FILES for i in range(count // 2)]
     said: list[str] = []
     groups, worst = quantize_module._search(

@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -220,22 +221,23 @@ def _search(
     Returns the groups of parts that it ended with, most costly first, and by how much scores move then.
     """
     error = _error_of(parts, convert, probe)
-    now = error()
+    now = all_changed = error()
     progress(f"all changed: scores move by up to {now:.1e}, wanted at most {target:.1e}")
     if now <= target:
         return [], now
     few, trials = probe.few(), itertools.count(1)
 
     def tried(some: Sequence[Part]) -> Group:
-        file, nodes = some[0].file, frozenset().union(*(part.nodes for part in some))
+        file = some[0].file
         if (number := next(trials)) % 10 == 0:
             progress(f"tried {number} groups of layers alone")
-        return Group(some, few.errors({file: OrtSession(_bytes(convert, file, nodes))}).rms)
+        return Group(some, few.errors({file: _session(convert, file, _changed_nodes(some, file))}).rms)
 
-    open_groups = [tried([part for part in parts if part.file == file]) for file in {part.file: 0 for part in parts}]
+    files = dict.fromkeys(part.file for part in parts)
+    open_groups = [tried([part for part in parts if part.file == file]) for file in files]
     done: list[Group] = []  # of one part each
-    best, since = now, list[Group]()  # left out, and scores moved no less
-    while now > target and (costly := max(open_groups, key=lambda g: g.alone, default=None)) is not None:
+    while now > target and open_groups:
+        costly = max(open_groups, key=lambda g: g.alone)
         if costly.alone <= NOTICEABLE * target:
             break
         open_groups.remove(costly)
@@ -249,31 +251,33 @@ def _search(
             part.left_out = True
             costly.worst_after = now = error()
             progress(f"left out {part.name} of {part.file} ({costly.alone:.1e} alone): scores move by up to {now:.1e}")
-            best, since = (now, []) if now < best else (best, [*since, costly])
-    for group in since:
+    left_out = [group for group in done if group.worst_after is not None]
+    worst = [all_changed, *(group.worst_after for group in done if group.worst_after is not None)]
+    in_vain = left_out[worst.index(min(worst)) :]
+    for group in in_vain:
         group.parts[0].left_out, group.worst_after = False, None
-    if since:
-        progress(f"the last {len(since)} changed nothing for the better and are not left out")
-    return sorted([g for g in done + open_groups if g.alone], key=lambda g: -g.alone), best
+    if in_vain:
+        progress(f"the last {len(in_vain)} changed nothing for the better and are not left out")
+    return sorted([g for g in done + open_groups if g.alone], key=lambda g: -g.alone), min(worst)
 
 
 def _error_of(parts: Sequence[Part], convert: Convert, probe: Probe) -> Callable[[], float]:
     """A function: the worst image's error with all parts changed that are not left out (at the time it is called)."""
-    seen: dict[frozenset[str], Probe] = {}  # depth maps of the last depth network, which takes most of the time
+
+    @lru_cache(maxsize=1)  # depth maps take most of the time
+    def seen_by(depth: frozenset[str]) -> Probe:
+        return probe.seen_by(_session(convert, spec.DEPTH_FILE, depth))
 
     def error() -> float:
         depth, quality = (_changed_nodes(parts, file) for file in (spec.DEPTH_FILE, spec.QUALITY_FILE))
-        if depth not in seen:
-            seen.clear()
-            seen[depth] = probe.seen_by(OrtSession(_bytes(convert, spec.DEPTH_FILE, depth)))
-        return seen[depth].errors({spec.QUALITY_FILE: OrtSession(_bytes(convert, spec.QUALITY_FILE, quality))}).worst
+        return seen_by(depth).errors({spec.QUALITY_FILE: _session(convert, spec.QUALITY_FILE, quality)}).worst
 
     return error
 
 
-def _bytes(convert: Convert, file: str, nodes: frozenset[str]) -> bytes:
-    """A network with these nodes changed, as a file's content."""
-    return bytes(convert(file, nodes).SerializeToString())
+def _session(convert: Convert, file: str, nodes: frozenset[str]) -> OrtSession:
+    """A network with these nodes changed."""
+    return OrtSession(convert(file, nodes).SerializeToString())
 
 
 def _changed_nodes(parts: Sequence[Part], file: str) -> frozenset[str]:
