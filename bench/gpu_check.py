@@ -42,9 +42,9 @@ from dgiqa.backends.ort import OrtSession
 from dgiqa.backends.wheels import installed_wheels
 from dgiqa.bundle import Bundle, load_bundle, load_golden
 from dgiqa.errors import BackendError, EngineError
-from dgiqa.files import replacing
 from dgiqa.parity import BUDGETS, verify_bundle
 from dgiqa.sessions import CUDA, TENSORRT, Session, choose, gpu_present, open_session
+from dgiqa.store import replacing
 
 sys.path.insert(0, str(Path(__file__).parent))
 from stamp import environment_stamp

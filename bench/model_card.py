@@ -28,9 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa.bundle import user_cache
-from dgiqa.files import replacing
 from dgiqa.metrics import logistic_mapped, overlap, plcc, ranks, srocc
 from dgiqa.nn.distortions import KADID_TYPES, LEVELS, TYPES, distort
+from dgiqa.store import replacing
 
 sys.path.insert(0, str(Path(__file__).parent))
 from classic_metrics import PEERS, peer_scores

@@ -20,8 +20,8 @@ from typing import Any
 
 from dgiqa import spec
 from dgiqa.bundle import MANIFEST, Bundle, load_bundle, user_cache
-from dgiqa.files import replacing
 from dgiqa.quantize import FILES, quantize_bundle
+from dgiqa.store import replacing
 
 SIZES = ("full", "small")
 WORK = user_cache() / "bench" / "untrained"

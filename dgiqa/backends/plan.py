@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from dgiqa.backends import cuda
 from dgiqa.errors import BackendError, EngineError
-from dgiqa.files import replacing
+from dgiqa.store import replacing
 
 if TYPE_CHECKING:
     import tensorrt as trt

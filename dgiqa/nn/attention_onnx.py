@@ -15,7 +15,7 @@ import torch
 
 import dgiqa.nn.attention  # noqa: F401 (declares torch.ops.dgiqa)
 from dgiqa import spec
-from dgiqa.files import replacing
+from dgiqa.store import replacing
 
 OP = "DgiqaWindowAttention"
 DOMAIN_VERSION = 1

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from dgiqa.errors import WeightsError
-from dgiqa.files import replacing
 from dgiqa.nn.depth_anything import ENCODERS, DepthAnything, DepthAnythingConfig
 from dgiqa.nn.network import DGIQA, FULL, DGIQAConfig
+from dgiqa.store import replacing
 
 MAX_BYTES = 8 * 2**30  # six times the largest published file, 1.3 GB
 WRAPPERS = ("state_dict", "model", "model_state_dict", "params")  # where training scripts put the weights

@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa.errors import DgiqaError, ImageError
-from dgiqa.files import replacing
 from dgiqa.nn.commands import watched
 from dgiqa.preprocess import decode, depth_image, depth_input, resize_short_side
 from dgiqa.spec import DEPTH_FILE, DEPTH_INPUT, DEPTH_OUTPUT, SHORT_SIDE
+from dgiqa.store import replacing
 
 TRAIN_SHARE = 0.8  # "usual practice" of the paper's section 4.2
 TRAIN, VALIDATION, TEST = "train", "validation", "test"

@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dgiqa.errors import DgiqaError
-from dgiqa.files import replacing
 from dgiqa.metrics import histogram_overlap, krocc, logistic_mapped, overlap, plcc, rmse, srocc
 from dgiqa.nn.checkpoints import load_dgiqa
 from dgiqa.nn.commands import exit_code, watched
@@ -53,6 +52,7 @@ from dgiqa.nn.train import (
 )
 from dgiqa.preprocess import cut_tiles, resize_short_side, windows_for
 from dgiqa.spec import SHORT_SIDE, TILE
+from dgiqa.store import replacing
 
 # SROCC and PLCC (raw), mean over seeds, as the paper prints them.
 PAPER_SINGLE = {  # table 2: trained and tested on parts of the same set

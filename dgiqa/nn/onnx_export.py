@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from dgiqa import spec
 from dgiqa.backends.ort import OrtSession
 from dgiqa.errors import DgiqaError, WeightsError
-from dgiqa.files import replacing
 from dgiqa.nn.checkpoints import load_dgiqa, load_weights
 from dgiqa.nn.deploy import Attention, export_twin
 from dgiqa.nn.depth_anything import ENCODERS, DepthAnything
@@ -36,6 +35,7 @@ from dgiqa.nn.network import DGIQA, FULL, SMALL
 from dgiqa.nn.reference import decode, depth_input, network_tiles
 from dgiqa.nn.small_depth import SMALL_PREPROCESS, SmallDepth
 from dgiqa.spec import Preprocess
+from dgiqa.store import replacing
 
 SCORE_TOLERANCE = 1e-4  # of a score in 0..1: a hundredth of the two decimals that a reader compares
 DEPTH_TOLERANCE = 1e-3  # of one image's depth range: a quarter of a step of the uint8 depth image

@@ -22,8 +22,8 @@ import cv2
 import numpy as np
 
 from dgiqa.errors import DgiqaError
-from dgiqa.files import replacing
 from dgiqa.nn.commands import exit_code
+from dgiqa.store import replacing
 
 SHRINK = 0.75  # of pictures that were compressed until it shows at full size
 COMPRESSED = ("gcompris-qt-data", "palapeli-data")

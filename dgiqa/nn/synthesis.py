@@ -29,7 +29,6 @@ import torch
 from torch import nn
 
 from dgiqa.errors import DgiqaError
-from dgiqa.files import replacing
 from dgiqa.nn.commands import exit_code
 from dgiqa.nn.datasets import Sample, read_rgb
 from dgiqa.nn.distortions import LEVELS, TYPES, distort
@@ -37,6 +36,7 @@ from dgiqa.nn.labels import LabelScale, fit_scale, full_reference, order_levels
 from dgiqa.nn.scenes import load_textures, render
 from dgiqa.nn.small_depth import SMALL_PREPROCESS, load_small_depth
 from dgiqa.preprocess import depth_image, depth_input
+from dgiqa.store import replacing
 
 Image = npt.NDArray[np.uint8]
 

@@ -38,7 +38,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dgiqa.errors import DgiqaError
-from dgiqa.files import replacing
 from dgiqa.nn.checkpoints import load_dgiqa, save_weights
 from dgiqa.nn.commands import PROGRESS_SECONDS, exit_code
 from dgiqa.nn.datasets import (
@@ -55,6 +54,7 @@ from dgiqa.nn.datasets import (
 )
 from dgiqa.nn.network import DGIQA, FULL, SMALL
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, TILE
+from dgiqa.store import replacing
 
 CHECKPOINT = "checkpoint.pt"  # everything needed to go on
 WEIGHTS = "weights.safetensors"  # the network alone (its moving average when there is one), last step

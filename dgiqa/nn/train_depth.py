@@ -34,7 +34,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from dgiqa.errors import DgiqaError
-from dgiqa.files import replacing
 from dgiqa.nn import scenes
 from dgiqa.nn.commands import PROGRESS_SECONDS, exit_code, watched
 from dgiqa.nn.distortions import distort
@@ -42,6 +41,7 @@ from dgiqa.nn.small_depth import SMALL_PREPROCESS, STRIDE, SmallDepth, load_smal
 from dgiqa.nn.train import device_of, fast_precision
 from dgiqa.preprocess import depth_input
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD
+from dgiqa.store import replacing
 
 DepthFunction = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # rgb [H,W,3] -> relative inverse depth [H,W]
 

@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dgiqa.errors import DgiqaError
-from dgiqa.files import replacing
 from dgiqa.nn.backbones import import_timm
 from dgiqa.nn.checkpoints import read_tensors
 from dgiqa.nn.commands import exit_code, watched
@@ -35,6 +34,7 @@ from dgiqa.nn.distortions import KADID_TYPES, LEVELS
 from dgiqa.nn.synthesis import PRISTINE
 from dgiqa.nn.train import device_of
 from dgiqa.nn.train_depth import normalise
+from dgiqa.store import replacing
 
 Float = NDArray[np.float64]
 Features = Callable[[NDArray[np.uint8]], Float]  # picture uint8 [H,W,3] -> f64 [D], length 1

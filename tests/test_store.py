@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dgiqa.files import replacing
+from dgiqa.store import replacing
 
 
 def test_the_file_takes_its_place_when_the_block_ends(tmp_path: Path) -> None:
