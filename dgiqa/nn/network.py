@@ -21,11 +21,15 @@ from dgiqa.nn.backbones import FULL_BACKBONE, create_backbone, feature_maps
 class DGIQAConfig:
     """Sizes of the network. The defaults are the paper's 102.88 M parameters; `SMALL` is the shipped default model.
 
+    depth_backbone, depth_backbone_options: the depth half's, where it is another; None: the same as the RGB half's.
+    reasons: columns of a second head, one per kind of fault, beside the score; the paper's network has none.
     The three switches at the end are the paper's ablations (tables 4 and 5).
     """
 
     backbone: str = FULL_BACKBONE
     backbone_options: Mapping[str, Any] = field(default_factory=dict)
+    depth_backbone: str | None = None
+    depth_backbone_options: Mapping[str, Any] = field(default_factory=dict)
     tcb_channels: tuple[int, int, int, int] = (64, 128, 256, 512)
     reduction: int = 16
     heads: int = 16
@@ -33,6 +37,7 @@ class DGIQAConfig:
     dilations: tuple[int, int] = (2, 4)
     dropout: float = 0.1
     image_size: int = 224
+    reasons: int = 0
     tcb: bool = True
     depth_car: bool = True
     dilated: bool = True
@@ -134,15 +139,19 @@ class DGIQA(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = create_backbone(config.backbone, config.image_size, config.backbone_options)
-        if config.depth_car:
-            self.depth_backbone = create_backbone(config.backbone, config.image_size, config.backbone_options)
         widths = tuple(self.backbone.feature_info.channels())
+        halves = {"": widths}  # suffix of a half's modules -> channels of its four maps
+        if config.depth_car:
+            self.depth_backbone = _depth_backbone(config)
+            halves["_depth"] = tuple(self.depth_backbone.feature_info.channels())
         if config.tcb:
-            for level, (in_channels, out_channels) in enumerate(zip(widths, config.tcb_channels, strict=True), 1):
-                for suffix in ("", "_depth") if config.depth_car else ("",):
-                    tcb = TCB(in_channels, out_channels, config.reduction, config.dropout)
+            for level, out_channels in enumerate(config.tcb_channels, 1):
+                for suffix, channels in halves.items():
+                    tcb = TCB(channels[level - 1], out_channels, config.reduction, config.dropout)
                     self.add_module(f"tcb{level}{suffix}", tcb)
             widths = config.tcb_channels
+        elif len(set(halves.values())) > 1:
+            raise ValueError(f"without bridges both halves need maps of one width, got {halves}; leave tcb on")
         width = sum(widths)
         if config.depth_car:
             self.depth_guided_cross_attention = CrossAttention(width, config.heads, config.dropout)
@@ -151,6 +160,8 @@ class DGIQA(nn.Module):
             self.dilated_stack = _dilated_stack(width, config.dilated_channels, config.dilations)
             width = config.dilated_channels
         self.fc = nn.Linear(width, 1)
+        if config.reasons:
+            self.fc_reasons = nn.Linear(width, config.reasons)
 
     def forward(self, rgb: Tensor, depth: Tensor) -> Tensor:
         return self.score(self.features(rgb, depth))
@@ -159,6 +170,10 @@ class DGIQA(nn.Module):
         """`features` -> score f32 [N] in [0, 1]."""
         logit = self.fc(features).reshape(-1)
         return torch.sigmoid(logit.float())  # under autocast bfloat16 would step by 0.004 near 1
+
+    def reasons(self, features: Tensor) -> Tensor:
+        """`features` -> probability of each kind of fault, f32 [N,K] in [0, 1]; only where config.reasons is K > 0."""
+        return torch.sigmoid(self.fc_reasons(features).float())
 
     def features(self, rgb: Tensor, depth: Tensor) -> Tensor:
         """What the score is a linear function of, before the sigmoid: f32 [N,C]."""
@@ -186,6 +201,14 @@ class DGIQA(nn.Module):
             maps = [getattr(self, f"tcb{level}{suffix}")(m) for level, m in enumerate(maps, 1)]
         size = maps[-1].shape[-2:]
         return torch.cat([F.interpolate(m, size=size, mode="bilinear", align_corners=False) for m in maps], 1)
+
+
+def _depth_backbone(config: DGIQAConfig) -> Any:
+    if config.depth_backbone is None:
+        if config.depth_backbone_options:
+            raise ValueError("depth_backbone_options need depth_backbone; name it, also where it is the RGB half's")
+        return create_backbone(config.backbone, config.image_size, config.backbone_options)
+    return create_backbone(config.depth_backbone, config.image_size, config.depth_backbone_options)
 
 
 def _to_tokens(x: Tensor) -> Tensor:  # [N,C,H,W] -> [H*W,N,C]
