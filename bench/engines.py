@@ -168,7 +168,7 @@ def _tiles(p: spec.Preprocess) -> tuple[NDArray[np.float32], NDArray[np.float32]
     """Tiles of the photographs, with their own brightness in the place of depth: f32 [n,3,224,224] each."""
     pairs = []
     for photo in _photographs():
-        rgb = preprocess.resize_short_side(photo, p.short_side)
+        rgb = preprocess.working_image(photo, p)
         near = np.ascontiguousarray(rgb.max(axis=2))
         windows = preprocess.grid_windows(near.shape[0], near.shape[1], p.tile)
         pairs.append(preprocess.cut_tiles(rgb, near, windows, p.tile))

@@ -130,17 +130,16 @@ def cpu_milliseconds(pairs: int = 7) -> dict[str, dict[str, float]]:
         rng = np.random.default_rng(0)
         rgb = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         depth = rng.random((1, *preprocess.depth_size(height, width, p)), dtype=np.float32)
-        near = preprocess.depth_image(depth, height, width)
+        near = preprocess.depth_image(depth, height, width, p)
         windows = preprocess.windows_for("grid", *preprocess.short_size(height, width, p.short_side), p.tile)
 
         def cut(rgb=rgb, near=near, windows=windows):  # type: ignore[no-untyped-def]
-            small = [preprocess.resize_short_side(x, p.short_side) for x in (rgb, near)]
-            preprocess.cut_tiles(small[0], small[1], windows, p.tile)
+            preprocess.cut_tiles(preprocess.working_image(rgb, p), near, windows, p.tile)
 
         results = compare(
             {
                 "depth input": lambda rgb=rgb: preprocess.depth_input(rgb, p),
-                "depth image": lambda depth=depth, h=height, w=width: preprocess.depth_image(depth, h, w),
+                "depth image": lambda depth=depth, h=height, w=width: preprocess.depth_image(depth, h, w, p),
                 "resize and tiles": cut,
             },
             pairs=pairs,

@@ -231,14 +231,14 @@ def open_without_depth(weights: Path, bundle: str) -> Callable[[Image], Float]:
 
     from dgiqa.bundle import load_bundle
     from dgiqa.nn.checkpoints import load_dgiqa
-    from dgiqa.preprocess import cut_tiles, grid_windows, resize_short_side
+    from dgiqa.preprocess import cut_tiles, grid_windows, working_image
 
     network, p = load_dgiqa(weights), load_bundle(bundle).preprocess
     if network.config.depth_car:
         raise SystemExit(f"{weights} holds a network with Depth-CAR; wanted one trained with depth_car=False")
 
     def score_one(rgb: Image) -> float:
-        resized = resize_short_side(rgb, p.short_side)
+        resized = working_image(rgb, p)
         no_depth = np.zeros(resized.shape[:2], np.uint8)  # the network does not look at it
         windows = grid_windows(resized.shape[0], resized.shape[1], p.tile)
         tiles = cut_tiles(resized, no_depth, windows, p.tile)

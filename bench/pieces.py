@@ -48,14 +48,14 @@ def pieces() -> dict[str, Call]:
     p = Preprocess(depth_lower_bound=256, depth_multiple=32)
     rgb = preprocess.decode(data)
     depth = np.random.default_rng(0).random((1, 256, 352), np.float32)
-    small = preprocess.resize_short_side(rgb, p.short_side)
+    small = preprocess.working_image(rgb, p)
     near = np.ascontiguousarray(small[..., 0])
     windows = preprocess.grid_windows(*near.shape, p.tile)
     return {
         "decode": lambda: preprocess.decode(data),
         "depth_input": lambda: preprocess.depth_input(rgb, p),
-        "depth_image": lambda: preprocess.depth_image(depth, SIZE[1], SIZE[0]),
-        "resize": lambda: preprocess.resize_short_side(rgb, p.short_side),
+        "depth_image": lambda: preprocess.depth_image(depth, SIZE[1], SIZE[0], p),
+        "resize": lambda: preprocess.working_image(rgb, p),
         "windows": lambda: [preprocess.windows_for(t, 384, 512, p.tile) for t in ("grid", "official:20")],
         "cut_tiles": lambda: preprocess.cut_tiles(small, near, windows, p.tile),
         "jsonl": _writing("jsonl"),

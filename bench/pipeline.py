@@ -244,7 +244,7 @@ def alone(scorer: Scorer, pictures: Sequence[bytes], setting: Setting) -> dict[s
         "decode": (lambda w: preprocess.decode(w["data"]), works, setting.workers),
         "depth_input": (lambda w: preprocess.depth_input(w["rgb"], p), works, setting.workers),
         "depth": (lambda w: networks.depth.run({spec.DEPTH_INPUT: w["image"]}), works, networks.parallel),
-        "depth_image": (lambda w: preprocess.depth_image(w["depth"], *w["rgb"].shape[:2]), works, setting.workers),
+        "depth_image": (lambda w: preprocess.depth_image(w["depth"], *w["rgb"].shape[:2], p), works, setting.workers),
         "tiles": (lambda w: cut(w["rgb"], w["near"], p), works, setting.workers),
         "quality": (
             lambda b: networks.quality.run({spec.QUALITY_RGB: rgb_tiles[b], spec.QUALITY_DEPTH: depth_tiles[b]}),
@@ -301,15 +301,15 @@ def prepared(scorer: Scorer, data: bytes) -> dict[str, Any]:
     rgb = preprocess.decode(data)
     image = preprocess.depth_input(rgb, p)
     depth = scorer._alone.depth.run({spec.DEPTH_INPUT: image})[spec.DEPTH_OUTPUT]
-    near = preprocess.depth_image(depth, *rgb.shape[:2])
+    near = preprocess.depth_image(depth, *rgb.shape[:2], p)
     tiles = cut(rgb, near, p)
     kept = {"data": data, "rgb": rgb, "image": image, "depth": depth, "near": near}
     return kept | {"rgb_tiles": tiles[0], "depth_tiles": tiles[1]}
 
 
 def cut(rgb: Any, near: Any, p: spec.Preprocess) -> tuple[Any, Any]:
-    """The stage that Score calls "tiles": both images resized, windows laid, tiles cut and normalised."""
-    small, near = (preprocess.resize_short_side(x, p.short_side) for x in (rgb, near))
+    """The stage that Score calls "tiles": the image resized, windows laid, tiles cut and normalised."""
+    small = preprocess.working_image(rgb, p)
     return preprocess.cut_tiles(small, near, preprocess.grid_windows(*near.shape, p.tile), p.tile)
 
 

@@ -235,18 +235,19 @@ def _read_manifest(path: Path) -> Bundle:
     return Bundle(path, name, f"{name}@{digest[:12]}", preprocess, manifest)
 
 
-def _check_version(path: Path, what: str, got: Any, wanted: int) -> None:
-    if got == wanted and type(got) is int:
+def _check_version(path: Path, what: str, got: Any, *wanted: int) -> None:
+    if got in wanted and type(got) is int:
         return
-    newer = isinstance(got, int) and got > wanted
+    newer = isinstance(got, int) and got > max(wanted)
     fix = "pip install -U dgiqa-rt" if newer else "rebuild the bundle with this version"
-    raise BundleError(f"{path} has {what} {got!r}, dgiqa-rt {__version__} reads {wanted}; {fix}")
+    reads = " and ".join(map(str, wanted))
+    raise BundleError(f"{path} has {what} {got!r}, dgiqa-rt {__version__} reads {reads}; {fix}")
 
 
 def _parse_preprocess(path: Path, record: Any) -> Preprocess:
     if not isinstance(record, dict):
         raise BundleError(f"{path}: the manifest has no preprocess record; rebuild the bundle")
-    _check_version(path, "preprocess version", record.get("version"), spec.PREPROCESS_VERSION)
+    _check_version(path, "preprocess version", record.get("version"), *spec.PREPROCESS_VERSIONS)
     wanted = {f.name for f in fields(Preprocess)}
     if record.keys() != wanted:
         raise BundleError(f"{path}: preprocess has {sorted(record)}, wanted {sorted(wanted)}; rebuild the bundle")

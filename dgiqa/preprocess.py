@@ -1,14 +1,14 @@
 """Image bytes -> RGB -> depth network input -> depth image -> tiles: the authors' recipe in numpy, OpenCV and Pillow.
 
-    decode ───► rgb u8 [H,W,3] ──► depth_input ──► (depth network) ──► depth_image u8 [H,W]
-                     │                                                       │
-                     └─► resize_short_side ──► cut_tiles ◄── resize_short_side ◄┘
-                                                  ▲
-                             windows_for ─────────┘
+    decode ───► rgb u8 [H,W,3] ──► depth_input ──► (depth network) ──► depth_image u8 [h,w]
+                     │                                                    │
+                     └─► working_image u8 [h,w,3] ──► cut_tiles ◄─────────┘
+                                                          ▲
+                                     windows_for ─────────┘
 
-This file is the definition: whatever does the same work elsewhere answers to it, and a change that gives other network
-inputs for the same bytes raises `spec.PREPROCESS_VERSION`. Nothing here keeps or changes global state, so every
-function may run in several threads at once.
+This file is the definition: whatever does the same work elsewhere answers to it. Every step takes the bundle's
+`spec.Preprocess`, whose version says how it resizes; a change that gives other network inputs for the same bytes is a
+new version. Nothing here keeps or changes global state, so every function may run in several threads at once.
 """
 
 from __future__ import annotations
@@ -141,14 +141,18 @@ def depth_size(height: int, width: int, p: Preprocess) -> tuple[int, int]:
 def depth_input(rgb: UInt8, p: Preprocess) -> Float32:
     """Resize and normalise rgb [H,W,3] for the depth network: f32 [1,3,h,w].
 
-    The shorter of h and w is `p.depth_lower_bound`, aspect kept, both multiples of `p.depth_multiple`; cubic without
-    antialiasing, overshoot not clipped, ImageNet statistics: Depth Anything's own transform. Raises ImageError if the
-    image is too long and thin (`check_size`).
+    The shorter of h and w is `p.depth_lower_bound`, aspect kept, both multiples of `p.depth_multiple`; ImageNet
+    statistics. Version 1 is Depth Anything's own transform: cubic without antialiasing, overshoot not clipped. Version
+    2 reduces by area to uint8, and is as version 1 where a side grows. Raises ImageError if the image is too long and
+    thin (`check_size`).
     """
-    height, width = rgb.shape[:2]
-    h, w = depth_size(height, width, p)
-    resized = _resize_cubic(rgb, h, w)
+    h, w = depth_size(*rgb.shape[:2], p)
     result = np.empty((1, 3, h, w), np.float32)
+    if _reduces(rgb, h, w, p):
+        for channel, table, plane in zip(cv2.split(_resize_area(rgb, h, w)), _NORMALISED, result[0], strict=True):
+            cv2.LUT(channel, table, dst=plane)
+        return result
+    resized = _resize_cubic(rgb, h, w)
     for c, (mean, std) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)):
         # Scaled on the way into float32, then shifted: 5e-7 from all of it in float64, and five times as fast
         np.multiply(resized[..., c], 1 / (255 * std), out=result[0, c], casting="same_kind")
@@ -156,11 +160,23 @@ def depth_input(rgb: UInt8, p: Preprocess) -> Float32:
     return result
 
 
-def depth_image(depth: Float32, height: int, width: int) -> UInt8:
-    """Turn the depth network's f32 [1,h,w] into an image, uint8 [height,width]: 0 the farthest, 255 the nearest.
+def depth_image(depth: Float32, height: int, width: int, p: Preprocess) -> UInt8:
+    """Turn the depth network's f32 [1,h,w] for an image of height x width into uint8 of its working size.
 
-    Bilinear (half-pixel centres) to full size, then min-max per image, times 255, truncated. A constant depth gives
-    zeros. Raises DgiqaError if the depth is not finite.
+    0 is the farthest, 255 the nearest. Version 1 makes it at the image's own size (`stretched`) and then resizes it as
+    the image; version 2 makes it at the working size. A constant depth gives zeros. Raises DgiqaError if the depth is
+    not finite, ImageError as `working_size`.
+    """
+    if p.version == 1:
+        return resize_short_side(stretched(depth, height, width), p.short_side)
+    return stretched(depth, *working_size(height, width, p))
+
+
+def stretched(depth: Float32, height: int, width: int) -> UInt8:
+    """The depth network's f32 [1,h,w] as an image of any size, uint8 [height,width].
+
+    Bilinear (half-pixel centres), then min-max per image, times 255, truncated. A constant depth gives zeros. Raises
+    DgiqaError if the depth is not finite.
     """
     if not np.isfinite(depth).all():
         raise DgiqaError("the depth network returned NaN or infinity; check its file and precision: dgiqa-rt verify")
@@ -175,6 +191,23 @@ def depth_image(depth: Float32, height: int, width: int) -> UInt8:
         block *= np.float32(255)
         result[y : y + _BLOCK_ROWS] = block
     return result
+
+
+def working_size(height: int, width: int, p: Preprocess) -> tuple[int, int]:
+    """Height and width of the working image, which tiles are cut from. Raises ImageError as `short_size` does."""
+    return short_size(height, width, p.short_side)
+
+
+def working_image(rgb: UInt8, p: Preprocess) -> UInt8:
+    """Resize rgb uint8 [H,W,3] so that its shorter side is `p.short_side` pixels; the image itself if it is so.
+
+    Version 1 is bilinear without antialiasing. Version 2 reduces by area and enlarges bilinearly. Raises ImageError as
+    `working_size` does.
+    """
+    h, w = working_size(*rgb.shape[:2], p)
+    if (h, w) != rgb.shape[:2] and _reduces(rgb, h, w, p):
+        return _resize_area(rgb, h, w)
+    return resize_short_side(rgb, p.short_side)
 
 
 def short_size(height: int, width: int, short_side: int) -> tuple[int, int]:
@@ -254,6 +287,15 @@ def cut_tiles(
     _fill_tiles(cv2.split(rgb), windows, out[0])
     _fill_tiles([depth] * 3, windows, out[1])
     return out
+
+
+def _reduces(rgb: UInt8, height: int, width: int, p: Preprocess) -> bool:
+    """Whether rgb is to be averaged over areas: where a side grows, OpenCV's INTER_AREA would not average."""
+    return p.version != 1 and height <= rgb.shape[0] and width <= rgb.shape[1]
+
+
+def _resize_area(rgb: UInt8, height: int, width: int) -> UInt8:
+    return np.asarray(cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _resize_cubic(rgb: UInt8, height: int, width: int) -> NDArray[np.float64]:

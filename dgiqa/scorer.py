@@ -317,7 +317,7 @@ class Scorer:
     ) -> Work:
         """First half: source -> working image, depth image and windows. Given up between stages once stop is set.
 
-        near: the depth image to use, uint8 at the image's or the working size, instead of the depth network's.
+        near: the depth image to use, uint8 of the working size, instead of the depth network's.
         """
         clock = _Clock(stop)
         with clock("decode"):
@@ -326,19 +326,19 @@ class Scorer:
         if near is None:
             near = self._depth_image(rgb, networks, clock)
         with clock("tiles"):
-            rgb, near = (preprocess.resize_short_side(x, self._p.short_side) for x in (rgb, near))
+            rgb = preprocess.working_image(rgb, self._p)
             windows = preprocess.windows_for(tiles, near.shape[0], near.shape[1], self._p.tile)
         scores = np.full(len(windows), np.nan, np.float32)
         return Work(name, tiles, height, width, rgb, near, windows, clock.ms, scores)
 
     def _depth_image(self, rgb: NDArray[np.uint8], networks: Networks, clock: _Clock) -> NDArray[np.uint8]:
-        """The depth network's image of rgb [H,W,3]: uint8 [H,W]."""
+        """The depth network's image of rgb [H,W,3]: uint8 of the working size."""
         with clock("depth_input"):
             image = preprocess.depth_input(rgb, self._p)
         with networks.turn, clock("depth"):
             depth = networks.depth.run({spec.DEPTH_INPUT: image})[spec.DEPTH_OUTPUT]
         with clock("depth_image"):
-            return preprocess.depth_image(depth, *rgb.shape[:2])
+            return preprocess.depth_image(depth, *rgb.shape[:2], self._p)
 
     def _score_on_device(self, source: Any, name: str, tiles: str, stream: Any) -> Score:
         from dgiqa.backends import gpu

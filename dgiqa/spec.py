@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PREPROCESS_VERSION = 1  # raised whenever the same bytes would give other network inputs
+PREPROCESS_VERSIONS = (1, 2)  # a new one whenever the same bytes would give other network inputs; old ones stay
 BUNDLE_VERSION = 1  # raised whenever an older reader would misread a manifest
 QUANTIZER_VERSION = 3  # raised whenever `dgiqa.quantize` would make other files from the same network and images
 OPSET = 20
@@ -39,13 +39,15 @@ QUALITY_FILE = "quality.onnx"
 class Preprocess:
     """How an image becomes network inputs. Saved in every manifest; the defaults are the DGIQA authors' recipe.
 
+    version: 1 is the authors' recipe, which resizes without antialiasing. 2 reduces by area, so that a picture's size
+    matters less and aliasing does not look like sharpness.
     depth_lower_bound: both sides of the depth network's input are at least this many pixels.
     depth_multiple: both sides of the depth network's input are multiples of this.
     short_side: the image's (and depth image's) shortest side before tiles are cut, pixels.
     tile: side of the square tiles, pixels.
     """
 
-    version: int = PREPROCESS_VERSION
+    version: int = 1
     depth_lower_bound: int = 518
     depth_multiple: int = 14
     short_side: int = SHORT_SIDE

@@ -177,14 +177,14 @@ def test_a_picture_that_cannot_be_scored_is_an_error(dataset):
 def test_a_bundle_scores_and_gives_the_depth_that_inference_sees(dataset, tiny_bundle, tmp_path):
     """Its depth network in training is the one that its scorer runs, and the scorer is a predictor."""
     pytest.importorskip("onnxruntime")
-    from dgiqa.preprocess import depth_image, depth_input
+    from dgiqa.preprocess import depth_input, stretched
     from dgiqa.scorer import Scorer
     from dgiqa.sessions import open_session
 
     rgb = decode(dataset.records[0].path.read_bytes())
     raw = open_session(tiny_bundle.file("depth.onnx")).run({"image": depth_input(rgb, tiny_bundle.preprocess)})
     network = evaluate.bundle_depth(str(tiny_bundle.path))
-    assert np.array_equal(network.depth(rgb), depth_image(raw["depth"], *rgb.shape[:2]))
+    assert np.array_equal(network.depth(rgb), stretched(raw["depth"], *rgb.shape[:2]))
     with Scorer(tiny_bundle) as scorer:
         wanted = [scorer.score(record.path).value for record in dataset.records]
         result = evaluate.evaluate_cross(scorer, dataset)

@@ -185,19 +185,29 @@ def test_photographs_come_from_a_folder(tmp_path: Path, photos: dict[str, NDArra
 
 
 @pytest.mark.parametrize("name", ["astronaut", "coffee"])
-@pytest.mark.parametrize("p", [Preprocess(), Preprocess(depth_lower_bound=256, depth_multiple=32)], ids=["paper", "32"])
+@pytest.mark.parametrize(
+    "p",
+    [
+        Preprocess(),
+        Preprocess(depth_lower_bound=256, depth_multiple=32),
+        Preprocess(version=2, depth_lower_bound=256, depth_multiple=32),
+        Preprocess(version=2, depth_lower_bound=768),
+    ],
+    ids=["paper", "32", "area", "area-enlarged"],
+)
 def test_preprocessing_answers_to_the_reference(name: str, p: Preprocess, photos: dict[str, NDArray[np.uint8]]) -> None:
     rgb = photos[name]
     image = preprocess.depth_input(rgb, p)
     assert np.abs(image - reference.depth_input(rgb, p).numpy()).max() < 1e-6
     raw = image.mean(1)
-    depth = preprocess.depth_image(raw, *rgb.shape[:2])
-    expected = reference.depth_image(torch.from_numpy(raw), *rgb.shape[:2])
+    size = rgb.shape[:2] if p.version == 1 else preprocess.working_size(*rgb.shape[:2], p)
+    depth = preprocess.stretched(raw, *size)
+    expected = reference.depth_image(torch.from_numpy(raw), *rgb.shape[:2], p)
     steps = np.abs(depth.astype(int) - expected)
     assert steps.max() <= 1  # truncation: a value on a step's edge may fall to either side
     assert (steps > 0).mean() < 1e-3
     for tiles in ("grid", "official:20", "official:7:5"):
-        small_rgb, small_depth = (preprocess.resize_short_side(x, p.short_side) for x in (rgb, depth))
+        small_rgb, small_depth = preprocess.working_image(rgb, p), preprocess.depth_image(raw, *rgb.shape[:2], p)
         windows = preprocess.windows_for(tiles, *small_depth.shape, p.tile)
         got = preprocess.cut_tiles(small_rgb, small_depth, windows, p.tile)
         for ours, theirs in zip(got, reference.network_tiles(rgb, depth, p, tiles), strict=True):

@@ -89,9 +89,8 @@ def reference(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """As scoring on the CPU cuts them. full: the map at full size, where OpenCV is not to interpolate it."""
     map_or_full = depth if full is None else full
-    near = preprocess.depth_image(map_or_full[None], *rgb.shape[:2])
-    small = [preprocess.resize_short_side(x, p.short_side) for x in (rgb, near)]
-    return preprocess.cut_tiles(small[0], small[1], windows, p.tile)
+    near = preprocess.depth_image(map_or_full[None], *rgb.shape[:2], p)
+    return preprocess.cut_tiles(preprocess.working_image(rgb, p), near, windows, p.tile)
 
 
 def interpolated(depth: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:

@@ -48,8 +48,7 @@ def test_a_score_is_what_its_parts_make(tiny: Scorer, tiny_bundle: Bundle, photo
     image, p = photos["coffee"], tiny_bundle.preprocess
     score = tiny.score(image)
     near = tiny._alone.depth.run({spec.DEPTH_INPUT: preprocess.depth_input(image, p)})[spec.DEPTH_OUTPUT]
-    near = preprocess.depth_image(near, *image.shape[:2])
-    small, near = (preprocess.resize_short_side(x, p.short_side) for x in (image, near))
+    near, small = preprocess.depth_image(near, *image.shape[:2], p), preprocess.working_image(image, p)
     windows = preprocess.grid_windows(*near.shape, p.tile)
     rgb, depth = preprocess.cut_tiles(small, near, windows, p.tile)
     expected = tiny._alone.quality.run({spec.QUALITY_RGB: rgb, spec.QUALITY_DEPTH: depth})[spec.QUALITY_OUTPUT]

@@ -21,7 +21,7 @@ from dgiqa.nn.synthesis import (
     make_shard,
 )
 from dgiqa.nn.train_small import split
-from dgiqa.preprocess import depth_image, depth_input
+from dgiqa.preprocess import depth_input, stretched
 
 KINDS = 2
 
@@ -72,7 +72,7 @@ def test_depth_images_are_what_the_runtime_computes(folder):
     sample = SyntheticPictures(folder)[3]
     with torch.inference_mode():
         depth = network(torch.from_numpy(depth_input(sample.rgb, SMALL_PREPROCESS))).numpy()
-    np.testing.assert_array_equal(sample.depth, depth_image(depth, HEIGHT, WIDTH))
+    np.testing.assert_array_equal(sample.depth, stretched(depth, HEIGHT, WIDTH))
 
 
 def test_a_picture_without_colour_is_no_pristine_one():

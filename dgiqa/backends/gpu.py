@@ -94,6 +94,11 @@ class DeviceScorer:
         memory: Memory,
         sizes: int = 4,
     ) -> None:
+        if p.version != 1:
+            raise BackendError(
+                f"the kernels prepare images as preprocess version 1 says, this bundle is of version {p.version}; "
+                "copy the image to the host"
+            )
         self._networks, self._p, self._kernels, self._memory = (depth, quality), p, kernels, memory
         self._sizes = sizes
         self._plans: OrderedDict[tuple[int, int, int, int], _Plan] = OrderedDict()

@@ -13,7 +13,7 @@ import io
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from dgiqa.errors import DgiqaError, ImageError
 from dgiqa.nn.commands import watched
-from dgiqa.preprocess import decode, depth_image, depth_input, resize_short_side
-from dgiqa.spec import DEPTH_FILE, DEPTH_INPUT, DEPTH_OUTPUT, SHORT_SIDE
+from dgiqa.preprocess import decode, depth_input, resize_short_side, stretched, working_image, working_size
+from dgiqa.spec import DEPTH_FILE, DEPTH_INPUT, DEPTH_OUTPUT, SHORT_SIDE, Preprocess
 from dgiqa.store import replacing
 
 TRAIN_SHARE = 0.8  # "usual practice" of the paper's section 4.2
@@ -313,26 +313,30 @@ def official_split(dataset: IQADataset) -> tuple[IQADataset, IQADataset, IQAData
 
 @dataclass(frozen=True)
 class DepthNetwork:
-    """What makes a depth image: uint8 [H,W,3] -> uint8 [H,W], larger = nearer; id names the network in the cache."""
+    """What makes a depth image: uint8 [H,W,3] -> uint8 [H,W], larger = nearer; id names the network in the cache.
+
+    p: how pictures are prepared. Depth images have the picture's size, or from its version 2 on the working size.
+    """
 
     id: str
     depth: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+    p: Preprocess = field(default_factory=Preprocess)
 
 
 def bundle_depth(bundle: str = "small", threads: int | None = None) -> DepthNetwork:
-    """The depth network of a bundle, at full image resolution, as at inference."""
+    """The depth network of a bundle, and how it prepares pictures."""
     from dgiqa.bundle import load_bundle, sha256_of
     from dgiqa.sessions import open_session
 
     loaded = load_bundle(bundle)
-    path = loaded.file(DEPTH_FILE)
+    path, p = loaded.file(DEPTH_FILE), loaded.preprocess
     session = open_session(path, threads=threads)
 
     def depth(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        output = session.run({DEPTH_INPUT: depth_input(rgb, loaded.preprocess)})
-        return depth_image(output[DEPTH_OUTPUT], *rgb.shape[:2])
+        output = session.run({DEPTH_INPUT: depth_input(rgb, p)})[DEPTH_OUTPUT]
+        return stretched(output, *_depth_image_size(rgb, p))
 
-    return DepthNetwork(f"{sha256_of(path)} {loaded.preprocess}", depth)
+    return DepthNetwork(f"{sha256_of(path)} {p}", depth, p)
 
 
 def cached_depth(image: str | Path, network: DepthNetwork, cache_dir: str | Path) -> NDArray[np.uint8]:
@@ -347,25 +351,33 @@ def cached_depth(image: str | Path, network: DepthNetwork, cache_dir: str | Path
 def cached_rgb_and_depth(
     image: str | Path, network: DepthNetwork, cache_dir: str | Path
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Decoded RGB uint8 [H,W,3] and depth image uint8 [H,W] of a file, the latter from the cache where it has it."""
+    """Decoded RGB uint8 [H,W,3] and depth image uint8 of a file, the latter from the cache where it has it."""
     from cv2 import IMREAD_GRAYSCALE, imdecode
 
     data = _bytes(image)
     rgb = _decoded(image, data)
     path = _depth_path(data, network, Path(cache_dir))
     cached = imdecode(np.frombuffer(path.read_bytes(), np.uint8), IMREAD_GRAYSCALE) if path.exists() else None
-    if cached is not None and cached.shape == rgb.shape[:2]:
+    if cached is not None and cached.shape == _depth_image_size(rgb, network.p):
         return rgb, cached
     depth = network.depth(rgb)
     _write_png(path, depth)
     return rgb, depth
 
 
+def working_pair(
+    image: str | Path, network: DepthNetwork, cache_dir: str | Path, short_side: int = SHORT_SIDE
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Working image uint8 [h,w,3] and depth image uint8 [h,w] of a file, as they are at inference."""
+    rgb, depth = cached_rgb_and_depth(image, network, cache_dir)
+    return working_image(rgb, replace(network.p, short_side=short_side)), resize_short_side(depth, short_side)
+
+
 class RecordSamples:
     """Records as the `Sample`s that training reads: decoded, with cached depth, shortest side resized.
 
-    short_side: as at inference (384); None leaves the sizes alone. The paper crops "instead of resizing" but its
-    inference resizes; with 384 both see the same scale.
+    short_side: as at inference (384); None leaves the sizes alone, which takes depth images of the picture's size. The
+    paper crops "instead of resizing" but its inference resizes; with 384 both see the same scale.
     groups: int64 [n], one number for each picture and distortion type, -1 without.
     """
 
@@ -376,6 +388,8 @@ class RecordSamples:
         cache_dir: str | Path,
         short_side: int | None = SHORT_SIDE,
     ) -> None:
+        if short_side is None and network.p.version != 1:
+            raise ValueError("the depth network's images have the working size; leave short_side at 384")
         self.records, self.network, self.cache_dir, self.short_side = records, network, Path(cache_dir), short_side
         keys = [(r.reference, r.distortion) if r.distortion else None for r in records]
         numbers = {key: i for i, key in enumerate(sorted({key for key in keys if key is not None}, key=str))}
@@ -386,9 +400,10 @@ class RecordSamples:
 
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
-        rgb, depth = cached_rgb_and_depth(record.path, self.network, self.cache_dir)
-        if self.short_side is not None:
-            rgb, depth = (resize_short_side(image, self.short_side) for image in (rgb, depth))
+        if self.short_side is None:
+            rgb, depth = cached_rgb_and_depth(record.path, self.network, self.cache_dir)
+        else:
+            rgb, depth = working_pair(record.path, self.network, self.cache_dir, self.short_side)
         return Sample(rgb, depth, record.score, int(self.groups[index]))
 
 
@@ -442,6 +457,12 @@ def _decoded(image: str | Path, data: bytes) -> NDArray[np.uint8]:
         return decode(data)
     except ImageError as error:
         raise ImageError(f"{image}: {error}") from error
+
+
+def _depth_image_size(rgb: NDArray[np.uint8], p: Preprocess) -> tuple[int, int]:
+    """Of the depth image that is kept: version 1 resizes it as it resizes the picture."""
+    height, width = rgb.shape[:2]
+    return (height, width) if p.version == 1 else working_size(height, width, p)
 
 
 def _depth_path(data: bytes, network: DepthNetwork, cache_dir: Path) -> Path:

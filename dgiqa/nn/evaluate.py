@@ -34,10 +34,10 @@ from dgiqa.nn.datasets import (
     IQADataset,
     RecordSamples,
     bundle_depth,
-    cached_rgb_and_depth,
     fill_depth_cache,
     official_split,
     random_split,
+    working_pair,
 )
 from dgiqa.nn.train import (
     ABLATIONS,
@@ -50,8 +50,8 @@ from dgiqa.nn.train import (
     device_of,
     train,
 )
-from dgiqa.preprocess import cut_tiles, resize_short_side, windows_for
-from dgiqa.spec import SHORT_SIDE, TILE
+from dgiqa.preprocess import cut_tiles, windows_for
+from dgiqa.spec import TILE
 from dgiqa.store import replacing
 
 # SROCC and PLCC (raw), mean over seeds, as the paper prints them.
@@ -225,9 +225,7 @@ def model_predictor(model: nn.Module, network: DepthNetwork, cache_dir: str | Pa
     def predict(paths: Sequence[Path]) -> NDArray[np.floating]:
         scores = np.empty(len(paths))
         for i, path in enumerate(watched(paths, len(paths), "scored")):
-            rgb, depth = (
-                resize_short_side(image, SHORT_SIDE) for image in cached_rgb_and_depth(path, network, cache_dir)
-            )
+            rgb, depth = working_pair(path, network, cache_dir)
             windows = windows_for(tiles, rgb.shape[0], rgb.shape[1], TILE)
             arrays = cut_tiles(rgb, depth, windows, TILE)
             parts = zip(*(torch.from_numpy(array).split(TILE_BATCH) for array in arrays), strict=True)

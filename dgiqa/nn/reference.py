@@ -44,7 +44,7 @@ def score_reference(
     """
     p = preprocess or Preprocess()
     with torch.no_grad():
-        depth = depth_image(depth_net(depth_input(rgb, p)), *rgb.shape[:2])
+        depth = depth_image(depth_net(depth_input(rgb, p)), *rgb.shape[:2], p)
         scores = quality_net(*network_tiles(rgb, depth, p, tiles))
     return float(scores.double().mean()), scores.numpy()
 
@@ -102,7 +102,10 @@ def decode(data: bytes) -> NDArray[np.uint8]:
 
 
 def depth_input(rgb: NDArray[np.uint8], p: Preprocess) -> Tensor:
-    """uint8 [H,W,3] -> f32 [1,3,h,w]: neither side below the bound, cubic in float64, then ImageNet statistics."""
+    """uint8 [H,W,3] -> f32 [1,3,h,w]: neither side below the bound, then ImageNet statistics.
+
+    Version 1 is cubic in float64; version 2 averages areas, to uint8, unless a side grows.
+    """
     height, width = rgb.shape[:2]
     scale = max(p.depth_lower_bound / height, p.depth_lower_bound / width)
     sides = []
@@ -111,12 +114,20 @@ def depth_input(rgb: NDArray[np.uint8], p: Preprocess) -> Tensor:
         if size < p.depth_lower_bound:
             size = math.ceil(side * scale / p.depth_multiple) * p.depth_multiple
         sides.append(size)
-    resized = cv2.resize(rgb / 255.0, sides, interpolation=cv2.INTER_CUBIC)
+    if p.version == 2 and sides[0] <= width and sides[1] <= height:
+        resized = cv2.resize(rgb, sides, interpolation=cv2.INTER_AREA) / 255.0
+    else:
+        resized = cv2.resize(rgb / 255.0, sides, interpolation=cv2.INTER_CUBIC)
     return _normalised(np.asarray(resized))[None]
 
 
-def depth_image(depth: Tensor, height: int, width: int) -> NDArray[np.uint8]:
-    """f32 [1,h,w] -> uint8 [height,width]: bilinear to full size, minimum to 0, maximum to 255, truncated."""
+def depth_image(depth: Tensor, height: int, width: int, p: Preprocess) -> NDArray[np.uint8]:
+    """f32 [1,h,w] -> uint8: bilinear to the photograph's height x width, minimum to 0, maximum to 255, truncated.
+
+    Version 2 goes to the working size straight away.
+    """
+    if p.version == 2:
+        width, height = _short_side_size(height, width, p.short_side)
     full = F.interpolate(depth[None], (height, width), mode="bilinear", align_corners=False)[0, 0].numpy()
     return ((full - full.min()) / (full.max() - full.min() + 1e-8) * 255).astype(np.uint8)
 
@@ -124,8 +135,10 @@ def depth_image(depth: Tensor, height: int, width: int) -> NDArray[np.uint8]:
 def network_tiles(
     rgb: NDArray[np.uint8], depth: NDArray[np.uint8], p: Preprocess, tiles: str | NDArray[np.integer]
 ) -> tuple[Tensor, Tensor]:
-    """rgb uint8 [H,W,3], depth uint8 [H,W] -> the quality network's two inputs, f32 [n,3,tile,tile] each."""
-    colour = _normalised(_short_side(rgb, p.short_side) / 255.0)
+    """rgb uint8 [H,W,3], `depth_image` of it -> the quality network's two inputs, f32 [n,3,tile,tile] each."""
+    average = p.version == 2 and min(rgb.shape[:2]) >= p.short_side
+    method = cv2.INTER_AREA if average else cv2.INTER_LINEAR
+    colour = _normalised(_short_side(rgb, p.short_side, method) / 255.0)
     guide = _normalised(_short_side(np.repeat(depth[..., None], 3, 2), p.short_side) / 255.0)
     windows = _windows(tiles, colour.shape[1], colour.shape[2], p.tile) if isinstance(tiles, str) else tiles.tolist()
     colour_tiles = [colour[:, y : y + p.tile, x : x + p.tile] for y, x in windows]
@@ -133,14 +146,18 @@ def network_tiles(
     return torch.stack(colour_tiles), torch.stack(guide_tiles)
 
 
-def _short_side(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Resize so that the shorter side has `size` pixels; Python's rounding of halves to even is part of the recipe."""
+def _short_side(image: NDArray[np.uint8], size: int, method: int = cv2.INTER_LINEAR) -> NDArray[np.uint8]:
+    """Resize so that the shorter side has `size` pixels."""
     height, width = image.shape[:2]
-    scale = size / min(height, width)
-    if scale == 1:
+    if min(height, width) == size:
         return image
-    target = (round(width * scale), round(height * scale))
-    return np.asarray(cv2.resize(image, target, interpolation=cv2.INTER_LINEAR), np.uint8)
+    return np.asarray(cv2.resize(image, _short_side_size(height, width, size), interpolation=method), np.uint8)
+
+
+def _short_side_size(height: int, width: int, size: int) -> tuple[int, int]:
+    """(width, height) with `size` as the shorter; Python's rounding of halves to even is part of the recipe."""
+    scale = size / min(height, width)
+    return round(width * scale), round(height * scale)
 
 
 def _normalised(image: NDArray[np.float64]) -> Tensor:

@@ -35,7 +35,7 @@ from dgiqa.nn.distortions import LEVELS, TYPES, distort
 from dgiqa.nn.labels import LabelScale, fit_scale, full_reference, order_levels
 from dgiqa.nn.scenes import load_textures, render
 from dgiqa.nn.small_depth import SMALL_PREPROCESS, load_small_depth
-from dgiqa.preprocess import depth_image, depth_input
+from dgiqa.preprocess import depth_input, stretched
 from dgiqa.store import replacing
 
 Image = npt.NDArray[np.uint8]
@@ -242,7 +242,7 @@ def _depth_network(weights: Path) -> nn.Module:
 def _depth_image(network: nn.Module, rgb: Image) -> Image:  # uint8 [H,W,3] -> uint8 [H,W]
     with torch.inference_mode():
         depth = network(torch.from_numpy(depth_input(rgb, SMALL_PREPROCESS))).numpy()
-    return depth_image(depth, *rgb.shape[:2])
+    return stretched(depth, *rgb.shape[:2])
 
 
 def _run(task: Callable[[Any], None], items: Sequence[Any], processes: int) -> None:

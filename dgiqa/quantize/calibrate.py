@@ -141,7 +141,7 @@ class Probe:
             made = depth.run({spec.DEPTH_INPUT: picture.image})[spec.DEPTH_OUTPUT]
             if not np.isfinite(made).all():
                 return replace(picture, scores=np.full_like(picture.scores, np.nan))
-            return replace(picture, depth=_depth_image(made, picture.size, self.p))
+            return replace(picture, depth=preprocess.depth_image(made, *picture.size, self.p))
 
         return replace(self, pictures=tuple(map(seen, self.pictures)))
 
@@ -273,14 +273,10 @@ def _picture(rgb: UInt8, networks: Networks, p: spec.Preprocess) -> _Picture:
     size = (rgb.shape[0], rgb.shape[1])
     image = preprocess.depth_input(rgb, p)
     made = networks[spec.DEPTH_FILE].run({spec.DEPTH_INPUT: image})[spec.DEPTH_OUTPUT]
-    depth, working = _depth_image(made, size, p), preprocess.resize_short_side(rgb, p.short_side)
+    depth, working = preprocess.depth_image(made, *size, p), preprocess.working_image(rgb, p)
     windows = preprocess.grid_windows(depth.shape[0], depth.shape[1], p.tile)
     scores = _tile_scores(networks[spec.QUALITY_FILE], working, depth, windows, p)
     return _Picture(image, working, depth, size, windows, scores)
-
-
-def _depth_image(made: NDArray[np.float32], size: tuple[int, int], p: spec.Preprocess) -> UInt8:
-    return preprocess.resize_short_side(preprocess.depth_image(made, *size), p.short_side)
 
 
 def _tile_scores(
