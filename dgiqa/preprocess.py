@@ -146,7 +146,8 @@ def depth_input(rgb: UInt8, p: Preprocess) -> Float32:
     2 reduces by area to uint8, and is as version 1 where a side grows. Raises ImageError if the image is too long and
     thin (`check_size`).
     """
-    h, w = depth_size(*rgb.shape[:2], p)
+    height, width = rgb.shape[:2]
+    h, w = depth_size(height, width, p)
     result = np.empty((1, 3, h, w), np.float32)
     if _reduces(rgb, h, w, p):
         for channel, table, plane in zip(cv2.split(_resize_area(rgb, h, w)), _NORMALISED, result[0], strict=True):
@@ -204,8 +205,9 @@ def working_image(rgb: UInt8, p: Preprocess) -> UInt8:
     Version 1 is bilinear without antialiasing. Version 2 reduces by area and enlarges bilinearly. Raises ImageError as
     `working_size` does.
     """
-    h, w = working_size(*rgb.shape[:2], p)
-    if (h, w) != rgb.shape[:2] and _reduces(rgb, h, w, p):
+    height, width = rgb.shape[:2]
+    h, w = working_size(height, width, p)
+    if (h, w) != (height, width) and _reduces(rgb, h, w, p):
         return _resize_area(rgb, h, w)
     return resize_short_side(rgb, p.short_side)
 

@@ -338,7 +338,7 @@ class Scorer:
         with networks.turn, clock("depth"):
             depth = networks.depth.run({spec.DEPTH_INPUT: image})[spec.DEPTH_OUTPUT]
         with clock("depth_image"):
-            return preprocess.depth_image(depth, *rgb.shape[:2], self._p)
+            return preprocess.depth_image(depth, rgb.shape[0], rgb.shape[1], self._p)
 
     def _score_on_device(self, source: Any, name: str, tiles: str, stream: Any) -> Score:
         from dgiqa.backends import gpu

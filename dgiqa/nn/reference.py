@@ -44,7 +44,7 @@ def score_reference(
     """
     p = preprocess or Preprocess()
     with torch.no_grad():
-        depth = depth_image(depth_net(depth_input(rgb, p)), *rgb.shape[:2], p)
+        depth = depth_image(depth_net(depth_input(rgb, p)), rgb.shape[0], rgb.shape[1], p)
         scores = quality_net(*network_tiles(rgb, depth, p, tiles))
     return float(scores.double().mean()), scores.numpy()
 
