@@ -149,7 +149,7 @@ def depth_input(rgb: UInt8, p: Preprocess) -> Float32:
     height, width = rgb.shape[:2]
     h, w = depth_size(height, width, p)
     result = np.empty((1, 3, h, w), np.float32)
-    if _reduces(rgb, h, w, p):
+    if reduces((height, width), (h, w), p):
         for channel, table, plane in zip(cv2.split(_resize_area(rgb, h, w)), _NORMALISED, result[0], strict=True):
             cv2.LUT(channel, table, dst=plane)
         return result
@@ -207,7 +207,7 @@ def working_image(rgb: UInt8, p: Preprocess) -> UInt8:
     """
     height, width = rgb.shape[:2]
     h, w = working_size(height, width, p)
-    if (h, w) != (height, width) and _reduces(rgb, h, w, p):
+    if (h, w) != (height, width) and reduces((height, width), (h, w), p):
         return _resize_area(rgb, h, w)
     return resize_short_side(rgb, p.short_side)
 
@@ -291,9 +291,12 @@ def cut_tiles(
     return out
 
 
-def _reduces(rgb: UInt8, height: int, width: int, p: Preprocess) -> bool:
-    """Whether rgb is to be averaged over areas: where a side grows, OpenCV's INTER_AREA would not average."""
-    return p.version != 1 and height <= rgb.shape[0] and width <= rgb.shape[1]
+def reduces(size: tuple[int, int], target: tuple[int, int], p: Preprocess) -> bool:
+    """Whether an image of `size` is averaged over areas to become `target`, both (height, width).
+
+    Where a side grows OpenCV's INTER_AREA would not average.
+    """
+    return p.version != 1 and target[0] <= size[0] and target[1] <= size[1]
 
 
 def _resize_area(rgb: UInt8, height: int, width: int) -> UInt8:

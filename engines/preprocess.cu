@@ -121,11 +121,20 @@ bool inside(const dgiqa_tiles_params& p) {
   return true;
 }
 
+bool valid(const dgiqa_reduce_params& p) {
+  const bool sizes = p.height > 0 && p.width > 0 && p.height <= p.image.height && p.width <= p.image.width;
+  return valid(p.image) && sizes && p.out && (p.out_type == DGIQA_U8 || (p.levels && valid_type(p.out_type)));
+}
+
+// OpenCV's condition, with its tolerance: 1 / (1 / 49.0) is not 49.
+bool whole(double step) { return std::abs(step - int(step + 0.5)) < 2.220446049250313e-16; }
+
 bool valid(const dgiqa_tiles_params& p) {
   const bool sizes = p.short_height > 0 && p.short_width > 0 && p.tile > 0 && p.count >= 0;
-  const bool same = p.depth.height == p.image.height && p.depth.width == p.image.width;
+  const bool full = p.depth.height == p.image.height && p.depth.width == p.image.width;
+  const bool working = p.depth.height == p.short_height && p.depth.width == p.short_width;
   const bool pointers = p.levels && (p.count == 0 || (p.windows && p.rgb_out && p.depth_out));
-  return valid(p.image) && valid(p.depth) && sizes && same && pointers && valid_type(p.out_type) && inside(p);
+  return valid(p.image) && valid(p.depth) && sizes && (full || working) && pointers && valid_type(p.out_type) && inside(p);
 }
 
 }  // namespace
@@ -138,6 +147,12 @@ extern "C" int dgiqa_depth_input(const dgiqa_depth_input_params* p, void* stream
     return DGIQA_BAD_ARGUMENT;
   const DepthInput work{*p, step(p->image.height, p->height), step(p->image.width, p->width)};
   return run(work, stream);
+}
+
+extern "C" int dgiqa_reduce(const dgiqa_reduce_params* p, void* stream) {
+  if (!p || !valid(*p)) return DGIQA_BAD_ARGUMENT;
+  const double y = step(p->image.height, p->height), x = step(p->image.width, p->width);
+  return run(Reduce{*p, y, x, whole(y) && whole(x)}, stream);
 }
 
 extern "C" int dgiqa_depth_range(const dgiqa_depth* d, void* stream) {

@@ -4,6 +4,9 @@
  *                                                   depth --> dgiqa_depth_range --> range u32 [3]
  *     image, depth, range, windows --> dgiqa_tiles --> rgb, depth f32|f16 [n,3,tile,tile]
  *
+ * Preprocess version 2 averages areas where neither side grows: dgiqa_reduce in dgiqa_depth_input's place, and once
+ * more to the working image u8 [h,w,3], which dgiqa_tiles then cuts; its depth has the working size, not the image's.
+ *
  * dgiqa/preprocess.py is the definition; tests/test_preprocess_kernels.py holds this to it. Every pointer but
  * `windows` and the params themselves is device memory (host memory in the emulated library). Calls enqueue on
  * `stream` (a cudaStream_t; ignored when emulated) and return: no allocation, no synchronisation, capturable.
@@ -15,13 +18,13 @@
 
 #include "attention.h"
 
-#define DGIQA_PREPROCESS_ABI 1  /* raised when a struct or a meaning below changes */
+#define DGIQA_PREPROCESS_ABI 2  /* raised when a struct or a meaning below changes */
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-enum dgiqa_float_type { DGIQA_F32 = 0, DGIQA_F16 = 1 };
+enum dgiqa_type { DGIQA_F32 = 0, DGIQA_F16 = 1, DGIQA_U8 = 2 };
 
 /* uint8 [height,width,3] RGB, any strides in bytes: pitched rows, RGBA (pixel 4), planes, or BGR (channel -1). */
 typedef struct {
@@ -39,7 +42,17 @@ typedef struct {
   int32_t out_type;
 } dgiqa_depth_input_params;
 
-/* The depth network's map [map_height,map_width], as if interpolated to the image's size height x width.
+/* Averaged over areas as OpenCV's INTER_AREA, to height x width, neither of them larger than the image's. */
+typedef struct {
+  dgiqa_image image;
+  int32_t height, width;
+  const float* levels; /* [3,256] what each uint8 level becomes, per channel; not read for DGIQA_U8 */
+  void* out;           /* out_type: F32, F16 [3,height,width], or U8 [height,width,3] */
+  int32_t out_type;
+} dgiqa_reduce_params;
+
+/* The depth network's map [map_height,map_width], as if interpolated to height x width: the image's size, or the
+ * working image's.
  *
  * range[0], range[1]: ordered bits (see ordered_bits in preprocess_body.h) of the largest value and of the largest
  * negated value; range[2]: 1 if any value of the map or any interpolated one is NaN or infinite. */
@@ -63,6 +76,7 @@ typedef struct {
 } dgiqa_tiles_params;
 
 int dgiqa_depth_input(const dgiqa_depth_input_params* params, void* stream);
+int dgiqa_reduce(const dgiqa_reduce_params* params, void* stream);
 int dgiqa_depth_range(const dgiqa_depth* depth, void* stream);
 int dgiqa_tiles(const dgiqa_tiles_params* params, void* stream);
 

@@ -1,6 +1,6 @@
 // One output pixel of each preprocessing step, as plain functions: CUDA kernels and the CPU emulation run these.
 //
-// OpenCV's numbers are reproduced where they decide a uint8 level, so mul, add, divide and centre round every operation
+// OpenCV's numbers are reproduced where they decide a uint8 level, so mul, add and divide round every operation
 // and fmaf rounds once: the compiler may not choose. The cubic sums are left to it: their result is a float that stays
 // within 4.5e-6 of the float64 definition (absolute weights sum to 1.375 per axis, levels to 255, eight roundings of
 // 2^-24, scale up to 0.0176).
@@ -25,14 +25,16 @@ namespace dgiqa_preprocess {
 PREPROCESS_FN float mul(float a, float b) { return __fmul_rn(a, b); }
 PREPROCESS_FN float add(float a, float b) { return __fadd_rn(a, b); }
 PREPROCESS_FN float divide(float a, float b) { return __fdiv_rn(a, b); }
-PREPROCESS_FN double centre(int i, double step) { return __dadd_rn(__dmul_rn(i + 0.5, step), -0.5); }
+PREPROCESS_FN double mul(double a, double b) { return __dmul_rn(a, b); }
+PREPROCESS_FN double add(double a, double b) { return __dadd_rn(a, b); }
 PREPROCESS_FN int nearest_int(float a) { return __float2int_rn(a); }
 PREPROCESS_FN uint16_t half_bits(float a) { return __half_as_ushort(__float2half_rn(a)); }
 #else  // built with -ffp-contract=off
 PREPROCESS_FN float mul(float a, float b) { return a * b; }
 PREPROCESS_FN float add(float a, float b) { return a + b; }
 PREPROCESS_FN float divide(float a, float b) { return a / b; }
-PREPROCESS_FN double centre(int i, double step) { return (i + 0.5) * step - 0.5; }
+PREPROCESS_FN double mul(double a, double b) { return a * b; }
+PREPROCESS_FN double add(double a, double b) { return a + b; }
 PREPROCESS_FN int nearest_int(float a) { return int(std::nearbyint(a)); }
 PREPROCESS_FN uint16_t half_bits(float a) { return float_to_half(a); }
 #endif
@@ -64,6 +66,8 @@ PREPROCESS_FN void run_column(const Work& work, const Place& at, const typename 
 struct Nothing {};
 
 PREPROCESS_FN int clamp(int i, int size) { return i < 0 ? 0 : i >= size ? size - 1 : i; }
+
+PREPROCESS_FN double centre(int i, double step) { return add(mul(i + 0.5, step), -0.5); }
 
 // Source pixels per output pixel; twice a reciprocal, because OpenCV's is.
 PREPROCESS_FN double step(int from, int to) { return 1.0 / (double(to) / from); }
@@ -153,7 +157,90 @@ struct DepthInput {
   }
 };
 
-// ---- depth map, as if it were full size
+// ---- image -> its areas' averages
+
+// The source pixels of one output pixel along one axis: `count` of them from `first` on. The outermost may count in part.
+struct Cells {
+  int first, count;
+  float head, body, tail;
+};
+
+constexpr double kLeast = 1e-3;  // a share of a pixel that OpenCV leaves out
+
+PREPROCESS_FN Cells cells(int i, double step, int size) {
+  const double low = mul(double(i), step), high = add(low, step), width = step < size - low ? step : size - low;
+  int from = int(ceil(low)), to = int(floor(high));
+  to = to < size - 1 ? to : size - 1;
+  from = from < to ? from : to;
+  const float whole = float(1 / width);
+  Cells c{from, to - from, whole, whole, whole};
+  if (from - low > kLeast) --c.first, ++c.count, c.head = float((from - low) / width);
+  if (high - to > kLeast) {
+    const double part = high - to < 1 ? high - to : 1.0;
+    c.tail = float((part < width ? part : width) / width);
+    if (++c.count == 1) c.head = c.tail;
+  }
+  return c;
+}
+
+PREPROCESS_FN float share(const Cells& c, int k) { return k == 0 ? c.head : k == c.count - 1 ? c.tail : c.body; }
+
+struct Reduce {
+  dgiqa_reduce_params p;
+  double step_y, step_x;
+  bool whole;  // both steps are whole numbers: OpenCV adds integers
+  using Row = Cells;
+  using Column = Cells;
+  using Found = Nothing;
+  static constexpr int kRows = 8;
+
+  int planes() const { return 1; }
+  PREPROCESS_FN int rows() const { return p.height; }
+  PREPROCESS_FN int columns() const { return p.width; }
+  PREPROCESS_FN Row row(int, int y) const { return cells(y, step_y, p.image.height); }
+  PREPROCESS_FN Column column(int, int x) const { return cells(x, step_x, p.image.width); }
+
+  PREPROCESS_FN void pixel(int, int y, int x, const Row& row, const Column& column, Found&) const {
+    for (int c = 0; c < 3; ++c) {
+      const int level = whole ? whole_mean(row, column, c) : weighted_mean(row, column, c);
+      const int64_t pixel = int64_t(y) * p.width + x;
+      if (p.out_type == DGIQA_U8)
+        static_cast<uint8_t *>(p.out)[3 * pixel + c] = uint8_t(level);
+      else
+        store(p.out, p.out_type, int64_t(c) * p.height * p.width + pixel, p.levels[256 * c + level]);
+    }
+  }
+
+  PREPROCESS_FN const uint8_t* line(const Row& row, const Column& column, int k, int c) const {
+    return p.image.data + (row.first + k) * p.image.row_stride + column.first * p.image.pixel_stride +
+           c * p.image.channel_stride;
+  }
+
+  PREPROCESS_FN int whole_mean(const Row& row, const Column& column, int c) const {
+    int sum = 0;
+    for (int j = 0; j < row.count; ++j) {
+      const uint8_t* values = line(row, column, j, c);
+      for (int k = 0; k < column.count; ++k) sum += values[k * p.image.pixel_stride];
+    }
+    if (row.count == 2 && column.count == 2) return (sum + 2) >> 2;  // ties go up, elsewhere to even
+    return nearest_int(mul(float(sum), divide(1, float(row.count * column.count))));
+  }
+
+  PREPROCESS_FN int weighted_mean(const Row& row, const Column& column, int c) const {
+    float sum = 0;
+    for (int j = 0; j < row.count; ++j) {
+      const uint8_t* values = line(row, column, j, c);
+      float across = 0;
+      for (int k = 0; k < column.count; ++k)
+        across = add(across, mul(float(values[k * p.image.pixel_stride]), share(column, k)));
+      sum = add(sum, mul(across, share(row, j)));
+    }
+    const int level = nearest_int(sum);
+    return level > 255 ? 255 : level;
+  }
+};
+
+// ---- depth map, as if it were of the image's or the working size
 
 // What OpenCV does on x86, where Intel's library interpolates floats: positions in float64, then two fused steps across
 // and one down. Its own code, which other builds run, rounds positions and products instead, moves a level in some
@@ -266,12 +353,13 @@ constexpr int kWindows = 64;  // per launch, by value: no device copy of them to
 
 struct Tiles {
   dgiqa_tiles_params p;
-  double short_y, short_x, full_y, full_x;
+  double short_y, short_x;  // working image -> image
+  double full_y, full_x;    // depth image -> depth map
   int32_t window[kWindows][2];
 
   struct Tap {
-    Fixed fixed;      // working image -> full size
-    Linear depth[2];  // each of the two full-size positions -> depth map
+    Fixed fixed;      // working image -> image
+    Linear depth[2];  // each of the two positions in the depth image -> depth map
   };
   using Row = Tap;
   using Column = Tap;
@@ -283,15 +371,19 @@ struct Tiles {
   PREPROCESS_FN int columns() const { return p.tile; }
 
   PREPROCESS_FN Row row(int n, int y) const {
-    const Fixed f = fixed_row(window[n][0] + y, short_y, p.image.height);
-    const int h = p.depth.map_height;
-    return {f, {linear(f.index[0], full_y, h), linear(f.index[1], full_y, h)}};
+    const int at = window[n][0] + y;
+    return tap(at, fixed_row(at, short_y, p.image.height), full_y, p.depth.map_height);
   }
 
   PREPROCESS_FN Column column(int n, int x) const {
-    const Fixed f = fixed_column(window[n][1] + x, short_x, p.image.width);
-    const int w = p.depth.map_width;
-    return {f, {linear(f.index[0], full_x, w), linear(f.index[1], full_x, w)}};
+    const int at = window[n][1] + x;
+    return tap(at, fixed_column(at, short_x, p.image.width), full_x, p.depth.map_width);
+  }
+
+  // Four equal levels blend to themselves, so a depth image of the working size needs no case of its own below.
+  PREPROCESS_FN Tap tap(int at, const Fixed& f, double step, int size) const {
+    const bool working = p.depth.height == p.short_height && p.depth.width == p.short_width;
+    return {f, {linear(working ? at : f.index[0], step, size), linear(working ? at : f.index[1], step, size)}};
   }
 
   PREPROCESS_FN void pixel(int n, int y, int x, const Row& row, const Column& column, Found&) const {

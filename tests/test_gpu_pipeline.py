@@ -6,7 +6,7 @@ import ctypes
 import gc
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gpu_fakes
@@ -138,9 +138,10 @@ def on_device(host: Scorer, kernels: Kernels, **options: Any) -> Device:
     return Device(scorer, memory, depth, quality)
 
 
-@pytest.fixture
-def host(tiny_bundle: Bundle) -> Iterator[Scorer]:
-    with Scorer(tiny_bundle, backend="onnxruntime") as scorer:
+@pytest.fixture(params=[1, 2])
+def host(tiny_bundle: Bundle, request: pytest.FixtureRequest) -> Iterator[Scorer]:
+    p = replace(tiny_bundle.preprocess, version=request.param)
+    with Scorer(replace(tiny_bundle, preprocess=p), backend="onnxruntime") as scorer:
         yield scorer
 
 
@@ -334,6 +335,9 @@ class Late:
 
     def depth_input(self, *arguments: Any, stream: int) -> None:
         self.driver.put(stream, lambda: self.target.depth_input(*arguments))
+
+    def reduce(self, *arguments: Any, stream: int, **outputs: Any) -> None:
+        self.driver.put(stream, lambda: self.target.reduce(*arguments, **outputs))
 
     def depth_range(self, depth: Any, stream: int) -> None:
         self.driver.put(stream, lambda: self.target.depth_range(depth))

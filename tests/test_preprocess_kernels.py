@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from dgiqa.spec import IMAGENET_STD, Preprocess
 
 FULL = Preprocess()
 TINY = Preprocess(depth_lower_bound=64, depth_multiple=32, short_side=96, tile=64)
+AREA = replace(TINY, version=2)
 CUBIC_BUDGET = 4.5e-6  # derived in engines/preprocess_body.h
 LEVEL = 1 / (255 * min(IMAGENET_STD))  # one uint8 level, normalised
 # (height, width, depth map): odd, up, down, exactly half, one pixel, one row, as long and thin as is accepted
@@ -51,6 +53,10 @@ def depth_input(
 ) -> NDArray[np.float32]:
     size = preprocess.depth_size(rgb.shape[0], rgb.shape[1], p)
     out = poisoned((1, 3, *size), dtype)
+    if preprocess.reduces((rgb.shape[0], rgb.shape[1]), size, p):
+        levels = normalised_levels()
+        kernels.reduce(image_of(rgb), size, out.ctypes.data, levels=levels.ctypes.data, dtype=dtype)
+        return out
     kernels.depth_input(image_of(rgb), size, out.ctypes.data, dtype=dtype)
     return out
 
@@ -66,14 +72,20 @@ def tiles(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     found, levels = np.zeros(3, np.uint32), normalised_levels()
     height, width = rgb.shape[:2]
+    short = preprocess.working_size(height, width, p)
     map_size = (depth.shape[0], depth.shape[1])
-    described = DepthMap(depth.ctypes.data, map_size, (height, width), found.ctypes.data)
+    size = (height, width) if p.version == 1 else short
+    described = DepthMap(depth.ctypes.data, map_size, size, found.ctypes.data)
+    if preprocess.reduces((height, width), short, p):
+        working = np.full((*short, 3), 77, np.uint8)
+        kernels.reduce(image_of(rgb), short, working.ctypes.data)
+        rgb = working
     out = [poisoned((len(windows), 3, p.tile, p.tile), dtype) for _ in range(2)]
     kernels.depth_range(described)
     kernels.tiles(
         image_of(rgb),
         described,
-        preprocess.short_size(height, width, p.short_side),
+        short,
         windows,
         tile=p.tile,
         levels=levels.ctypes.data,
@@ -105,7 +117,7 @@ def interpolated(depth: NDArray[np.float32], height: int, width: int) -> NDArray
 
 
 def windows_of(rgb: NDArray[np.uint8], p: Preprocess, tiling: str = "grid") -> NDArray[np.int32]:
-    return preprocess.windows_for(tiling, *preprocess.short_size(*rgb.shape[:2], p.short_side), p.tile)
+    return preprocess.windows_for(tiling, *preprocess.working_size(rgb.shape[0], rgb.shape[1], p), p.tile)
 
 
 @pytest.mark.parametrize(("height", "width", "map_size"), SHAPES)
@@ -116,6 +128,37 @@ def test_the_depth_input_is_within_its_derived_budget(
     error = np.abs(depth_input(kernels, rgb, TINY) - preprocess.depth_input(rgb, TINY)).max()
     print(f"{100 * error / CUBIC_BUDGET:.0f} % of the budget")
     assert error <= CUBIC_BUDGET
+
+
+@pytest.mark.parametrize(("height", "width"), [*((h, w) for h, w, _ in SHAPES), (768, 1024), (96, 500), (97, 97)])
+def test_areas_are_opencvs_bit_for_bit(kernels: Kernels, height: int, width: int) -> None:
+    rgb = picture(height, width)
+    wanted = preprocess.depth_input(rgb, AREA)
+    reduced = preprocess.reduces((height, width), preprocess.depth_size(height, width, AREA), AREA)
+    assert np.abs(depth_input(kernels, rgb, AREA) - wanted).max() <= (0 if reduced else CUBIC_BUDGET)
+    for h, w in ((height, width), (-(-height // 2), width), (-(-height // 3), -(-width // 7)), (1, 1)):
+        out = np.full((h, w, 3), 77, np.uint8)
+        kernels.reduce(image_of(rgb), (h, w), out.ctypes.data)
+        np.testing.assert_array_equal(out, cv2.resize(rgb, (w, h), interpolation=cv2.INTER_AREA))
+
+
+@pytest.mark.parametrize("factor", range(1, 101))
+def test_areas_of_whole_pixels_are_rounded_as_opencv_rounds_them(kernels: Kernels, factor: int) -> None:
+    rgb, out = picture(factor, 9 * factor), np.zeros((1, 9, 3), np.uint8)
+    kernels.reduce(image_of(rgb), (1, 9), out.ctypes.data)
+    np.testing.assert_array_equal(out, cv2.resize(rgb, (9, 1), interpolation=cv2.INTER_AREA))
+
+
+@pytest.mark.parametrize(("height", "width", "map_size"), SHAPES)
+def test_tiles_of_version_2_are_equal_bit_for_bit(
+    kernels: Kernels, height: int, width: int, map_size: tuple[int, int]
+) -> None:
+    rgb, depth = picture(height, width), depth_map(map_size)
+    windows = windows_of(rgb, AREA)
+    full = interpolated(depth, *preprocess.working_size(height, width, AREA))
+    theirs = reference(rgb, depth, AREA, windows, full=full)
+    for mine, wanted in zip(tiles(kernels, rgb, depth, AREA, windows), theirs, strict=True):
+        np.testing.assert_array_equal(mine, wanted)
 
 
 @pytest.mark.parametrize(("height", "width", "map_size"), SHAPES)
@@ -226,8 +269,9 @@ class GpuRun:
         assert not self.kernels.emulated
         self.size, self.tile = (rgb.shape[0], rgb.shape[1]), p.tile
         self.depth_size = preprocess.depth_size(*self.size, p)
-        self.short, self.windows = preprocess.short_size(*self.size, p.short_side), windows_of(rgb, p)
+        self.short, self.windows = preprocess.working_size(*self.size, p), windows_of(rgb, p)
         self.image, self.map, self.levels = (torch.from_numpy(x).cuda() for x in (rgb, depth, normalised_levels()))
+        self.p, self.working = p, torch.zeros((*self.short, 3), dtype=torch.uint8, device="cuda")
         self.depth_in = torch.full((3, *self.depth_size), torch.nan, device="cuda")
         shape = (len(self.windows), 3, p.tile, p.tile)
         self.rgb, self.near = (torch.full(shape, torch.nan, device="cuda") for _ in range(2))
@@ -240,9 +284,16 @@ class GpuRun:
 
     def enqueue(self, stream: int) -> None:
         source = Image(self.image.data_ptr(), *self.size, (3 * self.size[1], 3, 1))
-        map_size = (self.map.shape[0], self.map.shape[1])
-        depth = DepthMap(self.map.data_ptr(), map_size, self.size, self.range.data_ptr())
-        self.kernels.depth_input(source, self.depth_size, self.depth_in.data_ptr(), stream=stream)
+        map_size, into = (self.map.shape[0], self.map.shape[1]), self.depth_in.data_ptr()
+        size = self.size if self.p.version == 1 else self.short
+        depth, levels = DepthMap(self.map.data_ptr(), map_size, size, self.range.data_ptr()), self.levels.data_ptr()
+        if preprocess.reduces(self.size, self.depth_size, self.p):
+            self.kernels.reduce(source, self.depth_size, into, levels=levels, dtype=np.float32, stream=stream)
+        else:
+            self.kernels.depth_input(source, self.depth_size, into, stream=stream)
+        if preprocess.reduces(self.size, self.short, self.p):
+            self.kernels.reduce(source, self.short, self.working.data_ptr(), stream=stream)
+            source = Image(self.working.data_ptr(), *self.short, (3 * self.short[1], 3, 1))
         self.kernels.depth_range(depth, stream)
         self.kernels.tiles(
             source,
@@ -256,20 +307,22 @@ class GpuRun:
         )
 
 
-@pytest.mark.parametrize(("height", "width", "map_size"), [*SHAPES, (1080, 1920, (518, 924))])
+@pytest.mark.parametrize("p", [TINY, AREA], ids=["bilinear", "area"])
+@pytest.mark.parametrize("shape", [*SHAPES, (1080, 1920, (518, 924))])
 def test_the_gpu_gives_what_the_emulation_gives(
-    need_gpu: Callable[..., None], kernels: Kernels, height: int, width: int, map_size: tuple[int, int]
+    need_gpu: Callable[..., None], kernels: Kernels, shape: tuple[int, int, tuple[int, int]], p: Preprocess
 ) -> None:
     need_gpu("torch")
+    height, width, map_size = shape
     rgb, depth = picture(height, width), depth_map(map_size)
-    gpu = GpuRun(rgb, depth, TINY)
+    gpu = GpuRun(rgb, depth, p)
     torch = pytest.importorskip("torch")
     stream = torch.cuda.Stream()
     gpu.enqueue(stream.cuda_stream)
     stream.synchronize()
     first = [tensor.cpu().numpy().copy() for tensor in gpu.results]
-    wanted = tiles(kernels, rgb, depth, TINY, windows_of(rgb, TINY))
-    assert np.abs(first[0] - preprocess.depth_input(rgb, TINY)[0]).max() <= CUBIC_BUDGET
+    wanted = tiles(kernels, rgb, depth, p, windows_of(rgb, p))
+    assert np.abs(first[0] - preprocess.depth_input(rgb, p)[0]).max() <= CUBIC_BUDGET
     np.testing.assert_array_equal(first[2], wanted[0])
     np.testing.assert_array_equal(first[3], wanted[1])
     for _ in range(20):  # a result that moves is a race

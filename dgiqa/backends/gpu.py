@@ -1,7 +1,10 @@
 """An image that lies on a GPU becomes tile scores without coming down: only the scores do.
 
     image u8 [H,W,3] ──► depth input ──► depth network ──► least and greatest depth
-            └───────────────────────────► tiles ◄──┘ ──► quality network ──► scores, one copy to the host
+            └──► (working image) ───────► tiles ◄──┘ ──► quality network ──► scores, one copy to the host
+
+Version 1 of the preprocessing cuts tiles from the image itself, resizing as it goes. Version 2 averages areas, of which
+neighbouring tiles would share too many, so it makes the working image first.
 
 Everything is put on one stream, in memory that is kept per image size, so that nothing is allocated from the second
 image of a size on. The kernels are `native`'s, `preprocess` is what they mean. Checked with the emulated kernels and
@@ -94,11 +97,6 @@ class DeviceScorer:
         memory: Memory,
         sizes: int = 4,
     ) -> None:
-        if p.version != 1:
-            raise BackendError(
-                f"the kernels prepare images as preprocess version 1 says, this bundle is of version {p.version}; "
-                "copy the image to the host"
-            )
         self._networks, self._p, self._kernels, self._memory = (depth, quality), p, kernels, memory
         self._sizes = sizes
         self._plans: OrderedDict[tuple[int, int, int, int], _Plan] = OrderedDict()
@@ -121,7 +119,7 @@ class DeviceScorer:
             if producer is not None and producer != handle:
                 self._memory.follow(handle, producer)
             size = (image.height, image.width)
-            short = preprocess.short_size(*size, self._p.short_side)
+            short = preprocess.working_size(*size, self._p)
             windows = preprocess.windows_for(tiles, *short, self._p.tile)
             plan = self._plan(size, len(windows), batch)
             self._enqueue(plan, image, short, windows, handle)
@@ -148,15 +146,23 @@ class DeviceScorer:
         self, plan: _Plan, image: Image, short: tuple[int, int], windows: NDArray[np.int32], stream: int
     ) -> None:
         kernels, tile = self._kernels, self._p.tile
-        kernels.depth_input(image, plan.depth_size, plan.depth_in.pointer, stream=stream)
+        size, levels = (image.height, image.width), self._levels.pointer
+        if preprocess.reduces(size, plan.depth_size, self._p):
+            into = plan.depth_in.pointer
+            kernels.reduce(image, plan.depth_size, into, levels=levels, dtype=np.float32, stream=stream)
+        else:
+            kernels.depth_input(image, plan.depth_size, plan.depth_in.pointer, stream=stream)
         plan.run_depth.enqueue(stream)
-        size = (image.height, image.width)
-        depth = DepthMap(plan.depth.pointer, plan.depth_size, size, plan.results.pointer)
+        if plan.working is not None:
+            kernels.reduce(image, short, plan.working.pointer, stream=stream)
+            image = Image(plan.working.pointer, *short, (3 * short[1], 3, 1))
+        depth_size = size if self._p.version == 1 else short
+        depth = DepthMap(plan.depth.pointer, plan.depth_size, depth_size, plan.results.pointer)
         kernels.depth_range(depth, stream)
         outputs = (plan.rgb.pointer, plan.near.pointer)
         for first in range(0, len(windows), plan.batch):
             part = windows[first : first + plan.batch]
-            kernels.tiles(image, depth, short, part, tile=tile, levels=self._levels.pointer, out=outputs, stream=stream)
+            kernels.tiles(image, depth, short, part, tile=tile, levels=levels, out=outputs, stream=stream)
             plan.run_quality[len(part)].enqueue(stream)
             plan.keep(first, len(part), stream)
 
@@ -179,6 +185,9 @@ class _Plan:
         self.count, self.batch, self._memory = count, min(batch, count), memory
         self.depth_in, self.depth = memory.empty((1, 3, h, w), np.float32), memory.empty((1, h, w), np.float32)
         self.rgb, self.near = (memory.empty((self.batch, 3, p.tile, p.tile), np.float32) for _ in range(2))
+        short = preprocess.working_size(*size, p)
+        reduced = size != short and preprocess.reduces(size, short, p)
+        self.working = memory.empty((*short, 3), np.uint8) if reduced else None
         self.scores = memory.empty((self.batch,), np.float32)
         self.results = memory.empty((_SCORES_AT + 4 * count,), np.uint8)
         self.run_depth = depth.bind({spec.DEPTH_INPUT: self.depth_in}, {spec.DEPTH_OUTPUT: self.depth})

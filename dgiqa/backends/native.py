@@ -22,10 +22,11 @@ from dgiqa.errors import BackendError
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD
 
 LIBRARY = "libdgiqa_kernels.so"
-ABI = 1  # DGIQA_PREPROCESS_ABI of engines/preprocess.h
+ABI = 2  # DGIQA_PREPROCESS_ABI of engines/preprocess.h
 RANGE_WORDS = 3  # uint32 of a depth map's range
 _BUILD = "cmake -S . -B build && cmake --build build, then set DGIQA_KERNELS to build/" + LIBRARY
 _FLOAT_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1}
+_U8 = 2
 _STATUS = {
     1: "an argument is out of range: a size, a pointer, or a window outside the image",
     2: "a pointer or stride is not aligned",
@@ -46,7 +47,7 @@ class Image:
 
 @dataclass(frozen=True)
 class DepthMap:
-    """f32 [*map_size] of an image of `size`, both (height, width); range_pointer: uint32 [3], filled by depth_range."""
+    """f32 [*map_size] for a depth image of `size`, both (height, width); range_pointer: uint32 [3], see depth_range."""
 
     pointer: int
     map_size: tuple[int, int]
@@ -69,20 +70,38 @@ class Kernels:
             raise BackendError(f"{self.path} is no library of kernels ({error}); build it: {_BUILD}") from error
         if abi != ABI:
             raise BackendError(f"{self.path} speaks version {abi}, this package {ABI}; build it again: {_BUILD}")
-        for name in ("dgiqa_depth_input", "dgiqa_depth_range", "dgiqa_tiles"):
+        for name in ("dgiqa_depth_input", "dgiqa_reduce", "dgiqa_depth_range", "dgiqa_tiles"):
             getattr(self._library, name).argtypes = [c_void_p, c_void_p]
         self.emulated = bool(self._library.dgiqa_preprocess_emulated())
 
     def depth_input(
         self, image: Image, size: tuple[int, int], out: int, *, dtype: Any = np.float32, stream: int = 0
     ) -> None:
-        """preprocess.depth_input: `out` is dtype (f32 or f16) [3,*size]. f32 is within 4.5e-6 of it."""
+        """preprocess.depth_input of version 1: `out` is dtype (f32 or f16) [3,*size]. f32 is within 4.5e-6 of it."""
         scale = _three(1 / (255 * std) for std in IMAGENET_STD)
         shift = _three(mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True))
         self._call("dgiqa_depth_input", _DepthInput(_image(image), *size, scale, shift, out, _type(dtype)), stream)
 
+    def reduce(
+        self,
+        image: Image,
+        size: tuple[int, int],
+        out: int,
+        *,
+        levels: int = 0,
+        dtype: Any = np.uint8,
+        stream: int = 0,
+    ) -> None:
+        """Averages over areas, as version 2 takes them where neither side grows: `size` is (height, width).
+
+        out: uint8 [*size,3], the working image; or dtype (f32 or f16) [3,*size], the depth input, made of f32 `levels`
+        [3,256], see `normalised_levels`.
+        """
+        kind = _U8 if np.dtype(dtype) == np.uint8 else _type(dtype)
+        self._call("dgiqa_reduce", _Reduce(_image(image), *size, levels, out, kind), stream)
+
     def depth_range(self, depth: DepthMap, stream: int = 0) -> None:
-        """The least and greatest value of the map at full size, and whether all are finite, into its range."""
+        """The least and greatest value of the depth image, and whether all of the map is finite, into its range."""
         self._call("dgiqa_depth_range", _depth(depth), stream)
 
     def tiles(
@@ -98,8 +117,10 @@ class Kernels:
         dtype: Any = np.float32,
         stream: int = 0,
     ) -> None:
-        """preprocess.depth_image, resize_short_side to `short` (height, width) and cut_tiles, in one pass.
+        """preprocess.depth_image, resizing to `short` (height, width) and cut_tiles, in one pass.
 
+        image and depth: both of the image's size (version 1); or depth of `short` and the image of any, which is then
+        resized bilinearly (version 2, after `reduce`).
         windows: int32 [n,2] on the host. levels: f32 [3,256], see `normalised_levels`. out: rgb and depth tiles,
         dtype [n,3,tile,tile]. The range must have been filled, on the same stream.
         """
@@ -165,6 +186,17 @@ class _DepthInput(ctypes.Structure):
         ("width", c_int32),
         ("scale", c_float * 3),
         ("shift", c_float * 3),
+        ("out", c_void_p),
+        ("out_type", c_int32),
+    )
+
+
+class _Reduce(ctypes.Structure):
+    _fields_ = (
+        ("image", _Image),
+        ("height", c_int32),
+        ("width", c_int32),
+        ("levels", c_void_p),
         ("out", c_void_p),
         ("out_type", c_int32),
     )

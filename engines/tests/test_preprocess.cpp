@@ -114,6 +114,43 @@ void depth_input_is_the_cubic_resize(int h, int w, int to_h, int to_w, int layou
   check(same && again.intact(), "float16 depth input", h, w);
 }
 
+// The share of every source pixel in output pixel i along one axis, in float64.
+std::vector<double> overlap(int i, int from, int to) {
+  std::vector<double> shares;
+  const double step = double(from) / to;
+  for (int k = 0; k < from; ++k)
+    shares.push_back(std::max(0.0, std::min(k + 1.0, (i + 1) * step) - std::max(double(k), i * step)) / step);
+  return shares;
+}
+
+void areas_are_averaged(int h, int w, int to_h, int to_w, int layout) {
+  const Picture picture(h, w, layout);
+  const size_t values = size_t(3) * to_h * to_w;
+  Fenced levels_out(values), bytes(values);
+  dgiqa_reduce_params p{picture.image, to_h, to_w, &levels.value[0][0], levels_out.data(), DGIQA_F32};
+  check(dgiqa_reduce(&p, nullptr) == DGIQA_OK, "reduce status", h, w);
+  p.out = bytes.data(), p.out_type = DGIQA_U8, p.levels = nullptr;
+  check(dgiqa_reduce(&p, nullptr) == DGIQA_OK, "reduce to bytes", h, w);
+  const auto* level = reinterpret_cast<const uint8_t*>(bytes.data());
+  bool near = true, same = true;
+  for (int y = 0; y < to_h; ++y)
+    for (int x = 0; x < to_w; ++x) {
+      const auto down = overlap(y, h, to_h), across = overlap(x, w, to_w);
+      for (int c = 0; c < 3; ++c) {
+        double mean = 0;
+        for (int j = 0; j < h; ++j)
+          for (int k = 0; k < w && down[j] > 0; ++k)
+            if (across[k] > 0) mean += down[j] * across[k] * picture.at(j, k, c);
+        const int got = level[(size_t(y) * to_w + x) * 3 + c];
+        near = near && std::fabs(got - mean) < 0.5 + 255 * 4e-3;  // OpenCV leaves out shares up to 1e-3 at four edges
+        same = same && levels_out.data()[(size_t(c) * to_h + y) * to_w + x] == levels.value[c][got];
+      }
+    }
+  check(near, "areas", h, w);
+  check(same, "levels of areas", h, w);
+  check(levels_out.intact() && bytes.intact(), "fences of areas", h, w);
+}
+
 // One pass per axis over whole maps, as one would write it without caring for memory.
 std::vector<float> full_size(const std::vector<float>& map, int mh, int mw, int h, int w) {
   const auto position = [](int i, int from, int to) { return (i + 0.5) * (1.0 / (double(to) / from)) - 0.5; };
@@ -273,6 +310,10 @@ void wrong_arguments_are_refused() {
   check(dgiqa_tiles(nullptr, nullptr) == DGIQA_BAD_ARGUMENT, "null", 0, 0);
   dgiqa_depth_input_params input{picture.image, 0, 8, {}, {}, out.data(), DGIQA_F32};
   check(dgiqa_depth_input(&input, nullptr) == DGIQA_BAD_ARGUMENT, "height 0", 0, 0);
+  const dgiqa_reduce_params larger{picture.image, 8, 11, nullptr, out.data(), DGIQA_U8};
+  check(dgiqa_reduce(&larger, nullptr) == DGIQA_BAD_ARGUMENT, "a side that grows", 0, 0);
+  const dgiqa_reduce_params bare{picture.image, 2, 2, nullptr, out.data(), DGIQA_F32};
+  check(dgiqa_reduce(&bare, nullptr) == DGIQA_BAD_ARGUMENT, "floats without levels", 0, 0);
 }
 
 }  // namespace
@@ -283,6 +324,9 @@ int main() {
   for (const auto& [h, w] : sizes)
     for (const auto& [to_h, to_w] : {std::pair{64, 96}, {h, w}, {37, 71}, {129, 8}})
       depth_input_is_the_cubic_resize(h, w, to_h, to_w, cases++ % 4);
+  for (const auto& [h, w] : sizes)
+    for (const auto& [down, across] : {std::pair{1, 1}, {2, 2}, {3, 5}, {h, w}, {2, 7}})
+      areas_are_averaged(h, w, std::max(1, h / down), std::max(1, w / across), cases++ % 4);
   for (const auto& [h, w] : sizes)
     for (const auto& [mh, mw] : {std::pair{64, 96}, {1, 1}, {h, w}, {2 * h, 2 * w}}) {
       const auto [sh, sw] = cases % 2 ? std::pair{48, 75} : std::pair{h + 31, w + 32};
