@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -27,17 +28,21 @@ from typing import Any
 from dgiqa import spec
 from dgiqa._version import __version__
 from dgiqa.errors import BundleError
+from dgiqa.onnx_file import check_stands_alone
 from dgiqa.spec import Preprocess
 
 MANIFEST = "manifest.json"
 GOLDEN = "golden.jsonl"
 MAX_TEXT_BYTES = 4 << 20  # manifest.json and golden.jsonl are read whole
 MAX_FILE_BYTES = 4 << 30
-MAX_SIDE = 1 << 14  # no preprocessing size is larger than this many pixels
+# What a preprocessing size may be, in pixels. A picture becomes some short_side^2 x aspect pixels of network input.
+SIZES = {"depth_lower_bound": (1, 2048), "depth_multiple": (1, 256), "short_side": (16, 2048), "tile": (16, 1024)}
+MAX_TILES_ACROSS = 16  # tiles that the short side may hold
 SHIPPED = Path(__file__).parent / "bundles"
 SEARCH_VARIABLE = "DGIQA_BUNDLES"  # directories of bundles, separated as in PATH
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_TILING = re.compile(r"grid|official:([1-9][0-9]{0,2}|1000)(:[0-9]{1,18})?")  # what preprocess.windows_for takes
 
 
 @dataclass(frozen=True)
@@ -89,10 +94,12 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
     Names are looked up among the shipped bundles, then in the directories of $DGIQA_BUNDLES, then in the user's cache
     directory, then here. A Path, or a string with a separator, is a directory. Raises BundleError.
     """
-    path = _locate(name_or_path)
-    bundle = _read_manifest(path)
+    with _reading(name_or_path):
+        path = _locate(name_or_path)
+        bundle = _read_manifest(path)
     for name, entry in bundle.manifest["files"].items():
-        _verify_file(bundle, name, entry)
+        with _reading(path / name):
+            _verify_file(bundle, name, entry)
     return bundle
 
 
@@ -107,7 +114,7 @@ def list_bundles() -> list[BundleSummary]:
 
 def search_path() -> list[Path]:
     """Where bundles are looked up by name, first match first."""
-    extra = [Path(p).expanduser() for p in os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep) if p]
+    extra = [Path(os.path.expanduser(p)) for p in os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep) if p]
     return [SHIPPED, *extra, user_cache() / "bundles"]
 
 
@@ -126,7 +133,8 @@ def load_golden(bundle: Bundle) -> list[Golden]:
     """The bundle's golden images and what they must score. BundleError if it has none or a line is malformed."""
     if GOLDEN not in bundle.manifest["files"]:
         raise BundleError(f"{bundle.id} has no {GOLDEN} to compare with; rebuild it with golden images")
-    lines = _read_text(bundle.path / GOLDEN).splitlines()
+    with _reading(bundle.path / GOLDEN):
+        lines = _read_text(bundle.path / GOLDEN).splitlines()
     golden = [_parse_golden(bundle, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not golden:
         raise BundleError(f"{bundle.id}: {GOLDEN} is empty; rebuild the bundle with golden images")
@@ -198,14 +206,24 @@ def sha256_of(path: Path) -> str:
 # reading
 
 
+@contextlib.contextmanager
+def _reading(what: str | Path) -> Iterator[None]:
+    """Whatever the file system has against a path (rights, links in a circle, length, letters) is a BundleError."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise BundleError(f"{what} cannot be read ({reason}); copy the bundle again, or name another") from error
+
+
 def _locate(name_or_path: str | Path) -> Path:
     if isinstance(name_or_path, Path) or os.sep in name_or_path or "/" in name_or_path:
         return Path(name_or_path).expanduser()
     if _NAME.fullmatch(name_or_path):
         for directory in search_path():
-            if (directory / name_or_path / MANIFEST).is_file():
+            if os.path.isfile(directory / name_or_path / MANIFEST):
                 return directory / name_or_path
-    if (Path(name_or_path) / MANIFEST).is_file():
+    if os.path.isfile(Path(name_or_path) / MANIFEST):
         return Path(name_or_path)
     available = ", ".join(b.name for b in list_bundles()) or "none"
     raise BundleError(f"no bundle is named {name_or_path!r}; available: {available}; or give a bundle's directory")
@@ -216,23 +234,44 @@ def _read_manifest(path: Path) -> Bundle:
     if not (path / MANIFEST).is_file():
         what = "is not a bundle: it has no manifest.json" if path.is_dir() else "is not a directory"
         raise BundleError(f"{path} {what}; wanted a bundle's name or its directory")
-    try:
-        manifest = json.loads(_read_text(path / MANIFEST))
-        canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path / MANIFEST} is not valid JSON ({error}); copy the bundle again") from error
-    if not isinstance(manifest, dict):
-        raise BundleError(f"{path / MANIFEST} is a {type(manifest).__name__}, wanted an object; rebuild the bundle")
+    if _leads_out(path, MANIFEST):
+        raise BundleError(f"{path / MANIFEST} is a link that leaves the bundle; copy the bundle again")
+    manifest, canonical = _parse_json(path / MANIFEST)
     _check_version(path, "bundle_version", manifest.get("bundle_version"), spec.BUNDLE_VERSION)
     name = manifest.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise BundleError(f"{path}: name is {name!r}, wanted letters, digits, '.', '_' or '-'; rebuild the bundle")
+        raise BundleError(f"{path}: name is {name!r:.80}, wanted letters, digits, '.', '_' or '-'; rebuild the bundle")
     preprocess = _parse_preprocess(path, manifest.get("preprocess"))
+    _check_form(path, manifest)
+    digest = hashlib.sha256(canonical.encode()).hexdigest()
+    return Bundle(path, name, f"{name}@{digest[:12]}", preprocess, manifest)
+
+
+def _parse_json(path: Path) -> tuple[dict[str, Any], str]:
+    """A manifest, and its canonical spelling, which does not depend on how the file is laid out."""
+    try:
+        manifest = json.loads(_read_text(path))
+        canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        json.dumps(manifest, ensure_ascii=False).encode()  # half a surrogate pair is no text, and nothing can print it
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is not valid JSON ({error}); copy the bundle again") from error
+    if not isinstance(manifest, dict):
+        raise BundleError(f"{path} is a {type(manifest).__name__}, wanted an object; rebuild the bundle")
+    return manifest, canonical
+
+
+def _check_form(path: Path, manifest: Mapping[str, Any]) -> None:
+    """What readers of a manifest rely on."""
     files = manifest.get("files")
     if not isinstance(files, dict) or not {spec.DEPTH_FILE, spec.QUALITY_FILE} <= files.keys():
         raise BundleError(f"{path}: files must list {spec.DEPTH_FILE} and {spec.QUALITY_FILE}; rebuild the bundle")
-    digest = hashlib.sha256(canonical.encode()).hexdigest()
-    return Bundle(path, name, f"{name}@{digest[:12]}", preprocess, manifest)
+    for name, entry in files.items():
+        sized = isinstance(entry, dict) and type(entry.get("bytes")) is int and isinstance(entry.get("sha256"), str)
+        if not sized or entry["bytes"] < 0:
+            raise BundleError(f"{path}: the entry of {name!r} needs bytes and sha256; rebuild the bundle")
+    for key in ("versions", "parity", "model_card", "tensors"):
+        if not isinstance(manifest.get(key, {}), dict):
+            raise BundleError(f"{path}: {key} is {manifest[key]!r:.40}, wanted an object; rebuild the bundle")
 
 
 def _check_version(path: Path, what: str, got: Any, *wanted: int) -> None:
@@ -241,7 +280,7 @@ def _check_version(path: Path, what: str, got: Any, *wanted: int) -> None:
     newer = isinstance(got, int) and got > max(wanted)
     fix = "pip install -U dgiqa-rt" if newer else "rebuild the bundle with this version"
     reads = " and ".join(map(str, wanted))
-    raise BundleError(f"{path} has {what} {got!r}, dgiqa-rt {__version__} reads {reads}; {fix}")
+    raise BundleError(f"{path} has {what} {got!r:.40}, dgiqa-rt {__version__} reads {reads}; {fix}")
 
 
 def _parse_preprocess(path: Path, record: Any) -> Preprocess:
@@ -251,20 +290,20 @@ def _parse_preprocess(path: Path, record: Any) -> Preprocess:
     wanted = {f.name for f in fields(Preprocess)}
     if record.keys() != wanted:
         raise BundleError(f"{path}: preprocess has {sorted(record)}, wanted {sorted(wanted)}; rebuild the bundle")
-    for key, value in record.items():
-        if type(value) is not int or not 1 <= value <= MAX_SIDE:
-            raise BundleError(f"{path}: preprocess.{key} is {value!r}, wanted 1..{MAX_SIDE}; rebuild the bundle")
+    for key, (low, high) in SIZES.items():
+        if type(record[key]) is not int or not low <= record[key] <= high:
+            got = f"preprocess.{key} is {record[key]!r:.40}"
+            raise BundleError(f"{path}: {got}, wanted {low}..{high}; rebuild the bundle")
     preprocess = Preprocess(**record)
-    if preprocess.tile > preprocess.short_side:
-        sizes = f"tile {preprocess.tile} is larger than short_side {preprocess.short_side}"
-        raise BundleError(f"{path}: {sizes}; rebuild the bundle")
+    tile, short_side = preprocess.tile, preprocess.short_side
+    if not tile <= short_side <= MAX_TILES_ACROSS * tile:
+        wanted = f"a short_side of 1 to {MAX_TILES_ACROSS} tiles"
+        raise BundleError(f"{path}: tile is {tile} and short_side {short_side}, wanted {wanted}; rebuild the bundle")
     return preprocess
 
 
-def _verify_file(bundle: Bundle, name: str, entry: Any) -> None:
+def _verify_file(bundle: Bundle, name: str, entry: Mapping[str, Any]) -> None:
     path = _inside(bundle.path, name)
-    if not isinstance(entry, dict) or type(entry.get("bytes")) is not int or not isinstance(entry.get("sha256"), str):
-        raise BundleError(f"{bundle.path}: the entry of {name} needs bytes and sha256; rebuild the bundle")
     if not path.is_file():
         raise BundleError(f"{path} is missing, {bundle.id} lists it; copy the bundle again")
     size = path.stat().st_size
@@ -274,15 +313,22 @@ def _verify_file(bundle: Bundle, name: str, entry: Any) -> None:
     if (digest := sha256_of(path)) != entry["sha256"]:
         hashes = f"its sha256 is {digest}, {bundle.id} wants {entry['sha256']}"
         raise BundleError(f"{path} was altered: {hashes}; copy the bundle again")
+    if path.suffix == ".onnx":
+        check_stands_alone(path)
 
 
 def _inside(root: Path, name: str) -> Path:
     """root/name, refused if it, or a link on the way, leads out of root."""
     pure = PurePosixPath(name)
     plain = name == str(pure) and not pure.is_absolute() and ".." not in pure.parts and not re.search(r"[\\:\0]", name)
-    if not plain or name in (".", MANIFEST) or root.resolve() not in (root / name).resolve().parents:
+    if not plain or name in (".", MANIFEST) or _leads_out(root, name):
         raise BundleError(f"{root}: file name {name!r} leaves the bundle or is no plain path; rebuild the bundle")
     return root / name
+
+
+def _leads_out(root: Path, name: str) -> bool:
+    """Whether root/name, or a link on the way, lies elsewhere."""
+    return root.resolve() not in (root / name).resolve().parents
 
 
 def _read_text(path: Path) -> str:
@@ -301,7 +347,9 @@ def _parse_golden(bundle: Bundle, number: int, line: str) -> Golden:
         record = json.loads(line)
         tile_scores = tuple(float(s) for s in record["tile_scores"])
         golden = Golden(record["file"], record["sha256"], record["tiles"], float(record["score"]), tile_scores)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if wrong := _misfit(golden):
+            raise ValueError(wrong)
+    except (ArithmeticError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{bundle.id}: {GOLDEN} line {number} is malformed ({error!r}); rebuild it") from error
     if bundle.manifest["files"].get(golden.file, {}).get("sha256") != golden.sha256:
         what = f"{GOLDEN} line {number} names {golden.file}, which the manifest lacks or has with other contents"
@@ -309,12 +357,23 @@ def _parse_golden(bundle: Bundle, number: int, line: str) -> Golden:
     return golden
 
 
+def _misfit(golden: Golden) -> str:
+    """What in a golden line cannot be scored or compared, or nothing."""
+    for name in ("file", "sha256", "tiles"):
+        if not isinstance(value := getattr(golden, name), str):
+            return f"{name} is {value!r:.40}"
+    if not all(math.isfinite(score) for score in (golden.score, *golden.tile_scores)):
+        return "a score is not finite"
+    return "" if _TILING.fullmatch(golden.tiles) else f"tiles is {golden.tiles!r:.40}"
+
+
 def _summarise(path: Path) -> BundleSummary:
     try:
-        bundle = _read_manifest(path)
-        size = sum(int(entry["bytes"]) for entry in bundle.manifest["files"].values())
-    except (BundleError, OSError, KeyError, TypeError, ValueError) as error:
-        return BundleSummary(path.name, "", "", path, 0, str(error) or repr(error))
+        with _reading(path):
+            bundle = _read_manifest(path)
+    except BundleError as error:
+        return BundleSummary(path.name, "", "", path, 0, str(error))
+    size = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
     return BundleSummary(path.name, str(bundle.manifest.get("title", "")), bundle.id, path, size)
 
 

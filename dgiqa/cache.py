@@ -26,7 +26,8 @@ from typing import Any
 
 from dgiqa import spec
 from dgiqa.bundle import MAX_TEXT_BYTES, Bundle, search_path, sha256_of, user_cache
-from dgiqa.errors import EngineError
+from dgiqa.errors import BundleError, EngineError
+from dgiqa.onnx_file import check_stands_alone
 from dgiqa.sessions import BACKENDS, TENSORRT, choose, identity
 
 RECORD = "engine.json"
@@ -344,6 +345,16 @@ def _verify(engine: Engine, fix: str) -> None:
     for name, digest in wanted.items():
         if not (engine.path / name).is_file() or sha256_of(engine.path / name) != digest:
             raise EngineError(f"{engine.path / name} is missing or was altered; build it again: {fix} --force")
+    for path in engine.files.values():
+        if engine.backend != TENSORRT:
+            _check_stands_alone(path, fix)
+
+
+def _check_stands_alone(path: Path, fix: str) -> None:
+    try:
+        check_stands_alone(path)
+    except BundleError as error:
+        raise EngineError(f"{error}; or build it again: {fix} --force") from error
 
 
 def _differences(built: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

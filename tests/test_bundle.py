@@ -16,7 +16,8 @@ from dgiqa import spec
 from dgiqa.bundle import Bundle, list_bundles, load_bundle, load_golden, write_bundle
 from dgiqa.errors import BundleError
 
-FILES = {spec.DEPTH_FILE: b"depth", spec.QUALITY_FILE: b"quality"}
+ONNX = b"\x08\x09"  # the least that is well-formed: a format number
+FILES = {spec.DEPTH_FILE: ONNX, spec.QUALITY_FILE: ONNX + b"\x12\x05tests"}
 LABELS = {"name": "sample", "title": "a sample", "licence": "Apache-2.0", "source": "the tests"}
 
 
@@ -34,7 +35,7 @@ def edit(bundle: Bundle, change: Callable[[dict[str, Any]], object]) -> Path:
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
-    (tmp_path / "copied.onnx").write_bytes(b"from a file")
+    (tmp_path / "copied.onnx").write_bytes(ONNX + b"\x1a\x04file")
     written = write_bundle(
         tmp_path / "deep" / "b",
         files={**FILES, spec.QUALITY_FILE: tmp_path / "copied.onnx", "golden/01.png": b"png"},
@@ -48,7 +49,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     read = load_bundle(tmp_path / "deep" / "b")
     assert read == written
     assert read.preprocess == spec.Preprocess(depth_lower_bound=256, depth_multiple=32)
-    assert read.file(spec.QUALITY_FILE).read_bytes() == b"from a file"
+    assert read.file(spec.QUALITY_FILE).read_bytes() == ONNX + b"\x1a\x04file"
     assert read.manifest["files"]["golden/01.png"]["licence"] == "CC0-1.0"
     assert read.manifest["files"]["golden/01.png"]["source"] == LABELS["source"]
     assert read.manifest["score"] == {"range": [0, 1], "higher_is_better": True}
@@ -65,8 +66,8 @@ def test_the_id_names_contents_not_formatting(sample: Bundle) -> None:
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
-        (b"quality+", "has 8 bytes, sample@.* wants 7"),
-        (b"Quality", "was altered: its sha256 is"),
+        (FILES[spec.QUALITY_FILE] + b"+", "has 10 bytes, sample@.* wants 9"),
+        (FILES[spec.QUALITY_FILE][:-1] + b"S", "was altered: its sha256 is"),
         (None, "is missing, sample@.* lists it"),
     ],
 )
@@ -112,16 +113,22 @@ def test_a_link_cannot_leave_the_bundle_but_the_bundle_may_be_a_link(sample: Bun
         (lambda m: m["preprocess"].update(version=0), r"preprocess version 0, .* reads 1 and 2; rebuild"),
         (lambda m: m["preprocess"].update(gamma=2), r"gamma.*wanted"),
         (lambda m: m["preprocess"].pop("tile"), r"preprocess has .*wanted"),
-        (lambda m: m["preprocess"].update(tile=0), r"preprocess\.tile is 0, wanted 1\.\.16384"),
+        (lambda m: m["preprocess"].update(tile=0), r"preprocess\.tile is 0, wanted 16\.\.1024"),
+        (lambda m: m["preprocess"].update(short_side=16384), r"preprocess\.short_side is 16384, wanted 16\.\.2048"),
+        (lambda m: m["preprocess"].update(depth_lower_bound=4096), r"depth_lower_bound is 4096, wanted 1\.\.2048"),
+        (lambda m: m["preprocess"].update(tile=16), "tile is 16 and short_side 384, wanted a short_side of 1 to 16 t"),
         (lambda m: m["preprocess"].update(tile=10**9), r"preprocess\.tile is 1000000000"),
         (lambda m: m["preprocess"].update(tile="224"), r"preprocess\.tile is '224'"),
-        (lambda m: m["preprocess"].update(tile=400), "tile 400 is larger than short_side 384"),
+        (lambda m: m["preprocess"].update(tile=400), "tile is 400 and short_side 384, wanted a short_side of 1 to 16"),
         (lambda m: m.update(preprocess=None), "no preprocess record"),
         (lambda m: m.update(name="../x"), "name is"),
         (lambda m: m.update(name=3), "name is 3"),
         (lambda m: m["files"].pop(spec.DEPTH_FILE), r"must list depth\.onnx"),
         (lambda m: m.update(files=[]), "must list"),
         (lambda m: m["files"].update({spec.DEPTH_FILE: None}), "needs bytes and sha256"),
+        (lambda m: m["files"][spec.DEPTH_FILE].update(bytes=-1), "needs bytes and sha256"),
+        (lambda m: m.update(model_card=["srocc"]), r"model_card is \['srocc'\], wanted an object"),
+        (lambda m: m.update(title="\ud800"), "surrogates not allowed"),
     ],
 )
 def test_another_version_or_a_senseless_manifest_is_refused(
@@ -175,13 +182,13 @@ def test_the_list_survives_a_broken_bundle(sample: Bundle, monkeypatch: pytest.M
     first, second = list_bundles()
     assert (first.name, "not valid JSON" in first.problem) == ("broken", True)
     assert (second.name, second.title, second.id, second.problem) == ("sample", "a sample", sample.id, "")
-    assert second.bytes == len(b"depth") + len(b"quality")
+    assert second.bytes == sum(map(len, FILES.values()))
 
 
 def test_an_existing_bundle_is_replaced_only_when_asked(sample: Bundle) -> None:
     with pytest.raises(BundleError, match="exists; choose another place or ask to overwrite"):
         write_bundle(sample.path, files=FILES, **LABELS)
-    new = write_bundle(sample.path, files={**FILES, spec.DEPTH_FILE: b"new"}, overwrite=True, **LABELS)
+    new = write_bundle(sample.path, files={**FILES, spec.DEPTH_FILE: ONNX + ONNX}, overwrite=True, **LABELS)
     assert load_bundle(sample.path).id == new.id != sample.id
     assert [p.name for p in sample.path.parent.iterdir()] == ["sample"]
 
@@ -245,3 +252,88 @@ def test_an_unlisted_file_is_not_handed_out(sample: Bundle) -> None:
     (sample.path / "extra").write_bytes(b"")
     with pytest.raises(BundleError, match=r"lists no file 'extra'; it has: depth\.onnx, quality\.onnx"):
         sample.file("extra")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("n" * 300, "File name too long|missing"),
+        ("\ud800", "surrogates not allowed"),
+        ("loop/x", "loop|missing|leaves"),
+    ],
+)
+def test_a_name_that_the_file_system_refuses_is_a_bundles_error(sample: Bundle, name: str, reason: str) -> None:
+    (sample.path / "loop").symlink_to("loop")
+    with pytest.raises(BundleError, match=reason):
+        load_bundle(edit(sample, lambda m: m["files"].update({name: {"sha256": "0", "bytes": 1}})))
+
+
+def test_a_link_to_itself_and_a_file_that_may_not_be_read_are_a_bundles_errors(
+    sample: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = sample.path / spec.QUALITY_FILE
+    really = Path.open
+
+    def forbidden(self: Path, *arguments: Any, **options: Any) -> Any:  # root may read everything
+        if self == path:
+            raise PermissionError(13, "Permission denied", str(self))
+        return really(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    with pytest.raises(BundleError, match=r"quality\.onnx cannot be read \(Permission den"):
+        load_bundle(sample.path)
+    path.unlink()
+    path.symlink_to(path.name)
+    with pytest.raises(BundleError, match=r"quality\.onnx"):
+        load_bundle(sample.path)
+    with pytest.raises(BundleError, match="cannot be read"):
+        load_bundle("~nobody-of-that-name/bundle")
+
+
+def test_a_manifest_that_is_a_link_out_of_the_bundle_is_not_read(sample: Bundle, tmp_path: Path) -> None:
+    (sample.path / "manifest.json").rename(tmp_path / "manifest.json")
+    (sample.path / "manifest.json").symlink_to(tmp_path / "manifest.json")
+    with pytest.raises(BundleError, match="is a link that leaves the bundle"):
+        load_bundle(sample.path)
+
+
+GOLDEN_LINE = {"file": spec.DEPTH_FILE, "tiles": "grid", "score": 0.5, "tile_scores": [0.5]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"score": 10**400},
+        {"score": "1e999"},
+        {"tile_scores": [float("nan")]},
+        {"tile_scores": 3},
+        {"file": []},
+        {"sha256": {}},
+        {"tiles": 5},
+        {"tiles": "official:0"},
+        {"tiles": "official:5000"},
+    ],
+)
+def test_a_golden_line_that_cannot_be_scored_is_a_bundles_error(tmp_path: Path, change: dict[str, Any]) -> None:
+    import hashlib
+
+    digest = hashlib.sha256(FILES[spec.DEPTH_FILE]).hexdigest()
+    lines = [json.dumps({**GOLDEN_LINE, "sha256": digest, **extra}).encode() for extra in ({}, change)]
+    good, bad = (
+        write_bundle(tmp_path / str(i), files={**FILES, "golden.jsonl": line}, **LABELS) for i, line in enumerate(lines)
+    )
+    assert [golden.score for golden in load_golden(good)] == [0.5]
+    with pytest.raises(BundleError, match=r"golden\.jsonl line 1"):
+        load_golden(bad)
+
+
+@pytest.mark.parametrize("tiles", ["grid", "official:1", "official:1000:7", "official:0", "official:1001", "rid", ""])
+def test_the_tilings_of_golden_lines_are_those_that_can_be_cut(tiles: str) -> None:
+    from dgiqa.preprocess import windows_for
+
+    try:
+        windows_for(tiles, 64, 64, 64)
+        known = True
+    except ValueError:
+        known = False
+    assert bool(bundles._TILING.fullmatch(tiles)) == known

@@ -16,7 +16,7 @@ import pytest
 
 import dgiqa
 from dgiqa import cache, spec
-from dgiqa.bundle import Bundle, write_bundle
+from dgiqa.bundle import Bundle, sha256_of, write_bundle
 from dgiqa.cache import Engine
 from dgiqa.cli.engines import _facts, _print_certificate
 from dgiqa.errors import BackendError, DgiqaError, EngineError
@@ -352,3 +352,17 @@ def test_what_others_build_and_remove_meanwhile_does_not_matter(
     monkeypatch.setattr(Path, "iterdir", lambda folder: [*really(folder), *([gone] if folder == gone.parent else [])])
     assert cache.find(tiny_bundle, "onnxruntime", "fp16") == made
     assert keep(tiny_bundle, "int8").precision == "int8"
+
+
+def test_an_engine_with_weights_in_another_file_is_refused(tiny_bundle: Bundle) -> None:
+    onnx = pytest.importorskip("onnx")
+    made = keep(tiny_bundle)
+    model = onnx.load(made.files[spec.QUALITY_FILE])
+    onnx.save(model, made.files[spec.QUALITY_FILE], save_as_external_data=True, location="w.bin", size_threshold=0)
+    record = json.loads((made.path / cache.RECORD).read_text())
+    record["files"][spec.QUALITY_FILE]["sha256"] = sha256_of(made.files[spec.QUALITY_FILE])
+    (made.path / cache.RECORD).write_text(json.dumps(record))
+    with pytest.raises(
+        EngineError, match=r"quality\.onnx keeps weights in other files.*; or build it again: dgiqa-rt build"
+    ):
+        cache.load(made.path, tiny_bundle)

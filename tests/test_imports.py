@@ -34,10 +34,11 @@ ALLOWED = {
     "sessions": BASE | {"backends.ort", "backends.ov", "backends.trt"},
     "backends.ort": BASE | {"sessions", "backends.wheels"},
     "backends.ov": BASE | {"sessions", "cache", "bundle"},
-    "cache": BASE | {"sessions", "bundle"},
+    "cache": BASE | {"sessions", "bundle", "onnx_file"},
     "engine": BASE
     | {"sessions", "bundle", "cache", "parity", "quantize.precision", "quantize", "backends.ov", "backends.trt"},
-    "bundle": BASE,
+    "onnx_file": BASE,
+    "bundle": BASE | {"onnx_file"},
     "batches": BASE | {"preprocess", "sessions"},
     "scorer": BASE
     | {"batches", "preprocess", "sessions", "bundle", "cache", "engine", "backends.cuda", "backends.gpu"}

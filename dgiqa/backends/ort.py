@@ -29,7 +29,7 @@ _TOO_NEW = re.compile(r"Current official support for domain.*|Unsupported model 
 class OrtSession:
     """ONNX Runtime on the CPU, or with device="cuda" on an NVIDIA GPU (not yet run on one: tested against a stand-in).
 
-    source: an ONNX file or its bytes (external data is not used). threads: of one run on the CPU, by default all
+    source: an ONNX file or its bytes (one that stands alone). threads: of one run on the CPU, by default all
     usable cores. cuda_graph: sizes of the free dimensions, e.g. {"n": 8}; each run then replays one captured CUDA
     graph, and other sizes are refused. tf32: let the GPU round fp32 factors to 10 bits; off, as it moves scores.
     On "cuda", feeds may also be arrays in GPU memory with `__cuda_array_interface__`, C-contiguous and complete (the
