@@ -26,10 +26,18 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # ONNX tensor names. Depth: image f32 [1,3,h,w] -> depth f32 [1,h,w], larger = nearer.
 DEPTH_INPUT = "image"
 DEPTH_OUTPUT = "depth"
-# Quality: rgb, depth f32 [n,3,224,224] -> score f32 [n] in [0, 1], higher = better.
+# Quality: rgb, depth f32 [n,3,224,224] -> score f32 [n] in [0, 1], higher = better; and, in newer files,
+# reasons f32 [n,K], probability in [0, 1] of each fault that the manifest names;
+# features f32 [n,C], what the score is sigmoid(w . features + b) of.
 QUALITY_RGB = "rgb"
 QUALITY_DEPTH = "depth"
 QUALITY_OUTPUT = "score"
+QUALITY_REASONS = "reasons"
+QUALITY_FEATURES = "features"
+# Kinds of faults that a `reasons` column may stand for, in the order in which they are told.
+REASONS = ("blur", "noise", "compression", "dark", "bright", "low contrast", "colour", "low resolution", "sharpened")
+REASONS += ("blocks",)
+PRESETS = ("upload", "archive", "curation")  # thresholds on the score that a manifest may give
 
 DEPTH_FILE = "depth.onnx"
 QUALITY_FILE = "quality.onnx"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Callable
@@ -106,6 +107,7 @@ def test_tensors_have_the_contracts_names_and_shapes(quality_file: Export, depth
         spec.QUALITY_RGB: tile,
         spec.QUALITY_DEPTH: tile,
         spec.QUALITY_OUTPUT: ["batch"],
+        spec.QUALITY_FEATURES: ["batch", SMALL.dilated_channels],
     }
     sides = ["14*rows", "14*columns"]
     assert shapes(depth_file.path) == {spec.DEPTH_INPUT: ["batch", 3, *sides], spec.DEPTH_OUTPUT: ["batch", *sides]}
@@ -141,6 +143,49 @@ def test_exporting_leaves_the_model_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("twin", [True, False])
+def test_reasons_and_features_are_outputs_beside_the_score(twin: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = lively(DGIQA(dataclasses.replace(TINY_QUALITY, reasons=3)))
+    path = export_quality(network, tmp_path / "q.onnx", twin=twin).path
+    rgb, depth = (x[:2] for x in onnx_export._tiles_of(onnx_export.photographs(), Preprocess()))
+    got = OrtSession(path).run({spec.QUALITY_RGB: rgb.numpy(), spec.QUALITY_DEPTH: depth.numpy()})
+    with torch.no_grad():
+        features = network.features(rgb, depth)
+        wanted = {
+            spec.QUALITY_OUTPUT: network(rgb, depth),
+            spec.QUALITY_REASONS: network.reasons(features),
+            spec.QUALITY_FEATURES: features,
+        }
+    assert list(got) == list(wanted)
+    for name, values in wanted.items():
+        assert np.allclose(got[name], values.numpy(), atol=1e-5, rtol=1e-4), name
+    logits = got[spec.QUALITY_FEATURES] @ network.fc.weight[0].detach().numpy() + network.fc.bias.item()
+    assert np.allclose(1 / (1 + np.exp(-logits)), got[spec.QUALITY_OUTPUT], atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["fc_reasons", "features"])
+def test_wrong_reasons_or_features_are_not_written(head: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = lively(DGIQA(dataclasses.replace(TINY_QUALITY, reasons=3)))
+    sabotaged = copy.deepcopy(network)
+    with torch.no_grad():
+        if head == "features":  # scaled, and the last layers made up for it
+            sabotaged.dilated_stack[-2].weight.mul_(2)
+            sabotaged.dilated_stack[-2].bias.mul_(2)
+            sabotaged.fc.weight.div_(2)
+            sabotaged.fc_reasons.weight.div_(2)
+        else:
+            sabotaged.fc_reasons.bias.add_(0.1)
+    rgb, depth = onnx_export._tiles_of(onnx_export.photographs(), Preprocess())
+    cases = {"batch 3": {spec.QUALITY_RGB: rgb[:3], spec.QUALITY_DEPTH: depth[:3]}}
+    path = export_quality(sabotaged, tmp_path / "other.onnx").path
+    budget = (onnx_export._largest_difference, onnx_export.SCORE_TOLERANCE, "score")
+    whole = onnx_export._with_all_outputs(network)[0]
+    with torch.no_grad(), pytest.raises(ExportError, match="batch 3"):
+        onnx_export._write_checked(whole, [(onnx.load(path), False)], tmp_path / "q.onnx", cases, budget)
+
+
 @pytest.mark.parametrize("sabotage", ["bias", "weight", "nan"])
 def test_a_graph_that_computes_something_else_is_not_written(
     sabotage: str, quality: DGIQA, quality_file: Export, tmp_path: Path
@@ -157,7 +202,7 @@ def test_a_graph_that_computes_something_else_is_not_written(
     cases = {"batch 3": {spec.QUALITY_RGB: rgb[:3], spec.QUALITY_DEPTH: depth[:3]}}
     budget = (onnx_export._largest_difference, onnx_export.SCORE_TOLERANCE, "score")
     with torch.no_grad(), pytest.raises(ExportError, match="batch 3"):
-        onnx_export._write_checked(quality, [(graph, False)], target, cases, budget)
+        onnx_export._write_checked(onnx_export._with_all_outputs(quality)[0], [(graph, False)], target, cases, budget)
     assert [p.name for p in tmp_path.iterdir()] == ["q.onnx"]
     assert target.read_bytes() == b"the file before"
 

@@ -38,10 +38,20 @@ class TwinDGIQA(nn.Module):
             self.attentions.extend([TokenAttention(cross), TokenAttention(refine)])
         self.dilated = network.dilated_stack if config.dilated else nn.Identity()
         self.fc = network.fc
+        if config.reasons:
+            self.fc_reasons = network.fc_reasons
         self.cells = config.image_size // STRIDES[-1]
 
     def forward(self, rgb: Tensor, depth: Tensor) -> Tensor:
-        return torch.sigmoid(self.fc(self.features(rgb, depth)).reshape(-1))
+        return self.score(self.features(rgb, depth))
+
+    def score(self, features: Tensor) -> Tensor:
+        """As `DGIQA.score`: f32 [N]."""
+        return torch.sigmoid(self.fc(features).reshape(-1))
+
+    def reasons(self, features: Tensor) -> Tensor:
+        """As `DGIQA.reasons`: f32 [N,K]."""
+        return torch.sigmoid(self.fc_reasons(features))
 
     def features(self, rgb: Tensor, depth: Tensor) -> Tensor:
         """As `DGIQA.features`: f32 [N,C]."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from dgiqa.backends.ort import OrtSession
 from dgiqa.errors import DgiqaError, WeightsError
 from dgiqa.nn.checkpoints import load_dgiqa, load_weights
 from dgiqa.nn.deploy import Attention, export_twin
+from dgiqa.nn.deploy_dgiqa import TwinDGIQA
 from dgiqa.nn.depth_anything import ENCODERS, DepthAnything
 from dgiqa.nn.network import DGIQA, FULL, SMALL
 from dgiqa.nn.reference import decode, depth_input, network_tiles
@@ -95,21 +97,23 @@ def export_quality(
 ) -> Export:
     """Write a quality network, two f32 [n,3,tile,tile] -> f32 [n], to an ONNX file with a dynamic batch.
 
+    A DGIQA's file also has its features f32 [n,C] and, with a head for them, its reasons f32 [n,K] as outputs.
     photos: uint8 [H,W,3] RGB to compare with PyTorch on; by default scikit-image's. The model is left as it is.
     attention: "op" writes window attention as one `ai.dgiqa` operator with its function, see `dgiqa.nn.deploy`.
     twin: False exports the network as it is written, for comparison.
-    Raises ExportError if scores differ by more than SCORE_TOLERANCE; then nothing is written.
+    Raises ExportError if scores, reasons, or features as a part of the largest one, differ by more than
+    SCORE_TOLERANCE; then nothing is written.
     """
     rgb, depth = _tiles_of(photos or photographs(), Preprocess(tile=tile))
     cases = {f"batch {n}": {spec.QUALITY_RGB: rgb[:n], spec.QUALITY_DEPTH: depth[:n]} for n in BATCHES}
     batch = torch.export.Dim("batch", min=1, max=4096)
     with _frozen(model) as network:
         exported = _exported(network, attention, twin)
-        graph = _graph(
-            exported, cases["batch 3"], spec.QUALITY_OUTPUT, ({0: batch}, {0: batch}), opset, attention=attention
-        )
+        whole, names = _with_all_outputs(exported)
+        graph = _graph(whole, cases["batch 3"], names, ({0: batch}, {0: batch}), opset, attention=attention)
         budget = (_largest_difference, SCORE_TOLERANCE, "score")
-        return _write_checked(network, _candidates(graph, exported is network), Path(path), cases, budget)
+        candidates = _candidates(graph, exported is network)
+        return _write_checked(_with_all_outputs(network)[0], candidates, Path(path), cases, budget)
 
 
 def export_depth(
@@ -136,7 +140,7 @@ def export_depth(
     dynamic = {0: batch} if size else {0: batch, 2: cell * rows, 3: cell * columns}
     with _frozen(model) as network:
         exported = _exported(network, "standard", twin)
-        graph = _graph(exported, cases["batch 2"], spec.DEPTH_OUTPUT, (dynamic,), opset)
+        graph = _graph(exported, cases["batch 2"], [spec.DEPTH_OUTPUT], (dynamic,), opset)
         budget = (_share_of_range, DEPTH_TOLERANCE, "depth range")
         return _write_checked(network, _candidates(graph, exported is network), Path(path), cases, budget)
 
@@ -260,10 +264,30 @@ def _exported(network: nn.Module, attention: Attention, twin: bool) -> nn.Module
     return network if type(made) is type(network) and attention == "standard" else made
 
 
+def _with_all_outputs(network: nn.Module) -> tuple[nn.Module, list[str]]:
+    """The network with every output that it has, and their names; one that is no DGIQA only scores.
+
+    (score f32 [n], reasons f32 [n,K] where it has them, features f32 [n,C]). It is a copy with another `forward`, not
+    a module around it, so that weights keep their names in the file.
+    """
+    if not isinstance(network, DGIQA | TwinDGIQA):
+        return network, [spec.QUALITY_OUTPUT]
+    whole = copy.copy(network)
+    whole.forward = types.MethodType(_all_outputs, whole)  # type: ignore[method-assign]
+    reasons = [spec.QUALITY_REASONS] if network.config.reasons else []
+    return whole, [spec.QUALITY_OUTPUT, *reasons, spec.QUALITY_FEATURES]
+
+
+def _all_outputs(network: DGIQA | TwinDGIQA, rgb: Tensor, depth: Tensor) -> tuple[Tensor, ...]:
+    features = network.features(rgb, depth)
+    reasons = (network.reasons(features),) if network.config.reasons else ()
+    return (network.score(features), *reasons, features)
+
+
 def _graph(
     network: nn.Module,
     example: Feeds,
-    output: str,
+    outputs: Sequence[str],
     dynamic: tuple[Any, ...],
     opset: int,
     *,
@@ -286,7 +310,7 @@ def _graph(
             verbose=False,
             opset_version=opset,
             input_names=list(example),
-            output_names=[output],
+            output_names=list(outputs),
             dynamic_shapes=dynamic,
             custom_translation_table=translation,
         )
@@ -324,7 +348,7 @@ def _write_checked(
 ) -> Export:
     """The first of (graph, simplified?) that agrees with the network in all cases is written to `path`."""
     measure, tolerance, unit = budget
-    expected = {label: network(*feeds.values()).numpy() for label, feeds in cases.items()}
+    expected = {label: _arrays(network(*feeds.values())) for label, feeds in cases.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     differences: dict[str, float] = {}
     with replacing(path) as partial:
@@ -332,8 +356,9 @@ def _write_checked(
             partial.write_bytes(candidate.SerializeToString())
             session = OrtSession(partial)
             for label, feeds in cases.items():
-                (got,) = session.run({name: tensor.numpy() for name, tensor in feeds.items()}).values()
-                differences[label] = measure(expected[label], got)
+                got = session.run({name: tensor.numpy() for name, tensor in feeds.items()})
+                each = [_difference(name, e, got[name], measure) for e, name in zip(expected[label], got, strict=True)]
+                differences[label] = float(np.max(each))  # NaN stays NaN
             if all(difference <= tolerance for difference in differences.values()):  # False for NaN
                 size = partial.stat().st_size
                 return Export(path, len(candidate.graph.node), size, simplified, differences, tolerance, unit)
@@ -356,6 +381,19 @@ def _candidates(graph: Any, simplify: bool) -> Iterator[tuple[Any, bool]]:
         if agreed and len(simplified.graph.node) <= len(graph.graph.node):
             yield _stripped(simplified), True
     yield graph, False
+
+
+def _arrays(outputs: Tensor | tuple[Tensor, ...]) -> list[NDArray[Any]]:
+    return [output.numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,))]
+
+
+def _difference(
+    name: str, expected: NDArray[Any], got: NDArray[Any], measure: Callable[[NDArray[Any], NDArray[Any]], float]
+) -> float:
+    """In the file's unit; features have none, so theirs is a part of the largest."""
+    if name == spec.QUALITY_FEATURES:
+        return _largest_difference(expected, got) / max(float(np.abs(expected).max()), 1e-30)
+    return measure(expected, got)
 
 
 def _largest_difference(expected: NDArray[Any], got: NDArray[Any]) -> float:
