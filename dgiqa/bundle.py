@@ -20,7 +20,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -28,6 +28,7 @@ from typing import Any
 from dgiqa import spec
 from dgiqa._version import __version__
 from dgiqa.errors import BundleError
+from dgiqa.meaning import Meaning, parse_meaning
 from dgiqa.onnx_file import check_stands_alone
 from dgiqa.spec import Preprocess
 
@@ -50,6 +51,7 @@ class Bundle:
     """A directory whose every listed file was found with the listed size and sha256.
 
     path: the directory. id: "<name>@<12 hex digits of the manifest's hash>", which changes with any file or field.
+    meaning: reasons, presets and scale of its scores.
     """
 
     path: Path
@@ -57,6 +59,7 @@ class Bundle:
     id: str
     preprocess: Preprocess
     manifest: dict[str, Any]
+    meaning: Meaning = field(default_factory=Meaning)
 
     def file(self, name: str) -> Path:
         """Where a listed file is. BundleError if the manifest does not list it."""
@@ -151,6 +154,8 @@ def write_bundle(
     source: str,
     origins: Mapping[str, Mapping[str, str]] | None = None,
     preprocess: Preprocess | None = None,
+    meaning: Meaning | None = None,
+    features: int = 0,
     versions: Mapping[str, str] | None = None,
     parity: Mapping[str, Any] | None = None,
     model_card: Mapping[str, Any] | None = None,
@@ -162,6 +167,7 @@ def write_bundle(
 
     files: path in the bundle -> contents, or the file to copy; `depth.onnx` and `quality.onnx` are required.
     licence, source: of every file, unless `origins[file]` gives its own {"licence", "source"}.
+    meaning: of the scores. features: how many the quality network gives beside a score; 0: it does not give them.
     created: ISO 8601 time, now by default. overwrite: replace an existing bundle (never another kind of directory).
     Raises BundleError if the target exists or the result does not verify, ValueError for arguments that make no bundle.
     """
@@ -179,7 +185,8 @@ def write_bundle(
         "parity": dict(parity or {}),
         "model_card": dict(model_card or {}),
         "score": {"range": [0, 1], "higher_is_better": True},
-        "tensors": _tensors((preprocess or Preprocess()).tile),
+        "tensors": _tensors((preprocess or Preprocess()).tile, len(meaning.reasons) if meaning else 0, features),
+        **(meaning.as_manifest() if meaning else {}),
     }
     with _scratch_beside(target) as scratch:
         origin = {"licence": licence, "source": source}
@@ -244,7 +251,7 @@ def _read_manifest(path: Path) -> Bundle:
     preprocess = _parse_preprocess(path, manifest.get("preprocess"))
     _check_form(path, manifest)
     digest = hashlib.sha256(canonical.encode()).hexdigest()
-    return Bundle(path, name, f"{name}@{digest[:12]}", preprocess, manifest)
+    return Bundle(path, name, f"{name}@{digest[:12]}", preprocess, manifest, _parse_meaning(path, manifest))
 
 
 def _parse_json(path: Path) -> tuple[dict[str, Any], str]:
@@ -272,6 +279,13 @@ def _check_form(path: Path, manifest: Mapping[str, Any]) -> None:
     for key in ("versions", "parity", "model_card", "tensors"):
         if not isinstance(manifest.get(key, {}), dict):
             raise BundleError(f"{path}: {key} is {manifest[key]!r:.40}, wanted an object; rebuild the bundle")
+
+
+def _parse_meaning(path: Path, manifest: Mapping[str, Any]) -> Meaning:
+    try:
+        return parse_meaning(manifest)
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}; rebuild the bundle") from error
 
 
 def _check_version(path: Path, what: str, got: Any, *wanted: int) -> None:
@@ -396,9 +410,14 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise BundleError(f"{target} is not a bundle, so it is not overwritten; choose another place")
 
 
-def _tensors(tile: int) -> dict[str, Any]:
-    """The networks' inputs and outputs, for readers in other languages."""
+def _tensors(tile: int, reasons: int, features: int) -> dict[str, Any]:
+    """The networks' inputs and outputs, for readers in other languages.
+
+    reasons, features: columns of these outputs; 0: there is no such output.
+    """
     tiles = {"dtype": "float32", "shape": ["n", 3, tile, tile]}
+    columns = {spec.QUALITY_REASONS: reasons, spec.QUALITY_FEATURES: features}
+    extra = {name: {"dtype": "float32", "shape": ["n", count]} for name, count in columns.items() if count}
     return {
         spec.DEPTH_FILE: {
             "inputs": {spec.DEPTH_INPUT: {"dtype": "float32", "shape": [1, 3, "h", "w"]}},
@@ -406,7 +425,7 @@ def _tensors(tile: int) -> dict[str, Any]:
         },
         spec.QUALITY_FILE: {
             "inputs": {spec.QUALITY_RGB: tiles, spec.QUALITY_DEPTH: tiles},
-            "outputs": {spec.QUALITY_OUTPUT: {"dtype": "float32", "shape": ["n"]}},
+            "outputs": {spec.QUALITY_OUTPUT: {"dtype": "float32", "shape": ["n"]}, **extra},
         },
     }
 

@@ -47,6 +47,7 @@ _TENSORS = {
     spec.DEPTH_FILE: ({spec.DEPTH_INPUT}, {spec.DEPTH_OUTPUT}),
     spec.QUALITY_FILE: ({spec.QUALITY_RGB, spec.QUALITY_DEPTH}, {spec.QUALITY_OUTPUT}),
 }
+_EXTRA = {spec.QUALITY_REASONS, spec.QUALITY_FEATURES}  # of newer quality networks
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -536,8 +537,8 @@ def _open(  # noqa: PLR0917 - one per network, from the constructor's arguments
     """One network of the bundle, with the tensors that the contract promises."""
     path, plugins = _file(bundle, file, engine), engine.plugins if engine else ()
     session = open_session(path, backend, precision=precision, threads=threads, parallel=parallel, plugins=plugins)
-    wanted = _TENSORS[file]
-    if (set(session.inputs), set(session.outputs)) != wanted:
+    wanted = inputs, outputs = _TENSORS[file]
+    if set(session.inputs) != inputs or not outputs <= set(session.outputs) <= outputs | _EXTRA:
         maps = [f"{sorted(i)} -> {sorted(o)}" for i, o in ((session.inputs, session.outputs), wanted)]
         raise BundleError(f"{bundle.id}: {file} maps {maps[0]}, wanted {maps[1]}; export it again")
     return session

@@ -22,6 +22,7 @@ from PIL import Image
 from dgiqa import spec
 from dgiqa.backends.native import Kernels
 from dgiqa.bundle import Bundle, load_bundle, write_bundle
+from dgiqa.meaning import Meaning, Reason
 from dgiqa.parity import golden_files
 from dgiqa.scorer import Scorer
 from dgiqa.sessions import BACKENDS, backends, gpu_present
@@ -126,6 +127,27 @@ def tiny_bundle(
         golden = golden_files(images, scorer.score)
     files = {**tiny_graphs, **golden}
     return write_bundle(root / "tiny", name="tiny", title="for tests", files=files, preprocess=PREPROCESS, **LABELS)
+
+
+@pytest.fixture(scope="session")
+def telling_bundle(
+    tmp_path_factory: pytest.TempPathFactory, photos: dict[str, NDArray[np.uint8]], encode: Callable[..., bytes]
+) -> Bundle:
+    """As the tiny one, with reasons, features, presets and a scale as well. Never write into it."""
+    pytest.importorskip("onnxruntime")
+    root = tmp_path_factory.mktemp("telling")
+    graphs = {spec.DEPTH_FILE: _depth_graph(), spec.QUALITY_FILE: _quality_graph(PREPROCESS.tile, extra=True)}
+    meaning = Meaning(
+        reasons=(Reason("blur", 0.5), Reason("noise", 0.4), Reason("dark", 0.6)),
+        presets={"upload": 0.3, "archive": 0.5, "curation": 0.7},
+        kind="mos",
+        interval=0.1,
+    )
+    common: dict[str, Any] = {"preprocess": PREPROCESS, "meaning": meaning, "features": 8, **LABELS}
+    draft = write_bundle(root / "draft", name="telling", title="draft", files=graphs, **common)
+    with Scorer(draft) as scorer:
+        golden = golden_files([encode(photo[::4, ::4]) for photo in photos.values()], scorer.score)
+    return write_bundle(root / "telling", name="telling", title="for tests", files={**graphs, **golden}, **common)
 
 
 @pytest.fixture(scope="session")
@@ -252,8 +274,8 @@ def _depth_graph() -> bytes:
     return _model(nodes, inputs, {spec.DEPTH_OUTPUT: [1, "h", "w"]}, constants)
 
 
-def _quality_graph(tile: int) -> bytes:
-    """score = sigmoid of the mean of a rectified convolution of rgb and depth."""
+def _quality_graph(tile: int, extra: bool = False) -> bytes:
+    """score = sigmoid of the mean of a rectified convolution of both images; extra: features and three reasons, too."""
     from onnx import helper, numpy_helper
 
     generator = np.random.default_rng(1)
@@ -269,9 +291,18 @@ def _quality_graph(tile: int) -> bytes:
         helper.make_node("Squeeze", ["column", "axis"], [spec.QUALITY_OUTPUT]),
     ]
     arrays = {"w": weights, "mix": mix, "hw": np.array([2, 3]), "axis": np.array([1])}
+    outputs: dict[str, list[Any]] = {spec.QUALITY_OUTPUT: ["n"]}
+    if extra:
+        nodes += [
+            helper.make_node("Identity", ["mean"], [spec.QUALITY_FEATURES]),
+            helper.make_node("MatMul", ["mean", "causes"], ["signs"]),
+            helper.make_node("Sigmoid", ["signs"], [spec.QUALITY_REASONS]),
+        ]
+        arrays["causes"] = generator.standard_normal((8, 3)).astype(np.float32)
+        outputs |= {spec.QUALITY_REASONS: ["n", 3], spec.QUALITY_FEATURES: ["n", 8]}
     inputs = {name: ["n", 3, tile, tile] for name in (spec.QUALITY_RGB, spec.QUALITY_DEPTH)}
     constants = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
-    return _model(nodes, inputs, {spec.QUALITY_OUTPUT: ["n"]}, constants)
+    return _model(nodes, inputs, outputs, constants)
 
 
 def _model(nodes, inputs, outputs, constants) -> bytes:  # type: ignore[no-untyped-def]

@@ -302,7 +302,10 @@ def test_a_stream_without_a_device_image_is_a_mistake(host: Scorer) -> None:
         host.score(np.zeros((90, 90, 3), np.uint8), stream=STREAM)
 
 
-def test_a_session_that_answers_on_the_host_waits_and_puts_its_answer_back(host: Scorer, kernels: Kernels) -> None:
+@pytest.mark.parametrize("which", ["tiny_bundle", "telling_bundle"])  # of one output, and of three
+def test_a_session_that_answers_on_the_host_waits_and_puts_its_answer_back(
+    which: str, request: pytest.FixtureRequest, kernels: Kernels
+) -> None:
     class OnCuda:
         """As ONNX Runtime on CUDA: reads device arrays once they are complete, returns numpy arrays."""
 
@@ -317,13 +320,14 @@ def test_a_session_that_answers_on_the_host_waits_and_puts_its_answer_back(host:
 
     waited: list[int] = []
     memory = HostMemory()
-    networks = [
-        ThroughHost(OnCuda(session), memory, waited.append) for session in (host._alone.depth, host._alone.quality)
-    ]  # type: ignore[arg-type]
-    scorer = DeviceScorer(*networks, host.bundle.preprocess, kernels=kernels, memory=memory)
-    photo = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
-    found = scorer.score(DeviceImage(photo), stream=STREAM)
-    np.testing.assert_allclose(found.tile_scores, host.score(photo).tile_scores, atol=BUDGET, rtol=0)
+    with Scorer(request.getfixturevalue(which), backend="onnxruntime") as host:
+        networks = [
+            ThroughHost(OnCuda(session), memory, waited.append) for session in (host._alone.depth, host._alone.quality)
+        ]  # type: ignore[arg-type]
+        scorer = DeviceScorer(*networks, host.bundle.preprocess, kernels=kernels, memory=memory)
+        photo = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+        found = scorer.score(DeviceImage(photo), stream=STREAM)
+        np.testing.assert_allclose(found.tile_scores, host.score(photo).tile_scores, atol=BUDGET, rtol=0)
     assert set(waited) == {STREAM}
 
 

@@ -38,7 +38,8 @@ ALLOWED = {
     "engine": BASE
     | {"sessions", "bundle", "cache", "parity", "quantize.precision", "quantize", "backends.ov", "backends.trt"},
     "onnx_file": BASE,
-    "bundle": BASE | {"onnx_file"},
+    "meaning": BASE,
+    "bundle": BASE | {"onnx_file", "meaning"},
     "batches": BASE | {"preprocess", "sessions"},
     "scorer": BASE
     | {"batches", "preprocess", "sessions", "bundle", "cache", "engine", "backends.cuda", "backends.gpu"}

@@ -340,6 +340,9 @@ def test_a_binding_is_enqueued_and_recorded_by_its_owner(session: TrtSession) ->
         np.testing.assert_allclose(own.numpy(), wanted(arrays), rtol=1e-5)
         with pytest.raises(ValueError, match=r"output 'score' has shape \(3,\), wanted \(2,\)"):
             session.bind(placed, {"score": cuda.empty(context, (3,), np.float32)})
+        assert session.bind(placed, {}).arrays["score"].shape == (
+            2,
+        )  # nobody asked for it, so it gets a place of its own
         with pytest.raises(ValueError, match=r"\['rgb', 'depth'\] lie at addresses that are no multiples of 256"):
             session.bind(on_device(arrays, stream, offset=8))
         binding.close()

@@ -286,8 +286,9 @@ class _HostBinding:
 
     def enqueue(self, stream: int) -> None:
         self.wait(stream)  # the session runs on a stream of its own
-        for name, array in self.session.run(self.feeds).items():
-            target = self.outputs[name]
+        found = self.session.run(self.feeds)
+        for name, target in self.outputs.items():
+            array = found[name]
             if array.shape != target.shape:
                 raise BackendError(f"{self.session.backend} returned {name!r} {array.shape}, wanted {target.shape}")
             self.memory.upload(target.pointer, np.ascontiguousarray(array, np.float32), stream)

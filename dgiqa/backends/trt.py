@@ -99,8 +99,8 @@ class TrtSession:
     def bind(self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None = None) -> Binding:
         """Fixed arrays on the device -> something to enqueue on any stream, or to record in a CUDA graph of one's own.
 
-        outputs: arrays to write to, by default fresh ones. ValueError as in run, and for addresses that are not
-        aligned to 256 bytes.
+        outputs: arrays to write to; an output that is not among them gets a fresh one. ValueError as in run, and for
+        addresses that are not aligned to 256 bytes.
         """
         if feeds.keys() != set(self.inputs):
             raise ValueError(f"got inputs {sorted(feeds)}, wanted {sorted(self.inputs)}")
@@ -110,7 +110,7 @@ class TrtSession:
             execution = self.execution(scratch)
             shapes = self.set_shapes(execution, {name: array.shape for name, array in arrays.items()})
             for name in self.outputs:
-                if outputs is None:
+                if outputs is None or name not in outputs:
                     arrays[name] = cuda.empty(self._context, shapes[name], self.tensors[name].dtype)
                 else:
                     arrays[name] = cuda.as_device_array(outputs[name])

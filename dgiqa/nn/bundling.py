@@ -21,7 +21,9 @@ from torch import nn
 from dgiqa import spec
 from dgiqa.bundle import Bundle, write_bundle
 from dgiqa.errors import BundleError
+from dgiqa.meaning import Meaning
 from dgiqa.nn.checkpoints import load_depth_anything, load_dgiqa
+from dgiqa.nn.network import DGIQA
 from dgiqa.nn.onnx_export import PHOTOGRAPHS, Export, ExportError, export_depth, export_quality, photographs
 from dgiqa.nn.reference import TorchScorer, decode
 from dgiqa.parity import golden_files, verify_bundle
@@ -45,6 +47,7 @@ def build_bundle(
     licence: str,
     source: str,
     origins: Mapping[str, Mapping[str, str]] | None = None,
+    meaning: Meaning | None = None,
     golden: Sequence[NDArray[np.uint8]] | None = None,
     photos: Sequence[NDArray[np.uint8]] | None = None,
     model_card: Mapping[str, Any] | None = None,
@@ -55,12 +58,17 @@ def build_bundle(
 
     quality, depth: networks as in `export_quality` and `export_depth`. golden: uint8 [H,W,3] RGB images that the bundle
     carries with their scores (grid tiles); photos: what the exports are compared on. Both are scikit-image's unless
-    given. licence, source, origins, created, overwrite: as in `dgiqa.bundle.write_bundle`.
-    Raises BundleError if `target` exists and is not to be overwritten, ExportError if a file or a whole score differs
-    from PyTorch; then `target` is left as it was.
+    given. licence, source, origins, meaning, created, overwrite: as in `dgiqa.bundle.write_bundle`.
+    Raises ValueError unless meaning names as many reasons as the quality network tells; BundleError if `target` exists
+    and is not to be overwritten; ExportError if a file or a whole score differs from PyTorch. Then `target` is left as
+    it was.
     """
     if Path(target).exists() and not overwrite:  # write_bundle would say so, too, but minutes later
         raise BundleError(f"{target} exists; choose another place or ask to overwrite it")
+    config: Any = getattr(quality, "config", None)
+    named, columns = len(meaning.reasons) if meaning else 0, getattr(config, "reasons", 0)
+    if named != columns:
+        raise ValueError(f"the quality network tells {columns} reasons, and {named} are named; name each of them")
     quality, depth = (copy.deepcopy(network).cpu().float().eval() for network in (quality, depth))
     pictures = photos or photographs()
 
@@ -88,6 +96,8 @@ def build_bundle(
             "source": source,
             "origins": {**({} if golden or photos else _golden_origins()), **(origins or {})},
             "preprocess": preprocess,
+            "meaning": meaning,
+            "features": quality.fc.in_features if isinstance(quality, DGIQA) else 0,
             "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
             "model_card": model_card,
             "created": created,

@@ -1,0 +1,171 @@
+"""What a bundle says about its scores, read from the manifest: reasons, presets, the scale, and a map onto another one.
+
+    "reasons":     [{"name": "blur", "threshold": 0.5}, ...]       columns of the output `reasons`, in order
+    "presets":     {"upload": 0.45, ...}                           scores from which a picture passes
+    "scale":       {"kind": "mos", "interval": 0.1, "range": [0, 1]}
+    "calibration": {"knots": [[0, 0.02], ..., [1, 0.97]]}          tile score -> tile score, strictly increasing
+
+All four are optional: older bundles have none of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgiqa.errors import BundleError
+
+MAX_KNOTS = 256
+# How a reason is told to a reader; one that is missing here is told by its name.
+WORDS = {
+    "blur": "blurred",
+    "noise": "noisy",
+    "compression": "compressed",
+    "dark": "too dark",
+    "bright": "too bright",
+    "low contrast": "low contrast",
+    "colour": "wrong colours",
+    "low resolution": "low resolution",
+    "sharpened": "oversharpened",
+    "blocks": "blocky",
+}
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One kind of fault: it is told when its mean probability over the tiles is `threshold` or more."""
+
+    name: str
+    threshold: float = 0.5
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What scores of a bundle mean.
+
+    reasons: in the order of the columns. presets: name -> score from which a picture passes, in [0, 1].
+    kind: what the scale is ("mos": what people said), or "". interval: half the width, in the score's unit, of the
+    interval that holds 80 % of people's ratings; None where it is not known. range: what 0 and 1 are on the labels'
+    own scale. knots: (x, y) of the map that every tile's score goes through; none: it stays as it is.
+    """
+
+    reasons: tuple[Reason, ...] = ()
+    presets: Mapping[str, float] = field(default_factory=dict)
+    kind: str = ""
+    interval: float | None = None
+    range: tuple[float, float] = (0.0, 1.0)
+    knots: tuple[tuple[float, float], ...] = ()
+
+    def mapped(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Tile scores f32 [n] of the network -> tile scores f32 [n] on the bundle's scale."""
+        if not self.knots:
+            return scores
+        x, y = np.array(self.knots).T
+        return np.interp(scores, x, y).astype(np.float32)  # NaN stays NaN
+
+    def preset(self, name: str) -> float:
+        """The threshold of a preset. ValueError names those there are."""
+        if name not in self.presets:
+            there = f"it has: {', '.join(self.presets)}" if self.presets else "it has none; give the threshold itself"
+            raise ValueError(f"this model has no preset {name!r}; {there}")
+        return self.presets[name]
+
+    def told(self, probabilities: Mapping[str, float]) -> list[str]:
+        """Names of the reasons that reach their thresholds, the one furthest above first."""
+        margins = {r.name: probabilities[r.name] - r.threshold for r in self.reasons if r.name in probabilities}
+        return sorted((name for name, margin in margins.items() if margin >= 0), key=lambda name: -margins[name])
+
+    def as_manifest(self) -> dict[str, Any]:
+        """The manifest's keys; those without contents are left away."""
+        scale: dict[str, Any] = {"kind": self.kind} if self.kind else {}
+        scale |= {} if self.interval is None else {"interval": self.interval}
+        scale |= {} if self.range == (0.0, 1.0) else {"range": list(self.range)}
+        record = {
+            "reasons": [{"name": r.name, "threshold": r.threshold} for r in self.reasons],
+            "presets": dict(self.presets),
+            "scale": scale,
+            "calibration": {"knots": [list(knot) for knot in self.knots]} if self.knots else {},
+        }
+        return {key: value for key, value in record.items() if value}
+
+
+def words(reasons: Sequence[str]) -> str:
+    """Reasons as a reader is told them: "blurred, noisy"."""
+    return ", ".join(WORDS.get(name, name) for name in reasons)
+
+
+def verdict(score: float, threshold: float | None) -> str | None:
+    """ "pass" for a score of at least the threshold, else "fail"; None without a threshold."""
+    if threshold is None:
+        return None
+    return "pass" if score >= threshold else "fail"
+
+
+def parse_meaning(manifest: Mapping[str, Any]) -> Meaning:
+    """The Meaning in a manifest. BundleError for one that does not hold what it should."""
+    try:
+        scale = _object(manifest, "scale")
+        interval = scale.get("interval")
+        return Meaning(
+            reasons=tuple(Reason(_name(r["name"]), _unit(r["threshold"])) for r in _reasons(manifest)),
+            presets={_name(name): _unit(value) for name, value in _object(manifest, "presets").items()},
+            kind=str(scale.get("kind", "")),
+            interval=None if interval is None else _unit(interval),
+            range=_range(scale.get("range", (0, 1))),
+            knots=_knots(_object(manifest, "calibration").get("knots", ())),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"the manifest's reasons, presets, scale or calibration are malformed ({error!r})") from error
+
+
+def _object(manifest: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = manifest.get(key, {})
+    if not isinstance(value, dict):
+        raise TypeError(f"{key} is {value!r}, wanted an object")
+    return value
+
+
+def _reasons(manifest: Mapping[str, Any]) -> list[Any]:
+    entries = manifest.get("reasons", [])
+    if not isinstance(entries, list) or len({r["name"] for r in entries}) < len(entries):
+        raise ValueError(f"reasons is {entries!r}, wanted a list of different names")
+    return entries
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= 64 or not value.isprintable():
+        raise ValueError(f"{value!r} is no name")
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no number")
+    return float(value)
+
+
+def _unit(value: Any) -> float:
+    if not 0 <= _number(value) <= 1:
+        raise ValueError(f"{value!r} is outside 0..1")
+    return float(value)
+
+
+def _range(value: Any) -> tuple[float, float]:
+    low, high = map(_number, value)
+    if not low < high:
+        raise ValueError(f"range is {value!r}, wanted (lowest, highest)")
+    return low, high
+
+
+def _knots(value: Any) -> tuple[tuple[float, float], ...]:
+    knots = tuple((_unit(x), _unit(y)) for x, y in value)
+    rising = all(a < c and b < d for (a, b), (c, d) in itertools.pairwise(knots))
+    if knots and not (2 <= len(knots) <= MAX_KNOTS and rising and knots[0][0] == 0 and knots[-1][0] == 1):
+        raise ValueError(f"a map has 2..{MAX_KNOTS} knots that rise strictly, from score 0 to 1, got {knots[:4]}")
+    return knots
