@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from dgiqa import preprocess, spec
 from dgiqa.bundle import Bundle
+from dgiqa.image import decode
 from dgiqa.sessions import ONNXRUNTIME, OPENVINO, backends, open_session, usable_cores
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -155,7 +156,7 @@ def _eager(size: str, file: str) -> Run:
 
 
 def _photographs() -> list[NDArray[np.uint8]]:
-    return [preprocess.decode((untrained.EXAMPLES / name).read_bytes()) for name in PHOTOGRAPHS]
+    return [decode((untrained.EXAMPLES / name).read_bytes()) for name in PHOTOGRAPHS]
 
 
 def _resized(rgb: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

@@ -23,6 +23,7 @@ from timer import measure
 from dgiqa import preprocess, spec
 from dgiqa.bundle import Bundle
 from dgiqa.errors import DgiqaError
+from dgiqa.image import decode
 from dgiqa.sessions import backends, open_session, usable_cores
 
 SIDE = 2048  # of the square matrices: 17 GFLOP a product
@@ -42,7 +43,7 @@ def network_flops(bundle: Bundle) -> dict[str, Any]:
     The depth network for a 1024x768 photograph, the quality network for one tile; both in fp32 as the bundle has them.
     """
     p = bundle.preprocess
-    image = preprocess.depth_input(preprocess.decode(photograph(0)), p)
+    image = preprocess.depth_input(decode(photograph(0)), p)
     tile = np.zeros((1, 3, p.tile, p.tile), np.float32)
     depth = graph_flops(bundle.file(spec.DEPTH_FILE), {spec.DEPTH_INPUT: image})
     quality = graph_flops(bundle.file(spec.QUALITY_FILE), {spec.QUALITY_RGB: tile, spec.QUALITY_DEPTH: tile})

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dgiqa import preprocess, spec
+from dgiqa import spec
 from dgiqa.backends import cuda
 from dgiqa.backends.gpu import CudaMemory, DeviceScorer, ThroughHost
 from dgiqa.backends.native import Kernels
@@ -42,6 +42,7 @@ from dgiqa.backends.ort import OrtSession
 from dgiqa.backends.wheels import installed_wheels
 from dgiqa.bundle import Bundle, load_bundle, load_golden
 from dgiqa.errors import BackendError, EngineError
+from dgiqa.image import decode
 from dgiqa.parity import BUDGETS, verify_bundle
 from dgiqa.sessions import CUDA, TENSORRT, Session, choose, gpu_present, open_session
 from dgiqa.store import replacing
@@ -161,7 +162,7 @@ def images_in_place(room: Room, kernels: Kernels | None = None) -> Record:
     )
     scorer, found = DeviceScorer(depth, quality, room.bundle.preprocess, kernels=kernels, memory=memory), []
     for golden in load_golden(room.bundle):
-        rgb = preprocess.decode((room.bundle.path / golden.file).read_bytes())
+        rgb = decode((room.bundle.path / golden.file).read_bytes())
         for image, stream in _placed(memory, rgb):
             got = scorer.score(image, golden.tiles, stream=stream)
             found.append(abs(float(got.tile_scores.mean(dtype=np.float64)) - golden.score))

@@ -27,6 +27,7 @@ from stamp import environment_stamp
 from timer import RESULTS
 
 from dgiqa import preprocess
+from dgiqa.image import decode
 from dgiqa.outputs import score_row, writer_for
 from dgiqa.spec import Preprocess
 from dgiqa.timing import Call, interleaved
@@ -46,13 +47,13 @@ def pieces() -> dict[str, Call]:
     """Name -> the piece on a 1024x768 photograph, with the preprocessing of the small bundle."""
     data = photograph(0)
     p = Preprocess(depth_lower_bound=256, depth_multiple=32)
-    rgb = preprocess.decode(data)
+    rgb = decode(data)
     depth = np.random.default_rng(0).random((1, 256, 352), np.float32)
     small = preprocess.working_image(rgb, p)
     near = np.ascontiguousarray(small[..., 0])
     windows = preprocess.grid_windows(*near.shape, p.tile)
     return {
-        "decode": lambda: preprocess.decode(data),
+        "decode": lambda: decode(data),
         "depth_input": lambda: preprocess.depth_input(rgb, p),
         "depth_image": lambda: preprocess.depth_image(depth, SIZE[1], SIZE[0], p),
         "resize": lambda: preprocess.working_image(rgb, p),

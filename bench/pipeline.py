@@ -43,6 +43,7 @@ from timer import Ledger, Result, compare, parsed, parser
 from dgiqa import metrics, preprocess, spec, speed
 from dgiqa.batches import Networks
 from dgiqa.bundle import Bundle, load_bundle
+from dgiqa.image import decode
 from dgiqa.outputs import score_row, writer_for
 from dgiqa.scorer import STAGES, Score, Scorer
 from dgiqa.sessions import backends, usable_cores
@@ -241,7 +242,7 @@ def alone(scorer: Scorer, pictures: Sequence[bytes], setting: Setting) -> dict[s
     step = setting.batch or networks.batch
     batches = [slice(i, i + step) for i in range(0, len(rgb_tiles), step)]
     each: dict[str, tuple[Callable[[Any], object], Sequence[Any], int]] = {
-        "decode": (lambda w: preprocess.decode(w["data"]), works, setting.workers),
+        "decode": (lambda w: decode(w["data"]), works, setting.workers),
         "depth_input": (lambda w: preprocess.depth_input(w["rgb"], p), works, setting.workers),
         "depth": (lambda w: networks.depth.run({spec.DEPTH_INPUT: w["image"]}), works, networks.parallel),
         "depth_image": (lambda w: preprocess.depth_image(w["depth"], *w["rgb"].shape[:2], p), works, setting.workers),
@@ -298,7 +299,7 @@ def on_a_device(
 def prepared(scorer: Scorer, data: bytes) -> dict[str, Any]:
     """Everything that lies between a picture's bytes and its score, kept."""
     p = scorer.bundle.preprocess
-    rgb = preprocess.decode(data)
+    rgb = decode(data)
     image = preprocess.depth_input(rgb, p)
     depth = scorer._alone.depth.run({spec.DEPTH_INPUT: image})[spec.DEPTH_OUTPUT]
     near = preprocess.depth_image(depth, *rgb.shape[:2], p)

@@ -234,10 +234,10 @@ def _sweep_row(file: str, distortion: str, image: UInt8, scorer: Scorer, referen
 
 def _distorted(bundle: Bundle) -> Iterator[tuple[str, str, UInt8]]:
     """(file, distortion, uint8 [H,W,3]) of every golden image under every distortion, and as it is."""
-    from dgiqa import preprocess
+    from dgiqa.image import decode
 
     for golden in load_golden(bundle):
-        rgb = preprocess.decode((bundle.path / golden.file).read_bytes())
+        rgb = decode((bundle.path / golden.file).read_bytes())
         for name, distort in DISTORTIONS.items():
             yield golden.file, name, distort(rgb)
 

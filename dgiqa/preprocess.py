@@ -1,6 +1,6 @@
-"""Image bytes -> RGB -> depth network input -> depth image -> tiles: the authors' recipe in numpy, OpenCV and Pillow.
+"""RGB -> depth network input -> depth image -> tiles: the authors' recipe in numpy and OpenCV.
 
-    decode ───► rgb u8 [H,W,3] ──► depth_input ──► (depth network) ──► depth_image u8 [h,w]
+    (image) ──► rgb u8 [H,W,3] ──► depth_input ──► (depth network) ──► depth_image u8 [h,w]
                      │                                                    │
                      └─► working_image u8 [h,w,3] ──► cut_tiles ◄─────────┘
                                                           ▲
@@ -13,116 +13,35 @@ new version. Nothing here keeps or changes global state, so every function may r
 
 from __future__ import annotations
 
-import io
 import math
 import random
 import re
 from collections.abc import Sequence
-from importlib import import_module
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from dgiqa.errors import DgiqaError, ImageError
+from dgiqa.resize import resize_cubic
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 UInt8 = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 
-MAX_PIXELS = 200_000_000  # refused before decoding; 200 megapixels are 600 MB as RGB, today's largest phone sensor
 MAX_ASPECT = 32  # long side / short side. At short side 384 this is 110 tiles
 # A vision transformer's attention grows with the square of its input: 2 Mpx are 10,700 tokens of 14 x 14, some 3 GB
 # of attention weights for ViT-S where they are not fused. The paper's 518 pixels reach this at 7.8:1.
 MAX_DEPTH_PIXELS = 2**21
 MAX_CROPS = 1000  # official:COUNT. 1000 tiles are 1.2 GB of network input
 
-# What is opened, by first bytes: (format, Pillow plugin, pattern). Anything else never reaches a parser.
-_FORMATS = (
-    ("JPEG", "JpegImagePlugin", rb"\xff\xd8\xff"),
-    ("PNG", "PngImagePlugin", rb"\x89PNG\r\n\x1a\n"),
-    ("WEBP", "WebPImagePlugin", rb"RIFF....WEBP"),
-    ("BMP", "BmpImagePlugin", rb"BM"),
-    ("GIF", "GifImagePlugin", rb"GIF8[79]a"),
-    ("TIFF", "TiffImagePlugin", rb"II[*+]\0|MM\0[*+]"),
-    ("PPM", "PpmImagePlugin", rb"P[1-6][\s#]"),
-    ("JPEG2000", "Jpeg2KImagePlugin", rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n"),
-    ("AVIF", "AvifImagePlugin", rb"....ftyp(avi[fs]|m(if|sf)1.{4,64}avi[fs])"),
-)
-# Often met under an image's name; named so that the message can say what the file really is.
-_FOREIGN = (
-    ("a HEIC photograph", rb"....ftyp(hei|hev|mif1|msf1)"),
-    ("a PDF document", rb"%PDF"),
-    ("an SVG drawing", rb"(<\?xml[^>]*>)?\s*<svg"),
-    ("a web page", rb"\s*<(!doctype html|html)"),
-)
-_EXIF_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 # Network input of every uint8 level, one table per channel. Three look-ups take 0.6x the time of the arithmetic.
 _NORMALISED = tuple(
     ((np.arange(256) / 255 - mean) / std).astype(np.float32)
     for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)
 )
 _BLOCK_ROWS = 32  # of a depth map at full size: stay in the cache between the steps of its arithmetic
-_BAND = 4  # rows of a cubic resize in one matrix product: 2 and 8 are as fast for some sizes and slower for others
-_GROUP = 16  # rows of it before they are narrowed: 16 to 256 take the same time, all at once a fifth more
-_SPARSE = 8  # from so many lines per result on, half of them are not read, and picking the others pays
-_MOST_PRODUCTS = 2**18  # in one matrix product. OpenBLAS gives larger ones to threads of its own, which then spin
-
-
-def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> UInt8:
-    """Decode an image file's bytes into upright RGB, uint8 [H,W,3].
-
-    JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, JPEG 2000 and AVIF; the first frame or page of several. EXIF orientation is
-    applied, transparency is laid over white, 16-bit files keep their high byte, colour profiles are ignored. Ordinary
-    photographs give the very pixels of `cv2.imread`, which the authors used. The array may be read-only.
-
-    Raises ImageError for anything else: empty, unknown, damaged, truncated, or more than `max_pixels` pixels by its
-    header (checked before any pixel is decoded, in place of Pillow's process-wide limit).
-    A process that sets Pillow's ImageFile.LOAD_TRUNCATED_IMAGES gets truncated files filled with grey, too.
-    """
-    kind, image = _open(data)
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageError(
-            f"{kind} of {width} x {height} = {width * height:,} pixels, limit {max_pixels:,}; "
-            "shrink it, or raise max_pixels if you trust its source"
-        )
-    try:
-        image.load()
-        return as_rgb(_pixels(_upright(image), kind))
-    except ImageError as error:
-        raise ImageError(f"{kind}: {error}") from error
-    except Exception as error:  # Pillow's decoders raise many types on damaged data
-        raise ImageError(
-            f"truncated or damaged {kind}, {len(data)} bytes ({type(error).__name__}: {error}); fetch or save it again"
-        ) from error
-
-
-def as_rgb(array: NDArray[Any]) -> UInt8:
-    """Turn an image array into RGB uint8 [H,W,3]; one that already is so is returned itself.
-
-    Shapes: [H,W], [H,W,1], [H,W,3] in RGB order, or [H,W,4] with alpha, laid over white. Types: uint8; uint16 in
-    0..65535 (the high byte is kept, as image decoders do); float in 0..1 (rounded). Raises ImageError for others.
-    """
-    if not isinstance(array, np.ndarray):
-        raise ImageError(f"got {type(array).__name__}, wanted a numpy array: np.asarray(image)")
-    _check_image_shape(array.shape)
-    levels = _to_uint8(array)
-    if levels.ndim == 2 or levels.shape[2] == 1:
-        return np.repeat(levels.reshape(*levels.shape[:2], 1), 3, axis=2)
-    return np.ascontiguousarray(levels if levels.shape[2] == 3 else _over_white(levels))
 
 
 def check_size(height: int, width: int, p: Preprocess) -> None:
@@ -153,7 +72,7 @@ def depth_input(rgb: UInt8, p: Preprocess) -> Float32:
         for channel, table, plane in zip(cv2.split(_resize_area(rgb, h, w)), _NORMALISED, result[0], strict=True):
             cv2.LUT(channel, table, dst=plane)
         return result
-    resized = _resize_cubic(rgb, h, w)
+    resized = resize_cubic(rgb, h, w)
     for c, (mean, std) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)):
         # Scaled on the way into float32, then shifted: 5e-7 from all of it in float64, and five times as fast
         np.multiply(resized[..., c], 1 / (255 * std), out=result[0, c], casting="same_kind")
@@ -303,60 +222,6 @@ def _resize_area(rgb: UInt8, height: int, width: int) -> UInt8:
     return np.asarray(cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _resize_cubic(rgb: UInt8, height: int, width: int) -> NDArray[np.float64]:
-    """`cv2.resize(rgb.astype(float64), INTER_CUBIC)` to within 1e-11 of a level: f64 [height,width,3].
-
-    Downwards, lines are added up first: OpenCV narrows all of them before, at its slowest. Band by band of results, the
-    few lines that it reads are multiplied with OpenCV's own weights: half the time from 1080 lines to 256 or 518, 0.64x
-    from 768 to 518. float32 would take 0.85x of that and move the network's input by 1e-6; OpenCV's own float32 by 5e-4
-    between machines, as Intel's part of it has finer weights than other builds and than the authors' float64.
-    """
-    if len(rgb) <= height:
-        return np.asarray(cv2.resize(rgb.astype(np.float64), (width, height), interpolation=cv2.INTER_CUBIC))
-    rows, starts, weights = _cubic_bands(len(rgb), height)
-    lines = rgb.reshape(len(rgb), -1)
-    tall, result = np.empty((_GROUP, lines.shape[1])), np.empty((height, width, 3))
-    for top in range(0, height, _GROUP):
-        into = result[top : top + _GROUP]
-        for y in range(0, len(into), _BAND):
-            band = (top + y) // _BAND
-            part: Any = rows[starts[band] :][: weights.shape[2]]
-            if part[-1] - part[0] < len(part):  # neighbours: a view instead of a copy
-                part = slice(part[0], part[-1] + 1)
-            _product(weights[band], lines[part], tall[y : y + _BAND])
-        blended = tall[: len(into)].reshape(len(into), -1, 3)
-        cv2.resize(blended, (width, len(into)), dst=into, interpolation=cv2.INTER_CUBIC)  # keeping the height is exact
-    return result
-
-
-def _cubic_bands(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
-    """How OpenCV makes `target` lines of more than `target` by cubic interpolation, _BAND results at a time.
-
-    Returns the lines that are read, ascending (for most sizes, all); for every band, which of these is its first, [n];
-    and the weights of that and the following ones, f64 [n,_BAND,span].
-    """
-    first = np.floor((np.arange(target) + 0.5) * (source / target) - 0.5).astype(np.intp) - 1
-    taps = np.clip(first[:, None] + np.arange(4), 0, source - 1)
-    # Four impulse trains, resized: neighbours never share one. No formula of ours could follow OpenCV's rounding
-    impulses = np.eye(4)[np.arange(source) % 4]
-    answers = np.asarray(cv2.resize(impulses[None], (target, 1), interpolation=cv2.INTER_CUBIC))[0]
-    rows = np.unique(taps) if source > _SPARSE * target else np.arange(source)
-    places = np.searchsorted(rows, taps)
-    starts = np.repeat(places[::_BAND, 0], _BAND)[:target]
-    span = int((places[:, 3] - starts).max()) + 1
-    starts = np.minimum(starts, len(rows) - span)
-    weights = np.zeros((-(-target // _BAND) * _BAND, span))
-    np.put_along_axis(weights[:target], places - starts[:, None], np.take_along_axis(answers, taps % 4, axis=1), axis=1)
-    return rows, starts[::_BAND], weights.reshape(-1, _BAND, span)
-
-
-def _product(weights: NDArray[np.float64], lines: UInt8, out: NDArray[np.float64]) -> None:
-    """weights [m,k] @ lines [k,n] -> out [m,n], in pieces that no BLAS spreads over threads."""
-    step = max(1, _MOST_PRODUCTS // weights.size)
-    for x in range(0, lines.shape[1], step):
-        np.matmul(weights, lines[:, x : x + step].astype(np.float64), out=out[:, x : x + step])
-
-
 def _fill_tiles(channels: Sequence[UInt8], windows: Int32, tiles: Float32) -> None:
     """Normalise the windows of three uint8 [H,W] channels into f32 [n,3,tile,tile].
 
@@ -366,98 +231,6 @@ def _fill_tiles(channels: Sequence[UInt8], windows: Int32, tiles: Float32) -> No
     for into, (y, x) in zip(tiles, windows.tolist(), strict=True):
         for plane, channel, table in zip(into, channels, _NORMALISED, strict=True):
             cv2.LUT(channel[y : y + side, x : x + side], table, dst=plane)
-
-
-def _open(data: bytes) -> tuple[str, Image.Image]:
-    """Identify the format by its first bytes and read the header only.
-
-    The plugin is called directly, not through Image.open: that one enforces Pillow's process-wide pixel limit, which
-    could only be changed for every other user of Pillow in this process, too.
-    """
-    kind, plugin = _identify(data)
-    try:
-        import_module(f"PIL.{plugin}")
-        factory = Image.OPEN[kind][0]
-    except (ImportError, KeyError) as error:
-        raise ImageError(f"this Pillow was built without {kind}; install a newer one, or convert the file") from error
-    try:
-        return kind, factory(io.BytesIO(data), "")
-    except Exception as error:  # SyntaxError, struct.error, OSError, ...: plugins raise many types on damaged headers
-        raise ImageError(
-            f"starts like {kind}, but its header cannot be read, {len(data)} bytes ({type(error).__name__}: {error})"
-        ) from error
-
-
-def _identify(data: bytes) -> tuple[str, str]:
-    """(format, plugin) by the first bytes, or ImageError that says what the data looks like."""
-    if not data:
-        raise ImageError("empty file: 0 bytes")
-    head = bytes(data[:256])
-    for kind, plugin, pattern in _FORMATS:
-        if re.match(pattern, head, re.DOTALL):
-            return kind, plugin
-    known = ", ".join(kind for kind, _, _ in _FORMATS)
-    for name, pattern in _FOREIGN:
-        if re.match(pattern, head, re.DOTALL | re.IGNORECASE):
-            raise ImageError(f"this is {name}; readable are {known}")
-    raise ImageError(f"not an image: starts with {head[:16]!r}; readable are {known}")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Undo the camera's rotation. Read after load(): TIFFs are turned, and their tag dropped, by newer Pillows."""
-    try:
-        method = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # damaged metadata must not cost the picture
-        return image
-    return image if method is None else image.transpose(method)
-
-
-def _pixels(image: Image.Image, kind: str) -> NDArray[Any]:
-    """A loaded Pillow image of any mode as an array that `as_rgb` takes."""
-    if image.mode == "F" or image.mode.startswith("I;16"):
-        return np.asarray(image)
-    if image.mode == "I":
-        if kind == "TIFF":
-            raise ImageError("32-bit integer pixels, whose white level is not known; save as 8 or 16 bits per channel")
-        return np.asarray(image).astype(np.uint16)  # 16-bit PGM and, in older Pillows, PNG
-    if image.mode in ("L", "RGB") and "transparency" not in image.info:
-        return np.asarray(image)
-    alpha = "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa")
-    try:
-        return np.asarray(image.convert("RGBA" if alpha else "RGB"))
-    except ValueError as error:  # CIE Lab, for one
-        raise ImageError(f"{image.mode} pixels have no defined way to RGB; save as RGB") from error
-
-
-def _check_image_shape(shape: tuple[int, ...]) -> None:
-    wanted = "wanted [H,W], [H,W,1], [H,W,3] or [H,W,4]"
-    if len(shape) == 3 and shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4):
-        raise ImageError(f"got an array of shape {shape}, {wanted}; channels come last: array.transpose(1, 2, 0)")
-    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)):
-        raise ImageError(f"got an array of shape {shape}, {wanted}; pass one image at a time")
-    if 0 in shape:
-        raise ImageError(f"got an empty array of shape {shape}, {wanted} with at least one pixel")
-
-
-def _to_uint8(array: NDArray[Any]) -> UInt8:
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # either byte order
-        return (array >> 8).astype(np.uint8)
-    if array.dtype.kind != "f":
-        raise ImageError(f"got {array.dtype} values, wanted uint8, uint16 or float in 0..1; try array.astype(np.uint8)")
-    low, high = float(array.min()), float(array.max())
-    if not (low >= 0 and high <= 1):  # also true for NaN
-        raise ImageError(f"got floats from {low:g} to {high:g}, wanted 0..1 without NaN; divide by the white level")
-    return np.rint(array * np.float32(255)).astype(np.uint8)
-
-
-def _over_white(rgba: UInt8) -> UInt8:
-    """Composite uint8 [H,W,4] over white, rounded to nearest."""
-    if rgba[..., 3].min() == 255:
-        return rgba[..., :3]
-    alpha = rgba[..., 3:].astype(np.uint16)
-    return ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
 def _check_aspect(height: int, width: int, limit: float) -> None:

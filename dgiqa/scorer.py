@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dgiqa import cache, preprocess, spec
+from dgiqa import cache, image, preprocess, spec
 from dgiqa.batches import Batches, Networks, Part, Work, enter, ms_since, share, take, waiting
 from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.cache import Engine
@@ -155,7 +155,7 @@ class Scorer:
                 raise ValueError(f"{name} must be at least 1, got {number}")
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
         self.tiles = tiles
-        self.max_pixels = preprocess.MAX_PIXELS if max_pixels is None else max_pixels
+        self.max_pixels = image.MAX_PIXELS if max_pixels is None else max_pixels
         check_tiling(tiles, self.bundle.preprocess.tile)
         built = _engine(self.bundle, backend, precision, build, engine)
         if built:
@@ -174,7 +174,7 @@ class Scorer:
     def score(
         self, source: Source | Any, *, name: str | None = None, tiles: str | None = None, stream: Any = None
     ) -> Score:
-        """Score one image: a path, encoded bytes, an array (see `preprocess.as_rgb`) or an open binary file.
+        """Score one image: a path, encoded bytes, an array (see `image.as_rgb`) or an open binary file.
 
         Or uint8 [H,W,3] on a GPU (PyTorch, CuPy, PyCUDA, ...; see `gpu.device_image`), scored in place on `stream`.
         name: what the score calls its source. tiles: instead of the scorer's own tiling.
@@ -335,9 +335,9 @@ class Scorer:
     def _depth_image(self, rgb: NDArray[np.uint8], networks: Networks, clock: _Clock) -> NDArray[np.uint8]:
         """The depth network's image of rgb [H,W,3]: uint8 of the working size."""
         with clock("depth_input"):
-            image = preprocess.depth_input(rgb, self._p)
+            prepared = preprocess.depth_input(rgb, self._p)
         with networks.turn, clock("depth"):
-            depth = networks.depth.run({spec.DEPTH_INPUT: image})[spec.DEPTH_OUTPUT]
+            depth = networks.depth.run({spec.DEPTH_INPUT: prepared})[spec.DEPTH_OUTPUT]
         with clock("depth_image"):
             return preprocess.depth_image(depth, rgb.shape[0], rgb.shape[1], self._p)
 
@@ -374,8 +374,8 @@ class Scorer:
     def _decode(self, source: Source) -> NDArray[np.uint8]:
         data = _read(source)
         if isinstance(data, np.ndarray):
-            return preprocess.as_rgb(data)
-        return preprocess.decode(data, self.max_pixels)
+            return image.as_rgb(data)
+        return image.decode(data, self.max_pixels)
 
     def _pack(
         self, prepared: Iterable[Future[Work | Failure]], networks: Networks, batch: int, keep: bool

@@ -19,7 +19,7 @@ from subjects import Subject, SubjectError
 
 from dgiqa import Scorer, spec
 from dgiqa.bundle import Bundle
-from dgiqa.preprocess import decode
+from dgiqa.image import decode
 from dgiqa.speed import Setting
 
 

@@ -22,6 +22,7 @@ from dgiqa.bundle import Bundle, load_bundle, load_golden
 from dgiqa.cli import app
 from dgiqa.engine import BATCH, SLOW_INT8, build, depth_buckets
 from dgiqa.errors import BackendError, EngineError, ParityError
+from dgiqa.image import decode
 from dgiqa.parity import BUDGETS
 from dgiqa.scorer import Scorer
 from dgiqa.sessions import backends
@@ -224,7 +225,7 @@ def test_a_plan_built_by_default_takes_the_golden_images_and_as_many_tiles_as_a_
     bundle = load_bundle("small")
     buckets, p = depth_buckets(bundle.preprocess), bundle.preprocess
     for golden in load_golden(bundle):
-        rgb = preprocess.decode((bundle.path / golden.file).read_bytes())
+        rgb = decode((bundle.path / golden.file).read_bytes())
         size = preprocess.depth_size(*rgb.shape[:2], p)
         for side, sides in zip(size, zip(*buckets, strict=True), strict=True):
             assert min(sides) <= side <= max(sides)

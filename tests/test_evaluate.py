@@ -17,10 +17,11 @@ pytest.importorskip("matplotlib")
 # ruff: noqa: E402 - the skips come before what needs them
 
 from dgiqa.errors import DgiqaError
+from dgiqa.image import decode
 from dgiqa.nn import evaluate, train
 from dgiqa.nn.checkpoints import load_dgiqa
 from dgiqa.nn.datasets import DepthNetwork, IQADataset, load_dataset
-from dgiqa.preprocess import cut_tiles, decode, grid_windows, resize_short_side
+from dgiqa.preprocess import cut_tiles, grid_windows, resize_short_side
 
 GREEN = DepthNetwork("green", lambda rgb: np.ascontiguousarray(rgb[..., 1]))
 

@@ -29,7 +29,9 @@ ALLOWED = {
     "errors": set(),
     "store": set(),
     "metrics": set(),
-    "preprocess": BASE,
+    "image": BASE,
+    "resize": set(),
+    "preprocess": BASE | {"resize"},
     "backends.wheels": set(),
     "sessions": BASE | {"backends.ort", "backends.ov", "backends.trt"},
     "backends.ort": BASE | {"sessions", "backends.wheels"},
@@ -42,11 +44,12 @@ ALLOWED = {
     "bundle": BASE | {"onnx_file", "meaning"},
     "batches": BASE | {"preprocess", "sessions"},
     "scorer": BASE
-    | {"batches", "preprocess", "sessions", "bundle", "cache", "engine", "backends.cuda", "backends.gpu"}
+    | {"batches", "image", "preprocess", "sessions", "bundle", "cache", "engine", "backends.cuda", "backends.gpu"}
     | {"video", "video.pipeline", "video.sampling", "video.stream"},
-    "parity": BASE | {"bundle", "scorer", "metrics", "preprocess"},
+    "parity": BASE | {"bundle", "image", "scorer", "metrics"},
     "quantize.precision": BASE,
-    "quantize.calibrate": BASE | {"preprocess", "bundle", "inputs", "backends.ort", "parity", "quantize.precision"},
+    "quantize.calibrate": BASE
+    | {"image", "preprocess", "bundle", "inputs", "backends.ort", "parity", "quantize.precision"},
     "quantize.modelopt": BASE | {"quantize.calibrate", "backends.ort", "quantize.precision"},
     "quantize": BASE
     | {"bundle", "quantize.calibrate", "quantize.modelopt", "backends.ort", "parity", "quantize.precision"},
@@ -68,7 +71,7 @@ ALLOWED = {
     "video.live": BASE | {"video.frames", "video.sampling"},
     "video.reuse": BASE | {"video.frames", "video.sampling"},
     "video.pipeline": BASE | {"batches", "video.frames", "video.reuse", "scorer", "sessions"},
-    "video.stream": BASE | {"video.frames", "preprocess", "video.pipeline", "video.sampling"},
+    "video.stream": BASE | {"image", "video.frames", "video.pipeline", "video.sampling"},
     "video": BASE
     | {
         "video.frames",

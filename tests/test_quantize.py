@@ -498,7 +498,7 @@ def made(small: Bundle, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Q
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_golden_images_score_within_the_budget(small: Bundle, made: dict[str, Quantized], precision: str) -> None:
-    from dgiqa.preprocess import decode
+    from dgiqa.image import decode
 
     networks = {file: OrtSession(path) for file, path in made[precision].files.items()}
     for golden in load_golden(small):

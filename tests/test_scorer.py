@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dgiqa import preprocess, scorer, spec
+from dgiqa import image, preprocess, scorer, spec
 from dgiqa.bundle import Bundle, write_bundle
 from dgiqa.errors import BackendError, BundleError, ImageError
 from dgiqa.scorer import STAGES, Failure, Score, Scorer
@@ -167,7 +167,7 @@ def test_an_unforeseen_exception_is_a_failure_too(
     def decode(data: bytes, limit: int) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(preprocess, "decode", decode)
+    monkeypatch.setattr(image, "decode", decode)
     failure, score = tiny.score_many([b"x", crops[0]])
     assert (failure.error, failure.message) == ("MemoryError", "MemoryError()")
     assert score.value > 0

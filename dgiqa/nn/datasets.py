@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa.errors import DgiqaError, ImageError
+from dgiqa.image import decode
 from dgiqa.nn.commands import watched
-from dgiqa.preprocess import decode, depth_input, resize_short_side, stretched, working_image, working_size
+from dgiqa.preprocess import depth_input, resize_short_side, stretched, working_image, working_size
 from dgiqa.spec import DEPTH_FILE, DEPTH_INPUT, DEPTH_OUTPUT, SHORT_SIDE, Preprocess
 from dgiqa.store import replacing
 

@@ -454,7 +454,7 @@ def _is_picture(path: Path) -> bool:
 
 def _exposures(root: Path) -> tuple[list[Path], list[Path]]:
     """The brightest and the darkest picture of each scene folder that has two or more."""
-    from dgiqa.preprocess import decode
+    from dgiqa.image import decode
 
     ends = []
     for folder in sorted({path.parent for path in root.glob("**/*") if _is_picture(path)}):

@@ -23,6 +23,7 @@ from dgiqa import preprocess, spec
 from dgiqa.backends.ort import OrtSession
 from dgiqa.bundle import Bundle, load_golden
 from dgiqa.errors import BundleError, ImageError
+from dgiqa.image import decode
 from dgiqa.inputs import expand
 from dgiqa.parity import DISTORTIONS
 
@@ -313,7 +314,7 @@ def _read(files: Iterable[Path], progress: Progress) -> Iterator[UInt8]:
 
 def _try_read(path: Path, progress: Progress) -> UInt8 | None:
     try:
-        return preprocess.decode(path.read_bytes())
+        return decode(path.read_bytes())
     except (ImageError, OSError) as error:
         progress(f"left out of the calibration: {path} ({error})")
         return None

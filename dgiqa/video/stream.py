@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from dgiqa import preprocess
 from dgiqa.errors import ImageError
+from dgiqa.image import as_rgb
 from dgiqa.video.frames import Frame
 from dgiqa.video.pipeline import Pipeline, Result
 from dgiqa.video.sampling import SceneCuts, thumbnail
@@ -58,7 +58,7 @@ class FrameStream:
         Raises ImageError for what is no picture, and whatever ended the pipeline.
         """
         self._raise()
-        rgb = preprocess.as_rgb(_from_dlpack(image))
+        rgb = as_rgb(_from_dlpack(image))
         rgb = rgb.copy() if np.may_share_memory(rgb, image) or not isinstance(image, np.ndarray) else rgb
         thumb = thumbnail(rgb)
         with self._lock:
