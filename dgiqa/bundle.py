@@ -311,8 +311,8 @@ def _parse_preprocess(path: Path, record: Any) -> Preprocess:
     preprocess = Preprocess(**record)
     tile, short_side = preprocess.tile, preprocess.short_side
     if not tile <= short_side <= MAX_TILES_ACROSS * tile:
-        wanted = f"a short_side of 1 to {MAX_TILES_ACROSS} tiles"
-        raise BundleError(f"{path}: tile is {tile} and short_side {short_side}, wanted {wanted}; rebuild the bundle")
+        got = f"tile is {tile} and short_side {short_side}"
+        raise BundleError(f"{path}: {got}, wanted a short_side of 1 to {MAX_TILES_ACROSS} tiles; rebuild the bundle")
     return preprocess
 
 

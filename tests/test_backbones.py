@@ -11,9 +11,10 @@ torch = pytest.importorskip("torch")
 
 from dgiqa.errors import WeightsError  # noqa: E402
 from dgiqa.nn.backbones import create_backbone, feature_maps, import_timm, load_lite  # noqa: E402
-from dgiqa.nn.checkpoints import load_dgiqa, save_weights  # noqa: E402
+from dgiqa.nn.checkpoints import load_dgiqa  # noqa: E402
 from dgiqa.nn.deploy import export_twin  # noqa: E402
 from dgiqa.nn.network import DGIQA, DGIQAConfig  # noqa: E402
+from dgiqa.nn.weights import save_weights  # noqa: E402
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 
 LITE = "tf_efficientnet_lite0"
@@ -91,7 +92,7 @@ def test_lite_weights_come_from_an_installed_wheel(
 def test_what_is_no_lite_file_is_refused(tmp_path: Path, lite_file: Path) -> None:
     torch.save({"a": torch.zeros(1)}, tmp_path / "lite0.pth")
     (tmp_path / "broken.pth").write_bytes(b"\x80\x02garbage")
-    for source, says in (("no-such-wheel", "pip install"), ("lite0.pth", "tensors"), ("broken.pth", "cannot be read")):
+    for source, says in (("no-such-wheel", "pip install"), ("lite0.pth", "tensors"), ("broken.pth", "is damaged")):
         path = tmp_path / source
         with pytest.raises(WeightsError, match=says):
             load_lite(path if path.exists() else source, create_backbone(LITE))

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import pickle
 import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("safetensors")
+safetensors_torch = pytest.importorskip("safetensors.torch")
 
 from dgiqa.errors import WeightsError  # noqa: E402
-from dgiqa.nn import checkpoints  # noqa: E402
-from dgiqa.nn.checkpoints import load_depth_anything, load_dgiqa, load_weights, save_weights  # noqa: E402
+from dgiqa.nn import weights  # noqa: E402
+from dgiqa.nn.checkpoints import load_depth_anything, load_dgiqa, load_weights  # noqa: E402
 from dgiqa.nn.depth_anything import DepthAnything, DepthAnythingConfig  # noqa: E402
 from dgiqa.nn.network import DGIQA, SMALL, DGIQAConfig  # noqa: E402
+from dgiqa.nn.weights import read_tensors, save_weights  # noqa: E402
 
 TINY_DEPTH = DepthAnythingConfig(width=24, blocks=4, heads=3, features=8, channels=(8, 8, 8, 8))
 # A Swin with the stages of the paper's, a twentieth of its width: the names are what matters here.
@@ -117,7 +121,7 @@ def test_safetensors_bring_weights_and_sizes_back(config: DGIQAConfig, tmp_path:
     assert not loaded.training
     assert_same(loaded, model)
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
-    assert checkpoints.read_tensors(tmp_path / "w.safetensors")[1]["note"] == "x"
+    assert read_tensors(tmp_path / "w.safetensors")[1]["note"] == "x"
 
 
 def test_depth_weights_round_trip(depth: DepthAnything, tmp_path: Path) -> None:
@@ -236,11 +240,11 @@ def test_nan_weights_are_refused(depth: DepthAnything, tmp_path: Path) -> None:
 
 
 def test_files_beyond_the_limit_are_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "MAX_BYTES", 1000)
+    monkeypatch.setattr(weights, "MAX_BYTES", 1000)
     (tmp_path / "large.pth").write_bytes(bytes(1001))
     with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(100_000))
-    for name, reason in (("large.pth", "has 1,001 bytes"), ("bomb.pth", "unpacks to 100,000")):
+    for name, reason in (("large.pth", "has 1,001 bytes"), ("bomb.pth", "unpacks to 100,000 bytes, so")):
         with pytest.raises(WeightsError, match=reason):
             load_dgiqa(tmp_path / name)
 
@@ -253,7 +257,7 @@ def test_a_path_that_is_no_file_says_so(path: str, tmp_path: Path) -> None:
 
 def test_saved_sizes_are_plain_json(depth: DepthAnything, tmp_path: Path) -> None:
     save_weights(depth, tmp_path / "d.safetensors")
-    _, metadata = checkpoints.read_tensors(tmp_path / "d.safetensors")
+    _, metadata = read_tensors(tmp_path / "d.safetensors")
     assert json.loads(metadata["config"])["width"] == 24
 
 
@@ -262,3 +266,113 @@ def assert_same(loaded: torch.nn.Module, original: torch.nn.Module) -> None:
     left, right = loaded.state_dict(), original.state_dict()
     assert left.keys() == right.keys()
     assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+def selfish() -> dict[str, object]:
+    """A training state that is said to be inside itself."""
+    state: dict[str, object] = {}
+    state["state_dict"] = state
+    return state
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (lambda: {"w": torch.zeros(1).expand(200_000, 200_000)}, "no plain arrays of numbers: w"),
+        (lambda: {"w": torch.zeros(2, 2).to_sparse()}, "no plain arrays of numbers: w"),
+        (lambda: {"w": torch.zeros(2, dtype=torch.complex64)}, "no plain arrays of numbers: w"),
+        (lambda: {"w": torch.zeros(2, device="meta")}, "no plain arrays of numbers: w"),
+        (lambda: {"w": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, "no plain arrays of numbers: w"),
+        (selfish, "is no state dict"),
+        (lambda: {"x" * 10_000: 1}, r"holds x{80} \(int\)"),
+    ],
+    ids=["stride 0", "sparse", "complex", "meta", "quantised", "itself", "a long name"],
+)
+def test_tensors_that_are_not_what_a_network_holds_are_refused(
+    content: Callable[[], object], reason: str, tmp_path: Path
+) -> None:
+    torch.save(content(), tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=reason):
+        load_dgiqa(tmp_path / "x.pth", SWIN)
+
+
+def test_tensors_that_share_their_storage_are_read(tmp_path: Path) -> None:
+    tied = torch.arange(6.0)
+    torch.save({"a": tied[:3], "b": tied.reshape(2, 3).T}, tmp_path / "x.pth")
+    assert read_tensors(tmp_path / "x.pth")[0]["b"].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_a_compressed_archive_is_refused_unread(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10_000_000))
+    assert (tmp_path / "bomb.pth").stat().st_size < 20_000
+    with pytest.raises(WeightsError, match=r"unpacks to 10,000,000 bytes, so torch\.save did not write it"):
+        read_tensors(tmp_path / "bomb.pth")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "reason"),
+    [
+        ({"width": 4000, "blocks": 500}, "does not fit"),
+        ({"width": 10**9}, r"was saved with width=1000000000, which are no sizes"),
+        ({"channels": []}, "sizes that make no Depth Anything network"),
+    ],
+)
+def test_sizes_that_a_file_claims_allocate_nothing(
+    sizes: dict[str, int], reason: str, depth: DepthAnything, tmp_path: Path
+) -> None:
+    claimed = {**dataclasses.asdict(TINY_DEPTH), **sizes}
+    save_weights(depth, tmp_path / "d.safetensors", {"config": json.dumps(claimed)})
+    with pytest.raises(WeightsError, match=reason):
+        load_depth_anything(tmp_path / "d.safetensors")
+
+
+@pytest.mark.parametrize(
+    "claimed",
+    [
+        {"backbone": "hf-hub:somebody/model"},
+        {"backbone": "local-dir:/tmp/model"},
+        {"backbone_options": {"checkpoint_path": "weights.pth"}},
+        {"backbone_options": {"pretrained": True}},
+    ],
+)
+def test_a_file_cannot_name_other_files_or_a_hub(claimed: dict[str, object], tmp_path: Path) -> None:
+    config = json.dumps({**dataclasses.asdict(SMALL), **claimed})
+    save_weights(DGIQA(SMALL), tmp_path / "q.safetensors", {"config": config})
+    with pytest.raises(WeightsError, match="which are no sizes and no names"):
+        load_dgiqa(tmp_path / "q.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_a_damaged_file_is_a_weights_error_whatever_is_damaged(kind: str, tmp_path: Path) -> None:
+    """Bytes changed, cut, doubled or zeroed at random; each file is small, so that the damage meets its structure."""
+    path = tmp_path / "x"
+    state = {"tcb1.a": torch.arange(6.0).reshape(2, 3), "fc.weight": torch.ones(2), "n": torch.tensor(3)}
+    if kind == "safetensors":
+        safetensors_torch.save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+    whole, random = path.read_bytes(), Random(7)
+    for _ in range(150):
+        path.write_bytes(damaged(whole, random))
+        with contextlib.suppress(WeightsError):  # anything else fails the test
+            read_tensors(path)
+
+
+def damaged(data: bytes, random: Random) -> bytes:
+    """Some bytes with one to four changes of the kinds that disks, networks and attackers make."""
+    out = bytearray(data)
+    for _ in range(random.randint(1, 4)):
+        at, length = random.randrange(len(out)), random.randint(1, 16)
+        change = random.randrange(5)
+        if change == 0:
+            out[at] ^= 1 << random.randrange(8)
+        elif change == 1:
+            out[at : at + length] = random.randbytes(length)
+        elif change == 2:
+            out[at : at + length] = bytes(length)
+        elif change == 3:
+            out[at:at] = out[at : at + length]
+        else:
+            del out[at : at + length]
+    return bytes(out)

@@ -27,10 +27,10 @@ from dgiqa.bundle import load_bundle  # noqa: E402
 from dgiqa.cli import app  # noqa: E402
 from dgiqa.errors import WeightsError  # noqa: E402
 from dgiqa.nn import bundling, onnx_export, reference  # noqa: E402
-from dgiqa.nn.checkpoints import save_weights  # noqa: E402
 from dgiqa.nn.depth_anything import DepthAnything, DepthAnythingConfig  # noqa: E402
 from dgiqa.nn.network import DGIQA, FULL, SMALL, DGIQAConfig  # noqa: E402
 from dgiqa.nn.onnx_export import Export, ExportError, export_depth, export_quality  # noqa: E402
+from dgiqa.nn.weights import save_weights  # noqa: E402
 from dgiqa.parity import DISTORTIONS  # noqa: E402
 from dgiqa.scorer import Scorer  # noqa: E402
 from dgiqa.spec import Preprocess  # noqa: E402

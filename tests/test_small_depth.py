@@ -98,11 +98,14 @@ def test_another_models_file_is_refused(tmp_path):
         load_small_depth(str(tmp_path / "other.safetensors"))
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no safetensors file"])
-def test_a_file_that_is_missing_or_damaged_is_named(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "cannot be read"), (b"", "is empty"), (b"no safetensors file", "is not a checkpoint")],
+)
+def test_a_file_that_is_missing_or_damaged_is_named(tmp_path, content, reason):
     if content is not None:
         (tmp_path / "depth.safetensors").write_bytes(content)
-    with pytest.raises(WeightsError, match=r"depth\.safetensors cannot be read as safetensors"):
+    with pytest.raises(WeightsError, match=rf"depth\.safetensors {reason}"):
         load_small_depth(str(tmp_path / "depth.safetensors"))
 
 

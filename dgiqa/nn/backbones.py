@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dgiqa.errors import WeightsError
+from dgiqa.nn.weights import read_tensors
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD
 
 FULL_BACKBONE = "swin_tiny_patch4_window7_224"
@@ -72,10 +73,7 @@ def load_lite(source: str | Path, backbone: Any) -> None:
     Raises WeightsError when the file is not there or fits no such backbone.
     """
     path = _lite_file(source)
-    try:
-        weights = list(torch.load(path, map_location="cpu", weights_only=True).values())
-    except Exception as error:  # torch raises a dozen kinds for a damaged file
-        raise WeightsError(f"{path} cannot be read as weights ({error}); fetch it again") from error
+    weights = list(read_tensors(path)[0].values())
     found = re.search(r"lite(\d)", path.name)
     name = f"tf_efficientnet_lite{found[1] if found else 0}"
     full = import_timm().create_model(name, pretrained=False).state_dict()  # the file has its order, and other names

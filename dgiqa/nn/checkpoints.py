@@ -1,23 +1,12 @@
-"""Weight files become networks, and networks become weight files.
-
-    authors' .pth ──(tensors only, no code)──┐
-                                             ├─► names as this package has them ─► network in eval mode
-    our .safetensors ────────────────────────┘                                          │
-              ▲────────────────────────── save_weights ◄────────────────────────────────┘
-
-No pickle is ever executed: a file that holds anything but tensors is refused.
-"""
+"""Weight files become networks: tensors in any spelling -> names as this package has them -> a network in eval mode."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import pickle
 import re
-import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,21 +14,11 @@ from torch import Tensor, nn
 from dgiqa.errors import WeightsError
 from dgiqa.nn.depth_anything import ENCODERS, DepthAnything, DepthAnythingConfig
 from dgiqa.nn.network import DGIQA, FULL, DGIQAConfig
-from dgiqa.store import replacing
+from dgiqa.nn.weights import few, read_tensors
 
-MAX_BYTES = 8 * 2**30  # six times the largest published file, 1.3 GB
-WRAPPERS = ("state_dict", "model", "model_state_dict", "params")  # where training scripts put the weights
-SHOWN = 4  # keys named in a message; the rest are counted
-
-# Files that are often saved under a checkpoint's name, by first bytes.
-_FOREIGN = (
-    (rb"version https://git-lfs", "a Git LFS pointer; fetch the file itself with: git lfs pull"),
-    (
-        rb"\s*<(!doctype|html)",
-        "a web page; the download probably asked for a login or a confirmation, open it in a browser",
-    ),
-    (rb"\s*\{", "JSON text"),
-)
+LARGEST_SIZE = 4096  # of a saved configuration: channels, blocks, pixels; the largest published one is 1024
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.]{1,100}")
+_SOURCES = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}  # of timm
 
 
 def load_dgiqa(path: str | Path, config: DGIQAConfig | None = None) -> DGIQA:
@@ -51,8 +30,8 @@ def load_dgiqa(path: str | Path, config: DGIQAConfig | None = None) -> DGIQA:
     Raises WeightsError that names what is missing, unexpected or of another shape.
     """
     tensors, metadata = read_tensors(path)
-    model = DGIQA(config or _saved_config(metadata, DGIQAConfig) or FULL)
-    return _filled(model, tensors, path, "DGIQA")
+    sizes = config or saved_config(metadata, DGIQAConfig) or FULL
+    return cast(DGIQA, network_of(lambda: DGIQA(sizes), tensors, path, "DGIQA"))
 
 
 def load_depth_anything(path: str | Path) -> DepthAnything:
@@ -66,8 +45,8 @@ def load_depth_anything(path: str | Path) -> DepthAnything:
         raise WeightsError(
             f"{path} is named as Depth Anything V2, whose keys are the same but whose network is not; use a V1 file"
         )
-    config = _saved_config(metadata, DepthAnythingConfig) or _encoder_of(tensors, path)
-    return _filled(DepthAnything(config), tensors, path, "Depth Anything")
+    sizes = saved_config(metadata, DepthAnythingConfig) or _encoder_of(tensors, path)
+    return cast(DepthAnything, network_of(lambda: DepthAnything(sizes), tensors, path, "Depth Anything"))
 
 
 def load_weights(path: str | Path) -> nn.Module:
@@ -89,36 +68,6 @@ def load_weights(path: str | Path) -> nn.Module:
     return loaders[kind](str(path))
 
 
-def save_weights(module: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a network's weights, its `config` (as JSON) and further metadata to a safetensors file, all or nothing."""
-    from safetensors.torch import save_file
-
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    config: Any = getattr(module, "config", None)
-    saved = {} if config is None else {"config": json.dumps(dataclasses.asdict(config))}
-    with replacing(path) as partial:
-        save_file(tensors, str(partial), metadata={**saved, **(metadata or {})})
-
-
-def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a .pth or .safetensors file: its tensors by name, without wrappers and prefixes, and its metadata.
-
-    Only tensors are read, never code. Raises WeightsError for a file that is missing, too large, cut short, not a
-    checkpoint, or that holds other things, NaN or infinity.
-    """
-    path = Path(path)
-    head = _checked_head(path)
-    is_safetensors = head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
-    content, metadata = _read_safetensors(path) if is_safetensors else (_read_pickle(path, head), {})
-    tensors = {_without_prefix(name): value for name, value in _unwrapped(content, path).items()}
-    spoiled = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
-    if spoiled:
-        raise WeightsError(
-            f"{path} holds NaN or infinity in {_some(spoiled)}; its training diverged, or the file is damaged"
-        )
-    return tensors, metadata
-
-
 def looks_like(keys: Iterable[str]) -> str:
     """What a list of tensor names most looks like, in words for a message."""
     names = set(keys)
@@ -134,93 +83,43 @@ def looks_like(keys: Iterable[str]) -> str:
     return next((what for sign, what in signs if any(name.startswith(sign) for name in names)), "something else")
 
 
-def _checked_head(path: Path) -> bytes:
-    """The first bytes of a file that exists, is not too large and may be a checkpoint."""
+def network_of(make: Callable[[], nn.Module], tensors: Mapping[str, Tensor], path: str | Path, what: str) -> nn.Module:
+    """The network of make() with these tensors in it, in eval mode. what: the network, in words.
+
+    Its sizes may be the file's own, so nothing is allocated before they fit the tensors. Raises WeightsError.
+    """
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            head = file.read(64)
-    except OSError as error:
+        with torch.device("meta"):
+            outline = make()
+    except Exception as error:  # whatever a network makes of senseless sizes
         raise WeightsError(
-            f"{path} cannot be read ({error.strerror}); give the path of a .pth or .safetensors file"
+            f"{path} comes with sizes that make no {what} network ({error}); give or save others"
         ) from error
-    if size > MAX_BYTES:
-        raise WeightsError(
-            f"{path} has {size:,} bytes, limit {MAX_BYTES:,}; the largest published weights are a sixth of that"
-        )
-    for pattern, what in _FOREIGN:
-        if re.match(pattern, head, re.IGNORECASE):
-            raise WeightsError(f"{path} is not a checkpoint but {what}")
-    if not head:
-        raise WeightsError(f"{path} is empty; fetch it again")
-    return head
+    fitting = _check_fit(outline, tensors, path, what)
+    network = make()
+    ours = {_canonical(name): name for name in network.state_dict()}
+    network.load_state_dict({ours[name]: value for name, value in fitting.items()}, strict=False)
+    return network.eval()
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
+def saved_config(metadata: Mapping[str, str], kind: Any) -> Any:
+    """The configuration that was saved beside the weights, or None if there is none or it is another network's.
 
+    WeightsError if it holds more than sizes: timm also takes names of files, and of models on a hub.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise WeightsError(f"{path} is a damaged or cut short safetensors file ({error}); fetch it again") from error
+        saved = json.loads(metadata["config"])
+        config = kind(**_with_tuples(saved))
+        odd = [f"{name}={value!r}" for name, value in _entries(saved) if name in _SOURCES or not _is_size(value)]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    if odd:
+        raise WeightsError(f"a network was saved with {few(odd)}, which are no sizes and no names; save it again")
+    return config
 
 
-def _read_pickle(path: Path, head: bytes) -> Any:
-    """What torch.save wrote, if it is made of tensors and plain containers only."""
-    if not head.startswith((b"PK\3\4", b"\x80")):
-        raise WeightsError(
-            f"{path} is not a checkpoint: it starts with {head[:16]!r}; wanted a .pth or .safetensors file"
-        )
-    try:
-        if zipfile.is_zipfile(path):
-            _check_unpacked_size(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        culprit = re.search(r"GLOBAL ([\w.]+)", str(error))
-        named = f"({culprit[1]}) " if culprit else ""
-        raise WeightsError(
-            f"{path} holds Python objects {named}beside tensors, or is damaged; loading it could run code, so it is "
-            "refused. Ask its author for the state dict alone, or for safetensors"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path} is damaged or cut short ({reason}); fetch it again") from error
-
-
-def _check_unpacked_size(path: Path) -> None:
-    """Refuse an archive that is small on disk and huge in memory."""
-    with zipfile.ZipFile(path) as archive:
-        size = sum(member.file_size for member in archive.infolist())
-    if size > MAX_BYTES:
-        raise WeightsError(f"{path} unpacks to {size:,} bytes, limit {MAX_BYTES:,}")
-
-
-def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict inside what a training script saved."""
-    if isinstance(content, Mapping):
-        for wrapper in WRAPPERS:
-            if isinstance(content.get(wrapper), Mapping):
-                return _unwrapped(content[wrapper], path)
-        if content and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
-            return dict(content)
-        others = [
-            f"{name} ({type(value).__name__})" for name, value in content.items() if not isinstance(value, Tensor)
-        ]
-        raise WeightsError(
-            f"{path} is no state dict: it holds {_some(others) or 'nothing'}; save model.state_dict() alone"
-        )
-    raise WeightsError(f"{path} holds a {type(content).__name__}; wanted a state dict of names and tensors")
-
-
-def _without_prefix(name: str) -> str:
-    """Drop what DataParallel and torch.compile put before every name."""
-    return re.sub(r"^(module\.|_orig_mod\.)+", "", name)
-
-
-def _filled(model: Any, tensors: Mapping[str, Tensor], path: str | Path, what: str) -> Any:
-    """The network with these tensors in it, in eval mode."""
-    ours = {_canonical(name): name for name in model.state_dict()}
+def _check_fit(model: Any, tensors: Mapping[str, Tensor], path: str | Path, what: str) -> dict[str, Tensor]:
+    """The tensors by canonical name, if they are the network's. Raises WeightsError that names those that are not."""
     theirs = {name: value for name, value in _renamed(tensors).items() if not _is_constant(name)}
     wanted = {_canonical(name): tuple(value.shape) for name, value in model.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in theirs.items()}
@@ -233,13 +132,12 @@ def _filled(model: Any, tensors: Mapping[str, Tensor], path: str | Path, what: s
         ],
     }
     if any(problems.values()):
-        found = "; ".join(f"{len(keys)} {problem}: {_some(keys)}" for problem, keys in problems.items() if keys)
+        found = "; ".join(f"{len(keys)} {problem}: {few(keys)}" for problem, keys in problems.items() if keys)
         seen = looks_like(tensors)
         if seen != what:
             raise WeightsError(f"{path} is not {what}, it looks like {seen} ({found})")
         raise WeightsError(f"{path} does not fit this {what} network ({found}); was it made with other sizes?")
-    model.load_state_dict({ours[name]: value for name, value in theirs.items()}, strict=False)
-    return model.eval()
+    return theirs
 
 
 def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -277,12 +175,23 @@ def _encoder_of(tensors: Mapping[str, Tensor], path: str | Path) -> str:
     return widths[token.shape[-1]]
 
 
-def _saved_config(metadata: Mapping[str, str], kind: Any) -> Any:
-    """The configuration that was saved beside the weights, or None if there is none or it is another network's."""
-    try:
-        return kind(**_with_tuples(json.loads(metadata["config"])))
-    except (KeyError, TypeError, ValueError):
-        return None
+def _entries(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every plain value in a configuration, with the name of what holds it."""
+    if isinstance(value, dict):
+        for inner in value:
+            yield from _entries(value[inner], inner)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _entries(item, name)
+    else:
+        yield name, value
+
+
+def _is_size(value: Any) -> bool:
+    """A switch, a number that a network may have, or a plain name."""
+    if isinstance(value, str):
+        return _PLAIN_NAME.fullmatch(value) is not None
+    return value is None or (isinstance(value, int | float) and abs(value) <= LARGEST_SIZE)
 
 
 def _with_tuples(value: Any) -> Any:
@@ -290,8 +199,3 @@ def _with_tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _with_tuples(item) for key, item in value.items()}
     return tuple(_with_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

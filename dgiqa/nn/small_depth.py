@@ -9,7 +9,7 @@ coordinates, and the average of the whole picture is added where the map is smal
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -87,35 +87,30 @@ class Residual(nn.Module):
 
 def save_small_depth(model: SmallDepth, path: str) -> None:
     """Write the weights and the config to a safetensors file, all or nothing."""
-    from dgiqa.nn.checkpoints import save_weights
+    from dgiqa.nn.weights import save_weights
 
     save_weights(model, path, {"model": "small_depth"})
 
 
 def load_small_depth(path: str) -> SmallDepth:
     """A network in eval mode from a file of `save_small_depth`. Raises WeightsError when the file is something else."""
-    import json
-
-    from safetensors import SafetensorError, safe_open
-
     from dgiqa.errors import WeightsError
+    from dgiqa.nn.checkpoints import network_of, saved_config
+    from dgiqa.nn.weights import read_tensors
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict, whatever it looks like
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(
-            f"{path} cannot be read as safetensors ({error}); name a file of dgiqa.nn.train_depth"
-        ) from error
+    tensors, metadata = read_tensors(path)
     if metadata.get("model") != "small_depth":
         held = metadata.get("model", "no named model")
         raise WeightsError(f"{path} holds {held}, not small_depth; train one with python -m dgiqa.nn.train_depth")
-    config = {name: tuple(value) for name, value in json.loads(metadata["config"]).items()}
-    # The first files do not count their blocks: one a stage.
-    model = SmallDepth(SmallDepthConfig(**{"blocks": (1, 1, 1, 1)} | config))
-    model.load_state_dict(weights)
-    return model.eval()
+    if (config := saved_config(metadata, _saved_sizes)) is None:
+        raise WeightsError(f"{path} does not say its sizes; save it again with save_small_depth")
+    return cast(SmallDepth, network_of(lambda: SmallDepth(config), tensors, path, "small depth"))
+
+
+def _saved_sizes(**sizes: Any) -> SmallDepthConfig:
+    return SmallDepthConfig(
+        **{"blocks": (1, 1, 1, 1)} | sizes
+    )  # the first files do not count their blocks: one a stage
 
 
 def _convolution(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:

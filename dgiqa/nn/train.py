@@ -18,7 +18,6 @@ import dataclasses
 import functools
 import math
 import os
-import pickle
 import random
 import re
 import shutil
@@ -37,8 +36,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dgiqa.errors import DgiqaError
-from dgiqa.nn.checkpoints import load_dgiqa, save_weights
+from dgiqa.errors import DgiqaError, WeightsError
+from dgiqa.nn.checkpoints import load_dgiqa
 from dgiqa.nn.commands import PROGRESS_SECONDS, exit_code
 from dgiqa.nn.datasets import (
     LOADERS,
@@ -53,6 +52,7 @@ from dgiqa.nn.datasets import (
     random_split,
 )
 from dgiqa.nn.network import DGIQA, FULL, SMALL
+from dgiqa.nn.weights import read_state, save_weights
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, TILE
 from dgiqa.store import replacing
 
@@ -527,9 +527,9 @@ class _Run:
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_state(path)
         return {**state, "run": dict(state["run"])}
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+    except (WeightsError, KeyError, TypeError, ValueError) as error:
         reason = str(error).split("\n", 1)[0]
         raise DgiqaError(
             f"{path} is no checkpoint of this program, or damaged ({type(error).__name__}: {reason}); "

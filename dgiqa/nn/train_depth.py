@@ -17,7 +17,6 @@ import argparse
 import dataclasses
 import math
 import multiprocessing
-import pickle
 import signal
 import sys
 import time
@@ -33,12 +32,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from dgiqa.errors import DgiqaError
+from dgiqa.errors import DgiqaError, WeightsError
 from dgiqa.nn import scenes
 from dgiqa.nn.commands import PROGRESS_SECONDS, exit_code, watched
 from dgiqa.nn.distortions import distort
 from dgiqa.nn.small_depth import SMALL_PREPROCESS, STRIDE, SmallDepth, load_small_depth, save_small_depth
 from dgiqa.nn.train import device_of, fast_precision
+from dgiqa.nn.weights import read_state
 from dgiqa.preprocess import depth_input
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD
 from dgiqa.store import replacing
@@ -285,11 +285,11 @@ def _save(
 def _restore(state: Path, facts: dict[str, Any], model: nn.Module, optimizer: Any) -> tuple[int, float, float]:
     """Steps done, seconds they took, running loss; network and optimizer as they were."""
     try:
-        held = torch.load(state, map_location="cpu", weights_only=True)
+        held = read_state(state)
         differing = [
             f"{k} was {held['facts'].get(k)!r}, now {facts[k]!r}" for k in facts if held["facts"].get(k) != facts[k]
         ]
-    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+    except (WeightsError, KeyError, TypeError, AttributeError) as error:
         raise DgiqaError(f"{state} is damaged ({type(error).__name__}); remove it to begin anew") from error
     if differing:
         told = "; ".join(differing)

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from dgiqa.metrics import srocc
-from dgiqa.nn.checkpoints import load_dgiqa, read_tensors, save_weights
+from dgiqa.nn.checkpoints import load_dgiqa
 from dgiqa.nn.commands import exit_code
 from dgiqa.nn.datasets import Sample
 from dgiqa.nn.distortions import TYPES
@@ -46,6 +46,7 @@ from dgiqa.nn.train import (
     normalise,
     train,
 )
+from dgiqa.nn.weights import read_tensors, save_weights
 from dgiqa.spec import TILE
 
 VALIDATION_EVERY = 10  # one reference picture in so many is never trained on

@@ -27,13 +27,13 @@ from torch import nn
 
 from dgiqa.errors import DgiqaError
 from dgiqa.nn.backbones import import_timm
-from dgiqa.nn.checkpoints import read_tensors
 from dgiqa.nn.commands import exit_code, watched
 from dgiqa.nn.datasets import IQADataset, find_pictures, load_kadid10k, read_rgb
 from dgiqa.nn.distortions import KADID_TYPES, LEVELS
 from dgiqa.nn.synthesis import PRISTINE
 from dgiqa.nn.train import device_of
 from dgiqa.nn.train_depth import normalise
+from dgiqa.nn.weights import read_tensors
 from dgiqa.store import replacing
 
 Float = NDArray[np.float64]

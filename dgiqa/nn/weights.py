@@ -1,0 +1,192 @@
+"""A weight file becomes tensors by name, a network's tensors become a weight file. No code in it runs.
+
+.pth (tensors only) ──┐
+.safetensors ─────────┴─► names without wrappers and prefixes -> finite tensors, metadata
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dgiqa.errors import WeightsError
+from dgiqa.store import replacing
+
+MAX_BYTES = 8 * 2**30  # six times the largest published file, 1.3 GB
+WRAPPERS = ("state_dict", "model", "model_state_dict", "params")  # where training scripts put the weights
+SHOWN = 4  # names in a message; the rest are counted
+LONGEST = 100  # letters of a name in a message
+
+# Files that are often saved under a checkpoint's name, by first bytes.
+_FOREIGN = (
+    (rb"version https://git-lfs", "a Git LFS pointer; fetch the file itself with: git lfs pull"),
+    (
+        rb"\s*<(!doctype|html)",
+        "a web page; the download probably asked for a login or a confirmation, open it in a browser",
+    ),
+    (rb"\s*\{", "JSON text"),
+)
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a .pth or .safetensors file: its tensors by name, without wrappers and prefixes, and its metadata.
+
+    Only tensors are read, never code. Raises WeightsError for a file that is missing, too large, cut short, not a
+    checkpoint, or that holds other things, NaN or infinity.
+    """
+    path = Path(path)
+    head = _checked_head(path)
+    is_safetensors = head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
+    content, metadata = _read_safetensors(path) if is_safetensors else (_read_pickle(path, head), {})
+    tensors = {_without_prefix(name): value for name, value in _unwrapped(content, path).items()}
+    _check_tensors(tensors, path)
+    return tensors, metadata
+
+
+def read_state(path: str | Path) -> Any:
+    """What torch.save wrote, if it is made of tensors and plain containers only. Raises WeightsError."""
+    path = Path(path)
+    return _read_pickle(path, _checked_head(path))
+
+
+def save_weights(module: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a network's weights, its `config` (as JSON) and further metadata to a safetensors file, all or nothing."""
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    config: Any = getattr(module, "config", None)
+    saved = {} if config is None else {"config": json.dumps(dataclasses.asdict(config))}
+    with replacing(path) as partial:
+        save_file(tensors, str(partial), metadata={**saved, **(metadata or {})})
+
+
+def few(names: Sequence[Any]) -> str:
+    """The first names of a list, for a message; a file may hold any number, of any length."""
+    shown = [name if len(name) <= LONGEST else f"{name[:LONGEST]}..." for name in map(str, names[:SHOWN])]
+    more = len(names) - SHOWN
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
+def _checked_head(path: Path) -> bytes:
+    """The first bytes of a file that exists, is not too large and may be a checkpoint."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            head = file.read(64)
+    except (OSError, ValueError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise WeightsError(f"{path} cannot be read ({reason}); give the path of a .pth or .safetensors file") from error
+    if size > MAX_BYTES:
+        raise WeightsError(
+            f"{path} has {size:,} bytes, limit {MAX_BYTES:,}; the largest published weights are a sixth of that"
+        )
+    for pattern, what in _FOREIGN:
+        if re.match(pattern, head, re.IGNORECASE):
+            raise WeightsError(f"{path} is not a checkpoint but {what}")
+    if not head:
+        raise WeightsError(f"{path} is empty; fetch it again")
+    return head
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except Exception as error:  # its own error, and torch's for a type of number that this version lacks
+        raise _damaged(path, error) from error
+
+
+def _read_pickle(path: Path, head: bytes) -> Any:
+    if not head.startswith((b"PK\3\4", b"\x80")):
+        raise WeightsError(
+            f"{path} is not a checkpoint: it starts with {head[:16]!r}; wanted a .pth or .safetensors file"
+        )
+    try:
+        if head.startswith(b"PK") or zipfile.is_zipfile(path):
+            _check_archive(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
+    except pickle.UnpicklingError as error:
+        culprit = re.search(r"GLOBAL ([\w.]+)", str(error))
+        named = f"({culprit[1]}) " if culprit else ""
+        raise WeightsError(
+            f"{path} holds Python objects {named}beside tensors, or is damaged; loading it could run code, so it is "
+            "refused. Ask its author for the state dict alone, or for safetensors"
+        ) from error
+    except Exception as error:  # torch interprets the pickle itself, and a damaged one trips it anywhere
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> WeightsError:
+    reason = str(error).split(". ")[0].splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return WeightsError(f"{path} is damaged or cut short ({reason}); fetch it again")
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that is small on disk and huge in memory: torch.save compresses nothing and repeats nothing."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    size = sum(member.file_size for member in members)
+    if size > path.stat().st_size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise WeightsError(f"{path} unpacks to {size:,} bytes, so torch.save did not write it; fetch it again")
+
+
+def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict inside what a training script saved."""
+    for _ in range(len(WRAPPERS)):  # one may hold another, or itself
+        inner = [content[name] for name in WRAPPERS if isinstance(content, Mapping) and name in content]
+        content = next((held for held in inner if isinstance(held, Mapping)), content)
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} holds a {type(content).__name__}; wanted a state dict of names and tensors")
+    if content and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
+        return dict(content)
+    others = [
+        f"{name!s:.80} ({type(value).__name__})" for name, value in content.items() if not _is_weight(name, value)
+    ]
+    raise WeightsError(f"{path} is no state dict: it holds {few(others) or 'nothing'}; save model.state_dict() alone")
+
+
+def _is_weight(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse what is no array of plain numbers in memory, and what the file says at greater length than it holds."""
+    odd = [name for name, value in tensors.items() if not _is_plain(value)]
+    if odd:
+        raise WeightsError(
+            f"{path} holds tensors that are no plain arrays of numbers: {few(odd)}; save float32 weights"
+        )
+    size = sum(value.numel() * value.element_size() for value in tensors.values())
+    if size > MAX_BYTES:
+        raise WeightsError(f"{path} unpacks to {size:,} bytes, limit {MAX_BYTES:,}")
+    spoiled = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    if spoiled:
+        raise WeightsError(
+            f"{path} holds NaN or infinity in {few(spoiled)}; its training diverged, or the file is damaged"
+        )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Strided, of real numbers, in this machine's memory, every element its own: none is stored once and read often."""
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided and tensor.device.type == "cpu"
+    if not plain or tensor.is_quantized or tensor.is_complex():
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def _without_prefix(name: str) -> str:
+    """Drop what DataParallel and torch.compile put before every name."""
+    return re.sub(r"^(module\.|_orig_mod\.)+", "", name)
