@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from damage import damaged
 
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
@@ -357,22 +358,3 @@ def test_a_damaged_file_is_a_weights_error_whatever_is_damaged(kind: str, tmp_pa
         path.write_bytes(damaged(whole, random))
         with contextlib.suppress(WeightsError):  # anything else fails the test
             read_tensors(path)
-
-
-def damaged(data: bytes, random: Random) -> bytes:
-    """Some bytes with one to four changes of the kinds that disks, networks and attackers make."""
-    out = bytearray(data)
-    for _ in range(random.randint(1, 4)):
-        at, length = random.randrange(len(out)), random.randint(1, 16)
-        change = random.randrange(5)
-        if change == 0:
-            out[at] ^= 1 << random.randrange(8)
-        elif change == 1:
-            out[at : at + length] = random.randbytes(length)
-        elif change == 2:
-            out[at : at + length] = bytes(length)
-        elif change == 3:
-            out[at:at] = out[at : at + length]
-        else:
-            del out[at : at + length]
-    return bytes(out)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 
 import cv2
 import numpy as np
 import pytest
+from damage import damaged
 
 from dgiqa.errors import DgiqaError, ImageError
 from dgiqa.nn.datasets import (
@@ -316,7 +319,7 @@ def test_a_csv_gives_any_folder_records(tmp_path):
         ("image,score\na.png,1\nnowhere.png,2\n", "2 pictures wanted.*1 there; missing nowhere.png"),
         ("image,score\na.png,good\nb.png,2\n", "labels.csv has the score 'good'; wanted a finite number"),
         ("image,score\na.png,nan\nb.png,2\n", "the score 'nan'; wanted a finite number"),
-        ("image,score\na.png,1\nb.png\n", "the score None; wanted a finite number"),
+        ("image,score\na.png,1\nb.png\n", "row 2 ends before image, score"),
     ],
 )
 def test_a_wrong_csv_says_what_is_wrong(tmp_path, text, message):
@@ -355,6 +358,58 @@ def test_damaged_labels_name_the_file_and_what_was_wanted(tmp_path, name, file, 
     (tmp_path / file).write_text(text)
     with pytest.raises(DgiqaError, match=message):
         load_dataset(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,score\na.png," + "1" * 200_000, "is no CSV from line 2 on"),
+        ("score,image\n1,a.png\n2", "row 2 ends before image, score"),
+        ("image,score\n" + "n" * 300 + "/a.png,1\nb.png,2", "2 pictures wanted"),
+        ("image,score\na.png,-1e308\nb.png,1e308", "further apart than a number can say"),
+    ],
+    ids=["a long field", "a short row", "a long name", "a wide range"],
+)
+def test_a_csv_that_no_program_wrote_is_refused(tmp_path, text, message):
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(DgiqaError, match=message):
+        load_dataset("csv", tmp_path)
+
+
+def test_labels_that_cannot_be_read_are_named(tmp_path):
+    make_kadid10k(tmp_path)
+    (tmp_path / "dmos.csv").unlink()
+    (tmp_path / "dmos.csv").symlink_to(tmp_path / "images" / "no.csv")
+    with pytest.raises(DgiqaError, match=r"dmos\.csv"):
+        load_dataset("kadid10k", tmp_path)
+    (tmp_path / "labels.csv").mkdir()
+    with pytest.raises(DgiqaError, match=r"labels\.csv cannot be read \(Is a directory\)"):
+        load_dataset("csv", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["csiq", "tid2013", "kadid10k", "koniq10k", "flive"])
+def test_damaged_labels_are_a_dgiqa_error_whatever_is_damaged(made, tmp_path, name):
+    made(name)
+    path = next(tmp_path.rglob(Path(LABELS[name]).name))
+    whole, random = path.read_bytes(), Random(3)
+    for _ in range(60):
+        path.write_bytes(damaged(whole, random))
+        with contextlib.suppress(DgiqaError):  # anything else fails the test
+            load_dataset(name, tmp_path)
+
+
+def test_a_damaged_workbook_is_no_workbook(made, tmp_path, monkeypatch):
+    class Broken:
+        @staticmethod
+        def load_workbook(*arguments, **options):
+            raise KeyError("xl/workbook.xml")
+
+    made("csiq")
+    (tmp_path / "csiq_label.txt").unlink()
+    (tmp_path / "csiq.DMOS.xlsx").write_bytes(b"PK")
+    monkeypatch.setitem(sys.modules, "openpyxl", Broken())
+    with pytest.raises(DgiqaError, match="is no Excel workbook"):
+        load_dataset("csiq", tmp_path)
 
 
 def test_a_matlab_file_without_its_array_is_named(made, tmp_path):

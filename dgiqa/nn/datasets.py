@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -262,6 +263,8 @@ def load_csv(path: Path, worst: float | None = None, best: float | None = None) 
     worst, best = min(scores) if worst is None else worst, max(scores) if best is None else best
     if worst == best:
         raise DgiqaError(f"{path}: all {len(scores)} scores are {worst}; give worst and best, the ends of their scale")
+    if not np.isfinite(best - worst):
+        raise DgiqaError(f"{path}: scores from {worst} to {best} are further apart than a number can say; correct them")
     _check_splits(path, (row["split"] for row in table if row.get("split")))
     rows = [
         _Row(
@@ -532,10 +535,10 @@ def find_pictures(name: str, folder: Path, wanted: Sequence[str]) -> list[Path]:
 def _listing(folder: Path, relative: str) -> dict[str, Path]:
     """Lower-case name -> file in a folder, whose own name is also matched without case; empty when it is not there."""
     for part in PurePosixPath(relative).parts:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
             return {}
         folder = next((p for p in sorted(folder.iterdir()) if _alike(p.name) == _alike(part)), folder / part)
-    return {_alike(path.name): path for path in folder.iterdir()} if folder.is_dir() else {}
+    return {_alike(path.name): path for path in folder.iterdir()} if os.path.isdir(folder) else {}
 
 
 def _alike(name: str) -> str:
@@ -569,6 +572,8 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DgiqaError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
+    except OSError as error:
+        raise DgiqaError(f"{path} cannot be read ({error.strerror or error}); wanted a text file of labels") from error
 
 
 def _pairs(path: Path) -> list[list[str]]:
@@ -607,13 +612,18 @@ def _check_splits(path: Path, found: Iterable[str]) -> None:
 
 def _table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     reader = csv.DictReader(io.StringIO(_text(path), newline=""))
-    rows = list(reader)
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise DgiqaError(f"{path} is no CSV from line {reader.line_num + 1} on ({error}); save it again") from error
     missing = [column for column in columns if column not in (reader.fieldnames or ())]
     if missing or not rows:
         raise DgiqaError(
             f"{path} has the columns {', '.join(reader.fieldnames or ['none'])} and {len(rows)} rows; "
             f"wanted the columns {', '.join(columns)}"
         )
+    if short := next((number for number, row in enumerate(rows, 1) if None in map(row.get, columns)), None):
+        raise DgiqaError(f"{path}: row {short} ends before {', '.join(columns)}; correct it or take it out")
     return rows
 
 
@@ -649,9 +659,12 @@ def _csiq_workbook(path: Path) -> list[tuple[str, float]]:
             f"csiq: reading {path} needs openpyxl, which is not installed: pip install openpyxl, "
             "or put a csiq_label.txt with 'name dmos' lines beside it"
         ) from error
-    book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-    rows = list(book["all_by_image"].iter_rows(values_only=True)) if "all_by_image" in book else []
-    book.close()
+    try:
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        rows = list(book["all_by_image"].iter_rows(values_only=True)) if "all_by_image" in book else []
+        book.close()
+    except Exception as error:  # zip, XML and its own errors, a dozen kinds
+        raise DgiqaError(f"csiq: {path} is no Excel workbook ({error}); get it from {SOURCES['csiq']}") from error
     wanted = {"image", "dst_type", "dst_lev", "dmos"}
     start = next((i for i, row in enumerate(rows) if wanted <= set(row)), None)
     if start is None:
