@@ -41,6 +41,7 @@ ALLOWED = {
     | {"sessions", "bundle", "cache", "parity", "quantize.precision", "quantize", "backends.ov", "backends.trt"},
     "onnx_file": BASE,
     "meaning": BASE,
+    "attributes": set(),
     "bundle": BASE | {"onnx_file", "meaning"},
     "batches": BASE | {"preprocess", "sessions"},
     "scorer": BASE

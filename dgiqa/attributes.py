@@ -1,0 +1,227 @@
+"""Pixels become measured attributes, and attributes become a note where a picture is none that the model knows.
+
+What is measured is what can be named without a model: sharpness, noise, brightness, contrast, colour, blocks. It stands
+beside the score and explains it; it is no part of it. Cost: a few milliseconds at any size, since what needs the
+picture's own pixels looks at 512 x 512 of them, and the rest at the picture reduced by area.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+UInt8 = NDArray[np.uint8]
+
+SHORT_SIDE = 384  # of the reduced picture, pixels
+PATCH = 256  # side of each of the four parts that are looked at in the picture's own pixels; a multiple of 8
+CLIPPED = 3  # levels from either end of 0..255
+
+# bench/notes.py counts how many photographs of a folder get a note that they should not.
+UNIFORM = 0.04  # contrast: what a covered lens and a wall leave, noise included
+GREY = 4.0  # mean distance of a pixel's channels, levels: JPEG leaves up to 2 in a grey picture
+TEXT = {"palette": 0.65, "dominant": 0.3, "edges": 0.12, "framed": 0.05}  # all of them above
+# (all of these above, texture below): what is full of edges, the same after strong compression, sparse lines.
+GRAPHICS = (
+    ({"palette": 0.5, "framed": 0.5, "edges": 0.01}, 0.25),
+    ({"palette": 0.5, "framed": 0.35, "edges": 0.01}, 0.12),
+    ({"palette": 0.6, "framed": 0.9, "edges": 0.0005}, 0.04),
+)
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """What is measured of one picture.
+
+    width, height: pixels. sharpness: natural logarithm of the standard deviation of the Laplacian of the reduced
+    picture's brightness, levels of 255; ordinary photographs have 1.5 to 4. noise: standard deviation of what no
+    second difference explains, levels (Immerkaer 1996, by the median). brightness: mean, 0..1. dark_clipped,
+    bright_clipped: share of pixels at the ends, 0..1. contrast: between the 1st and 99th percentile of brightness,
+    0..1. colourfulness: Hasler and Suesstrunk 2003; 0 is grey, above 80 is garish. blockiness: how much larger steps
+    are across the borders of 8 x 8 blocks than elsewhere; 0 is none, JPEG at quality 20 gives about 1. entropy: of
+    brightness, bits, 0..8. flat: share of pixels whose neighbours are all alike, 0..1. greyscale: whether it has no
+    colour. palette: share of the eight commonest colours, dominant: of the commonest one; edges: share of pixels at
+    strong steps; framed: share of those with a flat place beside them; texture: share of pixels with weak steps, all
+    0..1.
+    """
+
+    width: int
+    height: int
+    sharpness: float
+    noise: float
+    brightness: float
+    dark_clipped: float
+    bright_clipped: float
+    contrast: float
+    colourfulness: float
+    blockiness: float
+    entropy: float
+    flat: float
+    greyscale: bool
+    palette: float
+    dominant: float
+    edges: float
+    framed: float
+    texture: float
+
+    def as_dict(self) -> dict[str, float | int | bool]:
+        """Rounded to four decimals, ready for JSON."""
+        return {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(self).items()}
+
+
+def measure(rgb: UInt8, reduced: UInt8 | None = None) -> Attributes:
+    """The attributes of a picture, uint8 [H,W,3] RGB.
+
+    reduced: the same by area to a short side of SHORT_SIDE, where it is at hand: at 12 megapixels it takes most time.
+    """
+    height, width = rgb.shape[:2]
+    small = _reduced(rgb) if reduced is None else reduced
+    grey = np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), np.uint8)
+    low, high = np.percentile(grey, (1, 99))
+    return Attributes(
+        width=width,
+        height=height,
+        sharpness=math.log(max(float(cv2.Laplacian(grey, cv2.CV_32F).std()), 1e-3)),
+        brightness=float(grey.mean()) / 255,
+        dark_clipped=float((grey < CLIPPED).mean()),
+        bright_clipped=float((grey > 255 - CLIPPED).mean()),
+        contrast=float(high - low) / 255,
+        entropy=_entropy(grey),
+        **_colour(small),
+        **_native(rgb),
+    )
+
+
+def kind_of(a: Attributes) -> str:
+    """What a picture is that the model was not made for: "uniform", "text", "graphics", "greyscale"; "" for none.
+
+    Greyscale photographs are scored as any other; that is said because a missing colour is not judged.
+    """
+    if a.contrast < UNIFORM:
+        return "uniform"
+    if _above(a, TEXT):
+        return "text"
+    if any(_above(a, least) and a.texture < most for least, most in GRAPHICS):
+        return "graphics"
+    return "greyscale" if a.greyscale else ""
+
+
+NOTES = {
+    "uniform": "almost uniform, nothing to judge",
+    "text": "looks like text, scores are for photographs",
+    "graphics": "looks like a screenshot or drawing, scores are for photographs",
+    "greyscale": "greyscale",
+}
+
+
+def note_of(a: Attributes, others: Sequence[str] = ()) -> str:
+    """One line about what the score does not cover; "" if there is nothing to say.
+
+    others: notes from elsewhere (decoding, bars), which come first.
+    """
+    kind = kind_of(a)
+    return "; ".join([*others, *([NOTES[kind]] if kind else [])])
+
+
+def _above(a: Attributes, least: Mapping[str, float]) -> bool:
+    return all(getattr(a, name) > value for name, value in least.items())
+
+
+def _reduced(rgb: UInt8) -> UInt8:
+    """The picture by area to SHORT_SIDE, never enlarged: uint8 [h,w,3]."""
+    height, width = rgb.shape[:2]
+    scale = SHORT_SIDE / min(height, width)
+    if scale >= 1:
+        return rgb
+    size = (round(width * scale), round(height * scale))
+    return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _entropy(grey: UInt8) -> float:
+    share = np.bincount(grey.ravel(), minlength=256) / grey.size
+    share = share[share > 0]
+    return float(-(share * np.log2(share)).sum())
+
+
+def _colour(rgb: UInt8) -> dict[str, float | bool]:
+    r, g, b = (rgb[::2, ::2, i].astype(np.float32) for i in range(3))  # a quarter of them tells as much
+    rg, yb = r - g, (r + g) / 2 - b
+    spread, offset = math.hypot(rg.std(), yb.std()), math.hypot(rg.mean(), yb.mean())
+    apart = np.abs(rg).mean() + np.abs(yb).mean()
+    return {"colourfulness": spread + 0.3 * offset, "greyscale": bool(apart < GREY)}
+
+
+def _native(rgb: UInt8) -> dict[str, float]:
+    """What only the picture's own pixels show."""
+    pieces = _parts(rgb)
+    parts = [np.asarray(cv2.cvtColor(piece, cv2.COLOR_RGB2GRAY), np.uint8) for piece in pieces]
+    ranges = [np.asarray(cv2.morphologyEx(grey, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))) for grey in parts]
+    everywhere = np.concatenate([r.ravel() for r in ranges])
+    strong = int((everywhere >= 60).sum())
+    framed = sum(int(((r >= 60) & (cv2.dilate((r <= 3).view(np.uint8), _BESIDE) > 0)).sum()) for r in ranges)
+    colours = _colour_shares(pieces)
+    return {
+        "noise": _noise(parts),
+        "blockiness": _blockiness(parts),
+        "flat": float((everywhere == 0).mean()),
+        "palette": float(colours.sum()),
+        "dominant": float(colours[0]),
+        "edges": strong / everywhere.size,
+        "framed": framed / max(strong, 1),
+        "texture": float(((everywhere > 3) & (everywhere < 40)).mean()),
+    }
+
+
+_BESIDE = np.ones((9, 9), np.uint8)
+
+
+def _parts(rgb: UInt8) -> list[UInt8]:
+    """The picture, or four parts of a larger one, around a quarter and three quarters of each side; on whole blocks."""
+    height, width = rgb.shape[:2]
+    if max(height, width) <= 2 * PATCH:
+        return [rgb]
+
+    def starts(side: int) -> list[int]:
+        if side <= 2 * PATCH:
+            return [0, max(0, side - PATCH) // 8 * 8][: 1 + (side > PATCH)]
+        return [max(0, side * k // 4 - PATCH // 2) // 8 * 8 for k in (1, 3)]
+
+    return [np.ascontiguousarray(rgb[y : y + PATCH, x : x + PATCH]) for y in starts(height) for x in starts(width)]
+
+
+def _colour_shares(parts: Sequence[UInt8]) -> NDArray[np.float64]:
+    """Shares of the eight commonest colours in steps of 8 levels, commonest first: f64 [8]."""
+    counts = np.zeros(1 << 15, np.int64)
+    for rgb in parts:
+        r, g, b = (rgb[::2, ::2, i].astype(np.uint16) >> 3 for i in range(3))  # a quarter of them tells as much
+        counts += np.bincount(((r << 10) | (g << 5) | b).ravel(), minlength=1 << 15)
+    return np.sort(np.partition(counts, -8)[-8:])[::-1] / counts.sum()
+
+
+_SECOND = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
+
+
+def _noise(parts: Sequence[UInt8]) -> float:
+    """Deviation of noise: the median of |second differences| is that of noise where less than half is texture."""
+    found = [np.abs(cv2.filter2D(grey, cv2.CV_16S, _SECOND)[1:-1, 1:-1]).ravel() for grey in parts]
+    values = np.concatenate(found)
+    return float(np.median(values)) / 0.6745 / 6 if values.size else 0.0
+
+
+def _blockiness(parts: Sequence[UInt8]) -> float:
+    """Mean step across borders of 8 x 8 blocks over the mean step elsewhere, less 1, at least 0."""
+    across, elsewhere = [], []
+    for grey in parts:
+        for lines in (grey, grey.T):
+            steps = np.abs(np.diff(lines.astype(np.int16), axis=0)).mean(1)  # step i lies between lines i and i + 1
+            border = np.arange(len(steps)) % 8 == 7
+            across.append(steps[border])
+            elsewhere.append(steps[~border])
+    borders, others = np.concatenate(across), np.concatenate(elsewhere)
+    if not borders.size or not others.size or not others.mean() > 0:
+        return 0.0
+    return max(0.0, float(borders.mean() / others.mean()) - 1)
