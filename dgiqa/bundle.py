@@ -274,8 +274,8 @@ def _check_form(path: Path, manifest: Mapping[str, Any]) -> None:
         raise BundleError(f"{path}: files must list {spec.DEPTH_FILE} and {spec.QUALITY_FILE}; rebuild the bundle")
     for name, entry in files.items():
         sized = isinstance(entry, dict) and type(entry.get("bytes")) is int and isinstance(entry.get("sha256"), str)
-        if not sized or entry["bytes"] < 0:
-            raise BundleError(f"{path}: the entry of {name!r} needs bytes and sha256; rebuild the bundle")
+        if not sized or not 0 <= entry["bytes"] <= MAX_FILE_BYTES:
+            raise BundleError(f"{path}: the entry of {name!r:.80} needs bytes and sha256; rebuild the bundle")
     for key in ("versions", "parity", "model_card", "tensors"):
         if not isinstance(manifest.get(key, {}), dict):
             raise BundleError(f"{path}: {key} is {manifest[key]!r:.40}, wanted an object; rebuild the bundle")
@@ -321,9 +321,8 @@ def _verify_file(bundle: Bundle, name: str, entry: Mapping[str, Any]) -> None:
     if not path.is_file():
         raise BundleError(f"{path} is missing, {bundle.id} lists it; copy the bundle again")
     size = path.stat().st_size
-    if size != entry["bytes"] or size > MAX_FILE_BYTES:
-        wanted = min(entry["bytes"], MAX_FILE_BYTES)
-        raise BundleError(f"{path} has {size} bytes, {bundle.id} wants {wanted}; copy the bundle again")
+    if size != entry["bytes"]:
+        raise BundleError(f"{path} has {size} bytes, {bundle.id} wants {entry['bytes']}; copy the bundle again")
     if (digest := sha256_of(path)) != entry["sha256"]:
         hashes = f"its sha256 is {digest}, {bundle.id} wants {entry['sha256']}"
         raise BundleError(f"{path} was altered: {hashes}; copy the bundle again")

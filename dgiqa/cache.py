@@ -35,6 +35,7 @@ FORMAT = 1  # raised whenever an older reader would misread a record
 NETWORKS = (spec.DEPTH_FILE, spec.QUALITY_FILE)
 
 _OPEN = stat.S_IWGRP | stat.S_IWOTH
+_LARGEST = 1 << 53  # a number that JSON readers agree about
 _NUMBER, _COUNTS = (int, float), {str: {str: int}}
 # What a record must hold, and as what; `str` for a name stands for any name. Users edit these files, disks damage them.
 _FORM: dict[Any, Any] = {
@@ -309,7 +310,8 @@ def _record(path: Path) -> dict[str, Any]:
 def _misfit(value: Any, form: Any, where: str = "record") -> str:
     """What in a value is not of this form, or nothing. form: a type, some types, or names -> forms."""
     if not isinstance(form, dict):
-        return "" if isinstance(value, form) else f"its {where} is {json.dumps(value)[:40]}"
+        fits = isinstance(value, form) and not (isinstance(value, int) and abs(value) > _LARGEST)
+        return "" if fits else f"its {where} is {json.dumps(value)[:40]}"
     if not isinstance(value, dict):
         return f"its {where} is {json.dumps(value)[:40]}"
     inner = dict.fromkeys(value, form[str]) if str in form else form

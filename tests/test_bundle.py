@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
+from damage import damaged, misshapen
 
 from dgiqa import bundle as bundles
 from dgiqa import spec
 from dgiqa.bundle import Bundle, list_bundles, load_bundle, load_golden, write_bundle
-from dgiqa.errors import BundleError
+from dgiqa.cli.bundles import _bundle_facts, _print_bundle
+from dgiqa.errors import BundleError, DgiqaError
+from dgiqa.scorer import Scorer
 
 ONNX = b"\x08\x09"  # the least that is well-formed: a format number
 FILES = {spec.DEPTH_FILE: ONNX, spec.QUALITY_FILE: ONNX + b"\x12\x05tests"}
@@ -127,6 +134,7 @@ def test_a_link_cannot_leave_the_bundle_but_the_bundle_may_be_a_link(sample: Bun
         (lambda m: m.update(files=[]), "must list"),
         (lambda m: m["files"].update({spec.DEPTH_FILE: None}), "needs bytes and sha256"),
         (lambda m: m["files"][spec.DEPTH_FILE].update(bytes=-1), "needs bytes and sha256"),
+        (lambda m: m["files"][spec.DEPTH_FILE].update(bytes=10**400), "needs bytes and sha256"),
         (lambda m: m.update(model_card=["srocc"]), r"model_card is \['srocc'\], wanted an object"),
         (lambda m: m.update(title="\ud800"), "surrogates not allowed"),
     ],
@@ -315,8 +323,6 @@ GOLDEN_LINE = {"file": spec.DEPTH_FILE, "tiles": "grid", "score": 0.5, "tile_sco
     ],
 )
 def test_a_golden_line_that_cannot_be_scored_is_a_bundles_error(tmp_path: Path, change: dict[str, Any]) -> None:
-    import hashlib
-
     digest = hashlib.sha256(FILES[spec.DEPTH_FILE]).hexdigest()
     lines = [json.dumps({**GOLDEN_LINE, "sha256": digest, **extra}).encode() for extra in ({}, change)]
     good, bad = (
@@ -337,3 +343,41 @@ def test_the_tilings_of_golden_lines_are_those_that_can_be_cut(tiles: str) -> No
     except ValueError:
         known = False
     assert bool(bundles._TILING.fullmatch(tiles)) == known
+
+
+@pytest.mark.parametrize("part", ["manifest bytes", "manifest", "golden bytes", "golden"])
+def test_a_damaged_bundle_is_a_dgiqa_error_whatever_is_damaged(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """Whoever reads a bundle gets what it says or an error of this package: networks, golden lines, `models`."""
+    path, random = Path(shutil.copytree(tiny_bundle.path, tmp_path / "b")), Random(5)
+    monkeypatch.setattr(bundles, "SHIPPED", tmp_path)
+    for _ in range(60):
+        damage_bundle(path, tiny_bundle, part, random)
+        for summary in list_bundles():
+            _print_bundle(_bundle_facts(summary))
+        with contextlib.suppress(DgiqaError):  # anything else fails the test
+            loaded = load_bundle(path)
+            with Scorer(loaded, threads=1) as scorer:
+                scorer.score(np.zeros((90, 120, 3), np.uint8))
+            load_golden(loaded)
+
+
+def damage_bundle(path: Path, whole: Bundle, part: str, random: Random) -> None:
+    """Make a copy of a bundle differ from it in its manifest, or in a golden line whose hash is then made to fit."""
+    manifest, lines = (whole.path / "manifest.json").read_bytes(), whole.file("golden.jsonl").read_bytes().splitlines()
+    document = json.loads(manifest)
+    if part.startswith("golden"):
+        line = random.randrange(len(lines))
+        lines[line] = damaged(lines[line], random) if part.endswith("bytes") else reshaped(lines[line], random)
+        data = b"\n".join(lines)
+        (path / "golden.jsonl").write_bytes(data)
+        document["files"]["golden.jsonl"] |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        changed = json.dumps(document).encode()
+    else:
+        changed = damaged(manifest, random) if part.endswith("bytes") else reshaped(manifest, random)
+    (path / "manifest.json").write_bytes(changed)
+
+
+def reshaped(text: bytes, random: Random) -> bytes:
+    return json.dumps(misshapen(json.loads(text), random)).encode()
