@@ -29,11 +29,13 @@ from dgiqa.bundle import MAX_TEXT_BYTES, Bundle, search_path, sha256_of, user_ca
 from dgiqa.errors import BundleError, EngineError
 from dgiqa.onnx_file import check_stands_alone
 from dgiqa.sessions import BACKENDS, TENSORRT, choose, identity
+from dgiqa.store import replacing
 
 RECORD = "engine.json"
 FORMAT = 1  # raised whenever an older reader would misread a record
 NETWORKS = (spec.DEPTH_FILE, spec.QUALITY_FILE)
 
+_HASH = ".sha256"  # beside what OpenVINO compiled
 _OPEN = stat.S_IWGRP | stat.S_IWOTH
 _LARGEST = 1 << 53  # a number that JSON readers agree about
 _NUMBER, _COUNTS = (int, float), {str: {str: int}}
@@ -266,6 +268,32 @@ def compiled_folder(digest: str) -> Path | None:
         return _private(user_cache() / "openvino" / digest[:32])
     except (OSError, EngineError):
         return None
+
+
+@contextlib.contextmanager
+def proved(folder: Path) -> Iterator[None]:
+    """While OpenVINO reads what it compiled into this folder, or writes it: one process at a time, and only what has
+    the hash that was written beside it. What it writes gets such a hash."""
+    with locked(folder / "compiled"):
+        believed = {}
+        for blob in folder.glob("*.blob"):
+            if _hash_beside(blob) == sha256_of(blob):
+                believed[blob] = blob.stat().st_mtime_ns
+            else:
+                _discard(blob)
+        yield
+        for blob in folder.glob("*.blob"):
+            if believed.get(blob) != blob.stat().st_mtime_ns:
+                with replacing(blob.with_suffix(_HASH)) as partial:
+                    partial.write_text(sha256_of(blob), encoding="ascii")
+
+
+def _hash_beside(blob: Path) -> str:
+    """The hash that a compiled file was written with; empty where there is none."""
+    try:
+        return blob.with_suffix(_HASH).read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
 
 
 def build_command(bundle: Bundle, backend: str, precision: str) -> str:

@@ -36,7 +36,7 @@ ALLOWED = {
     "sessions": BASE | {"backends.ort", "backends.ov", "backends.trt"},
     "backends.ort": BASE | {"sessions", "backends.wheels"},
     "backends.ov": BASE | {"sessions", "cache", "bundle"},
-    "cache": BASE | {"sessions", "bundle", "onnx_file"},
+    "cache": BASE | {"sessions", "bundle", "onnx_file", "store"},
     "engine": BASE
     | {"sessions", "bundle", "cache", "parity", "quantize.precision", "quantize", "backends.ov", "backends.trt"},
     "onnx_file": BASE,

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dgiqa import spec
+from dgiqa import cache, spec
 from dgiqa.backends.ort import OrtSession
-from dgiqa.bundle import Bundle, load_bundle, user_cache
+from dgiqa.bundle import Bundle, load_bundle, sha256_of, user_cache
 from dgiqa.errors import BackendError, BundleError
 from dgiqa.scorer import Scorer
 from dgiqa.sessions import open_session
@@ -183,6 +183,38 @@ def from_cache(path: Path) -> bool:
     for count in (1, 2):
         session.run(feeds(count, 64))
     return bool(session._networks[None].compiled.get_property("LOADED_FROM_CACHE"))
+
+
+@pytest.mark.parametrize("damage", ["a page of zeros", "cut short", "no hash", "another hash"])
+def test_what_was_compiled_is_believed_only_with_the_hash_it_was_written_with(tiny_bundle: Bundle, damage: str) -> None:
+    path = tiny_bundle.file(spec.QUALITY_FILE)
+    assert not from_cache(path)
+    (blob,) = (user_cache() / "openvino").rglob("*.blob")
+    beside = blob.with_suffix(".sha256")
+    assert beside.read_text() == sha256_of(blob)
+    assert from_cache(path)
+    whole = blob.read_bytes()
+    if damage == "a page of zeros":
+        blob.write_bytes(whole[:-4096] + bytes(4096))
+    elif damage == "cut short":
+        blob.write_bytes(whole[:-100])
+    elif damage == "no hash":
+        beside.unlink()
+    else:
+        beside.write_text("0" * 64)
+    assert not from_cache(path)  # it was compiled again
+    (blob,) = (user_cache() / "openvino").rglob("*.blob")
+    assert beside.read_text() == sha256_of(blob)
+    assert from_cache(path)
+
+
+def test_a_cache_whose_lock_cannot_be_had_is_done_without(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(cache, "locked", refused)
+    assert not from_cache(tiny_bundle.file(spec.QUALITY_FILE))
+    assert not list((user_cache() / "openvino").rglob("*.blob"))
 
 
 def test_a_file_that_is_replaced_does_not_change_a_session(tiny_bundle: Bundle, small: Bundle, tmp_path: Path) -> None:

@@ -3,14 +3,15 @@
 Its own default is bf16 on processors with AMX, which moves scores by up to 1e-2: so the precision is set for every
 network and read back. A network of fixed shapes runs faster than one that takes any (docs/graph.md), and takes as long
 to compile: the first shapes that come get one of their own. The one for all others is compiled when others come, and
-kept in the user's cache, by the file's contents. It is believed once it repeats what an earlier network says: one that
-was damaged in the cache still runs. int8 pictures of any size are computed wrongly (OpenVINO 2026.4: a depth map moves
-by up to 60 % of its range), and a large transformer in bf16 ends the process there, so in these every size gets a
-network of its own.
+kept in the user's cache, by the file's contents. One that was damaged there still runs, and moved scores by up to
+0.017: it is believed if it has the hash it was written with, and repeats what an earlier network says. int8 pictures of
+any size are computed wrongly (OpenVINO 2026.4: a depth map moves by up to 60 % of its range), and a large transformer
+in bf16 ends the process there, so in these every size gets a network of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import threading
@@ -24,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa.bundle import sha256_of
-from dgiqa.cache import compiled_folder
-from dgiqa.errors import BackendError, BundleError
+from dgiqa.cache import compiled_folder, proved
+from dgiqa.errors import BackendError, BundleError, EngineError
 from dgiqa.sessions import INSTALL, OPENVINO, usable_cores
 
 _HINTS = {"fp32": "f32", "fp16": "f32", "int8": "f32", "bf16": "bf16"}  # for the layers that the file leaves in float
@@ -136,7 +137,7 @@ class OvSession:
         folder = None
         if self._read and self._read == _written(self._path):
             folder = compiled_folder(sha256_of(self._path))
-        made = self._compiled(None, folder)
+        made = self._kept(folder) if folder else self._compiled(None)
         if folder and self._strays(made, arrays):
             shutil.rmtree(folder, ignore_errors=True)
             made = self._compiled(None)
@@ -145,6 +146,12 @@ class OvSession:
             text = f"{self.backend} gives other numbers for {self._path.name} when it takes any shape"
             raise BackendError(f"{text} than when it takes one; choose --backend onnxruntime")
         return made
+
+    def _kept(self, folder: Path) -> _Network:
+        """The network for any shape, taken from the cache or kept in it; without it where its folder cannot be used."""
+        with contextlib.suppress(OSError, EngineError), proved(folder):
+            return self._compiled(None, folder)
+        return self._compiled(None)
 
     def _strays(self, network: _Network, arrays: list[NDArray[Any]]) -> bool:
         """Whether it gives other numbers than one of fixed shapes, for arrays cut or repeated to fit those."""
