@@ -138,6 +138,14 @@ def make_flive(root: Path) -> None:
     (root / "labels=640_padded.csv").write_text("name_image,is_valid\n" + "\n".join(padded) + "\n")
 
 
+def make_biq2021(root: Path) -> None:
+    touch(root / "Images", "ss01 (1).jpg", "ss02 (1014).JPG", "ss03 (7805).jpg")
+    (root / "Train (Images and MOS).csv").write_text(
+        "Image Name,MOS,,\nss01 (1).jpg,0.8471,,\nss02 (1014).jpg,0.25,,\n"
+    )
+    (root / "Test (Images and MOS).csv").write_text("Image Name,MOS\nss03 (7805).jpg,0.7321\n")
+
+
 MAKERS = {
     "live": make_live,
     "csiq": make_csiq,
@@ -146,6 +154,7 @@ MAKERS = {
     "clive": make_clive,
     "koniq10k": make_koniq10k,
     "flive": make_flive,
+    "biq2021": make_biq2021,
 }
 
 
@@ -272,6 +281,14 @@ def test_clive_leaves_out_the_training_images(made, tmp_path):
     (tmp_path / "Images").mkdir()
     (tmp_path / "inner").rename(tmp_path / "Images" / "Images")
     assert scores(load_dataset("LIVE Challenge", tmp_path)) == scores(dataset)
+
+
+def test_biq2021_keeps_its_split_and_cuts_no_validation_part(made):
+    train, validation, test = official_split(made("biq2021"))
+    assert [r.score for r in train.records] == [0.8471, 0.25]
+    assert train.records[1].path.name == "ss02 (1014).JPG"  # named .jpg in the list
+    assert not validation.records
+    assert [r.name for r in test.records] == ["ss03 (7805).jpg"]
 
 
 def test_koniq10k_has_an_official_split_and_prefers_the_large_pictures(made, tmp_path):
@@ -464,7 +481,7 @@ def test_missing_picture_folder_is_named(tmp_path):
 
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path):
-    with pytest.raises(ValueError, match="live, csiq, tid2013, kadid10k, clive, koniq10k, flive, csv"):
+    with pytest.raises(ValueError, match="live, csiq, tid2013, kadid10k, clive, koniq10k, flive, biq2021, csv"):
         load_dataset("spaq", tmp_path)
 
 

@@ -1,6 +1,6 @@
 """IQA datasets as they lie on disk become records (path, score in 0..1, reference), records become training samples.
 
-Seven public sets and any folder with a CSV. Nothing is downloaded, moved or renamed; file names are matched without
+Eight public sets and any folder with a CSV. Nothing is downloaded, moved or renamed; file names are matched without
 regard to case, since the sets' own lists disagree with their files about it. Missing parts are an error that says
 what was looked for, where, what was there, and where to get it.
 """
@@ -41,8 +41,9 @@ SOURCES = {
     "clive": "https://live.ece.utexas.edu/research/ChallengeDB",
     "koniq10k": "https://database.mmsp-kn.de/koniq-10k-database.html",
     "flive": "https://github.com/baidut/PaQ-2-PiQ",
+    "biq2021": "https://github.com/nisarahmedrana/BIQ2021",
 }
-ALIASES = {"kadid": "kadid10k", "koniq": "koniq10k", "livechallenge": "clive", "livec": "clive", "livefb": "flive"}
+ALIASES = {"biq": "biq2021", "kadid": "kadid10k", "koniq": "koniq10k", "livechallenge": "clive", "livec": "clive", "livefb": "flive"}
 LIVE_FOLDERS = (("jp2k", 227), ("jpeg", 233), ("wn", 174), ("gblur", 174), ("fastfading", 174))  # order of the labels
 LIVE_RANGE = (-3.0, 112.0)  # realigned DMOS lie in -2.64..111.77
 CLIVE_TRAINING_IMAGES = 7  # shown to the raters first; they carry no opinion worth keeping
@@ -249,6 +250,20 @@ def load_flive(root: Path) -> IQADataset:
     return _dataset("flive", _first_folder("flive", root, ("database",)), kept, worst=0, best=100)
 
 
+def load_biq2021(root: Path) -> IQADataset:
+    """BIQ2021 (Ahmed and Asif, 2022): 12000 photographs of 512 x 512, 30 observers each. MOS, higher is better, 0..1.
+
+    Images/*.jpg; the official split is that of "Train (Images and MOS).csv" and "Test (Images and MOS).csv" (Image
+    Name, MOS). There is no validation part: cut one from the training part. The set bears no licence text.
+    """
+    rows = []
+    for title, split in (("Train", TRAIN), ("Test", TEST)):
+        labels = _file("biq2021", root, f"{title} (Images and MOS).csv")
+        table = _table(labels, ("Image Name", "MOS"))
+        rows += [_Row(row["Image Name"], _number(labels, row["MOS"]), split=split) for row in table]
+    return _dataset("biq2021", _first_folder("biq2021", root, ("Images",)), rows, worst=0, best=1)
+
+
 def load_csv(path: Path, worst: float | None = None, best: float | None = None) -> IQADataset:
     """A CSV with columns image (relative to the CSV), score, and optionally reference, distortion and split.
 
@@ -287,6 +302,7 @@ LOADERS: dict[str, Callable[[Path], IQADataset]] = {
     "clive": load_clive,
     "koniq10k": load_koniq10k,
     "flive": load_flive,
+    "biq2021": load_biq2021,
     "csv": load_csv,
 }
 
