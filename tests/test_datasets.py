@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -444,6 +445,7 @@ LABELS = {
     "clive": "Data/AllMOS_release.mat",
     "koniq10k": "koniq10k_scores_and_distributions.csv",
     "flive": "labels_image.csv",
+    "biq2021": "Test (Images and MOS).csv",
 }
 
 
@@ -466,7 +468,7 @@ def test_missing_labels_and_folders_say_what_was_looked_for_and_found(made, tmp_
     (tmp_path / LABELS[name]).unlink()
     (tmp_path / "koniq10k_distributions_sets.csv").unlink(missing_ok=True)
     with pytest.raises(
-        DgiqaError, match=f"{name}: .*{Path(LABELS[name]).name}.* was looked for in .*there is .*https:"
+        DgiqaError, match=f"{name}: .*{re.escape(Path(LABELS[name]).name)}.* was looked for in .*there is .*https:"
     ):
         load_dataset(name, tmp_path)
     with pytest.raises(DgiqaError, match=f"{name} was looked for in .*nowhere.*https://"):

@@ -43,7 +43,14 @@ SOURCES = {
     "flive": "https://github.com/baidut/PaQ-2-PiQ",
     "biq2021": "https://github.com/nisarahmedrana/BIQ2021",
 }
-ALIASES = {"biq": "biq2021", "kadid": "kadid10k", "koniq": "koniq10k", "livechallenge": "clive", "livec": "clive", "livefb": "flive"}
+ALIASES = {
+    "biq": "biq2021",
+    "kadid": "kadid10k",
+    "koniq": "koniq10k",
+    "livechallenge": "clive",
+    "livec": "clive",
+    "livefb": "flive",
+}
 LIVE_FOLDERS = (("jp2k", 227), ("jpeg", 233), ("wn", 174), ("gblur", 174), ("fastfading", 174))  # order of the labels
 LIVE_RANGE = (-3.0, 112.0)  # realigned DMOS lie in -2.64..111.77
 CLIVE_TRAINING_IMAGES = 7  # shown to the raters first; they carry no opinion worth keeping
