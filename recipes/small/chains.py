@@ -1,0 +1,391 @@
+"""Photographs become groups of ever worse pictures, as cameras, phones and sites make them, with labels and reasons.
+
+    python -m recipes.small.chains --root BIQ2021 --opinions data/opinions --depth depth.onnx --out data/chains
+
+One group is one photograph four times, from ordinary to bad. Every picture, the first one too, is at last saved by an
+ordinary encoder at random quality (`encoding.ordinary`), so that the score cannot lean on how a picture was stored.
+
+    single    one of thirty distortion types at three of its levels
+    mixture   up to three distortions in the order in which cameras make them, one more in every picture
+    codec     one codec at four falling qualities
+    small     the picture shrunk and enlarged again by random kernels, further each time
+    night     less and less light, and the noise of the sensor
+    grey      black and white, which is no fault, before a mixture
+    nothing   a covered lens or a blank wall, with the noise of a sensor: nothing to see, so all four are bad
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from dgiqa.nn.datasets import TRAIN, load_dataset, read_rgb
+from dgiqa.nn.distortions import TYPES, distort
+from dgiqa.nn.labels import full_reference
+from recipes.small import encoding, working
+from recipes.small.learn import REASONS, VALIDATION
+from recipes.small.scale import HUMAN, METRICS, Scale, fit, label
+
+Bytes = NDArray[np.uint8]
+SIZE = 4  # pictures of a group
+KINDS = ("single", "mixture", "codec", "small", "night", "grey", "nothing")
+SHARES = (0.42, 0.22, 0.14, 0.06, 0.05, 0.07, 0.04)
+WHY = {
+    "gaussian_blur": "blur",
+    "lens_blur": "blur",
+    "motion_blur": "blur",
+    "depth_motion_blur": "blur",
+    "depth_defocus": "blur",
+    "denoise": "blur",
+    "color_diffusion": "colour",
+    "color_shift": "colour",
+    "color_quantization": "colour",
+    "color_saturation_1": "colour",
+    "color_saturation_2": "colour",
+    "quantization": "colour",
+    "jpeg2000": "compression",
+    "jpeg": "compression",
+    "codec": "compression",
+    "white_noise": "noise",
+    "white_noise_color": "noise",
+    "impulse_noise": "noise",
+    "multiplicative_noise": "noise",
+    "grain": "noise",
+    "brighten": "bright",
+    "darken": "dark",
+    "low_light": "dark",
+    "contrast_change": "low contrast",
+    "haze": "low contrast",
+    "lens_flare": "low contrast",
+    "pixelate": "low resolution",
+    "small": "low resolution",
+    "high_sharpen": "sharpened",
+    "non_eccentricity_patch": "blocks",
+    "color_block": "blocks",
+}
+TONAL = (
+    "brighten",
+    "darken",
+    "mean_shift",
+    "low_light",
+    "contrast_change",
+    "haze",
+    "lens_flare",
+    "color_saturation_1",
+    "color_saturation_2",
+)
+FIRST = (
+    "gaussian_blur",
+    "lens_blur",
+    "motion_blur",
+    "depth_defocus",
+    "haze",
+    "darken",
+    "low_light",
+    "contrast_change",
+    "lens_flare",
+)
+SECOND = ("white_noise", "multiplicative_noise", "white_noise_color", "grain")
+THIRD = ("denoise", "high_sharpen", "small", "pixelate", "color_saturation_2", "brighten")
+# What the metrics leave of JPEG at KADID's five levels, and what people do.
+RECODED = ((0.16, 0.22, 0.34, 0.63, 0.7, 0.8, 1.0), (0.03, 0.1, 0.26, 0.79, 0.91, 0.96, 1.0))
+NIGHT = (0.35, 0.15, 0.06, 0.025)
+
+
+class Made:
+    """One picture of a group: its pixels, the share of quality that is left (None: the metrics say), and reasons.
+
+    reference: what this and the following pictures are compared with, where it is not the photograph.
+    """
+
+    def __init__(self, rgb: Bytes, share: float | None, reasons: dict[str, float]) -> None:
+        self.rgb, self.share, self.reasons = rgb, share, reasons
+        self.reference: Bytes | None = None
+
+
+def grain(rgb: Bytes, level: int, rng: np.random.Generator) -> Bytes:
+    """Noise as it leaves a camera: per pixel or clustered, grey or coloured, stronger in the light."""
+    deviation = (2, 5, 10, 18, 30)[level - 1] * float(rng.uniform(0.8, 1.2))
+    noise = rng.standard_normal(rgb.shape if rng.random() < 0.6 else (*rgb.shape[:2], 1), np.float32)
+    if rng.random() < 0.5:
+        blurred = cv2.GaussianBlur(noise, (0, 0), float(rng.uniform(0.5, 1.3)))
+        noise = (blurred / blurred.std()).reshape(*noise.shape)
+    light = np.sqrt(rgb.astype(np.float32) / 255 + 0.1) if rng.random() < 0.5 else np.float32(1)
+    return np.clip(rgb + deviation * noise * light, 0, 255).astype(np.uint8)
+
+
+def shrink(rgb: Bytes, factor: float, rng: np.random.Generator) -> Bytes:
+    """Smaller by `factor` and back, by kernels that programs use."""
+    down = (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)[rng.integers(4)]
+    up = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)[rng.integers(4)]
+    height, width = rgb.shape[:2]
+    small = cv2.resize(rgb, (max(8, round(width * factor)), max(8, round(height * factor))), interpolation=down)
+    return np.asarray(cv2.resize(small, (width, height), interpolation=up))
+
+
+def apply(rgb: Bytes, kind: str, level: int, seed: int) -> Bytes:
+    rng = np.random.default_rng([seed, 5])
+    if kind == "grain":
+        return grain(rgb, level, rng)
+    if kind == "small":
+        return shrink(rgb, (0.75, 0.5, 0.35, 0.22, 0.13)[level - 1], rng)
+    return distort(rgb, kind, level, seed)
+
+
+def certain(share: float) -> float:
+    """How sure a reason is, when its distortion leaves `share` of the quality: named from 0.8 down, not above 0.93."""
+    return 1.0 if share < 0.8 else 0.0 if share > 0.93 else 0.5
+
+
+def human_share(kind: str, level: int) -> float:
+    like = {"grain": "white_noise_color", "small": "pixelate"}.get(kind, kind)
+    return HUMAN[like][level - 1]
+
+
+def reasons_of(kind: str, level: int, before: Bytes, after: Bytes) -> dict[str, float]:
+    """What is wrong with a picture after one distortion, by reason."""
+    sure = certain(human_share(kind, level))
+    if kind == "mean_shift":
+        return {"bright" if after.mean() > before.mean() else "dark": sure}
+    result = {WHY[kind]: sure} if kind in WHY else {}
+    if kind == "low_light" and level >= 4:
+        result["noise"] = 0.5
+    return result
+
+
+def group(kind: str, rgb: Bytes, rng: np.random.Generator) -> list[Made]:
+    """SIZE pictures from one photograph, none better than the one before. See the top of this file."""
+    seed = int(rng.integers(2**31))
+    return {
+        "single": _single,
+        "mixture": _mixture,
+        "codec": _codec,
+        "small": _small,
+        "night": _night,
+        "grey": _grey,
+        "nothing": _nothing,
+    }[kind](rgb, rng, seed)
+
+
+def _single(rgb: Bytes, rng: np.random.Generator, seed: int) -> list[Made]:
+    kind = TYPES[rng.integers(len(TYPES))]
+    made = [Made(rgb, 1.0, {})]
+    for level in sorted(rng.choice(5, SIZE - 1, replace=False) + 1):
+        after = apply(rgb, kind, int(level), seed)
+        one = Made(after, None, reasons_of(kind, int(level), rgb, after))
+        one.cell = (kind, int(level))  # type: ignore[attr-defined]
+        made.append(one)
+    return made
+
+
+def _mixture(rgb: Bytes, rng: np.random.Generator, seed: int) -> list[Made]:
+    steps = [
+        FIRST[rng.integers(len(FIRST))],
+        SECOND[rng.integers(len(SECOND))],
+        (*THIRD, "jpeg")[rng.integers(len(THIRD) + 1)],
+    ]
+    made, share = [Made(rgb, 1.0, {})], 1.0
+    for step in steps:
+        level = int(rng.choice(5, p=(0.25, 0.25, 0.2, 0.15, 0.15)) + 1)
+        before = made[-1]
+        after = apply(before.rgb, step, level, seed)
+        reasons = dict(before.reasons)
+        for name, sure in reasons_of(step, level, before.rgb, after).items():
+            reasons[name] = max(sure, reasons.get(name, 0.0))
+        if step == "denoise":
+            reasons["noise"] = 0.5
+        share = min(share, human_share(step, level)) * (0.97 if share < 1 else 1.0)
+        one = Made(after, share, reasons)
+        one.parts = True  # type: ignore[attr-defined]
+        made.append(one)
+    return made
+
+
+def _codec(rgb: Bytes, rng: np.random.Generator, seed: int) -> list[Made]:
+    codec = list(encoding.SERIES)[rng.choice(6, p=(0.2, 0.15, 0.15, 0.05, 0.25, 0.2))]
+    made = []
+    for quality in encoding.SERIES[codec]:
+        spread = rng.uniform(0.85, 1.15) if codec not in encoding.VIDEO else rng.uniform(0.94, 1.04)
+        made.append(Made(encoding.save(rgb, codec, max(1, quality * spread)), None, {"codec": 0.0}))
+    return made
+
+
+def _small(rgb: Bytes, rng: np.random.Generator, seed: int) -> list[Made]:
+    made = [Made(rgb, 1.0, {})]
+    for factor in (0.6, 0.35, 0.18):
+        sure = 0.5 if factor > 0.5 else 1.0
+        made.append(
+            Made(
+                shrink(rgb, factor * float(rng.uniform(0.85, 1.15)), np.random.default_rng(seed)),
+                None,
+                {"low resolution": sure},
+            )
+        )
+    return made
+
+
+def _night(rgb: Bytes, rng: np.random.Generator, seed: int) -> list[Made]:
+    linear, made = (rgb.astype(np.float32) / 255) ** 2.2, [Made(rgb, 1.0, {})]
+    for exposure, share in zip(NIGHT[::1][1:], (0.55, 0.2, 0.06), strict=True):
+        light = linear * exposure
+        electrons = float(rng.uniform(150, 1500))
+        noise = np.random.default_rng(seed).standard_normal(rgb.shape, np.float32) * np.sqrt(
+            np.maximum(light, 0) / electrons + 0.002**2
+        )
+        dark = (np.clip(light + noise, 0, 1) ** (1 / 2.2) * 255).astype(np.uint8)
+        made.append(Made(dark, share, {"dark": 1.0, "noise": 0.5 if share < 0.5 else 0.0}))
+    return made
+
+
+def _grey(rgb: Bytes, rng: np.random.Generator, seed: int) -> list[Made]:
+    grey = np.repeat(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)[..., None], 3, 2)
+    if rng.random() < 0.3:
+        grey = np.clip(grey * np.array((1.0, 0.93, 0.8)), 0, 255).astype(np.uint8)
+    made = _mixture(grey, rng, seed)
+    made[0].reference = grey
+    return [Made(rgb, 1.0, {}), *made[: SIZE - 1]]
+
+
+def _nothing(rgb: Bytes, rng: np.random.Generator, seed: int) -> list[Made]:
+    level = float(rng.choice((rng.uniform(0, 25), rng.uniform(25, 230))))
+    made = []
+    for deviation in (0, 1, 3, 8):
+        plain = np.full(rgb.shape, level, np.float32) + rng.uniform(-4, 4, 3).astype(np.float32)
+        if rng.random() < 0.5:
+            plain += np.linspace(-1, 1, rgb.shape[1], dtype=np.float32)[None, :, None] * float(rng.uniform(0, 10))
+        noisy = grain(np.clip(plain, 0, 255).astype(np.uint8), 1 + min(3, deviation // 2), rng) if deviation else plain
+        made.append(
+            Made(
+                np.clip(noisy, 0, 255).astype(np.uint8),
+                0.0,
+                {"dark": 1.0 if level < 25 else 0.0, "noise": 0.5 if deviation else 0.0},
+            )
+        )
+    return made
+
+
+def judge(made: list[Made], reference: Bytes, scale: Scale) -> list[float]:
+    """Share of quality left of every picture before it is stored, never rising within the group."""
+    shares, worst = [], 1.0
+    for one in made:
+        if one.reference is not None:
+            reference = working.working_square(one.reference)
+        share = one.share
+        if share is None or hasattr(one, "parts"):
+            values = full_reference(reference, working.working_square(one.rgb)[None], METRICS)
+            found = float(scale(values)[0])
+            if hasattr(one, "cell"):
+                share = scale.single(*one.cell, values[0])
+            elif hasattr(one, "parts"):
+                share = min(one.share, found + 0.1)
+            else:
+                share = float(np.interp(found, *RECODED)) if "codec" in one.reasons else found
+        if "codec" in one.reasons:
+            one.reasons["compression"] = certain(share)
+        worst = min(worst, float(np.clip(share, 0, 1)))
+        shares.append(worst)
+    return shares
+
+
+def fit_scale(pictures: Sequence[Bytes], rng: np.random.Generator) -> Scale:
+    values, kinds = [], []
+    for number, rgb in enumerate(pictures):
+        reference = working.working_square(rgb)
+        for kind in HUMAN:
+            levels = rng.choice(5, 3, replace=False) + 1 if number % 2 else (1, 3, 5)
+            for level in levels:
+                values.append(
+                    full_reference(
+                        reference, working.working_square(distort(rgb, kind, int(level), number))[None], METRICS
+                    )[0]
+                )
+                kinds.append((kind, int(level)))
+        for _ in range(6):
+            values.append(
+                full_reference(reference, working.working_square(encoding.save(rgb, "jpeg", 95))[None], METRICS)[0]
+            )
+            kinds.append(("none", 0))
+    return fit(np.array(values), kinds)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m recipes.small.chains", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--root", type=Path, required=True, help="folder of BIQ2021")
+    parser.add_argument("--opinions", type=Path, required=True, help="working pictures of opinions")
+    parser.add_argument("--depth", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--groups", type=int, default=3200)
+    parser.add_argument("--seed", type=int, default=0)
+    o = parser.parse_args(arguments)
+    cv2.setNumThreads(1)
+    import torch
+
+    torch.set_num_threads(1)
+    labels = working.load(o.opinions)[2]
+    kept = np.random.default_rng(7).permutation(len(labels["mos"]))[VALIDATION:]  # `learn` watches the others
+    kept = kept[labels["mos"][kept] > 0.4]
+    chosen = np.random.default_rng([o.seed, 1]).permutation(kept)[: o.groups]
+    paths = {record.name: record.path for record in load_dataset("biq2021", o.root).part(TRAIN).records}
+
+    def read(index: int) -> Bytes:
+        return read_rgb(paths[str(labels["name"][index])])
+
+    o.out.mkdir(parents=True, exist_ok=True)
+    file = o.out.parent / "scale.json"
+    if not file.exists():
+        best = kept[np.argsort(-labels["mos"][kept])[:400]]
+        fit_scale([read(i) for i in np.random.default_rng(3).permutation(best)[:14]], np.random.default_rng(4)).save(
+            file
+        )
+    scale, network = Scale.load(file), working.Depth(o.depth)
+    done = 0
+    found: dict[str, list[object]] = {"label": [], "reasons": [], "source": [], "kind": []}
+    if (o.out / "labels.npz").exists():  # of a run that was stopped: go on behind its last whole hundred
+        rgb, depth, earlier = working.load(o.out, "r+")
+        found = {name: list(earlier[name]) for name in found}
+        done = len(found["label"]) // SIZE
+    else:
+        rgb, depth = working.create(o.out, SIZE * len(chosen))
+    started = time.time()
+    for number, index in list(enumerate(chosen))[done:]:
+        rng = np.random.default_rng([o.seed, 2, number])
+        kind = KINDS[rng.choice(len(KINDS), p=SHARES)]
+        source = read(index)
+        made = group(kind, source, rng)
+        stored = [working.working_square(encoding.ordinary(one.rgb, rng)) for one in made]
+        shares = judge(made, working.working_square(source), scale)
+        for n, (one, picture, share) in enumerate(zip(made, stored, shares, strict=True)):
+            at = SIZE * number + n
+            rgb[at], depth[at] = picture, network(picture)
+            found["label"].append(
+                0.06 + 0.04 * rng.random() if kind == "nothing" else label(float(labels["mos"][index]), share)
+            )
+            found["reasons"].append([one.reasons.get(name, 0.0) for name in REASONS])
+            found["source"].append(number), found["kind"].append(kind)
+        if number % 100 == 99:
+            working.save_labels(
+                o.out,
+                {
+                    name: np.array(value, np.float32 if name in ("label", "reasons") else None)
+                    for name, value in found.items()
+                },
+            )
+            print(number, f"{time.time() - started:.0f} s", flush=True)
+    working.save_labels(
+        o.out,
+        {name: np.array(value, np.float32 if name in ("label", "reasons") else None) for name, value in found.items()},
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

