@@ -26,7 +26,9 @@ from numpy.typing import NDArray
 from dgiqa import preprocess, spec
 from dgiqa.bundle import Bundle
 from dgiqa.image import decode
-from dgiqa.sessions import ONNXRUNTIME, OPENVINO, backends, open_session, usable_cores
+from dgiqa.machine import usable_cores
+from dgiqa.runtime.backends import ONNXRUNTIME, OPENVINO, backends
+from dgiqa.runtime.session import open_session
 
 sys.path.insert(0, str(Path(__file__).parent))
 import untrained
@@ -193,7 +195,7 @@ def _offers(backend: str, precision: str) -> bool:
         return True
     if backend != OPENVINO:
         return False
-    from dgiqa.backends.ov import cpu_precisions
+    from dgiqa.runtime.ov import cpu_precisions
 
     return precision in cpu_precisions()
 

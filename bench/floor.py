@@ -24,7 +24,9 @@ from dgiqa import preprocess, spec
 from dgiqa.bundle import Bundle
 from dgiqa.errors import DgiqaError
 from dgiqa.image import decode
-from dgiqa.sessions import backends, open_session, usable_cores
+from dgiqa.machine import usable_cores
+from dgiqa.runtime.backends import backends
+from dgiqa.runtime.session import open_session
 
 SIDE = 2048  # of the square matrices: 17 GFLOP a product
 COPY_BYTES = 1 << 28  # far more than any cache

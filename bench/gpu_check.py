@@ -35,16 +35,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa import spec
-from dgiqa.backends import cuda
-from dgiqa.backends.gpu import CudaMemory, DeviceScorer, ThroughHost
-from dgiqa.backends.native import Kernels
-from dgiqa.backends.ort import OrtSession
-from dgiqa.backends.wheels import installed_wheels
 from dgiqa.bundle import Bundle, load_bundle, load_golden
 from dgiqa.errors import BackendError, EngineError
 from dgiqa.image import decode
+from dgiqa.machine import gpu_present, installed_wheels
+from dgiqa.on_device import CudaMemory, DeviceScorer, ThroughHost
 from dgiqa.parity import BUDGETS, verify_bundle
-from dgiqa.sessions import CUDA, TENSORRT, Session, choose, gpu_present, open_session
+from dgiqa.runtime import cuda
+from dgiqa.runtime.backends import CUDA, TENSORRT, choose
+from dgiqa.runtime.kernels import Kernels
+from dgiqa.runtime.ort import OrtSession
+from dgiqa.runtime.session import Session, open_session
 from dgiqa.store import replacing
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -174,7 +175,7 @@ def images_in_place(room: Room, kernels: Kernels | None = None) -> Record:
 
 def scores(room: Room, backend: str) -> Record:
     """The golden images through the whole product: a built engine for TensorRT, the bundle's files for ONNX Runtime."""
-    from dgiqa.engine import build
+    from dgiqa.builder.build import build
     from dgiqa.scorer import Scorer
 
     need_gpu()
@@ -190,8 +191,8 @@ def scores(room: Room, backend: str) -> Record:
 
 def tensorrt(room: Room, precision: str) -> Record:
     """Both networks: build, read the layers' types back, compare, and run on device arrays with the caller's stream."""
-    from dgiqa.backends.plan import build_plan, identity, layer_precisions
-    from dgiqa.backends.trt import TrtSession
+    from dgiqa.builder.plan import build_plan, identity, layer_precisions
+    from dgiqa.runtime.trt import TrtSession
 
     need_gpu()
     record: Record = {"on": identity()}

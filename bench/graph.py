@@ -23,7 +23,8 @@ from stamp import identity, machine_line
 from timer import Ledger, compare, lines, parsed, parser
 
 from dgiqa import spec
-from dgiqa.sessions import ONNXRUNTIME, OPENVINO, Session, backends, open_session
+from dgiqa.runtime.backends import ONNXRUNTIME, OPENVINO, backends
+from dgiqa.runtime.session import Session, open_session
 
 SIZES: dict[str, tuple[Any, ...]] = {  # what one run is fed: tiles, or height and width of a depth input
     "small": (1, 6, 8),

@@ -19,12 +19,12 @@ from roofline import HEADS, TOKENS, WIDTH
 from torch import Tensor
 from torch.nn import functional
 
-from dgiqa.backends.cuda import DeviceArray
-from dgiqa.backends.gpu import DeviceScorer
-from dgiqa.backends.native import DepthMap, Image, Kernels, normalised_levels
 from dgiqa.nn.attention import TOKENS as WINDOW_TOKENS
 from dgiqa.nn.attention import WINDOW, attention, cross_attention, pack_bias, seam_mask
+from dgiqa.on_device import DeviceScorer
 from dgiqa.preprocess import depth_size, short_size, windows_for
+from dgiqa.runtime.cuda import DeviceArray
+from dgiqa.runtime.kernels import DepthMap, Image, Kernels, normalised_levels
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 Call = Callable[[], Any]

@@ -3,7 +3,7 @@
     python bench/kernels.py [--torch-op build/libdgiqa_torch.so] [--tiles 20 640] [--page docs/kernels.md] [--skip-cpu]
 
 On a GPU every subject is captured 20 times in a CUDA graph on inputs of more than three times the L2 cache, warmed up
-50 times and timed 200 times in turn with the others; the kernels' library is found as dgiqa.backends.native says. The
+50 times and timed 200 times in turn with the others; the kernels' library is found as dgiqa.runtime.kernels says. The
 floor is the bytes over the copy bandwidth measured in the same run. Without a GPU the same table is filled from the
 model in roofline.py, and every such figure is marked as predicted. What the CPU spends on the same work is measured
 anywhere.
@@ -274,9 +274,9 @@ class _Gpu:
         import kernel_subjects
         import torch
 
-        from dgiqa.backends.native import Kernels
         from dgiqa.nn.attention import load_kernels
         from dgiqa.nn.network import DGIQA
+        from dgiqa.runtime.kernels import Kernels
 
         if torch_op is None:
             sys.exit("on a GPU, name the built torch op: --torch-op build/libdgiqa_torch.so")

@@ -209,7 +209,7 @@ def open_bundle(name: str) -> Model:
     """A bundle, run as users run it."""
     import dgiqa
     from dgiqa.preprocess import depth_input
-    from dgiqa.sessions import open_session
+    from dgiqa.runtime.session import open_session
     from dgiqa.spec import DEPTH_FILE, DEPTH_INPUT, DEPTH_OUTPUT
 
     scorer = dgiqa.Scorer(name)

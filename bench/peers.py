@@ -36,8 +36,9 @@ from timer import Ledger, compare, parsed, parser
 from dgiqa import speed
 from dgiqa.bundle import MANIFEST, Bundle, load_bundle
 from dgiqa.errors import DgiqaError
+from dgiqa.machine import preparing_threads, usable_cores
 from dgiqa.metrics import srocc
-from dgiqa.sessions import backends, preparing_threads, usable_cores
+from dgiqa.runtime.backends import backends
 from dgiqa.speed import Setting
 
 SMALL, STREAM = "small, one at a time", "small, a stream"
@@ -226,7 +227,7 @@ def _default() -> Setting:
 
 
 def _build(bundle: Bundle, precision: str) -> None:
-    from dgiqa.engine import build
+    from dgiqa.builder.build import build
 
     try:
         build(bundle, backend="openvino", precision=precision, progress=lambda line: print(line, file=sys.stderr))

@@ -28,11 +28,13 @@ from numpy.typing import NDArray
 from dgiqa import metrics, spec
 from dgiqa.bundle import Bundle, load_bundle, sha256_of
 from dgiqa.errors import BackendError, DgiqaError
+from dgiqa.machine import usable_cores
 from dgiqa.nn.distortions import LEVELS, TYPES, distort
 from dgiqa.parity import BUDGETS
 from dgiqa.quantize import FILES, METHODS, quantize_bundle
 from dgiqa.quantize.calibrate import CALIBRATORS, score_tiles
-from dgiqa.sessions import ONNXRUNTIME, OPENVINO, backends, open_session, usable_cores
+from dgiqa.runtime.backends import ONNXRUNTIME, OPENVINO, backends
+from dgiqa.runtime.session import open_session
 from dgiqa.store import replacing
 
 sys.path.insert(0, str(Path(__file__).parent))

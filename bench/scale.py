@@ -35,7 +35,7 @@ from timer import Ledger, compare, parsed, parser
 
 from dgiqa import spec
 from dgiqa.bundle import load_bundle, write_bundle
-from dgiqa.sessions import preparing_threads, usable_cores
+from dgiqa.machine import preparing_threads, usable_cores
 from dgiqa.speed import Setting
 
 MEGAPIXELS = (0.1, 0.3, 1, 3, 8, 12, 24)

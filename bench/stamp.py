@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from dgiqa.sessions import usable_cores
+from dgiqa.machine import usable_cores
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = (
@@ -86,13 +86,13 @@ def _code() -> str:
 
 
 def _gpu() -> str | None:
-    from dgiqa.doctor import nvidia_gpus
+    from dgiqa.machine import nvidia_gpus
 
     return "; ".join(f"{gpu['name']}, driver {gpu['driver']}" for gpu in nvidia_gpus()) or None
 
 
 def _memory_gb() -> float | None:
-    from dgiqa.doctor import memory_mb
+    from dgiqa.machine import memory_mb
 
     usable = memory_mb()
     return None if usable is None else round(usable / 1024, 1)

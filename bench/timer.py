@@ -28,7 +28,7 @@ from typing import Any, Literal
 sys.path.insert(0, str(Path(__file__).parent))
 from stamp import environment_stamp, identity
 
-from dgiqa.sessions import usable_cores
+from dgiqa.machine import usable_cores
 from dgiqa.timing import Call, Clock, Spread, interleaved, ratios, spread, wall_ms
 
 RESULTS = Path(__file__).parent / "results"

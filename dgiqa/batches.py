@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa import preprocess, spec
-from dgiqa.sessions import Session
+from dgiqa.runtime.session import Session
 
 # Tiles per run. Two cores (Zen 3), small quality network, ms per tile: 7.0 alone, 5.6 from 4 tiles on, flat to 32.
 # Memory is not flat: two runs side by side hold 221 MB with 4 tiles each, 296 MB with 8.

@@ -11,22 +11,18 @@ import importlib.util
 import os
 import platform
 import re
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
+from dgiqa import machine
 from dgiqa._version import __version__
-from dgiqa.backends.wheels import installed_wheels, rival_wheels
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 MINIMUM_PYTHON = (3, 10)
 MINIMUM_MEMORY_MB = 1024  # the small model needs 400 MB for one photograph
-NVIDIA_SMI_SECONDS = 5  # a hung driver must not hang the doctor
 INSTALL_CPU = 'pip install "dgiqa-rt[cpu]"'
 INSTALL_GPU = 'pip install "dgiqa-rt[gpu]"'
 
@@ -47,7 +43,7 @@ class Check:
 
 def examine(bundle: str = "small") -> list[Check]:
     """All checks in reading order. The last two load the bundle and score one synthetic image with it."""
-    wheels = installed_wheels()
+    wheels = machine.installed_wheels()
     checks = [
         _python(),
         _guarded("machine", _machine),
@@ -59,7 +55,7 @@ def examine(bundle: str = "small") -> list[Check]:
         _onnxruntime(),
         _rivals("onnxruntime", wheels, f"pip uninstall -y {{all}} && {INSTALL_CPU}   (or, for NVIDIA: {INSTALL_GPU})"),
     ]
-    gpus = nvidia_gpus()
+    gpus = machine.nvidia_gpus()
     checks += [_guarded("openvino", lambda: _openvino(wheels)), _providers(gpus)]
     checks += [
         _guarded("gpu", lambda: _gpu(gpus)),
@@ -87,35 +83,6 @@ def healthy(checks: Iterable[Check]) -> bool:
     return all(check.status != FAIL for check in checks)
 
 
-def nvidia_gpus(command: str = "nvidia-smi") -> list[dict[str, str]]:
-    """NVIDIA GPUs as {name, driver, memory}, by nvidia-smi. [] where there is none, or it does not answer in time."""
-    if shutil.which(command) is None:
-        return []
-    fields = ("name", "driver_version", "memory.total")
-    try:
-        answer = subprocess.run(
-            [command, f"--query-gpu={','.join(fields)}", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=NVIDIA_SMI_SECONDS,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return []
-    lines = (line.split(", ") for line in answer.stdout.splitlines())
-    return [dict(zip(("name", "driver", "memory"), line, strict=True)) for line in lines if len(line) == len(fields)]
-
-
-def memory_mb() -> int | None:
-    """Memory this process may use in MB: that of the machine, or of its control group. None where it cannot be told."""
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
-    limit = _first_line("/sys/fs/cgroup/memory.max")
-    return min(total, int(limit) if limit.isdigit() else total) // 2**20
-
-
 def _guarded(name: str, check: Callable[[], Check]) -> Check:
     try:
         return check()
@@ -134,15 +101,13 @@ def _python() -> Check:
 
 
 def _machine() -> Check:
-    from dgiqa.sessions import usable_cores
-
-    cores = usable_cores()
+    cores = machine.usable_cores()
     found = f"{platform.system()} {platform.machine()}, {cores} of {os.cpu_count()} cores usable"
     return Check("machine", OK, found, data={"platform": platform.platform(), "cores": cores})
 
 
 def _memory() -> Check:
-    usable = memory_mb()
+    usable = machine.memory_mb()
     if usable is None:
         return Check("memory", WARN, "unknown", "nothing, if images are scored below")
     if usable < MINIMUM_MEMORY_MB:
@@ -174,7 +139,7 @@ def _onnxruntime() -> Check:
 
 
 def _rivals(folder: str, wheels: dict[str, str], fix: str) -> Check:
-    rivals = rival_wheels(folder, wheels)
+    rivals = machine.rival_wheels(folder, wheels)
     found = ", ".join(f"{name} {wheels[name]}" for name in rivals) or "none"
     name = f"{folder} wheels"
     if len(rivals) > 1:
@@ -198,9 +163,7 @@ def _providers(gpus: list[dict[str, str]]) -> Check:
 
 def _gpu(gpus: list[dict[str, str]]) -> Check:
     found = "; ".join(f"{gpu['name']}, driver {gpu['driver']}, {gpu['memory']}" for gpu in gpus)
-    from dgiqa.sessions import gpu_present
-
-    if not gpus and gpu_present():
+    if not gpus and machine.gpu_present():
         fix = "nvidia-smi must answer: install or restart the NVIDIA driver, or give the container its tools"
         return Check("gpu", WARN, "an NVIDIA driver's device files, and nothing that names the GPU", fix, gpus)
     return Check("gpu", OK, found or "no NVIDIA GPU found; the CPU scores", data=gpus)
@@ -208,7 +171,7 @@ def _gpu(gpus: list[dict[str, str]]) -> Check:
 
 def _openvino(wheels: dict[str, str]) -> Check:
     """On x86 it runs large networks faster, and int8 and bf16 much faster where there are instructions for them."""
-    from dgiqa.sessions import INSTALL, OPENVINO, PLAIN_INT8, cpu_instructions, lacks_vnni
+    from dgiqa.runtime.backends import INSTALL, OPENVINO, PLAIN_INT8
 
     version = wheels.get("openvino")
     if version is None:
@@ -216,17 +179,17 @@ def _openvino(wheels: dict[str, str]) -> Check:
             return Check("openvino", OK, "not installed; it is for x86 processors")
         found = "not installed; it runs the same files faster on x86: large networks 1.3x in fp32, int8 and bf16 2-3x"
         return Check("openvino", OK, found, INSTALL[OPENVINO])
-    from dgiqa.backends.ov import cpu_precisions
+    from dgiqa.runtime.ov import cpu_precisions
 
     precisions = cpu_precisions()
-    note = f"; {PLAIN_INT8}" if lacks_vnni() else ""
-    data = {"version": version, "runs": precisions, "instructions": cpu_instructions()}
+    note = f"; {PLAIN_INT8}" if machine.lacks_vnni() else ""
+    data = {"version": version, "runs": precisions, "instructions": machine.cpu_instructions()}
     return Check("openvino", OK, f"{version}, {', '.join(precisions)}{note}", data=data)
 
 
 def _tensorrt(gpus: list[dict[str, str]], wheels: dict[str, str]) -> Check:
     """Whether plans can be built and run. Importing it takes seconds and a GPU, so the wheels are asked."""
-    from dgiqa.sessions import INSTALL, TENSORRT
+    from dgiqa.runtime.backends import INSTALL, TENSORRT
 
     found = {name: version for name, version in wheels.items() if re.fullmatch(r"tensorrt(-cu1\d)?", name)}
     if not found:
@@ -243,7 +206,7 @@ def _tensorrt(gpus: list[dict[str, str]], wheels: dict[str, str]) -> Check:
 
 def _device_memory(gpus: list[dict[str, str]], wheels: dict[str, str]) -> Check:
     """cuda-python moves data for TensorRT; PyCUDA's arrays and streams are taken as they are."""
-    from dgiqa.sessions import INSTALL, TENSORRT
+    from dgiqa.runtime.backends import INSTALL, TENSORRT
 
     names = ("cuda-python", "cuda-bindings", "pycuda")
     found = {name: wheels[name] for name in names if name in wheels}
@@ -254,7 +217,7 @@ def _device_memory(gpus: list[dict[str, str]], wheels: dict[str, str]) -> Check:
 
 
 def _engines() -> Check:
-    from dgiqa.cache import list_engines
+    from dgiqa.runtime.engines import list_engines
 
     names = [engine.name for engine in list_engines()]
     return Check("engines", OK, ", ".join(names) or "none built yet (dgiqa-rt build)", data=names)
@@ -290,10 +253,3 @@ def _score(name: str) -> Check:
         return Check("score", FAIL, f"{score.value}, outside [0, 1]", f"dgiqa-rt verify {name}")
     found = f"640 x 480 in {score_ms:.0f} ms after {load_ms:.0f} ms of loading, {score.backend}"
     return Check("score", OK, found, data={"score": score.value, "score_ms": score_ms, "load_ms": load_ms})
-
-
-def _first_line(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""

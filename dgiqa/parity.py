@@ -21,7 +21,7 @@ from dgiqa.bundle import GOLDEN, Bundle, Golden, load_golden
 from dgiqa.errors import ParityError
 
 if TYPE_CHECKING:
-    from dgiqa.cache import Engine
+    from dgiqa.runtime.engines import Engine
     from dgiqa.scorer import Score, Scorer
 
 UInt8 = NDArray[np.uint8]

@@ -26,15 +26,18 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dgiqa import cache, image, preprocess, spec
+from dgiqa import image, preprocess, spec
 from dgiqa.batches import Batches, Networks, Part, Work, enter, ms_since, share, take, waiting
 from dgiqa.bundle import Bundle, load_bundle
-from dgiqa.cache import Engine
 from dgiqa.errors import BackendError, BundleError, EngineError, ImageError
-from dgiqa.sessions import TENSORRT, Session, choose, open_session, parallel_runs, preparing_threads, usable_cores
+from dgiqa.machine import preparing_threads, usable_cores
+from dgiqa.runtime import engines
+from dgiqa.runtime.backends import TENSORRT, choose, parallel_runs
+from dgiqa.runtime.engines import Engine
+from dgiqa.runtime.session import Session, open_session
 
 if TYPE_CHECKING:
-    from dgiqa.backends.gpu import DeviceScorer
+    from dgiqa.on_device import DeviceScorer
     from dgiqa.video.frames import VideoSource
     from dgiqa.video.reuse import Reuse
     from dgiqa.video.stream import FrameStream
@@ -120,7 +123,7 @@ class Failure:
 class Scorer:
     """The two networks of a bundle, ready to score. `score` may be called from several threads at once.
 
-    bundle: a name ("small"), a directory, or a loaded Bundle. backend: "auto" or a name in `sessions.BACKENDS`.
+    bundle: a name ("small"), a directory, or a loaded Bundle. backend: "auto" or a name in `backends.BACKENDS`.
     precision: one of `spec.PRECISIONS`. fp32 runs the bundle's own files; anything else, and TensorRT, runs an engine
     that was built and proved on this machine (`dgiqa-rt build`). build: build it now if it is missing or stale, which
     takes minutes; a function is told each step. engine: the directory of an engine, instead of looking for one; it
@@ -129,7 +132,7 @@ class Scorer:
     batch: most tiles per run of the quality network, by default 8, or 4 in each of several runs at a time.
     threads: of the networks, by default all usable cores.
     parallel: runs of a network at a time, which share the threads; "auto": what gives most images a second
-    (`sessions.parallel_runs`). By default `score` has all threads for one run, and `score_many` and videos do as
+    (`backends.parallel_runs`). By default `score` has all threads for one run, and `score_many` and videos do as
     "auto" would, with networks of their own that are opened when first needed.
     max_pixels: larger images are refused before they are decoded.
     Raises BundleError, BackendError, EngineError if there is no such engine, or ValueError for arguments that mean
@@ -176,7 +179,7 @@ class Scorer:
     ) -> Score:
         """Score one image: a path, encoded bytes, an array (see `image.as_rgb`) or an open binary file.
 
-        Or uint8 [H,W,3] on a GPU (PyTorch, CuPy, PyCUDA, ...; see `gpu.device_image`), scored in place on `stream`.
+        Or uint8 [H,W,3] on a GPU (PyTorch, CuPy, PyCUDA, ...; see `on_device.device_image`): scored there, on `stream`.
         name: what the score calls its source. tiles: instead of the scorer's own tiling.
         Raises ImageError if there is no image in it, BackendError if a network fails, ValueError for a wrong tiling.
         """
@@ -208,7 +211,7 @@ class Scorer:
         with on_error="raise", its exception is raised in its place. An exception of `sources` itself is raised after
         the results so far. Closing the iterator, or an interrupt, ends the threads after the stage they are in. An
         array must not change before its result is yielded.
-        workers: threads that decode and prepare, by default `sessions.preparing_threads`. batch: as in Scorer.
+        workers: threads that decode and prepare, by default `machine.preparing_threads`. batch: as in Scorer.
         """
         if on_error not in ("row", "raise"):
             raise ValueError(f'on_error is {on_error!r}, wanted "row" or "raise"')
@@ -342,12 +345,12 @@ class Scorer:
             return preprocess.depth_image(depth, rgb.shape[0], rgb.shape[1], self._p)
 
     def _score_on_device(self, source: Any, name: str, tiles: str, stream: Any) -> Score:
-        from dgiqa.backends import gpu
+        from dgiqa import on_device
 
         networks = _alive(self._alone)
         with self._opening:
             if self._device is None:
-                self._device = gpu.open_device_scorer(networks.depth, networks.quality, self._p)
+                self._device = on_device.open_device_scorer(networks.depth, networks.quality, self._p)
             device = self._device
         with networks.turn:
             found = device.score(source, tiles, batch=networks.batch, stream=stream)
@@ -509,15 +512,15 @@ def _engine(
     if isinstance(engine, Engine):
         return engine
     if engine is not None:
-        return cache.load(engine, bundle)
+        return engines.load(engine, bundle)
     if choose(backend, precision) != TENSORRT and precision == "fp32":
         return None
     try:
-        return cache.find(bundle, backend, precision)
+        return engines.find(bundle, backend, precision)
     except EngineError:
         if not build:
             raise
-    from dgiqa.engine import build as build_engine
+    from dgiqa.builder.build import build as build_engine
 
     told = build if callable(build) else lambda line: None
     return build_engine(bundle, backend=backend, precision=precision, progress=told)
@@ -568,7 +571,7 @@ def _failure(name: str, error: Exception, keep: bool) -> Failure:
 def _is_on_device(source: object) -> bool:
     if isinstance(source, str | Path | bytes | bytearray | memoryview | np.ndarray):
         return False
-    from dgiqa.backends.cuda import is_device_array
+    from dgiqa.runtime.cuda import is_device_array
 
     return is_device_array(source)
 

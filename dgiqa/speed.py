@@ -21,13 +21,14 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dgiqa import sessions, spec
+from dgiqa import spec
 from dgiqa.bundle import Bundle, load_golden
 from dgiqa.errors import BackendError, BundleError, EngineError, ImageError
 from dgiqa.inputs import expand
+from dgiqa.machine import preparing_threads, usable_cores
 from dgiqa.parity import BUDGETS
+from dgiqa.runtime import backends as runtime
 from dgiqa.scorer import Failure, Scorer
-from dgiqa.sessions import preparing_threads, usable_cores
 from dgiqa.timing import Spread, interleaved, spread
 
 MAX_DRIFT = max(BUDGETS.values())  # of a score: what an engine of the most reduced precision may differ by when built
@@ -136,7 +137,7 @@ def survey(
     seconds: about as long as the timings take. All networks of a group are in memory at once. Raises BackendError if
     nothing can run, ImageError if one of the images cannot be scored.
     """
-    settings, missing = candidates(bundle, sessions.backends() if backends is None else backends)
+    settings, missing = candidates(bundle, runtime.backends() if backends is None else backends)
     if not settings:
         raise BackendError(f"nothing here can run {bundle.id}: " + "; ".join(item.fix for item in missing))
     progress(f"comparing {len(settings)} engines on {len(images)} images")
@@ -157,7 +158,7 @@ def candidates(bundle: Bundle, backends: Iterable[str]) -> tuple[list[Setting], 
     """The (backend, precision) pairs that open here, ONNX Runtime in fp32 first; and the engines yet to be built."""
     found, missing = [], []
     cores = usable_cores()
-    ordered = sorted(backends, key=lambda name: name != sessions.ONNXRUNTIME)
+    ordered = sorted(backends, key=lambda name: name != runtime.ONNXRUNTIME)
     for precision, backend in itertools.product(spec.PRECISIONS, ordered):
         setting = Setting(backend, precision, threads=cores, workers=preparing_threads(cores))
         try:

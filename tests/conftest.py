@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dgiqa import spec
-from dgiqa.backends.native import Kernels
 from dgiqa.bundle import Bundle, load_bundle, write_bundle
+from dgiqa.machine import gpu_present
 from dgiqa.meaning import Meaning, Reason
 from dgiqa.parity import golden_files
+from dgiqa.runtime.backends import BACKENDS, backends
+from dgiqa.runtime.kernels import Kernels
 from dgiqa.scorer import Scorer
-from dgiqa.sessions import BACKENDS, backends, gpu_present
 
 ROOT = Path(__file__).parent.parent
 PREPROCESS = spec.Preprocess(depth_lower_bound=64, depth_multiple=32, short_side=96, tile=64)

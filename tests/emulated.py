@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dgiqa.backends.native import Image, Kernels
+from dgiqa.runtime.kernels import Image, Kernels
 
 ENGINES = Path(__file__).parent.parent / "engines"
 

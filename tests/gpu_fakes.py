@@ -1,7 +1,7 @@
 # ruff: noqa: N802 - the functions are named as the driver names them
 """A CUDA driver and a TensorRT in host memory, which do the work of streams as late as they may, in any order they may.
 
-The driver has the functions of cuda.bindings.driver that dgiqa.backends.cuda calls. What is put on a stream runs when
+The driver has the functions of cuda.bindings.driver that dgiqa.runtime.cuda calls. What is put on a stream runs when
 somebody waits for it, mixed at random with the work of other streams, so that a missing wait gives wrong results. Every
 access is checked against the allocations that are alive at that moment, and all resources are counted.
 

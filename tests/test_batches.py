@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
 
-from dgiqa import sessions, spec
+from dgiqa import machine, spec
 from dgiqa.batches import BATCH, BATCH_SIDE_BY_SIDE, Batches, Networks, Work, share, take, waiting
 from dgiqa.bundle import Bundle
 from dgiqa.cli import app
 from dgiqa.errors import BackendError
+from dgiqa.runtime.backends import CUDA, ONNXRUNTIME, OPENVINO, OPENVINO_FROM_BYTES, TENSORRT, parallel_runs
 from dgiqa.scorer import Failure, Score, Scorer
-from dgiqa.sessions import CUDA, ONNXRUNTIME, OPENVINO, OPENVINO_FROM_BYTES, TENSORRT, parallel_runs
 
 pytest.importorskip("onnxruntime")
 Photos = dict[str, NDArray[np.uint8]]
@@ -160,11 +160,11 @@ def test_small_networks_run_side_by_side_on_a_cpu_only(tmp_path: Path) -> None:
         file.truncate(OPENVINO_FROM_BYTES)
     assert [parallel_runs(small, backend, 6) for backend in (ONNXRUNTIME, OPENVINO, CUDA, TENSORRT)] == [6, 6, 1, 1]
     assert parallel_runs(large, OPENVINO, 6) == 1
-    assert parallel_runs(small, ONNXRUNTIME, 96) == sessions.MOST_SIDE_BY_SIDE
+    assert parallel_runs(small, ONNXRUNTIME, 96) == machine.MOST_SIDE_BY_SIDE
 
 
 def test_threads_are_shared_out_among_the_runs(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dgiqa.backends import ort
+    from dgiqa.runtime import ort
 
     asked = []
     options = ort._options

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from gpu_fakes import PRIMARY, FakeDriver
 
-from dgiqa.backends import cuda
 from dgiqa.errors import BackendError
+from dgiqa.runtime import cuda
 
 NOTHING = dict.fromkeys(("device", "pinned", "streams", "events", "graphs", "primary"), 0)
 

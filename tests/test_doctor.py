@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from dgiqa import doctor
+from dgiqa import doctor, machine
 from dgiqa.bundle import Bundle
 from dgiqa.doctor import FAIL, OK, WARN, Check
+from dgiqa.runtime.backends import PLAIN_INT8
 
 
 def program(folder: Path, text: str) -> str:
@@ -48,13 +49,13 @@ def test_warnings_do_not_make_a_machine_unhealthy() -> None:
 
 def test_wheels_that_overwrite_each_other_are_found() -> None:
     wheels = ["onnxruntime", "onnxruntime-gpu", "onnxruntime-extensions", "opencv-python", "numpy"]
-    assert doctor.rival_wheels("onnxruntime", wheels) == ["onnxruntime", "onnxruntime-gpu"]
-    assert doctor.rival_wheels("cv2", wheels) == ["opencv-python"]
+    assert machine.rival_wheels("onnxruntime", wheels) == ["onnxruntime", "onnxruntime-gpu"]
+    assert machine.rival_wheels("cv2", wheels) == ["opencv-python"]
 
 
 def test_a_clash_of_both_onnxruntime_wheels_is_explained(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     both = {"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.31.1"}
-    monkeypatch.setattr(doctor, "installed_wheels", lambda: both)
+    monkeypatch.setattr(machine, "installed_wheels", lambda: both)
     check = {check.name: check for check in doctor.examine(str(tiny_bundle.path))}["onnxruntime wheels"]
     assert check.status == WARN
     assert "onnxruntime 1.31.1, onnxruntime-gpu 1.31.1" in check.found
@@ -63,7 +64,7 @@ def test_a_clash_of_both_onnxruntime_wheels_is_explained(tiny_bundle: Bundle, mo
 
 def test_an_idle_gpu_is_a_warning(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = {"name": "NVIDIA H200", "driver": "580.1", "memory": "143771 MiB"}
-    monkeypatch.setattr(doctor, "nvidia_gpus", lambda: [gpu])
+    monkeypatch.setattr(machine, "nvidia_gpus", lambda: [gpu])
     checks = {check.name: check for check in doctor.examine(str(tiny_bundle.path))}
     assert "NVIDIA H200, driver 580.1" in checks["gpu"].found
     if "CUDAExecutionProvider" not in checks["providers"].data:
@@ -73,7 +74,7 @@ def test_an_idle_gpu_is_a_warning(tiny_bundle: Bundle, monkeypatch: pytest.Monke
 
 def test_gpus_are_read_from_nvidia_smi(tmp_path: Path) -> None:
     command = program(tmp_path, "echo 'NVIDIA H200, 580.1, 143771 MiB'; echo 'NVIDIA L4, 580.1, 23034 MiB'")
-    assert doctor.nvidia_gpus(command) == [
+    assert machine.nvidia_gpus(command) == [
         {"name": "NVIDIA H200", "driver": "580.1", "memory": "143771 MiB"},
         {"name": "NVIDIA L4", "driver": "580.1", "memory": "23034 MiB"},
     ]
@@ -83,11 +84,11 @@ def test_gpus_are_read_from_nvidia_smi(tmp_path: Path) -> None:
 def test_a_broken_driver_means_no_gpu_and_no_waiting(
     tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "NVIDIA_SMI_SECONDS", 0.3)
+    monkeypatch.setattr(machine, "NVIDIA_SMI_SECONDS", 0.3)
     started = time.perf_counter()
-    assert doctor.nvidia_gpus(program(tmp_path, text)) == []
+    assert machine.nvidia_gpus(program(tmp_path, text)) == []
     assert time.perf_counter() - started < 10
-    assert doctor.nvidia_gpus(str(tmp_path / "not-there")) == []
+    assert machine.nvidia_gpus(str(tmp_path / "not-there")) == []
 
 
 def test_a_module_that_is_missing_or_broken_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +102,7 @@ def test_a_module_that_is_missing_or_broken_is_a_finding(tmp_path: Path, monkeyp
 
 
 def test_this_process_has_some_memory() -> None:
-    memory = doctor.memory_mb()
+    memory = machine.memory_mb()
     assert memory is None or memory > 100
 
 
@@ -149,19 +150,15 @@ def test_openvino_is_advised_where_it_is_missing(monkeypatch: pytest.MonkeyPatch
 def test_what_int8_gains_is_told_where_the_processor_lacks_vnni(
     monkeypatch: pytest.MonkeyPatch, instructions: list[str], told: bool
 ) -> None:
-    from dgiqa import sessions
-
     pytest.importorskip("openvino")
-    monkeypatch.setattr(sessions, "cpu_instructions", lambda: instructions)
+    monkeypatch.setattr(machine, "cpu_instructions", lambda: instructions)
     check = doctor._openvino({"openvino": "2026.4.1"})
-    assert (sessions.PLAIN_INT8 in check.found) is told
+    assert (PLAIN_INT8 in check.found) is told
     assert check.data["instructions"] == instructions
 
 
 def test_a_driver_that_does_not_answer_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dgiqa import sessions
-
-    monkeypatch.setattr(sessions, "gpu_present", lambda: True)
+    monkeypatch.setattr(machine, "gpu_present", lambda: True)
     check = doctor._gpu([])
     assert check.status == WARN
     assert "nvidia-smi must answer" in check.fix

@@ -179,8 +179,8 @@ def test_a_bundle_scores_and_gives_the_depth_that_inference_sees(dataset, tiny_b
     """Its depth network in training is the one that its scorer runs, and the scorer is a predictor."""
     pytest.importorskip("onnxruntime")
     from dgiqa.preprocess import depth_input, stretched
+    from dgiqa.runtime.session import open_session
     from dgiqa.scorer import Scorer
-    from dgiqa.sessions import open_session
 
     rgb = decode(dataset.records[0].path.read_bytes())
     raw = open_session(tiny_bundle.file("depth.onnx")).run({"image": depth_input(rgb, tiny_bundle.preprocess)})

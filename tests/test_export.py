@@ -22,7 +22,6 @@ for requirement in ("onnxscript", "onnxsim", "skimage"):
     pytest.importorskip(requirement)
 
 from dgiqa import preprocess, spec  # noqa: E402
-from dgiqa.backends.ort import OrtSession  # noqa: E402
 from dgiqa.bundle import load_bundle  # noqa: E402
 from dgiqa.cli import app  # noqa: E402
 from dgiqa.errors import WeightsError  # noqa: E402
@@ -32,6 +31,7 @@ from dgiqa.nn.network import DGIQA, FULL, SMALL, DGIQAConfig  # noqa: E402
 from dgiqa.nn.onnx_export import Export, ExportError, export_depth, export_quality  # noqa: E402
 from dgiqa.nn.weights import save_weights  # noqa: E402
 from dgiqa.parity import DISTORTIONS  # noqa: E402
+from dgiqa.runtime.ort import OrtSession  # noqa: E402
 from dgiqa.scorer import Scorer  # noqa: E402
 from dgiqa.spec import Preprocess  # noqa: E402
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from gpu_fakes import TILE, FakeDriver, write_plan
 
-from dgiqa.backends import cuda
-from dgiqa.backends.trt import TrtSession
 from dgiqa.bundle import Bundle
 from dgiqa.errors import BackendError, DgiqaError, EngineError
+from dgiqa.runtime import cuda
+from dgiqa.runtime.trt import TrtSession
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +167,8 @@ def test_arrays_on_the_device_must_score_as_on_the_host(
 def test_an_engine_outside_its_budget_or_precision_fails(
     check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from dgiqa.backends.ort import OrtSession
     from dgiqa.bundle import load_bundle
+    from dgiqa.runtime.ort import OrtSession
 
     room = check.Room(load_bundle("small"), tmp_path, 1, None)
     session = OrtSession(room.bundle.file("quality.onnx"))

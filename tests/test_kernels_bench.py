@@ -20,7 +20,7 @@ import kernels_page  # noqa: E402
 import roofline  # noqa: E402
 from roofline import H200, Level, Op  # noqa: E402
 
-from dgiqa.backends.native import Kernels  # noqa: E402
+from dgiqa.runtime.kernels import Kernels  # noqa: E402
 from dgiqa.spec import IMAGENET_STD  # noqa: E402
 
 

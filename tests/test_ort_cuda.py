@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dgiqa import spec
-from dgiqa.backends import ort as room
-from dgiqa.backends.ort import OrtSession
+from dgiqa import machine, spec
 from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.errors import BackendError
+from dgiqa.runtime.ort import OrtSession
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
@@ -200,7 +199,7 @@ def test_a_silent_fall_back_to_the_cpu_is_an_error(monkeypatch: pytest.MonkeyPat
 
 def test_two_wheels_in_one_folder_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     both = {"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.30.0", "numpy": "2"}
-    monkeypatch.setattr(room, "installed_wheels", lambda: both)
+    monkeypatch.setattr(machine, "installed_wheels", lambda: both)
     clash = r"onnxruntime 1\.31\.1 and onnxruntime-gpu 1\.30\.0 install the same folder"
     with pytest.raises(BackendError, match=rf"has no CUDA provider \({clash}.*pip uninstall"):
         opened(monkeypatch, StandIn(available=(CPU,)))

@@ -10,16 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dgiqa import cache, spec
-from dgiqa.backends.ort import OrtSession
+from dgiqa import spec
 from dgiqa.bundle import Bundle, load_bundle, sha256_of, user_cache
 from dgiqa.errors import BackendError, BundleError
+from dgiqa.runtime import engines
+from dgiqa.runtime.ort import OrtSession
+from dgiqa.runtime.session import open_session
 from dgiqa.scorer import Scorer
-from dgiqa.sessions import open_session
 
 pytest.importorskip("openvino")
-from dgiqa.backends import ov
-from dgiqa.backends.ov import OvSession, cpu_precisions
+from dgiqa.runtime import ov
+from dgiqa.runtime.ov import OvSession, cpu_precisions
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +72,7 @@ def test_bf16_on_a_processor_without_it_is_refused(small: Bundle, monkeypatch: p
 FIRST_RUNS = """
 import sys, threading
 import numpy as np
-from dgiqa.backends.ov import OvSession
+from dgiqa.runtime.ov import OvSession
 session, start = OvSession(sys.argv[1], threads=1, streams=4), threading.Barrier(8)
 def first():
     start.wait()
@@ -212,7 +213,7 @@ def test_a_cache_whose_lock_cannot_be_had_is_done_without(tiny_bundle: Bundle, m
     def refused(path: Path) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(cache, "locked", refused)
+    monkeypatch.setattr(engines, "locked", refused)
     assert not from_cache(tiny_bundle.file(spec.QUALITY_FILE))
     assert not list((user_cache() / "openvino").rglob("*.blob"))
 
@@ -347,7 +348,7 @@ def test_a_scorer_on_openvino_scores_alike_and_says_so(tiny_bundle: Bundle, phot
 def test_importing_it_tells_its_makers_nothing() -> None:
     """Its package sends an event when it is imported, unless its telemetry is not there."""
     code = (
-        "import sys; from dgiqa.backends.ov import _import_openvino; ov = _import_openvino()\n"
+        "import sys; from dgiqa.runtime.ov import _import_openvino; ov = _import_openvino()\n"
         "print(any(name.startswith('openvino_telemetry.') for name in sys.modules), ov.Core().available_devices)\n"
         "import openvino_telemetry"  # and others can still have it
     )

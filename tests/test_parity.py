@@ -12,8 +12,8 @@ import pytest
 
 from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.parity import BUDGETS, DISTORTIONS, ParityRow, compare, sweep, verify_bundle
+from dgiqa.runtime.backends import backends
 from dgiqa.scorer import Score, Scorer
-from dgiqa.sessions import backends
 
 pytest.importorskip("onnxruntime")
 

@@ -16,7 +16,7 @@ from emulated import ENGINES, compile_library, image_of, poisoned
 from numpy.typing import NDArray
 
 from dgiqa import preprocess
-from dgiqa.backends.native import DepthMap, Image, Kernels, is_finite, normalised_levels
+from dgiqa.runtime.kernels import DepthMap, Image, Kernels, is_finite, normalised_levels
 from dgiqa.spec import IMAGENET_STD, Preprocess
 
 FULL = Preprocess()

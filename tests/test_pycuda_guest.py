@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from dgiqa import spec
-from dgiqa.backends.ort import OrtSession
 from dgiqa.bundle import load_bundle
+from dgiqa.runtime.ort import OrtSession
 
 PICTURE = Path(__file__).parent.parent / "examples" / "coffee.jpg"
 
@@ -64,8 +64,8 @@ def test_gpu_arrays_are_scored_in_place_on_a_pycuda_stream_and_context(
     need_gpu("pycuda", "tensorrt", "cuda")
     from pycuda import driver, gpuarray
 
-    from dgiqa.backends.plan import build_plan
-    from dgiqa.backends.trt import TrtSession
+    from dgiqa.builder.plan import build_plan
+    from dgiqa.runtime.trt import TrtSession
 
     bundle = load_bundle("small")
     tiles = tuple((n, 3, spec.TILE, spec.TILE) for n in (1, 4, 8))

@@ -36,7 +36,6 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from dgiqa import quantize as quantize_module  # noqa: E402
-from dgiqa.backends.ort import OrtSession  # noqa: E402
 from dgiqa.quantize import FILES, NOTICEABLE, Group, Part, Quantized, quantize_bundle, sensitivity_table  # noqa: E402
 from dgiqa.quantize.precision import (  # noqa: E402
     CPU_WEIGHT_LEVELS,
@@ -53,7 +52,8 @@ from dgiqa.quantize.precision import (  # noqa: E402
     weighted_layers,
     with_outputs,
 )
-from dgiqa.sessions import open_session  # noqa: E402
+from dgiqa.runtime.ort import OrtSession  # noqa: E402
+from dgiqa.runtime.session import open_session  # noqa: E402
 
 FLOAT, FLOAT16, INT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8
 

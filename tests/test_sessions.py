@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dgiqa import sessions, spec
-from dgiqa.backends import ort as ort_room
-from dgiqa.backends.ort import OrtSession
+from dgiqa import machine, spec
 from dgiqa.bundle import Bundle
 from dgiqa.errors import BackendError, BundleError
-from dgiqa.sessions import backends, choose, identity, open_session, preparing_threads, usable_cores
+from dgiqa.machine import preparing_threads, usable_cores
+from dgiqa.runtime.backends import BACKENDS, OPENVINO_FROM_BYTES, backends, choose
+from dgiqa.runtime.ort import OrtSession
+from dgiqa.runtime.session import identity, open_session
 
 ort = pytest.importorskip("onnxruntime")
 helper = pytest.importorskip("onnx.helper")
@@ -55,7 +56,7 @@ def test_a_file_opens_like_its_bytes_and_auto_says_what_it_took(tmp_path) -> Non
         session = open_session(tmp_path / "m.onnx", backend, threads=1)
         assert session.backend == f"onnxruntime-cpu {ort.__version__}"
     assert backends()[-1] == "onnxruntime"
-    assert set(backends()) <= set(sessions.BACKENDS)
+    assert set(backends()) <= set(BACKENDS)
 
 
 @pytest.mark.parametrize(
@@ -144,8 +145,8 @@ def test_a_folder_left_by_another_wheel_is_told_apart(monkeypatch: pytest.Monkey
 def test_threads_follow_affinity_and_the_containers_quota(
     monkeypatch: pytest.MonkeyPatch, quota: str, cores: int
 ) -> None:
-    monkeypatch.setattr(sessions.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    monkeypatch.setattr(sessions.Path, "read_text", lambda self, encoding: quota)
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(machine.Path, "read_text", lambda self, encoding: quota)
     assert usable_cores() == cores
     assert preparing_threads() == min(cores, 16)
 
@@ -159,12 +160,12 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         engines = {"onnxruntime", "openvino", "tensorrt"}
         there = find("sys")
         monkeypatch.setattr(
-            sessions.importlib.util,
+            importlib.util,
             "find_spec",
             lambda name: (there if name in modules else None) if name in engines else find(name),
         )
-        monkeypatch.setattr(sessions, "gpu_present", lambda: gpu)
-        monkeypatch.setattr(ort_room, "installed_wheels", lambda: dict.fromkeys(wheels, "1.31.1"))
+        monkeypatch.setattr(machine, "gpu_present", lambda: gpu)
+        monkeypatch.setattr(machine, "installed_wheels", lambda: dict.fromkeys(wheels, "1.31.1"))
 
     return pretend
 
@@ -173,7 +174,7 @@ def test_auto_takes_what_suits_the_machine_and_the_file(installed: Callable[...,
     small, large = tmp_path / "small.onnx", tmp_path / "large.onnx"
     small.write_bytes(b"x")
     with large.open("wb") as stream:
-        stream.truncate(sessions.OPENVINO_FROM_BYTES)
+        stream.truncate(OPENVINO_FROM_BYTES)
     installed("onnxruntime", "openvino")
     assert backends() == ["openvino", "onnxruntime"]
     assert [choose(path=path) for path in (small, large)] == ["onnxruntime", "openvino"]
@@ -221,7 +222,7 @@ def test_bf16_and_unknown_precisions_are_refused_by_name() -> None:
 
 def test_an_engine_belongs_to_a_version_and_a_device() -> None:
     here = identity("onnxruntime")
-    assert here == {"engine": "onnxruntime", "version": ort.__version__, "device": sessions.cpu_name()}
+    assert here == {"engine": "onnxruntime", "version": ort.__version__, "device": machine.cpu_name()}
     assert here["device"]
 
 
@@ -230,7 +231,7 @@ def test_importing_onnx_runtime_tells_its_makers_nothing(tiny_bundle: Bundle, tm
     quiet = ("CI", "GITHUB_ACTIONS", "TF_BUILD", "ORT_DISABLE_TELEMETRY")  # what silences it, too
     environment = {name: value for name, value in os.environ.items() if name not in quiet}
     environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    open_one = "import sys; from dgiqa.backends.ort import OrtSession; OrtSession(sys.argv[1])"
+    open_one = "import sys; from dgiqa.runtime.ort import OrtSession; OrtSession(sys.argv[1])"
     for program in (("-c", open_one, tiny_bundle.file("quality.onnx")), ("-m", "dgiqa", "doctor")):
         subprocess.run([sys.executable, *map(str, program)], env=environment, check=True, capture_output=True)
         assert not [path for path in tmp_path.rglob("*") if "icrosoft" in path.name or "onnxruntime" in path.name]
@@ -248,8 +249,8 @@ def test_importing_onnx_runtime_tells_its_makers_nothing(tiny_bundle: Bundle, tm
 def test_processors_of_one_name_are_told_apart_by_their_instructions(
     monkeypatch: pytest.MonkeyPatch, cpuinfo: str, name: str, lacking: bool
 ) -> None:
-    monkeypatch.setattr(sessions.Path, "read_text", lambda *_, **__: cpuinfo)
-    monkeypatch.setattr(sessions.platform, "processor", lambda: "")
-    monkeypatch.setattr(sessions.platform, "machine", lambda: "aarch64")
-    assert sessions.cpu_name() == name
-    assert sessions.lacks_vnni() is lacking
+    monkeypatch.setattr(machine.Path, "read_text", lambda *_, **__: cpuinfo)
+    monkeypatch.setattr(machine.platform, "processor", lambda: "")
+    monkeypatch.setattr(machine.platform, "machine", lambda: "aarch64")
+    assert machine.cpu_name() == name
+    assert machine.lacks_vnni() is lacking

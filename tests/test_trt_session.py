@@ -22,11 +22,11 @@ import numpy as np
 import pytest
 from gpu_fakes import TILE, FakeDriver, write_plan
 
-from dgiqa.backends import cuda
-from dgiqa.backends import plan as room
-from dgiqa.backends.plan import Log, Progress, build_plan, identity, layer_precisions
-from dgiqa.backends.trt import TrtSession
+from dgiqa.builder import plan as room
+from dgiqa.builder.plan import Log, Progress, build_plan, identity, layer_precisions
 from dgiqa.errors import BackendError, EngineError
+from dgiqa.runtime import cuda
+from dgiqa.runtime.trt import TrtSession
 
 NOTHING = dict.fromkeys(("device", "pinned", "streams", "events", "graphs", "primary"), 0)
 

@@ -25,7 +25,7 @@ def main() -> None:
     DGIQA_DEBUG=1 shows the traceback.
     """
     SIGNALS.catch()
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # whichever command imports ONNX Runtime, see backends/ort.py
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # whichever command imports ONNX Runtime, see runtime/ort.py
     told = False
     try:
         app(prog_name=PROGRAM)

@@ -201,8 +201,8 @@ def _in_torch(bundle: Bundle, quality: Path, depth: Path) -> Reference:
 def _swept(scorer: Scorer, torch: Reference | None, tolerance: float | None) -> Sweep | None:
     """The sweep against PyTorch, else ONNX Runtime in fp32; None for that one itself, and where it is not installed."""
     from dgiqa.parity import sweep
+    from dgiqa.runtime.backends import ONNXRUNTIME, backends
     from dgiqa.scorer import Scorer
-    from dgiqa.sessions import ONNXRUNTIME, backends
 
     if torch:
         return sweep(scorer, torch, tolerance)

@@ -13,7 +13,7 @@ from dgiqa.cli import options
 from dgiqa.cli.common import EXIT_CODES, Backend, app, data_stream, print_json, say, stdout
 
 if TYPE_CHECKING:
-    from dgiqa.cache import Engine
+    from dgiqa.runtime.engines import Engine
 
 cache_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The engines built on this machine.")
 app.add_typer(cache_app, name="cache")
@@ -78,7 +78,7 @@ def build(  # noqa: PLR0917 - the command line's options
       dgiqa-rt build --fp16 --backend tensorrt --batch 1,8,32
       dgiqa-rt score photo.jpg --precision int8
     """
-    from dgiqa.engine import build as build_engine
+    from dgiqa.builder.build import build as build_engine
 
     precision = _precision(fp32=fp32, fp16=fp16, int8=int8, bf16=bf16)
     if calib and precision not in spec.QUANTIZED:
@@ -106,8 +106,8 @@ def build(  # noqa: PLR0917 - the command line's options
 @cache_app.command("ls")
 def list_(json_: options.Json = False) -> None:
     """List the engines built on this machine."""
-    from dgiqa.cache import damaged, list_engines
     from dgiqa.outputs import printable
+    from dgiqa.runtime.engines import damaged, list_engines
 
     engines, broken = list_engines(), damaged()
     if json_:
@@ -129,14 +129,14 @@ def remove(
     all_: Annotated[bool, typer.Option("--all", help="All engines, and what OpenVINO compiled; bundles stay.")] = False,
 ) -> None:
     """Remove engines."""
-    from dgiqa import cache
+    from dgiqa.runtime import engines
 
     if bool(names) == all_:
         raise typer.BadParameter("name engines, or give --all", param_hint="ENGINE")
     for name in names or []:
-        say(f"removed {cache.remove(name)}")
+        say(f"removed {engines.remove(name)}")
     if all_:
-        say(f"removed all engines, {cache.clear() / 1e6:.1f} MB")
+        say(f"removed all engines, {engines.clear() / 1e6:.1f} MB")
 
 
 @cache_app.command("path")
@@ -144,8 +144,8 @@ def path(
     name: Annotated[str | None, typer.Argument(metavar="ENGINE", help="A name that `cache ls` shows.")] = None,
 ) -> None:
     """Print the folder of all engines, or of one."""
-    from dgiqa.cache import damaged, engines_folder, list_engines
     from dgiqa.errors import EngineError
+    from dgiqa.runtime.engines import damaged, engines_folder, list_engines
 
     if name and name not in [engine.name for engine in list_engines()] and name not in damaged():
         raise EngineError(f"no engine is named {name!r}; dgiqa-rt cache ls shows those there are")
@@ -164,7 +164,7 @@ def _batch(text: str) -> tuple[int, int, int]:
         low, usual, high = (int(part) for part in text.split(","))
     except ValueError as error:
         raise typer.BadParameter(f"{text!r}, wanted three numbers such as 1,8,32", param_hint="--batch") from error
-    from dgiqa.engine import check_batch
+    from dgiqa.builder.build import check_batch
 
     with options.usage("--batch"):
         check_batch((low, usual, high))

@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dgiqa import spec
-from dgiqa.backends.ort import OrtSession
 from dgiqa.errors import DgiqaError, WeightsError
 from dgiqa.nn.checkpoints import load_dgiqa, load_weights
 from dgiqa.nn.deploy import Attention, export_twin
@@ -36,6 +35,7 @@ from dgiqa.nn.depth_anything import ENCODERS, DepthAnything
 from dgiqa.nn.network import DGIQA, FULL, SMALL
 from dgiqa.nn.reference import decode, depth_input, network_tiles
 from dgiqa.nn.small_depth import SMALL_PREPROCESS, SmallDepth
+from dgiqa.runtime.ort import OrtSession
 from dgiqa.spec import Preprocess
 from dgiqa.store import replacing
 

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from dgiqa import spec
-from dgiqa.backends.ort import OrtSession
 from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.errors import ParityError
 from dgiqa.parity import BUDGETS
@@ -50,6 +49,7 @@ from dgiqa.quantize.precision import (
     to_int8,
     weighted_layers,
 )
+from dgiqa.runtime.ort import OrtSession
 
 Progress = Callable[[str], None]
 Models = dict[str, Any]  # file name -> onnx.ModelProto

@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa import preprocess, spec
-from dgiqa.backends.ort import OrtSession
 from dgiqa.bundle import Bundle, load_golden
 from dgiqa.errors import BundleError, ImageError
 from dgiqa.image import decode
 from dgiqa.inputs import expand
 from dgiqa.parity import DISTORTIONS
+from dgiqa.runtime.ort import OrtSession
 
 UInt8 = NDArray[np.uint8]
 Progress = Callable[[str], None]

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from dgiqa.batches import Batches, Work, share, take, waiting
 from dgiqa.errors import BackendError, DgiqaError, ImageError
+from dgiqa.machine import preparing_threads
 from dgiqa.scorer import Scorer, check_tiling
-from dgiqa.sessions import preparing_threads
 from dgiqa.video.frames import Frame
 from dgiqa.video.reuse import DepthKeeper, Drift, Plan, Reuse, TileKeeper
 

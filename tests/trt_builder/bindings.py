@@ -1,4 +1,4 @@
-"""Every call of dgiqa.backends.cuda through the real cuda-python and the driver of libcuda.c -> one line of JSON."""
+"""Every call of dgiqa.runtime.cuda through the real cuda-python and the driver of libcuda.c -> one line of JSON."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import json
 
 import numpy as np
 
-from dgiqa.backends import cuda
 from dgiqa.errors import BackendError
+from dgiqa.runtime import cuda
 
 
 def exercise() -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""One line of JSON on stdin -> one file compiled by dgiqa.backends.plan.build_plan -> one line of JSON on stdout.
+"""One line of JSON on stdin -> one file compiled by dgiqa.builder.plan.build_plan -> one line of JSON on stdout.
 
 Runs in the environment that environment.py makes; {"onnx", "plan", "shapes", "plugins", "timing_cache", "interrupt_s"}
 goes in, {"layers", "precisions", "bytes", "seconds", "messages"} or {"error", "kind"} comes out.
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dgiqa.backends.plan import build_plan
+from dgiqa.builder.plan import build_plan
 from dgiqa.errors import DgiqaError
 
 

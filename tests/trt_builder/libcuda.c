@@ -1,4 +1,4 @@
-/* A stand-in for NVIDIA's driver in host memory, for the calls of dgiqa/backends/cuda.py through the real cuda-python.
+/* A stand-in for NVIDIA's driver in host memory, for the calls of dgiqa/runtime/cuda.py through the real cuda-python.
  *
  * It shows that the real bindings take our arguments and that we read what they give back. Work is done at once, or kept
  * as a list of copies while a stream is recorded; whether the right things are waited for is the business of the driver

@@ -28,7 +28,8 @@ from dgiqa import spec
 from dgiqa.bundle import MAX_TEXT_BYTES, Bundle, search_path, sha256_of, user_cache
 from dgiqa.errors import BundleError, EngineError
 from dgiqa.onnx_file import check_stands_alone
-from dgiqa.sessions import BACKENDS, TENSORRT, choose, identity
+from dgiqa.runtime.backends import BACKENDS, TENSORRT, choose
+from dgiqa.runtime.session import identity
 from dgiqa.store import replacing
 
 RECORD = "engine.json"
@@ -107,7 +108,7 @@ def engine_key(
     """Everything an engine depends on: networks, engine and its version, device, precision and how it came into the
     files, shapes, plugins.
 
-    backend: one of sessions.BACKENDS, never "auto". Raises BackendError if it is not there.
+    backend: one of backends.BACKENDS, never "auto". Raises BackendError if it is not there.
     """
     return {
         "bundle": bundle.name,

@@ -25,9 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa.bundle import sha256_of
-from dgiqa.cache import compiled_folder, proved
 from dgiqa.errors import BackendError, BundleError, EngineError
-from dgiqa.sessions import INSTALL, OPENVINO, usable_cores
+from dgiqa.machine import usable_cores
+from dgiqa.runtime.backends import INSTALL, OPENVINO
+from dgiqa.runtime.engines import compiled_folder, proved
 
 _HINTS = {"fp32": "f32", "fp16": "f32", "int8": "f32", "bf16": "bf16"}  # for the layers that the file leaves in float
 _MATRIX_LAYERS = ("Convolution", "FullyConnected", "MatMul", "Deconvolution")

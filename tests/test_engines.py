@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 import dgiqa
-from dgiqa import cache, spec
+from dgiqa import spec
 from dgiqa.bundle import Bundle, sha256_of, write_bundle
-from dgiqa.cache import Engine
 from dgiqa.cli.engines import _facts, _print_certificate
 from dgiqa.errors import BackendError, DgiqaError, EngineError
+from dgiqa.runtime import engines
+from dgiqa.runtime.engines import Engine
 from dgiqa.scorer import Scorer
 
 pytest.importorskip("onnxruntime")
@@ -34,23 +35,23 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def keep(bundle: Bundle, precision: str = "fp16", **changes: object) -> Engine:
     """Store the bundle's own files as an engine, under a key with these changes."""
-    key = cache.engine_key(bundle, "onnxruntime", precision) | changes
-    with cache.locked(cache.directory(key)), cache.scratch(key) as folder:
-        for name in cache.NETWORKS:
+    key = engines.engine_key(bundle, "onnxruntime", precision) | changes
+    with engines.locked(engines.directory(key)), engines.scratch(key) as folder:
+        for name in engines.NETWORKS:
             (folder / name).write_bytes(bundle.file(name).read_bytes())
         (folder / "scratch.tmp").write_text("left by a tool")
-        return cache.store(folder, key, {name: folder / name for name in cache.NETWORKS}, CERTIFICATE)
+        return engines.store(folder, key, {name: folder / name for name in engines.NETWORKS}, CERTIFICATE)
 
 
 def test_what_was_stored_is_found_whole(tiny_bundle: Bundle) -> None:
     stored = keep(tiny_bundle)
-    found = cache.find(tiny_bundle, "onnxruntime", "fp16")
+    found = engines.find(tiny_bundle, "onnxruntime", "fp16")
     assert found == stored
     assert sorted(p.name for p in found.path.iterdir()) == ["depth.onnx", "engine.json", "quality.onnx"]
     assert found.files[spec.DEPTH_FILE].read_bytes() == tiny_bundle.file(spec.DEPTH_FILE).read_bytes()
     assert found.certificate == CERTIFICATE
     assert found.name.startswith("tiny-fp16-onnxruntime-")
-    assert [engine.name for engine in cache.list_engines()] == [found.name]
+    assert [engine.name for engine in engines.list_engines()] == [found.name]
     assert found.bytes == sum(p.stat().st_size for p in found.files.values())
 
 
@@ -58,7 +59,7 @@ def test_a_missing_engine_names_the_command_that_builds_it(tiny_bundle: Bundle) 
     keep(tiny_bundle, "int8")
     command = rf"dgiqa-rt build --bundle {re.escape(str(tiny_bundle.path))} --fp16 --backend onnxruntime$"
     with pytest.raises(EngineError, match=rf"no fp16 engine of tiny@.* for onnxruntime is built.*; {command}"):
-        cache.find(tiny_bundle, "onnxruntime", "fp16")
+        engines.find(tiny_bundle, "onnxruntime", "fp16")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_a_missing_engine_names_the_command_that_builds_it(tiny_bundle: Bundle) 
         ({"quantizer": 1}, rf"built for quantizer 1; here is quantizer {spec.QUANTIZER_VERSION}"),
         ({"device": "NVIDIA Z1"}, r"built for device NVIDIA Z1; here is device "),
         (
-            {"onnx": dict.fromkeys(cache.NETWORKS, "f" * 64)},
+            {"onnx": dict.fromkeys(engines.NETWORKS, "f" * 64)},
             "built for networks ffffffffffff; here is networks [0-9a-f]{12}",
         ),
     ],
@@ -78,34 +79,34 @@ def test_a_stale_engine_names_both_sides_and_is_not_loaded(
 ) -> None:
     stale = keep(tiny_bundle, **change)
     for attempt in (
-        lambda: cache.find(tiny_bundle, "onnxruntime", "fp16"),
-        lambda: cache.load(stale.path, tiny_bundle),
+        lambda: engines.find(tiny_bundle, "onnxruntime", "fp16"),
+        lambda: engines.load(stale.path, tiny_bundle),
         lambda: Scorer(tiny_bundle, backend="onnxruntime", precision="fp16"),
         lambda: Scorer(tiny_bundle, engine=stale.path),
     ):
         with pytest.raises(EngineError, match=rf"is stale: {sides}.*; build it again: dgiqa-rt build"):
             attempt()
     fresh = keep(tiny_bundle)
-    assert cache.find(tiny_bundle, "onnxruntime", "fp16") == fresh
+    assert engines.find(tiny_bundle, "onnxruntime", "fp16") == fresh
 
 
 def test_an_engine_of_before_quantizers_had_versions_is_stale_and_one_that_nothing_quantised_is_not(
     tiny_bundle: Bundle,
 ) -> None:
-    path = keep(tiny_bundle).path / cache.RECORD
+    path = keep(tiny_bundle).path / engines.RECORD
     record = json.loads(path.read_text())
     del record["key"]["quantizer"]
     path.write_text(json.dumps(record))
     with pytest.raises(EngineError, match="is stale: built for quantizer none; here is quantizer"):
-        cache.find(tiny_bundle, "onnxruntime", "fp16")
-    assert "quantizer" not in cache.engine_key(tiny_bundle, "onnxruntime", "fp32")
+        engines.find(tiny_bundle, "onnxruntime", "fp16")
+    assert "quantizer" not in engines.engine_key(tiny_bundle, "onnxruntime", "fp32")
 
 
 def test_the_newest_of_several_shapes_is_taken(tiny_bundle: Bundle) -> None:
     keep(tiny_bundle, profile={"batch": [1, 8, 32]})
     newest = keep(tiny_bundle, profile={"batch": [1, 1, 1]})
-    assert cache.find(tiny_bundle, "onnxruntime", "fp16").path == newest.path
-    assert len(cache.list_engines()) == 2
+    assert engines.find(tiny_bundle, "onnxruntime", "fp16").path == newest.path
+    assert len(engines.list_engines()) == 2
 
 
 def test_an_altered_file_is_refused(tiny_bundle: Bundle) -> None:
@@ -113,7 +114,7 @@ def test_an_altered_file_is_refused(tiny_bundle: Bundle) -> None:
     path = engine.files[spec.QUALITY_FILE]
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     with pytest.raises(EngineError, match=r"quality\.onnx is missing or was altered; .*--force"):
-        cache.find(tiny_bundle, "onnxruntime", "fp16")
+        engines.find(tiny_bundle, "onnxruntime", "fp16")
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="permissions of POSIX")
@@ -121,22 +122,22 @@ def test_what_others_could_have_written_is_not_loaded(tiny_bundle: Bundle, tmp_p
     engine = keep(tiny_bundle)
     engine.path.chmod(0o777)
     with pytest.raises(EngineError, match="no fp16 engine"):
-        cache.find(tiny_bundle, "onnxruntime", "fp16")
+        engines.find(tiny_bundle, "onnxruntime", "fp16")
     engine.path.chmod(0o700)
     real = engine.files[spec.DEPTH_FILE]
     real.rename(tmp_path / "elsewhere")
     real.symlink_to(tmp_path / "elsewhere")
-    assert cache.list_engines() == []
-    assert "belongs to or can be written by others" in cache.damaged()[engine.name]
+    assert engines.list_engines() == []
+    assert "belongs to or can be written by others" in engines.damaged()[engine.name]
     (tmp_path / "elsewhere").replace(real)
-    assert [found.name for found in cache.list_engines()] == [engine.name]
+    assert [found.name for found in engines.list_engines()] == [engine.name]
     engine.path.chmod(0o755)
     real.chmod(0o666)  # anybody could have written over it
-    assert cache.list_engines() == []
+    assert engines.list_engines() == []
     real.chmod(0o644)
-    cache.engines_folder().chmod(0o777)
-    assert cache.list_engines() == []
-    assert "can be written by others; chmod 700 it" in cache.damaged()[engine.name]
+    engines.engines_folder().chmod(0o777)
+    assert engines.list_engines() == []
+    assert "can be written by others; chmod 700 it" in engines.damaged()[engine.name]
     with pytest.raises(EngineError, match="can be written by others, so nothing in it is loaded; chmod 700 it"):
         keep(tiny_bundle, "int8")
 
@@ -145,7 +146,7 @@ def test_what_others_could_have_written_is_not_loaded(tiny_bundle: Bundle, tmp_p
 def test_what_belongs_to_somebody_else_is_not_loaded(tiny_bundle: Bundle) -> None:
     engine = keep(tiny_bundle)
     os.chown(engine.files[spec.DEPTH_FILE], 12345, 12345)
-    assert cache.list_engines() == []
+    assert engines.list_engines() == []
 
 
 @pytest.mark.parametrize(
@@ -160,10 +161,10 @@ def test_what_belongs_to_somebody_else_is_not_loaded(tiny_bundle: Bundle) -> Non
 )
 def test_a_damaged_record_is_left_out_and_named(tiny_bundle: Bundle, text: str) -> None:
     engine = keep(tiny_bundle)
-    (engine.path / cache.RECORD).write_text(text)
-    assert cache.list_engines() == []
+    (engine.path / engines.RECORD).write_text(text)
+    assert engines.list_engines() == []
     with pytest.raises(EngineError, match=r"is not an engine|has format 99"):
-        cache.load(engine.path, tiny_bundle)
+        engines.load(engine.path, tiny_bundle)
 
 
 def places(value: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -182,18 +183,18 @@ def edited(record: Any, at: tuple[str, ...], value: Any) -> Any:
 
 def test_a_record_with_anything_of_another_kind_in_it_is_never_worse_than_an_error(tiny_bundle: Bundle) -> None:
     engine = keep(tiny_bundle)
-    path = engine.path / cache.RECORD
+    path = engine.path / engines.RECORD
     whole = json.loads(path.read_text())
     for at in places(whole):
         for value in (None, -1, 10**400, "x", [], {}, {"../x": "y"}):
             path.write_text(json.dumps(edited(whole, at, value)))
-            for found in cache.list_engines():
+            for found in engines.list_engines():
                 _facts(found)
                 _print_certificate(found)
-            assert all(name == engine.name for name in cache.damaged())
+            assert all(name == engine.name for name in engines.damaged())
             for attempt in (
-                lambda: cache.find(tiny_bundle, "onnxruntime", "fp16"),
-                lambda: cache.load(engine.path, tiny_bundle),
+                lambda: engines.find(tiny_bundle, "onnxruntime", "fp16"),
+                lambda: engines.load(engine.path, tiny_bundle),
             ):
                 with contextlib.suppress(DgiqaError):  # anything else fails the test
                     attempt()
@@ -204,7 +205,7 @@ def test_a_record_with_anything_of_another_kind_in_it_is_never_worse_than_an_err
     [
         ({"networks": {}}, r"its networks are \[\]"),  # the bundle's fp32 files would run under the name of fp16
         ({"networks": {spec.DEPTH_FILE: "depth.onnx"}}, r"its networks are \['depth\.onnx'\]"),
-        ({"networks": dict.fromkeys(cache.NETWORKS, "nowhere")}, r"it has no files \['nowhere'\]"),
+        ({"networks": dict.fromkeys(engines.NETWORKS, "nowhere")}, r"it has no files \['nowhere'\]"),
         ({"files": {"../depth.onnx": {"sha256": ""}}}, r"its files \['\.\./depth\.onnx'\] lie elsewhere"),
         ({"key": {"plugins": {"/tmp/evil.so": ""}}}, r"its files \['/tmp/evil\.so'\] lie elsewhere"),
         ({"key": {"plugins": {"..": ""}}}, r"its files \['\.\.'\] lie elsewhere"),
@@ -219,20 +220,20 @@ def test_a_record_that_no_build_writes_is_refused_and_says_why(
     tiny_bundle: Bundle, change: dict[str, Any], why: str
 ) -> None:
     engine = keep(tiny_bundle)
-    record = json.loads((engine.path / cache.RECORD).read_text())
+    record = json.loads((engine.path / engines.RECORD).read_text())
     for name, value in change.items():
         record[name] = {**record[name], **value} if name in ("key", "certificate") else value
-    (engine.path / cache.RECORD).write_text(json.dumps(record))
+    (engine.path / engines.RECORD).write_text(json.dumps(record))
     with pytest.raises(EngineError, match=rf"is not an engine \({why}"):
-        cache.load(engine.path, tiny_bundle)
-    assert re.search(why, cache.damaged()[engine.name])
+        engines.load(engine.path, tiny_bundle)
+    assert re.search(why, engines.damaged()[engine.name])
     with pytest.raises(EngineError, match="no fp16 engine"):
-        cache.find(tiny_bundle, "onnxruntime", "fp16")
+        engines.find(tiny_bundle, "onnxruntime", "fp16")
 
 
 def test_a_path_that_the_user_names_is_loaded_from_anywhere(tiny_bundle: Bundle, tmp_path: Path, photos: dict) -> None:
     moved = keep(tiny_bundle).path.rename(tmp_path / "elsewhere")
-    assert cache.list_engines() == []
+    assert engines.list_engines() == []
     with Scorer(tiny_bundle, engine=moved) as scorer:
         assert scorer.backend.endswith(" fp16")
         assert 0 < scorer.score(photos["coffee"]).value < 1
@@ -243,12 +244,12 @@ def test_removing_takes_names_only(tiny_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "cache" / "dgiqa-rt" / "bundles").mkdir()
     for name in ("../bundles", ".", "", "nothing", f".{engine.name}.lock"):
         with pytest.raises(EngineError, match="no engine is named"):
-            cache.remove(name)
-    assert cache.remove(engine.name) == engine.path
-    assert cache.list_engines() == []
+            engines.remove(name)
+    assert engines.remove(engine.name) == engine.path
+    assert engines.list_engines() == []
     keep(tiny_bundle)
-    assert cache.clear() > 0
-    assert not cache.engines_folder().exists()
+    assert engines.clear() > 0
+    assert not engines.engines_folder().exists()
     assert (tmp_path / "cache" / "dgiqa-rt" / "bundles").is_dir()
 
 
@@ -260,12 +261,12 @@ def test_what_cannot_be_removed_is_not_said_to_be(tiny_bundle: Bundle, monkeypat
 
     monkeypatch.setattr(os, "rmdir", read_only)
     with pytest.raises(OSError, match="Read-only file system"):
-        cache.clear()
+        engines.clear()
 
 
 def test_a_backend_that_is_not_here_is_an_error(tiny_bundle: Bundle) -> None:
     with pytest.raises(BackendError, match="tensorrt"):
-        cache.engine_key(tiny_bundle, "tensorrt", "fp16")
+        engines.engine_key(tiny_bundle, "tensorrt", "fp16")
 
 
 def test_another_bundle_of_the_same_name_is_stale(tiny_bundle: Bundle, tiny_graphs: dict, tmp_path: Path) -> None:
@@ -281,12 +282,12 @@ def test_another_bundle_of_the_same_name_is_stale(tiny_bundle: Bundle, tiny_grap
         preprocess=tiny_bundle.preprocess,
     )
     with pytest.raises(EngineError, match="is stale: built for networks"):
-        cache.find(other, "onnxruntime", "fp16")
+        engines.find(other, "onnxruntime", "fp16")
 
 
 BUILDER = """
 import sys, time
-from dgiqa import engine
+from dgiqa.builder import build
 from dgiqa.quantize import quantize_bundle
 import dgiqa.quantize as room
 
@@ -296,7 +297,7 @@ def slowly(*arguments, **options):
     return quantize_bundle(*arguments, **options)
 
 room.quantize_bundle = slowly
-made = engine.build(sys.argv[1], backend="onnxruntime", precision="fp16")
+made = build.build(sys.argv[1], backend="onnxruntime", precision="fp16")
 print(made.path, flush=True)
 """
 
@@ -313,33 +314,34 @@ def test_two_processes_that_build_the_same_engine_make_it_once(tiny_bundle: Bund
     assert [process.returncode for process in running] == [0, 0]
     assert sorted(map(len, outputs)) == [1, 2], "one builds, the other waits and takes what was built"
     assert outputs[0][-1] == outputs[1][-1]
-    assert str(cache.find(tiny_bundle, "onnxruntime", "fp16").path) == outputs[0][-1]
-    left = [p.name for p in cache.engines_folder().iterdir() if p.is_dir()]
+    assert str(engines.find(tiny_bundle, "onnxruntime", "fp16").path) == outputs[0][-1]
+    left = [p.name for p in engines.engines_folder().iterdir() if p.is_dir()]
     assert left == [Path(outputs[0][-1]).name]
 
 
 def test_a_builder_that_dies_leaves_neither_a_lock_nor_an_engine(tiny_bundle: Bundle) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from dgiqa import cache; from dgiqa.bundle import load_bundle\n"
-        "key = cache.engine_key(load_bundle(sys.argv[1]), 'onnxruntime', 'fp16')\n"
-        "with cache.locked(cache.directory(key)), cache.scratch(key) as folder:\n"
+        "import os, sys; from pathlib import Path\n"
+        "from dgiqa.bundle import load_bundle; from dgiqa.runtime import engines\n"
+        "key = engines.engine_key(load_bundle(sys.argv[1]), 'onnxruntime', 'fp16')\n"
+        "with engines.locked(engines.directory(key)), engines.scratch(key) as folder:\n"
         "    (folder / 'depth.onnx').write_text('half')\n"
         "    os._exit(9)\n"
     )
     path = os.pathsep.join(filter(None, [str(Path(dgiqa.__file__).parent.parent), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-c", code, str(tiny_bundle.path)]
     assert subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=False).returncode == 9
-    assert cache.list_engines() == []
-    assert len([path for path in cache.engines_folder().iterdir() if path.is_dir()]) == 1
+    assert engines.list_engines() == []
+    assert len([path for path in engines.engines_folder().iterdir() if path.is_dir()]) == 1
     made = keep(tiny_bundle)
-    assert len(cache.list_engines()) == 1
-    assert [path.name for path in cache.engines_folder().iterdir() if path.is_dir()] == [made.name]
+    assert len(engines.list_engines()) == 1
+    assert [path.name for path in engines.engines_folder().iterdir() if path.is_dir()] == [made.name]
 
 
 def test_removing_an_engine_takes_what_a_killed_builder_left(tiny_bundle: Bundle) -> None:
     made = keep(tiny_bundle)
     (made.path.parent / f".{made.name}.x3f").mkdir()
-    cache.remove(made.name)
+    engines.remove(made.name)
     assert [path.name for path in made.path.parent.iterdir()] == [f".{made.name}.lock"]
 
 
@@ -350,7 +352,7 @@ def test_what_others_build_and_remove_meanwhile_does_not_matter(
     gone = made.path.parent / ".other.x3f"
     really = Path.iterdir
     monkeypatch.setattr(Path, "iterdir", lambda folder: [*really(folder), *([gone] if folder == gone.parent else [])])
-    assert cache.find(tiny_bundle, "onnxruntime", "fp16") == made
+    assert engines.find(tiny_bundle, "onnxruntime", "fp16") == made
     assert keep(tiny_bundle, "int8").precision == "int8"
 
 
@@ -359,10 +361,10 @@ def test_an_engine_with_weights_in_another_file_is_refused(tiny_bundle: Bundle) 
     made = keep(tiny_bundle)
     model = onnx.load(made.files[spec.QUALITY_FILE])
     onnx.save(model, made.files[spec.QUALITY_FILE], save_as_external_data=True, location="w.bin", size_threshold=0)
-    record = json.loads((made.path / cache.RECORD).read_text())
+    record = json.loads((made.path / engines.RECORD).read_text())
     record["files"][spec.QUALITY_FILE]["sha256"] = sha256_of(made.files[spec.QUALITY_FILE])
-    (made.path / cache.RECORD).write_text(json.dumps(record))
+    (made.path / engines.RECORD).write_text(json.dumps(record))
     with pytest.raises(
         EngineError, match=r"quality\.onnx keeps weights in other files.*; or build it again: dgiqa-rt build"
     ):
-        cache.load(made.path, tiny_bundle)
+        engines.load(made.path, tiny_bundle)

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dgiqa import cache, sessions, spec
+from dgiqa import machine, spec
 from dgiqa.bundle import Bundle, load_bundle, sha256_of
-from dgiqa.cache import Engine
 from dgiqa.errors import BackendError, EngineError, ParityError
 from dgiqa.parity import certify
+from dgiqa.runtime import backends, engines
+from dgiqa.runtime.engines import Engine
 
 BATCH = (1, 8, 32)  # tiles a run: fewest, usual (what a Scorer takes at once), most
 WORKSPACE = 4 << 30  # bytes
@@ -69,25 +70,25 @@ def build(
     profile: dict[str, Any] = {}
     if calibration is not None and precision == "int8":
         profile["calibration"] = _digest(calibration)
-    if backend == sessions.TENSORRT:
+    if backend == backends.TENSORRT:
         profile["batch"] = list(batch)
         profile["depth"] = [list(size) for size in dict.fromkeys([*depth_buckets(bundle.preprocess), *buckets])]
-    key = cache.engine_key(bundle, backend, precision, profile=profile, plugins=plugins)
-    target = cache.directory(key)
+    key = engines.engine_key(bundle, backend, precision, profile=profile, plugins=plugins)
+    target = engines.directory(key)
     before = _created(target)
     if before and not force and (kept := _kept(target, bundle, progress)):
         return kept  # also from a cache that can only be read
-    with _named_failures(target), cache.locked(target):
+    with _named_failures(target), engines.locked(target):
         quicker = _created(target) and (not force or _created(target) != before)  # another process
         if quicker and (kept := _kept(target, bundle, progress)):
             return kept
-        with cache.scratch(key) as folder:
+        with engines.scratch(key) as folder:
             progress(f"building {target.name}")
             order = _Order(bundle, key, folder, calibration, workspace, timing_cache, progress)
             files, evidence = _made(order, plugins)
             progress("scoring the golden images")
             certificate = certify(bundle, Engine(folder, key, files, {}))
-            return cache.store(folder, key, files, certificate | evidence | _sizes(bundle, files))
+            return engines.store(folder, key, files, certificate | evidence | _sizes(bundle, files))
 
 
 @dataclass(frozen=True)
@@ -121,11 +122,11 @@ def depth_buckets(p: spec.Preprocess) -> list[tuple[int, int]]:
 def _available(backend: str, precision: str) -> str:
     """The backend to build for. Without TensorRT, one sentence says what to install and what would work instead."""
     try:
-        return sessions.choose(backend, precision)
+        return backends.choose(backend, precision)
     except BackendError as error:
-        if backend != sessions.TENSORRT or precision == "bf16":  # which is OpenVINO's alone, and the error says so
+        if backend != backends.TENSORRT or precision == "bf16":  # which is OpenVINO's alone, and the error says so
             raise
-        where = "" if sessions.gpu_present() or "pip install" not in str(error) else " on a machine with an NVIDIA GPU"
+        where = "" if machine.gpu_present() or "pip install" not in str(error) else " on a machine with an NVIDIA GPU"
         instead = "--backend onnxruntime builds and proves the same precision for ONNX Runtime on this CPU"
         raise BackendError(f"{error}{where}, or {instead}") from error
 
@@ -142,9 +143,9 @@ def _named_failures(target: Path) -> Iterator[None]:
 
 def _int8_gains(backend: str) -> str:
     """One sentence where int8 is hardly or not faster than fp32; empty elsewhere."""
-    if backend == sessions.ONNXRUNTIME:
+    if backend == backends.ONNXRUNTIME:
         return SLOW_INT8
-    return sessions.PLAIN_INT8 if backend == sessions.OPENVINO and sessions.lacks_vnni() else ""
+    return backends.PLAIN_INT8 if backend == backends.OPENVINO and machine.lacks_vnni() else ""
 
 
 def _made(order: _Order, plugins: Sequence[Path]) -> tuple[dict[str, Path], dict[str, Any]]:
@@ -155,9 +156,9 @@ def _made(order: _Order, plugins: Sequence[Path]) -> tuple[dict[str, Path], dict
     made = {name: path for name, path in onnx.items() if path.parent == order.folder}
     types = {name: _checked_types(path, order.precision) for name, path in made.items()}
     layers: dict[str, dict[str, int]] = {}
-    if order.backend == sessions.TENSORRT:
+    if order.backend == backends.TENSORRT:
         made, layers = _planned(order, onnx)
-    elif order.backend == sessions.OPENVINO:
+    elif order.backend == backends.OPENVINO:
         layers = _openvino_layers(onnx, order.precision)
     _check_layers(order.precision, order.backend, layers)
     return made, {"types": types, "layers": layers, "quantisation": report}
@@ -166,7 +167,7 @@ def _made(order: _Order, plugins: Sequence[Path]) -> tuple[dict[str, Path], dict
 def _typed(order: _Order) -> tuple[dict[str, Path], dict[str, Any]]:
     """Network -> ONNX file with the precision in it; the bundle's own for fp32 and bf16. And the quantiser's report."""
     if order.precision not in spec.QUANTIZED:
-        return {name: order.bundle.file(name) for name in cache.NETWORKS}, {}
+        return {name: order.bundle.file(name) for name in engines.NETWORKS}, {}
     from dgiqa.quantize import quantize_bundle
 
     try:
@@ -175,7 +176,7 @@ def _typed(order: _Order) -> tuple[dict[str, Path], dict[str, Any]]:
             order.precision,
             order.folder,
             calibration=order.calibration,
-            rest="fp16" if order.backend in (sessions.TENSORRT, sessions.CUDA) else "fp32",
+            rest="fp16" if order.backend in (backends.TENSORRT, backends.CUDA) else "fp32",
             progress=order.progress,
         )
     except ParityError as error:  # the budget cannot be met
@@ -185,7 +186,7 @@ def _typed(order: _Order) -> tuple[dict[str, Path], dict[str, Any]]:
 
 def _planned(order: _Order, onnx: Mapping[str, Path]) -> tuple[dict[str, Path], dict[str, dict[str, int]]]:
     """Network -> plan, and network -> layers per precision as TensorRT's inspector reads them from the plan."""
-    from dgiqa.backends.trt import build_plan, layer_precisions
+    from dgiqa.runtime.trt import build_plan, layer_precisions
 
     plans, layers = {}, {}
     libraries = [order.folder / plugin for plugin in order.key["plugins"]]
@@ -207,10 +208,10 @@ def _planned(order: _Order, onnx: Mapping[str, Path]) -> tuple[dict[str, Path], 
 
 
 def _openvino_layers(onnx: Mapping[str, Path], precision: str) -> dict[str, dict[str, int]]:
-    from dgiqa.backends.ov import OvSession
+    from dgiqa.runtime.ov import OvSession
 
     compiled = {name: OvSession(path, precision=precision, cache=False) for name, path in onnx.items()}
-    return {name: dict(session.layer_precisions()) for name, session in compiled.items()}
+    return {name: dict(opened.layer_precisions()) for name, opened in compiled.items()}
 
 
 def _shapes(name: str, profile: Mapping[str, Any], tile: int) -> dict[str, tuple[Shape, Shape, Shape]]:
@@ -236,7 +237,7 @@ def _checked_types(path: Path, precision: str) -> dict[str, int]:
 
 def _check_layers(precision: str, backend: str, layers: Mapping[str, Mapping[str, int]]) -> None:
     """ParityError unless each network computes in the precision asked for."""
-    if backend == sessions.OPENVINO and precision == "fp16":
+    if backend == backends.OPENVINO and precision == "fp16":
         precision = "fp32"  # on a CPU fp16 is how weights are stored; the session asks for fp32 arithmetic
     for name, counts in layers.items():
         if not counts.get(precision):
@@ -245,20 +246,20 @@ def _check_layers(precision: str, backend: str, layers: Mapping[str, Mapping[str
 
 def _sizes(bundle: Bundle, files: Mapping[str, Path]) -> dict[str, float]:
     """Bytes of the networks' files, and their share of the bundle's fp32 files."""
-    full = sum(bundle.file(name).stat().st_size for name in cache.NETWORKS)
-    used = sum((files.get(name) or bundle.file(name)).stat().st_size for name in cache.NETWORKS)
+    full = sum(bundle.file(name).stat().st_size for name in engines.NETWORKS)
+    used = sum((files.get(name) or bundle.file(name)).stat().st_size for name in engines.NETWORKS)
     return {"bytes": used, "share_of_fp32_bytes": round(used / full, 4)}
 
 
 def _created(target: Path) -> str:
     """When the engine in this place was built; empty where there is none."""
-    return next((engine.created for engine in cache.list_engines() if engine.path == target), "")
+    return next((engine.created for engine in engines.list_engines() if engine.path == target), "")
 
 
 def _kept(target: Path, bundle: Bundle, progress: Progress) -> Engine | None:
     """The engine in this place, or None if it is damaged."""
     try:
-        kept = cache.load(target, bundle)
+        kept = engines.load(target, bundle)
     except EngineError as error:
         progress(f"a damaged engine is replaced: {error}")
         return None
@@ -291,7 +292,7 @@ def check_buckets(buckets: Sequence[tuple[int, int]], p: spec.Preprocess) -> Non
 
 
 def _check_plugins(plugins: Sequence[Path], backend: str) -> None:
-    if plugins and backend != sessions.TENSORRT:
+    if plugins and backend != backends.TENSORRT:
         raise ValueError(f"plugins serve TensorRT, and this is for {backend}; leave them out, or --backend tensorrt")
     if len({path.name for path in plugins}) < len(plugins):
         raise ValueError(f"two plugins have one name: {', '.join(map(str, plugins))}; rename one")

@@ -16,13 +16,14 @@ from gpu_fakes import FakeDriver
 from numpy.typing import NDArray
 
 from dgiqa import Scorer, spec
-from dgiqa.backends import cuda, gpu
-from dgiqa.backends.cuda import DeviceArray
-from dgiqa.backends.gpu import CudaMemory, DeviceScorer, ThroughHost, device_image
-from dgiqa.backends.native import Kernels
+from dgiqa import on_device as on_device_room
 from dgiqa.bundle import Bundle
 from dgiqa.errors import BackendError, DgiqaError, ImageError
-from dgiqa.sessions import Session
+from dgiqa.on_device import CudaMemory, DeviceScorer, ThroughHost, device_image
+from dgiqa.runtime import cuda
+from dgiqa.runtime.cuda import DeviceArray
+from dgiqa.runtime.kernels import Kernels
+from dgiqa.runtime.session import Session
 
 STREAM = 77  # stands for a caller's
 # Depth levels may move by one where floats round differently, in 0.1 % of pixels; the emulated kernels share the rest.
@@ -272,7 +273,7 @@ def test_scorer_takes_the_device_path_by_itself(
     host: Scorer, kernels: Kernels, photos: dict[str, NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = on_device(host, kernels)
-    monkeypatch.setattr(gpu, "open_device_scorer", lambda depth, quality, p: device.scorer)
+    monkeypatch.setattr(on_device_room, "open_device_scorer", lambda depth, quality, p: device.scorer)
     wanted, found = host.score(photos["coffee"]), host.score(DeviceImage(photos["coffee"]), stream=STREAM)
     assert found.value == pytest.approx(wanted.value, abs=BUDGET)
     assert (found.source, list(found.timings_ms)) == ("<device>", ["device"])
@@ -294,7 +295,7 @@ def test_emulated_kernels_are_never_given_device_memory(kernels: Kernels, monkey
     monkeypatch.setenv("DGIQA_KERNELS", str(kernels.path))
     network: Any = HostNetwork.__new__(HostNetwork)
     with pytest.raises(BackendError, match="emulates the kernels on a CPU"):
-        gpu.open_device_scorer(network, network, spec.Preprocess())
+        on_device_room.open_device_scorer(network, network, spec.Preprocess())
 
 
 def test_a_stream_without_a_device_image_is_a_mistake(host: Scorer) -> None:

@@ -26,10 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa import preprocess, spec
-from dgiqa.backends import cuda
-from dgiqa.backends.cuda import DeviceArray
-from dgiqa.backends.native import RANGE_WORDS, DepthMap, Image, Kernels, is_finite, normalised_levels
 from dgiqa.errors import BackendError, DgiqaError, ImageError
+from dgiqa.runtime import cuda
+from dgiqa.runtime.cuda import DeviceArray
+from dgiqa.runtime.kernels import RANGE_WORDS, DepthMap, Image, Kernels, is_finite, normalised_levels
 
 _SCORES_AT = 16  # bytes: where the scores start behind the range, so that one copy brings both
 _WANTED = "wanted uint8 [H,W,3] RGB, [H,W] or [H,W,1] on the device"

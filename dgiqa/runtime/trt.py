@@ -18,9 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dgiqa.backends import cuda
-from dgiqa.backends.cuda import DeviceArray
-from dgiqa.backends.plan import (
+from dgiqa.builder.plan import (
     Log,
     PlanInfo,
     Shape,
@@ -32,6 +30,8 @@ from dgiqa.backends.plan import (
     load_plan,
 )
 from dgiqa.errors import BackendError, EngineError
+from dgiqa.runtime import cuda
+from dgiqa.runtime.cuda import DeviceArray
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dgiqa.backends.wheels import installed_wheels, rival_wheels
 from dgiqa.errors import BackendError, BundleError
-from dgiqa.sessions import CUDA, INSTALL, ONNXRUNTIME, usable_cores
+from dgiqa.machine import onnxruntime_wheels, usable_cores
+from dgiqa.runtime.backends import CUDA, INSTALL, ONNXRUNTIME
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 # It rounds biases to int32 behind Q/DQ, in steps that float16 cannot hold: in int8 files whose rest is fp16, depths
@@ -139,12 +139,6 @@ class _CudaRuns:
             fixed = value_of.ortvalue_from_shape_and_type(node.shape, _DTYPES[node.type], "cuda", 0)
             binding.bind_ortvalue_output(node.name, fixed)
         return binding, inputs
-
-
-def onnxruntime_wheels() -> dict[str, str]:
-    """Installed wheels that bring the folder `onnxruntime`, name -> version; more than one is a clash."""
-    wheels = installed_wheels()
-    return {name: wheels[name] for name in rival_wheels("onnxruntime", wheels)}
 
 
 def onnxruntime_version() -> str:

@@ -11,14 +11,14 @@ import pytest
 from emulated import ENGINES, compile_library, image_of
 
 from dgiqa import preprocess
-from dgiqa.backends import native
-from dgiqa.backends.native import DepthMap, Image, Kernels
 from dgiqa.errors import BackendError
+from dgiqa.runtime import kernels as room
+from dgiqa.runtime.kernels import DepthMap, Image, Kernels
 
 
 def test_the_library_is_taken_from_the_environment(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DGIQA_KERNELS", str(kernels.path))
-    assert native.find() == kernels.path
+    assert room.find() == kernels.path
     assert Kernels().emulated
 
 
@@ -26,20 +26,20 @@ def test_the_library_is_found_beside_the_package(
     kernels: Kernels, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("DGIQA_KERNELS", raising=False)
-    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
-    os.link(kernels.path, tmp_path / native.LIBRARY)
-    assert native.find() == tmp_path / native.LIBRARY
+    monkeypatch.setattr(room, "__file__", str(tmp_path / "kernels.py"))
+    os.link(kernels.path, tmp_path / room.LIBRARY)
+    assert room.find() == tmp_path / room.LIBRARY
 
 
 def test_a_missing_library_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("DGIQA_KERNELS", raising=False)
-    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+    monkeypatch.setattr(room, "__file__", str(tmp_path / "kernels.py"))
     monkeypatch.setattr("sys.prefix", str(tmp_path))
     with pytest.raises(BackendError, match=r"no libdgiqa_kernels\.so in .* build it: cmake"):
-        native.find()
+        room.find()
     monkeypatch.setenv("DGIQA_KERNELS", str(tmp_path / "nothing.so"))
     with pytest.raises(BackendError, match=r"nothing\.so, which is no file; build it: cmake"):
-        native.find()
+        room.find()
 
 
 @pytest.mark.parametrize("content", [b"", b"not a library", b"\x7fELF"])
@@ -60,13 +60,13 @@ def test_another_library_is_refused(tmp_path: Path) -> None:
 def test_a_library_of_another_version_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "newer.cpp"
     source.write_text('extern "C" int dgiqa_preprocess_abi() { return 999; }\n')
-    with pytest.raises(BackendError, match=rf"speaks version 999, this package {native.ABI}; build it again"):
+    with pytest.raises(BackendError, match=rf"speaks version 999, this package {room.ABI}; build it again"):
         Kernels(compile_library(source, tmp_path / "newer.so"))
 
 
 def test_the_version_is_the_headers() -> None:
     header = (ENGINES / "preprocess.h").read_text(encoding="utf-8")
-    assert re.findall(r"define DGIQA_PREPROCESS_ABI (\d+)", header) == [str(native.ABI)]
+    assert re.findall(r"define DGIQA_PREPROCESS_ABI (\d+)", header) == [str(room.ABI)]
 
 
 def test_the_structures_are_laid_out_as_in_c(tmp_path: Path) -> None:
@@ -75,8 +75,8 @@ def test_the_structures_are_laid_out_as_in_c(tmp_path: Path) -> None:
     source = tmp_path / "layout.cpp"
     lines = ['#include "preprocess.h"', "#include <cstddef>"]
     for c_name, name in structures.items():
-        layout = getattr(native, name)
-        lines.append(f"static_assert(sizeof({c_name}) == {native.ctypes.sizeof(layout)});")
+        layout = getattr(room, name)
+        lines.append(f"static_assert(sizeof({c_name}) == {room.ctypes.sizeof(layout)});")
         for field, *_ in layout._fields_:
             lines.append(f"static_assert(offsetof({c_name}, {field}) == {getattr(layout, field).offset});")
     source.write_text("\n".join(lines) + "\n")
@@ -86,8 +86,8 @@ def test_the_structures_are_laid_out_as_in_c(tmp_path: Path) -> None:
 def test_levels_are_those_of_the_definition() -> None:
     rgb = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (256, 256, 3)).copy()
     tiles, near = preprocess.cut_tiles(rgb, np.ascontiguousarray(rgb[..., 0]), np.zeros((1, 2), np.int32), 256)
-    np.testing.assert_array_equal(tiles[0, :, 0], native.normalised_levels())
-    np.testing.assert_array_equal(near[0, :, 0], native.normalised_levels())
+    np.testing.assert_array_equal(tiles[0, :, 0], room.normalised_levels())
+    np.testing.assert_array_equal(near[0, :, 0], room.normalised_levels())
 
 
 def test_what_the_kernels_refuse_is_an_error(kernels: Kernels) -> None:

@@ -21,8 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgiqa.backends import cuda
 from dgiqa.errors import BackendError, EngineError
+from dgiqa.runtime import cuda
 from dgiqa.store import replacing
 
 if TYPE_CHECKING:

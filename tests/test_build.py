@@ -17,15 +17,17 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from dgiqa import batches, cache, preprocess, quantize, sessions, spec
+from dgiqa import batches, machine, preprocess, quantize, spec
+from dgiqa.builder.build import BATCH, SLOW_INT8, build, depth_buckets
 from dgiqa.bundle import Bundle, load_bundle, load_golden
 from dgiqa.cli import app
-from dgiqa.engine import BATCH, SLOW_INT8, build, depth_buckets
 from dgiqa.errors import BackendError, EngineError, ParityError
 from dgiqa.image import decode
 from dgiqa.parity import BUDGETS
+from dgiqa.runtime import backends as room_of_names
+from dgiqa.runtime import engines
+from dgiqa.runtime.backends import PLAIN_INT8, backends
 from dgiqa.scorer import Scorer
-from dgiqa.sessions import backends
 
 pytest.importorskip("onnx")
 CPU = ("onnxruntime", "openvino")
@@ -58,10 +60,10 @@ def test_a_built_engine_is_of_its_precision_within_budget_and_scores(
     assert proof["share"] == proof["max_difference"] / proof["tolerance"]
     assert proof["images"] == 4
     assert all(counts.get(precision) for counts in proof["types"].values())
-    assert proof["types"].keys() == set(cache.NETWORKS)
+    assert proof["types"].keys() == set(engines.NETWORKS)
     assert proof["backend"].endswith(precision)
     assert lines[-1] == "scoring the golden images"
-    json.loads((made.path / cache.RECORD).read_text())
+    json.loads((made.path / engines.RECORD).read_text())
     scores = [Scorer(tiny_bundle, backend=backend, precision=p).score(photos["coffee"]) for p in ("fp32", precision)]
     assert scores[1].backend.endswith(f" {precision}")
     assert scores[0].value != scores[1].value
@@ -87,13 +89,13 @@ def test_openvino_computes_int8_in_int8(tiny_bundle: Bundle) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_where_the_bundles_own_files_run_only_the_proof_is_kept(tiny_bundle: Bundle, precision: str) -> None:
     need("openvino")
-    from dgiqa.backends.ov import cpu_precisions
+    from dgiqa.runtime.ov import cpu_precisions
 
     if precision not in cpu_precisions():
         pytest.skip(f"this processor has no {precision}")
     made = build(tiny_bundle, backend="openvino", precision=precision)
     assert made.files == {}
-    assert [path.name for path in made.path.iterdir()] == [cache.RECORD]
+    assert [path.name for path in made.path.iterdir()] == [engines.RECORD]
     assert all(set(counts) == {precision} for counts in made.certificate["layers"].values())
     assert Scorer(tiny_bundle, backend="openvino", precision=precision).backend.endswith(precision)
 
@@ -105,7 +107,7 @@ def test_a_second_build_takes_what_is_there_and_force_builds_again(
     first = build(tiny_bundle, backend="onnxruntime")
     assert build(tiny_bundle, backend="onnxruntime", progress=lines.append).created == first.created
     assert lines == [f"{first.name} is there already; --force builds it again"]
-    monkeypatch.setattr(cache, "locked", lambda path: pytest.fail("the cache may be one that can only be read"))
+    monkeypatch.setattr(engines, "locked", lambda path: pytest.fail("the cache may be one that can only be read"))
     assert build(tiny_bundle, backend="onnxruntime").created == first.created
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(first.path.parent.parent.parent))
@@ -116,23 +118,23 @@ def test_a_damaged_engine_is_an_error_and_built_again_when_asked(tiny_bundle: Bu
     first = build(tiny_bundle, backend="onnxruntime")
     for damage in (
         lambda: first.files[spec.DEPTH_FILE].write_bytes(first.files[spec.DEPTH_FILE].read_bytes()[:100]),
-        lambda: (first.path / cache.RECORD).write_text('{"format": 1, "key": []}'),
+        lambda: (first.path / engines.RECORD).write_text('{"format": 1, "key": []}'),
     ):
         damage()
         with pytest.raises(EngineError, match=r"was altered; build it again: .* --force|no fp16 engine"):
             Scorer(tiny_bundle, backend="onnxruntime", precision="fp16")
         Scorer(tiny_bundle, backend="onnxruntime", precision="fp16", build=True).close()
         assert build(tiny_bundle, backend="onnxruntime").created > first.created
-        assert cache.damaged() == {}
+        assert engines.damaged() == {}
 
 
 def test_the_scorer_builds_what_is_missing_only_when_asked(tiny_bundle: Bundle) -> None:
     with pytest.raises(EngineError, match="no fp16 engine"):
         Scorer(tiny_bundle, backend="onnxruntime", precision="fp16")
-    assert cache.list_engines() == []
+    assert engines.list_engines() == []
     assert Scorer(tiny_bundle, backend="onnxruntime", precision="fp16", build=True).precision == "fp16"
     assert Scorer(tiny_bundle, backend="onnxruntime", precision="fp16").precision == "fp16"
-    assert len(cache.list_engines()) == 1
+    assert len(engines.list_engines()) == 1
 
 
 def test_other_calibration_images_are_another_engine(tiny_bundle: Bundle, tmp_path: Path) -> None:
@@ -141,19 +143,19 @@ def test_other_calibration_images_are_another_engine(tiny_bundle: Bundle, tmp_pa
         build(tiny_bundle, backend="onnxruntime", precision="int8", calibration=some) for some in (None, images[:2])
     ]
     assert made[0].path != made[1].path
-    assert cache.find(tiny_bundle, "onnxruntime", "int8").path == made[1].path
+    assert engines.find(tiny_bundle, "onnxruntime", "int8").path == made[1].path
 
 
 def fake_quantiser(monkeypatch: pytest.MonkeyPatch, make: Callable[[Bundle, Path], None]) -> None:
     def quantise(bundle: Bundle, precision: str, out: Path, **options: Any) -> quantize.Quantized:
         make(bundle, out)
-        return quantize.Quantized({name: out / name for name in cache.NETWORKS}, {})
+        return quantize.Quantized({name: out / name for name in engines.NETWORKS}, {})
 
     monkeypatch.setattr(quantize, "quantize_bundle", quantise)
 
 
 def nothing_left() -> bool:
-    folder = cache.engines_folder()
+    folder = engines.engines_folder()
     return not folder.exists() or not [path for path in folder.iterdir() if path.is_dir()]
 
 
@@ -161,7 +163,7 @@ def nothing_left() -> bool:
 def test_fp32_files_that_claim_another_precision_are_refused(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    fake_quantiser(monkeypatch, lambda b, out: [shutil.copy(b.file(n), out) for n in cache.NETWORKS])
+    fake_quantiser(monkeypatch, lambda b, out: [shutil.copy(b.file(n), out) for n in engines.NETWORKS])
     with pytest.raises(ParityError, match=rf"was to compute in {precision}, but has 1 in fp32.*nothing was kept"):
         build(tiny_bundle, backend="onnxruntime", precision=precision)
     assert nothing_left()
@@ -195,7 +197,7 @@ def test_an_engine_that_computes_in_something_else_leaves_nothing(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need("openvino")
-    from dgiqa.backends import ov
+    from dgiqa.runtime import ov
 
     monkeypatch.setitem(ov._HINTS, "bf16", "f32")  # as if the engine had ignored the wish
     with pytest.raises(ParityError, match=r"asked for bf16, and the engine of .* has \{'fp32': 1\}; nothing was kept"):
@@ -258,7 +260,7 @@ def test_a_disk_that_refuses_is_an_error_that_names_the_place_and_leaves_nothing
 @pytest.fixture
 def tensorrt(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A stand-in for the room that builds and runs plans; a plan is the ONNX file it was made of."""
-    from dgiqa.backends.ort import OrtSession
+    from dgiqa.runtime.ort import OrtSession
 
     asked = SimpleNamespace(shapes={}, plugins=[], layers={"fp16": 5, "fp32": 1})
 
@@ -268,15 +270,15 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         shutil.copy(onnx, plan)
         return SimpleNamespace(layers=6, precisions=asked.layers, bytes=plan.stat().st_size, seconds=1.0)
 
-    room = ModuleType("dgiqa.backends.trt")
+    room = ModuleType("dgiqa.runtime.trt")
     room.build_plan = build_plan
     room.layer_precisions = lambda plan, plugins=(): dict(asked.layers)
     room.identity = lambda: {"tensorrt": "11.4.0.106", "gpu": "NVIDIA Z1", "compute_capability": "9.0"}
     room.TrtSession = lambda plan, plugins=(): OrtSession(Path(plan).read_bytes())
-    monkeypatch.setitem(sys.modules, "dgiqa.backends.trt", room)
-    monkeypatch.setattr(sys.modules["dgiqa.backends"], "trt", room, raising=False)
+    monkeypatch.setitem(sys.modules, "dgiqa.runtime.trt", room)
+    monkeypatch.setattr(sys.modules["dgiqa.runtime"], "trt", room, raising=False)
     monkeypatch.setattr(
-        sessions, "_lacking", lambda backend: "" if backend in ("tensorrt", "onnxruntime") else "is not"
+        room_of_names, "_lacking", lambda backend: "" if backend in ("tensorrt", "onnxruntime") else "is not"
     )
     return asked
 
@@ -349,7 +351,7 @@ def test_a_graph_that_cannot_be_changed_is_no_matter_of_the_budget(
     [
         (("onnxruntime", "int8"), ["avx2", "avx512_vnni"], SLOW_INT8),
         (("onnxruntime", "fp16"), ["avx2"], ""),
-        (("openvino", "int8"), ["avx2"], sessions.PLAIN_INT8),
+        (("openvino", "int8"), ["avx2"], PLAIN_INT8),
         (("openvino", "int8"), ["avx2", "avx512_vnni"], ""),
     ],
 )
@@ -362,10 +364,10 @@ def test_int8_that_gains_little_is_told_before_it_is_built(
 ) -> None:
     backend, precision = asked
     need(backend)
-    monkeypatch.setattr(sessions, "cpu_instructions", lambda: instructions)
+    monkeypatch.setattr(machine, "cpu_instructions", lambda: instructions)
     lines: list[str] = []
     build(tiny_bundle, backend=backend, precision=precision, progress=lines.append)
-    assert [line for line in lines if line in (SLOW_INT8, sessions.PLAIN_INT8)] == ([told] if told else [])
+    assert [line for line in lines if line in (SLOW_INT8, PLAIN_INT8)] == ([told] if told else [])
     assert not told or lines[0] == told
 
 
@@ -391,7 +393,7 @@ def test_the_commands_build_list_use_and_remove(tiny_bundle: Bundle, tmp_path: P
     built = command("--fp16", *where, program=["export/build_engine.py"])
     assert built.returncode == 0, built.stderr
     folder = Path(built.stdout.strip())
-    assert folder.parent == cache.engines_folder()
+    assert folder.parent == engines.engines_folder()
     assert "of the budget of 0.002, over 4 images" in built.stderr
     listed = json.loads(command("cache", "ls", "--json").stdout)["engines"]
     assert [entry["name"] for entry in listed] == [folder.name]

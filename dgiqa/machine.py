@@ -1,0 +1,144 @@
+"""Facts about this machine: cores, memory, CPU flags, GPUs, and what pip installed.
+
+Nothing that could be broken is imported, and nothing is started but nvidia-smi.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+from dgiqa.errors import BackendError
+
+# Extensions of x86 that change how engines compute.
+INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+MOST_SIDE_BY_SIDE = 16  # threads that prepare, and runs at a time: each of them holds memory
+NVIDIA_SMI_SECONDS = 5  # a hung driver must not hang the doctor
+# Wheels that install the same folder: the one installed last wins, and removing one breaks the other.
+RIVALS = {
+    "onnxruntime": re.compile(r"(ort-nightly|onnxruntime)(-(gpu|directml|openvino|rocm|migraphx|qnn|silicon))?"),
+    "cv2": re.compile(r"opencv(-contrib)?-python(-headless)?"),
+}
+
+
+def usable_cores() -> int:
+    """Cores this process may use: its affinity mask, and the container's CPU quota where there is one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no cgroup v2 here, or a quota of "max"
+        return cores
+
+
+def preparing_threads(cores: int | None = None) -> int:
+    """Threads that decode and prepare images beside the networks: one per core (default: all usable), at most 16."""
+    return min(MOST_SIDE_BY_SIDE, usable_cores() if cores is None else cores)
+
+
+def memory_mb() -> int | None:
+    """Memory this process may use in MB: that of the machine, or of its control group. None where it cannot be told."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+    limit = _first_line("/sys/fs/cgroup/memory.max")
+    return min(total, int(limit) if limit.isdigit() else total) // 2**20
+
+
+def cpu_name() -> str:
+    """The processor's own name and its INSTRUCTIONS: they decide how int8 and bf16 round and what they gain, and
+    virtual machines give one name ("Intel(R) Xeon(R) Processor", "AMD EPYC") to processors with and without them."""
+    name = _cpuinfo("model name") or platform.processor() or platform.machine()
+    return f"{name} ({', '.join(found)})" if (found := cpu_instructions()) else name
+
+
+def cpu_instructions() -> list[str]:
+    """Which of INSTRUCTIONS this processor has; none where that cannot be told."""
+    flags = _cpuinfo("flags").split()
+    return [name for name in INSTRUCTIONS if name in flags]
+
+
+def lacks_vnni() -> bool:
+    """Whether this is known to be an x86 processor that cannot add products of int8 at once."""
+    found = cpu_instructions()
+    return bool(found) and not any("vnni" in name for name in found)
+
+
+def gpu_present() -> bool:
+    """Whether an NVIDIA driver answers here, judged by its device files; nothing is loaded or started."""
+    return any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/dxg", r"C:\Windows\System32\nvcuda.dll"))
+
+
+def nvidia_gpus(command: str = "nvidia-smi") -> list[dict[str, str]]:
+    """NVIDIA GPUs as {name, driver, memory}, by nvidia-smi. [] where there is none, or it does not answer in time."""
+    if shutil.which(command) is None:
+        return []
+    fields = ("name", "driver_version", "memory.total")
+    try:
+        answer = subprocess.run(
+            [command, f"--query-gpu={','.join(fields)}", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=NVIDIA_SMI_SECONDS,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    lines = (line.split(", ") for line in answer.stdout.splitlines())
+    return [dict(zip(("name", "driver", "memory"), line, strict=True)) for line in lines if len(line) == len(fields)]
+
+
+def first_gpu() -> tuple[str, str]:
+    """Name and compute capability of GPU 0, by nvidia-smi."""
+    query = ["nvidia-smi", "--id=0", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+        name, capability = answer.strip().rsplit(", ", 1)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise BackendError(f"nvidia-smi does not name the GPU ({error}); install the NVIDIA driver's tools") from error
+    return name, capability
+
+
+def installed_wheels() -> dict[str, str]:
+    """Name (lower case, dashes) -> version of everything pip installed here."""
+    wheels = {}
+    for distribution in importlib.metadata.distributions():
+        name = distribution.metadata["Name"]  # None for a damaged installation
+        if name:
+            wheels[re.sub(r"[-_.]+", "-", name).lower()] = distribution.version
+    return wheels
+
+
+def rival_wheels(folder: str, wheels: Iterable[str]) -> list[str]:
+    """Those of the wheels that install this folder, sorted; more than one is a clash."""
+    return sorted(name for name in wheels if RIVALS[folder].fullmatch(name))
+
+
+def onnxruntime_wheels() -> dict[str, str]:
+    """Installed wheels that bring the folder `onnxruntime`, name -> version; more than one is a clash."""
+    wheels = installed_wheels()
+    return {name: wheels[name] for name in rival_wheels("onnxruntime", wheels)}
+
+
+def _cpuinfo(field: str) -> str:
+    """What Linux says of the first processor; empty where it does not."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")
+
+
+def _first_line(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,89 @@
+"""The names of the backends, what each needs, and which of them suits a machine and a file."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from dgiqa import machine, spec
+from dgiqa.errors import BackendError
+
+ONNXRUNTIME, OPENVINO, CUDA, TENSORRT = "onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt"
+BACKENDS = (ONNXRUNTIME, OPENVINO, CUDA, TENSORRT)
+_PREFERRED = (TENSORRT, CUDA, OPENVINO, ONNXRUNTIME)
+_MODULE = {ONNXRUNTIME: "onnxruntime", OPENVINO: "openvino", CUDA: "onnxruntime", TENSORRT: "tensorrt"}
+INSTALL = {
+    ONNXRUNTIME: 'pip install "dgiqa-rt[cpu]"',
+    OPENVINO: 'pip install "dgiqa-rt[openvino]"',
+    CUDA: 'pip uninstall -y onnxruntime && pip install "dgiqa-rt[gpu]"',
+    TENSORRT: 'pip install "dgiqa-rt[tensorrt]"',
+}
+_NO_GPU = "needs an NVIDIA GPU and its driver, and none answers on this machine"
+# int8 against fp32 in OpenVINO, CPU time on a Zen 3 (AVX2): the small bundle's networks 1.5 times as fast, the
+# full-size quality network at batch 8 0.9; on a Xeon with AMX that ran 3 times as fast.
+PLAIN_INT8 = "this processor lacks VNNI, so int8 is 1 to 1.5 times as fast as fp32 here; dgiqa-rt bench measures it"
+# From this size on "auto" prefers OpenVINO in fp32. Two cores, against ONNX Runtime 1.31: the full-size quality network
+# at batch 8 runs 1.48x as fast, Depth Anything ViT-S at 518x686 1.26x. Whole images through the small bundle (CPU time
+# of one thread): 1.18x in one size over and over; in random sizes 0.67x over the first ten, 0.98x after that; and a
+# process that scores one image takes 0.8 s of CPU instead of 0.4 s.
+OPENVINO_FROM_BYTES = 32 << 20
+
+
+def backends() -> list[str]:
+    """The backends that this machine can run, fastest first. Looks without importing them."""
+    return [name for name in _PREFERRED if not _lacking(name)]
+
+
+def choose(backend: str = "auto", precision: str = "fp32", path: str | Path | None = None) -> str:
+    """The backend that `backend` means for this precision and file, checked to be installed.
+
+    "auto": a GPU's backend where there is a GPU; on a CPU OpenVINO for reduced precision and for fp32 networks of at
+    least OPENVINO_FROM_BYTES, else ONNX Runtime. TensorRT runs engines only, so never a bundle's own fp32 files.
+    """
+    if backend not in ("auto", *BACKENDS):
+        raise ValueError(f"unknown backend {backend!r}; choose auto or one of: {', '.join(BACKENDS)}")
+    if precision not in spec.PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}; choose one of: {', '.join(spec.PRECISIONS)}")
+    if precision == "bf16" and backend not in ("auto", OPENVINO):
+        raise BackendError(f"{backend} has no bf16; choose --backend openvino, or --precision fp16")
+    if backend != "auto":
+        if lacking := _lacking(backend):
+            fix = "run it on a machine with one" if lacking == _NO_GPU else INSTALL[backend]
+            raise BackendError(f"backend {backend!r} {lacking}; {fix}")
+        return backend
+    able = [name for name in backends() if name == OPENVINO or precision != "bf16"]
+    if precision == "fp32":
+        able = [name for name in able if name != TENSORRT]
+        small = path is not None and Path(path).is_file() and Path(path).stat().st_size < OPENVINO_FROM_BYTES
+        if small and ONNXRUNTIME in able and able[0] == OPENVINO:
+            return ONNXRUNTIME
+    if not able:
+        wanted = (OPENVINO,) if precision == "bf16" else (ONNXRUNTIME, OPENVINO)
+        fixes = " or ".join(INSTALL[name] for name in wanted)
+        raise BackendError(f"backend 'auto' needs {' or '.join(wanted)}, which is not installed; {fixes}")
+    return able[0]
+
+
+def parallel_runs(path: Path, backend: str, threads: int) -> int:
+    """How many runs of a network at a time score most images a second with these threads, at most 16.
+
+    One per thread where a small network runs on the CPU: its layers are too short to be shared out. Else 1.
+    """
+    on_cpu = backend in (ONNXRUNTIME, OPENVINO)
+    small = path.is_file() and path.stat().st_size < OPENVINO_FROM_BYTES
+    return min(machine.MOST_SIDE_BY_SIDE, threads) if on_cpu and small else 1
+
+
+def _lacking(backend: str) -> str:
+    """Why a backend cannot run here, or an empty string."""
+    if importlib.util.find_spec(_MODULE[backend]) is None:
+        return f"needs {_MODULE[backend]}, which is not installed"
+    if backend in (CUDA, TENSORRT) and not machine.gpu_present():
+        return _NO_GPU
+    if backend == CUDA and not _has_cuda_wheel():  # last: it reads the metadata of every wheel
+        return "needs onnxruntime-gpu, and only a CPU build of onnxruntime is installed"
+    return ""
+
+
+def _has_cuda_wheel() -> bool:
+    return any(name.endswith(("-gpu", "nightly")) for name in machine.onnxruntime_wheels())

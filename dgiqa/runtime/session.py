@@ -1,0 +1,87 @@
+"""A network's file becomes a session: {name: array} -> {name: array}, whatever engine runs it.
+
+Asked for a backend, you get that backend or a BackendError. "auto" takes what suits the machine and the file, and
+`.backend` says what that was. The engines themselves are in `ort`, `ov` and `trt`, imported when one is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from dgiqa import machine
+from dgiqa.runtime.backends import CUDA, OPENVINO, TENSORRT, choose
+
+
+class Session(Protocol):
+    """What every engine looks like from outside. `run` may be called from several threads."""
+
+    backend: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]: ...
+
+
+def open_session(
+    path: str | Path,
+    backend: str = "auto",
+    *,
+    precision: str = "fp32",
+    threads: int | None = None,
+    parallel: int = 1,
+    plugins: Sequence[Path] = (),
+) -> Session:
+    """Open an ONNX file, or for "tensorrt" a plan, with `backend`: "auto" or one of BACKENDS.
+
+    precision: one of spec.PRECISIONS. fp16 and int8 are in the file; bf16 is how OpenVINO runs an fp32 file.
+    threads: on the CPU, by default all usable cores. parallel: calls of `run` that will go on at a time and share the
+    threads. plugins: libraries that a plan needs.
+    Raises ValueError for an unknown backend or precision, BackendError for one that is not installed or cannot run
+    the file, BundleError if it is not a model.
+    """
+    chosen = choose(backend, precision, path)
+    if chosen == TENSORRT:
+        from dgiqa.runtime.trt import TrtSession
+
+        return TrtSession(Path(path), plugins=plugins)
+    if chosen == OPENVINO:
+        from dgiqa.runtime.ov import OvSession
+
+        return OvSession(path, precision=precision, threads=threads, streams=parallel)
+    from dgiqa.runtime.ort import OrtSession
+
+    each = max(1, (machine.usable_cores() if threads is None else threads) // parallel)
+    return OrtSession(path, threads=each, device="cuda" if chosen == CUDA else "cpu")
+
+
+def identity(backend: str) -> dict[str, str]:
+    """What an engine belongs to: {"engine": name, "version": in full, "device": its name[, "compute_capability"]}.
+
+    Raises BackendError if the backend is not there.
+    """
+    choose(backend)
+    if backend == TENSORRT:
+        from dgiqa.runtime import trt
+
+        found = trt.identity()
+        capability = found["compute_capability"]
+        return _identity(backend, found["tensorrt"], found["gpu"]) | {"compute_capability": capability}
+    if backend == CUDA:
+        from dgiqa.runtime.ort import onnxruntime_version
+
+        name, capability = machine.first_gpu()
+        return _identity(backend, onnxruntime_version(), name) | {"compute_capability": capability}
+    if backend == OPENVINO:
+        return _identity(backend, metadata.version("openvino"), machine.cpu_name())
+    from dgiqa.runtime.ort import onnxruntime_version
+
+    return _identity(backend, onnxruntime_version(), machine.cpu_name())
+
+
+def _identity(backend: str, version: str, device: str) -> dict[str, str]:
+    return {"engine": backend, "version": version, "device": device}
