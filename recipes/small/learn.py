@@ -270,7 +270,7 @@ def train(network: DGIQA, batches: Batches, s: Settings, out: Path, minutes: flo
         optimiser.load_state_dict(state["optimiser"])
         step = state["step"]
     started, seen, sums = time.monotonic(), 0, {}
-    while step < s.steps and time.monotonic() < end:
+    while step < s.steps and time.monotonic() < end and not enough(step):
         share = min(1.0, (step + 1) / s.warmup) * (
             s.lr_last + (1 - s.lr_last) * 0.5 * (1 + math.cos(math.pi * step / s.steps))
         )
@@ -312,6 +312,10 @@ def train(network: DGIQA, batches: Batches, s: Settings, out: Path, minutes: flo
     save(state_file, network, average, optimiser, step)
     save_weights(average, out / "weights.safetensors")
     return average
+
+
+def enough(step: int) -> bool:  # tests stop a run here
+    return False
 
 
 def save(path: Path, network: nn.Module, average: nn.Module, optimiser: Any, step: int) -> None:

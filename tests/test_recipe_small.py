@@ -1,0 +1,138 @@
+"""The default model's recipe: encoders, chains of distortions, their labels, and a learning run that can be stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("av")
+
+from dgiqa.nn.backbones import import_timm  # noqa: E402
+from dgiqa.nn.network import DGIQA  # noqa: E402
+from recipes.small import chains, encoding, learn, scale, working  # noqa: E402
+from recipes.small.depthwise import quicken  # noqa: E402
+
+
+def picture(seed: int = 0, height: int = 200, width: int = 240) -> np.ndarray:
+    """Smooth colours with edges and texture: uint8 [height,width,3]."""
+    rng = np.random.default_rng(seed)
+    rough = cv2.resize(rng.integers(0, 255, (6, 7, 3), np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+    cv2.rectangle(rough, (40, 50), (150, 120), (250, 240, 30), -1)
+    return np.clip(rough + rng.normal(0, 6, rough.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_quick_gradients_are_torchs_own(same):
+    import_timm()
+    from timm.layers import Conv2dSame
+
+    kinds = [(3, 1), (3, 2), (5, 1), (5, 2)]
+    for kernel, stride in kinds:
+        plain = (Conv2dSame if same else torch.nn.Conv2d)(
+            6, 6, kernel, stride=stride, padding=0 if same else kernel // 2, groups=6, bias=False
+        )
+        found = []
+        for quick in (False, True):
+            if quick:
+                quicken(plain)
+            x = torch.arange(6 * 17 * 18.0).reshape(1, 6, 17, 18).sin().requires_grad_()
+            plain.zero_grad()
+            (plain(x) ** 2).sum().backward()
+            found.append((x.grad.clone(), plain.weight.grad.clone()))
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("codec", encoding.SERIES)
+def test_every_codec_keeps_the_size_and_its_series_gets_worse(codec):
+    rgb = picture(1, 97, 129)  # 4:2:0 wants even sides
+    errors = [np.mean((encoding.save(rgb, codec, q).astype(float) - rgb) ** 2) for q in encoding.SERIES[codec]]
+    assert encoding.save(rgb, codec, encoding.SERIES[codec][0]).shape == rgb.shape
+    assert errors == sorted(errors)
+    assert errors[0] < 250
+
+
+def test_ordinary_encoders_change_little():
+    rgb = picture(2)
+    rng = np.random.default_rng(0)
+    assert all(cv2.PSNR(encoding.ordinary(rgb, rng), rgb) > 24 for _ in range(30))
+
+
+def flat_scale() -> scale.Scale:
+    """Says how far MDSI and HaarPSI are from those of equal pictures, in the order in which they are."""
+    curves = np.stack([np.linspace(-0.6, 0, 257), np.linspace(0.2, 1, 257)])
+    return scale.Scale(curves, np.linspace(0.1, 1, 33), {kind: [0.8, 0.7, 0.6, 0.5, 0.4] for kind in scale.HUMAN})
+
+
+@pytest.mark.parametrize("kind", chains.KINDS)
+def test_a_group_never_gets_better_and_names_its_reasons(kind):
+    for seed in range(3):
+        rgb = picture(seed)
+        made = chains.group(kind, rgb, np.random.default_rng(seed))
+        shares = chains.judge(made, working.working_square(rgb), flat_scale())
+        assert len(made) == len(shares) == chains.SIZE
+        assert all(one.rgb.shape == rgb.shape and one.rgb.dtype == np.uint8 for one in made)
+        assert all(0 <= later <= earlier <= 1 for earlier, later in itertools.pairwise(shares))
+        assert all(set(one.reasons) <= {*learn.REASONS, "codec"} for one in made)
+
+
+def test_black_and_white_is_no_fault():
+    rgb = picture(4)
+    made = chains.group("grey", rgb, np.random.default_rng(1))
+    assert made[1].rgb.std(axis=2).max() < 30
+    assert chains.judge(made[:2], working.working_square(rgb), flat_scale()) == [1.0, 1.0]
+
+
+def test_a_blank_wall_is_worth_nothing_however_it_is_noisy():
+    made = chains.group("nothing", picture(), np.random.default_rng(2))
+    assert chains.judge(made, working.working_square(picture()), flat_scale()) == [0, 0, 0, 0]
+
+
+def test_the_scale_rises_with_the_metrics_and_labels_stay_below_the_photographs():
+    rng = np.random.default_rng(0)
+    kinds = [(kind, level) for kind in scale.HUMAN for level in range(1, 6)] + [("none", 0)] * 20
+    human = np.array([scale.HUMAN[k][level - 1] if level else 1.0 for k, level in kinds])
+    values = np.stack([human - 1 + rng.normal(0, 0.02, len(human)), human * 0.8 + 0.2], 1)
+    fitted = scale.fit(values, kinds)
+    shares = fitted(np.stack([np.linspace(-1, 0, 50), np.linspace(0.2, 1, 50)], 1))
+    assert (np.diff(shares) >= 0).all()
+    assert shares[-1] > 0.98
+    assert np.corrcoef(fitted(values), human)[0, 1] > 0.95
+    assert scale.FLOOR < scale.label(0.8, 0.3) < scale.label(0.8, 0.9) < 0.8
+
+
+def folder(path: Path, count: int, labels: dict[str, np.ndarray]) -> Path:
+    rgb, depth = working.create(path, count)
+    for i in range(count):
+        rgb[i], depth[i] = working.working_square(picture(i)), 10 * i
+    working.save_labels(path, labels)
+    return path
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(learn, "VALIDATION", 2)
+    monkeypatch.setattr(learn, "CHAIN_VALIDATION", 3)
+    opinions = learn.Pictures(folder(tmp_path / "a", 8, {"mos": np.linspace(0.2, 0.9, 8, dtype=np.float32)}))
+    reasons = np.tile(np.eye(4, len(learn.REASONS), dtype=np.float32), (3, 1))
+    labels = {"label": np.tile([0.8, 0.6, 0.4, 0.2], 3).astype(np.float32), "reasons": reasons}
+    sources = {"source": np.repeat(np.arange(3), 4), "kind": np.array(["single"] * 12)}
+    pictures = learn.Pictures(folder(tmp_path / "b", 12, labels | sources))
+    settings = learn.Settings(steps=3, judged=3, pairs=2, same=2, warmup=1)
+    ends = []
+    for stops in ((3,), (2, 3)):
+        for stop in stops:
+            torch.manual_seed(0)
+            network = DGIQA(dataclasses.replace(learn.SMALL, dropout=0.0))
+            batches = learn.Batches(opinions, pictures, settings)
+            monkeypatch.setattr(learn, "enough", lambda step, stop=stop: step >= stop)
+            learn.train(network, batches, settings, tmp_path / f"run{len(stops)}", float("inf"))
+        ends.append(learn.load_dgiqa(tmp_path / f"run{len(stops)}" / "weights.safetensors").state_dict())
+    for name, tensor in ends[0].items():
+        torch.testing.assert_close(tensor, ends[1][name], rtol=1e-4, atol=1e-5)
