@@ -79,7 +79,7 @@ class Room:
 
     def files(self, precision: str) -> dict[str, Path]:
         if precision not in self._files:
-            from dgiqa.quantize import quantize_bundle
+            from dgiqa.builder.quantize import quantize_bundle
 
             out = self.folder / precision
             made = quantize_bundle(self.bundle, precision, out, calibration=self._calibration, rest="fp16")

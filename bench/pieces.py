@@ -28,7 +28,7 @@ from timer import RESULTS
 
 from dgiqa import preprocess
 from dgiqa.image import decode
-from dgiqa.outputs import score_row, writer_for
+from dgiqa.report.rows import score_row, writer_for
 from dgiqa.spec import Preprocess
 from dgiqa.timing import Call, interleaved
 

@@ -45,7 +45,7 @@ from dgiqa.batches import Networks
 from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.image import decode
 from dgiqa.machine import usable_cores
-from dgiqa.outputs import score_row, writer_for
+from dgiqa.report.rows import score_row, writer_for
 from dgiqa.runtime.backends import backends
 from dgiqa.scorer import STAGES, Score, Scorer
 from dgiqa.speed import Setting

@@ -3,7 +3,7 @@
     python bench/precision.py [--images 200] [--calib DIR] [--full] [--compare] [--json bench/results/precision.json]
 
 Photographs of scikit-image and scikit-learn under all types and levels of `dgiqa.nn.distortions`, seeds fixed; always
-both networks, from pixels to score. Files are made by `dgiqa.quantize`, here. The small bundle's reference is its fp32
+both networks, from pixels to score. `builder.quantize` makes the files. The small bundle's reference is its fp32
 ONNX file on ONNX Runtime, since its PyTorch weights are not shipped (its manifest says how far the file is from
 PyTorch). --full adds networks of the published sizes (untrained.py) with PyTorch as the reference: an hour on two
 cores. --compare adds other ways to make int8 files of the small bundle.
@@ -26,13 +26,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa import metrics, spec
+from dgiqa.builder.calibrate import CALIBRATORS, score_tiles
+from dgiqa.builder.quantize import FILES, METHODS, quantize_bundle
 from dgiqa.bundle import Bundle, load_bundle, sha256_of
 from dgiqa.errors import BackendError, DgiqaError
 from dgiqa.machine import usable_cores
 from dgiqa.nn.distortions import LEVELS, TYPES, distort
 from dgiqa.parity import BUDGETS
-from dgiqa.quantize import FILES, METHODS, quantize_bundle
-from dgiqa.quantize.calibrate import CALIBRATORS, score_tiles
 from dgiqa.runtime.backends import ONNXRUNTIME, OPENVINO, backends
 from dgiqa.runtime.session import open_session
 from dgiqa.store import replacing

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from dgiqa import spec
+from dgiqa.builder.quantize import FILES, quantize_bundle
 from dgiqa.bundle import MANIFEST, Bundle, load_bundle, user_cache
-from dgiqa.quantize import FILES, quantize_bundle
 from dgiqa.store import replacing
 
 SIZES = ("full", "small")
@@ -73,7 +73,7 @@ def bundle(size: str, work: Path) -> Bundle:
 
 
 def files(source: Bundle, precision: str, work: Path, calibration: Sequence[Path] | None = None) -> dict[str, Path]:
-    """A bundle's own files, or for "fp16" and "int8" those that `dgiqa.quantize` makes of them, kept below `work`.
+    """A bundle's own files, or for "fp16" and "int8" those that `builder.quantize` makes of them, kept below `work`.
 
     calibration: images and folders; None: EXAMPLES for untrained networks, else the bundle's golden images. Layers are
     left out as `dgiqa-rt build` leaves them out: half an hour for the full size. report.json beside the files says how

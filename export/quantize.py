@@ -17,8 +17,8 @@ from dgiqa.errors import DgiqaError
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, quantise, print what was left out and how far scores moved; 0 if both files were written, 1 if not."""
-    from dgiqa.quantize import METHODS, quantize_bundle, sensitivity_table
-    from dgiqa.quantize.calibrate import CALIBRATORS
+    from dgiqa.builder.calibrate import CALIBRATORS
+    from dgiqa.builder.quantize import METHODS, quantize_bundle, sensitivity_table
 
     parser = argparse.ArgumentParser(description="Write a bundle's networks in a lower precision.")
     precision = parser.add_mutually_exclusive_group(required=True)

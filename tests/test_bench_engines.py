@@ -20,8 +20,8 @@ from subjects import Subject
 
 import engines
 from dgiqa import spec
+from dgiqa.builder.precision import load_model, to_half
 from dgiqa.bundle import Bundle
-from dgiqa.quantize.precision import load_model, to_half
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from dgiqa import batches, machine, preprocess, quantize, spec
+from dgiqa import batches, machine, preprocess, spec
+from dgiqa.builder import quantize
 from dgiqa.builder.build import BATCH, SLOW_INT8, build, depth_buckets
 from dgiqa.bundle import Bundle, load_bundle, load_golden
 from dgiqa.cli import app

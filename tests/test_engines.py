@@ -288,8 +288,8 @@ def test_another_bundle_of_the_same_name_is_stale(tiny_bundle: Bundle, tiny_grap
 BUILDER = """
 import sys, time
 from dgiqa.builder import build
-from dgiqa.quantize import quantize_bundle
-import dgiqa.quantize as room
+from dgiqa.builder.quantize import quantize_bundle
+import dgiqa.builder.quantize as room
 
 def slowly(*arguments, **options):
     print("quantising", flush=True)

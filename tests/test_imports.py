@@ -26,15 +26,15 @@ TRAINING = {"torch", "timm", "torchvision", "safetensors", "onnxscript", "onnxsi
 FLOORS = [
     ["_version", "errors", "spec", "timing", "metrics", "store", "resize", "attributes", "meaning"],
     ["machine", "image", "preprocess", "onnx_file"],
-    ["bundle", "inputs"],
+    ["bundle", "sources"],
     ["runtime"],
     ["batches"],
     ["on_device"],
     ["parity"],
-    ["quantize", "builder"],
+    ["builder"],
     ["video"],
     ["scorer"],
-    ["outputs"],
+    ["report"],
     ["nn", "speed", "doctor"],
     ["cli"],
 ]
@@ -47,9 +47,7 @@ TO_MEND = {
     ("runtime.ov", "runtime.engines"),
     ("runtime.trt", "builder.plan"),
     ("video", "scorer"),
-    ("video.outputs", "outputs"),
     ("video.pipeline", "scorer"),
-    ("video.report", "outputs"),
 }
 
 
@@ -161,7 +159,7 @@ def module_of(name: str) -> str:
 def test_only_rooms_of_engines_import_one() -> None:
     engines = {"onnxruntime", "openvino", "tensorrt"}
     users = {room for room, path in MODULES.items() for name, _, _ in imports(path) if name.split(".")[0] in engines}
-    assert users <= {"runtime.ort", "runtime.ov", "runtime.trt", "builder.plan", "quantize"}
+    assert users <= {"runtime.ort", "runtime.ov", "runtime.trt", "builder.plan", "builder.quantize"}
 
 
 def clean(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:

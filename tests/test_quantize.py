@@ -17,10 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dgiqa import spec
-from dgiqa.bundle import Bundle, load_bundle, load_golden, sha256_of
-from dgiqa.errors import BackendError, BundleError, EngineError, ParityError
-from dgiqa.parity import BUDGETS
-from dgiqa.quantize.calibrate import (
+from dgiqa.builder.calibrate import (
     BINS,
     CALIBRATORS,
     MAX_IMAGES,
@@ -31,13 +28,15 @@ from dgiqa.quantize.calibrate import (
     photographs,
     score_tiles,
 )
+from dgiqa.bundle import Bundle, load_bundle, load_golden, sha256_of
+from dgiqa.errors import BackendError, BundleError, EngineError, ParityError
+from dgiqa.parity import BUDGETS
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from dgiqa import quantize as quantize_module  # noqa: E402
-from dgiqa.quantize import FILES, NOTICEABLE, Group, Part, Quantized, quantize_bundle, sensitivity_table  # noqa: E402
-from dgiqa.quantize.precision import (  # noqa: E402
+from dgiqa.builder import quantize as quantize_module  # noqa: E402
+from dgiqa.builder.precision import (  # noqa: E402
     CPU_WEIGHT_LEVELS,
     LEVELS,
     check_precision,
@@ -52,6 +51,7 @@ from dgiqa.quantize.precision import (  # noqa: E402
     weighted_layers,
     with_outputs,
 )
+from dgiqa.builder.quantize import FILES, NOTICEABLE, Group, Part, Quantized, quantize_bundle, sensitivity_table  # noqa: E402
 from dgiqa.runtime.ort import OrtSession  # noqa: E402
 from dgiqa.runtime.session import open_session  # noqa: E402
 

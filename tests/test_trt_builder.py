@@ -75,7 +75,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Pat
 
     No budget, so every layer is changed: more than what is shipped, and no search for layers to leave out.
     """
-    from dgiqa.quantize import quantize_bundle
+    from dgiqa.builder.quantize import quantize_bundle
 
     bundle = load_bundle("small")
     files = {"fp32": {name: bundle.path / name for name in SHAPES}}
@@ -112,7 +112,7 @@ def test_every_shipped_network_compiles_in_the_types_it_names(
 
 @pytest.mark.slow
 def test_the_full_size_network_compiles_in_fp16(full_quality_export: Any, compile: Compile) -> None:
-    from dgiqa.quantize.precision import load_model, to_half
+    from dgiqa.builder.precision import load_model, to_half
 
     built = compile(to_half(load_model(full_quality_export.path)), SHAPES[spec.QUALITY_FILE])
     assert "error" not in built, built["error"]
@@ -222,9 +222,9 @@ def test_the_full_size_network_compiles_with_attention_nodes_by_plugin_and_by_bo
     compile: Compile, tmp_path: Path
 ) -> None:
     torch = pytest.importorskip("torch")
+    from dgiqa.builder.precision import load_model, to_half
     from dgiqa.nn.network import DGIQA, FULL
     from dgiqa.nn.onnx_export import export_quality
-    from dgiqa.quantize.precision import load_model, to_half
 
     torch.manual_seed(0)
     exported = export_quality(DGIQA(FULL).eval(), tmp_path / "attention.onnx", attention="op")

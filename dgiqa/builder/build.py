@@ -168,7 +168,7 @@ def _typed(order: _Order) -> tuple[dict[str, Path], dict[str, Any]]:
     """Network -> ONNX file with the precision in it; the bundle's own for fp32 and bf16. And the quantiser's report."""
     if order.precision not in spec.QUANTIZED:
         return {name: order.bundle.file(name) for name in engines.NETWORKS}, {}
-    from dgiqa.quantize import quantize_bundle
+    from dgiqa.builder.quantize import quantize_bundle
 
     try:
         made = quantize_bundle(
@@ -227,7 +227,7 @@ def _shapes(name: str, profile: Mapping[str, Any], tile: int) -> dict[str, tuple
 
 def _checked_types(path: Path, precision: str) -> dict[str, int]:
     """Weighted layers of an ONNX file per type. ParityError unless most are of the precision asked for."""
-    from dgiqa.quantize.precision import check_precision
+    from dgiqa.builder.precision import check_precision
 
     try:
         return dict(check_precision(path, precision))

@@ -68,7 +68,7 @@ def _bundle_facts(summary: BundleSummary) -> dict[str, Any]:
 
 
 def _print_bundle(facts: dict[str, Any]) -> None:
-    from dgiqa.outputs import BOLD, RED, painter, printable, to_json
+    from dgiqa.report.rows import BOLD, RED, painter, printable, to_json
 
     stream = stdout()
     paint = painter(stream)
@@ -121,7 +121,7 @@ def doctor(
 
 def _print_checks(checks: list[Check]) -> None:
     from dgiqa.doctor import healthy
-    from dgiqa.outputs import GREEN, RED, YELLOW, painter, printable
+    from dgiqa.report.rows import GREEN, RED, YELLOW, painter, printable
 
     stream = stdout()
     paint = painter(stream)
@@ -257,7 +257,7 @@ def import_weights(
 
 
 def _print_parity(report: ParityReport) -> None:
-    from dgiqa.outputs import GREEN, RED, painter, printable
+    from dgiqa.report.rows import GREEN, RED, painter, printable
 
     stream = stdout()
     paint = painter(stream)
@@ -272,7 +272,7 @@ def _print_parity(report: ParityReport) -> None:
 
 
 def _print_sweep(swept: Sweep) -> None:
-    from dgiqa.outputs import GREEN, RED, painter, printable
+    from dgiqa.report.rows import GREEN, RED, painter, printable
 
     stream = stdout()
     paint = painter(stream)

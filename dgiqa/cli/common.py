@@ -155,7 +155,7 @@ def data_stream() -> TextIO:
 
 def say(message: str, prefix: str = f"{PROGRAM}: ") -> None:
     """One line on standard error; a closed one is no reason to fail."""
-    from dgiqa.outputs import printable
+    from dgiqa.report.rows import printable
 
     with contextlib.suppress(OSError, ValueError, AttributeError):
         print(prefix + printable(message), file=sys.stderr, flush=True)
@@ -163,14 +163,14 @@ def say(message: str, prefix: str = f"{PROGRAM}: ") -> None:
 
 def print_json(facts: dict[str, Any]) -> None:
     """One JSON document on standard output."""
-    from dgiqa.outputs import to_json
+    from dgiqa.report.rows import to_json
 
     print(to_json({"schema_version": 1, **facts}), file=data_stream())
 
 
 def watched() -> bool:
     """Whether someone sees a progress line on standard error."""
-    from dgiqa.outputs import is_terminal
+    from dgiqa.report.rows import is_terminal
 
     return sys.stderr is not None and is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
 

@@ -30,9 +30,9 @@ from dgiqa.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from dgiqa.inputs import Input
-    from dgiqa.outputs import Report, Row, Summary
+    from dgiqa.report.rows import Report, Row, Summary
     from dgiqa.scorer import Scorer
+    from dgiqa.sources import Input
 
 
 @app.command(epilog=EXIT_CODES)
@@ -90,7 +90,7 @@ def score(  # noqa: PLR0917 - the command line's options
       curl -s https://example.org/a.jpg | dgiqa-rt score -
       find . -name '*.jpg' -print0 | dgiqa-rt score --from-file - -0
     """
-    from dgiqa.outputs import ProgressLine, Report, Summary, format_of
+    from dgiqa.report.rows import ProgressLine, Report, Summary, format_of
 
     _check_sources(paths, from_file)
     with options.usage("--output"):
@@ -151,7 +151,7 @@ def _wanted_format(format_: Format | None, json_: bool) -> Format | None:
 
 
 def _inputs(paths: list[str], from_file: str | None, null: bool, recursive: bool) -> Iterator[Input]:
-    from dgiqa.inputs import expand, listed
+    from dgiqa.sources import expand, listed
 
     if from_file is None:
         return expand(paths, recursive=recursive)
@@ -166,7 +166,7 @@ def _inputs(paths: list[str], from_file: str | None, null: bool, recursive: bool
 
 def _counted(inputs: Iterator[Input], live: bool) -> tuple[Iterator[Input], int | None]:
     """The inputs, and how many there are where that is cheap. A live list is not read ahead: its images would wait."""
-    from dgiqa.inputs import counted
+    from dgiqa.sources import counted
 
     return (inputs, None) if live else counted(inputs)
 
@@ -186,7 +186,7 @@ def _list(inputs: Iterator[Input], end: str) -> int:
 def _open(  # noqa: PLR0917 - the options it joins
     report: Report, output: str | None, target: str | None, shown: str | None, details: bool, fail_under: float | None
 ) -> None:
-    from dgiqa.outputs import AtomicFile, writer_for
+    from dgiqa.report.rows import AtomicFile, writer_for
 
     if output and target:
         file = report.own(writable(AtomicFile, output))
@@ -198,7 +198,7 @@ def _open(  # noqa: PLR0917 - the options it joins
 
 def _rows(scorer: Scorer, inputs: Iterator[Input], workers: int | None, details: bool) -> Generator[Row]:
     """A row per input, in the order of the inputs: those without an image are put back in between the scored ones."""
-    from dgiqa.outputs import error_row, score_row
+    from dgiqa.report.rows import error_row, score_row
     from dgiqa.scorer import Score
 
     waiting: deque[tuple[int, Input]] = deque()  # (how many images come before it, the input that gives none)

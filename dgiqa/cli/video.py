@@ -29,8 +29,8 @@ from dgiqa.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from dgiqa.report.files import PictureReport
     from dgiqa.video import Summary
-    from dgiqa.video.outputs import PictureReport
     from dgiqa.video.sampling import Sampling
 
 
@@ -126,10 +126,10 @@ def video(  # noqa: PLR0917 - the command line's options
       dgiqa-rt video rtsp://camera/1 rtsp://camera/2 --fps 1 -o cameras.jsonl
       ffmpeg -i in.mkv -f rawvideo -pix_fmt rgb24 - | dgiqa-rt video --raw 1280x720@25 -
     """
+    from dgiqa.report.files import PictureReport, VideoProgress
     from dgiqa.scorer import Scorer, check_tiling
     from dgiqa.video import Reading, Summary, VideoRun
     from dgiqa.video.frames import Raw
-    from dgiqa.video.outputs import PictureReport, VideoProgress
     from dgiqa.video.reuse import Reuse
 
     sampling = _sampling(every, fps, frames, scenes, start, end, duration)
@@ -186,27 +186,26 @@ def _open(
     report: PictureReport, output: str | None, shown: str | None, gate: float | None, **sinks: str | None
 ) -> None:
     """Open all that is written, before anything slow: it may not be writable."""
-    from dgiqa.outputs import AtomicFile
-    from dgiqa.video import outputs
-    from dgiqa.video import report as pictures
+    from dgiqa.report import files, page
+    from dgiqa.report.rows import AtomicFile
 
     if output:
         with options.usage("--output"):
-            kind = outputs.format_of(output)
+            kind = files.format_of(output)
         file = report.own(writable(AtomicFile, output))
-        report.write_to(outputs.writer_for(kind, file.stream), file)
-    makers: dict[str, Callable[[str], pictures.Sink]] = {
-        "plot": lambda path: pictures.TimelinePlot(path, gate),
-        "html": lambda path: pictures.HtmlReport(path, gate),
-        "srt": pictures.Subtitles,
-        "ffmetadata": pictures.Chapters,
+        report.write_to(files.writer_for(kind, file.stream), file)
+    makers: dict[str, Callable[[str], page.Sink]] = {
+        "plot": lambda path: page.TimelinePlot(path, gate),
+        "html": lambda path: page.HtmlReport(path, gate),
+        "srt": page.Subtitles,
+        "ffmetadata": page.Chapters,
     }
     for name, path in sinks.items():
         if path:
             report.draw_to(writable(makers[name], path))
     if shown:
         stream = stdout() if shown == "table" else data_stream()
-        report.write_to(outputs.writer_for(shown, stream, gate=gate))
+        report.write_to(files.writer_for(shown, stream, gate=gate))
 
 
 def _sampling(  # noqa: PLR0917 - the options it joins

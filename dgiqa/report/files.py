@@ -6,7 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, TextIO
 
-from dgiqa.outputs import (
+from dgiqa.report.rows import (
     BOLD,
     CYAN,
     DIM,
@@ -29,8 +29,8 @@ from dgiqa.outputs import (
 from dgiqa.video import VIDEO_COLUMNS, Summary
 
 if TYPE_CHECKING:
+    from dgiqa.report.page import Sink
     from dgiqa.video.pipeline import Result
-    from dgiqa.video.report import Sink
 
 FILE_FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".json": "json", ".parquet": "parquet"}
 ROW_GROUP = 1000  # rows of a Parquet file kept in memory before they are written
@@ -81,7 +81,7 @@ class ParquetWriter:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write what is left, and the end of the file."""
-        from dgiqa.outputs import to_json
+        from dgiqa.report.rows import to_json
 
         self._flush()
         self._writer.add_key_value_metadata({"dgiqa": to_json(summary)})

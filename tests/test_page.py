@@ -12,8 +12,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from dgiqa.video import VIDEO_COLUMNS, report
-from dgiqa.video.report import Chapters, Curve, HtmlReport, Subtitles, TimelinePlot
+from dgiqa.report import page
+from dgiqa.report.page import Chapters, Curve, HtmlReport, Subtitles, TimelinePlot
+from dgiqa.video import VIDEO_COLUMNS
 
 SUMMARY: dict[str, Any] = {
     "complete": True,
@@ -105,7 +106,7 @@ def test_the_curve_goes_through_its_points(tmp_path: Path) -> None:
     svg = ElementTree.fromstring(text[text.index("<svg") : text.index("</svg>") + 6])
     line = next(e for e in svg.iter() if e.tag.endswith("polyline"))
     points = [tuple(map(float, p.split(","))) for p in line.attrib["points"].split()]
-    top, bottom = report.TOP, report.HEIGHT - report.BOTTOM
+    top, bottom = page.TOP, page.HEIGHT - page.BOTTOM
     assert [y for _, y in points] == pytest.approx([top, bottom, (top + bottom) / 2])
     assert points[1][0] == pytest.approx((points[0][0] + points[2][0]) / 2)
 
@@ -127,7 +128,7 @@ def test_thumbnails_are_not_all_of_the_same_moment(tmp_path: Path) -> None:
     text = written(HtmlReport(str(tmp_path / "r.html")), rows).read_text()
     worst = [float(t) for t in re.findall(r"</b> at ([\d.]+) s", text)][:6]
     assert worst[0] == 30
-    assert all(abs(a - b) >= report.APART_S for i, a in enumerate(worst) for b in worst[:i])
+    assert all(abs(a - b) >= page.APART_S for i, a in enumerate(worst) for b in worst[:i])
     assert min(abs(t - 18) for t in worst) == 0
 
 
@@ -155,12 +156,12 @@ def test_an_error_at_the_end_is_on_the_axis_and_in_its_place_in_the_table(tmp_pa
     summary = SUMMARY | {"videos": {"a.mp4": {"worst_interval": {"start_s": 0.0, "end_s": 2.0, "mean": 0.5}}}}
     text = written(HtmlReport(str(tmp_path / "r.html")), rows, summary).read_text()
     marks = [float(x) for x in re.findall(r'class="error" d="M([\d.]+)', text)]
-    right = report.WIDTH - report.RIGHT
-    assert marks == pytest.approx([report.LEFT + (right - report.LEFT) / 4, right], abs=0.1)
+    right = page.WIDTH - page.RIGHT
+    assert marks == pytest.approx([page.LEFT + (right - page.LEFT) / 4, right], abs=0.1)
     assert re.findall(r"<tr><td>([\d.]+)</td>", text) == ["0.000", "1.000", "2.000", "4.000"]
     assert "red: could not be scored" in text
     (width,) = re.findall(r'class="worst" x="44.0" y="10" width="([\d.]+)"', text)
-    assert float(width) == pytest.approx((right - report.LEFT) / 2, abs=0.1)
+    assert float(width) == pytest.approx((right - page.LEFT) / 2, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +200,7 @@ def test_a_long_curve_is_thinned_and_its_dips_stay() -> None:
     for i in range(50_000):
         curve.add(row(i / 25, 0.1 if i == 31_234 else 0.8))
     points = curve.all_points()
-    assert len(points) <= report.MAX_POINTS
+    assert len(points) <= page.MAX_POINTS
     assert min(p.score for p in points) == 0.1
     assert next(p for p in points if p.score == 0.1).time_s == 31_234 / 25
     assert points[-1].time_s > 49_900 / 25
@@ -209,7 +210,7 @@ def test_the_page_of_a_long_video_stays_small(tmp_path: Path) -> None:
     rows = [row(i / 25, 0.5 + 0.4 * np.sin(i / 99)) for i in range(9_000)]
     path = written(HtmlReport(str(tmp_path / "r.html")), rows)
     assert path.stat().st_size < 1_500_000
-    assert path.read_text().count("<tr>") <= report.MAX_TABLE + 2
+    assert path.read_text().count("<tr>") <= page.MAX_TABLE + 2
 
 
 def test_the_plot_is_a_picture_with_a_panel_per_video(tmp_path: Path) -> None:
@@ -228,7 +229,7 @@ def test_the_plot_of_very_many_videos_is_still_written(tmp_path: Path, monkeypat
     pytest.importorskip("matplotlib")
     import cv2
 
-    monkeypatch.setattr(report, "MAX_PIXELS", 600)
+    monkeypatch.setattr(page, "MAX_PIXELS", 600)
     rows = [row(0, None, f"{i}.mp4", error="gone") for i in range(10)]
     picture = cv2.imread(str(written(TimelinePlot(str(tmp_path / "p.png")), rows)))
     assert picture is not None

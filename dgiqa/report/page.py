@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa._version import __version__
-from dgiqa.outputs import AtomicFile, Row
+from dgiqa.report.rows import AtomicFile, Row
 
 MAX_PIXELS = 60_000  # of a picture's height: PNG libraries and matplotlib end at 65,535
 MAX_POINTS = 4000  # of a curve, per video

@@ -1,4 +1,4 @@
-"""Arguments -> the ordered, lazy stream of images. Nothing here is an image: inputs.py never opens one."""
+"""Arguments -> the ordered, lazy stream of images. Nothing here is an image: sources never opens one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dgiqa import inputs
-from dgiqa.inputs import Input, counted, expand, listed, natural_key
+from dgiqa import sources
+from dgiqa.sources import Input, counted, expand, listed, natural_key
 
 
 def touch(root: Path, *names: str) -> None:
@@ -135,7 +135,7 @@ def test_standard_input_is_one_image_and_is_read_when_its_turn_comes(
 
 
 def test_an_endless_standard_input_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "MAX_STDIN_BYTES", 10)
+    monkeypatch.setattr(sources, "MAX_STDIN_BYTES", 10)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(bytes(1000))))
     (item,) = expand(["-"])
     assert "more than 10 bytes" in item.error

@@ -23,10 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from dgiqa import spec
-from dgiqa.bundle import Bundle, load_bundle
-from dgiqa.errors import ParityError
-from dgiqa.parity import BUDGETS
-from dgiqa.quantize.calibrate import (
+from dgiqa.builder.calibrate import (
     CALIBRATORS,
     Histogram,
     Probe,
@@ -35,8 +32,8 @@ from dgiqa.quantize.calibrate import (
     photographs,
     probe_photographs,
 )
-from dgiqa.quantize.modelopt import check_modelopt, modelopt_int8
-from dgiqa.quantize.precision import (
+from dgiqa.builder.modelopt import check_modelopt, modelopt_int8
+from dgiqa.builder.precision import (
     CPU_WEIGHT_LEVELS,
     LEVELS,
     layer_types,
@@ -49,6 +46,9 @@ from dgiqa.quantize.precision import (
     to_int8,
     weighted_layers,
 )
+from dgiqa.bundle import Bundle, load_bundle
+from dgiqa.errors import ParityError
+from dgiqa.parity import BUDGETS
 from dgiqa.runtime.ort import OrtSession
 
 Progress = Callable[[str], None]

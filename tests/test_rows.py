@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dgiqa.outputs import (
+from dgiqa.report.rows import (
     COLUMNS,
     DETAIL_COLUMNS,
     AtomicFile,

@@ -23,9 +23,9 @@ from dgiqa import preprocess, spec
 from dgiqa.bundle import Bundle, load_golden
 from dgiqa.errors import BundleError, ImageError
 from dgiqa.image import decode
-from dgiqa.inputs import expand
 from dgiqa.parity import DISTORTIONS
 from dgiqa.runtime.ort import OrtSession
+from dgiqa.sources import expand
 
 UInt8 = NDArray[np.uint8]
 Progress = Callable[[str], None]
@@ -258,7 +258,7 @@ class _Watched:
     """A network that fills histograms of inner tensors whenever it runs."""
 
     def __init__(self, model: Any, tensors: Sequence[str]) -> None:
-        from dgiqa.quantize.precision import with_outputs
+        from dgiqa.builder.precision import with_outputs
 
         self.histograms = {name: Histogram() for name in tensors}
         self._session = OrtSession(with_outputs(model, tensors).SerializeToString())

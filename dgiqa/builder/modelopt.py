@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dgiqa.builder.calibrate import network_feeds
+from dgiqa.builder.precision import import_onnx, load_model, weighted_layers
 from dgiqa.errors import BackendError, EngineError
-from dgiqa.quantize.calibrate import network_feeds
-from dgiqa.quantize.precision import import_onnx, load_model, weighted_layers
 from dgiqa.runtime.ort import OrtSession
 from dgiqa.spec import Preprocess
 
