@@ -41,6 +41,7 @@ from subjects import Subject, main_or_subject, own_command, peak_mb, resident_mb
 from timer import Ledger, Result, compare, parsed, parser
 
 from dgiqa import metrics, preprocess, spec, speed
+from dgiqa.attributes import measure
 from dgiqa.batches import Networks
 from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.image import decode
@@ -248,6 +249,7 @@ def alone(scorer: Scorer, pictures: Sequence[bytes], setting: Setting) -> dict[s
         "depth": (lambda w: networks.depth.run({spec.DEPTH_INPUT: w["image"]}), works, networks.parallel),
         "depth_image": (lambda w: preprocess.depth_image(w["depth"], *w["rgb"].shape[:2], p), works, setting.workers),
         "tiles": (lambda w: cut(w["rgb"], w["near"], p), works, setting.workers),
+        "attributes": (lambda w: measure(w["rgb"]), works, setting.workers),
         "quality": (
             lambda b: networks.quality.run({spec.QUALITY_RGB: rgb_tiles[b], spec.QUALITY_DEPTH: depth_tiles[b]}),
             batches,

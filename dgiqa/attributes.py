@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -82,6 +83,8 @@ def measure(rgb: UInt8, reduced: UInt8 | None = None) -> Attributes:
     small = _reduced(rgb) if reduced is None else reduced
     grey = np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), np.uint8)
     low, high = np.percentile(grey, (1, 99))
+    colourfulness, apart = _colour(small)
+    native: dict[str, Any] = _native(rgb)
     return Attributes(
         width=width,
         height=height,
@@ -91,8 +94,9 @@ def measure(rgb: UInt8, reduced: UInt8 | None = None) -> Attributes:
         bright_clipped=float((grey > 255 - CLIPPED).mean()),
         contrast=float(high - low) / 255,
         entropy=_entropy(grey),
-        **_colour(small),
-        **_native(rgb),
+        colourfulness=colourfulness,
+        greyscale=bool(apart < GREY),
+        **native,
     )
 
 
@@ -147,12 +151,12 @@ def _entropy(grey: UInt8) -> float:
     return float(-(share * np.log2(share)).sum())
 
 
-def _colour(rgb: UInt8) -> dict[str, float | bool]:
+def _colour(rgb: UInt8) -> tuple[float, float]:
+    """(colourfulness, mean distance of the channels in levels)"""
     r, g, b = (rgb[::2, ::2, i].astype(np.float32) for i in range(3))  # a quarter of them tells as much
     rg, yb = r - g, (r + g) / 2 - b
     spread, offset = math.hypot(rg.std(), yb.std()), math.hypot(rg.mean(), yb.mean())
-    apart = np.abs(rg).mean() + np.abs(yb).mean()
-    return {"colourfulness": spread + 0.3 * offset, "greyscale": bool(apart < GREY)}
+    return spread + 0.3 * offset, float(np.abs(rg).mean() + np.abs(yb).mean())
 
 
 def _native(rgb: UInt8) -> dict[str, float]:
@@ -199,7 +203,7 @@ def _colour_shares(parts: Sequence[UInt8]) -> NDArray[np.float64]:
     for rgb in parts:
         r, g, b = (rgb[::2, ::2, i].astype(np.uint16) >> 3 for i in range(3))  # a quarter of them tells as much
         counts += np.bincount(((r << 10) | (g << 5) | b).ravel(), minlength=1 << 15)
-    return np.sort(np.partition(counts, -8)[-8:])[::-1] / counts.sum()
+    return np.asarray(np.sort(np.partition(counts, -8)[-8:])[::-1] / counts.sum())
 
 
 _SECOND = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)

@@ -11,16 +11,17 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa import preprocess, spec
+from dgiqa.attributes import Attributes
 from dgiqa.runtime.session import Session
 
 # Tiles per run. Two cores (Zen 3), small quality network, ms per tile: 7.0 alone, 5.6 from 4 tiles on, flat to 32.
@@ -44,6 +45,8 @@ class Work:
     tile_scores: NDArray[np.float32]  # [n], those of settled batches
     taken: int = 0  # windows that are in a batch, the first ones
     settled: int = 0  # windows whose score is known
+    attributes: Attributes | None = None
+    extra: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # further outputs of the network, [n,columns]
 
     @property
     def left(self) -> int:
@@ -66,22 +69,34 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class PartScores:
-    """What a run said of one Part. scores: f32 [count]. The times are this part's own, ms."""
+    """What a run said of one Part. scores: f32 [count]. The times are this part's own, ms.
+
+    extra: further outputs of the network by name, f32 [count,columns].
+    """
 
     scores: NDArray[np.float32]
     cut_ms: float
     run_ms: float
+    extra: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 class Networks:
     """A bundle's two networks as sessions, and how many runs of them may go on at a time (`parallel`).
 
-    batch: most tiles per run of the quality network, by default what costs little memory and no time. Hold `turn`
-    around a run of either.
+    batch: most tiles per run of the quality network, by default what costs little memory and no time. mapped: what
+    the bundle does with tile scores f32 [n], nothing by default. Hold `turn` around a run of either.
     """
 
-    def __init__(self, depth: Session, quality: Session, parallel: int, tile: int, batch: int | None = None) -> None:
-        self.depth, self.quality = depth, quality
+    def __init__(  # noqa: PLR0917 - what a bundle is opened as
+        self,
+        depth: Session,
+        quality: Session,
+        parallel: int,
+        tile: int,
+        batch: int | None = None,
+        mapped: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda scores: scores,
+    ) -> None:
+        self.depth, self.quality, self.mapped = depth, quality, mapped
         self.parallel, self.tile = parallel, tile
         self.batch = batch or (BATCH if parallel == 1 else BATCH_SIDE_BY_SIDE)
         self.turn = threading.BoundedSemaphore(parallel)
@@ -95,11 +110,16 @@ class Networks:
         feeds = {spec.QUALITY_RGB: memory[0, :total], spec.QUALITY_DEPTH: memory[1, :total]}
         with self.turn:
             started = time.perf_counter()
-            scores = self.quality.run(feeds)[spec.QUALITY_OUTPUT]
+            found = dict(self.quality.run(feeds))
             ms_per_tile = ms_since(started) / total
         self._spare.append(memory)
-        each = np.split(scores, np.cumsum([part.count for part in parts])[:-1])
-        return [PartScores(s, ms, ms_per_tile * len(s)) for s, ms in zip(each, cut_ms, strict=True)]
+        scores = self.mapped(found.pop(spec.QUALITY_OUTPUT))
+        ends = np.cumsum([part.count for part in parts])
+        spans = [slice(end - part.count, end) for part, end in zip(parts, ends, strict=True)]
+        return [
+            PartScores(scores[span], ms, ms_per_tile * part.count, {name: each[span] for name, each in found.items()})
+            for part, span, ms in zip(parts, spans, cut_ms, strict=True)
+        ]
 
     def close(self) -> None:
         """Release what the sessions hold: engines on a GPU have memory of their own."""
@@ -183,6 +203,9 @@ def enter(part: Part, found: PartScores) -> None:
     """Put a part's scores and times into its image."""
     work = part.work
     work.tile_scores[part.begin : part.begin + part.count] = found.scores
+    for name, values in found.extra.items():
+        rows = work.extra.setdefault(name, np.full((len(work.windows), values.shape[1]), np.nan, np.float32))
+        rows[part.begin : part.begin + part.count] = values
     work.settled += part.count
     for stage, ms in (("tiles", found.cut_ms), ("quality", found.run_ms)):
         work.timings_ms[stage] = work.timings_ms.get(stage, 0.0) + ms

@@ -52,7 +52,8 @@ class Meaning:
     reasons: in the order of the columns. presets: name -> score from which a picture passes, in [0, 1].
     kind: what the scale is ("mos": what people said), or "". interval: half the width, in the score's unit, of the
     interval that holds 80 % of people's ratings; None where it is not known. range: what 0 and 1 are on the labels'
-    own scale. knots: (x, y) of the map that every tile's score goes through; none: it stays as it is.
+    own scale, where the best may be the lowest. knots: (x, y) of the map that every tile's score goes through; none:
+    it stays as it is.
     """
 
     reasons: tuple[Reason, ...] = ()
@@ -67,7 +68,7 @@ class Meaning:
         if not self.knots:
             return scores
         x, y = np.array(self.knots).T
-        return np.interp(scores, x, y).astype(np.float32)  # NaN stays NaN
+        return np.asarray(np.interp(scores, x, y), np.float32)  # NaN stays NaN
 
     def preset(self, name: str) -> float:
         """The threshold of a preset. ValueError names those there are."""
@@ -158,8 +159,8 @@ def _unit(value: Any) -> float:
 
 def _range(value: Any) -> tuple[float, float]:
     low, high = map(_number, value)
-    if not low < high:
-        raise ValueError(f"range is {value!r}, wanted (lowest, highest)")
+    if low == high:
+        raise ValueError(f"range is {value!r}, wanted two different ends")
     return low, high
 
 

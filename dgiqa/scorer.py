@@ -14,7 +14,7 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,10 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa import image, preprocess, spec
+from dgiqa.attributes import SHORT_SIDE, Attributes, measure, note_of
 from dgiqa.batches import Batches, Networks, Part, Work, enter, ms_since, share, take, waiting
 from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.errors import BackendError, BundleError, EngineError, ImageError
 from dgiqa.machine import preparing_threads, usable_cores
+from dgiqa.meaning import verdict
 from dgiqa.runtime import engines
 from dgiqa.runtime.backends import TENSORRT, choose, parallel_runs
 from dgiqa.runtime.engines import Engine
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from dgiqa.video.stream import FrameStream
 
 MAX_BYTES = 1 << 30  # encoded images larger than this are refused unread
-STAGES = ("decode", "depth_input", "depth", "depth_image", "tiles", "quality")
+STAGES = ("decode", "depth_input", "depth", "depth_image", "tiles", "attributes", "quality")
 
 Source = str | Path | bytes | NDArray[Any] | BinaryIO
 _TENSORS = {
@@ -67,6 +69,10 @@ class Score:
     timings_ms: wall time per stage (STAGES); a batch shared with other images counts by this image's part of its
     tiles, and time spent waiting for other images is left out. An image on a GPU has the one stage "device".
     bundle: the bundle's id. backend: what ran the networks. source: path, given name, "<bytes>" or "<array>".
+    reasons: probability of each kind of fault that the bundle knows, mean over the tiles; faults: those that reach
+    their thresholds, the clearest first, see `meaning.words`. verdict: "pass" or "fail" where the scorer has a
+    threshold. note: what the score does not cover ("looks like a screenshot ..."), or "". attributes: what was
+    measured of the picture; None for one on a GPU. tile_features: f32 [n,C], where the scorer was asked for them.
     """
 
     value: float
@@ -83,6 +89,17 @@ class Score:
     bundle: str
     backend: str
     source: str
+    reasons: dict[str, float] = field(default_factory=dict)
+    faults: tuple[str, ...] = ()
+    verdict: str | None = None
+    note: str = ""
+    attributes: Attributes | None = None
+    tile_features: NDArray[np.float32] | None = None
+
+    @property
+    def features(self) -> NDArray[np.float32] | None:
+        """Mean over the tiles of what the network's last layer sees: f32 [C]."""
+        return None if self.tile_features is None else self.tile_features.mean(0)
 
     @property
     def windows_original(self) -> NDArray[np.float64]:
@@ -95,7 +112,10 @@ class Score:
         """Everything as plain numbers, strings, lists and dicts, ready for JSON."""
         record = {name: getattr(self, name) for name in self.__dataclass_fields__}
         record |= {"tile_scores": self.tile_scores.tolist(), "windows": self.windows.tolist()}
-        return record | {"timings_ms": dict(self.timings_ms)}
+        record |= {"reasons": dict(self.reasons), "faults": list(self.faults), "timings_ms": dict(self.timings_ms)}
+        record["attributes"] = self.attributes and self.attributes.as_dict()
+        features = record.pop("tile_features")
+        return record | {"features": None if features is None else features.mean(0).tolist()}
 
     def __float__(self) -> float:
         return self.value
@@ -135,6 +155,8 @@ class Scorer:
     (`backends.parallel_runs`). By default `score` has all threads for one run, and `score_many` and videos do as
     "auto" would, with networks of their own that are opened when first needed.
     max_pixels: larger images are refused before they are decoded.
+    gate: the score from which an image passes, or the name of one of the bundle's presets; it decides `verdict`.
+    features: keep what the last layer sees, of each tile, in the scores; where the bundle's network gives it.
     Raises BundleError, BackendError, EngineError if there is no such engine, or ValueError for arguments that mean
     nothing.
     """
@@ -152,6 +174,8 @@ class Scorer:
         threads: int | None = None,
         parallel: int | Literal["auto"] | None = None,
         max_pixels: int | None = None,
+        gate: float | str | None = None,
+        features: bool = False,
     ) -> None:
         for name, number in (("batch", batch), ("threads", threads), ("parallel", parallel)):
             if isinstance(number, int) and number < 1:
@@ -160,6 +184,10 @@ class Scorer:
         self.tiles = tiles
         self.max_pixels = image.MAX_PIXELS if max_pixels is None else max_pixels
         check_tiling(tiles, self.bundle.preprocess.tile)
+        self.gate = self.bundle.meaning.preset(gate) if isinstance(gate, str) else gate
+        if self.gate is not None and not 0 <= self.gate <= 1:
+            raise ValueError(f"gate is {gate}, wanted a score in 0..1 or the name of a preset")
+        self._keep_features = features
         built = _engine(self.bundle, backend, precision, build, engine)
         if built:
             backend, precision = built.backend, built.precision
@@ -190,7 +218,7 @@ class Scorer:
         if stream is not None:
             raise ValueError("got a stream for an image that is not on a GPU; leave it out")
         networks = _alive(self._alone)
-        work = self._prepare(source, name or _name_of(source), tiles, networks)
+        work = self._prepare(source, name or _name_of(source), tiles, networks, look=True)
         while parts := take([work], networks.batch):
             for part, found in zip(parts, networks.score(parts), strict=True):
                 enter(part, found)
@@ -318,9 +346,11 @@ class Scorer:
         *,
         stop: threading.Event | None = None,
         near: NDArray[np.uint8] | None = None,
+        look: bool = False,
     ) -> Work:
         """First half: source -> working image, depth image and windows. Given up between stages once stop is set.
 
+        look: measure the picture's attributes.
         near: the depth image to use, uint8 of the working size, instead of the depth network's.
         """
         clock = _Clock(stop)
@@ -330,10 +360,14 @@ class Scorer:
         if near is None:
             near = self._depth_image(rgb, networks, clock)
         with clock("tiles"):
-            rgb = preprocess.working_image(rgb, self._p)
+            working = preprocess.working_image(rgb, self._p)
             windows = preprocess.windows_for(tiles, near.shape[0], near.shape[1], self._p.tile)
+        attributes = None
+        if look:
+            with clock("attributes"):
+                attributes = measure(rgb, working if _is_reduced(self._p, rgb) else None)
         scores = np.full(len(windows), np.nan, np.float32)
-        return Work(name, tiles, height, width, rgb, near, windows, clock.ms, scores)
+        return Work(name, tiles, height, width, working, near, windows, clock.ms, scores, attributes=attributes)
 
     def _depth_image(self, rgb: NDArray[np.uint8], networks: Networks, clock: _Clock) -> NDArray[np.uint8]:
         """The depth network's image of rgb [H,W,3]: uint8 of the working size."""
@@ -356,7 +390,8 @@ class Scorer:
             found = device.score(source, tiles, batch=networks.batch, stream=stream)
         there = np.broadcast_to(np.uint8(0), found.working_size)  # the working image's place; its pixels never came
         timings, n = {"device": found.ms}, len(found.windows)
-        return self._finish(Work(name, tiles, *found.size, there, there, found.windows, timings, found.tile_scores, n))
+        scores = networks.mapped(found.tile_scores)
+        return self._finish(Work(name, tiles, *found.size, there, there, found.windows, timings, scores, n))
 
     def _networks_together(self) -> Networks:
         """What scores many images; opened when it is first needed."""
@@ -370,7 +405,7 @@ class Scorer:
     ) -> Work | Failure:
         name, source = item if isinstance(item, tuple) else (_name_of(item), item)
         try:
-            return self._prepare(source, name, self.tiles, networks, stop=stop)
+            return self._prepare(source, name, self.tiles, networks, stop=stop, look=True)
         except Exception as error:  # whatever one file does to a decoder, the other images go on
             return _failure(name, error, keep)
 
@@ -416,6 +451,7 @@ class Scorer:
 
     def _finish(self, work: Work) -> Score:
         value, std_error = self._pooled(work.tile_scores)
+        reasons = self._reasons(work.extra)
         return Score(
             value=value,
             std_error=std_error,
@@ -431,7 +467,20 @@ class Scorer:
             bundle=self.bundle.id,
             backend=self.backend,
             source=work.source,
+            reasons=reasons,
+            faults=tuple(self.bundle.meaning.told(reasons)),
+            verdict=verdict(value, self.gate),
+            note=note_of(work.attributes) if work.attributes else "",
+            attributes=work.attributes,
+            tile_features=work.extra.get(spec.QUALITY_FEATURES) if self._keep_features else None,
         )
+
+    def _reasons(self, extra: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
+        """Name -> mean probability over the tiles; empty where the network gives none, or no name for its columns."""
+        found, named = extra.get(spec.QUALITY_REASONS), self.bundle.meaning.reasons
+        if found is None or found.shape[1] != len(named):
+            return {}
+        return {reason.name: float(p) for reason, p in zip(named, found.mean(0, dtype=np.float64), strict=True)}
 
     def _pooled(self, scores: NDArray[np.float32]) -> tuple[float, float | None]:
         """The mean of tile scores [n], and its standard error; a single tile has none."""
@@ -531,7 +580,7 @@ def _networks(  # noqa: PLR0917 - from the constructor's arguments
 ) -> Networks:
     files = (spec.DEPTH_FILE, spec.QUALITY_FILE)
     depth, quality = (_open(bundle, file, backend, precision, engine, threads, parallel) for file in files)
-    return Networks(depth, quality, parallel, bundle.preprocess.tile, batch)
+    return Networks(depth, quality, parallel, bundle.preprocess.tile, batch, bundle.meaning.mapped)
 
 
 def _open(  # noqa: PLR0917 - one per network, from the constructor's arguments
@@ -556,6 +605,11 @@ def _label(quality: Session, depth: Session, precision: str) -> str:
     """What runs the networks, for the score: "openvino-cpu 2026.4.1 int8"."""
     other = "" if depth.backend == quality.backend else f" (depth: {depth.backend})"
     return f"{quality.backend} {precision}{other}"
+
+
+def _is_reduced(p: spec.Preprocess, rgb: NDArray[np.uint8]) -> bool:
+    """Whether the working image is what `attributes.measure` would reduce the image to."""
+    return p.version >= 2 and p.short_side == SHORT_SIDE and min(rgb.shape[:2]) > SHORT_SIDE
 
 
 def _alive(networks: Networks | None) -> Networks:

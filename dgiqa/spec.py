@@ -35,8 +35,10 @@ QUALITY_OUTPUT = "score"
 QUALITY_REASONS = "reasons"
 QUALITY_FEATURES = "features"
 # Kinds of faults that a `reasons` column may stand for, in the order in which they are told.
-REASONS = ("blur", "noise", "compression", "dark", "bright", "low contrast", "colour", "low resolution", "sharpened")
-REASONS += ("blocks",)
+REASONS = (
+    *("blur", "noise", "compression", "dark", "bright", "low contrast", "colour", "low resolution", "sharpened"),
+    "blocks",
+)
 PRESETS = ("upload", "archive", "curation")  # thresholds on the score that a manifest may give
 
 DEPTH_FILE = "depth.onnx"

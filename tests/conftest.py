@@ -287,11 +287,11 @@ def _quality_graph(tile: int, extra: bool = False) -> bytes:
         helper.make_node("Conv", ["both", "w"], ["conv"], strides=[2, 2]),
         helper.make_node("Relu", ["conv"], ["relu"]),
         helper.make_node("ReduceMean", ["relu", "hw"], ["mean"], keepdims=0),
-        helper.make_node("MatMul", ["mean", "mix"], ["logit"]),
+        helper.make_node("Gemm", ["mean", "mix", "shift"], ["logit"]),
         helper.make_node("Sigmoid", ["logit"], ["column"]),
         helper.make_node("Squeeze", ["column", "axis"], [spec.QUALITY_OUTPUT]),
     ]
-    arrays = {"w": weights, "mix": mix, "hw": np.array([2, 3]), "axis": np.array([1])}
+    arrays = {"w": weights, "mix": mix, "shift": np.zeros(1, np.float32), "hw": np.array([2, 3]), "axis": np.array([1])}
     outputs: dict[str, list[Any]] = {spec.QUALITY_OUTPUT: ["n"]}
     if extra:
         nodes += [

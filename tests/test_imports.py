@@ -35,7 +35,7 @@ FLOORS = [
     ["video"],
     ["scorer"],
     ["report"],
-    ["nn", "speed", "doctor"],
+    ["nn", "speed", "doctor", "calibrate"],
     ["cli"],
 ]
 ROOM_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

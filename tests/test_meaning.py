@@ -44,7 +44,7 @@ def test_it_survives_the_manifest(meaning: Meaning, tmp_path: Path) -> None:
         {"presets": {"upload": "0.5"}},
         {"presets": [0.5]},
         {"scale": {"interval": float("nan")}},
-        {"scale": {"range": [5, 1]}},
+        {"scale": {"range": [5, 5]}},
         {"scale": {"range": [1]}},
         {"calibration": {"knots": [[0, 0.1], [0.5, 0.1], [1, 0.9]]}},
         {"calibration": {"knots": [[0, 0.5], [1, 0.4]]}},

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from dgiqa import spec
 from dgiqa.batches import Batches, Work, share, take, waiting
 from dgiqa.errors import BackendError, DgiqaError, ImageError
 from dgiqa.machine import preparing_threads
@@ -35,7 +36,8 @@ class Result:
 
     reused: "" (all computed), "depth" or "depth+tiles". tiles: how many; tiles_reused: of them, taken over.
     drift: score with reuse minus score without, where both were computed; then `score` is the one without.
-    picture: the working image, uint8 [h,w,3]. frame: without its pixels. ms: time in preparation and networks.
+    reasons: as in Score. picture: the working image, uint8 [h,w,3]. frame: without its pixels. ms: time in
+    preparation and networks.
     """
 
     frame: Frame
@@ -49,6 +51,7 @@ class Result:
     width: int | None = None
     height: int | None = None
     ms: float | None = None
+    reasons: dict[str, float] = field(default_factory=dict)
     picture: UInt8 | None = field(default=None, repr=False)
 
 
@@ -300,6 +303,7 @@ class Pipeline:
             ms=sum(work.timings_ms.values()),
             picture=work.rgb,
         )
+        result.reasons = self.scorer._reasons(self._merged_reasons(job, source.tiles))
         if job.plan == "reuse" and job.todo is not None:
             result.tiles_reused = int((~job.todo).sum())
             result.reused = "depth+tiles" if result.tiles_reused else "depth"
@@ -318,6 +322,15 @@ class Pipeline:
         tiles.scores = _over(tiles.scores, job.work.tile_scores, own)
         return tiles.scores, shadow
 
+    def _merged_reasons(self, job: _Job, tiles: TileKeeper) -> dict[str, NDArray[np.float32]]:
+        """The network's reasons for all tiles of a frame, f32 [n,K], where it gives them."""
+        assert job.work is not None
+        found = job.work.extra.get(spec.QUALITY_REASONS)
+        if job.todo is not None and job.plan == "reuse":
+            found = tiles.reasons if found is None else _over(tiles.reasons, found, job.todo)
+        tiles.reasons = found
+        return {} if found is None else {spec.QUALITY_REASONS: found}
+
 
 def feed(channel: Channel, frames: Iterable[Frame], *, newest_wins: Callable[[], bool], stop: threading.Event) -> None:
     """Put a source's frames into a channel until they end or nobody wants them."""
@@ -329,13 +342,13 @@ def feed(channel: Channel, frames: Iterable[Frame], *, newest_wins: Callable[[],
 def _part(work: Work, which: NDArray[np.bool_]) -> Work:
     """The same image with only some of its windows to compute."""
     count = int(which.sum())
-    return replace(work, windows=work.windows[which], tile_scores=np.full(count, np.nan, np.float32))
+    return replace(work, windows=work.windows[which], tile_scores=np.full(count, np.nan, np.float32), extra={})
 
 
 def _over(known: NDArray[np.float32] | None, new: NDArray[np.float32], which: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Known tile scores with new ones in the places `which`."""
+    """Known rows, one per tile, with new ones in the places `which`."""
     if known is None or len(known) != len(which) or which.all():
-        merged = np.full(len(which), np.nan, np.float32)
+        merged = np.full((len(which), *new.shape[1:]), np.nan, np.float32)
     else:
         merged = known.copy()
     merged[which] = new

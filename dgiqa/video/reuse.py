@@ -120,9 +120,10 @@ class DepthKeeper:
 
 @dataclass
 class TileKeeper:
-    """The last computed score of each tile of one source, and the pixels it was computed from."""
+    """The last computed score and reasons of each tile of one source, and the pixels they were computed from."""
 
     scores: NDArray[np.float32] | None = None
+    reasons: NDArray[np.float32] | None = None
     _pixels: list[UInt8] = field(default_factory=list)
     _detail: list[float] = field(default_factory=list)
 
