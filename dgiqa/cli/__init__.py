@@ -13,10 +13,17 @@ from typing import Annotated
 import typer
 
 from dgiqa._version import __version__
-from dgiqa.cli import bench, bundles, engines, score, video
+from dgiqa.cli import bench, bundles, calibrate, engines, score, video
 from dgiqa.cli.common import OK, PROGRAM, RUNTIME_ERROR, SIGNALS, Stopped, app, explain, say
 
-COMMAND_FILES = (score, video, bench, bundles, engines)  # importing a file adds its commands to the application
+COMMAND_FILES = (
+    score,
+    video,
+    bench,
+    bundles,
+    calibrate,
+    engines,
+)  # importing a file adds its commands to the application
 
 
 def main() -> None:

@@ -1,0 +1,313 @@
+"""Own labels become a bundle whose scores are on their scale, with a threshold, and with what is known of both.
+
+    images, labels ─► scores and features per tile ─┬─► a map of scores                ─┐
+                                                    └─► (adapt) a last layer fitted anew ─┴─► bundle, verified
+
+The bundle holds copies of the networks: it travels, `verify` accepts it, and engines are built from it as from any
+other.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgiqa import metrics, spec
+from dgiqa.bundle import GOLDEN, Bundle, load_golden, write_bundle
+from dgiqa.calibrate import fit
+from dgiqa.calibrate.adapt import Layer, Seen, adapted_out_of_fold, fit_layer, shipped_layer, with_layer
+from dgiqa.calibrate.labels import LabelError, Labels
+from dgiqa.errors import ParityError
+from dgiqa.meaning import Meaning
+
+if TYPE_CHECKING:
+    from dgiqa.scorer import Failure, Scorer
+
+Floats = NDArray[np.float64]
+
+FEWEST = 20  # labels; with fewer, intervals are wider than what they are about
+PRESET = "own"
+HALF_WIDTHS = (0.05, 0.03, 0.02)  # of the interval of SROCC, that the number of labels is told for
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """Labels with what a bundle's networks said of their pictures, and the pictures that could not be scored."""
+
+    labels: Labels
+    pictures: tuple[Seen, ...]
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def scores(self) -> Floats:
+        """Of the pictures, as the networks give them: f64 [n]."""
+        return np.array([seen.scores.mean(dtype=np.float64) for seen in self.pictures])
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What was fitted. knots: of the map, or empty; layer: the last layer, or None. predicted: out of fold, f64 [n].
+
+    good: which pictures count as good, bool [n]. chosen: the threshold for what was wanted, or None.
+    """
+
+    study: Study
+    knots: fit.Knots
+    layer: Layer | None
+    predicted: Floats
+    good: NDArray[np.bool_]
+    points: Sequence[fit.Point] = field(default_factory=tuple)
+    chosen: fit.Point | None = None
+
+    def report(self) -> dict[str, Any]:
+        """Figures as plain values, ready for JSON; "after" is of pictures that were left out of the fit."""
+        labels, before = self.study.labels, self.study.scores
+        srocc = fit.srocc_interval(self.predicted, labels.values)
+        return {
+            "labels": len(labels.values),
+            "failed": len(self.study.failures),
+            "binary": labels.binary,
+            "range": list(labels.range),
+            "method": "adapt" if self.layer else "map",
+            "before": _figures(before, labels.values),
+            "after": _figures(self.predicted, labels.values),
+            "srocc_interval": [_number(srocc.low), _number(srocc.high)],
+            "confidence": fit.CONFIDENCE,
+            "labels_for_half_width": {str(w): fit.labels_needed(len(labels.values), srocc, w) for w in HALF_WIDTHS},
+            "interval": None if labels.binary else _number(fit.spread(self.predicted, labels.values)),
+            "good": int(self.good.sum()),
+            "threshold": self.chosen.as_dict() if self.chosen else None,
+            "curve": [point.as_dict() for point in self.points],
+            "strength": self.layer.strength if self.layer and math.isfinite(self.layer.strength) else None,
+        }
+
+
+def look(scorer: Scorer, labels: Labels, folder: str | Path) -> Iterator[Seen | Failure]:
+    """What the networks of a scorer, opened with features=True and a bundle without a map, say of the pictures."""
+    from dgiqa.scorer import Failure
+
+    for result in scorer.score_many((image, Path(folder, image)) for image in labels.images):
+        if isinstance(result, Failure):
+            yield result
+        else:
+            features = result.tile_features
+            yield Seen(
+                result.tile_scores, np.empty((len(result.windows), 0), np.float32) if features is None else features
+            )
+
+
+def gather(labels: Labels, found: Iterable[Seen | Failure]) -> Study:
+    """Put labels and answers together, without those that failed. LabelError if too few are left."""
+    answers = list(found)
+    kept = [i for i, answer in enumerate(answers) if isinstance(answer, Seen)]
+    if len(kept) < FEWEST:
+        failures = [answer for answer in answers if not isinstance(answer, Seen)]
+        why = f"; the first that failed: {failures[0].message}" if failures else ""
+        raise LabelError(f"{len(kept)} labelled pictures could be scored, wanted {FEWEST} or more{why}")
+    values = labels.values[kept]
+    if np.ptp(values) == 0:
+        raise LabelError(
+            "all labelled pictures that could be scored have the same label; there is nothing to learn from"
+        )
+    kept_labels = replace(labels, images=tuple(labels.images[i] for i in kept), values=values)
+    pictures = tuple(answer for answer in answers if isinstance(answer, Seen))
+    return Study(kept_labels, pictures, tuple(answer for answer in answers if not isinstance(answer, Seen)))
+
+
+def calibrated(
+    study: Study,
+    *,
+    adapt_from: Layer | None = None,
+    good: float | None = None,
+    precision: float | None = None,
+    recall: float | None = None,
+) -> Calibration:
+    """Fit a map, or given the shipped last layer that one, and choose a threshold.
+
+    good: from which label on, on the labels' own scale, a picture counts as good; by default the middle of the scale.
+    precision, recall: what the threshold is wanted for; neither: no threshold.
+    Raises ValueError if no threshold has that, LabelError for labels that fall as scores rise.
+    """
+    labels = study.labels
+    if metrics.srocc(study.scores, labels.values) < -0.2:
+        raise LabelError("labels fall as scores rise; give --lower-is-better if the best pictures have the lowest ones")
+    tiles = [seen.scores for seen in study.pictures]
+    layer: Layer | None = None
+    knots: fit.Knots = ()
+    if adapt_from:
+        layer = fit_layer(study.pictures, labels.values, adapt_from)
+        predicted = adapted_out_of_fold(study.pictures, labels.values, adapt_from)
+    else:
+        knots, predicted = fit.fit_map(tiles, labels.values), fit.map_out_of_fold(tiles, labels.values)
+    low, high = labels.range
+    least = 0.5 if good is None else (good - low) / (high - low)
+    is_good = labels.values >= least
+    if is_good.all() or not is_good.any():
+        points: list[fit.Point] = []
+        if precision is not None or recall is not None:
+            count = "all" if is_good.all() else "none"
+            raise ValueError(
+                f"{count} of the pictures count as good from {labels.own(least):g} on; give another --good"
+            )
+    else:
+        points = fit.curve(predicted, is_good)
+    wanted = precision is not None or recall is not None
+    chosen = fit.threshold_for(points, precision=precision, recall=recall) if wanted else None
+    return Calibration(study, knots, layer, predicted, is_good, tuple(points), chosen)
+
+
+def write_calibrated(
+    base: Bundle, result: Calibration, target: str | Path, *, name: str, source: str, overwrite: bool = False
+) -> Bundle:
+    """Write the bundle: copies of the base's files, with the map in the manifest or the new last layer in quality.onnx.
+
+    source: what the labels are, for the title and the card. Raises BundleError as `write_bundle` does, ParityError if
+    the new file does not compute its layer.
+    """
+    manifest = base.manifest
+    files: dict[str, Path | bytes] = {file: base.path / file for file in manifest["files"]}
+    if result.layer:
+        files[spec.QUALITY_FILE] = with_layer(base.path / spec.QUALITY_FILE, result.layer)
+    if GOLDEN in files:
+        files[GOLDEN] = _golden(base, result, files)
+    count = len(result.study.labels.values)
+    how = "last layer adapted" if result.layer else "scores mapped"
+    card = {k: v for k, v in result.report().items() if k != "curve"}
+    features = manifest.get("tensors", {}).get(spec.QUALITY_FILE, {}).get("outputs", {}).get(spec.QUALITY_FEATURES)
+    arguments: dict[str, Any] = {
+        "name": name,
+        "title": f"{manifest.get('title', base.name)}; {how} to {count} labels ({source})",
+        "files": files,
+        "licence": "",
+        "source": "",
+        "origins": {
+            file: {key: entry[key] for key in ("licence", "source") if key in entry}
+            for file, entry in manifest["files"].items()
+        },
+        "preprocess": base.preprocess,
+        "meaning": _meaning(base.meaning, result),
+        "features": int(features["shape"][-1]) if features else 0,
+        "versions": {key: value for key, value in manifest.get("versions", {}).items() if key != "dgiqa-rt"},
+        "parity": {**manifest.get("parity", {}), "calibrated_from": base.id},
+        "model_card": {**manifest.get("model_card", {}), "calibration": card},
+        "opset": manifest.get("opset", spec.OPSET),
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        _verify(write_bundle(Path(scratch, "draft"), **arguments))
+    return write_bundle(target, **arguments, overwrite=overwrite)
+
+
+def plain(base: Bundle) -> Bundle:
+    """The bundle without a map of its own, so that its scores are its networks'."""
+    return replace(base, meaning=replace(base.meaning, knots=()))
+
+
+def _verify(draft: Bundle) -> None:
+    """ParityError unless the runtime gives the golden pictures the scores that the draft says."""
+    from dgiqa.parity import verify_bundle
+    from dgiqa.scorer import Scorer
+
+    if GOLDEN not in draft.manifest["files"]:
+        return
+    with Scorer(draft, backend="onnxruntime") as scorer:
+        report = verify_bundle(draft, scorer)
+    if not report.passed:
+        off = f"{report.max_difference:.1e}, allowed is {report.tolerance:g}"
+        raise ParityError(f"the calibrated files differ from what was fitted by {off}; nothing was written")
+
+
+def layer_of(base: Bundle, study: Study) -> Layer:
+    """The last layer that the base's score comes from. LabelError if its network does not give its features."""
+    if not study.pictures[0].features.shape[1]:
+        raise LabelError(
+            "this model's network does not give its features, so its last layer cannot be fitted; leave --adapt out"
+        )
+    return shipped_layer(base.file(spec.QUALITY_FILE))
+
+
+def _meaning(base: Meaning, result: Calibration) -> Meaning:
+    """The base's reasons, its presets where a map takes them along, the labels' scale, the threshold as a preset."""
+    labels = result.study.labels
+    moved = Meaning(knots=result.knots)
+    # Presets are on the base's own scale: through its map backwards (none: as they are), then through the new one.
+    presets = {} if result.layer else {k: float(moved.mapped(_unmapped(base, v))) for k, v in base.presets.items()}
+    if result.chosen:
+        presets[PRESET] = result.chosen.threshold
+    return Meaning(
+        reasons=base.reasons,
+        presets=presets,
+        kind="good or bad" if labels.binary else "own labels",
+        interval=None if labels.binary else min(1.0, fit.spread(result.predicted, labels.values)),
+        range=labels.range,
+        knots=result.knots,
+    )
+
+
+def _unmapped(meaning: Meaning, value: float) -> NDArray[np.float32]:
+    if not meaning.knots:
+        return np.asarray(value, np.float32)
+    x, y = np.array(meaning.knots).T
+    return np.asarray(np.interp(value, y, x), np.float32)
+
+
+def _golden(base: Bundle, result: Calibration, files: Mapping[str, Path | bytes]) -> bytes:
+    """golden.jsonl with the new scores of the same pictures."""
+    tile_scores = _adapted_golden(base, result.layer, files) if result.layer else _mapped_golden(base, result.knots)
+    lines = []
+    for golden, scores in zip(load_golden(base), tile_scores, strict=True):
+        record = {
+            "file": golden.file,
+            "sha256": golden.sha256,
+            "tiles": golden.tiles,
+            "score": float(scores.mean(dtype=np.float64)),
+            "tile_scores": scores.tolist(),
+        }
+        lines.append(json.dumps(record, allow_nan=False) + "\n")
+    return "".join(lines).encode()
+
+
+def _mapped_golden(base: Bundle, knots: fit.Knots) -> Iterator[NDArray[np.float32]]:
+    """What the base was released with, through the map: the chain to PyTorch holds."""
+    for golden in load_golden(base):
+        x, y = np.array(base.meaning.knots or ((0, 0), (1, 1)), np.float64).T
+        raw = np.interp(golden.tile_scores, y, x)  # the base's own map undone
+        yield Meaning(knots=knots).mapped(raw.astype(np.float32))
+
+
+def _adapted_golden(base: Bundle, layer: Layer, files: Mapping[str, Path | bytes]) -> Iterator[NDArray[np.float32]]:
+    """What the layer says in float64 of the golden pictures, which the new file must reproduce."""
+    from dgiqa.scorer import Scorer
+
+    with Scorer(plain(base), backend="onnxruntime", features=True) as scorer:
+        for golden in load_golden(base):
+            found = scorer.score(base.path / golden.file, tiles=golden.tiles)
+            off = np.abs(found.tile_scores - _unmapped_all(base.meaning, golden.tile_scores)).max()
+            if not off <= 1e-4:
+                raise ParityError(f"{base.id} does not score {golden.file} as it was released; run dgiqa-rt verify")
+            assert found.tile_features is not None  # the layer came from them
+            yield layer.tile_scores(Seen(found.tile_scores, found.tile_features)).astype(np.float32)
+
+
+def _unmapped_all(meaning: Meaning, scores: Sequence[float]) -> Floats:
+    x, y = np.array(meaning.knots or ((0, 0), (1, 1)), np.float64).T
+    return np.asarray(np.interp(scores, y, x))
+
+
+def _figures(scores: Floats, labels: Floats) -> dict[str, float | None]:
+    return {
+        "srocc": _number(metrics.srocc(scores, labels)),
+        "plcc": _number(metrics.plcc(scores, labels)),
+        "rmse": _number(metrics.rmse(scores, labels)),
+    }
+
+
+def _number(value: float) -> float | None:
+    return round(value, 4) if math.isfinite(value) else None

@@ -1,0 +1,176 @@
+"""The last layer fitted anew to own labels: features of pictures and labels become weights, and weights a network file.
+
+    features f32 [tiles,C] per picture, labels ─► logistic regression, held to the shipped layer ─► quality.onnx
+
+The shipped score is sigmoid(w . f + b). The new one is sigmoid(scale (w . f + b) + offset + change . f), where `change`
+is penalised and cross-validation decides how much: few labels move little but scale and offset. numpy alone; `onnx`
+reads and writes the file, and nothing needs torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgiqa import metrics, spec
+from dgiqa.calibrate.fit import cross_validated
+from dgiqa.errors import BundleError
+
+Floats = NDArray[np.float64]
+
+# Weight of the penalty on the standardised changes, per label; infinite: scale and offset only.
+STRENGTHS = (math.inf, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+CLEAR_GAIN = 0.995  # of the RMSE with scale and offset alone: what a change has to come below
+NEWTON_STEPS = 12
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What the network says of one picture. scores: f32 [tiles]; features: f32 [tiles,C]."""
+
+    scores: NDArray[np.float32]
+    features: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """score = sigmoid(weight . features + bias). weight: f64 [C]. strength: of the penalty it was fitted with."""
+
+    weight: Floats
+    bias: float
+    strength: float = math.inf
+
+    def score(self, seen: Seen) -> float:
+        """A picture's score in [0, 1]: the mean over its tiles."""
+        return float(self.tile_scores(seen).mean())
+
+    def tile_scores(self, seen: Seen) -> Floats:
+        """f64 [tiles]"""
+        return _sigmoid(seen.features @ self.weight + self.bias)
+
+
+def fit_layer(pictures: Sequence[Seen], labels: Floats, shipped: Layer) -> Layer:
+    """The layer for labels f64 [n] in [0, 1]; among strengths, the best of cross-validation."""
+    features = np.array([seen.features.mean(0, dtype=np.float64) for seen in pictures])
+
+    def error(strength: float) -> float:
+        found = cross_validated(labels, lambda train, test: predicted(train, test, strength))
+        return metrics.rmse(found, labels)
+
+    def predicted(train: NDArray[np.intp], test: NDArray[np.intp], strength: float) -> Floats:
+        layer = _fitted(features[train], labels[train], shipped, strength)
+        return _sigmoid(features[test] @ layer.weight + layer.bias)
+
+    errors = {strength: error(strength) for strength in STRENGTHS}
+    best = min(errors, key=lambda s: errors[s])
+    if errors[best] > CLEAR_GAIN * errors[math.inf]:
+        best = math.inf
+    return _fitted(features, labels, shipped, best)
+
+
+def adapted_out_of_fold(pictures: Sequence[Seen], labels: Floats, shipped: Layer) -> Floats:
+    """What layers say of pictures that they were not fitted to, their strength included: f64 [n]."""
+
+    def predict(train: NDArray[np.intp], test: NDArray[np.intp]) -> Floats:
+        layer = fit_layer([pictures[i] for i in train], labels[train], shipped)
+        return np.array([layer.score(pictures[i]) for i in test])
+
+    return cross_validated(labels, predict)
+
+
+def shipped_layer(path: str | Path) -> Layer:
+    """The last layer of a quality.onnx. Raises BundleError unless its score is sigmoid(w . features + b)."""
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(str(path))
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    weight, bias = (numpy_helper.to_array(constants[name]) for name in _last_layer(model.graph, path))
+    return Layer(weight.astype(np.float64).reshape(-1), float(bias.item()))
+
+
+def with_layer(path: str | Path, layer: Layer) -> bytes:
+    """quality.onnx with its last layer changed: the contents of the new file.
+
+    Raises BundleError unless its score is sigmoid(w . features + b).
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(str(path))
+    weight, bias = _last_layer(model.graph, path)
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for name, values in ((weight, layer.weight), (bias, np.array([layer.bias]))):
+        before = numpy_helper.to_array(constants[name])
+        if before.size != values.size:
+            raise BundleError(f"{path}: {name} has {before.size} values, wanted {values.size}; export it again")
+        constants[name].CopyFrom(numpy_helper.from_array(values.astype(before.dtype).reshape(before.shape), name))
+    return bytes(model.SerializeToString())
+
+
+def _last_layer(graph: Any, path: str | Path) -> tuple[str, str]:
+    """Names of the weight and the bias between the features and the score."""
+    makers = {name: node for node in graph.node for name in node.output}
+    constants = {tensor.name for tensor in graph.initializer}
+    bias, sigmoid = "", False
+    node = makers.get(spec.QUALITY_OUTPUT)
+    expected = ("Sigmoid", "Reshape", "Squeeze", "Flatten", "Add")
+    while node is not None and node.op_type in expected:
+        sigmoid |= node.op_type == "Sigmoid"
+        if node.op_type == "Add":
+            bias = next((name for name in node.input if name in constants), "")
+        node = makers.get(next(name for name in node.input if name not in constants))
+    if sigmoid and node is not None and node.op_type in ("Gemm", "MatMul") and node.input[1] in constants:
+        bias = node.input[2] if node.op_type == "Gemm" and len(node.input) > 2 else bias
+        users = sum(list(other.input).count(node.input[1]) for other in graph.node)
+        if bias in constants and users == 1:
+            return node.input[1], bias
+    raise BundleError(f"{path}: its score is not one linear layer of its features; export it again")
+
+
+def _fitted(features: Floats, labels: Floats, shipped: Layer, strength: float) -> Layer:
+    """Logistic regression by Newton's method; labels may lie between 0 and 1. The penalty leaves scale and offset."""
+    logits = features @ shipped.weight + shipped.bias
+    mean, deviation = features.mean(0), features.std(0)
+    deviation = np.where(deviation > 1e-6 * (1e-12 + np.abs(mean)), deviation, np.inf)  # a constant one says nothing
+    standard = (features - mean) / deviation if math.isfinite(strength) else features[:, :0]
+    x = np.concatenate([logits[:, None], np.ones((len(logits), 1)), standard], 1)
+    # Scale and offset as well are held, lightly: labels that part perfectly would send them to infinity.
+    penalty = len(labels) * np.array([1e-3, 1e-6, *[strength] * standard.shape[1]])
+    start = np.array([1.0, 0.0, *[0.0] * standard.shape[1]])
+    found = start.copy()
+    for _ in range(NEWTON_STEPS):
+        found = _newton_step(x, labels, penalty, start, found)
+    scale, offset = float(found[0]), float(found[1])
+    change = found[2:] / deviation if standard.shape[1] else np.zeros(features.shape[1])
+    bias = scale * shipped.bias + offset - float(change @ mean)
+    return Layer(scale * shipped.weight + change, bias, strength)
+
+
+def _newton_step(x: Floats, labels: Floats, penalty: Floats, start: Floats, now: Floats) -> Floats:
+    """One step, halved until it does not raise the loss."""
+    p = _sigmoid(x @ now)
+    gradient = x.T @ (p - labels) + penalty * (now - start)
+    hessian = (x * (p * (1 - p))[:, None]).T @ x + np.diag(penalty + 1e-9)
+    step = np.linalg.solve(hessian, gradient)
+
+    def loss(at: Floats) -> float:
+        logit = x @ at
+        return float((np.logaddexp(0, logit) - labels * logit).sum() + (penalty * (at - start) ** 2).sum() / 2)
+
+    before = loss(now)
+    for _ in range(20):
+        if loss(now - step) <= before:
+            return now - step
+        step = step / 2
+    return now
+
+
+def _sigmoid(x: Floats) -> Floats:
+    return 1 / (1 + np.exp(-np.clip(x, -60, 60)))

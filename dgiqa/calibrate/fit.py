@@ -1,0 +1,192 @@
+"""Scores and labels become a strictly increasing map between them, a threshold, and what is known of both.
+
+All labels are f64 [n] in [0, 1]. A picture's score is the mean over its tiles, and the map applies to every tile, so
+that it is fitted as it is used: the mean of a piecewise linear function is linear in the values at its knots.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgiqa import metrics
+
+Floats = NDArray[np.float64]
+Knots = tuple[tuple[float, float], ...]
+
+MOST_KNOTS = 12
+FOLDS = 5
+SMOOTHING = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # weight of the map's bends against the labels
+LEAST_SLOPE = 0.02  # what is left where the labels do not rise: scores stay in order
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate, and where it lies in CONFIDENCE of resamples."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a threshold does: pictures that score at least that pass.
+
+    precision: share of good ones among those that pass; recall: share of the good ones that pass; passed: of all.
+    """
+
+    threshold: float
+    precision: float
+    recall: float
+    passed: float
+
+    def as_dict(self) -> dict[str, float]:
+        return {name: round(value, 4) for name, value in asdict(self).items()}
+
+
+def fit_map(tiles: Sequence[NDArray[np.floating[Any]]], labels: Floats) -> Knots:
+    """A map of tile scores (f32 [tiles] per picture) whose means are nearest to the labels: its knots.
+
+    It rises strictly from score 0 to 1; how smooth it is, cross-validation decides. Needs scipy.
+    """
+    x = _knots_at(tiles)
+    basis = _basis(tiles, x)
+    bends = _bends(x)
+
+    def predict(train: NDArray[np.intp], test: NDArray[np.intp], strength: float) -> Floats:
+        return basis[test] @ _rising(basis[train], labels[train], bends, x, strength)
+
+    best = min(SMOOTHING, key=lambda s: metrics.rmse(cross_validated(labels, lambda a, b: predict(a, b, s)), labels))
+    y = _rising(basis, labels, bends, x, best)
+    return tuple(zip(x.tolist(), y.tolist(), strict=True))
+
+
+def map_out_of_fold(tiles: Sequence[NDArray[np.floating[Any]]], labels: Floats) -> Floats:
+    """What maps say of pictures that they were not fitted to: f64 [n]."""
+    from dgiqa.meaning import Meaning
+
+    def predict(train: NDArray[np.intp], test: NDArray[np.intp]) -> Floats:
+        meaning = Meaning(knots=fit_map([tiles[i] for i in train], labels[train]))
+        return np.array([meaning.mapped(np.asarray(tiles[i], np.float32)).mean(dtype=np.float64) for i in test])
+
+    return cross_validated(labels, predict)
+
+
+def cross_validated(labels: Floats, predict: Callable[[NDArray[np.intp], NDArray[np.intp]], Floats]) -> Floats:
+    """predict(indices to fit to, indices to predict) for every fold -> predictions f64 [n].
+
+    Folds are the same every time, and have good and bad pictures alike.
+    """
+    order = np.argsort(labels + np.random.default_rng(0).uniform(0, 1e-9, len(labels)))
+    fold = np.empty(len(labels), np.intp)
+    fold[order] = np.arange(len(labels)) % FOLDS
+    found = np.empty(len(labels))
+    for number in range(FOLDS):
+        test = np.flatnonzero(fold == number)
+        found[test] = predict(np.flatnonzero(fold != number), test)
+    return found
+
+
+def srocc_interval(scores: Floats, labels: Floats) -> Interval:
+    """SROCC and its interval by bootstrap over pictures."""
+    draws = np.random.default_rng(0).integers(0, len(labels), (RESAMPLES, len(labels)))
+    found = np.array([metrics.srocc(scores[draw], labels[draw]) for draw in draws])
+    low, high = np.nanquantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(metrics.srocc(scores, labels), float(low), float(high))
+
+
+def labels_needed(n: int, interval: Interval, half_width: float) -> int:
+    """About how many labels bring the interval to +- half_width: it narrows with the root of their number."""
+    return math.ceil(n * (interval.half_width / half_width) ** 2)
+
+
+def spread(predicted: Floats, labels: Floats, share: float = 0.8) -> float:
+    """Half the width of the interval around predictions that holds that share of labels."""
+    return float(np.quantile(np.abs(predicted - labels), share))
+
+
+def curve(scores: Floats, good: NDArray[np.bool_]) -> list[Point]:
+    """Precision and recall at every threshold that tells these pictures apart, lowest threshold first."""
+    order = np.argsort(-scores, kind="stable")
+    hits, thresholds = np.cumsum(good[order]), scores[order]
+    last = np.append(np.diff(thresholds) < 0, True)  # of pictures that score the same
+    points = [
+        Point(float(thresholds[i]), hits[i] / (i + 1), hits[i] / good.sum(), (i + 1) / len(scores))
+        for i in np.flatnonzero(last)
+    ]
+    return points[::-1]
+
+
+def threshold_for(points: Sequence[Point], *, precision: float | None = None, recall: float | None = None) -> Point:
+    """The lowest threshold with that precision, or the highest with that recall. ValueError if there is none."""
+    if (precision is None) == (recall is None):
+        raise ValueError("give a precision or a recall, and not both")
+    if precision is not None:
+        found = [p for p in points if p.precision >= precision]
+        if not found:
+            best = max(points, key=lambda p: p.precision)
+            raise ValueError(
+                f"no threshold has a precision of {precision:g}; the highest is {best.precision:.2f}, at "
+                f"{best.threshold:.3f}, where {best.recall:.0%} of the good pictures pass"
+            )
+        return found[0]
+    assert recall is not None
+    return [p for p in points if p.recall >= recall][-1]
+
+
+def _knots_at(tiles: Sequence[NDArray[np.floating[Any]]]) -> Floats:
+    """Where the map may bend: 0, 1, and quantiles of the pictures' scores, fewer where there are few pictures."""
+    means = np.array([np.mean(each, dtype=np.float64) for each in tiles])
+    count = int(np.clip(len(means) // 5, 3, MOST_KNOTS))
+    inner = np.quantile(means, np.linspace(0.02, 0.98, count))
+    kept = [0.0]
+    for x in inner:
+        if kept[-1] + 0.02 < x < 0.98:
+            kept.append(float(x))
+    return np.array([*kept, 1.0])
+
+
+def _basis(tiles: Sequence[NDArray[np.floating[Any]]], x: Floats) -> Floats:
+    """How much every knot's value counts in every picture's mean: f64 [n, knots]."""
+    hats = np.eye(len(x))
+    rows = []
+    for each in tiles:
+        scores = np.clip(np.asarray(each, np.float64), 0, 1)
+        rows.append([np.interp(scores, x, hat).mean() for hat in hats])
+    return np.array(rows)
+
+
+def _bends(x: Floats) -> Floats:
+    """Changes of slope between neighbouring pieces: f64 [knots - 2, knots]."""
+    h = np.diff(x)
+    rows = np.zeros((max(len(x) - 2, 0), len(x)))
+    for i in range(len(rows)):
+        rows[i, i : i + 3] = 1 / h[i], -1 / h[i] - 1 / h[i + 1], 1 / h[i + 1]
+        rows[i] *= math.sqrt((h[i] + h[i + 1]) / 2)
+    return rows
+
+
+def _rising(basis: Floats, labels: Floats, bends: Floats, x: Floats, strength: float) -> Floats:
+    """Values at the knots: least squares, rising from at least 0 to at most 1."""
+    from scipy.optimize import nnls
+
+    steps = np.tril(np.ones((len(x), len(x))))  # values are running sums of steps, none of them negative
+    rows = np.concatenate([basis @ steps / math.sqrt(len(labels)), math.sqrt(strength) * (bends @ steps)])
+    slack = np.zeros((len(rows), 1))
+    whole = 1e3 * np.ones((1, len(x) + 1))  # all steps and the slack above them are 1 together
+    wanted = np.concatenate([labels / math.sqrt(len(labels)), np.zeros(len(bends)), [1e3]])
+    found, _ = nnls(np.concatenate([np.concatenate([rows, slack], 1), whole]), wanted, maxiter=1000)
+    values: Floats = np.cumsum(found[:-1])
+    return np.clip((1 - LEAST_SLOPE) * values + LEAST_SLOPE * x, 0, 1)

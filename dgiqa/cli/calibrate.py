@@ -1,0 +1,171 @@
+"""`dgiqa-rt calibrate`: labelled pictures in, a bundle on the labels' scale out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dgiqa.cli import options
+from dgiqa.cli.common import Backend, app, data_stream, print_json, say, stdout
+from dgiqa.errors import BackendError
+
+if TYPE_CHECKING:
+    from dgiqa.calibrate import Calibration, Study
+    from dgiqa.calibrate.labels import Labels
+
+CURVE_SUFFIXES = (".json", ".png")
+
+
+@app.command()
+def calibrate(  # noqa: PLR0917 - the command line's options
+    labels: Annotated[
+        Path, typer.Argument(metavar="LABELS.csv", help="Rows of image,score or image,good|bad (also 1|0, yes|no).")
+    ],
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the images are.  [default: the folder of LABELS]")
+    ] = None,
+    bundle: options.Bundle = "small",
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What --bundle will call it.  [default: the model's name + -own]")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of bundles.  [default: this user's cache]")
+    ] = None,
+    adapt: Annotated[
+        bool, typer.Option("--adapt", help="Fit the network's last layer anew, instead of only mapping its scores.")
+    ] = False,
+    precision: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, metavar="P", help="Threshold: of the pictures that pass, this share is good."),
+    ] = None,
+    recall: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, metavar="R", help="Threshold: of the good pictures, this share passes."),
+    ] = None,
+    good: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Pictures are good from this label on.  [default: the middle of the scale]"),
+    ] = None,
+    scale: Annotated[
+        tuple[float, float] | None,
+        typer.Option("--range", metavar="LOW HIGH", help="The labels' scale.  [default: 0-1, 1-5, 0-10 or 0-100]"),
+    ] = None,
+    lower_is_better: Annotated[
+        bool, typer.Option("--lower-is-better", help="The best pictures have the lowest labels.")
+    ] = False,
+    curve: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write precision and recall at every threshold to a .json or .png file."),
+    ] = None,
+    backend: options.Backend = Backend.auto,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model of that name.")] = False,
+    json_: options.Json = False,
+) -> None:
+    """Put scores on the scale of your own labels, and choose a threshold for them.
+
+    The result is a model of its own, for --bundle NAME. Scores stay in [0, 1]: 0 and 1 are the ends of your scale, or
+    how likely a picture is good. Figures are of pictures that were left out of each fit. A threshold is kept as
+    --preset own. Needs pip install "dgiqa-rt[calibrate]".
+
+    \b
+    Examples:
+      dgiqa-rt calibrate labels.csv
+      dgiqa-rt calibrate labels.csv --images photos/ --adapt --name ours --recall 0.95
+      dgiqa-rt score new/ --bundle ours --preset own
+    """
+    from dgiqa.bundle import load_bundle, user_cache
+    from dgiqa.calibrate import calibrated, layer_of, write_calibrated
+    from dgiqa.calibrate.labels import read_labels
+
+    _check(precision, recall, curve)
+    table = read_labels(labels, scale, lower_is_better=lower_is_better)
+    base = load_bundle(bundle)
+    name = name or f"{base.name}-own"
+    target = (out or user_cache() / "bundles") / name
+    if target.exists() and not overwrite:
+        raise typer.BadParameter(f"{target} exists; choose another name or give --overwrite", param_hint="--name")
+    study = _studied(base, table, images or labels.parent, backend.value)
+    try:
+        with options.usage("--precision, --recall"):
+            shipped = layer_of(base, study) if adapt else None
+            result = calibrated(study, adapt_from=shipped, good=good, precision=precision, recall=recall)
+        made = write_calibrated(base, result, target, name=name, source=labels.name, overwrite=overwrite)
+    except ModuleNotFoundError as error:
+        raise BackendError(f'calibrating needs {error.name}; pip install "dgiqa-rt[calibrate]"') from error
+    if curve:
+        _write_curve(result, curve)
+    if json_:
+        print_json({**result.report(), "bundle": made.id, "path": str(made.path)})
+        return
+    _print_report(result)
+    print(made.path, file=data_stream())
+
+
+def _check(precision: float | None, recall: float | None, curve: Path | None) -> None:
+    if precision is not None and recall is not None:
+        raise typer.BadParameter("give --precision or --recall, and not both", param_hint="--precision")
+    if curve and curve.suffix.lower() not in CURVE_SUFFIXES:
+        raise typer.BadParameter(f"{curve} ends in neither .json nor .png", param_hint="--curve")
+
+
+def _studied(base: Any, table: Labels, folder: Path, backend: str) -> Study:
+    """What the networks say of the labelled pictures; those that fail are named."""
+    from dgiqa.calibrate import gather, look, plain
+    from dgiqa.scorer import Scorer
+
+    say(f"scoring {len(table.images)} labelled pictures")
+    with Scorer(plain(base), backend=backend, features=True) as scorer:
+        study = gather(table, look(scorer, table, folder))
+    for failure in study.failures:
+        say(f"left out: {failure.message}")
+    return study
+
+
+def _print_report(result: Calibration) -> None:
+    report, stream = result.report(), stdout()
+    low, high = report["srocc_interval"]
+    lines = [
+        f"{report['labels']} labels" + (f", {report['failed']} pictures left out" if report["failed"] else ""),
+        "           SROCC    PLCC    RMSE",
+    ]
+    lines += [
+        f"{when:<8}" + "".join(f"{_plain(report[when][figure]):>8}" for figure in ("srocc", "plcc", "rmse"))
+        for when in ("before", "after")
+    ]
+    needed = ", ".join(f"{count} for ±{width}" for width, count in report["labels_for_half_width"].items())
+    lines.append(f"SROCC after lies in {low:.3f}..{high:.3f} ({report['confidence']:.0%}); labels needed: {needed}")
+    if report["interval"] is not None:
+        lines.append(f"80 % of labels lie within ±{report['interval']:.3f} of the score")
+    if result.chosen:
+        p, own = result.chosen, result.study.labels.own(result.chosen.threshold)
+        where = "" if result.study.labels.range == (0, 1) else f" ({own:.3g} on your scale)"
+        lines.append(f"threshold {p.threshold:.3f}{where}: precision {p.precision:.2f}, recall {p.recall:.2f}")
+    print("\n".join(lines), file=stream)
+
+
+def _plain(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _write_curve(result: Calibration, path: Path) -> None:
+    points = [point.as_dict() for point in result.points]
+    if path.suffix.lower() == ".json":
+        path.write_text(json.dumps({"schema_version": 1, "curve": points}, indent=1) + "\n", encoding="utf-8")
+        return
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise BackendError(
+            "drawing the curve needs matplotlib; pip install matplotlib, or end --curve in .json"
+        ) from error
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="threshold", ylabel="share", xlim=(0, 1), ylim=(0, 1.02))
+    for name in ("precision", "recall", "passed"):
+        axes.step([p["threshold"] for p in points], [p[name] for p in points], where="pre", label=name)
+    if result.chosen:
+        axes.axvline(result.chosen.threshold, color="grey", linestyle=":", label="chosen")
+    axes.legend()
+    figure.savefig(path, dpi=120)
