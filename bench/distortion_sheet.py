@@ -9,13 +9,15 @@ file is a grey picture, bright = near; a picture without one gets a ground plane
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from dgiqa.nn.distortions import KADID_TYPES, LEVELS, TYPES, distort
+sys.path.append(str(Path(__file__).parent.parent))  # for recipes/
+from recipes.small.distortions import KADID_TYPES, LEVELS, TYPES, distort
 
 LABEL_WIDTH = 150  # pixels
 TITLE_HEIGHT = 24

@@ -91,10 +91,10 @@ def exported(network: str, folder: Path) -> dict[str, Path]:
 def _export(network: str, path: Path, twin: bool) -> None:
     import torch
 
+    from dgiqa.nn.depth import SMALL_PREPROCESS, SmallDepth
     from dgiqa.nn.depth_anything import ENCODERS, DepthAnything
     from dgiqa.nn.network import DGIQA, FULL, SMALL
     from dgiqa.nn.onnx_export import export_depth, export_quality, untrained
-    from dgiqa.nn.small_depth import SMALL_PREPROCESS, SmallDepth
 
     torch.manual_seed(0)
     if network in ENCODERS:

@@ -29,13 +29,15 @@ from numpy.typing import NDArray
 
 from dgiqa.bundle import user_cache
 from dgiqa.metrics import logistic_mapped, overlap, plcc, ranks, srocc
-from dgiqa.nn.distortions import KADID_TYPES, LEVELS, TYPES, distort
 from dgiqa.store import replacing
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parent.parent))  # for recipes/
 from classic_metrics import PEERS, peer_scores
 from distortion_sheet import motorcycle
 from stamp import environment_stamp
+
+from recipes.small.distortions import KADID_TYPES, LEVELS, TYPES, distort
 
 Float = NDArray[np.float64]
 Image = NDArray[np.uint8]
@@ -128,7 +130,7 @@ def distorted_pictures(picture: Picture, kinds: Sequence[str], seed: int) -> Ima
 
 def full_reference_values(images: Image) -> Float:
     """The label metrics, then the check metrics, of images[1:] against images[0]: f64 [n - 1,K], higher = better."""
-    from dgiqa.nn.labels import CHECK_METRICS, METRICS, full_reference
+    from recipes.small.labels import CHECK_METRICS, METRICS, full_reference
 
     steps = [images[i : i + LEVELS] for i in range(1, len(images), LEVELS)]
     return np.concatenate([full_reference(images[0], step, (*METRICS, *CHECK_METRICS)) for step in steps])
@@ -161,7 +163,7 @@ def build_evaluation(
     peers: bool = True,
 ) -> Evaluation:
     """Distort, measure and score every picture; the peers' scores are kept in the work folder as well."""
-    from dgiqa.nn.labels import CHECK_METRICS, METRICS
+    from recipes.small.labels import CHECK_METRICS, METRICS
 
     measured, scored = [], []
     for i, picture in enumerate(pictures):
@@ -182,7 +184,7 @@ def build_evaluation(
 
 def pseudo_mos(values: Float) -> Float:
     """Metric values [P,K,5,M], higher = better -> labels [P,K,6] in [0,1], as in training but ranked on this set."""
-    from dgiqa.nn.labels import fit_scale, order_levels
+    from recipes.small.labels import fit_scale, order_levels
 
     count, kinds = values.shape[:2]
     cells = np.tile(np.arange(kinds * LEVELS), count)
@@ -478,7 +480,7 @@ def build_card(
 def _depth_check(model: Model) -> tuple[float, float] | None:
     if model.depth is None:
         return None
-    from dgiqa.nn.train_depth import stereo_check
+    from recipes.small.train_depth import stereo_check
 
     return stereo_check(model.depth)
 
@@ -736,8 +738,8 @@ def _origin(record: Mapping[str, Any]) -> str:
 
 No training picture is part of the bundle or of the repository.
 
-- 143 photographs of Debian 12's packages, which `python -m dgiqa.nn.photographs` gathers, under the licences that the
-  packages' copyright files name:
+- 143 photographs of Debian 12's packages, which `python -m recipes.small.photographs` gathers, under the licences that
+  the packages' copyright files name:
   - 95 of `gcompris-qt-data` 3.1-2 (animals, monuments, a musician): public domain, CC-BY-SA, GFDL or GPL-3+ where the
     file names the picture, the package's GPL-3+ where it does not;
   - 12 of `mate-backgrounds` 1.26.0-1 and 9 of `plasma-workspace-wallpapers` 4:5.27.5-2: GPL-2+ (the latter's own
@@ -747,12 +749,12 @@ No training picture is part of the bundle or of the repository.
   - 9 sample pictures of `opencv-doc` 4.6.0: Apache-2.0 and BSD-3-Clause;
   - 5 of `palapeli-data` 4:22.12.3-1, by Eric Pouhier, Derek Jensen, the US Department of Agriculture, John Severns and
     B. Navez: GPL-2+.
-- Crops that do not look pristine, being out of focus, empty or without colour, were left out: `dgiqa.nn.synthesis`
+- Crops that do not look pristine, being out of focus, empty or without colour, were left out: `recipes.small.synthesis`
   draws others.
 - 26,609 pictures were made of them, the untouched ones counted; every tenth reference was kept for validation.
-- Scenes with exact depth, rendered by `dgiqa.nn.scenes` with textures cut from photographs of these packages: a twelfth
-  of the pictures, and all that the depth network saw.
-- Distortions by `dgiqa.nn.distortions`, labels by `dgiqa.nn.labels`.
+- Scenes with exact depth, rendered by `recipes.small.scenes` with textures cut from photographs of these packages: a
+  twelfth of the pictures, and all that the depth network saw.
+- Distortions by `recipes.small.distortions`, labels by `recipes.small.labels`.
 - A model trained anew by the README's recipe will differ from this one: the scenes were made before the last changes of
   the renderer, and six epochs of the second stage passed before it had the types as a target, too.
 - The row without Depth-CAR is this model's RGB half after the first and the last stage: it had no second one.

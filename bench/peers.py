@@ -291,9 +291,9 @@ def _torch_networks(encoder: str, quick: bool) -> tuple[Any, Any, Any]:
     """(quality, depth, preprocessing): of the published sizes, or small ones for a quick run; the same every time."""
     import torch
 
+    from dgiqa.nn.depth import SMALL_PREPROCESS, SmallDepth
     from dgiqa.nn.depth_anything import DepthAnything
     from dgiqa.nn.network import DGIQA, SMALL
-    from dgiqa.nn.small_depth import SMALL_PREPROCESS, SmallDepth
     from dgiqa.spec import Preprocess
 
     torch.manual_seed(0)

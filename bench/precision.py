@@ -2,8 +2,8 @@
 
     python bench/precision.py [--images 200] [--calib DIR] [--full] [--compare] [--json bench/results/precision.json]
 
-Photographs of scikit-image and scikit-learn under all types and levels of `dgiqa.nn.distortions`, seeds fixed; always
-both networks, from pixels to score. `builder.quantize` makes the files. The small bundle's reference is its fp32
+Photographs of scikit-image and scikit-learn under all types and levels of `recipes.small.distortions`, seeds fixed;
+always both networks, from pixels to score. `builder.quantize` makes the files. The small bundle's reference is its fp32
 ONNX file on ONNX Runtime, since its PyTorch weights are not shipped (its manifest says how far the file is from
 PyTorch). --full adds networks of the published sizes (untrained.py) with PyTorch as the reference: an hour on two
 cores. --compare adds other ways to make int8 files of the small bundle.
@@ -31,15 +31,17 @@ from dgiqa.builder.quantize import FILES, METHODS, quantize_bundle
 from dgiqa.bundle import Bundle, load_bundle, sha256_of
 from dgiqa.errors import BackendError, DgiqaError
 from dgiqa.machine import usable_cores
-from dgiqa.nn.distortions import LEVELS, TYPES, distort
 from dgiqa.parity import BUDGETS
 from dgiqa.runtime.backends import ONNXRUNTIME, OPENVINO, backends
 from dgiqa.runtime.session import open_session
 from dgiqa.store import replacing
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parent.parent))  # for recipes/
 import untrained
 from stamp import environment_stamp
+
+from recipes.small.distortions import LEVELS, TYPES, distort
 
 RESULTS = Path(__file__).parent / "results" / "precision.json"
 CASES = (

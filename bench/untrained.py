@@ -36,10 +36,10 @@ def modules(size: str) -> dict[str, Any]:
     """{spec.DEPTH_FILE, spec.QUALITY_FILE -> the PyTorch network in eval mode}, the same every time."""
     import torch
 
+    from dgiqa.nn.depth import SmallDepth
     from dgiqa.nn.depth_anything import DepthAnything
     from dgiqa.nn.network import DGIQA, FULL, SMALL
     from dgiqa.nn.onnx_export import untrained
-    from dgiqa.nn.small_depth import SmallDepth
 
     torch.manual_seed(SEED)
     quality = untrained(DGIQA(FULL if size == "full" else SMALL)).eval()

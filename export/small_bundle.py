@@ -13,6 +13,8 @@ from typing import Any
 
 from dgiqa.errors import DgiqaError
 
+sys.path.append(str(Path(__file__).parent.parent))  # for recipes/
+
 GOLDEN_SEEDS = (11, 12, 13, 14)  # scenes rendered without any photograph, so that they are ours to pass on
 GOLDEN_DISTORTIONS = (("gaussian_blur", 3), ("jpeg", 4), ("white_noise", 3))  # each of the first scene
 GOLDEN_HEIGHT, GOLDEN_WIDTH = 240, 320
@@ -20,8 +22,8 @@ GOLDEN_HEIGHT, GOLDEN_WIDTH = 240, 320
 
 def golden_images() -> list[Any]:
     """Rendered scenes and degraded copies of the first, uint8 [240,320,3]."""
-    from dgiqa.nn.distortions import distort
-    from dgiqa.nn.scenes import render
+    from recipes.small.distortions import distort
+    from recipes.small.scenes import render
 
     scenes = [render(seed, (), GOLDEN_HEIGHT, GOLDEN_WIDTH)[0] for seed in GOLDEN_SEEDS]
     return [*scenes, *(distort(scenes[0], kind, level, 0) for kind, level in GOLDEN_DISTORTIONS)]
@@ -30,16 +32,16 @@ def golden_images() -> list[Any]:
 def main(arguments: list[str] | None = None) -> int:
     """Parse, build, print; 0 if the bundle was written, 1 if not."""
     parser = argparse.ArgumentParser(description="Build the bundle of the default model.")
-    parser.add_argument("--quality", required=True, type=Path, help="weights of dgiqa.nn.train_small")
-    parser.add_argument("--depth", required=True, type=Path, help="weights of dgiqa.nn.train_depth")
+    parser.add_argument("--quality", required=True, type=Path, help="weights of recipes.small.train_small")
+    parser.add_argument("--depth", required=True, type=Path, help="weights of recipes.small.train_depth")
     parser.add_argument("--out", required=True, type=Path, help="the bundle's directory; its name is the bundle's")
     parser.add_argument("--card", type=Path, help="JSON object of figures for the manifest's model card")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
     options = parser.parse_args(arguments)
     from dgiqa.nn.bundling import build_bundle
     from dgiqa.nn.checkpoints import load_dgiqa
+    from dgiqa.nn.depth import SMALL_PREPROCESS, load_small_depth
     from dgiqa.nn.network import SMALL
-    from dgiqa.nn.small_depth import SMALL_PREPROCESS, load_small_depth
 
     try:
         bundle = build_bundle(

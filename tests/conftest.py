@@ -8,6 +8,7 @@ import io
 import json
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ from dgiqa.runtime.kernels import Kernels
 from dgiqa.scorer import Scorer
 
 ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))  # for recipes/, which no wheel holds; an installed dgiqa stands before it
 PREPROCESS = spec.Preprocess(depth_lower_bound=64, depth_multiple=32, short_side=96, tile=64)
 LABELS = {"licence": "Apache-2.0", "source": "made by the tests"}
 

@@ -134,7 +134,7 @@ def test_depth_weights_round_trip(depth: DepthAnything, tmp_path: Path) -> None:
 
 
 def test_small_depth_weights_round_trip(tmp_path: Path) -> None:
-    from dgiqa.nn.small_depth import SmallDepth, save_small_depth
+    from dgiqa.nn.depth import SmallDepth, save_small_depth
 
     model = SmallDepth()
     save_small_depth(model, str(tmp_path / "s.safetensors"))

@@ -13,8 +13,8 @@ import skimage.data
 from sklearn.datasets import load_sample_image
 
 from dgiqa import Scorer, load_bundle
-from dgiqa.nn.distortions import LEVELS, distort
 from dgiqa.nn.network import DGIQA, SMALL
+from recipes.small.distortions import LEVELS, distort
 
 MEGABYTES = 17  # in fp32; half of it in fp16
 # How often neighbouring levels (pristine, 1 .. 5) of four unseen photographs come out in order, with one pair of the 20

@@ -17,10 +17,10 @@ from dgiqa.nn.deploy_depth import TwinDepthAnything  # noqa: E402
 from dgiqa.nn.deploy_dgiqa import CellBridge, MapBridge, TokenAttention, TokenBridge, TwinDGIQA, cell_order  # noqa: E402
 from dgiqa.nn.deploy_layers import with_pooled_shortcuts  # noqa: E402
 from dgiqa.nn.deploy_swin import WindowOrderSwin, is_foldable_swin, window_order  # noqa: E402
+from dgiqa.nn.depth import SmallDepth  # noqa: E402
 from dgiqa.nn.depth_anything import DepthAnything, DepthAnythingConfig  # noqa: E402
 from dgiqa.nn.depth_anything import resize_position_embedding as resize  # noqa: E402
 from dgiqa.nn.network import DGIQA, FULL, SMALL, TCB, CrossAttention, SelfAttention  # noqa: E402
-from dgiqa.nn.small_depth import SmallDepth  # noqa: E402
 
 EXACT = 1e-12  # relative, in float64
 NARROW_SWIN = dataclasses.replace(

@@ -18,7 +18,7 @@ import classic_metrics
 import model_card
 from model_card import OURS, WITHOUT_DEPTH, Evaluation, Model, Picture
 
-from dgiqa.nn.distortions import TYPES
+from recipes.small.distortions import TYPES
 
 Float = NDArray[np.float64]
 METRICS = ("mdsi", "haarpsi", "gmsd", "dss", "fsim", "vsi", "ms_ssim")

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from dgiqa.errors import DgiqaError, WeightsError
-from dgiqa.nn import scenes, train_depth
-from dgiqa.nn.small_depth import SmallDepth, SmallDepthConfig, load_small_depth, save_small_depth
-from dgiqa.nn.train_depth import TrainConfig, add_detail, augment, depth_loss, stereo_check, train
+from dgiqa.nn.depth import SmallDepth, SmallDepthConfig, load_small_depth, save_small_depth
+from recipes.small import scenes, train_depth
+from recipes.small.train_depth import TrainConfig, add_detail, augment, depth_loss, stereo_check, train
 
 NARROW = SmallDepthConfig(widths=(8, 8, 16, 16, 16), decoder=(16, 16, 8), blocks=(1, 1, 1, 2))
 

@@ -54,7 +54,7 @@ def load_weights(path: str | Path) -> nn.Module:
 
     Raises WeightsError when it is none of them.
     """
-    from dgiqa.nn.small_depth import load_small_depth
+    from dgiqa.nn.depth import load_small_depth
 
     loaders: dict[str, Any] = {
         "DGIQA": load_dgiqa,

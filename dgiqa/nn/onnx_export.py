@@ -31,10 +31,10 @@ from dgiqa.errors import DgiqaError, WeightsError
 from dgiqa.nn.checkpoints import load_dgiqa, load_weights
 from dgiqa.nn.deploy import Attention, export_twin
 from dgiqa.nn.deploy_dgiqa import TwinDGIQA
+from dgiqa.nn.depth import SMALL_PREPROCESS, SmallDepth
 from dgiqa.nn.depth_anything import ENCODERS, DepthAnything
 from dgiqa.nn.network import DGIQA, FULL, SMALL
 from dgiqa.nn.reference import decode, depth_input, network_tiles
-from dgiqa.nn.small_depth import SMALL_PREPROCESS, SmallDepth
 from dgiqa.runtime.ort import OrtSession
 from dgiqa.spec import Preprocess
 from dgiqa.store import replacing

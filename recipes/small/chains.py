@@ -27,9 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa.nn.datasets import TRAIN, load_dataset, read_rgb
-from dgiqa.nn.distortions import TYPES, distort
-from dgiqa.nn.labels import full_reference
 from recipes.small import encoding, working
+from recipes.small.distortions import TYPES, distort
+from recipes.small.labels import full_reference
 from recipes.small.learn import REASONS, VALIDATION
 from recipes.small.scale import HUMAN, METRICS, Scale, fit, label
 

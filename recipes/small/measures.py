@@ -24,9 +24,9 @@ from PIL import Image
 
 from dgiqa.metrics import krocc, plcc, srocc
 from dgiqa.nn.datasets import TEST, load_dataset
-from dgiqa.nn.distortions import KADID_TYPES, distort
 from dgiqa.scorer import Scorer
 from recipes.small import chains, encoding
+from recipes.small.distortions import KADID_TYPES, distort
 
 Bytes = NDArray[np.uint8]
 Float = NDArray[np.float64]

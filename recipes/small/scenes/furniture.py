@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dgiqa.nn.scenes.geometry import Vector, billboard, box, cylinder, ellipsoid, rotation, tube, vector
-from dgiqa.nn.scenes.outlines import wheel
-from dgiqa.nn.scenes.textures import Material, Random
-from dgiqa.nn.scenes.tracing import Thing
+from recipes.small.scenes.geometry import Vector, billboard, box, cylinder, ellipsoid, rotation, tube, vector
+from recipes.small.scenes.outlines import wheel
+from recipes.small.scenes.textures import Material, Random
+from recipes.small.scenes.tracing import Thing
 
 Point = Sequence[float] | NDArray[np.float64]
 

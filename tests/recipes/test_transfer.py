@@ -13,9 +13,9 @@ torch = pytest.importorskip("torch")
 # ruff: noqa: E402 - the skips come before what needs them
 
 from dgiqa.errors import DgiqaError
-from dgiqa.nn import transfer
-from dgiqa.nn.distortions import KADID_TYPES, LEVELS, TYPES
-from dgiqa.nn.synthesis import PRISTINE, SyntheticPictures
+from recipes.small import transfer
+from recipes.small.distortions import KADID_TYPES, LEVELS, TYPES
+from recipes.small.synthesis import PRISTINE, SyntheticPictures
 
 RED, BLUE = (220, 30, 30), (30, 30, 220)
 JPEG, HAZE, SHIFT = (TYPES.index(name) for name in ("jpeg", "haze", "mean_shift"))
@@ -76,7 +76,9 @@ def test_each_picture_takes_the_scores_of_the_reference_most_like_it(kadid, data
 
 
 def test_training_reads_human_labels_in_order_and_nothing_else(kadid, data):
-    with pytest.raises(DgiqaError, match=r"000000\.human\.npy is missing; make it with: python -m dgiqa\.nn\.transfer"):
+    with pytest.raises(
+        DgiqaError, match=r"000000\.human\.npy is missing; make it with: python -m recipes\.small\.transfer"
+    ):
         SyntheticPictures(data, human=True)
     transfer.transfer(kadid, data, mean_colour)
     swapped = np.load(data / "000000.human.npy")

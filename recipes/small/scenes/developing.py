@@ -5,8 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from dgiqa.nn.scenes.geometry import Array
-from dgiqa.nn.scenes.textures import Image, Random
+from recipes.small.scenes.geometry import Array
+from recipes.small.scenes.textures import Image, Random
 
 
 def defocus(colour: Array, inverse: Array, focus: float, aperture: float) -> Array:

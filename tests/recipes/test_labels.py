@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import skimage.data
 
-from dgiqa.nn.distortions import LEVELS, distort
-from dgiqa.nn.labels import (
+from recipes.small.distortions import LEVELS, distort
+from recipes.small.labels import (
     CHECK_METRICS,
     LEVEL_GAP,
     METRICS,

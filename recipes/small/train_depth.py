@@ -1,7 +1,7 @@
 """Rendered scenes become the small depth network's checkpoint.
 
-    python -m dgiqa.nn.train_depth --textures DIR --out F --minutes 30
-    python -m dgiqa.nn.train_depth --textures DIR --out F --minutes 20 --resume F --height 256 --first-seed 100000
+    python -m recipes.small.train_depth --textures DIR --out F --minutes 30
+    python -m recipes.small.train_depth --textures DIR --out F --minutes 20 --resume F --height 256 --first-seed 100000
 
 The second command goes on with fresh scenes in the size that the network is used at, which cost twice the time.
 
@@ -33,15 +33,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from dgiqa.errors import DgiqaError, WeightsError
-from dgiqa.nn import scenes
 from dgiqa.nn.commands import PROGRESS_SECONDS, exit_code, watched
-from dgiqa.nn.distortions import distort
-from dgiqa.nn.small_depth import SMALL_PREPROCESS, STRIDE, SmallDepth, load_small_depth, save_small_depth
+from dgiqa.nn.depth import SMALL_PREPROCESS, STRIDE, SmallDepth, load_small_depth, save_small_depth
 from dgiqa.nn.train import device_of, fast_precision
 from dgiqa.nn.weights import read_state
 from dgiqa.preprocess import depth_input
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD
 from dgiqa.store import replacing
+from recipes.small import scenes
+from recipes.small.distortions import distort
 
 DepthFunction = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # rgb [H,W,3] -> relative inverse depth [H,W]
 
@@ -386,7 +386,7 @@ def _rank_correlation(a: NDArray, b: NDArray) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Render, train, save, report."""
     parser = argparse.ArgumentParser(
-        "python -m dgiqa.nn.train_depth", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m recipes.small.train_depth", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--textures", type=Path, required=True, help="folder of photographs that cover the scenes' surfaces"

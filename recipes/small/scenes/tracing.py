@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dgiqa.nn.scenes.geometry import Array, Camera, Hits, Planes, Surface, Vector, dot
-from dgiqa.nn.scenes.textures import Material, grain_pyramid, read, read_pyramid
+from recipes.small.scenes.geometry import Array, Camera, Hits, Planes, Surface, Vector, dot
+from recipes.small.scenes.textures import Material, grain_pyramid, read, read_pyramid
 
 SUPERSAMPLE = 2  # rays per pixel along each axis
 FAR = 1e-4  # inverse depth of the sky as a share of the nearest point's

@@ -7,10 +7,11 @@ import skimage.data
 import torch
 
 from dgiqa.errors import DgiqaError
-from dgiqa.nn import synthesis
-from dgiqa.nn.distortions import LEVELS, TYPES
-from dgiqa.nn.small_depth import SMALL_PREPROCESS, SmallDepth, save_small_depth
-from dgiqa.nn.synthesis import (
+from dgiqa.nn.depth import SMALL_PREPROCESS, SmallDepth, save_small_depth
+from dgiqa.preprocess import depth_input, stretched
+from recipes.small import synthesis
+from recipes.small.distortions import LEVELS, TYPES
+from recipes.small.synthesis import (
     HEIGHT,
     PRISTINE,
     WIDTH,
@@ -20,8 +21,7 @@ from dgiqa.nn.synthesis import (
     make_reference,
     make_shard,
 )
-from dgiqa.nn.train_small import split
-from dgiqa.preprocess import depth_input, stretched
+from recipes.small.train_small import split
 
 KINDS = 2
 
@@ -66,7 +66,7 @@ def test_groups_are_the_levels_of_one_distortion_of_one_picture(folder):
 
 
 def test_depth_images_are_what_the_runtime_computes(folder):
-    from dgiqa.nn.small_depth import load_small_depth
+    from dgiqa.nn.depth import load_small_depth
 
     network = load_small_depth(str(folder / "depth.safetensors")).eval()
     sample = SyntheticPictures(folder)[3]
@@ -124,7 +124,7 @@ def test_no_reference_picture_is_both_learnt_and_validated(folder):
 
 
 def test_missing_shards_and_missing_depth_say_what_to_run(folder, tmp_path):
-    with pytest.raises(DgiqaError, match=r"no \.npz shards.*dgiqa\.nn\.synthesis"):
+    with pytest.raises(DgiqaError, match=r"no \.npz shards.*recipes\.small\.synthesis"):
         SyntheticPictures(tmp_path)
     (tmp_path / "000000.npz").write_bytes((folder / "000000.npz").read_bytes())
     with pytest.raises(DgiqaError, match="--depth"):

@@ -1,7 +1,7 @@
 """Human labels for pictures that nobody judged: those of the KADID-10k picture whose content is most like theirs.
 
-    python -m dgiqa.nn.transfer --kadid DIR --data data/synthetic
-    python -m dgiqa.nn.train_small --labels human --data data/synthetic --out runs/human
+    python -m recipes.small.transfer --kadid DIR --data data/synthetic
+    python -m recipes.small.train_small --labels human --data data/synthetic --out runs/human
 
 For users who have KADID-10k. People mind a distortion more on a face than on grass, so each pristine picture of a
 synthetic set takes over, type by type and level by level, the opinion scores of the KADID reference next to it in the
@@ -29,12 +29,12 @@ from dgiqa.errors import DgiqaError
 from dgiqa.nn.backbones import import_timm
 from dgiqa.nn.commands import exit_code, watched
 from dgiqa.nn.datasets import IQADataset, find_pictures, load_kadid10k, read_rgb
-from dgiqa.nn.distortions import KADID_TYPES, LEVELS
-from dgiqa.nn.synthesis import PRISTINE
 from dgiqa.nn.train import device_of
-from dgiqa.nn.train_depth import normalise
 from dgiqa.nn.weights import read_tensors
 from dgiqa.store import replacing
+from recipes.small.distortions import KADID_TYPES, LEVELS
+from recipes.small.synthesis import PRISTINE
+from recipes.small.train_depth import normalise
 
 Float = NDArray[np.float64]
 Features = Callable[[NDArray[np.uint8]], Float]  # picture uint8 [H,W,3] -> f64 [D], length 1
@@ -109,7 +109,7 @@ def transfer(kadid_root: Path, data: Path, features: Features) -> list[tuple[str
     known = np.stack([features(read_rgb(path)) for path in watched(paths, len(paths), "KADID-10k's references")])
     shards = sorted(data.glob("[0-9]*.npz"))
     if not shards:
-        raise DgiqaError(f"no .npz shards in {data}; make some with: python -m dgiqa.nn.synthesis --out {data}")
+        raise DgiqaError(f"no .npz shards in {data}; make some with: python -m recipes.small.synthesis --out {data}")
     matched = []
     for shard in watched(shards, len(shards), "labelled"):
         with np.load(shard, allow_pickle=False) as held:
@@ -124,10 +124,10 @@ def transfer(kadid_root: Path, data: Path, features: Features) -> list[tuple[str
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        "python -m dgiqa.nn.transfer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m recipes.small.transfer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kadid", type=Path, required=True, help="KADID-10k's folder")
-    parser.add_argument("--data", type=Path, required=True, help="folder of shards that dgiqa.nn.synthesis wrote")
+    parser.add_argument("--data", type=Path, required=True, help="folder of shards that recipes.small.synthesis wrote")
     parser.add_argument("--resnet", type=Path, help="checkpoint of an ImageNet ResNet-101; default: timm's, a download")
     options = parser.parse_args(arguments)
     return exit_code(lambda: _label(options))

@@ -1,6 +1,6 @@
 """Debian packages become the folder of photographs that the default model learnt from.
 
-    python -m dgiqa.nn.photographs --out PHOTOS
+    python -m recipes.small.photographs --out PHOTOS
 
 Needs apt-get and dpkg-deb; some 600 MB come down, nothing is installed. Photographs, not drawings; none that is black
 and white, out of focus all over or noisy, because all of them stand as pristine. GCompris keeps its photographs in Qt
@@ -161,7 +161,7 @@ def qt_resources(content: bytes) -> Iterator[tuple[str, bytes]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        "python -m dgiqa.nn.photographs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m recipes.small.photographs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the photographs; what is there is kept")
     options = parser.parse_args(arguments)

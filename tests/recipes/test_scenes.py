@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from skimage.data import astronaut, coffee
 
-from dgiqa.nn import scenes
-from dgiqa.nn.scenes import (
+from recipes.small import scenes
+from recipes.small.scenes import (
     FAR,
     Camera,
     Material,
@@ -25,10 +25,10 @@ from dgiqa.nn.scenes import (
     sphere,
     tube,
 )
-from dgiqa.nn.scenes.developing import defocus
-from dgiqa.nn.scenes.furniture import INDOORS, OUTDOORS, Place, cabinet, shelf, ware
-from dgiqa.nn.scenes.geometry import rotation
-from dgiqa.nn.scenes.textures import mip_pyramid
+from recipes.small.scenes.developing import defocus
+from recipes.small.scenes.furniture import INDOORS, OUTDOORS, Place, cabinet, shelf, ware
+from recipes.small.scenes.geometry import rotation
+from recipes.small.scenes.textures import mip_pyramid
 
 SIZE = (48, 64)
 LEVEL = Camera(height=1.5, pitch=0.0, focal=1.0)

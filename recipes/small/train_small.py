@@ -1,6 +1,6 @@
-"""Shards of `dgiqa.nn.synthesis` become the default model's quality network.
+"""Shards of `recipes.small.synthesis` become the default model's quality network.
 
-    python -m dgiqa.nn.train_small --data data/synthetic --out runs/small [--minutes M] [--without depth_car]
+    python -m recipes.small.train_small --data data/synthetic --out runs/small [--minutes M] [--without depth_car]
 
 Three stages, because the whole network learns nothing for its first 800 steps when it starts from random weights:
 
@@ -33,9 +33,7 @@ from dgiqa.metrics import srocc
 from dgiqa.nn.checkpoints import load_dgiqa
 from dgiqa.nn.commands import exit_code
 from dgiqa.nn.datasets import Sample
-from dgiqa.nn.distortions import TYPES
 from dgiqa.nn.network import DGIQA
-from dgiqa.nn.synthesis import SyntheticPictures
 from dgiqa.nn.train import (
     ABLATIONS,
     SampleDataset,
@@ -48,6 +46,8 @@ from dgiqa.nn.train import (
 )
 from dgiqa.nn.weights import read_tensors, save_weights
 from dgiqa.spec import TILE
+from recipes.small.distortions import TYPES
+from recipes.small.synthesis import SyntheticPictures
 
 VALIDATION_EVERY = 10  # one reference picture in so many is never trained on
 VALIDATION_SAMPLES = 500
@@ -180,7 +180,7 @@ def _centre(image: np.ndarray) -> np.ndarray:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        "python -m dgiqa.nn.train_small", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m recipes.small.train_small", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of shards with depth images")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, checkpoint and curves")
@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--labels",
         choices=("metrics", "human"),
         default="metrics",
-        help="pseudo-MOS, or what dgiqa.nn.transfer took over from KADID-10k; default: %(default)s",
+        help="pseudo-MOS, or what recipes.small.transfer took over from KADID-10k; default: %(default)s",
     )
     parser.add_argument(
         "--precision",

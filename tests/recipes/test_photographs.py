@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dgiqa.errors import DgiqaError
-from dgiqa.nn import photographs
-from dgiqa.nn.photographs import PICTURES, collect, qt_resources
+from recipes.small import photographs
+from recipes.small.photographs import PICTURES, collect, qt_resources
 
 PICTURE = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8), None, 2)
 WEBP = cv2.imencode(".webp", PICTURE)[1].tobytes()

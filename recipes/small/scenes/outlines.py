@@ -7,8 +7,8 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from dgiqa.nn.scenes.geometry import Array
-from dgiqa.nn.scenes.textures import Random, noise
+from recipes.small.scenes.geometry import Array
+from recipes.small.scenes.textures import Random, noise
 
 
 def _blob(rng: Random) -> Array:

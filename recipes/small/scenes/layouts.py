@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dgiqa.nn.scenes.furniture import INDOORS, OUTDOORS, Place, cabinet, person, plant, shelf, ware
-from dgiqa.nn.scenes.geometry import (
+from recipes.small.scenes.furniture import INDOORS, OUTDOORS, Place, cabinet, person, plant, shelf, ware
+from recipes.small.scenes.geometry import (
     Array,
     Camera,
     Planes,
@@ -27,9 +27,9 @@ from dgiqa.nn.scenes.geometry import (
     sphere,
     vector,
 )
-from dgiqa.nn.scenes.outlines import OUTLINES
-from dgiqa.nn.scenes.textures import Image, Material, Random, mip_pyramid, noise, read, texture_image
-from dgiqa.nn.scenes.tracing import Scene, Thing
+from recipes.small.scenes.outlines import OUTLINES
+from recipes.small.scenes.textures import Image, Material, Random, mip_pyramid, noise, read, texture_image
+from recipes.small.scenes.tracing import Scene, Thing
 
 KINDS = {"outdoor": 0.3, "room": 0.4, "table": 0.15, "close": 0.15}  # how often
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dgiqa.nn.scenes.developing import defocus, develop
-from dgiqa.nn.scenes.geometry import (
+from recipes.small.scenes.developing import defocus, develop
+from recipes.small.scenes.geometry import (
     Array,
     Camera,
     Hits,
@@ -28,9 +28,9 @@ from dgiqa.nn.scenes.geometry import (
     sphere,
     tube,
 )
-from dgiqa.nn.scenes.layouts import random_scene
-from dgiqa.nn.scenes.textures import Image, Material, load_textures
-from dgiqa.nn.scenes.tracing import FAR, Scene, Thing, trace
+from recipes.small.scenes.layouts import random_scene
+from recipes.small.scenes.textures import Image, Material, load_textures
+from recipes.small.scenes.tracing import FAR, Scene, Thing, trace
 
 __all__ = [
     "FAR",

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from dgiqa.nn.checkpoints import load_dgiqa
-from dgiqa.nn.distortions import TYPES
 from dgiqa.nn.network import DGIQA, SMALL
-from dgiqa.nn.synthesis import PRISTINE
 from dgiqa.nn.train import build_network, fast_precision
-from dgiqa.nn.train_small import FIRST, WithTypes, grow, learn, main, validator
+from recipes.small.distortions import TYPES
+from recipes.small.synthesis import PRISTINE
+from recipes.small.train_small import FIRST, WithTypes, grow, learn, main, validator
 
 
 class Pictures:

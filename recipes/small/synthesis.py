@@ -1,7 +1,7 @@
 """Pristine pictures become a training set: distorted pictures, full-reference measurements, depth images.
 
-    python -m dgiqa.nn.synthesis --pictures DIR --out data/synthetic
-    python -m dgiqa.nn.synthesis --depth small_depth.safetensors --out data/synthetic
+    python -m recipes.small.synthesis --pictures DIR --out data/synthetic
+    python -m recipes.small.synthesis --depth small_depth.safetensors --out data/synthetic
 
 The first command writes one .npz file per reference picture, the second adds what the depth network sees in each
 distorted picture. Files appear whole or not at all, so a run that was stopped goes on where it was.
@@ -31,12 +31,12 @@ from torch import nn
 from dgiqa.errors import DgiqaError
 from dgiqa.nn.commands import exit_code
 from dgiqa.nn.datasets import Sample, read_rgb
-from dgiqa.nn.distortions import LEVELS, TYPES, distort
-from dgiqa.nn.labels import LabelScale, fit_scale, full_reference, order_levels
-from dgiqa.nn.scenes import load_textures, render
-from dgiqa.nn.small_depth import SMALL_PREPROCESS, load_small_depth
+from dgiqa.nn.depth import SMALL_PREPROCESS, load_small_depth
 from dgiqa.preprocess import depth_input, stretched
 from dgiqa.store import replacing
+from recipes.small.distortions import LEVELS, TYPES, distort
+from recipes.small.labels import LabelScale, fit_scale, full_reference, order_levels
+from recipes.small.scenes import load_textures, render
 
 Image = npt.NDArray[np.uint8]
 
@@ -154,19 +154,23 @@ def add_depth(shard: Path, *, weights: Path) -> None:
 class SyntheticPictures:
     """The shards of a folder as samples: rgb, depth image, pseudo-MOS in [0, 1], group (picture and distortion type).
 
-    folder: what `python -m dgiqa.nn.synthesis` wrote.
+    folder: what `python -m recipes.small.synthesis` wrote.
     scale: rank curves to label with; fitted on these very pictures when None.
-    human: take the labels that `dgiqa.nn.transfer` wrote instead, and only the pictures that have one.
+    human: take the labels that `recipes.small.transfer` wrote instead, and only the pictures that have one.
     Raises DgiqaError when the folder holds no shards, or lacks depth images or human labels.
     """
 
     def __init__(self, folder: Path, scale: LabelScale | None = None, human: bool = False) -> None:
         files = sorted(folder.glob("[0-9]*.npz"))
         if not files:
-            raise DgiqaError(f"no .npz shards in {folder}; make some with: python -m dgiqa.nn.synthesis --out {folder}")
+            raise DgiqaError(
+                f"no .npz shards in {folder}; make some with: python -m recipes.small.synthesis --out {folder}"
+            )
         shards = [dict(np.load(file, allow_pickle=False)) for file in files]
         self.rgb: list[Image] = [image for shard in shards for image in shard["rgb"]]
-        depth_files = [_beside(file, ".depth.npy", "python -m dgiqa.nn.synthesis --depth WEIGHTS") for file in files]
+        depth_files = [
+            _beside(file, ".depth.npy", "python -m recipes.small.synthesis --depth WEIGHTS") for file in files
+        ]
         self.depth: list[Image] = [image for file in depth_files for image in np.load(file, allow_pickle=False)]
         self.kind = np.concatenate([shard["kind"] for shard in shards]).astype(np.int64)
         self.level = np.concatenate([shard["level"] for shard in shards]).astype(np.int64)
@@ -183,7 +187,7 @@ class SyntheticPictures:
 
     def _relabel(self, files: Sequence[Path]) -> None:
         """Human labels, levels in order; what has none is left out."""
-        human_files = [_beside(file, ".human.npy", "python -m dgiqa.nn.transfer --kadid DIR") for file in files]
+        human_files = [_beside(file, ".human.npy", "python -m recipes.small.transfer --kadid DIR") for file in files]
         labels = np.concatenate([np.load(file, allow_pickle=False) for file in human_files])
         kept = np.flatnonzero(np.isfinite(labels))
         self.rgb, self.depth = [self.rgb[i] for i in kept], [self.depth[i] for i in kept]
@@ -217,7 +221,7 @@ def photographs_in(folder: Path) -> list[Path]:
     paths = sorted(path for path in found if path.suffix.lower() in {".jpg", ".jpeg", ".png"})
     if not paths:
         raise DgiqaError(
-            f"no .jpg or .png in {folder}; gather some with: python -m dgiqa.nn.photographs --out {folder}"
+            f"no .jpg or .png in {folder}; gather some with: python -m recipes.small.photographs --out {folder}"
         )
     return paths
 
@@ -261,7 +265,7 @@ def _one_thread() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        "python -m dgiqa.nn.synthesis", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m recipes.small.synthesis", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--pictures", type=Path, help="folder of pristine photographs: make shards from them")
     parser.add_argument("--depth", type=Path, help="weights of the small depth network: add depth images to the shards")

@@ -101,7 +101,7 @@ def load_small_depth(path: str) -> SmallDepth:
     tensors, metadata = read_tensors(path)
     if metadata.get("model") != "small_depth":
         held = metadata.get("model", "no named model")
-        raise WeightsError(f"{path} holds {held}, not small_depth; train one with python -m dgiqa.nn.train_depth")
+        raise WeightsError(f"{path} holds {held}, not small_depth; train one with python -m recipes.small.train_depth")
     if (config := saved_config(metadata, _saved_sizes)) is None:
         raise WeightsError(f"{path} does not say its sizes; save it again with save_small_depth")
     return cast(SmallDepth, network_of(lambda: SmallDepth(config), tensors, path, "small depth"))

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dgiqa.nn.scenes.geometry import Array, Vector
+from recipes.small.scenes.geometry import Array, Vector
 
 Image = NDArray[np.uint8]
 Random = np.random.Generator

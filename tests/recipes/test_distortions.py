@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from skimage import data
 from skimage.metrics import structural_similarity
 
-from dgiqa.nn.distortions import KADID_TYPES, LEVELS, TYPES, distort
+from recipes.small.distortions import KADID_TYPES, LEVELS, TYPES, distort
 
 Bytes = NDArray[np.uint8]
 
@@ -212,5 +213,5 @@ def test_wrong_arguments_say_what_was_wanted(coffee: Bytes) -> None:
 
 
 def test_torch_is_never_loaded() -> None:
-    code = "import sys, dgiqa.nn.distortions; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    code = "import sys, recipes.small.distortions; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
