@@ -6,11 +6,14 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dgiqa.cli import common
+
+if TYPE_CHECKING:
+    from dgiqa import bundle as bundles
 
 Bundle = Annotated[str, typer.Option(metavar="NAME|DIR", help="Model: a name of `models`, or a folder.")]
 Tiles = Annotated[
@@ -53,6 +56,13 @@ Workers = Annotated[
 MaxPixels = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Refuse larger pictures.  [default: 200000000]")
 ]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The model's own threshold: upload, archive, curation, or own after `calibrate`. Exit with 4 below it.",
+    ),
+]
 Format = Annotated[
     common.Format | None,
     typer.Option(
@@ -71,6 +81,24 @@ def usage(option: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+def gated(
+    bundle: str, gate: float | None, preset: str | None, option: str
+) -> tuple[str | bundles.Bundle, float | None]:
+    """The model, loaded where its presets are asked for, and the threshold: the one given or the preset's.
+
+    option: which one gives the threshold, for the message where both do.
+    """
+    if preset is None:
+        return bundle, gate
+    if gate is not None:
+        raise typer.BadParameter(f"it and {option} exclude each other", param_hint="--preset")
+    from dgiqa.bundle import load_bundle
+
+    loaded = load_bundle(bundle)
+    with usage("--preset"):
+        return loaded, loaded.meaning.preset(preset)
 
 
 def check_stdin(argument: str) -> None:

@@ -74,6 +74,7 @@ def score(  # noqa: PLR0917 - the command line's options
         float | None,
         typer.Option(min=0.0, max=1.0, metavar="X", help="Exit with 4 if any image scores below X."),
     ] = None,
+    preset: options.Preset = None,
     quiet: options.Quiet = False,
     no_progress: options.NoProgress = False,
 ) -> None:
@@ -87,6 +88,7 @@ def score(  # noqa: PLR0917 - the command line's options
       dgiqa-rt score photo.jpg
       dgiqa-rt score -r photos/ -o scores.csv
       dgiqa-rt score 'shots/*.png' --fail-under 0.4
+      dgiqa-rt score incoming/ --preset upload
       curl -s https://example.org/a.jpg | dgiqa-rt score -
       find . -name '*.jpg' -print0 | dgiqa-rt score --from-file - -0
     """
@@ -106,13 +108,14 @@ def score(  # noqa: PLR0917 - the command line's options
 
     with options.usage("--tiles"):
         check_tiling(tiles)
+    model, fail_under = options.gated(bundle, fail_under, preset, "--fail-under")
     with Report() as report:
         _open(report, output, target, shown, details, fail_under)  # before anything slow: it may not be writable
         inputs, total = _counted(inputs, live=from_file == "-")
         if watched() and not (quiet or no_progress):
             report.line = ProgressLine(sys.stderr, total)
         scorer = Scorer(
-            bundle,
+            model,
             backend=backend.value,
             precision=precision.value,
             build=build and say,
@@ -122,6 +125,7 @@ def score(  # noqa: PLR0917 - the command line's options
             threads=threads,
             parallel=parallel or (1 if total == 1 else "auto"),
             max_pixels=max_pixels,
+            gate=fail_under,
         )
         report.summary = summary = Summary()  # its clock starts here: what came before was loading
         stop = fill(report, _rows(scorer, inputs, workers, details))

@@ -110,8 +110,9 @@ def video(  # noqa: PLR0917 - the command line's options
     ] = None,
     gate_interval: Annotated[
         float | None,
-        typer.Option(metavar="S", help="With --gate: or if that of any S seconds is."),
+        typer.Option(metavar="S", help="With --gate or --preset: or if that of any S seconds is."),
     ] = None,
+    preset: options.Preset = None,
     quiet: options.Quiet = False,
     no_progress: options.NoProgress = False,
 ) -> None:
@@ -132,9 +133,10 @@ def video(  # noqa: PLR0917 - the command line's options
     from dgiqa.video.frames import Raw
     from dgiqa.video.reuse import Reuse
 
+    model, gate = options.gated(bundle, gate, preset, "--gate")
     sampling = _sampling(every, fps, frames, scenes, start, end, duration)
     if gate_interval is not None and (gate is None or not 0 < gate_interval < math.inf):
-        raise typer.BadParameter("give seconds above 0, together with --gate", param_hint="--gate-interval")
+        raise typer.BadParameter("give seconds above 0, together with --gate or --preset", param_hint="--gate-interval")
     _check_sources(sources, live, bool(srt or ffmetadata), raw)
     _check_files(
         sources, {"--output": output, "--plot": plot, "--html": html, "--srt": srt, "--ffmetadata": ffmetadata}
@@ -149,7 +151,7 @@ def video(  # noqa: PLR0917 - the command line's options
     with PictureReport() as report:
         _open(report, output, shown, gate, plot=plot, html=html, srt=srt, ffmetadata=ffmetadata)
         scorer = Scorer(
-            bundle,
+            model,
             backend=backend.value,
             precision=precision.value,
             build=build and say,
@@ -159,6 +161,7 @@ def video(  # noqa: PLR0917 - the command line's options
             threads=threads,
             parallel=parallel or "auto",
             max_pixels=max_pixels,
+            gate=gate,
         )
         reading = Reading(
             raw=raw_frames,
