@@ -46,6 +46,7 @@ class Work:
     taken: int = 0  # windows that are in a batch, the first ones
     settled: int = 0  # windows whose score is known
     attributes: Attributes | None = None
+    notes: tuple[str, ...] = ()  # what to know about the picture besides
     extra: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # further outputs of the network, [n,columns]
 
     @property

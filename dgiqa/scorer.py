@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dgiqa import image, preprocess, spec
+from dgiqa import bars, image, preprocess, spec
 from dgiqa.attributes import SHORT_SIDE, Attributes, measure, note_of
 from dgiqa.batches import Batches, Networks, Part, Work, enter, ms_since, share, take, waiting
 from dgiqa.bundle import Bundle, load_bundle
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 1 << 30  # encoded images larger than this are refused unread
 STAGES = ("decode", "depth_input", "depth", "depth_image", "tiles", "attributes", "quality")
+
+BARS_NOTE = "has black bars, which count in its score"
 
 Source = str | Path | bytes | NDArray[Any] | BinaryIO
 _TENSORS = {
@@ -362,12 +364,15 @@ class Scorer:
         with clock("tiles"):
             working = preprocess.working_image(rgb, self._p)
             windows = preprocess.windows_for(tiles, near.shape[0], near.shape[1], self._p.tile)
-        attributes = None
+        attributes, notes = None, ()
         if look:
             with clock("attributes"):
                 attributes = measure(rgb, working if _is_reduced(self._p, rgb) else None)
+                notes = (BARS_NOTE,) if any(bars.find(working)) else ()
         scores = np.full(len(windows), np.nan, np.float32)
-        return Work(name, tiles, height, width, working, near, windows, clock.ms, scores, attributes=attributes)
+        return Work(
+            name, tiles, height, width, working, near, windows, clock.ms, scores, attributes=attributes, notes=notes
+        )
 
     def _depth_image(self, rgb: NDArray[np.uint8], networks: Networks, clock: _Clock) -> NDArray[np.uint8]:
         """The depth network's image of rgb [H,W,3]: uint8 of the working size."""
@@ -470,7 +475,7 @@ class Scorer:
             reasons=reasons,
             faults=tuple(self.bundle.meaning.told(reasons)),
             verdict=verdict(value, self.gate),
-            note=note_of(work.attributes) if work.attributes else "",
+            note=note_of(work.attributes, work.notes) if work.attributes else "",
             attributes=work.attributes,
             tile_features=work.extra.get(spec.QUALITY_FEATURES) if self._keep_features else None,
         )

@@ -16,7 +16,7 @@ from dgiqa.bundle import Bundle
 from dgiqa.meaning import Meaning, Reason
 from dgiqa.parity import verify_bundle
 from dgiqa.runtime.ort import OrtSession
-from dgiqa.scorer import Score, Scorer
+from dgiqa.scorer import BARS_NOTE, Score, Scorer
 
 Photos = dict[str, NDArray[np.uint8]]
 
@@ -84,6 +84,8 @@ def test_a_note_says_what_is_no_photograph(tiny_bundle: Bundle, photos: Photos) 
     with Scorer(tiny_bundle) as scorer:
         assert scorer.score(photos["coffee"]).note == ""
         assert "uniform" in scorer.score(np.full((100, 120, 3), 9, np.uint8)).note
+        boxed = np.pad(photos["coffee"], ((60, 60), (0, 0), (0, 0)))
+        assert scorer.score(boxed).note == BARS_NOTE
 
 
 def test_the_map_moves_every_tile_and_the_mean_follows(tiny_bundle: Bundle, photos: Photos) -> None:
