@@ -305,7 +305,7 @@ def train(network: DGIQA, batches: Batches, s: Settings, out: Path, minutes: flo
                 flush=True,
             )
             sums = {}
-        if step % 500 == 0 or step == s.steps:
+        if step % 250 == 0 or step == s.steps:
             save(state_file, network, average, optimiser, step)
             print(step, validate(average, batches), flush=True)
             save_weights(average, out / "weights.safetensors")
