@@ -33,8 +33,8 @@ WITH_BIQ = (
 
 def golden_images() -> list[Any]:
     """Rendered scenes and degraded copies of the first, uint8 [240,320,3]."""
-    from dgiqa.nn.distortions import distort
-    from dgiqa.nn.scenes import render
+    from recipes.small.distortions import distort
+    from recipes.small.scenes import render
 
     scenes = [render(seed, (), GOLDEN_HEIGHT, GOLDEN_WIDTH)[0] for seed in GOLDEN_SEEDS]
     return [*scenes, *(distort(scenes[0], kind, level, 0) for kind, level in GOLDEN_DISTORTIONS)]
@@ -65,9 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--licence", default=WITH_BIQ, help="default: %(default)s")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
     o = parser.parse_args(arguments)
+    from dgiqa.nn.small_depth import load_small_depth
+
     from dgiqa.nn.bundling import build_bundle
     from dgiqa.nn.checkpoints import load_dgiqa
-    from dgiqa.nn.small_depth import load_small_depth
 
     try:
         bundle = build_bundle(
