@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -33,6 +34,22 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # for recipes/, which no wheel holds; an installed dgiqa stands before it
 PREPROCESS = spec.Preprocess(depth_lower_bound=64, depth_multiple=32, short_side=96, tile=64)
 LABELS = {"licence": "Apache-2.0", "source": "made by the tests"}
+
+
+# Where torch is not installed, the tests of training are left out, and the header says so.
+_TRAINING = re.compile(r"^(import|from) (torch|dgiqa\.nn|recipes)\b", re.MULTILINE)
+_WITHOUT_TORCH = importlib.util.find_spec("torch") is None
+collect_ignore = [
+    path.name
+    for path in sorted(Path(__file__).parent.glob("test_*.py"))
+    if _WITHOUT_TORCH
+    and _TRAINING.search(text := path.read_text(encoding="utf-8"))
+    and 'importorskip("torch")' not in text
+]
+
+
+def pytest_report_header() -> str:
+    return f"left out, for want of torch: {', '.join(collect_ignore)}" if collect_ignore else ""
 
 
 def pytest_configure() -> None:

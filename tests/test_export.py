@@ -143,6 +143,7 @@ def test_exporting_leaves_the_model_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("twin", [True, False])
 def test_reasons_and_features_are_outputs_beside_the_score(twin: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -164,6 +165,7 @@ def test_reasons_and_features_are_outputs_beside_the_score(twin: bool, tmp_path:
     assert np.allclose(1 / (1 + np.exp(-logits)), got[spec.QUALITY_OUTPUT], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["fc_reasons", "features"])
 def test_wrong_reasons_or_features_are_not_written(head: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -382,6 +384,7 @@ def test_scripts_refuse_weights_of_another_network(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_twin_is_exported_unless_asked_otherwise(tmp_path: Path, depth: DepthAnything, depth_file: Export) -> None:
     plain = export_depth(depth, tmp_path / "d.onnx", preprocess=TINY_SIZES, twin=False)
     assert depth_file.nodes < 0.9 * plain.nodes

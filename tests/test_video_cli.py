@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import run_here
 from video_clips import UInt8, numbered, swaying, write
 
 from dgiqa.video import VIDEO_COLUMNS
@@ -33,7 +34,10 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def run(environment: dict[str, str], bundle_dir: Path) -> Run:
     def call(*arguments: Any, stdin: Any = None) -> subprocess.CompletedProcess[bytes]:
-        command = [sys.executable, "-m", "dgiqa", "video", *map(str, arguments), "--bundle", str(bundle_dir)]
+        arguments = ("video", *arguments, "--bundle", bundle_dir)
+        if stdin is None:
+            return run_here(*arguments, env=environment)
+        command = [sys.executable, "-m", "dgiqa", *map(str, arguments)]
         return subprocess.run(command, input=stdin, capture_output=True, timeout=120, env=environment, check=False)
 
     return call
