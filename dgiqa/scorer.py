@@ -364,7 +364,8 @@ class Scorer:
         with clock("tiles"):
             working = preprocess.working_image(rgb, self._p)
             windows = preprocess.windows_for(tiles, near.shape[0], near.shape[1], self._p.tile)
-        attributes, notes = None, ()
+        attributes: Attributes | None = None
+        notes: tuple[str, ...] = ()
         if look:
             with clock("attributes"):
                 attributes = measure(rgb, working if _is_reduced(self._p, rgb) else None)
