@@ -40,8 +40,8 @@ LABELS = {"licence": "Apache-2.0", "source": "made by the tests"}
 _TRAINING = re.compile(r"^(import|from) (torch|dgiqa\.nn|recipes)\b", re.MULTILINE)
 _WITHOUT_TORCH = importlib.util.find_spec("torch") is None
 collect_ignore = [
-    path.name
-    for path in sorted(Path(__file__).parent.glob("test_*.py"))
+    str(path.relative_to(Path(__file__).parent))
+    for path in sorted(Path(__file__).parent.rglob("test_*.py"))
     if _WITHOUT_TORCH
     and _TRAINING.search(text := path.read_text(encoding="utf-8"))
     and 'importorskip("torch")' not in text
