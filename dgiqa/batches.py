@@ -46,7 +46,7 @@ class Work:
     taken: int = 0  # windows that are in a batch, the first ones
     settled: int = 0  # windows whose score is known
     attributes: Attributes | None = None
-    notes: tuple[str, ...] = ()  # what to know about the picture besides
+    notes: tuple[str, ...] = ()  # what to know besides: about the file, and bars
     extra: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # further outputs of the network, [n,columns]
 
     @property

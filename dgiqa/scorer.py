@@ -9,8 +9,6 @@ images there are. Both run the same two halves: `_prepare` (one image -> working
 from __future__ import annotations
 
 import math
-import os
-import stat
 import threading
 import time
 from collections import deque
@@ -21,16 +19,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dgiqa import bars, image, preprocess, spec
+from dgiqa import bars, preprocess, spec
 from dgiqa.attributes import SHORT_SIDE, Attributes, measure, note_of
 from dgiqa.batches import Batches, Networks, Part, Work, enter, ms_since, share, take, waiting
 from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.errors import BackendError, BundleError, EngineError, ImageError
+from dgiqa.image import MAX_MEMORY, MAX_PIXELS, Opened
+from dgiqa.image.sources import Room, Source, name_of, open_source
 from dgiqa.machine import preparing_threads, usable_cores
 from dgiqa.meaning import verdict
 from dgiqa.runtime import engines
@@ -44,12 +44,10 @@ if TYPE_CHECKING:
     from dgiqa.video.reuse import Reuse
     from dgiqa.video.stream import FrameStream
 
-MAX_BYTES = 1 << 30  # encoded images larger than this are refused unread
 STAGES = ("decode", "depth_input", "depth", "depth_image", "tiles", "attributes", "quality")
 
 BARS_NOTE = "has black bars, which count in its score"
 
-Source = str | Path | bytes | NDArray[Any] | BinaryIO
 _TENSORS = {
     spec.DEPTH_FILE: ({spec.DEPTH_INPUT}, {spec.DEPTH_OUTPUT}),
     spec.QUALITY_FILE: ({spec.QUALITY_RGB, spec.QUALITY_DEPTH}, {spec.QUALITY_OUTPUT}),
@@ -70,10 +68,11 @@ class Score:
     width, height: of the image as decoded (after EXIF rotation), pixels. tiles: the tiling's name.
     timings_ms: wall time per stage (STAGES); a batch shared with other images counts by this image's part of its
     tiles, and time spent waiting for other images is left out. An image on a GPU has the one stage "device".
-    bundle: the bundle's id. backend: what ran the networks. source: path, given name, "<bytes>" or "<array>".
+    bundle: the bundle's id. backend: what ran the networks. source: path, given name, "<bytes>", "<array>", ...
     reasons: probability of each kind of fault that the bundle knows, mean over the tiles; faults: those that reach
     their thresholds, the clearest first, see `meaning.words`. verdict: "pass" or "fail" where the scorer has a
-    threshold. note: what the score does not cover ("looks like a screenshot ..."), or "". attributes: what was
+    threshold. note: what was done to the file ("HDR (PQ) tone-mapped to SDR") and what the score does not cover ("looks
+    like a screenshot ..."), or "". attributes: what was
     measured of the picture; None for one on a GPU. tile_features: f32 [n,C], where the scorer was asked for them.
     """
 
@@ -156,7 +155,9 @@ class Scorer:
     parallel: runs of a network at a time, which share the threads; "auto": what gives most images a second
     (`backends.parallel_runs`). By default `score` has all threads for one run, and `score_many` and videos do as
     "auto" would, with networks of their own that are opened when first needed.
-    max_pixels: larger images are refused before they are decoded.
+    max_pixels: larger images are refused before they are decoded. max_memory: bytes that one image may take while it
+    is prepared, by default `image.MAX_MEMORY` (1.5 GiB), or any where max_pixels was raised; images prepared at
+    a time share as much.
     gate: the score from which an image passes, or the name of one of the bundle's presets; it decides `verdict`.
     features: keep what the last layer sees, of each tile, in the scores; where the bundle's network gives it.
     Raises BundleError, BackendError, EngineError if there is no such engine, or ValueError for arguments that mean
@@ -176,15 +177,19 @@ class Scorer:
         threads: int | None = None,
         parallel: int | Literal["auto"] | None = None,
         max_pixels: int | None = None,
+        max_memory: int | None = None,
         gate: float | str | None = None,
         features: bool = False,
     ) -> None:
-        for name, number in (("batch", batch), ("threads", threads), ("parallel", parallel)):
+        limits = (("max_pixels", max_pixels), ("max_memory", max_memory))
+        for name, number in (("batch", batch), ("threads", threads), ("parallel", parallel), *limits):
             if isinstance(number, int) and number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
         self.tiles = tiles
-        self.max_pixels = image.MAX_PIXELS if max_pixels is None else max_pixels
+        self.max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
+        self.max_memory = max_memory
+        self._room = Room(max_memory or MAX_MEMORY)
         check_tiling(tiles, self.bundle.preprocess.tile)
         self.gate = self.bundle.meaning.preset(gate) if isinstance(gate, str) else gate
         if self.gate is not None and not 0 <= self.gate <= 1:
@@ -207,7 +212,7 @@ class Scorer:
     def score(
         self, source: Source | Any, *, name: str | None = None, tiles: str | None = None, stream: Any = None
     ) -> Score:
-        """Score one image: a path, encoded bytes, an array (see `image.as_rgb`) or an open binary file.
+        """Score one image: a path, encoded bytes, an array (see `image.as_rgb`), a Pillow image or an open binary file.
 
         Or uint8 [H,W,3] on a GPU (PyTorch, CuPy, PyCUDA, ...; see `on_device.device_image`): scored there, on `stream`.
         name: what the score calls its source. tiles: instead of the scorer's own tiling.
@@ -220,7 +225,7 @@ class Scorer:
         if stream is not None:
             raise ValueError("got a stream for an image that is not on a GPU; leave it out")
         networks = _alive(self._alone)
-        work = self._prepare(source, name or _name_of(source), tiles, networks, look=True)
+        work = self._prepare(source, name or name_of(source), tiles, networks, look=True)
         while parts := take([work], networks.batch):
             for part, found in zip(parts, networks.score(parts), strict=True):
                 enter(part, found)
@@ -249,6 +254,8 @@ class Scorer:
         if workers < 1 or (batch is not None and batch < 1):
             raise ValueError(f"workers and batch must be at least 1, got {workers} and {batch}")
         _alive(self._alone)
+        if isinstance(sources, str | Path | bytes) or (isinstance(sources, np.ndarray) and sources.ndim < 4):
+            raise ValueError(f"got one {type(sources).__name__}, wanted several images; score() takes one")
         return self._score_many(sources, on_error, workers, batch)
 
     def score_video(
@@ -357,32 +364,54 @@ class Scorer:
         """
         clock = _Clock(stop)
         with clock("decode"):
-            rgb = self._decode(source)
+            opened = open_source(source, self.max_pixels, self.max_memory)
+        preprocess.check_size(opened.height, opened.width, self._p)
+        with self._room.hold(opened.memory, clock.stopped):
+            return self._prepare_opened(opened, name, tiles, networks, clock=clock, near=near, look=look)
+
+    def _prepare_opened(
+        self,
+        opened: Opened,
+        name: str,
+        tiles: str,
+        networks: Networks,
+        *,
+        clock: _Clock,
+        near: NDArray[np.uint8] | None,
+        look: bool,
+    ) -> Work:
+        with clock("decode"):
+            decoded = opened.decode(clock.stopped)
+        rgb, notes = decoded.rgb, decoded.notes
         height, width = rgb.shape[:2]
+        image = None
         if near is None:
-            near = self._depth_image(rgb, networks, clock)
+            with clock("depth_input"):
+                image = preprocess.depth_input(rgb, self._p)
         with clock("tiles"):
             working = preprocess.working_image(rgb, self._p)
-            windows = preprocess.windows_for(tiles, near.shape[0], near.shape[1], self._p.tile)
         attributes: Attributes | None = None
-        notes: tuple[str, ...] = ()
         if look:
             with clock("attributes"):
                 attributes = measure(rgb, working if _is_reduced(self._p, rgb) else None)
-                notes = (BARS_NOTE,) if any(bars.find(working)) else ()
-        scores = np.full(len(windows), np.nan, np.float32)
-        return Work(
-            name, tiles, height, width, working, near, windows, clock.ms, scores, attributes=attributes, notes=notes
-        )
+                notes += (BARS_NOTE,) if any(bars.find(working)) else ()
+        del decoded, rgb  # before the depth image, which may be as large
+        if image is not None:
+            near = self._depth_image(image, (height, width), networks, clock)
+        assert near is not None
+        with clock("tiles"):
+            windows = preprocess.windows_for(tiles, near.shape[0], near.shape[1], self._p.tile)
+        scores, ms = np.full(len(windows), np.nan, np.float32), {s: clock.ms[s] for s in STAGES if s in clock.ms}
+        return Work(name, tiles, height, width, working, near, windows, ms, scores, attributes=attributes, notes=notes)
 
-    def _depth_image(self, rgb: NDArray[np.uint8], networks: Networks, clock: _Clock) -> NDArray[np.uint8]:
-        """The depth network's image of rgb [H,W,3]: uint8 of the working size."""
-        with clock("depth_input"):
-            prepared = preprocess.depth_input(rgb, self._p)
+    def _depth_image(
+        self, image: NDArray[np.float32], size: tuple[int, int], networks: Networks, clock: _Clock
+    ) -> NDArray[np.uint8]:
+        """The depth network's image of a picture of `size`, by its input: uint8 of the working size."""
         with networks.turn, clock("depth"):
-            depth = networks.depth.run({spec.DEPTH_INPUT: prepared})[spec.DEPTH_OUTPUT]
+            depth = networks.depth.run({spec.DEPTH_INPUT: image})[spec.DEPTH_OUTPUT]
         with clock("depth_image"):
-            return preprocess.depth_image(depth, rgb.shape[0], rgb.shape[1], self._p)
+            return preprocess.depth_image(depth, *size, self._p)
 
     def _score_on_device(self, source: Any, name: str, tiles: str, stream: Any) -> Score:
         from dgiqa import on_device
@@ -409,17 +438,12 @@ class Scorer:
     def _try_prepare(
         self, item: Source | tuple[str, Source], networks: Networks, stop: threading.Event, keep: bool
     ) -> Work | Failure:
-        name, source = item if isinstance(item, tuple) else (_name_of(item), item)
+        name = "<tuple>"
         try:
+            name, source = _named(item)
             return self._prepare(source, name, self.tiles, networks, stop=stop, look=True)
         except Exception as error:  # whatever one file does to a decoder, the other images go on
             return _failure(name, error, keep)
-
-    def _decode(self, source: Source) -> NDArray[np.uint8]:
-        data = _read(source)
-        if isinstance(data, np.ndarray):
-            return image.as_rgb(data)
-        return image.decode(data, self.max_pixels)
 
     def _pack(
         self, prepared: Iterable[Future[Work | Failure]], networks: Networks, batch: int, keep: bool
@@ -476,7 +500,7 @@ class Scorer:
             reasons=reasons,
             faults=tuple(self.bundle.meaning.told(reasons)),
             verdict=verdict(value, self.gate),
-            note=note_of(work.attributes, work.notes) if work.attributes else "",
+            note=note_of(work.attributes, work.notes) if work.attributes else "; ".join(work.notes),
             attributes=work.attributes,
             tile_features=work.extra.get(spec.QUALITY_FEATURES) if self._keep_features else None,
         )
@@ -517,11 +541,14 @@ class _Clock:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        if self._stop is not None and self._stop.is_set():
+        if self.stopped():
             raise CancelledError
         started = time.perf_counter()
         yield
-        self.ms[stage] = ms_since(started)
+        self.ms[stage] = self.ms.get(stage, 0.0) + ms_since(started)
+
+    def stopped(self) -> bool:
+        return self._stop is not None and self._stop.is_set()
 
 
 def _ordered_map(
@@ -618,6 +645,15 @@ def _is_reduced(p: spec.Preprocess, rgb: NDArray[np.uint8]) -> bool:
     return p.version >= 2 and p.short_side == SHORT_SIDE and min(rgb.shape[:2]) > SHORT_SIDE
 
 
+def _named(item: Any) -> tuple[str, Source]:
+    """(name, source) of what score_many was given."""
+    if not isinstance(item, tuple):
+        return name_of(item), item
+    if len(item) != 2 or not isinstance(item[0], str):
+        raise ImageError(f"got a tuple of {len(item)}, wanted an image or a pair (name, image)")
+    return item
+
+
 def _alive(networks: Networks | None) -> Networks:
     if networks is None:
         raise ValueError("this Scorer was closed; make another one")
@@ -634,45 +670,3 @@ def _is_on_device(source: object) -> bool:
     from dgiqa.runtime.cuda import is_device_array
 
     return is_device_array(source)
-
-
-def _name_of(source: object) -> str:
-    if isinstance(source, str | Path):
-        return str(source)
-    if isinstance(source, bytes | bytearray | memoryview):
-        return "<bytes>"
-    if isinstance(source, np.ndarray):
-        return "<array>"
-    name = getattr(source, "name", None)
-    return name if isinstance(name, str) else "<stream>"
-
-
-def _read(source: Source) -> bytes | NDArray[Any]:
-    """Encoded bytes, or the array itself."""
-    if isinstance(source, np.ndarray):
-        return source
-    if isinstance(source, str | Path):
-        return _read_file(source)
-    data = source.read(MAX_BYTES + 1) if hasattr(source, "read") else source
-    if not isinstance(data, bytes | bytearray | memoryview):
-        raise ImageError(f"got {type(data).__name__}, wanted a path, bytes, an array or a file opened in binary mode")
-    if len(data) > MAX_BYTES:
-        raise ImageError(f"more than {MAX_BYTES} bytes; wanted one encoded image")
-    return bytes(data)
-
-
-def _read_file(path: str | Path) -> bytes:
-    """A regular file's bytes: a pipe could block for ever, a device never end."""
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise ImageError(f"{path} is {kind}; wanted an image file")
-        if status.st_size > MAX_BYTES:
-            raise ImageError(f"{path} has {status.st_size} bytes, wanted an image of at most {MAX_BYTES}")
-        with open(path, "rb") as stream:
-            return stream.read(MAX_BYTES)
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # a path with a NUL character
-        raise ImageError(f"{path!r} is no path: {error}") from error

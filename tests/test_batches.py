@@ -201,13 +201,13 @@ def test_what_is_complete_does_not_wait_for_the_next_image(
     tiny_bundle: Bundle, crops: list[NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second image is prepared only after the first one's score came out."""
-    first_is_out, decode = threading.Event(), Scorer._decode
+    first_is_out, prepare = threading.Event(), Scorer._prepare
 
-    def slow(self: Scorer, source: Any) -> Any:
+    def slow(self: Scorer, source: Any, *arguments: Any, **options: Any) -> Any:
         assert len(source) != 123 or first_is_out.wait(60)
-        return decode(self, source)
+        return prepare(self, source, *arguments, **options)
 
-    monkeypatch.setattr(Scorer, "_decode", slow)
+    monkeypatch.setattr(Scorer, "_prepare", slow)
     results = Scorer(tiny_bundle, threads=2).score_many([crops[0], np.zeros((123, 123, 3), np.uint8)], batch=1)
     started = time.monotonic()
     next(results)

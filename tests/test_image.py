@@ -187,7 +187,7 @@ def test_float_tiff_is_read_in_zero_to_one_and_refused_beyond() -> None:
 
 
 def test_integer_tiff_with_unknown_white_is_refused() -> None:
-    with pytest.raises(ImageError, match="white level is not known"):
+    with pytest.raises(ImageError, match="signed 32-bit samples"):
         decode(encode(Image.fromarray(np.arange(256, dtype=np.int32).reshape(16, 16)), "TIFF"))
 
 
@@ -208,8 +208,8 @@ def test_the_first_of_several_frames_is_taken(kind: str) -> None:
     [
         (b"", "empty file"),
         (b"hello world, I am not a picture", "not an image: starts with b'hello world"),
-        (b"\0" * 100, "not an image"),
-        (b"<!DOCTYPE html><html>404</html>", "this is a web page; readable are JPEG, PNG"),
+        (b"\0" * 100, "its first 100 bytes are zero; the copy broke off"),
+        (b"<!DOCTYPE html><html>404</html>", "this is a web page; the address did not give an image"),
         (b"%PDF-1.7 ...", "a PDF document"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC photograph"),
         (b'<?xml version="1.0"?>\n<svg xmlns="x"/>', "an SVG drawing"),
@@ -234,13 +234,13 @@ def test_truncated_files_are_refused_never_filled_in(kind: str, share: float) ->
 
 def test_truncated_progressive_jpeg_says_so() -> None:
     file = encode(photo(), "JPEG", progressive=True)
-    with pytest.raises(ImageError, match=rf"truncated or damaged JPEG, {len(file) // 2} bytes"):
+    with pytest.raises(ImageError, match=rf"JPEG: truncated, {len(file) // 2} bytes"):
         decode(file[: len(file) // 2])
 
 
 @pytest.mark.parametrize("kind", ["ICO", "TGA", "PCX", "SGI", "PDF", "EPS", "ICNS"])
 def test_rare_formats_never_reach_a_parser(kind: str) -> None:
-    with pytest.raises(ImageError, match=r"readable are JPEG, PNG, WEBP"):
+    with pytest.raises(ImageError, match=r"readable are JPEG, PNG, WEBP|this is an? .*; convert"):
         decode(encode(photo().resize((32, 32)), kind))
 
 

@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dgiqa import image, preprocess, scorer, spec
+from dgiqa import preprocess, scorer, spec
 from dgiqa.bundle import Bundle, write_bundle
 from dgiqa.errors import BackendError, BundleError, ImageError
+from dgiqa.image import sources
 from dgiqa.scorer import STAGES, Failure, Score, Scorer
 
 pytest.importorskip("onnxruntime")
@@ -164,10 +165,10 @@ def test_one_bad_image_is_one_failure_in_its_place(
 def test_an_unforeseen_exception_is_a_failure_too(
     tiny: Scorer, crops: list[NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def decode(data: bytes, limit: int) -> None:
+    def open_image(*arguments: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(image, "decode", decode)
+    monkeypatch.setattr(sources, "open_image", open_image)
     failure, score = tiny.score_many([b"x", crops[0]])
     assert (failure.error, failure.message) == ("MemoryError", "MemoryError()")
     assert score.value > 0
@@ -324,9 +325,10 @@ def test_a_file_without_permission_says_so(tiny: Scorer, tmp_path: Path) -> None
 def test_what_is_too_large_is_refused_unread(
     tiny: Scorer, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encode: Callable[..., bytes]
 ) -> None:
-    monkeypatch.setattr(scorer, "MAX_BYTES", 100)
-    (tmp_path / "big").write_bytes(bytes(101))
-    for source in (tmp_path / "big", bytes(101), io.BytesIO(bytes(200))):
+    monkeypatch.setattr(sources, "MAX_BYTES", 100)
+    large = b"BM" + bytes(5000)
+    (tmp_path / "big").write_bytes(large)
+    for source in (tmp_path / "big", large, io.BytesIO(large)):
         with pytest.raises(ImageError, match="100"):
             tiny.score(source)
     monkeypatch.undo()

@@ -63,6 +63,14 @@ Preset = Annotated[
         help="The model's own threshold: upload, archive, curation, or own after `calibrate`. Exit with 4 below it.",
     ),
 ]
+MaxMemory = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="MIB",
+        help="Refuse pictures that take more memory to prepare.  [default: 1536; any where --max-pixels is given]",
+    ),
+]
 Format = Annotated[
     common.Format | None,
     typer.Option(

@@ -61,6 +61,7 @@ def score(  # noqa: PLR0917 - the command line's options
     parallel: options.Parallel = None,
     workers: options.Workers = None,
     max_pixels: options.MaxPixels = None,
+    max_memory: options.MaxMemory = None,
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write rows to FILE: .csv, .jsonl or .json decides how."),
@@ -126,6 +127,7 @@ def score(  # noqa: PLR0917 - the command line's options
             parallel=parallel or (1 if total == 1 else "auto"),
             max_pixels=max_pixels,
             gate=fail_under,
+            max_memory=None if max_memory is None else max_memory << 20,
         )
         report.summary = summary = Summary()  # its clock starts here: what came before was loading
         stop = fill(report, _rows(scorer, inputs, workers, details))

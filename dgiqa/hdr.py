@@ -1,0 +1,67 @@
+"""HDR pictures and wide primaries -> what an SDR screen shows: sRGB, uint8. One fixed curve, for images and video."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+UInt8 = NDArray[np.uint8]
+
+PQ, HLG = 16, 18  # transfer characteristics by their numbers in ITU-T H.273
+WHITE_NITS = 203.0  # what SDR's white becomes in HDR (BT.2408)
+HLG_PEAK_NITS = 1000.0
+KNEE = 0.6  # of SDR white: below it tones are kept, above it they are rolled off towards white
+BT2020_TO_709 = np.array(
+    [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32
+)
+
+
+def tone_map(rgb: NDArray[np.uint16], transfer: str) -> UInt8:
+    """HDR as coded, uint16 [H,W,3] in BT.2020 -> SDR, uint8 [H,W,3] in BT.709.
+
+    transfer "PQ" (SMPTE ST 2084) or "HLG" (BT.2100, for a 1000-nit screen). To light, 203 nits becoming 1; primaries
+    to BT.709, clipped; a brightest channel x above KNEE is rolled off to KNEE + (1 - KNEE)(1 - exp(-(x - KNEE)/(1 -
+    KNEE))), the others in proportion, so that hues stay; then sRGB's curve. One fixed curve: no metadata is used, and
+    equal code values always give equal pixels.
+    """
+    light = _pq_light()[rgb] if transfer == "PQ" else _hlg_light(rgb)
+    light = np.maximum(cv2.transform(light, BT2020_TO_709), 0)
+    peak = light.max(axis=2, keepdims=True)
+    rolled = KNEE + (1 - KNEE) * (1 - np.exp(-(np.maximum(peak, KNEE) - KNEE) / (1 - KNEE)))
+    light *= np.where(peak > KNEE, rolled / np.maximum(peak, 1e-6), 1)
+    return np.asarray(srgb_levels()[(light * 4095 + 0.5).astype(np.uint16)])
+
+
+@lru_cache(1)
+def _pq_light() -> NDArray[np.float32]:
+    """Light of every 16-bit PQ code, in units of WHITE_NITS: f32 [65536]."""
+    m1, m2, c1, c2, c3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 / 128, 2392 / 128
+    power = (np.arange(65536) / 65535) ** (1 / m2)
+    return (10000 / WHITE_NITS * (np.maximum(power - c1, 0) / (c2 - c3 * power)) ** (1 / m1)).astype(np.float32)
+
+
+@lru_cache(1)
+def _hlg_scene() -> NDArray[np.float32]:
+    """Scene light in [0, 1] of every 16-bit HLG code: f32 [65536]."""
+    a, b, c = 0.17883277, 0.28466892, 0.55991073
+    code = np.arange(65536) / 65535
+    return np.where(code <= 0.5, code**2 / 3, (np.exp((code - c) / a) + b) / 12).astype(np.float32)
+
+
+def _hlg_light(rgb: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """BT.2100's system gamma 1.2 on luminance turns scene light into that of the screen, in units of WHITE_NITS."""
+    scene = _hlg_scene()[rgb]
+    luminance = cv2.transform(scene, np.array([[0.2627, 0.6780, 0.0593]], np.float32))
+    gain = np.maximum(luminance.reshape(*scene.shape[:2], 1), 1e-6) ** 0.2
+    return np.asarray(scene * gain * np.float32(HLG_PEAK_NITS / WHITE_NITS), np.float32)
+
+
+@lru_cache(1)
+def srgb_levels() -> UInt8:
+    """sRGB level of light in 4096 steps, 0 to 1: uint8 [4096]. Steps are coarse only in the darkest ten levels."""
+    light = np.arange(4096) / 4095
+    curve = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    return np.asarray(np.rint(curve * 255), np.uint8)

@@ -1,0 +1,77 @@
+"""What a PNG file's chunks say: which colours it means, and whether all rows are there."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from dgiqa.errors import ImageError
+
+MAX_CHUNKS = 250_000  # Pillow takes each of them in Python
+_PIECE = 1 << 20  # bytes that are inflated at a time
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+
+class Colours(NamedTuple):
+    """Primaries, transfer, matrix and full range as numbers of ITU-T H.273."""
+
+    primaries: int
+    transfer: int
+    matrix: int
+    full: int
+
+
+def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(type, start, end) of every chunk's contents. Raises ImageError if there are too many."""
+    at = 8
+    for _ in range(MAX_CHUNKS):
+        if at + 8 > len(data):
+            return
+        length, kind = struct.unpack_from(">I4s", data, at)
+        yield kind, at + 8, min(at + 8 + length, len(data))
+        at += 12 + length
+        if kind == b"IEND":
+            return
+    raise ImageError(f"more than {MAX_CHUNKS:,} chunks; save it again")
+
+
+def colours(data: bytes) -> Colours | None:
+    """What the cICP chunk says, which comes before the pixels and before every profile."""
+    for kind, start, end in chunks(data):
+        if kind == b"cICP" and end - start == 4:
+            return Colours(*data[start:end])
+        if kind == b"IDAT":
+            break
+    return None
+
+
+def check_rows(data: bytes) -> None:
+    """Raise ImageError unless the pixels' stream holds all rows. Inflates it once more: for doubtful files."""
+    wanted = _inflated_size(data)
+    inflate, found = zlib.decompressobj(), 0
+    for kind, start, end in chunks(data):
+        if kind != b"IDAT":
+            continue
+        rest = data[start:end]
+        while rest and not inflate.eof and found < wanted:
+            found += len(inflate.decompress(rest, _PIECE))
+            rest = inflate.unconsumed_tail
+    while not inflate.eof and found < wanted and (more := inflate.decompress(inflate.unconsumed_tail, _PIECE)):
+        found += len(more)
+    if found < wanted:
+        raise ImageError(f"truncated: its pixels end after {100 * found // wanted} %; fetch or save it again")
+
+
+def _inflated_size(data: bytes) -> int:
+    width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
+    bits = depth * _CHANNELS.get(colour, 1)
+
+    def size(w: int, h: int) -> int:
+        return h * (1 + -(-w * bits // 8)) if w else 0
+
+    if not interlaced:
+        return size(width, height)
+    return sum(size(-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in _PASSES)

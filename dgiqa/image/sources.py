@@ -1,0 +1,132 @@
+"""Whatever an image is given as -> its header, and its pixels once there is room for them in memory."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dgiqa.errors import ImageError
+from dgiqa.image import MAX_PIXELS, Decoded, Opened, Stop, as_rgb, of_pillow, open_image
+from dgiqa.image.arrays import check_shape
+from dgiqa.image.kinds import HEAD, identify
+
+Source = str | Path | bytes | NDArray[Any] | BinaryIO | Image.Image
+
+MAX_BYTES = 1 << 30  # encoded images larger than this are refused unread
+_POLL_S = 0.1
+
+
+class Room:
+    """Memory that pictures being prepared share. One that needs more than all of it goes alone."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._taken = total, 0
+        self._change = threading.Condition()
+
+    @contextmanager
+    def hold(self, amount: int, stop: Stop | None = None) -> Iterator[None]:
+        """Wait until there are `amount` bytes, and keep them. Raises CancelledError once `stop` is true."""
+        with self._change:
+            while self._taken and self._taken + amount > self._total:
+                if stop is not None and stop():
+                    raise CancelledError
+                self._change.wait(_POLL_S)
+            self._taken += amount
+        try:
+            yield
+        finally:
+            with self._change:
+                self._taken -= amount
+                self._change.notify_all()
+
+
+def open_source(source: Source, max_pixels: int = MAX_PIXELS, max_memory: int | None = None) -> Opened:
+    """Read a header: of a path, encoded bytes, an open binary file, an array (see `as_rgb`) or a Pillow image.
+
+    A file that was read before is read again from its beginning. Limits and errors as `open_image`.
+    """
+    if isinstance(source, np.ndarray):
+        array = source
+        check_shape(array.shape)
+        return Opened("", array.shape[1], array.shape[0], 0, b"", lambda stop: Decoded(as_rgb(array)))
+    if isinstance(source, Image.Image):
+        picture = source
+        memory = 7 * picture.width * picture.height
+        return Opened("", picture.width, picture.height, memory, b"", lambda stop: of_pillow(picture, max_pixels))
+    return open_image(_read(source), max_pixels, max_memory)
+
+
+def name_of(source: object) -> str:
+    """What a score calls its source."""
+    if isinstance(source, str | Path):
+        return str(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return "<bytes>"
+    if isinstance(source, np.ndarray):
+        return "<array>"
+    if isinstance(source, Image.Image):
+        return str(getattr(source, "filename", "") or "<image>")
+    name = getattr(source, "name", None)
+    return name if isinstance(name, str) else "<stream>"
+
+
+def _read(source: Any) -> bytes:
+    if isinstance(source, str | Path):
+        return _read_file(source)
+    data = _read_stream(source) if hasattr(source, "read") else source
+    if not isinstance(data, bytes | bytearray | memoryview):
+        wanted = "wanted a path, bytes, an array, a Pillow image or a file opened in binary mode"
+        raise ImageError(f"got {type(data).__name__}, {wanted}")
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"more than {MAX_BYTES} bytes; wanted one encoded image")
+    return bytes(data)
+
+
+def _read_stream(stream: Any) -> Any:
+    """From where it stands; one at its end is rewound: it was scored, or saved, before."""
+    head = stream.read(HEAD)
+    if not head and _rewound(stream):
+        head = stream.read(HEAD)
+    if not isinstance(head, bytes) or len(head) < HEAD:  # a short read may be all, or a socket's
+        return head + stream.read(MAX_BYTES + 1) if isinstance(head, bytes) else head
+    identify(head)  # before the rest is read
+    return head + stream.read(MAX_BYTES + 1 - HEAD)
+
+
+def _rewound(stream: Any) -> bool:
+    try:
+        if not stream.tell():
+            return False
+        stream.seek(0)
+    except (AttributeError, OSError, ValueError) as error:
+        raise ImageError("the stream is at its end and cannot be rewound; give its bytes, or open it again") from error
+    return True
+
+
+def _read_file(path: str | Path) -> bytes:
+    """A regular file's bytes: a pipe could block for ever, a device never end."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise ImageError(f"{path} is {kind}; wanted an image file")
+        if status.st_size > MAX_BYTES:
+            raise ImageError(f"{path} has {status.st_size} bytes, wanted an image of at most {MAX_BYTES}")
+        with open(path, "rb") as stream:
+            head = stream.read(HEAD)
+            identify(head)  # before the rest is read
+            return head + stream.read(MAX_BYTES)
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # a path with a NUL character
+        raise ImageError(f"{path!r} is no path: {error}") from error

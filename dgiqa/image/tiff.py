@@ -1,0 +1,146 @@
+"""What a TIFF file's tags say: which page is the picture, and whether its pixels mean what their numbers do."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from dgiqa.errors import ImageError
+
+MAX_PAGES = 100  # looked at for one that is not a reduced copy
+
+_REDUCED, _WIDTH, _HEIGHT, _BITS, _MEANING, _ORIENTATION = 254, 256, 257, 258, 262, 274
+_SAMPLES, _PLANAR, _SUB_IFDS, _FORMAT, _DNG = 277, 284, 330, 339, 50706
+_CFA, _LINEAR_RAW = 32803, 34892
+_TYPES = {2: "signed", 3: "float", 5: "complex", 6: "complex"}
+
+
+class Page(NamedTuple):
+    """number: of the page that is the picture. opencv: Pillow gets such pixels wrong. inverted: white is zero."""
+
+    number: int
+    width: int
+    height: int
+    channels: int
+    bits: int
+    planar: bool
+    opencv: bool
+    inverted: bool
+    orientation: int
+
+
+def page_of(data: bytes) -> Page:
+    """The first page that is no reduced copy. Raises ImageError for raw photographs and for pixels without a white."""
+    first: Any = None
+    for number, tags in enumerate(_pages(data)):
+        first = tags if first is None else first
+        _refuse_raw(tags, first)
+        if not int(_one(tags, _REDUCED, 0)) & 1:
+            return _page(number, tags)
+    raise ImageError("only reduced copies in it, as in raw photographs; develop it, or save the picture itself")
+
+
+def read(data: bytes, page: Page) -> NDArray[Any]:
+    """The page by OpenCV, [H,W] or [H,W,3 or 4] as RGB(A): uint8, uint16 (10 to 14 bits spread over it) or float.
+
+    OpenCV turns TIFFs upright whatever it is asked for.
+    """
+    packed = np.frombuffer(data, np.uint8)
+    try:
+        # Of planes only the conversion to 8 bits is right: OpenCV 5.0 leaves others partly unwritten
+        flags = cv2.IMREAD_COLOR if page.planar else cv2.IMREAD_UNCHANGED
+        if page.number:
+            levels = cv2.imdecodemulti(packed, flags, range=(page.number, page.number + 1))[1][0]
+        else:
+            levels = cv2.imdecode(packed, flags)
+    except (cv2.error, TypeError, IndexError):
+        levels = None
+    size = (page.width, page.height) if page.orientation in (5, 6, 7, 8) else (page.height, page.width)
+    if levels is None or levels.shape[:2] != size:
+        raise ImageError(
+            f"{page.bits}-bit samples, damaged or laid out as OpenCV cannot read; save as 8 or 16 bits per channel"
+        )
+    if levels.ndim == 3 and levels.shape[2] >= 3:
+        levels = levels[..., [2, 1, 0, *range(3, levels.shape[2])]]
+    return np.asarray(np.iinfo(levels.dtype).max - levels if page.inverted else levels)
+
+
+def _pages(data: bytes) -> Iterator[Any]:
+    file = io.BytesIO(data)
+    seen: set[int] = set()
+    try:
+        header = file.read(8)
+        if header[2] == 43:
+            header += file.read(8)
+        pages = ImageFileDirectory_v2(header)
+        at = pages.next
+        while at and at not in seen and len(seen) < MAX_PAGES:
+            seen.add(at)
+            tags = ImageFileDirectory_v2(header)
+            file.seek(at)
+            tags.load(file)
+            yield tags
+            at = tags.next
+    except Exception as error:  # struct.error, SyntaxError, OSError, ...: damaged headers raise many types
+        raise ImageError(
+            f"starts like TIFF, but its header cannot be read, {len(data)} bytes ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _one(tags: Any, tag: int, default: Any) -> Any:
+    value = tags.get(tag, default)
+    return (value[0] if value else default) if isinstance(value, tuple) else value
+
+
+def _refuse_raw(tags: Any, first: Any) -> None:
+    mosaic = _one(tags, _MEANING, 0) in (_CFA, _LINEAR_RAW)
+    thumbnail = int(_one(first, _REDUCED, 0)) & 1 and _SUB_IFDS in first  # NEF, ARW, PEF, DNG
+    if mosaic or _DNG in first or thumbnail:
+        maker = str(_one(first, 271, "")).strip("\0 ")
+        name = "DNG" if _DNG in first else maker.title() or "TIFF"
+        raise ImageError(f"a camera's raw photograph ({name}), not a picture yet; develop it to JPEG, PNG or TIFF")
+
+
+def _page(number: int, tags: Any) -> Page:
+    bits = tags.get(_BITS, (1,))
+    bits = bits if isinstance(bits, tuple) else (bits,)
+    kinds = tags.get(_FORMAT, (1,))
+    kind = kinds[0] if isinstance(kinds, tuple) else kinds
+    samples, meaning = int(_one(tags, _SAMPLES, 1)), int(_one(tags, _MEANING, 1))
+    planes = _one(tags, _PLANAR, 1) == 2
+    if kind in (2, 5, 6) or (kind == 3 and bits[0] not in (32, 64)):
+        raise ImageError(f"{_TYPES[kind]} {bits[0]}-bit samples; save as unsigned 8 or 16 bits per channel")
+    if kind not in (1, 3, 4):
+        raise ImageError(f"samples of type {kind}, which is none; save as unsigned 8 or 16 bits per channel")
+    if kind != 3 and bits[0] in (24, 32, 64):
+        raise ImageError(
+            f"{bits[0]}-bit integer samples, whose white level is not known; save as 8 or 16 bits per channel"
+        )
+    if len(set(bits)) > 1:
+        raise ImageError(f"{', '.join(map(str, bits))} bits per sample; save as 8 or 16 bits per channel")
+    deep = kind == 3 and samples > 1
+    odd = bits[0] not in (1, 2, 4, 8, 16, 32, 64)
+    inverted = meaning == 0 and samples == 1 and bits[0] > 8
+    if kind == 3 and inverted:
+        raise ImageError("float samples whose white is zero; save as unsigned 8 or 16 bits per channel")
+    planar = planes and samples > 1 and (deep or odd or bits[0] == 16)
+    if planar and (samples, int(bits[0]), kind) != (3, 16, 1):
+        raise ImageError(f"{samples} planes of {bits[0]} bits; save it with its channels side by side (contiguous)")
+    opencv = deep or odd or planar or (bits[0] == 16 and inverted)
+    return Page(
+        number,
+        int(_one(tags, _WIDTH, 0)),
+        int(_one(tags, _HEIGHT, 0)),
+        samples,
+        int(bits[0]),
+        planar,
+        opencv,
+        inverted,
+        int(_one(tags, _ORIENTATION, 1)),
+    )
