@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dgiqa.metrics import krocc, plcc, srocc
-from dgiqa.nn.datasets import TEST, load_dataset
+from dgiqa.nn.datasets import TEST, load_dataset, read_rgb
 from dgiqa.scorer import Scorer
 from recipes.small import chains, encoding
 from recipes.small.distortions import KADID_TYPES, distort
 
 Bytes = NDArray[np.uint8]
 Float = NDArray[np.float64]
+GOOD, FAIR = 0.7, 0.5  # mean opinions, 0..1, that are called so in card and presets
 ENCODINGS: dict[str, Callable[[Bytes], Bytes]] = {
     "PNG": lambda a: a,
     "JPEG 95": lambda a: encoding.save(a, "jpeg", 95),
@@ -69,8 +72,9 @@ class Judge:
 
 
 def opinions(judge: Judge, rows: Sequence[tuple[Path, float]]) -> dict[str, Any]:
-    """Correlation with people's mean opinion: each with a bootstrap interval of 95 %."""
-    found = np.array([s.value for s in judge.full(path for path, _ in rows)])
+    """Correlation with people's mean opinion, each with a bootstrap interval of 95 %; what a threshold lets pass."""
+    scored = judge.full(path for path, _ in rows)
+    found = np.array([s.value for s in scored])
     wanted = np.array([mos for _, mos in rows])
     rng, result = np.random.default_rng(0), {"pictures": len(rows)}
     drawn = [rng.integers(0, len(rows), len(rows)) for _ in range(300)]
@@ -83,13 +87,38 @@ def opinions(judge: Judge, rows: Sequence[tuple[Path, float]]) -> dict[str, Any]
     result["rmse"] = float(np.sqrt(np.mean((found - wanted) ** 2)))
     error = np.abs(found - wanted)
     result["interval_80"] = float(np.quantile(error, 0.8))
+    bands = {"good": wanted >= GOOD, "fair": (wanted >= FAIR) & (wanted < GOOD), "bad": wanted < FAIR}
+    kinds = [kinds_of(path, s.attributes) for (path, _), s in zip(rows, scored, strict=True)]
+    for name in ("black and white", "night", "shallow focus"):
+        bands[f"good, {name}"] = bands["good"] & np.array([name in kind for kind in kinds])
+    result["passes"] = {name: {"pictures": int(b.sum()), "curve": pass_curve(found[b])} for name, b in bands.items()}
+    edges = np.linspace(0, 1, 21)
+    result["joint"] = np.histogram2d(wanted, found, (edges, edges))[0].astype(int).tolist()
     return result
+
+
+def pass_curve(scores: Float) -> list[float]:
+    """Share of scores f [n] of at least 0.00, 0.01, ..., 1.00."""
+    return [round(float((scores >= t).mean()), 4) for t in np.linspace(0, 1, 101).round(2)] if len(scores) else []
+
+
+def kinds_of(path: Path, attributes: Any) -> set[str]:
+    """What a photograph is, by rules that are measured: grey, dark on the whole, sharp in a small part only."""
+    light = cv2.cvtColor(read_rgb(path), cv2.COLOR_RGB2GRAY).astype(np.float32)
+    detail = cv2.resize(np.abs(cv2.Laplacian(light, cv2.CV_32F)), (16, 16), interpolation=cv2.INTER_AREA)
+    rules = {
+        "black and white": attributes.greyscale,
+        "night": attributes.brightness < 0.2,
+        "shallow focus": np.median(detail) < 3 and np.percentile(detail, 97) > 12,
+    }
+    return {name for name, holds in rules.items() if holds}
 
 
 def saves(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
     """Of level 5 of each bad type in each encoding: AUC against clean pictures so saved, and the shift against PNG."""
     base = {name: judge(save(a) for a in clean) for name, save in ENCODINGS.items()}
-    result: dict[str, Any] = {"clean": {name: _summary(v) for name, v in base.items()}}
+    clean_scores = {name: _summary(v) | {"scores": v.round(4).tolist()} for name, v in base.items()}
+    result: dict[str, Any] = {"clean": clean_scores}
     for kind in BAD:
         bad = [chains.apply(a, kind, 5, n) for n, a in enumerate(clean)]
         found = {name: judge(save(a) for a in bad) for name, save in ENCODINGS.items()}
@@ -98,6 +127,7 @@ def saves(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
                 "auc": auc(base[name], found[name]),
                 "shift": float(np.median(found[name] - found["PNG"])),
                 "mean": float(found[name].mean()),
+                "scores": found[name].round(4).tolist(),
             }
             for name in ENCODINGS
         }
@@ -206,7 +236,7 @@ def special(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
     dark = [chains.apply(a, "low_light", 5, n) for n, a in enumerate(clean)]
     noisy = [np.clip((a * 0.02) + rng.normal(0, 4, a.shape), 0, 255).astype(np.uint8) for a in clean]
     return {
-        name: _summary(judge(encoding.save(a, "jpeg", 90) for a in pictures))
+        name: _summary(v := judge(encoding.save(a, "jpeg", 90) for a in pictures)) | {"scores": v.round(4).tolist()}
         for name, pictures in (
             ("clean", clean),
             ("black and white", grey),
@@ -235,23 +265,47 @@ def series(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
     }
 
 
-def reasons(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
-    """Mean average precision of the reasons, over mixtures of unseen pictures."""
+def reason_pictures(clean: Sequence[Bytes], seed: int, rounds: int = 6) -> tuple[list[Bytes], Float]:
+    """Chains of clean pictures, saved as users save them, and their reasons f [n,K]: 1 is there, 0.5 undecided."""
     from recipes.small.learn import REASONS
 
-    rng, wanted, found = np.random.default_rng(9), [], []
-    for _ in range(6):
+    rng, wanted, found = np.random.default_rng(seed), [], []
+    for _ in range(rounds):
         for a in clean:
             kind = chains.KINDS[rng.choice(len(chains.KINDS), p=chains.SHARES)]
             for one in chains.group(kind, a, rng):
                 wanted.append([one.reasons.get(name, 0.0) for name in REASONS])
                 found.append(encoding.ordinary(one.rgb, rng))
+    return found, np.array(wanted)
+
+
+def reasons(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
+    """Mean average precision of the reasons, over mixtures of unseen pictures; what their thresholds find and miss."""
+    from recipes.small.learn import REASONS
+
+    found, truth = reason_pictures(clean, 9)
     scored = judge.full(found)
-    if not scored[0].reasons:
+    names = list(scored[0].reasons)
+    if not names:
         return {}
-    probability, truth = np.array([list(s.reasons.values()) for s in scored]), np.array(wanted)
-    each = {name: _average_precision(probability[:, k], truth[:, k]) for k, name in enumerate(REASONS)}
-    return {"pictures": len(found), "average_precision": each, "mean": float(np.mean(list(each.values())))}
+    truth = truth[:, [REASONS.index(name) for name in names]]
+    probability = np.array([[s.reasons[name] for name in names] for s in scored])
+    told = np.array([[name in s.faults for name in names] for s in scored])
+    there = (truth == 1).any(0)  # among few pictures one may not occur
+    each = {name: _average_precision(probability[:, k], truth[:, k]) for k, name in enumerate(names) if there[k]}
+    return {
+        "pictures": len(found),
+        "average_precision": each,
+        "mean": float(np.mean(list(each.values()))),
+        "at_threshold": {name: _found_and_right(told[:, k], truth[:, k]) for k, name in enumerate(names)},
+    }
+
+
+def _found_and_right(told: NDArray[np.bool_], truth: Float) -> dict[str, float]:
+    """Share of the pictures with a fault of which it is told, and share of what is told that is true."""
+    hits = float((told & (truth == 1)).sum())
+    there, said = float((truth == 1).sum()), float((told & (truth != 0.5)).sum())
+    return {"recall": hits / there if there else 1.0, "precision": hits / said if said else 1.0}
 
 
 def _average_precision(score: Float, truth: Float) -> float:
@@ -277,6 +331,11 @@ def read(folder: Path, most: int) -> list[Bytes]:
         np.asarray(Image.open(io.BytesIO(p.read_bytes())).convert("RGB"))
         for p in files[:: max(1, len(files) // most)][:most]
     ]
+
+
+def as_json(value: Any) -> str:
+    """JSON with a line for every key, and lists of numbers on one line."""
+    return re.sub(r"\[[^][{}\"]*\]", lambda found: " ".join(found[0].split()), json.dumps(value, indent=1)) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -305,7 +364,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stored = json.loads(o.out.read_text()) if o.out.exists() else {}
     for name in o.only or parts:
         stored[name] = parts[name]()
-        o.out.write_text(json.dumps(stored, indent=1) + "\n")
+        stored["bundle"] = judge.scorer.bundle.id
+        stored["presets"] = dict(judge.scorer.bundle.meaning.presets)
+        stored["environment"] = {"date": datetime.now(timezone.utc).isoformat(timespec="minutes"), "clean": len(clean)}
+        o.out.write_text(as_json(stored))
         print(name, json.dumps(stored[name])[:3000], flush=True)
     return 0
 

@@ -1,0 +1,145 @@
+"""What the default model's scores mean: thresholds of its reasons, presets, and the interval that a score stands for.
+
+    python -m recipes.small.meaning --bundle runs/small/bundle --biq BIQ2021 --clean FOLDER --out meaning.json
+
+Nothing here looks at what the card is measured on: opinions are those of the training part that `learn` keeps away from
+training, and the reasons are tried on chains of other clean photographs (`--clean`; CID22's training part, say).
+
+    thresholds   per reason: where F1 is highest
+    presets      upload     little is refused that people accept: 95 % of what they called fair or better passes
+                 archive    little passes that people do not accept: 95 % of it was called fair or better
+                 curation   90 % of what passes was called good
+    interval     half the width around a score that holds 80 % of the opinions
+
+"Good" is a mean opinion of 0.7 or more, "fair" one of 0.5 or more. `bundle --meaning` puts them into the manifest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from dgiqa.nn.datasets import TRAIN, load_dataset
+from recipes.small import chains, encoding, measures
+from recipes.small.learn import REASONS, VALIDATION
+from recipes.small.measures import FAIR, GOOD, Judge
+
+Float = NDArray[np.float64]
+KEPT = 0.95  # share of what people called fair or better that `upload` lets pass
+PURE = {"archive": (FAIR, 0.95), "curation": (GOOD, 0.9)}  # least opinion, and how much of what passes has it
+FEWEST = 20  # pictures that pass, for a share of them to mean something
+INSIDE = 0.8
+SEED = 20  # of the chains; the card's is another
+
+
+def opinions_kept(root: Path) -> list[tuple[Path, float]]:
+    """BIQ2021's photographs and opinions that training never sees and the card is not measured on."""
+    records = load_dataset("biq2021", root).part(TRAIN).records
+    kept = np.random.default_rng(7).permutation(len(records))[:VALIDATION]
+    return [(records[i].path, records[i].score) for i in kept]
+
+
+def presets_of(found: Float, wanted: Float) -> dict[str, float]:
+    """Scores from which a picture passes, from scores and opinions f [n] of the same pictures; see the top of the file.
+
+    Two decimals, rising from `upload` to `curation`. A share that no score reaches gives the highest that was tried.
+    """
+    lowest = float(np.floor(100 * np.quantile(found[wanted >= FAIR], 1 - KEPT)) / 100)
+    result = {"upload": lowest}
+    for name, (least, share) in PURE.items():
+        lowest = max(lowest, _purest(found, wanted >= least, share))
+        result[name] = lowest
+    return result
+
+
+def _purest(found: Float, right: NDArray[np.bool_], share: float) -> float:
+    """The lowest threshold, two decimals, from which on `share` of what passes is right, at every higher one too."""
+    steps = [t for t in np.arange(0, 1, 0.01).round(2) if (found >= t).sum() >= FEWEST]
+    short = [t for t in steps if right[found >= t].mean() < share]
+    return float(steps[0] if not short else min(round(short[-1] + 0.01, 2), steps[-1]))
+
+
+def evidence(found: Float, wanted: Float, presets: dict[str, float]) -> dict[str, Any]:
+    """What each preset does to the photographs it was chosen on: shares that pass, by opinion, and what passes."""
+    bands = {"good": wanted >= GOOD, "fair": (wanted >= FAIR) & (wanted < GOOD), "bad": wanted < FAIR}
+    return {
+        name: {
+            "passes": {band: float((found[which] >= limit).mean()) for band, which in bands.items() if which.any()},
+            "of_passed": {band: float(which[found >= limit].mean()) for band, which in bands.items()},
+        }
+        for name, limit in presets.items()
+        if (found >= limit).any()
+    }
+
+
+def thresholds_of(judge: Judge, clean: Sequence[measures.Bytes], rounds: int) -> dict[str, float]:
+    """Per reason the threshold of the best F1, on chains of clean photographs, saved as users save."""
+    found, truth = measures.reason_pictures(clean, SEED, rounds)
+    scored = judge.full(found)
+    probability = {name: np.array([s.reasons[name] for s in scored]) for name in scored[0].reasons}
+    return {name: round(best_f1(p, truth[:, REASONS.index(name)]), 3) for name, p in probability.items()}
+
+
+def best_f1(probability: Float, truth: Float) -> float:
+    """Where F1 is highest, halfway between two of f [n]; 0.5 where nothing is true. Truth 0.5 does not count."""
+    sure = truth != 0.5
+    order = np.argsort(-probability[sure], kind="stable")
+    p, hit = probability[sure][order], truth[sure][order] == 1
+    if not hit.any():
+        return 0.5
+    f1 = 2 * np.cumsum(hit) / (np.arange(1, len(hit) + 1) + hit.sum())
+    f1[:-1][p[:-1] == p[1:]] = 0  # no threshold lies between two that are equal
+    last = int(np.argmax(f1))
+    return float((p[last] + (p[last + 1] if last + 1 < len(p) else 0.0)) / 2)
+
+
+def bad_passes(judge: Judge, clean: Sequence[measures.Bytes], presets: dict[str, float]) -> dict[str, Any]:
+    """Of each bad type at level 5, saved as JPEG 85: the share that passes each preset."""
+    result = {}
+    for kind in measures.BAD:
+        scores = judge(encoding.save(chains.apply(a, kind, 5, n), "jpeg", 85) for n, a in enumerate(clean))
+        result[kind] = {name: float((scores >= limit).mean()) for name, limit in presets.items()}
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m recipes.small.meaning", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bundle", required=True)
+    parser.add_argument("--biq", type=Path, required=True, help="folder of BIQ2021")
+    parser.add_argument("--clean", type=Path, required=True, help="clean photographs, not those of the card")
+    parser.add_argument("--most", type=int, default=30, help="clean photographs that are used  [%(default)s]")
+    parser.add_argument("--rounds", type=int, default=6, help="chains of each  [%(default)s]")
+    parser.add_argument("--out", type=Path, required=True)
+    o = parser.parse_args(arguments)
+    cv2.setNumThreads(1)
+    judge, clean = Judge(o.bundle), measures.read(o.clean, o.most)
+    rows = opinions_kept(o.biq)
+    found, wanted = judge(path for path, _ in rows), np.array([mos for _, mos in rows])
+    presets = presets_of(found, wanted)
+    meaning = {
+        "thresholds": thresholds_of(judge, clean, o.rounds),
+        "presets": presets,
+        "interval": round(float(np.quantile(np.abs(found - wanted), INSIDE)), 3),
+        "evidence": {
+            "bundle": judge.scorer.bundle.id,
+            "opinions": len(rows),
+            "presets": evidence(found, wanted, presets),
+            "level 5 that passes": bad_passes(judge, clean[: max(1, o.most // 2)], presets),
+        },
+    }
+    o.out.write_text(measures.as_json(meaning))
+    print(measures.as_json(meaning))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""Opinions become presets, an interval and thresholds; the card's measures run on a few pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("torch")
+pytest.importorskip("av")
+
+from dgiqa.bundle import Bundle
+from recipes.small import meaning, measures, peers
+from recipes.small.bundle import meaning_of
+
+
+@pytest.fixture
+def biq(tmp_path: Path) -> Path:
+    """A BIQ2021 of thirty photographs and ten test photographs; every third is grey."""
+    root, rng = tmp_path / "biq", np.random.default_rng(0)
+    (root / "Images").mkdir(parents=True)
+    for title, count in (("Train", 30), ("Test", 10)):
+        with (root / f"{title} (Images and MOS).csv").open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(("Image Name", "MOS"))
+            for n in range(count):
+                rgb = rng.integers(0, 255, (64, 64, 1 if n % 3 == 0 else 3), np.uint8)
+                Image.fromarray(np.broadcast_to(rgb, (64, 64, 3))).save(root / "Images" / f"{title}{n}.jpg")
+                rows.writerow((f"{title}{n}.jpg", f"{0.2 + 0.7 * n / count:.3f}"))
+    return root
+
+
+@pytest.fixture
+def clean(tmp_path: Path) -> Path:
+    folder = tmp_path / "clean"
+    folder.mkdir()
+    ramp = np.add.outer(np.arange(96), np.arange(128)).astype(np.uint8)
+    Image.fromarray(np.stack([ramp, ramp[::-1], ramp[:, ::-1]], -1)).save(folder / "ramp.png")
+    return folder
+
+
+def test_presets_keep_their_promises_and_rise():
+    rng = np.random.default_rng(0)
+    wanted = rng.uniform(0.1, 0.9, 2000)
+    found = wanted + rng.normal(0, 0.1, 2000)
+    presets = meaning.presets_of(found, wanted)
+    fair, good = wanted >= measures.FAIR, wanted >= measures.GOOD
+    assert list(presets) == ["upload", "archive", "curation"]
+    assert list(presets.values()) == sorted(presets.values())
+    assert (found[fair] >= presets["upload"]).mean() >= 0.95
+    assert (found[fair] >= presets["upload"] + 0.02).mean() < 0.95
+    assert fair[found >= presets["archive"]].mean() >= 0.95
+    assert good[found >= presets["curation"]].mean() >= 0.9
+    assert good[found >= presets["curation"] - 0.02].mean() < 0.9
+
+
+def test_a_share_that_no_score_reaches_gives_the_highest_threshold_there_is():
+    rng = np.random.default_rng(1)
+    presets = meaning.presets_of(rng.uniform(0, 1, 500), rng.uniform(0, 1, 500))
+    assert 0.8 < presets["curation"] < 1
+
+
+@pytest.mark.parametrize(
+    ("probability", "truth", "threshold"),
+    [
+        ((0.9, 0.8, 0.3, 0.1), (1, 1, 0, 0), 0.55),
+        ((0.9, 0.8, 0.6, 0.3, 0.1), (1, 1, 0.5, 0, 0), 0.55),
+        ((0.9, 0.5, 0.5, 0.1), (0, 1, 1, 0), 0.3),
+        ((0.9, 0.1), (0, 0), 0.5),
+    ],
+)
+def test_the_best_f1(probability, truth, threshold):
+    assert meaning.best_f1(np.array(probability), np.array(truth, float)) == pytest.approx(threshold)
+
+
+def test_average_precision_leaves_out_what_is_undecided():
+    found = measures._average_precision(np.array([0.9, 0.8, 0.7, 0.6]), np.array([1, 0.5, 0, 1]))
+    assert found == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_recall_and_precision_of_what_is_told():
+    told = np.array([True, True, True, False, False])
+    found = measures._found_and_right(told, np.array([1, 0.5, 0, 1, 0]))
+    assert found == {"recall": 0.5, "precision": 0.5}
+
+
+def test_meaning_goes_into_a_manifest(biq: Path, clean: Path, telling_bundle: Bundle, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(meaning, "FEWEST", 3)
+    monkeypatch.setattr(measures, "BAD", ("gaussian_blur",))
+    out = tmp_path / "meaning.json"
+    command = f"--bundle {telling_bundle.path} --biq {biq} --clean {clean} --most 1 --rounds 1 --out {out}"
+    assert meaning.main(command.split()) == 0
+    stored = json.loads(out.read_text())
+    assert stored["thresholds"].keys() == {"blur", "noise", "dark"}
+    assert stored["evidence"]["opinions"] == 30  # of the training part only
+    told = meaning_of(out)
+    assert told.presets == stored["presets"]
+    assert 0 < told.interval < 1
+
+
+def test_measures_of_opinions_count_what_passes(biq: Path, clean: Path, telling_bundle: Bundle, tmp_path: Path):
+    out = tmp_path / "card.json"
+    command = f"--bundle {telling_bundle.path} --biq {biq} --clean {clean} --only opinions --out {out}"
+    assert measures.main(command.split()) == 0
+    stored = json.loads(out.read_text())
+    assert stored["presets"] == dict(telling_bundle.meaning.presets)
+    passes = stored["opinions"]["passes"]
+    assert {name: passes[name]["pictures"] for name in ("good", "fair", "bad")} == {"good": 2, "fair": 3, "bad": 5}
+    assert passes["good, black and white"]["pictures"] == 1
+    curve = passes["good"]["curve"]
+    assert len(curve) == 101
+    assert curve[0] == 1
+    assert curve == sorted(curve, reverse=True)
+    assert np.sum(stored["opinions"]["joint"]) == 10
+
+
+def test_lists_of_numbers_stand_on_one_line():
+    value = {"a": [1, 2.5, -3e-7], "b": {"c": [[1, 2], [3, 4]], "d": ["x", "y"]}}
+    text = measures.as_json(value)
+    assert json.loads(text) == value
+    assert '"a": [ 1, 2.5, -3e-07 ]' in text
+
+
+def test_correlations_of_peers_have_an_interval_around_them():
+    wanted = np.linspace(0, 1, 50)
+    found = peers.correlations(wanted + np.random.default_rng(0).normal(0, 0.2, 50), wanted)
+    assert found["pictures"] == 50
+    assert found["interval"][0] < found["srocc"] < found["interval"][1]
