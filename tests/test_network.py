@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from dgiqa.nn.network import DGIQA, FULL, SMALL, CrossAttention  # noqa: E402
+from dgiqa.nn.train import build_network  # noqa: E402
 
 # Names and shapes of the published checkpoints (the paper's layout); {i} and {j} run over stages and blocks.
 SWIN_BLOCK = {
@@ -69,7 +70,7 @@ def test_ablations_have_the_sizes_of_table_4(switch: str, millions: float) -> No
 @pytest.mark.parametrize("switch", ["tcb", "depth_car", "dilated"])
 def test_ablations_score(switch: str) -> None:
     with torch.no_grad():
-        scores = DGIQA(replace(SMALL, **{switch: False})).eval()(tiles(2), tiles(2, 1))
+        scores = build_network("small", without=switch).eval()(tiles(2), tiles(2, 1))
     assert scores.shape == (2,)
 
 

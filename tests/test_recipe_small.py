@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("av")
 
 from dgiqa.nn.backbones import import_timm  # noqa: E402
-from dgiqa.nn.network import DGIQA  # noqa: E402
+from dgiqa.nn.network import DGIQA, SMALL  # noqa: E402
 from recipes.small import chains, encoding, learn, scale, working  # noqa: E402
 from recipes.small.depthwise import quicken  # noqa: E402
 
@@ -129,7 +129,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
     for stops in ((3,), (2, 3)):
         for stop in stops:
             torch.manual_seed(0)
-            network = DGIQA(dataclasses.replace(learn.SMALL, dropout=0.0))
+            network = DGIQA(dataclasses.replace(SMALL, dropout=0.0, reasons=len(learn.REASONS)))
             batches = learn.Batches(opinions, pictures, settings)
             monkeypatch.setattr(learn, "enough", lambda step, stop=stop: step >= stop)
             learn.train(network, batches, settings, tmp_path / f"run{len(stops)}", float("inf"))

@@ -767,6 +767,8 @@ def build_network(name: str, without: str | None = None, pretrained: bool = Fals
     config = {"full": FULL, "small": SMALL}[name]
     if without is not None:
         switch: dict[str, Any] = {without: False}
+        if without == "tcb":  # without bridges both halves need maps of one width
+            switch |= {"depth_backbone": None, "depth_backbone_options": {}}
         config = dataclasses.replace(config, **switch)
     if not pretrained:
         return DGIQA(config)

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from dgiqa.metrics import srocc
 from dgiqa.nn.backbones import load_lite
 from dgiqa.nn.checkpoints import load_dgiqa
-from dgiqa.nn.network import DGIQA, DGIQAConfig
+from dgiqa.nn.network import DGIQA, SMALL
 from dgiqa.nn.weights import save_weights
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, TILE
 from recipes.small import working
@@ -54,18 +54,6 @@ REASONS = (
     "low resolution",
     "sharpened",
     "blocks",
-)
-# Pretrained Lite0 sees the picture; depth images have few details, and a narrow network from random weights reads them.
-SMALL = DGIQAConfig(
-    backbone="tf_efficientnet_lite0",
-    backbone_options={"last_block": False},
-    depth_backbone="resnet10t",
-    depth_backbone_options={"channels": (12, 24, 40, 64), "stem_type": "deep", "stem_width": 8},
-    tcb_channels=(12, 20, 32, 64),
-    reduction=4,
-    heads=4,
-    dilated_channels=96,
-    reasons=len(REASONS),
 )
 VALIDATION = 600  # photographs with opinions that are never trained on, to watch the run by
 SIDES = (224, 288)  # of the squares that become tiles; scoring at a short side of 336 sees squares of 256
@@ -127,7 +115,7 @@ def network_from(start: Path | None, backbone: str) -> DGIQA:
     """The network of `start`, or a new one whose RGB half has the ImageNet weights that `backbone` names."""
     if start:
         return load_dgiqa(start)
-    network = DGIQA(SMALL)
+    network = DGIQA(dataclasses.replace(SMALL, reasons=len(REASONS)))
     load_lite(backbone, network.backbone)
     nn.init.constant_(network.fc.bias, 0.7)  # the sigmoid of it is near the mean opinion
     return network
