@@ -65,10 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--licence", default=WITH_BIQ, help="default: %(default)s")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
     o = parser.parse_args(arguments)
-    from dgiqa.nn.small_depth import load_small_depth
-
     from dgiqa.nn.bundling import build_bundle
     from dgiqa.nn.checkpoints import load_dgiqa
+    from dgiqa.nn.depth import load_small_depth
 
     try:
         bundle = build_bundle(
