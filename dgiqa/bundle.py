@@ -31,6 +31,7 @@ from dgiqa.errors import BundleError
 from dgiqa.meaning import Meaning, parse_meaning
 from dgiqa.onnx_file import check_stands_alone
 from dgiqa.spec import Preprocess
+from dgiqa.store import ours
 
 MANIFEST = "manifest.json"
 GOLDEN = "golden.jsonl"
@@ -122,13 +123,18 @@ def search_path() -> list[Path]:
 
 
 def user_cache() -> Path:
-    """This package's cache directory by the platform's convention. It need not exist."""
+    """This package's cache directory by the platform's convention. It need not exist.
+
+    Without a home (a container's user that nobody listed) it is one of this user's in the temporary directory.
+    """
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or os.path.expanduser("~/AppData/Local")
     elif sys.platform == "darwin":
         base = os.path.expanduser("~/Library/Caches")
     else:
         base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):
+        return Path(tempfile.gettempdir()) / f"dgiqa-rt-{os.getuid()}"
     return Path(base) / "dgiqa-rt"
 
 
@@ -196,6 +202,7 @@ def write_bundle(
         }
         text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
         (scratch / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        _close(scratch)
         load_bundle(scratch)
         _move_into_place(scratch, target)
     return load_bundle(target)
@@ -229,11 +236,23 @@ def _locate(name_or_path: str | Path) -> Path:
     if _NAME.fullmatch(name_or_path):
         for directory in search_path():
             if os.path.isfile(directory / name_or_path / MANIFEST):
-                return directory / name_or_path
+                return _believed(directory / name_or_path)
     if os.path.isfile(Path(name_or_path) / MANIFEST):
         return Path(name_or_path)
     available = ", ".join(b.name for b in list_bundles()) or "none"
     raise BundleError(f"no bundle is named {name_or_path!r}; available: {available}; or give a bundle's directory")
+
+
+def _believed(path: Path) -> Path:
+    """A bundle found by its name; one in the user's cache must be the user's, as the cache may be shared."""
+    if path.parent == user_cache() / "bundles" and not all(map(ours, _folders(path.resolve()))):
+        fix = f"if you trust it, chmod -R go-w it, or name its directory: --bundle {path}"
+        raise BundleError(f"{path}, or something in it, belongs to or can be written by others; {fix}")
+    return path
+
+
+def _folders(path: Path) -> list[Path]:
+    return [path, *(Path(folder) / name for folder, names, _ in os.walk(path) for name in names)]
 
 
 def _read_manifest(path: Path) -> Bundle:
@@ -383,7 +402,7 @@ def _misfit(golden: Golden) -> str:
 def _summarise(path: Path) -> BundleSummary:
     try:
         with _reading(path):
-            bundle = _read_manifest(path)
+            bundle = _read_manifest(_believed(path))
     except BundleError as error:
         return BundleSummary(path.name, "", "", path, 0, str(error))
     size = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
@@ -449,6 +468,12 @@ def _store(root: Path, name: str, contents: Path | bytes) -> dict[str, Any]:
     else:
         shutil.copyfile(contents, path)
     return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+
+
+def _close(root: Path) -> None:
+    """Let everybody read and nobody else write, whatever the user's umask says."""
+    for path in root.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _move_into_place(scratch: Path, target: Path) -> None:

@@ -182,6 +182,67 @@ def test_names_are_searched_in_order_and_an_unknown_one_lists_the_others(
     assert load_bundle("./sample").id == sample.id
 
 
+@pytest.fixture
+def cached(sample: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle in the user's cache."""
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return Path(shutil.copytree(sample.path, tmp_path / "cache/dgiqa-rt/bundles/mine"))
+
+
+def others_may_write(path: Path) -> None:
+    (path / spec.QUALITY_FILE).chmod(0o666)
+
+
+def others_may_replace(path: Path) -> None:
+    (path / "golden").mkdir()
+    (path / "golden").chmod(0o777)
+
+
+def others_own(path: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can give files away")
+    os.chown(path / "manifest.json", 12345, 12345)
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="permissions of POSIX")
+@pytest.mark.parametrize("change", [others_may_write, others_may_replace, others_own])
+def test_a_bundle_in_the_cache_that_others_could_have_written_needs_its_path(
+    cached: Path, change: Callable[[Path], None]
+) -> None:
+    assert load_bundle("mine").path == cached
+    change(cached)
+    with pytest.raises(BundleError, match=r"can be written by others; if you trust it, .* --bundle "):
+        load_bundle("mine")
+    assert "can be written by others" in next(b.problem for b in list_bundles() if b.path == cached)
+    assert load_bundle(cached).path == cached
+
+
+def test_a_link_in_the_cache_to_a_bundle_of_ones_own_is_found(cached: Path, sample: Bundle) -> None:
+    (cached.parent / "linked").symlink_to(sample.path)
+    assert load_bundle("linked").id == sample.id
+
+
+def test_what_is_written_here_is_believed_under_any_umask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = os.umask(0o002)
+    try:
+        write_bundle(bundles.user_cache() / "bundles/mine", files={**FILES, "golden/01.png": b"png"}, **LABELS)
+    finally:
+        os.umask(before)
+    assert load_bundle("mine").name == "sample"
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="users of POSIX")
+def test_a_user_without_a_home_has_a_cache_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what Python answers where nobody is listed
+    assert bundles.user_cache().is_absolute()
+    assert bundles.user_cache().name == f"dgiqa-rt-{os.getuid()}"
+
+
 def test_the_list_survives_a_broken_bundle(sample: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = sample.path.parent / "broken"
     shutil.copytree(sample.path, broken)

@@ -12,10 +12,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shlex
 import shutil
-import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,14 +28,13 @@ from dgiqa.errors import BundleError, EngineError
 from dgiqa.onnx_file import check_stands_alone
 from dgiqa.runtime.backends import BACKENDS, TENSORRT, choose
 from dgiqa.runtime.session import identity
-from dgiqa.store import replacing
+from dgiqa.store import closed, ours, replacing
 
 RECORD = "engine.json"
 FORMAT = 1  # raised whenever an older reader would misread a record
 NETWORKS = (spec.DEPTH_FILE, spec.QUALITY_FILE)
 
 _HASH = ".sha256"  # beside what OpenVINO compiled
-_OPEN = stat.S_IWGRP | stat.S_IWOTH
 _LARGEST = 1 << 53  # a number that JSON readers agree about
 _NUMBER, _COUNTS = (int, float), {str: {str: int}}
 # What a record must hold, and as what; `str` for a name stands for any name. Users edit these files, disks damage them.
@@ -307,14 +304,14 @@ def build_command(bundle: Bundle, backend: str, precision: str) -> str:
 def _survey() -> Iterator[tuple[Path, Engine | str]]:
     """Everything among the engines, by name: an engine whose record is whole, or why it is not loaded."""
     root = engines_folder()
-    open_to_others = f"{root} can be written by others; chmod 700 it" if root.is_dir() and not _closed(root) else ""
+    open_to_others = f"{root} can be written by others; chmod 700 it" if root.is_dir() and not closed(root) else ""
     for path in sorted(root.glob("[!.]*")):
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile
             yield path, open_to_others or _found(path)
 
 
 def _found(path: Path) -> Engine | str:
-    if not _ours(path):
+    if not ours(path):
         return f"{path}, or something in it, belongs to or can be written by others; remove it"
     try:
         return _read(path)
@@ -407,34 +404,9 @@ def _two_sides(built: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 def _private(folder: Path) -> Path:
     """Make a folder that only this user writes to, or find it. EngineError if others could have written there."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not _ours(folder):
+    if not ours(folder):
         raise EngineError(f"{folder} belongs to or can be written by others, so nothing in it is loaded; chmod 700 it")
     return folder
-
-
-def _ours(folder: Path) -> bool:
-    """Whether nobody but this user (or root) can have put anything into the folder, or changed what is in it."""
-    if not hasattr(os, "getuid"):  # Windows: the user's profile is private by its access list
-        return True
-    reachable = folder.lstat().st_mode & (stat.S_IXGRP | stat.S_IXOTH)
-    inside = filter(None, map(_state, folder.iterdir()))
-    return _closed(folder) and all(_is_mine(state) and not (reachable and state.st_mode & _OPEN) for state in inside)
-
-
-def _closed(folder: Path) -> bool:
-    """Whether nobody else can put anything into the folder."""
-    state = folder.lstat()
-    return not hasattr(os, "getuid") or (_is_mine(state) and not state.st_mode & _OPEN)
-
-
-def _is_mine(state: os.stat_result) -> bool:
-    return state.st_uid in (os.getuid(), 0) and not stat.S_ISLNK(state.st_mode)
-
-
-def _state(path: Path) -> os.stat_result | None:
-    with contextlib.suppress(FileNotFoundError):  # other processes build and remove beside us
-        return path.lstat()
-    return None
 
 
 def _left_behind(target: Path) -> list[Path]:
