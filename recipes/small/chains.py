@@ -1,6 +1,7 @@
 """Photographs become groups of ever worse pictures, as cameras, phones and sites make them, with labels and reasons.
 
     python -m recipes.small.chains --root BIQ2021 --opinions data/opinions --depth depth.onnx --out data/chains
+    python -m recipes.small.chains --pictures CLEAN --depth depth.onnx --out data/chains         (without BIQ2021)
 
 One group is one photograph four times, from ordinary to bad. Every picture, the first one too, is at last saved by an
 ordinary encoder at random quality (`encoding.ordinary`), so that the score cannot lean on how a picture was stored.
@@ -315,37 +316,52 @@ def fit_scale(pictures: Sequence[Bytes], rng: np.random.Generator) -> Scale:
     return fit(np.array(values), kinds)
 
 
+def judged_photographs(root: Path, opinions: Path) -> list[tuple[Path, float]]:
+    """Training photographs that people find at least passable, and their opinion; none that `learn` watches."""
+    labels = working.load(opinions)[2]
+    kept = np.random.default_rng(7).permutation(len(labels["mos"]))[VALIDATION:]
+    paths = {record.name: record.path for record in load_dataset("biq2021", root).part(TRAIN).records}
+    found = [(paths[str(labels["name"][i])], float(labels["mos"][i])) for i in kept]
+    return [(path, opinion) for path, opinion in found if opinion > 0.4]
+
+
+def clean_photographs(folder: Path, worth: float) -> list[tuple[Path, float]]:
+    """Every picture of a folder, whose opinion nobody asked for."""
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".webp"))
+    return [(path, worth) for path in files]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m recipes.small.chains", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--root", type=Path, required=True, help="folder of BIQ2021")
-    parser.add_argument("--opinions", type=Path, required=True, help="working pictures of opinions")
+    parser.add_argument("--root", type=Path, help="folder of BIQ2021")
+    parser.add_argument("--opinions", type=Path, help="working pictures of its opinions")
+    parser.add_argument("--pictures", type=Path, help="instead of both: a folder of clean photographs")
+    parser.add_argument("--worth", type=float, default=0.8, help="opinion that they are taken to have; default: 0.8")
     parser.add_argument("--depth", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--groups", type=int, default=3200)
     parser.add_argument("--seed", type=int, default=0)
     o = parser.parse_args(arguments)
+    if (o.root and o.opinions and not o.pictures) == (o.pictures is not None):
+        parser.error("give --root and --opinions, or --pictures")
     cv2.setNumThreads(1)
     import torch
 
     torch.set_num_threads(1)
-    labels = working.load(o.opinions)[2]
-    kept = np.random.default_rng(7).permutation(len(labels["mos"]))[VALIDATION:]  # `learn` watches the others
-    kept = kept[labels["mos"][kept] > 0.4]
-    chosen = np.random.default_rng([o.seed, 1]).permutation(kept)[: o.groups]
-    paths = {record.name: record.path for record in load_dataset("biq2021", o.root).part(TRAIN).records}
-
-    def read(index: int) -> Bytes:
-        return read_rgb(paths[str(labels["name"][index])])
+    sources = judged_photographs(o.root, o.opinions) if o.root else clean_photographs(o.pictures, o.worth)
+    chosen = [
+        sources[i % len(sources)]
+        for i in np.random.default_rng([o.seed, 1]).permutation(max(o.groups, len(sources)))[: o.groups]
+    ]
 
     o.out.mkdir(parents=True, exist_ok=True)
     file = o.out.parent / "scale.json"
     if not file.exists():
-        best = kept[np.argsort(-labels["mos"][kept])[:400]]
-        fit_scale([read(i) for i in np.random.default_rng(3).permutation(best)[:14]], np.random.default_rng(4)).save(
-            file
-        )
+        best = sorted(sources, key=lambda source: -source[1])[:400]
+        some = np.random.default_rng(3).permutation(len(best))[:14]
+        fit_scale([read_rgb(best[i][0]) for i in some], np.random.default_rng(4)).save(file)
     scale, network = Scale.load(file), working.Depth(o.depth)
     done = 0
     found: dict[str, list[object]] = {"label": [], "reasons": [], "source": [], "kind": []}
@@ -356,19 +372,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         rgb, depth = working.create(o.out, SIZE * len(chosen))
     started = time.time()
-    for number, index in list(enumerate(chosen))[done:]:
+    for number, (path, worth) in list(enumerate(chosen))[done:]:
         rng = np.random.default_rng([o.seed, 2, number])
         kind = KINDS[rng.choice(len(KINDS), p=SHARES)]
-        source = read(index)
+        source = read_rgb(path)
         made = group(kind, source, rng)
         stored = [working.working_square(encoding.ordinary(one.rgb, rng)) for one in made]
         shares = judge(made, working.working_square(source), scale)
         for n, (one, picture, share) in enumerate(zip(made, stored, shares, strict=True)):
             at = SIZE * number + n
             rgb[at], depth[at] = picture, network(picture)
-            found["label"].append(
-                0.06 + 0.04 * rng.random() if kind == "nothing" else label(float(labels["mos"][index]), share)
-            )
+            found["label"].append(0.06 + 0.04 * rng.random() if kind == "nothing" else label(worth, share))
             found["reasons"].append([one.reasons.get(name, 0.0) for name in REASONS])
             found["source"].append(number), found["kind"].append(kind)
         if number % 100 == 99:

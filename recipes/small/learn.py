@@ -132,9 +132,9 @@ def to_input(rgb: NDArray[np.uint8], depth: NDArray[np.uint8]) -> tuple[Tensor, 
 class Batches:
     """Draws what one step sees; a step's number decides it, so a continued run sees what an unbroken one would."""
 
-    def __init__(self, opinions: Pictures, chains: Pictures | None, settings: Settings) -> None:
+    def __init__(self, opinions: Pictures | None, chains: Pictures | None, settings: Settings) -> None:
         self.opinions, self.chains, self.s = opinions, chains, settings
-        order = np.random.default_rng(7).permutation(len(opinions.labels["mos"]))
+        order = np.random.default_rng(7).permutation(len(opinions.labels["mos"]) if opinions else 0)
         self.validation, self.training = order[:VALIDATION], order[VALIDATION:]
         if chains:
             source = chains.labels["source"]
@@ -146,10 +146,10 @@ class Batches:
     def __call__(self, step: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.s.seed, step])
         rgb, depth, label = [], [], []
-        picked = self._epoch(step, self.s.judged)
-        for index in picked:
-            self._add(self.opinions, index, self._place(rng), rgb, depth)
-            label.append(self.opinions.labels["mos"][index])
+        if self.opinions:
+            for index in self._epoch(step, self.s.judged):
+                self._add(self.opinions, index, self._place(rng), rgb, depth)
+                label.append(self.opinions.labels["mos"][index])
         reasons = []
         if self.chains:
             for number in rng.integers(0, len(self.groups), self.s.pairs):
@@ -215,18 +215,17 @@ def recode(rgb: NDArray[np.uint8], suffix: str, options: list[int]) -> NDArray[n
 def losses(score: Tensor, logits: Tensor, batch: dict[str, Any], s: Settings) -> dict[str, Tensor]:
     """Every part of the loss by name, weighted. score f32 [n], logits f32 [n,K] of `batch`'s crops in order."""
     label, of = torch.from_numpy(batch["label"]), torch.from_numpy(batch["of"])
-    known = score[: s.judged]
-    parts = {
-        "opinion": F.mse_loss(known, label[: s.judged]),
-        "correlation": s.correlation * (1 - _correlation(known, label[: s.judged])),
-        "invariance": s.invariance * F.mse_loss(score[len(label) :], score[: len(label)][of]),
-    }
+    judged = len(label) - len(batch["reasons"])
+    parts = {"invariance": s.invariance * F.mse_loss(score[len(label) :], score[: len(label)][of])}
+    if judged:
+        parts["opinion"] = F.mse_loss(score[:judged], label[:judged])
+        parts["correlation"] = s.correlation * (1 - _correlation(score[:judged], label[:judged]))
     if len(batch["reasons"]):
-        chain, wanted = score[s.judged : len(label)], label[s.judged :]
+        chain, wanted = score[judged : len(label)], label[judged:]
         gap = wanted[::2] - wanted[1::2]
         parts["chain"] = s.chain * F.mse_loss(chain, wanted)
         parts["rank"] = s.rank * (F.relu(0.7 * gap - (chain[::2] - chain[1::2])) ** 2).mean()
-        found = logits[s.judged : len(label)]
+        found = logits[judged : len(label)]
         parts["reason"] = s.reason * F.binary_cross_entropy_with_logits(found, torch.from_numpy(batch["reasons"]))
     return parts
 
@@ -339,13 +338,15 @@ def predict(network: DGIQA, pictures: Pictures, indices: Sequence[int], side: in
 
 def validate(network: DGIQA, batches: Batches) -> dict[str, float]:
     """Correlation with opinions that were never trained on, and with the labels of held-out chains."""
-    wanted = batches.opinions.labels["mos"][batches.validation]
-    found = predict(network, batches.opinions, batches.validation)
-    result = {
-        "srocc": srocc(found, wanted),
-        "plcc": float(np.corrcoef(found, wanted)[0, 1]),
-        "rmse": float(np.sqrt(np.mean((found - wanted) ** 2))),
-    }
+    result = {}
+    if batches.opinions:
+        wanted = batches.opinions.labels["mos"][batches.validation]
+        found = predict(network, batches.opinions, batches.validation)
+        result = {
+            "srocc": srocc(found, wanted),
+            "plcc": float(np.corrcoef(found, wanted)[0, 1]),
+            "rmse": float(np.sqrt(np.mean((found - wanted) ** 2))),
+        }
     if batches.chains:
         index = np.random.default_rng(1).permutation(np.flatnonzero(batches.held_out))[:400]
         found, wanted = predict(network, batches.chains, index), batches.chains.labels["label"][index]
@@ -357,7 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m recipes.small.learn", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--opinions", type=Path, required=True)
+    parser.add_argument("--opinions", type=Path, help="left out: nothing of BIQ2021 is learnt")
     parser.add_argument("--chains", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="weights to start from, instead of ImageNet's")
@@ -373,7 +374,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     s = Settings(**{f.name: getattr(o, f.name) for f in dataclasses.fields(Settings)})
     torch.manual_seed(s.seed)
     chains = Pictures(o.chains, o.in_memory) if o.chains else None
-    batches = Batches(Pictures(o.opinions, o.in_memory), chains, s)
+    opinions = Pictures(o.opinions, o.in_memory) if o.opinions else None
+    if not (opinions or chains):
+        parser.error("give --opinions, --chains or both")
+    batches = Batches(opinions, chains, s)
     network = train(network_from(o.start, o.backbone), batches, s, o.out, o.minutes)
     print(validate(network, batches))
     return 0
