@@ -83,13 +83,17 @@ class BundleSummary:
 
 @dataclass(frozen=True)
 class Golden:
-    """What one golden image must score. file: its path in the bundle. tiles: the tiling mode it was scored with."""
+    """What one golden image must score. file: its path in the bundle. tiles: the tiling mode it was scored with.
+
+    reasons: mean probability over the tiles of each column; empty where the network has none.
+    """
 
     file: str
     sha256: str
     tiles: str
     score: float
     tile_scores: tuple[float, ...]
+    reasons: tuple[float, ...] = ()
 
 
 def load_bundle(name_or_path: str | Path) -> Bundle:
@@ -378,7 +382,8 @@ def _parse_golden(bundle: Bundle, number: int, line: str) -> Golden:
     try:
         record = json.loads(line)
         tile_scores = tuple(float(s) for s in record["tile_scores"])
-        golden = Golden(record["file"], record["sha256"], record["tiles"], float(record["score"]), tile_scores)
+        reasons = tuple(float(p) for p in record.get("reasons", ()))
+        golden = Golden(record["file"], record["sha256"], record["tiles"], float(record["score"]), tile_scores, reasons)
         if wrong := _misfit(golden):
             raise ValueError(wrong)
     except (ArithmeticError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -394,7 +399,7 @@ def _misfit(golden: Golden) -> str:
     for name in ("file", "sha256", "tiles"):
         if not isinstance(value := getattr(golden, name), str):
             return f"{name} is {value!r:.40}"
-    if not all(math.isfinite(score) for score in (golden.score, *golden.tile_scores)):
+    if not all(math.isfinite(score) for score in (golden.score, *golden.tile_scores, *golden.reasons)):
         return "a score is not finite"
     return "" if _TILING.fullmatch(golden.tiles) else f"tiles is {golden.tiles!r:.40}"
 

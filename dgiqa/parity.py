@@ -35,7 +35,10 @@ TOLERANCE = BUDGETS["fp32"]
 
 @dataclass(frozen=True)
 class ParityRow:
-    """One golden image. difference: of the image's score; tile_difference: the largest of its tiles' scores."""
+    """One golden image. difference: of the image's score; tile_difference: the largest of its tiles' scores.
+
+    reasons_difference: the largest of its reasons' probabilities; infinite where there are not as many as wanted.
+    """
 
     file: str
     tiles: str
@@ -43,13 +46,15 @@ class ParityRow:
     got: float
     difference: float
     tile_difference: float
+    reasons_difference: float = 0.0
 
 
 @dataclass(frozen=True)
 class ParityReport:
-    """What `verify_bundle` found. max_difference: over images, and in fp32 over tiles, too; it decides.
+    """What `verify_bundle` found. max_difference: over images, and in fp32 over tiles and reasons, too; it decides.
 
-    mean_difference: over images. max_tile_difference: over tiles. share: max_difference / tolerance.
+    mean_difference: over images. max_tile_difference: over tiles. max_reasons_difference: over reasons.
+    share: max_difference / tolerance.
     """
 
     bundle: str
@@ -61,6 +66,7 @@ class ParityReport:
     rows: tuple[ParityRow, ...]
     mean_difference: float
     max_tile_difference: float
+    max_reasons_difference: float
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON: a difference that is NaN or infinite becomes None."""
@@ -132,12 +138,13 @@ def compare(
 ) -> ParityReport:
     """The verdict over rows. A difference that is NaN fails, as does another tiling, or having no row at all.
 
-    tiles: whether tiles decide, too.
+    tiles: whether tiles and reasons decide, too.
     """
     rows = tuple(rows)
     images, of_tiles = [row.difference for row in rows], [row.tile_difference for row in rows]
-    # an infinite tile difference is another tiling: another model, whatever the mean says
-    deciding = images + [d for d in of_tiles if tiles or not math.isfinite(d)]
+    of_reasons = [row.reasons_difference for row in rows]
+    # an infinite one is another tiling or a lost output: another model, whatever the mean says
+    deciding = images + [d for d in of_tiles + of_reasons if tiles or not math.isfinite(d)]
     return ParityReport(
         bundle=bundle,
         backend=backend,
@@ -148,6 +155,7 @@ def compare(
         rows=rows,
         mean_difference=sum(images) / len(images) if images else math.nan,
         max_tile_difference=_worst(of_tiles),
+        max_reasons_difference=_worst(of_reasons),
     )
 
 
@@ -208,6 +216,7 @@ def golden_files(images: Iterable[bytes], score: Callable[[bytes], Score], suffi
             "tiles": result.tiles,
             "score": result.value,
             "tile_scores": result.tile_scores.tolist(),
+            **({"reasons": list(result.reasons.values())} if result.reasons else {}),
         }
         lines.append(json.dumps(record, allow_nan=False) + "\n")
     return {**files, GOLDEN: "".join(lines).encode()}
@@ -219,7 +228,21 @@ def _row(bundle: Bundle, golden: Golden, scorer: Scorer) -> ParityRow:
     tile_difference = max((abs(a - b) for a, b in pairs), default=math.nan)
     if len(got.tile_scores) != len(golden.tile_scores):  # another tiling is another model, whatever the mean says
         tile_difference = math.inf
-    return ParityRow(golden.file, golden.tiles, golden.score, got.value, abs(got.value - golden.score), tile_difference)
+    return ParityRow(
+        golden.file,
+        golden.tiles,
+        golden.score,
+        got.value,
+        abs(got.value - golden.score),
+        tile_difference,
+        _reasons_difference(list(got.reasons.values()), golden.reasons),
+    )
+
+
+def _reasons_difference(got: Sequence[float], wanted: Sequence[float]) -> float:
+    if not wanted:
+        return 0.0
+    return _worst([abs(a - b) for a, b in zip(got, wanted, strict=True)]) if len(got) == len(wanted) else math.inf
 
 
 def _badness(row: ParityRow | SweepRow) -> tuple[bool, float]:

@@ -22,9 +22,10 @@ for requirement in ("onnxscript", "onnxsim", "skimage"):
     pytest.importorskip(requirement)
 
 from dgiqa import preprocess, spec  # noqa: E402
-from dgiqa.bundle import load_bundle  # noqa: E402
+from dgiqa.bundle import load_bundle, load_golden  # noqa: E402
 from dgiqa.cli import app  # noqa: E402
 from dgiqa.errors import WeightsError  # noqa: E402
+from dgiqa.meaning import Meaning, Reason  # noqa: E402
 from dgiqa.nn import bundling, onnx_export, reference  # noqa: E402
 from dgiqa.nn.depth_anything import DepthAnything, DepthAnythingConfig  # noqa: E402
 from dgiqa.nn.network import DGIQA, FULL, SMALL, DGIQAConfig  # noqa: E402
@@ -166,6 +167,27 @@ def test_reasons_and_features_are_outputs_beside_the_score(twin: bool, tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_a_bundle_of_a_network_with_reasons_tells_pytorchs(depth: DepthAnything, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = lively(DGIQA(dataclasses.replace(TINY_QUALITY, reasons=2)))
+    meaning = Meaning(reasons=(Reason("blur"), Reason("noise")), presets={"upload": 0.4})
+    arguments = {"quality": network, "depth": depth, "preprocess": TINY_SIZES, "name": "b", "title": "b"}
+    labels = {"licence": "CC0-1.0", "source": "tests"}
+    with pytest.raises(ValueError, match="tells 2 reasons, and 0 are named"):
+        bundling.build_bundle(tmp_path / "b", **arguments, **labels)
+    bundle = bundling.build_bundle(tmp_path / "b", **arguments, **labels, meaning=meaning)
+    outputs = bundle.manifest["tensors"][spec.QUALITY_FILE]["outputs"]
+    assert [outputs[name]["shape"][1] for name in (spec.QUALITY_REASONS, spec.QUALITY_FEATURES)] == [2, 8]
+    golden = load_golden(bundle)[0]
+    with Scorer(bundle) as scorer:
+        score = scorer.score(bundle.path / golden.file)
+    assert list(score.reasons.values()) == pytest.approx(golden.reasons, abs=1e-5)
+    save_weights(network, tmp_path / "q.safetensors")
+    save_weights(depth, tmp_path / "d.safetensors")
+    reference.open_reference(bundle, tmp_path / "q.safetensors", tmp_path / "d.safetensors")
+
+
 @pytest.mark.parametrize("head", ["fc_reasons", "features"])
 def test_wrong_reasons_or_features_are_not_written(head: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

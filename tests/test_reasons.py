@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dgiqa import preprocess, spec
-from dgiqa.bundle import Bundle
+from dgiqa.bundle import GOLDEN, Bundle, write_bundle
 from dgiqa.meaning import Meaning, Reason
 from dgiqa.parity import verify_bundle
 from dgiqa.runtime.ort import OrtSession
@@ -119,6 +119,24 @@ def test_other_engines_give_them_too(backend: str, telling_bundle: Bundle, photo
     with Scorer(telling_bundle, backend=backend) as scorer, Scorer(telling_bundle, backend="onnxruntime") as wanted:
         assert verify_bundle(telling_bundle, scorer).passed
         assert scorer.score(photos["coffee"]).reasons == pytest.approx(wanted.score(photos["coffee"]).reasons, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "passes"),
+    [(lambda p: p, True), (lambda p: [p[0] + 0.01, *p[1:]], False), (lambda p: p[:-1], False)],
+)
+def test_verify_compares_reasons_too(
+    change: Callable[[list[float]], list[float]], passes: bool, telling_bundle: Bundle, tmp_path: Path
+) -> None:
+    files: dict[str, Path | bytes] = {name: telling_bundle.path / name for name in telling_bundle.manifest["files"]}
+    lines = [json.loads(line) for line in (telling_bundle.path / GOLDEN).read_text().splitlines()]
+    assert all(len(line["reasons"]) == 3 for line in lines)
+    changed = [line | {"reasons": change(line["reasons"])} for line in lines]
+    files[GOLDEN] = "".join(json.dumps(line) + "\n" for line in changed).encode()
+    p, meaning, labels = telling_bundle.preprocess, telling_bundle.meaning, {"licence": "CC0-1.0", "source": "tests"}
+    made = write_bundle(tmp_path / "b", name="b", title="b", files=files, preprocess=p, meaning=meaning, **labels)
+    with Scorer(made) as scorer:
+        assert verify_bundle(made, scorer).passed is passes
 
 
 def test_frames_tell_reasons_also_where_tiles_are_taken_over(

@@ -269,6 +269,7 @@ def _golden(base: Bundle, result: Calibration, files: Mapping[str, Path | bytes]
             "tiles": golden.tiles,
             "score": float(scores.mean(dtype=np.float64)),
             "tile_scores": scores.tolist(),
+            **({"reasons": golden.reasons} if golden.reasons else {}),
         }
         lines.append(json.dumps(record, allow_nan=False) + "\n")
     return "".join(lines).encode()

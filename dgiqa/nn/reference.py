@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -42,35 +44,60 @@ def score_reference(
     tiles: "official:COUNT" or "official:COUNT:SEED" (the authors' random crops), "grid", or windows (y, x) int [n,2].
     Raises ValueError for other tilings.
     """
-    p = preprocess or Preprocess()
     with torch.no_grad():
-        depth = depth_image(depth_net(depth_input(rgb, p)), rgb.shape[0], rgb.shape[1], p)
-        scores = quality_net(*network_tiles(rgb, depth, p, tiles))
+        scores = quality_net(*_both_tiles(rgb, depth_net, preprocess or Preprocess(), tiles))
     return float(scores.double().mean()), scores.numpy()
+
+
+def _both_tiles(
+    rgb: NDArray[np.uint8], depth_net: nn.Module, p: Preprocess, tiles: str | NDArray[np.integer]
+) -> tuple[Tensor, Tensor]:
+    depth = depth_image(depth_net(depth_input(rgb, p)), rgb.shape[0], rgb.shape[1], p)
+    return network_tiles(rgb, depth, p, tiles)
 
 
 @dataclass(frozen=True, eq=False)
 class TorchScore:
-    """One image's score in PyTorch. value: mean of tile_scores f32 [n]; tiles: the tiling's name."""
+    """One image's score in PyTorch. value: mean of tile_scores f32 [n]; tiles: the tiling's name.
+
+    reasons: mean probability over the tiles of each column of the network's, by its number.
+    """
 
     value: float
     tile_scores: NDArray[np.float32]
     tiles: str
+    reasons: dict[str, float] = field(default_factory=dict)
 
 
 class TorchScorer:
     """`score_reference` with networks that stay loaded: the truth of golden scores and of `parity.sweep`.
 
-    depth_net, quality_net: as in `score_reference`, in eval mode.
+    depth_net, quality_net: as in `score_reference`, in eval mode. mapped: what the bundle does with tile scores.
     """
 
-    def __init__(self, depth_net: nn.Module, quality_net: nn.Module, preprocess: Preprocess) -> None:
+    def __init__(
+        self,
+        depth_net: nn.Module,
+        quality_net: nn.Module,
+        preprocess: Preprocess,
+        mapped: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda scores: scores,
+    ) -> None:
         self.backend = f"PyTorch {torch.__version__}"
-        self._networks, self._p = (depth_net, quality_net), preprocess
+        self._depth, self._p, self._mapped = depth_net, preprocess, mapped
+        self._quality: Any = quality_net
 
     def score(self, source: NDArray[np.uint8], tiles: str = "grid") -> TorchScore:
         """Score uint8 [H,W,3] RGB; tiles: as in `score_reference`."""
-        return TorchScore(*score_reference(source, *self._networks, self._p, tiles), tiles)
+        with torch.no_grad():
+            both = _both_tiles(source, self._depth, self._p, tiles)
+            if not getattr(getattr(self._quality, "config", None), "reasons", 0):
+                scores, reasons = self._quality(*both), {}
+            else:
+                features = self._quality.features(*both)
+                scores, found = self._quality.score(features), self._quality.reasons(features).double().mean(0)
+                reasons = {str(column): p for column, p in enumerate(found.tolist())}
+        tile_scores = self._mapped(scores.numpy())
+        return TorchScore(float(tile_scores.mean(dtype=np.float64)), tile_scores, tiles, reasons)
 
 
 def open_reference(bundle: Bundle, quality: str | Path, depth: str | Path) -> TorchScorer:
@@ -79,7 +106,7 @@ def open_reference(bundle: Bundle, quality: str | Path, depth: str | Path) -> To
     quality, depth: files that `checkpoints.load_weights` reads.
     Raises WeightsError if a file is not what it should be, or if the two do not reproduce the first golden score.
     """
-    scorer = TorchScorer(load_weights(depth), load_weights(quality), bundle.preprocess)
+    scorer = TorchScorer(load_weights(depth), load_weights(quality), bundle.preprocess, bundle.meaning.mapped)
     golden = load_golden(bundle)[0]
     try:
         got = scorer.score(decode((bundle.path / golden.file).read_bytes()), golden.tiles).value
