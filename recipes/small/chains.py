@@ -32,7 +32,7 @@ from recipes.small import encoding, working
 from recipes.small.distortions import TYPES, distort
 from recipes.small.labels import full_reference
 from recipes.small.learn import REASONS, VALIDATION
-from recipes.small.scale import HUMAN, METRICS, Scale, fit, label
+from recipes.small.scale import HUMAN, Scale, fit, label
 
 Bytes = NDArray[np.uint8]
 SIZE = 4  # pictures of a group
@@ -280,7 +280,7 @@ def judge(made: list[Made], reference: Bytes, scale: Scale) -> list[float]:
             reference = working.working_square(one.reference)
         share = one.share
         if share is None or hasattr(one, "parts"):
-            values = full_reference(reference, working.working_square(one.rgb)[None], METRICS)
+            values = full_reference(reference, working.working_square(one.rgb)[None])
             found = float(scale(values)[0])
             if hasattr(one, "cell"):
                 share = scale.single(*one.cell, values[0])
@@ -303,15 +303,11 @@ def fit_scale(pictures: Sequence[Bytes], rng: np.random.Generator) -> Scale:
             levels = rng.choice(5, 3, replace=False) + 1 if number % 2 else (1, 3, 5)
             for level in levels:
                 values.append(
-                    full_reference(
-                        reference, working.working_square(distort(rgb, kind, int(level), number))[None], METRICS
-                    )[0]
+                    full_reference(reference, working.working_square(distort(rgb, kind, int(level), number))[None])[0]
                 )
                 kinds.append((kind, int(level)))
         for _ in range(6):
-            values.append(
-                full_reference(reference, working.working_square(encoding.save(rgb, "jpeg", 95))[None], METRICS)[0]
-            )
+            values.append(full_reference(reference, working.working_square(encoding.save(rgb, "jpeg", 95))[None])[0])
             kinds.append(("none", 0))
     return fit(np.array(values), kinds)
 

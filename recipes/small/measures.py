@@ -265,6 +265,24 @@ def series(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
     }
 
 
+def depth(judge: Judge, clean: Sequence[Bytes]) -> dict[str, float]:
+    """Rank correlation of the depth network with a stereo pair's true disparity, beside "lower is nearer"."""
+    from dgiqa.preprocess import depth_input
+    from dgiqa.runtime.session import open_session
+    from dgiqa.spec import DEPTH_FILE, DEPTH_INPUT, DEPTH_OUTPUT
+    from recipes.small.train_depth import stereo_check
+
+    bundle = judge.scorer.bundle
+    session = open_session(bundle.file(DEPTH_FILE))
+
+    def predict(rgb: Bytes) -> Any:
+        near = session.run({DEPTH_INPUT: depth_input(rgb, bundle.preprocess)})[DEPTH_OUTPUT][0]
+        return cv2.resize(near, rgb.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+
+    ours, guess = stereo_check(predict)
+    return {"motorcycle": ours, "lower is nearer": guess}
+
+
 def reason_pictures(clean: Sequence[Bytes], seed: int, rounds: int = 6) -> tuple[list[Bytes], Float]:
     """Chains of clean pictures, saved as users save them, and their reasons f [n,K]: 1 is there, 0.5 undecided."""
     from recipes.small.learn import REASONS
@@ -357,7 +375,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = [(r.path, r.score) for r in load_dataset("biq2021", o.biq).part(TEST).records]
         parts["opinions"] = lambda: opinions(judge, rows)
     parts |= {
-        f.__name__: (lambda f=f: f(judge, clean)) for f in (special, unseen, additions, video, saves, reasons, series)
+        f.__name__: (lambda f=f: f(judge, clean))
+        for f in (special, unseen, additions, video, saves, reasons, series, depth)
     }
     if o.large:
         parts["sizes"] = lambda: sizes(judge, read(o.large, 20))

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 Float = NDArray[np.float64]
 
-METRICS = ("mdsi", "haarpsi")
 UNTOUCHED = 4.65  # opinion of KADID's best stimuli; its scale is 1..5
 FLOOR = 0.08  # mean opinion score of a picture that nothing is left of
 # Mean opinion (1..5) per level of KADID-10k's types. Where our levels are others
