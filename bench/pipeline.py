@@ -40,15 +40,15 @@ from startup import startup
 from subjects import Subject, main_or_subject, own_command, peak_mb, resident_mb
 from timer import Ledger, Result, compare, parsed, parser
 
-from dgiqa import metrics, preprocess, spec, speed
+from dgiqa import forward, metrics, pipeline, preprocess, spec, speed
 from dgiqa.attributes import measure
-from dgiqa.batches import Networks
 from dgiqa.bundle import Bundle, load_bundle
+from dgiqa.forward import STAGES, Networks, Score
 from dgiqa.image import decode
 from dgiqa.machine import usable_cores
 from dgiqa.report.rows import score_row, writer_for
 from dgiqa.runtime.backends import backends
-from dgiqa.scorer import STAGES, Score, Scorer
+from dgiqa.scorer import Scorer
 from dgiqa.speed import Setting
 from dgiqa.timing import interleaved, spread
 
@@ -239,7 +239,7 @@ def alone(scorer: Scorer, pictures: Sequence[bytes], setting: Setting) -> dict[s
     And of the pipeline around networks that take as long and need no core (`on_a_device`).
     """
     works = [prepared(scorer, data) for data in pictures]
-    p, networks = scorer.bundle.preprocess, scorer._networks_together()
+    p, networks = scorer.bundle.preprocess, scorer.stages.networks
     rgb_tiles, depth_tiles = (np.concatenate([w[part] for w in works]) for part in ("rgb_tiles", "depth_tiles"))
     step = setting.batch or networks.batch
     batches = [slice(i, i + step) for i in range(0, len(rgb_tiles), step)]
@@ -290,31 +290,40 @@ def on_a_device(
         Waits(depth, lambda feeds: stages["depth"]),
         Waits(quality, lambda f: per_tile * len(f[spec.QUALITY_RGB])),
     )
-    own = scorer._together
-    scorer._together = Networks(*networks, 1, scorer.bundle.preprocess.tile, setting.batch)
-    try:
-        times = interleaved({"all": lambda: list(_scored(scorer, pictures, setting.workers))}, pairs=3, warmup=1)["all"]
-    finally:
-        scorer._together = own
+    stand_ins = Networks(*networks, 1, scorer.bundle.preprocess.tile, setting.batch)
+    stages_of = replace(scorer.stages, networks=stand_ins)
+
+    def all_of_them() -> None:
+        for _ in pipeline.score_many(stages_of, pictures, on_error="raise", workers=setting.workers):
+            pass
+
+    times = interleaved({"all": all_of_them}, pairs=3, warmup=1)["all"]
     return spread(times).median / len(pictures)
 
 
 def prepared(scorer: Scorer, data: bytes) -> dict[str, Any]:
     """Everything that lies between a picture's bytes and its score, kept."""
-    p = scorer.bundle.preprocess
+    p, kept = scorer.bundle.preprocess, dict[str, Any]()
+
+    class Kept:
+        """The depth network, noting what goes in and comes out."""
+
+        def run(self, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
+            found = scorer.stages.networks.depth.run(feeds)
+            kept.update(image=feeds[spec.DEPTH_INPUT], depth=found[spec.DEPTH_OUTPUT])
+            return found
+
     rgb = decode(data)
-    image = preprocess.depth_input(rgb, p)
-    depth = scorer._alone.depth.run({spec.DEPTH_INPUT: image})[spec.DEPTH_OUTPUT]
-    near = preprocess.depth_image(depth, *rgb.shape[:2], p)
-    tiles = cut(rgb, near, p)
-    kept = {"data": data, "rgb": rgb, "image": image, "depth": depth, "near": near}
-    return kept | {"rgb_tiles": tiles[0], "depth_tiles": tiles[1]}
+    near = forward.depth_image(rgb, Kept(), p)
+    feeds = cut(rgb, near, p)
+    tiles = {"rgb_tiles": feeds[spec.QUALITY_RGB], "depth_tiles": feeds[spec.QUALITY_DEPTH]}
+    return {"data": data, "rgb": rgb, "near": near} | kept | tiles
 
 
-def cut(rgb: Any, near: Any, p: spec.Preprocess) -> tuple[Any, Any]:
+def cut(rgb: Any, near: Any, p: spec.Preprocess) -> dict[str, Any]:
     """The stage that Score calls "tiles": the image resized, windows laid, tiles cut and normalised."""
-    small = preprocess.working_image(rgb, p)
-    return preprocess.cut_tiles(small, near, preprocess.grid_windows(*near.shape, p.tile), p.tile)
+    (feeds,) = forward.tiles(preprocess.working_image(rgb, p), near, "grid", p.tile, batch=preprocess.MAX_CROPS)
+    return feeds
 
 
 def _all(work: Callable[[Any], object], items: Sequence[Any], workers: int) -> None:

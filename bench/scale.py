@@ -208,7 +208,7 @@ def subject(options: dict[str, Any]) -> tuple[Handlers, dict[str, Any]]:
     def batch(count: int) -> dict[str, Any]:
         feeds = dict.fromkeys((spec.QUALITY_RGB, spec.QUALITY_DEPTH), np.zeros((count, 3, tile, tile), np.float32))
         started = time.perf_counter()
-        scorer._alone.quality.run(feeds)
+        scorer._alone.networks.quality.run(feeds)
         ms = (time.perf_counter() - started) * 1e3
         return {"ms_per_tile": ms / count, "resident_mb": round(resident_mb(), 1)}
 

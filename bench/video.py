@@ -30,8 +30,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dgiqa import Scorer, preprocess, spec
-from dgiqa.batches import Networks
+from dgiqa import Scorer, forward, preprocess, spec
+from dgiqa.forward import Networks
+from dgiqa.machine import usable_cores
 from dgiqa.video import Summary, VideoRun
 from dgiqa.video.frames import Video
 from dgiqa.video.reuse import Reuse
@@ -89,15 +90,17 @@ def overhead_at(path: Path, width: int, height: int, rounds: int = 5) -> dict[st
         with Video(path) as video:
             inputs = [network_inputs(scorer, f.rgb) for f in video.frames(sampling) if f.rgb is not None]
 
+        alone = forward.open_stages(scorer.bundle, threads=usable_cores()).networks
+
         def bare() -> None:
             with Video(path) as video:
                 for _ in video.frames(sampling):
                     pass
             for frame in inputs:
-                networks_alone(scorer._alone, frame)
+                networks_alone(alone, frame)
 
         def side() -> None:
-            together = scorer._networks_together()
+            together = scorer.stages.networks
             with Video(path) as video, ThreadPoolExecutor(together.parallel) as pool:
                 for _ in pool.map(partial(networks_alone, together), inputs):
                     pass
@@ -110,7 +113,7 @@ def overhead_at(path: Path, width: int, height: int, rounds: int = 5) -> dict[st
                     scorer.score(frame.rgb)  # type: ignore[arg-type]
 
         def ours() -> None:
-            assert len(list(VideoRun(scorer, [path], sampling).rows())) == len(inputs)
+            assert len(list(VideoRun(scorer.stages, [path], sampling).rows())) == len(inputs)
 
         calls = {"bare": bare, "side": side, "loop": loop, "ours": ours}
         turns = [{name: seconds_of(call) for name, call in calls.items()} for _ in range(rounds + 1)][1:]
@@ -162,7 +165,7 @@ def compared(scorer: Scorer, path: Path, setting: Reuse, rounds: int) -> dict[st
     """One setting against none, in turns."""
 
     def run(reuse: Reuse | None) -> tuple[float, list[dict[str, Any]], Summary]:
-        made = VideoRun(scorer, [path], Sampling(every=0), reuse=reuse)
+        made = VideoRun(scorer.stages, [path], Sampling(every=0), reuse=reuse)
         summary, rows = Summary(made), []
         started = time.perf_counter()
         for row in made.rows():
@@ -239,10 +242,10 @@ def full(folder: Path) -> dict[str, dict[str, float]]:
 
 def network_inputs(scorer: Scorer, rgb: UInt8) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the two networks get for one frame."""
-    work = scorer._prepare(rgb, "frame", "grid", scorer._alone)
-    tiles = preprocess.cut_tiles(work.rgb, work.depth, work.windows, scorer._p.tile)
-    depth_input = {spec.DEPTH_INPUT: preprocess.depth_input(rgb, scorer._p)}
-    return depth_input, dict(zip((spec.QUALITY_RGB, spec.QUALITY_DEPTH), tiles, strict=True))
+    stages = scorer.stages
+    work = stages.prepare(rgb, "frame", "grid")
+    (feeds,) = forward.tiles(work.rgb, work.depth, work.windows, stages.p.tile, batch=len(work.windows))
+    return {spec.DEPTH_INPUT: preprocess.depth_input(rgb, stages.p)}, feeds
 
 
 def photograph(name: str, width: int, height: int) -> UInt8:

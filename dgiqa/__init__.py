@@ -16,7 +16,8 @@ from dgiqa._version import __version__
 if TYPE_CHECKING:
     from dgiqa.bundle import Bundle, list_bundles, load_bundle
     from dgiqa.errors import BackendError, BundleError, DgiqaError, ImageError, WeightsError
-    from dgiqa.scorer import Failure, Score, Scorer
+    from dgiqa.forward import Failure, Score
+    from dgiqa.scorer import Scorer
 
 __all__ = [
     "BackendError",
@@ -36,7 +37,8 @@ __all__ = [
 _HOMES = {
     "dgiqa.bundle": ("Bundle", "list_bundles", "load_bundle"),
     "dgiqa.errors": ("BackendError", "BundleError", "DgiqaError", "ImageError", "WeightsError"),
-    "dgiqa.scorer": ("Failure", "Score", "Scorer"),
+    "dgiqa.forward": ("Failure", "Score"),
+    "dgiqa.scorer": ("Scorer",),
 }
 
 

@@ -21,8 +21,7 @@ from dgiqa.bundle import GOLDEN, Bundle, Golden, load_golden
 from dgiqa.errors import ParityError
 
 if TYPE_CHECKING:
-    from dgiqa.runtime.engines import Engine
-    from dgiqa.scorer import Score, Scorer
+    from dgiqa.forward import Score
 
 UInt8 = NDArray[np.uint8]
 
@@ -74,6 +73,21 @@ class ParityReport:
         return _json_safe(record)
 
 
+class Candidate(Protocol):
+    """What is compared: a bundle that is opened, as `forward.Stages` or a Scorer."""
+
+    @property
+    def bundle(self) -> Bundle: ...
+
+    @property
+    def backend(self) -> str: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    def score(self, source: Any, /, *, tiles: str | None = None) -> Score: ...
+
+
 class Reference(Protocol):
     """What engines are compared with: another Scorer, or PyTorch (`dgiqa.nn.reference.TorchScorer`)."""
 
@@ -119,7 +133,7 @@ class Sweep:
         return _json_safe(asdict(self) | {"worst": [_json_safe(asdict(row)) for row in self.worst]})
 
 
-def verify_bundle(bundle: Bundle, scorer: Scorer, tolerance: float | None = None) -> ParityReport:
+def verify_bundle(bundle: Bundle, scorer: Candidate, tolerance: float | None = None) -> ParityReport:
     """Score the bundle's golden images with `scorer` and compare: within `tolerance`, every image.
 
     tolerance: by default BUDGETS of the scorer's precision. In fp32 every tile must be within it as well; in reduced
@@ -159,7 +173,7 @@ def compare(
     )
 
 
-def sweep(scorer: Scorer, reference: Reference, tolerance: float | None = None, worst: int = 5) -> Sweep:
+def sweep(scorer: Candidate, reference: Reference, tolerance: float | None = None, worst: int = 5) -> Sweep:
     """Score the golden images under DISTORTIONS with both and compare, image by image.
 
     tolerance: by default BUDGETS of the scorer's precision. worst: how many rows to keep.
@@ -186,12 +200,9 @@ def sweep(scorer: Scorer, reference: Reference, tolerance: float | None = None, 
     )
 
 
-def certify(bundle: Bundle, engine: Engine) -> dict[str, Any]:
-    """Score the golden images on an engine: the certificate that is kept beside it. ParityError if over budget."""
-    from dgiqa.scorer import Scorer
-
-    with Scorer(bundle, engine=engine) as scorer:
-        report = verify_bundle(bundle, scorer)
+def certify(bundle: Bundle, scorer: Candidate) -> dict[str, Any]:
+    """Score the golden images: the certificate that is kept beside an engine. ParityError if it is over budget."""
+    report = verify_bundle(bundle, scorer)
     if not report.passed:
         worst = max(report.rows, key=_badness)
         found = f"scores differ by up to {report.max_difference:.1e} ({worst.file}), allowed is {report.tolerance:g}"
@@ -222,7 +233,7 @@ def golden_files(images: Iterable[bytes], score: Callable[[bytes], Score], suffi
     return {**files, GOLDEN: "".join(lines).encode()}
 
 
-def _row(bundle: Bundle, golden: Golden, scorer: Scorer) -> ParityRow:
+def _row(bundle: Bundle, golden: Golden, scorer: Candidate) -> ParityRow:
     got = scorer.score(bundle.path / golden.file, tiles=golden.tiles)
     pairs = list(zip(got.tile_scores.tolist(), golden.tile_scores, strict=False))
     tile_difference = max((abs(a - b) for a, b in pairs), default=math.nan)
@@ -250,7 +261,7 @@ def _badness(row: ParityRow | SweepRow) -> tuple[bool, float]:
     return math.isnan(row.difference), row.difference
 
 
-def _sweep_row(file: str, distortion: str, image: UInt8, scorer: Scorer, reference: Reference) -> SweepRow:
+def _sweep_row(file: str, distortion: str, image: UInt8, scorer: Candidate, reference: Reference) -> SweepRow:
     expected, got = (which.score(image).value for which in (reference, scorer))
     return SweepRow(file, distortion, expected, got, abs(got - expected))
 

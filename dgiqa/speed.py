@@ -24,10 +24,11 @@ import numpy as np
 from dgiqa import spec
 from dgiqa.bundle import Bundle, load_golden
 from dgiqa.errors import BackendError, BundleError, EngineError, ImageError
+from dgiqa.forward import Failure
 from dgiqa.machine import preparing_threads, usable_cores
 from dgiqa.parity import BUDGETS
 from dgiqa.runtime import backends as runtime
-from dgiqa.scorer import Failure, Scorer
+from dgiqa.scorer import Scorer
 from dgiqa.sources import expand
 from dgiqa.timing import Spread, interleaved, spread
 

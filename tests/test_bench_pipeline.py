@@ -81,7 +81,7 @@ def test_the_stages_alone_do_what_the_scorer_does(tiny_bundle: Bundle) -> None:
     data = pictures.photograph(3, (200, 150))
     with Scorer(tiny_bundle, backend="onnxruntime") as scorer:
         kept = pipeline.prepared(scorer, data)
-        tiles = scorer._alone.quality.run(
+        tiles = scorer._alone.networks.quality.run(
             {spec.QUALITY_RGB: kept["rgb_tiles"], spec.QUALITY_DEPTH: kept["depth_tiles"]}
         )
         np.testing.assert_allclose(tiles[spec.QUALITY_OUTPUT], scorer.score(data).tile_scores, atol=1e-6)
@@ -95,10 +95,8 @@ def test_the_pipeline_overlaps_what_needs_no_core(tiny_bundle: Bundle) -> None:
     setting, data = Setting("onnxruntime", batch=4, workers=2), pictures.photograph(3, (200, 150))
     stages = {"depth": 10.0, "quality": 30.0}
     with Scorer(tiny_bundle, threads=2) as scorer:
-        own = scorer._networks_together()
         tiles = len(scorer.score(data).windows)
         per_image = pipeline.on_a_device(scorer, [data] * 12, setting, stages, tiles * 12)
-        assert scorer._networks_together() is own
     assert 40 <= per_image < 40 / 0.85
     assert pipeline.efficiency(stages, per_image, 60.0)["device"] > 0.85
 

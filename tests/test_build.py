@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from dgiqa import batches, machine, preprocess, spec
+from dgiqa import forward, machine, preprocess, spec
 from dgiqa.builder import quantize
 from dgiqa.builder.build import BATCH, SLOW_INT8, build, depth_buckets
 from dgiqa.bundle import Bundle, load_bundle, load_golden
@@ -232,7 +232,7 @@ def test_a_plan_built_by_default_takes_the_golden_images_and_as_many_tiles_as_a_
         size = preprocess.depth_size(*rgb.shape[:2], p)
         for side, sides in zip(size, zip(*buckets, strict=True), strict=True):
             assert min(sides) <= side <= max(sides)
-    assert BATCH[1] >= batches.BATCH
+    assert BATCH[1] >= forward.BATCH
 
 
 def test_plugins_are_for_tensorrt_and_have_names_of_their_own(tiny_bundle: Bundle, tmp_path: Path) -> None:

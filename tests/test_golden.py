@@ -45,7 +45,7 @@ def test_each_image_is_scored_with_its_own_tiling(tiny_bundle: Bundle, tmp_path:
 @pytest.mark.parametrize("weights", ["quality", "depth"])
 def test_another_network_fails(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, weights: str) -> None:
     scorer = Scorer(tiny_bundle)
-    session = getattr(scorer._alone, weights)
+    session = getattr(scorer._alone.networks, weights)
     run = session.run
     noise = np.float32(1 + 2e-3)
     monkeypatch.setattr(

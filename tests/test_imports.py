@@ -28,9 +28,9 @@ FLOORS = [
     ["machine", "image", "preprocess", "onnx_file"],
     ["bundle", "sources"],
     ["runtime"],
-    ["batches"],
+    ["forward"],
     ["on_device"],
-    ["parity"],
+    ["parity", "pipeline"],
     ["builder"],
     ["video"],
     ["scorer"],
@@ -43,11 +43,8 @@ ROOM_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TO_MEND = {
     ("nn.depth", "nn.checkpoints"),
     ("nn.train", "nn.evaluate"),
-    ("parity", "scorer"),
     ("runtime.ov", "runtime.engines"),
     ("runtime.trt", "builder.plan"),
-    ("video", "scorer"),
-    ("video.pipeline", "scorer"),
 }
 
 

@@ -132,9 +132,18 @@ class Device:
     quality: HostNetwork
 
 
+def networks_of(host: Scorer) -> tuple[Any, Any]:
+    networks = host.stages.networks
+    return networks.depth, networks.quality
+
+
 def on_device(host: Scorer, kernels: Kernels, **options: Any) -> Device:
     assert host._alone is not None
-    memory, depth, quality = HostMemory(), HostNetwork(host._alone.depth), HostNetwork(host._alone.quality)
+    memory, depth, quality = (
+        HostMemory(),
+        HostNetwork(host._alone.networks.depth),
+        HostNetwork(host._alone.networks.quality),
+    )
     scorer = DeviceScorer(depth, quality, host.bundle.preprocess, kernels=kernels, memory=memory, **options)
     return Device(scorer, memory, depth, quality)
 
@@ -322,9 +331,7 @@ def test_a_session_that_answers_on_the_host_waits_and_puts_its_answer_back(
     waited: list[int] = []
     memory = HostMemory()
     with Scorer(request.getfixturevalue(which), backend="onnxruntime") as host:
-        networks = [
-            ThroughHost(OnCuda(session), memory, waited.append) for session in (host._alone.depth, host._alone.quality)
-        ]  # type: ignore[arg-type]
+        networks = [ThroughHost(OnCuda(session), memory, waited.append) for session in networks_of(host)]  # type: ignore[arg-type]
         scorer = DeviceScorer(*networks, host.bundle.preprocess, kernels=kernels, memory=memory)
         photo = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
         found = scorer.score(DeviceImage(photo), stream=STREAM)
@@ -374,7 +381,7 @@ def test_on_streams_that_run_as_late_as_they_may(
     """The room for device memory itself, on a driver that notices a missing wait and memory that is gone."""
     driver = gpu_fakes.install(monkeypatch, FakeDriver())
     before, memory = driver.alive(), CudaMemory()
-    networks = [Late(driver, HostNetwork(session)) for session in (host._alone.depth, host._alone.quality) if session]
+    networks = [Late(driver, HostNetwork(session)) for session in networks_of(host) if session]
     late: Any = Late(driver, kernels)
     scorer = DeviceScorer(*networks, host.bundle.preprocess, kernels=late, memory=memory, sizes=1)
     context = cuda.Context()

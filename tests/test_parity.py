@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from dgiqa.bundle import Bundle, load_bundle
+from dgiqa.forward import Score
 from dgiqa.parity import BUDGETS, DISTORTIONS, ParityRow, compare, sweep, verify_bundle
 from dgiqa.runtime.backends import backends
-from dgiqa.scorer import Score, Scorer
+from dgiqa.scorer import Scorer
 
 pytest.importorskip("onnxruntime")
 

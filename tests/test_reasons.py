@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from dgiqa import preprocess, spec
 from dgiqa.bundle import GOLDEN, Bundle, write_bundle
+from dgiqa.forward import BARS_NOTE, Score
 from dgiqa.meaning import Meaning, Reason
 from dgiqa.parity import verify_bundle
 from dgiqa.runtime.ort import OrtSession
-from dgiqa.scorer import BARS_NOTE, Score, Scorer
+from dgiqa.scorer import Scorer
 
 Photos = dict[str, NDArray[np.uint8]]
 
@@ -156,7 +157,7 @@ def test_frames_tell_reasons_also_where_tiles_are_taken_over(
         for frame in frames:
             channel.put(frame)
         channel.finish()
-        results = list(Pipeline(scorer, channel, reuse=Reuse(tiles=True)).results())
+        results = list(Pipeline(scorer.stages, channel, reuse=Reuse(tiles=True)).results())
         alone = [scorer.score(frame.rgb).reasons for frame in frames]
     assert [r.reused for r in results][1] == "depth+tiles"
     assert results[1].reasons == pytest.approx(results[0].reasons)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dgiqa.forward import Score
 from dgiqa.report.rows import (
     COLUMNS,
     DETAIL_COLUMNS,
@@ -32,7 +33,6 @@ from dgiqa.report.rows import (
     to_json,
     writer_for,
 )
-from dgiqa.scorer import Score
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9.jpg")
 HOSTILE = ["a,b.jpg", 'q"uote.jpg', "two\nlines.jpg", "esc\x1b[31m.jpg", "snow ☃.jpg", NOT_UTF8, "=1+1.jpg"]

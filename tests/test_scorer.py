@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dgiqa import preprocess, scorer, spec
+from dgiqa import pipeline, preprocess, spec
 from dgiqa.bundle import Bundle, write_bundle
 from dgiqa.errors import BackendError, BundleError, ImageError
+from dgiqa.forward import STAGES, Failure, Score
 from dgiqa.image import sources
-from dgiqa.scorer import STAGES, Failure, Score, Scorer
+from dgiqa.scorer import Scorer
 
 pytest.importorskip("onnxruntime")
 Photos = dict[str, NDArray[np.uint8]]
@@ -48,11 +49,11 @@ def test_a_score_is_what_its_parts_make(tiny: Scorer, tiny_bundle: Bundle, photo
     """Every step called by hand, from the array to the mean."""
     image, p = photos["coffee"], tiny_bundle.preprocess
     score = tiny.score(image)
-    near = tiny._alone.depth.run({spec.DEPTH_INPUT: preprocess.depth_input(image, p)})[spec.DEPTH_OUTPUT]
+    near = tiny._alone.networks.depth.run({spec.DEPTH_INPUT: preprocess.depth_input(image, p)})[spec.DEPTH_OUTPUT]
     near, small = preprocess.depth_image(near, *image.shape[:2], p), preprocess.working_image(image, p)
     windows = preprocess.grid_windows(*near.shape, p.tile)
     rgb, depth = preprocess.cut_tiles(small, near, windows, p.tile)
-    expected = tiny._alone.quality.run({spec.QUALITY_RGB: rgb, spec.QUALITY_DEPTH: depth})[spec.QUALITY_OUTPUT]
+    expected = tiny._alone.networks.quality.run({spec.QUALITY_RGB: rgb, spec.QUALITY_DEPTH: depth})[spec.QUALITY_OUTPUT]
     np.testing.assert_allclose(score.tile_scores, expected, atol=1e-6)
     np.testing.assert_array_equal(score.windows, windows)
     assert np.ptp(expected) > 1e-3  # the tiles do differ, or order would not be tested
@@ -114,9 +115,9 @@ def test_tiles_run_in_chunks_of_the_batch(tiny_bundle: Bundle, photos: Photos, m
 
 def record_batches(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
-    run = scorer._alone.quality.run
+    run = scorer._alone.networks.quality.run
     monkeypatch.setattr(
-        scorer._alone.quality, "run", lambda feeds: (sizes.append(len(feeds[spec.QUALITY_RGB])), run(feeds))[1]
+        scorer._alone.networks.quality, "run", lambda feeds: (sizes.append(len(feeds[spec.QUALITY_RGB])), run(feeds))[1]
     )
     return sizes
 
@@ -261,7 +262,8 @@ def test_closing_waits_for_a_stage_not_for_the_whole_image(
 
     class Pool(ThreadPoolExecutor):
         def shutdown(self, *args: Any, **kwargs: Any) -> None:
-            slow.set()  # the stage that runs ends only now
+            if self._thread_name_prefix == "dgiqa":  # that prepares
+                slow.set()  # the stage that runs ends only now
             super().shutdown(*args, **kwargs)
 
     def depth_input(rgb: NDArray[np.uint8], p: spec.Preprocess) -> NDArray[np.float32]:
@@ -270,10 +272,10 @@ def test_closing_waits_for_a_stage_not_for_the_whole_image(
             slow.wait(60)
         return np.zeros((1, 3, 64, 64), np.float32)
 
-    run = tiny._alone.depth.run
-    monkeypatch.setattr(scorer, "ThreadPoolExecutor", Pool)
+    run = tiny._alone.networks.depth.run
+    monkeypatch.setattr(pipeline, "ThreadPoolExecutor", Pool)
     monkeypatch.setattr(preprocess, "depth_input", depth_input)
-    monkeypatch.setattr(tiny._alone.depth, "run", lambda feeds: (reached_depth.append(1), run(feeds))[1])
+    monkeypatch.setattr(tiny._alone.networks.depth, "run", lambda feeds: (reached_depth.append(1), run(feeds))[1])
     results = tiny.score_many([crops[0], *[np.zeros((123, 123, 3), np.uint8)] * 50], workers=2, batch=1)
     next(results)
     entered.wait(60)
@@ -372,7 +374,7 @@ def test_a_score_that_is_no_number_is_an_error_not_a_score(
 ) -> None:
     broken = Scorer(replace(tiny_bundle), parallel=1)
     poison = {spec.QUALITY_OUTPUT: np.array([0.5, np.nan], np.float32)}
-    monkeypatch.setattr(broken._alone.quality, "run", lambda feeds: poison)
+    monkeypatch.setattr(broken._alone.networks.quality, "run", lambda feeds: poison)
     monkeypatch.setattr(preprocess, "windows_for", lambda *a: np.zeros((2, 2), np.int32))
     with pytest.raises(BackendError, match="wanted finite scores"):
         broken.score(crops[0])

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from video_clips import RATE, UInt8, blurred, damage, numbered, swaying, write
 
-from dgiqa.batches import Networks, Part, PartScores
+from dgiqa import forward
 from dgiqa.bundle import Bundle
 from dgiqa.errors import ImageError
+from dgiqa.forward import Networks, Part, PartScores
 from dgiqa.scorer import Scorer
 from dgiqa.video import VIDEO_COLUMNS, Reading, Row, Summary, VideoRun
 from dgiqa.video.frames import Frame, Raw
@@ -45,7 +46,7 @@ def dimmed(tmp_path_factory: pytest.TempPathFactory, photos: dict[str, UInt8]) -
 
 def run(scorer: Scorer, *sources: Any, **options: Any) -> tuple[list[Row], Summary]:
     sampling = options.pop("sampling", Sampling(every=0))
-    made = VideoRun(scorer, sources, sampling, **options)
+    made = VideoRun(scorer.stages, sources, sampling, **options)
     summary = Summary(made)
     rows = list(made.rows())
     for row in rows:
@@ -148,7 +149,7 @@ def test_several_videos_share_batches_and_each_keeps_its_order(
 
 def test_a_slow_consumer_does_not_grow_a_queue(scorer: Scorer, tmp_path: Path) -> None:
     path = write(tmp_path / "long.mkv", numbered(200, 64, 64), codec="ffv1")
-    made = VideoRun(scorer, [path], Sampling(every=0))
+    made = VideoRun(scorer.stages, [path], Sampling(every=0))
     rows = made.rows()
     next(rows)
     time.sleep(0.5)
@@ -198,8 +199,8 @@ def test_reuse_saves_work_says_so_and_audits_itself(
     path = write(tmp_path / "still.mp4", still(photos["rocket"], 60, 1.0))
     plain, _ = run(scorer, path)
     depths = []
-    original = Scorer._depth_image
-    monkeypatch.setattr(Scorer, "_depth_image", lambda *a: (depths.append(1), original(*a))[1])
+    original = forward.depth_image_from
+    monkeypatch.setattr(forward, "depth_image_from", lambda *a, **k: (depths.append(1), original(*a, **k))[1])
     rows, summary = run(scorer, path, reuse=Reuse(tiles=tiles, audit=8))
     assert len(depths) < 15
     assert {r["reused"] for r in rows} - {"depth"} == ({"", "depth+tiles"} if tiles else {""})
@@ -382,9 +383,9 @@ def test_a_pipe_of_raw_frames_is_scored(scorer: Scorer, photos: dict[str, UInt8]
 
 def test_arguments_that_mean_nothing_are_refused_before_anything_is_opened(scorer: Scorer) -> None:
     with pytest.raises(ValueError, match="named twice"):
-        VideoRun(scorer, ["a.mp4", "a.mp4"])
+        VideoRun(scorer.stages, ["a.mp4", "a.mp4"])
     with pytest.raises(ValueError):
-        VideoRun(scorer, ["a.mp4"], reading=Reading(streams=0))
+        VideoRun(scorer.stages, ["a.mp4"], reading=Reading(streams=0))
     with pytest.raises(ValueError):
         scorer.score_video("a.mp4", every=1, count=3)
     with pytest.raises(ValueError):

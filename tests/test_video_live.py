@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from video_clips import numbered, write
 
-from dgiqa.batches import Networks
 from dgiqa.bundle import Bundle
 from dgiqa.errors import BackendError, ImageError
+from dgiqa.forward import Networks
 from dgiqa.scorer import Scorer
 from dgiqa.video import JOIN_S, Reading, VideoRun
 from dgiqa.video.frames import Frame, RefusedError
@@ -109,7 +109,7 @@ def test_a_missing_page_is_a_row_with_the_servers_answer(scorer: Scorer, address
 
 
 def test_a_password_that_is_wanted_is_not_guessed_again_and_again(scorer: Scorer, address: str) -> None:
-    rows = list(VideoRun(scorer, [f"{address}/private.ts"], reading=Reading(live=True)).rows())
+    rows = list(VideoRun(scorer.stages, [f"{address}/private.ts"], reading=Reading(live=True)).rows())
     assert len(rows) == 1
     assert "USER:PASSWORD@HOST" in rows[0]["error"]
 
@@ -120,7 +120,9 @@ def test_what_an_address_does_not_give_is_told_from_what_it_is_not(
     (tmp_path / "page.mp4").write_bytes(b"<html>no video</html>" * 100)
     reading = Reading(live=False, timeout_s=0.5)
     sources = [f"{address}/page.mp4", f"{address}/silent.mp4", "http://127.0.0.1:1/a.mp4"]
-    page, silent, closed = (next(r["error"] for r in VideoRun(scorer, [s], reading=reading).rows()) for s in sources)
+    page, silent, closed = (
+        next(r["error"] for r in VideoRun(scorer.stages, [s], reading=reading).rows()) for s in sources
+    )
     assert page.endswith("it is none, or damaged")
     assert silent.endswith("nothing arrived for 0.5 s; the source has stalled")
     assert "Connection refused" in closed
@@ -132,7 +134,7 @@ def test_a_stall_is_an_error_row_not_a_hang(scorer: Scorer, address: str, tmp_pa
     noisy(tmp_path / "stall.ts")
     started = time.monotonic()
     reading = Reading(timeout_s=0.7, live=live, attempts=1)
-    rows = list(VideoRun(scorer, [f"{address}/stall.ts"], Sampling(every=0.2), reading=reading).rows())
+    rows = list(VideoRun(scorer.stages, [f"{address}/stall.ts"], Sampling(every=0.2), reading=reading).rows())
     assert time.monotonic() - started < 10
     assert sum(r["status"] == "ok" for r in rows) >= 3
     assert "stalled" in rows[-1]["error"]
@@ -143,7 +145,7 @@ def test_a_live_source_is_opened_again_and_time_and_scenes_go_on(scorer: Scorer,
     noisy(tmp_path / "cut.ts")
     reading = Reading(live=True, timeout_s=2, waits_s=(0.05,), attempts=3)
     rows = []
-    run = VideoRun(scorer, [f"{address}/cut.ts"], Sampling(every=0.2), reading=reading)
+    run = VideoRun(scorer.stages, [f"{address}/cut.ts"], Sampling(every=0.2), reading=reading)
     results = run.rows()
     for row in results:
         rows.append(row)
@@ -274,7 +276,7 @@ def test_readers_that_hang_in_the_network_hold_up_the_end_only_once(
     write(tmp_path / "clip.mp4", numbered(50))
     hanging = [f"{address}/silent{i}.mp4" for i in range(3)]
     reading = Reading(timeout_s=20, streams=4)
-    rows = VideoRun(scorer, [*hanging, tmp_path / "clip.mp4"], Sampling(every=0.5), reading=reading).rows()
+    rows = VideoRun(scorer.stages, [*hanging, tmp_path / "clip.mp4"], Sampling(every=0.5), reading=reading).rows()
     next(rows)
     started = time.monotonic()
     rows.close()  # type: ignore[attr-defined]
@@ -296,7 +298,7 @@ def test_a_live_source_faster_than_the_scorer_loses_old_frames_and_counts_them(
     original = Networks.score
     monkeypatch.setattr(Networks, "score", lambda *a: (time.sleep(0.1), original(*a))[1])
     reading = Reading(live=True, attempts=1)
-    run = VideoRun(scorer, [path], Sampling(every=0), reading=reading)
+    run = VideoRun(scorer.stages, [path], Sampling(every=0), reading=reading)
     rows = [r for r in run.rows() if r["status"] == "ok"]
     assert run.dropped > 20
     assert run.dropped + len(rows) == 120

@@ -17,8 +17,8 @@ import gstreamer
 import pytest
 from video_clips import level, numbered, write
 
-from dgiqa.batches import Networks
 from dgiqa.bundle import Bundle
+from dgiqa.forward import Networks
 from dgiqa.scorer import Scorer
 from dgiqa.video import Reading, VideoRun
 from dgiqa.video.frames import Video
@@ -82,7 +82,7 @@ def read(scorer: Scorer) -> Read:
     ) -> list[Row]:
         reading = Reading(**{"timeout_s": 5.0, "waits_s": (0.3,), "attempts": 20} | options)
         rows: list[Row] = []
-        run = VideoRun(scorer, addresses, wanted, reading=reading)
+        run = VideoRun(scorer.stages, addresses, wanted, reading=reading)
         results = run.rows()
         for row in results:
             rows.append(row | {"dropped": run.dropped})

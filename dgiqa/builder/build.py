@@ -19,6 +19,7 @@ from typing import Any
 from dgiqa import machine, spec
 from dgiqa.bundle import Bundle, load_bundle, sha256_of
 from dgiqa.errors import BackendError, EngineError, ParityError
+from dgiqa.forward import open_stages
 from dgiqa.parity import certify
 from dgiqa.runtime import backends, engines
 from dgiqa.runtime.engines import Engine
@@ -87,7 +88,8 @@ def build(
             order = _Order(bundle, key, folder, calibration, workspace, timing_cache, progress)
             files, evidence = _made(order, plugins)
             progress("scoring the golden images")
-            certificate = certify(bundle, Engine(folder, key, files, {}))
+            with open_stages(bundle, engine=Engine(folder, key, files, {})) as stages:
+                certificate = certify(bundle, stages)
             return engines.store(folder, key, files, certificate | evidence | _sizes(bundle, files))
 
 

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dgiqa import preprocess, spec
+from dgiqa import forward, preprocess, spec
 from dgiqa.bundle import Bundle, load_golden
 from dgiqa.errors import BundleError, ImageError
 from dgiqa.image import decode
@@ -40,7 +40,6 @@ PERCENTILE = 99.999  # of a tensor's magnitudes that are not clipped
 BINS = 2048  # of a histogram; twice TensorRT's, because the range is a power of two and may be half empty
 _SAMPLE = 1 << 17  # values of one tensor of one image that are counted; its maximum is exact
 _LEVELS = 128  # of int8 without its sign
-_BATCH = 8  # tiles of one run
 
 
 class Histogram:
@@ -129,7 +128,7 @@ class Probe:
         seen = self.seen_by(changed[spec.DEPTH_FILE]) if spec.DEPTH_FILE in changed else self
         quality = changed.get(spec.QUALITY_FILE, self.networks[spec.QUALITY_FILE])
         moved = [
-            _tile_scores(quality, picture.rgb, picture.depth, picture.windows, self.p) - picture.scores
+            forward.tile_scores(quality, picture.rgb, picture.depth, picture.windows, self.p.tile) - picture.scores
             for picture in seen.pictures
         ]
         images = np.array([tiles.mean(dtype=np.float64) for tiles in moved])
@@ -271,24 +270,12 @@ class _Watched:
 
 
 def _picture(rgb: UInt8, networks: Networks, p: spec.Preprocess) -> _Picture:
-    size = (rgb.shape[0], rgb.shape[1])
-    image = preprocess.depth_input(rgb, p)
-    made = networks[spec.DEPTH_FILE].run({spec.DEPTH_INPUT: image})[spec.DEPTH_OUTPUT]
-    depth, working = preprocess.depth_image(made, *size, p), preprocess.working_image(rgb, p)
+    fed: list[tuple[str, dict[str, NDArray[np.float32]]]] = []
+    depth = forward.depth_image(rgb, _Recorded(spec.DEPTH_FILE, networks[spec.DEPTH_FILE], fed), p)
+    working = preprocess.working_image(rgb, p)
     windows = preprocess.grid_windows(depth.shape[0], depth.shape[1], p.tile)
-    scores = _tile_scores(networks[spec.QUALITY_FILE], working, depth, windows, p)
-    return _Picture(image, working, depth, size, windows, scores)
-
-
-def _tile_scores(
-    quality: Any, rgb: UInt8, depth: UInt8, windows: NDArray[np.int32], p: spec.Preprocess
-) -> NDArray[np.float32]:
-    scores = []
-    for start in range(0, len(windows), _BATCH):
-        tiles = preprocess.cut_tiles(rgb, depth, windows[start : start + _BATCH], p.tile)
-        feeds = dict(zip((spec.QUALITY_RGB, spec.QUALITY_DEPTH), tiles, strict=True))
-        scores.append(quality.run(feeds)[spec.QUALITY_OUTPUT])
-    return np.concatenate(scores)
+    scores = forward.tile_scores(networks[spec.QUALITY_FILE], working, depth, windows, p.tile)
+    return _Picture(fed[0][1][spec.DEPTH_INPUT], working, depth, (rgb.shape[0], rgb.shape[1]), windows, scores)
 
 
 def _distortions() -> dict[str, Distort]:

@@ -29,7 +29,8 @@ from dgiqa.errors import ParityError
 from dgiqa.meaning import Meaning
 
 if TYPE_CHECKING:
-    from dgiqa.scorer import Failure, Scorer
+    from dgiqa.forward import Failure
+    from dgiqa.scorer import Scorer
 
 Floats = NDArray[np.float64]
 
@@ -92,7 +93,7 @@ class Calibration:
 
 def look(scorer: Scorer, labels: Labels, folder: str | Path) -> Iterator[Seen | Failure]:
     """What the networks of a scorer, opened with features=True and a bundle without a map, say of the pictures."""
-    from dgiqa.scorer import Failure
+    from dgiqa.forward import Failure
 
     for result in scorer.score_many((image, Path(folder, image)) for image in labels.images):
         if isinstance(result, Failure):

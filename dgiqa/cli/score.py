@@ -105,7 +105,8 @@ def score(  # noqa: PLR0917 - the command line's options
     if dry_run:
         raise typer.Exit(_list(inputs, "\0" if null else "\n"))
 
-    from dgiqa.scorer import Scorer, check_tiling
+    from dgiqa.forward import check_tiling
+    from dgiqa.scorer import Scorer
 
     with options.usage("--tiles"):
         check_tiling(tiles)
@@ -204,8 +205,8 @@ def _open(  # noqa: PLR0917 - the options it joins
 
 def _rows(scorer: Scorer, inputs: Iterator[Input], workers: int | None, details: bool) -> Generator[Row]:
     """A row per input, in the order of the inputs: those without an image are put back in between the scored ones."""
+    from dgiqa.forward import Score
     from dgiqa.report.rows import error_row, score_row
-    from dgiqa.scorer import Score
 
     waiting: deque[tuple[int, Input]] = deque()  # (how many images come before it, the input that gives none)
     origin = {"bundle": scorer.bundle.id, "backend": scorer.backend, "tiling": scorer.tiles}

@@ -127,8 +127,9 @@ def video(  # noqa: PLR0917 - the command line's options
       dgiqa-rt video rtsp://camera/1 rtsp://camera/2 --fps 1 -o cameras.jsonl
       ffmpeg -i in.mkv -f rawvideo -pix_fmt rgb24 - | dgiqa-rt video --raw 1280x720@25 -
     """
+    from dgiqa.forward import check_tiling
     from dgiqa.report.files import PictureReport, VideoProgress
-    from dgiqa.scorer import Scorer, check_tiling
+    from dgiqa.scorer import Scorer
     from dgiqa.video import Reading, Summary, VideoRun
     from dgiqa.video.frames import Raw
     from dgiqa.video.reuse import Reuse
@@ -172,7 +173,7 @@ def video(  # noqa: PLR0917 - the command line's options
             deinterlace=deinterlace,
             streams=streams,
         )
-        run = VideoRun(scorer, sources, sampling, reading=reading, reuse=reuse, workers=workers)
+        run = VideoRun(scorer.stages, sources, sampling, reading=reading, reuse=reuse, workers=workers)
         report.summary = summary = Summary(run, *([] if gate_interval is None else [gate_interval]))
         if watched() and not (quiet or no_progress):
             report.line = VideoProgress(sys.stderr)

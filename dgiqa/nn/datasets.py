@@ -23,10 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa.errors import DgiqaError, ImageError
+from dgiqa.forward import depth_map
 from dgiqa.image import decode
 from dgiqa.nn.commands import watched
-from dgiqa.preprocess import depth_input, resize_short_side, stretched, working_image, working_size
-from dgiqa.spec import DEPTH_FILE, DEPTH_INPUT, DEPTH_OUTPUT, SHORT_SIDE, Preprocess
+from dgiqa.preprocess import resize_short_side, stretched, working_image, working_size
+from dgiqa.spec import DEPTH_FILE, SHORT_SIDE, Preprocess
 from dgiqa.store import replacing
 
 TRAIN_SHARE = 0.8  # "usual practice" of the paper's section 4.2
@@ -360,8 +361,7 @@ def bundle_depth(bundle: str = "small", threads: int | None = None) -> DepthNetw
     session = open_session(path, threads=threads)
 
     def depth(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        output = session.run({DEPTH_INPUT: depth_input(rgb, p)})[DEPTH_OUTPUT]
-        return stretched(output, *_depth_image_size(rgb, p))
+        return stretched(depth_map(rgb, session, p), *_depth_image_size(rgb, p))
 
     return DepthNetwork(f"{sha256_of(path)} {p}", depth, p)
 

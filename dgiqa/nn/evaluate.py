@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from dgiqa import forward
 from dgiqa.errors import DgiqaError
 from dgiqa.metrics import histogram_overlap, krocc, logistic_mapped, overlap, plcc, rmse, srocc
 from dgiqa.nn.checkpoints import load_dgiqa
@@ -50,7 +51,6 @@ from dgiqa.nn.train import (
     device_of,
     train,
 )
-from dgiqa.preprocess import cut_tiles, windows_for
 from dgiqa.spec import TILE
 from dgiqa.store import replacing
 
@@ -226,10 +226,9 @@ def model_predictor(model: nn.Module, network: DepthNetwork, cache_dir: str | Pa
         scores = np.empty(len(paths))
         for i, path in enumerate(watched(paths, len(paths), "scored")):
             rgb, depth = working_pair(path, network, cache_dir)
-            windows = windows_for(tiles, rgb.shape[0], rgb.shape[1], TILE)
-            arrays = cut_tiles(rgb, depth, windows, TILE)
-            parts = zip(*(torch.from_numpy(array).split(TILE_BATCH) for array in arrays), strict=True)
-            scores[i] = torch.cat([model(r.to(device), d.to(device)).float() for r, d in parts]).mean().item()
+            fed = forward.tiles(rgb, depth, tiles, TILE, TILE_BATCH)
+            pairs = ([torch.from_numpy(array).to(device) for array in feeds.values()] for feeds in fed)
+            scores[i] = torch.cat([model(*pair).float() for pair in pairs]).mean().item()
         return scores
 
     return predict

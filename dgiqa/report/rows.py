@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeVar
 
 if TYPE_CHECKING:
-    from dgiqa.scorer import Score
+    from dgiqa.forward import Score
 
 SCHEMA_VERSION = 1  # raised when a column changes its meaning or goes away; new columns may be added at the end
 COLUMNS = (

@@ -17,7 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
-from dgiqa.scorer import Scorer
+from dgiqa.forward import Stages
 from dgiqa.video import frames
 from dgiqa.video.frames import Raw, Video, VideoSource
 from dgiqa.video.live import ATTEMPTS, WAITS_S, follow
@@ -71,13 +71,14 @@ class Progress:
 class VideoRun:
     """One run over any number of videos, whose frames share batches.
 
-    sources: what `frames.Video` opens, or pairs (name, source). sampling, reading, reuse: what to score and how.
-    tiles, batch, workers: as in Scorer. Raises ValueError for arguments that mean nothing, before anything is opened.
+    stages: the opened networks, see `Scorer.stages`. sources: what `frames.Video` opens, or pairs (name, source).
+    sampling, reading, reuse: what to score and how. tiles, batch, workers: as in Scorer.
+    Raises ValueError for arguments that mean nothing, before anything is opened.
     """
 
     def __init__(
         self,
-        scorer: Scorer,
+        stages: Stages,
         sources: Sequence[VideoSource | tuple[str, VideoSource]],
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
         *,
@@ -89,7 +90,7 @@ class VideoRun:
     ) -> None:
         if reading.streams < 1 or reading.timeout_s <= 0 or reading.attempts < 1:
             raise ValueError(f"streams, timeout_s and attempts must be above 0, got {reading}")
-        self.scorer = scorer
+        self.stages = stages
         self.sampling = sampling
         self.reading = reading
         pairs = [s if isinstance(s, tuple) else (frames.name_of(s), s) for s in sources]
@@ -101,7 +102,7 @@ class VideoRun:
         # Live ones first: a file can wait
         self._waiting = deque(sorted(pairs, key=lambda pair: pair[1] not in live_ones))
         self._channel = Channel(max(CAPACITY, len(pairs) if live_ones else 0))
-        self._pipeline = Pipeline(scorer, self._channel, tiles=tiles, batch=batch, workers=workers, reuse=reuse)
+        self._pipeline = Pipeline(stages, self._channel, tiles=tiles, batch=batch, workers=workers, reuse=reuse)
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._readers = 0
@@ -123,7 +124,7 @@ class VideoRun:
             with closing(self._pipeline.results()) as results:  # type: ignore[type-var]
                 for result in results:
                     self._count(result)
-                    yield frame_row(result, self.scorer), result
+                    yield frame_row(result, self.stages), result
             if self._failure is not None:
                 raise self._failure
         finally:
@@ -199,7 +200,7 @@ class VideoRun:
             progress.notes.add(result.frame.note)
 
 
-def frame_row(result: Result, scorer: Scorer) -> Row:
+def frame_row(result: Result, stages: Stages) -> Row:
     """One frame as a row. Scores are rounded to 6 decimals, times to milliseconds (ms: to 0.01).
 
     frame: its number, from 0. scene: counted from 0. reused: "" (everything computed), "depth" or "depth+tiles".
@@ -216,8 +217,8 @@ def frame_row(result: Result, scorer: Scorer) -> Row:
         "status": "error" if result.score is None else "ok",
         "error": result.error,
         "reused": result.reused,
-        "bundle": scorer.bundle.id,
-        "backend": scorer.backend,
+        "bundle": stages.bundle.id,
+        "backend": stages.backend,
         "schema_version": SCHEMA_VERSION,
     }
     if result.score is not None:

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa import spec
-from dgiqa.batches import Batches, Work, share, take, waiting
 from dgiqa.errors import BackendError, DgiqaError, ImageError
+from dgiqa.forward import Stages, Work, check_tiling, take
 from dgiqa.machine import preparing_threads
-from dgiqa.scorer import Scorer, check_tiling
+from dgiqa.pipeline import Batches, share, waiting
 from dgiqa.video.frames import Frame
 from dgiqa.video.reuse import DepthKeeper, Drift, Plan, Reuse, TileKeeper
 
@@ -141,14 +141,14 @@ class _Source:
 
 
 class Pipeline:
-    """Runs a scorer over a channel's frames.
+    """Runs the networks over a channel's frames.
 
     tiles, batch: as in Scorer. workers: threads that prepare. reuse: None computes everything.
     """
 
     def __init__(
         self,
-        scorer: Scorer,
+        stages: Stages,
         channel: Channel,
         *,
         tiles: str | None = None,
@@ -156,16 +156,16 @@ class Pipeline:
         workers: int | None = None,
         reuse: Reuse | None = None,
     ) -> None:
-        self.scorer = scorer
+        self.stages = stages
         self.channel = channel
-        self.tiling = tiles or scorer.tiles
-        check_tiling(self.tiling, scorer._p.tile)  # ValueError before work
+        self.tiling = tiles or stages.tiling
+        check_tiling(self.tiling, stages.p.tile)  # ValueError before work
         self.workers = workers or preparing_threads()
         if self.workers < 1 or (batch is not None and batch < 1):
             raise ValueError(f"batch and workers must be at least 1, got {batch} and {self.workers}")
         self.reuse = reuse
         self.drift = Drift()
-        self._networks = scorer._networks_together()
+        self._networks = stages.networks
         self.batch = batch or self._networks.batch
         self._sources: dict[str, _Source] = {}
         self._stop = threading.Event()
@@ -220,14 +220,14 @@ class Pipeline:
         """In a worker. The frame whose depth is taken over was submitted before, so waiting for it cannot lock up."""
         assert frame.rgb is not None
         height, width = frame.rgb.shape[:2]
-        if height * width > self.scorer.max_pixels:
+        if height * width > self.stages.max_pixels:
             raise ImageError(
-                f"a frame of {width} x {height}, limit {self.scorer.max_pixels:,} pixels; raise max_pixels"
+                f"a frame of {width} x {height}, limit {self.stages.max_pixels:,} pixels; raise max_pixels"
             )
         old_depth = old.result().work.depth if old is not None and old.exception() is None else None
         reused = plan == "reuse" and old_depth is not None
         near = old_depth if reused else None
-        work = self.scorer._prepare(frame.rgb, frame.source, self.tiling, self._networks, stop=self._stop, near=near)
+        work = self.stages.prepare(frame.rgb, frame.source, self.tiling, stop=self._stop, near=near)
         return _Prepared(work, old_depth, reused)
 
     def _prepared(self, job: _Job) -> _Job:
@@ -252,7 +252,7 @@ class Pipeline:
         """Decide which tiles are computed. All of a fresh frame; of an audit all, and beside them what reuse would."""
         work, every = prepared.work, np.ones(len(prepared.work.windows), bool)
         kept = self.reuse is not None and self.reuse.tiles and job.plan != "fresh"
-        side = self.scorer._p.tile
+        side = self.stages.p.tile
         job.todo = ~tiles.unchanged(work.rgb, work.windows, side) if kept else every
         if job.plan == "audit" and prepared.old_depth is not None:
             job.shadow = _part(replace(work, depth=prepared.old_depth, timings_ms={"tiles": 0.0}), job.todo)
@@ -289,7 +289,7 @@ class Pipeline:
         source = self._source(job.frame.source)
         scores, shadow = self._merged(job, source.tiles)
         try:
-            score, std_error = self.scorer._pooled(scores)
+            score, std_error = self.stages.pooled(scores)
         except BackendError as error:
             return Result(job.frame, error=str(error))
         work = job.work
@@ -303,7 +303,7 @@ class Pipeline:
             ms=sum(work.timings_ms.values()),
             picture=work.rgb,
         )
-        result.reasons = self.scorer._reasons(self._merged_reasons(job, source.tiles))
+        result.reasons = self.stages.reasons(self._merged_reasons(job, source.tiles))
         if job.plan == "reuse" and job.todo is not None:
             result.tiles_reused = int((~job.todo).sum())
             result.reused = "depth+tiles" if result.tiles_reused else "depth"

@@ -17,12 +17,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dgiqa import machine, spec
-from dgiqa.batches import BATCH, BATCH_SIDE_BY_SIDE, Batches, Networks, Work, share, take, waiting
 from dgiqa.bundle import Bundle
 from dgiqa.cli import app
 from dgiqa.errors import BackendError
+from dgiqa.forward import BATCH, BATCH_SIDE_BY_SIDE, Failure, Networks, Score, Stages, Work, take
+from dgiqa.pipeline import Batches, share, waiting
 from dgiqa.runtime.backends import CUDA, ONNXRUNTIME, OPENVINO, OPENVINO_FROM_BYTES, TENSORRT, parallel_runs
-from dgiqa.scorer import Failure, Score, Scorer
+from dgiqa.scorer import Scorer
 
 pytest.importorskip("onnxruntime")
 Photos = dict[str, NDArray[np.uint8]]
@@ -70,8 +71,8 @@ def test_as_many_runs_at_a_time_as_asked_for(
 
         return call
 
-    networks = scorer._networks_together()
-    works = [scorer._prepare(crop, "x", "grid", networks) for crop in crops]
+    networks = scorer.stages.networks
+    works = [scorer.stages.prepare(crop, "x", "grid") for crop in crops]
     monkeypatch.setattr(networks.quality, "run", watched(networks.quality.run))
     with Batches(networks) as batches:
         while waiting(works):
@@ -90,9 +91,9 @@ def test_the_last_tiles_are_shared_out_among_the_runs(
     tiny_bundle: Bundle, photos: Photos, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scorer, sizes = Scorer(tiny_bundle, threads=2, parallel=2, batch=32), []
-    run = scorer._networks_together().quality.run
+    run = scorer.stages.networks.quality.run
     watched = lambda feeds: (sizes.append(len(feeds[spec.QUALITY_RGB])), run(feeds))[1]  # noqa: E731
-    monkeypatch.setattr(scorer._networks_together().quality, "run", watched)
+    monkeypatch.setattr(scorer.stages.networks.quality, "run", watched)
     (score,) = scorer.score_many([photos["coffee"]])
     assert isinstance(score, Score)
     assert sorted(sizes) == [len(score.windows) // 2] * 2
@@ -109,7 +110,7 @@ def test_runs_side_by_side_take_fewer_tiles_each_unless_told_otherwise(
 ) -> None:
     (asked, parallel, most), sizes = case, list[int]()
     with Scorer(tiny_bundle, threads=2, parallel=parallel, tiles="official:9", batch=asked) as scorer:
-        quality = scorer._networks_together().quality
+        quality = scorer.stages.networks.quality
         run = quality.run
         monkeypatch.setattr(quality, "run", lambda f: (sizes.append(len(f[spec.QUALITY_RGB])), run(f))[1])
 
@@ -136,11 +137,11 @@ def test_many_images_have_networks_of_their_own_and_only_when_needed(tiny_bundle
     assert scorer._together is None
     list(scorer.score_many([photos["coffee"]]))
     assert scorer._together is not None
-    assert (scorer._alone.parallel, scorer._together.parallel) == (1, 2)
+    assert (scorer._alone.networks.parallel, scorer._together.networks.parallel) == (1, 2)
     for runs, one in (("auto", 2), (1, 1), (2, 2)):
         with Scorer(tiny_bundle, threads=2, parallel=runs) as other:  # type: ignore[arg-type]
-            assert other._networks_together() is other._alone
-            assert other._alone.parallel == one
+            assert other.stages is other._alone
+            assert other._alone.networks.parallel == one
     scorer.close()
     for use in (scorer.score, scorer.score_many):
         with pytest.raises(ValueError, match="was closed"):
@@ -178,7 +179,7 @@ def test_threads_are_shared_out_among_the_runs(tiny_bundle: Bundle, monkeypatch:
 def test_openvino_shares_its_threads_out_too(tiny_bundle: Bundle, photos: Photos) -> None:
     with Scorer(tiny_bundle, backend="openvino", threads=2, parallel=2) as scorer:
         got = [score.value for score in scorer.score_many([photos["coffee"]] * 3) if isinstance(score, Score)]
-        compiled = next(iter(scorer._alone.quality._networks.values())).compiled
+        compiled = next(iter(scorer._alone.networks.quality._networks.values())).compiled
         assert [int(compiled.get_property(name)) for name in ("NUM_STREAMS", "INFERENCE_NUM_THREADS")] == [2, 2]
     assert got == pytest.approx([Scorer(tiny_bundle, threads=1).score(photos["coffee"]).value] * 3, abs=1e-5)
 
@@ -191,7 +192,7 @@ def test_what_a_run_raises_comes_out_and_the_threads_end(
     def broken(feeds: Any) -> Any:
         raise BackendError("the engine broke")
 
-    monkeypatch.setattr(scorer._networks_together().quality, "run", broken)
+    monkeypatch.setattr(scorer.stages.networks.quality, "run", broken)
     with pytest.raises(BackendError, match="the engine broke"):
         list(scorer.score_many(crops))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("dgiqa")]
@@ -201,13 +202,13 @@ def test_what_is_complete_does_not_wait_for_the_next_image(
     tiny_bundle: Bundle, crops: list[NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second image is prepared only after the first one's score came out."""
-    first_is_out, prepare = threading.Event(), Scorer._prepare
+    first_is_out, prepare = threading.Event(), Stages.prepare
 
-    def slow(self: Scorer, source: Any, *arguments: Any, **options: Any) -> Any:
+    def slow(self: Stages, source: Any, *arguments: Any, **options: Any) -> Any:
         assert len(source) != 123 or first_is_out.wait(60)
         return prepare(self, source, *arguments, **options)
 
-    monkeypatch.setattr(Scorer, "_prepare", slow)
+    monkeypatch.setattr(Stages, "prepare", slow)
     results = Scorer(tiny_bundle, threads=2).score_many([crops[0], np.zeros((123, 123, 3), np.uint8)], batch=1)
     started = time.monotonic()
     next(results)
@@ -228,8 +229,8 @@ def test_a_slow_run_does_not_let_failures_pile_up(
             yield b"bad" if i % 50 else crops[i % len(crops)]
 
     scorer = Scorer(tiny_bundle, threads=2, parallel=2)
-    run = scorer._networks_together().quality.run
-    monkeypatch.setattr(scorer._networks_together().quality, "run", lambda feeds: (time.sleep(0.02), run(feeds))[1])
+    run = scorer.stages.networks.quality.run
+    monkeypatch.setattr(scorer.stages.networks.quality, "run", lambda feeds: (time.sleep(0.02), run(feeds))[1])
     results = scorer.score_many(mostly_bad(), workers=2, batch=8)
     for yielded in range(1, 301):
         assert isinstance(next(results), Score | Failure)

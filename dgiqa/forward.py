@@ -1,0 +1,550 @@
+"""One image through the networks: rgb becomes a depth image, tiles of both, tile scores, and a Score.
+
+    rgb u8 [H,W,3] ──► prepare ──► Work (working image, depth image, windows) ──► Networks.score ──► finish ──► Score
+
+The pass is written here once. `Stages` is a bundle opened for it; `depth_map`, `depth_image`, `tiles` and `tile_scores`
+are its steps for those who bring a network of their own.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import CancelledError
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgiqa import bars, preprocess, spec
+from dgiqa.attributes import SHORT_SIDE, Attributes, measure, note_of
+from dgiqa.bundle import Bundle
+from dgiqa.errors import BackendError, BundleError
+from dgiqa.image import MAX_MEMORY, MAX_PIXELS, Opened
+from dgiqa.image.sources import Room, Source, name_of, open_source
+from dgiqa.meaning import verdict
+from dgiqa.runtime.engines import Engine
+from dgiqa.runtime.session import Session, open_session
+
+UInt8 = NDArray[np.uint8]
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+
+BARS_NOTE = "has black bars, which count in its score"
+STAGES = ("decode", "depth_input", "depth", "depth_image", "tiles", "attributes", "quality")
+_TENSORS = {
+    spec.DEPTH_FILE: ({spec.DEPTH_INPUT}, {spec.DEPTH_OUTPUT}),
+    spec.QUALITY_FILE: ({spec.QUALITY_RGB, spec.QUALITY_DEPTH}, {spec.QUALITY_OUTPUT}),
+}
+_EXTRA = {spec.QUALITY_REASONS, spec.QUALITY_FEATURES}  # of newer quality networks
+# Tiles per run. Two cores (Zen 3), small quality network, ms per tile: 7.0 alone, 5.6 from 4 tiles on, flat to 32.
+# Memory is not flat: two runs side by side hold 221 MB with 4 tiles each, 296 MB with 8.
+BATCH, BATCH_SIDE_BY_SIDE = 8, 4
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """How good one image looks, and why we say so.
+
+    value: mean of tile_scores, in [0, 1], higher is better.
+    std_error: sample standard deviation of tile_scores / sqrt(n); None for a single tile, which has no spread.
+    tile_scores: f32 [n]. windows: int32 [n,2], each tile's top-left (y, x) in pixels of the working image, which is
+    the image resized to working_height x working_width; `windows_original` maps them back. tile: side of a window.
+    width, height: of the image as decoded (after EXIF rotation), pixels. tiles: the tiling's name.
+    timings_ms: wall time per stage (STAGES); a batch shared with other images counts by this image's part of its
+    tiles, and time spent waiting for other images is left out. An image on a GPU has the one stage "device".
+    bundle: the bundle's id. backend: what ran the networks. source: path, given name, "<bytes>", "<array>", ...
+    reasons: probability of each kind of fault that the bundle knows, mean over the tiles; faults: those that reach
+    their thresholds, the clearest first, see `meaning.words`. verdict: "pass" or "fail" where the scorer has a
+    threshold. note: what was done to the file ("HDR (PQ) tone-mapped to SDR") and what the score does not cover ("looks
+    like a screenshot ..."), or "". attributes: what was measured of the picture; None for one on a GPU. tile_features:
+    f32 [n,C], where the scorer was asked for them.
+    """
+
+    value: float
+    std_error: float | None
+    tile_scores: Float32
+    windows: Int32
+    tile: int
+    width: int
+    height: int
+    working_width: int
+    working_height: int
+    tiles: str
+    timings_ms: dict[str, float]
+    bundle: str
+    backend: str
+    source: str
+    reasons: dict[str, float] = field(default_factory=dict)
+    faults: tuple[str, ...] = ()
+    verdict: str | None = None
+    note: str = ""
+    attributes: Attributes | None = None
+    tile_features: Float32 | None = None
+
+    @property
+    def features(self) -> Float32 | None:
+        """Mean over the tiles of what the network's last layer sees: f32 [C]."""
+        return None if self.tile_features is None else self.tile_features.mean(0)
+
+    @property
+    def windows_original(self) -> NDArray[np.float64]:
+        """The tiles as (y, x, height, width) in pixels of the image as decoded: f64 [n,4]."""
+        scale = np.array([self.height / self.working_height, self.width / self.working_width])
+        corners = self.windows * scale
+        return np.concatenate([corners, np.broadcast_to(self.tile * scale, corners.shape)], axis=1)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers, strings, lists and dicts, ready for JSON."""
+        record = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        record |= {"tile_scores": self.tile_scores.tolist(), "windows": self.windows.tolist()}
+        record |= {"reasons": dict(self.reasons), "faults": list(self.faults), "timings_ms": dict(self.timings_ms)}
+        record["attributes"] = self.attributes and self.attributes.as_dict()
+        features = record.pop("tile_features")
+        return record | {"features": None if features is None else features.mean(0).tolist()}
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __repr__(self) -> str:
+        spread = "" if self.std_error is None else f" ± {self.std_error:.4f}"
+        return f"Score({self.value:.4f}{spread}, {len(self.windows)} tiles, {self.source!r}, {self.bundle})"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why one image of many got no score. error: the exception's type name, for example "ImageError"."""
+
+    source: str
+    error: str
+    message: str
+    # Only until it is raised: its traceback holds the decoded image, and a list of failures would hold them all.
+    exception: Exception | None = field(default=None, repr=False, compare=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The three strings, ready for JSON."""
+        return {"source": self.source, "error": self.error, "message": self.message}
+
+
+@dataclass(eq=False)
+class Work:
+    """One image between its two halves. Tiles are cut from the working image when their batch runs: as floats they
+    take 1.2 MB each, and neither look-ahead nor a thousand windows should cost that."""
+
+    source: str
+    tiles: str
+    height: int
+    width: int
+    rgb: UInt8  # [h,w,3] working image
+    depth: UInt8  # [h,w]
+    windows: Int32  # [n,2]
+    timings_ms: dict[str, float]
+    tile_scores: Float32  # [n], those of settled batches
+    taken: int = 0  # windows that are in a batch, the first ones
+    settled: int = 0  # windows whose score is known
+    attributes: Attributes | None = None
+    notes: tuple[str, ...] = ()  # what to know about the picture besides
+    extra: dict[str, Float32] = field(default_factory=dict)  # further outputs of the network, [n,columns]
+
+    @property
+    def left(self) -> int:
+        """Windows that no batch has taken."""
+        return len(self.windows) - self.taken
+
+    @property
+    def complete(self) -> bool:
+        return self.settled == len(self.windows)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """`count` windows of one image, from number `begin` on."""
+
+    work: Work
+    begin: int
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
+class PartScores:
+    """What a run said of one Part. scores: f32 [count]. The times are this part's own, ms.
+
+    extra: further outputs of the network by name, f32 [count,columns].
+    """
+
+    scores: Float32
+    cut_ms: float
+    run_ms: float
+    extra: dict[str, Float32] = field(default_factory=dict)
+
+
+class Network(Protocol):
+    """Whatever runs a network: a `runtime.session.Session`, or a stand-in for one."""
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]: ...
+
+
+def _untimed(stage: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def depth_map(rgb: UInt8, network: Network, p: spec.Preprocess) -> Float32:
+    """What the depth network makes of rgb [H,W,3]: f32 [1,h,w]."""
+    return network.run({spec.DEPTH_INPUT: preprocess.depth_input(rgb, p)})[spec.DEPTH_OUTPUT]
+
+
+def depth_image(rgb: UInt8, network: Network, p: spec.Preprocess) -> UInt8:
+    """The depth network's image of rgb [H,W,3]: uint8 of the working size."""
+    return depth_image_from(preprocess.depth_input(rgb, p), (rgb.shape[0], rgb.shape[1]), network, p)
+
+
+def depth_image_from(
+    prepared: Float32,
+    size: tuple[int, int],
+    network: Network,
+    p: spec.Preprocess,
+    *,
+    clock: Callable[[str], AbstractContextManager[None]] = _untimed,
+    turn: AbstractContextManager[Any] | None = None,
+) -> UInt8:
+    """As `depth_image`, from the network's input f32 [1,3,h,w] for a picture of `size`. turn: held while it runs."""
+    with turn or nullcontext(), clock("depth"):
+        depth = network.run({spec.DEPTH_INPUT: prepared})[spec.DEPTH_OUTPUT]
+    with clock("depth_image"):
+        return preprocess.depth_image(depth, *size, p)
+
+
+def tiles(rgb: UInt8, near: UInt8, windows: str | Int32, tile: int, batch: int = BATCH) -> Iterator[dict[str, Float32]]:
+    """What the quality network is fed for a working image [h,w,3] and its depth image [h,w], `batch` windows at a time.
+
+    windows: a tiling's name, or int32 [n,2]. Yields {spec.QUALITY_RGB, spec.QUALITY_DEPTH: f32 [<=batch,3,tile,tile]}.
+    """
+    if isinstance(windows, str):
+        windows = preprocess.windows_for(windows, near.shape[0], near.shape[1], tile)
+    for start in range(0, len(windows), batch):
+        pair = preprocess.cut_tiles(rgb, near, windows[start : start + batch], tile)
+        yield dict(zip((spec.QUALITY_RGB, spec.QUALITY_DEPTH), pair, strict=True))
+
+
+def tile_scores(network: Network, rgb: UInt8, near: UInt8, windows: str | Int32, tile: int) -> Float32:
+    """Scores f32 [n] of a working image's windows, as `tiles` takes them."""
+    return np.concatenate([network.run(feeds)[spec.QUALITY_OUTPUT] for feeds in tiles(rgb, near, windows, tile)])
+
+
+class Networks:
+    """A bundle's two networks as sessions, and how many runs of them may go on at a time (`parallel`).
+
+    batch: most tiles per run of the quality network, by default what costs little memory and no time. mapped: what
+    the bundle does with tile scores f32 [n], nothing by default. Hold `turn` around a run of either.
+    """
+
+    def __init__(  # noqa: PLR0917 - what a bundle is opened as
+        self,
+        depth: Session,
+        quality: Session,
+        parallel: int,
+        tile: int,
+        batch: int | None = None,
+        mapped: Callable[[Float32], Float32] = lambda scores: scores,
+    ) -> None:
+        self.depth, self.quality, self.mapped = depth, quality, mapped
+        self.parallel, self.tile = parallel, tile
+        self.batch = batch or (BATCH if parallel == 1 else BATCH_SIDE_BY_SIDE)
+        self.turn = threading.BoundedSemaphore(parallel)
+        self._spare: deque[Float32] = deque(maxlen=parallel + 1)
+
+    def score(self, parts: list[Part]) -> list[PartScores]:
+        """Cut the parts' tiles and run the quality network once over all of them; one answer per part."""
+        total = sum(part.count for part in parts)
+        memory = self._tile_memory(total)
+        cut_ms = self._cut(parts, memory)
+        feeds = {spec.QUALITY_RGB: memory[0, :total], spec.QUALITY_DEPTH: memory[1, :total]}
+        with self.turn:
+            started = time.perf_counter()
+            found = dict(self.quality.run(feeds))
+            ms_per_tile = ms_since(started) / total
+        self._spare.append(memory)
+        scores = self.mapped(found.pop(spec.QUALITY_OUTPUT))
+        ends = np.cumsum([part.count for part in parts])
+        spans = [slice(end - part.count, end) for part, end in zip(parts, ends, strict=True)]
+        return [
+            PartScores(scores[span], ms, ms_per_tile * part.count, {name: each[span] for name, each in found.items()})
+            for part, span, ms in zip(parts, spans, cut_ms, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Release what the sessions hold: engines on a GPU have memory of their own."""
+        for session in (self.depth, self.quality):
+            getattr(session, "close", lambda: None)()
+        self._spare.clear()
+
+    def _cut(self, parts: list[Part], memory: Float32) -> list[float]:
+        """Put the parts' tiles into memory [2,>=n,3,tile,tile]: rgb, depth. Returns each part's ms."""
+        begin, each = 0, []
+        for part in parts:
+            started = time.perf_counter()
+            into, work = memory[:, begin : begin + part.count], part.work
+            windows = work.windows[part.begin : part.begin + part.count]
+            preprocess.cut_tiles(work.rgb, work.depth, windows, self.tile, out=(into[0], into[1]))
+            each.append(ms_since(started))
+            begin += part.count
+        return each
+
+    def _tile_memory(self, count: int) -> Float32:
+        """f32 [2,>=count,3,tile,tile], of an earlier batch if one is free: new pages take longer than the tiles."""
+        with suppress(IndexError):  # other threads have them, or there was none
+            memory = self._spare.pop()
+            if memory.shape[1] >= count:
+                return memory
+        return np.empty((2, count, 3, self.tile, self.tile), np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Stages:
+    """A bundle opened for the pass over one image; may be used from several threads at once.
+
+    tiling: "grid" or "official:COUNT[:SEED]". max_pixels, max_memory: as in `scorer.Scorer`. room: what images that are
+    prepared at a time share. gate: the score from which an image passes. features: keep what the last layer sees.
+    backend: what runs the networks.
+    """
+
+    bundle: Bundle
+    networks: Networks
+    backend: str
+    precision: str = "fp32"
+    tiling: str = "grid"
+    max_pixels: int = MAX_PIXELS
+    max_memory: int | None = None
+    room: Room = field(default_factory=lambda: Room(MAX_MEMORY))
+    gate: float | None = None
+    features: bool = False
+
+    @property
+    def p(self) -> spec.Preprocess:
+        """How the bundle's pictures are prepared."""
+        return self.bundle.preprocess
+
+    def score(self, source: Source, *, name: str | None = None, tiles: str | None = None) -> Score:
+        """All of it, in this thread. Raises ImageError if there is no image, BackendError if a network fails."""
+        work = self.prepare(source, name or name_of(source), tiles or self.tiling, look=True)
+        while parts := take([work], self.networks.batch):
+            for part, found in zip(parts, self.networks.score(parts), strict=True):
+                enter(part, found)
+        return self.finish(work)
+
+    def prepare(
+        self,
+        source: Source,
+        name: str,
+        tiles: str,
+        *,
+        stop: threading.Event | None = None,
+        near: UInt8 | None = None,
+        look: bool = False,
+    ) -> Work:
+        """First half: source -> working image, depth image and windows. Given up between stages once stop is set.
+
+        near: the depth image to use, uint8 of the working size, instead of the depth network's. look: measure the
+        picture's attributes.
+        """
+        clock = Clock(stop)
+        with clock("decode"):
+            opened = open_source(source, self.max_pixels, self.max_memory)
+        preprocess.check_size(opened.height, opened.width, self.p)
+        with self.room.hold(opened.memory, clock.stopped):
+            return self._prepare_opened(opened, name, tiles, clock=clock, near=near, look=look)
+
+    def _prepare_opened(
+        self, opened: Opened, name: str, tiles: str, *, clock: Clock, near: UInt8 | None, look: bool
+    ) -> Work:
+        with clock("decode"):
+            decoded = opened.decode(clock.stopped)
+        rgb, notes = decoded.rgb, decoded.notes
+        size = height, width = rgb.shape[0], rgb.shape[1]
+        prepared = None
+        if near is None:
+            with clock("depth_input"):
+                prepared = preprocess.depth_input(rgb, self.p)
+        with clock("tiles"):
+            working = preprocess.working_image(rgb, self.p)
+        attributes: Attributes | None = None
+        if look:
+            with clock("attributes"):
+                attributes = measure(rgb, working if _is_reduced(self.p, rgb) else None)
+                notes += (BARS_NOTE,) if any(bars.find(working)) else ()
+        del decoded, rgb  # before the depth image, which may be as large
+        if prepared is not None:
+            depth, turn = self.networks.depth, self.networks.turn
+            near = depth_image_from(prepared, size, depth, self.p, clock=clock, turn=turn)
+        assert near is not None
+        with clock("tiles"):
+            windows = preprocess.windows_for(tiles, near.shape[0], near.shape[1], self.p.tile)
+        scores, ms = np.full(len(windows), np.nan, np.float32), {s: clock.ms[s] for s in STAGES if s in clock.ms}
+        return Work(name, tiles, height, width, working, near, windows, ms, scores, attributes=attributes, notes=notes)
+
+    def finish(self, work: Work) -> Score:
+        """The score of an image whose windows are all settled. Raises BackendError if one of them is not finite."""
+        value, std_error = self.pooled(work.tile_scores)
+        reasons = self.reasons(work.extra)
+        return Score(
+            value=value,
+            std_error=std_error,
+            tile_scores=work.tile_scores,
+            windows=work.windows,
+            tile=self.p.tile,
+            width=work.width,
+            height=work.height,
+            working_width=work.depth.shape[1],
+            working_height=work.depth.shape[0],
+            tiles=work.tiles,
+            timings_ms=work.timings_ms,
+            bundle=self.bundle.id,
+            backend=self.backend,
+            source=work.source,
+            reasons=reasons,
+            faults=tuple(self.bundle.meaning.told(reasons)),
+            verdict=verdict(value, self.gate),
+            note=note_of(work.attributes, work.notes) if work.attributes else "; ".join(work.notes),
+            attributes=work.attributes,
+            tile_features=work.extra.get(spec.QUALITY_FEATURES) if self.features else None,
+        )
+
+    def reasons(self, extra: Mapping[str, Float32]) -> dict[str, float]:
+        """Name -> mean probability over the tiles; empty where the network gives none, or no name for its columns."""
+        found, named = extra.get(spec.QUALITY_REASONS), self.bundle.meaning.reasons
+        if found is None or found.shape[1] != len(named):
+            return {}
+        return {reason.name: float(p) for reason, p in zip(named, found.mean(0, dtype=np.float64), strict=True)}
+
+    def pooled(self, scores: Float32) -> tuple[float, float | None]:
+        """The mean of tile scores [n], and its standard error; a single tile has none."""
+        if not np.isfinite(scores).all():
+            fix = f"compare with dgiqa-rt verify {self.bundle.name}"
+            raise BackendError(f"the quality network gave {scores.tolist()}, wanted finite scores; {fix}")
+        n, mean = len(scores), float(scores.mean(dtype=np.float64))
+        return mean, float(scores.std(ddof=1, dtype=np.float64)) / math.sqrt(n) if n > 1 else None
+
+    def close(self) -> None:
+        """Release the networks' memory."""
+        self.networks.close()
+
+    def __enter__(self) -> Stages:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_stages(
+    bundle: Bundle,
+    *,
+    backend: str = "auto",
+    precision: str = "fp32",
+    engine: Engine | None = None,
+    threads: int | None = None,
+    parallel: int = 1,
+    batch: int | None = None,
+    **settings: Any,
+) -> Stages:
+    """Open a bundle's networks. engine: its files run where it has them, and it decides backend and precision.
+
+    threads, parallel, batch: as in `scorer.Scorer`. settings: further fields of Stages.
+    Raises BundleError for networks with other tensors than the contract's, BackendError if one cannot run here.
+    """
+    if engine:
+        backend, precision = engine.backend, engine.precision
+    files = (spec.DEPTH_FILE, spec.QUALITY_FILE)
+    depth, quality = (_open(bundle, file, backend, precision, engine, threads, parallel) for file in files)
+    networks = Networks(depth, quality, parallel, bundle.preprocess.tile, batch, bundle.meaning.mapped)
+    return Stages(bundle, networks, _label(quality, depth, precision), precision, **settings)
+
+
+def file_of(bundle: Bundle, file: str, engine: Engine | None) -> Path:
+    """What to open for one of the bundle's networks: the engine's file where it has one, else the bundle's own."""
+    return (engine.files.get(file) if engine else None) or bundle.file(file)
+
+
+def check_tiling(tiles: str, tile: int = spec.TILE) -> None:
+    """Raises ValueError, with the tilings there are, unless that is one of them."""
+    preprocess.windows_for(tiles, tile, tile, tile)
+
+
+def enter(part: Part, found: PartScores) -> None:
+    """Put a part's scores and times into its image."""
+    work = part.work
+    work.tile_scores[part.begin : part.begin + part.count] = found.scores
+    for name, values in found.extra.items():
+        rows = work.extra.setdefault(name, np.full((len(work.windows), values.shape[1]), np.nan, np.float32))
+        rows[part.begin : part.begin + part.count] = values
+    work.settled += part.count
+    for stage, ms in (("tiles", found.cut_ms), ("quality", found.run_ms)):
+        work.timings_ms[stage] = work.timings_ms.get(stage, 0.0) + ms
+
+
+def take(works: Iterable[object], batch: int) -> list[Part]:
+    """The first `batch` windows of the works among these that no batch has taken yet; now this one has."""
+    parts = []
+    for work in works:
+        if isinstance(work, Work) and (count := min(work.left, batch)):
+            parts.append(Part(work, work.taken, count))
+            work.taken += count
+            batch -= count
+    return parts
+
+
+def ms_since(started: float) -> float:
+    """Milliseconds since a time of `time.perf_counter`."""
+    return (time.perf_counter() - started) * 1e3
+
+
+class Clock:
+    """Wall time of each stage, in milliseconds; the place where a stopped run gives up."""
+
+    def __init__(self, stop: threading.Event | None) -> None:
+        self.ms: dict[str, float] = {}
+        self._stop = stop
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        if self.stopped():
+            raise CancelledError
+        started = time.perf_counter()
+        yield
+        self.ms[stage] = self.ms.get(stage, 0.0) + ms_since(started)
+
+    def stopped(self) -> bool:
+        """Whether the run is being given up."""
+        return self._stop is not None and self._stop.is_set()
+
+
+def _open(  # noqa: PLR0917 - one per network, from the constructor's arguments
+    bundle: Bundle, file: str, backend: str, precision: str, engine: Engine | None, threads: int | None, parallel: int
+) -> Session:
+    """One network of the bundle, with the tensors that the contract promises."""
+    path, plugins = file_of(bundle, file, engine), engine.plugins if engine else ()
+    session = open_session(path, backend, precision=precision, threads=threads, parallel=parallel, plugins=plugins)
+    wanted = inputs, outputs = _TENSORS[file]
+    if set(session.inputs) != inputs or not outputs <= set(session.outputs) <= outputs | _EXTRA:
+        maps = [f"{sorted(i)} -> {sorted(o)}" for i, o in ((session.inputs, session.outputs), wanted)]
+        raise BundleError(f"{bundle.id}: {file} maps {maps[0]}, wanted {maps[1]}; export it again")
+    return session
+
+
+def _label(quality: Session, depth: Session, precision: str) -> str:
+    """What runs the networks, for the score: "openvino-cpu 2026.4.1 int8"."""
+    other = "" if depth.backend == quality.backend else f" (depth: {depth.backend})"
+    return f"{quality.backend} {precision}{other}"
+
+
+def _is_reduced(p: spec.Preprocess, rgb: UInt8) -> bool:
+    """Whether the working image is what `attributes.measure` would reduce the image to."""
+    return p.version >= 2 and p.short_side == SHORT_SIDE and min(rgb.shape[:2]) > SHORT_SIDE
