@@ -21,6 +21,7 @@ UInt8 = NDArray[np.uint8]
 SHORT_SIDE = 384  # of the reduced picture, pixels
 PATCH = 256  # side of each of the four parts that are looked at in the picture's own pixels; a multiple of 8
 CLIPPED = 3  # levels from either end of 0..255
+FLAT, WEAK, STRONG = 3, 40, 60  # levels between a pixel's neighbours: at most, below, at least
 
 # bench/notes.py counts how many photographs of a folder get a note that they should not.
 UNIFORM = 0.04  # contrast: what a covered lens and a wall leave, noise included
@@ -82,18 +83,19 @@ def measure(rgb: UInt8, reduced: UInt8 | None = None) -> Attributes:
     height, width = rgb.shape[:2]
     small = _reduced(rgb) if reduced is None else reduced
     grey = np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), np.uint8)
-    low, high = np.percentile(grey, (1, 99))
+    levels = _histogram([grey])
+    low, high = np.searchsorted(levels.cumsum(), (0.01, 0.99))
     colourfulness, apart = _colour(small)
     native: dict[str, Any] = _native(rgb)
     return Attributes(
         width=width,
         height=height,
         sharpness=math.log(max(float(cv2.Laplacian(grey, cv2.CV_32F).std()), 1e-3)),
-        brightness=float(grey.mean()) / 255,
-        dark_clipped=float((grey < CLIPPED).mean()),
-        bright_clipped=float((grey > 255 - CLIPPED).mean()),
+        brightness=float(levels @ np.arange(256)) / 255,
+        dark_clipped=float(levels[:CLIPPED].sum()),
+        bright_clipped=float(levels[256 - CLIPPED :].sum()),
         contrast=float(high - low) / 255,
-        entropy=_entropy(grey),
+        entropy=_entropy(levels),
         colourfulness=colourfulness,
         greyscale=bool(apart < GREY),
         **native,
@@ -145,8 +147,13 @@ def _reduced(rgb: UInt8) -> UInt8:
     return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _entropy(grey: UInt8) -> float:
-    share = np.bincount(grey.ravel(), minlength=256) / grey.size
+def _histogram(pictures: Sequence[UInt8]) -> NDArray[np.float64]:
+    """Share of each level in uint8 [h,w] pictures: f64 [256]."""
+    counts = np.sum([cv2.calcHist([picture], [0], None, [256], [0, 256]) for picture in pictures], 0, np.float64)
+    return np.asarray(counts.ravel() / counts.sum())  # [256,1] in older versions
+
+
+def _entropy(share: NDArray[np.float64]) -> float:
     share = share[share > 0]
     return float(-(share * np.log2(share)).sum())
 
@@ -164,23 +171,26 @@ def _native(rgb: UInt8) -> dict[str, float]:
     pieces = _parts(rgb)
     parts = [np.asarray(cv2.cvtColor(piece, cv2.COLOR_RGB2GRAY), np.uint8) for piece in pieces]
     ranges = [np.asarray(cv2.morphologyEx(grey, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))) for grey in parts]
-    everywhere = np.concatenate([r.ravel() for r in ranges])
-    strong = int((everywhere >= 60).sum())
-    framed = sum(int(((r >= 60) & (cv2.dilate((r <= 3).view(np.uint8), _BESIDE) > 0)).sum()) for r in ranges)
+    steps = _histogram(ranges)
+    edges = float(steps[STRONG:].sum())
+    framed = sum(map(_framed, ranges)) / sum(r.size for r in ranges)
     colours = _colour_shares(pieces)
     return {
         "noise": _noise(parts),
         "blockiness": _blockiness(parts),
-        "flat": float((everywhere == 0).mean()),
+        "flat": float(steps[0]),
         "palette": float(colours.sum()),
         "dominant": float(colours[0]),
-        "edges": strong / everywhere.size,
-        "framed": framed / max(strong, 1),
-        "texture": float(((everywhere > 3) & (everywhere < 40)).mean()),
+        "edges": edges,
+        "framed": framed / edges if edges else 0.0,
+        "texture": float(steps[FLAT + 1 : WEAK].sum()),
     }
 
 
-_BESIDE = np.ones((9, 9), np.uint8)
+def _framed(ranges: UInt8) -> int:
+    """Pixels at strong steps with a flat place within four pixels."""
+    beside = np.asarray(cv2.dilate((ranges <= FLAT).view(np.uint8), np.ones((9, 9), np.uint8)))
+    return int(np.count_nonzero((ranges >= STRONG).view(np.uint8) & beside))
 
 
 def _parts(rgb: UInt8) -> list[UInt8]:
@@ -199,10 +209,9 @@ def _parts(rgb: UInt8) -> list[UInt8]:
 
 def _colour_shares(parts: Sequence[UInt8]) -> NDArray[np.float64]:
     """Shares of the eight commonest colours in steps of 8 levels, commonest first: f64 [8]."""
-    counts = np.zeros(1 << 15, np.int64)
-    for rgb in parts:
-        r, g, b = (rgb[::2, ::2, i].astype(np.uint16) >> 3 for i in range(3))  # a quarter of them tells as much
-        counts += np.bincount(((r << 10) | (g << 5) | b).ravel(), minlength=1 << 15)
+    thinned = [np.ascontiguousarray(rgb[::2, ::2]) for rgb in parts]  # a quarter of the pixels tells as much
+    bins, ends = [32] * 3, [0, 256] * 3
+    counts = np.sum([cv2.calcHist([rgb], [0, 1, 2], None, bins, ends) for rgb in thinned], 0, np.float64).ravel()
     return np.asarray(np.sort(np.partition(counts, -8)[-8:])[::-1] / counts.sum())
 
 
@@ -211,9 +220,10 @@ _SECOND = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
 
 def _noise(parts: Sequence[UInt8]) -> float:
     """Deviation of noise: the median of |second differences| is that of noise where less than half is texture."""
-    found = [np.abs(cv2.filter2D(grey, cv2.CV_16S, _SECOND)[1:-1, 1:-1]).ravel() for grey in parts]
-    values = np.concatenate(found)
-    return float(np.median(values)) / 0.6745 / 6 if values.size else 0.0
+    found = [cv2.convertScaleAbs(cv2.filter2D(grey, cv2.CV_16S, _SECOND))[1:-1, 1:-1] for grey in parts]
+    inner = [np.ascontiguousarray(each) for each in found if each.size]
+    median = np.searchsorted(_histogram(inner).cumsum(), 0.5) if inner else 0
+    return float(median) / 0.6745 / 6
 
 
 def _blockiness(parts: Sequence[UInt8]) -> float:
