@@ -8,10 +8,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import Result
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
@@ -306,7 +306,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path
     return bundling.import_weights(*files, folder / "mine", name="mine").path, *files
 
 
-def verify(bundle: Path, *options: object) -> Result:
+def verify(bundle: Path, *options: object) -> Any:
     return CliRunner().invoke(app, ["verify", str(bundle), *map(str, options)])
 
 
