@@ -457,6 +457,7 @@ def test_help_takes_less_than_three_tenths_of_a_second() -> None:
 
 
 def test_import_weights_refuses_what_is_no_checkpoint(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
     (tmp_path / "weights.pth").write_text("<html>not found</html>")
     weights = tmp_path / "weights.pth"
     done = run("import-weights", "--quality", weights, "--depth", weights, "--name", "mine", "--out", tmp_path / "out")

@@ -330,6 +330,26 @@ def test_a_cache_that_others_could_write_to_is_not_used(tiny_bundle: Bundle, tmp
     assert not from_cache(path)
 
 
+SIGNAL_AFTER_A_SESSION = """
+import os, signal, sys, threading
+import numpy as np
+from dgiqa.runtime.ov import OvSession
+held = [OvSession(sys.argv[1], threads=1)]
+held[0].run({"image": np.zeros((1, 3, 64, 64), np.float32)})
+thread = threading.Thread(target=held.clear)
+thread.start()
+thread.join()
+signal.signal(signal.SIGTERM, lambda *_: print("heard"))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_signal_is_heard_after_another_thread_let_a_session_go(small: Bundle) -> None:
+    command = [sys.executable, "-c", SIGNAL_AFTER_A_SESSION, small.file(spec.DEPTH_FILE)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
+
+
 def test_open_session_passes_the_precision_on(small: Bundle) -> None:
     if "bf16" not in cpu_precisions():
         pytest.skip("this processor has no bf16 instructions")

@@ -75,7 +75,7 @@ class OvSession:
         if self._hint == "bf16" and "bf16" not in cpu_precisions():
             raise BackendError("this processor has no bf16 instructions; choose --precision fp32 or int8")
         self._settings = _settings(self._hint, threads, streams)
-        self._core, self._path, self._read = ov.Core(), path, _written(path) if cache else None
+        self._core, self._path, self._read = _core(), path, _written(path) if cache else None
         try:
             self._model = self._core.read_model(path)
         except Exception as error:
@@ -221,11 +221,25 @@ class _Network:
 
 def cpu_precisions() -> list[str]:
     """The precisions that this processor runs with OpenVINO; bf16 only where it has the instructions."""
-    offered = _import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    offered = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ["fp32", "fp16", "int8", *(["bf16"] if "BF16" in offered else [])]
 
 
 _IMPORTING = threading.Lock()
+_CORES: list[Any] = []
+
+
+def _core() -> Any:
+    """The process's one Core, which is never let go.
+
+    Its CPU part gives the thread that makes it a stack for signals, and frees that stack with itself, in whatever
+    thread that happens: the next signal then ended the process (2025.0 to 2026.4).
+    """
+    ov = _import_openvino()
+    with _IMPORTING:
+        if not _CORES:
+            _CORES.append(ov.Core())
+        return _CORES[0]
 
 
 def _import_openvino() -> Any:
