@@ -640,7 +640,7 @@ def bad_layer_bundle(
     spike = np.append(weights, np.zeros((1, 1), "f"), 0)
     tensors["mix"].CopyFrom(onnx.numpy_helper.from_array(spike, "mix"))
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.full((1, 1), 1000, "f"), "spike"))
-    matmul = next(n for n in model.graph.node if n.op_type == "MatMul")
+    matmul = next(n for n in model.graph.node if "mix" in n.input)
     at = list(model.graph.node).index(matmul)
     extra = [
         node("ReduceMean", ["mean"], "level", keepdims=1),
@@ -697,7 +697,7 @@ def test_an_overflow_becomes_an_fp32_island(
     folder.mkdir()
     (folder / spec.DEPTH_FILE).write_bytes(tiny_bundle.file(spec.DEPTH_FILE).read_bytes())
     model = onnx.load(str(tiny_bundle.file(spec.QUALITY_FILE)))
-    at, matmul = next((i, n) for i, n in enumerate(model.graph.node) if n.op_type == "MatMul")
+    at, matmul = next((i, n) for i, n in enumerate(model.graph.node) if "mix" in n.input)
     matmul.input[0] = "back"
     model.graph.node.insert(at, node("Div", ["large", "million"], "back"))
     model.graph.node.insert(at, node("Mul", ["mean", "million"], "large"))
