@@ -189,3 +189,11 @@ def test_counting_looks_ahead_only_so_far() -> None:
 def test_natural_keys_always_compare() -> None:
     shuffled = ["b", "10", "a10b", "a9", "A1", "", "a9b", "9a", "a٣"]
     assert sorted(shuffled, key=natural_key) == ["", "9a", "10", "A1", "a9", "a9b", "a10b", "a٣", "b"]
+
+
+def test_what_may_not_be_reached_is_not_called_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "lstat", forbidden)
+    assert [item.error for item in expand(["private/a.jpg"])] == ["cannot be reached: Permission denied"]

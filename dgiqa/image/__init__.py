@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from importlib import import_module
@@ -46,6 +46,7 @@ Stop = Callable[[], bool]
 MAX_PIXELS = 200_000_000  # refused before decoding: today's largest phone sensor
 MAX_MEMORY = 3 << 29  # bytes that one picture may take while it is decoded, its file included: MAX_PIXELS in RGB do
 
+_MOST_DOUBTFUL = 12  # scans that are looked at more closely, at the price of a decode each
 _ORIENTATION = 0x0112
 _HAS_ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 # Bytes per pixel: of Pillow's image by its mode, and of what a format's decoder holds beside it. Measured.
@@ -172,12 +173,33 @@ def _open_jpeg(kind: str, plugin: str, data: bytes) -> Opened:
         scans = jpeg.inspect(data)
         if not scans.ended:
             return _without_its_end(plugin, data, scans, stop)
-        return _loaded(image, kind, stop)
+        decoded = _loaded(image, kind, stop)
+        if scans.doubtful:
+            _check_scans(plugin, data, scans.doubtful, decoded.rgb, stop)
+        return decoded
 
     memory = _memory(image, kind, data)
     if image.info.get("progressive"):
         memory += 6 * image.width * image.height
     return Opened(kind, *image.size, memory, data, read)
+
+
+def _check_scans(plugin: str, data: bytes, doubtful: Sequence[tuple[int, int]], rgb: UInt8, stop: Stop | None) -> None:
+    """Raise ImageError if a scan does not end where the picture does: libjpeg only warns, and Pillow not even that.
+
+    Zero bytes in place of data are read as other blocks, and more or fewer of them, so that a scan's end comes too
+    early or too late. More data behind it then changes pixels, or other data in its last bytes does not, as it does in
+    its first ones.
+    """
+
+    def same(changed: bytes) -> bool:
+        return np.array_equal(_loaded(_pillow("JPEG", plugin, changed), "JPEG", stop).rgb, rgb)
+
+    if not same(jpeg.with_longer_scans(data, doubtful)) or any(
+        same(jpeg.with_another_end(data, scan)) and not same(jpeg.with_another_end(data, scan, head=True))
+        for scan in doubtful[:_MOST_DOUBTFUL]
+    ):
+        raise ImageError("damaged: zero bytes in place of some of the picture's data; fetch or copy it again")
 
 
 def _without_its_end(plugin: str, data: bytes, scans: jpeg.Scans, stop: Stop | None) -> Decoded:

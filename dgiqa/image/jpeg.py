@@ -7,6 +7,7 @@ padding are looked for here, in one pass that never looks at a byte of a scan in
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dgiqa.errors import ImageError
@@ -16,6 +17,7 @@ MAX_SCANS = 500  # each is as much work as the whole picture; encoders make abou
 MAX_METADATA = 1 << 25  # bytes before the first scan. Pillow takes time with the square of it
 MAX_FILL = 1 << 16  # bytes of padding before a marker
 ZEROS = 64  # zero bytes in a row that no encoder writes where they mean values
+TAIL = 32  # bytes: some blocks, of which one will be seen to change
 
 _MARKER = re.compile(rb"\xff+([^\xff\0])")
 _AFTER_SCAN = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")
@@ -36,14 +38,19 @@ class _Frame:
     left: dict[int, list[int]] = field(default_factory=dict)
     zero_symbol: dict[int, tuple[int, int]] = field(default_factory=dict)  # table -> what all zero bits mean, bits
     scans: int = 0
+    doubtful: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Scans:
-    """ended: there is an end marker. complete: every bit of every coefficient has had its scan."""
+    """ended: there is an end marker. complete: every bit of every coefficient has had its scan.
+
+    doubtful: first and last byte, exclusive, of scans with runs of zero bytes: a flat area, or a lost sector.
+    """
 
     ended: bool
     complete: bool
+    doubtful: tuple[tuple[int, int], ...] = ()
 
 
 def inspect(data: bytes) -> Scans:
@@ -54,7 +61,7 @@ def inspect(data: bytes) -> Scans:
             raise ImageError(f"{marker.end() - at:,} bytes of padding between two markers; save it again")
         code, at = marker[1][0], marker.end()
         if code == END[1]:
-            return Scans(True, _complete(frame))
+            return Scans(True, _complete(frame), tuple(frame.doubtful))
         if 0xD0 <= code <= 0xD8 or code == 0x01:
             continue
         length = int.from_bytes(data[at : at + 2])
@@ -102,7 +109,25 @@ def _scan(data: bytes, at: int, header: bytes, frame: _Frame) -> int:
             raise ImageError(
                 f"damaged: zero bytes from {zeros:,} on in place of the picture's data; fetch or copy it again"
             )
+        refines_dc = frame.kind == 0xC2 and not first and header[-1] >> 4  # a bit for each block, whatever they are
+        if not refines_dc and data.find(bytes(ZEROS), at, end) >= 0:
+            frame.doubtful.append((at, end))
     return end
+
+
+def with_longer_scans(data: bytes, scans: Sequence[tuple[int, int]]) -> bytes:
+    """The file with more data behind these scans: nobody reads it, unless a scan's own was not enough."""
+    for _, end in sorted(scans, reverse=True):
+        data = data[:end] + b"\x55" * 64 + data[end:]
+    return data
+
+
+def with_another_end(data: bytes, scan: tuple[int, int], *, head: bool = False) -> bytes:
+    """The file with other data in a scan's last bytes, or first: everybody reads them, unless it was over before."""
+    start, end = (scan[0], min(scan[1], scan[0] + TAIL)) if head else (max(scan[0], scan[1] - TAIL), scan[1])
+    start -= data[start - 1] == 0xFF  # never between an escape and its zero
+    end += data[end - 1] == 0xFF and head
+    return data[:start] + bytes((value ^ 0x5A) & 0xFE or 0x5A for value in data[start:end]) + data[end:]
 
 
 def _most_zeros(frame: _Frame, components: dict[int, int], first: int, refines: int) -> int:

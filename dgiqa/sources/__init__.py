@@ -92,8 +92,12 @@ def _file(path: str) -> Input:
         return Input(path, error="an empty path; give a file, a folder, a glob or - for standard input")
     if "\0" in path:
         return Input(path, error="a path cannot hold a NUL character; separate a NUL-separated list with --null")
-    if not os.path.lexists(path):
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
         return Input(path, error="no such file or folder")
+    except OSError as error:  # a folder that may not be entered, a network drive that went away
+        return Input(path, error=f"cannot be reached: {error.strerror}")
     if not os.path.exists(path):
         return Input(path, error=f"a link to {os.readlink(path)}, which cannot be reached")
     return Input(path, source=path)

@@ -1,0 +1,229 @@
+"""Files that lost data, or would take for ever: errors, never a picture that was filled in."""
+
+from __future__ import annotations
+
+import io
+import struct
+import threading
+import time
+import zlib
+from concurrent.futures import CancelledError
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+from dgiqa.errors import ImageError
+from dgiqa.image import decode, jpeg, of_pillow, open_image
+from dgiqa.image.sources import Room, open_source
+
+
+def encode(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def photo(size: tuple[int, int] = (288, 192)) -> Image.Image:
+    return Image.fromarray(data.astronaut()).crop((0, 0, *size))
+
+
+# ---- JPEG
+
+
+@pytest.mark.parametrize("optimize", [False, True])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("first", [0.3, 0.5, 0.9])
+@pytest.mark.parametrize("length", [512, 4096, None])
+def test_zero_bytes_in_place_of_data_are_an_error(
+    first: float, length: int | None, progressive: bool, optimize: bool
+) -> None:
+    file = bytearray(encode(photo(), quality=90, progressive=progressive, optimize=optimize))
+    start = int(len(file) * first)
+    end = len(file) if length is None else min(start + length, len(file) - 2)
+    file[start:end] = bytes(end - start)
+    with pytest.raises(ImageError, match=r"JPEG: (damaged|truncated)"):
+        decode(bytes(file))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("optimize", [False, True])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_flat_pictures_are_zero_bytes_too_and_are_scored(mode: str, optimize: bool, progressive: bool) -> None:
+    flat = np.full((700, 900), 200, np.uint8)
+    square = flat.copy()
+    square[300:340, 300:400] = np.random.default_rng(0).integers(0, 256, (40, 100))
+    for levels in (flat, square):
+        image = Image.fromarray(levels).convert(mode)
+        file = encode(image, optimize=optimize, progressive=progressive)
+        assert decode(file).shape == (700, 900, 3)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_lacks_only_its_end_marker_is_scored_and_said(progressive: bool) -> None:
+    file = encode(photo(), progressive=progressive)
+    found = open_image(file[:-2]).decode()
+    np.testing.assert_array_equal(found.rgb, decode(file))
+    assert found.notes == ("its end marker is missing, its pixels are all there",)
+    for tail in (b"\xff", b"\xff" * 5000):
+        np.testing.assert_array_equal(decode(file[:-2] + tail), found.rgb)
+    for lost in (6, 30, 1000):
+        with pytest.raises(ImageError, match="JPEG: truncated"):
+            decode(file[:-lost])
+    assert not open_image(file + bytes(5000)).decode().notes  # a file that was made larger beforehand
+
+
+def test_a_progressive_jpeg_without_its_last_scans_is_truncated() -> None:
+    file = encode(photo(), progressive=True)
+    assert jpeg.inspect(file).complete
+    with pytest.raises(ImageError, match="truncated"):
+        decode(file[: file.rfind(b"\xff\xda")])
+
+
+def test_too_many_scans_are_refused_before_they_are_decoded() -> None:
+    file = encode(photo(), progressive=True)
+    last = file.rfind(b"\xff\xda")
+    many = file[:last] + file[last:-2] * 600 + jpeg.END
+    with pytest.raises(ImageError, match="more than 500 scans"):
+        decode(many)
+
+
+def test_padding_and_metadata_without_end_are_refused() -> None:
+    file = encode(photo())
+    with pytest.raises(ImageError, match=r"JPEG: .* bytes of padding between two markers"):
+        decode(file[:2] + b"\xff" * 100_000 + file[2:])
+    segment = b"\xff\xe5\xff\xff" + bytes(65533)
+    with pytest.raises(ImageError, match=r"more than .* bytes before the picture"):
+        decode(file[:2] + segment * 600 + file[2:])
+
+
+# ---- PNG and others
+
+
+def png(width: int, height: int, rows: int, *, interlaced: int = 0) -> bytes:
+    """Every checksum is right, and `rows` rows are there."""
+    raw = b"".join(b"\0" + bytes([90]) * (3 * width) for _ in range(rows))
+    chunks = (
+        b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, interlaced),
+        b"IDAT" + zlib.compress(raw),
+        b"IEND",
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks
+    )
+
+
+def test_a_png_whose_stream_ends_early_is_truncated() -> None:
+    assert decode(png(40, 30, 30)).shape == (30, 40, 3)
+    for rows in (0, 15, 29):
+        with pytest.raises(ImageError, match=r"PNG: truncated: its pixels end after|truncated or damaged PNG"):
+            decode(png(40, 30, rows))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (40, 30)])
+def test_black_pngs_are_whole(size: tuple[int, int]) -> None:
+    for mode in ("1", "L", "P", "RGB", "RGBA", "I;16"):
+        assert decode(encode(Image.new(mode, size), "PNG")).shape == (size[1], size[0], 3)
+
+
+def test_comments_cost_a_pnm_no_time() -> None:
+    comments = b"# a comment, and another one\n" * 100_000
+    started = time.perf_counter()
+    with pytest.raises(ImageError, match="header cannot be read"):
+        decode(b"P6\n" + comments + b"2 2\n255\n" + bytes(12))
+    assert decode(b"P3\n2 2\n255\n" + comments + b"1 2 3 4 5 6 7 8 9 10 11 12\n").shape == (2, 2, 3)
+    assert time.perf_counter() - started < 5
+
+
+# ---- limits
+
+
+def test_what_takes_too_much_memory_is_refused_by_its_header() -> None:
+    file = encode(Image.new("1", (9000, 9000)), "PNG")
+    with pytest.raises(ImageError, match=r"PNG of 9000 x 9000 takes about \d+ MiB to decode, limit 100; shrink"):
+        open_image(file, max_memory=100 << 20)
+    opened = open_image(file)
+    assert opened.memory < 400 << 20
+
+
+def test_a_large_picture_is_converted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.fromarray(np.dstack([data.astronaut(), data.astronaut()[..., 0]]))
+    whole = decode(encode(image, "PNG"))
+    monkeypatch.setattr("dgiqa.image.arrays.BAND", 10_000)
+    np.testing.assert_array_equal(decode(encode(image, "PNG")), whole)
+
+
+def test_room_is_shared_and_what_is_larger_goes_alone() -> None:
+    room, order = Room(100), []
+
+    def take(name: str, amount: int) -> None:
+        with room.hold(amount):
+            order.append(name)
+
+    with room.hold(60):
+        waiting = [threading.Thread(target=take, args=a) for a in (("large", 500), ("half", 50))]
+        for thread in waiting:
+            thread.start()
+        with room.hold(40):
+            order.append("small")
+        assert order == ["small"]
+    for thread in waiting:
+        thread.join(10)
+    assert sorted(order) == ["half", "large", "small"]
+    with room.hold(60), pytest.raises(CancelledError), room.hold(60, lambda: True):
+        pass
+
+
+def test_decoding_stops_when_it_is_told_to() -> None:
+    file = encode(Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8)), quality=100)
+    with pytest.raises(CancelledError):
+        open_image(file).decode(lambda: True)
+
+
+# ---- what an image is given as
+
+
+def test_a_pillow_image_is_as_its_file() -> None:
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    file = encode(photo(), exif=tags)
+    with Image.open(io.BytesIO(file)) as image:
+        np.testing.assert_array_equal(open_source(image).decode().rgb, decode(file))
+    np.testing.assert_array_equal(of_pillow(photo()).rgb, np.asarray(photo()))
+    with pytest.raises(ImageError, match=r"got 288 x 192 pixels, limit 10"):
+        of_pillow(photo(), max_pixels=10)
+
+
+def test_a_stream_that_was_read_is_rewound() -> None:
+    stream = io.BytesIO(encode(photo()))
+    first = open_source(stream).decode().rgb
+    np.testing.assert_array_equal(open_source(stream).decode().rgb, first)
+    with pytest.raises(ImageError, match="empty file"):
+        open_source(io.BytesIO())
+
+    class Once(io.RawIOBase):
+        def read(self, size: int = -1) -> bytes:
+            return b""
+
+        def tell(self) -> int:
+            raise OSError("a pipe")
+
+    with pytest.raises(ImageError, match="at its end and cannot be rewound"):
+        open_source(Once())  # type: ignore[arg-type]
+
+
+def test_the_first_bytes_are_looked_at_before_the_others_are_read(tmp_path: Path) -> None:
+    class Endless(io.RawIOBase):
+        def read(self, size: int = -1) -> bytes:
+            assert size < 10_000, "read on"
+            return b"\x1a\x45\xdf\xa3" + bytes(size - 4)
+
+    with pytest.raises(ImageError, match="a video"):
+        open_source(Endless())  # type: ignore[arg-type]
+    with (tmp_path / "sparse.jpg").open("wb") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(ImageError, match="bytes are zero"):
+        open_source(tmp_path / "sparse.jpg")
