@@ -27,6 +27,7 @@ from dgiqa.cli import app  # noqa: E402
 from dgiqa.errors import WeightsError  # noqa: E402
 from dgiqa.meaning import Meaning, Reason  # noqa: E402
 from dgiqa.nn import bundling, onnx_export, reference  # noqa: E402
+from dgiqa.nn.depth import SMALL_PREPROCESS, SmallDepth, save_small_depth  # noqa: E402
 from dgiqa.nn.depth_anything import DepthAnything, DepthAnythingConfig  # noqa: E402
 from dgiqa.nn.network import DGIQA, FULL, SMALL, DGIQAConfig  # noqa: E402
 from dgiqa.nn.onnx_export import Export, ExportError, export_depth, export_quality  # noqa: E402
@@ -304,6 +305,19 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path
     save_weights(lively(DGIQA(TINY_QUALITY)), files[0])
     save_weights(DepthAnything(TINY_DEPTH).eval(), files[1])
     return bundling.import_weights(*files, folder / "mine", name="mine").path, *files
+
+
+@pytest.mark.slow
+def test_own_weights_become_a_bundle_with_the_small_depth_network(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    quality, depth = tmp_path / "q.safetensors", tmp_path / "d.safetensors"
+    save_weights(lively(DGIQA(dataclasses.replace(TINY_QUALITY, reasons=3))), quality)
+    save_small_depth(SmallDepth().eval(), str(depth))
+    bundle = bundling.import_weights(quality, depth, tmp_path / "mine", name="mine")
+    assert bundle.preprocess == SMALL_PREPROCESS
+    assert [reason.name for reason in bundle.meaning.reasons] == ["blur", "noise", "compression"]
+    with pytest.raises(WeightsError, match="holds DGIQA, wanted a depth network"):
+        bundling.import_weights(quality, quality, tmp_path / "other", name="other")
 
 
 def verify(bundle: Path, *options: object) -> Any:

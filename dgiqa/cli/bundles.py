@@ -216,7 +216,7 @@ def _swept(scorer: Scorer, torch: Reference | None, tolerance: float | None) -> 
 def import_weights(
     *,
     quality: Annotated[Path, typer.Option(metavar="FILE", help="DGIQA weights, .pth or .safetensors.")],
-    depth: Annotated[Path, typer.Option(metavar="FILE", help="Depth Anything V1 weights (ViT-S, B or L).")],
+    depth: Annotated[Path, typer.Option(metavar="FILE", help="Depth Anything V1, or `small`'s network.")],
     name: Annotated[str, typer.Option(metavar="NAME", help="What --bundle will call it.")],
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of bundles.  [default: this user's cache]")
@@ -228,7 +228,7 @@ def import_weights(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle of that name.")] = False,
 ) -> None:
-    """Turn the authors' checkpoints into a model that can be used by name.
+    """Turn checkpoints, the authors' or your own, into a model that can be used by name.
 
     Both networks are exported to ONNX and compared with PyTorch, and so are whole scores; nothing is written when they
     differ by more than their budget. Needs pip install "dgiqa-rt[export]"; takes a few minutes.

@@ -20,9 +20,10 @@ from torch import nn
 
 from dgiqa import spec
 from dgiqa.bundle import Bundle, write_bundle
-from dgiqa.errors import BundleError
-from dgiqa.meaning import Meaning
-from dgiqa.nn.checkpoints import load_depth_anything, load_dgiqa
+from dgiqa.errors import BundleError, WeightsError
+from dgiqa.meaning import WORDS, Meaning, Reason
+from dgiqa.nn.checkpoints import load_dgiqa, load_weights
+from dgiqa.nn.depth import SMALL_PREPROCESS, SmallDepth
 from dgiqa.nn.network import DGIQA
 from dgiqa.nn.onnx_export import PHOTOGRAPHS, Export, ExportError, export_depth, export_quality, photographs
 from dgiqa.nn.reference import TorchScorer, decode
@@ -118,21 +119,29 @@ def import_weights(
     photos: str | Path | None = None,
     overwrite: bool = False,
 ) -> Bundle:
-    """Turn the authors' DGIQA and Depth Anything checkpoints into a bundle directory.
+    """Turn checkpoints into a bundle directory: the authors' or your own DGIQA weights, and a depth network.
 
+    depth: Depth Anything V1, prepared as the authors do, or this project's small depth network, prepared as `small` is.
     licence: of the DGIQA weights; their authors state none. photos: a folder of photographs to compare on and to take
     the golden images from, instead of scikit-image's.
     Raises WeightsError if a file is not what it should be, ExportError if the exported networks differ from PyTorch.
     """
-    quality_net, depth_net = load_dgiqa(quality), load_depth_anything(depth)
-    depth_origin = {"licence": "Apache-2.0, as its repository states", "source": f"Depth Anything, {Path(depth).name}"}
+    quality_net, depth_net = load_dgiqa(quality), load_weights(depth)
+    if isinstance(depth_net, DGIQA):
+        raise WeightsError(f"{depth} holds DGIQA, wanted a depth network: Depth Anything V1 or the small one")
+    small = isinstance(depth_net, SmallDepth)
+    kind = "small depth network" if small else "Depth Anything"
+    depth_licence = "Apache-2.0" if small else "Apache-2.0, as its repository states"
+    depth_origin = {"licence": depth_licence, "source": f"{kind}, {Path(depth).name}"}
+    reasons = tuple(Reason(name) for name in list(WORDS)[: quality_net.config.reasons])
     return build_bundle(
         target,
         quality=quality_net,
         depth=depth_net,
-        preprocess=Preprocess(),
+        preprocess=SMALL_PREPROCESS if small else Preprocess(),
+        meaning=Meaning(reasons=reasons),
         name=name,
-        title=title or f"DGIQA ({Path(quality).name}) with Depth Anything ({Path(depth).name})",
+        title=title or f"DGIQA ({Path(quality).name}) with {kind} ({Path(depth).name})",
         licence=licence or UNSTATED,
         source=f"DGIQA, {Path(quality).name}",
         origins={spec.DEPTH_FILE: depth_origin},

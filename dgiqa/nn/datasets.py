@@ -27,7 +27,7 @@ from dgiqa.forward import depth_map
 from dgiqa.image import decode
 from dgiqa.nn.commands import watched
 from dgiqa.preprocess import resize_short_side, stretched, working_image, working_size
-from dgiqa.spec import DEPTH_FILE, SHORT_SIDE, Preprocess
+from dgiqa.spec import DEPTH_FILE, Preprocess
 from dgiqa.store import replacing
 
 TRAIN_SHARE = 0.8  # "usual practice" of the paper's section 4.2
@@ -393,18 +393,17 @@ def cached_rgb_and_depth(
 
 
 def working_pair(
-    image: str | Path, network: DepthNetwork, cache_dir: str | Path, short_side: int = SHORT_SIDE
+    image: str | Path, network: DepthNetwork, cache_dir: str | Path
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Working image uint8 [h,w,3] and depth image uint8 [h,w] of a file, as they are at inference."""
     rgb, depth = cached_rgb_and_depth(image, network, cache_dir)
-    return working_image(rgb, replace(network.p, short_side=short_side)), resize_short_side(depth, short_side)
+    return working_image(rgb, network.p), resize_short_side(depth, network.p.short_side)
 
 
 class RecordSamples:
-    """Records as the `Sample`s that training reads: decoded, with cached depth, shortest side resized.
+    """Records as the `Sample`s that training reads: decoded, with cached depth, resized as the network's bundle does.
 
-    short_side: as at inference (384); None leaves the sizes alone, which takes depth images of the picture's size. The
-    paper crops "instead of resizing" but its inference resizes; with 384 both see the same scale.
+    The paper crops "instead of resizing" but its inference resizes; so both see the same scale.
     groups: int64 [n], one number for each picture and distortion type, -1 without.
     """
 
@@ -413,11 +412,8 @@ class RecordSamples:
         records: Sequence[Record],
         network: DepthNetwork,
         cache_dir: str | Path,
-        short_side: int | None = SHORT_SIDE,
     ) -> None:
-        if short_side is None and network.p.version != 1:
-            raise ValueError("the depth network's images have the working size; leave short_side at 384")
-        self.records, self.network, self.cache_dir, self.short_side = records, network, Path(cache_dir), short_side
+        self.records, self.network, self.cache_dir = records, network, Path(cache_dir)
         keys = [(r.reference, r.distortion) if r.distortion else None for r in records]
         numbers = {key: i for i, key in enumerate(sorted({key for key in keys if key is not None}, key=str))}
         self.groups = np.array([-1 if key is None else numbers[key] for key in keys], np.int64)
@@ -427,10 +423,7 @@ class RecordSamples:
 
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
-        if self.short_side is None:
-            rgb, depth = cached_rgb_and_depth(record.path, self.network, self.cache_dir)
-        else:
-            rgb, depth = working_pair(record.path, self.network, self.cache_dir, self.short_side)
+        rgb, depth = working_pair(record.path, self.network, self.cache_dir)
         return Sample(rgb, depth, record.score, int(self.groups[index]))
 
 

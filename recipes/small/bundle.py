@@ -17,11 +17,8 @@ from typing import Any
 
 from dgiqa.errors import DgiqaError
 from dgiqa.meaning import Meaning, Reason
-from dgiqa.spec import Preprocess
 from recipes.small.learn import REASONS
 
-# A short side of 336 makes four tiles of a 4:3 photograph, where 384 makes six; opinions are predicted as well.
-PREPROCESS = Preprocess(version=2, depth_lower_bound=256, depth_multiple=32, short_side=336)
 GOLDEN_SEEDS = (11, 12, 13, 14)  # scenes rendered without any photograph, so that they are ours to pass on
 GOLDEN_DISTORTIONS = (("gaussian_blur", 3), ("jpeg", 4), ("white_noise", 3))  # each of the first scene
 GOLDEN_HEIGHT, GOLDEN_WIDTH = 240, 320
@@ -67,14 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     o = parser.parse_args(arguments)
     from dgiqa.nn.bundling import build_bundle
     from dgiqa.nn.checkpoints import load_dgiqa
-    from dgiqa.nn.depth import load_small_depth
+    from dgiqa.nn.depth import SMALL_PREPROCESS, load_small_depth
 
     try:
         bundle = build_bundle(
             o.out,
             quality=load_dgiqa(o.quality),
             depth=load_small_depth(str(o.depth)),
-            preprocess=PREPROCESS,
+            preprocess=SMALL_PREPROCESS,
             name=o.out.name,
             title="DGIQA's architecture with small numbers, trained on what people said; not the paper's weights",
             licence=o.licence,
