@@ -41,6 +41,7 @@ def peer(name: str, seconds: float, score: float, **options: object) -> Entry:
     return Entry(name, (sys.executable, "-c", code, str(seconds), str(score)), **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_first_is_the_baseline_and_scores_are_compared_with_it(photo: str) -> None:
     entries = [peer(peers.EAGER, 0.1, 0.5), peer("faster", 0.01, 0.53, note="a note")]
     slow, fast = peers.measure_group(entries, [photo], pairs=3, seconds=10)["rows"]

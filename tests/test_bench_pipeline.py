@@ -113,6 +113,7 @@ def test_flops_of_a_graph_are_those_of_its_shapes(tiny_bundle: Bundle) -> None:
     assert quality["gflop"] == round((convolution + mix) / 1e9, 4)
 
 
+@pytest.mark.slow
 def test_startup_measures_a_process_and_notices_one_that_fails(bundle_dir: Path) -> None:
     row = startup.startup(str(bundle_dir), 1, False)["rows"][0]
     assert row["ms"]["median"] > 50

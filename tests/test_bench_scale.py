@@ -14,6 +14,7 @@ import scale
 from dgiqa import Scorer, load_bundle
 
 
+@pytest.mark.slow
 def test_cost_is_measured_along_every_axis(bundle_dir: Path) -> None:
     bundle = str(bundle_dir)
     sizes = scale.sizes(bundle, (0.02, 0.3))["rows"]
@@ -27,6 +28,7 @@ def test_cost_is_measured_along_every_axis(bundle_dir: Path) -> None:
     assert batches[0]["resident_mb"] <= batches[1]["resident_mb"]
 
 
+@pytest.mark.slow
 def test_processes_score_all_their_images_side_by_side(bundle_dir: Path) -> None:
     rows = scale.processes(str(bundle_dir), 8)["rows"]
     assert rows[0]["processes"] == 1

@@ -85,6 +85,7 @@ def test_planted_faults_are_noticed() -> None:
     assert "4 caught, 0 missed" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_fault_that_no_test_notices_is_reported() -> None:
     import mutate
 

@@ -206,6 +206,7 @@ def test_a_long_curve_is_thinned_and_its_dips_stay() -> None:
     assert points[-1].time_s > 49_900 / 25
 
 
+@pytest.mark.slow
 def test_the_page_of_a_long_video_stays_small(tmp_path: Path) -> None:
     rows = [row(i / 25, 0.5 + 0.4 * np.sin(i / 99)) for i in range(9_000)]
     path = written(HtmlReport(str(tmp_path / "r.html")), rows)

@@ -177,6 +177,7 @@ def test_a_batch_depends_on_seed_epoch_and_index_only():
     assert not torch.equal(first[0][0], first[5][0]), "epochs repeat each other"
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(tmp_path):
     # In processes of their own: workers are forked, and a fork of a process in which other tests left threads of
     # OpenVINO running was seen to die of a segmentation fault.
