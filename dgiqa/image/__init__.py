@@ -24,7 +24,7 @@ from PIL import Image
 from dgiqa.errors import ImageError
 from dgiqa.hdr import tone_map
 from dgiqa.image import colours, jpeg, png, pnm, tiff
-from dgiqa.image.arrays import as_rgb, check_levels, over_white, rgb_of, upright
+from dgiqa.image.arrays import BAND, as_rgb, check_levels, over_white, rgb_of, upright
 from dgiqa.image.kinds import HEAD, identify
 
 __all__ = [
@@ -50,8 +50,9 @@ _MOST_DOUBTFUL = 12  # scans that are looked at more closely, at the price of a 
 _ORIENTATION = 0x0112
 _HAS_ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 # Bytes per pixel: of Pillow's image by its mode, and of what a format's decoder holds beside it. Measured.
-_OF_MODE = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
-_OF_DECODER = {"WEBP": 8, "AVIF": 14, "HEIC": 14, "JPEG2000": 16, "TIFF": 4, "GIF": 4}
+_OF_MODE = {"1": 1, "L": 1, "P": 1, "I;16": 6, "I;16B": 6, "I;16L": 6, "I;16N": 6, "I": 14, "F": 14}
+_OF_DECODER = {"WEBP": 12, "AVIF": 8, "HEIC": 8, "JPEG2000": 16, "TIFF": 4, "GIF": 4}
+_OF_BAND = 32  # of the copies that one band goes through
 
 
 @dataclass(frozen=True, eq=False)
@@ -417,7 +418,8 @@ def _over_pillows_limit(pixels: int) -> bool:
 
 def _memory(image: Image.Image, kind: str, data: bytes) -> int:
     each = _OF_MODE.get(image.mode, 4) + 3 + _OF_DECODER.get(kind, 0)
-    return len(data) + each * image.width * image.height
+    pixels = image.width * image.height
+    return len(data) + each * pixels + _OF_BAND * min(pixels, BAND)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -12,7 +12,7 @@ from dgiqa.errors import ImageError
 
 UInt8 = NDArray[np.uint8]
 
-BAND = 1 << 22  # pixels that are converted at a time, so that copies of a large image stay small
+BAND = 1 << 20  # pixels that are converted at a time, so that copies of a large image stay small
 
 # By EXIF's orientation: an upright array -> its view with rows and columns as they are stored.
 _AS_STORED: dict[int, Callable[[UInt8], UInt8]] = {
