@@ -75,7 +75,8 @@ def page(
 ) -> str:
     """The whole page as Markdown."""
     parts = [
-        "# Performance\n\nWritten by `python bench/page.py` from `bench/results/`; nothing here was typed in.\n",
+        "# Performance\n\nWritten by `python bench/page.py`. Every measured figure comes from `bench/results/`; "
+        "what was tried is noted by hand.\n",
         "Measured on, by the numbers in brackets:\n\n" + "\n".join(f"{i}. {m}" for i, m in enumerate(machines, 1)),
         "Every comparison is taken in turn (A, B, A, B, …) in one run; a ratio is the median of the rounds' ratios. "
         "Times of other machines differ; ratios differ less. Nothing on this page was run on a GPU.\n"

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from dgiqa import forward, machine, preprocess, spec
 from dgiqa.builder import quantize
-from dgiqa.builder.build import BATCH, SLOW_INT8, build, depth_buckets
+from dgiqa.builder.build import BATCH, SLOW_INT8, build, check_buckets, depth_buckets
 from dgiqa.bundle import Bundle, load_bundle, load_golden
 from dgiqa.cli import app
 from dgiqa.errors import BackendError, EngineError, ParityError
@@ -222,6 +222,16 @@ def test_senseless_batches_are_refused(tiny_bundle: Bundle, batch: Any) -> None:
 def test_depth_shapes_that_no_image_has_are_refused(tiny_bundle: Bundle, size: Any) -> None:
     with pytest.raises(ValueError, match="one side is 64, the other a larger multiple of 32"):
         build(tiny_bundle, buckets=[size])
+
+
+def test_a_lower_bound_that_is_no_multiple_gives_the_sizes_that_images_have() -> None:
+    p = spec.Preprocess(depth_lower_bound=510, depth_multiple=14)
+    buckets = depth_buckets(p)
+    assert buckets[0] == preprocess.depth_size(300, 300, p) == (518, 518)
+    assert preprocess.depth_size(1080, 1920, p) in buckets
+    check_buckets([preprocess.depth_size(333, 1000, p)], p)
+    with pytest.raises(ValueError, match="one side is 518"):
+        check_buckets([(510, 518)], p)
 
 
 def test_a_plan_built_by_default_takes_the_golden_images_and_as_many_tiles_as_a_scorer_runs() -> None:

@@ -32,7 +32,7 @@ from dgiqa.nn.depth_anything import DepthAnything, DepthAnythingConfig  # noqa: 
 from dgiqa.nn.network import DGIQA, FULL, SMALL, DGIQAConfig  # noqa: E402
 from dgiqa.nn.onnx_export import Export, ExportError, export_depth, export_quality  # noqa: E402
 from dgiqa.nn.weights import save_weights  # noqa: E402
-from dgiqa.parity import DISTORTIONS  # noqa: E402
+from dgiqa.parity import DISTORTIONS, verify_bundle  # noqa: E402
 from dgiqa.runtime.ort import OrtSession  # noqa: E402
 from dgiqa.scorer import Scorer  # noqa: E402
 from dgiqa.spec import Preprocess  # noqa: E402
@@ -440,6 +440,23 @@ def test_window_attention_stays_one_operator_where_asked(tmp_path: Path) -> None
     assert [function.domain for function in graph.functions] == [spec.ONNX_DOMAIN]
     assert not onnx.load(standard.path).functions
     assert fused.nodes < standard.nodes
+
+
+@pytest.mark.slow
+def test_a_bundle_may_hold_the_attention_operator_and_scores_as_pytorch(tmp_path: Path, depth: DepthAnything) -> None:
+    torch.manual_seed(0)
+    options = {"embed_dim": 32, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)}
+    sizes = dataclasses.replace(TINY_QUALITY, backbone=FULL.backbone, backbone_options=options, dilated_channels=16)
+    network = lively(onnx_export.untrained(DGIQA(sizes)))
+    labels = {"licence": "CC0-1.0", "source": "tests", "name": "b", "title": "b"}
+    preprocess = dataclasses.replace(TINY_SIZES, tile=sizes.image_size)
+    bundle = bundling.build_bundle(
+        tmp_path / "b", quality=network, depth=depth, preprocess=preprocess, attention="op", **labels
+    )
+    graph = onnx.load(bundle.file(spec.QUALITY_FILE))
+    assert sum(node.domain == spec.ONNX_DOMAIN for node in graph.graph.node) == 16
+    with Scorer(bundle, backend="onnxruntime") as scorer:
+        assert verify_bundle(bundle, scorer).passed
 
 
 def test_untrained_networks_have_no_zeros_for_tools_to_drop() -> None:

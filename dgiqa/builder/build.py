@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dgiqa import machine, spec
+from dgiqa import machine, preprocess, spec
 from dgiqa.bundle import Bundle, load_bundle, sha256_of
 from dgiqa.errors import BackendError, EngineError, ParityError
 from dgiqa.forward import open_stages
@@ -116,8 +116,8 @@ class _Order:
 
 def depth_buckets(p: spec.Preprocess) -> list[tuple[int, int]]:
     """(height, width) of the depth network's input for images of ASPECTS, lying and upright."""
-    sizes = [_to_multiple(p.depth_lower_bound * aspect, p) for aspect in ASPECTS]
-    lying = [(sizes[0], width) for width in sizes]
+    unit = 1000 * p.depth_lower_bound  # pixels of a picture's short side: rounding its long one moves no bucket
+    lying = [preprocess.depth_size(unit, round(unit * aspect), p) for aspect in ASPECTS]
     return [*lying, *((width, height) for height, width in lying[1:])]
 
 
@@ -285,10 +285,11 @@ def check_batch(batch: Sequence[int]) -> None:
 
 def check_buckets(buckets: Sequence[tuple[int, int]], p: spec.Preprocess) -> None:
     """ValueError for a (height, width) that no image gives the depth network."""
+    short, _ = preprocess.depth_size(p.depth_lower_bound, p.depth_lower_bound, p)
     for height, width in buckets:
-        if min(height, width) != p.depth_lower_bound or height % p.depth_multiple or width % p.depth_multiple:
+        if min(height, width) != short or height % p.depth_multiple or width % p.depth_multiple:
             raise ValueError(
-                f"depth inputs of {height}x{width}: one side is {p.depth_lower_bound}, the other a larger multiple of "
+                f"depth inputs of {height}x{width}: one side is {short}, the other a larger multiple of "
                 f"{p.depth_multiple}"
             )
 
@@ -298,7 +299,3 @@ def _check_plugins(plugins: Sequence[Path], backend: str) -> None:
         raise ValueError(f"plugins serve TensorRT, and this is for {backend}; leave them out, or --backend tensorrt")
     if len({path.name for path in plugins}) < len(plugins):
         raise ValueError(f"two plugins have one name: {', '.join(map(str, plugins))}; rename one")
-
-
-def _to_multiple(side: float, p: spec.Preprocess) -> int:
-    return max(p.depth_lower_bound, round(side / p.depth_multiple) * p.depth_multiple)

@@ -286,7 +286,7 @@ def _load_plugins(libraries: tuple[Path, ...]) -> frozenset[str]:
 def _parse(parser: trt.OnnxParser, path: Path, served: frozenset[str], log: Log) -> None:
     if not path.is_file():
         raise EngineError(f"{path} is missing; wanted an ONNX file")
-    parsed = parser.parse(_without_bodies(path, served)) if served else parser.parse_from_file(str(path))
+    parsed = parser.parse(without_bodies(path, served)) if served else parser.parse_from_file(str(path))
     if not parsed:
         reasons = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
         raise EngineError(f"TensorRT cannot take {path.name}: {'; '.join(reasons) or log.text()}")
@@ -299,7 +299,7 @@ def _parser_error(error: trt.ParserError) -> str:
     return f"node {error.node_name() or error.node()!r} ({error.node_operator()}): {description}"
 
 
-def _without_bodies(path: Path, served: frozenset[str]) -> bytes:
+def without_bodies(path: Path, served: frozenset[str]) -> bytes:
     """The model without the function bodies of operators that a plugin serves: the parser would take the body."""
     import onnx
 

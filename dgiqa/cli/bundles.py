@@ -226,6 +226,9 @@ def import_weights(
     photos: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Photographs to compare on.  [default: scikit-image's]")
     ] = None,
+    attention_op: Annotated[
+        bool, typer.Option("--attention-op", help="Keep window attention as one operator, for build --plugin.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle of that name.")] = False,
 ) -> None:
     """Turn checkpoints, the authors' or your own, into a model that can be used by name.
@@ -249,6 +252,7 @@ def import_weights(
         title=title,
         licence=licence,
         photos=photos,
+        attention="op" if attention_op else "standard",
         overwrite=overwrite,
     )
     parity = bundle.manifest["parity"]["score"]

@@ -70,7 +70,8 @@ def video(  # noqa: PLR0917 - the command line's options
     attempts: Annotated[int, typer.Option(min=1, metavar="N", help="Give a live source up after N failures.")] = 10,
     deinterlace: Annotated[bool, typer.Option("--deinterlace", help="Deinterlace frames marked interlaced.")] = False,
     decoder: Annotated[
-        Decoder, typer.Option(help="nvdec: NVIDIA's, after a comparison with the CPU's. Not yet run on a GPU.")
+        Decoder,
+        typer.Option(help="nvdec: NVIDIA's; compared first, and pictures are copied to the host. Not yet run."),
     ] = Decoder.cpu,
     reuse_depth: Annotated[
         bool, typer.Option("--reuse-depth", help="Compute depth only when the picture has moved enough.")

@@ -1,1 +1,1 @@
-"""Everything that imports torch: the networks, their references, training, evaluation, ONNX export."""
+"""Networks, their plain definition, training, evaluation and ONNX export; torch is imported here and nowhere else."""

@@ -3,19 +3,17 @@
     with_attention_op(network) ─► exporter, TRANSLATION ─► nodes ─► with_function ─► a file that any ONNX runtime runs
 
 A host without a kernel runs the function's standard operators; one with a kernel takes the node as a whole. TensorRT's
-parser expands every function it finds, so its plugin is served a file without them: `strip_functions`.
+parser expands every function it finds, so `builder.plan` leaves out the functions that a plugin serves.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import dgiqa.nn.attention  # noqa: F401 (declares torch.ops.dgiqa)
 from dgiqa import spec
-from dgiqa.store import replacing
 
 OP = "DgiqaWindowAttention"
 DOMAIN_VERSION = 1
@@ -188,23 +186,6 @@ def with_function(model: Any) -> Any:
     if not any(entry.domain == spec.ONNX_DOMAIN for entry in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid(spec.ONNX_DOMAIN, DOMAIN_VERSION))
     return model
-
-
-def strip_functions(path: str | Path, out: str | Path) -> Path:
-    """Write a copy of an ONNX file without its functions, for a host that serves the nodes: TensorRT with the plugin.
-
-    The plugin takes float16 only, so the file has to be a float16 one. Raises ValueError where there is none to strip.
-    """
-    import onnx
-
-    model = onnx.load(str(path))
-    if not model.functions:
-        raise ValueError(f"{path} has no functions; it was exported without --attention op, or is stripped already")
-    del model.functions[:]
-    out = Path(out)
-    with replacing(out) as partial:
-        onnx.save(model, str(partial))
-    return out
 
 
 def _schema() -> Any:

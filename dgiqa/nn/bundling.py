@@ -23,6 +23,7 @@ from dgiqa.bundle import Bundle, write_bundle
 from dgiqa.errors import BundleError, WeightsError
 from dgiqa.meaning import WORDS, Meaning, Reason
 from dgiqa.nn.checkpoints import load_dgiqa, load_weights
+from dgiqa.nn.deploy import Attention
 from dgiqa.nn.depth import SMALL_PREPROCESS, SmallDepth
 from dgiqa.nn.network import DGIQA
 from dgiqa.nn.onnx_export import PHOTOGRAPHS, Export, ExportError, export_depth, export_quality, photographs
@@ -53,13 +54,15 @@ def build_bundle(
     photos: Sequence[NDArray[np.uint8]] | None = None,
     model_card: Mapping[str, Any] | None = None,
     created: str | None = None,
+    attention: Attention = "standard",
     overwrite: bool = False,
 ) -> Bundle:
     """Export two networks and write them as a bundle whose golden scores are PyTorch's.
 
     quality, depth: networks as in `export_quality` and `export_depth`. golden: uint8 [H,W,3] RGB images that the bundle
     carries with their scores (grid tiles); photos: what the exports are compared on. Both are scikit-image's unless
-    given. licence, source, origins, meaning, created, overwrite: as in `dgiqa.bundle.write_bundle`.
+    given. licence, source, origins, meaning, created, overwrite: as in `dgiqa.bundle.write_bundle`. attention: "op"
+    keeps window attention as one operator, which a TensorRT plugin can take; everywhere else its function runs.
     Raises ValueError unless meaning names as many reasons as the quality network tells; BundleError if `target` exists
     and is not to be overwritten; ExportError if a file or a whole score differs from PyTorch. Then `target` is left as
     it was.
@@ -84,7 +87,11 @@ def build_bundle(
                 depth, Path(scratch, spec.DEPTH_FILE), preprocess=preprocess, photos=pictures
             ),
             spec.QUALITY_FILE: export_quality(
-                quality, Path(scratch, spec.QUALITY_FILE), tile=preprocess.tile, photos=pictures
+                quality,
+                Path(scratch, spec.QUALITY_FILE),
+                tile=preprocess.tile,
+                photos=pictures,
+                attention=attention,
             ),
         }
         golden_pngs = [_png(image) for image in golden or [_small(picture) for picture in pictures[:4]]]
@@ -117,13 +124,14 @@ def import_weights(
     title: str | None = None,
     licence: str | None = None,
     photos: str | Path | None = None,
+    attention: Attention = "standard",
     overwrite: bool = False,
 ) -> Bundle:
     """Turn checkpoints into a bundle directory: the authors' or your own DGIQA weights, and a depth network.
 
     depth: Depth Anything V1, prepared as the authors do, or this project's small depth network, prepared as `small` is.
     licence: of the DGIQA weights; their authors state none. photos: a folder of photographs to compare on and to take
-    the golden images from, instead of scikit-image's.
+    the golden images from, instead of scikit-image's. attention: as in `build_bundle`.
     Raises WeightsError if a file is not what it should be, ExportError if the exported networks differ from PyTorch.
     """
     quality_net, depth_net = load_dgiqa(quality), load_weights(depth)
@@ -146,6 +154,7 @@ def import_weights(
         source=f"DGIQA, {Path(quality).name}",
         origins={spec.DEPTH_FILE: depth_origin},
         photos=None if photos is None else photographs(photos),
+        attention=attention,
         overwrite=overwrite,
     )
 
