@@ -28,13 +28,13 @@ from numpy.typing import NDArray
 from dgiqa import metrics, spec
 from dgiqa.builder.calibrate import CALIBRATORS, score_tiles
 from dgiqa.builder.quantize import FILES, METHODS, quantize_bundle
-from dgiqa.bundle import Bundle, load_bundle, sha256_of
+from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.errors import BackendError, DgiqaError
 from dgiqa.machine import usable_cores
 from dgiqa.parity import BUDGETS
 from dgiqa.runtime.backends import ONNXRUNTIME, OPENVINO, backends
 from dgiqa.runtime.session import open_session
-from dgiqa.store import replacing
+from dgiqa.store import replacing, sha256_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parent.parent))  # for recipes/

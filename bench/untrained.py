@@ -20,8 +20,8 @@ from typing import Any
 
 from dgiqa import spec
 from dgiqa.builder.quantize import FILES, quantize_bundle
-from dgiqa.bundle import MANIFEST, Bundle, load_bundle, user_cache
-from dgiqa.store import replacing
+from dgiqa.bundle import MANIFEST, Bundle, load_bundle
+from dgiqa.store import replacing, user_cache
 
 SIZES = ("full", "small")
 WORK = user_cache() / "bench" / "untrained"

@@ -17,7 +17,6 @@ import math
 import os
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -31,7 +30,7 @@ from dgiqa.errors import BundleError
 from dgiqa.meaning import Meaning, parse_meaning
 from dgiqa.onnx_file import check_stands_alone
 from dgiqa.spec import Preprocess
-from dgiqa.store import ours
+from dgiqa.store import ours, sha256_of, user_cache
 
 MANIFEST = "manifest.json"
 GOLDEN = "golden.jsonl"
@@ -126,22 +125,6 @@ def search_path() -> list[Path]:
     return [SHIPPED, *extra, user_cache() / "bundles"]
 
 
-def user_cache() -> Path:
-    """This package's cache directory by the platform's convention. It need not exist.
-
-    Without a home (a container's user that nobody listed) it is one of this user's in the temporary directory.
-    """
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or os.path.expanduser("~/AppData/Local")
-    elif sys.platform == "darwin":
-        base = os.path.expanduser("~/Library/Caches")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if base.startswith("~"):
-        return Path(tempfile.gettempdir()) / f"dgiqa-rt-{os.getuid()}"
-    return Path(base) / "dgiqa-rt"
-
-
 def load_golden(bundle: Bundle) -> list[Golden]:
     """The bundle's golden images and what they must score. BundleError if it has none or a line is malformed."""
     if GOLDEN not in bundle.manifest["files"]:
@@ -210,15 +193,6 @@ def write_bundle(
         load_bundle(scratch)
         _move_into_place(scratch, target)
     return load_bundle(target)
-
-
-def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file's contents, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 # reading

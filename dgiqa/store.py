@@ -1,13 +1,19 @@
-"""A file is written whole or not at all, and a folder is this user's own or is not believed."""
+"""The user's cache on disk: a file appears whole or not at all, a folder is this user's own or is not believed."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import shutil
 import stat
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+
+from dgiqa.errors import EngineError
 
 _OPEN = stat.S_IWGRP | stat.S_IWOTH
 
@@ -50,3 +56,63 @@ def _state(path: Path) -> os.stat_result | None:
     with contextlib.suppress(FileNotFoundError):  # other processes build and remove beside us
         return path.lstat()
     return None
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file's contents, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def user_cache() -> Path:
+    """This package's cache directory by the platform's convention. It need not exist.
+
+    Without a home (a container's user that nobody listed) it is one of this user's in the temporary directory.
+    """
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or os.path.expanduser("~/AppData/Local")
+    elif sys.platform == "darwin":
+        base = os.path.expanduser("~/Library/Caches")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):
+        return Path(tempfile.gettempdir()) / f"dgiqa-rt-{os.getuid()}"
+    return Path(base) / "dgiqa-rt"
+
+
+def private(folder: Path) -> Path:
+    """Make a folder that only this user writes to, or find it. EngineError if others could have written there."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not ours(folder):
+        raise EngineError(f"{folder} belongs to or can be written by others, so nothing in it is loaded; chmod 700 it")
+    return folder
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time for this engine; others wait. The lock ends with its process, however that ends."""
+    private(path.parent)
+    with (path.parent / f".{path.name}.lock").open("a+b") as stream:
+        if sys.platform == "win32":
+            import msvcrt
+
+            while True:
+                with contextlib.suppress(OSError):  # LK_LOCK gives up after ten seconds
+                    msvcrt.locking(stream.fileno(), msvcrt.LK_LOCK, 1)
+                    break
+        else:
+            import fcntl
+
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def discard(path: Path) -> None:
+    """Remove a file or a whole folder; a link alone, not what it points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from dgiqa.bundle import Bundle, list_bundles, load_bundle, load_golden, write_b
 from dgiqa.cli.bundles import _bundle_facts, _print_bundle
 from dgiqa.errors import BundleError, DgiqaError
 from dgiqa.scorer import Scorer
+from dgiqa.store import user_cache
 
 ONNX = b"\x08\x09"  # the least that is well-formed: a format number
 FILES = {spec.DEPTH_FILE: ONNX, spec.QUALITY_FILE: ONNX + b"\x12\x05tests"}
@@ -228,7 +229,7 @@ def test_what_is_written_here_is_believed_under_any_umask(tmp_path: Path, monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     before = os.umask(0o002)
     try:
-        write_bundle(bundles.user_cache() / "bundles/mine", files={**FILES, "golden/01.png": b"png"}, **LABELS)
+        write_bundle(user_cache() / "bundles/mine", files={**FILES, "golden/01.png": b"png"}, **LABELS)
     finally:
         os.umask(before)
     assert load_bundle("mine").name == "sample"
@@ -239,8 +240,8 @@ def test_a_user_without_a_home_has_a_cache_all_the_same(monkeypatch: pytest.Monk
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what Python answers where nobody is listed
-    assert bundles.user_cache().is_absolute()
-    assert bundles.user_cache().name == f"dgiqa-rt-{os.getuid()}"
+    assert user_cache().is_absolute()
+    assert user_cache().name == f"dgiqa-rt-{os.getuid()}"
 
 
 def test_the_list_survives_a_broken_bundle(sample: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

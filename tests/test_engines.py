@@ -16,12 +16,13 @@ import pytest
 
 import dgiqa
 from dgiqa import spec
-from dgiqa.bundle import Bundle, sha256_of, write_bundle
+from dgiqa.bundle import Bundle, write_bundle
 from dgiqa.cli.engines import _facts, _print_certificate
 from dgiqa.errors import BackendError, DgiqaError, EngineError
 from dgiqa.runtime import engines
 from dgiqa.runtime.engines import Engine
 from dgiqa.scorer import Scorer
+from dgiqa.store import locked, sha256_of
 
 pytest.importorskip("onnxruntime")
 CERTIFICATE = {"max_difference": 0.0, "share": 0.0, "tolerance": 1.0, "images": 4}
@@ -36,7 +37,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def keep(bundle: Bundle, precision: str = "fp16", **changes: object) -> Engine:
     """Store the bundle's own files as an engine, under a key with these changes."""
     key = engines.engine_key(bundle, "onnxruntime", precision) | changes
-    with engines.locked(engines.directory(key)), engines.scratch(key) as folder:
+    with locked(engines.directory(key)), engines.scratch(key) as folder:
         for name in engines.NETWORKS:
             (folder / name).write_bytes(bundle.file(name).read_bytes())
         (folder / "scratch.tmp").write_text("left by a tool")
@@ -322,9 +323,9 @@ def test_two_processes_that_build_the_same_engine_make_it_once(tiny_bundle: Bund
 def test_a_builder_that_dies_leaves_neither_a_lock_nor_an_engine(tiny_bundle: Bundle) -> None:
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from dgiqa.bundle import load_bundle; from dgiqa.runtime import engines\n"
+        "from dgiqa.bundle import load_bundle; from dgiqa.runtime import engines; from dgiqa.store import locked\n"
         "key = engines.engine_key(load_bundle(sys.argv[1]), 'onnxruntime', 'fp16')\n"
-        "with engines.locked(engines.directory(key)), engines.scratch(key) as folder:\n"
+        "with locked(engines.directory(key)), engines.scratch(key) as folder:\n"
         "    (folder / 'depth.onnx').write_text('half')\n"
         "    os._exit(9)\n"
     )

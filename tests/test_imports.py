@@ -43,7 +43,6 @@ ROOM_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TO_MEND = {
     ("nn.depth", "nn.checkpoints"),
     ("nn.train", "nn.evaluate"),
-    ("runtime.ov", "runtime.engines"),
     ("runtime.trt", "builder.plan"),
 }
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from dgiqa import spec
-from dgiqa.bundle import Bundle, load_bundle, sha256_of, user_cache
+from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.errors import BackendError, BundleError
-from dgiqa.runtime import engines
 from dgiqa.runtime.ort import OrtSession
 from dgiqa.runtime.session import open_session
 from dgiqa.scorer import Scorer
+from dgiqa.store import sha256_of, user_cache
 
 pytest.importorskip("openvino")
 from dgiqa.runtime import ov
@@ -213,7 +213,7 @@ def test_a_cache_whose_lock_cannot_be_had_is_done_without(tiny_bundle: Bundle, m
     def refused(path: Path) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(engines, "locked", refused)
+    monkeypatch.setattr(ov, "locked", refused)
     assert not from_cache(tiny_bundle.file(spec.QUALITY_FILE))
     assert not list((user_cache() / "openvino").rglob("*.blob"))
 

@@ -29,9 +29,10 @@ from dgiqa.builder.calibrate import (
     photographs,
     score_tiles,
 )
-from dgiqa.bundle import Bundle, load_bundle, load_golden, sha256_of
+from dgiqa.bundle import Bundle, load_bundle, load_golden
 from dgiqa.errors import BackendError, BundleError, EngineError, ParityError
 from dgiqa.parity import BUDGETS
+from dgiqa.store import sha256_of
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from dgiqa import machine, preprocess, spec
-from dgiqa.bundle import Bundle, load_bundle, sha256_of
+from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.errors import BackendError, EngineError, ParityError
 from dgiqa.forward import open_stages
 from dgiqa.parity import certify
 from dgiqa.runtime import backends, engines
 from dgiqa.runtime.engines import Engine
+from dgiqa.store import locked, sha256_of
 
 BATCH = (1, 8, 32)  # tiles a run: fewest, usual (what a Scorer takes at once), most
 WORKSPACE = 4 << 30  # bytes
@@ -79,7 +80,7 @@ def build(
     before = _created(target)
     if before and not force and (kept := _kept(target, bundle, progress)):
         return kept  # also from a cache that can only be read
-    with _named_failures(target), engines.locked(target):
+    with _named_failures(target), locked(target):
         quicker = _created(target) and (not force or _created(target) != before)  # another process
         if quicker and (kept := _kept(target, bundle, progress)):
             return kept

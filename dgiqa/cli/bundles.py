@@ -236,7 +236,7 @@ def import_weights(
     Both networks are exported to ONNX and compared with PyTorch, and so are whole scores; nothing is written when they
     differ by more than their budget. Needs pip install "dgiqa-rt[export]"; takes a few minutes.
     """
-    from dgiqa.bundle import user_cache
+    from dgiqa.store import user_cache
 
     try:
         from dgiqa.nn import bundling

@@ -76,9 +76,10 @@ def calibrate(  # noqa: PLR0917 - the command line's options
       dgiqa-rt calibrate labels.csv --images photos/ --adapt --name ours --recall 0.95
       dgiqa-rt score new/ --bundle ours --preset own
     """
-    from dgiqa.bundle import load_bundle, user_cache
+    from dgiqa.bundle import load_bundle
     from dgiqa.calibrate import calibrated, layer_of, write_calibrated
     from dgiqa.calibrate.labels import read_labels
+    from dgiqa.store import user_cache
 
     _check(precision, recall, curve)
     table = read_labels(labels, scale, lower_is_better=lower_is_better)

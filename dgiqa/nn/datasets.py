@@ -353,8 +353,9 @@ class DepthNetwork:
 
 def bundle_depth(bundle: str = "small", threads: int | None = None) -> DepthNetwork:
     """The depth network of a bundle, and how it prepares pictures."""
-    from dgiqa.bundle import load_bundle, sha256_of
+    from dgiqa.bundle import load_bundle
     from dgiqa.runtime.session import open_session
+    from dgiqa.store import sha256_of
 
     loaded = load_bundle(bundle)
     path, p = loaded.file(DEPTH_FILE), loaded.preprocess

@@ -14,7 +14,6 @@ import hashlib
 import json
 import shlex
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,18 +22,17 @@ from pathlib import Path
 from typing import Any
 
 from dgiqa import spec
-from dgiqa.bundle import MAX_TEXT_BYTES, Bundle, search_path, sha256_of, user_cache
+from dgiqa.bundle import MAX_TEXT_BYTES, Bundle, search_path
 from dgiqa.errors import BundleError, EngineError
 from dgiqa.onnx_file import check_stands_alone
 from dgiqa.runtime.backends import BACKENDS, TENSORRT, choose
 from dgiqa.runtime.session import identity
-from dgiqa.store import closed, ours, replacing
+from dgiqa.store import closed, discard, locked, ours, private, sha256_of, user_cache
 
 RECORD = "engine.json"
 FORMAT = 1  # raised whenever an older reader would misread a record
 NETWORKS = (spec.DEPTH_FILE, spec.QUALITY_FILE)
 
-_HASH = ".sha256"  # beside what OpenVINO compiled
 _LARGEST = 1 << 53  # a number that JSON readers agree about
 _NUMBER, _COUNTS = (int, float), {str: {str: int}}
 # What a record must hold, and as what; `str` for a name stands for any name. Users edit these files, disks damage them.
@@ -173,7 +171,7 @@ def remove(name: str) -> Path:
         raise EngineError(f"no engine is named {name!r}; dgiqa-rt cache ls shows those there are")
     with locked(path):
         for folder in (path, *_left_behind(path)):
-            _discard(folder)
+            discard(folder)
     return path
 
 
@@ -203,9 +201,9 @@ def scratch(key: Mapping[str, Any]) -> Iterator[Path]:
     Call it with the engine's lock held: what a builder left behind that was killed is removed first.
     """
     target = directory(key)
-    folder = _private(target.parent)
+    folder = private(target.parent)
     for left in _left_behind(target):
-        _discard(left)
+        discard(left)
     path = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=folder))
     try:
         yield path
@@ -237,61 +235,8 @@ def store(path: Path, key: Mapping[str, Any], files: Mapping[str, Path], certifi
     with contextlib.suppress(FileNotFoundError):
         target.rename(old)
     path.rename(target)
-    _discard(old)
+    discard(old)
     return _read(target)
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process at a time for this engine; others wait. The lock ends with its process, however that ends."""
-    _private(path.parent)
-    with (path.parent / f".{path.name}.lock").open("a+b") as stream:
-        if sys.platform == "win32":
-            import msvcrt
-
-            while True:
-                with contextlib.suppress(OSError):  # LK_LOCK gives up after ten seconds
-                    msvcrt.locking(stream.fileno(), msvcrt.LK_LOCK, 1)
-                    break
-        else:
-            import fcntl
-
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
-def compiled_folder(digest: str) -> Path | None:
-    """Where OpenVINO may keep what it compiles from the file of this sha256. None where nothing can be written."""
-    try:
-        return _private(user_cache() / "openvino" / digest[:32])
-    except (OSError, EngineError):
-        return None
-
-
-@contextlib.contextmanager
-def proved(folder: Path) -> Iterator[None]:
-    """While OpenVINO reads what it compiled into this folder, or writes it: one process at a time, and only what has
-    the hash that was written beside it. What it writes gets such a hash."""
-    with locked(folder / "compiled"):
-        believed = {}
-        for blob in folder.glob("*.blob"):
-            if _hash_beside(blob) == sha256_of(blob):
-                believed[blob] = blob.stat().st_mtime_ns
-            else:
-                _discard(blob)
-        yield
-        for blob in folder.glob("*.blob"):
-            if believed.get(blob) != blob.stat().st_mtime_ns:
-                with replacing(blob.with_suffix(_HASH)) as partial:
-                    partial.write_text(sha256_of(blob), encoding="ascii")
-
-
-def _hash_beside(blob: Path) -> str:
-    """The hash that a compiled file was written with; empty where there is none."""
-    try:
-        return blob.with_suffix(_HASH).read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return ""
 
 
 def build_command(bundle: Bundle, backend: str, precision: str) -> str:
@@ -401,21 +346,6 @@ def _two_sides(built: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     return f"built for {sides[0]}; here is {sides[1]}"
 
 
-def _private(folder: Path) -> Path:
-    """Make a folder that only this user writes to, or find it. EngineError if others could have written there."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not ours(folder):
-        raise EngineError(f"{folder} belongs to or can be written by others, so nothing in it is loaded; chmod 700 it")
-    return folder
-
-
 def _left_behind(target: Path) -> list[Path]:
     """What unfinished builds of an engine left beside its place."""
     return [path for path in target.parent.glob(f".{target.name}.*") if path.suffix != ".lock"]
-
-
-def _discard(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

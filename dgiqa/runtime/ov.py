@@ -16,7 +16,7 @@ import shutil
 import sys
 import threading
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dgiqa.bundle import sha256_of
 from dgiqa.errors import BackendError, BundleError, EngineError
 from dgiqa.machine import usable_cores
 from dgiqa.runtime.backends import INSTALL, OPENVINO
-from dgiqa.runtime.engines import compiled_folder, proved
+from dgiqa.store import discard, locked, private, replacing, sha256_of, user_cache
 
+_HASH = ".sha256"  # beside what OpenVINO compiled
 _HINTS = {"fp32": "f32", "fp16": "f32", "int8": "f32", "bf16": "bf16"}  # for the layers that the file leaves in float
 _MATRIX_LAYERS = ("Convolution", "FullyConnected", "MatMul", "Deconvolution")
 _SIZES = 8  # networks of fixed shapes where none may serve any shape; the one not used for longest makes room
@@ -316,3 +316,37 @@ def _short(error: Exception) -> str:
     """The last sentence of OpenVINO's chain of exceptions."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [repr(error)])[-1]
+
+
+def compiled_folder(digest: str) -> Path | None:
+    """Where OpenVINO may keep what it compiles from the file of this sha256. None where nothing can be written."""
+    try:
+        return private(user_cache() / "openvino" / digest[:32])
+    except (OSError, EngineError):
+        return None
+
+
+@contextlib.contextmanager
+def proved(folder: Path) -> Iterator[None]:
+    """While OpenVINO reads what it compiled into this folder, or writes it: one process at a time, and only what has
+    the hash that was written beside it. What it writes gets such a hash."""
+    with locked(folder / "compiled"):
+        believed = {}
+        for blob in folder.glob("*.blob"):
+            if _hash_beside(blob) == sha256_of(blob):
+                believed[blob] = blob.stat().st_mtime_ns
+            else:
+                discard(blob)
+        yield
+        for blob in folder.glob("*.blob"):
+            if believed.get(blob) != blob.stat().st_mtime_ns:
+                with replacing(blob.with_suffix(_HASH)) as partial:
+                    partial.write_text(sha256_of(blob), encoding="ascii")
+
+
+def _hash_beside(blob: Path) -> str:
+    """The hash that a compiled file was written with; empty where there is none."""
+    try:
+        return blob.with_suffix(_HASH).read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
