@@ -30,8 +30,8 @@ from dgiqa.runtime.engines import Engine
 
 if TYPE_CHECKING:
     from dgiqa.on_device import DeviceScorer
-    from dgiqa.video.frames import VideoSource
     from dgiqa.video.reuse import Reuse
+    from dgiqa.video.source import VideoSource
     from dgiqa.video.stream import FrameStream
 
 
@@ -179,7 +179,7 @@ class Scorer:
         binary file. every: seconds between frames, by default 1; 0 scores all of them. Or count: that many over the
         whole; or per_scene: that many of each scene. start, end: seconds. reuse: let frames take over the depth image
         (and tile scores) of earlier ones, see `reuse.Reuse`. reading: the fields of `video.Reading`: raw, live,
-        timeout_s, decoder, deinterlace.
+        timeout_s, deinterlace, bars, max_pixels.
         A frame that cannot be decoded is a row with an error, and so is a source that cannot be read (to its end).
         Raises ValueError for arguments that mean nothing, BackendError without PyAV. Closing the iterator ends it.
         """

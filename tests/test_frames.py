@@ -21,9 +21,10 @@ import pytest
 from video_clips import RATE, UInt8, av, damage, level, numbered, swaying, truncate, write
 
 from dgiqa.errors import ImageError
-from dgiqa.video import colour, frames
-from dgiqa.video.frames import Frame, Raw, Video, name_of
+from dgiqa.video import colour
+from dgiqa.video.frames import Frame, Video
 from dgiqa.video.sampling import EVERY_S, Sampling, SceneCuts, ScenePicks, seconds, thumbnail
+from dgiqa.video.source import Raw, _rate, name_of
 
 ALL = Sampling(every=0)
 LOSSLESS = {"codec": "ffv1"}
@@ -124,7 +125,7 @@ def test_a_count_is_spread_evenly_and_a_stretch_is_respected(clip: Path) -> None
 def test_a_recording_that_begins_late_is_as_long_as_its_frames(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path / f"clip.{kind}", numbered(50), times=[100 + i / RATE for i in range(50)])
     with Video(path) as video:
-        assert video.duration_s == pytest.approx(2, abs=0.1)
+        assert video.opened.duration_s == pytest.approx(2, abs=0.1)
         found = list(video.frames(Sampling(count=4)))
     assert [(round(f.time_s, 1), f.error) for f in found] == [(0.2, ""), (0.8, ""), (1.2, ""), (1.8, "")]
 
@@ -406,7 +407,7 @@ def test_a_clocks_rate_is_not_taken_for_that_of_frames(
     measured: Fraction | None, guessed: Fraction | None, tick: Fraction | None, rate: float | None
 ) -> None:
     stream = SimpleNamespace(average_rate=measured, guessed_rate=guessed, time_base=tick)
-    assert frames._rate(stream) == rate
+    assert _rate(stream) == rate
 
 
 def test_a_container_without_a_frame_is_an_error(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_a_preset_is_the_models_threshold(photo: Path, telling_bundle: Bundle, t
 
 def test_a_preset_gates_videos(tmp_path: Path, telling_bundle: Bundle) -> None:
     pytest.importorskip("av")
-    from dgiqa.video.frames import Raw
+    from dgiqa.video.source import Raw
 
     raw = tmp_path / "clip.rgb"
     raw.write_bytes(np.random.default_rng(0).integers(0, 256, (3, 96, 128, 3), dtype=np.uint8).tobytes())

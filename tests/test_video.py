@@ -20,11 +20,12 @@ from dgiqa.errors import ImageError
 from dgiqa.forward import Networks, Part, PartScores
 from dgiqa.scorer import Scorer
 from dgiqa.video import VIDEO_COLUMNS, Reading, Row, Summary, VideoRun
-from dgiqa.video.frames import Frame, Raw
+from dgiqa.video.frames import Frame
 from dgiqa.video.pipeline import Channel
 from dgiqa.video.pooling import Pooled
 from dgiqa.video.reuse import DepthKeeper, Drift, Reuse
 from dgiqa.video.sampling import Sampling, thumbnail
+from dgiqa.video.source import Raw
 
 
 @pytest.fixture(scope="module")

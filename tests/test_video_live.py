@@ -20,9 +20,10 @@ from dgiqa.errors import BackendError, ImageError
 from dgiqa.forward import Networks
 from dgiqa.scorer import Scorer
 from dgiqa.video import JOIN_S, Reading, VideoRun
-from dgiqa.video.frames import Frame, RefusedError
+from dgiqa.video.frames import Frame
 from dgiqa.video.live import follow
 from dgiqa.video.sampling import Sampling
+from dgiqa.video.source import RefusedError
 
 
 @pytest.fixture(scope="module")

@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from dgiqa.video.sampling import Sampling
 
 
-class Decoder(str, Enum):
-    """What decodes."""
+class Bars(str, Enum):
+    """What becomes of black bars."""
 
-    cpu = "cpu"
-    nvdec = "nvdec"
+    crop = "crop"
+    keep = "keep"
 
 
 @app.command(epilog=EXIT_CODES)
@@ -69,10 +69,7 @@ def video(  # noqa: PLR0917 - the command line's options
     timeout: Annotated[float, typer.Option(min=0.1, metavar="S", help="A source silent for so long stalled.")] = 10.0,
     attempts: Annotated[int, typer.Option(min=1, metavar="N", help="Give a live source up after N failures.")] = 10,
     deinterlace: Annotated[bool, typer.Option("--deinterlace", help="Deinterlace frames marked interlaced.")] = False,
-    decoder: Annotated[
-        Decoder,
-        typer.Option(help="nvdec: NVIDIA's; compared first, and pictures are copied to the host. Not yet run."),
-    ] = Decoder.cpu,
+    bars: Annotated[Bars, typer.Option(help="crop: score the picture without the black bars around it.")] = Bars.crop,
     reuse_depth: Annotated[
         bool, typer.Option("--reuse-depth", help="Compute depth only when the picture has moved enough.")
     ] = False,
@@ -132,8 +129,8 @@ def video(  # noqa: PLR0917 - the command line's options
     from dgiqa.report.files import PictureReport, VideoProgress
     from dgiqa.scorer import Scorer
     from dgiqa.video import Reading, Summary, VideoRun
-    from dgiqa.video.frames import Raw
     from dgiqa.video.reuse import Reuse
+    from dgiqa.video.source import Raw
 
     model, gate = options.gated(bundle, gate, preset, "--gate")
     sampling = _sampling(every, fps, frames, scenes, start, end, duration)
@@ -170,8 +167,9 @@ def video(  # noqa: PLR0917 - the command line's options
             live=live,
             timeout_s=timeout,
             attempts=attempts,
-            decoder=decoder.value,
             deinterlace=deinterlace,
+            bars=bars.value,  # type: ignore[arg-type]
+            max_pixels=max_pixels,
             streams=streams,
         )
         run = VideoRun(scorer.stages, sources, sampling, reading=reading, reuse=reuse, workers=workers)

@@ -15,16 +15,16 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from dgiqa.forward import Stages
-from dgiqa.video import frames
-from dgiqa.video.frames import Raw, Video, VideoSource
+from dgiqa.video.frames import Video
 from dgiqa.video.live import ATTEMPTS, WAITS_S, follow
 from dgiqa.video.pipeline import CAPACITY, Channel, Pipeline, Result, feed
 from dgiqa.video.pooling import INTERVAL_S, Pooled
 from dgiqa.video.reuse import Reuse
 from dgiqa.video.sampling import Sampling
+from dgiqa.video.source import MAX_PIXELS, TIMEOUT_S, Raw, VideoSource, is_live, name_of
 
 SCHEMA_VERSION = 1  # raised when a column changes its meaning or goes away; new columns may be added at the end
 VIDEO_COLUMNS = (
@@ -43,16 +43,19 @@ class Reading:
 
     raw: frames without a container. live: open a source again after it ended, newest frame wins; None asks the source.
     timeout_s: an address that sends nothing for so long has stalled. attempts: to reach a live source again, in a row.
-    decoder: "cpu" or "nvdec". deinterlace: frames marked as interlaced, spatially. streams: files read side by side.
+    deinterlace: frames marked as interlaced, spatially. bars: "crop" scores a picture without the black bars around it,
+    "keep" with them. max_pixels: larger frames are refused before they are decoded; None asks the scorer, but not for
+    more than `source.MAX_PIXELS`. streams: files read side by side.
     """
 
     raw: Raw | None = None
     live: bool | None = None
-    timeout_s: float = frames.TIMEOUT_S
+    timeout_s: float = TIMEOUT_S
     attempts: int = ATTEMPTS
     waits_s: tuple[float, ...] = WAITS_S
-    decoder: str = "cpu"
     deinterlace: bool = False
+    bars: Literal["crop", "keep"] = "crop"
+    max_pixels: int | None = None
     streams: int = STREAMS
 
 
@@ -93,11 +96,11 @@ class VideoRun:
         self.stages = stages
         self.sampling = sampling
         self.reading = reading
-        pairs = [s if isinstance(s, tuple) else (frames.name_of(s), s) for s in sources]
+        pairs = [s if isinstance(s, tuple) else (name_of(s), s) for s in sources]
         self.progress = {name: Progress() for name, _ in pairs}
         if len(self.progress) < len(pairs):
             raise ValueError("a source is named twice; give pairs (name, source) with different names")
-        live_ones = [s for _, s in pairs if reading.live or frames.is_live(s)]
+        live_ones = [s for _, s in pairs if reading.live or is_live(s)]
         self._threads_wanted = min(len(pairs), max(reading.streams, len(live_ones)))
         # Live ones first: a file can wait
         self._waiting = deque(sorted(pairs, key=lambda pair: pair[1] not in live_ones))
@@ -167,8 +170,9 @@ class VideoRun:
                 raw=reading.raw,
                 name=name,
                 timeout_s=reading.timeout_s,
-                decoder=reading.decoder,
                 deinterlace=reading.deinterlace,
+                bars=reading.bars,
+                max_pixels=reading.max_pixels or min(self.stages.max_pixels, MAX_PIXELS),
             )
             self._describe(progress, video)
             return video
@@ -179,7 +183,7 @@ class VideoRun:
             self.sampling,
             self._stop,
             live=reading.live,
-            likely_live=frames.is_live(source),
+            likely_live=is_live(source),
             attempts=reading.attempts,
             waits_s=reading.waits_s,
         )
@@ -187,11 +191,12 @@ class VideoRun:
         progress.ended = True
 
     def _describe(self, progress: Progress, video: Video) -> None:
-        progress.live = video.live if self.reading.live is None else self.reading.live
-        end_s = min(self.sampling.end, math.inf if video.duration_s is None else video.duration_s)
+        progress.live = video.opened.live if self.reading.live is None else self.reading.live
+        opened = video.opened
+        end_s = min(self.sampling.end, math.inf if opened.duration_s is None else opened.duration_s)
         progress.length_s = None if math.isinf(end_s) else max(0.0, end_s - self.sampling.start)
-        rate = f" at {video.rate:.3g} fps" if video.rate else ""
-        progress.info = f"{video.codec} {video.width}x{video.height}{rate}"
+        rate = f" at {opened.rate:.3g} fps" if opened.rate else ""
+        progress.info = f"{opened.codec} {opened.width}x{opened.height}{rate}"
 
     def _count(self, result: Result) -> None:
         progress = self.progress[result.frame.source]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dgiqa.errors import ImageError
 from dgiqa.hdr import HLG, PQ, tone_map
+from dgiqa.image.arrays import over_white
 from dgiqa.video.sampling import THUMB
 
 if TYPE_CHECKING:
@@ -37,20 +38,23 @@ NAMED = {
 NAMED |= {14: "ICtCp", 15: "IPT-C2 (Dolby Vision)", 16: "YCgCo-Re", 17: "YCgCo-Ro"}
 LIMITED, FULL = 1, 2
 
+# Flags of FFmpeg's scaler, by number: PyAV names the last two from version 18 on
+BILINEAR, FULL_CHR_H_INT, ACCURATE_RND = 0x2, 0x2000, 0x40000
+
 
 def to_rgb(frame: av.VideoFrame, *, deinterlace: bool = False, turn: Turn | None = None) -> UInt8:
     """A decoded frame as upright RGB, uint8 [H,W,3].
 
     turn: how to turn it upright, as `turn_of` gives it. deinterlace: spatially, with FFmpeg's estdif, if the
-    frame is marked as interlaced. HDR (PQ, HLG) is tone-mapped by
-    `tone_map`. Raises ImageError for colours without a defined way to RGB.
+    frame is marked as interlaced. HDR (PQ, HLG) is tone-mapped by `tone_map`. What is transparent is laid over white,
+    as in images. Raises ImageError for colours without a defined way to RGB.
     """
     if deinterlace and frame.interlaced_frame:
         frame = _deinterlaced(frame)
     if frame.color_trc in (PQ, HLG):
         rgb = tone_map(_reformat(frame, "rgb48le"), "PQ" if frame.color_trc == PQ else "HLG")
     else:
-        rgb = _reformat(frame, "rgb24")
+        rgb = over_white(_reformat(frame, "rgba")) if _has_alpha(frame) else _reformat(frame, "rgb24")
     return _turned(rgb, turn)
 
 
@@ -106,7 +110,7 @@ def turn_of(frame: av.VideoFrame) -> Turn | None:
     Python looks for cycles. At 1080p that was 3 MB per frame, hundreds of frames long.
     """
     side_data: Any = frame.side_data
-    data = next((bytes(s) for s in side_data if s.type.name == "DISPLAYMATRIX"), b"")
+    data = bytes(side_data.get("DISPLAYMATRIX") or b"")
     if len(data) < 36:
         return None
     a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()
@@ -124,10 +128,7 @@ def matrix_name(colorspace: int, height: int) -> str:
 
 
 def _reformat(frame: av.VideoFrame, layout: str) -> NDArray[Any]:
-    from av.video.reformatter import Interpolation
-
-    how = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-    options: dict[str, Any] = {"format": layout, "interpolation": int(how)}
+    options: dict[str, Any] = {"format": layout, "interpolation": BILINEAR | ACCURATE_RND | FULL_CHR_H_INT}
     if frame.format.is_rgb or frame.format.name.startswith(("gray", "pal8", "mono")):
         return np.asarray(frame.to_ndarray(**options))
     options["src_colorspace"] = matrix_name(frame.colorspace, frame.height)
@@ -136,6 +137,10 @@ def _reformat(frame: av.VideoFrame, layout: str) -> NDArray[Any]:
     options["src_color_range"] = FULL if full else LIMITED
     options["dst_color_range"] = FULL
     return np.asarray(frame.to_ndarray(**options))
+
+
+def _has_alpha(frame: av.VideoFrame) -> bool:
+    return frame.format.name == "pal8" or any(c.is_alpha for c in frame.format.components)
 
 
 def _turned(rgb: UInt8, turn: Turn | None) -> UInt8:

@@ -1,75 +1,158 @@
-"""Packets of an opened container -> decoded pictures in order of time, leaving out what no sample needs.
+"""Packets of an opened container -> the decoded pictures that are due, in order of time.
 
 A group of pictures is held back, compressed, until it is known whether a sample falls into it. What went into the
-decoder and did not come out is a Picture with an error.
+decoder and did not come out is a Picture with an error. Time goes on where a container's clock jumps.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dgiqa.errors import BackendError
-from dgiqa.video.colour import Turn
+from dgiqa.video import sei
 from dgiqa.video.sampling import Ticks
-
-if TYPE_CHECKING:
-    from dgiqa.video.frames import Video
+from dgiqa.video.source import Opened, import_av, reason_of
 
 HELD_BYTES = 64 << 20  # most compressed data held back to see whether a group of pictures is needed
 B_FRAMES = ("h264", "hevc")
-INDEXED = ("mov", "matroska", "avi", "asf", "ogg", "nut")  # not mpegts, mpeg, flv or streams without a container
 SEEK_AHEAD_S = 10.0  # a sample so far ahead is sought, not read up to
 SHORT_S = 1.0  # a stream that ends so much before its declared end was truncated
+JUMP_S = 10.0  # FFmpeg's dts_delta_threshold: a clock that steps further has jumped
+BACK_S = 0.1  # ... and so has one that goes back by more than this
+STUCK = 25  # packets in a row whose time does not advance
 
 
 @dataclass(eq=False)
 class Picture:
-    """One decoded picture before sampling: a PyAV frame or an array uint8 [H,W,3], or an error.
-
-    turn: as `colour.turn_of` gives it, where the image does not carry it.
-    """
+    """One decoded picture before sampling: a PyAV frame or an array uint8 [H,W,3], or an error."""
 
     time_s: float
     number: int | None
     image: Any = None
     error: str = ""
-    turn: Turn | None = None
+    note: str = ""
+
+
+class Clock:
+    """Makes the times of packets go on where the container's clock jumps or goes back, as FFmpeg's program does.
+
+    Times that step forward by more than JUMP_S are a jump only in containers that are known for it (MPEG-TS, HLS):
+    elsewhere nothing happened for so long.
+    """
+
+    def __init__(self, opened: Opened) -> None:
+        base = opened.stream.time_base
+        self.tick_s = float(base) if base else 0.0
+        self.forward_s = JUMP_S if opened.jumps else math.inf
+        self.frame_s = 1 / opened.rate if opened.rate else 0.04
+        self.jumped_s = 0.0  # all jumps together
+        self.stuck = 0
+        self._last: tuple[float, float] | None = None  # time of the packet before, and when it ends
+        self._offset = 0  # ticks
+
+    def correct(self, packet: Any) -> float:
+        """Move a packet's times by the jumps so far. Returns by how many seconds the clock jumped here, mostly 0."""
+        if packet.dts is None or not self.tick_s:
+            self._move(packet)
+            return 0.0
+        jump = 0.0
+        now_s = (packet.dts + self._offset) * self.tick_s
+        if self._last is not None:
+            last_s, next_s = self._last
+            if abs(now_s - next_s) > self.forward_s or now_s + BACK_S < last_s:
+                jump = now_s - next_s
+                self.jumped_s += abs(jump)
+                self._offset -= round(jump / self.tick_s)
+                now_s = (packet.dts + self._offset) * self.tick_s
+            self.stuck = self.stuck + 1 if now_s <= last_s else 0
+        self._move(packet)
+        length_s = (packet.duration or 0) * self.tick_s
+        self._last = (now_s, now_s + (length_s or self.frame_s))
+        return jump
+
+    def restart(self) -> None:
+        """After a seek the next packet may have any time."""
+        self._last = None
+
+    def _move(self, packet: Any) -> None:
+        if not self._offset:
+            return
+        if packet.pts is not None:
+            packet.pts += self._offset
+        if packet.dts is not None:
+            packet.dts += self._offset
+
+
+class Numbers:
+    """The index of a picture in its file: how many pictures come before it in order of time, decoded or not."""
+
+    def __init__(self) -> None:
+        self._ahead: list[tuple[int, bool]] = []  # times of packets, and whether each may be a second field
+        self._passed = 0
+        self.fields = False  # whether pictures are interlaced, so that two packets may be one picture
+
+    def add(self, pts: int, *, second_field: bool) -> None:
+        """A packet that holds a picture."""
+        heapq.heappush(self._ahead, (pts, second_field))
+
+    def of(self, pts: int) -> int:
+        """The number of the picture at this time, which later ones follow."""
+        while self._ahead and self._ahead[0][0] < pts:
+            self._pass()
+        number = self._passed
+        if self._ahead and self._ahead[0][0] == pts:
+            self._pass()
+        return number
+
+    def _pass(self) -> None:
+        self._passed += not (heapq.heappop(self._ahead)[1] and self.fields)
 
 
 class Decoding:
-    """Packets of one container -> pictures, leaving out what no sample needs."""
+    """Packets of one container -> pictures, leaving out what no sample needs.
 
-    def __init__(self, video: Video, ticks: Ticks, end_s: float) -> None:
-        self.video = video
-        self.stream = video._stream
-        self.container = video._container
+    ticks: moved by this alone. end_s: nothing later is given.
+    """
+
+    def __init__(self, opened: Opened, ticks: Ticks, end_s: float) -> None:
+        self.opened = opened
+        self.stream = opened.stream
         self.ticks = ticks
         self.end_s = end_s
         # AVI stores no timestamps, and those that FFmpeg makes up for the B-frames of H.264 and HEVC go back and forth:
         # as a set they are right, so that each picture takes the lowest that is left
-        self.made_up = self.container is not None and self.container.format.name == "avi" and video.codec in B_FRAMES
-        self.seekable = isinstance(video._source, str | Path) and os.path.isfile(video._source) and self._indexed()
-        self.length_s = video.duration_s or math.inf
+        self.made_up = opened.format == "avi" and opened.codec in B_FRAMES
+        self.seekable = opened.indexed
+        self.length_s = opened.duration_s or math.inf
+        self.origin_s = opened.origin_s
+        self.clock = Clock(opened)
+        self.numbers: Numbers | None = None if self.made_up else Numbers()
         self.sent: list[int] = []  # timestamps that went into the decoder and have not come out
+        self.second: set[int] = set()  # of them, those of second fields
+        self.before: Any = None  # the packet before, as (time, whether it may be a second field)
         self.floor: int | None = None  # timestamp of the first key frame since the decoder was empty
         self.packets = 0
-        self.number: int | None = 0  # of the next frame
+        self.number: int | None = 0  # of the next frame, where packets cannot tell
         self.last_s = -1.0
         self.step_s = 1 / 25  # between the last two pictures, for those without timestamps
         self.damage = ""
-
-    def _indexed(self) -> bool:
-        """Whether seeking is exact. Elsewhere FFmpeg guesses and may land behind the group that is sought."""
-        names = self.container.format.name.split(",") if self.container is not None else []
-        return any(name in INDEXED for name in names)
+        self.note = ""
 
     def pictures(self) -> Iterator[Picture]:
+        """The pictures that are due until the end that was asked for, errors among them; lastly what ended it early."""
+        for picture in self._all():
+            if picture.time_s > self.end_s:
+                return
+            if self.ticks.due(picture.time_s):
+                picture.note, self.note = self.note, ""
+                yield picture
+            if self.ticks.over:
+                return
+
+    def _all(self) -> Iterator[Picture]:
         av = import_av()
         if self.seekable and self.ticks.target > 0:
             self._seek(self.ticks.target)
@@ -77,10 +160,14 @@ class Decoding:
         try:
             yield from self._decoded()
         except (av.FFmpegError, OSError, ValueError) as error:
-            ended = f"reading stopped: {reason_of(error, self.video.timeout_s)}{self._hint()}"
+            ended = f"reading stopped: {reason_of(error, self.opened.timeout_s)}{self._hint()}"
         yield from self._lost(None)
-        if not ended and not self.video.live and self._short():
-            ended = f"the video ends at {max(self.last_s, 0.0):.2f} s of {self.video.duration_s:.2f} s: it is truncated"
+        if not ended and self.clock.stuck > STUCK:
+            ended = f"time stands still after {max(self.last_s, 0.0):.2f} s, so that the rest was not looked at"
+        if not ended and not self.opened.live and self._short():
+            ended = (
+                f"the video ends at {max(self.last_s, 0.0):.2f} s of {self.opened.duration_s:.2f} s: it is truncated"
+            )
         if not ended and self.last_s < 0 and not self.packets:
             ended = "there is no frame in it"
         if ended:
@@ -88,15 +175,12 @@ class Decoding:
 
     def _decoded(self) -> Iterator[Picture]:
         """Everything from the demuxer, group of pictures by group of pictures."""
-        assert self.container is not None
         held: list[Any] = []
         holding, size = True, 0
         position = -1.0
-        for packet in self.container.demux(self.stream):
-            if packet.size == 0:  # the end
-                break
+        for packet in self._packets():
             time_s = self._time(packet.pts if packet.pts is not None else packet.dts)
-            skippable = time_s is not None and not self.video.live
+            skippable = time_s is not None and not self.opened.live
             if packet.is_keyframe and skippable:
                 assert time_s is not None
                 if held and time_s <= self.ticks.target:
@@ -105,9 +189,10 @@ class Decoding:
                 far = self.ticks.target - time_s > SEEK_AHEAD_S and self.ticks.target < self.length_s
                 if far and self.seekable and time_s > position and not held:
                     position = time_s
-                    self._seek(self.ticks.target)
-                    continue
+                    if self._seek(self.ticks.target):
+                        continue
                 holding = True
+            self._count(packet)
             held.append(packet)
             size += packet.size
             if not skippable or time_s > self.ticks.target or size > HELD_BYTES:  # type: ignore[operator]
@@ -123,12 +208,40 @@ class Decoding:
         for packet in (*held, None):
             yield from self._decode(packet)
 
+    def _packets(self) -> Iterator[Any]:
+        """What the demuxer gives, in times that go on."""
+        for packet in self.opened.container.demux(self.stream):
+            if packet.size == 0:  # the end
+                return
+            if not self.made_up and (jump := self.clock.correct(packet)):
+                self.note = f"the file's clock jumps by {jump:+.2f} s here; time goes on"
+            yield packet
+
+    def _count(self, packet: Any) -> None:
+        """Enter a packet into the numbers of pictures; of H.264, one may be the second field of the packet before."""
+        if packet.pts is None:
+            self.numbers = None
+        second = False
+        if self.opened.codec == "h264" and packet.pts is not None:
+            length_s = (packet.duration or 0) * self.clock.tick_s
+            short = 0 < length_s < 0.75 * self.opened.frame_s
+            follows = self.before is not None and packet.pts == self.before[0] + packet.duration
+            second = short and follows and not self.before[1]
+            self.before = (packet.pts, second)
+            if second:
+                self.second.add(packet.pts)
+        hidden = self.opened.codec == "vp8" and packet.size and not bytes(packet)[0] & 0x10
+        if self.numbers is not None and not packet.is_discard and not hidden:
+            self.numbers.add(packet.pts, second_field=second)
+
     def _decode(self, packet: Any) -> Iterator[Picture]:
         """One packet, or None for what the decoder still holds."""
         av = import_av()
         if packet is not None:
             self.packets += 1
             self._expect(packet)
+            if self.opened.codec == "hevc":
+                packet = sei.without_damage(packet, self.stream.codec_context)
         try:
             frames = self.stream.codec_context.decode(packet)
         except av.FFmpegError as error:
@@ -138,18 +251,20 @@ class Decoding:
             return
         for frame in frames:
             pts = self.sent[0] if self.made_up and self.sent else frame.pts
+            if frame.interlaced_frame and self.numbers is not None:
+                self.numbers.fields = True
             if pts is not None:
                 yield from self._lost(pts)
             if frame.key_frame:
                 self.damage = ""
             if frame.is_corrupt:
-                yield self._next(pts, None, "the decoder marked this frame as corrupt")
+                yield self._next(pts, None, "the decoder marked this frame as corrupt: a damaged packet")
             else:
                 yield self._next(pts, frame, "")
 
     def _expect(self, packet: Any) -> None:
         """Remember which timestamps must come out. Not those that need what is before the first key frame."""
-        if packet.pts is None or packet.is_discard or self.video.codec == "vp8":  # which has packets never shown
+        if packet.pts is None or packet.is_discard or self.opened.codec == "vp8":  # which has packets never shown
             return
         if self.floor is None and packet.is_keyframe:
             self.floor = packet.pts
@@ -160,13 +275,16 @@ class Decoding:
         """The timestamps before `until` that went in and never came out."""
         while self.sent and (until is None or self.sent[0] <= until):
             pts = heapq.heappop(self.sent)
-            if pts != until:
+            second = pts in self.second and self.numbers is not None and self.numbers.fields
+            self.second.discard(pts)
+            if pts != until and not (second and not self.damage):
                 yield self._next(pts, None, self.damage or "the decoder gave no picture for this packet")
 
     def _flush(self) -> None:
         """Forget what is inside the decoder."""
         self.stream.codec_context.flush_buffers()
         self.sent.clear()
+        self.second.clear()
         self.floor, self.damage = None, ""
 
     def _next(self, pts: int | None, frame: Any, error: str) -> Picture:
@@ -175,21 +293,26 @@ class Decoding:
             time_s = self._guessed_time()
         elif self.last_s >= 0:
             self.step_s = max(time_s - self.last_s, 0.0) or self.step_s
+        self.last_s = max(self.last_s, time_s)
+        return Picture(time_s, self._numbered(pts, time_s), frame, error)
+
+    def _numbered(self, pts: int | None, time_s: float) -> int | None:
+        """A picture's index; after a seek by its time and the rate, from there on one by one."""
         if self.number is None:
-            self.number = round(time_s * self.video.rate) if self.video.rate else None
+            self.number = round(time_s * self.opened.rate) if self.opened.rate else None
+        elif self.numbers is not None and pts is not None:
+            self.number = self.numbers.of(pts)
         number = self.number
         self.number = None if number is None else number + 1
-        self.last_s = max(self.last_s, time_s)
-        return Picture(time_s, number, frame, error)
+        return number
 
     def _guessed_time(self) -> float:
         """Seconds of a picture without a timestamp. RTSP's first one has none, and comes before FFmpeg's start time."""
-        step_s = 1 / self.video.rate if self.video.rate else self.step_s
+        step_s = 1 / self.opened.rate if self.opened.rate else self.step_s
         if self.last_s >= 0:
             return self.last_s + step_s
-        assert self.container is not None
-        if self.container.format.name == "rtsp" and self.stream.start_time is not None:
-            self.video.origin_s -= step_s
+        if self.opened.format == "rtsp" and self.stream.start_time is not None:
+            self.origin_s -= step_s
         return 0.0
 
     def _forget(self, held: list[Any]) -> None:
@@ -201,55 +324,33 @@ class Decoding:
             self.number += len(held) + in_decoder
         self.last_s = max([self.last_s, *(self._time(p.pts) or 0.0 for p in held[-1:])])
 
-    def _seek(self, time_s: float) -> None:
+    def _seek(self, time_s: float) -> bool:
         av = import_av()
-        assert self.container is not None
         try:
-            self.container.seek(int((time_s + self.video.origin_s) * 1e6), backward=True)
+            self.opened.container.seek(int((time_s + self.origin_s) * 1e6), backward=True)
         except av.FFmpegError:
             self.seekable = False
-            return
+            return False
         self._flush()
-        self.number = None
+        self.clock.restart()
+        self.number, self.numbers = None, None
+        return True
 
     def _time(self, pts: int | None) -> float | None:
         if pts is None or self.stream.time_base is None:
             return None
-        return float(pts * self.stream.time_base) - self.video.origin_s
+        return float(pts * self.stream.time_base) - self.origin_s
 
     def _hint(self) -> str:
         """An MP4 is read from a pipe, or a server that gives no parts, only if its index stands at its beginning."""
-        if self.last_s >= 0 or self.seekable or self.container is None or "mp4" not in self.container.format.name:
+        if self.last_s >= 0 or self.seekable or "mp4" not in self.opened.format:
             return ""
-        where = "in a pipe" if self.video._pipe is not None else "from a server without range requests"
+        where = "in a pipe" if self.opened.pipe is not None else "from a server without range requests"
         return f"; an MP4 {where} needs its index first: ffmpeg -i in.mp4 -c copy -movflags +faststart out.mp4"
 
     def _short(self) -> bool:
         """Whether the demuxer ended well before the declared end, and the sampling did not end it."""
-        declared = self.video.duration_s
-        if declared is None or self.ticks.over or self.end_s < declared:
+        declared = self.opened.duration_s
+        if declared is None or self.clock.jumped_s or self.ticks.over or self.end_s < declared:
             return False
-        return declared - self.last_s > max(SHORT_S, 0.02 * declared, 2 / (self.video.rate or 25.0))
-
-
-def import_av() -> Any:
-    """PyAV, or BackendError that says how to get it."""
-    try:
-        import av
-    except ImportError as error:
-        raise BackendError(f'video needs PyAV ({error}); pip install "dgiqa-rt[video]"') from error
-    return av
-
-
-def reason_of(error: Exception, timeout_s: float | None) -> str:
-    """FFmpeg's reason in a few words. An interrupted read is how a timeout shows."""
-    text = getattr(error, "strerror", None) or str(error)
-    if type(error).__name__ in ("ExitError", "TimeoutError") or "mmediate exit" in text:
-        return stalled(timeout_s)
-    return f"{text} ({type(error).__name__})"
-
-
-def stalled(timeout_s: float | None) -> str:
-    """What a timeout means."""
-    waited = f" for {timeout_s:g} s" if timeout_s else ""
-    return f"nothing arrived{waited}; the source has stalled"
+        return declared - self.last_s > max(SHORT_S, 0.02 * declared, 2 / (self.opened.rate or 25.0))

@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 
-from dgiqa.errors import ImageError
-from dgiqa.video.frames import Frame, RefusedError, Video
+from dgiqa.errors import BackendError
+from dgiqa.video.frames import Frame, Video
 from dgiqa.video.sampling import ROUNDING_S, Sampling
+from dgiqa.video.source import RefusedError
 
 WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # before each further attempt; the last one repeats
 ATTEMPTS = 10  # in a row without a single frame, then the source is given up
@@ -42,7 +43,7 @@ def follow(
     while not stop.is_set():
         try:
             with opened() as video:
-                again = video.live if live is None else live
+                again = video.opened.live if live is None else live
                 if not again:
                     yield from video.frames(wanted, stop)
                     return
@@ -50,8 +51,10 @@ def follow(
                 reason = yield from _connection(joined.next(video.frames(_from_now_on(wanted), stop)), wanted)
                 if reason is None or stop.is_set():
                     return
-        except ImageError as error:
-            reason = str(error)
+        except BackendError:
+            raise
+        except Exception as error:  # whatever one source does, the others go on
+            reason = str(error) or type(error).__name__
             if not again or isinstance(error, RefusedError):
                 yield joined.error(reason)
                 return

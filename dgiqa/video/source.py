@@ -1,0 +1,387 @@
+"""A path, an address, a pipe or an open file -> a container that PyAV has opened, checked before anything is decoded.
+
+What a source may make FFmpeg open in its turn is limited: a playlist on disk names files of its own folder and nothing
+else, a file that is no playlist names none, and formats that draw text or join other files are refused.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+
+from dgiqa.errors import BackendError, ImageError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+VideoSource = str | Path | BinaryIO
+
+STDIN = "-"
+TIMEOUT_S = 10.0  # an address that sends nothing for so long has stalled
+MAX_PIXELS = 40_000_000  # of a frame, unless a limit is given; 8K has 33 million, and some twenty frames are held
+MAX_RATE = 1000.0  # frames per second; above it is a clock's rate
+ATTACHED_PICTURE = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
+INDEXED = ("mov", "matroska", "avi", "asf", "ogg", "nut")  # not mpegts, mpeg, flv or streams without a container
+PLAYLIST_BYTES = 1 << 20  # a playlist of ten hours has 200 kB
+_ADDRESS = re.compile(r"(https?|rtsps?|rtmps?|srt|udp|rtp|tcp)://", re.IGNORECASE)
+_ALWAYS_LIVE = re.compile(r"(rtsps?|rtmps?|srt|udp|rtp|tcp)://", re.IGNORECASE)
+_LOCAL_PROTOCOLS = "file,crypto,data"
+_NETWORK_PROTOCOLS = "http,https,tcp,udp,tls,rtp,rtsp,rtsps,rtmp,rtmps,srt,crypto,data,httpproxy"
+# Formats of FFmpeg that draw text as pictures, and those that name other files
+_TEXT = {"tty", "bin", "xbin", "adf", "idf", "mca", "txd"}
+_JOINING = {"concat", "concatf", "lavfi", "vobsub", "imf", "webm_dash_manifest", "dash", "tedcaptions"}
+_FETCHING = {"hls", "sdp", "rtsp", "rtp", "sap"}  # from a local file or a pipe; an address may
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Frames without a container: width x height pixels at `rate` frames per second, "rgb24" or "yuv420p".
+
+    yuv420p is BT.709 from 720 lines on, else BT.601, in limited range.
+    """
+
+    width: int
+    height: int
+    rate: float
+    layout: Literal["rgb24", "yuv420p"] = "rgb24"
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one frame."""
+        luma = self.width * self.height
+        return 3 * luma if self.layout == "rgb24" else luma * 3 // 2
+
+    @classmethod
+    def parse(cls, text: str) -> Raw:
+        """WIDTHxHEIGHT@RATE[:LAYOUT], as in 1280x720@25 or 1920x1080@30000/1001:yuv420p. Raises ValueError."""
+        match = re.fullmatch(r"(\d{1,5})x(\d{1,5})@(\d+(?:\.\d+)?)(?:/(\d+))?(?::(rgb24|yuv420p))?", text)
+        if not match:
+            raise ValueError(f"{text!r} describes no raw frames; write WIDTHxHEIGHT@RATE[:rgb24|yuv420p]: 1280x720@25")
+        width, height, divisor = int(match[1]), int(match[2]), int(match[4] or 1)
+        rate = float(match[3]) / divisor if divisor else 0.0
+        layout: Any = match[5] or "rgb24"
+        if not (width and height and rate) or (layout == "yuv420p" and (width % 2 or height % 2)):
+            raise ValueError(f"{text!r}: sizes and rate must be above 0, and sizes even for yuv420p")
+        return cls(width, height, rate, layout)
+
+
+class RefusedError(ImageError):
+    """A source that trying again would not help: it has no video, wants a password, or is sampled in a wrong way."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A source that can be read, once.
+
+    container, stream: PyAV's; None of frames without a container. pipe: what bytes are read from, where that is not
+    FFmpeg. origin_s: the container's time that is called 0. duration_s, rate, width, height: as declared, None or 0
+    where unknown. codec: its name. live: whether it ends is not known. indexed: whether seeking is exact. local: a
+    regular file.
+    """
+
+    name: str
+    codec: str
+    width: int
+    height: int
+    rate: float | None
+    duration_s: float | None
+    timeout_s: float
+    container: Any = None
+    stream: Any = None
+    pipe: Any = None
+    origin_s: float = 0.0
+    live: bool = False
+    indexed: bool = False
+    local: bool = False
+
+    @property
+    def format(self) -> str:
+        """FFmpeg's name of the container, of several the list; "" without one."""
+        return str(self.container.format.name) if self.container is not None else ""
+
+    @property
+    def frame_s(self) -> float:
+        """Seconds that a whole frame lasts, by FFmpeg's guess from what the codec says; 0 where it has none."""
+        rate = self.stream.guessed_rate if self.stream is not None else None
+        return float(1 / rate) if rate else 0.0
+
+    @property
+    def jumps(self) -> bool:
+        """Whether FFmpeg knows that times of such containers may jump: MPEG-TS, HLS."""
+        return self.container is not None and bool(int(self.container.format.flags) & AVFMT_TS_DISCONT)
+
+    def close(self, kept: object = None) -> None:
+        """Release the file or the connection, but for `kept`, which is the caller's."""
+        if self.container is not None:
+            self.container.close()
+        if self.pipe is not None and self.pipe is not kept:
+            self.pipe.close()
+
+
+AVFMT_TS_DISCONT = 0x200
+
+
+def open_raw(source: VideoSource, raw: Raw, name: str, timeout_s: float, max_pixels: int | None = None) -> Opened:
+    """Frames without a container. Raises ImageError if they are too large or cannot be read."""
+    _check_size(name, raw.width, raw.height, max_pixels)
+    local = _is_file(source)
+    length_s = os.path.getsize(source) // raw.frame_bytes / raw.rate if local else None  # type: ignore[arg-type]
+    codec = f"raw {raw.layout}"
+    pipe = _binary(source)
+    return Opened(name, codec, raw.width, raw.height, raw.rate, length_s, timeout_s, pipe=pipe, local=local)
+
+
+def open_container(source: VideoSource, name: str, timeout_s: float, max_pixels: int | None = None) -> Opened:
+    """A container with a video in it.
+
+    Raises ImageError if there is none, it cannot be decoded here, or its frames are too large, BackendError without
+    PyAV.
+    """
+    av = import_av()
+    file, options = _for_ffmpeg(source)
+    pipe = None if isinstance(file, str) else file
+    # PyAV 19 reads metadata that are not UTF-8 by itself
+    older = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+    started = time.monotonic()
+    try:
+        container = av.open(file, container_options=options, timeout=(timeout_s, timeout_s), **older)
+    except (av.FFmpegError, ValueError, OSError, RuntimeError) as error:
+        stall_s = timeout_s if time.monotonic() - started >= timeout_s else None
+        raise _unopened(error, source, name, pipe, stall_s) from error
+    try:
+        stream = _video_stream(container, name)
+        _check_size(name, stream.width, stream.height, max_pixels)
+    except ImageError:
+        container.close()
+        raise
+    context = stream.codec_context
+    # A decoder stops at an error instead of painting over it: a made-up picture is not the video's quality. H.264's
+    # marks what it painted, and would otherwise stop at messages beside the picture (SEI), which cameras get wrong.
+    explode = {} if context.name == "h264" else {"err_detect": "explode"}
+    context.options = {"max_pixels": str(2 * (max_pixels or MAX_PIXELS))} | explode
+    origin_s = (container.start_time or 0) / 1e6
+    duration_s = _declared_duration(container, stream, origin_s)
+    # An address that does not say how long it is has no end that could be waited for
+    live = is_address(source) and duration_s is None
+    stream.thread_type = "SLICE" if live else "AUTO"  # frame threads delay a live picture
+    local = _is_file(source)
+    return Opened(
+        name=name,
+        codec=context.name,
+        width=stream.width,
+        height=stream.height,
+        rate=_rate(stream),
+        duration_s=duration_s,
+        timeout_s=timeout_s,
+        container=container,
+        stream=stream,
+        pipe=pipe,
+        origin_s=origin_s,
+        live=live,
+        indexed=local and any(n in INDEXED for n in container.format.name.split(",")),
+        local=local,
+    )
+
+
+def import_av() -> Any:
+    """PyAV, or BackendError that says how to get it."""
+    try:
+        import av
+    except ImportError as error:
+        raise BackendError(f'video needs PyAV ({error}); pip install "dgiqa-rt[video]"') from error
+    return av
+
+
+def reason_of(error: Exception, timeout_s: float | None) -> str:
+    """FFmpeg's reason in a few words. An interrupted read is how a timeout shows."""
+    text = getattr(error, "strerror", None) or str(error)
+    if type(error).__name__ in ("ExitError", "TimeoutError") or "mmediate exit" in text:
+        return stalled(timeout_s)
+    return f"{text} ({type(error).__name__})"
+
+
+def stalled(timeout_s: float | None) -> str:
+    """What a timeout means."""
+    waited = f" for {timeout_s:g} s" if timeout_s else ""
+    return f"nothing arrived{waited}; the source has stalled"
+
+
+def is_address(source: object) -> bool:
+    """Whether a source is reached over the network."""
+    return isinstance(source, str) and _ADDRESS.match(source) is not None
+
+
+def is_live(source: object) -> bool:
+    """Whether an address is mostly live by its scheme; that it is shows when it is opened and says no length."""
+    return isinstance(source, str) and _ALWAYS_LIVE.match(source) is not None
+
+
+def name_of(source: VideoSource) -> str:
+    """What rows call a source; a password in an address is left out."""
+    if isinstance(source, str | Path):
+        return re.sub(r"(?<=://)[^/?#]*:[^/?#]*@", "***@", str(source))
+    name = getattr(source, "name", None)
+    return name if isinstance(name, str) else "<stream>"
+
+
+def read_exactly(pipe: Any, size: int) -> bytes:
+    """That many bytes, or fewer at the end: a pipe gives them in pieces."""
+    data = bytearray()
+    while len(data) < size:
+        piece = pipe.read(size - len(data))
+        if not piece:
+            break
+        data += piece
+    return bytes(data)
+
+
+class _Descriptor:
+    """Standard input by its number: a thread blocked in a buffered reader would hold up the interpreter's end."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.arrived = 0  # bytes so far
+
+    def read(self, size: int) -> bytes:
+        data = os.read(self.number, size)
+        self.arrived += len(data)
+        return data
+
+    def close(self) -> None:
+        """It is not ours."""
+
+
+def _video_stream(container: InputContainer, name: str) -> Any:
+    """The stream with moving pictures; the cover of a piece of music is none."""
+    stream: Any = container.streams.best("video")
+    if stream is None or _is_cover(stream):
+        kinds = sorted({"a cover" if _is_cover(s) else s.type for s in container.streams}) or ["nothing"]
+        raise RefusedError(f"{name} has no video in it, only {' and '.join(kinds)}; name a file with pictures")
+    if stream.codec_context is None:
+        raise RefusedError(f"{name}: its video is encrypted, or FFmpeg has no decoder for it; convert it to H.264")
+    return stream
+
+
+def _check_size(name: str, width: int, height: int, max_pixels: int | None) -> None:
+    limit = max_pixels or MAX_PIXELS
+    if width * height > limit:
+        fix = "raise max_pixels (--max-pixels)"
+        raise RefusedError(f"{name}: a frame of {width} x {height}, limit {limit:,} pixels; {fix}")
+
+
+def _unopened(error: Exception, source: VideoSource, name: str, pipe: object, stall_s: float | None) -> ImageError:
+    """What could not be opened, why, and what to do. stall_s: seconds for which nothing came, None if something did."""
+    what = f"{name} cannot be opened as a video"
+    if _is_empty(source, pipe):
+        return ImageError(f"{what}: it is empty (0 bytes)")
+    if not is_address(source):
+        return ImageError(f"{what}: {reason_of(error, None)}; it is none, or damaged or truncated")
+    if type(error).__name__ in ("HTTPUnauthorizedError", "HTTPForbiddenError"):
+        fix = "write user and password into the address: scheme://USER:PASSWORD@HOST/..."
+        return RefusedError(f"{what}: {reason_of(error, None)}; {fix}")
+    if stall_s is not None:  # FFmpeg gives half an answer for one that makes no sense
+        return ImageError(f"{what}: {stalled(stall_s)}")
+    fix = "it is none, or damaged" if "InvalidData" in type(error).__name__ else "check the address and its server"
+    return ImageError(f"{what}: {reason_of(error, None)}; {fix}")
+
+
+def _declared_duration(container: Any, stream: Any, origin_s: float) -> float | None:
+    """Seconds of the video stream; of the file where only that is said."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    if not container.duration:
+        return None
+    # Matroska's is when it ends, which is not how long it is in a recording that begins at 100 s
+    begins_s = origin_s if "matroska" in container.format.name else 0.0
+    return max(container.duration / 1e6 - begins_s, 0.0) or None
+
+
+def _rate(stream: Any) -> float | None:
+    """Frames per second. A measured rate that is no more than the ticks of the stream's clock was not measured."""
+    measured, guessed = stream.average_rate, stream.guessed_rate
+    rate = guessed if guessed and (not measured or measured * stream.time_base == 1) else measured
+    return float(rate) if rate and rate <= MAX_RATE else None
+
+
+def _is_cover(stream: Any) -> bool:
+    """Whether a video stream is a single attached picture."""
+    disposition = getattr(stream, "disposition", None)
+    return disposition is not None and bool(disposition.value & ATTACHED_PICTURE)
+
+
+def _is_empty(source: VideoSource, pipe: object) -> bool:
+    if isinstance(pipe, _Descriptor):
+        return not pipe.arrived
+    return _is_file(source) and not os.path.getsize(source)  # type: ignore[arg-type]
+
+
+def _is_file(source: VideoSource) -> bool:
+    return isinstance(source, str | Path) and str(source) != STDIN and os.path.isfile(source)
+
+
+def _for_ffmpeg(source: VideoSource) -> tuple[Any, dict[str, str]]:
+    """What PyAV opens, and with which options. A path is never taken for one of FFmpeg's many address schemes."""
+    if isinstance(source, str) and is_address(source):
+        # Over TCP nothing is lost on the way; a server that cannot do that is asked for UDP
+        rtsp = {"rtsp_flags": "prefer_tcp"} if source.lower().startswith("rtsp") else {}
+        formats = _formats_without(frozenset(_TEXT | {"concat", "concatf", "lavfi"}))
+        return source, {"protocol_whitelist": _NETWORK_PROTOCOLS, "format_whitelist": formats, **rtsp}
+    binary = _binary(source)
+    local = {"protocol_whitelist": _LOCAL_PROTOCOLS, "pattern_type": "none"}
+    if not isinstance(source, str | Path) or str(source) == STDIN:
+        formats = _formats_without(frozenset(_TEXT | _JOINING | _FETCHING))
+        return binary, local | {"protocol_whitelist": "crypto,data", "format_whitelist": formats}
+    binary.close()
+    is_playlist = _check_playlist(Path(source), Path(os.path.realpath(source)).parent, set())
+    formats = _formats_without(frozenset(_TEXT | _JOINING | (_FETCHING - {"hls"} if is_playlist else _FETCHING)))
+    return f"file:{source}", local | {"format_whitelist": formats}
+
+
+@lru_cache(4)
+def _formats_without(refused: frozenset[str]) -> str:
+    """FFmpeg's list of formats it may take a source for."""
+    return ",".join(sorted(set(import_av().formats_available) - refused))
+
+
+def _check_playlist(path: Path, folder: Path, seen: set[str]) -> bool:
+    """Whether a file is an HLS playlist. Raises RefusedError if it, or one that it names, names what lies elsewhere."""
+    if not path.is_file():
+        return False  # FFmpeg says so
+    with open(path, "rb") as file:
+        if file.read(7) != b"#EXTM3U":
+            return False
+        text = file.read(PLAYLIST_BYTES + 1).decode("utf-8", "surrogateescape")
+    if len(text) > PLAYLIST_BYTES:
+        raise RefusedError(f"{path}: a playlist above {PLAYLIST_BYTES} bytes; name the video file instead")
+    lines = [line.strip() for line in text.splitlines()]
+    named = [line for line in lines if line and not line.startswith("#")]
+    named += [uri for line in lines if line.startswith("#") for uri in re.findall(r'URI\s*=\s*"?([^",]*)', line, re.I)]
+    for uri in named:
+        if uri.lower().startswith("data:") or not uri:
+            continue
+        target = os.path.realpath(path.parent / uri.replace("\0", ""))
+        plain = not re.match(r"[a-z][a-z0-9+.-]*:", uri, re.IGNORECASE) and not ("?" in uri and ".." in uri)
+        if not plain or not Path(target).is_relative_to(folder):
+            raise RefusedError(f"{path} names {uri!r}, which is not in its folder; name that video itself")
+        if target not in seen:
+            seen.add(target)
+            _check_playlist(Path(target), folder, seen)
+    return True
+
+
+def _binary(source: VideoSource) -> BinaryIO | _Descriptor:
+    if isinstance(source, str) and source == STDIN:
+        return _Descriptor(0)
+    if not isinstance(source, str | Path):
+        return source
+    if os.path.isdir(source):
+        raise ImageError(f"{source} is a folder; name a video file")
+    try:
+        return open(source, "rb")
+    except OSError as error:
+        raise ImageError(f"{source} cannot be read: {error.strerror or error}") from error

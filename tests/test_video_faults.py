@@ -1,0 +1,270 @@
+"""Clips as recorders, cameras and broadcasts really write them, and files that are none: nothing is left out unsaid."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from video_clips import RATE, UInt8, av, level, numbered, swaying, write
+
+from dgiqa.bundle import Bundle
+from dgiqa.errors import ImageError
+from dgiqa.scorer import Scorer
+from dgiqa.video import sei
+from dgiqa.video.frames import Frame, Video
+from dgiqa.video.sampling import Sampling
+from dgiqa.video.source import MAX_PIXELS, Raw, RefusedError
+
+ALL = Sampling(every=0)
+QUIET = {"x265-params": "log-level=none:open-gop=1"}
+
+
+def read(source: Any, wanted: Sampling = ALL, **options: Any) -> list[Frame]:
+    with Video(source, **options) as video:
+        return list(video.frames(wanted))
+
+
+def part(first: int, count: int, begin_s: float, path: Path, **options: Any) -> bytes:
+    """MPEG-TS of numbered frames whose clock begins at begin_s."""
+    times = [begin_s + i / RATE for i in range(count)]
+    frames = list(numbered(first + count))[first:]
+    write(path, frames, times=times, kind="mpegts", options={"bf": "0"}, **options)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("begins_s", [(0.0, 0.0), (0.0, 500.0), (200.0, 100.0), (0.0, 0.0, 0.0)])
+def test_time_goes_on_where_recordings_are_joined(tmp_path: Path, begins_s: tuple[float, ...]) -> None:
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(b"".join(part(30 * i, 30, begin, tmp_path / "part.ts") for i, begin in enumerate(begins_s)))
+    count = 30 * len(begins_s)
+    for source in (joined, io.BytesIO(joined.read_bytes())):
+        found = read(source)
+        assert [(f.number, f.error) for f in found] == [(i, "") for i in range(count)]
+        assert [f.time_s for f in found] == pytest.approx([i / RATE for i in range(count)], abs=0.002)
+        assert [level(f.rgb) for f in found if f.rgb is not None] == pytest.approx(list(range(count)), abs=3)
+        assert sum("clock jumps" in f.note for f in found) == len(begins_s) - 1
+    every = read(joined, Sampling(every=0.5))
+    assert [round(f.time_s, 1) for f in every][-1] >= count / RATE - 0.6
+    spread = read(joined, Sampling(count=4))
+    assert len(spread) == 4
+    assert spread[-1].time_s > 0.8 * count / RATE
+
+
+def test_a_playlist_with_a_discontinuity_is_read_to_its_end(tmp_path: Path) -> None:
+    for i, begin in enumerate((50.0, 3.0)):
+        (tmp_path / f"{i}.ts").write_bytes(part(25 * i, 25, begin, tmp_path / "part.ts"))
+    playlist = (
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n0.ts\n#EXT-X-DISCONTINUITY\n#EXTINF:1,\n1.ts\n#EXT-X-ENDLIST\n"
+    )
+    (tmp_path / "index.m3u8").write_text(playlist)
+    found = read(tmp_path / "index.m3u8")
+    assert [(round(f.time_s * RATE), f.error) for f in found] == [(i, "") for i in range(50)]
+
+
+def test_a_gap_in_a_container_that_keeps_time_is_no_jump(tmp_path: Path) -> None:
+    when = [0.0, 0.04, 30.0, 30.04]
+    found = read(write(tmp_path / "gap.mkv", numbered(4), times=when))
+    assert [(round(f.time_s, 2), f.note) for f in found] == [(t, "") for t in when]
+
+
+def test_two_fields_of_h264_are_one_picture(tmp_path: Path) -> None:
+    """The packets of an interlaced stream, each cut between its two field pictures, as broadcasts carry them."""
+    packets = [(90000 + 1800 * i, i % 2 == 1) for i in range(20)]
+    from dgiqa.video.decoding import Numbers
+
+    numbers = Numbers()
+    for pts, second in packets:
+        numbers.add(pts, second_field=second)
+    numbers.fields = True
+    assert [numbers.of(pts) for pts, second in packets if not second] == list(range(10))
+
+
+@pytest.mark.parametrize(("codec", "kind"), [("mpeg2video", "ts"), ("libx265", "mp4"), ("libx265", "mkv")])
+@pytest.mark.parametrize("every", [0.5, 1.0, 1.7])
+def test_frame_numbers_are_right_after_open_groups_of_pictures(
+    tmp_path: Path, codec: str, kind: str, every: float
+) -> None:
+    options = QUIET if codec == "libx265" else {"bf": "2"}
+    path = write(tmp_path / f"open.{kind}", numbered(150), codec=codec, options=options, gop=12)
+    found = read(path, Sampling(every=every))
+    assert [f.number for f in found] == [round(f.time_s * RATE) for f in found]
+    assert [level(f.rgb) for f in found if f.rgb is not None] == pytest.approx([f.number for f in found], abs=3)
+
+
+def with_truncated_sei(path: Path, unit_header: bytes) -> Path:
+    """A bare stream with a message in front of every picture that says to be longer than it is."""
+    data = path.read_bytes()
+    message = b"\0\0\0\1" + unit_header + b"\x05\xff\xff\x10" + bytes(range(1, 200)) + b"\x80"
+    hurt = path.with_stem("hurt")
+    with av.open(str(path)) as container, hurt.open("wb") as file:
+        for packet in container.demux(video=0):
+            if packet.size:
+                file.write(message + bytes(packet))
+    assert len(hurt.read_bytes()) > len(data)
+    return hurt
+
+
+@pytest.mark.parametrize(("codec", "kind", "header"), [("libx264", "h264", b"\x06"), ("libx265", "hevc", b"\x4e\x01")])
+def test_a_message_that_is_cut_short_costs_no_picture(tmp_path: Path, codec: str, kind: str, header: bytes) -> None:
+    options = QUIET if codec == "libx265" else {"bf": "0"}
+    whole = write(tmp_path / f"whole.{kind}", numbered(20), codec=codec, options=options)
+    hurt = with_truncated_sei(whole, header)
+    before, after = read(whole), read(hurt)
+    assert [f.error for f in after] == [""] * 20
+    for a, b in zip(before, after, strict=True):
+        assert a.rgb is not None
+        assert (a.rgb == b.rgb).all()
+
+
+def test_whole_messages_stay_in_their_packets(tmp_path: Path) -> None:
+    path = write(tmp_path / "clip.mp4", numbered(5), codec="libx265", options={"x265-params": "log-level=none:info=1"})
+    with av.open(str(path)) as container:
+        context = container.streams.video[0].codec_context
+        for packet in container.demux(video=0):
+            assert not packet.size or sei.without_damage(packet, context) is packet
+
+
+def test_a_damaged_slice_of_h264_is_an_error(tmp_path: Path, photos: dict[str, UInt8]) -> None:
+    """The decoder goes on and paints over it, but says so."""
+    path = write(tmp_path / "clip.h264", swaying(photos["coffee"], 20), options={"bf": "0", "crf": "10"})
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        sizes = [p.size for p in container.demux(video=0) if p.size]
+    begin = sum(sizes[:10])
+    data[begin + sizes[10] // 2 : begin + sizes[10] // 2 + 200] = b"\xa5" * 200
+    path.write_bytes(data)
+    assert [i for i, f in enumerate(read(path)) if f.error] == [10]
+
+
+def unknown_codec(path: Path) -> Path:
+    write(path, numbered(5), codec="mjpeg", layout="yuvj420p")
+    path.write_bytes(path.read_bytes().replace(b"MJPG", b"ZZQ9"))
+    return path
+
+
+def test_a_stream_without_a_decoder_is_a_row_and_the_others_go_on(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    from dgiqa.video import VideoRun
+
+    good = write(tmp_path / "good.mp4", numbered(5))
+    with Scorer(tiny_bundle, threads=1) as scorer:
+        rows = list(VideoRun(scorer, [unknown_codec(tmp_path / "bad.avi"), good], ALL).rows())
+    by_path = {name: [r for r in rows if r["path"].endswith(name)] for name in ("bad.avi", "good.mp4")}
+    assert "no decoder" in by_path["bad.avi"][0]["error"]
+    assert [r["status"] for r in by_path["good.mp4"]] == ["ok"] * 5
+
+
+def test_whatever_one_source_raises_is_its_row(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise AttributeError("no such thing")
+
+    monkeypatch.setattr(Video, "frames", broken)
+    with Scorer(tiny_bundle, threads=1) as scorer:
+        (row,) = scorer.score_video(write(tmp_path / "clip.mp4", numbered(3)))
+    assert (row["status"], row["error"]) == ("error", "no such thing")
+
+
+def test_frames_above_the_limit_are_refused_before_any_is_decoded(tmp_path: Path) -> None:
+    path = write(tmp_path / "clip.mp4", numbered(3))
+    with pytest.raises(RefusedError, match=r"96 x 64, limit 6,000 pixels; raise max_pixels"):
+        read(path, max_pixels=6000)
+    with pytest.raises(RefusedError, match=r"60000 x 20000"):
+        read(io.BytesIO(), raw=Raw.parse("60000x20000@25"))
+    assert MAX_PIXELS >= 7680 * 4320
+
+
+def test_playlists_name_files_of_their_own_folder_only(tmp_path: Path) -> None:
+    folder = tmp_path / "hls"
+    (folder / "parts").mkdir(parents=True)
+    outside = tmp_path / "private.ts"
+    outside.write_bytes(part(0, 25, 0, tmp_path / "part.ts"))
+    (folder / "parts" / "0.ts").write_bytes(outside.read_bytes())
+    (folder / "link.ts").symlink_to(outside)
+    (folder / "nested.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n../private.ts\n#EXT-X-ENDLIST\n")
+
+    def playlist(name: str) -> Path:
+        path = folder / "index.m3u8"
+        path.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{name}\n#EXT-X-ENDLIST\n")
+        return path
+
+    assert len(read(playlist("parts/0.ts"))) == 25
+    for name in ("../private.ts", str(outside), f"file:{outside}", f"FILE://{outside}", "link.ts", "nested.m3u8"):
+        with pytest.raises(RefusedError, match="not in its folder"):
+            read(playlist(name))
+    keyed = playlist("parts/0.ts")
+    keyed.write_text(keyed.read_text().replace("#EXTINF", '#EXT-X-MAP:URI="../private.ts"\n#EXTINF'))
+    with pytest.raises(RefusedError, match="not in its folder"):
+        read(keyed)
+
+
+def test_what_joins_or_draws_other_files_is_no_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.ts").write_bytes(part(0, 25, 0, tmp_path / "part.ts"))
+    monkeypatch.chdir(tmp_path)
+    joined = b"ffconcat version 1.0\nfile a.ts\n"
+    playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\na.ts\n#EXT-X-ENDLIST\n"
+    (tmp_path / "list.ffconcat").write_bytes(joined)
+    (tmp_path / "text.txt").write_text("no video but prose, line by line\n" * 100)
+    (tmp_path / "text.nfo").write_text("no video but prose, line by line\n" * 100)
+    for source in ("list.ffconcat", "text.txt", "text.nfo", io.BytesIO(joined), io.BytesIO(playlist)):
+        with pytest.raises(ImageError, match="cannot be opened as a video"):
+            read(source)
+
+
+def test_transparent_pixels_are_white_as_in_images(tmp_path: Path, encode: Any) -> None:
+    rgba = np.zeros((64, 96, 4), np.uint8)
+    rgba[..., 0], rgba[32:, :, 3] = 200, 255
+    path = tmp_path / "clip.mov"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("png", rate=RATE)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "rgba"
+        container.mux([*stream.encode(av.VideoFrame.from_ndarray(rgba, format="rgba")), *stream.encode()])
+    rgb = read(path)[0].rgb
+    assert rgb is not None
+    assert (rgb[:32] == 255).all()
+    assert (rgb[32:] == (200, 0, 0)).all()
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_still_has_the_pixels_that_score_sees(tmp_path: Path, photos: dict[str, UInt8], suffix: str) -> None:
+    from PIL import Image
+
+    from dgiqa.image import decode
+
+    for name, quality in (("coffee", 95), ("astronaut", 30)):
+        path = tmp_path / f"{name}.{suffix}"
+        Image.fromarray(photos[name]).save(path, quality=quality)
+        rgb = read(path)[0].rgb
+        assert rgb is not None
+        assert np.abs(rgb.astype(int) - decode(path.read_bytes())).mean() <= (1 if suffix == "jpg" else 0)
+
+
+def boxed(photo: UInt8, count: int, dark: int = 0) -> Any:
+    """A letterboxed clip, whose first frames are dark."""
+    for i, frame in enumerate(swaying(photo, count, width=160, height=80)):
+        yield np.pad(frame // 16 if i < dark else frame, ((20, 20), (0, 0), (0, 0)))
+
+
+@pytest.mark.parametrize("dark", [0, 2])
+def test_black_bars_are_left_out_and_said(tmp_path: Path, photos: dict[str, UInt8], dark: int) -> None:
+    path = write(tmp_path / "boxed.mp4", boxed(photos["coffee"], 10, dark))
+    found = read(path)
+    assert {f.rgb.shape for f in found if f.rgb is not None} == {(80, 160, 3)}
+    assert {f.note for f in found} == {"black bars left out: 20 + 20 rows"}
+    kept = read(path, bars="keep")
+    assert {f.rgb.shape for f in kept if f.rgb is not None} == {(120, 160, 3)}
+    assert {f.note for f in kept} == {""}
+
+
+def test_errors_of_a_scene_stand_at_their_times(tmp_path: Path, photos: dict[str, UInt8]) -> None:
+    from video_clips import damage
+
+    views = [f for name in ("astronaut", "coffee") for f in swaying(photos[name], 25)]
+    path = write(tmp_path / "scenes.avi", views, codec="mpeg4")
+    damage(path, 0.4)
+    found = read(path, Sampling(per_scene=3))
+    assert any(f.error for f in found)
+    assert [f.time_s for f in found] == sorted(f.time_s for f in found)
