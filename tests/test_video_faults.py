@@ -150,7 +150,7 @@ def test_a_stream_without_a_decoder_is_a_row_and_the_others_go_on(tiny_bundle: B
 
     good = write(tmp_path / "good.mp4", numbered(5))
     with Scorer(tiny_bundle, threads=1) as scorer:
-        rows = list(VideoRun(scorer, [unknown_codec(tmp_path / "bad.avi"), good], ALL).rows())
+        rows = list(VideoRun(scorer.stages, [unknown_codec(tmp_path / "bad.avi"), good], ALL).rows())
     by_path = {name: [r for r in rows if r["path"].endswith(name)] for name in ("bad.avi", "good.mp4")}
     assert "no decoder" in by_path["bad.avi"][0]["error"]
     assert [r["status"] for r in by_path["good.mp4"]] == ["ok"] * 5
