@@ -64,7 +64,7 @@ def inspect(data: bytes) -> Scans:
             return Scans(True, _complete(frame), tuple(frame.doubtful))
         if 0xD0 <= code <= 0xD8 or code == 0x01:
             continue
-        length = int.from_bytes(data[at : at + 2])
+        length = int.from_bytes(data[at : at + 2], "big")
         segment, at = data[at + 2 : at + length], at + max(length, 2)
         if code == 0xDA:
             at = _scan(data, at, segment, frame)
@@ -78,7 +78,7 @@ def inspect(data: bytes) -> Scans:
 def _table(code: int, segment: bytes, frame: _Frame) -> None:
     if code in _SOF and len(segment) >= 6:
         frame.kind, count = code, segment[5]
-        frame.height, frame.width = int.from_bytes(segment[1:3]), int.from_bytes(segment[3:5])
+        frame.height, frame.width = int.from_bytes(segment[1:3], "big"), int.from_bytes(segment[3:5], "big")
         parts = [segment[6 + 3 * i : 9 + 3 * i] for i in range(count)]
         frame.blocks = {p[0]: (p[1] >> 4) * (p[1] & 15) for p in parts if len(p) == 3}
         frame.left = {component: [14] * 64 for component in frame.blocks}
