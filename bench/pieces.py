@@ -28,7 +28,8 @@ from timer import RESULTS
 
 from dgiqa import preprocess
 from dgiqa.image import decode
-from dgiqa.report.rows import score_row, writer_for
+from dgiqa.report.files import writer_for
+from dgiqa.report.rows import score_row
 from dgiqa.spec import Preprocess
 from dgiqa.timing import Call, interleaved
 
@@ -109,7 +110,12 @@ def _scores(count: int) -> Iterable[Any]:
     tile_scores = np.linspace(0.2, 0.8, 6, dtype=np.float32)
     for number in range(count):
         yield SimpleNamespace(
-            **{"bundle": "small@0", "backend": "onnxruntime-cpu", "tiles": "grid", "source": f"photos/{number:04}.jpg"},
+            **{
+                "bundle": "small@0",
+                "backend": "onnxruntime-cpu",
+                "tiling": "grid",
+                "source": f"photos/{number:04}.jpg",
+            },
             **{"value": 0.5, "std_error": 0.01, "width": 1024, "height": 768, "tile_scores": tile_scores},
             timings_ms={"decode": 1.0, "quality": 2.0},
         )

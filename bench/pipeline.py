@@ -46,7 +46,8 @@ from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.forward import STAGES, Networks, Score
 from dgiqa.image import decode
 from dgiqa.machine import usable_cores
-from dgiqa.report.rows import score_row, writer_for
+from dgiqa.report.files import writer_for
+from dgiqa.report.rows import score_row
 from dgiqa.runtime.backends import backends
 from dgiqa.scorer import Scorer
 from dgiqa.speed import Setting

@@ -30,6 +30,7 @@ from dgiqa.errors import BackendError, BundleError
 from dgiqa.image import MAX_MEMORY, MAX_PIXELS, Opened
 from dgiqa.image.sources import Room, Source, name_of, open_source
 from dgiqa.meaning import verdict
+from dgiqa.report.rows import score_row
 from dgiqa.runtime.engines import Engine
 from dgiqa.runtime.session import Session, open_session
 
@@ -57,8 +58,8 @@ class Score:
     std_error: sample standard deviation of tile_scores / sqrt(n); None for a single tile, which has no spread.
     tile_scores: f32 [n]. windows: int32 [n,2], each tile's top-left (y, x) in pixels of the working image, which is
     the image resized to working_height x working_width; `windows_original` maps them back. tile: side of a window.
-    width, height: of the image as decoded (after EXIF rotation), pixels. tiles: the tiling's name.
-    timings_ms: wall time per stage (STAGES); a batch shared with other images counts by this image's part of its
+    width, height: of the image as decoded (after EXIF rotation), pixels. tiling: how tiles were laid out; tiles: how
+    many. timings_ms: wall time per stage (STAGES); a batch shared with other images counts by this image's part of its
     tiles, and time spent waiting for other images is left out. An image on a GPU has the one stage "device".
     bundle: the bundle's id. backend: what ran the networks. source: path, given name, "<bytes>", "<array>", ...
     reasons: probability of each kind of fault that the bundle knows, mean over the tiles; faults: those that reach
@@ -77,7 +78,7 @@ class Score:
     height: int
     working_width: int
     working_height: int
-    tiles: str
+    tiling: str
     timings_ms: dict[str, float]
     bundle: str
     backend: str
@@ -88,6 +89,11 @@ class Score:
     note: str = ""
     attributes: Attributes | None = None
     tile_features: Float32 | None = None
+
+    @property
+    def tiles(self) -> int:
+        """How many tiles the value is the mean of."""
+        return len(self.tile_scores)
 
     @property
     def features(self) -> Float32 | None:
@@ -102,13 +108,17 @@ class Score:
         return np.concatenate([corners, np.broadcast_to(self.tile * scale, corners.shape)], axis=1)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as plain numbers, strings, lists and dicts, ready for JSON."""
+        """Everything as plain numbers, strings, lists and dicts, ready for JSON. `as_row` is what files hold."""
         record = {name: getattr(self, name) for name in self.__dataclass_fields__}
         record |= {"tile_scores": self.tile_scores.tolist(), "windows": self.windows.tolist()}
         record |= {"reasons": dict(self.reasons), "faults": list(self.faults), "timings_ms": dict(self.timings_ms)}
         record["attributes"] = self.attributes and self.attributes.as_dict()
         features = record.pop("tile_features")
         return record | {"features": None if features is None else features.mean(0).tolist()}
+
+    def as_row(self, *, details: bool = False) -> dict[str, Any]:
+        """The score as a row of the command line's files, see docs/rows.md. details: with tiles, windows and times."""
+        return score_row(self, details=details)
 
     def __float__(self) -> float:
         return self.value
@@ -403,7 +413,7 @@ class Stages:
             height=work.height,
             working_width=work.depth.shape[1],
             working_height=work.depth.shape[0],
-            tiles=work.tiles,
+            tiling=work.tiles,
             timings_ms=work.timings_ms,
             bundle=self.bundle.id,
             backend=self.backend,

@@ -224,7 +224,7 @@ def golden_files(images: Iterable[bytes], score: Callable[[bytes], Score], suffi
         record = {
             "file": name,
             "sha256": hashlib.sha256(data).hexdigest(),
-            "tiles": result.tiles,
+            "tiles": result.tiling,
             "score": result.value,
             "tile_scores": result.tile_scores.tolist(),
             **({"reasons": list(result.reasons.values())} if result.reasons else {}),

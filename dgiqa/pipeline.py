@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -23,13 +23,14 @@ from dgiqa.forward import Failure, Networks, Part, PartScores, Score, Stages, Wo
 from dgiqa.image.sources import Source, name_of
 from dgiqa.machine import preparing_threads
 
+JOIN_S = 2.0  # at the end, images that are still being decoded are not waited for longer
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def score_many(
     stages: Stages | Callable[[], Stages],
-    sources: Iterable[Source | tuple[str, Source]],
+    sources: Iterable[Source | tuple[str, Source] | Failure],
     *,
     on_error: Literal["row", "raise"] = "row",
     workers: int | None = None,
@@ -41,14 +42,15 @@ def score_many(
     workers = preparing_threads() if workers is None else workers
     if workers < 1 or (batch is not None and batch < 1):
         raise ValueError(f"workers and batch must be at least 1, got {workers} and {batch}")
-    if isinstance(sources, str | Path | bytes) or (isinstance(sources, np.ndarray) and sources.ndim < 4):
+    one = isinstance(sources, str | Path | bytes | bytearray) or hasattr(sources, "read")
+    if one or (isinstance(sources, np.ndarray) and sources.ndim < 4):
         raise ValueError(f"got one {type(sources).__name__}, wanted several images; score() takes one")
     return _score_many(stages, sources, on_error == "raise", workers, batch)
 
 
 def _score_many(
     stages: Stages | Callable[[], Stages],
-    sources: Iterable[Source | tuple[str, Source]],
+    sources: Iterable[Source | tuple[str, Source] | Failure],
     keep: bool,
     workers: int,
     batch: int | None,
@@ -56,10 +58,11 @@ def _score_many(
     opened = stages if isinstance(stages, Stages) else stages()
     stop = threading.Event()
     broken: list[Exception] = []
+    running: deque[Future[Work | Failure]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="dgiqa")
     try:
         items = _until_error(sources, broken)
-        prepared = _ordered_map(lambda item: _try_prepare(opened, item, stop, keep), items, pool, 2 * workers)
+        prepared = _ordered_map(lambda item: _try_prepare(opened, item, stop, keep), items, pool, 2 * workers, running)
         for result in _pack(opened, prepared, batch or opened.networks.batch, keep):
             if isinstance(result, Failure) and result.exception:
                 raise result.exception
@@ -68,12 +71,16 @@ def _score_many(
             raise broken[0]
     finally:
         stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
+        if not wait(running, timeout=JOIN_S).not_done:
+            pool.shutdown(wait=True)
 
 
 def _try_prepare(
-    stages: Stages, item: Source | tuple[str, Source], stop: threading.Event, keep: bool
+    stages: Stages, item: Source | tuple[str, Source] | Failure, stop: threading.Event, keep: bool
 ) -> Work | Failure:
+    if isinstance(item, Failure):
+        return item
     name = "<tuple>"
     try:
         name, source = _named(item)
@@ -187,16 +194,24 @@ def share(tiles: int, batch: int, parallel: int) -> int:
 
 
 def _ordered_map(
-    function: Callable[[T], R], items: Iterable[T], pool: ThreadPoolExecutor, ahead: int
+    function: Callable[[T], R],
+    items: Iterable[T],
+    pool: ThreadPoolExecutor,
+    ahead: int,
+    pending: deque[Future[R]],
 ) -> Iterator[Future[R]]:
-    """map() on a pool: results to come, in order; at most `ahead` items are taken beyond the last one handed out."""
-    pending: deque[Future[R]] = deque()
+    """map() on a pool: results to come, in order; at most `ahead` items are taken beyond the last one handed out.
+
+    pending: holds those that are not handed out, and the last one that was.
+    """
     for item in items:
         pending.append(pool.submit(function, item))
         if len(pending) >= ahead:
-            yield pending.popleft()
+            yield pending[0]
+            pending.popleft()
     while pending:
-        yield pending.popleft()
+        yield pending[0]
+        pending.popleft()
 
 
 def _until_error(items: Iterable[T], broken: list[Exception]) -> Iterator[T]:

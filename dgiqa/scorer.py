@@ -143,18 +143,20 @@ class Scorer:
 
     def score_many(
         self,
-        sources: Iterable[Source | tuple[str, Source]],
+        sources: Iterable[Source | tuple[str, Source] | Failure],
         *,
         on_error: Literal["row", "raise"] = "row",
         workers: int | None = None,
         batch: int | None = None,
     ) -> Iterator[Score | Failure]:
         """Score images lazily, in the order given; each is what `score` accepts, or a pair (name, source).
+        A Failure among them is handed on in its place.
 
         At most 2 * workers + (parallel + 2) * batch images are taken from `sources` beyond those yielded, however many
         there are; it is iterated in the caller's thread. An image that cannot be scored is yielded as a Failure, or,
         with on_error="raise", its exception is raised in its place. An exception of `sources` itself is raised after
-        the results so far. Closing the iterator, or an interrupt, ends the threads after the stage they are in. An
+        the results so far. Closing the iterator, or an interrupt, ends the threads after the stage they are in, and
+        does not wait longer than two seconds for that. An
         array must not change before its result is yielded.
         workers: threads that decode and prepare, by default `machine.preparing_threads`. batch: as in Scorer.
         """
@@ -173,7 +175,7 @@ class Scorer:
         reuse: Reuse | None = None,
         **reading: Any,
     ) -> Iterator[dict[str, Any]]:
-        """Score frames of a video lazily: a row (`video.VIDEO_COLUMNS`) per frame, in order of time.
+        """Score frames of a video lazily: a row (`report.rows.FRAME_COLUMNS`) per frame, in order of time.
 
         source: a path, an http(s), HLS, RTSP, RTMP, SRT or UDP address, "-" (a container on standard input) or an open
         binary file. every: seconds between frames, by default 1; 0 scores all of them. Or count: that many over the
@@ -197,7 +199,7 @@ class Scorer:
         live: when `capacity` frames wait, a push drops the oldest of them instead of waiting. options: tiles, batch,
         workers, as in Scorer and score_many. Use it as a context manager; `finish()` ends it after what was pushed.
         """
-        from dgiqa.video import frame_row
+        from dgiqa.report.rows import frame_row
         from dgiqa.video.pipeline import Channel, Pipeline
         from dgiqa.video.stream import FrameStream
 

@@ -26,7 +26,7 @@ TRAINING = {"torch", "timm", "torchvision", "safetensors", "onnxscript", "onnxsi
 FLOORS = [
     ["_version", "errors", "hdr", "spec", "timing", "metrics", "store", "resize", "attributes", "bars", "meaning"],
     ["machine", "image", "preprocess", "onnx_file"],
-    ["bundle", "sources"],
+    ["bundle", "sources", "report"],
     ["runtime"],
     ["forward"],
     ["on_device"],
@@ -34,7 +34,6 @@ FLOORS = [
     ["builder"],
     ["video"],
     ["scorer"],
-    ["report"],
     ["nn", "speed", "doctor", "calibrate"],
     ["cli"],
 ]

@@ -14,7 +14,7 @@ import pytest
 
 from dgiqa.report import page
 from dgiqa.report.page import Chapters, Curve, HtmlReport, Subtitles, TimelinePlot
-from dgiqa.video import VIDEO_COLUMNS
+from dgiqa.report.rows import FRAME_COLUMNS
 
 SUMMARY: dict[str, Any] = {
     "complete": True,
@@ -28,7 +28,7 @@ PICTURE = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8
 
 
 def row(time_s: float, score: float | None, path: str = "a.mp4", scene: int = 0, error: str = "") -> dict[str, Any]:
-    made: dict[str, Any] = dict.fromkeys(VIDEO_COLUMNS) | {
+    made: dict[str, Any] = dict.fromkeys(FRAME_COLUMNS) | {
         "path": path,
         "time_s": time_s,
         "score": score,

@@ -16,25 +16,24 @@ import numpy as np
 import pytest
 
 from dgiqa.forward import Score
+from dgiqa.report.files import OutputFile, Report, format_of, left_behind, writer_for
 from dgiqa.report.rows import (
     COLUMNS,
     DETAIL_COLUMNS,
-    AtomicFile,
-    ProgressLine,
-    Report,
+    FRAME_COLUMNS,
+    SCHEMA,
     Row,
     Summary,
-    draw_bar,
     error_row,
-    format_of,
-    printable,
+    gate_sentence,
+    schema_page,
     score_row,
-    shortened,
     to_json,
-    writer_for,
 )
+from dgiqa.report.terminal import ProgressLine, draw_bar, printable, shortened
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9.jpg")
+AS_WRITTEN = {NOT_UTF8: "caf\\xe9.jpg", "=1+1.jpg": "./=1+1.jpg"}  # in CSV; the first in JSON as well
 HOSTILE = ["a,b.jpg", 'q"uote.jpg', "two\nlines.jpg", "esc\x1b[31m.jpg", "snow ☃.jpg", NOT_UTF8, "=1+1.jpg"]
 
 
@@ -50,7 +49,7 @@ def make_score(value: float = 0.5, source: str = "a.jpg", std_error: float | Non
         height=480,
         working_width=512,
         working_height=384,
-        tiles="grid",
+        tiling="grid",
         timings_ms={"decode": 1.0, "depth": 2.5},
         bundle="test@0123456789ab",
         backend="onnxruntime-cpu 1.0",
@@ -96,9 +95,10 @@ def test_json_lines_csv_and_json_hold_the_same_rows(details: bool) -> None:
     lines = [json.loads(line) for line in written("jsonl", rows).splitlines()]
     document = json.loads(written("json", rows))
     cells = list(csv.DictReader(io.StringIO(written("csv", rows, details=details), newline="")))
-    assert lines == document["rows"] == rows
+    assert [line | {"path": row["path"]} for line, row in zip(lines, rows, strict=True)] == rows
+    assert json.loads(to_json(rows)) == document["rows"]
     for row, cell in zip(rows, cells, strict=True):
-        assert cell["path"] == row["path"]
+        assert cell["path"] == AS_WRITTEN.get(row["path"], row["path"])
         assert cell["error"] == row["error"]
         assert cell["score"] == ("" if row["score"] is None else str(row["score"]))
         if details and row["windows"]:
@@ -125,7 +125,7 @@ def test_documents_without_rows_are_valid() -> None:
 def test_json_has_neither_nan_nor_invalid_utf8() -> None:
     text = to_json({"a": math.nan, "b": [math.inf, 1.5], "c": {"d": (-math.inf,)}, "name": NOT_UTF8, "snow": "☃"})
     assert json.loads(text.encode().decode()) == {
-        "a": None, "b": [None, 1.5], "c": {"d": [None]}, "name": NOT_UTF8, "snow": "☃"
+        "a": None, "b": [None, 1.5], "c": {"d": [None]}, "name": "caf\\xe9.jpg", "snow": "☃"
     }  # fmt: skip
     assert "☃" in to_json("☃")
 
@@ -184,35 +184,110 @@ def test_long_names_keep_their_end_and_fit() -> None:
 
 
 def test_the_file_name_decides_the_format() -> None:
-    assert [format_of(f"a/b.{suffix}") for suffix in ("csv", "jsonl", "JSON")] == ["csv", "jsonl", "json"]
+    assert [format_of(f"a/b.{suffix}") for suffix in ("csv", "jsonl", "JSON", "parquet")] == [
+        "csv",
+        "jsonl",
+        "json",
+        "parquet",
+    ]
     for path in ("scores.xlsx", "scores", "csv"):
-        with pytest.raises(ValueError, match=r"\.csv, \.jsonl or \.json"):
+        with pytest.raises(ValueError, match=r"\.csv, \.jsonl, \.json or \.parquet"):
             format_of(path)
 
 
 def test_a_file_appears_only_when_whole_and_leaves_nothing_behind(tmp_path: Path) -> None:
     target = tmp_path / "a.csv"
     target.write_text("old")
-    file = AtomicFile(str(target))
-    file.stream.write("new")
-    file.stream.flush()
+    file = OutputFile(str(target))
+    file.write("new")
     assert target.read_text() == "old"
     file.commit()
     assert target.read_text() == "new"
-    discarded = AtomicFile(str(target))
-    discarded.stream.write("half")
+    discarded = OutputFile(str(target))
+    discarded.write("half")
     discarded.discard()
     assert target.read_text() == "new"
     assert os.listdir(tmp_path) == ["a.csv"]
 
 
+def test_rows_of_a_killed_run_are_beside_the_file_and_are_named(tmp_path: Path) -> None:
+    target = tmp_path / "a[1].csv"
+    file = OutputFile(str(target))
+    file.write("path\nx.jpg\n")
+    (partial,) = left_behind(str(target))
+    assert os.path.basename(partial).startswith("a[1].partial-")
+    assert partial.endswith(".csv")
+    assert Path(partial).read_text() == "path\nx.jpg\n"
+    file.commit()
+    assert left_behind(str(target)) == []
+
+
 def test_a_file_gets_the_usual_permissions_and_links_stay_links(tmp_path: Path) -> None:
     (tmp_path / "link.csv").symlink_to("real.csv")
-    AtomicFile(str(tmp_path / "link.csv")).commit()
+    OutputFile(str(tmp_path / "link.csv")).commit()
     usual = tmp_path / "usual"
     usual.touch()
     assert (tmp_path / "link.csv").is_symlink()
     assert (tmp_path / "real.csv").stat().st_mode == usual.stat().st_mode
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o664])
+def test_a_file_that_is_replaced_keeps_its_mode_and_is_never_wider_meanwhile(tmp_path: Path, mode: int) -> None:
+    target = tmp_path / "a.csv"
+    target.touch()
+    target.chmod(mode)
+    file = OutputFile(str(target))
+    assert os.stat(file.partial).st_mode & 0o777 == mode
+    file.commit()
+    assert target.stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_file_that_is_replaced_keeps_its_owner(tmp_path: Path) -> None:
+    target = tmp_path / "a.csv"
+    target.touch()
+    os.chown(target, 12345, 23456)
+    OutputFile(str(target)).commit()
+    assert (target.stat().st_uid, target.stat().st_gid) == (12345, 23456)
+
+
+def test_no_name_of_a_partial_file_can_be_guessed_and_no_planted_link_is_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = set()
+    for _ in range(5):
+        file = OutputFile(str(tmp_path / "a.csv"))
+        names.add(file.partial)
+        file.discard()
+    assert len(names) == 5
+    monkeypatch.setattr("secrets.token_hex", lambda n: "guessed")
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "a.partial-guessed.csv").symlink_to(tmp_path / "victim")
+    with pytest.raises(FileExistsError):
+        OutputFile(str(tmp_path / "a.csv"))
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_a_pipe_is_written_into_and_stays_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    reader = os.open(tmp_path / "pipe.jsonl", os.O_RDONLY | os.O_NONBLOCK)
+    with Report() as report:
+        file = OutputFile(str(tmp_path / "pipe.jsonl"))
+        report.write_to(writer_for("jsonl", file), file)
+        report.add(score_row(make_score()))
+        assert json.loads(os.read(reader, 4096))["path"] == "a.jpg"
+        report.complete = True
+    os.close(reader)
+    assert (tmp_path / "pipe.jsonl").is_fifo()
+    assert os.listdir(tmp_path) == ["pipe.jsonl"]
+
+
+def test_a_device_is_written_into_and_stays_one() -> None:
+    file = OutputFile(os.devnull)
+    file.write("rows")
+    file.commit()
+    file.discard()
+    assert Path(os.devnull).is_char_device()
 
 
 def test_a_file_that_cannot_be_written_is_known_at_once(tmp_path: Path) -> None:
@@ -220,7 +295,7 @@ def test_a_file_that_cannot_be_written_is_known_at_once(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     for path in ("folder.csv", "missing/a.csv", "plain/a.csv"):
         with pytest.raises(OSError):
-            AtomicFile(str(tmp_path / path))
+            OutputFile(str(tmp_path / path))
     assert sorted(os.listdir(tmp_path)) == ["folder.csv", "plain"]
 
 
@@ -230,20 +305,21 @@ def test_permissions_are_respected(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o555)
     for path in ("kept.csv", "locked/a.csv"):
         with pytest.raises(PermissionError):
-            AtomicFile(str(tmp_path / path))
+            OutputFile(str(tmp_path / path))
 
 
-def report_to(path: Path) -> Report:
+def report_to(*paths: Path, details: bool = False) -> Report:
     report = Report()
-    file = report.own(AtomicFile(str(path)))
-    report.write_to(writer_for("json", file.stream), file)
+    for path in paths:
+        name = format_of(str(path))
+        file = OutputFile(str(path), spooled=name == "parquet")
+        report.write_to(writer_for(name, file, details=details), file)
     return report
 
 
 def test_a_report_that_breaks_off_keeps_its_rows_in_a_valid_document(tmp_path: Path) -> None:
     target = tmp_path / "a.json"
-    report = report_to(target)
-    with contextlib.suppress(RuntimeError), report:
+    with contextlib.suppress(RuntimeError), report_to(target) as report:
         report.add(score_row(make_score()))
         raise RuntimeError
     document = json.loads(target.read_text())
@@ -261,29 +337,163 @@ def test_a_report_that_breaks_off_before_its_first_row_leaves_the_old_file(tmp_p
     assert os.listdir(tmp_path) == ["a.json"]
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-@pytest.mark.parametrize("full", [0, 1])
-def test_a_disk_that_is_full_in_the_end_leaves_the_old_file_and_takes_no_other_along(tmp_path: Path, full: int) -> None:
+class FullAfter:
+    """What a disk does to a file that may hold `room` bytes: it takes a part of what does not fit."""
+
+    def __init__(self, raw: io.FileIO, room: int) -> None:
+        self.raw, self.room = raw, room
+
+    def write(self, data: memoryview) -> int:
+        fits = min(len(data), self.room - self.raw.tell())
+        if not fits:
+            raise OSError(28, "No space left on device")
+        return self.raw.write(data[:fits])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.raw, name)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_disk_that_is_full_at_a_row_keeps_the_rows_before_it(tmp_path: Path, suffix: str) -> None:
+    target = tmp_path / f"a.{suffix}"
+    target.write_text("old")
+    report = report_to(target)
+    file: Any = report.writers[0].__dict__.get("stream") or report.writers[0].__dict__["_file"]
+    file._raw = FullAfter(file._raw, 1000)
+    with pytest.raises(OSError, match="No space left"), report:  # noqa: PT012
+        for i in range(100):
+            report.add(score_row(make_score(source=f"{i}.jpg")))
+    rows = report.summary.scored
+    assert 0 < rows < 100
+    if suffix == "parquet":
+        names = pytest.importorskip("pyarrow.parquet").read_table(target).column("path").to_pylist()
+    elif suffix == "csv":
+        names = [row["path"] for row in csv.DictReader(target.open(newline=""))]
+    else:
+        names = [json.loads(line)["path"] for line in target.read_text().splitlines()]
+    assert names == [f"{i}.jpg" for i in range(rows)]
+    assert os.listdir(tmp_path) == [target.name]
+
+
+def test_a_document_that_cannot_be_closed_says_where_its_rows_are_and_takes_no_other_along(tmp_path: Path) -> None:
     targets = [tmp_path / "a.json", tmp_path / "b.json"]
     for target in targets:
         target.write_text("old")
-    report = Report()
-    files = [report.own(AtomicFile(str(target))) for target in targets]
-    for file in files:
-        report.write_to(writer_for("json", file.stream), file)
-    report.add(score_row(make_score()))
-    with open("/dev/full", "wb") as device:
-        os.dup2(device.fileno(), files[full].stream.fileno())
-    with pytest.raises(OSError, match="No space left"), report:
+    report = report_to(*targets)
+    with pytest.raises(OSError, match=r"No space left.*its rows are in .*a\.partial-.*\.json"), report:  # noqa: PT012
+        report.add(score_row(make_score()))
+        stream: Any = report.writers[0].__dict__["stream"]
+        stream._raw = FullAfter(stream._raw, stream._raw.tell())
         report.complete = True
-    assert targets[full].read_text() == "old"
-    assert len(json.loads(targets[1 - full].read_text())["rows"]) == 1
-    assert sorted(os.listdir(tmp_path)) == ["a.json", "b.json"]
+    assert targets[0].read_text() == "old"
+    assert len(json.loads(targets[1].read_text())["rows"]) == 1
+    (partial,) = left_behind(str(targets[0]))
+    assert '"a.jpg"' in Path(partial).read_text()
+
+
+class Gone(io.StringIO):
+    """Standard output whose reader has left after some rows."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def write(self, text: str) -> int:
+        self.rows -= 1
+        if self.rows < 0:
+            raise BrokenPipeError
+        return super().write(text)
+
+
+def test_a_reader_that_leaves_takes_no_row_from_a_file(tmp_path: Path) -> None:
+    report = report_to(tmp_path / "a.csv")
+    with report:
+        report.write_to(writer_for("jsonl", Gone(2)))
+        for i in range(10):
+            report.add(score_row(make_score(source=f"{i}.jpg")))
+        report.complete = True
+    assert len((tmp_path / "a.csv").read_text().splitlines()) == 11
+
+
+def test_a_reader_that_leaves_ends_a_run_that_nobody_else_needs() -> None:
+    for needed in (False, True):
+        report = Report()
+        report.needed = needed  # a gate's verdict must not rest on what was read
+        report.write_to(writer_for("jsonl", Gone(1)))
+        report.add(score_row(make_score()))
+        with contextlib.nullcontext() if needed else pytest.raises(BrokenPipeError):
+            report.add(score_row(make_score()))
+
+
+def test_parquet_has_typed_columns_in_groups_and_the_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr("dgiqa.report.files.ROW_GROUP", 2)
+    rows = [score_row(make_score(source=name), details=True) for name in HOSTILE]
+    rows += [error_row("bad.jpg", "why", details=True), rows[0] | {"reasons": ["blur", "noise"], "verdict": "fail"}]
+    with report_to(tmp_path / "a.parquet", details=True) as report:
+        (spool,) = left_behind(str(tmp_path / "a.parquet"))
+        for row in rows:
+            report.add(row)
+        assert len(Path(spool).read_text().splitlines()) == len(rows)  # readable if the run were killed here
+        report.complete = True
+    table = parquet.read_table(tmp_path / "a.parquet")
+    assert tuple(table.column_names) == COLUMNS + DETAIL_COLUMNS
+    assert table.column("reasons").to_pylist()[-1] == ["blur", "noise"]
+    assert table.column("score").to_pylist() == [row["score"] for row in rows]
+    assert json.loads(table.column("windows").to_pylist()[0]) == rows[0]["windows"]
+    metadata = parquet.read_metadata(tmp_path / "a.parquet")
+    assert metadata.num_row_groups > 2
+    assert json.loads(metadata.metadata[b"dgiqa"])["scored"] == len(rows) - 1
+    assert os.listdir(tmp_path) == ["a.parquet"]
+
+
+@pytest.mark.parametrize("name", ["car\rret.jpg", "new\nline.jpg", "both\r\n.jpg", "\u2028\u0085.jpg", NOT_UTF8])
+def test_every_name_is_one_row_for_strict_readers(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("pyarrow")
+    import pyarrow.csv
+    import pyarrow.json
+
+    with report_to(tmp_path / "a.csv", tmp_path / "a.jsonl") as report:
+        report.add(score_row(make_score(source=name)))
+        report.complete = True
+    lines = (tmp_path / "a.jsonl").read_bytes().decode().splitlines()
+    assert len(lines) == 1
+    with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
+        assert [len(cells) for cells in csv.reader(file)] == [len(COLUMNS)] * 2
+    options = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    assert pyarrow.csv.read_csv(tmp_path / "a.csv", parse_options=options).num_rows == 1
+    assert pyarrow.json.read_json(tmp_path / "a.jsonl").column("path").to_pylist() == [AS_WRITTEN.get(name, name)]
+
+
+@pytest.mark.parametrize("text", ["=cmd|x", "+1", "-1.jpg", "@SUM(A1)", "\tx", "\rx"])
+def test_no_cell_begins_as_a_formula_does(text: str) -> None:
+    rows = [error_row(text, text), error_row("-", "of standard input")]
+    first, second = csv.DictReader(io.StringIO(written("csv", rows), newline=""))
+    assert (first["path"], first["error"], second["path"]) == (f"./{text}", f"'{text}", "-")
+
+
+def test_the_page_about_rows_is_the_one_that_the_schema_gives() -> None:
+    page = Path(__file__).parent.parent / "docs" / "rows.md"
+    assert page.read_text() == schema_page(), "run python -m dgiqa.report.rows > docs/rows.md"
+    assert {f"`{column.name}`" in schema_page() for column in SCHEMA} == {True}
+    assert set(FRAME_COLUMNS) > {"time_s", "verdict", "reasons", "note", "tiling"}
+
+
+def test_a_score_gives_the_row_that_files_have() -> None:
+    score = make_score()
+    assert score.as_row() == score_row(score)
+    assert (score.tiles, score.tiling) == (3, "grid") == (score.as_row()["tiles"], score.as_row()["tiling"])
+
+
+def test_the_gate_is_one_sentence() -> None:
+    assert gate_sentence(3, 20, "image", 0.4) == "3 of 20 images are below 0.4"
+    assert gate_sentence(1, 1, "video", 0.45) == "1 of 1 video is below 0.45"
+    assert gate_sentence(0, 2, "image", 0.5) == "0 of 2 images are below 0.5"
 
 
 def test_the_progress_line_stays_on_one_line_and_goes_away() -> None:
     stream = io.StringIO()
-    line, summary = ProgressLine(stream, total=40), Summary()
+    line, summary = ProgressLine(stream), Summary(40)
     line.show(summary, force=True)
     for i in range(10):
         summary.add(score_row(make_score()) if i else error_row("b", "why"))

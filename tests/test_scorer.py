@@ -80,7 +80,7 @@ def test_every_kind_of_source_gives_the_same_score(
 def test_a_score_tells_where_it_comes_from(tiny: Scorer, tiny_bundle: Bundle, photos: Photos) -> None:
     score = tiny.score(photos["coffee"][:331, :500])  # the two scales differ: 331 / 96 and 500 / 145
     assert (score.height, score.width, score.working_height, score.working_width) == (331, 500, 96, 145)
-    assert (score.bundle, score.tiles, score.tile) == (tiny_bundle.id, "grid", 64)
+    assert (score.bundle, score.tiling, score.tile) == (tiny_bundle.id, "grid", 64)
     assert score.backend.startswith("onnxruntime-cpu ")
     assert tuple(score.timings_ms) == STAGES
     assert all(ms > 0 for ms in score.timings_ms.values())
@@ -97,7 +97,7 @@ def test_a_score_tells_where_it_comes_from(tiny: Scorer, tiny_bundle: Bundle, ph
 
 def test_one_tile_has_no_standard_error(tiny: Scorer, photos: Photos) -> None:
     score = tiny.score(photos["coffee"], tiles="official:1")
-    assert (len(score.tile_scores), score.std_error, score.tiles) == (1, None, "official:1")
+    assert (len(score.tile_scores), score.std_error, score.tiling) == (1, None, "official:1")
     assert json.loads(json.dumps(score.as_dict(), allow_nan=False))["std_error"] is None
     assert "±" not in repr(score)
 

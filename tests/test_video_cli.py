@@ -157,8 +157,8 @@ def test_an_ffmpeg_pipe_is_scored_as_its_file(run: Run, clip: Path, rows: list[d
         (["--start", "5", "--end", "3"], "no stretch of time"),
         (["--frames", "some"], "neither a number nor all"),
         (["--raw", "64x64"], "describes no raw frames"),
-        (["--gate-interval", "2"], "together with --gate"),
-        (["-o", "rows.xml"], "end it in .jsonl, .csv, .json or .parquet"),
+        (["--gate-interval", "2"], "together with --fail-under"),
+        (["-o", "rows.xml"], "end it in .csv, .jsonl, .json or .parquet"),
         (["--tiles", "many"], "allowed are"),
         (["--fps", "0"], "above 0"),
         (["--gate", "0.5", "--gate-interval", "nan"], "give seconds above 0"),
@@ -228,7 +228,7 @@ def test_ctrl_c_before_the_first_row_claims_no_file(
     command = [sys.executable, "-m", "dgiqa", "video", "-", *options]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
         time.sleep(0.1)
-        while not list(tmp_path.glob(".rows.csv.*")):
+        while not list(tmp_path.glob("rows.partial-*.csv")):
             time.sleep(0.05)
         time.sleep(1)
         process.send_signal(signal.SIGINT)

@@ -69,7 +69,7 @@ def bench(  # noqa: PLR0917 - the command line's options
 
 def _print(found: Survey, bundle: str) -> None:
     """The table, the two recommendations, and what could be built."""
-    from dgiqa.report.rows import BOLD, YELLOW, painter, printable
+    from dgiqa.report.terminal import BOLD, YELLOW, painter, printable
 
     stream = stdout()
     paint = painter(stream)

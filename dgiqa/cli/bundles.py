@@ -68,7 +68,8 @@ def _bundle_facts(summary: BundleSummary) -> dict[str, Any]:
 
 
 def _print_bundle(facts: dict[str, Any]) -> None:
-    from dgiqa.report.rows import BOLD, RED, painter, printable, to_json
+    from dgiqa.report.rows import to_json
+    from dgiqa.report.terminal import BOLD, RED, painter, printable
 
     stream = stdout()
     paint = painter(stream)
@@ -121,7 +122,7 @@ def doctor(
 
 def _print_checks(checks: list[Check]) -> None:
     from dgiqa.doctor import healthy
-    from dgiqa.report.rows import GREEN, RED, YELLOW, painter, printable
+    from dgiqa.report.terminal import GREEN, RED, YELLOW, painter, printable
 
     stream = stdout()
     paint = painter(stream)
@@ -261,7 +262,7 @@ def import_weights(
 
 
 def _print_parity(report: ParityReport) -> None:
-    from dgiqa.report.rows import GREEN, RED, painter, printable
+    from dgiqa.report.terminal import GREEN, RED, painter, printable
 
     stream = stdout()
     paint = painter(stream)
@@ -276,7 +277,7 @@ def _print_parity(report: ParityReport) -> None:
 
 
 def _print_sweep(swept: Sweep) -> None:
-    from dgiqa.report.rows import GREEN, RED, painter, printable
+    from dgiqa.report.terminal import GREEN, RED, painter, printable
 
     stream = stdout()
     paint = painter(stream)

@@ -10,12 +10,15 @@ import sys
 import traceback
 from collections.abc import Callable, Generator
 from enum import Enum
-from typing import Any, Protocol, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeVar
 
 import typer
 from typer.core import TyperGroup
 
 from dgiqa.errors import BackendError, DgiqaError, ParityError
+
+if TYPE_CHECKING:
+    from dgiqa.report.files import OutputFile
 
 PROGRAM = "dgiqa-rt"
 OK, RUNTIME_ERROR, USAGE, INPUTS_FAILED, GATE_FAILED, ENVIRONMENT = range(6)
@@ -27,10 +30,11 @@ Exit codes:
   2    wrong usage
   3    some inputs could not be scored (missing, not an image, a folder
        without images); each is a row with status "error"
-  4    a score is below --fail-under or --gate, or verify or build is over
+  4    a score is below --fail-under or the preset, or verify or build is over
        its tolerance; 4 wins over 3, so that tolerating 3 never hides it
   5    this machine cannot do it: ONNX Runtime or a backend is missing
-  130  interrupted (143: terminated); rows written so far are kept
+  130  interrupted (143: terminated, 129: the terminal closed); the rows
+       written so far are kept
 """
 
 T = TypeVar("T")
@@ -89,22 +93,28 @@ class Report(Protocol):
     """Where the results of a run go. complete: whether all of them came."""
 
     complete: bool
+    unread: bool
 
-    def add(self, result: Any, /) -> None:
+    def add(self, row: Any, result: Any = None) -> None:
         """Write one of them."""
 
 
+_SIGNAL_WORDS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+if hasattr(signal, "SIGHUP"):  # not on Windows
+    _SIGNAL_WORDS[signal.SIGHUP] = "terminal closed"
+
+
 class Stopped(BaseException):
-    """SIGINT or SIGTERM arrived. Not a KeyboardInterrupt, which the argument parser would catch and answer itself."""
+    """A signal of _SIGNAL_WORDS arrived. Not a KeyboardInterrupt, which the argument parser would answer itself."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.exit_code = 128 + number
-        self.word = "interrupted" if number == signal.SIGINT else "terminated"
+        self.word = _SIGNAL_WORDS.get(number, "terminated")
 
 
 class Signals:
-    """The process's handlers of SIGINT and SIGTERM: the first signal raises Stopped, a second one ends us at once."""
+    """The process's handlers of _SIGNAL_WORDS: the first signal raises Stopped, a second one ends us at once."""
 
     def __init__(self) -> None:
         self.holding = False
@@ -112,7 +122,7 @@ class Signals:
 
     def catch(self) -> None:
         """Install the handlers. Signals that are ignored (nohup, background jobs) stay ignored."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _SIGNAL_WORDS:
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 signal.signal(number, self._arrived)
 
@@ -146,7 +156,7 @@ def stdout() -> TextIO:
 
 
 def data_stream() -> TextIO:
-    """Standard output for programs: UTF-8 whatever the locale; names that are not UTF-8 keep their bytes."""
+    """Standard output for programs: UTF-8 whatever the locale; a plain name that is not UTF-8 keeps its bytes."""
     stream = stdout()
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")
@@ -155,9 +165,11 @@ def data_stream() -> TextIO:
 
 def say(message: str, prefix: str = f"{PROGRAM}: ") -> None:
     """One line on standard error; a closed one is no reason to fail."""
-    from dgiqa.report.rows import printable
+    from dgiqa.report.terminal import printable
 
-    with contextlib.suppress(OSError, ValueError, AttributeError):
+    if sys.stderr is None:  # print would take standard output instead
+        return
+    with contextlib.suppress(OSError, ValueError):
         print(prefix + printable(message), file=sys.stderr, flush=True)
 
 
@@ -170,7 +182,7 @@ def print_json(facts: dict[str, Any]) -> None:
 
 def watched() -> bool:
     """Whether someone sees a progress line on standard error."""
-    from dgiqa.report.rows import is_terminal
+    from dgiqa.report.terminal import is_terminal
 
     return sys.stderr is not None and is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
 
@@ -183,20 +195,31 @@ def writable(open_: Callable[[str], T], path: str) -> T:
         raise DgiqaError(f"cannot write {path}: {error.strerror or error}; nothing was scored") from error
 
 
+def opened(path: str, *, spooled: bool = False) -> OutputFile:
+    """The file that rows go to, and a word about rows that a killed run left beside it."""
+    from dgiqa.report.files import OutputFile, left_behind
+
+    for partial in left_behind(path):
+        say(f"rows of a run that was killed, or still goes on, are in {partial}")
+    return writable(lambda name: OutputFile(name, spooled=spooled), path)
+
+
 def fill(report: Report, results: Generator[Any]) -> Stopped | None:
     """Write every result. Returns the signal that ended it early, if one did, to be raised when all is closed."""
     try:
         with contextlib.closing(results):  # or its threads would go on
-            for result in results:
+            for row, result in results:
                 SIGNALS.hold()
-                report.add(result)
+                report.add(row, result)
                 SIGNALS.release()
         report.complete = True
     except Stopped as stop:
         stop.word += "; the rows written so far are kept"
         return stop
     except BrokenPipeError:
-        pass  # whoever read standard output has seen enough
+        if not report.unread:
+            raise
+        # Else whoever read standard output has seen enough.
     finally:
         SIGNALS.hold()  # what is left, closing the documents, is quick
     return None
@@ -211,7 +234,9 @@ def explain(error: Exception) -> int:
     expected = isinstance(error, DgiqaError | OSError | ValueError)
     kind = "" if expected else f"{type(error).__name__}: "
     hint = "" if expected else " (DGIQA_DEBUG=1 shows where)"
-    text = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else str(error)
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     say(f"{kind}{text}{hint}", prefix="error: ")
     if isinstance(error, ParityError):
         return GATE_FAILED

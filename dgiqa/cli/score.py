@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import math
 import sys
-from collections import deque
+from collections import Counter
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,14 +22,17 @@ from dgiqa.cli.common import (
     app,
     data_stream,
     fill,
+    opened,
     say,
     stdout,
     watched,
-    writable,
 )
 
 if TYPE_CHECKING:
-    from dgiqa.report.rows import Report, Row, Summary
+    from dgiqa.forward import Failure
+    from dgiqa.image.sources import Source
+    from dgiqa.report.files import Report
+    from dgiqa.report.rows import Row, Summary
     from dgiqa.scorer import Scorer
     from dgiqa.sources import Input
 
@@ -64,7 +66,7 @@ def score(  # noqa: PLR0917 - the command line's options
     max_memory: options.MaxMemory = None,
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write rows to FILE: .csv, .jsonl or .json decides how."),
+        typer.Option("--output", "-o", metavar="FILE", help="Write rows to FILE: .csv, .jsonl, .json or .parquet."),
     ] = None,
     format_: options.Format = None,
     json_: Annotated[bool, typer.Option("--json", help="The same as --format json: one document.")] = False,
@@ -93,17 +95,22 @@ def score(  # noqa: PLR0917 - the command line's options
       curl -s https://example.org/a.jpg | dgiqa-rt score -
       find . -name '*.jpg' -print0 | dgiqa-rt score --from-file - -0
     """
-    from dgiqa.report.rows import ProgressLine, Report, Summary, format_of
+    from dgiqa.report.files import Report, format_of
+    from dgiqa.report.rows import Summary, gate_sentence
+    from dgiqa.report.terminal import ProgressLine
 
     _check_sources(paths, from_file)
     with options.usage("--output"):
         target = format_of(output) if output else None
     shown = options.shown_format(_wanted_format(format_, json_), output)
-    inputs = _inputs(paths or [], from_file, null, recursive)
+    left_out: Counter[str] = Counter()
+    inputs = _inputs(paths or [], from_file, null, recursive, left_out)
     if limit is not None:
         inputs = itertools.islice(inputs, limit)
     if dry_run:
-        raise typer.Exit(_list(inputs, "\0" if null else "\n"))
+        code = _list(inputs, "\0" if null else "\n")
+        _say_left_out(left_out)
+        raise typer.Exit(code)
 
     from dgiqa.forward import check_tiling
     from dgiqa.scorer import Scorer
@@ -112,10 +119,10 @@ def score(  # noqa: PLR0917 - the command line's options
         check_tiling(tiles)
     model, fail_under = options.gated(bundle, fail_under, preset, "--fail-under")
     with Report() as report:
-        _open(report, output, target, shown, details, fail_under)  # before anything slow: it may not be writable
+        _open(report, output, target, shown, details)  # before anything slow: it may not be writable
         inputs, total = _counted(inputs, live=from_file == "-")
         if watched() and not (quiet or no_progress):
-            report.line = ProgressLine(sys.stderr, total)
+            report.line = ProgressLine(sys.stderr)
         scorer = Scorer(
             model,
             backend=backend.value,
@@ -130,14 +137,18 @@ def score(  # noqa: PLR0917 - the command line's options
             gate=fail_under,
             max_memory=None if max_memory is None else max_memory << 20,
         )
-        report.summary = summary = Summary()  # its clock starts here: what came before was loading
+        report.needed = fail_under is not None
+        report.summary = summary = Summary(total)  # its clock starts here: what came before was loading
         stop = fill(report, _rows(scorer, inputs, workers, details))
     if not quiet:
         written = output if report.complete or summary.scored + summary.failed else None
         _say_summary(summary, scorer, written)
+        _say_left_out(left_out)
+    if fail_under is not None and summary.scored and not quiet:
+        say(gate_sentence(summary.below, summary.scored, "image", fail_under), prefix="")
     if stop:
         raise stop
-    raise typer.Exit(_verdict(summary, fail_under))
+    raise typer.Exit(GATE_FAILED if summary.below else INPUTS_FAILED if summary.failed else OK)
 
 
 def _check_sources(paths: list[str] | None, from_file: str | None) -> None:
@@ -157,18 +168,19 @@ def _wanted_format(format_: Format | None, json_: bool) -> Format | None:
     return Format.json if json_ else format_
 
 
-def _inputs(paths: list[str], from_file: str | None, null: bool, recursive: bool) -> Iterator[Input]:
+def _inputs(
+    paths: list[str], from_file: str | None, null: bool, recursive: bool, left_out: Counter[str]
+) -> Iterator[Input]:
     from dgiqa.sources import expand, listed
 
     if from_file is None:
-        return expand(paths, recursive=recursive)
+        return expand(paths, recursive=recursive, left_out=left_out)
     try:
         stream = sys.stdin.buffer if from_file == "-" else open(from_file, "rb")  # noqa: SIM115 - read lazily
     except OSError as error:
         raise typer.BadParameter(f"{from_file}: {error.strerror}", param_hint="--from-file") from error
-    return itertools.chain(
-        expand(paths, recursive=recursive), listed(stream, from_file, null=null, recursive=recursive)
-    )
+    rest = listed(stream, from_file, null=null, recursive=recursive, left_out=left_out)
+    return itertools.chain(expand(paths, recursive=recursive, left_out=left_out), rest)
 
 
 def _counted(inputs: Iterator[Input], live: bool) -> tuple[Iterator[Input], int | None]:
@@ -180,64 +192,60 @@ def _counted(inputs: Iterator[Input], live: bool) -> tuple[Iterator[Input], int 
 
 def _list(inputs: Iterator[Input], end: str) -> int:
     """--dry-run: names on standard output, what would fail on standard error."""
+    from dgiqa.report.terminal import is_terminal, printable
+
     stream, failed = data_stream(), False
+    shown = printable if is_terminal(stream) else str  # a name must not move the cursor
     for item in inputs:
         if item.error:
             failed = True
             say(f"{item.name}: {item.error}")
         else:
-            stream.write(item.name + end)
+            stream.write(shown(item.name) + end)
     return INPUTS_FAILED if failed else OK
 
 
-def _open(  # noqa: PLR0917 - the options it joins
-    report: Report, output: str | None, target: str | None, shown: str | None, details: bool, fail_under: float | None
-) -> None:
-    from dgiqa.report.rows import AtomicFile, writer_for
+def _open(report: Report, output: str | None, target: str | None, shown: str | None, details: bool) -> None:
+    from dgiqa.report.files import writer_for
 
     if output and target:
-        file = report.own(writable(AtomicFile, output))
-        report.write_to(writer_for(target, file.stream, details=details), file)
+        file = opened(output, spooled=target == "parquet")
+        report.write_to(writer_for(target, file, details=details), file)
     if shown:
         stream = stdout() if shown == "table" else data_stream()
-        report.write_to(writer_for(shown, stream, details=details, fail_under=fail_under))
+        report.write_to(writer_for(shown, stream, details=details))
 
 
-def _rows(scorer: Scorer, inputs: Iterator[Input], workers: int | None, details: bool) -> Generator[Row]:
-    """A row per input, in the order of the inputs: those without an image are put back in between the scored ones."""
-    from dgiqa.forward import Score
+def _rows(scorer: Scorer, inputs: Iterator[Input], workers: int | None, details: bool) -> Generator[tuple[Row, None]]:
+    """A row per input, in the order of the inputs; those that give no image come as failures."""
+    from dgiqa.forward import Failure, Score
     from dgiqa.report.rows import error_row, score_row
 
-    waiting: deque[tuple[int, Input]] = deque()  # (how many images come before it, the input that gives none)
-    origin = {"bundle": scorer.bundle.id, "backend": scorer.backend, "tiling": scorer.tiles}
-
-    def images() -> Iterator[tuple[str, str | bytes]]:
-        taken = 0
+    def items() -> Iterator[tuple[str, Source] | Failure]:
         for item in inputs:
             if item.source is None:
-                waiting.append((taken, item))
+                yield Failure(item.name, "ImageError", item.error)
             else:
-                taken += 1
                 yield item.name, item.source
 
-    def without_image(before: float) -> Iterator[Row]:
-        while waiting and waiting[0][0] <= before:
-            item = waiting.popleft()[1]
-            yield error_row(item.name, item.error, details=details, **origin)
-
-    for done, result in enumerate(scorer.score_many(images(), workers=workers)):
-        yield from without_image(done)
+    origin = {"bundle": scorer.bundle.id, "backend": scorer.backend, "tiling": scorer.tiles}
+    for result in scorer.score_many(items(), workers=workers):
         if isinstance(result, Score):
-            yield score_row(result, details=details)
+            yield score_row(result, details=details), None
         else:
-            yield error_row(result.source, result.message, details=details, **origin)
-    yield from without_image(math.inf)
+            yield error_row(result.source, result.message, details=details, **origin), None
 
 
-def _verdict(summary: Summary, fail_under: float | None) -> int:
-    if fail_under is not None and summary.lowest is not None and summary.lowest < fail_under:
-        return GATE_FAILED
-    return INPUTS_FAILED if summary.failed else OK
+def _say_left_out(left_out: Counter[str]) -> None:
+    """One line about the files in folders that are no images by their names."""
+    from dgiqa.sources import VIDEO_SUFFIXES
+
+    if not left_out:
+        return
+    kinds = ", ".join(f"{n} {suffix or 'without a suffix'}" for suffix, n in left_out.most_common())
+    advice = "; dgiqa-rt video scores videos" if any(suffix in VIDEO_SUFFIXES for suffix in left_out) else ""
+    total = sum(left_out.values())
+    say(f"left out of folders: {total} file{'s' * (total != 1)} ({kinds}){advice}", prefix="")
 
 
 def _say_summary(summary: Summary, scorer: Scorer, output: str | None) -> None:

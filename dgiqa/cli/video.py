@@ -22,6 +22,7 @@ from dgiqa.cli.common import (
     app,
     data_stream,
     fill,
+    opened,
     say,
     stdout,
     watched,
@@ -29,7 +30,7 @@ from dgiqa.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from dgiqa.report.files import PictureReport
+    from dgiqa.report.files import Report
     from dgiqa.video import Summary
     from dgiqa.video.sampling import Sampling
 
@@ -103,12 +104,15 @@ def video(  # noqa: PLR0917 - the command line's options
     ffmetadata: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write the score as chapters in FFmpeg's metadata format.")
     ] = None,
-    gate: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, metavar="X", help="Exit with 4 if a video's mean is below X.")
+    fail_under: Annotated[
+        float | None,
+        typer.Option(
+            "--fail-under", "--gate", min=0.0, max=1.0, metavar="X", help="Exit with 4 if a video's mean is below X."
+        ),
     ] = None,
     gate_interval: Annotated[
         float | None,
-        typer.Option(metavar="S", help="With --gate or --preset: or if that of any S seconds is."),
+        typer.Option(metavar="S", help="With --fail-under or --preset: or if that of any S seconds is."),
     ] = None,
     preset: options.Preset = None,
     quiet: options.Quiet = False,
@@ -121,21 +125,24 @@ def video(  # noqa: PLR0917 - the command line's options
     \b
     Examples:
       dgiqa-rt video clip.mp4 --every 0.5s --html report.html
-      dgiqa-rt video encoded.mp4 --gate 0.45 --gate-interval 2
+      dgiqa-rt video encoded.mp4 --fail-under 0.45 --gate-interval 2
       dgiqa-rt video rtsp://camera/1 rtsp://camera/2 --fps 1 -o cameras.jsonl
       ffmpeg -i in.mkv -f rawvideo -pix_fmt rgb24 - | dgiqa-rt video --raw 1280x720@25 -
     """
     from dgiqa.forward import check_tiling
-    from dgiqa.report.files import PictureReport, VideoProgress
+    from dgiqa.report.files import Report
+    from dgiqa.report.terminal import ProgressLine
     from dgiqa.scorer import Scorer
     from dgiqa.video import Reading, Summary, VideoRun
     from dgiqa.video.reuse import Reuse
     from dgiqa.video.source import Raw
 
-    model, gate = options.gated(bundle, gate, preset, "--gate")
+    model, gate = options.gated(bundle, fail_under, preset, "--fail-under")
     sampling = _sampling(every, fps, frames, scenes, start, end, duration)
     if gate_interval is not None and (gate is None or not 0 < gate_interval < math.inf):
-        raise typer.BadParameter("give seconds above 0, together with --gate or --preset", param_hint="--gate-interval")
+        raise typer.BadParameter(
+            "give seconds above 0, together with --fail-under or --preset", param_hint="--gate-interval"
+        )
     _check_sources(sources, live, bool(srt or ffmetadata), raw)
     _check_files(
         sources, {"--output": output, "--plot": plot, "--html": html, "--srt": srt, "--ffmetadata": ffmetadata}
@@ -147,7 +154,7 @@ def video(  # noqa: PLR0917 - the command line's options
     with options.usage("--tiles"):
         check_tiling(tiles)
     shown = options.shown_format(format_, output)
-    with PictureReport() as report:
+    with Report() as report:
         _open(report, output, shown, gate, plot=plot, html=html, srt=srt, ffmetadata=ffmetadata)
         scorer = Scorer(
             model,
@@ -175,29 +182,27 @@ def video(  # noqa: PLR0917 - the command line's options
         run = VideoRun(scorer.stages, sources, sampling, reading=reading, reuse=reuse, workers=workers)
         report.summary = summary = Summary(run, *([] if gate_interval is None else [gate_interval]))
         if watched() and not (quiet or no_progress):
-            report.line = VideoProgress(sys.stderr)
+            report.line = ProgressLine(sys.stderr)
+        report.needed = gate is not None
         stop = fill(report, run.results())
     if not quiet:
         written = output if report.complete or summary.scored + summary.failed else None
         _say_summary(summary, scorer.backend, written)
     if stop:
         raise stop
-    raise typer.Exit(_verdict(summary, gate, gate_interval is not None))
+    raise typer.Exit(_verdict(summary, gate, gate_interval is not None, quiet))
 
 
-def _open(
-    report: PictureReport, output: str | None, shown: str | None, gate: float | None, **sinks: str | None
-) -> None:
+def _open(report: Report, output: str | None, shown: str | None, gate: float | None, **sinks: str | None) -> None:
     """Open all that is written, before anything slow: it may not be writable."""
     from dgiqa.report import files, page
-    from dgiqa.report.rows import AtomicFile
 
     if output:
         with options.usage("--output"):
             kind = files.format_of(output)
-        file = report.own(writable(AtomicFile, output))
-        report.write_to(files.writer_for(kind, file.stream), file)
-    makers: dict[str, Callable[[str], page.Sink]] = {
+        file = opened(output, spooled=kind == "parquet")
+        report.write_to(files.writer_for(kind, file, "frame"), file)
+    makers: dict[str, Callable[[str], files.Sink]] = {
         "plot": lambda path: page.TimelinePlot(path, gate),
         "html": lambda path: page.HtmlReport(path, gate),
         "srt": page.Subtitles,
@@ -208,7 +213,7 @@ def _open(
             report.draw_to(writable(makers[name], path))
     if shown:
         stream = stdout() if shown == "table" else data_stream()
-        report.write_to(files.writer_for(shown, stream, gate=gate))
+        report.write_to(files.writer_for(shown, stream, "frame"))
 
 
 def _sampling(  # noqa: PLR0917 - the options it joins
@@ -279,10 +284,14 @@ def _check_files(sources: list[str], files: dict[str, str | None]) -> None:
         raise typer.BadParameter(f"{plot!r} is written as PNG; end it in .png", param_hint="--plot")
 
 
-def _verdict(summary: Summary, gate: float | None, interval_gate: bool) -> int:
+def _verdict(summary: Summary, gate: float | None, interval_gate: bool, quiet: bool) -> int:
+    from dgiqa.report.rows import gate_sentence
+
     below = summary.failures(gate, interval_gate)
     for line in below:
         say(line, prefix="gate: ")
+    if gate is not None and not quiet and (scored := sum(p.scored > 0 for p in summary.pooled.values())):
+        say(gate_sentence(len(summary.below(gate, interval_gate)), scored, "video", gate), prefix="")
     if below:
         return GATE_FAILED
     return INPUTS_FAILED if summary.failed else OK

@@ -1,184 +1,394 @@
-"""Rows of videos -> a table, JSON lines, CSV, JSON or Parquet, and a progress line with speed and time left."""
+"""Rows -> CSV, JSON lines, JSON and Parquet, in files that lose no row and leave nothing half under the user's name.
+
+Writers take a text stream or an OutputFile and hand over every row in one `write`.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import glob
+import io
+import itertools
+import json
 import os
-import time
-from typing import TYPE_CHECKING, Any, TextIO
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TextIO, TypeVar
 
-from dgiqa.report.rows import (
-    BOLD,
-    CYAN,
-    DIM,
-    EIGHTHS,
-    RED,
-    CsvWriter,
-    JsonLinesWriter,
-    JsonWriter,
-    ProgressLine,
-    Report,
-    Row,
-    Writer,
-    can_encode,
-    draw_bar,
-    painter,
-    printable,
-    shortened,
-    terminal_width,
-)
-from dgiqa.video import VIDEO_COLUMNS, Summary
-
-if TYPE_CHECKING:
-    from dgiqa.report.page import Sink
-    from dgiqa.video.pipeline import Result
+from dgiqa.report.rows import SCHEMA, SCHEMA_VERSION, Kind, Row, Summary, Tally, columns, readable, to_json
+from dgiqa.report.terminal import ProgressLine, TableWriter
 
 FILE_FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".json": "json", ".parquet": "parquet"}
-ROW_GROUP = 1000  # rows of a Parquet file kept in memory before they are written
+ROW_GROUP = 1000  # rows of a Parquet file in memory at a time
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that spreadsheets compute
+
+R = TypeVar("R", bound="Report")
+
+
+class Stream(Protocol):
+    """What writers write to."""
+
+    def write(self, text: str, /) -> Any: ...
+    def flush(self) -> Any: ...
+
+
+class Writer(Protocol):
+    """Turns rows into text. `finish` is called once, after the last row, also when that came early."""
+
+    def write(self, row: Row) -> None:
+        """Write and flush one row."""
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write what comes after the last row."""
+
+
+class Sink(Protocol):
+    """Something a run over videos is written to beside its rows."""
+
+    file: OutputFile
+
+    def add(self, row: Row, picture: Any) -> None:
+        """One frame; picture: the working image uint8 [h,w,3], or None with an error."""
+
+    def write(self, summary: dict[str, Any]) -> None:
+        """Write the whole into the file."""
 
 
 def format_of(path: str) -> str:
     """The format a file name asks for. Raises ValueError naming the suffixes there are."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in FILE_FORMATS:
-        raise ValueError(f"{path!r} ends in {suffix or 'no suffix'}; end it in .jsonl, .csv, .json or .parquet")
+        raise ValueError(f"{path!r} ends in {suffix or 'no suffix'}; end it in .csv, .jsonl, .json or .parquet")
     return FILE_FORMATS[suffix]
 
 
-def writer_for(name: str, stream: TextIO, *, gate: float | None = None) -> Writer:
-    """The writer of a format on a text stream; Parquet takes the binary stream below it."""
+def writer_for(name: str, stream: TextIO | OutputFile, kind: Kind = "image", *, details: bool = False) -> Writer:
+    """The writer of a format for rows of that kind. Parquet needs an OutputFile."""
     if name == "table":
-        return VideoTable(stream, gate)
-    if name == "parquet":
-        return ParquetWriter(stream)
+        return TableWriter(stream, kind)  # type: ignore[arg-type]
     if name == "csv":
-        return CsvWriter(stream, VIDEO_COLUMNS)
+        return CsvWriter(stream, columns(kind, details=details))
+    if name == "parquet":
+        assert isinstance(stream, OutputFile)
+        return ParquetWriter(stream, columns(kind, details=details))
     return JsonLinesWriter(stream) if name == "jsonl" else JsonWriter(stream)
 
 
-class ParquetWriter:
-    """A typed column each, in row groups; the summary is in the file's metadata under "dgiqa". Needs pyarrow."""
+class JsonLinesWriter:
+    """One JSON object per line."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+
+    def write(self, row: Row) -> None:
+        self.stream.write(to_json(row) + "\n")
+        self.stream.flush()
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        self.stream.flush()
+
+
+class JsonWriter:
+    """One document {schema_version, rows, summary}, written row by row; it is valid once finished."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.before = f'{{"schema_version": {SCHEMA_VERSION}, "rows": [\n'
+
+    def write(self, row: Row) -> None:
+        self.stream.write(self.before + to_json(row))
+        self.before = ",\n"
+        self.stream.flush()
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        opening = self.before if self.before.startswith("{") else "\n"
+        self.stream.write(f'{opening}], "summary": {to_json(summary)}}}\n')
+        self.stream.flush()
+
+
+class CsvWriter:
+    """A header, then one line per row; None is an empty cell."""
+
+    def __init__(self, stream: Stream, names: tuple[str, ...]) -> None:
+        self.stream = stream
+        self.names = names
+        self.before = self._line(names)
+
+    def write(self, row: Row) -> None:
+        self.stream.write(self.before + self._line([_cell(name, row.get(name)) for name in self.names]))
+        self.before = ""
+        self.stream.flush()
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        if self.before:
+            self.stream.write(self.before)
+        self.stream.flush()
+
+    @staticmethod
+    def _line(cells: Any) -> str:
+        # With "\n" as its line end, csv before 3.11.9 and 3.12.3 leaves a bare carriage return without quotes.
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\r\n").writerow(cells)
+        return line.getvalue()[:-2] + "\n"
+
+
+class ParquetWriter:
+    """A typed column each; the summary is in the file's metadata under "dgiqa". Needs pyarrow.
+
+    A Parquet file without its end is unreadable, so rows are spooled as JSON lines, which a killed run leaves readable.
+    """
+
+    def __init__(self, file: OutputFile, names: tuple[str, ...]) -> None:
         try:
-            import pyarrow
             import pyarrow.parquet
         except ImportError as error:
-            raise ImportError(
-                f"Parquet needs pyarrow ({error}); pip install pyarrow, or end the file in .csv"
-            ) from error
+            raise ImportError(f"Parquet needs pyarrow ({error}); pip install pyarrow, or end in .csv") from error
         self._arrow = pyarrow
+        self._file = file
+        text = pyarrow.string()
+        types = {"list": pyarrow.list_(text), "json": text, "string": text}
         self._schema = pyarrow.schema(
-            [(name, getattr(pyarrow, _TYPES.get(name, "string"))()) for name in VIDEO_COLUMNS]
+            [(c.name, types.get(c.type) or getattr(pyarrow, c.type)()) for c in SCHEMA if c.name in names]
         )
-        self._writer = pyarrow.parquet.ParquetWriter(stream.buffer, self._schema)
-        self._rows: list[Row] = []
+        self._documents = [c.name for c in SCHEMA if c.type == "json" and c.name in names]
 
     def write(self, row: Row) -> None:
-        """Keep one row; every ROW_GROUP of them are written."""
-        self._rows.append(row)
-        if len(self._rows) >= ROW_GROUP:
-            self._flush()
+        self._file.write(to_json(row) + "\n")
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write what is left, and the end of the file."""
-        from dgiqa.report.rows import to_json
+        """Turn the spooled rows into the file."""
+        with self._file.rewritten() as (lines, target):
+            writer = self._arrow.parquet.ParquetWriter(target, self._schema)
+            while rows := [self._typed(line) for line in itertools.islice(lines, ROW_GROUP)]:
+                writer.write_table(self._arrow.Table.from_pylist(rows, schema=self._schema))
+            writer.add_key_value_metadata({"dgiqa": to_json(summary)})
+            writer.close()
 
-        self._flush()
-        self._writer.add_key_value_metadata({"dgiqa": to_json(summary)})
-        self._writer.close()
-
-    def _flush(self) -> None:
-        if self._rows:
-            self._writer.write_table(self._arrow.Table.from_pylist(self._rows, schema=self._schema))
-            self._rows = []
-
-
-_TYPES = dict.fromkeys(("time_s", "score", "std_error", "drift", "ms"), "float64")
-_TYPES |= dict.fromkeys(("frame", "scene", "tiles", "tiles_reused", "width", "height", "schema_version"), "int64")
+    def _typed(self, line: str) -> Row:
+        row: Row = json.loads(line)
+        return row | {name: None if row[name] is None else to_json(row[name]) for name in self._documents}
 
 
-class VideoTable:
-    """Rows for the eye: time, score, standard error, a bar, scene, and the name when there are several."""
+class OutputFile:
+    """A file that appears under its name when it is whole; until then its rows are in a partial file beside it.
 
-    def __init__(self, stream: TextIO, gate: float | None = None) -> None:
-        self.stream = stream
-        self.gate = gate
-        self.unicode = can_encode(stream, EIGHTHS + "±…")
-        self.paint = painter(stream)
-        self.begun = False
+    The partial file is called `NAME.partial-XXXXXXXX.EXT`, so that whoever looks for the rows of a killed run finds
+    them; `left_behind` names those of earlier runs. A pipe or a device is written into. Each `write` is whole or, on a
+    full disk, taken back. Raises OSError when the file could not be written in the end (no such folder, no
+    permission, a folder of that name), so that this is known before the work begins.
+    """
 
-    def write(self, row: Row) -> None:
-        """One line, and the header before the first."""
-        if not self.begun:
-            sign = "±" if self.unicode else "+-"
-            head = f"{'seconds':>9}   score  {sign:<6}  {'':10}  scene  video"
-            self.stream.write(self.paint(DIM, head) + "\n")
-        self.begun = True
-        self.stream.write(self._line(row).rstrip() + "\n")
-        self.stream.flush()
+    encoding = "utf-8"
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        """Nothing comes after the last row."""
-        self.stream.flush()
+    def __init__(self, path: str, *, spooled: bool = False) -> None:
+        self.name = path
+        self.partial = ""
+        self._size = 0
+        try:
+            self._old: os.stat_result | None = os.stat(path)
+        except FileNotFoundError:
+            self._old = None
+        if self._old and stat.S_ISDIR(self._old.st_mode):
+            raise IsADirectoryError(f"{path} is a folder")
+        if self._old and not stat.S_ISREG(self._old.st_mode):
+            self._raw = open(path, "wb", buffering=0)  # noqa: SIM115
+            return
+        self.path = os.path.realpath(path)  # a link keeps pointing at the file
+        if self._old and not os.access(self.path, os.W_OK):
+            raise PermissionError(f"{path} may not be written")
+        self.partial = _partial(self.path, secrets.token_hex(4), ".jsonl" if spooled else None)
+        self._raw = self._create(self.partial)
 
-    def _line(self, row: Row) -> str:
-        start = f"{row['time_s']:9.2f}  "
-        name = printable(row["path"])
-        name = name if can_encode(self.stream, name) else name.encode("ascii", "backslashreplace").decode()
-        if row["score"] is None:  # never shortened: what to do about it stands at the end
-            return f"{start}{self.paint(RED, ' error')}  {name}: {self.paint(RED, printable(row['error']))}"
-        below = self.gate is not None and row["score"] < self.gate
-        score = self.paint(RED if below else BOLD, f"{row['score']:.4f}")
-        error = self.paint(DIM, " " * 6 if row["std_error"] is None else f"{row['std_error']:.4f}")
-        bar = self.paint(RED if below else CYAN, draw_bar(row["score"], self.unicode))
-        room = terminal_width(self.stream) - 46
-        return f"{start}{score}  {error}  {bar}  {row['scene']:>5}  {shortened(name, room, self.unicode)}"
+    def write(self, text: str | bytes) -> None:
+        """Write all of it, or raise and leave the file as it was before."""
+        data = memoryview(text.encode() if isinstance(text, str) else text)
+        begun = self._size
+        try:
+            while data:
+                count = self._raw.write(data)
+                data, self._size = data[count:], self._size + (count or 0)
+        except OSError as error:
+            if self.partial:
+                self._raw.truncate(begun)
+                self._raw.seek(begun)
+                self._size = begun
+            raise OSError(error.errno, error.strerror, self.name) from error
+
+    def flush(self) -> None:
+        """Nothing waits to be written."""
+
+    def commit(self) -> None:
+        """Give the file its name, in one step, with the mode and owner that the file of that name had."""
+        if self.partial:
+            os.fsync(self._raw.fileno())
+            self._raw.close()
+            os.replace(self.partial, self.path)
+            self.partial = ""
+        self._raw.close()
+
+    def keep(self) -> str:
+        """Leave the rows where they are, because they cannot get their name; returns where, or "" without any."""
+        if not self._size:
+            return ""
+        partial, self.partial = self.partial, ""
+        self._raw.close()
+        return partial
+
+    def discard(self) -> None:
+        """Remove what was written; a file of that name from before, or a committed one, stays as it is."""
+        self._raw.close()
+        if self.partial:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.partial)
+            self.partial = ""
+
+    @contextlib.contextmanager
+    def rewritten(self) -> Iterator[tuple[Iterator[str], Any]]:
+        """(the lines written so far, a binary file that takes their place when the block ends)."""
+        if not self.partial:
+            raise OSError(f"{self.name} is a pipe or a device, which Parquet cannot be written to; use .jsonl")
+        self._raw.close()
+        target_path = _partial(self.path, secrets.token_hex(4))
+        target = self._create(target_path)
+        try:
+            with open(self.partial, encoding="utf-8") as lines:
+                yield lines, target
+        except BaseException:
+            target.close()
+            os.unlink(target_path)
+            raise
+        os.unlink(self.partial)
+        self.partial, self._raw = target_path, self._create(target_path, again=True)
+        target.close()
+
+    def _create(self, path: str, *, again: bool = False) -> io.FileIO:
+        """A new file, never one that somebody put there; a mode that is narrower than usual holds from the start."""
+        mode = stat.S_IMODE(self._old.st_mode) if self._old else 0o666
+        flags = os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+        descriptor = os.open(path, flags | (0 if again else os.O_CREAT | os.O_EXCL), mode)
+        if self._old and hasattr(os, "fchown"):
+            with contextlib.suppress(PermissionError):
+                os.fchown(descriptor, self._old.st_uid, self._old.st_gid)
+            os.fchmod(descriptor, mode)
+        return io.FileIO(descriptor, "w")
 
 
-class PictureReport(Report):
-    """Where the results of videos go: their rows to writers, and with the pictures to sinks."""
+def left_behind(path: str) -> list[str]:
+    """Partial files of earlier runs that were to write `path` and were killed."""
+    path = os.path.realpath(path)
+    stem, suffix = os.path.splitext(path)
+    found = {_partial(path, "*", end, glob.escape(stem)) for end in (suffix, ".jsonl")}
+    return sorted(name for pattern in found for name in glob.glob(pattern))
+
+
+class Report:
+    """Where the results of one run go: writers, sinks of pictures, a progress line, and the summary.
+
+    A context manager, entered before its files are opened. However the run ends, the rows written so far are kept:
+    documents are closed, and files get their names, each on its own, so that one that fails takes no other along.
+    A run that breaks off before its first row writes nothing and leaves older files alone.
+    """
 
     def __init__(self) -> None:
-        super().__init__()
+        self.writers: list[Writer] = []
         self.sinks: list[Sink] = []
+        self.line: ProgressLine | None = None
+        self.summary: Tally = Summary()
+        self.complete = False
+        self.unread = False  # whoever read standard output has left
+        self.needed = False  # the verdict is wanted even if nobody reads rows
+        self._endings = contextlib.ExitStack()
+
+    def __enter__(self: R) -> R:
+        return self
+
+    def write_to(self, writer: Writer, file: OutputFile | None = None) -> None:
+        """Give every row to a writer; file: the one it writes to, None for standard output."""
+        self.writers.append(writer if file else _Unread(self, writer))
+        self._end_with(self.writers[-1].finish, file)
 
     def draw_to(self, sink: Sink) -> None:
         """Give every row and its picture to a sink."""
-        self.own(sink.file)
         self.sinks.append(sink)
-        self.finish_with(sink.write, sink.file)
+        self._end_with(sink.write, sink.file)
 
-    def _write(self, result: tuple[Row, Result]) -> Row:
-        row, frame = result
-        super()._write(row)
+    def add(self, row: Row, result: Any = None) -> None:
+        """Write one row everywhere; result: the frame's, whose picture goes to the sinks.
+
+        Raises BrokenPipeError once standard output was all that was wanted and nobody reads it.
+        """
+        if self.line:
+            self.line.hide()
+        for writer in self.writers:
+            writer.write(row)
         for sink in self.sinks:
-            sink.add(row, frame.picture)
-        return row
+            sink.add(row, result.picture)
+        self.summary.add(row)
+        if self.line:
+            self.line.show(self.summary)
+        if self.unread and not self.needed and len(self.writers) + len(self.sinks) == 1:
+            raise BrokenPipeError
+
+    def __exit__(self, *error: object) -> None:
+        if self.line:
+            self.line.hide()
+        self._endings.close()
+
+    def _end_with(self, finish: Callable[[dict[str, Any]], None], file: OutputFile | None) -> None:
+        if file:
+            self._endings.callback(file.discard)
+        self._endings.callback(self._finish, finish, file)
+
+    def _finish(self, finish: Callable[[dict[str, Any]], None], file: OutputFile | None) -> None:
+        if not (self.complete or self.summary.scored + self.summary.failed):
+            return
+        try:
+            finish(self.summary.as_dict(complete=self.complete))
+            if file:
+                file.commit()
+        except OSError as error:
+            if file and (kept := file.keep()):
+                why = f"{error.strerror or error}: {file.name} could not be completed"
+                raise OSError(f"{why}; its rows are in {kept}") from error
+            raise
 
 
-class VideoProgress(ProgressLine):
-    """One line on a terminal: how far, frames per second, speed against playing time, time left."""
+class _Unread:
+    """A writer to standard output, which somebody may stop reading: no reason to lose the rows of the files."""
 
-    def __init__(self, stream: TextIO) -> None:
-        super().__init__(stream, None)
-        self.started = time.perf_counter()
+    def __init__(self, report: Report, writer: Writer) -> None:
+        self.report, self.writer = report, writer
 
-    def _line(self, summary: Summary) -> str:
-        progress = summary.run.progress.values()
-        if not summary.scored + summary.failed:
-            return self.paint(DIM, "opening")
-        elapsed = time.perf_counter() - self.started
-        done = sum(p.done_s for p in progress)
-        parts = [f"{summary.scored} frames", f"{summary.scored / elapsed:.1f} frames/s", f"{done / elapsed:.2f}x"]
-        known = [p.length_s for p in progress if p.length_s is not None]
-        bar = ""
-        if len(known) == len(progress) and any(known):
-            share = min(1.0, done / sum(known))
-            bar = self.paint(CYAN, draw_bar(share, self.unicode, cells=20)) + "  "
-            left = elapsed * (1 - share) / share if share else 0.0
-            parts.insert(0, f"{done:.1f}/{sum(known):.1f} s")
-            parts.append(f"{int(left // 60)}:{int(left % 60):02} left")
-        if summary.run.dropped:
-            parts.append(f"{summary.run.dropped} dropped")
-        failed = "  " + self.paint(RED, f"{summary.failed} failed") if summary.failed else ""
-        return bar + "  ".join(parts)[: terminal_width(self.stream) - 24] + failed
+    def write(self, row: Row) -> None:
+        self._try(self.writer.write, row)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        self._try(self.writer.finish, summary)
+
+    def _try(self, function: Callable[[Any], None], value: Any) -> None:
+        if self.report.unread:
+            return
+        try:
+            function(value)
+        except BrokenPipeError:
+            self.report.unread = True
+
+
+def _cell(name: str, value: Any) -> Any:
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        value = ", ".join(value)
+    if isinstance(value, list | dict):
+        return to_json(value)
+    if not isinstance(value, str):
+        return value
+    text = readable(value)
+    if text.startswith(FORMULA) and text != "-":  # "-" is standard input
+        return f"./{text}" if name == "path" else f"'{text}"
+    return text
+
+
+def _partial(path: str, mark: str, suffix: str | None = None, stem: str | None = None) -> str:
+    own_stem, own_suffix = os.path.splitext(path)
+    return f"{stem or own_stem}.partial-{mark}{own_suffix if suffix is None else suffix}"

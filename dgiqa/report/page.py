@@ -12,14 +12,15 @@ import html
 import io
 import math
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa._version import __version__
-from dgiqa.report.rows import AtomicFile, Row
+from dgiqa.report.files import OutputFile
+from dgiqa.report.rows import Row, readable
 
 MAX_PIXELS = 60_000  # of a picture's height: PNG libraries and matplotlib end at 65,535
 MAX_POINTS = 4000  # of a curve, per video
@@ -34,18 +35,6 @@ CLOCK_STEPS_S = (15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800,
 COLOURS = ("#2878b5", "#c5562c", "#3a8a4d", "#8a5aa8", "#a88718", "#4c8f9c")
 
 UInt8 = NDArray[np.uint8]
-
-
-class Sink(Protocol):
-    """Something a run is written to beside its rows."""
-
-    file: AtomicFile
-
-    def add(self, row: Row, picture: UInt8 | None) -> None:
-        """One frame; picture: the working image uint8 [h,w,3], or None with an error."""
-
-    def write(self, summary: dict[str, Any]) -> None:
-        """Write the whole into the file's stream."""
 
 
 @dataclass
@@ -106,7 +95,7 @@ class _Curves:
     """What the picture and the page have in common."""
 
     def __init__(self, path: str, gate: float | None = None) -> None:
-        self.file = AtomicFile(path)
+        self.file = OutputFile(path)
         self.gate = gate
         self.curves: dict[str, Curve] = {}
 
@@ -146,11 +135,12 @@ class TimelinePlot(_Curves):
         panels = figure.subplots(max(1, len(curves)), 1, squeeze=False)[:, 0]
         for panel, (name, curve) in zip(panels, curves.items(), strict=False):
             self._draw(panel, curve)
-            panel.set(ylim=(0, 1), ylabel="score", title=name)
+            panel.set(ylim=(0, 1), ylabel="score")
+            panel.set_title(readable(name), parse_math=False)
         panels[-1].set_xlabel(f"seconds ({self._legend()})")
         data = io.BytesIO()
         figure.savefig(data, format="png", dpi=min(120, MAX_PIXELS / height))
-        self.file.stream.buffer.write(data.getvalue())
+        self.file.write(data.getvalue())
 
     def _draw(self, panel: Any, curve: Curve) -> None:
         points = curve.all_points()
@@ -201,7 +191,7 @@ class HtmlReport(_Curves):
         parts += ["<h2>Best frames</h2>", _gallery(self._best, curves)]
         parts += ["<h2>All frames</h2>", *(_table(name, c) for name, c in curves.items())]
         parts.append(_run_line(summary, self._made_by))
-        self.file.stream.write("\n".join(parts) + "\n</main></body></html>\n")
+        self.file.write("\n".join(parts) + "\n</main></body></html>\n")
 
     def _svg(self, curve: Curve, colour: str, worst: dict[str, float] | None) -> str:
         points = curve.all_points()
@@ -278,7 +268,7 @@ class _Spans:
     """A text per row, valid until the next row of the same video."""
 
     def __init__(self, path: str) -> None:
-        self.file = AtomicFile(path)
+        self.file = OutputFile(path)
         self.count = 0
         self._open: Row | None = None
         self._step_s = 1.0
@@ -308,7 +298,7 @@ class Subtitles(_Spans):
     def _emit(self, row: Row, end_s: float) -> None:
         self.count += 1
         times = f"{_stamp(row['time_s'])} --> {_stamp(max(end_s, row['time_s'] + 1e-3))}"
-        self.file.stream.write(f"{self.count}\n{times}\n{_words(row)}\n\n")
+        self.file.write(f"{self.count}\n{times}\n{_words(row)}\n\n")
 
 
 class Chapters(_Spans):
@@ -316,12 +306,12 @@ class Chapters(_Spans):
 
     def _emit(self, row: Row, end_s: float) -> None:
         if not self.count:
-            self.file.stream.write(f";FFMETADATA1\ncomment=scores by dgiqa-rt, {_escaped(row['bundle'])}\n")
+            self.file.write(f";FFMETADATA1\ncomment=scores by dgiqa-rt, {_escaped(row['bundle'])}\n")
         self.count += 1
         start_ms = round(row["time_s"] * 1000)
         end_ms = max(round(end_s * 1000), start_ms + 1)
         title = _escaped(_words(row))
-        self.file.stream.write(f"[CHAPTER]\nTIMEBASE=1/1000\nSTART={start_ms}\nEND={end_ms}\ntitle={title}\n")
+        self.file.write(f"[CHAPTER]\nTIMEBASE=1/1000\nSTART={start_ms}\nEND={end_ms}\ntitle={title}\n")
 
 
 def import_matplotlib() -> Any:

@@ -2,8 +2,8 @@
 
     sources -> (a thread each: open, decode, sample) -> Channel -> Pipeline -> rows
 
-A row is a dict with the keys of VIDEO_COLUMNS, always all of them and in that order. `Scorer.score_video` gives the
-rows of one video; `VideoRun` those of many, with the pictures, and knows how far it is.
+A row is a dict with the columns `report.rows.FRAME_COLUMNS`, always all of them and in that order. `score_video` of a
+Scorer gives the rows of one video; `VideoRun` those of many, with the pictures, and knows how far it is.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dgiqa.forward import Stages
+from dgiqa.report.rows import FRAME_COLUMNS, Row, clock, frame_row
 from dgiqa.video.frames import Video
 from dgiqa.video.live import ATTEMPTS, WAITS_S, follow
 from dgiqa.video.pipeline import CAPACITY, Channel, Pipeline, Result, feed
@@ -26,15 +27,9 @@ from dgiqa.video.reuse import Reuse
 from dgiqa.video.sampling import Sampling
 from dgiqa.video.source import MAX_PIXELS, TIMEOUT_S, Raw, VideoSource, is_live, name_of
 
-SCHEMA_VERSION = 1  # raised when a column changes its meaning or goes away; new columns may be added at the end
-VIDEO_COLUMNS = (
-    *("path", "time_s", "frame", "score", "std_error", "scene", "reused", "tiles", "tiles_reused", "drift"),
-    *("width", "height", "note", "status", "error", "bundle", "backend", "ms", "schema_version"),
-)
+VIDEO_COLUMNS = FRAME_COLUMNS
 STREAMS = 2  # files decoded side by side; of live sources all are
 JOIN_S = 2.0  # readers blocked in the network, all together, are not waited for longer at the end
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -205,34 +200,6 @@ class VideoRun:
             progress.notes.add(result.frame.note)
 
 
-def frame_row(result: Result, stages: Stages) -> Row:
-    """One frame as a row. Scores are rounded to 6 decimals, times to milliseconds (ms: to 0.01).
-
-    frame: its number, from 0. scene: counted from 0. reused: "" (everything computed), "depth" or "depth+tiles".
-    drift: where a reuse was checked, what it would have added to the score. status: "ok" or "error". ms: time in
-    preparation and networks.
-    """
-    row: Row = dict.fromkeys(VIDEO_COLUMNS)
-    row |= {
-        "path": result.frame.source,
-        "time_s": round(result.frame.time_s, 3),
-        "frame": result.frame.number,
-        "scene": result.frame.scene,
-        "note": result.frame.note,
-        "status": "error" if result.score is None else "ok",
-        "error": result.error,
-        "reused": result.reused,
-        "bundle": stages.bundle.id,
-        "backend": stages.backend,
-        "schema_version": SCHEMA_VERSION,
-    }
-    if result.score is not None:
-        row |= {name: getattr(result, name) for name in ("tiles", "tiles_reused", "width", "height")}
-        row |= {"score": round(result.score, 6), "ms": round(result.ms or 0.0, 2)}
-        row |= {name: _rounded(getattr(result, name)) for name in ("std_error", "drift")}
-    return row
-
-
 class Summary:
     """What a run amounts to: pooled figures of each source, reuse, drops and notes."""
 
@@ -240,6 +207,7 @@ class Summary:
         self.run = run
         self.pooled = {name: Pooled(interval_s) for name in run.progress}
         self.reused = 0
+        self.started = time.perf_counter()
 
     def add(self, row: Row) -> None:
         """Count one row."""
@@ -255,6 +223,31 @@ class Summary:
     def failed(self) -> int:
         """Rows without one."""
         return sum(p.failed for p in self.pooled.values())
+
+    def progress(self) -> tuple[float | None, list[str]]:
+        """How far, frames per second, speed against playing time, time left."""
+        sources = self.run.progress.values()
+        if not self.scored + self.failed:
+            return None, ["opening"]
+        elapsed = time.perf_counter() - self.started
+        done = sum(p.done_s for p in sources)
+        parts = [f"{self.scored} frames", f"{self.scored / elapsed:.1f} frames/s", f"{done / elapsed:.2f}x"]
+        known = [p.length_s for p in sources if p.length_s is not None]
+        share = None
+        if len(known) == len(sources) and any(known):
+            share = min(1.0, done / sum(known))
+            left = elapsed * (1 - share) / share if share else 0.0
+            parts = [f"{done:.1f}/{sum(known):.1f} s", *parts, f"{clock(left)} left"]
+        return share, parts + ([f"{self.run.dropped} dropped"] if self.run.dropped else [])
+
+    def below(self, gate: float, interval_gate: bool) -> list[str]:
+        """The names of the videos that fail the gate."""
+
+        def lowest(pooled: Pooled) -> float:
+            means = [pooled.mean, pooled.worst.mean if interval_gate and pooled.worst else None]
+            return min((mean for mean in means if mean is not None), default=math.inf)
+
+        return [name for name, pooled in self.pooled.items() if lowest(pooled) < gate]
 
     def failures(self, gate: float | None, interval_gate: bool) -> list[str]:
         """What is below the gate, in words: a pooled mean, or with interval_gate the mean of an interval."""
