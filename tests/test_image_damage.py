@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 from skimage import data
 
 from dgiqa.errors import ImageError
 from dgiqa.image import decode, jpeg, of_pillow, open_image
 from dgiqa.image.sources import Room, open_source
+
+AVIF = pytest.param("AVIF", marks=pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF"))
 
 
 def encode(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
@@ -136,6 +138,25 @@ def test_comments_cost_a_pnm_no_time() -> None:
         decode(b"P6\n" + comments + b"2 2\n255\n" + bytes(12))
     assert decode(b"P3\n2 2\n255\n" + comments + b"1 2 3 4 5 6 7 8 9 10 11 12\n").shape == (2, 2, 3)
     assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize("kind", ["WEBP", AVIF])
+@pytest.mark.parametrize("quality", [50, 95])
+def test_zero_bytes_in_webp_and_avif_are_an_error(kind: str, quality: int) -> None:
+    file = bytearray(encode(photo((512, 512)), kind, quality=quality))
+    assert decode(bytes(file)).shape == (512, 512, 3)
+    for first in (0.4, 0.6):
+        start = int(len(file) * first)
+        with pytest.raises(ImageError, match=f"{kind}: damaged: zero bytes from"):
+            decode(bytes(file[:start] + bytes(512) + file[start + 512 :]))
+
+
+@pytest.mark.parametrize("kind", ["WEBP", AVIF])
+def test_flat_pictures_in_webp_and_avif_are_scored(kind: str) -> None:
+    for colour in ("white", "black"):
+        exif = Image.Exif()
+        exif[0x010E] = "\0" * 900 + "x"
+        assert decode(encode(Image.new("RGB", (900, 700), colour), kind, exif=exif)).shape == (700, 900, 3)
 
 
 # ---- limits

@@ -23,7 +23,7 @@ from PIL import Image
 
 from dgiqa.errors import ImageError
 from dgiqa.hdr import tone_map
-from dgiqa.image import colours, jpeg, png, pnm, tiff
+from dgiqa.image import colours, jpeg, png, pnm, tiff, zeros
 from dgiqa.image.arrays import BAND, as_rgb, check_levels, over_white, rgb_of, upright
 from dgiqa.image.kinds import HEAD, identify
 
@@ -277,9 +277,16 @@ def _open_tiff(kind: str, plugin: str, data: bytes) -> Opened:
 def _open_webp(kind: str, plugin: str, data: bytes) -> Opened:
     size = _webp_size(data)
     if not _over_pillows_limit(size[0] * size[1]):
-        return _open_with_pillow(kind, plugin, data)
+        image = _pillow(kind, plugin, data)
+
+        def read_pillow(stop: Stop | None) -> Decoded:
+            zeros.check_webp(data, image.width * image.height)
+            return _loaded(image, kind, stop)
+
+        return Opened(kind, *image.size, _memory(image, kind, data), data, read_pillow)
 
     def read(stop: Stop | None) -> Decoded:
+        zeros.check_webp(data, size[0] * size[1])
         levels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if levels is None:
             raise ImageError(f"truncated or damaged, {len(data)} bytes; fetch or save it again")
@@ -307,6 +314,7 @@ def _open_heif(kind: str, plugin: str, data: bytes) -> Opened:
     meant = _nclx(data)
 
     def read(stop: Stop | None) -> Decoded:
+        zeros.check_heif(data)
         if hdr := colours.hdr_of(meant):
             return _finish_hdr(data, hdr, _orientation(image)) if kind == "AVIF" else _hdr_heic(data, hdr)
         return _loaded(image, kind, stop, meant=meant)

@@ -1,0 +1,35 @@
+"""Zero bytes in place of a WebP, AVIF or HEIC picture's data: their decoders make some picture of any bytes."""
+
+from __future__ import annotations
+
+import re
+import struct
+
+from dgiqa.errors import ImageError
+
+LEAST = 64  # zero bytes in a row; coded photographs have 11 at most
+_OF_FLAT = 2e-4  # bytes per pixel that lossy WebP has of flat areas: measured half of it, of white and black pictures
+_METADATA = re.compile(rb"II\*\0|MM\0\*")
+
+
+def check_webp(data: bytes, pixels: int) -> None:
+    """Raise ImageError if a chunk of the picture holds more zero bytes in a row than its encoder writes."""
+    at, most = 12, LEAST + int(pixels * _OF_FLAT)
+    while at + 8 <= len(data):
+        kind, size = struct.unpack_from("<4sI", data, at)
+        if kind in (b"VP8 ", b"VP8L", b"ALPH", b"ANMF"):
+            _check(data, at + 8, min(at + 8 + size, len(data)), most)
+        at += 8 + size + size % 2
+
+
+def check_heif(data: bytes) -> None:
+    """The same for the coded data of AVIF and HEIC, up to where EXIF begins, which has zero bytes of its own."""
+    start = data.find(b"mdat")
+    if start >= 0:
+        metadata = _METADATA.search(data, start)
+        _check(data, start + 4, metadata.start() if metadata else len(data), LEAST)
+
+
+def _check(data: bytes, start: int, end: int, most: int) -> None:
+    if (at := data.find(bytes(most + 1), start, end)) >= 0:
+        raise ImageError(f"damaged: zero bytes from {at:,} on in place of the picture's data; fetch or copy it again")
