@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from dgiqa import pipeline, preprocess, spec
 from dgiqa.bundle import Bundle, write_bundle
@@ -405,3 +406,28 @@ def test_memory_stays_level_over_a_thousand_images(tiny: Scorer, photos: Photos,
         if number in (100, 1000):
             resident[number] = psutil.Process().memory_info().rss
     assert resident[1000] < 1.1 * resident[100]
+
+
+def test_one_image_where_several_are_wanted_is_refused(tiny: Scorer, crops: list[NDArray[np.uint8]]) -> None:
+    for one in ("a.jpg", Path("a.jpg"), b"bytes", crops[0]):
+        with pytest.raises(ValueError, match=r"got one .*, wanted several images"):
+            tiny.score_many(one)  # type: ignore[arg-type]
+    failure, score = tiny.score_many([("name", crops[0], "extra"), ("b", crops[1])])  # type: ignore[list-item]
+    assert (failure.source, failure.error) == ("<tuple>", "ImageError")
+    assert "wanted an image or a pair" in failure.message
+    assert score.source == "b"
+    assert [s.value for s in tiny.score_many(np.stack([crops[0], crops[0]]))] == [tiny.score(crops[0]).value] * 2
+
+
+def test_long_thin_images_are_refused_before_they_are_decoded(tiny: Scorer) -> None:
+    file = io.BytesIO()
+    Image.new("1", (1, 40_000)).save(file, "PNG")
+    broken = file.getvalue()[:60]
+    with pytest.raises(ImageError, match=r"40000\.0 times as long as wide"):
+        tiny.score(broken)
+
+
+def test_what_was_done_to_a_file_is_in_its_score(tiny: Scorer) -> None:
+    file = io.BytesIO()
+    Image.new("RGBA", (99, 99), (9, 9, 9, 0)).save(file, "PNG")
+    assert tiny.score(file.getvalue()).note.startswith("transparent everywhere: a white picture")
