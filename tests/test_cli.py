@@ -34,6 +34,7 @@ from dgiqa.bundle import Bundle, write_bundle
 COMMAND = [sys.executable, "-m", "dgiqa"]
 PACKAGE_PARENT = str(Path(dgiqa.spec.__file__).parents[1])
 NOT_UTF8 = os.fsdecode(b"caf\xe9.jpg")
+DETAILS = ["tile_scores", "windows", "timings_ms", "reason_probabilities", "attributes"]
 COLUMNS = [
     *("path", "score", "std_error", "width", "height", "tiles", "tiling", "status", "error"),
     *("bundle", "backend", "ms", "schema_version", "verdict", "reasons", "note"),
@@ -173,7 +174,8 @@ def test_all_formats_say_the_same_and_data_is_alone_on_stdout(tmp_path: Path, ph
     documents = [json.loads(outputs[name]) for name in ("json", "a.json")]
     cells = [next(csv.DictReader(io.StringIO(outputs[name]))) for name in ("csv", "b.csv")]
     row = lines[0]
-    assert list(row) == [*COLUMNS, "tile_scores", "windows", "timings_ms"] == list(cells[0])
+    assert list(row) == [*COLUMNS, *DETAILS] == list(cells[0])
+    assert row["attributes"]["sharpness"] > 0
     assert len(row["tile_scores"]) == len(row["windows"]) == row["tiles"] > 0
     assert {line["score"] for line in lines} == {row["score"]}
     assert {document["rows"][0]["score"] for document in documents} == {row["score"]}

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,15 @@ def test_details_are_in_pixels_of_the_image_and_milliseconds() -> None:
     assert row["windows"][1] == [0, 180, 280, 280]  # 144 and 224 pixels of 384, in an image of 480
     assert row["ms"] == sum(row["timings_ms"].values()) == 3.5
     assert row["tiles"] == len(row["tile_scores"]) == len(row["windows"]) == 3
+
+
+def test_reasons_are_told_by_name_in_files_and_in_words_on_a_terminal() -> None:
+    told = replace(make_score(), reasons={"blur": 0.9, "noise": 0.61234, "dark": 0.1}, faults=("blur", "noise"))
+    row = score_row(told, details=True)
+    assert row["reasons"] == ["blur", "noise"]
+    assert row["reason_probabilities"] == {"blur": 0.9, "noise": 0.6123, "dark": 0.1}
+    assert score_row(make_score(), details=True)["reason_probabilities"] is None
+    assert "a.jpg  blurred, noisy" in written("table", [row])
 
 
 @pytest.mark.parametrize("details", [False, True])

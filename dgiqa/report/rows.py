@@ -61,6 +61,8 @@ SCHEMA = (
     Column("tile_scores", "json", "The score of each tile.", IMAGE, True),
     Column("windows", "json", "y, x, height and width of each tile in pixels of the image.", IMAGE, True),
     Column("timings_ms", "json", "Milliseconds of each stage; their sum is ms.", IMAGE, True),
+    Column("reason_probabilities", "json", "How likely each fault is; null where the model tells none.", IMAGE, True),
+    Column("attributes", "json", "What was measured: sharpness, noise, light, colour, blocks.", IMAGE, True),
 )
 
 
@@ -96,6 +98,8 @@ def score_row(score: Score, *, details: bool = False) -> Row:
         row["tile_scores"] = [_rounded(value, 6) for value in score.tile_scores.tolist()]
         row["windows"] = score.windows_original.round(1).tolist()
         row["timings_ms"] = {stage: _rounded(ms, 2) for stage, ms in score.timings_ms.items()}
+        row["reason_probabilities"] = {name: _rounded(p, 4) for name, p in score.reasons.items()} or None
+        row["attributes"] = score.attributes.as_dict() if score.attributes else None
     return row
 
 
