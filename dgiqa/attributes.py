@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 UInt8 = NDArray[np.uint8]
 
-SHORT_SIDE = 384  # of the reduced picture, pixels
+SHORT_SIDE = 336  # the default model's: of the reduced picture, pixels
 PATCH = 256  # side of each of the four parts that are looked at in the picture's own pixels; a multiple of 8
 CLIPPED = 3  # levels from either end of 0..255
 FLAT, WEAK, STRONG = 3, 40, 60  # levels between a pixel's neighbours: at most, below, at least

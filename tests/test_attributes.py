@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from dgiqa.attributes import NOTES, Attributes, kind_of, measure, note_of
+from dgiqa.attributes import NOTES, SHORT_SIDE, Attributes, kind_of, measure, note_of
 
 Photo = NDArray[np.uint8]
 SENTENCE = "the quick brown fox jumps over the lazy dog and runs away from all of them"
@@ -124,6 +124,6 @@ def test_any_size_is_measured(shape: tuple[int, int]) -> None:
 
 def test_a_reduced_picture_at_hand_gives_the_same(photo: Photo) -> None:
     large = cv2.resize(photo, None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)
-    scale = 384 / min(large.shape[:2])
-    size = (round(large.shape[1] * scale), 384)
+    scale = SHORT_SIDE / min(large.shape[:2])
+    size = (round(large.shape[1] * scale), SHORT_SIDE)
     assert measure(large, cv2.resize(large, size, interpolation=cv2.INTER_AREA)) == measure(large)
