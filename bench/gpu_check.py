@@ -191,7 +191,8 @@ def scores(room: Room, backend: str) -> Record:
 
 def tensorrt(room: Room, precision: str) -> Record:
     """Both networks: build, read the layers' types back, compare, and run on device arrays with the caller's stream."""
-    from dgiqa.builder.plan import build_plan, identity, layer_precisions
+    from dgiqa.builder.plan import build_plan
+    from dgiqa.runtime.plans import identity, layer_precisions
     from dgiqa.runtime.trt import TrtSession
 
     need_gpu()

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -273,6 +273,8 @@ def test_a_disk_that_refuses_is_an_error_that_names_the_place_and_leaves_nothing
 @pytest.fixture
 def tensorrt(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A stand-in for the room that builds and runs plans; a plan is the ONNX file it was made of."""
+    from dgiqa.builder import plan
+    from dgiqa.runtime import plans, trt
     from dgiqa.runtime.ort import OrtSession
 
     asked = SimpleNamespace(shapes={}, plugins=[], layers={"fp16": 5, "fp32": 1})
@@ -283,13 +285,11 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         shutil.copy(onnx, plan)
         return SimpleNamespace(layers=6, precisions=asked.layers, bytes=plan.stat().st_size, seconds=1.0)
 
-    room = ModuleType("dgiqa.runtime.trt")
-    room.build_plan = build_plan
-    room.layer_precisions = lambda plan, plugins=(): dict(asked.layers)
-    room.identity = lambda: {"tensorrt": "11.4.0.106", "gpu": "NVIDIA Z1", "compute_capability": "9.0"}
-    room.TrtSession = lambda plan, plugins=(): OrtSession(Path(plan).read_bytes())
-    monkeypatch.setitem(sys.modules, "dgiqa.runtime.trt", room)
-    monkeypatch.setattr(sys.modules["dgiqa.runtime"], "trt", room, raising=False)
+    here = {"tensorrt": "11.4.0.106", "gpu": "NVIDIA Z1", "compute_capability": "9.0"}
+    monkeypatch.setattr(plan, "build_plan", build_plan)
+    monkeypatch.setattr(plans, "layer_precisions", lambda plan, plugins=(): dict(asked.layers))
+    monkeypatch.setattr(plans, "identity", lambda: here)
+    monkeypatch.setattr(trt, "TrtSession", lambda plan, plugins=(): OrtSession(Path(plan).read_bytes()))
     monkeypatch.setattr(
         room_of_names, "_lacking", lambda backend: "" if backend in ("tensorrt", "onnxruntime") else "is not"
     )

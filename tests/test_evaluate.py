@@ -18,7 +18,7 @@ pytest.importorskip("matplotlib")
 
 from dgiqa.errors import DgiqaError
 from dgiqa.image import decode
-from dgiqa.nn import evaluate, train
+from dgiqa.nn import evaluate, predict, train
 from dgiqa.nn.checkpoints import load_dgiqa
 from dgiqa.nn.datasets import DepthNetwork, IQADataset, load_dataset
 from dgiqa.preprocess import cut_tiles, grid_windows, resize_short_side
@@ -152,7 +152,7 @@ def test_the_official_test_part_is_scored_once_and_training_sees_the_official_re
 
 def test_the_model_predictor_is_the_mean_over_the_grids_tiles(dataset, tmp_path):
     model, path = Mean(), write(tmp_path / "wide.png", 90, 300, 500)
-    predicted = evaluate.model_predictor(model, GREEN, tmp_path / "cache")([path, dataset.records[0].path])
+    predicted = predict.model_predictor(model, GREEN, tmp_path / "cache")([path, dataset.records[0].path])
     rgb = resize_short_side(decode(path.read_bytes()), 384)
     depth = resize_short_side(GREEN.depth(decode(path.read_bytes())), 384)
     windows = grid_windows(*depth.shape, 224)
@@ -189,7 +189,7 @@ def test_a_bundle_scores_and_gives_the_depth_that_inference_sees(dataset, tiny_b
     with Scorer(tiny_bundle) as scorer:
         wanted = [scorer.score(record.path).value for record in dataset.records]
         result = evaluate.evaluate_cross(scorer, dataset)
-    assert result.rows[0] == pytest.approx(evaluate.scores_of(np.array(wanted), dataset.scores), nan_ok=True)
+    assert result.rows[0] == pytest.approx(predict.scores_of(np.array(wanted), dataset.scores), nan_ok=True)
 
 
 def test_tables_go_beside_the_papers_figures_into_csv_and_png(dataset, tmp_path):
@@ -302,7 +302,7 @@ def test_the_commands_train_evaluate_and_draw(dataset, tmp_path, monkeypatch, ca
     short = ["--network", "small", "--epochs", "1", "--batch", "4", "--crop", "96", "--device", "cpu"]
     out = tmp_path / "trained"
     assert train.main([*data, "--out", str(out), *short, "--validate"]) == 0
-    assert set(table(out / "validation.csv")[0]) == {"step", *evaluate.METRICS}
+    assert set(table(out / "validation.csv")[0]) == {"step", *predict.METRICS}
     assert load_dgiqa(out / "weights.safetensors").config == train.SMALL
     assert train.main([*data, "--out", str(out), *short, "--lr", "1"]) == 1
     assert "lr was 0.0001, now 1.0" in capsys.readouterr().err

@@ -23,9 +23,10 @@ import pytest
 from gpu_fakes import TILE, FakeDriver, write_plan
 
 from dgiqa.builder import plan as room
-from dgiqa.builder.plan import Log, Progress, build_plan, identity, layer_precisions
+from dgiqa.builder.plan import Progress, build_plan
 from dgiqa.errors import BackendError, EngineError
 from dgiqa.runtime import cuda
+from dgiqa.runtime.plans import Log, identity, layer_precisions
 from dgiqa.runtime.trt import TrtSession
 
 NOTHING = dict.fromkeys(("device", "pinned", "streams", "events", "graphs", "primary"), 0)

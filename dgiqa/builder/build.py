@@ -189,7 +189,8 @@ def _typed(order: _Order) -> tuple[dict[str, Path], dict[str, Any]]:
 
 def _planned(order: _Order, onnx: Mapping[str, Path]) -> tuple[dict[str, Path], dict[str, dict[str, int]]]:
     """Network -> plan, and network -> layers per precision as TensorRT's inspector reads them from the plan."""
-    from dgiqa.runtime.trt import build_plan, layer_precisions
+    from dgiqa.builder.plan import build_plan
+    from dgiqa.runtime.plans import layer_precisions
 
     plans, layers = {}, {}
     libraries = [order.folder / plugin for plugin in order.key["plugins"]]

@@ -96,7 +96,7 @@ def save_small_depth(model: SmallDepth, path: str) -> None:
 def load_small_depth(path: str) -> SmallDepth:
     """A network in eval mode from a file of `save_small_depth`. Raises WeightsError when the file is something else."""
     from dgiqa.errors import WeightsError
-    from dgiqa.nn.checkpoints import network_of, saved_config
+    from dgiqa.nn.fitting import network_of, saved_config
     from dgiqa.nn.weights import read_tensors
 
     tensors, metadata = read_tensors(path)

@@ -25,21 +25,19 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dgiqa import forward
 from dgiqa.errors import DgiqaError
-from dgiqa.metrics import histogram_overlap, krocc, logistic_mapped, overlap, plcc, rmse, srocc
+from dgiqa.metrics import histogram_overlap, overlap
 from dgiqa.nn.checkpoints import load_dgiqa
 from dgiqa.nn.commands import exit_code, watched
 from dgiqa.nn.datasets import (
-    DepthNetwork,
     IQADataset,
     RecordSamples,
     bundle_depth,
     fill_depth_cache,
     official_split,
     random_split,
-    working_pair,
 )
+from dgiqa.nn.predict import METRICS, TEST_TILES, Predict, model_predictor, scores_of
 from dgiqa.nn.train import (
     ABLATIONS,
     add_config_options,
@@ -51,7 +49,6 @@ from dgiqa.nn.train import (
     device_of,
     train,
 )
-from dgiqa.spec import TILE
 from dgiqa.store import replacing
 
 # SROCC and PLCC (raw), mean over seeds, as the paper prints them.
@@ -83,9 +80,6 @@ PAPER_ABLATION = {  # tables 4 and 5: (left out, trained on, tested on)
     ("dilated", "koniq10k", "flive"): (0.431, 0.490),
     ("tcb", "koniq10k", "flive"): (0.457, 0.509),
 }
-METRICS = ("srocc", "plcc", "plcc_logistic", "krocc", "rmse", "rmse_logistic")
-TEST_TILES = "grid"
-TILE_BATCH = 64
 TILES_HELP = "grid, or official:20 for the authors' random crops; default: %(default)s"
 SPLIT_HELP = "80:20 by seed, or as published (KonIQ-10k, LIVE-FB, a CSV's split column); default: %(default)s"
 
@@ -98,8 +92,6 @@ NATURAL = {
     "d2g": ((), ()),  # scene folders of several exposures: the brightest is good, the darkest degraded
 }
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-
-Predict = Callable[[Sequence[Path]], NDArray[np.floating]]  # picture files -> scores f [n], higher = better
 
 
 @dataclass(frozen=True)
@@ -133,20 +125,6 @@ class Separation:
     overlap: float
     histogram: float
     ordered: float
-
-
-def scores_of(predicted: NDArray[Any], wanted: NDArray[Any]) -> dict[str, float]:
-    """Predicted and wanted scores f [n] -> METRICS; the logistic is fitted to these very scores, as is usual."""
-    mapped = logistic_mapped(predicted, wanted)
-    values = (
-        srocc(predicted, wanted),
-        plcc(predicted, wanted),
-        plcc(mapped, wanted),
-        krocc(predicted, wanted),
-        rmse(predicted, wanted),
-        rmse(mapped, wanted),
-    )
-    return dict(zip(METRICS, values, strict=True))
 
 
 def evaluate(predictor: Any, dataset: IQADataset, seeds: Iterable[int] = range(10), official: bool = False) -> Result:
@@ -211,27 +189,6 @@ def run_protocol(
         return Result(f"{dataset.name}, official split, without {without}", tuple(rows))
     paper = PAPER_ABLATION.get((without, dataset.name, dataset.name))
     return Result(f"{dataset.name} without {without}", tuple(rows), paper)
-
-
-def model_predictor(model: nn.Module, network: DepthNetwork, cache_dir: str | Path, tiles: str = TEST_TILES) -> Predict:
-    """A torch network as a predictor: mean over tiles, on the device where the network is, with cached depth.
-
-    tiles: "grid", or "official:20" for the authors' random crops. Leaves the network in evaluation mode.
-    """
-    model.eval()
-    device = next(model.parameters()).device
-
-    @torch.inference_mode()
-    def predict(paths: Sequence[Path]) -> NDArray[np.floating]:
-        scores = np.empty(len(paths))
-        for i, path in enumerate(watched(paths, len(paths), "scored")):
-            rgb, depth = working_pair(path, network, cache_dir)
-            fed = forward.tiles(rgb, depth, tiles, TILE, TILE_BATCH)
-            pairs = ([torch.from_numpy(array).to(device) for array in feeds.values()] for feeds in fed)
-            scores[i] = torch.cat([model(*pair).float() for pair in pairs]).mean().item()
-        return scores
-
-    return predict
 
 
 def separate(predictor: Any, good: Sequence[Path], degraded: Sequence[Path], name: str = "") -> Separation:

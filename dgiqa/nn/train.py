@@ -818,7 +818,7 @@ def _parts(dataset: IQADataset, split: str, seed: int, validate: bool) -> tuple[
 
 
 def _train_on_dataset(options: argparse.Namespace) -> None:
-    from dgiqa.nn.evaluate import model_predictor, scores_of
+    from dgiqa.nn.predict import model_predictor, scores_of
 
     config = config_from(options)
     dataset = chosen_dataset(options)

@@ -66,9 +66,9 @@ def identity(backend: str) -> dict[str, str]:
     """
     choose(backend)
     if backend == TENSORRT:
-        from dgiqa.runtime import trt
+        from dgiqa.runtime import plans
 
-        found = trt.identity()
+        found = plans.identity()
         capability = found["compute_capability"]
         return _identity(backend, found["tensorrt"], found["gpu"]) | {"compute_capability": capability}
     if backend == CUDA:

@@ -1,7 +1,7 @@
 """A TensorRT plan becomes a session: {name: array} -> {name: array}, arrays on the host or on the device.
 
 Checked against a driver and an engine made for tests, which do the work of a stream as late as they may: not yet run
-on a GPU. Building, and what else can be asked of TensorRT, is in plan.py and offered here under the same names.
+on a GPU. `plans` finds and loads, `builder.plan` builds.
 """
 
 from __future__ import annotations
@@ -18,25 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dgiqa.builder.plan import (
-    Log,
-    PlanInfo,
-    Shape,
-    as_shape,
-    build_plan,
-    identity,
-    import_tensorrt,
-    layer_precisions,
-    load_plan,
-)
 from dgiqa.errors import BackendError, EngineError
 from dgiqa.runtime import cuda
 from dgiqa.runtime.cuda import DeviceArray
+from dgiqa.runtime.plans import Log, Shape, as_shape, import_tensorrt, load_plan
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-__all__ = ["Binding", "PlanInfo", "TrtSession", "build_plan", "identity", "layer_precisions"]
 
 ALIGNMENT = 256  # bytes: what TensorRT asks of the address of every input and output
 _DTYPES = {
