@@ -168,10 +168,13 @@ def _open_with_pillow(kind: str, plugin: str, data: bytes) -> Opened:
 
 
 def _open_jpeg(kind: str, plugin: str, data: bytes) -> Opened:
+    try:
+        scans = jpeg.inspect(data)  # before Pillow, which takes its time over padding and metadata
+    except ImageError as error:
+        raise ImageError(f"JPEG: {error}") from error
     image = _pillow(kind, plugin, data)
 
     def read(stop: Stop | None) -> Decoded:
-        scans = jpeg.inspect(data)
         if not scans.ended:
             return _without_its_end(plugin, data, scans, stop)
         decoded = _loaded(image, kind, stop)
@@ -217,8 +220,8 @@ def _without_its_end(plugin: str, data: bytes, scans: jpeg.Scans, stop: Stop | N
 
 
 def _open_png(kind: str, plugin: str, data: bytes) -> Opened:
+    meant = png.colours(data)  # before Pillow, which takes each chunk in Python
     image = _pillow(kind, plugin, data)
-    meant = png.colours(data)
 
     def read(stop: Stop | None) -> Decoded:
         if hdr := colours.hdr_of(meant):
