@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import os
 import platform
 import re
@@ -62,6 +63,7 @@ def examine(bundle: str = "small") -> list[Check]:
         _guarded("tensorrt", lambda: _tensorrt(gpus, wheels)),
         _guarded("device memory", lambda: _device_memory(gpus, wheels)),
         _guarded("engines", _engines),
+        _guarded("video", _video),
         _extras(),
     ]
     checks += [_guarded("bundle", lambda: _bundle(bundle)), _guarded("score", lambda: _score(bundle))]
@@ -221,6 +223,46 @@ def _engines() -> Check:
 
     names = [engine.name for engine in list_engines()]
     return Check("engines", OK, ", ".join(names) or "none built yet (dgiqa-rt build)", data=names)
+
+
+def _video() -> Check:
+    """PyAV, by decoding two frames that it has encoded: its versions differ in what they call things."""
+    if importlib.util.find_spec("av") is None:
+        return Check("video", OK, "not installed", data={"av": None})
+    fix = 'pip install --upgrade "dgiqa-rt[video]"'
+    try:
+        import av
+
+        version = str(av.__version__)
+        found = _decoded_clip()
+    except Exception as error:
+        return Check("video", WARN, f"PyAV does not work: {error or type(error).__name__}", fix)
+    if found != [(0, ""), (1, "")]:
+        return Check("video", WARN, f"PyAV {version} decodes a clip of two frames to {found}", fix, {"av": version})
+    return Check("video", OK, f"PyAV {version}, a clip decoded", data={"av": version})
+
+
+def _decoded_clip() -> list[tuple[int | None, str]]:
+    """Number and error of each frame of a clip of two, made and read in memory."""
+    import av
+    import numpy as np
+
+    from dgiqa.video.frames import Video
+    from dgiqa.video.sampling import Sampling
+
+    clip = io.BytesIO()
+    with av.open(clip, "w", format="avi") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for level in (60, 180):
+            picture = np.full((48, 64, 3), level, np.uint8)
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuvj420p"))
+            )
+        container.mux(stream.encode())
+    clip.seek(0)
+    with Video(clip, name="clip") as video:
+        return [(frame.number, frame.error) for frame in video.frames(Sampling(every=0))]
 
 
 def _extras() -> Check:

@@ -173,3 +173,19 @@ def test_a_machine_with_openvino_alone_is_healthy(monkeypatch: pytest.MonkeyPatc
             lambda name, there=there: {"onnxruntime": None, "openvino": there or None}.get(name, find(name)),
         )
         assert doctor._onnxruntime().status == status
+
+
+def test_video_is_tried_with_the_version_that_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    av = pytest.importorskip("av", reason="video needs PyAV")
+    check = doctor._video()
+    assert (check.status, check.data) == (OK, {"av": av.__version__})
+    assert f"PyAV {av.__version__}" in check.found
+
+    def refused(*_: object, **__: object) -> None:
+        raise TypeError("open() got an unexpected keyword argument")
+
+    monkeypatch.setattr(av, "open", refused)
+    broken = doctor._video()
+    assert broken.status == WARN
+    assert "unexpected keyword" in broken.found
+    assert "dgiqa-rt[video]" in broken.fix
