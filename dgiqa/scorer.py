@@ -8,6 +8,7 @@ images there are. The pass over one image is `forward.Stages`; the scheduler aro
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -19,7 +20,7 @@ import numpy as np
 
 from dgiqa import pipeline, spec
 from dgiqa.bundle import Bundle, load_bundle
-from dgiqa.errors import EngineError
+from dgiqa.errors import BackendError, EngineError
 from dgiqa.forward import Failure, Score, Stages, Work, check_tiling, file_of, open_stages
 from dgiqa.image import MAX_MEMORY, MAX_PIXELS
 from dgiqa.image.sources import Room, Source
@@ -54,6 +55,7 @@ class Scorer:
     a time share as much.
     gate: the score from which an image passes, or the name of one of the bundle's presets; it decides `verdict`.
     features: keep what the last layer sees, of each tile, in the scores; where the bundle's network gives it.
+    It can be pickled, and is then opened again; a fork of the process must open its own.
     Raises BundleError, BackendError, EngineError if there is no such engine, or ValueError for arguments that mean
     nothing.
     """
@@ -75,6 +77,12 @@ class Scorer:
         gate: float | str | None = None,
         features: bool = False,
     ) -> None:
+        self._process = os.getpid()
+        self._opened_with = {  # what a pickle holds; an engine is built by now
+            **{"backend": backend, "precision": precision, "engine": engine, "tiles": tiles, "batch": batch},
+            **{"threads": threads, "parallel": parallel, "max_pixels": max_pixels, "max_memory": max_memory},
+            **{"gate": gate, "features": features},
+        }
         limits = (("max_pixels", max_pixels), ("max_memory", max_memory))
         for name, number in (("batch", batch), ("threads", threads), ("parallel", parallel), *limits):
             if isinstance(number, int) and number < 1:
@@ -128,7 +136,7 @@ class Scorer:
             return self._score_on_device(source, name or "<device>", tiles, stream)
         if stream is not None:
             raise ValueError("got a stream for an image that is not on a GPU; leave it out")
-        return _alive(self._alone).score(source, name=name, tiles=tiles)
+        return self._usable().score(source, name=name, tiles=tiles)
 
     @property
     def stages(self) -> Stages:
@@ -136,7 +144,7 @@ class Scorer:
 
         Opened when they are first asked for, and closed with this scorer.
         """
-        _alive(self._alone)
+        self._usable()
         with self._opening:
             self._together = self._together or self._open_together()
             return self._together
@@ -160,7 +168,7 @@ class Scorer:
         array must not change before its result is yielded.
         workers: threads that decode and prepare, by default `machine.preparing_threads`. batch: as in Scorer.
         """
-        _alive(self._alone)
+        self._usable()
         return pipeline.score_many(lambda: self.stages, sources, on_error=on_error, workers=workers, batch=batch)
 
     def score_video(
@@ -209,11 +217,17 @@ class Scorer:
 
     def close(self) -> None:
         """Release the networks' memory. The scorer cannot be used afterwards."""
+        if self._process != os.getpid():  # a fork's memory is its own, but what the parent opened is not its to close
+            return
         if self._device is not None:
             self._device.close()
         for stages in {self._alone, self._together} - {None}:
             stages.close()  # type: ignore[union-attr]
         self._alone = self._together = self._device = None
+
+    def __reduce__(self) -> tuple[Callable[[], Scorer], tuple[()]]:
+        """Pickled by what it was opened with: another process opens its own networks of the same bundle."""
+        return partial(Scorer, self.bundle, **self._opened_with), ()
 
     def __enter__(self) -> Scorer:
         return self
@@ -223,10 +237,21 @@ class Scorer:
     ) -> None:
         self.close()
 
+    def _usable(self) -> Stages:
+        """The networks; ValueError once they were closed, BackendError in a fork, where their threads are missing."""
+        if self._process != os.getpid():
+            raise BackendError(
+                f"this Scorer was opened in process {self._process} and cannot be used in its fork {os.getpid()}; "
+                "open one after the fork, or start processes by spawn"
+            )
+        if self._alone is None:
+            raise ValueError("this Scorer was closed; make another one")
+        return self._alone
+
     def _score_on_device(self, source: Any, name: str, tiles: str, stream: Any) -> Score:
         from dgiqa import on_device
 
-        stages = _alive(self._alone)
+        stages = self._usable()
         networks = stages.networks
         with self._opening:
             if self._device is None:
@@ -263,12 +288,6 @@ def _engine(
 
     told = build if callable(build) else lambda line: None
     return build_engine(bundle, backend=backend, precision=precision, progress=told)
-
-
-def _alive(stages: Stages | None) -> Stages:
-    if stages is None:
-        raise ValueError("this Scorer was closed; make another one")
-    return stages
 
 
 def _is_on_device(source: object) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import inspect
 import io
 import itertools
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -197,3 +199,27 @@ def test_what_may_not_be_reached_is_not_called_missing(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, "lstat", forbidden)
     assert [item.error for item in expand(["private/a.jpg"])] == ["cannot be reached: Permission denied"]
+
+
+def test_folders_give_photographs_that_cannot_be_read_and_count_the_rest(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.HEIC", "c.dng", "d.jxl", "e.txt", "f.TXT", "g.mp4", "no-suffix", "sub/h.txt", ".hidden")
+    left_out: Counter[str] = Counter()
+    found = list(expand([str(tmp_path)], left_out=left_out))
+    assert names(tmp_path, found) == ["a.jpg", "b.HEIC", "c.dng", "d.jxl"]
+    assert left_out == {".txt": 2, ".mp4": 1, "": 1}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_byte_order_marks_and_utf16_are_understood(tmp_path: Path, encoding: str, end: str) -> None:
+    touch(tmp_path, "snow ☃.jpg", "b.jpg")
+    text = end.join([str(tmp_path / "snow ☃.jpg"), str(tmp_path / "b.jpg"), ""])
+    mark = codecs.BOM_UTF16_LE if encoding == "utf-16-le" else b""
+    items = list(listed(io.BytesIO(mark + text.encode(encoding)), "list.txt"))
+    assert [item.error for item in items] == ["", ""]
+    assert names(tmp_path, items) == ["snow ☃.jpg", "b.jpg"]
+
+
+def test_utf16_without_a_mark_is_named() -> None:
+    item, *_ = listed(io.BytesIO("a.jpg\n".encode("utf-16-le")), "list.txt")
+    assert "UTF-16" in item.error

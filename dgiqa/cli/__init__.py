@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from typing import Annotated
 
 import typer
@@ -31,6 +32,7 @@ def main() -> None:
 
     DGIQA_DEBUG=1 shows the traceback.
     """
+    _fill_closed_streams()
     SIGNALS.catch()
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # whichever command imports ONNX Runtime, see runtime/ort.py
     told = False
@@ -45,7 +47,22 @@ def main() -> None:
         code, told = explain(error), True
     else:
         code = OK
-    sys.exit(_flush_stdout(code, told=told))
+    code = _flush_stdout(code, told=told)
+    if code > 128 and threading.active_count() > 1:  # a decoder that does not listen: nobody waits for it
+        os._exit(code)
+    sys.exit(code)
+
+
+def _fill_closed_streams() -> None:
+    """Open what the caller closed of standard input, output and error on nothing.
+
+    Else the next file that is opened gets the number, and libraries write their warnings into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # noqa: PERF203
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _version(wanted: bool) -> None:

@@ -6,15 +6,20 @@ Asked for a backend, you get that backend or a BackendError. "auto" takes what s
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakSet
 
 from numpy.typing import NDArray
 
 from dgiqa import machine
 from dgiqa.runtime.backends import CUDA, OPENVINO, TENSORRT, choose
+
+_OPENED: WeakSet[Any] = WeakSet()  # sessions of this process, and in a fork those of its parent
 
 
 class Session(Protocol):
@@ -44,7 +49,14 @@ def open_session(
     Raises ValueError for an unknown backend or precision, BackendError for one that is not installed or cannot run
     the file, BundleError if it is not a model.
     """
-    chosen = choose(backend, precision, path)
+    session = _open(path, choose(backend, precision, path), precision, threads, parallel, plugins)
+    _OPENED.add(session)
+    return session
+
+
+def _open(  # noqa: PLR0917 - what open_session was given
+    path: str | Path, chosen: str, precision: str, threads: int | None, parallel: int, plugins: Sequence[Path]
+) -> Session:
     if chosen == TENSORRT:
         from dgiqa.runtime.trt import TrtSession
 
@@ -85,3 +97,13 @@ def identity(backend: str) -> dict[str, str]:
 
 def _identity(backend: str, version: str, device: str) -> dict[str, str]:
     return {"engine": backend, "version": version, "device": device}
+
+
+def _keep_in_child() -> None:
+    """Never destroy a session that a fork inherited: destroying it waits for threads that only the parent has."""
+    for session in _OPENED:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_in_child)
