@@ -1,7 +1,7 @@
 """Pixels become measured attributes, and attributes become a note where a picture is none that the model knows.
 
-What is measured is what can be named without a model: sharpness, noise, brightness, contrast, colour, blocks. It stands
-beside the score and explains it; it is no part of it. Cost: a few milliseconds at any size, since what needs the
+What is measured is what can be named without a model: sharpness, noise, brightness, contrast, colour, blocks. It
+explains the score and is no part of it. Cost: a few milliseconds at any size, since what needs the
 picture's own pixels looks at 512 x 512 of them, and the rest at the picture reduced by area.
 """
 
@@ -47,7 +47,7 @@ class Attributes:
     are across the borders of 8 x 8 blocks than elsewhere; 0 is none, JPEG at quality 20 gives about 1. entropy: of
     brightness, bits, 0..8. flat: share of pixels whose neighbours are all alike, 0..1. greyscale: whether it has no
     colour. palette: share of the eight commonest colours, dominant: of the commonest one; edges: share of pixels at
-    strong steps; framed: share of those with a flat place beside them; texture: share of pixels with weak steps, all
+    strong steps; framed: share of those with a flat place next to them; texture: share of pixels with weak steps, all
     0..1.
     """
 

@@ -160,7 +160,7 @@ def write_bundle(
 
     files: path in the bundle -> contents, or the file to copy; `depth.onnx` and `quality.onnx` are required.
     licence, source: of every file, unless `origins[file]` gives its own {"licence", "source"}.
-    meaning: of the scores. features: how many the quality network gives beside a score; 0: it does not give them.
+    meaning: of the scores. features: how many the quality network gives with each score; 0: none.
     created: ISO 8601 time, now by default. overwrite: replace an existing bundle (never another kind of directory).
     Raises BundleError if the target exists or the result does not verify, ValueError for arguments that make no bundle.
     """
@@ -337,7 +337,7 @@ def _inside(root: Path, name: str) -> Path:
 
 
 def _leads_out(root: Path, name: str) -> bool:
-    """Whether root/name, or a link on the way, lies elsewhere."""
+    """Whether root/name, or a link on the way, leads out of root."""
     return root.resolve() not in (root / name).resolve().parents
 
 

@@ -52,7 +52,7 @@ BATCH, BATCH_SIDE_BY_SIDE = 8, 4
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """How good one image looks, and why we say so.
+    """How good one image looks, with the evidence.
 
     value: mean of tile_scores, in [0, 1], higher is better.
     std_error: sample standard deviation of tile_scores / sqrt(n); None for a single tile, which has no spread.

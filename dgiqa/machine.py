@@ -39,12 +39,12 @@ def usable_cores() -> int:
 
 
 def preparing_threads(cores: int | None = None) -> int:
-    """Threads that decode and prepare images beside the networks: one per core (default: all usable), at most 16."""
+    """Threads that decode and prepare images while the networks run: one per core (default: all usable), at most 16."""
     return min(MOST_SIDE_BY_SIDE, usable_cores() if cores is None else cores)
 
 
 def memory_mb() -> int | None:
-    """Memory this process may use in MB: that of the machine, or of its control group. None where it cannot be told."""
+    """Memory this process may use in MB: that of the machine, or of its control group. None where that is unknown."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -61,7 +61,7 @@ def cpu_name() -> str:
 
 
 def cpu_instructions() -> list[str]:
-    """Which of INSTRUCTIONS this processor has; none where that cannot be told."""
+    """Which of INSTRUCTIONS this processor has; none where that is unknown."""
     flags = _cpuinfo("flags").split()
     return [name for name in INSTRUCTIONS if name in flags]
 

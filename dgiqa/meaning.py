@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from dgiqa.errors import BundleError
 
 MAX_KNOTS = 256
-# How a reason is told to a reader; one that is missing here is told by its name.
+# The words for a reader; a reason that is missing here is called by its name.
 WORDS = {
     "blur": "blurred",
     "noise": "noisy",
@@ -39,7 +39,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Reason:
-    """One kind of fault: it is told when its mean probability over the tiles is `threshold` or more."""
+    """One kind of fault. It counts when its mean probability over the tiles is `threshold` or more."""
 
     name: str
     threshold: float = 0.5
@@ -97,7 +97,7 @@ class Meaning:
 
 
 def words(reasons: Sequence[str]) -> str:
-    """Reasons as a reader is told them: "blurred, noisy"."""
+    """Reasons in words for a reader: "blurred, noisy"."""
     return ", ".join(WORDS.get(name, name) for name in reasons)
 
 

@@ -1,4 +1,4 @@
-"""An image that lies on a GPU becomes tile scores without coming down: only the scores do.
+"""An image on a GPU becomes tile scores there; only the scores are copied to the host.
 
     image u8 [H,W,3] ──► depth input ──► depth network ──► least and greatest depth
             └──► (working image) ───────► tiles ◄──┘ ──► quality network ──► scores, one copy to the host

@@ -105,7 +105,7 @@ def _pack(
             while batches.running and not coming.done():  # what is complete is handed out meanwhile
                 yield from settled(wait=True)
             queue.append(coming.result())
-            # Nor are failures behind a few waiting tiles: the batch then runs as it is.
+            # A failure must not wait behind a few tiles either, so such a batch runs before it is full.
             while (tiles := waiting(queue)) >= batch or (tiles and _behind(queue) >= batch):
                 batches.start(take(queue, batch))
                 yield from settled(batches.full)

@@ -42,8 +42,8 @@ class Scorer:
     bundle: a name ("small"), a directory, or a loaded Bundle. backend: "auto" or a name in `backends.BACKENDS`.
     precision: one of `spec.PRECISIONS`. fp32 runs the bundle's own files; anything else, and TensorRT, runs an engine
     that was built and proved on this machine (`dgiqa-rt build`). build: build it now if it is missing or stale, which
-    takes minutes; a function is told each step. engine: the directory of an engine, instead of looking for one; it
-    decides backend and precision.
+    takes minutes; a function gets a line about each step. engine: the directory of an engine, instead of looking for
+    one; it decides backend and precision.
     tiles: "grid" (covers every pixel) or "official:COUNT[:SEED]" (the authors' random crops).
     batch: most tiles per run of the quality network, by default 8, or 4 in each of several runs at a time.
     threads: of the networks, by default all usable cores.

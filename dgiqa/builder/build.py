@@ -57,7 +57,7 @@ def build(
     TensorRT only: batch, tiles a run (fewest, usual, most); buckets, (height, width) of depth inputs that the plan
     takes besides those of square, 4:3 and 16:9 images, upright too; workspace in bytes; timing_cache, a file of
     measured kernels; plugins, libraries that serve operators.
-    force: build it again even if it is there. progress: told each step.
+    force: build it again even if it is there. progress: gets a line about each step.
     Raises ValueError for arguments that mean nothing, BackendError if the backend is not there, EngineError if it
     cannot be built, ParityError if the precision is not in it or its scores are over budget. After an error nothing
     is left behind.
@@ -272,7 +272,7 @@ def _kept(target: Path, bundle: Bundle, progress: Progress) -> Engine | None:
 
 
 def _digest(paths: Sequence[Path]) -> str:
-    """Of the contents of files and folders, whatever their names and order."""
+    """One hash of the contents of files and folders, whatever their names and order."""
     files = (file for path in paths for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
     return hashlib.sha256("".join(sorted(map(sha256_of, files))).encode()).hexdigest()
 

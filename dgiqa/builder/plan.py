@@ -50,7 +50,7 @@ def build_plan(
 
     shapes: input -> smallest, usual and largest shape, for every input with a dynamic axis. workspace: bytes the engine
     may use beside weights and activations. timing_cache: measured kernels, read and extended. plugins: libraries that
-    serve operators; the bodies those operators carry in the file are then left out. progress: told what is being done.
+    serve operators; the bodies those operators carry in the file are then left out. progress: gets a line per step.
     Raises BackendError without TensorRT, EngineError when the file or the shapes are refused; then nothing is written.
     """
     import_tensorrt()

@@ -32,9 +32,9 @@ _HALF_TINY = 2.0**-24  # the smallest float16 above zero
 _SMALLEST_SCALE = 2.0**-20  # float16 still tells scales 6 % apart here
 _STORED_FROM = 256  # elements; below, a Cast node takes more bytes than it saves
 LEVELS = 127  # -127..127: symmetric, so that zero point 0 means the same for weights and activations
-# Of weights on CPUs. Without VNNI (AMD before Zen 4, Intel before Cascade Lake) int8 kernels of OpenVINO and ONNX
-# Runtime add two products, activation as uint8 times weight, in 16 bits and clip the sum: 2 * 255 * 64 fits, 2 * 255 *
-# 127 does not.
+# Weights on CPUs use 7 bits. Without VNNI (AMD before Zen 4, Intel before Cascade Lake) int8 kernels of OpenVINO and
+# ONNX Runtime add two products, activation as uint8 times weight, in 16 bits and clip the sum: 2 * 255 * 64 fits,
+# 2 * 255 * 127 does not.
 CPU_WEIGHT_LEVELS = 64
 
 

@@ -58,8 +58,8 @@ Convert = Callable[[str, frozenset[str]], Any]  # (file, names of the parts to c
 METHODS = ("builtin", "modelopt")
 FILES = (spec.DEPTH_FILE, spec.QUALITY_FILE)
 MAX_INT8_SIZE = 0.30  # of the fp32 file; fp32 islands of an fp16 file still store fp16, so they cost nothing
-# Of the budget that the search aims at: it sees a dozen photographs, and users have others. On 200 distorted ones the
-# largest int8 difference of the small bundle was 4.2 times what the search ended with.
+# The search aims at this share of the budget: it sees a dozen photographs, and users have others. On 200 distorted
+# ones the largest int8 difference of the small bundle was 4.2 times what the search ended with.
 SEARCH_SHARE = 0.2
 NOTICEABLE = 0.25  # of what the search aims at: a sixteenth of its square, and errors of layers add up in squares
 MODELOPT_IMAGES = 32  # ModelOpt's calibrators hold every tensor of every image in memory

@@ -36,7 +36,7 @@ Floats = NDArray[np.float64]
 
 FEWEST = 20  # labels; with fewer, intervals are wider than what they are about
 PRESET = "own"
-HALF_WIDTHS = (0.05, 0.03, 0.02)  # of the interval of SROCC, that the number of labels is told for
+HALF_WIDTHS = (0.05, 0.03, 0.02)  # of SROCC's interval; the report says how many labels each of them takes
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class Study:
 
     @property
     def scores(self) -> Floats:
-        """Of the pictures, as the networks give them: f64 [n]."""
+        """Scores of the pictures as the networks give them: f64 [n]."""
         return np.array([seen.scores.mean(dtype=np.float64) for seen in self.pictures])
 
 

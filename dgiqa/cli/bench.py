@@ -40,8 +40,8 @@ def bench(  # noqa: PLR0917 - the command line's options
 ) -> None:
     """Say how fast this machine scores images, and with which options it is fastest.
 
-    Measures every engine that runs here, in turn, for latency (one image alone) and throughput (many at once), with
-    its drift: how far scores are from those in fp32. Then threads and batches of the fastest. Takes two minutes.
+    Every engine that runs here is measured in turn: its latency (one image alone), its throughput (many at once) and
+    its drift (how far scores are from those in fp32). Threads and batches of the fastest follow. Takes two minutes.
 
     \b
     Examples:

@@ -106,7 +106,7 @@ def doctor(
     bundle: Annotated[str, typer.Option(metavar="NAME|DIR", help="The model to try.")] = "small",
     json_: options.Json = False,
 ) -> None:
-    """Say what works on this machine, and what to do about the rest.
+    """Say what works on this machine, and how to get the rest.
 
     Exit code 5 when scoring cannot work on this machine.
     """
@@ -156,7 +156,7 @@ def verify(  # noqa: PLR0917 - the command line's options
     engine: options.Engine = None,
     quality: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The model's DGIQA weights: compare with PyTorch as it runs here."),
+        typer.Option(metavar="FILE", help="The model's DGIQA weights, to compare with PyTorch on this machine."),
     ] = None,
     depth: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The model's depth weights, with --quality.")
@@ -166,10 +166,10 @@ def verify(  # noqa: PLR0917 - the command line's options
 ) -> None:
     """Compare this machine's scores with those that the model's networks gave in PyTorch.
 
-    Images and scores travel with the model, so PyTorch need not be here. An engine other than ONNX Runtime in fp32 is
-    also compared with that one, where it is installed, on the images blurred, noisy, compressed and dark; with the
-    weights that the model was made from (--quality, --depth), PyTorch scores those images instead. Exit code 4 when a
-    score differs by more than the tolerance, in fp32 also when a tile's does.
+    The images and their scores travel with the model, so PyTorch is not needed. Any engine but ONNX Runtime in fp32 is
+    also compared with that one on blurred, noisy, compressed and dark copies of the images. With the weights that the
+    model was made from (--quality, --depth), PyTorch scores these copies instead. The exit code is 4 when a score
+    differs by more than the tolerance; in fp32, also when a tile's score does.
     """
     if (quality is None) != (depth is None) or (quality and quick):
         raise typer.BadParameter("--quality and --depth go together, and without --quick", param_hint="--quality")
@@ -234,8 +234,8 @@ def import_weights(
 ) -> None:
     """Turn checkpoints, the authors' or your own, into a model that can be used by name.
 
-    Both networks are exported to ONNX and compared with PyTorch, and so are whole scores; nothing is written when they
-    differ by more than their budget. Needs pip install "dgiqa-rt[export]"; takes a few minutes.
+    Both networks are exported to ONNX and compared with PyTorch, and so are whole scores. Nothing is written when a
+    difference is over its budget. Needs pip install "dgiqa-rt[export]"; takes a few minutes.
     """
     from dgiqa.store import user_cache
 

@@ -66,9 +66,9 @@ def calibrate(  # noqa: PLR0917 - the command line's options
 ) -> None:
     """Put scores on the scale of your own labels, and choose a threshold for them.
 
-    The result is a model of its own, for --bundle NAME. Scores stay in [0, 1]: 0 and 1 are the ends of your scale, or
-    how likely a picture is good. Figures are of pictures that were left out of each fit. A threshold is kept as
-    --preset own. Needs pip install "dgiqa-rt[calibrate]".
+    The result is a new model, for --bundle NAME. Scores stay in [0, 1]: 0 and 1 are the ends of your scale, or the
+    score is how likely a picture is good. All figures come from pictures that were left out of each fit. The threshold
+    is kept as --preset own. Needs pip install "dgiqa-rt[calibrate]".
 
     \b
     Examples:

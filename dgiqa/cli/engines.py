@@ -33,17 +33,17 @@ def build(  # noqa: PLR0917 - the command line's options
             metavar="DIR",
             exists=True,
             file_okay=False,
-            help="Calibrate int8 on the images in here; 500 advised.  [default: the model's]",
+            help="Calibrate int8 on the images in this folder; 500 are enough.  [default: the model's]",
         ),
     ] = None,
     batch: Annotated[
-        str, typer.Option(metavar="MIN,OPT,MAX", help="TensorRT: tiles a run; fewest, usual, most.")
+        str, typer.Option(metavar="MIN,OPT,MAX", help="TensorRT: tiles in a run; the fewest, the usual, the most.")
     ] = "1,8,32",
     depth: Annotated[
         list[str] | None,
         typer.Option(
             metavar="HxW",
-            help="TensorRT: a size of depth inputs to take, too; repeatable.  [default: of 1:1, 4:3 and 16:9]",
+            help="TensorRT: another size of depth input to accept; repeatable.  [default: of 1:1, 4:3 and 16:9]",
         ),
     ] = None,
     workspace: Annotated[
@@ -51,7 +51,9 @@ def build(  # noqa: PLR0917 - the command line's options
     ] = 4.0,
     timing_cache: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", dir_okay=False, help="TensorRT: kernels measured before; read and extended."),
+        typer.Option(
+            metavar="FILE", dir_okay=False, help="TensorRT: a file of measured kernels, which is read and extended."
+        ),
     ] = None,
     plugin: Annotated[
         list[Path] | None,
@@ -62,14 +64,14 @@ def build(  # noqa: PLR0917 - the command line's options
             help="TensorRT: a library that serves operators; repeatable.",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Build it again even if it is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build again, even if the engine is there.")] = False,
     json_: options.Json = False,
 ) -> None:
     """Build an engine of a model for this machine, and prove it.
 
-    The precision is put into the network's graph and read back from what was built; then the model's golden images
-    are scored. An engine that is not what was asked for, or over its budget (a score may differ by 0.0001 in fp32,
-    0.002 in fp16, 0.02 in int8 and bf16), is not kept: exit code 4.
+    The precision is written into the network's graph and read back from what was built; then the model's golden
+    images are scored. A score may differ by 0.0001 in fp32, 0.002 in fp16, 0.02 in int8 and bf16. A build that misses
+    its precision or this budget is deleted, and the exit code is 4.
 
     \b
     Examples:

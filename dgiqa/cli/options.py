@@ -15,19 +15,19 @@ from dgiqa.cli import common
 if TYPE_CHECKING:
     from dgiqa import bundle as bundles
 
-Bundle = Annotated[str, typer.Option(metavar="NAME|DIR", help="Model: a name of `models`, or a folder.")]
+Bundle = Annotated[str, typer.Option(metavar="NAME|DIR", help="The model: a name that `models` lists, or a folder.")]
 Tiles = Annotated[
     str,
     typer.Option(
         metavar="TILING",
-        help="grid covers every pixel and repeats exactly; official:20[:SEED] draws the authors' random crops.",
+        help="grid covers the whole image and repeats exactly; official:20[:SEED] draws the authors' random crops.",
     ),
 ]
-Backend = Annotated[common.Backend, typer.Option(help="What runs the networks: that or an error.")]
+Backend = Annotated[common.Backend, typer.Option(help="What runs the networks. One that is not there is an error.")]
 Precision = Annotated[
-    common.Precision, typer.Option(help="What they compute in; all but fp32 need an engine that `build` made.")
+    common.Precision, typer.Option(help="What the networks compute in. All but fp32 need an engine that `build` made.")
 ]
-Build = Annotated[bool, typer.Option("--build", help="Build that engine first if it is missing or stale.")]
+Build = Annotated[bool, typer.Option("--build", help="Build the engine first if it is missing or stale.")]
 Engine = Annotated[
     Path | None, typer.Option(metavar="DIR", help="An engine's folder, instead of looking in the cache.")
 ]
@@ -38,14 +38,14 @@ Batch = Annotated[
     ),
 ]
 Threads = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Threads of the networks.  [default: usable cores]")
+    int | None, typer.Option(min=1, metavar="N", help="Threads that the networks use.  [default: usable cores]")
 ]
 Parallel = Annotated[
     int | None,
     typer.Option(
         min=1,
         metavar="N",
-        help="Runs of a network at a time, sharing the threads.  "
+        help="How many runs of a network go on at a time; they share the threads.  "
         "[default: 1 for one image, a GPU or large networks, else one per thread]",
     ),
 ]

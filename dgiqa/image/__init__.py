@@ -234,7 +234,7 @@ def _open_png(kind: str, plugin: str, data: bytes) -> Opened:
 
 
 def _check_last_rows(image: Image.Image, data: bytes) -> None:
-    """Rows that a stream lacks are zero. Of interlaced pictures it is every other one."""
+    """Rows that a stream lacks are zero; in an interlaced picture that is every other row."""
     last = np.asarray(image.crop((0, max(0, image.height - 2), image.width, image.height)))
     if not all(row.any() for row in last):
         png.check_rows(data)

@@ -53,7 +53,7 @@ def read(data: bytes, page: Page) -> NDArray[Any]:
     """
     packed = np.frombuffer(data, np.uint8)
     try:
-        # Of planes only the conversion to 8 bits is right: OpenCV 5.0 leaves others partly unwritten
+        # For planes, only the conversion to 8 bits is right: OpenCV 5.0 leaves others partly unwritten
         flags = cv2.IMREAD_COLOR if page.planar else cv2.IMREAD_UNCHANGED
         if page.number:
             levels = cv2.imdecodemulti(packed, flags, range=(page.number, page.number + 1))[1][0]

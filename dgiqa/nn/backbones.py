@@ -43,7 +43,7 @@ def create_backbone(name: str, image_size: int = 224, options: Mapping[str, Any]
     """A timm `features_only` model, untrained, that returns its maps at strides 4, 8, 16 and 32.
 
     name: any timm model that has maps at those strides.
-    image_size: input side in pixels; only models that fix it (Swin) are told.
+    image_size: input side in pixels; passed only to models that fix it (Swin).
     options: further keyword arguments of `timm.create_model`; and `last_block`, of EfficientNets alone: False leaves
     the last stage away, which only widens the map at stride 32 (lite0: 192 -> 320 channels, a fifth of its weights).
     Raises ValueError when the model lacks one of the four maps.

@@ -481,7 +481,7 @@ def _decoded(image: str | Path, data: bytes) -> NDArray[np.uint8]:
 
 
 def _depth_image_size(rgb: NDArray[np.uint8], p: Preprocess) -> tuple[int, int]:
-    """Of the depth image that is kept: version 1 resizes it as it resizes the picture."""
+    """Size of the depth image that is kept. Version 1 resizes it as it resizes the picture."""
     height, width = rgb.shape[:2]
     return (height, width) if p.version == 1 else working_size(height, width, p)
 

@@ -221,7 +221,7 @@ def is_device_array(source: Any) -> bool:
 
 
 def as_device_array(source: Any, stream: int | None = None) -> DeviceArray:
-    """An array of PyCUDA, CuPy, PyTorch, NVDEC, ... as it lies on the device; nothing is copied.
+    """An array of PyCUDA, CuPy, PyTorch, NVDEC, ... where it is on the device; nothing is copied.
 
     source: offers __cuda_array_interface__ or DLPack. stream: where it will be used; a producer that speaks DLPack
     makes it wait. Otherwise the producer's stream, if it names one, is the result's. Raises TypeError for something

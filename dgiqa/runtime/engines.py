@@ -88,7 +88,7 @@ class Engine:
 
     @property
     def bytes(self) -> int:
-        """Of its networks' files."""
+        """Size of its networks' files together."""
         return sum(path.stat().st_size for path in self.files.values())
 
 
@@ -160,7 +160,7 @@ def list_engines() -> list[Engine]:
 
 
 def damaged() -> dict[str, str]:
-    """What lies among the engines and is not loaded: name -> why."""
+    """Entries of the engines' folder that cannot be used: name -> why."""
     return {path.name: found for path, found in _survey() if isinstance(found, str)}
 
 
@@ -291,7 +291,7 @@ def _misfit(value: Any, form: Any, where: str = "record") -> str:
 
 
 def _contradiction(record: Mapping[str, Any]) -> str:
-    """What in a record of the right form no build would write, or nothing."""
+    """Why no build can have written this record, which has the right form; empty if one can."""
     key, networks, files = record["key"], record["networks"], record["files"]
     if key["engine"] not in BACKENDS or key["precision"] not in spec.PRECISIONS:
         return f"its engine is {key['engine']!r} in {key['precision']!r}"

@@ -147,7 +147,7 @@ def onnxruntime_version() -> str:
 
 
 def _import_onnxruntime() -> Any:
-    """onnxruntime, without its telemetry: from 1.29 on it marks the machine and reports to its makers when imported."""
+    """onnxruntime, without its telemetry: from 1.29 on it marks the machine and reports to Microsoft when imported."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime as ort

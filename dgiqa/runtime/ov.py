@@ -3,10 +3,10 @@
 Its own default is bf16 on processors with AMX, which moves scores by up to 1e-2: so the precision is set for every
 network and read back. A network of fixed shapes runs faster than one that takes any (docs/graph.md), and takes as long
 to compile: the first shapes that come get one of their own. The one for all others is compiled when others come, and
-kept in the user's cache, by the file's contents. One that was damaged there still runs, and moved scores by up to
-0.017: it is believed if it has the hash it was written with, and repeats what an earlier network says. int8 pictures of
-any size are computed wrongly (OpenVINO 2026.4: a depth map moves by up to 60 % of its range), and a large transformer
-in bf16 ends the process there, so in these every size gets a network of its own.
+kept in the user's cache, by the file's contents. A file that was damaged there still runs, and moved scores by up to
+0.017. So it is used only if it has the hash it was written with, and gives the outputs of an earlier network.
+Networks of any shape are computed wrongly in int8 (OpenVINO 2026.4: a depth map moves by up to 60 % of its range), and
+a large transformer in bf16 ends the process there. So in these precisions every size gets a network of its own.
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ def _core() -> Any:
 
 
 def _import_openvino() -> Any:
-    """openvino, without its telemetry: importing it would send an event to its makers unless the user opted out."""
+    """openvino, without its telemetry: importing it would report to Intel unless the user opted out."""
     try:
         with _IMPORTING:
             silenced = sys.modules.setdefault("openvino_telemetry", None) is None  # type: ignore[arg-type]
@@ -267,7 +267,7 @@ def _settings(hint: str, threads: int, streams: int) -> dict[str, Any]:
 
 
 def _written(path: Path) -> tuple[int, int, int] | None:
-    """What tells this file from one that replaces it later; None if it is gone."""
+    """Changes when another file replaces this one; None if it is gone."""
     try:
         status = path.stat()
     except OSError:

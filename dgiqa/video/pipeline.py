@@ -100,7 +100,7 @@ class Channel:
             self._changed.notify_all()
 
     def _drop_oldest(self, source: str) -> None:
-        """Of the same source: a busy camera must not push out a quiet one."""
+        """Drop the source's own oldest frame: a busy camera must not push out a quiet one."""
         own = next((f for f in self._frames if f.source == source and not f.error), None)
         victim = own or next((f for f in self._frames if not f.error), self._frames[0])
         self._frames.remove(victim)

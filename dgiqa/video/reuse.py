@@ -1,7 +1,7 @@
 """Which frames of a video may take over the depth image, and the tile scores, of an earlier one; checked as it goes.
 
 Depth is taken over while the luma thumbnail stays close to that of the frame the depth was computed for. A tile's score
-is taken over while, beside that, its own pixels stay close to those it was computed from. Every few reuses a frame
+is taken over while its own pixels, too, stay close to those it was computed from. Every few reuses a frame
 is computed both ways: the difference of the two scores, the drift, is reported, and where it is above its bound
 one depth image serves half as many frames from there on.
 """
