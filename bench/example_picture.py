@@ -1,4 +1,4 @@
-"""Pictures and their scores as one picture: `python bench/example_picture.py docs/examples.png [FOLDER]`."""
+"""Pictures, their scores, verdicts and reasons as one picture: `python bench/example_picture.py docs/examples.png`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import matplotlib
 from matplotlib import pyplot
 from PIL import Image
 
-from dgiqa import Failure, Scorer
+from dgiqa import Failure, Score, Scorer
+from dgiqa.meaning import words
 
 COLUMNS = 4
 
@@ -18,24 +19,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("folder", type=Path, nargs="?", default=Path(__file__).parent.parent / "examples")
+    parser.add_argument("--bundle", default="small")
+    parser.add_argument("--preset", default="upload", help="which decides the verdict, where the bundle has it")
     options = parser.parse_args()
     matplotlib.use("Agg")
     paths = sorted(options.folder.glob("*.jpg"), key=lambda path: path.stem)
-    with Scorer("small") as scorer:
+    with Scorer(options.bundle) as scorer:
+        scorer.gate = scorer.bundle.meaning.presets.get(options.preset)
         rows = list(scorer.score_many(paths))
-    figure, axes = pyplot.subplots(-(-len(paths) // COLUMNS), COLUMNS, figsize=(12, 5.6), squeeze=False)
+    figure, axes = pyplot.subplots(-(-len(paths) // COLUMNS), COLUMNS, figsize=(12, 6), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, path, row in zip(axes.flat, paths, rows, strict=False):
         if isinstance(row, Failure):
             raise SystemExit(f"{path}: {row.message}")
         axis.imshow(Image.open(path))
-        axis.set_title(
-            f"{row.value:.2f}", fontsize=18, fontweight="bold", color=matplotlib.colormaps["brg"](0.5 + row.value / 2)
-        )
+        colour = matplotlib.colormaps["brg"](0.5 + row.value / 2)
+        axis.set_title(f"{row.value:.2f}", fontsize=18, fontweight="bold", color=colour)
         axis.text(0.5, -0.03, path.stem, transform=axis.transAxes, ha="center", va="top", fontsize=10)
+        axis.text(0.5, -0.13, told(row), transform=axis.transAxes, ha="center", va="top", fontsize=10, color="dimgrey")
     figure.tight_layout()
     figure.savefig(options.out, dpi=80)
+
+
+def told(row: Score) -> str:
+    """Verdict and reasons in a line."""
+    return ": ".join(part for part in (row.verdict, words(row.faults)) if part)
 
 
 if __name__ == "__main__":

