@@ -96,6 +96,7 @@ def test_reasons_are_told_by_name_in_files_and_in_words_on_a_terminal() -> None:
     assert row["reason_probabilities"] == {"blur": 0.9, "noise": 0.6123, "dark": 0.1}
     assert score_row(make_score(), details=True)["reason_probabilities"] is None
     assert "a.jpg  blurred, noisy" in written("table", [row])
+    assert "a.jpg  blurred, noisy; greyscale" in written("table", [row | {"note": "greyscale"}])
 
 
 @pytest.mark.parametrize("details", [False, True])

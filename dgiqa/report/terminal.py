@@ -23,8 +23,8 @@ ERASE_LINE = "\r\x1b[2K"
 class TableWriter:
     """Score, standard error, a bar, the image's size or the frame's time and scene, and the name.
 
-    What fails its gate is red. The name comes last, so no width is guessed ahead; its faults follow where there is
-    room. A narrow terminal goes without the bar, then without the size or scene.
+    What fails its gate is red. The name comes last, so no width is guessed ahead; its faults and note follow where
+    there is room. A narrow terminal goes without the bar, then without the size or scene.
     """
 
     def __init__(self, stream: TextIO, kind: Kind = "image") -> None:
@@ -66,7 +66,8 @@ class TableWriter:
         bar = self.paint(colour or CYAN, draw_bar(row["score"], self.unicode))
         room = self.width - len(self._columns(time_s, " " * 6, " " * 6, " " * BAR_CELLS, about))
         name = shortened(self._shown(row["path"]), room, self.unicode)
-        faults = f"  {words(row['reasons'])}" if row["reasons"] else ""
+        said = "; ".join(filter(None, (words(row["reasons"] or []), printable(row["note"] or ""))))
+        faults = f"  {said}" if said else ""
         faults = faults if cells(name + faults) <= room else ""
         return self._columns(time_s, score, std_error, bar, about) + name + self.paint(DIM, faults)
 
