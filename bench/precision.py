@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa import metrics, spec
-from dgiqa.builder.calibrate import CALIBRATORS, score_tiles
+from dgiqa.builder.calibrate import score_tiles
 from dgiqa.builder.quantize import FILES, METHODS, quantize_bundle
 from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.errors import BackendError, DgiqaError
@@ -134,19 +134,16 @@ def compare_methods(bundle: Bundle, expected: NDArray[np.float64], o: argparse.N
     """Other ways to int8: every layer quantised and the search off, so that the calibration alone decides."""
     rows = []
     for method in METHODS:
-        for calibrator in CALIBRATORS:
-            out = o.work / f"{bundle.id}-{method}-{calibrator}"
-            try:
-                quantize_bundle(
-                    bundle, "int8", out, calibration=o.calib, method=method, calibrator=calibrator, budget=np.inf
-                )
-            except (DgiqaError, ValueError) as error:
-                print(f"{method} {calibrator}: {error}", flush=True)
-                continue
-            files = {file: out / file for file in FILES}
-            row = compared(expected, engine_scores(files, (ONNXRUNTIME, "int8"), bundle.preprocess, o.images, o))
-            rows.append({"method": method, "calibrator": calibrator} | row | {"bytes": _size(files)})
-            print(rows[-1], flush=True)
+        out = o.work / f"{bundle.id}-{method}"
+        try:
+            quantize_bundle(bundle, "int8", out, calibration=o.calib, method=method, budget=np.inf)
+        except (DgiqaError, ValueError) as error:
+            print(f"{method}: {error}", flush=True)
+            continue
+        files = {file: out / file for file in FILES}
+        row = compared(expected, engine_scores(files, (ONNXRUNTIME, "int8"), bundle.preprocess, o.images, o))
+        rows.append({"method": method} | row | {"bytes": _size(files)})
+        print(rows[-1], flush=True)
     return rows
 
 
@@ -211,7 +208,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--calib", type=Path, nargs="+", help="what to calibrate `small` on (default: golden images)")
     full = "also networks of the published sizes, untrained, on so many photographs [200]"
     parser.add_argument("--full", nargs="?", type=int, const=200, metavar="IMAGES", help=full)
-    parser.add_argument("--compare", action="store_true", help="also other methods and calibrators for int8")
+    parser.add_argument("--compare", action="store_true", help="also other methods for int8")
     parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures go")
     parser.add_argument("--work", type=Path, default=untrained.WORK, help="files and scores kept here")
     parser.add_argument("--fresh", action="store_true", help="forget the scores that are kept")

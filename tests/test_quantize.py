@@ -19,18 +19,16 @@ from numpy.typing import NDArray
 
 from dgiqa import spec
 from dgiqa.builder.calibrate import (
-    BINS,
-    CALIBRATORS,
     MAX_IMAGES,
     Errors,
-    Histogram,
+    _Watched,
     make_probe,
     measure,
     photographs,
     score_tiles,
 )
 from dgiqa.bundle import Bundle, load_bundle, load_golden
-from dgiqa.errors import BackendError, BundleError, EngineError, ParityError
+from dgiqa.errors import BackendError, BundleError, EngineError, ImageError, ParityError
 from dgiqa.parity import BUDGETS
 from dgiqa.store import sha256_of
 
@@ -407,30 +405,15 @@ def test_a_file_that_is_no_model_and_a_missing_onnx_are_explained(
 # calibration
 
 
-def test_a_histogram_grows_without_losing_what_it_counted() -> None:
-    values = np.random.default_rng(0).standard_normal(100_000).astype("f")
-    grown = Histogram()
-    for part in (values[:1000] * 0.01, values * 10, values):
-        grown.add(part)
-    assert grown._counts.sum() == 201_000
-    assert grown.largest == np.abs(values * 10).max()
-    assert grown.threshold("minmax") == grown.largest
-    assert len(grown._counts) == BINS
-
-
-def test_thresholds_clip_lone_outliers_and_little_else() -> None:
-    histogram = Histogram()
-    values = np.random.default_rng(0).standard_normal(120_000).astype("f")
-    histogram.add(np.append(values, 100).astype("f"))
-    thresholds = {name: histogram.threshold(name) for name in CALIBRATORS}
-    assert thresholds["minmax"] == 100
-    assert 4 < thresholds["percentile"] < 6
-    assert 2 < thresholds["entropy"] < 20
-    empty = Histogram()
-    empty.add(np.zeros(3, np.float32))
-    assert [empty.threshold(name) for name in CALIBRATORS] == [1, 1, 1]
-    with pytest.raises(ValueError, match="best"):
-        histogram.threshold("best")
+def test_the_largest_magnitude_of_all_photographs_counts(layers_model: Any, photos: dict[str, Any]) -> None:
+    watched = _Watched(layers_model, [layers_model.graph.input[0].name])
+    name = layers_model.graph.input[0].name
+    shape = [d.dim_value or 1 for d in layers_model.graph.input[0].type.tensor_type.shape.dim]
+    for value in (0.5, -3.0, 1.0):
+        watched.run({name: np.full(shape, value, np.float32)})
+    assert watched.largest == {name: 3.0}
+    with pytest.raises(ImageError, match="NaN or infinity"):
+        watched.run({name: np.full(shape, np.nan, np.float32)})
 
 
 def test_calibration_looks_at_what_the_networks_are_fed(tiny_bundle: Bundle, photos: dict[str, Any]) -> None:
@@ -440,8 +423,8 @@ def test_calibration_looks_at_what_the_networks_are_fed(tiny_bundle: Bundle, pho
     from dgiqa.preprocess import depth_input
 
     image = depth_input(photos["coffee"], tiny_bundle.preprocess)
-    assert found[spec.DEPTH_FILE][spec.DEPTH_INPUT].largest == pytest.approx(float(np.abs(image).max()))
-    assert found[spec.QUALITY_FILE]["mean"].largest > 0
+    assert found[spec.DEPTH_FILE][spec.DEPTH_INPUT] == pytest.approx(float(np.abs(image).max()))
+    assert found[spec.QUALITY_FILE]["mean"] > 0
 
 
 def test_folders_are_searched_to_the_bottom_and_bad_files_left_out(
@@ -723,7 +706,7 @@ def test_an_overflow_becomes_an_fp32_island(
 
 
 def test_wrong_arguments_name_the_choices(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    for wrong in ({"precision": "int4"}, {"rest": "bf16"}, {"method": "magic"}, {"calibrator": "best"}):
+    for wrong in ({"precision": "int4"}, {"rest": "bf16"}, {"method": "magic"}):
         arguments = {"precision": "int8", **wrong}
         with pytest.raises(ValueError, match="choose one of"):
             quantize_bundle(tiny_bundle, out=tmp_path / "out", **arguments)
@@ -738,8 +721,6 @@ def test_modelopt_that_is_not_installed_is_asked_for_by_name(
     monkeypatch.setattr(quantize_module, "measure", lambda *_: pytest.fail("calibrated for minutes before it was said"))
     with pytest.raises(BackendError, match=r"dgiqa-rt\[modelopt\]"):
         quantize_bundle(tiny_bundle, "int8", tmp_path / "out", method="modelopt")
-    with pytest.raises(ValueError, match="ModelOpt has no calibrator 'percentile'; choose one of: minmax, entropy"):
-        quantize_bundle(tiny_bundle, "int8", tmp_path / "out", method="modelopt", calibrator="percentile")
 
 
 @pytest.mark.parametrize("rest", ["fp32", "fp16"])
@@ -751,7 +732,7 @@ def test_files_for_cpus_have_narrow_weights_and_those_for_gpus_all_levels(
         ones = {file: dict.fromkeys([n.input[0] for n in model.graph.node], 1.0) for file, model in models.items()}
         return {f: to_int8(model, ones[f], layers[f], weight_levels=LEVELS) for f, model in models.items()}
 
-    monkeypatch.setattr(quantize_module, "check_modelopt", lambda calibrator: None)
+    monkeypatch.setattr(quantize_module, "check_modelopt", lambda: None)
     monkeypatch.setattr(quantize_module, "modelopt_int8", in_place_of_modelopt)
     made = quantize_bundle(bad_layer_bundle, "int8", tmp_path / "out", method=method, rest=rest, budget=np.inf)
     for path in made.files.values():

@@ -23,7 +23,6 @@ from dgiqa.runtime.ort import OrtSession
 from dgiqa.spec import Preprocess
 
 INSTALL = 'pip install "dgiqa-rt[modelopt]"'
-_CALIBRATION = {"minmax": "max", "entropy": "entropy"}
 
 
 def modelopt_int8(
@@ -31,30 +30,26 @@ def modelopt_int8(
     layers: Mapping[str, frozenset[str]],
     photographs: Iterator[NDArray[np.uint8]],
     p: Preprocess,
-    *,
-    calibrator: str,
 ) -> dict[str, Any]:
     """Quantise fp32 models to int8 with float32 elsewhere: {file: onnx.ModelProto}, as given.
 
     layers: the weighted layers that may be quantised, by file. photographs: uint8 [H,W,3] RGB, kept in memory.
-    calibrator: "minmax" or "entropy". Raises what `check_modelopt` does, and EngineError if ModelOpt fails.
+    Raises what `check_modelopt` does, and EngineError if ModelOpt fails.
     """
-    quantize = check_modelopt(calibrator)
+    quantize = check_modelopt()
     sessions = {file: OrtSession(model.SerializeToString()) for file, model in models.items()}
     feeds: dict[str, list[dict[str, NDArray[Any]]]] = {file: [] for file in models}
     for rgb in photographs:
         for file, feed in network_feeds(rgb, sessions, p):
             feeds[file].append(feed)
     return {
-        file: _quantised(quantize, model, feeds[file], weighted_layers(model).keys() - layers[file], calibrator)
+        file: _quantised(quantize, model, feeds[file], weighted_layers(model).keys() - layers[file])
         for file, model in models.items()
     }
 
 
-def check_modelopt(calibrator: str) -> Callable[..., None]:
-    """ModelOpt's own function. BackendError if it is not installed, ValueError if it lacks the calibrator."""
-    if calibrator not in _CALIBRATION:
-        raise ValueError(f"ModelOpt has no calibrator {calibrator!r}; choose one of: {', '.join(_CALIBRATION)}")
+def check_modelopt() -> Callable[..., None]:
+    """ModelOpt's own function. BackendError if it is not installed."""
     return _import_quantize()
 
 
@@ -75,9 +70,7 @@ class _Reader:
         self._left = iter(self._feeds)
 
 
-def _quantised(
-    quantize: Callable[..., None], model: Any, feeds: list[dict[str, NDArray[Any]]], skip: set[str], calibrator: str
-) -> Any:
+def _quantised(quantize: Callable[..., None], model: Any, feeds: list[dict[str, NDArray[Any]]], skip: set[str]) -> Any:
     chatter = io.StringIO()
     with tempfile.TemporaryDirectory() as folder:
         given, made = Path(folder, "given.onnx"), Path(folder, "made.onnx")
@@ -88,7 +81,7 @@ def _quantised(
                     str(given),
                     quantize_mode="int8",
                     calibration_data_reader=_Reader(feeds),
-                    calibration_method=_CALIBRATION[calibrator],
+                    calibration_method="max",
                     calibration_eps=["cpu"],  # its CUDA session can crash where cuDNN is another than it was built for
                     nodes_to_exclude=sorted(skip) or None,
                     high_precision_dtype="fp32",

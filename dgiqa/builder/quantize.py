@@ -24,8 +24,6 @@ from typing import Any
 
 from dgiqa import spec
 from dgiqa.builder.calibrate import (
-    CALIBRATORS,
-    Histogram,
     Probe,
     make_probe,
     measure,
@@ -110,7 +108,7 @@ class Group:
 class Quantized:
     """files: {spec.DEPTH_FILE, spec.QUALITY_FILE -> path}. report: how they were made and how far they are, for JSON.
 
-    report: "precision", "rest", "method", "calibrator", "calibration" (what the images were), "budget", "error"
+    report: "precision", "rest", "method", "calibration" (what the images were), "budget", "error"
     (of the photographs that were tried: "max", "mean", "images"), "parts" (the sensitivity table, a `Group.row` each,
     most costly first; empty if all could be changed), "left_out", and per file "layers" (precision -> count), "bytes",
     "size_ratio".
@@ -128,7 +126,6 @@ def quantize_bundle(
     calibration: Sequence[Path] | None = None,
     rest: str = "fp32",
     method: str = METHODS[0],
-    calibrator: str = CALIBRATORS[0],
     budget: float | None = None,
     progress: Progress = lambda line: None,
 ) -> Quantized:
@@ -139,7 +136,7 @@ def quantize_bundle(
     for GPUs. Weights have CPU_WEIGHT_LEVELS in the former, so that a file gives the same scores on every processor,
     and LEVELS in the latter. calibration: image files and folders, see `calibrate.photographs`. method: "builtin"
     places Q/DQ at the inputs of weighted layers; "modelopt" lets NVIDIA ModelOpt place them, without the layers that
-    the search left out. calibrator: see `Histogram.threshold`. budget: largest |score difference| of an image,
+    the search left out. budget: largest |score difference| of an image,
     parity.BUDGETS by default.
     The bundle is left as it is, and `out` gets both files or none.
     Raises ParityError if the budget cannot be met within MAX_INT8_SIZE and with most layers changed, EngineError if a
@@ -148,9 +145,9 @@ def quantize_bundle(
     """
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     budget = BUDGETS.get(precision, 0.0) if budget is None else budget
-    _check_arguments(precision, rest, method, calibrator)
+    _check_arguments(precision, rest, method)
     if method == "modelopt" and precision == "int8":
-        check_modelopt(calibrator)  # now, not after minutes of search
+        check_modelopt()  # now, not after minutes of search
     models = {file: load_model(bundle.file(file)) for file in FILES}
     pictures, described = photographs(bundle, calibration, progress)
     fp32 = {file: OrtSession(bundle.file(file)) for file in FILES}
@@ -161,9 +158,9 @@ def quantize_bundle(
     else:
         progress(f"calibrating on {described}")
         inputs = {file: _layer_inputs(model) for file, model in models.items()}
-        histograms = measure(pictures(), models, inputs, bundle.preprocess, progress)
+        largest = measure(pictures(), models, inputs, bundle.preprocess, progress)
         # CPU_WEIGHT_LEVELS for GPUs, too: this is a CPU, which would blame layers for sums that it clips itself.
-        parts, convert = _layers(models), _to_int8_of(models, histograms, calibrator, CPU_WEIGHT_LEVELS)
+        parts, convert = _layers(models), _to_int8_of(models, largest, CPU_WEIGHT_LEVELS)
         room = _room(models, parts, convert)
     groups, worst = _search(parts, convert, probe, target=SEARCH_SHARE * budget, room=room, progress=progress)
     changed = {file: _changed_nodes(parts, file) for file in FILES}
@@ -172,10 +169,10 @@ def quantize_bundle(
         made = {file: write(file, changed[file]) for file in FILES}
     elif method == "modelopt":
         few = itertools.islice(pictures(), MODELOPT_IMAGES)
-        made = modelopt_int8(models, changed, few, bundle.preprocess, calibrator=calibrator)
+        made = modelopt_int8(models, changed, few, bundle.preprocess)
         made = made if rest == "fp16" else {file: narrow_weights(model) for file, model in made.items()}
     else:
-        write = _to_int8_of(models, histograms, calibrator, CPU_WEIGHT_LEVELS if rest == "fp32" else LEVELS)
+        write = _to_int8_of(models, largest, CPU_WEIGHT_LEVELS if rest == "fp32" else LEVELS)
         made = {file: write(file, changed[file]) for file in FILES}
     if precision == "int8" and rest == "fp16":
         made = {file: to_half(model) for file, model in made.items()}
@@ -185,7 +182,7 @@ def quantize_bundle(
             (scratch / file).write_bytes(model.SerializeToString())
         report = _report(groups, scratch, bundle, probe, precision=precision, worst=worst, budget=budget)
     report |= {"precision": precision, "rest": rest if precision == "int8" else "fp16", "calibration": described}
-    report |= {"method": method, "calibrator": calibrator} if precision == "int8" else {}
+    report |= {"method": method} if precision == "int8" else {}
     return Quantized({file: Path(out) / file for file in FILES}, report)
 
 
@@ -321,13 +318,7 @@ def _layer_inputs(model: Any) -> list[str]:
     return list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in layers))
 
 
-def _to_int8_of(
-    models: Models, histograms: Mapping[str, Mapping[str, Histogram]], calibrator: str, weight_levels: int
-) -> Convert:
-    largest = {
-        file: {tensor: histogram.threshold(calibrator) for tensor, histogram in found.items()}
-        for file, found in histograms.items()
-    }
+def _to_int8_of(models: Models, largest: Mapping[str, Mapping[str, float]], weight_levels: int) -> Convert:
     return lambda file, layers: to_int8(models[file], largest[file], layers, weight_levels=weight_levels)
 
 
@@ -378,12 +369,11 @@ def _files_into(out: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _check_arguments(precision: str, rest: str, method: str, calibrator: str) -> None:
+def _check_arguments(precision: str, rest: str, method: str) -> None:
     choices = (
         ("precision", precision, spec.QUANTIZED),
         ("rest", rest, ("fp32", "fp16")),
         ("method", method, METHODS),
-        ("calibrator", calibrator, CALIBRATORS),
     )
     for name, got, wanted in choices:
         if got not in wanted:
