@@ -27,6 +27,7 @@ from PIL import Image
 from dgiqa.metrics import krocc, plcc, srocc
 from dgiqa.nn.datasets import TEST, load_dataset, read_rgb
 from dgiqa.scorer import Scorer
+from dgiqa.spec import QUALITY_FILE
 from recipes.small import chains, encoding
 from recipes.small.distortions import KADID_TYPES, distort
 
@@ -380,7 +381,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     if o.large:
         parts["sizes"] = lambda: sizes(judge, read(o.large, 20))
+    weights = judge.scorer.bundle.manifest["files"][QUALITY_FILE]["sha256"]
     stored = json.loads(o.out.read_text()) if o.out.exists() else {}
+    if stored.get("weights") != weights:  # another model's figures; presets and names may change
+        stored = {"weights": weights}
     for name in o.only or parts:
         stored[name] = parts[name]()
         stored["bundle"] = judge.scorer.bundle.id

@@ -117,9 +117,11 @@ def test_meaning_goes_into_a_manifest(biq: Path, clean: Path, telling_bundle: Bu
 
 def test_measures_of_opinions_count_what_passes(biq: Path, clean: Path, telling_bundle: Bundle, tmp_path: Path):
     out = tmp_path / "card.json"
+    out.write_text('{"saves": "of another model"}')
     command = f"--bundle {telling_bundle.path} --biq {biq} --clean {clean} --only opinions --out {out}"
     assert measures.main(command.split()) == 0
     stored = json.loads(out.read_text())
+    assert "saves" not in stored
     assert stored["presets"] == dict(telling_bundle.meaning.presets)
     passes = stored["opinions"]["passes"]
     assert {name: passes[name]["pictures"] for name in ("good", "fair", "bad")} == {"good": 2, "fair": 3, "bad": 5}
