@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -168,7 +169,7 @@ class Flaky:
         self.count = count
         self.damaged = damaged
         self.opened: list[float] = []
-        self.live = live
+        self.opened = SimpleNamespace(live=live)
 
     def __call__(self) -> Any:
         self.opened.append(time.monotonic())
