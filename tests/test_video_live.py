@@ -168,11 +168,11 @@ class Flaky:
         self.left = failures
         self.count = count
         self.damaged = damaged
-        self.opened: list[float] = []
+        self.attempts: list[float] = []
         self.opened = SimpleNamespace(live=live)
 
     def __call__(self) -> Any:
-        self.opened.append(time.monotonic())
+        self.attempts.append(time.monotonic())
         if self.left:
             self.left -= 1
             raise ImageError("no route to the camera")
@@ -195,8 +195,8 @@ def test_attempts_are_spaced_out_and_limited() -> None:
     found = list(
         follow(camera, "camera", Sampling(), threading.Event(), live=True, attempts=4, waits_s=(0.02, 0.05, 0.1))
     )
-    assert len(camera.opened) == 4
-    gaps = [b - a for a, b in zip(camera.opened, camera.opened[1:], strict=False)]
+    assert len(camera.attempts) == 4
+    gaps = [b - a for a, b in zip(camera.attempts, camera.attempts[1:], strict=False)]
     assert all(gap >= wait for gap, wait in zip(gaps, (0.02, 0.05, 0.1), strict=True))
     assert "trying again in 0.02 s" in found[0].error
     assert found[-1].error == "no route to the camera; given up after 4 attempts in a row"
@@ -252,7 +252,7 @@ def test_a_stretch_ends_though_the_camera_went_away() -> None:
     camera = Flaky(0)
     found = list(follow(camera, "camera", Sampling(every=1, end=2.05), threading.Event(), live=True, waits_s=(0.1,)))
     assert [(f.time_s, bool(f.error)) for f in found][:3] == [(0, False), (1, False), (2, False)]
-    assert len(camera.opened) <= 3
+    assert len(camera.attempts) <= 3
 
 
 def test_a_damaged_frame_of_a_camera_is_a_row_and_the_last_error_is_the_reason() -> None:

@@ -125,7 +125,7 @@ def test_a_server_without_tcp_is_read_over_udp(server: Server, read: Read) -> No
 def test_a_stream_of_known_length_is_read_once(server: Server, read: Read) -> None:
     with Video(server.address("file")) as video:
         assert not video.opened.live
-        assert video.duration_s == pytest.approx(3, abs=0.05)
+        assert video.opened.duration_s == pytest.approx(3, abs=0.05)
         found = list(video.frames(Sampling(every=0)))
     assert [(round(f.time_s, 3), f.number, f.error) for f in found] == [(i / 25, i, "") for i in range(75)]
     assert all(f.rgb is not None and abs(level(f.rgb) - f.number) <= 3 for f in found)
