@@ -290,9 +290,9 @@ class _Gpu:
         import copy
 
         import torch
+        from cuda_graph import GraphedDGIQA
 
         from dgiqa.nn.attention import with_attention_op
-        from dgiqa.nn.cuda_graph import GraphedDGIQA
         from dgiqa.nn.deploy import export_twin
 
         plain = copy.deepcopy(self._network).to("cuda", self.half)

@@ -78,7 +78,7 @@ class Scorer:
         features: bool = False,
     ) -> None:
         self._process = os.getpid()
-        self._opened_with = {  # what a pickle holds; an engine is built by now
+        self._opened_with: dict[str, Any] = {  # what a pickle holds; an engine is built by now
             **{"backend": backend, "precision": precision, "engine": engine, "tiles": tiles, "batch": batch},
             **{"threads": threads, "parallel": parallel, "max_pixels": max_pixels, "max_memory": max_memory},
             **{"gate": gate, "features": features},

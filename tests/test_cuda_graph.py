@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch")
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+
+from cuda_graph import GraphedDGIQA, pad_heads, score_branches  # noqa: E402
 
 from dgiqa.errors import BackendError  # noqa: E402
-from dgiqa.nn.cuda_graph import GraphedDGIQA, pad_heads, score_branches  # noqa: E402
 from dgiqa.nn.network import DGIQA, SMALL, CrossAttention, SelfAttention  # noqa: E402
 
 needs_gpu = pytest.mark.usefixtures("gpu")
