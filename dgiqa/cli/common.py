@@ -57,7 +57,7 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=EXIT_CODES,
-    help="Scores how good photographs look, in [0, 1], higher is better; no reference image is needed.",
+    help="Score how good photographs look, in [0, 1], higher is better. No reference image is needed.",
 )
 
 

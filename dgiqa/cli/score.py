@@ -48,7 +48,7 @@ def score(  # noqa: PLR0917 - the command line's options
         str | None, typer.Option(metavar="LIST", help="Also score the paths in this file, one per line; - reads stdin.")
     ] = None,
     null: Annotated[
-        bool, typer.Option("--null", "-0", help="LIST, and what --dry-run prints, is NUL-separated.")
+        bool, typer.Option("--null", "-0", help="Names in LIST, and those that --dry-run prints, end in NUL.")
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N inputs.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="List what would be scored; score nothing.")] = False,
@@ -83,14 +83,14 @@ def score(  # noqa: PLR0917 - the command line's options
 ) -> None:
     """Score images: a table on a terminal, JSON lines when piped.
 
-    The score is in [0, 1], higher is better; std_error is its standard error over the tiles. An input that cannot be
-    scored is a row with its error, and the run goes on.
+    The score is in [0, 1], and higher is better. std_error says how much the tiles of the picture differ. An input that
+    cannot be scored is a row with its error, and the run goes on.
 
     \b
     Examples:
       dgiqa-rt score photo.jpg
       dgiqa-rt score -r photos/ -o scores.csv
-      dgiqa-rt score 'shots/*.png' --fail-under 0.4
+      dgiqa-rt score 'shots/*.png' --fail-under 0.5
       dgiqa-rt score incoming/ --preset upload
       curl -s https://example.org/a.jpg | dgiqa-rt score -
       find . -name '*.jpg' -print0 | dgiqa-rt score --from-file - -0

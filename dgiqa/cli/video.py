@@ -58,27 +58,31 @@ def video(  # noqa: PLR0917 - the command line's options
     scenes: Annotated[int | None, typer.Option(metavar="N", help="Score N frames of each scene.")] = None,
     start: Annotated[str | None, typer.Option(metavar="TIME", help="Begin here: 90s or 00:01:30.")] = None,
     end: Annotated[str | None, typer.Option(metavar="TIME", help="End here.")] = None,
-    duration: Annotated[str | None, typer.Option(metavar="TIME", help="End so long after the start.")] = None,
+    duration: Annotated[str | None, typer.Option(metavar="TIME", help="End TIME after the start.")] = None,
     raw: Annotated[
         str | None,
         typer.Option(metavar="WxH@FPS[:FORMAT]", help="Frames without a container, rgb24 or yuv420p: 1280x720@25."),
     ] = None,
     live: Annotated[
         bool | None,
-        typer.Option("--live/--no-live", help="Newest frame wins, reconnect.  [default: as the address shows]"),
+        typer.Option("--live/--no-live", help="Take the newest frame, and reconnect.  [default: as the address shows]"),
     ] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, metavar="S", help="A source silent for so long stalled.")] = 10.0,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, metavar="S", help="A source silent for S seconds has stalled.")
+    ] = 10.0,
     attempts: Annotated[int, typer.Option(min=1, metavar="N", help="Give a live source up after N failures.")] = 10,
-    deinterlace: Annotated[bool, typer.Option("--deinterlace", help="Deinterlace frames marked interlaced.")] = False,
+    deinterlace: Annotated[
+        bool, typer.Option("--deinterlace", help="Deinterlace frames marked as interlaced.")
+    ] = False,
     bars: Annotated[Bars, typer.Option(help="crop: score the picture without the black bars around it.")] = Bars.crop,
     reuse_depth: Annotated[
         bool, typer.Option("--reuse-depth", help="Compute depth only when the picture has moved enough.")
     ] = False,
     reuse_tiles: Annotated[
-        bool, typer.Option("--reuse-tiles", help="And score only tiles whose pixels changed; implies --reuse-depth.")
+        bool, typer.Option("--reuse-tiles", help="Also score only tiles whose pixels changed; implies --reuse-depth.")
     ] = False,
     audit: Annotated[
-        int, typer.Option(min=1, metavar="K", help="Compute every K-th reused frame both ways; reports the drift.")
+        int, typer.Option(min=1, metavar="K", help="Compute every K-th reused frame both ways, to report the drift.")
     ] = 16,
     drift: Annotated[float, typer.Option(metavar="X", help="Reuse less once the drift is above X.")] = 0.01,
     bundle: options.Bundle = "small",
@@ -112,7 +116,7 @@ def video(  # noqa: PLR0917 - the command line's options
     ] = None,
     gate_interval: Annotated[
         float | None,
-        typer.Option(metavar="S", help="With --fail-under or --preset: or if that of any S seconds is."),
+        typer.Option(metavar="S", help="With --fail-under or --preset: also if the mean of any S seconds is below it."),
     ] = None,
     preset: options.Preset = None,
     quiet: options.Quiet = False,
@@ -120,12 +124,12 @@ def video(  # noqa: PLR0917 - the command line's options
 ) -> None:
     """Score frames of videos over time: a table on a terminal, JSON lines when piped.
 
-    A frame that cannot be decoded, and a source that breaks off, is a row with its error, and the run goes on.
+    A frame that cannot be decoded is a row with its error, and so is a source that breaks off. The run goes on.
 
     \b
     Examples:
       dgiqa-rt video clip.mp4 --every 0.5s --html report.html
-      dgiqa-rt video encoded.mp4 --fail-under 0.45 --gate-interval 2
+      dgiqa-rt video encoded.mp4 --preset upload --gate-interval 2
       dgiqa-rt video rtsp://camera/1 rtsp://camera/2 --fps 1 -o cameras.jsonl
       ffmpeg -i in.mkv -f rawvideo -pix_fmt rgb24 - | dgiqa-rt video --raw 1280x720@25 -
     """
