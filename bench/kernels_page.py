@@ -141,7 +141,7 @@ def _network(record: dict[str, Any]) -> list[str]:
         "## The whole network, and what the next fusion would bring",
         "",
         "Floor in milliseconds: the sum of every operation's own floor (model). A dependent launch in a CUDA graph",
-        "takes 2 to 4 us more; the two backbones run side by side in `dgiqa.nn.cuda_graph.GraphedDGIQA`.",
+        "takes 2 to 4 us more; the two backbones run side by side in `bench/cuda_graph.py`.",
         "",
         f"| fused | launches | {' | '.join(f'tiles: {n}' for n in counts)} |",
         f"|---|---|{'---|' * len(counts)}",
