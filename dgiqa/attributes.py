@@ -37,7 +37,7 @@ GRAPHICS = (
 
 @dataclass(frozen=True)
 class Attributes:
-    """What is measured of one picture.
+    """Measurements of one picture.
 
     width, height: pixels. sharpness: natural logarithm of the standard deviation of the Laplacian of the reduced
     picture's brightness, levels of 255; ordinary photographs have 1.5 to 4. noise: standard deviation of what no

@@ -62,7 +62,7 @@ class Bundle:
     meaning: Meaning = field(default_factory=Meaning)
 
     def file(self, name: str) -> Path:
-        """Where a listed file is. BundleError if the manifest does not list it."""
+        """Path of a listed file. BundleError if the manifest does not list it."""
         if name not in self.manifest["files"]:
             raise BundleError(f"{self.id} lists no file {name!r}; it has: {', '.join(sorted(self.manifest['files']))}")
         return self.path / name
@@ -82,7 +82,7 @@ class BundleSummary:
 
 @dataclass(frozen=True)
 class Golden:
-    """What one golden image must score. file: its path in the bundle. tiles: the tiling mode it was scored with.
+    """The score that one golden image must have. file: its path in the bundle. tiles: the tiling mode it was scored with.
 
     reasons: mean probability over the tiles of each column; empty where the network has none.
     """
@@ -120,7 +120,7 @@ def list_bundles() -> list[BundleSummary]:
 
 
 def search_path() -> list[Path]:
-    """Where bundles are looked up by name, first match first."""
+    """Folders in which bundles are looked up by name; the first match counts."""
     extra = [Path(os.path.expanduser(p)) for p in os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep) if p]
     return [SHIPPED, *extra, user_cache() / "bundles"]
 

@@ -92,7 +92,7 @@ class Score:
 
     @property
     def tiles(self) -> int:
-        """How many tiles the value is the mean of."""
+        """Number of tiles that the value is the mean of."""
         return len(self.tile_scores)
 
     @property
@@ -184,7 +184,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class PartScores:
-    """What a run said of one Part. scores: f32 [count]. The times are this part's own, ms.
+    """Scores of one Part from one run. scores: f32 [count]. The times are this part's own, ms.
 
     extra: further outputs of the network by name, f32 [count,columns].
     """
@@ -206,7 +206,7 @@ def _untimed(stage: str) -> AbstractContextManager[None]:
 
 
 def depth_map(rgb: UInt8, network: Network, p: spec.Preprocess) -> Float32:
-    """What the depth network makes of rgb [H,W,3]: f32 [1,h,w]."""
+    """Depth of rgb [H,W,3] by the depth network: f32 [1,h,w]."""
     return network.run({spec.DEPTH_INPUT: preprocess.depth_input(rgb, p)})[spec.DEPTH_OUTPUT]
 
 
@@ -232,7 +232,7 @@ def depth_image_from(
 
 
 def tiles(rgb: UInt8, near: UInt8, windows: str | Int32, tile: int, batch: int = BATCH) -> Iterator[dict[str, Float32]]:
-    """What the quality network is fed for a working image [h,w,3] and its depth image [h,w], `batch` windows at a time.
+    """Inputs of the quality network for a working image [h,w,3] and its depth image [h,w], `batch` windows at a time.
 
     windows: a tiling's name, or int32 [n,2]. Yields {spec.QUALITY_RGB, spec.QUALITY_DEPTH: f32 [<=batch,3,tile,tile]}.
     """
@@ -338,7 +338,7 @@ class Stages:
 
     @property
     def p(self) -> spec.Preprocess:
-        """How the bundle's pictures are prepared."""
+        """The bundle's preprocessing."""
         return self.bundle.preprocess
 
     def score(self, source: Source, *, name: str | None = None, tiles: str | None = None) -> Score:
@@ -479,7 +479,7 @@ def open_stages(
 
 
 def file_of(bundle: Bundle, file: str, engine: Engine | None) -> Path:
-    """What to open for one of the bundle's networks: the engine's file where it has one, else the bundle's own."""
+    """The file to open for one of the bundle's networks: the engine's file where it has one, else the bundle's own."""
     return (engine.files.get(file) if engine else None) or bundle.file(file)
 
 

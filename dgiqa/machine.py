@@ -61,7 +61,7 @@ def cpu_name() -> str:
 
 
 def cpu_instructions() -> list[str]:
-    """Which of INSTRUCTIONS this processor has; none where that is unknown."""
+    """Those of INSTRUCTIONS that this processor has; none where that is unknown."""
     flags = _cpuinfo("flags").split()
     return [name for name in INSTRUCTIONS if name in flags]
 

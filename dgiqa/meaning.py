@@ -47,7 +47,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What scores of a bundle mean.
+    """The meaning of a bundle's scores: reasons, presets, scale and map.
 
     reasons: in the order of the columns. presets: name -> score from which a picture passes, in [0, 1].
     kind: what the scale is ("mos": what people said), or "". interval: half the width, in the score's unit, of the

@@ -71,7 +71,7 @@ class Memory(Protocol):
 
 @dataclass(frozen=True)
 class DeviceScores:
-    """What one image on the device scored: f32 [n], int32 [n,2] windows, sizes as (height, width), wall time."""
+    """Scores of one image on the device: f32 [n], int32 [n,2] windows, sizes as (height, width), wall time."""
 
     tile_scores: NDArray[np.float32]
     windows: NDArray[np.int32]

@@ -50,7 +50,7 @@ class ParityRow:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """What `verify_bundle` found. max_difference: over images, and in fp32 over tiles and reasons, too; it decides.
+    """The result of `verify_bundle`. max_difference: over images, and in fp32 over tiles and reasons, too; it decides.
 
     mean_difference: over images. max_tile_difference: over tiles. max_reasons_difference: over reasons.
     share: max_difference / tolerance.
@@ -74,7 +74,7 @@ class ParityReport:
 
 
 class Candidate(Protocol):
-    """What is compared: a bundle that is opened, as `forward.Stages` or a Scorer."""
+    """The side that is judged: an open bundle, as `forward.Stages` or a Scorer."""
 
     @property
     def bundle(self) -> Bundle: ...
@@ -89,7 +89,7 @@ class Candidate(Protocol):
 
 
 class Reference(Protocol):
-    """What engines are compared with: another Scorer, or PyTorch (`dgiqa.nn.reference.TorchScorer`)."""
+    """The side that engines are compared with: another Scorer, or PyTorch (`dgiqa.nn.reference.TorchScorer`)."""
 
     @property
     def backend(self) -> str: ...
@@ -111,7 +111,7 @@ class SweepRow:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What `sweep` found over `images` pictures. srocc: of the engine's order against the reference's; NaN if there is
+    """The result of `sweep` over `images` pictures. srocc: of the engine's order against the reference's; NaN if there is
     none, because scores are constant or not finite.
 
     share: max_difference / tolerance. worst: the rows that differ most, worst first.

@@ -77,7 +77,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Row:
-    """What one setting measured. ms: of one image alone. drift: largest |score - reference score|."""
+    """Measurements of one setting. ms: of one image alone. drift: largest |score - reference score|."""
 
     setting: Setting
     ms: Spread
@@ -183,7 +183,7 @@ def variations(setting: Setting) -> list[Setting]:
 
 
 def reference_scores(bundle: Bundle, setting: Setting, images: Sequence[bytes]) -> list[float]:
-    """What the scores should be: one image after the other."""
+    """The scores to compare with: one image after the other."""
     with setting.open(bundle) as scorer:
         return [scorer.score(image).value for image in images]
 

@@ -20,7 +20,7 @@ _OPEN = stat.S_IWGRP | stat.S_IWOTH
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Where to write instead of `path`: a name beside it that takes its place when the block ends.
+    """A path to write to instead of `path`, in the same folder; it takes its place when the block ends.
 
     After an exception nothing is left, and what stood at `path` still does.
     """

@@ -65,7 +65,7 @@ MODELOPT_IMAGES = 32  # ModelOpt's calibrators hold every tensor of every image 
 
 @dataclass
 class Part:
-    """What can be left out at once: one layer with weights, or in fp16 all other nodes of one operator type.
+    """A unit that is left in float as a whole: one layer with weights, or in fp16 all other nodes of one operator type.
 
     left_out: whether it stays fp32; extra_bytes: what that adds.
     """

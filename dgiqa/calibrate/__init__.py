@@ -55,7 +55,7 @@ class Study:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """What was fitted. knots: of the map, or empty; layer: the last layer, or None. predicted: out of fold, f64 [n].
+    """The result of a fit. knots: of the map, or empty; layer: the last layer, or None. predicted: out of fold, f64 [n].
 
     good: which pictures count as good, bool [n]. chosen: the threshold for what was wanted, or None.
     """
@@ -92,7 +92,7 @@ class Calibration:
 
 
 def look(scorer: Scorer, labels: Labels, folder: str | Path) -> Iterator[Seen | Failure]:
-    """What the networks of a scorer, opened with features=True and a bundle without a map, say of the pictures."""
+    """Score the labelled pictures with a scorer that has features=True and a bundle without a map."""
     from dgiqa.forward import Failure
 
     for result in scorer.score_many((image, Path(folder, image)) for image in labels.images):

@@ -32,7 +32,7 @@ NEWTON_STEPS = 12
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What the network says of one picture. scores: f32 [tiles]; features: f32 [tiles,C]."""
+    """The network's outputs for one picture. scores: f32 [tiles]; features: f32 [tiles,C]."""
 
     scores: NDArray[np.float32]
     features: NDArray[np.float32]
@@ -75,7 +75,7 @@ def fit_layer(pictures: Sequence[Seen], labels: Floats, shipped: Layer) -> Layer
 
 
 def adapted_out_of_fold(pictures: Sequence[Seen], labels: Floats, shipped: Layer) -> Floats:
-    """What layers say of pictures that they were not fitted to, their strength included: f64 [n]."""
+    """Scores of every picture by a layer that was fitted, with its strength, to the others: f64 [n]."""
 
     def predict(train: NDArray[np.intp], test: NDArray[np.intp]) -> Floats:
         layer = fit_layer([pictures[i] for i in train], labels[train], shipped)

@@ -42,7 +42,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Point:
-    """What a threshold does: pictures that score at least that pass.
+    """The effect of a threshold: pictures pass that score at least as much.
 
     precision: share of good ones among those that pass; recall: share of the good ones that pass; passed: of all.
     """
@@ -74,7 +74,7 @@ def fit_map(tiles: Sequence[NDArray[np.floating[Any]]], labels: Floats) -> Knots
 
 
 def map_out_of_fold(tiles: Sequence[NDArray[np.floating[Any]]], labels: Floats) -> Floats:
-    """What maps say of pictures that they were not fitted to: f64 [n]."""
+    """Scores of every picture by a map that was fitted to the others: f64 [n]."""
     from dgiqa.meaning import Meaning
 
     def predict(train: NDArray[np.intp], test: NDArray[np.intp]) -> Floats:

@@ -43,7 +43,7 @@ def hdr_of(colours: Colours | None) -> str:
 
 
 def from_primaries(colours: Colours | None) -> tuple[Callable[[UInt8], UInt8] | None, str]:
-    """What turns uint8 RGB of these primaries into sRGB's, and a note on it; (None, "") where nothing is to be done."""
+    """A function from uint8 RGB of these primaries to sRGB, and a note on it; (None, "") where nothing is to be done."""
     if colours is None or colours.primaries not in _TO_SRGB or colours.transfer not in _SDR:
         return None, ""
     matrix = _TO_SRGB[colours.primaries]
@@ -56,7 +56,7 @@ def from_primaries(colours: Colours | None) -> tuple[Callable[[UInt8], UInt8] | 
 
 
 def from_profile(profile: bytes | None, mode: str) -> tuple[Convert | None, str]:
-    """What turns Pillow images of a mode with this ICC profile into sRGB, and a note on it.
+    """A function from Pillow images of a mode with this ICC profile to sRGB, and a note on it.
 
     mode: "RGB", "L" or "CMYK". (None, "") without a profile or where it is sRGB anyway, so that ordinary photographs
     keep their very pixels; a profile that cannot be used is ignored, with a note.

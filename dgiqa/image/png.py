@@ -39,7 +39,7 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def colours(data: bytes) -> Colours | None:
-    """What the cICP chunk says, which comes before the pixels and before every profile."""
+    """Contents of the cICP chunk, which comes before the pixels and before every profile."""
     for kind, start, end in chunks(data):
         if kind == b"cICP" and end - start == 4:
             return Colours(*data[start:end])

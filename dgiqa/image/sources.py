@@ -67,7 +67,7 @@ def open_source(source: Source, max_pixels: int = MAX_PIXELS, max_memory: int | 
 
 
 def name_of(source: object) -> str:
-    """What a score calls its source."""
+    """The name of a source in its score."""
     if isinstance(source, str | Path):
         return str(source)
     if isinstance(source, bytes | bytearray | memoryview):

@@ -341,7 +341,7 @@ def official_split(dataset: IQADataset) -> tuple[IQADataset, IQADataset, IQAData
 
 @dataclass(frozen=True)
 class DepthNetwork:
-    """What makes a depth image: uint8 [H,W,3] -> uint8 [H,W], larger = nearer; id names the network in the cache.
+    """Makes a depth image: uint8 [H,W,3] -> uint8 [H,W], larger = nearer; id names the network in the cache.
 
     p: how pictures are prepared. Depth images have the picture's size, or from its version 2 on the working size.
     """

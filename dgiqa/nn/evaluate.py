@@ -113,7 +113,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Separation:
-    """How well scores tell good from degraded pictures (section 5.2). good, degraded: scores f64 [n] and [m].
+    """Separation of good from degraded pictures by their scores (section 5.2). good, degraded: scores f64 [n] and [m].
 
     overlap: of two fitted Gaussians, 0..1, lower is better; histogram: the same of the histograms; ordered: share of
     all (good, degraded) pairs in which the good picture scores higher, ties counting half.

@@ -179,7 +179,7 @@ class DGIQA(nn.Module):
         return torch.sigmoid(self.fc_reasons(features).float())
 
     def features(self, rgb: Tensor, depth: Tensor) -> Tensor:
-        """What the score is a linear function of, before the sigmoid: f32 [N,C]."""
+        """Input of the last layer: the score is a sigmoid of a linear function of it. f32 [N,C]."""
         fused = self.branch(rgb)
         return self.join(fused, self.branch(depth, "_depth") if self.config.depth_car else None)
 
@@ -188,7 +188,7 @@ class DGIQA(nn.Module):
         return self._fuse(feature_maps(self.depth_backbone if suffix else self.backbone, image), suffix)
 
     def join(self, fused: Tensor, guide: Tensor | None) -> Tensor:
-        """What follows both branches: [N,C,7,7] of RGB and, with Depth-CAR, of depth -> f32 [N,C]."""
+        """The part after both branches: [N,C,7,7] of RGB and, with Depth-CAR, of depth -> f32 [N,C]."""
         if guide is not None:
             n, c, h, w = fused.shape
             tokens = self.depth_guided_cross_attention(_to_tokens(guide), _to_tokens(fused))  # [49,N,C]

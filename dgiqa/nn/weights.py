@@ -53,7 +53,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_state(path: str | Path) -> Any:
-    """What torch.save wrote, if it is made of tensors and plain containers only. Raises WeightsError."""
+    """Read a file of torch.save, if it holds tensors and plain containers only. Raises WeightsError."""
     path = Path(path)
     return _read_pickle(path, _checked_head(path))
 

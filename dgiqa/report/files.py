@@ -28,7 +28,7 @@ R = TypeVar("R", bound="Report")
 
 
 class Stream(Protocol):
-    """What writers write to."""
+    """The stream that writers write to."""
 
     def write(self, text: str, /) -> Any: ...
     def flush(self) -> Any: ...

@@ -145,7 +145,7 @@ def frame_row(result: Result, stages: Stages) -> Row:
 
 
 class Tally(Protocol):
-    """What rows amount to: a Summary, of images or of videos."""
+    """Sums over rows: a Summary, of images or of videos."""
 
     @property
     def scored(self) -> int: ...
@@ -159,7 +159,7 @@ class Tally(Protocol):
 
 @dataclass
 class Summary:
-    """What a run over images amounts to, kept up row by row in constant memory. total: how many there will be.
+    """Sums over a run of images, kept up row by row in constant memory. total: how many there will be.
 
     Lowest and highest are None without a score.
     """

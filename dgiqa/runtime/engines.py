@@ -117,7 +117,7 @@ def engine_key(
 
 
 def engines_folder() -> Path:
-    """Where this user's engines are. It need not exist."""
+    """This user's folder of engines. It need not exist."""
     return user_cache() / "engines"
 
 
@@ -189,7 +189,7 @@ def clear() -> int:
 
 
 def directory(key: Mapping[str, Any]) -> Path:
-    """Where an engine of this key is, or would be."""
+    """The folder of an engine with this key. It need not exist."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return engines_folder() / f"{key['bundle']}-{key['precision']}-{key['engine']}-{digest[:12]}"
 

@@ -145,7 +145,7 @@ class Kernels:
 
 
 def find() -> Path:
-    """Where the library is. Raises BackendError that says how to build it."""
+    """Path of the library. Raises BackendError that says how to build it."""
     if named := os.environ.get("DGIQA_KERNELS"):
         if not Path(named).is_file():
             raise BackendError(f"DGIQA_KERNELS is {named}, which is no file; build it: {_BUILD}")
@@ -158,7 +158,7 @@ def find() -> Path:
 
 
 def normalised_levels() -> NDArray[np.float32]:
-    """What the networks are given for each uint8 level, per channel: f32 [3,256]."""
+    """Network input for each uint8 level, per channel: f32 [3,256]."""
     steps = np.arange(256) / 255
     return np.stack([(steps - mean) / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]).astype("f4")
 

@@ -319,7 +319,7 @@ def _short(error: Exception) -> str:
 
 
 def compiled_folder(digest: str) -> Path | None:
-    """Where OpenVINO may keep what it compiles from the file of this sha256. None where nothing can be written."""
+    """Folder for what OpenVINO compiles from the file of this sha256. None where nothing can be written."""
     try:
         return private(user_cache() / "openvino" / digest[:32])
     except (OSError, EngineError):

@@ -32,7 +32,7 @@ _WORDS = {
 
 
 def identity() -> dict[str, str]:
-    """What a plan built here is bound to: tensorrt (version), gpu (name), compute_capability. BackendError without."""
+    """The facts that a plan built here is bound to: tensorrt (version), gpu (name), compute_capability. BackendError without."""
     trt = import_tensorrt()
     context = cuda.Context()
     return {
@@ -90,7 +90,7 @@ def import_tensorrt() -> Any:
 
 
 def logger_of(log: Log) -> trt.ILogger:
-    """What TensorRT writes warnings and errors to."""
+    """TensorRT's logger for warnings and errors."""
     import tensorrt as trt
 
     kept = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING)

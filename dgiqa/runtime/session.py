@@ -23,7 +23,7 @@ _OPENED: WeakSet[Any] = WeakSet()  # sessions of this process, and in a fork tho
 
 
 class Session(Protocol):
-    """What every engine looks like from outside. `run` may be called from several threads."""
+    """The common interface of all engines. `run` may be called from several threads."""
 
     backend: str
     inputs: tuple[str, ...]
@@ -72,7 +72,7 @@ def _open(  # noqa: PLR0917 - what open_session was given
 
 
 def identity(backend: str) -> dict[str, str]:
-    """What an engine belongs to: {"engine": name, "version": in full, "device": its name[, "compute_capability"]}.
+    """The facts that an engine is bound to: {"engine": name, "version": in full, "device": its name[, "compute_capability"]}.
 
     Raises BackendError if the backend is not there.
     """

@@ -201,7 +201,7 @@ class VideoRun:
 
 
 class Summary:
-    """What a run amounts to: pooled figures of each source, reuse, drops and notes."""
+    """Sums over a run: pooled figures of each source, reuse, drops and notes."""
 
     def __init__(self, run: VideoRun, interval_s: float = INTERVAL_S) -> None:
         self.run = run
@@ -250,7 +250,7 @@ class Summary:
         return [name for name, pooled in self.pooled.items() if lowest(pooled) < gate]
 
     def failures(self, gate: float | None, interval_gate: bool) -> list[str]:
-        """What is below the gate, in words: a pooled mean, or with interval_gate the mean of an interval."""
+        """Each mean that is below the gate, in words: a pooled mean, or with interval_gate the mean of an interval."""
         found = []
         for name, pooled in self.pooled.items():
             worst = pooled.worst

@@ -94,7 +94,7 @@ class Planes:
 
 
 def notes(frame: av.VideoFrame, *, deinterlace: bool = False) -> str:
-    """What a reader of the score should know about the picture, or nothing."""
+    """Remarks on the picture for a reader of the score, or nothing."""
     parts = []
     if frame.interlaced_frame:
         parts.append("interlaced, deinterlaced by estdif" if deinterlace else "interlaced")

@@ -31,7 +31,7 @@ DETAIL_CHANGED = 0.04  # relative change of a tile's mean gradient up to which i
 
 @dataclass(frozen=True)
 class Reuse:
-    """What may be taken over, and how closely that is watched.
+    """Settings of reuse: what may be taken over, and how closely that is watched.
 
     tiles: tile scores, too, not only depth. audit: every so-manieth reused frame is computed both ways. drift: bound of
     |score with reuse - score without|, in score units. moved: as MOVED.
@@ -49,7 +49,7 @@ class Reuse:
 
 @dataclass
 class Drift:
-    """What the audits of a run found. drifts are signed: score with reuse minus score without."""
+    """Results of a run's audits. drifts are signed: score with reuse minus score without."""
 
     audits: int = 0
     total: float = 0.0
@@ -82,7 +82,7 @@ class DepthKeeper:
         self._clean = 0
 
     def plan(self, frame: Frame) -> Plan:
-        """What to do for the next frame. fresh: compute depth; reuse: take over the last one; audit: both."""
+        """Decide about the next frame. fresh: compute depth; reuse: take over the last one; audit: both."""
         assert frame.rgb is not None
         assert frame.thumb is not None
         if self._fits(frame.rgb.shape, frame.thumb) and self._served < self.limit:
@@ -96,7 +96,7 @@ class DepthKeeper:
         return "fresh"
 
     def audited(self, drift: float) -> None:
-        """What an audit found; it may come some frames later."""
+        """Enter the result of an audit; it may come some frames later."""
         self.drift.add(drift)
         self._clean = 0 if abs(drift) > self.reuse.drift else self._clean + 1
         if not self._clean:
@@ -128,7 +128,7 @@ class TileKeeper:
     _detail: list[float] = field(default_factory=list)
 
     def unchanged(self, rgb: UInt8, windows: NDArray[np.int32], tile: int) -> NDArray[np.bool_]:
-        """Which of the windows still show what their scores were computed from: bool [n]. rgb: [h,w,3], working."""
+        """The windows that still show what their scores were computed from: bool [n]. rgb: [h,w,3], working."""
         if len(self._pixels) != len(windows):
             return np.zeros(len(windows), bool)
         cuts = [rgb[y : y + tile, x : x + tile] for y, x in windows.tolist()]

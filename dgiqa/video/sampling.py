@@ -28,7 +28,7 @@ CUT_HISTOGRAM = 0.25  # half the L1 distance of 16-bin luma histograms: the shar
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which frames are scored. At most one of the first three is given; none means every EVERY_S seconds.
+    """Choice of the frames to score. At most one of the first three is given; none means every EVERY_S seconds.
 
     every: seconds between frames, 0 for all frames. count: that many, spread evenly over the whole (its length must be
     known). per_scene: that many of each scene, spread evenly. start, end: seconds from the video's beginning.

@@ -222,7 +222,7 @@ def is_live(source: object) -> bool:
 
 
 def name_of(source: VideoSource) -> str:
-    """What rows call a source; a password in an address is left out."""
+    """The name of a source in its rows; a password in an address is left out."""
     if isinstance(source, str | Path):
         return re.sub(r"(?<=://)[^/?#]*:[^/?#]*@", "***@", str(source))
     name = getattr(source, "name", None)
