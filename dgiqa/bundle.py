@@ -82,7 +82,7 @@ class BundleSummary:
 
 @dataclass(frozen=True)
 class Golden:
-    """The score that one golden image must have. file: its path in the bundle. tiles: the tiling mode it was scored with.
+    """The score of one golden image. file: its path in the bundle. tiles: the tiling mode it was scored with.
 
     reasons: mean probability over the tiles of each column; empty where the network has none.
     """

@@ -111,8 +111,8 @@ class SweepRow:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The result of `sweep` over `images` pictures. srocc: of the engine's order against the reference's; NaN if there is
-    none, because scores are constant or not finite.
+    """The result of `sweep` over `images` pictures. srocc: of the engine's order against the reference's; NaN if there
+    is none, because scores are constant or not finite.
 
     share: max_difference / tolerance. worst: the rows that differ most, worst first.
     """

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlanInfo:
-    """Facts about a built plan. precisions: layers of the typed network per output type, e.g. {"fp16": 1827, "int64": 3969}."""
+    """A built plan. precisions: layers of the typed network per output type, e.g. {"fp16": 1827, "int64": 3969}."""
 
     layers: int
     precisions: Counter[str]

@@ -55,7 +55,7 @@ class Study:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """The result of a fit. knots: of the map, or empty; layer: the last layer, or None. predicted: out of fold, f64 [n].
+    """A fit. knots: of the map, or empty; layer: the last layer, or None. predicted: out of fold, f64 [n].
 
     good: which pictures count as good, bool [n]. chosen: the threshold for what was wanted, or None.
     """

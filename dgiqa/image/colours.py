@@ -43,7 +43,7 @@ def hdr_of(colours: Colours | None) -> str:
 
 
 def from_primaries(colours: Colours | None) -> tuple[Callable[[UInt8], UInt8] | None, str]:
-    """A function from uint8 RGB of these primaries to sRGB, and a note on it; (None, "") where nothing is to be done."""
+    """uint8 RGB of these primaries -> sRGB, as a function, and a note on it; (None, "") where nothing is to be done."""
     if colours is None or colours.primaries not in _TO_SRGB or colours.transfer not in _SDR:
         return None, ""
     matrix = _TO_SRGB[colours.primaries]

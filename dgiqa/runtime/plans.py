@@ -32,7 +32,7 @@ _WORDS = {
 
 
 def identity() -> dict[str, str]:
-    """The facts that a plan built here is bound to: tensorrt (version), gpu (name), compute_capability. BackendError without."""
+    """A plan built here is bound to these: tensorrt (version), gpu (name), compute_capability. BackendError without."""
     trt = import_tensorrt()
     context = cuda.Context()
     return {

@@ -72,7 +72,7 @@ def _open(  # noqa: PLR0917 - what open_session was given
 
 
 def identity(backend: str) -> dict[str, str]:
-    """The facts that an engine is bound to: {"engine": name, "version": in full, "device": its name[, "compute_capability"]}.
+    """An engine is bound to these: {"engine": name, "version": in full, "device": its name[, "compute_capability"]}.
 
     Raises BackendError if the backend is not there.
     """
