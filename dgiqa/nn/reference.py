@@ -58,14 +58,14 @@ def _both_tiles(
 
 @dataclass(frozen=True, eq=False)
 class TorchScore:
-    """One image's score in PyTorch. value: mean of tile_scores f32 [n]; tiles: the tiling's name.
+    """One image's score in PyTorch. value: mean of tile_scores f32 [n]; tiling: the tiling's name.
 
     reasons: mean probability over the tiles of each column of the network's, by its number.
     """
 
     value: float
     tile_scores: NDArray[np.float32]
-    tiles: str
+    tiling: str
     reasons: dict[str, float] = field(default_factory=dict)
 
 
