@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -10,6 +11,7 @@ from matplotlib import pyplot
 from PIL import Image
 
 from dgiqa import Failure, Score, Scorer
+from dgiqa.bundle import load_bundle
 from dgiqa.meaning import words
 
 COLUMNS = 4
@@ -24,10 +26,10 @@ def main() -> None:
     options = parser.parse_args()
     matplotlib.use("Agg")
     paths = sorted(options.folder.glob("*.jpg"), key=lambda path: path.stem)
-    with Scorer(options.bundle) as scorer:
-        scorer.gate = scorer.bundle.meaning.presets.get(options.preset)
+    gate = load_bundle(options.bundle).meaning.presets.get(options.preset)
+    with Scorer(options.bundle, gate=gate) as scorer:
         rows = list(scorer.score_many(paths))
-    figure, axes = pyplot.subplots(-(-len(paths) // COLUMNS), COLUMNS, figsize=(12, 6), squeeze=False)
+    figure, axes = pyplot.subplots(-(-len(paths) // COLUMNS), COLUMNS, figsize=(14, 6.4), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, path, row in zip(axes.flat, paths, rows, strict=False):
@@ -37,14 +39,14 @@ def main() -> None:
         colour = matplotlib.colormaps["brg"](0.5 + row.value / 2)
         axis.set_title(f"{row.value:.2f}", fontsize=18, fontweight="bold", color=colour)
         axis.text(0.5, -0.03, path.stem, transform=axis.transAxes, ha="center", va="top", fontsize=10)
-        axis.text(0.5, -0.13, told(row), transform=axis.transAxes, ha="center", va="top", fontsize=10, color="dimgrey")
+        axis.text(0.5, -0.13, told(row), transform=axis.transAxes, ha="center", va="top", fontsize=9, color="dimgrey")
     figure.tight_layout()
     figure.savefig(options.out, dpi=80)
 
 
 def told(row: Score) -> str:
-    """Verdict and reasons in a line."""
-    return ": ".join(part for part in (row.verdict, words(row.faults)) if part)
+    """Verdict and up to three reasons."""
+    return ": ".join(part for part in (row.verdict, textwrap.fill(words(row.faults[:3]), 34)) if part)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 Nothing here looks at what the card is measured on: opinions are those of the training part that `learn` keeps away from
 training, and the reasons are tried on chains of other clean photographs (`--clean`; CID22's training part, say).
 
-    thresholds   per reason: where F1 is highest
+    thresholds   per reason: where F1 is highest, of those at which what is told is right at least half of the time
     presets      upload     98 % of what people called good passes; down to 95 %, where more than one in twenty of the
                             worst distortions would pass as well
                  archive    95 % of what passes was called fair or better
@@ -38,6 +38,7 @@ LET_IN = 0.05  # share of the worst distortions that it should not exceed
 PURE = {"archive": (FAIR, 0.95), "curation": (GOOD, 0.9)}  # least opinion, and how much of what passes has it
 FEWEST = 20  # pictures that pass, for a share of them to mean something
 INSIDE = 0.8
+RIGHT = 0.5  # least share of what is told that must be true
 SEED = 20  # of the chains; the card's is another
 
 
@@ -94,16 +95,18 @@ def thresholds_of(judge: Judge, clean: Sequence[measures.Bytes], rounds: int) ->
 
 
 def best_f1(probability: Float, truth: Float) -> float:
-    """Where F1 is highest, halfway between two of f [n]; 0.5 where nothing is true. Truth 0.5 does not count."""
+    """Where F1 is highest, halfway between two of f [n], of the thresholds whose precision is RIGHT or more.
+
+    1, so that it is never told, where there is none. Truth 0.5 does not count.
+    """
     sure = truth != 0.5
     order = np.argsort(-probability[sure], kind="stable")
     p, hit = probability[sure][order], truth[sure][order] == 1
-    if not hit.any():
-        return 0.5
-    f1 = 2 * np.cumsum(hit) / (np.arange(1, len(hit) + 1) + hit.sum())
+    told = np.arange(1, len(hit) + 1)
+    f1 = np.where(np.cumsum(hit) >= RIGHT * told, 2 * np.cumsum(hit) / (told + hit.sum()), 0)
     f1[:-1][p[:-1] == p[1:]] = 0  # no threshold lies between two that are equal
     last = int(np.argmax(f1))
-    return float((p[last] + (p[last + 1] if last + 1 < len(p) else 0.0)) / 2)
+    return float((p[last] + (p[last + 1] if last + 1 < len(p) else 0.0)) / 2) if f1[last] > 0 else 1.0
 
 
 def scores_beyond_use(judge: Judge, clean: Sequence[measures.Bytes]) -> dict[str, Float]:

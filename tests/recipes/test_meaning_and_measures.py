@@ -83,7 +83,8 @@ def test_a_share_that_no_score_reaches_gives_the_highest_threshold_there_is():
         ((0.9, 0.8, 0.3, 0.1), (1, 1, 0, 0), 0.55),
         ((0.9, 0.8, 0.6, 0.3, 0.1), (1, 1, 0.5, 0, 0), 0.55),
         ((0.9, 0.5, 0.5, 0.1), (0, 1, 1, 0), 0.3),
-        ((0.9, 0.1), (0, 0), 0.5),
+        ((0.9, 0.1), (0, 0), 1.0),
+        ((0.9, 0.8, 0.7, 0.6, 0.1), (0, 0, 0, 1, 1), 1.0),  # right less than half of the time wherever it lies
     ],
 )
 def test_the_best_f1(probability, truth, threshold):
