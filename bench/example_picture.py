@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib import pyplot
@@ -38,10 +39,16 @@ def main() -> None:
         axis.imshow(Image.open(path))
         colour = matplotlib.colormaps["brg"](0.5 + row.value / 2)
         axis.set_title(f"{row.value:.2f}", fontsize=18, fontweight="bold", color=colour)
-        axis.text(0.5, -0.03, path.stem, transform=axis.transAxes, ha="center", va="top", fontsize=10)
-        axis.text(0.5, -0.13, told(row), transform=axis.transAxes, ha="center", va="top", fontsize=9, color="dimgrey")
-    figure.tight_layout()
+        below(axis, path.stem, 5, "black")
+        below(axis, told(row), 19, "dimgrey")
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.93, bottom=0.1, hspace=0.45, wspace=0.05)
     figure.savefig(options.out, dpi=80)
+
+
+def below(axis: Any, text: str, points: int, color: str) -> None:
+    """A line of text so far below a picture."""
+    place = {"xycoords": "axes fraction", "xytext": (0, -points), "textcoords": "offset points"}
+    axis.annotate(text, (0.5, 0), ha="center", va="top", fontsize=10, color=color, **place)
 
 
 def told(row: Score) -> str:
