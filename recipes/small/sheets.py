@@ -78,7 +78,7 @@ def versions(judge: measures.Judge, shown: dict[str, Bytes], each: int) -> list[
         cells = [(kind, level) for kind in KINDS for level in LEVELS]
         for first, second in MIXTURES:
             worst = chains.apply(chains.apply(rgb, first, 5, n), second, 5, n)
-            made.append((name, f"{type_words(first)} and {type_words(second)}", first + second, 5, worst))
+            made.append((name, f"{type_words(first)}, {type_words(second)}", first + second, 5, worst))
         for index in rng.choice(len(cells), min(each, len(cells)), replace=False):
             kind, level = cells[index]
             made.append((name, f"{type_words(kind)}, level {level}", kind, level, chains.apply(rgb, kind, level, n)))
@@ -134,8 +134,8 @@ def sheet(rows: Sequence[tuple[str, Sequence[Version]]]) -> Image.Image:
         for x, v in enumerate(row):
             corner = (left + x * width, y * height + 4)
             page.paste(_fitted(v.rgb), corner)
-            draw.text((corner[0], corner[1] + CELL[1] + 1), f"{v.score:.2f}  {v.what}", INK, small)
-            draw.text((corner[0], corner[1] + CELL[1] + 15), v.told[:36], (120, 120, 120), small)
+            draw.text((corner[0], corner[1] + CELL[1] + 1), f"{v.score:.2f}  {v.what}"[:33], INK, small)
+            draw.text((corner[0], corner[1] + CELL[1] + 15), v.told[:34], (120, 120, 120), small)
     return page
 
 
