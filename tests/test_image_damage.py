@@ -248,3 +248,57 @@ def test_the_first_bytes_are_looked_at_before_the_others_are_read(tmp_path: Path
         file.truncate(1 << 30)
     with pytest.raises(ImageError, match="bytes are zero"):
         open_source(tmp_path / "sparse.jpg")
+
+
+@pytest.mark.parametrize("share", [0.75, 0.9, 0.97])
+def test_zero_bytes_at_the_end_of_a_png_are_an_error(share: float) -> None:
+    data = encode(photo(), "PNG")
+    cut = int(len(data) * share)
+    with pytest.raises(ImageError, match=r"PNG: (damaged|truncated)|damaged PNG"):
+        decode(data[:cut] + bytes(len(data) - cut))
+
+
+@pytest.mark.parametrize("compression", ["tiff_deflate", "jpeg"])
+@pytest.mark.parametrize("start", [0.4, 0.6])
+def test_zero_bytes_in_a_compressed_tiff_are_an_error(compression: str, start: float) -> None:
+    data = bytearray(encode(photo(), "TIFF", compression=compression))
+    at = int(len(data) * start)
+    data[at : at + len(data) // 50] = bytes(len(data) // 50)
+    with pytest.raises(ImageError, match="damaged"):
+        decode(bytes(data))
+
+
+@pytest.mark.parametrize("compression", ["tiff_deflate", "jpeg", "tiff_lzw", "raw"])
+@pytest.mark.parametrize("level", [0, 255])
+def test_flat_tiffs_are_scored(compression: str, level: int) -> None:
+    flat = Image.new("L", (1200, 900), level)
+    flat.paste(photo().convert("L"), (400, 300))
+    assert abs(decode(encode(flat, "TIFF", compression=compression))[0, 0].astype(int) - level).max() <= 1
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+@pytest.mark.parametrize(("start", "end"), [(0.4, 0.45), (0.3, 0.6), (0.6, 0.62), (0.97, 1.0)])
+def test_zero_bytes_in_jpeg_2000_are_an_error(lossless: bool, start: float, end: float) -> None:
+    rates = {} if lossless else {"quality_mode": "rates", "quality_layers": [10]}
+    data = bytearray(encode(photo(), "JPEG2000", **rates))
+    first, last = int(len(data) * start), int(len(data) * end)
+    data[first:last] = bytes(last - first)
+    with pytest.raises(ImageError, match="damaged"):
+        decode(bytes(data))
+
+
+@pytest.mark.parametrize("options", [{}, {"irreversible": True}, {"tile_size": (256, 256)}, {"quality_layers": [80]}])
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_flat_pictures_in_jpeg_2000_are_scored(options: dict[str, Any], level: int) -> None:
+    flat = Image.new("RGB", (1200, 900), (level, level, level))
+    for picture in (flat, flat.copy()):
+        assert decode(encode(picture, "JPEG2000", **options)).shape == (900, 1200, 3)
+        picture.paste(photo(), (400, 300))
+    small = {"precinct_size": (128, 128), "codeblock_size": (32, 32), "num_resolutions": 1}
+    assert decode(encode(flat, "JPEG2000", **options, **small)).shape == (900, 1200, 3)
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG2000", "WEBP", "PNG", "JPEG", "TIFF", "GIF"])
+def test_zero_bytes_behind_the_picture_are_no_damage(kind: str) -> None:
+    data = encode(photo(), kind)
+    assert np.array_equal(decode(data + bytes(5000)), decode(data))

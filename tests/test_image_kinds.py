@@ -435,3 +435,23 @@ def test_truncated_pnm_says_so(data: bytes) -> None:
 def test_damaged_pnm_says_so(data: bytes) -> None:
     with pytest.raises(ImageError, match="PPM: damaged"):
         decode(data)
+
+
+def test_a_copy_that_is_marked_in_the_old_way_is_passed_over() -> None:
+    tifffile = pytest.importorskip("tifffile")
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        writer.write(picture()[::4, ::4], photometric="rgb", extratags=[(255, "H", 1, 2, True)])
+        writer.write(picture(), photometric="rgb")
+    rgb, note = read(file.getvalue())
+    assert np.array_equal(rgb, picture())
+    assert note == "page 2: those before it are reduced copies or masks"
+
+
+def test_tiff_pixels_that_pillow_does_not_know_are_named() -> None:
+    tifffile = pytest.importorskip("tifffile")
+    file = io.BytesIO()
+    levels = np.dstack([picture()[..., :1].astype(np.uint16) * 257] * 2)
+    tifffile.imwrite(file, levels, photometric="minisblack", extrasamples=["unassalpha"])
+    with pytest.raises(ImageError, match="2 channels of 16 bits, which Pillow does not read; save as"):
+        read(file.getvalue())

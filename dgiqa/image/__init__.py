@@ -224,6 +224,7 @@ def _open_png(kind: str, plugin: str, data: bytes) -> Opened:
     image = _pillow(kind, plugin, data)
 
     def read(stop: Stop | None) -> Decoded:
+        png.check_sums(data)
         if hdr := colours.hdr_of(meant):
             png.check_rows(data)
             return _finish_hdr(data, hdr, _orientation(image))
@@ -254,18 +255,26 @@ def _open_tiff(kind: str, plugin: str, data: bytes) -> Opened:
         page = tiff.page_of(data)
     except ImageError as error:
         raise ImageError(f"TIFF: {error}") from error
-    notes = (f"page {page.number + 1}: those before it are reduced copies",) if page.number else ()
+    notes = (f"page {page.number + 1}: those before it are reduced copies or masks",) if page.number else ()
     if page.opencv or _over_pillows_limit(page.width * page.height):
         memory = len(data) + page.width * page.height * (page.channels * -(-page.bits // 8) * 2 + 3)
 
         def read_array(stop: Stop | None) -> Decoded:
+            tiff.check_pieces(data, page)
             found = _finish_array(tiff.read(data, page), 1)
             return Decoded(found.rgb, notes)
 
         return Opened(kind, page.width, page.height, memory, data, read_array)
-    image = _pillow(kind, plugin, data)
+    try:
+        image = _pillow(kind, plugin, data)
+    except ImageError as error:
+        if "unknown pixel mode" not in str(error) or page.number:
+            raise
+        fix = "save as grey or RGB with 8 or 16 bits per channel"
+        raise ImageError(f"TIFF: pixels of {page.pixels}, which Pillow does not read; {fix}") from error
 
     def read(stop: Stop | None) -> Decoded:
+        tiff.check_pieces(data, page)
         image.seek(page.number)
         image.load()  # newer Pillows turn it upright, and say so by its size
         turned = image.size != (page.width, page.height) or not image.getexif().get(_ORIENTATION)
@@ -275,6 +284,16 @@ def _open_tiff(kind: str, plugin: str, data: bytes) -> Opened:
 
     image.seek(page.number)
     return Opened(kind, page.width, page.height, _memory(image, kind, data), data, read)
+
+
+def _open_jp2(kind: str, plugin: str, data: bytes) -> Opened:
+    image = _pillow(kind, plugin, data)
+
+    def read(stop: Stop | None) -> Decoded:
+        zeros.check_jp2(data)
+        return _loaded(image, kind, stop)
+
+    return Opened(kind, *image.size, _memory(image, kind, data), data, read)
 
 
 def _open_webp(kind: str, plugin: str, data: bytes) -> Opened:
@@ -356,6 +375,7 @@ _OPEN: dict[str, Callable[[str, str, bytes], Opened]] = {
     "PPM": _open_ppm,
     "TIFF": _open_tiff,
     "WEBP": _open_webp,
+    "JPEG2000": _open_jp2,
     "AVIF": _open_heif,
     "HEIC": _open_heif,
 }

@@ -48,6 +48,15 @@ def colours(data: bytes) -> Colours | None:
     return None
 
 
+def check_sums(data: bytes) -> None:
+    """Raise ImageError if the pixels are not those that were saved. Pillow does not look at their checksums."""
+    view = memoryview(data)
+    for kind, start, end in chunks(data):
+        stored = data[end : end + 4]
+        if kind == b"IDAT" and len(stored) == 4 and zlib.crc32(view[start - 4 : end]) != int.from_bytes(stored, "big"):
+            raise ImageError(f"damaged: wrong checksum of the data up to byte {end:,}; fetch or copy it again")
+
+
 def check_rows(data: bytes) -> None:
     """Raise ImageError unless the pixels' stream holds all rows. Inflates it once more: for doubtful files."""
     wanted = _inflated_size(data)

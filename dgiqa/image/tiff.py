@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -12,17 +13,27 @@ from numpy.typing import NDArray
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from dgiqa.errors import ImageError
+from dgiqa.image import jpeg
 
 MAX_PAGES = 100  # looked at for one that is not a reduced copy
 
 _REDUCED, _WIDTH, _HEIGHT, _BITS, _MEANING, _ORIENTATION = 254, 256, 257, 258, 262, 274
 _SAMPLES, _PLANAR, _SUB_IFDS, _FORMAT, _DNG = 277, 284, 330, 339, 50706
+_OLD_KIND, _COMPRESSION, _TABLES = 255, 259, 347
+_PIECES = ((273, 279), (324, 325))  # where strips and tiles begin, and how many bytes they have
 _CFA, _LINEAR_RAW = 32803, 34892
+_JPEG, _DEFLATE = 7, frozenset({8, 32946})
+_ZEROS = 64  # zero bytes in a row that are worth a closer look
+_AT_A_TIME = 1 << 20  # bytes that are inflated at a time
 _TYPES = {2: "signed", 3: "float", 5: "complex", 6: "complex"}
 
 
 class Page(NamedTuple):
-    """number: of the page that is the picture. opencv: Pillow gets such pixels wrong. inverted: white is zero."""
+    """number: of the page that is the picture. opencv: Pillow gets such pixels wrong. inverted: white is zero.
+
+    pixels: what they are, in words. pieces: first and last byte, exclusive, of its strips or tiles.
+    compression: how they are compressed, by TIFF's numbers. tables: of JPEG, which all pieces share.
+    """
 
     number: int
     width: int
@@ -33,6 +44,10 @@ class Page(NamedTuple):
     opencv: bool
     inverted: bool
     orientation: int
+    pixels: str
+    compression: int
+    pieces: tuple[tuple[int, int], ...]
+    tables: bytes
 
 
 def page_of(data: bytes) -> Page:
@@ -41,7 +56,7 @@ def page_of(data: bytes) -> Page:
     for number, tags in enumerate(_pages(data)):
         first = tags if first is None else first
         _refuse_raw(tags, first)
-        if not int(_one(tags, _REDUCED, 0)) & 1:
+        if not int(_one(tags, _REDUCED, 0)) & 5 and _one(tags, _OLD_KIND, 1) != 2:  # neither a copy nor a mask
             return _page(number, tags)
     raise ImageError("only reduced copies in it, as in raw photographs; develop it, or save the picture itself")
 
@@ -69,6 +84,31 @@ def read(data: bytes, page: Page) -> NDArray[Any]:
     if levels.ndim == 3 and levels.shape[2] >= 3:
         levels = levels[..., [2, 1, 0, *range(3, levels.shape[2])]]
     return np.asarray(np.iinfo(levels.dtype).max - levels if page.inverted else levels)
+
+
+def check_pieces(data: bytes, page: Page) -> None:
+    """Raise ImageError if zero bytes took the place of compressed data: libtiff stops reading too early to see it."""
+    for start, end in page.pieces:
+        at = data.find(bytes(_ZEROS), start, end)
+        if at < 0:
+            continue
+        if page.compression == _JPEG:
+            jpeg.inspect(page.tables[:-2] + data[start + 2 : end] if page.tables else data[start:end])
+        elif page.compression in _DEFLATE and not _inflates(data[start:end]):
+            raise ImageError(
+                f"damaged: zero bytes from {at:,} on in place of the picture's data; fetch or copy it again"
+            )
+
+
+def _inflates(piece: bytes) -> bool:
+    inflate, rest = zlib.decompressobj(), piece
+    try:
+        while rest and not inflate.eof:
+            inflate.decompress(rest, _AT_A_TIME)
+            rest = inflate.unconsumed_tail
+    except zlib.error:
+        return False
+    return inflate.eof
 
 
 def _pages(data: bytes) -> Iterator[Any]:
@@ -132,6 +172,7 @@ def _page(number: int, tags: Any) -> Page:
     planar = planes and samples > 1 and (deep or odd or bits[0] == 16)
     if planar and (samples, int(bits[0]), kind) != (3, 16, 1):
         raise ImageError(f"{samples} planes of {bits[0]} bits; save it with its channels side by side (contiguous)")
+    compression = int(_one(tags, _COMPRESSION, 1))
     opencv = deep or odd or planar or (bits[0] == 16 and inverted)
     return Page(
         number,
@@ -143,4 +184,19 @@ def _page(number: int, tags: Any) -> Page:
         opencv,
         inverted,
         int(_one(tags, _ORIENTATION, 1)),
+        f"{samples} {'channel' if samples == 1 else 'channels'} of {bits[0]} bits",
+        compression,
+        tuple(_pieces(tags)) if compression == _JPEG or compression in _DEFLATE else (),
+        bytes(tags.get(_TABLES, b"")),
     )
+
+
+def _pieces(tags: Any) -> Iterator[tuple[int, int]]:
+    for starts, counts in _PIECES:
+        for start, count in zip(_all(tags, starts), _all(tags, counts), strict=False):
+            yield int(start), int(start) + int(count)
+
+
+def _all(tags: Any, tag: int) -> tuple[Any, ...]:
+    value = tags.get(tag, ())
+    return value if isinstance(value, tuple) else (value,)

@@ -26,7 +26,7 @@ UInt8 = NDArray[np.uint8]
 Turn = tuple[int, int, int, int]
 
 # Numbers of ITU-T H.273, which FFmpeg uses
-MATRICES = {1: "itu709", 4: "fcc", 5: "itu601", 6: "smpte170m", 7: "smpte240m", 9: "bt2020"}
+MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}  # -> swscale's numbers; PyAV names the last from version 18 on
 UNSPECIFIED, RGB = 2, 0
 NAMED = {
     8: "YCgCo",
@@ -117,10 +117,10 @@ def turn_of(frame: av.VideoFrame) -> Turn | None:
     return (a, b, c, d)
 
 
-def matrix_name(colorspace: int, height: int) -> str:
-    """swscale's name of a YCbCr matrix by its H.273 number. Raises ImageError for those it would get wrong."""
+def matrix_number(colorspace: int, height: int) -> int:
+    """swscale's number of a YCbCr matrix by that of H.273. Raises ImageError for those it would get wrong."""
     if colorspace in (UNSPECIFIED, 3):
-        return "itu709" if height >= 720 else "itu601"
+        return MATRICES[1 if height >= 720 else 5]
     if colorspace in MATRICES:
         return MATRICES[colorspace]
     name = NAMED.get(colorspace, f"number {colorspace}")
@@ -131,7 +131,7 @@ def _reformat(frame: av.VideoFrame, layout: str) -> NDArray[Any]:
     options: dict[str, Any] = {"format": layout, "interpolation": BILINEAR | ACCURATE_RND | FULL_CHR_H_INT}
     if frame.format.is_rgb or frame.format.name.startswith(("gray", "pal8", "mono")):
         return np.asarray(frame.to_ndarray(**options))
-    options["src_colorspace"] = matrix_name(frame.colorspace, frame.height)
+    options["src_colorspace"] = matrix_number(frame.colorspace, frame.height)
     # yuvj formats are full range by their name; a range in the frame says so for the others
     full = frame.color_range == FULL or frame.format.name.startswith("yuvj")
     options["src_color_range"] = FULL if full else LIMITED
