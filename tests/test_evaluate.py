@@ -286,10 +286,19 @@ def test_a_csv_whose_lower_scores_are_better_is_turned_round_by_its_ends(dataset
 
 def test_ablations_are_switches_of_the_same_network():
     full = set(train.build_network("small").state_dict())
-    for without, gone in (("depth_car", "depth_backbone"), ("dilated", "dilated_stack"), ("tcb", "tcb1")):
+    for without, gone in (("depth_car", "depth_backbone"), ("dilated", "dilated_stack")):
         left = set(train.build_network("small", without).state_dict())
         assert left < full
         assert any(name.startswith(gone) for name in full - left)
+
+
+def test_without_bridges_both_halves_have_maps_of_one_width():
+    """The small network's depth half is narrower, so that the RGB half's architecture stands in for it."""
+    full, left = train.build_network("small"), train.build_network("small", "tcb")
+    assert left.config == replace(full.config, tcb=False, depth_backbone=None, depth_backbone_options={})
+    rest = [{name for name in model.state_dict() if not name.startswith("depth_backbone")} for model in (full, left)]
+    assert rest[1] < rest[0]
+    assert all(name.startswith("tcb") for name in rest[0] - rest[1])
 
 
 @pytest.mark.slow
