@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from dgiqa.spec import Preprocess
 
 STRIDE = 32  # height and width are multiples of this
-# A short side of 336 makes four tiles of a 4:3 photograph, where 384 makes six; opinions are predicted as well.
-SMALL_PREPROCESS = Preprocess(version=2, depth_lower_bound=256, depth_multiple=STRIDE, short_side=336)
+# Sizes that cost little and lose nothing on 400 photographs with opinions that training never saw: a short side of 336
+# makes four tiles of a 4:3 photograph where 384 makes six, and depth is seen at 192 pixels instead of 256.
+SMALL_PREPROCESS = Preprocess(version=2, depth_lower_bound=192, depth_multiple=STRIDE, short_side=336)
 
 
 @dataclass(frozen=True)
