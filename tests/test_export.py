@@ -219,7 +219,8 @@ def test_a_graph_that_computes_something_else_is_not_written(
     name = "fc.weight" if sabotage == "weight" else "fc.bias"
     (tensor,) = [t for t in graph.graph.initializer if t.name == name]
     values = onnx.numpy_helper.to_array(tensor).copy()
-    values.flat[0] = np.nan if sabotage == "nan" else values.flat[0] + 0.01
+    # One feature in 96 is small: its weight moves the score by 3e-4, thrice what is allowed.
+    values.flat[0] += {"bias": 0.01, "weight": 0.1, "nan": np.nan}[sabotage]
     tensor.CopyFrom(onnx.numpy_helper.from_array(values, name))
     target = tmp_path / "q.onnx"
     target.write_bytes(b"the file before")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from damage import damaged
-from video_clips import av, numbered, write
+from video_clips import numbered, write
 
 from dgiqa.errors import DgiqaError
 from dgiqa.video.frames import Video
@@ -61,8 +61,10 @@ def outcome(path: Path) -> str:
 
 
 def decode_each(pipe: Connection) -> None:
-    """Runs in a process of its own, which may crash or hang: the outcome of each path that comes."""
-    av.logging.set_level(av.logging.PANIC)
+    """Runs in a process of its own, which may crash or hang: the outcome of each path that comes.
+
+    PyAV's own logging stays off: a decoder's thread that logs wants the lock that the thread which closes it holds.
+    """
     logging.disable()
     while True:
         pipe.send(outcome(pipe.recv()))
