@@ -13,11 +13,9 @@ import os
 import pty
 import select
 import signal
-import statistics
 import struct
 import subprocess
 import sys
-import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -449,16 +447,18 @@ def test_help_and_version_are_quick_because_they_import_nothing_heavy() -> None:
 
 
 def test_help_takes_less_than_three_tenths_of_a_second() -> None:
-    def median_s(*command: str) -> float:
+    def least_s(*command: str) -> float:
+        """Processor time, which waiting for a busy machine does not count in."""
         times = []
         for _ in range(5):
-            started = time.perf_counter()
+            before = os.times()
             subprocess.run([sys.executable, *command], capture_output=True, env=environment(), check=True)
-            times.append(time.perf_counter() - started)
-        return statistics.median(times)
+            after = os.times()
+            times.append(sum(after[2:4]) - sum(before[2:4]))  # of children: user's and system's
+        return min(times)
 
-    # A bare interpreter takes 0.02 s on an idle machine: on a busy or slow one the limit grows with it.
-    assert median_s("-m", "dgiqa", "--help") < 0.3 * max(1, median_s("-c", "pass") / 0.02)
+    # A bare interpreter takes 0.02 s; on a slow machine the limit grows with it.
+    assert least_s("-m", "dgiqa", "--help") < 0.3 * max(1, least_s("-c", "pass") / 0.02)
 
 
 def test_import_weights_refuses_what_is_no_checkpoint(tmp_path: Path) -> None:

@@ -499,6 +499,7 @@ def test_a_score_gives_the_row_that_files_have() -> None:
 def test_the_gate_is_one_sentence() -> None:
     assert gate_sentence(3, 20, "image", 0.4) == "3 of 20 images are below 0.4"
     assert gate_sentence(1, 1, "video", 0.45) == "1 of 1 video is below 0.45"
+    assert gate_sentence(0, 1, "video", 0.45) == "0 of 1 video is below 0.45"
     assert gate_sentence(0, 2, "image", 0.5) == "0 of 2 images are below 0.5"
 
 

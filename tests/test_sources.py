@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import inspect
 import io
 import itertools
@@ -209,17 +208,19 @@ def test_folders_give_photographs_that_cannot_be_read_and_count_the_rest(tmp_pat
     assert left_out == {".txt": 2, ".mp4": 1, "": 1}
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+@pytest.mark.parametrize("marked", [False, True])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_byte_order_marks_and_utf16_are_understood(tmp_path: Path, encoding: str, end: str) -> None:
+def test_byte_order_marks_and_utf16_are_understood(tmp_path: Path, encoding: str, end: str, marked: bool) -> None:
     touch(tmp_path, "snow ☃.jpg", "b.jpg")
     text = end.join([str(tmp_path / "snow ☃.jpg"), str(tmp_path / "b.jpg"), ""])
-    mark = codecs.BOM_UTF16_LE if encoding == "utf-16-le" else b""
-    items = list(listed(io.BytesIO(mark + text.encode(encoding)), "list.txt"))
+    text = "\ufeff" + text if marked and encoding[-2:] in ("le", "be") else text
+    items = list(listed(io.BytesIO(text.encode(encoding)), "list.txt"))
     assert [item.error for item in items] == ["", ""]
     assert names(tmp_path, items) == ["snow ☃.jpg", "b.jpg"]
 
 
-def test_utf16_without_a_mark_is_named() -> None:
-    item, *_ = listed(io.BytesIO("a.jpg\n".encode("utf-16-le")), "list.txt")
-    assert "UTF-16" in item.error
+def test_names_that_end_in_nul_are_not_taken_for_utf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path, "a", "b")
+    assert [item.name for item in listed(io.BytesIO(b"a\0b\0"), "list.txt", null=True)] == ["a", "b"]

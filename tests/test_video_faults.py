@@ -14,6 +14,7 @@ from dgiqa.bundle import Bundle
 from dgiqa.errors import ImageError
 from dgiqa.scorer import Scorer
 from dgiqa.video import sei
+from dgiqa.video.decoding import _zeroed
 from dgiqa.video.frames import Frame, Video
 from dgiqa.video.sampling import Sampling
 from dgiqa.video.source import MAX_PIXELS, Raw, RefusedError
@@ -139,6 +140,30 @@ def test_a_damaged_slice_of_h264_is_an_error(tmp_path: Path, photos: dict[str, U
     assert [i for i, f in enumerate(read(path)) if f.error] == [10]
 
 
+@pytest.mark.parametrize(("codec", "name"), [("libx264", "clip.mp4"), ("libx265", "clip.mkv"), ("mjpeg", "clip.avi")])
+def test_zero_bytes_in_place_of_data_are_an_error(
+    tmp_path: Path, photos: dict[str, UInt8], codec: str, name: str
+) -> None:
+    options = {"bf": "0", "crf": "10", "x265-params": "log-level=none:bframes=0"} if codec != "mjpeg" else {}
+    layout = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    path = write(tmp_path / name, swaying(photos["coffee"], 20), codec=codec, layout=layout, options=options)
+    with av.open(str(path)) as container:
+        packet = bytes(next(p for i, p in enumerate(container.demux(video=0)) if i == 10))
+    data = bytearray(path.read_bytes())
+    begin = data.index(packet) + len(packet) // 2
+    data[begin : begin + 200] = bytes(200)
+    path.write_bytes(data)
+    errors = [frame.error for frame in read(path)]
+    assert not any(errors[:10])
+    assert "damaged" in errors[10]
+
+
+def test_padding_with_zero_bytes_is_no_damage() -> None:
+    padded = b"\0\0\1\x65data" + bytes(500) + b"\0\0\1\x41data" + bytes(500)
+    assert not _zeroed(padded, "h264")
+    assert _zeroed(padded + b"data", "h264")
+
+
 def unknown_codec(path: Path) -> Path:
     write(path, numbered(5), codec="mjpeg", layout="yuvj420p")
     path.write_bytes(path.read_bytes().replace(b"MJPG", b"ZZQ9"))
@@ -195,6 +220,8 @@ def test_playlists_name_files_of_their_own_folder_only(tmp_path: Path) -> None:
     for name in ("../private.ts", str(outside), f"file:{outside}", f"FILE://{outside}", "link.ts", "nested.m3u8"):
         with pytest.raises(RefusedError, match="not in its folder"):
             read(playlist(name))
+    with pytest.raises(RefusedError, match=r"parts/1\.ts', which is missing"):
+        read(playlist("parts/1.ts"))
     keyed = playlist("parts/0.ts")
     keyed.write_text(keyed.read_text().replace("#EXTINF", '#EXT-X-MAP:URI="../private.ts"\n#EXTINF'))
     with pytest.raises(RefusedError, match="not in its folder"):

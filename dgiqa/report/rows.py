@@ -225,7 +225,7 @@ class Summary:
 
 def gate_sentence(below: int, of: int, noun: str, gate: float) -> str:
     """ "3 of 20 images are below 0.4": how a run ends that had a threshold."""
-    return f"{below} of {of} {noun}{'s' * (of != 1)} {'is' if below == 1 else 'are'} below {gate:g}"
+    return f"{below} of {of} {noun}{'s' * (of != 1)} {'is' if 1 in (below, of) else 'are'} below {gate:g}"
 
 
 def clock(seconds: float) -> str:

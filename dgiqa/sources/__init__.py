@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import glob
 import itertools
+import json
 import os
 import re
 import stat
@@ -82,7 +83,7 @@ def listed(
     stream: the list, open in binary: names are bytes on Linux, and need not be text.
     name: what the list is called, for the error when it names nothing.
     Paths are taken literally, "-" and globs included; a folder gives its images. Blank lines are skipped.
-    A byte order mark is dropped, and a list in UTF-16 with one, as PowerShell writes it, is read as such.
+    A byte order mark is dropped, and a list in UTF-16, as PowerShell writes it, or in UTF-32 is read as such.
     left_out: as in `expand`.
     """
     entry = None
@@ -196,8 +197,11 @@ def _is_broken_link(entry: os.DirEntry[str]) -> bool:
 def _entries(stream: BinaryIO, separator: bytes) -> Iterator[bytes]:
     """Non-empty entries, each as soon as its separator arrives. Windows line ends are accepted."""
     first = stream.readline()
-    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        text = (first + stream.read()).decode("utf-16", errors="replace")
+    marked = first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE))
+    # Without a mark NUL bytes tell, unless they are what separates names
+    encoding = json.detect_encoding(first) if marked or separator == b"\n" else "utf-8"
+    if not encoding.startswith("utf-8"):
+        text = (first + stream.read()).decode(encoding, errors="replace")
         entries: Iterable[bytes] = os.fsencode(text).split(separator)
     elif separator == b"\n":
         entries = itertools.chain([first.removeprefix(codecs.BOM_UTF8)], stream)

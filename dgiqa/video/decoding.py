@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import heapq
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from dgiqa.errors import ImageError
+from dgiqa.image import jpeg
 from dgiqa.video import sei
 from dgiqa.video.sampling import Ticks
 from dgiqa.video.source import Opened, import_av, reason_of
 
 HELD_BYTES = 64 << 20  # most compressed data held back to see whether a group of pictures is needed
 B_FRAMES = ("h264", "hevc")
+ZEROS = 64  # zero bytes in a row, a lost sector's
 SEEK_AHEAD_S = 10.0  # a sample so far ahead is sought, not read up to
 SHORT_S = 1.0  # a stream that ends so much before its declared end was truncated
 JUMP_S = 10.0  # FFmpeg's dts_delta_threshold: a clock that steps further has jumped
@@ -243,6 +247,8 @@ class Decoding:
             if self.opened.codec == "hevc":
                 packet = sei.without_damage(packet, self.stream.codec_context)
         try:
+            if packet is not None and _zeroed(bytes(packet), self.opened.codec):
+                raise av.InvalidDataError(0, "zero bytes in place of its data")
             frames = self.stream.codec_context.decode(packet)
         except av.FFmpegError as error:
             self.damage = f"a damaged packet: {error.strerror or error}"
@@ -354,3 +360,22 @@ class Decoding:
         if declared is None or self.clock.jumped_s or self.ticks.over or self.end_s < declared:
             return False
         return declared - self.last_s > max(SHORT_S, 0.02 * declared, 2 / (self.opened.rate or 25.0))
+
+
+def _zeroed(packet: bytes, codec: str) -> bool:
+    """Whether zero bytes took the place of a packet's data, which decoders take for pixels.
+
+    H.264 and HEVC never write three of them in a row but before a start code and at a packet's end.
+    """
+    at = packet.find(bytes(ZEROS))
+    if at < 0:
+        return False
+    if codec in B_FRAMES:
+        return re.search(rb"\0{%d}[^\0\1]" % ZEROS, packet[at:]) is not None
+    if codec != "mjpeg":
+        return False
+    try:
+        jpeg.inspect(packet)
+    except ImageError:
+        return True
+    return False

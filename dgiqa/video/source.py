@@ -368,6 +368,8 @@ def _check_playlist(path: Path, folder: Path, seen: set[str]) -> bool:
         plain = not re.match(r"[a-z][a-z0-9+.-]*:", uri, re.IGNORECASE) and not ("?" in uri and ".." in uri)
         if not plain or not Path(target).is_relative_to(folder):
             raise RefusedError(f"{path} names {uri!r}, which is not in its folder; name that video itself")
+        if "#EXT-X-STREAM-INF" not in text and not os.path.exists(target):
+            raise RefusedError(f"{path} names {uri!r}, which is missing; fetch the whole video")
         if target not in seen:
             seen.add(target)
             _check_playlist(Path(target), folder, seen)
