@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from damage import damaged
-from video_clips import numbered, write
+from video_clips import av, numbered, write
 
 from dgiqa.errors import DgiqaError
 from dgiqa.video.frames import Video
@@ -63,8 +63,9 @@ def outcome(path: Path) -> str:
 def decode_each(pipe: Connection) -> None:
     """Runs in a process of its own, which may crash or hang: the outcome of each path that comes.
 
-    PyAV's own logging stays off: a decoder's thread that logs wants the lock that the thread which closes it holds.
+    With PyAV's logging on, a decoding thread that complains waits for Python's lock, which who ends it may hold.
     """
+    av.logging.set_level(av.logging.PANIC)  # which is without a word, but for errors, that go to Python's logging
     logging.disable()
     while True:
         pipe.send(outcome(pipe.recv()))

@@ -118,6 +118,8 @@ class Opened:
     def close(self, kept: object = None) -> None:
         """Release the file or the connection, but for `kept`, which is the caller's."""
         if self.container is not None:
+            # Decoding threads end here, without Python's lock. PyAV ends them with it, and one that logs wants it, too.
+            self.stream.codec_context.flush_buffers()
             self.container.close()
         if self.pipe is not None and self.pipe is not kept:
             self.pipe.close()
