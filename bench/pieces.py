@@ -117,6 +117,7 @@ def _scores(count: int) -> Iterable[Any]:
                 "source": f"photos/{number:04}.jpg",
             },
             **{"value": 0.5, "std_error": 0.01, "width": 1024, "height": 768, "tile_scores": tile_scores},
+            **{"tiles": len(tile_scores), "verdict": None, "reasons": {}, "faults": (), "note": ""},
             timings_ms={"decode": 1.0, "quality": 2.0},
         )
 

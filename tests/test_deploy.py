@@ -114,7 +114,7 @@ def test_a_twin_has_weights_of_its_own() -> None:
 
 def test_networks_without_a_twin_are_exported_themselves() -> None:
     assert isinstance(export_twin(SmallDepth()), SmallDepth)
-    without = dataclasses.replace(SMALL, tcb=False)
+    without = dataclasses.replace(SMALL, tcb=False, depth_backbone=None, depth_backbone_options={})
     assert isinstance(export_twin(DGIQA(without)), DGIQA)
     with pytest.raises(ValueError, match="standard, op"):
         export_twin(SmallDepth(), "fused")  # type: ignore[arg-type]
