@@ -35,7 +35,8 @@ def main() -> None:
         sys.exit(f"{options.results} holds no results; run bench/pipeline.py, bench/peers.py and bench/scale.py first")
     options.docs.mkdir(parents=True, exist_ok=True)
     drawn = plots.draw(results, options.docs)
-    text = page(results, machines, drawn, tried(options.results), engines_page.record(options.results))
+    precisions, since = engines_page.record(options.results), versions(options.results)
+    text = page(results, machines, drawn, tried(options.results), precisions, since=since)
     (options.docs / "performance.md").write_text(text, encoding="utf-8")
     print(options.docs / "performance.md", *(options.docs / name for name in drawn), sep="\n")
 
@@ -60,6 +61,20 @@ def load(folder: Path) -> tuple[Results, list[str]]:
     return results, list(machines)
 
 
+def versions(folder: Path) -> str:
+    """How the default model's time has changed since the rows of this page, as `bench/versions.py` measured it."""
+    path = folder / "versions.json"
+    if not path.is_file():
+        return ""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    sizes = ", ".join(f"{ratio:.2f} at {size}" for size, ratio in found["ratio"].items())
+    return (
+        f"**Rows of `small` are of its first version** (up to commit {found['other']}). The model that ships now takes "
+        f"{found['mean_ratio']:.2f} times as long per image on one thread of ONNX Runtime in fp32: {sizes} "
+        "(`bench/versions.py`). The full-size networks are the same."
+    )
+
+
 def tried(folder: Path) -> list[Mapping[str, str]]:
     """What was tried to make it faster: [{"what", "predicted", "measured", "verdict"}], written by hand."""
     path = folder / TRIED
@@ -72,8 +87,10 @@ def page(
     drawn: Sequence[str],
     attempts: Sequence[Mapping[str, str]],
     accuracy: Line | None = None,
+    *,
+    since: str = "",
 ) -> str:
-    """The whole page as Markdown."""
+    """The whole page as Markdown. since: what `versions` says."""
     parts = [
         "# Performance\n\nWritten by `python bench/page.py`. Every measured figure comes from `bench/results/`; "
         "what was tried is noted by hand.\n",
@@ -82,6 +99,7 @@ def page(
         "Times of other machines differ; ratios differ less. Nothing on this page was run on a GPU.\n"
         if not any("NVIDIA" in machine for machine in machines)
         else "Every comparison is taken in turn (A, B, A, B, …) in one run; a ratio is the median of the rounds'.\n",
+        since,
         *(section for section in _sections(results, drawn, accuracy) if section),
         _attempts(attempts),
         _rerun(),

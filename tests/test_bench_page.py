@@ -164,3 +164,13 @@ def test_the_last_measurement_of_a_case_counts(results: Path) -> None:
 def test_the_front_is_what_nothing_beats_in_both_respects() -> None:
     points = [(0.0, 10.0), (0.01, 30.0), (0.005, 8.0), (0.02, 25.0), (0.0, 9.0)]
     assert plots.front(points) == [(0.0, 10.0), (0.01, 30.0)]
+
+
+def test_the_page_says_how_the_default_models_time_has_changed(tmp_path):
+    from page import versions
+
+    assert versions(tmp_path) == ""
+    record = {"other": "abc1234", "ratio": {"512x512": 1.08, "1024x768": 0.82}, "mean_ratio": 0.95}
+    (tmp_path / "versions.json").write_text(json.dumps(record))
+    assert "0.95 times" in versions(tmp_path)
+    assert "1.08 at 512x512, 0.82 at 1024x768" in versions(tmp_path)
