@@ -136,3 +136,13 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
         ends.append(learn.load_dgiqa(tmp_path / f"run{len(stops)}" / "weights.safetensors").state_dict())
     for name, tensor in ends[0].items():
         torch.testing.assert_close(tensor, ends[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_the_mean_of_two_runs_is_their_mean():
+    from recipes.small.average import average
+
+    torch.manual_seed(0)
+    config = dataclasses.replace(SMALL, depth_car=False)
+    one, other = DGIQA(config), DGIQA(config)
+    wanted = (one.fc.weight + other.fc.weight) / 2
+    torch.testing.assert_close(average([one, other]).fc.weight, wanted)
