@@ -19,7 +19,7 @@ from recipes.small.distortions import LEVELS, distort
 MEGABYTES = 20  # in fp32; half of it in fp16
 # How often neighbouring levels (pristine, 1 .. 5) of four unseen photographs come out in order, with one pair of the 20
 # to spare: measured 0.85, 0.95, 0.90 and 0.90.
-IN_ORDER = {"gaussian_blur": 0.8, "white_noise": 0.9, "jpeg": 0.85, "darken": 0.85}
+IN_ORDER = {"gaussian_blur": 0.8, "white_noise": 0.9, "jpeg": 0.85, "low_light": 0.85}
 
 
 # ru_maxrss of a child begins at its parent's size; VmHWM is the process's own.
@@ -60,7 +60,7 @@ def test_the_score_falls_as_an_unseen_photograph_gets_worse(kind, photographs):
     pairs = [a > b for row in scores for a, b in itertools.pairwise(row)]
     print(f"{kind}: {np.mean(pairs):.2f} of neighbouring levels in order, first to last {scores[:, 0] - scores[:, -1]}")
     assert np.mean(pairs) >= IN_ORDER[kind]
-    assert (scores[:, 0] - scores[:, -1]).mean() > (0.1 if kind == "darken" else 0.4)
+    assert (scores[:, 0] - scores[:, -1]).mean() > 0.3
 
 
 def saved(picture: np.ndarray, suffix: str, *options: int) -> bytes:
@@ -108,7 +108,7 @@ def test_noise_and_dither_hide_no_fault(scorer, photographs):
             assert scorer.score(noisy(spoilt, deviation)).value < scorer.score(spoilt).value + 0.05
 
 
-def test_a_covered_lens_never_passes_and_black_and_white_does(scorer, photographs):
+def test_a_covered_lens_never_passes_and_black_and_white_loses_little(scorer, photographs):
     upload = scorer.bundle.meaning.presets["upload"]
     rng = np.random.default_rng(1)
     for level, deviation in itertools.product((2, 8, 20), (0, 2, 6)):
@@ -116,16 +116,7 @@ def test_a_covered_lens_never_passes_and_black_and_white_does(scorer, photograph
         assert scorer.score(saved(dark, ".jpg")).value < upload, (level, deviation)
     for picture in photographs[:3]:  # the fourth is a rocket at night
         grey = np.repeat(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[..., None], 3, 2)
-        assert scorer.score(saved(grey, ".jpg")).value > upload
-
-
-@pytest.mark.parametrize(
-    ("kind", "reason"), [("gaussian_blur", "blur"), ("white_noise", "noise"), ("jpeg", "compression")]
-)
-def test_it_says_why(scorer, photographs, kind, reason):
-    told = [scorer.score(distort(picture, kind, 5, number)).faults for number, picture in enumerate(photographs)]
-    assert sum(reason in faults for faults in told) >= 3, told
-    assert sum(bool(scorer.score(picture).faults) for picture in photographs) <= 1
+        assert scorer.score(saved(grey, ".jpg")).value > scorer.score(saved(picture, ".jpg")).value - 0.2
 
 
 def test_it_fits_in_the_wheel():

@@ -37,12 +37,15 @@ def golden_images() -> list[Any]:
     return [*scenes, *(distort(scenes[0], kind, level, 0) for kind, level in GOLDEN_DISTORTIONS)]
 
 
-def meaning_of(path: Path | None) -> Meaning:
-    """What the scores mean, from the file that `recipes.small.meaning` wrote; without it, every threshold is 0.5."""
+def meaning_of(path: Path | None, reasons: int) -> Meaning:
+    """What the scores mean, from the file that `recipes.small.meaning` wrote; without it, every threshold is 0.5.
+
+    reasons: how many of `learn.REASONS` the network tells.
+    """
     found = json.loads(path.read_text()) if path else {}
     thresholds = found.get("thresholds", {})
     return Meaning(
-        reasons=tuple(Reason(name, thresholds.get(name, 0.5)) for name in REASONS),
+        reasons=tuple(Reason(name, thresholds.get(name, 0.5)) for name in REASONS[:reasons]),
         presets=found.get("presets", {}),
         kind="mos",
         interval=found.get("interval"),
@@ -67,16 +70,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from dgiqa.nn.depth import SMALL_PREPROCESS, load_small_depth
 
     try:
+        quality = load_dgiqa(o.quality)
         bundle = build_bundle(
             o.out,
-            quality=load_dgiqa(o.quality),
+            quality=quality,
             depth=load_small_depth(str(o.depth)),
             preprocess=SMALL_PREPROCESS,
             name=o.out.name,
             title="DGIQA's architecture with small numbers, trained on what people said; not the paper's weights",
             licence=o.licence,
             source="trained by this project; see docs/model-card.md",
-            meaning=meaning_of(o.meaning),
+            meaning=meaning_of(o.meaning, quality.config.reasons),
             golden=golden_images(),
             model_card=json.loads(o.card.read_text()) if o.card else None,
             overwrite=o.overwrite,

@@ -16,6 +16,7 @@ pytest.importorskip("av")
 from dgiqa.bundle import Bundle
 from recipes.small import meaning, measures, peers
 from recipes.small.bundle import meaning_of
+from recipes.small.learn import REASONS
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_meaning_goes_into_a_manifest(biq: Path, clean: Path, telling_bundle: Bu
     stored = json.loads(out.read_text())
     assert stored["thresholds"].keys() == {"blur", "noise", "dark"}
     assert stored["evidence"]["opinions"] == 30  # of the training part only
-    told = meaning_of(out)
+    told = meaning_of(out, len(REASONS))
     assert told.presets == stored["presets"]
     assert 0 < told.interval < 1
 
