@@ -28,7 +28,8 @@ WORK = user_cache() / "bench" / "untrained"
 EXAMPLES = Path(__file__).parent.parent / "examples"  # photographs to calibrate on
 NAME = "untrained-"  # and the size: what the bundles are called
 SEED = 0
-STEEPNESS = 40  # times the last layers' initial weights
+STEEPNESS = {"full": 40, "small": 200}  # times the quality network's initial last weights
+DEPTH_STEEPNESS = 40
 REPORT = "report.json"
 
 
@@ -45,9 +46,13 @@ def modules(size: str) -> dict[str, Any]:
     quality = untrained(DGIQA(FULL if size == "full" else SMALL)).eval()
     depth = untrained(DepthAnything("vits") if size == "full" else SmallDepth()).eval()
     with torch.no_grad():
-        quality.get_parameter("fc.weight").mul_(STEEPNESS)
+        # Noise scores 0.5: far from it, where the sigmoid is flat, steepness would spread nothing.
+        noise = torch.randn(2, 1, 3, spec.TILE, spec.TILE)
+        weight, bias = quality.get_parameter("fc.weight"), quality.get_parameter("fc.bias")
+        bias.copy_((bias - quality(noise[0], noise[1]).logit()) * STEEPNESS[size])
+        weight.mul_(STEEPNESS[size])
         last = "depth_head.scratch.output_conv2.2.weight" if size == "full" else "head.weight"
-        depth.get_parameter(last).mul_(STEEPNESS)
+        depth.get_parameter(last).mul_(DEPTH_STEEPNESS)
     return {spec.DEPTH_FILE: depth, spec.QUALITY_FILE: quality}
 
 
