@@ -53,9 +53,11 @@ def pytest_report_header() -> str:
 
 
 def pytest_configure() -> None:
-    """Started in the background, the tests themselves may ignore SIGINT, and what they start would inherit that."""
+    """Started in the background, the tests themselves may ignore signals, and what they start would inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

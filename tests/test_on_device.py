@@ -89,7 +89,8 @@ class Bound:
         assert id(self) in self.open, "enqueued after it was closed"
         self.streams.add(stream)
         for name, array in self.session.run({name: view(feed) for name, feed in self.feeds.items()}).items():
-            view(self.outputs[name])[...] = array
+            if name in self.outputs:  # pooled features are an output that nobody asked for here
+                view(self.outputs[name])[...] = array
 
     def close(self) -> None:
         self.open.remove(id(self))

@@ -514,7 +514,7 @@ def test_files_are_small_and_of_the_precision_asked_for(made: dict[str, Quantize
 def test_the_search_left_out_what_costs_most_and_prints_its_table(made: dict[str, Quantized]) -> None:
     report = made["int8"].report
     assert report["error"]["max"] <= 0.5 * BUDGETS["int8"]
-    assert 1 <= len(report["left_out"]) <= 12
+    assert 1 <= len(report["left_out"]) <= 24  # Lite0 is deep and narrow
     costs = [part["alone"] for part in report["parts"]]
     assert costs == sorted(costs, reverse=True)
     assert report["parts"][0]["left_out"]
