@@ -256,10 +256,6 @@ def weak_points(m: Figures) -> list[str]:
         low = sorted(words(k) for k, v in m["series"]["types"].items() if v["in_order"] < 0.9)
         if low:
             points.append(f"Levels of these types are out of order more than one time in ten: {', '.join(low)}.")
-    if m.get("reasons"):
-        low = [name for name, value in m["reasons"]["average_precision"].items() if value < 0.7]
-        if low:
-            points.append(f"Reasons that are often wrong: {', '.join(low)}.")
     return [textwrap.fill(f"- {point}", 120, subsequent_indent="  ") for point in points]
 
 

@@ -30,10 +30,10 @@ from recipes.small.measures import as_json
 Bytes = NDArray[np.uint8]
 CREDITS = (
     "Photographs: scikit-image's astronaut (NASA, public domain), chelsea (Stéfan van der Walt, CC0), coffee (Rachel "
-    "Michetti, CC0) and rocket (SpaceX, CC0); scikit-learn's china (danielbuechele) and flower (vultilion), both CC BY "
-    "2.0; kodim01 to kodim24 of the Kodak Lossless True Color Image Suite (released by Eastman Kodak Company for "
-    "unrestricted use)."
+    "Michetti, CC0) and rocket (SpaceX, CC0); scikit-learn's china (danielbuechele) and flower (vultilion), both CC "
+    "BY 2.0"
 )
+KODAK = "; kodim01 to kodim24 of the Kodak Lossless True Color Image Suite (Eastman Kodak Company, unrestricted use)"
 KINDS = (*measures.BAD, "impulse_noise", "jitter", "color_shift", "color_saturation_1", "brighten", "color_block")
 MIXTURES = (("gaussian_blur", "jpeg"), ("low_light", "grain"))
 LEVELS = (2, 3, 4, 5)
@@ -84,9 +84,7 @@ def versions(judge: measures.Judge, shown: dict[str, Bytes], each: int) -> list[
             made.append((name, f"{type_words(kind)}, level {level}", kind, level, chains.apply(rgb, kind, level, n)))
     saved = [encoding.save(rgb, "jpeg", 90) for *_, rgb in made]
     scored = judge.full(saved)
-    return [
-        Version(*made[i][:4], saved[i], scored[i].value, words(scored[i].faults[:3]) or "-") for i in range(len(made))
-    ]
+    return [Version(*made[i][:4], saved[i], scored[i].value, words(scored[i].faults[:3])) for i in range(len(made))]
 
 
 def failures(found: Sequence[Version], upload: float) -> list[tuple[Version, str]]:
@@ -94,7 +92,7 @@ def failures(found: Sequence[Version], upload: float) -> list[tuple[Version, str
     high = sorted((v for v in found if v.level == 5 and v.score >= upload), key=lambda v: -v.score)
     low = sorted((v for v in found if v.level == 0 and v.score < upload), key=lambda v: v.score)
     chosen = [(v, "the worst level, and it passes") for v in at_most(high, 2)]
-    return [*[(v, "nothing was done to it") for v in at_most(low, 4)][: FAILURES // 2], *chosen][:FAILURES]
+    return [*[(v, "no fault was added, and it fails") for v in at_most(low, 4)][: FAILURES // 2], *chosen][:FAILURES]
 
 
 def at_most(versions: Sequence[Version], count: int) -> list[Version]:
@@ -134,7 +132,7 @@ def sheet(rows: Sequence[tuple[str, Sequence[Version]]]) -> Image.Image:
         for x, v in enumerate(row):
             corner = (left + x * width, y * height + 4)
             page.paste(_fitted(v.rgb), corner)
-            draw.text((corner[0], corner[1] + CELL[1] + 1), f"{v.score:.2f}  {v.what}"[:33], INK, small)
+            draw.text((corner[0], corner[1] + CELL[1] + 1), f"{v.score:.2f}  {v.what}"[:36], INK, small)
             draw.text((corner[0], corner[1] + CELL[1] + 15), v.told[:34], (120, 120, 120), small)
     return page
 
@@ -153,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--bundle", default="small")
     parser.add_argument("--kodak", type=Path, help="folder of Kodak's 24 photographs")
-    parser.add_argument("--each", type=int, default=6, help="worse versions of each photograph  [%(default)s]")
+    parser.add_argument("--each", type=int, default=40, help="worse versions of each photograph  [%(default)s]")
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results/pictures.json")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     o = parser.parse_args(arguments)
@@ -187,7 +185,7 @@ def summary(
             {"picture": v.picture, "what": v.what, "score": v.score, "told": v.told, "fault": fault}
             for v, fault in wrong
         ],
-        "credits": CREDITS,
+        "credits": CREDITS + KODAK * any("kodim" in v.picture for v in found) + ".",
     }
 
 
