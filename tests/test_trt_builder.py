@@ -23,7 +23,7 @@ from dgiqa.bundle import load_bundle
 
 HERE = Path(__file__).resolve().parent / "trt_builder"
 ROOT = HERE.parent.parent
-CHECKED = ("plan", "trt", "cuda")  # the modules that call TensorRT and the driver
+CHECKED = ("builder/plan", "runtime/trt", "runtime/cuda")  # the modules that call TensorRT and the driver
 FOLDER = os.environ.get("DGIQA_TRT_BUILDER", "")
 PLUGIN = os.environ.get("DGIQA_TRT_PLUGIN", "")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -259,7 +259,7 @@ def type_check(builder: Path, major: str, folder: Path, *paths: Path) -> subproc
 @pytest.mark.parametrize("major", ["10", "11"])
 def test_what_is_called_exists_in_both_majors_with_these_types(builder: Path, tmp_path: Path, major: str) -> None:
     pytest.importorskip("mypy")
-    checked = type_check(builder, major, tmp_path, *(ROOT / "dgiqa" / "backends" / f"{name}.py" for name in CHECKED))
+    checked = type_check(builder, major, tmp_path, *(ROOT / "dgiqa" / f"{name}.py" for name in CHECKED))
     assert checked.returncode == 0, checked.stdout
     removed = tmp_path / "removed.py"
     removed.write_text("import tensorrt as trt\n\nflag: trt.BuilderFlag = trt.BuilderFlag.FP16\n")
