@@ -168,7 +168,6 @@ def test_reasons_and_features_are_outputs_beside_the_score(twin: bool, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_bundle_of_a_network_with_reasons_tells_pytorchs(depth: DepthAnything, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = lively(DGIQA(dataclasses.replace(TINY_QUALITY, reasons=2)))

@@ -103,12 +103,15 @@ NIGHT = (0.35, 0.15, 0.06, 0.025)
 class Made:
     """One picture of a group: its pixels, the share of quality that is left (None: the metrics say), and reasons.
 
-    reference: what this and the following pictures are compared with, where it is not the photograph.
+    reference: what this and the following pictures are compared with, where it is not the photograph. cell: the type
+    and level of a single distortion. mixed: whether `share` is that of its worst part, which the metrics may lower.
     """
 
     def __init__(self, rgb: Bytes, share: float | None, reasons: dict[str, float]) -> None:
         self.rgb, self.share, self.reasons = rgb, share, reasons
         self.reference: Bytes | None = None
+        self.cell: tuple[str, int] | None = None
+        self.mixed = False
 
 
 def grain(rgb: Bytes, level: int, rng: np.random.Generator) -> Bytes:
@@ -181,7 +184,7 @@ def _single(rgb: Bytes, rng: np.random.Generator, seed: int) -> list[Made]:
     for level in sorted(rng.choice(5, SIZE - 1, replace=False) + 1):
         after = apply(rgb, kind, int(level), seed)
         one = Made(after, None, reasons_of(kind, int(level), rgb, after))
-        one.cell = (kind, int(level))  # type: ignore[attr-defined]
+        one.cell = (kind, int(level))
         made.append(one)
     return made
 
@@ -204,7 +207,7 @@ def _mixture(rgb: Bytes, rng: np.random.Generator, seed: int) -> list[Made]:
             reasons["noise"] = 0.5
         share = min(share, human_share(step, level)) * (0.97 if share < 1 else 1.0)
         one = Made(after, share, reasons)
-        one.parts = True  # type: ignore[attr-defined]
+        one.mixed = True
         made.append(one)
     return made
 
@@ -279,12 +282,12 @@ def judge(made: list[Made], reference: Bytes, scale: Scale) -> list[float]:
         if one.reference is not None:
             reference = working.working_square(one.reference)
         share = one.share
-        if share is None or hasattr(one, "parts"):
+        if share is None or one.mixed:
             values = full_reference(reference, working.working_square(one.rgb)[None])
             found = float(scale(values)[0])
-            if hasattr(one, "cell"):
+            if one.cell:
                 share = scale.single(*one.cell, values[0])
-            elif hasattr(one, "parts"):
+            elif one.mixed:
                 share = min(one.share, found + 0.1)
             else:
                 share = float(np.interp(found, *RECODED)) if "codec" in one.reasons else found
