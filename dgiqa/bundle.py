@@ -43,7 +43,8 @@ SHIPPED = Path(__file__).parent / "bundles"
 SEARCH_VARIABLE = "DGIQA_BUNDLES"  # directories of bundles, separated as in PATH
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_TILING = re.compile(r"grid|official:([1-9][0-9]{0,2}|1000)(:[0-9]{1,18})?")  # what preprocess.windows_for takes
+# What preprocess.windows_for takes
+_TILING = re.compile(r"grid|official(-1\.3|-1\.4\.(1|4|10|15|21))?:([1-9][0-9]{0,2}|1000)(:[0-9]{1,18})?")
 
 
 @dataclass(frozen=True)

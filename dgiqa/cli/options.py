@@ -20,7 +20,8 @@ Tiles = Annotated[
     str,
     typer.Option(
         metavar="TILING",
-        help="grid covers the whole image and repeats exactly; official:20[:SEED] draws the authors' random crops.",
+        help="grid covers the whole image and repeats exactly; official:20[:SEED] draws the authors' random crops, "
+        "with albumentations 1.4.21 and later; official-1.3:20 and so on: with older ones, see docs.",
     ),
 ]
 Backend = Annotated[common.Backend, typer.Option(help="What runs the networks. One that is not there is an error.")]

@@ -29,6 +29,8 @@ from dgiqa.preprocess import grid_windows
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 OFFICIAL_SEED = 42
+# 32-bit words that versions of albumentations take from the seeded generator before the authors draw their crops
+TAKEN = {"": 0, "-1.4.21": 0, "-1.4.15": 3, "-1.4.10": 9, "-1.4.4": 7, "-1.4.1": 6, "-1.3": 8}
 
 
 def score_reference(
@@ -197,9 +199,11 @@ def _windows(tiles: str, height: int, width: int, tile: int) -> list[list[int]]:
     name, *numbers = tiles.split(":")
     if tiles == "grid":
         return grid_windows(height, width, tile).tolist()
-    if name != "official" or len(numbers) not in (1, 2):
+    family = name.removeprefix("official")
+    if family == name or family not in TAKEN or len(numbers) not in (1, 2):
         raise ValueError(f"unknown tiling {tiles!r}; choose grid, official:COUNT or official:COUNT:SEED")
     count, seed = int(numbers[0]), int(numbers[1]) if len(numbers) == 2 else OFFICIAL_SEED
     generator = random.Random(seed)
+    generator.getrandbits(32 * TAKEN[family])
     drawn = [(generator.randint(0, width - tile), generator.randint(0, height - tile)) for _ in range(count)]
     return [[y, x] for x, y in drawn]
