@@ -33,7 +33,8 @@ template <int UNITS, bool SHIFT, bool BIAS, bool PAD, int SPLIT, int CHANNELS>
 int launch(const dgiqa_attention& a, const AttentionPlan& plan, Stream stream) {
   attention_kernel<UNITS, SHIFT, BIAS, PAD, SPLIT, CHANNELS>
       <<<plan.blocks, 32 * kWarpsPerBlock, 0, stream>>>(a, plan.tiles);
-  return cudaPeekAtLastError() == cudaSuccess ? DGIQA_OK : DGIQA_LAUNCH_FAILED;
+  // Not cudaPeekAtLastError, which leaves the error where it is: every later launch of the thread would seem to fail.
+  return cudaGetLastError() == cudaSuccess ? DGIQA_OK : DGIQA_LAUNCH_FAILED;
 }
 #else
 using Stream = void*;

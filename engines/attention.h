@@ -25,7 +25,7 @@ enum {
   DGIQA_BAD_ARGUMENT = 1, /* a size, a scale, a shift or a missing pointer that no launch could mean */
   DGIQA_MISALIGNED = 2,   /* a pointer that is no multiple of 16 bytes, or a stride that is no multiple of 8 elements */
   DGIQA_TOO_LARGE = 3,    /* more windows than one grid holds, or an image of 2^31 elements or more */
-  DGIQA_LAUNCH_FAILED = 4 /* the CUDA runtime refused; cudaGetLastError() knows why */
+  DGIQA_LAUNCH_FAILED = 4 /* the CUDA runtime refused: no kernel for this GPU, or not a stream of the current context */
 };
 
 /* Where the token (b, y, x) starts: element b * batch + (y * width + x) * token. Multiples of 8; token is not negative. */

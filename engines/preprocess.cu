@@ -42,6 +42,16 @@ __global__ void __launch_bounds__(kThreads) run_kernel(const __grid_constant__ W
   run_thread(work, nothing);
 }
 
+// The greatest value of the warp; GPUs before sm_80 have no instruction for it.
+__device__ uint32_t warp_max(uint32_t value) {
+#if __CUDA_ARCH__ >= 800
+  return __reduce_max_sync(~0u, value);
+#else
+  for (int other = 16; other; other /= 2) value = max(value, __shfl_xor_sync(~0u, value, other));
+  return value;
+#endif
+}
+
 // Integer maxima: the same result in whatever order blocks finish.
 template <>
 __global__ void __launch_bounds__(kThreads) run_kernel<DepthRange>(const __grid_constant__ DepthRange work) {
@@ -49,8 +59,7 @@ __global__ void __launch_bounds__(kThreads) run_kernel<DepthRange>(const __grid_
   run_thread(work, found);
   const int64_t block = int64_t(blockIdx.y) * gridDim.x + blockIdx.x;
   work.check_map(block * kThreads + threadIdx.x, int64_t(gridDim.x) * gridDim.y * kThreads, found);
-  const uint32_t high = __reduce_max_sync(~0u, found.high), low = __reduce_max_sync(~0u, found.low);
-  const uint32_t broken = __reduce_max_sync(~0u, found.broken);
+  const uint32_t high = warp_max(found.high), low = warp_max(found.low), broken = warp_max(found.broken);
   if (threadIdx.x % 32) return;
   atomicMax(work.d.range, high);
   atomicMax(work.d.range + 1, low);

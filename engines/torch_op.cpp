@@ -1,7 +1,8 @@
 // Serves torch's dgiqa::window_attention and dgiqa::cross_attention (declared in dgiqa/nn/attention.py) with the kernels:
 // on CUDA where they were compiled for it, on a CPU by the emulated build. The stable ABI keeps one binary loadable by
-// every torch from 2.10 on, whatever its Python.
+// every torch from 2.10 on, whatever its Python; one with CUDA kernels takes a torch that has libtorch_cuda.so.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -13,8 +14,6 @@ extern "C" int dgiqa_window_attention_emulated(const dgiqa_attention* arguments,
 #else
 constexpr auto* dgiqa_window_attention_emulated = &dgiqa_window_attention;
 #endif
-// Absent from torch builds without CUDA, where nothing calls it.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**);
 
 namespace {
 
@@ -104,7 +103,10 @@ Tensor cross_cpu(const Tensor& q, const Tensor& kv, int64_t heads, double scale)
 }
 
 #ifdef DGIQA_WITH_CUDA
+// The launch goes to the tensor's device, whichever is current; torch's stream getter is libtorch_cuda.so's, which CMake
+// links: torch loads its libraries for themselves alone, so a name left to be found would be found nowhere.
 int on_cuda(const dgiqa_attention& a, const Tensor& tensor) {
+  const torch::stable::accelerator::DeviceGuard guard(tensor.get_device_index());
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
   return dgiqa_window_attention(&a, stream);

@@ -259,3 +259,82 @@ def test_the_gpu_script_says_why_it_cannot_run(tmp_path: Path) -> None:
     assert done.returncode == 5
     assert "no GPU" in done.stderr
     assert not (tmp_path / "gpu.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not NVCC, reason="no nvcc on PATH or in CUDACXX")
+def test_the_torch_op_finds_torchs_stream_on_a_gpu(tmp_path: Path) -> None:
+    """Linked as against a torch with CUDA: the name of its stream getter must be bound, and never be null."""
+    torch = pytest.importorskip("torch")
+    python = torch_with_cuda(tmp_path / "fake", Path(torch.__file__).parent)
+    options = ("-DDGIQA_CUDA=ON", "-DDGIQA_ARCHITECTURES=90-real", f"-DTORCH_PYTHON={python}")
+    build(tmp_path / "build", *options, target="dgiqa_torch")
+    library = tmp_path / "build" / "libdgiqa_torch.so"
+    shown = subprocess.run(["readelf", "-d", "--dyn-syms", "-W", library], capture_output=True, text=True, check=True)
+    lines = shown.stdout.splitlines()
+    assert any("NEEDED" in line and "libtorch_cuda.so" in line for line in lines)
+    getter = next(line.split() for line in lines if line.endswith("aoti_torch_get_current_cuda_stream"))
+    assert getter[4:7] == ["GLOBAL", "DEFAULT", "UND"], "a weak name that nothing binds is called at address 0"
+    assert any(line.endswith("aoti_torch_create_device_guard") for line in lines), "launched on whatever is current"
+    loading = f"import torch, ctypes; ctypes.CDLL({str(tmp_path / 'fake/torch/lib/libtorch_cuda.so')!r});"
+    loading += f"torch.ops.load_library({str(library)!r})"
+    declared = "from dgiqa.nn import attention;"
+    environment = {**os.environ, "LD_BIND_NOW": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", declared + loading], env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+
+
+def torch_with_cuda(folder: Path, real: Path) -> Path:
+    """A Python whose torch is the real one and has a libtorch_cuda.so with the names that only one with CUDA has."""
+    package, library = folder / "torch", folder / "torch" / "lib"
+    library.mkdir(parents=True)
+    (package / "__init__.py").write_text("__version__ = (2, 13)\n")
+    (package / "include").symlink_to(real / "include")
+    for path in (real / "lib").glob("lib*.so*"):
+        (library / path.name).symlink_to(path)
+    names = ("create_device_guard", "delete_device_guard", "device_guard_set_index", "get_current_cuda_stream")
+    source = "".join(f"int aoti_torch_{name}(void) {{ return 0; }}\n" for name in names)
+    (library / "libtorch_cuda.so").unlink(missing_ok=True)
+    flags = ["-x", "c", "-", "-shared", "-fPIC", "-Wl,-soname,libtorch_cuda.so", "-o", library / "libtorch_cuda.so"]
+    subprocess.run(["cc", *flags], input=source, text=True, check=True)
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return python
+
+
+def test_a_failed_launch_leaves_no_error_for_the_next_one() -> None:
+    """cudaPeekAtLastError shows the error and keeps it, and no other library can take it out of our static runtime."""
+    sources = [path for path in ENGINES.rglob("*") if path.suffix in (".cu", ".cpp", ".h")]
+    assert [path.name for path in sources if "cudaPeekAtLastError()" in path.read_text()] == []
+    assert all("cudaGetLastError()" in (ENGINES / name).read_text() for name in ("attention.cu", "preprocess.cu"))
+
+
+@pytest.mark.skipif(not NVCC, reason="no nvcc on PATH or in CUDACXX")
+def test_every_gpu_since_a_t4_gets_code(tmp_path: Path) -> None:
+    """Orin and Thor run no code for other chips of their generation; what is not listed compiles the oldest."""
+    configure = [str(CMAKE), "-S", str(ROOT), "-B", str(tmp_path), "-DDGIQA_CUDA=ON", "-DTORCH_PYTHON="]
+    said = subprocess.run(configure, capture_output=True, text=True, check=True).stdout
+    listed = next(line for line in said.splitlines() if "CUDA kernels:" in line).split(" for ")[1].split(";")
+    thor = {"101-real", "110-real"}
+    assert {"80-real", "86-real", "87-real", "89-real", "90-real", "80-virtual"} <= set(listed)
+    assert thor & set(listed)
+    flags = "".join(path.read_text() for path in tmp_path.rglob("dgiqa_cuda_preprocess.dir/flags.make"))
+    known = subprocess.run([str(NVCC), "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
+    assert "sm_75" in flags or "sm_75" not in known
+
+
+@pytest.mark.parametrize(("program", "ok"), [("exit 0", True), ("exit 3", False), ("exec sleep 9", False)])
+def test_a_sanitizer_that_does_not_end_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, ok: bool
+) -> None:
+    import gpu_check
+
+    for name, body in (("compute-sanitizer", 'shift 4; exec "$@"'), ("launch_all", program)):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(gpu_check, "SANITIZER_SECONDS", 0.5, raising=False)
+    rows = list(gpu_check.sanitized(tmp_path))
+    assert [row["tool"] for row in rows] == ["none", *gpu_check.SANITIZERS]
+    assert {row["ok"] for row in rows} == {ok}

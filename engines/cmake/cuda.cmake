@@ -4,13 +4,19 @@ cmake_path(GET cuda_root PARENT_PATH cuda_root)
 
 if(NOT DGIQA_ARCHITECTURES)
   execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-code OUTPUT_VARIABLE known ERROR_QUIET)
-  foreach(architecture 80 86 89 90 100 120)
+  # Code for one number runs on later ones of the same first digits, but never on Orin (87) and Thor (110, once 101).
+  foreach(architecture 80 86 87 89 90 100 101 110 120)
     if(known MATCHES "sm_${architecture}[^0-9]")
       list(APPEND DGIQA_ARCHITECTURES ${architecture}-real)
       set(newest ${architecture})
     endif()
   endforeach()
-  list(APPEND DGIQA_ARCHITECTURES ${newest}-virtual)  # later GPUs compile this one when they load it
+  # What none of them serves is compiled when it is loaded: later GPUs from the newest, all others from the oldest.
+  list(APPEND DGIQA_ARCHITECTURES 80-virtual ${newest}-virtual)
+  list(REMOVE_DUPLICATES DGIQA_ARCHITECTURES)
+  if(known MATCHES "sm_75[^0-9]")
+    set(DGIQA_OLDER 75-real)  # preparing images alone
+  endif()
 endif()
 set(CMAKE_CUDA_ARCHITECTURES ${DGIQA_ARCHITECTURES})
 message(STATUS "CUDA kernels: ${CMAKE_CUDA_COMPILER} for ${CMAKE_CUDA_ARCHITECTURES}")
