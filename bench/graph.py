@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,14 @@ def nodes(path: Path) -> int:
 
 def table(measurements: Iterable[Mapping[str, Any]]) -> str:
     """The last line of every case as Markdown, with the machines that they came from."""
+    head = ("network", "one run", "engine", "as written, ms", TWIN, ANY, "nodes")
+    return markdown(head, _cells, measurements)
+
+
+def markdown(
+    head: Sequence[str], cells: Callable[[Mapping[str, Any]], list[str]], measurements: Iterable[Mapping[str, Any]]
+) -> str:
+    """A table of the last line of every case, and below it the machines that they came from."""
     cases: dict[str, Mapping[str, Any]] = {}
     stamps: dict[str, dict[str, Any]] = {}
     for line in measurements:
@@ -129,20 +137,24 @@ def table(measurements: Iterable[Mapping[str, Any]]) -> str:
             stamps[line["stamp_id"]] = dict(line)
         else:
             cases[str(line["case"])] = line
-    head = ("network", "one run", "engine", "as written, ms", TWIN, ANY, "nodes")
-    rows = [head, ["---"] * len(head), *(_cells(line) for line in cases.values())]
+    rows = [head, ["---"] * len(head), *map(cells, cases.values())]
     machines = dict.fromkeys(machine_line(stamps[line["stamp"]]) for line in cases.values())
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n\n" + "".join(f"- {m}\n" for m in machines)
 
 
 def write_table(path: Path, measurements: Iterable[Mapping[str, Any]]) -> None:
     """Put the table between the page's marks. Raises ValueError if it has none."""
+    put_between(path, BEGIN, END, table(measurements))
+
+
+def put_between(path: Path, begin: str, end: str, made: str) -> None:
+    """Replace what a page has between two marks. Raises ValueError if it has none."""
     text = path.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{path} has no place for the table; wanted the lines {BEGIN.strip()} and {END.strip()}")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    path.write_text(f"{before}{BEGIN}\n{table(measurements)}\n{END}{after}", encoding="utf-8")
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"{path} has no place for the table; wanted the lines {begin.strip()} and {end.strip()}")
+    before, rest = text.split(begin)
+    after = rest.split(end)[1]
+    path.write_text(f"{before}{begin}\n{made}\n{end}{after}", encoding="utf-8")
 
 
 def _cells(line: Mapping[str, Any]) -> list[str]:

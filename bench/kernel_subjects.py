@@ -2,7 +2,9 @@
 
 Every maker returns {name: call}; calls of one maker compute the same from the same inputs, which tests check on the
 CPU in float32. The best honest baseline of window attention is SDPA with bias and mask added up once, in the
-activations' type (a float32 mask beside float16 activations is silently wrong in cuDNN), compiled.
+activations' type (a float32 mask beside float16 activations is silently wrong in cuDNN). On an image-ordered map it has
+to move the windows apart and back; on tokens that are in window order already, as the export twin keeps them, it moves
+what our kernel moves, and its mask is read once for all images.
 """
 
 from __future__ import annotations
@@ -34,7 +36,10 @@ OURS = "ours"
 def window_attention_calls(
     stage: int, tiles: int, shifted: bool, *, device: str, dtype: torch.dtype, sets: int = 1
 ) -> dict[str, Call]:
-    """One Swin-T stage's attention on `sets` random inputs: ours, SDPA (compiled and eager), timm's math path."""
+    """One Swin-T stage's attention on `sets` random inputs: ours, SDPA (compiled and eager), timm's math path.
+
+    "SDPA, windows folded" gets the same numbers in window order, [B,windows*49,3C], and gives them back so.
+    """
     side = int(TOKENS[stage - 1] ** 0.5)
     heads, width = HEADS[stage - 1], WIDTH << (stage - 1)
     shift, scale = (WINDOW // 2 if shifted else 0), 32**-0.5
@@ -43,13 +48,36 @@ def window_attention_calls(
     inputs = [random(tiles, side, side, 3 * width) for _ in range(sets)]
     bias, qkv_bias = random(heads, WINDOW_TOKENS, WINDOW_TOKENS), random(3 * width)
     packed, mask = pack_bias(bias, scale), window_mask(bias, side // WINDOW, shift, tiles)
+    addend = folded_mask(bias, side // WINDOW, shift)
+    in_order = [by_window(torch.roll(x, (-shift, -shift), (1, 2))) for x in inputs]
     compiled = torch.compile(windows_apart, mode="max-autotune-no-cudagraphs", dynamic=False)
     return {
         "SDPA, mask precomputed, compiled": turn(inputs, lambda x: compiled(x, mask, heads, shift, sdpa)),
         "SDPA, mask precomputed, eager": turn(inputs, lambda x: windows_apart(x, mask, heads, shift, sdpa)),
         "math path, eager": turn(inputs, lambda x: windows_apart(x, mask, heads, shift, math_path)),
+        "SDPA, windows folded": turn(in_order, lambda x: windows_folded(x, addend, heads)),
         OURS: turn(inputs, lambda x: torch.ops.dgiqa.window_attention(x, packed, qkv_bias, shift, scale)),
     }
+
+
+def by_window(x: Tensor) -> Tensor:
+    """[B,H,W,C] -> [B,H*W,C], window by window."""
+    B, H, W, C = x.shape
+    return x.view(B, H // WINDOW, WINDOW, W // WINDOW, WINDOW, C).transpose(2, 3).reshape(B, H * W, C)
+
+
+def folded_mask(bias: Tensor, rows: int, shift: int) -> Tensor:
+    """Bias and seam mask added up once for all images: [1, windows * heads, 49, 49]."""
+    return (bias + seam_mask(rows, rows, shift).to(bias)[:, None]).flatten(0, 1)[None]
+
+
+def windows_folded(qkv: Tensor, mask: Tensor, heads: int) -> Tensor:
+    """Attention of tokens in window order, each window's heads beside the others': [B,windows*49,3C] -> [...,C]."""
+    B, length, C3 = qkv.shape
+    windows = length // WINDOW_TOKENS
+    q, k, v = qkv.view(B, windows, WINDOW_TOKENS, 3, heads, -1).permute(3, 0, 1, 4, 2, 5).flatten(2, 3).unbind()
+    out = sdpa(q, k, v, mask).unflatten(1, (windows, heads))
+    return out.transpose(2, 3).reshape(B, length, C3 // 3)
 
 
 def window_mask(bias: Tensor, rows: int, shift: int, tiles: int) -> Tensor:

@@ -27,9 +27,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--photos", type=Path, help="folder of photographs to compare on (default: scikit-image's)")
     parser.add_argument(
         "--attention",
-        choices=("standard", "op"),
+        choices=("standard", "folded", "op"),
         default="standard",
-        help="window attention as standard operators, or as one ai.dgiqa operator for hosts with a kernel",
+        help="window attention as standard operators; with windows folded into heads, as TensorRT fuses it; or as one "
+        "ai.dgiqa operator for hosts with a kernel",
     )
     options = parser.parse_args(arguments)
     if not (options.quality or options.depth):

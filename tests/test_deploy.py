@@ -116,7 +116,7 @@ def test_networks_without_a_twin_are_exported_themselves() -> None:
     assert isinstance(export_twin(SmallDepth()), SmallDepth)
     without = dataclasses.replace(SMALL, tcb=False, depth_backbone=None, depth_backbone_options={})
     assert isinstance(export_twin(DGIQA(without)), DGIQA)
-    with pytest.raises(ValueError, match="standard, op"):
+    with pytest.raises(ValueError, match="standard, folded, op"):
         export_twin(SmallDepth(), "fused")  # type: ignore[arg-type]
 
 
@@ -220,3 +220,43 @@ def test_attention_op_keeps_one_node_per_block() -> None:
     assert difference(twin.features(rgb, depth), network.features(rgb, depth)) < EXACT
     with pytest.raises(ValueError, match="Swin"):
         export_twin(DGIQA(SMALL), "op")
+
+
+# Folded windows
+
+
+def test_folded_windows_are_the_network_and_add_one_constant() -> None:
+    network = stirred(DGIQA(NARROW_SWIN))
+    twin = export_twin(network, "folded")
+    rgb, depth = images()
+    assert difference(twin.features(rgb, depth), network.features(rgb, depth)) < EXACT
+    stages = twin.branches[0].backbone.stages
+    assert all(stage.mask is None for stage in stages)
+    shifted = stages[0].blocks[1].attention
+    assert shifted.windows == 64
+    assert shifted.bias.shape == (1, 64 * shifted.heads, 49, 49)
+    assert stages[0].blocks[0].attention.bias.shape == (1, shifted.heads, 49, 49)
+    plain = export_twin(network).branches[0].backbone.stages
+    assert plain[0].mask is not None
+    with pytest.raises(ValueError, match="nothing to fold"):
+        export_twin(DGIQA(SMALL), "folded")
+
+
+def test_folded_windows_are_what_fused_attention_takes() -> None:
+    """torch's SDPA, and ONNX's Attention, which broadcasts one mask over the batch."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    helper = pytest.importorskip("onnx.helper")
+    block = export_twin(stirred(DGIQA(NARROW_SWIN)), "folded").branches[0].backbone.stages[2].blocks[1].attention
+    x = torch.randn(3 * 196, block.proj.in_features, dtype=torch.float64)
+    q, k, v = (block._by_head(p(x)) for p in block.projections)  # the scale is in q
+    wanted = (q @ k.mT + block.bias).softmax(-1) @ v
+    fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=block.bias, scale=1.0)
+    assert difference(fused, wanted) < EXACT
+    feeds = {name: t.float().numpy() for name, t in zip("qkvm", (q, k, v, block.bias), strict=True)}
+    node = helper.make_node("Attention", list("qkvm"), ["y"], scale=1.0)
+    ends = [helper.make_tensor_value_info(name, 1, array.shape) for name, array in feeds.items()]
+    graph = helper.make_graph([node], "g", ends, [helper.make_tensor_value_info("y", 1, None)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, feeds)
+    assert difference(torch.from_numpy(got).double(), wanted) < 1e-5

@@ -440,6 +440,10 @@ def test_window_attention_stays_one_operator_where_asked(tmp_path: Path) -> None
     assert [function.domain for function in graph.functions] == [spec.ONNX_DOMAIN]
     assert not onnx.load(standard.path).functions
     assert fused.nodes < standard.nodes
+    folded = export_quality(network, tmp_path / "folded.onnx", attention="folded")  # compared with PyTorch in there
+    added = [node.op_type for node in onnx.load(folded.path).graph.node].count("Add")
+    assert [node.op_type for node in onnx.load(standard.path).graph.node].count("Add") == added + 6  # the masks
+    assert "Tile" not in {node.op_type for node in onnx.load(folded.path).graph.node}
 
 
 @pytest.mark.slow

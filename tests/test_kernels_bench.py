@@ -69,8 +69,20 @@ def test_window_attention_subjects_agree(stage: int, shifted: bool) -> None:
     calls.pop("SDPA, mask precomputed, compiled")  # the eager one, compiled
     for _ in range(3):  # the inputs' first, second and first again
         results = {name: call() for name, call in calls.items()}
+        shift = 3 if shifted else 0  # the folded subject's tokens are in the order of the shifted windows
+        folded, ours = results.pop("SDPA, windows folded"), results["ours"]
+        ordered = kernel_subjects.by_window(torch.roll(ours, (-shift, -shift), (1, 2)))
+        torch.testing.assert_close(folded, ordered, atol=2e-5, rtol=1e-4)
         for name, result in results.items():
             torch.testing.assert_close(result, results["ours"], atol=2e-5, rtol=1e-4, msg=name)
+
+
+def test_the_kernel_is_compared_with_attention_that_moves_no_windows() -> None:
+    for stage in (1, 2, 3, 4):
+        ours, others = roofline.window_attention(stage), roofline.unfused_attention(stage, stage < 4)
+        folded = sum(op.bytes(640) for op in others["SDPA, windows folded"])
+        assert ours.bytes(640) <= folded < 1.01 * ours.bytes(640)
+        assert min(others, key=lambda name: bench.predicted_us(H200, others[name], 640)) == "SDPA, windows folded"
 
 
 def test_depth_car_subjects_agree() -> None:

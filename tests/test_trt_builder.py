@@ -120,6 +120,28 @@ def test_the_full_size_network_compiles_in_fp16(full_quality_export: Any, compil
     assert built["bytes"] < 0.6 * full_quality_export.size_bytes
 
 
+@pytest.mark.slow
+def test_folded_window_attention_compiles_with_one_addend_a_block(compile: Compile, tmp_path: Path) -> None:
+    """A Swin of eight blocks, four of them shifted in each of two branches."""
+    torch = pytest.importorskip("torch")
+    sys.path.insert(0, str(ROOT / "bench"))
+    import attention as bench
+
+    from dgiqa.builder.precision import load_model, to_half
+    from dgiqa.nn.network import DGIQA
+    from dgiqa.nn.onnx_export import export_quality
+
+    torch.manual_seed(0)
+    network = DGIQA(bench._narrow()).eval()
+    layers = {}
+    for way in ("standard", "folded"):
+        exported = export_quality(network, tmp_path / f"{way}.onnx", attention=way)  # type: ignore[arg-type]
+        built = compile(to_half(load_model(exported.path)), SHAPES[spec.QUALITY_FILE])
+        assert "error" not in built, built["error"]
+        layers[way] = built["layers"]
+    assert layers["folded"] < layers["standard"]
+
+
 def graph(nodes: list[Any], inputs: dict[str, tuple[int, list[Any]]], output: tuple[int, list[Any]]) -> Any:
     """A model; types are onnx's numbers (1: float32, 10: float16)."""
     ends = [helper.make_tensor_value_info(name, *about) for name, about in inputs.items()]

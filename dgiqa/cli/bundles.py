@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,15 @@ if TYPE_CHECKING:
     from dgiqa.doctor import Check
     from dgiqa.parity import ParityReport, Reference, Sweep
     from dgiqa.scorer import Scorer
+
+
+class Attention(str, Enum):
+    """How a full-size network's window attention is written; dgiqa.nn.deploy.ATTENTIONS."""
+
+    standard = "standard"
+    folded = "folded"
+    op = "op"
+
 
 models_app = typer.Typer(rich_markup_mode=None, help="The models (bundles) that can be used by name.")
 app.add_typer(models_app, name="models")
@@ -227,9 +237,13 @@ def import_weights(
     photos: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Photographs to compare on.  [default: scikit-image's]")
     ] = None,
-    attention_op: Annotated[
-        bool, typer.Option("--attention-op", help="Keep window attention as one operator, for build --plugin.")
-    ] = False,
+    attention: Annotated[
+        Attention,
+        typer.Option(
+            help="Window attention as standard operators; with windows folded into heads, as TensorRT fuses it; or as "
+            "one operator, for build --plugin."
+        ),
+    ] = Attention.standard,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle of that name.")] = False,
 ) -> None:
     """Turn checkpoints, the authors' or your own, into a model that can be used by name.
@@ -253,7 +267,7 @@ def import_weights(
         title=title,
         licence=licence,
         photos=photos,
-        attention="op" if attention_op else "standard",
+        attention=attention.value,
         overwrite=overwrite,
     )
     parity = bundle.manifest["parity"]["score"]

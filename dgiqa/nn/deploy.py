@@ -18,29 +18,37 @@ from torch import nn
 
 from dgiqa.nn.deploy_depth import TwinDepthAnything
 from dgiqa.nn.deploy_dgiqa import TwinDGIQA, has_twin
+from dgiqa.nn.deploy_swin import is_foldable_swin
 from dgiqa.nn.depth_anything import DepthAnything
 from dgiqa.nn.network import DGIQA
 
-Attention = Literal["standard", "op"]
-ATTENTIONS: tuple[Attention, ...] = ("standard", "op")
+Attention = Literal["standard", "folded", "op"]
+ATTENTIONS: tuple[Attention, ...] = ("standard", "folded", "op")
 
 
 def export_twin(network: nn.Module, attention: Attention = "standard") -> nn.Module:
     """The network to export in place of `network`, in eval mode; it takes and gives the same tensors.
 
     network: left as it is; the twin has copies of its weights, so that training one does not change the other.
-    attention: "op" keeps window attention as one `ai.dgiqa` operator, for hosts with a kernel; maps then stay in image
-    order. Raises ValueError for another word, or where "op" is asked of a network without Swin blocks.
+    attention: "folded" makes heads of shifted windows, so that scores get one constant addend, as fused attention takes
+    it. "op" keeps window attention as one `ai.dgiqa` operator, for hosts with a kernel; maps then stay in image order.
+    Raises ValueError for another word, or where "folded" or "op" is asked of a network without such Swin blocks.
     """
     if attention not in ATTENTIONS:
         raise ValueError(f"attention is {attention!r}; choose one of {', '.join(ATTENTIONS)}")
     network = copy.deepcopy(network).eval().requires_grad_(False)
+    if attention == "folded" and not _folds(network):
+        raise ValueError(f"{type(network).__name__} has no Swin whose windows tile its maps; there is nothing to fold")
     if attention == "op":
         from dgiqa.nn.attention import with_attention_op
 
         network = with_attention_op(network, cross=False)
     if isinstance(network, DGIQA) and has_twin(network):
-        return TwinDGIQA(network).eval()
+        return TwinDGIQA(network, fold=attention == "folded").eval()
     if isinstance(network, DepthAnything):
         return TwinDepthAnything(network).eval()
     return network
+
+
+def _folds(network: nn.Module) -> bool:
+    return isinstance(network, DGIQA) and has_twin(network) and is_foldable_swin(network.backbone)

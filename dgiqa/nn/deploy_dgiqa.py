@@ -24,16 +24,16 @@ from dgiqa.nn.network import DGIQA, TCB, CrossAttention, SelfAttention
 class TwinDGIQA(nn.Module):
     """rgb, depth f32 [N,3,S,S] -> score f32 [N]: what `DGIQA` computes in eval mode, for export only.
 
-    network: a DGIQA whose maps are 1, 2, 4 and 8 times the smallest one, see `has_twin`.
+    network: a DGIQA whose maps are 1, 2, 4 and 8 times the smallest one, see `has_twin`. fold: see `WindowOrderSwin`.
     """
 
-    def __init__(self, network: DGIQA) -> None:
+    def __init__(self, network: DGIQA, fold: bool = False) -> None:
         super().__init__()
         self.config = config = network.config
-        self.branches = nn.ModuleList([Branch(network, network.backbone, "")])
+        self.branches = nn.ModuleList([Branch(network, network.backbone, "", fold)])
         self.attentions = nn.ModuleList()
         if config.depth_car:
-            self.branches.append(Branch(network, network.depth_backbone, "_depth"))
+            self.branches.append(Branch(network, network.depth_backbone, "_depth", fold))
             cross, refine = network.depth_guided_cross_attention, network.refinement_attention
             self.attentions.extend([TokenAttention(cross), TokenAttention(refine)])
         self.dilated = network.dilated_stack if config.dilated else nn.Identity()
@@ -78,7 +78,7 @@ def has_twin(network: DGIQA) -> bool:
 class Branch(nn.Module):
     """One image through its backbone and bridges: [N,3,S,S] -> tokens of the smallest map [N,T,C]."""
 
-    def __init__(self, network: DGIQA, backbone: nn.Module, suffix: str) -> None:
+    def __init__(self, network: DGIQA, backbone: nn.Module, suffix: str, fold: bool) -> None:
         super().__init__()
         cells = network.config.image_size // STRIDES[-1]
         bridges = [getattr(network, f"tcb{level}{suffix}") for level in range(1, 5)]
@@ -87,7 +87,7 @@ class Branch(nn.Module):
             orders = [
                 cell_order(cells, ratio) if ratio >= 4 else torch.arange((cells * ratio) ** 2) for ratio in ratios
             ]
-            self.backbone: nn.Module = WindowOrderSwin(backbone, orders)
+            self.backbone: nn.Module = WindowOrderSwin(backbone, orders, fold)
             self.bridges = nn.ModuleList(
                 CellBridge(bridge) if ratio >= 4 else TokenBridge(bridge, cells, ratio)
                 for bridge, ratio in zip(bridges, ratios, strict=True)

@@ -5,8 +5,15 @@
 
 The reference rolls, partitions, reverses and rolls back in every block. Attention is the only part of a block that
 looks past one token, and it looks past it inside one window; so the residual stream stays sorted by windows, and what
-is left of all that is one gather where the windows change. The shift mask is repeated for each image once per stage, so
-that windows of all images share one axis: OpenVINO runs such an attention, transposes and all, as one kernel.
+is left of all that is one gather where the windows change.
+
+A shifted block adds a bias per head and a mask per window to its scores. There are two ways to write that:
+
+    apart    q [N*windows,heads,T,D]   + bias [1,heads,T,T] + mask [N*windows,1,T,T], repeated for each image
+    folded   q [N,windows*heads,T,D]   + one constant [1,windows*heads,T,T]
+
+OpenVINO runs the first, transposes and all, as one kernel. The second is what fused attention takes: TensorRT, ONNX's
+Attention and torch's SDPA each add one mask, which they broadcast over the batch.
 """
 
 from __future__ import annotations
@@ -39,10 +46,11 @@ class WindowOrderSwin(nn.Module):
     """image [N,3,H,W] -> for each stage its tokens at the positions asked for, [N,P,C].
 
     backbone: a Swin for which `is_foldable_swin`. positions: for each stage the raster indices (y * width + x) of the
-    tokens to return, in that order; a token may be asked for several times or not at all.
+    tokens to return, in that order; a token may be asked for several times or not at all. fold: whether shifted windows
+    become heads.
     """
 
-    def __init__(self, backbone: Any, positions: Sequence[Tensor]) -> None:
+    def __init__(self, backbone: Any, positions: Sequence[Tensor], fold: bool = False) -> None:
         super().__init__()
         self.patches = backbone.patch_embed.proj
         self.patch_norm = backbone.patch_embed.norm
@@ -50,7 +58,7 @@ class WindowOrderSwin(nn.Module):
         self.stages = nn.ModuleList()
         order: Tensor | None = None  # of the stream: raster index of the token at each place; None: raster order
         for reference, wanted in zip(stages, positions, strict=True):
-            stage = Stage(reference, order, wanted)
+            stage = Stage(reference, order, wanted, fold)
             self.stages.append(stage)
             order = stage.order
 
@@ -69,7 +77,7 @@ class Stage(nn.Module):
     wanted: Tensor | None
     mask: Tensor | None
 
-    def __init__(self, stage: Any, order: Tensor | None, wanted: Tensor) -> None:
+    def __init__(self, stage: Any, order: Tensor | None, wanted: Tensor, fold: bool) -> None:
         super().__init__()
         first = stage.blocks[0]
         height, width = first.input_resolution
@@ -81,10 +89,10 @@ class Stage(nn.Module):
         else:
             source = _places(orders[0], order)
         gathers = [source] + [_places(b, a) for a, b in pairwise(orders)]
-        self.blocks = nn.ModuleList(Block(block) for block in stage.blocks)
+        self.blocks = nn.ModuleList(Block(block, fold) for block in stage.blocks)
         for number, places in enumerate(gathers):
             self.register_buffer(f"gather{number}", _unless_identity(places), persistent=False)
-        masks = [block.attn_mask for block in stage.blocks if block.attn_mask is not None]  # [windows,T,T], all alike
+        masks = [b.attn_mask for b in stage.blocks if b.attn_mask is not None and not fold]  # [windows,T,T], all alike
         self.register_buffer("mask", masks[0][:, None] if masks else None, persistent=False)
         self.order = orders[-1]
         self.register_buffer("wanted", _unless_identity(_places(wanted, self.order)), persistent=False)
@@ -116,14 +124,15 @@ class Merge(nn.Module):
 class Block(nn.Module):
     """Pre-norm window attention and feed-forward on tokens in window order, [N*L,C] -> [N*L,C].
 
-    mask: [N*windows,1,T,T], what is added to the scores where windows are shifted; other blocks leave it.
+    mask: [N*windows,1,T,T], what is added to the scores where windows are shifted; other blocks leave it, and folded
+    ones have it in their bias.
     With two axes a linear layer exports as Gemm, which adds its bias on the way.
     """
 
-    def __init__(self, block: Any) -> None:
+    def __init__(self, block: Any, fold: bool) -> None:
         super().__init__()
         self.norm1, self.norm2 = block.norm1, block.norm2
-        self.attention = WindowAttention(block)
+        self.attention = WindowAttention(block, fold)
         self.shifted = block.attn_mask is not None
         self.fc1, self.fc2 = block.mlp.fc1, block.mlp.fc2
 
@@ -140,20 +149,33 @@ class WindowAttention(nn.Module):
 
     bias: Tensor
 
-    def __init__(self, block: Any) -> None:
+    def __init__(self, block: Any, fold: bool) -> None:
         super().__init__()
         attention = block.attn
         self.heads, self.tokens = attention.num_heads, block.window_area
         self.projections = scaled_projections(attention.qkv.weight, attention.qkv.bias, self.heads)
         self.proj = attention.proj
-        self.register_buffer("bias", attention._get_rel_pos_bias().detach(), persistent=False)  # [1,heads,T,T]
+        bias = attention._get_rel_pos_bias().detach()  # [1,heads,T,T]
+        self.windows = 1  # that are heads
+        if fold and block.attn_mask is not None:
+            self.windows = len(block.attn_mask)
+            bias = (bias + block.attn_mask[:, None]).flatten(0, 1)[None]
+        self.register_buffer("bias", bias, persistent=False)  # [1,windows*heads,T,T]
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        width = x.shape[1] // self.heads
-        q, k, v = (p(x).reshape(-1, self.tokens, self.heads, width).transpose(1, 2) for p in self.projections)
+        q, k, v = (self._by_head(projection(x)) for projection in self.projections)
         scores = q @ k.mT + self.bias
         y = (scores if mask is None else scores + mask).softmax(-1) @ v
-        return self.proj(y.transpose(1, 2).reshape(x.shape))
+        if self.windows > 1:
+            y = y.unflatten(1, (self.windows, self.heads))
+        return self.proj(y.transpose(-3, -2).reshape(x.shape))
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """[N*L,C] -> [N*L/(windows*T),windows*heads,T,C/heads]."""
+        width = x.shape[1] // self.heads
+        if self.windows == 1:
+            return x.reshape(-1, self.tokens, self.heads, width).transpose(1, 2)
+        return x.reshape(-1, self.windows, self.tokens, self.heads, width).transpose(2, 3).flatten(1, 2)
 
 
 def window_order(height: int, width: int, window: tuple[int, int], shift: tuple[int, int]) -> Tensor:

@@ -99,7 +99,8 @@ def export_quality(
 
     A DGIQA's file also has its features f32 [n,C] and, with a head for them, its reasons f32 [n,K] as outputs.
     photos: uint8 [H,W,3] RGB to compare with PyTorch on; by default scikit-image's. The model is left as it is.
-    attention: "op" writes window attention as one `ai.dgiqa` operator with its function, see `dgiqa.nn.deploy`.
+    attention: "folded" adds one constant to each window attention's scores, as TensorRT fuses it; "op" writes it as
+    one `ai.dgiqa` operator with its function. See `dgiqa.nn.deploy`.
     twin: False exports the network as it is written, for comparison.
     Raises ExportError if scores, reasons, or features as a part of the largest one, differ by more than
     SCORE_TOLERANCE; then nothing is written.
@@ -260,7 +261,7 @@ def _frozen(model: nn.Module) -> Iterator[nn.Module]:
 
 def _exported(network: nn.Module, attention: Attention, twin: bool) -> nn.Module:
     """What goes through the exporter in place of the network: the network itself where it has no twin."""
-    made = export_twin(network, attention) if twin or attention == "op" else network
+    made = export_twin(network, attention) if twin or attention != "standard" else network
     return network if type(made) is type(network) and attention == "standard" else made
 
 
