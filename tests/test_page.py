@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import jinja2
 import numpy as np
 import pytest
 
-from dgiqa.report import page
-from dgiqa.report.page import Chapters, Curve, HtmlReport, Subtitles, TimelinePlot
+from dgiqa.report import page, plot
+from dgiqa.report.curve import MAX_POINTS, Curve
+from dgiqa.report.page import HtmlReport
+from dgiqa.report.plot import TimelinePlot
 from dgiqa.report.rows import FRAME_COLUMNS
+from dgiqa.report.subtitles import Chapters, Subtitles
+from dgiqa.report.templates import render
 
 SUMMARY: dict[str, Any] = {
     "complete": True,
@@ -187,6 +192,27 @@ def test_names_and_errors_are_escaped(tmp_path: Path) -> None:
     assert "&lt;b&gt;damaged" in text
 
 
+def test_a_name_that_is_not_utf_8_is_shown_with_its_bytes(tmp_path: Path) -> None:
+    text = written(HtmlReport(str(tmp_path / "r.html")), [row(0, 0.5, "caf\udce9.mp4")]).read_text(encoding="utf-8")
+    assert "caf\\xe9.mp4" in text
+
+
+def test_verdicts_reasons_and_notes_are_in_sentence_gallery_and_table(tmp_path: Path) -> None:
+    bad = row(0, 0.2) | {"verdict": "fail", "reasons": ["blur", "noise"], "note": "black bars left out"}
+    summary = SUMMARY | {"videos": {"a.mp4": {"scored": 2, "verdict": "fail"}, "b.mp4": {"scored": 0, "verdict": None}}}
+    text = written(HtmlReport(str(tmp_path / "r.html"), 0.4), [bad, row(5, 0.5) | {"verdict": "pass"}], summary)
+    page = text.read_text()
+    assert "1 of 1 video is below 0.4." in page
+    assert '<h2>a.mp4 <span class="badge fail">fail</span></h2>' in page
+    assert '<span class="badge pass">pass</span>' in page
+    assert page.count("blurred, noisy; black bars left out") == 3  # among the worst, the best, and in the table
+
+
+def test_a_template_that_misses_a_value_is_an_error() -> None:
+    with pytest.raises(jinja2.UndefinedError, match="videos"):
+        render("video.html", title="t", sentence="", legend="", worst=[], best=[], made_by=[])
+
+
 def test_a_video_without_a_score_still_makes_a_page(tmp_path: Path) -> None:
     text = written(HtmlReport(str(tmp_path / "r.html")), [row(0, None, error="no video")]).read_text()
     assert "0 frames scored, 1 failed" in text
@@ -200,7 +226,7 @@ def test_a_long_curve_is_thinned_and_its_dips_stay() -> None:
     for i in range(50_000):
         curve.add(row(i / 25, 0.1 if i == 31_234 else 0.8))
     points = curve.all_points()
-    assert len(points) <= page.MAX_POINTS
+    assert len(points) <= MAX_POINTS
     assert min(p.score for p in points) == 0.1
     assert next(p for p in points if p.score == 0.1).time_s == 31_234 / 25
     assert points[-1].time_s > 49_900 / 25
@@ -230,7 +256,7 @@ def test_the_plot_of_very_many_videos_is_still_written(tmp_path: Path, monkeypat
     pytest.importorskip("matplotlib")
     import cv2
 
-    monkeypatch.setattr(page, "MAX_PIXELS", 600)
+    monkeypatch.setattr(plot, "MAX_PIXELS", 600)
     rows = [row(0, None, f"{i}.mp4", error="gone") for i in range(10)]
     picture = cv2.imread(str(written(TimelinePlot(str(tmp_path / "p.png")), rows)))
     assert picture is not None

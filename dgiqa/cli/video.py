@@ -199,7 +199,10 @@ def video(  # noqa: PLR0917 - the command line's options
 
 def _open(report: Report, output: str | None, shown: str | None, gate: float | None, **sinks: str | None) -> None:
     """Open all that is written, before anything slow: it may not be writable."""
-    from dgiqa.report import files, page
+    from dgiqa.report import files
+    from dgiqa.report.page import HtmlReport
+    from dgiqa.report.plot import TimelinePlot
+    from dgiqa.report.subtitles import Chapters, Subtitles
 
     if output:
         with options.usage("--output"):
@@ -207,10 +210,10 @@ def _open(report: Report, output: str | None, shown: str | None, gate: float | N
         file = opened(output, spooled=kind == "parquet")
         report.write_to(files.writer_for(kind, file, "frame"), file)
     makers: dict[str, Callable[[str], files.Sink]] = {
-        "plot": lambda path: page.TimelinePlot(path, gate),
-        "html": lambda path: page.HtmlReport(path, gate),
-        "srt": page.Subtitles,
-        "ffmetadata": page.Chapters,
+        "plot": lambda path: TimelinePlot(path, gate),
+        "html": lambda path: HtmlReport(path, gate),
+        "srt": Subtitles,
+        "ffmetadata": Chapters,
     }
     for name, path in sinks.items():
         if path:

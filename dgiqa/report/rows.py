@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from dgiqa.meaning import words
+
 if TYPE_CHECKING:
     from dgiqa.forward import Score, Stages
     from dgiqa.video.pipeline import Result
@@ -221,6 +223,11 @@ class Summary:
             "seconds": _rounded(self.seconds, 3),
             "images_per_second": _rounded(self.scored / self.seconds, 3),
         }
+
+
+def remarks(row: Row) -> str:
+    """A row's reasons in words and its note: "blurred, noisy; looks like a screenshot"; empty without any."""
+    return "; ".join(filter(None, (words(row["reasons"] or []), row["note"] or "")))
 
 
 def gate_sentence(below: int, of: int, noun: str, gate: float) -> str:

@@ -10,8 +10,7 @@ import unicodedata
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from dgiqa.meaning import words
-from dgiqa.report.rows import Kind, Row, Tally
+from dgiqa.report.rows import Kind, Row, Tally, remarks
 
 BAR_CELLS = 10
 EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -66,7 +65,7 @@ class TableWriter:
         bar = self.paint(colour or CYAN, draw_bar(row["score"], self.unicode))
         room = self.width - len(self._columns(time_s, " " * 6, " " * 6, " " * BAR_CELLS, about))
         name = shortened(self._shown(row["path"]), room, self.unicode)
-        said = "; ".join(filter(None, (words(row["reasons"] or []), printable(row["note"] or ""))))
+        said = printable(remarks(row))
         faults = f"  {said}" if said else ""
         faults = faults if cells(name + faults) <= room else ""
         return self._columns(time_s, score, std_error, bar, about) + name + self.paint(DIM, faults)

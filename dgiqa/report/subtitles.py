@@ -1,0 +1,81 @@
+"""Rows of a video -> subtitles and chapters that say the score of each frame until the next one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgiqa.report.files import OutputFile
+from dgiqa.report.rows import Row
+
+UInt8 = NDArray[np.uint8]
+
+
+class _Spans:
+    """A text per row, valid until the next row of the same video."""
+
+    def __init__(self, path: str) -> None:
+        self.file = OutputFile(path)
+        self.count = 0
+        self._open: Row | None = None
+        self._step_s = 1.0
+
+    def add(self, row: Row, picture: UInt8 | None) -> None:
+        """One frame; the one before it is written."""
+        if self._open is not None:
+            if row["path"] != self._open["path"]:
+                raise ValueError("subtitles and chapters describe one video; score them one at a time")
+            self._step_s = max(row["time_s"] - self._open["time_s"], 1e-3)
+            self._emit(self._open, row["time_s"])
+        self._open = row
+
+    def write(self, summary: dict[str, Any]) -> None:
+        """The last one; the others are written."""
+        if self._open is not None:
+            self._emit(self._open, self._open["time_s"] + self._step_s)
+        self._open = None
+
+    def _emit(self, row: Row, end_s: float) -> None:
+        raise NotImplementedError
+
+
+class Subtitles(_Spans):
+    """SubRip (.srt): the score of each frame until the next one."""
+
+    def _emit(self, row: Row, end_s: float) -> None:
+        self.count += 1
+        times = f"{_stamp(row['time_s'])} --> {_stamp(max(end_s, row['time_s'] + 1e-3))}"
+        self.file.write(f"{self.count}\n{times}\n{_words(row)}\n\n")
+
+
+class Chapters(_Spans):
+    """FFmpeg's metadata file: a chapter per frame, its title the score; ffmpeg -i in.mp4 -i FILE -map_metadata 1 ..."""
+
+    def _emit(self, row: Row, end_s: float) -> None:
+        if not self.count:
+            self.file.write(f";FFMETADATA1\ncomment=scores by dgiqa-rt, {_escaped(row['bundle'])}\n")
+        self.count += 1
+        start_ms = round(row["time_s"] * 1000)
+        end_ms = max(round(end_s * 1000), start_ms + 1)
+        title = _escaped(_words(row))
+        self.file.write(f"[CHAPTER]\nTIMEBASE=1/1000\nSTART={start_ms}\nEND={end_ms}\ntitle={title}\n")
+
+
+def _stamp(time_s: float) -> str:
+    milliseconds = round(time_s * 1000)
+    seconds, ms = divmod(milliseconds, 1000)
+    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02},{ms:03}"
+
+
+def _words(row: Row) -> str:
+    if row["score"] is None:
+        return "no score: " + " ".join(row["error"].split())
+    spread = "" if row["std_error"] is None else f" ± {row['std_error']:.3f}"
+    return f"score {row['score']:.3f}{spread}"
+
+
+def _escaped(text: str) -> str:
+    """FFmpeg's metadata files give =, ;, # and \\ a meaning."""
+    return "".join("\\" + c if c in "=;#\\\n" else c for c in text)
