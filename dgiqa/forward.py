@@ -500,11 +500,11 @@ def enter(part: Part, found: PartScores) -> None:
         work.timings_ms[stage] = work.timings_ms.get(stage, 0.0) + ms
 
 
-def take(works: Iterable[object], batch: int) -> list[Part]:
-    """The first `batch` windows of the works among these that no batch has taken yet; now this one has."""
+def take(works: Iterable[Work], batch: int) -> list[Part]:
+    """The first `batch` windows of these works that no batch has taken yet; now this one has."""
     parts = []
     for work in works:
-        if isinstance(work, Work) and (count := min(work.left, batch)):
+        if count := min(work.left, batch):
             parts.append(Part(work, work.taken, count))
             work.taken += count
             batch -= count

@@ -1,20 +1,24 @@
-"""Many images through the pass: prepared ahead in threads, tiles of neighbours packed together, results in order.
+"""The one scheduler: items prepared ahead in threads, tiles of neighbours packed together, results in order.
 
-    items ──► (threads: prepare) ──► Work ──► take ──► Batches.start ──► (threads: cut tiles, run) ──► settle ──► Score
+    more ──► Task ──► (threads: prepare) ──► arrange ──► take ──► Batches.start ──► (threads: cut tiles, run) ──► finish
 
-Which thread does what: whoever takes tiles also settles batches, so a Work changes in that thread only; the batches'
-own threads read pixels and return numbers.
+Images (`score_many`), frames of videos and pushed frames (`video.scoring`) all run through `schedule`. Which thread
+does what: whoever iterates the results takes tiles and settles batches, so a Work changes in that thread only; the
+batches' own threads read pixels and return numbers. Nothing grows: `ahead` items are being prepared, and those that
+wait for tiles are a few batches.
 """
 
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -23,9 +27,85 @@ from dgiqa.forward import Failure, Networks, Part, PartScores, Score, Stages, Wo
 from dgiqa.image.sources import Source, name_of
 from dgiqa.machine import preparing_threads
 
-JOIN_S = 2.0  # at the end, images that are still being decoded are not waited for longer
+JOIN_S = 2.0  # at the end, items that are still being prepared are not waited for longer
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+class Task(ABC, Generic[R]):
+    """One item on its way through `schedule`. works: whose windows are to be computed, known once it is arranged."""
+
+    works: Sequence[Work] = ()
+    prepared: Future[Any]
+
+    @abstractmethod
+    def prepare(self, stop: threading.Event) -> Any:
+        """In a worker's thread: everything up to the tiles. Given up once stop is set."""
+
+    @abstractmethod
+    def arrange(self) -> None:
+        """In the scheduler's thread, in order, once `prepared` is done: decide on `works`."""
+
+    @abstractmethod
+    def fail(self, error: Exception) -> None:
+        """A batch with windows of this task failed. Raise, or leave `works` empty."""
+
+    @abstractmethod
+    def finish(self) -> R:
+        """The result, all works being complete."""
+
+
+def schedule(
+    networks: Networks,
+    more: Callable[[bool], Task[R] | None],
+    *,
+    batch: int | None = None,
+    workers: int,
+    ahead: int | None = None,
+) -> Generator[R]:
+    """Results of tasks, in order. Closing it ends the threads after the stage they are in, waiting JOIN_S at most.
+
+    more: the next task. Asked with True it may wait for one, and None is the end; with False None means "not yet".
+    workers: threads that prepare. ahead: tasks being prepared at a time, by default twice as many.
+    """
+    batch, ahead = batch or networks.batch, ahead or 2 * workers
+    most = (networks.parallel + 1) * batch  # failures behind items that are not complete are not let pile up
+    coming, running = deque[Task[R]](), deque[Task[R]]()  # being prepared; arranged, their results to come
+    stop = threading.Event()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="dgiqa")
+    try:
+        with Batches(networks) as batches:
+
+            def settled(*, wait: bool) -> Iterator[R]:
+                _tell_failed(running, batches.settle(wait=wait))
+                while running and all(work.complete for work in running[0].works):
+                    yield running.popleft().finish()
+
+            while True:
+                while len(coming) < ahead and (task := more(not (coming or running))) is not None:
+                    task.prepared = pool.submit(task.prepare, stop)
+                    coming.append(task)
+                if not coming and not running:
+                    return
+                if coming:
+                    while batches.running and not coming[0].prepared.done():  # what is complete goes out meanwhile
+                        yield from settled(wait=True)
+                    wait([coming[0].prepared])
+                    running.append(coming.popleft())
+                    running[-1].arrange()
+                idle = not coming  # nothing else is known to come: what there is runs, shared out among the runs
+                works = [work for task in running for work in task.works]
+                size = share(waiting(works), batch, networks.parallel) if idle else batch
+                # A failure must not wait behind a few tiles either, so such a batch runs before it is full.
+                while (tiles := waiting(works)) and (idle or tiles >= batch or _behind(running) >= batch):
+                    batches.start(take(works, size))
+                    yield from settled(wait=batches.full)
+                yield from settled(wait=idle or len(running) >= most)
+    finally:
+        stop.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+        if not wait([task.prepared for task in coming], timeout=JOIN_S).not_done:
+            pool.shutdown(wait=True)
 
 
 def score_many(
@@ -39,9 +119,7 @@ def score_many(
     """`scorer.Scorer.score_many` over opened stages, or a function that opens them when the first result is wanted."""
     if on_error not in ("row", "raise"):
         raise ValueError(f'on_error is {on_error!r}, wanted "row" or "raise"')
-    workers = preparing_threads() if workers is None else workers
-    if workers < 1 or (batch is not None and batch < 1):
-        raise ValueError(f"workers and batch must be at least 1, got {workers} and {batch}")
+    workers = checked_workers(workers, batch)
     one = isinstance(sources, str | Path | bytes | bytearray) or hasattr(sources, "read")
     if one or (isinstance(sources, np.ndarray) and sources.ndim < 4):
         raise ValueError(f"got one {type(sources).__name__}, wanted several images; score() takes one")
@@ -56,80 +134,61 @@ def _score_many(
     batch: int | None,
 ) -> Iterator[Score | Failure]:
     opened = stages if isinstance(stages, Stages) else stages()
-    stop = threading.Event()
     broken: list[Exception] = []
-    running: deque[Future[Work | Failure]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="dgiqa")
-    try:
-        items = _until_error(sources, broken)
-        prepared = _ordered_map(lambda item: _try_prepare(opened, item, stop, keep), items, pool, 2 * workers, running)
-        for result in _pack(opened, prepared, batch or opened.networks.batch, keep):
+    items = _until_error(sources, broken)
+    images = (_Image(opened, item, keep) for item in items)
+    with closing(schedule(opened.networks, lambda _: next(images, None), batch=batch, workers=workers)) as results:
+        for result in results:
             if isinstance(result, Failure) and result.exception:
                 raise result.exception
             yield result
-        if broken:
-            raise broken[0]
-    finally:
-        stop.set()
-        pool.shutdown(wait=False, cancel_futures=True)
-        if not wait(running, timeout=JOIN_S).not_done:
-            pool.shutdown(wait=True)
+    if broken:
+        raise broken[0]
 
 
-def _try_prepare(
-    stages: Stages, item: Source | tuple[str, Source] | Failure, stop: threading.Event, keep: bool
-) -> Work | Failure:
-    if isinstance(item, Failure):
-        return item
-    name = "<tuple>"
-    try:
-        name, source = _named(item)
-        return stages.prepare(source, name, stages.tiling, stop=stop, look=True)
-    except Exception as error:  # whatever one file does to a decoder, the other images go on
-        return _failure(name, error, keep)
+class _Image(Task["Score | Failure"]):
+    """One of `score_many`'s. keep: the exception of a failure, to be raised."""
+
+    def __init__(self, stages: Stages, item: Source | tuple[str, Source] | Failure, keep: bool) -> None:
+        self.stages, self.item, self.keep = stages, item, keep
+
+    def prepare(self, stop: threading.Event) -> Work | Failure:
+        item, self.item = self.item, ""  # an array is let go as soon as its working image is there
+        if isinstance(item, Failure):
+            return item
+        name = "<tuple>"
+        try:
+            name, source = _named(item)
+            return self.stages.prepare(source, name, self.stages.tiling, stop=stop, look=True)
+        except Exception as error:  # whatever one file does to a decoder, the other images go on
+            return self._failure(name, error)
+
+    def arrange(self) -> None:
+        work = self.prepared.result()
+        self.works = () if isinstance(work, Failure) else (work,)
+
+    def fail(self, error: Exception) -> None:
+        raise error
+
+    def finish(self) -> Score | Failure:
+        work: Work | Failure = self.prepared.result()
+        if isinstance(work, Failure):
+            return work
+        try:
+            return self.stages.finish(work)
+        except BackendError as error:
+            return self._failure(work.source, error)
+
+    def _failure(self, name: str, error: Exception) -> Failure:
+        return Failure(name, type(error).__name__, str(error) or repr(error), error if self.keep else None)
 
 
-def _pack(
-    stages: Stages, prepared: Iterable[Future[Work | Failure]], batch: int, keep: bool
-) -> Iterator[Score | Failure]:
-    """Run full batches of tiles, whichever images they come from; yield images in order as they complete."""
-    networks, queue = stages.networks, deque[Work | Failure]()
-    most = (networks.parallel + 1) * batch  # failures behind images that are not complete are not let pile up
-    with Batches(networks) as batches:
-
-        def settled(wait: bool) -> Iterator[Score | Failure]:
-            _raise_what_failed(batches.settle(wait=wait))
-            yield from _completed(stages, queue, keep)
-
-        for coming in prepared:
-            while batches.running and not coming.done():  # what is complete is handed out meanwhile
-                yield from settled(wait=True)
-            queue.append(coming.result())
-            # A failure must not wait behind a few tiles either, so such a batch runs before it is full.
-            while (tiles := waiting(queue)) >= batch or (tiles and _behind(queue) >= batch):
-                batches.start(take(queue, batch))
-                yield from settled(batches.full)
-            yield from settled(len(queue) >= most)
-        last = share(waiting(queue), batch, networks.parallel)
-        while waiting(queue):
-            batches.start(take(queue, last))
-            yield from settled(batches.full)
-        while queue:
-            yield from settled(wait=True)
-
-
-def _completed(stages: Stages, queue: deque[Work | Failure], keep: bool) -> Iterator[Score | Failure]:
-    """Take what is done off the queue's head."""
-    while queue and (isinstance(queue[0], Failure) or queue[0].complete):
-        item = queue.popleft()
-        yield item if isinstance(item, Failure) else _try_finish(stages, item, keep)
-
-
-def _try_finish(stages: Stages, work: Work, keep: bool) -> Score | Failure:
-    try:
-        return stages.finish(work)
-    except BackendError as error:
-        return _failure(work.source, error, keep)
+def checked_workers(workers: int | None, batch: int | None) -> int:
+    """How many threads prepare: as many as asked for, or as the machine has cores for. Raises ValueError below 1."""
+    workers = preparing_threads() if workers is None else workers
+    if workers < 1 or (batch is not None and batch < 1):
+        raise ValueError(f"workers and batch must be at least 1, got {workers} and {batch}")
+    return workers
 
 
 class Batches:
@@ -183,35 +242,14 @@ class Batches:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def waiting(works: Iterable[object]) -> int:
-    """Windows of the works among these that no batch has taken."""
-    return sum(work.left for work in works if isinstance(work, Work))
+def waiting(works: Iterable[Work]) -> int:
+    """Windows of these works that no batch has taken."""
+    return sum(work.left for work in works)
 
 
 def share(tiles: int, batch: int, parallel: int) -> int:
     """Tiles per batch when no more are coming: what is left is shared out among the runs that could go on."""
     return max(1, min(batch, -(-tiles // parallel)))
-
-
-def _ordered_map(
-    function: Callable[[T], R],
-    items: Iterable[T],
-    pool: ThreadPoolExecutor,
-    ahead: int,
-    pending: deque[Future[R]],
-) -> Iterator[Future[R]]:
-    """map() on a pool: results to come, in order; at most `ahead` items are taken beyond the last one handed out.
-
-    pending: holds those that are not handed out, and the last one that was.
-    """
-    for item in items:
-        pending.append(pool.submit(function, item))
-        if len(pending) >= ahead:
-            yield pending[0]
-            pending.popleft()
-    while pending:
-        yield pending[0]
-        pending.popleft()
 
 
 def _until_error(items: Iterable[T], broken: list[Exception]) -> Iterator[T]:
@@ -222,19 +260,20 @@ def _until_error(items: Iterable[T], broken: list[Exception]) -> Iterator[T]:
         broken.append(error)
 
 
-def _behind(queue: Sequence[Work | Failure]) -> int:
-    """How many images stand in the queue from the first on that has tiles waiting."""
-    first = next((i for i, item in enumerate(queue) if isinstance(item, Work) and item.left), len(queue))
-    return len(queue) - first
+def _behind(running: Sequence[Task[Any]]) -> int:
+    """How many tasks stand in the queue from the first on that has tiles waiting."""
+    first = next((i for i, task in enumerate(running) if waiting(task.works)), len(running))
+    return len(running) - first
 
 
-def _raise_what_failed(batch: tuple[list[Part], Exception | None] | None) -> None:
-    if batch is not None and batch[1] is not None:
-        raise batch[1]
-
-
-def _failure(name: str, error: Exception, keep: bool) -> Failure:
-    return Failure(name, type(error).__name__, str(error) or repr(error), error if keep else None)
+def _tell_failed(running: Iterable[Task[Any]], batch: tuple[list[Part], Exception | None] | None) -> None:
+    """Tell the tasks of a batch that failed."""
+    parts, error = batch or ((), None)
+    if error is not None:
+        failed = {id(part.work) for part in parts}
+        for task in running:
+            if any(id(work) in failed for work in task.works):
+                task.fail(error)
 
 
 def _named(item: Any) -> tuple[str, Source]:

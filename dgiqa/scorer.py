@@ -208,11 +208,12 @@ class Scorer:
         workers, as in Scorer and score_many. Use it as a context manager; `finish()` ends it after what was pushed.
         """
         from dgiqa.report.rows import frame_row
-        from dgiqa.video.pipeline import Channel, Pipeline
+        from dgiqa.video.channel import Channel
+        from dgiqa.video.scoring import FrameScorer
         from dgiqa.video.stream import FrameStream
 
         stages = self.stages
-        frames = Pipeline(stages, Channel(capacity), reuse=reuse, **options)
+        frames = FrameScorer(stages, Channel(capacity), reuse=reuse, **options)
         return FrameStream(frames, lambda result: frame_row(result, stages), live=live, capacity=capacity)
 
     def close(self) -> None:

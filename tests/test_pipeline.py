@@ -270,7 +270,7 @@ def test_take_takes_each_window_once(photos: Photos) -> None:
         windows, scores = np.zeros((count, 2), np.int32), np.full(count, np.nan, np.float32)
         return Work("x", "grid", 9, 9, photos["coffee"], photos["coffee"][..., 0], windows, {}, scores)
 
-    works = [work(3), object(), work(0), work(4)]
+    works = [work(3), work(0), work(0), work(4)]
     batches = []
     while parts := take(works, 2):
         batches.append([(works.index(part.work), part.begin, part.count) for part in parts])

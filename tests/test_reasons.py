@@ -143,9 +143,10 @@ def test_verify_compares_reasons_too(
 def test_frames_tell_reasons_also_where_tiles_are_taken_over(
     telling_bundle: Bundle, photos: Photos, encode: Callable[..., bytes]
 ) -> None:
+    from dgiqa.video.channel import Channel
     from dgiqa.video.frames import Frame
-    from dgiqa.video.pipeline import Channel, Pipeline
     from dgiqa.video.reuse import Reuse
+    from dgiqa.video.scoring import FrameScorer
 
     still = np.ascontiguousarray(photos["coffee"][:192, :256])
     moved = still.copy()
@@ -157,7 +158,7 @@ def test_frames_tell_reasons_also_where_tiles_are_taken_over(
         for frame in frames:
             channel.put(frame)
         channel.finish()
-        results = list(Pipeline(scorer.stages, channel, reuse=Reuse(tiles=True)).results())
+        results = list(FrameScorer(scorer.stages, channel, reuse=Reuse(tiles=True)).results())
         alone = [scorer.score(frame.rgb).reasons for frame in frames]
     assert [r.reused for r in results][1] == "depth+tiles"
     assert results[1].reasons == pytest.approx(results[0].reasons)

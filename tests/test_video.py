@@ -20,8 +20,8 @@ from dgiqa.errors import ImageError
 from dgiqa.forward import Networks, Part, PartScores
 from dgiqa.scorer import Scorer
 from dgiqa.video import VIDEO_COLUMNS, Reading, Row, Summary, VideoRun
+from dgiqa.video.channel import Channel
 from dgiqa.video.frames import Frame
-from dgiqa.video.pipeline import Channel
 from dgiqa.video.pooling import Pooled
 from dgiqa.video.reuse import DepthKeeper, Drift, Reuse
 from dgiqa.video.sampling import Sampling, thumbnail

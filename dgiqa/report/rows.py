@@ -15,7 +15,7 @@ from dgiqa.meaning import words
 
 if TYPE_CHECKING:
     from dgiqa.forward import Score, Stages
-    from dgiqa.video.pipeline import Result
+    from dgiqa.video.scoring import Result
 
 SCHEMA_VERSION = 1  # raised when a column changes its meaning or goes away; new columns may be added at the end
 

@@ -1,6 +1,6 @@
 """Videos in, a row per scored frame out, and what a whole run amounts to.
 
-    sources -> (a thread each: open, decode, sample) -> Channel -> Pipeline -> rows
+    sources -> (a thread each: open, decode, sample) -> Channel -> FrameScorer -> rows
 
 A row is a dict with the columns `report.rows.FRAME_COLUMNS`, always all of them and in that order. `score_video` of a
 Scorer gives the rows of one video; `VideoRun` those of many, with the pictures, and knows how far it is.
@@ -19,12 +19,13 @@ from typing import Any, Literal
 
 from dgiqa.forward import Stages
 from dgiqa.report.rows import FRAME_COLUMNS, Row, clock, frame_row
+from dgiqa.video.channel import CAPACITY, Channel, feed
 from dgiqa.video.frames import Video
 from dgiqa.video.live import ATTEMPTS, WAITS_S, follow
-from dgiqa.video.pipeline import CAPACITY, Channel, Pipeline, Result, feed
 from dgiqa.video.pooling import INTERVAL_S, Pooled
 from dgiqa.video.reuse import Reuse
 from dgiqa.video.sampling import Sampling
+from dgiqa.video.scoring import FrameScorer, Result
 from dgiqa.video.source import MAX_PIXELS, TIMEOUT_S, Raw, VideoSource, is_live, name_of
 
 VIDEO_COLUMNS = FRAME_COLUMNS
@@ -100,12 +101,12 @@ class VideoRun:
         # Live ones first: a file can wait
         self._waiting = deque(sorted(pairs, key=lambda pair: pair[1] not in live_ones))
         self._channel = Channel(max(CAPACITY, len(pairs) if live_ones else 0))
-        self._pipeline = Pipeline(stages, self._channel, tiles=tiles, batch=batch, workers=workers, reuse=reuse)
+        self._scorer = FrameScorer(stages, self._channel, tiles=tiles, batch=batch, workers=workers, reuse=reuse)
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._readers = 0
         self._failure: BaseException | None = None
-        self.drift = self._pipeline.drift
+        self.drift = self._scorer.drift
 
     @property
     def dropped(self) -> int:
@@ -119,7 +120,7 @@ class VideoRun:
         try:
             for thread in threads:
                 thread.start()
-            with closing(self._pipeline.results()) as results:  # type: ignore[type-var]
+            with closing(self._scorer.results()) as results:
                 for result in results:
                     self._count(result)
                     yield frame_row(result, self.stages), result

@@ -1,6 +1,6 @@
 """Pushed pictures -> rows to pull, from any threads: scoring inside somebody else's capture loop.
 
-    push() (any thread) -> Channel -> Pipeline (a thread) -> rows -> pull() (any thread)
+    push() (any thread) -> Channel -> FrameScorer (a thread) -> rows -> pull() (any thread)
 
 Nothing grows: the channel and the waiting rows are bounded; a full one makes `push` wait, or drops the oldest frame.
 """
@@ -19,8 +19,8 @@ import numpy as np
 from dgiqa.errors import ImageError
 from dgiqa.image import as_rgb
 from dgiqa.video.frames import Frame
-from dgiqa.video.pipeline import Pipeline, Result
 from dgiqa.video.sampling import SceneCuts, thumbnail
+from dgiqa.video.scoring import FrameScorer, Result
 
 
 class FrameStream:
@@ -30,10 +30,10 @@ class FrameStream:
     """
 
     def __init__(
-        self, pipeline: Pipeline, to_row: Callable[[Result], dict[str, Any]], *, live: bool, capacity: int
+        self, scorer: FrameScorer, to_row: Callable[[Result], dict[str, Any]], *, live: bool, capacity: int
     ) -> None:
         self.live = live
-        self._pipeline = pipeline
+        self._scorer = scorer
         self._rows: queue.Queue[dict[str, Any] | None] = queue.Queue(capacity)
         self._to_row = to_row
         self._lock = threading.Lock()
@@ -48,14 +48,14 @@ class FrameStream:
     @property
     def dropped(self) -> int:
         """Frames dropped so far because newer ones came."""
-        return self._pipeline.channel.dropped
+        return self._scorer.channel.dropped
 
     def push(self, image: Any, time_s: float, *, source: str = "stream", timeout: float | None = None) -> bool:
         """Hand in one picture; it is copied. False if it found no room in `timeout` seconds, or after `finish`.
 
         image: an array as `Scorer.score` takes, or anything with `__dlpack__` in the CPU's memory, [H,W,3]. time_s:
         seconds, reported in its row. source: frames of one source are compared with each other, for scenes and reuse.
-        Raises ImageError for what is no picture, and whatever ended the pipeline.
+        Raises ImageError for what is no picture, and whatever ended the scoring.
         """
         self._raise()
         rgb = as_rgb(_from_dlpack(image))
@@ -66,7 +66,7 @@ class FrameStream:
             self._count[source] = number + 1
             scene = self._cuts.setdefault(source, SceneCuts()).scene_of(thumb)
         frame = Frame(source, float(time_s), number, rgb, thumb, scene)
-        return self._pipeline.channel.put(frame, newest_wins=self.live, timeout=timeout)
+        return self._scorer.channel.put(frame, newest_wins=self.live, timeout=timeout)
 
     def pull(self, timeout: float | None = None) -> dict[str, Any] | None:
         """The next row, in the order of the pushes; None after the last one, or when none came in `timeout` seconds."""
@@ -91,7 +91,7 @@ class FrameStream:
 
     def finish(self) -> None:
         """No more frames will be pushed."""
-        self._pipeline.channel.finish()
+        self._scorer.channel.finish()
 
     def close(self) -> None:
         """End at once; rows not pulled are lost."""
@@ -106,7 +106,7 @@ class FrameStream:
         self.close()
 
     def _work(self) -> None:
-        results = self._pipeline.results()
+        results = self._scorer.results()
         try:
             for result in results:
                 if not self._hand_out(self._to_row(result)):
@@ -114,9 +114,9 @@ class FrameStream:
         except BaseException as error:  # it belongs to whoever pulls
             self._error = error
         finally:
-            results.close()  # type: ignore[attr-defined]
+            results.close()
             self._ended.set()
-            self._pipeline.channel.finish()
+            self._scorer.channel.finish()
 
     def _hand_out(self, row: dict[str, Any]) -> bool:
         while not self._closed.is_set():

@@ -1,0 +1,73 @@
+"""Frames on their way from the threads that read sources to the one that scores: a bounded queue.
+
+A full channel makes a file's reader wait; of a live source it drops the oldest frame and counts it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from dgiqa.video.frames import Frame
+
+CAPACITY = 4  # frames in a channel: a 4K frame is 25 MB
+
+
+class Channel:
+    """A bounded queue between threads, for any number of producers."""
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity must be at least 1 frame, got {capacity}")
+        self.capacity = capacity
+        self.dropped = 0
+        self._frames: deque[Frame] = deque()
+        self._changed = threading.Condition()
+        self._open = True
+
+    def put(self, frame: Frame, *, newest_wins: bool = False, timeout: float | None = None) -> bool:
+        """Add a frame: wait for room, or drop the oldest one of the same source. False if closed or out of time."""
+        with self._changed:
+            if newest_wins and len(self._frames) >= self.capacity and not frame.error:
+                self._drop_oldest(frame.source)
+            elif not self._changed.wait_for(lambda: len(self._frames) < self.capacity or not self._open, timeout):
+                return False
+            if not self._open:
+                return False
+            self._frames.append(frame)
+            self._changed.notify_all()
+            return True
+
+    def get(self, *, wait: bool = True) -> Frame | None:
+        """The next frame; None when there is none yet (without waiting) or ever again."""
+        with self._changed:
+            if wait:
+                # Woken now and then, so that a signal's handler gets its turn on every platform
+                while not self._frames and self._open:
+                    self._changed.wait(0.5)
+            if not self._frames:
+                return None
+            frame = self._frames.popleft()
+            self._changed.notify_all()
+            return frame
+
+    def finish(self) -> None:
+        """No more frames come; those inside are still handed out."""
+        with self._changed:
+            self._open = False
+            self._changed.notify_all()
+
+    def _drop_oldest(self, source: str) -> None:
+        """Drop the source's own oldest frame: a busy camera must not push out a quiet one."""
+        own = next((f for f in self._frames if f.source == source and not f.error), None)
+        victim = own or next((f for f in self._frames if not f.error), self._frames[0])
+        self._frames.remove(victim)
+        self.dropped += 1
+
+
+def feed(channel: Channel, frames: Iterable[Frame], *, newest_wins: Callable[[], bool], stop: threading.Event) -> None:
+    """Put a source's frames into a channel until they end or nobody wants them."""
+    for frame in frames:
+        if stop.is_set() or not channel.put(frame, newest_wins=newest_wins()):
+            return

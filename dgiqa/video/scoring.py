@@ -1,0 +1,244 @@
+"""Frames of one or many sources -> results, through the one scheduler, with or without reuse between frames.
+
+sources (threads) -> Channel -> pipeline.schedule -> results
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgiqa import spec
+from dgiqa.errors import BackendError, DgiqaError, ImageError
+from dgiqa.forward import Stages, Work, check_tiling
+from dgiqa.pipeline import Task, checked_workers, schedule
+from dgiqa.video.channel import Channel
+from dgiqa.video.frames import Frame
+from dgiqa.video.reuse import DepthKeeper, Drift, Plan, Reuse, TileKeeper
+
+UInt8 = NDArray[np.uint8]
+
+
+@dataclass(eq=False)
+class Result:
+    """One frame's outcome. score is None with an error; std_error also with a single tile.
+
+    reused: "" (all computed), "depth" or "depth+tiles". tiles: how many; tiles_reused: of them, taken over.
+    drift: score with reuse minus score without, where both were computed; then `score` is the one without.
+    reasons: as in Score. picture: the working image, uint8 [h,w,3]. frame: without its pixels. ms: time in
+    preparation and networks.
+    """
+
+    frame: Frame
+    score: float | None = None
+    std_error: float | None = None
+    error: str = ""
+    reused: str = ""
+    tiles: int = 0
+    tiles_reused: int = 0
+    drift: float | None = None
+    width: int | None = None
+    height: int | None = None
+    ms: float | None = None
+    reasons: dict[str, float] = field(default_factory=dict)
+    picture: UInt8 | None = field(default=None, repr=False)
+
+
+@dataclass(eq=False)
+class _Prepared:
+    work: Work
+    old_depth: UInt8 | None = None  # of an audit: what would have been reused
+    reused: bool = False
+
+
+@dataclass(eq=False)
+class _Source:
+    """What is remembered of one source while its frames pass."""
+
+    keeper: DepthKeeper | None
+    tiles: TileKeeper
+    anchor: _Job | None = None  # the last one whose depth was computed
+
+
+class FrameScorer:
+    """Runs the networks over a channel's frames.
+
+    tiling, batch: as in Scorer. workers: threads that prepare. reuse: None computes everything.
+    """
+
+    def __init__(
+        self,
+        stages: Stages,
+        channel: Channel,
+        *,
+        tiles: str | None = None,
+        batch: int | None = None,
+        workers: int | None = None,
+        reuse: Reuse | None = None,
+    ) -> None:
+        self.stages, self.channel, self.reuse, self.drift = stages, channel, reuse, Drift()
+        self.tiling = tiles or stages.tiling
+        check_tiling(self.tiling, stages.p.tile)  # ValueError before work
+        self.batch, self.workers = batch, checked_workers(workers, batch)
+        self._sources: dict[str, _Source] = {}
+
+    def results(self) -> Generator[Result]:
+        """A result per frame, in the order of arrival, until the channel is finished. Closing it ends the threads."""
+        ahead = self.workers + 1  # a frame may be 25 MB
+        return schedule(self.stages.networks, self._next, batch=self.batch, workers=self.workers, ahead=ahead)
+
+    def source(self, name: str) -> _Source:
+        """What is remembered of a source."""
+        if name not in self._sources:
+            self._sources[name] = _Source(DepthKeeper(self.reuse, self.drift) if self.reuse else None, TileKeeper())
+        return self._sources[name]
+
+    def forget(self, name: str) -> None:
+        """Its next frame is computed afresh: scores of an earlier one did not come."""
+        self._sources.pop(name, None)
+
+    def _next(self, wait: bool) -> _Job | None:
+        frame = self.channel.get(wait=wait)
+        return None if frame is None else _Job(self, frame)
+
+
+class _Job(Task[Result]):
+    """One frame on its way. work: tiles to compute; shadow: the same with reuse, when that is being checked."""
+
+    def __init__(self, scorer: FrameScorer, frame: Frame) -> None:
+        self.scorer, self.stages = scorer, scorer.stages
+        self.frame, self.error = replace(frame, rgb=None), frame.error
+        self.work: Work | None = None
+        self.shadow: Work | None = None
+        self.todo: NDArray[np.bool_] | None = None  # tiles that `work` (or of an audit, `shadow`) computes
+        self.plan: Plan = "fresh"
+        self._rgb = frame.rgb
+        self._old: Future[_Prepared] | None = None  # whose depth image is taken over
+        if frame.rgb is None:
+            self.error = frame.error or "no picture"
+            return
+        source = scorer.source(frame.source)
+        self.plan = source.keeper.plan(frame) if source.keeper else "fresh"
+        if self.plan != "fresh" and source.anchor:
+            self._old = source.anchor.prepared
+        if self.plan != "reuse":
+            source.anchor = self
+
+    def prepare(self, stop: threading.Event) -> _Prepared | None:
+        """The frame whose depth is taken over was begun on before this one, so waiting for it cannot lock up."""
+        rgb, old, self._rgb, self._old = self._rgb, self._old, None, None
+        if rgb is None:
+            return None
+        height, width = rgb.shape[:2]
+        if height * width > self.stages.max_pixels:
+            raise ImageError(
+                f"a frame of {width} x {height}, limit {self.stages.max_pixels:,} pixels; raise max_pixels"
+            )
+        old_depth = old.result().work.depth if old is not None and old.exception() is None else None
+        reused = self.plan == "reuse" and old_depth is not None
+        near = old_depth if reused else None
+        work = self.stages.prepare(rgb, self.frame.source, self.scorer.tiling, stop=stop, near=near)
+        return _Prepared(work, old_depth, reused)
+
+    def arrange(self) -> None:
+        """Leave out the tiles whose scores are taken over."""
+        try:
+            prepared = self.prepared.result()
+        except Exception as error:  # whatever one frame does, the others go on
+            self.error = str(error) or type(error).__name__
+            return
+        if prepared is None:
+            return
+        self.work = prepared.work
+        if self.plan == "reuse" and not prepared.reused:
+            self.plan = "fresh"
+        if self.scorer.reuse:
+            self._share(prepared, self.scorer.reuse, self.scorer.source(self.frame.source).tiles)
+        self.works = [work for work in (self.shadow, self.work) if work is not None]
+
+    def _share(self, prepared: _Prepared, reuse: Reuse, tiles: TileKeeper) -> None:
+        """Decide which tiles are computed. All of a fresh frame; of an audit all, and beside them what reuse would."""
+        work, every = prepared.work, np.ones(len(prepared.work.windows), bool)
+        side, kept = self.stages.p.tile, reuse.tiles and self.plan != "fresh"
+        self.todo = ~tiles.unchanged(work.rgb, work.windows, side) if kept else every
+        if self.plan == "audit" and prepared.old_depth is not None:
+            self.shadow = _part(replace(work, depth=prepared.old_depth, timings_ms={"tiles": 0.0}), self.todo)
+        elif self.plan == "reuse":
+            self.work = _part(work, self.todo)
+        if reuse.tiles:
+            tiles.keep(work.rgb, work.windows, side, self.todo if self.plan == "reuse" else every)
+
+    def fail(self, error: Exception) -> None:
+        """An engine's error is this frame's; the next ones may be fine."""
+        if not isinstance(error, DgiqaError):
+            raise error
+        self.error, self.work, self.shadow, self.works = str(error), None, None, ()
+        self.scorer.forget(self.frame.source)
+
+    def finish(self) -> Result:
+        """The scores of the tiles, its own and those taken over."""
+        work = self.work
+        if work is None:
+            return Result(self.frame, error=self.error)
+        source = self.scorer.source(self.frame.source)
+        scores, shadow = self._merged(work, source.tiles)
+        try:
+            score, std_error = self.stages.pooled(scores)
+        except BackendError as error:
+            return Result(self.frame, error=str(error))
+        result = Result(
+            self.frame,
+            score=score,
+            std_error=std_error,
+            tiles=len(scores),
+            width=work.width,
+            height=work.height,
+            ms=sum(work.timings_ms.values()),
+            picture=work.rgb,
+            reasons=self.stages.reasons(self._merged_reasons(work, source.tiles)),
+        )
+        if self.plan == "reuse" and self.todo is not None:
+            result.tiles_reused = int((~self.todo).sum())
+            result.reused = "depth+tiles" if result.tiles_reused else "depth"
+        if shadow is not None and source.keeper and np.isfinite(shadow).all():
+            result.drift = float(shadow.mean(dtype=np.float64)) - score
+            source.keeper.audited(result.drift)
+        return result
+
+    def _merged(self, work: Work, tiles: TileKeeper) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """All tile scores of a frame, f32 [n], and for an audit those that reuse would have given."""
+        if self.todo is None:
+            return work.tile_scores, None
+        shadow = _over(tiles.scores, self.shadow.tile_scores, self.todo) if self.shadow is not None else None
+        own = self.todo if self.plan == "reuse" else np.ones(len(self.todo), bool)
+        tiles.scores = _over(tiles.scores, work.tile_scores, own)
+        return tiles.scores, shadow
+
+    def _merged_reasons(self, work: Work, tiles: TileKeeper) -> dict[str, NDArray[np.float32]]:
+        """The network's reasons for all tiles of a frame, f32 [n,K], where it gives them."""
+        found = work.extra.get(spec.QUALITY_REASONS)
+        if self.todo is not None and self.plan == "reuse":
+            found = tiles.reasons if found is None else _over(tiles.reasons, found, self.todo)
+        tiles.reasons = found
+        return {} if found is None else {spec.QUALITY_REASONS: found}
+
+
+def _part(work: Work, which: NDArray[np.bool_]) -> Work:
+    """The same image with only some of its windows to compute."""
+    count = int(which.sum())
+    return replace(work, windows=work.windows[which], tile_scores=np.full(count, np.nan, np.float32), extra={})
+
+
+def _over(known: NDArray[np.float32] | None, new: NDArray[np.float32], which: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Known rows, one per tile, with new ones in the places `which`."""
+    if known is None or len(known) != len(which) or which.all():
+        merged = np.full((len(which), *new.shape[1:]), np.nan, np.float32)
+    else:
+        merged = known.copy()
+    merged[which] = new
+    return merged
