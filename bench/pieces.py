@@ -29,7 +29,6 @@ from timer import RESULTS
 from dgiqa import preprocess
 from dgiqa.image import decode
 from dgiqa.report.files import writer_for
-from dgiqa.report.rows import score_row
 from dgiqa.spec import Preprocess
 from dgiqa.timing import Call, interleaved
 
@@ -94,7 +93,7 @@ def baseline() -> dict[str, float]:
 
 def _writing(kind: str) -> Call:
     """Write ROWS rows in one format into memory."""
-    rows = [score_row(score) for score in _scores(ROWS)]
+    rows = [score.as_row() for score in _scores(ROWS)]
 
     def write() -> None:
         writer = writer_for(kind, io.StringIO())

@@ -43,12 +43,12 @@ from timer import Ledger, Result, compare, parsed, parser
 from dgiqa import forward, metrics, pipeline, preprocess, spec, speed
 from dgiqa.attributes import measure
 from dgiqa.bundle import Bundle, load_bundle
-from dgiqa.forward import STAGES, Networks, Score
+from dgiqa.forward import STAGES, Networks
 from dgiqa.image import decode
 from dgiqa.machine import usable_cores
 from dgiqa.report.files import writer_for
-from dgiqa.report.rows import score_row
 from dgiqa.runtime.backends import backends
+from dgiqa.score import Score
 from dgiqa.scorer import Scorer
 from dgiqa.speed import Setting
 from dgiqa.timing import interleaved, spread
@@ -346,7 +346,7 @@ def _scored(scorer: Scorer, pictures: Iterable[bytes], workers: int) -> Iterator
 def _write(scores: Iterable[Score]) -> None:
     writer = writer_for("jsonl", io.StringIO())
     for score in scores:
-        writer.write(score_row(score))
+        writer.write(score.as_row())
 
 
 # ---- the command line ----

@@ -16,7 +16,7 @@ from dgiqa._version import __version__
 if TYPE_CHECKING:
     from dgiqa.bundle import Bundle, list_bundles, load_bundle
     from dgiqa.errors import BackendError, BundleError, DgiqaError, ImageError, WeightsError
-    from dgiqa.forward import Failure, Score
+    from dgiqa.score import Failure, Score
     from dgiqa.scorer import Scorer
 
 __all__ = [
@@ -37,7 +37,7 @@ __all__ = [
 _HOMES = {
     "dgiqa.bundle": ("Bundle", "list_bundles", "load_bundle"),
     "dgiqa.errors": ("BackendError", "BundleError", "DgiqaError", "ImageError", "WeightsError"),
-    "dgiqa.forward": ("Failure", "Score"),
+    "dgiqa.score": ("Failure", "Score"),
     "dgiqa.scorer": ("Scorer",),
 }
 

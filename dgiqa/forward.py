@@ -12,9 +12,8 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import CancelledError
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -30,9 +29,11 @@ from dgiqa.errors import BackendError, BundleError
 from dgiqa.image import MAX_MEMORY, MAX_PIXELS, Opened
 from dgiqa.image.sources import Room, Source, name_of, open_source
 from dgiqa.meaning import verdict
-from dgiqa.report.rows import score_row
 from dgiqa.runtime.engines import Engine
 from dgiqa.runtime.session import Session, open_session
+from dgiqa.score import Score
+from dgiqa.timing import StageClock, ms_since
+from dgiqa.work import Part, PartScores, Work, enter, take
 
 UInt8 = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
@@ -48,151 +49,6 @@ _EXTRA = {spec.QUALITY_REASONS, spec.QUALITY_FEATURES}  # of newer quality netwo
 # Tiles per run. Two cores (Zen 3), small quality network, ms per tile: 7.0 alone, 5.6 from 4 tiles on, flat to 32.
 # Memory is not flat: two runs side by side hold 221 MB with 4 tiles each, 296 MB with 8.
 BATCH, BATCH_SIDE_BY_SIDE = 8, 4
-
-
-@dataclass(frozen=True, eq=False)
-class Score:
-    """How good one image looks, with the evidence.
-
-    value: mean of tile_scores, in [0, 1], higher is better.
-    std_error: sample standard deviation of tile_scores / sqrt(n); None for a single tile, which has no spread.
-    tile_scores: f32 [n]. windows: int32 [n,2], each tile's top-left (y, x) in pixels of the working image, which is
-    the image resized to working_height x working_width; `windows_original` maps them back. tile: side of a window.
-    width, height: of the image as decoded (after EXIF rotation), pixels. tiling: how tiles were laid out; tiles: how
-    many. timings_ms: wall time per stage (STAGES); a batch shared with other images counts by this image's part of its
-    tiles, and time spent waiting for other images is left out. An image on a GPU has the one stage "device".
-    bundle: the bundle's id. backend: what ran the networks. source: path, given name, "<bytes>", "<array>", ...
-    reasons: probability of each kind of fault that the bundle knows, mean over the tiles; faults: those that reach
-    their thresholds, the clearest first, see `meaning.words`. verdict: "pass" or "fail" where the scorer has a
-    threshold. note: what was done to the file ("HDR (PQ) tone-mapped to SDR") and what the score does not cover ("looks
-    like a screenshot ..."), or "". attributes: what was measured of the picture; None for one on a GPU. tile_features:
-    f32 [n,C], where the scorer was asked for them.
-    """
-
-    value: float
-    std_error: float | None
-    tile_scores: Float32
-    windows: Int32
-    tile: int
-    width: int
-    height: int
-    working_width: int
-    working_height: int
-    tiling: str
-    timings_ms: dict[str, float]
-    bundle: str
-    backend: str
-    source: str
-    reasons: dict[str, float] = field(default_factory=dict)
-    faults: tuple[str, ...] = ()
-    verdict: str | None = None
-    note: str = ""
-    attributes: Attributes | None = None
-    tile_features: Float32 | None = None
-
-    @property
-    def tiles(self) -> int:
-        """Number of tiles that the value is the mean of."""
-        return len(self.tile_scores)
-
-    @property
-    def features(self) -> Float32 | None:
-        """Mean over the tiles of what the network's last layer sees: f32 [C]."""
-        return None if self.tile_features is None else self.tile_features.mean(0)
-
-    @property
-    def windows_original(self) -> NDArray[np.float64]:
-        """The tiles as (y, x, height, width) in pixels of the image as decoded: f64 [n,4]."""
-        scale = np.array([self.height / self.working_height, self.width / self.working_width])
-        corners = self.windows * scale
-        return np.concatenate([corners, np.broadcast_to(self.tile * scale, corners.shape)], axis=1)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything as plain numbers, strings, lists and dicts, ready for JSON. `as_row` is what files hold."""
-        record = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        record |= {"tile_scores": self.tile_scores.tolist(), "windows": self.windows.tolist()}
-        record |= {"reasons": dict(self.reasons), "faults": list(self.faults), "timings_ms": dict(self.timings_ms)}
-        record["attributes"] = self.attributes and self.attributes.as_dict()
-        features = record.pop("tile_features")
-        return record | {"features": None if features is None else features.mean(0).tolist()}
-
-    def as_row(self, *, details: bool = False) -> dict[str, Any]:
-        """The score as a row of the command line's files, see docs/rows.md. details: with tiles, windows and times."""
-        return score_row(self, details=details)
-
-    def __float__(self) -> float:
-        return self.value
-
-    def __repr__(self) -> str:
-        spread = "" if self.std_error is None else f" ± {self.std_error:.4f}"
-        return f"Score({self.value:.4f}{spread}, {len(self.windows)} tiles, {self.source!r}, {self.bundle})"
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why one image of many got no score. error: the exception's type name, for example "ImageError"."""
-
-    source: str
-    error: str
-    message: str
-    # Only until it is raised: its traceback holds the decoded image, and a list of failures would hold them all.
-    exception: Exception | None = field(default=None, repr=False, compare=False)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The three strings, ready for JSON."""
-        return {"source": self.source, "error": self.error, "message": self.message}
-
-
-@dataclass(eq=False)
-class Work:
-    """One image between its two halves. Tiles are cut from the working image when their batch runs: as floats they
-    take 1.2 MB each, and neither look-ahead nor a thousand windows should cost that."""
-
-    source: str
-    tiles: str
-    height: int
-    width: int
-    rgb: UInt8  # [h,w,3] working image
-    depth: UInt8  # [h,w]
-    windows: Int32  # [n,2]
-    timings_ms: dict[str, float]
-    tile_scores: Float32  # [n], those of settled batches
-    taken: int = 0  # windows that are in a batch, the first ones
-    settled: int = 0  # windows whose score is known
-    attributes: Attributes | None = None
-    notes: tuple[str, ...] = ()  # what to know about the picture besides
-    extra: dict[str, Float32] = field(default_factory=dict)  # further outputs of the network, [n,columns]
-
-    @property
-    def left(self) -> int:
-        """Windows that no batch has taken."""
-        return len(self.windows) - self.taken
-
-    @property
-    def complete(self) -> bool:
-        return self.settled == len(self.windows)
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """`count` windows of one image, from number `begin` on."""
-
-    work: Work
-    begin: int
-    count: int
-
-
-@dataclass(frozen=True, eq=False)
-class PartScores:
-    """Scores of one Part from one run. scores: f32 [count]. The times are this part's own, ms.
-
-    extra: further outputs of the network by name, f32 [count,columns].
-    """
-
-    scores: Float32
-    cut_ms: float
-    run_ms: float
-    extra: dict[str, Float32] = field(default_factory=dict)
 
 
 class Network(Protocol):
@@ -364,7 +220,7 @@ class Stages:
         near: the depth image to use, uint8 of the working size, instead of the depth network's. look: measure the
         picture's attributes.
         """
-        clock = Clock(stop)
+        clock = StageClock(stop)
         with clock("decode"):
             opened = open_source(source, self.max_pixels, self.max_memory)
         preprocess.check_size(opened.height, opened.width, self.p)
@@ -372,7 +228,7 @@ class Stages:
             return self._prepare_opened(opened, name, tiles, clock=clock, near=near, look=look)
 
     def _prepare_opened(
-        self, opened: Opened, name: str, tiles: str, *, clock: Clock, near: UInt8 | None, look: bool
+        self, opened: Opened, name: str, tiles: str, *, clock: StageClock, near: UInt8 | None, look: bool
     ) -> Work:
         with clock("decode"):
             decoded = opened.decode(clock.stopped)
@@ -486,54 +342,6 @@ def file_of(bundle: Bundle, file: str, engine: Engine | None) -> Path:
 def check_tiling(tiles: str, tile: int = spec.TILE) -> None:
     """Raises ValueError, with the tilings there are, unless that is one of them."""
     preprocess.windows_for(tiles, tile, tile, tile)
-
-
-def enter(part: Part, found: PartScores) -> None:
-    """Put a part's scores and times into its image."""
-    work = part.work
-    work.tile_scores[part.begin : part.begin + part.count] = found.scores
-    for name, values in found.extra.items():
-        rows = work.extra.setdefault(name, np.full((len(work.windows), values.shape[1]), np.nan, np.float32))
-        rows[part.begin : part.begin + part.count] = values
-    work.settled += part.count
-    for stage, ms in (("tiles", found.cut_ms), ("quality", found.run_ms)):
-        work.timings_ms[stage] = work.timings_ms.get(stage, 0.0) + ms
-
-
-def take(works: Iterable[Work], batch: int) -> list[Part]:
-    """The first `batch` windows of these works that no batch has taken yet; now this one has."""
-    parts = []
-    for work in works:
-        if count := min(work.left, batch):
-            parts.append(Part(work, work.taken, count))
-            work.taken += count
-            batch -= count
-    return parts
-
-
-def ms_since(started: float) -> float:
-    """Milliseconds since a time of `time.perf_counter`."""
-    return (time.perf_counter() - started) * 1e3
-
-
-class Clock:
-    """Wall time of each stage, in milliseconds; the place where a stopped run gives up."""
-
-    def __init__(self, stop: threading.Event | None) -> None:
-        self.ms: dict[str, float] = {}
-        self._stop = stop
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        if self.stopped():
-            raise CancelledError
-        started = time.perf_counter()
-        yield
-        self.ms[stage] = self.ms.get(stage, 0.0) + ms_since(started)
-
-    def stopped(self) -> bool:
-        """Whether the run is being given up."""
-        return self._stop is not None and self._stop.is_set()
 
 
 def _open(  # noqa: PLR0917 - one per network, from the constructor's arguments

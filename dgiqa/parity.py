@@ -21,7 +21,7 @@ from dgiqa.bundle import GOLDEN, Bundle, Golden, load_golden
 from dgiqa.errors import ParityError
 
 if TYPE_CHECKING:
-    from dgiqa.forward import Score
+    from dgiqa.score import Score
 
 UInt8 = NDArray[np.uint8]
 

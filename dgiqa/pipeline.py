@@ -23,9 +23,11 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 
 from dgiqa.errors import BackendError, ImageError
-from dgiqa.forward import Failure, Networks, Part, PartScores, Score, Stages, Work, enter, take
+from dgiqa.forward import Networks, Stages
 from dgiqa.image.sources import Source, name_of
 from dgiqa.machine import preparing_threads
+from dgiqa.score import Failure, Score
+from dgiqa.work import Part, PartScores, Work, enter, take
 
 JOIN_S = 2.0  # at the end, items that are still being prepared are not waited for longer
 T = TypeVar("T")

@@ -21,13 +21,15 @@ import numpy as np
 from dgiqa import pipeline, spec
 from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.errors import BackendError, EngineError
-from dgiqa.forward import Failure, Score, Stages, Work, check_tiling, file_of, open_stages
+from dgiqa.forward import Stages, check_tiling, file_of, open_stages
 from dgiqa.image import MAX_MEMORY, MAX_PIXELS
 from dgiqa.image.sources import Room, Source
 from dgiqa.machine import usable_cores
 from dgiqa.runtime import engines
 from dgiqa.runtime.backends import TENSORRT, choose, parallel_runs
 from dgiqa.runtime.engines import Engine
+from dgiqa.score import Failure, Score
+from dgiqa.work import Work
 
 if TYPE_CHECKING:
     from dgiqa.on_device import DeviceScorer
@@ -207,14 +209,13 @@ class Scorer:
         live: when `capacity` frames wait, a push drops the oldest of them instead of waiting. options: tiles, batch,
         workers, as in Scorer and score_many. Use it as a context manager; `finish()` ends it after what was pushed.
         """
-        from dgiqa.report.rows import frame_row
         from dgiqa.video.channel import Channel
         from dgiqa.video.scoring import FrameScorer
         from dgiqa.video.stream import FrameStream
 
         stages = self.stages
         frames = FrameScorer(stages, Channel(capacity), reuse=reuse, **options)
-        return FrameStream(frames, lambda result: frame_row(result, stages), live=live, capacity=capacity)
+        return FrameStream(frames, lambda result: result.as_row(stages), live=live, capacity=capacity)
 
     def close(self) -> None:
         """Release the networks' memory. The scorer cannot be used afterwards."""

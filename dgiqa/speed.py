@@ -24,10 +24,10 @@ import numpy as np
 from dgiqa import spec
 from dgiqa.bundle import Bundle, load_golden
 from dgiqa.errors import BackendError, BundleError, EngineError, ImageError
-from dgiqa.forward import Failure
 from dgiqa.machine import preparing_threads, usable_cores
 from dgiqa.parity import BUDGETS
 from dgiqa.runtime import backends as runtime
+from dgiqa.score import Failure
 from dgiqa.scorer import Scorer
 from dgiqa.sources import expand
 from dgiqa.timing import Spread, interleaved, spread

@@ -1,4 +1,4 @@
-"""Callables become milliseconds: interleaved, so that whatever the machine does meanwhile hits all of them alike.
+"""Stages and calls become milliseconds; calls interleaved, so that what the machine does meanwhile hits all alike.
 
 Machines differ and are shared, so a time alone says little: compare within one run, pair by pair (`Spread` of the
 ratios), and read times as belonging to the machine they came from.
@@ -6,8 +6,11 @@ ratios), and read times as belonging to the machine they came from.
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 Call = Callable[[], object]
@@ -27,11 +30,36 @@ class Spread:
         return {name: float(f"{getattr(self, name):.4g}") for name in ("p10", "median", "p90")}
 
 
+def ms_since(started: float) -> float:
+    """Milliseconds since a time of `time.perf_counter`."""
+    return (time.perf_counter() - started) * 1e3
+
+
+class StageClock:
+    """Wall time of each stage, in milliseconds; the place where a stopped run gives up."""
+
+    def __init__(self, stop: threading.Event | None) -> None:
+        self.ms: dict[str, float] = {}
+        self._stop = stop
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        if self.stopped():
+            raise CancelledError
+        started = time.perf_counter()
+        yield
+        self.ms[stage] = self.ms.get(stage, 0.0) + ms_since(started)
+
+    def stopped(self) -> bool:
+        """Whether the run is being given up."""
+        return self._stop is not None and self._stop.is_set()
+
+
 def wall_ms(call: Call) -> float:
     """Wall time of one call, ms."""
     started = time.perf_counter()
     call()
-    return (time.perf_counter() - started) * 1e3
+    return ms_since(started)
 
 
 def spread(samples: Sequence[float]) -> Spread:

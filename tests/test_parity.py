@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from dgiqa.bundle import Bundle, load_bundle
-from dgiqa.forward import Score
 from dgiqa.parity import BUDGETS, DISTORTIONS, ParityRow, compare, sweep, verify_bundle
 from dgiqa.runtime.backends import backends
+from dgiqa.score import Score
 from dgiqa.scorer import Scorer
 
 pytest.importorskip("onnxruntime")

@@ -20,10 +20,12 @@ from dgiqa import machine, spec
 from dgiqa.bundle import Bundle
 from dgiqa.cli import app
 from dgiqa.errors import BackendError
-from dgiqa.forward import BATCH, BATCH_SIDE_BY_SIDE, Failure, Networks, Score, Stages, Work, take
+from dgiqa.forward import BATCH, BATCH_SIDE_BY_SIDE, Networks, Stages
 from dgiqa.pipeline import Batches, share, waiting
 from dgiqa.runtime.backends import CUDA, ONNXRUNTIME, OPENVINO, OPENVINO_FROM_BYTES, TENSORRT, parallel_runs
+from dgiqa.score import Failure, Score
 from dgiqa.scorer import Scorer
+from dgiqa.work import Work, take
 
 pytest.importorskip("onnxruntime")
 Photos = dict[str, NDArray[np.uint8]]

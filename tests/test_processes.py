@@ -20,8 +20,8 @@ from PIL import Image
 
 import dgiqa
 from dgiqa.bundle import Bundle
-from dgiqa.forward import Failure, Score
 from dgiqa.image import sources
+from dgiqa.score import Failure, Score
 from dgiqa.scorer import Scorer
 
 ROOT = Path(dgiqa.__file__).parent.parent

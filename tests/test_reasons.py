@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from dgiqa import preprocess, spec
 from dgiqa.bundle import GOLDEN, Bundle, write_bundle
-from dgiqa.forward import BARS_NOTE, Score
+from dgiqa.forward import BARS_NOTE
 from dgiqa.meaning import Meaning, Reason
 from dgiqa.parity import verify_bundle
 from dgiqa.runtime.ort import OrtSession
+from dgiqa.score import Score
 from dgiqa.scorer import Scorer
 
 Photos = dict[str, NDArray[np.uint8]]

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dgiqa.forward import Score
 from dgiqa.report.files import OutputFile, Report, format_of, left_behind, writer_for
 from dgiqa.report.rows import (
     COLUMNS,
@@ -28,10 +27,10 @@ from dgiqa.report.rows import (
     error_row,
     gate_sentence,
     schema_page,
-    score_row,
     to_json,
 )
 from dgiqa.report.terminal import ProgressLine, draw_bar, printable, shortened
+from dgiqa.score import Score
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9.jpg")
 AS_WRITTEN = {NOT_UTF8: "caf\\xe9.jpg", "=1+1.jpg": "./=1+1.jpg"}  # in CSV; the first in JSON as well
@@ -70,20 +69,20 @@ def written(name: str, rows: list[Row], **options: Any) -> str:
 
 
 def test_every_row_has_the_same_columns_in_the_same_order() -> None:
-    assert tuple(score_row(make_score())) == COLUMNS
+    assert tuple(make_score().as_row()) == COLUMNS
     assert tuple(error_row("a.jpg", "why")) == COLUMNS
-    assert tuple(score_row(make_score(), details=True)) == COLUMNS + DETAIL_COLUMNS
+    assert tuple(make_score().as_row(details=True)) == COLUMNS + DETAIL_COLUMNS
     assert tuple(error_row("a.jpg", "why", details=True)) == COLUMNS + DETAIL_COLUMNS
 
 
 @pytest.mark.parametrize("std_error", [None, math.nan])
 def test_an_unknown_standard_error_is_null(std_error: float | None) -> None:
-    row = score_row(make_score(std_error=std_error))
+    row = make_score(std_error=std_error).as_row()
     assert (row["status"], row["std_error"]) == ("ok", None)
 
 
 def test_details_are_in_pixels_of_the_image_and_milliseconds() -> None:
-    row = score_row(make_score(), details=True)
+    row = make_score().as_row(details=True)
     assert row["windows"][1] == [0, 180, 280, 280]  # 144 and 224 pixels of 384, in an image of 480
     assert row["ms"] == sum(row["timings_ms"].values()) == 3.5
     assert row["tiles"] == len(row["tile_scores"]) == len(row["windows"]) == 3
@@ -91,17 +90,17 @@ def test_details_are_in_pixels_of_the_image_and_milliseconds() -> None:
 
 def test_reasons_are_told_by_name_in_files_and_in_words_on_a_terminal() -> None:
     told = replace(make_score(), reasons={"blur": 0.9, "noise": 0.61234, "dark": 0.1}, faults=("blur", "noise"))
-    row = score_row(told, details=True)
+    row = told.as_row(details=True)
     assert row["reasons"] == ["blur", "noise"]
     assert row["reason_probabilities"] == {"blur": 0.9, "noise": 0.6123, "dark": 0.1}
-    assert score_row(make_score(), details=True)["reason_probabilities"] is None
+    assert make_score().as_row(details=True)["reason_probabilities"] is None
     assert "a.jpg  blurred, noisy" in written("table", [row])
     assert "a.jpg  blurred, noisy; greyscale" in written("table", [row | {"note": "greyscale"}])
 
 
 @pytest.mark.parametrize("details", [False, True])
 def test_json_lines_csv_and_json_hold_the_same_rows(details: bool) -> None:
-    rows = [score_row(make_score(source=name), details=details) for name in HOSTILE]
+    rows = [make_score(source=name).as_row(details=details) for name in HOSTILE]
     rows.append(error_row("bad.jpg", 'not an image: "x"\n', details=details))
     lines = [json.loads(line) for line in written("jsonl", rows).splitlines()]
     document = json.loads(written("json", rows))
@@ -117,7 +116,7 @@ def test_json_lines_csv_and_json_hold_the_same_rows(details: bool) -> None:
 
 
 def test_the_json_document_says_what_the_run_amounts_to() -> None:
-    rows = [score_row(make_score(v, f"{v}.jpg")) for v in (0.5, 0.25, 0.75)] + [error_row("x", "why")]
+    rows = [make_score(v, f"{v}.jpg").as_row() for v in (0.5, 0.25, 0.75)] + [error_row("x", "why")]
     summary = json.loads(written("json", rows))["summary"]
     assert summary["complete"] is True
     assert (summary["scored"], summary["failed"]) == (3, 1)
@@ -144,12 +143,12 @@ def test_json_has_neither_nan_nor_invalid_utf8() -> None:
 def test_rows_are_flushed_one_by_one(tmp_path: Path) -> None:
     for name in ("jsonl", "csv", "json", "table"):
         with open(tmp_path / name, "w") as stream:
-            writer_for(name, stream).write(score_row(make_score(source="first.jpg")))
+            writer_for(name, stream).write(make_score(source="first.jpg").as_row())
             assert "first.jpg" in (tmp_path / name).read_text()
 
 
 def test_the_table_shows_score_size_and_name_without_escape_codes_in_a_file() -> None:
-    header, good, bad = written("table", [score_row(make_score(0.625)), error_row("b", "why")]).splitlines()
+    header, good, bad = written("table", [make_score(0.625).as_row(), error_row("b", "why")]).splitlines()
     assert header.split() == ["score", "±", "size", "image"]
     assert good.startswith("0.6250  0.0100  ██████▎")
     assert good.endswith("640×480  a.jpg")
@@ -161,7 +160,7 @@ def test_the_table_is_ascii_where_the_encoding_is() -> None:
     stream = io.TextIOWrapper(raw, encoding="ascii")
     writer = writer_for("table", stream)
     for name in HOSTILE:
-        writer.write(score_row(make_score(source=name)))
+        writer.write(make_score(source=name).as_row())
     text = raw.getvalue().decode("ascii")
     assert "#####-----" in text
     assert "640x480" in text
@@ -170,7 +169,7 @@ def test_the_table_is_ascii_where_the_encoding_is() -> None:
 
 def test_no_file_name_can_move_the_cursor() -> None:
     for name in HOSTILE:
-        (_, line) = written("table", [score_row(make_score(source=name))]).splitlines()
+        (_, line) = written("table", [make_score(source=name).as_row()]).splitlines()
         assert line.isprintable()
     assert printable("a\x1b]0;title\x07\n\u202eb") == "a\\x1b]0;title\\x07\\n\\u202eb"
 
@@ -285,7 +284,7 @@ def test_a_pipe_is_written_into_and_stays_one(tmp_path: Path) -> None:
     with Report() as report:
         file = OutputFile(str(tmp_path / "pipe.jsonl"))
         report.write_to(writer_for("jsonl", file), file)
-        report.add(score_row(make_score()))
+        report.add(make_score().as_row())
         assert json.loads(os.read(reader, 4096))["path"] == "a.jpg"
         report.complete = True
     os.close(reader)
@@ -331,7 +330,7 @@ def report_to(*paths: Path, details: bool = False) -> Report:
 def test_a_report_that_breaks_off_keeps_its_rows_in_a_valid_document(tmp_path: Path) -> None:
     target = tmp_path / "a.json"
     with contextlib.suppress(RuntimeError), report_to(target) as report:
-        report.add(score_row(make_score()))
+        report.add(make_score().as_row())
         raise RuntimeError
     document = json.loads(target.read_text())
     assert [row["path"] for row in document["rows"]] == ["a.jpg"]
@@ -373,7 +372,7 @@ def test_a_disk_that_is_full_at_a_row_keeps_the_rows_before_it(tmp_path: Path, s
     file._raw = FullAfter(file._raw, 1000)
     with pytest.raises(OSError, match="No space left"), report:  # noqa: PT012
         for i in range(100):
-            report.add(score_row(make_score(source=f"{i}.jpg")))
+            report.add(make_score(source=f"{i}.jpg").as_row())
     rows = report.summary.scored
     assert 0 < rows < 100
     if suffix == "parquet":
@@ -392,7 +391,7 @@ def test_a_document_that_cannot_be_closed_says_where_its_rows_are_and_takes_no_o
         target.write_text("old")
     report = report_to(*targets)
     with pytest.raises(OSError, match=r"No space left.*its rows are in .*a\.partial-.*\.json"), report:  # noqa: PT012
-        report.add(score_row(make_score()))
+        report.add(make_score().as_row())
         stream: Any = report.writers[0].__dict__["stream"]
         stream._raw = FullAfter(stream._raw, stream._raw.tell())
         report.complete = True
@@ -421,7 +420,7 @@ def test_a_reader_that_leaves_takes_no_row_from_a_file(tmp_path: Path) -> None:
     with report:
         report.write_to(writer_for("jsonl", Gone(2)))
         for i in range(10):
-            report.add(score_row(make_score(source=f"{i}.jpg")))
+            report.add(make_score(source=f"{i}.jpg").as_row())
         report.complete = True
     assert len((tmp_path / "a.csv").read_text().splitlines()) == 11
 
@@ -431,15 +430,15 @@ def test_a_reader_that_leaves_ends_a_run_that_nobody_else_needs() -> None:
         report = Report()
         report.needed = needed  # a gate's verdict must not rest on what was read
         report.write_to(writer_for("jsonl", Gone(1)))
-        report.add(score_row(make_score()))
+        report.add(make_score().as_row())
         with contextlib.nullcontext() if needed else pytest.raises(BrokenPipeError):
-            report.add(score_row(make_score()))
+            report.add(make_score().as_row())
 
 
 def test_parquet_has_typed_columns_in_groups_and_the_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     monkeypatch.setattr("dgiqa.report.files.ROW_GROUP", 2)
-    rows = [score_row(make_score(source=name), details=True) for name in HOSTILE]
+    rows = [make_score(source=name).as_row(details=True) for name in HOSTILE]
     rows += [error_row("bad.jpg", "why", details=True), rows[0] | {"reasons": ["blur", "noise"], "verdict": "fail"}]
     with report_to(tmp_path / "a.parquet", details=True) as report:
         (spool,) = left_behind(str(tmp_path / "a.parquet"))
@@ -465,7 +464,7 @@ def test_every_name_is_one_row_for_strict_readers(tmp_path: Path, name: str) -> 
     import pyarrow.json
 
     with report_to(tmp_path / "a.csv", tmp_path / "a.jsonl") as report:
-        report.add(score_row(make_score(source=name)))
+        report.add(make_score(source=name).as_row())
         report.complete = True
     lines = (tmp_path / "a.jsonl").read_bytes().decode().splitlines()
     assert len(lines) == 1
@@ -492,7 +491,6 @@ def test_the_page_about_rows_is_the_one_that_the_schema_gives() -> None:
 
 def test_a_score_gives_the_row_that_files_have() -> None:
     score = make_score()
-    assert score.as_row() == score_row(score)
     assert (score.tiles, score.tiling) == (3, "grid") == (score.as_row()["tiles"], score.as_row()["tiling"])
 
 
@@ -508,7 +506,7 @@ def test_the_progress_line_stays_on_one_line_and_goes_away() -> None:
     line, summary = ProgressLine(stream), Summary(40)
     line.show(summary, force=True)
     for i in range(10):
-        summary.add(score_row(make_score()) if i else error_row("b", "why"))
+        summary.add(make_score().as_row() if i else error_row("b", "why"))
         line.show(summary, force=True)
     line.hide()
     text = stream.getvalue()

@@ -22,8 +22,9 @@ from PIL import Image
 from dgiqa import pipeline, preprocess, spec
 from dgiqa.bundle import Bundle, write_bundle
 from dgiqa.errors import BackendError, BundleError, ImageError
-from dgiqa.forward import STAGES, Failure, Score
+from dgiqa.forward import STAGES
 from dgiqa.image import sources
+from dgiqa.score import Failure, Score
 from dgiqa.scorer import Scorer
 
 pytest.importorskip("onnxruntime")

@@ -17,7 +17,7 @@ from video_clips import RATE, UInt8, blurred, damage, numbered, swaying, write
 from dgiqa import forward
 from dgiqa.bundle import Bundle
 from dgiqa.errors import ImageError
-from dgiqa.forward import Networks, Part, PartScores
+from dgiqa.forward import Networks
 from dgiqa.scorer import Scorer
 from dgiqa.video import VIDEO_COLUMNS, Reading, Row, Summary, VideoRun
 from dgiqa.video.channel import Channel
@@ -26,6 +26,7 @@ from dgiqa.video.pooling import Pooled
 from dgiqa.video.reuse import DepthKeeper, Drift, Reuse
 from dgiqa.video.sampling import Sampling, thumbnail
 from dgiqa.video.source import Raw
+from dgiqa.work import Part, PartScores
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from dgiqa.errors import ParityError
 from dgiqa.meaning import Meaning
 
 if TYPE_CHECKING:
-    from dgiqa.forward import Failure
+    from dgiqa.score import Failure
     from dgiqa.scorer import Scorer
 
 Floats = NDArray[np.float64]
@@ -93,7 +93,7 @@ class Calibration:
 
 def look(scorer: Scorer, labels: Labels, folder: str | Path) -> Iterator[Seen | Failure]:
     """Score the labelled pictures with a scorer that has features=True and a bundle without a map."""
-    from dgiqa.forward import Failure
+    from dgiqa.score import Failure
 
     for result in scorer.score_many((image, Path(folder, image)) for image in labels.images):
         if isinstance(result, Failure):

@@ -29,10 +29,10 @@ from dgiqa.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from dgiqa.forward import Failure
     from dgiqa.image.sources import Source
     from dgiqa.report.files import Report
     from dgiqa.report.rows import Row, Summary
+    from dgiqa.score import Failure
     from dgiqa.scorer import Scorer
     from dgiqa.sources import Input
 
@@ -218,8 +218,8 @@ def _open(report: Report, output: str | None, target: str | None, shown: str | N
 
 def _rows(scorer: Scorer, inputs: Iterator[Input], workers: int | None, details: bool) -> Generator[tuple[Row, None]]:
     """A row per input, in the order of the inputs; those that give no image come as failures."""
-    from dgiqa.forward import Failure, Score
-    from dgiqa.report.rows import error_row, score_row
+    from dgiqa.report.rows import error_row
+    from dgiqa.score import Failure, Score
 
     def items() -> Iterator[tuple[str, Source] | Failure]:
         for item in inputs:
@@ -231,7 +231,7 @@ def _rows(scorer: Scorer, inputs: Iterator[Input], workers: int | None, details:
     origin = {"bundle": scorer.bundle.id, "backend": scorer.backend, "tiling": scorer.tiles}
     for result in scorer.score_many(items(), workers=workers):
         if isinstance(result, Score):
-            yield score_row(result, details=details), None
+            yield result.as_row(details=details), None
         else:
             yield error_row(result.source, result.message, details=details, **origin), None
 

@@ -1,4 +1,4 @@
-"""Scores, failures and frames -> rows: one table of columns, from which every format and docs/rows.md come.
+"""Rows of scores, failures and frames: one table of columns, from which every format and docs/rows.md come.
 
 A row is a dict with the columns of its kind, always all of them and in this order.
 """
@@ -9,13 +9,9 @@ import json
 import math
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from dgiqa.meaning import words
-
-if TYPE_CHECKING:
-    from dgiqa.forward import Score, Stages
-    from dgiqa.video.scoring import Result
 
 SCHEMA_VERSION = 1  # raised when a column changes its meaning or goes away; new columns may be added at the end
 
@@ -78,72 +74,23 @@ DETAIL_COLUMNS = tuple(c.name for c in SCHEMA if c.details)
 FRAME_COLUMNS = columns("frame")
 
 
-def score_row(score: Score, *, details: bool = False) -> Row:
-    """One scored image as a row. Scores are rounded to 6 decimals, times to 0.01 ms."""
-    row = _row(
-        "image",
-        path=score.source,
-        score=_rounded(score.value, 6),
-        std_error=_rounded(score.std_error, 6),
-        width=score.width,
-        height=score.height,
-        tiles=score.tiles,
-        tiling=score.tiling,
-        bundle=score.bundle,
-        backend=score.backend,
-        ms=_rounded(sum(score.timings_ms.values()), 2),
-        verdict=score.verdict,
-        reasons=list(score.faults) if score.reasons else None,
-        note=score.note or None,
-    )
-    if details:
-        row["tile_scores"] = [_rounded(value, 6) for value in score.tile_scores.tolist()]
-        row["windows"] = score.windows_original.round(1).tolist()
-        row["timings_ms"] = {stage: _rounded(ms, 2) for stage, ms in score.timings_ms.items()}
-        row["reason_probabilities"] = {name: _rounded(p, 4) for name, p in score.reasons.items()} or None
-        row["attributes"] = score.attributes.as_dict() if score.attributes else None
-    return row
+def row_of(kind: Kind, **values: Any) -> Row:
+    """A row of the kind with these values; columns that are not named are null."""
+    row = dict.fromkeys(columns(kind)) | {"status": "ok", "error": "", "schema_version": SCHEMA_VERSION}
+    return row | values
+
+
+def rounded(value: float | None, digits: int) -> float | None:
+    """null instead of NaN and infinity, which JSON has no words for."""
+    return None if value is None or not math.isfinite(value) else round(float(value), digits)
 
 
 def error_row(
     name: str, message: str, *, bundle: str = "", backend: str = "", tiling: str = "", details: bool = False
 ) -> Row:
     """One input that could not be scored, as a row: status "error", the message, and no score."""
-    row = _row("image", path=name, status="error", error=message, bundle=bundle, backend=backend, tiling=tiling)
+    row = row_of("image", path=name, status="error", error=message, bundle=bundle, backend=backend, tiling=tiling)
     return row | dict.fromkeys(DETAIL_COLUMNS) if details else row
-
-
-def frame_row(result: Result, stages: Stages) -> Row:
-    """One frame of a video as a row. Scores are rounded to 6 decimals, times to milliseconds (ms: to 0.01)."""
-    frame, score = result.frame, result.score
-    row = _row(
-        "frame",
-        path=frame.source,
-        time_s=round(frame.time_s, 3),
-        frame=frame.number,
-        scene=frame.scene,
-        reused=result.reused,
-        tiling=stages.tiling,
-        status="error" if score is None else "ok",
-        error=result.error,
-        bundle=stages.bundle.id,
-        backend=stages.backend,
-        note=frame.note or None,
-    )
-    if score is None:
-        return row
-    return row | {
-        "score": _rounded(score, 6),
-        "std_error": _rounded(result.std_error, 6),
-        "drift": _rounded(result.drift, 6),
-        "ms": _rounded(result.ms or 0.0, 2),
-        "tiles": result.tiles,
-        "tiles_reused": result.tiles_reused,
-        "width": result.width,
-        "height": result.height,
-        "verdict": None if stages.gate is None else "pass" if score >= stages.gate else "fail",
-        "reasons": stages.bundle.meaning.told(result.reasons) if result.reasons else None,
-    }
 
 
 class Tally(Protocol):
@@ -216,12 +163,12 @@ class Summary:
             "scored": self.scored,
             "failed": self.failed,
             "below": self.below,
-            "mean": _rounded(self.mean, 6),
+            "mean": rounded(self.mean, 6),
             "lowest": self.lowest,
             "lowest_path": self.lowest_path or None,
             "highest": self.highest,
-            "seconds": _rounded(self.seconds, 3),
-            "images_per_second": _rounded(self.scored / self.seconds, 3),
+            "seconds": rounded(self.seconds, 3),
+            "images_per_second": rounded(self.scored / self.seconds, 3),
         }
 
 
@@ -300,15 +247,6 @@ and owner of a file that is replaced stay. A pipe or device is written into, nev
 def _whose(column: Column) -> str:
     whose = "both" if len(column.of) > 1 else f"{column.of[0]}s"
     return f"{whose}, with --details" if column.details else whose
-
-
-def _row(kind: Kind, **values: Any) -> Row:
-    row = dict.fromkeys(columns(kind)) | {"status": "ok", "error": "", "schema_version": SCHEMA_VERSION}
-    return row | values
-
-
-def _rounded(value: float | None, digits: int) -> float | None:
-    return None if value is None or not math.isfinite(value) else round(float(value), digits)
 
 
 def _strict(value: Any) -> Any:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dgiqa.forward import Stages
-from dgiqa.report.rows import FRAME_COLUMNS, Row, clock, frame_row
+from dgiqa.report.rows import FRAME_COLUMNS, Row, clock
 from dgiqa.video.channel import CAPACITY, Channel, feed
 from dgiqa.video.frames import Video
 from dgiqa.video.live import ATTEMPTS, WAITS_S, follow
@@ -123,7 +123,7 @@ class VideoRun:
             with closing(self._scorer.results()) as results:
                 for result in results:
                     self._count(result)
-                    yield frame_row(result, self.stages), result
+                    yield result.as_row(self.stages), result
             if self._failure is not None:
                 raise self._failure
         finally:

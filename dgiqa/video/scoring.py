@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 
 from dgiqa import spec
 from dgiqa.errors import BackendError, DgiqaError, ImageError
-from dgiqa.forward import Stages, Work, check_tiling
+from dgiqa.forward import Stages, check_tiling
+from dgiqa.meaning import verdict
 from dgiqa.pipeline import Task, checked_workers, schedule
+from dgiqa.report.rows import Row, rounded, row_of
 from dgiqa.video.channel import Channel
 from dgiqa.video.frames import Frame
 from dgiqa.video.reuse import DepthKeeper, Drift, Plan, Reuse, TileKeeper
+from dgiqa.work import Work
 
 UInt8 = NDArray[np.uint8]
 
@@ -47,6 +50,38 @@ class Result:
     ms: float | None = None
     reasons: dict[str, float] = field(default_factory=dict)
     picture: UInt8 | None = field(default=None, repr=False)
+
+    def as_row(self, stages: Stages) -> Row:
+        """As a row of the command line's files. Scores are rounded to 6 decimals, times to milliseconds (ms: 0.01)."""
+        frame, score = self.frame, self.score
+        row = row_of(
+            "frame",
+            path=frame.source,
+            time_s=round(frame.time_s, 3),
+            frame=frame.number,
+            scene=frame.scene,
+            reused=self.reused,
+            tiling=stages.tiling,
+            status="error" if score is None else "ok",
+            error=self.error,
+            bundle=stages.bundle.id,
+            backend=stages.backend,
+            note=frame.note or None,
+        )
+        if score is None:
+            return row
+        return row | {
+            "score": rounded(score, 6),
+            "std_error": rounded(self.std_error, 6),
+            "drift": rounded(self.drift, 6),
+            "ms": rounded(self.ms or 0.0, 2),
+            "tiles": self.tiles,
+            "tiles_reused": self.tiles_reused,
+            "width": self.width,
+            "height": self.height,
+            "verdict": verdict(score, stages.gate),
+            "reasons": stages.bundle.meaning.told(self.reasons) if self.reasons else None,
+        }
 
 
 @dataclass(eq=False)

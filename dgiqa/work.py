@@ -1,0 +1,90 @@
+"""An image between its two halves: prepared, its windows taken by batches one after the other, their scores entered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgiqa.attributes import Attributes
+
+UInt8 = NDArray[np.uint8]
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+
+
+@dataclass(eq=False)
+class Work:
+    """One image between its two halves. Tiles are cut from the working image when their batch runs: as floats they
+    take 1.2 MB each, and neither look-ahead nor a thousand windows should cost that."""
+
+    source: str
+    tiles: str
+    height: int
+    width: int
+    rgb: UInt8  # [h,w,3] working image
+    depth: UInt8  # [h,w]
+    windows: Int32  # [n,2]
+    timings_ms: dict[str, float]
+    tile_scores: Float32  # [n], those of settled batches
+    taken: int = 0  # windows that are in a batch, the first ones
+    settled: int = 0  # windows whose score is known
+    attributes: Attributes | None = None
+    notes: tuple[str, ...] = ()  # what to know about the picture besides
+    extra: dict[str, Float32] = field(default_factory=dict)  # further outputs of the network, [n,columns]
+
+    @property
+    def left(self) -> int:
+        """Windows that no batch has taken."""
+        return len(self.windows) - self.taken
+
+    @property
+    def complete(self) -> bool:
+        return self.settled == len(self.windows)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """`count` windows of one image, from number `begin` on."""
+
+    work: Work
+    begin: int
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
+class PartScores:
+    """Scores of one Part from one run. scores: f32 [count]. The times are this part's own, ms.
+
+    extra: further outputs of the network by name, f32 [count,columns].
+    """
+
+    scores: Float32
+    cut_ms: float
+    run_ms: float
+    extra: dict[str, Float32] = field(default_factory=dict)
+
+
+def enter(part: Part, found: PartScores) -> None:
+    """Put a part's scores and times into its image."""
+    work = part.work
+    work.tile_scores[part.begin : part.begin + part.count] = found.scores
+    for name, values in found.extra.items():
+        rows = work.extra.setdefault(name, np.full((len(work.windows), values.shape[1]), np.nan, np.float32))
+        rows[part.begin : part.begin + part.count] = values
+    work.settled += part.count
+    for stage, ms in (("tiles", found.cut_ms), ("quality", found.run_ms)):
+        work.timings_ms[stage] = work.timings_ms.get(stage, 0.0) + ms
+
+
+def take(works: Iterable[Work], batch: int) -> list[Part]:
+    """The first `batch` windows of these works that no batch has taken yet; now this one has."""
+    parts = []
+    for work in works:
+        if count := min(work.left, batch):
+            parts.append(Part(work, work.taken, count))
+            work.taken += count
+            batch -= count
+    return parts
