@@ -165,7 +165,7 @@ def images_in_place(room: Room, kernels: Kernels | None = None) -> Record:
     for golden in load_golden(room.bundle):
         rgb = decode((room.bundle.path / golden.file).read_bytes())
         for image, stream in _placed(memory, rgb):
-            got = scorer.score(image, golden.tiles, stream=stream)
+            got = scorer.score(image, golden.tiling, stream=stream)
             found.append(abs(float(got.tile_scores.mean(dtype=np.float64)) - golden.score))
     scorer.close()
     if not max(found) <= BUDGETS["fp32"]:

@@ -145,7 +145,7 @@ def tilings(paths: Sequence[str]) -> dict[str, Any]:
     with ExitStack() as stack:
         setting = _default()
         subjects = {
-            name: stack.enter_context(Subject(list(_runtime(name, "small", setting, tiles=tiling).command)))
+            name: stack.enter_context(Subject(list(_runtime(name, "small", setting, tiling=tiling).command)))
             for tiling, name in tiles.items()
         }
 
@@ -204,13 +204,13 @@ def measure_group(entries: Sequence[Entry], paths: Sequence[str], pairs: int, se
     return {"rows": rows}
 
 
-def _torch(name: str, encoder: str, tiles: str, quick: bool, *, compiled: bool = False, warm: bool = True) -> Entry:
-    options = {"encoder": encoder, "tiles": tiles, "quick": quick, "compile": compiled}
+def _torch(name: str, encoder: str, tiling: str, quick: bool, *, compiled: bool = False, warm: bool = True) -> Entry:
+    options = {"encoder": encoder, "tiling": tiling, "quick": quick, "compile": compiled}
     return Entry(name, tuple(own_command(__file__, options)), warm=warm)
 
 
-def _runtime(name: str, bundle: str, setting: Setting, request: str = "score", tiles: str = "grid") -> Entry:
-    options = {"bundle": bundle, "tiles": tiles, **asdict(setting)}
+def _runtime(name: str, bundle: str, setting: Setting, request: str = "score", tiling: str = "grid") -> Entry:
+    options = {"bundle": bundle, "tiling": tiling, **asdict(setting)}
     images = 4 if request == "many" else 1  # seconds each, for networks of the published sizes
     return Entry(name, tuple(own_command(__file__, options)), request, images=images)
 
@@ -258,7 +258,7 @@ def _runtime_subject(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
     names = ("backend", "precision", "batch", "threads", "workers")
     setting = Setting(**{name: options[name] for name in names})
     scorer = setting.open(load_bundle(options["bundle"]))
-    scorer.tiles = options["tiles"]
+    scorer.tiling = options["tiling"]
 
     def score(paths: list[str]) -> dict[str, Any]:
         return peer_metrics.timed(paths, lambda data: scorer.score(data).value)
@@ -282,7 +282,7 @@ def _torch_subject(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, A
         quality, depth = torch.compile(quality), torch.compile(depth)
 
     def one(data: bytes) -> float:
-        return score_reference(decode(data), depth, quality, p, options["tiles"])[0]
+        return score_reference(decode(data), depth, quality, p, options["tiling"])[0]
 
     return {"score": lambda paths: peer_metrics.timed(paths, one)}, {"backend": f"torch {torch.__version__}"}
 

@@ -93,7 +93,7 @@ def tiles(bundle: str, counts: Sequence[int]) -> dict[str, Any]:
         path = _picture(Path(folder), 1024 * 768 / 1e6)
 
         def ask(count: int) -> float:
-            return float(subject.ask("score", path=path, tiles=f"official:{count}")["ms"])
+            return float(subject.ask("score", path=path, tiling=f"official:{count}")["ms"])
 
         results = compare({str(n): partial(ask, n) for n in counts}, pairs=15, warmup=1, clock="own", seconds=20)
     return {"rows": [{"tiles": int(r.name), **r.as_dict()} for r in results]}
@@ -199,9 +199,9 @@ def subject(options: dict[str, Any]) -> tuple[Handlers, dict[str, Any]]:
     tile = scorer.bundle.preprocess.tile
     pictures = [photograph(n, size) for n, size in enumerate(THUMBNAILS if scorer.bundle.name == "tiny" else SIZES)]
 
-    def score(path: str, tiles: str = "grid") -> dict[str, Any]:
+    def score(path: str, tiling: str = "grid") -> dict[str, Any]:
         started = time.perf_counter()
-        result = scorer.score(path, tiles=tiles)
+        result = scorer.score(path, tiling=tiling)
         ms = (time.perf_counter() - started) * 1e3
         return {"ms": ms, "stages": result.timings_ms, "peak_mb": round(peak_mb(), 1)}
 

@@ -83,14 +83,14 @@ class BundleSummary:
 
 @dataclass(frozen=True)
 class Golden:
-    """The score of one golden image. file: its path in the bundle. tiles: the tiling mode it was scored with.
+    """The score of one golden image. file: its path in the bundle. tiling: the one it was scored with.
 
     reasons: mean probability over the tiles of each column; empty where the network has none.
     """
 
     file: str
     sha256: str
-    tiles: str
+    tiling: str
     score: float
     tile_scores: tuple[float, ...]
     reasons: tuple[float, ...] = ()
@@ -358,7 +358,8 @@ def _parse_golden(bundle: Bundle, number: int, line: str) -> Golden:
         record = json.loads(line)
         tile_scores = tuple(float(s) for s in record["tile_scores"])
         reasons = tuple(float(p) for p in record.get("reasons", ()))
-        golden = Golden(record["file"], record["sha256"], record["tiles"], float(record["score"]), tile_scores, reasons)
+        tiling = record["tiling"] if "tiling" in record else record["tiles"]  # of bundles made up to November 2026
+        golden = Golden(record["file"], record["sha256"], tiling, float(record["score"]), tile_scores, reasons)
         if wrong := _misfit(golden):
             raise ValueError(wrong)
     except (ArithmeticError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -371,12 +372,12 @@ def _parse_golden(bundle: Bundle, number: int, line: str) -> Golden:
 
 def _misfit(golden: Golden) -> str:
     """What in a golden line cannot be scored or compared, or nothing."""
-    for name in ("file", "sha256", "tiles"):
+    for name in ("file", "sha256", "tiling"):
         if not isinstance(value := getattr(golden, name), str):
             return f"{name} is {value!r:.40}"
     if not all(math.isfinite(score) for score in (golden.score, *golden.tile_scores, *golden.reasons)):
         return "a score is not finite"
-    return "" if _TILING.fullmatch(golden.tiles) else f"tiles is {golden.tiles!r:.40}"
+    return "" if _TILING.fullmatch(golden.tiling) else f"tiling is {golden.tiling!r:.40}"
 
 
 def _summarise(path: Path) -> BundleSummary:

@@ -197,9 +197,9 @@ class Stages:
         """The bundle's preprocessing."""
         return self.bundle.preprocess
 
-    def score(self, source: Source, *, name: str | None = None, tiles: str | None = None) -> Score:
+    def score(self, source: Source, *, name: str | None = None, tiling: str | None = None) -> Score:
         """All of it, in this thread. Raises ImageError if there is no image, BackendError if a network fails."""
-        work = self.prepare(source, name or name_of(source), tiles or self.tiling, look=True)
+        work = self.prepare(source, name or name_of(source), tiling or self.tiling, look=True)
         while parts := take([work], self.networks.batch):
             for part, found in zip(parts, self.networks.score(parts), strict=True):
                 enter(part, found)
@@ -209,7 +209,7 @@ class Stages:
         self,
         source: Source,
         name: str,
-        tiles: str,
+        tiling: str,
         *,
         stop: threading.Event | None = None,
         near: UInt8 | None = None,
@@ -225,10 +225,10 @@ class Stages:
             opened = open_source(source, self.max_pixels, self.max_memory)
         preprocess.check_size(opened.height, opened.width, self.p)
         with self.room.hold(opened.memory, clock.stopped):
-            return self._prepare_opened(opened, name, tiles, clock=clock, near=near, look=look)
+            return self._prepare_opened(opened, name, tiling, clock=clock, near=near, look=look)
 
     def _prepare_opened(
-        self, opened: Opened, name: str, tiles: str, *, clock: StageClock, near: UInt8 | None, look: bool
+        self, opened: Opened, name: str, tiling: str, *, clock: StageClock, near: UInt8 | None, look: bool
     ) -> Work:
         with clock("decode"):
             decoded = opened.decode(clock.stopped)
@@ -251,9 +251,9 @@ class Stages:
             near = depth_image_from(prepared, size, depth, self.p, clock=clock, turn=turn)
         assert near is not None
         with clock("tiles"):
-            windows = preprocess.windows_for(tiles, near.shape[0], near.shape[1], self.p.tile)
+            windows = preprocess.windows_for(tiling, near.shape[0], near.shape[1], self.p.tile)
         scores, ms = np.full(len(windows), np.nan, np.float32), {s: clock.ms[s] for s in STAGES if s in clock.ms}
-        return Work(name, tiles, height, width, working, near, windows, ms, scores, attributes=attributes, notes=notes)
+        return Work(name, tiling, height, width, working, near, windows, ms, scores, attributes=attributes, notes=notes)
 
     def finish(self, work: Work) -> Score:
         """The score of an image whose windows are all settled. Raises BackendError if one of them is not finite."""
@@ -269,7 +269,7 @@ class Stages:
             height=work.height,
             working_width=work.depth.shape[1],
             working_height=work.depth.shape[0],
-            tiling=work.tiles,
+            tiling=work.tiling,
             timings_ms=work.timings_ms,
             bundle=self.bundle.id,
             backend=self.backend,
@@ -339,9 +339,9 @@ def file_of(bundle: Bundle, file: str, engine: Engine | None) -> Path:
     return (engine.files.get(file) if engine else None) or bundle.file(file)
 
 
-def check_tiling(tiles: str, tile: int = spec.TILE) -> None:
+def check_tiling(tiling: str, tile: int = spec.TILE) -> None:
     """Raises ValueError, with the tilings there are, unless that is one of them."""
-    preprocess.windows_for(tiles, tile, tile, tile)
+    preprocess.windows_for(tiling, tile, tile, tile)
 
 
 def _open(  # noqa: PLR0917 - one per network, from the constructor's arguments

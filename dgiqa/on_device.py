@@ -105,10 +105,10 @@ class DeviceScorer:
             self._levels = memory.empty((3, 256), np.float32)
             memory.upload(self._levels.pointer, normalised_levels(), memory.stream)
 
-    def score(self, source: Any, tiles: str = "grid", *, batch: int = 8, stream: Any = None) -> DeviceScores:
+    def score(self, source: Any, tiling: str = "grid", *, batch: int = 8, stream: Any = None) -> DeviceScores:
         """Score uint8 [H,W,3] in place, on the caller's stream, and wait for the scores.
 
-        source: offers __cuda_array_interface__ (any strides) or DLPack (contiguous). tiles: as in Scorer. batch: most
+        source: offers __cuda_array_interface__ (any strides) or DLPack (contiguous). tiling: as in Scorer. batch: most
         tiles per run of the quality network. Raises ImageError for another shape or dtype, DgiqaError if the depth is
         not finite, BackendError if something on the device fails.
         """
@@ -120,7 +120,7 @@ class DeviceScorer:
                 self._memory.follow(handle, producer)
             size = (image.height, image.width)
             short = preprocess.working_size(*size, self._p)
-            windows = preprocess.windows_for(tiles, *short, self._p.tile)
+            windows = preprocess.windows_for(tiling, *short, self._p.tile)
             plan = self._plan(size, len(windows), batch)
             self._enqueue(plan, image, short, windows, handle)
             scores = plan.result(handle)

@@ -40,7 +40,7 @@ class ParityRow:
     """
 
     file: str
-    tiles: str
+    tiling: str
     expected: float
     got: float
     difference: float
@@ -85,7 +85,7 @@ class Candidate(Protocol):
     @property
     def precision(self) -> str: ...
 
-    def score(self, source: Any, /, *, tiles: str | None = None) -> Score: ...
+    def score(self, source: Any, /, *, tiling: str | None = None) -> Score: ...
 
 
 class Reference(Protocol):
@@ -224,7 +224,7 @@ def golden_files(images: Iterable[bytes], score: Callable[[bytes], Score], suffi
         record = {
             "file": name,
             "sha256": hashlib.sha256(data).hexdigest(),
-            "tiles": result.tiling,
+            "tiling": result.tiling,
             "score": result.value,
             "tile_scores": result.tile_scores.tolist(),
             **({"reasons": list(result.reasons.values())} if result.reasons else {}),
@@ -234,14 +234,14 @@ def golden_files(images: Iterable[bytes], score: Callable[[bytes], Score], suffi
 
 
 def _row(bundle: Bundle, golden: Golden, scorer: Candidate) -> ParityRow:
-    got = scorer.score(bundle.path / golden.file, tiles=golden.tiles)
+    got = scorer.score(bundle.path / golden.file, tiling=golden.tiling)
     pairs = list(zip(got.tile_scores.tolist(), golden.tile_scores, strict=False))
     tile_difference = max((abs(a - b) for a, b in pairs), default=math.nan)
     if len(got.tile_scores) != len(golden.tile_scores):  # another tiling is another model, whatever the mean says
         tile_difference = math.inf
     return ParityRow(
         golden.file,
-        golden.tiles,
+        golden.tiling,
         golden.score,
         got.value,
         abs(got.value - golden.score),

@@ -185,18 +185,18 @@ def official_windows(  # noqa: PLR0917 - what a tiling's name says
     return np.array(xy, np.int32).reshape(-1, 2)[:, ::-1].copy()
 
 
-def windows_for(tiles: str, height: int, width: int, tile: int) -> Int32:
+def windows_for(tiling: str, height: int, width: int, tile: int) -> Int32:
     """Windows int32 [n,2] for a tiling's name: "grid", "official:COUNT" or "official:COUNT:SEED" (seed 42 if unsaid).
 
     Instead of "official" any of OFFICIAL. Raises ValueError if the name is not one of these or COUNT is not in
     1..MAX_CROPS.
     """
-    if tiles == "grid":
+    if tiling == "grid":
         return grid_windows(height, width, tile)
-    match = re.fullmatch(r"([a-z0-9.-]+):([0-9]{1,9})(?::([0-9]{1,18}))?", tiles)
+    match = re.fullmatch(r"([a-z0-9.-]+):([0-9]{1,9})(?::([0-9]{1,18}))?", tiling)
     if match is None or match[1] not in OFFICIAL or not 1 <= int(match[2]) <= MAX_CROPS:
         raise ValueError(
-            f'tiles={tiles!r}; allowed are "grid", "official:COUNT" and "official:COUNT:SEED" '
+            f'the tiling is {tiling!r}; allowed are "grid", "official:COUNT" and "official:COUNT:SEED" '
             f"with COUNT from 1 to {MAX_CROPS}, for example official:20, and instead of official one of "
             + ", ".join(sorted(OFFICIAL.keys() - {"official"}))
         )

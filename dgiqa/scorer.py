@@ -46,7 +46,7 @@ class Scorer:
     that was built and proved on this machine (`dgiqa-rt build`). build: build it now if it is missing or stale, which
     takes minutes; a function gets a line about each step. engine: the directory of an engine, instead of looking for
     one; it decides backend and precision.
-    tiles: "grid" (covers every pixel) or "official:COUNT[:SEED]" (the authors' random crops).
+    tiling: "grid" (covers every pixel) or "official:COUNT[:SEED]" (the authors' random crops).
     batch: most tiles per run of the quality network, by default 8, or 4 in each of several runs at a time.
     threads: of the networks, by default all usable cores.
     parallel: runs of a network at a time, which share the threads; "auto": what gives most images a second
@@ -70,7 +70,7 @@ class Scorer:
         precision: str = "fp32",
         build: bool | Callable[[str], None] = False,
         engine: str | Path | Engine | None = None,
-        tiles: str = "grid",
+        tiling: str = "grid",
         batch: int | None = None,
         threads: int | None = None,
         parallel: int | Literal["auto"] | None = None,
@@ -81,7 +81,7 @@ class Scorer:
     ) -> None:
         self._process = os.getpid()
         self._opened_with: dict[str, Any] = {  # what a pickle holds; an engine is built by now
-            **{"backend": backend, "precision": precision, "engine": engine, "tiles": tiles, "batch": batch},
+            **{"backend": backend, "precision": precision, "engine": engine, "tiling": tiling, "batch": batch},
             **{"threads": threads, "parallel": parallel, "max_pixels": max_pixels, "max_memory": max_memory},
             **{"gate": gate, "features": features},
         }
@@ -90,9 +90,9 @@ class Scorer:
             if isinstance(number, int) and number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-        self.tiles = tiles
+        self.tiling = tiling
         self.max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
-        check_tiling(tiles, self.bundle.preprocess.tile)
+        check_tiling(tiling, self.bundle.preprocess.tile)
         self.gate = self.bundle.meaning.preset(gate) if isinstance(gate, str) else gate
         if self.gate is not None and not 0 <= self.gate <= 1:
             raise ValueError(f"gate is {gate}, wanted a score in 0..1 or the name of a preset")
@@ -109,7 +109,7 @@ class Scorer:
             engine=built,
             threads=threads,
             batch=batch,
-            tiling=tiles,
+            tiling=tiling,
             max_pixels=self.max_pixels,
             max_memory=max_memory,
             room=Room(max_memory or MAX_MEMORY),
@@ -124,21 +124,21 @@ class Scorer:
         self._device: DeviceScorer | None = None
 
     def score(
-        self, source: Source | Any, *, name: str | None = None, tiles: str | None = None, stream: Any = None
+        self, source: Source | Any, *, name: str | None = None, tiling: str | None = None, stream: Any = None
     ) -> Score:
         """Score one image: a path, encoded bytes, an array (see `image.as_rgb`), a Pillow image or an open binary file.
 
         Or uint8 [H,W,3] on a GPU (PyTorch, CuPy, PyCUDA, ...; see `on_device.device_image`): scored there, on `stream`.
-        name: what the score calls its source. tiles: instead of the scorer's own tiling.
+        name: what the score calls its source. tiling: instead of the scorer's own.
         Raises ImageError if there is no image in it, BackendError if a network fails, ValueError for a wrong tiling.
         """
-        tiles = self.tiles if tiles is None else tiles
-        check_tiling(tiles, self.bundle.preprocess.tile)
+        tiling = self.tiling if tiling is None else tiling
+        check_tiling(tiling, self.bundle.preprocess.tile)
         if _is_on_device(source):
-            return self._score_on_device(source, name or "<device>", tiles, stream)
+            return self._score_on_device(source, name or "<device>", tiling, stream)
         if stream is not None:
             raise ValueError("got a stream for an image that is not on a GPU; leave it out")
-        return self._usable().score(source, name=name, tiles=tiles)
+        return self._usable().score(source, name=name, tiling=tiling)
 
     @property
     def stages(self) -> Stages:
@@ -206,7 +206,7 @@ class Scorer:
     ) -> FrameStream:
         """A thread-safe stream: `push(image, time_s)` pictures from any thread, `pull()` rows in another.
 
-        live: when `capacity` frames wait, a push drops the oldest of them instead of waiting. options: tiles, batch,
+        live: when `capacity` frames wait, a push drops the oldest of them instead of waiting. options: tiling, batch,
         workers, as in Scorer and score_many. Use it as a context manager; `finish()` ends it after what was pushed.
         """
         from dgiqa.video.channel import Channel
@@ -250,7 +250,7 @@ class Scorer:
             raise ValueError("this Scorer was closed; make another one")
         return self._alone
 
-    def _score_on_device(self, source: Any, name: str, tiles: str, stream: Any) -> Score:
+    def _score_on_device(self, source: Any, name: str, tiling: str, stream: Any) -> Score:
         from dgiqa import on_device
 
         stages = self._usable()
@@ -260,11 +260,11 @@ class Scorer:
                 self._device = on_device.open_device_scorer(networks.depth, networks.quality, stages.p)
             device = self._device
         with networks.turn:
-            found = device.score(source, tiles, batch=networks.batch, stream=stream)
+            found = device.score(source, tiling, batch=networks.batch, stream=stream)
         there = np.broadcast_to(np.uint8(0), found.working_size)  # the working image's place; its pixels never came
         timings, n = {"device": found.ms}, len(found.windows)
         scores = networks.mapped(found.tile_scores)
-        return stages.finish(Work(name, tiles, *found.size, there, there, found.windows, timings, scores, n))
+        return stages.finish(Work(name, tiling, *found.size, there, there, found.windows, timings, scores, n))
 
 
 def _engine(

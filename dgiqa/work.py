@@ -21,7 +21,7 @@ class Work:
     take 1.2 MB each, and neither look-ahead nor a thousand windows should cost that."""
 
     source: str
-    tiles: str
+    tiling: str
     height: int
     width: int
     rgb: UInt8  # [h,w,3] working image

@@ -368,7 +368,7 @@ def test_a_manifest_that_is_a_link_out_of_the_bundle_is_not_read(sample: Bundle,
         load_bundle(sample.path)
 
 
-GOLDEN_LINE = {"file": spec.DEPTH_FILE, "tiles": "grid", "score": 0.5, "tile_scores": [0.5]}
+GOLDEN_LINE = {"file": spec.DEPTH_FILE, "tiling": "grid", "score": 0.5, "tile_scores": [0.5]}
 
 
 @pytest.mark.parametrize(
@@ -380,14 +380,14 @@ GOLDEN_LINE = {"file": spec.DEPTH_FILE, "tiles": "grid", "score": 0.5, "tile_sco
         {"tile_scores": 3},
         {"file": []},
         {"sha256": {}},
-        {"tiles": 5},
-        {"tiles": "official:0"},
-        {"tiles": "official:5000"},
+        {"tiling": 5},
+        {"tiling": "official:0"},
+        {"tiling": "official:5000"},
     ],
 )
 def test_a_golden_line_that_cannot_be_scored_is_a_bundles_error(tmp_path: Path, change: dict[str, Any]) -> None:
     digest = hashlib.sha256(FILES[spec.DEPTH_FILE]).hexdigest()
-    lines = [json.dumps({**GOLDEN_LINE, "sha256": digest, **extra}).encode() for extra in ({}, change)]
+    lines = [json.dumps(GOLDEN_LINE | {"sha256": digest} | extra).encode() for extra in ({}, change)]
     good, bad = (
         write_bundle(tmp_path / str(i), files={**FILES, "golden.jsonl": line}, **LABELS) for i, line in enumerate(lines)
     )
@@ -397,19 +397,19 @@ def test_a_golden_line_that_cannot_be_scored_is_a_bundles_error(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
-    "tiles",
+    "tiling",
     [
         *("grid", "official:1", "official:1000:7", "official:0", "official:1001", "rid", ""),
         *(f"{family}:3" for family in (*OFFICIAL, "official-1.5", "official-", "official-1.4")),
     ],
 )
-def test_the_tilings_of_golden_lines_are_those_that_can_be_cut(tiles: str) -> None:
+def test_the_tilings_of_golden_lines_are_those_that_can_be_cut(tiling: str) -> None:
     try:
-        windows_for(tiles, 64, 64, 64)
+        windows_for(tiling, 64, 64, 64)
         known = True
     except ValueError:
         known = False
-    assert bool(bundles._TILING.fullmatch(tiles)) == known
+    assert bool(bundles._TILING.fullmatch(tiling)) == known
 
 
 @pytest.mark.parametrize("part", ["manifest bytes", "manifest", "golden bytes", "golden"])

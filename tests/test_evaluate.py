@@ -317,7 +317,7 @@ def test_the_commands_train_evaluate_and_draw(dataset, tmp_path, monkeypatch, ca
     assert "lr was 0.0001, now 1.0" in capsys.readouterr().err
 
     weights = ["--weights", str(out / "weights.safetensors")]
-    crops = ["--tiles", "official:2", "--device", "cpu"]
+    crops = ["--tiling", "official:2", "--device", "cpu"]
     assert evaluate.main(["test", *data, *weights, *crops, "--seeds", "2", "--out", str(tmp_path / "t")]) == 0
     assert len(table(tmp_path / "t" / "results.csv")) == 4
     assert evaluate.main(["cross", *data, *weights, "--source", "live", "--out", str(tmp_path / "c")]) == 0

@@ -391,7 +391,7 @@ def test_imported_weights_score_as_the_reference(
     with Scorer(bundle) as scorer:
         for tiles in ("grid", "official:20"):
             expected, tile_scores = reference.score_reference(photos["coffee"], depth, quality, Preprocess(), tiles)
-            score = scorer.score(photos["coffee"], tiles=tiles)
+            score = scorer.score(photos["coffee"], tiling=tiles)
             assert abs(score.value - expected) < 1e-4
             assert np.abs(score.tile_scores - tile_scores).max() < 1e-4
     assert script("export/import_weights.py").main(arguments) == 1

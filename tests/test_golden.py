@@ -32,14 +32,14 @@ def test_a_bundle_verifies_on_the_machine_that_made_it(tiny_bundle: Bundle) -> N
 
 def test_each_image_is_scored_with_its_own_tiling(tiny_bundle: Bundle, tmp_path: Path) -> None:
     image = (tiny_bundle.path / "golden/01.png").read_bytes()
-    official = Scorer(tiny_bundle, tiles="official:5:7")
+    official = Scorer(tiny_bundle, tiling="official:5:7")
     files = {name: tiny_bundle.file(name) for name in (spec.DEPTH_FILE, spec.QUALITY_FILE)}
     files |= golden_files([image], official.score)
     labels = {"name": "b", "title": "b", "licence": "x", "source": "y"}
     bundle = write_bundle(tmp_path / "b", files=files, preprocess=tiny_bundle.preprocess, **labels)
-    report = verify_bundle(bundle, Scorer(bundle, tiles="grid"))
+    report = verify_bundle(bundle, Scorer(bundle, tiling="grid"))
     assert report.passed
-    assert report.rows[0].tiles == "official:5:7"
+    assert report.rows[0].tiling == "official:5:7"
 
 
 @pytest.mark.parametrize("weights", ["quality", "depth"])

@@ -166,7 +166,7 @@ def test_the_scores_are_those_of_the_host(
     host: Scorer, device: Device, photos: dict[str, NDArray[np.uint8]], tiling: str
 ) -> None:
     for name, photo in photos.items():
-        wanted = host.score(photo, tiles=tiling)
+        wanted = host.score(photo, tiling=tiling)
         found = device.scorer.score(DeviceImage(photo), tiling, batch=4)
         np.testing.assert_allclose(found.tile_scores, wanted.tile_scores, atol=BUDGET, rtol=0, err_msg=name)
         np.testing.assert_array_equal(found.windows, wanted.windows)
@@ -388,7 +388,7 @@ def test_on_streams_that_run_as_late_as_they_may(
     context = cuda.Context()
     producer = cuda.Stream(context)
     for photo in (photos["chelsea"], photos["coffee"], photos["chelsea"][::-1]):
-        wanted = host.score(photo, tiles="official:7").tile_scores
+        wanted = host.score(photo, tiling="official:7").tile_scores
         pixels = np.ascontiguousarray(photo)
         with context.current():
             pinned = cuda.PinnedBuffer(context, pixels.nbytes)

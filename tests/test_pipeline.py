@@ -111,7 +111,7 @@ def test_runs_side_by_side_take_fewer_tiles_each_unless_told_otherwise(
     tiny_bundle: Bundle, photos: Photos, monkeypatch: pytest.MonkeyPatch, case: tuple[int | None, int, int]
 ) -> None:
     (asked, parallel, most), sizes = case, list[int]()
-    with Scorer(tiny_bundle, threads=2, parallel=parallel, tiles="official:9", batch=asked) as scorer:
+    with Scorer(tiny_bundle, threads=2, parallel=parallel, tiling="official:9", batch=asked) as scorer:
         quality = scorer.stages.networks.quality
         run = quality.run
         monkeypatch.setattr(quality, "run", lambda f: (sizes.append(len(f[spec.QUALITY_RGB])), run(f))[1])

@@ -67,10 +67,10 @@ def test_a_fork_is_refused_in_one_line_and_ends(tiny_bundle: Bundle, photo: Path
 
 
 def test_a_scorer_is_pickled_by_what_it_was_opened_with(tiny_bundle: Bundle, photo: Path) -> None:
-    scorer = Scorer(tiny_bundle, tiles="official:2", threads=1, gate=0.5)
+    scorer = Scorer(tiny_bundle, tiling="official:2", threads=1, gate=0.5)
     copy = pickle.loads(pickle.dumps(scorer))
     with scorer, copy:
-        assert (copy.tiles, copy.gate) == ("official:2", 0.5)
+        assert (copy.tiling, copy.gate) == ("official:2", 0.5)
         assert copy.score(photo).value == scorer.score(photo).value
 
 

@@ -98,7 +98,7 @@ def test_a_score_tells_where_it_comes_from(tiny: Scorer, tiny_bundle: Bundle, ph
 
 
 def test_one_tile_has_no_standard_error(tiny: Scorer, photos: Photos) -> None:
-    score = tiny.score(photos["coffee"], tiles="official:1")
+    score = tiny.score(photos["coffee"], tiling="official:1")
     assert (len(score.tile_scores), score.std_error, score.tiling) == (1, None, "official:1")
     assert json.loads(json.dumps(score.as_dict(), allow_nan=False))["std_error"] is None
     assert "±" not in repr(score)
@@ -107,11 +107,11 @@ def test_one_tile_has_no_standard_error(tiny: Scorer, photos: Photos) -> None:
 def test_tiles_run_in_chunks_of_the_batch(tiny_bundle: Bundle, photos: Photos, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = Scorer(tiny_bundle, batch=4, threads=1)
     runs = record_batches(tiny, monkeypatch)
-    score = tiny.score(photos["coffee"], tiles="official:11")
+    score = tiny.score(photos["coffee"], tiling="official:11")
     assert runs == [4, 4, 3]
     assert len(score.tile_scores) == 11
     assert score.value == pytest.approx(
-        Scorer(tiny_bundle).score(photos["coffee"], tiles="official:11").value, abs=1e-6
+        Scorer(tiny_bundle).score(photos["coffee"], tiling="official:11").value, abs=1e-6
     )
 
 
@@ -342,9 +342,9 @@ def test_what_is_too_large_is_refused_unread(
 
 def test_arguments_that_mean_nothing_are_refused_at_once(tiny: Scorer, tiny_bundle: Bundle) -> None:
     with pytest.raises(ValueError, match="official"):
-        Scorer(tiny_bundle, tiles="gird")
+        Scorer(tiny_bundle, tiling="gird")
     with pytest.raises(ValueError, match="official"):
-        tiny.score(np.zeros((99, 99, 3), np.uint8), tiles="")
+        tiny.score(np.zeros((99, 99, 3), np.uint8), tiling="")
     with pytest.raises(ValueError, match="batch must be at least 1"):
         Scorer(tiny_bundle, batch=0)
     with pytest.raises(ValueError, match="unknown backend"):

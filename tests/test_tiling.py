@@ -61,10 +61,10 @@ def test_grid_is_the_same_for_small_tiles_of_every_size() -> None:
 
 
 @pytest.mark.parametrize("size", [(223, 500), (500, 223), (1, 1)])
-@pytest.mark.parametrize("tiles", ["grid", "official:5"])
-def test_images_smaller_than_a_tile_are_refused(size: tuple[int, int], tiles: str) -> None:
+@pytest.mark.parametrize("tiling", ["grid", "official:5"])
+def test_images_smaller_than_a_tile_are_refused(size: tuple[int, int], tiling: str) -> None:
     with pytest.raises(ValueError, match="smaller than a tile of 224"):
-        pp.windows_for(tiles, *size, TILE)
+        pp.windows_for(tiling, *size, TILE)
 
 
 def authors_crops(height: int, width: int, count: int, seed: int) -> list[tuple[int, int]]:
@@ -199,11 +199,11 @@ def normalised(image: np.ndarray) -> np.ndarray:
     return (image.astype(np.float32) - mean) * scale
 
 
-@pytest.mark.parametrize("tiles", ["grid", "official:9"])
-def test_tiles_are_the_normalised_windows_of_both_images(tiles: str) -> None:
+@pytest.mark.parametrize("tiling", ["grid", "official:9"])
+def test_tiles_are_the_normalised_windows_of_both_images(tiling: str) -> None:
     rgb = pp.resize_short_side(data.coffee(), 384)
     depth = np.ascontiguousarray(rgb[::-1, :, 1])
-    windows = pp.windows_for(tiles, *depth.shape, TILE)
+    windows = pp.windows_for(tiling, *depth.shape, TILE)
     rgb_tiles, depth_tiles = pp.cut_tiles(rgb, depth, windows, TILE)
     wanted_rgb, wanted_depth = normalised(rgb), normalised(np.stack([depth] * 3, axis=-1))
     for result in (rgb_tiles, depth_tiles):

@@ -267,7 +267,7 @@ def _golden(base: Bundle, result: Calibration, files: Mapping[str, Path | bytes]
         record = {
             "file": golden.file,
             "sha256": golden.sha256,
-            "tiles": golden.tiles,
+            "tiling": golden.tiling,
             "score": float(scores.mean(dtype=np.float64)),
             "tile_scores": scores.tolist(),
             **({"reasons": golden.reasons} if golden.reasons else {}),
@@ -290,7 +290,7 @@ def _adapted_golden(base: Bundle, layer: Layer, files: Mapping[str, Path | bytes
 
     with Scorer(plain(base), backend="onnxruntime", features=True) as scorer:
         for golden in load_golden(base):
-            found = scorer.score(base.path / golden.file, tiles=golden.tiles)
+            found = scorer.score(base.path / golden.file, tiling=golden.tiling)
             off = np.abs(found.tile_scores - _unmapped_all(base.meaning, golden.tile_scores)).max()
             if not off <= 1e-4:
                 raise ParityError(f"{base.id} does not score {golden.file} as it was released; run dgiqa-rt verify")

@@ -284,7 +284,7 @@ def _print_parity(report: ParityReport) -> None:
     for row in report.rows:
         within = row.difference <= report.tolerance and row.tile_difference <= report.tolerance
         differences = paint(GREEN if within else RED, f"{row.difference:10.1e}  {row.tile_difference:10.1e}")
-        print(f"{row.got:.4f}    {row.expected:.4f}  {differences}  {printable(row.file)}, {row.tiles}", file=stream)
+        print(f"{row.got:.4f}    {row.expected:.4f}  {differences}  {printable(row.file)}, {row.tiling}", file=stream)
     verdict = paint(GREEN, "the same model") if report.passed else paint(RED, "NOT the same scores")
     used = f"{report.max_difference:.1e}, {report.share:.0%} of the tolerance of {report.tolerance:g}"
     print(f"\n{verdict}: largest difference {used}; {report.bundle} on {report.backend}", file=stream)

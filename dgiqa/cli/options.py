@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dgiqa import bundle as bundles
 
 Bundle = Annotated[str, typer.Option(metavar="NAME|DIR", help="The model: a name that `models` lists, or a folder.")]
-Tiles = Annotated[
+Tiling = Annotated[
     str,
     typer.Option(
         metavar="TILING",

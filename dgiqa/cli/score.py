@@ -53,7 +53,7 @@ def score(  # noqa: PLR0917 - the command line's options
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N inputs.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="List what would be scored; score nothing.")] = False,
     bundle: options.Bundle = "small",
-    tiles: options.Tiles = "grid",
+    tiling: options.Tiling = "grid",
     backend: options.Backend = Backend.auto,
     precision: options.Precision = Precision.fp32,
     build: options.Build = False,
@@ -115,8 +115,8 @@ def score(  # noqa: PLR0917 - the command line's options
     from dgiqa.forward import check_tiling
     from dgiqa.scorer import Scorer
 
-    with options.usage("--tiles"):
-        check_tiling(tiles)
+    with options.usage("--tiling"):
+        check_tiling(tiling)
     model, fail_under = options.gated(bundle, fail_under, preset, "--fail-under")
     with Report() as report:
         _open(report, output, target, shown, details)  # before anything slow: it may not be writable
@@ -129,7 +129,7 @@ def score(  # noqa: PLR0917 - the command line's options
             precision=precision.value,
             build=build and say,
             engine=engine,
-            tiles=tiles,
+            tiling=tiling,
             batch=batch,
             threads=threads,
             parallel=parallel or (1 if total == 1 else "auto"),
@@ -228,7 +228,7 @@ def _rows(scorer: Scorer, inputs: Iterator[Input], workers: int | None, details:
             else:
                 yield item.name, item.source
 
-    origin = {"bundle": scorer.bundle.id, "backend": scorer.backend, "tiling": scorer.tiles}
+    origin = {"bundle": scorer.bundle.id, "backend": scorer.backend, "tiling": scorer.tiling}
     for result in scorer.score_many(items(), workers=workers):
         if isinstance(result, Score):
             yield result.as_row(details=details), None

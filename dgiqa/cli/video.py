@@ -86,7 +86,7 @@ def video(  # noqa: PLR0917 - the command line's options
     ] = 16,
     drift: Annotated[float, typer.Option(metavar="X", help="Reuse less once the drift is above X.")] = 0.01,
     bundle: options.Bundle = "small",
-    tiles: options.Tiles = "grid",
+    tiling: options.Tiling = "grid",
     backend: options.Backend = Backend.auto,
     precision: options.Precision = Precision.fp32,
     build: options.Build = False,
@@ -155,8 +155,8 @@ def video(  # noqa: PLR0917 - the command line's options
         raw_frames = None if raw is None else Raw.parse(raw)
     with options.usage("--drift"):
         reuse = Reuse(reuse_tiles, audit, drift) if reuse_depth or reuse_tiles else None
-    with options.usage("--tiles"):
-        check_tiling(tiles)
+    with options.usage("--tiling"):
+        check_tiling(tiling)
     shown = options.shown_format(format_, output)
     with Report() as report:
         _open(report, output, shown, gate, plot=plot, html=html, srt=srt, ffmetadata=ffmetadata)
@@ -166,7 +166,7 @@ def video(  # noqa: PLR0917 - the command line's options
             precision=precision.value,
             build=build and say,
             engine=engine,
-            tiles=tiles,
+            tiling=tiling,
             batch=batch,
             threads=threads,
             parallel=parallel or "auto",

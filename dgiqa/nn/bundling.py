@@ -32,7 +32,7 @@ from dgiqa.parity import golden_files, verify_bundle
 from dgiqa.scorer import Scorer
 from dgiqa.spec import Preprocess
 
-GOLDEN_TILES = "grid"
+GOLDEN_TILING = "grid"
 GOLDEN_SIDE = 320  # longest side of a golden image made here, pixels: the PNG stays near 100 kB
 UNSTATED = "not stated by the authors; ask them before you pass these weights on"
 PACKAGES = ("torch", "timm", "onnx", "onnxsim", "onnxruntime")  # whose versions a manifest records
@@ -79,7 +79,7 @@ def build_bundle(
     reference = TorchScorer(depth, quality, preprocess)
 
     def truth(data: bytes) -> Any:
-        return reference.score(decode(data), GOLDEN_TILES)
+        return reference.score(decode(data), GOLDEN_TILING)
 
     with tempfile.TemporaryDirectory() as scratch:
         exports = {

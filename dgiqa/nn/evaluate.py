@@ -37,7 +37,7 @@ from dgiqa.nn.datasets import (
     official_split,
     random_split,
 )
-from dgiqa.nn.predict import METRICS, TEST_TILES, Predict, model_predictor, scores_of
+from dgiqa.nn.predict import METRICS, TEST_TILING, Predict, model_predictor, scores_of
 from dgiqa.nn.train import (
     ABLATIONS,
     add_config_options,
@@ -80,7 +80,7 @@ PAPER_ABLATION = {  # tables 4 and 5: (left out, trained on, tested on)
     ("dilated", "koniq10k", "flive"): (0.431, 0.490),
     ("tcb", "koniq10k", "flive"): (0.457, 0.509),
 }
-TILES_HELP = "grid, or official:20 for the authors' random crops; default: %(default)s"
+TILING_HELP = "grid, or official:20 for the authors' random crops; default: %(default)s"
 SPLIT_HELP = "80:20 by seed, or as published (KonIQ-10k, LIVE-FB, a CSV's split column); default: %(default)s"
 
 # Natural distortions (section 5.2): where the good and the degraded pictures of each public set lie, as glob patterns.
@@ -311,7 +311,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--seeds", type=int, default=10, help="number of 80:20 splits; default: %(default)s")
         command.add_argument("--split", default="random", choices=("random", "official"), help=SPLIT_HELP)
     for command in (test, cross, protocol, density):
-        command.add_argument("--tiles", default=TEST_TILES, help=TILES_HELP)
+        command.add_argument("--tiling", default=TEST_TILING, help=TILING_HELP)
     cross.add_argument("--source", required=True, help="the dataset that the weights were trained on")
     cross.add_argument("--without", choices=ABLATIONS, help="what the weights' network lacks")
     add_data_options(protocol)
@@ -356,7 +356,7 @@ def _protocol(options: argparse.Namespace) -> None:
         seeded = dataclasses.replace(config, seed=config.seed + seed) if official else config
         weights = train(model, samples, seeded, options.out / f"seed{seed}")
         trained = load_dgiqa(weights).to(next(model.parameters()).device)
-        return model_predictor(trained, network, options.depth_cache, options.tiles)
+        return model_predictor(trained, network, options.depth_cache, options.tiling)
 
     _report([run_protocol(fit, dataset, range(options.seeds), options.without, official)], options.out)
 
@@ -382,10 +382,10 @@ def _report(results: Sequence[Result], out: Path) -> None:
 def _chosen(options: argparse.Namespace) -> Any:
     if options.weights:
         model = load_dgiqa(options.weights).to(device_of(options.device))
-        return model_predictor(model, bundle_depth(options.depth), options.depth_cache, options.tiles)
+        return model_predictor(model, bundle_depth(options.depth), options.depth_cache, options.tiling)
     from dgiqa.scorer import Scorer
 
-    return Scorer(options.bundle, tiles=options.tiles)
+    return Scorer(options.bundle, tiling=options.tiling)
 
 
 def _predict(predictor: Any) -> Predict:

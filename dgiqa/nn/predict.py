@@ -18,16 +18,18 @@ from dgiqa.nn.datasets import DepthNetwork, working_pair
 from dgiqa.spec import TILE
 
 METRICS = ("srocc", "plcc", "plcc_logistic", "krocc", "rmse", "rmse_logistic")
-TEST_TILES = "grid"
+TEST_TILING = "grid"
 TILE_BATCH = 64
 
 Predict = Callable[[Sequence[Path]], NDArray[np.floating]]  # picture files -> scores f [n], higher = better
 
 
-def model_predictor(model: nn.Module, network: DepthNetwork, cache_dir: str | Path, tiles: str = TEST_TILES) -> Predict:
+def model_predictor(
+    model: nn.Module, network: DepthNetwork, cache_dir: str | Path, tiling: str = TEST_TILING
+) -> Predict:
     """A torch network as a predictor: mean over tiles, on the device where the network is, with cached depth.
 
-    tiles: "grid", or "official:20" for the authors' random crops. Leaves the network in evaluation mode.
+    tiling: "grid", or "official:20" for the authors' random crops. Leaves the network in evaluation mode.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -37,7 +39,7 @@ def model_predictor(model: nn.Module, network: DepthNetwork, cache_dir: str | Pa
         scores = np.empty(len(paths))
         for i, path in enumerate(watched(paths, len(paths), "scored")):
             rgb, depth = working_pair(path, network, cache_dir)
-            fed = forward.tiles(rgb, depth, tiles, TILE, TILE_BATCH)
+            fed = forward.tiles(rgb, depth, tiling, TILE, TILE_BATCH)
             pairs = ([torch.from_numpy(array).to(device) for array in feeds.values()] for feeds in fed)
             scores[i] = torch.cat([model(*pair).float() for pair in pairs]).mean().item()
         return scores

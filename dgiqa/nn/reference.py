@@ -38,24 +38,24 @@ def score_reference(
     depth_net: nn.Module,
     quality_net: nn.Module,
     preprocess: Preprocess | None = None,
-    tiles: str | NDArray[np.integer] = "official:20",
+    tiling: str | NDArray[np.integer] = "official:20",
 ) -> tuple[float, NDArray[np.float32]]:
     """Score rgb uint8 [H,W,3] with two networks in eval mode: (mean, tile scores f32 [n]).
 
     depth_net: f32 [1,3,h,w] -> f32 [1,h,w]. quality_net: two f32 [n,3,tile,tile] -> f32 [n].
-    tiles: "official:COUNT" or "official:COUNT:SEED" (the authors' random crops), "grid", or windows (y, x) int [n,2].
+    tiling: "official:COUNT" or "official:COUNT:SEED" (the authors' random crops), "grid", or windows (y, x) int [n,2].
     Raises ValueError for other tilings.
     """
     with torch.no_grad():
-        scores = quality_net(*_both_tiles(rgb, depth_net, preprocess or Preprocess(), tiles))
+        scores = quality_net(*_both_tiles(rgb, depth_net, preprocess or Preprocess(), tiling))
     return float(scores.double().mean()), scores.numpy()
 
 
 def _both_tiles(
-    rgb: NDArray[np.uint8], depth_net: nn.Module, p: Preprocess, tiles: str | NDArray[np.integer]
+    rgb: NDArray[np.uint8], depth_net: nn.Module, p: Preprocess, tiling: str | NDArray[np.integer]
 ) -> tuple[Tensor, Tensor]:
     depth = depth_image(depth_net(depth_input(rgb, p)), rgb.shape[0], rgb.shape[1], p)
-    return network_tiles(rgb, depth, p, tiles)
+    return network_tiles(rgb, depth, p, tiling)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +88,10 @@ class TorchScorer:
         self._depth, self._p, self._mapped = depth_net, preprocess, mapped
         self._quality: Any = quality_net
 
-    def score(self, source: NDArray[np.uint8], tiles: str = "grid") -> TorchScore:
-        """Score uint8 [H,W,3] RGB; tiles: as in `score_reference`."""
+    def score(self, source: NDArray[np.uint8], tiling: str = "grid") -> TorchScore:
+        """Score uint8 [H,W,3] RGB; tiling: as in `score_reference`."""
         with torch.no_grad():
-            both = _both_tiles(source, self._depth, self._p, tiles)
+            both = _both_tiles(source, self._depth, self._p, tiling)
             if not getattr(getattr(self._quality, "config", None), "reasons", 0):
                 scores, reasons = self._quality(*both), {}
             else:
@@ -99,7 +99,7 @@ class TorchScorer:
                 scores, found = self._quality.score(features), self._quality.reasons(features).double().mean(0)
                 reasons = {str(column): p for column, p in enumerate(found.tolist())}
         tile_scores = self._mapped(scores.numpy())
-        return TorchScore(float(tile_scores.mean(dtype=np.float64)), tile_scores, tiles, reasons)
+        return TorchScore(float(tile_scores.mean(dtype=np.float64)), tile_scores, tiling, reasons)
 
 
 def open_reference(bundle: Bundle, quality: str | Path, depth: str | Path) -> TorchScorer:
@@ -111,7 +111,7 @@ def open_reference(bundle: Bundle, quality: str | Path, depth: str | Path) -> To
     scorer = TorchScorer(load_weights(depth), load_weights(quality), bundle.preprocess, bundle.meaning.mapped)
     golden = load_golden(bundle)[0]
     try:
-        got = scorer.score(decode((bundle.path / golden.file).read_bytes()), golden.tiles).value
+        got = scorer.score(decode((bundle.path / golden.file).read_bytes()), golden.tiling).value
     except (RuntimeError, TypeError, ValueError) as error:  # one in the other's place, or for inputs of other sizes
         raise WeightsError(f"{quality} and {depth} do not run as the networks of {bundle.id}: {error}") from error
     if not abs(got - golden.score) <= TOLERANCE:
@@ -162,14 +162,14 @@ def depth_image(depth: Tensor, height: int, width: int, p: Preprocess) -> NDArra
 
 
 def network_tiles(
-    rgb: NDArray[np.uint8], depth: NDArray[np.uint8], p: Preprocess, tiles: str | NDArray[np.integer]
+    rgb: NDArray[np.uint8], depth: NDArray[np.uint8], p: Preprocess, tiling: str | NDArray[np.integer]
 ) -> tuple[Tensor, Tensor]:
     """rgb uint8 [H,W,3], `depth_image` of it -> the quality network's two inputs, f32 [n,3,tile,tile] each."""
     average = p.version == 2 and min(rgb.shape[:2]) >= p.short_side
     method = cv2.INTER_AREA if average else cv2.INTER_LINEAR
     colour = _normalised(_short_side(rgb, p.short_side, method) / 255.0)
     guide = _normalised(_short_side(np.repeat(depth[..., None], 3, 2), p.short_side) / 255.0)
-    windows = _windows(tiles, colour.shape[1], colour.shape[2], p.tile) if isinstance(tiles, str) else tiles.tolist()
+    windows = _windows(tiling, colour.shape[1], colour.shape[2], p.tile) if isinstance(tiling, str) else tiling.tolist()
     colour_tiles = [colour[:, y : y + p.tile, x : x + p.tile] for y, x in windows]
     guide_tiles = [guide[:, y : y + p.tile, x : x + p.tile] for y, x in windows]
     return torch.stack(colour_tiles), torch.stack(guide_tiles)
@@ -194,14 +194,14 @@ def _normalised(image: NDArray[np.float64]) -> Tensor:
     return torch.from_numpy((image - IMAGENET_MEAN) / IMAGENET_STD).permute(2, 0, 1).float()
 
 
-def _windows(tiles: str, height: int, width: int, tile: int) -> list[list[int]]:
+def _windows(tiling: str, height: int, width: int, tile: int) -> list[list[int]]:
     """Windows (y, x) for a tiling's name; x is drawn before y."""
-    name, *numbers = tiles.split(":")
-    if tiles == "grid":
+    name, *numbers = tiling.split(":")
+    if tiling == "grid":
         return grid_windows(height, width, tile).tolist()
     family = name.removeprefix("official")
     if family == name or family not in TAKEN or len(numbers) not in (1, 2):
-        raise ValueError(f"unknown tiling {tiles!r}; choose grid, official:COUNT or official:COUNT:SEED")
+        raise ValueError(f"unknown tiling {tiling!r}; choose grid, official:COUNT or official:COUNT:SEED")
     count, seed = int(numbers[0]), int(numbers[1]) if len(numbers) == 2 else OFFICIAL_SEED
     generator = random.Random(seed)
     generator.getrandbits(32 * TAKEN[family])

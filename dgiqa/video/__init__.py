@@ -71,7 +71,7 @@ class VideoRun:
     """One run over any number of videos, whose frames share batches.
 
     stages: the opened networks, see `Scorer.stages`. sources: what `frames.Video` opens, or pairs (name, source).
-    sampling, reading, reuse: what to score and how. tiles, batch, workers: as in Scorer.
+    sampling, reading, reuse: what to score and how. tiling, batch, workers: as in Scorer.
     Raises ValueError for arguments that mean nothing, before anything is opened.
     """
 
@@ -83,7 +83,7 @@ class VideoRun:
         *,
         reading: Reading = Reading(),
         reuse: Reuse | None = None,
-        tiles: str | None = None,
+        tiling: str | None = None,
         batch: int | None = None,
         workers: int | None = None,
     ) -> None:
@@ -101,7 +101,7 @@ class VideoRun:
         # Live ones first: a file can wait
         self._waiting = deque(sorted(pairs, key=lambda pair: pair[1] not in live_ones))
         self._channel = Channel(max(CAPACITY, len(pairs) if live_ones else 0))
-        self._scorer = FrameScorer(stages, self._channel, tiles=tiles, batch=batch, workers=workers, reuse=reuse)
+        self._scorer = FrameScorer(stages, self._channel, tiling=tiling, batch=batch, workers=workers, reuse=reuse)
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._readers = 0

@@ -111,13 +111,13 @@ class FrameScorer:
         stages: Stages,
         channel: Channel,
         *,
-        tiles: str | None = None,
+        tiling: str | None = None,
         batch: int | None = None,
         workers: int | None = None,
         reuse: Reuse | None = None,
     ) -> None:
         self.stages, self.channel, self.reuse, self.drift = stages, channel, reuse, Drift()
-        self.tiling = tiles or stages.tiling
+        self.tiling = tiling or stages.tiling
         check_tiling(self.tiling, stages.p.tile)  # ValueError before work
         self.batch, self.workers = batch, checked_workers(workers, batch)
         self._sources: dict[str, _Source] = {}
