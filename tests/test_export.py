@@ -154,10 +154,10 @@ def test_reasons_and_features_are_outputs_beside_the_score(twin: bool, tmp_path:
     rgb, depth = (x[:2] for x in onnx_export._tiles_of(onnx_export.photographs(), Preprocess()))
     got = OrtSession(path).run({spec.QUALITY_RGB: rgb.numpy(), spec.QUALITY_DEPTH: depth.numpy()})
     with torch.no_grad():
-        features = network.features(rgb, depth)
+        features, faults = network.features_and_faults(rgb, depth)
         wanted = {
             spec.QUALITY_OUTPUT: network(rgb, depth),
-            spec.QUALITY_REASONS: network.reasons(features),
+            spec.QUALITY_REASONS: torch.sigmoid(faults),
             spec.QUALITY_FEATURES: features,
         }
     assert list(got) == list(wanted)
@@ -198,9 +198,8 @@ def test_wrong_reasons_or_features_are_not_written(head: str, tmp_path: Path) ->
             sabotaged.dilated_stack[-2].weight.mul_(2)
             sabotaged.dilated_stack[-2].bias.mul_(2)
             sabotaged.fc.weight.div_(2)
-            sabotaged.fc_reasons.weight.div_(2)
         else:
-            sabotaged.fc_reasons.bias.add_(0.1)
+            sabotaged.fc_reasons[-1].bias.add_(0.1)
     rgb, depth = onnx_export._tiles_of(onnx_export.photographs(), Preprocess())
     cases = {"batch 3": {spec.QUALITY_RGB: rgb[:3], spec.QUALITY_DEPTH: depth[:3]}}
     path = export_quality(sabotaged, tmp_path / "other.onnx").path

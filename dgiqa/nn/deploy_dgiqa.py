@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dgiqa.nn.backbones import STRIDES, feature_maps
 from dgiqa.nn.deploy_layers import linear, scaled_projections, with_pooled_shortcuts
 from dgiqa.nn.deploy_swin import WindowOrderSwin, is_foldable_swin
-from dgiqa.nn.network import DGIQA, TCB, CrossAttention, SelfAttention
+from dgiqa.nn.network import DGIQA, TCB, CrossAttention, SelfAttention, statistics
 
 
 class TwinDGIQA(nn.Module):
@@ -49,14 +49,16 @@ class TwinDGIQA(nn.Module):
         """As `DGIQA.score`: f32 [N]."""
         return torch.sigmoid(self.fc(features).reshape(-1))
 
-    def reasons(self, features: Tensor) -> Tensor:
-        """As `DGIQA.reasons`: f32 [N,K]."""
-        return torch.sigmoid(self.fc_reasons(features))
-
     def features(self, rgb: Tensor, depth: Tensor) -> Tensor:
         """As `DGIQA.features`: f32 [N,C]."""
-        tokens = self.branch(rgb)
-        return self.join(tokens, self.branch(depth, "_depth") if self.config.depth_car else None)
+        return self.features_and_faults(rgb, depth)[0]
+
+    def features_and_faults(self, rgb: Tensor, depth: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As `DGIQA.features_and_faults`: f32 [N,C], and f32 [N,K] or None."""
+        maps = self.branches[0].maps(rgb)
+        guide = self.branch(depth, "_depth") if self.config.depth_car else None
+        faults = self.fc_reasons(statistics([_as_map(m) for m in maps])) if self.config.reasons else None
+        return self.join(self.branches[0].tokens(maps), guide), faults
 
     def branch(self, image: Tensor, suffix: str = "") -> Tensor:
         """As `DGIQA.branch`, but tokens: [N,3,S,S] -> [N,T,C]."""
@@ -99,10 +101,24 @@ class Branch(nn.Module):
             )
 
     def forward(self, image: Tensor) -> Tensor:
-        if isinstance(self.backbone, WindowOrderSwin):
-            return torch.cat([bridge(t) for bridge, t in zip(self.bridges, self.backbone(image), strict=True)], 2)
-        maps = feature_maps(self.backbone, image)
-        return _to_tokens(torch.cat([bridge(m) for bridge, m in zip(self.bridges, maps, strict=True)], 1))
+        return self.tokens(self.maps(image))
+
+    def maps(self, image: Tensor) -> list[Tensor]:
+        """The backbone's four maps: [N,C,H,W], or tokens [N,T,C] in an order of their own where it is a folded Swin."""
+        return (
+            self.backbone(image) if isinstance(self.backbone, WindowOrderSwin) else feature_maps(self.backbone, image)
+        )
+
+    def tokens(self, maps: list[Tensor]) -> Tensor:
+        """The maps through their bridges: tokens [N,T,C]."""
+        bridged = [bridge(m) for bridge, m in zip(self.bridges, maps, strict=True)]
+        return (
+            torch.cat(bridged, 2) if isinstance(self.backbone, WindowOrderSwin) else _to_tokens(torch.cat(bridged, 1))
+        )
+
+
+def _as_map(x: Tensor) -> Tensor:  # tokens [N,T,C] -> [N,C,T,1], for what does not ask about places
+    return x if x.ndim == 4 else x.transpose(1, 2)[..., None]
 
 
 class MapBridge(nn.Module):

@@ -6,7 +6,7 @@ Assessment", arXiv 2505.24002, section 3. Module names follow the published chec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,8 @@ class DGIQAConfig:
     """Sizes of the network. The defaults are the paper's 102.88 M parameters; `SMALL` is the shipped default model.
 
     depth_backbone, depth_backbone_options: the depth half's, where it is another; None: the same as the RGB half's.
-    reasons: columns of a second head, one per kind of fault, beside the score; the paper's network has none.
+    reasons: columns of a second head, one per kind of fault, beside the score; the paper's network has none. It reads
+        statistics of the RGB half's maps, because the last features tell how good a picture is, and no longer why.
     The three switches at the end are the paper's ablations (tables 4 and 5).
     """
 
@@ -164,7 +165,7 @@ class DGIQA(nn.Module):
             width = config.dilated_channels
         self.fc = nn.Linear(width, 1)
         if config.reasons:
-            self.fc_reasons = nn.Linear(width, config.reasons)
+            self.fc_reasons = fault_head(sum(halves[""]), config.reasons)
 
     def forward(self, rgb: Tensor, depth: Tensor) -> Tensor:
         return self.score(self.features(rgb, depth))
@@ -174,14 +175,16 @@ class DGIQA(nn.Module):
         logit = self.fc(features).reshape(-1)
         return torch.sigmoid(logit.float())  # under autocast bfloat16 would step by 0.004 near 1
 
-    def reasons(self, features: Tensor) -> Tensor:
-        """`features` -> probability of each kind of fault, f32 [N,K] in [0, 1]; only where config.reasons is K > 0."""
-        return torch.sigmoid(self.fc_reasons(features).float())
-
     def features(self, rgb: Tensor, depth: Tensor) -> Tensor:
         """Input of the last layer: the score is a sigmoid of a linear function of it. f32 [N,C]."""
-        fused = self.branch(rgb)
-        return self.join(fused, self.branch(depth, "_depth") if self.config.depth_car else None)
+        return self.features_and_faults(rgb, depth)[0]
+
+    def features_and_faults(self, rgb: Tensor, depth: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`features` f32 [N,C], and the logit of each kind of fault, f32 [N,K]; None where config.reasons is 0."""
+        maps = feature_maps(self.backbone, rgb)
+        guide = self.branch(depth, "_depth") if self.config.depth_car else None
+        faults = self.fc_reasons(statistics(maps)).float() if self.config.reasons else None
+        return self.join(self._fuse(maps, ""), guide), faults
 
     def branch(self, image: Tensor, suffix: str = "") -> Tensor:
         """One backbone and its bridges, RGB's ("") or the depth image's ("_depth"): [N,3,S,S] -> [N,C,7,7]."""
@@ -204,6 +207,18 @@ class DGIQA(nn.Module):
             maps = [getattr(self, f"tcb{level}{suffix}")(m) for level, m in enumerate(maps, 1)]
         size = maps[-1].shape[-2:]
         return torch.cat([F.interpolate(m, size=size, mode="bilinear", align_corners=False) for m in maps], 1)
+
+
+def statistics(maps: Sequence[Tensor]) -> Tensor:
+    """Mean and mean absolute deviation of each channel of maps [N,C,H,W]: [N,2 sum C]. Squares would overflow fp16."""
+    means = [m.mean((2, 3), keepdim=True) for m in maps]
+    deviations = [(m - mean).abs().mean((2, 3)) for m, mean in zip(maps, means, strict=True)]
+    return torch.cat([*(mean.flatten(1) for mean in means), *deviations], 1)
+
+
+def fault_head(channels: int, faults: int) -> nn.Sequential:
+    """`statistics` of maps of so many channels -> the logit of each kind of fault."""
+    return nn.Sequential(nn.LayerNorm(2 * channels), nn.Linear(2 * channels, 96), nn.ReLU(), nn.Linear(96, faults))
 
 
 def _depth_backbone(config: DGIQAConfig) -> Any:

@@ -280,8 +280,8 @@ def _with_all_outputs(network: nn.Module) -> tuple[nn.Module, list[str]]:
 
 
 def _all_outputs(network: DGIQA | TwinDGIQA, rgb: Tensor, depth: Tensor) -> tuple[Tensor, ...]:
-    features = network.features(rgb, depth)
-    reasons = (network.reasons(features),) if network.config.reasons else ()
+    features, faults = network.features_and_faults(rgb, depth)
+    reasons = () if faults is None else (torch.sigmoid(faults),)
     return (network.score(features), *reasons, features)
 
 

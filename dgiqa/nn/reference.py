@@ -95,8 +95,8 @@ class TorchScorer:
             if not getattr(getattr(self._quality, "config", None), "reasons", 0):
                 scores, reasons = self._quality(*both), {}
             else:
-                features = self._quality.features(*both)
-                scores, found = self._quality.score(features), self._quality.reasons(features).double().mean(0)
+                features, faults = self._quality.features_and_faults(*both)
+                scores, found = self._quality.score(features), torch.sigmoid(faults).double().mean(0)
                 reasons = {str(column): p for column, p in enumerate(found.tolist())}
         tile_scores = self._mapped(scores.numpy())
         return TorchScore(float(tile_scores.mean(dtype=np.float64)), tile_scores, tiling, reasons)
