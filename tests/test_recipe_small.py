@@ -15,8 +15,10 @@ pytest.importorskip("av")
 
 from dgiqa.nn.backbones import import_timm  # noqa: E402
 from dgiqa.nn.network import DGIQA, SMALL  # noqa: E402
+from dgiqa.nn.weights import save_weights  # noqa: E402
 from recipes.small import chains, encoding, learn, scale, working  # noqa: E402
 from recipes.small.depthwise import quicken  # noqa: E402
+from recipes.small.reasons import REASONS  # noqa: E402
 
 
 def picture(seed: int = 0, height: int = 200, width: int = 240) -> np.ndarray:
@@ -79,7 +81,7 @@ def test_a_group_never_gets_better_and_names_its_reasons(kind):
         assert len(made) == len(shares) == chains.SIZE
         assert all(one.rgb.shape == rgb.shape and one.rgb.dtype == np.uint8 for one in made)
         assert all(0 <= later <= earlier <= 1 for earlier, later in itertools.pairwise(shares))
-        assert all(set(one.reasons) <= {*learn.REASONS, "codec"} for one in made)
+        assert all(set(one.reasons) <= {*REASONS, "codec"} for one in made)
 
 
 def test_black_and_white_is_no_fault():
@@ -120,22 +122,62 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
     monkeypatch.setattr(learn, "VALIDATION", 2)
     monkeypatch.setattr(learn, "CHAIN_VALIDATION", 3)
     opinions = learn.Pictures(folder(tmp_path / "a", 8, {"mos": np.linspace(0.2, 0.9, 8, dtype=np.float32)}))
-    reasons = np.tile(np.eye(4, len(learn.REASONS), dtype=np.float32), (3, 1))
+    reasons = np.tile(np.eye(4, len(REASONS), dtype=np.float32), (3, 1))
     labels = {"label": np.tile([0.8, 0.6, 0.4, 0.2], 3).astype(np.float32), "reasons": reasons}
     sources = {"source": np.repeat(np.arange(3), 4), "kind": np.array(["single"] * 12)}
     pictures = learn.Pictures(folder(tmp_path / "b", 12, labels | sources))
-    settings = learn.Settings(steps=3, judged=3, pairs=2, same=2, warmup=1)
+    settings = learn.Settings(steps=3, judged=3, pairs=2, toned=1, same=3, warmup=1)
     ends = []
     for stops in ((3,), (2, 3)):
         for stop in stops:
             torch.manual_seed(0)
-            network = DGIQA(dataclasses.replace(SMALL, dropout=0.0, reasons=len(learn.REASONS)))
+            network = DGIQA(dataclasses.replace(SMALL, dropout=0.0, reasons=len(REASONS)))
             batches = learn.Batches(opinions, pictures, settings)
             monkeypatch.setattr(learn, "enough", lambda step, stop=stop: step >= stop)
             learn.train(network, batches, settings, tmp_path / f"run{len(stops)}", float("inf"))
         ends.append(learn.load_dgiqa(tmp_path / f"run{len(stops)}" / "weights.safetensors").state_dict())
     for name, tensor in ends[0].items():
         torch.testing.assert_close(tensor, ends[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_folders_of_pictures_stand_one_after_the_other_in_memory_and_on_disk(tmp_path):
+    folders = [folder(tmp_path / name, n, {"source": np.arange(n)}) for name, n in (("a", 2), ("b", 3))]
+    place = learn.Place(40, 60, 250)
+    last = learn.Pictures(folders[1]).crop(2, place)
+    for pictures in (learn.Pictures(*folders), learn.Pictures(*folders, in_memory=True)):
+        rgb, depth = pictures.crop(4, place)
+        assert np.array_equal(rgb, last[0])
+        assert np.abs(depth.astype(int) - last[1]).max() <= 1
+        assert len(set(pictures.labels["source"])) == 5, "sources of two folders are never one"
+
+
+@pytest.mark.parametrize("kind", learn.TONES)
+def test_toned_crops_are_worth_what_people_say(kind, monkeypatch):
+    monkeypatch.setattr(learn, "TONES", (kind,))
+    rgb = picture(3, 224, 224)
+    for seed in range(4):
+        mild, strong = learn.toned(rgb, rgb[..., 0], 0.8, np.random.default_rng(seed))
+        assert mild[2] > strong[2] >= scale.FLOOR
+        assert mild[2] == 0.8 or not np.array_equal(mild[0], rgb)
+        assert sum(strong[3]) >= sum(mild[3])
+
+
+@pytest.mark.parametrize("change", learn.UNSEEN)
+def test_changes_that_nobody_minds_are_small(change):
+    rgb = cv2.GaussianBlur(picture(3, 224, 224), (0, 0), 2)
+    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY) if change == "black and white" else rgb
+    for seed in range(4):
+        after = learn.UNSEEN[change](rgb, np.random.default_rng(seed))
+        assert after.shape == rgb.shape
+        assert cv2.PSNR(after[..., 0] if change == "black and white" else after, grey) > 28
+
+
+def test_a_network_without_reasons_gets_a_new_head_for_them(tmp_path):
+    network = DGIQA(SMALL)
+    save_weights(network, tmp_path / "w.safetensors")
+    started = learn.network_from(tmp_path / "w.safetensors", "")
+    assert started.config.reasons == len(REASONS)
+    assert torch.equal(started.fc.weight, network.fc.weight)
 
 
 def test_the_mean_of_two_runs_is_their_mean():

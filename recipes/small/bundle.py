@@ -17,7 +17,7 @@ from typing import Any
 
 from dgiqa.errors import DgiqaError
 from dgiqa.meaning import Meaning, Reason
-from recipes.small.learn import REASONS
+from recipes.small.reasons import REASONS
 
 GOLDEN_SEEDS = (11, 12, 13, 14)  # scenes rendered without any photograph, so that they are ours to pass on
 GOLDEN_DISTORTIONS = (("gaussian_blur", 3), ("jpeg", 4), ("white_noise", 3))  # each of the first scene
@@ -40,7 +40,7 @@ def golden_images() -> list[Any]:
 def meaning_of(path: Path | None, reasons: int) -> Meaning:
     """What the scores mean, from the file that `recipes.small.meaning` wrote; without it, every threshold is 0.5.
 
-    reasons: how many of `learn.REASONS` the network tells.
+    reasons: how many of `reasons.REASONS` the network tells.
     """
     found = json.loads(path.read_text()) if path else {}
     thresholds = found.get("thresholds", {})

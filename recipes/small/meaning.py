@@ -29,8 +29,9 @@ from numpy.typing import NDArray
 
 from dgiqa.nn.datasets import TRAIN, load_dataset
 from recipes.small import chains, encoding, measures
-from recipes.small.learn import REASONS, VALIDATION
+from recipes.small.learn import VALIDATION
 from recipes.small.measures import FAIR, GOOD, Judge
+from recipes.small.reasons import REASONS
 
 Float = NDArray[np.float64]
 KEPT, AT_LEAST = 0.98, 0.95  # share of what people called good that `upload` lets pass
