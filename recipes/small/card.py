@@ -146,6 +146,19 @@ def video_section(m: Figures) -> list[str]:
         "## Video codecs",
         "One frame of each clean picture, ever more compressed; and the same out of focus (sigma 5), compressed alike.",
         *table(head, rows),
+        *_decoders(m),
+    ]
+
+
+def _decoders(m: Figures) -> list[str]:
+    if "decoders" not in m:
+        return []
+    rows = [(name, f"{v['furthest']:.3f}") for name, v in m["decoders"].items()]
+    frames = next(iter(m["decoders"].values()))["frames"]
+    return [
+        f"One clip of {frames} frames, decoded by this package, by FFmpeg's program and by OpenCV: how far apart the "
+        "scores of one frame are at most.",
+        *table(("encoder", "furthest apart"), rows),
     ]
 
 
@@ -297,6 +310,9 @@ def targets(m: Figures) -> list[Target]:
         focus = min(v["in_focus_above"] for v in m["video"].values())
         add("score falls with crf, worst codec", ">= 95 %", _percent(falls), falls >= 0.95)
         add("in focus above out of focus, worst codec", "100 %", _percent(focus), focus == 1)
+    if "decoders" in m:
+        furthest = max(v["furthest"] for v in m["decoders"].values())
+        add("one frame by any decoder, furthest apart", "<= 0.02", f"{furthest:.3f}", furthest <= 0.02)
     found += _gate_targets(m)
     if "series" in m:
         s = m["series"]

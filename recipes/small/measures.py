@@ -13,7 +13,9 @@ import argparse
 import io
 import json
 import re
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -28,6 +30,8 @@ from dgiqa.metrics import krocc, plcc, srocc
 from dgiqa.nn.datasets import TEST, load_dataset, read_rgb
 from dgiqa.scorer import Scorer
 from dgiqa.spec import QUALITY_FILE
+from dgiqa.video.frames import Video
+from dgiqa.video.sampling import Sampling
 from recipes.small import chains, encoding
 from recipes.small.distortions import KADID_TYPES, distort
 
@@ -57,6 +61,15 @@ BAD = (
     "denoise",
     "haze",
 )
+
+
+CLIP = (480, 640)  # rows and columns of the frames that several decoders open
+DECODED = {
+    "libx264": {"crf": "23"},
+    "libx265": {"crf": "24", "x265-params": "log-level=none"},
+    "libvpx-vp9": {"crf": "32", "b": "0", "cpu-used": "8"},
+    "mpeg2video": {"q": "4"},
+}
 
 
 class Judge:
@@ -226,6 +239,44 @@ def video(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
     return result
 
 
+def decoders(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
+    """How far apart the scores of one frame are by this package's decoding, FFmpeg's program and OpenCV, per codec."""
+    import imageio_ffmpeg
+
+    result = {}
+    for encoder, options in DECODED.items():
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "clip.mkv"
+            _write_clip(file, clean, encoder, options)
+            with Video(file, bars="keep") as opened:
+                ours = [f.rgb for f in opened.frames(Sampling(every=0))]
+            command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(file), "-fps_mode", "passthrough"]
+            raw = subprocess.run(
+                [*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True, check=True
+            )
+            program = np.frombuffer(raw.stdout, np.uint8).reshape(-1, *CLIP, 3)
+            reader, opencv = cv2.VideoCapture(str(file)), []
+            while len(opencv) < len(clean):
+                opencv.append(reader.read()[1][..., ::-1])
+        scores = np.array([judge(np.ascontiguousarray(a) for a in frames) for frames in (ours, program, opencv)])
+        result[encoder] = {"frames": len(clean), "furthest": float(np.ptp(scores, axis=0).max())}
+    return result
+
+
+def _write_clip(file: Path, pictures: Sequence[Bytes], encoder: str, options: dict[str, str]) -> None:
+    """Every picture as one frame of CLIP pixels, in the colours that its header names."""
+    import av
+
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream(encoder, rate=25, options=options)
+        stream.height, stream.width, stream.pix_fmt = *CLIP, "yuv420p"
+        for number, rgb in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(cv2.resize(rgb, CLIP[::-1], interpolation=cv2.INTER_AREA), "rgb24")
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
 def special(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
     rng = np.random.default_rng(8)
     grey = [np.repeat(cv2.cvtColor(a, cv2.COLOR_RGB2GRAY)[..., None], 3, 2) for a in clean]
@@ -286,7 +337,7 @@ def depth(judge: Judge, clean: Sequence[Bytes]) -> dict[str, float]:
 
 def reason_pictures(clean: Sequence[Bytes], seed: int, rounds: int = 6) -> tuple[list[Bytes], Float]:
     """Chains of clean pictures, saved as users save them, and their reasons f [n,K]: 1 is there, 0.5 undecided."""
-    from recipes.small.learn import REASONS
+    from recipes.small.reasons import REASONS
 
     rng, wanted, found = np.random.default_rng(seed), [], []
     for _ in range(rounds):
@@ -300,7 +351,7 @@ def reason_pictures(clean: Sequence[Bytes], seed: int, rounds: int = 6) -> tuple
 
 def reasons(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
     """Mean average precision of the reasons, over mixtures of unseen pictures; what their thresholds find and miss."""
-    from recipes.small.learn import REASONS
+    from recipes.small.reasons import REASONS
 
     found, truth = reason_pictures(clean, 9)
     scored = judge.full(found)
@@ -377,7 +428,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parts["opinions"] = lambda: opinions(judge, rows)
     parts |= {
         f.__name__: (lambda f=f: f(judge, clean))
-        for f in (special, unseen, additions, video, saves, reasons, series, depth)
+        for f in (special, unseen, additions, video, decoders, saves, reasons, series, depth)
     }
     if o.large:
         parts["sizes"] = lambda: sizes(judge, read(o.large, 20))

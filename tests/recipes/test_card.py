@@ -46,6 +46,7 @@ def figures() -> dict:
                 "in_focus_above": 1.0,
             }
         },
+        "decoders": {"libx264": {"frames": 2, "furthest": 0.013}, "mpeg2video": {"frames": 2, "furthest": 0.021}},
         "environment": {"date": "2026-11-29", "clean": 2},
     }
 
@@ -58,6 +59,7 @@ def test_targets_say_no_where_they_are_missed(figures):
     assert found["level 5: median shift against PNG <= 0.05"].met
     assert found["night called good passes `upload`"].measured == "100 % of 40"
     assert not found["covered lens or blank, with noise passes `upload`"].met
+    assert not found["one frame by any decoder, furthest apart"].met
     assert not any("black and white" in measure for measure in found)  # there was none
 
 

@@ -16,7 +16,7 @@ pytest.importorskip("av")
 from dgiqa.bundle import Bundle
 from recipes.small import meaning, measures, peers
 from recipes.small.bundle import meaning_of
-from recipes.small.learn import REASONS
+from recipes.small.reasons import REASONS
 
 
 @pytest.fixture
@@ -147,3 +147,11 @@ def test_correlations_of_peers_have_an_interval_around_them():
     found = peers.correlations(wanted + np.random.default_rng(0).normal(0, 0.2, 50), wanted)
     assert found["pictures"] == 50
     assert found["interval"][0] < found["srocc"] < found["interval"][1]
+
+
+def test_one_frame_by_three_decoders_has_nearly_one_score(clean, monkeypatch):
+    pytest.importorskip("imageio_ffmpeg")
+    monkeypatch.setattr(measures, "DECODED", {"libx264": {"crf": "23"}})
+    found = measures.decoders(measures.Judge("small"), measures.read(clean, 1))
+    assert found["libx264"]["frames"] == 1
+    assert found["libx264"]["furthest"] <= 0.02
