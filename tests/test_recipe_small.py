@@ -188,3 +188,26 @@ def test_the_mean_of_two_runs_is_their_mean():
     one, other = DGIQA(config), DGIQA(config)
     wanted = (one.fc.weight + other.fc.weight) / 2
     torch.testing.assert_close(average([one, other]).fc.weight, wanted)
+
+
+@pytest.mark.slow
+def test_the_head_for_reasons_learns_them_on_a_network_that_stays(tmp_path):
+    from recipes.small import tell
+
+    rng = np.random.default_rng(0)
+    rgb, _ = working.create(tmp_path / "c", 40)
+    reasons = np.zeros((40, len(REASONS)), np.float32)
+    for i in range(40):
+        level = 90
+        rgb[i] = np.clip(rng.normal(level, 40 if i % 2 else 2, rgb[i].shape), 0, 255)
+        reasons[i, REASONS.index("noise")] = i % 2
+    labels = {"label": np.full(40, 0.5, np.float32), "source": np.arange(40) // 2, "reasons": reasons}
+    working.save_labels(tmp_path / "c", labels)
+    torch.manual_seed(0)
+    network = DGIQA(dataclasses.replace(SMALL, reasons=len(REASONS))).eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    pictures = learn.Pictures(tmp_path / "c")
+    values = tell.seen(network, pictures, 1)
+    head = tell.fit(values, torch.from_numpy(reasons), epochs=400)
+    assert tell.precision(head, values, reasons)["noise"] == 1
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
