@@ -217,21 +217,23 @@ def judge(made: list[Made], reference: Bytes, scale: Scale) -> list[float]:
     for one in made:
         if one.reference is not None:
             reference = working.working_square(one.reference)
-        share = one.share
-        if share is None or one.mixed:
-            values = full_reference(reference, working.working_square(one.rgb)[None])
-            found = float(scale(values)[0])
-            if one.cell:
-                share = scale.single(*one.cell, values[0])
-            elif one.mixed:
-                share = min(one.share, found + 0.1)
-            else:
-                share = float(np.interp(found, *RECODED)) if "codec" in one.reasons else found
+        share = one.share if one.share is not None and not one.mixed else _measured(one, reference, scale)
         if "codec" in one.reasons:
             one.reasons["compression"] = certain(share)
         worst = min(worst, float(np.clip(share, 0, 1)))
         shares.append(worst)
     return shares
+
+
+def _measured(one: Made, reference: Bytes, scale: Scale) -> float:
+    """The share that full-reference metrics say is left of a picture."""
+    values = full_reference(reference, working.working_square(one.rgb)[None])
+    found = float(scale(values)[0])
+    if one.cell:
+        return scale.single(*one.cell, values[0])
+    if one.share is not None:
+        return min(one.share, found + 0.1)
+    return float(np.interp(found, *RECODED)) if "codec" in one.reasons else found
 
 
 def fit_scale(pictures: Sequence[Bytes], rng: np.random.Generator) -> Scale:
@@ -325,7 +327,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rgb[at], depth[at] = picture, network(picture)
             found["label"].append(0.06 + 0.04 * rng.random() if kind == "nothing" else label(worth, share))
             found["reasons"].append([one.reasons.get(name, 0.0) for name in REASONS])
-            found["source"].append(number), found["kind"].append(kind)
+            found["source"].append(number)
+            found["kind"].append(kind)
         if number % 100 == 99:
             working.save_labels(
                 o.out,

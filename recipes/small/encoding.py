@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ def save(rgb: Bytes, codec: str, quality: float, full_chroma: bool = False) -> B
     """The picture after `codec` at `quality`. full_chroma: 4:4:4 instead of 4:2:0, for jpeg and avif."""
     if codec in VIDEO:
         return _through_video(rgb, "libx264" if codec == "h264" else "libx265", quality)
-    options: dict[str, Callable[[], dict[str, object]]] = {
+    options: dict[str, Callable[[], dict[str, Any]]] = {
         "jpeg": lambda: {"format": "JPEG", "quality": int(quality), "subsampling": 0 if full_chroma else 2},
         "webp": lambda: {"format": "WEBP", "quality": int(quality), "method": 2},
         "avif": lambda: {
@@ -59,12 +60,12 @@ def ordinary(rgb: Bytes, rng: np.random.Generator) -> Bytes:
     if draw < 0.2:
         return rgb
     if draw < 0.6:
-        return save(rgb, "jpeg", rng.integers(68, 97), full_chroma=rng.random() < 0.3)
+        return save(rgb, "jpeg", int(rng.integers(68, 97)), full_chroma=rng.random() < 0.3)
     if draw < 0.75:
-        return save(rgb, "webp", rng.integers(70, 96))
+        return save(rgb, "webp", int(rng.integers(70, 96)))
     if draw < 0.85:
-        return save(rgb, "avif", rng.integers(55, 90), full_chroma=rng.random() < 0.3)
-    return save(rgb, "h264" if draw < 0.95 else "hevc", rng.integers(17, 27))
+        return save(rgb, "avif", int(rng.integers(55, 90)), full_chroma=rng.random() < 0.3)
+    return save(rgb, "h264" if draw < 0.95 else "hevc", int(rng.integers(17, 27)))
 
 
 def _through_video(rgb: Bytes, encoder: str, crf: float) -> Bytes:

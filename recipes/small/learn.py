@@ -173,12 +173,14 @@ class Batches:
 
     def __call__(self, step: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.s.seed, step])
-        rgb, depth, label = [], [], []
+        rgb: list[Any] = []
+        depth: list[Any] = []
+        label: list[float] = []
         if self.opinions:
             for index in self._epoch(step, self.s.judged):
                 self._add(self.opinions, index, self._place(rng), rgb, depth)
                 label.append(self.opinions.labels["mos"][index])
-        reasons = []
+        reasons: list[Any] = []
         if self.chains:
             for number in rng.integers(0, len(self.groups), self.s.pairs):
                 group, place = self.groups[number], self._place(rng)
@@ -187,15 +189,17 @@ class Batches:
                     self._add(self.chains, index, place, rgb, depth)
                     label.append(self.chains.labels["label"][index])
                     reasons.append(self.chains.labels["reasons"][index])
-        for _ in range(self.s.toned):
-            index, place = self.passable[rng.integers(len(self.passable))], self._place(rng)
-            for one in toned(*self.opinions.crop(index, place), float(self.opinions.labels["mos"][index]), rng):  # type: ignore[union-attr]
-                for values, value in zip((rgb, depth, label, reasons), one, strict=True):
-                    values.append(value)
+        if self.opinions:
+            for index in rng.choice(self.passable, self.s.toned):
+                a, b = self.opinions.crop(index, self._place(rng))
+                for one in toned(a, b, float(self.opinions.labels["mos"][index]), rng):
+                    for values, value in zip((rgb, depth, label, reasons), one, strict=True):
+                        values.append(value)
         of = rng.choice(len(rgb), self.s.same, replace=False)
         for index in of:
             a, b = unseen_change(rgb[index], depth[index], rng)
-            rgb.append(a), depth.append(b)
+            rgb.append(a)
+            depth.append(b)
         return {
             "rgb": np.stack(rgb),
             "depth": np.stack(depth),
@@ -216,7 +220,8 @@ class Batches:
 
     def _add(self, pictures: Pictures, index: int, place: Place, rgb: list[Any], depth: list[Any]) -> None:
         a, b = pictures.crop(index, place)
-        rgb.append(a), depth.append(b)
+        rgb.append(a)
+        depth.append(b)
 
 
 def toned(
@@ -286,7 +291,7 @@ def recode(rgb: NDArray[np.uint8], suffix: str, options: list[int]) -> NDArray[n
     return np.asarray(cv2.imdecode(cv2.imencode(suffix, rgb[..., ::-1], options)[1], cv2.IMREAD_COLOR))[..., ::-1]
 
 
-def losses(score: Tensor, logits: Tensor, batch: dict[str, Any], s: Settings) -> dict[str, Tensor]:
+def losses(score: Tensor, logits: Tensor | None, batch: dict[str, Any], s: Settings) -> dict[str, Tensor]:
     """Every part of the loss by name, weighted. score f32 [n], logits f32 [n,K] of `batch`'s crops in order."""
     label, of = torch.from_numpy(batch["label"]), torch.from_numpy(batch["of"])
     judged = len(label) - len(batch["reasons"])
@@ -294,7 +299,7 @@ def losses(score: Tensor, logits: Tensor, batch: dict[str, Any], s: Settings) ->
     if judged:
         parts["opinion"] = F.mse_loss(score[:judged], label[:judged])
         parts["correlation"] = s.correlation * (1 - _correlation(score[:judged], label[:judged]))
-    if len(batch["reasons"]):
+    if len(batch["reasons"]) and logits is not None:
         chain, wanted = score[judged : len(label)], label[judged:]
         gap = wanted[::2] - wanted[1::2]
         parts["chain"] = s.chain * F.mse_loss(chain, wanted)
@@ -325,7 +330,7 @@ def train(network: DGIQA, batches: Batches, s: Settings, out: Path, minutes: flo
     """Learn for `s.steps` steps or `minutes`; returns the weights' moving average, as OUT/weights.safetensors does."""
     out.mkdir(parents=True, exist_ok=True)
     state_file, end = out / "state.pt", time.monotonic() + 60 * minutes
-    quicken(network.to(memory_format=torch.channels_last))
+    quicken(network.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
     average = copy.deepcopy(network).eval()
     optimiser, step = optimiser_of(network, s), 0
     if state_file.exists():
@@ -333,7 +338,8 @@ def train(network: DGIQA, batches: Batches, s: Settings, out: Path, minutes: flo
         network.load_state_dict(state["network"]), average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
         step = state["step"]
-    started, seen, sums = time.monotonic(), 0, {}
+    started, seen = time.monotonic(), 0
+    sums: dict[str, float] = {}
     worker = ThreadPoolExecutor(1)  # draws the next batch meanwhile
     ahead = worker.submit(batches, step)
     while step < s.steps and time.monotonic() < end and not enough(step):
@@ -398,7 +404,7 @@ def save(path: Path, network: nn.Module, average: nn.Module, optimiser: Any, ste
 
 
 @torch.inference_mode()
-def predict(network: DGIQA, pictures: Pictures, indices: Sequence[int], side: int = SEEN) -> NDArray[np.float32]:
+def predict(network: DGIQA, pictures: Pictures, indices: NDArray[np.int64], side: int = SEEN) -> NDArray[np.float32]:
     """Scores f32 [n] of pictures by the four corner tiles of each, as scoring does with a square picture."""
     network.eval()
     end, found = working.SIDE - side, []

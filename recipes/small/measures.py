@@ -10,6 +10,7 @@ validation part and Kodak's, say), distort and save them as users do, and score 
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import json
 import re
@@ -90,7 +91,8 @@ def opinions(judge: Judge, rows: Sequence[tuple[Path, float]]) -> dict[str, Any]
     scored = judge.full(path for path, _ in rows)
     found = np.array([s.value for s in scored])
     wanted = np.array([mos for _, mos in rows])
-    rng, result = np.random.default_rng(0), {"pictures": len(rows)}
+    rng = np.random.default_rng(0)
+    result: dict[str, Any] = {"pictures": len(rows)}
     drawn = [rng.integers(0, len(rows), len(rows)) for _ in range(300)]
     for name, measure in (("srocc", srocc), ("plcc", lambda a, b: float(np.corrcoef(a, b)[0, 1])), ("krocc", krocc)):
         interval = np.percentile(
@@ -241,7 +243,7 @@ def video(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
 
 def decoders(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
     """How far apart the scores of one frame are by this package's decoding, FFmpeg's program and OpenCV, per codec."""
-    import imageio_ffmpeg
+    import imageio_ffmpeg  # type: ignore[import-untyped]
 
     result = {}
     for encoder, options in DECODED.items():
@@ -255,9 +257,8 @@ def decoders(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
                 [*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True, check=True
             )
             program = np.frombuffer(raw.stdout, np.uint8).reshape(-1, *CLIP, 3)
-            reader, opencv = cv2.VideoCapture(str(file)), []
-            while len(opencv) < len(clean):
-                opencv.append(reader.read()[1][..., ::-1])
+            reader = cv2.VideoCapture(str(file))
+            opencv = [reader.read()[1][..., ::-1] for _ in clean]
         scores = np.array([judge(np.ascontiguousarray(a) for a in frames) for frames in (ours, program, opencv)])
         result[encoder] = {"frames": len(clean), "furthest": float(np.ptp(scores, axis=0).max())}
     return result
@@ -309,7 +310,8 @@ def series(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
         wanted = np.array(HUMAN[kind])
         order = (found[:-1] > found[1:]) if wanted[0] > wanted[-1] else (found[:-1] < found[1:])
         result[kind] = {"in_order": float(order.mean()), "mean": found.mean(1).tolist()}
-        everything.append(found.ravel()), human.append(np.repeat(wanted, len(clean)))
+        everything.append(found.ravel())
+        human.append(np.repeat(wanted, len(clean)))
     return {
         "types": result,
         "types_in_order": sum(r["in_order"] >= 0.9 for r in result.values()),
@@ -362,7 +364,7 @@ def reasons(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
     probability = np.array([[s.reasons[name] for name in names] for s in scored])
     told = np.array([[name in s.faults for name in names] for s in scored])
     there = (truth == 1).any(0)  # among few pictures one may not occur
-    each = {name: _average_precision(probability[:, k], truth[:, k]) for k, name in enumerate(names) if there[k]}
+    each = {name: average_precision(probability[:, k], truth[:, k]) for k, name in enumerate(names) if there[k]}
     return {
         "pictures": len(found),
         "average_precision": each,
@@ -378,7 +380,7 @@ def _found_and_right(told: NDArray[np.bool_], truth: Float) -> dict[str, float]:
     return {"recall": hits / there if there else 1.0, "precision": hits / said if said else 1.0}
 
 
-def _average_precision(score: Float, truth: Float) -> float:
+def average_precision(score: NDArray[Any], truth: NDArray[Any]) -> float:
     sure = truth != 0.5
     order = np.argsort(-score[sure], kind="stable")
     hit = truth[sure][order] == 1
@@ -427,7 +429,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = [(r.path, r.score) for r in load_dataset("biq2021", o.biq).part(TEST).records]
         parts["opinions"] = lambda: opinions(judge, rows)
     parts |= {
-        f.__name__: (lambda f=f: f(judge, clean))
+        f.__name__: functools.partial(f, judge, clean)
         for f in (special, unseen, additions, video, decoders, saves, reasons, series, depth)
     }
     if o.large:

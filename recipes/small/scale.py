@@ -72,7 +72,7 @@ class Scale:
     def __call__(self, values: Float) -> Float:  # metric values [n,2] -> share left [n]
         grid = np.linspace(0, 1, self.curves.shape[1])
         rank = np.mean([np.interp(v, c, grid) for v, c in zip(values.T, self.curves, strict=True)], axis=0)
-        return np.interp(rank, np.linspace(0, 1, len(self.shares)), self.shares)
+        return np.asarray(np.interp(rank, np.linspace(0, 1, len(self.shares)), self.shares))
 
     def single(self, kind: str, level: int, values: Float) -> float:
         return float(np.clip(HUMAN[kind][level - 1] + self(values[None])[0] - self.cells[kind][level - 1], 0.02, 1))

@@ -66,7 +66,8 @@ def create(folder: Path, count: int) -> tuple[Any, Any]:
 
 
 def save_labels(folder: Path, labels: Mapping[str, NDArray[Any]]) -> None:
-    np.savez(folder / "labels.npz", **labels)
+    arrays: dict[str, Any] = dict(labels)
+    np.savez(folder / "labels.npz", **arrays)
 
 
 def load(folder: Path, mode: Literal["r", "r+"] = "r") -> tuple[Any, Any, dict[str, NDArray[Any]]]:

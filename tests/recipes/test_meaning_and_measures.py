@@ -93,7 +93,7 @@ def test_the_best_f1(probability, truth, threshold):
 
 
 def test_average_precision_leaves_out_what_is_undecided():
-    found = measures._average_precision(np.array([0.9, 0.8, 0.7, 0.6]), np.array([1, 0.5, 0, 1]))
+    found = measures.average_precision(np.array([0.9, 0.8, 0.7, 0.6]), np.array([1, 0.5, 0, 1]))
     assert found == pytest.approx((1 + 2 / 3) / 2)
 
 
