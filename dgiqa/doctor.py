@@ -52,6 +52,7 @@ def examine(bundle: str = "small") -> list[Check]:
         _module("numpy", "numpy"),
         _module("cv2", "opencv-python-headless"),
         _module("PIL", "pillow"),
+        _module("simplejpeg", "simplejpeg"),
         _rivals("cv2", wheels, "pip uninstall -y {all} && pip install opencv-python-headless"),
         _onnxruntime(),
         _rivals("onnxruntime", wheels, f"pip uninstall -y {{all}} && {INSTALL_CPU}   (or, for NVIDIA: {INSTALL_GPU})"),

@@ -53,7 +53,7 @@ class Scorer:
     (`backends.parallel_runs`). By default `score` has all threads for one run, and `score_many` and videos do as
     "auto" would, with networks of their own that are opened when first needed.
     max_pixels: larger images are refused before they are decoded. max_memory: bytes that one image may take while it
-    is prepared, by default `image.MAX_MEMORY` (1.5 GiB), or any where max_pixels was raised; images prepared at
+    is prepared, by default `image.MAX_MEMORY` (832 MiB), or any where max_pixels was raised; images prepared at
     a time share as much.
     gate: the score from which an image passes, or the name of one of the bundle's presets; it decides `verdict`.
     features: keep what the last layer sees, of each tile, in the scores; where the bundle's network gives it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import threading
 import time
@@ -51,6 +52,36 @@ def test_zero_bytes_in_place_of_data_are_an_error(
         decode(bytes(file))
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+def test_other_bytes_in_place_of_data_are_an_error(options: dict[str, Any], mode: str) -> None:
+    """But for those, one in ten, after which a decoder happens to be where it would have been."""
+    file = encode(photo((512, 512)).convert(mode), quality=90, **options)
+    random, found = np.random.default_rng(0), []
+    for share in np.linspace(0.3, 0.8, 10):
+        at = int(len(file) * share)
+        noise = random.integers(0, 255, 700, np.uint8).tobytes()
+        others = (noise, b"\x37" * 700, file[at // 2 :][:700], b"\xff\x51" * 9)
+        found += [error_of(file[:at] + other + file[at + len(other) :]) for other in others]
+    assert sum(not text for text in found) < 0.2 * 40
+    for text in filter(None, found):
+        assert re.match(r"JPEG: (damaged: .*; fetch or copy|truncated, |.*cannot be read)", text)
+
+
+def error_of(file: bytes) -> str:
+    try:
+        decode(file)
+    except ImageError as error:
+        return str(error)
+    return ""
+
+
+def test_more_data_than_the_picture_has_are_an_error() -> None:
+    file = encode(photo())
+    with pytest.raises(ImageError, match=r"damaged: .*extraneous bytes"):
+        decode(file[:-2] + b"\x41" * 300 + file[-2:])
+
+
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("optimize", [False, True])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -91,6 +122,13 @@ def test_too_many_scans_are_refused_before_they_are_decoded() -> None:
     many = file[:last] + file[last:-2] * 600 + jpeg.END
     with pytest.raises(ImageError, match="more than 500 scans"):
         decode(many)
+
+
+def test_many_scans_of_a_large_picture_are_refused() -> None:
+    file = encode(photo(), progressive=True)
+    size = file.index(b"\xff\xc2") + 5
+    with pytest.raises(ImageError, match=r"2 scans of 60000 x 50000 pixels, too much work"):
+        jpeg.inspect(file[:size] + struct.pack(">HH", 50000, 60000) + file[size + 4 :])
 
 
 def test_padding_and_metadata_without_end_are_refused() -> None:
@@ -199,7 +237,7 @@ def test_room_is_shared_and_what_is_larger_goes_alone() -> None:
 
 
 def test_decoding_stops_when_it_is_told_to() -> None:
-    file = encode(Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8)), quality=100)
+    file = encode(Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8)), "PNG")
     with pytest.raises(CancelledError):
         open_image(file).decode(lambda: True)
 
@@ -266,6 +304,14 @@ def test_zero_bytes_in_a_compressed_tiff_are_an_error(compression: str, start: f
     data[at : at + len(data) // 50] = bytes(len(data) // 50)
     with pytest.raises(ImageError, match="damaged"):
         decode(bytes(data))
+
+
+@pytest.mark.parametrize("compression", ["tiff_deflate", "jpeg"])
+def test_other_bytes_in_a_compressed_tiff_are_an_error(compression: str) -> None:
+    data = encode(photo(), "TIFF", compression=compression)
+    at = len(data) // 2
+    with pytest.raises(ImageError, match="damaged"):
+        decode(data[:at] + b"\x37" * 64 + data[at + 64 :])
 
 
 @pytest.mark.parametrize("compression", ["tiff_deflate", "jpeg", "tiff_lzw", "raw"])

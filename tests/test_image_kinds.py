@@ -307,6 +307,74 @@ def test_wide_primaries_are_converted_and_srgb_is_not() -> None:
     np.testing.assert_allclose(read(png(grey, (12, 13, 0, 1)))[0].astype(int), 77, atol=1)
 
 
+def chunk(kind: bytes, *values: int) -> bytes:
+    body = kind + struct.pack(f">{len(values)}I", *values)
+    return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def with_chunks(data: bytes, *chunks: bytes) -> bytes:
+    return data[:33] + b"".join(chunks) + data[33:]
+
+
+P3 = chunk(b"cHRM", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
+SRGB_PRIMARIES = chunk(b"cHRM", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("gamma", [100_000, 55_555])
+def test_a_pngs_gamma_is_that_of_a_browser(gamma: int, grey: bool, deep: bool) -> None:
+    levels = picture()[..., 0] if grey else picture()
+    data = encode(Image.fromarray(levels), "PNG")
+    if deep:
+        stored = levels if grey else levels[..., ::-1]
+        data = cv2.imencode(".png", stored.astype(np.uint16) * 257)[1].tobytes()
+    for more in ((), (SRGB_PRIMARIES,)):
+        rgb, note = read(with_chunks(data, chunk(b"gAMA", gamma), *more))
+        assert note == f"converted from gamma {100_000 / gamma:.3g} to sRGB"
+        wanted = 255 * (levels / 255) ** (100_000 / gamma / 2.2)
+        np.testing.assert_allclose(rgb.astype(int), wanted[..., None].repeat(3, 2) if grey else wanted, atol=1)
+
+
+def test_the_usual_gamma_and_one_beside_a_profile_change_nothing() -> None:
+    data = encode(Image.fromarray(picture()), "PNG")
+    for chunks in (
+        [chunk(b"gAMA", 45455)],
+        [chunk(b"gAMA", 45455), SRGB_PRIMARIES],
+        [chunk(b"gAMA", 0)],
+        [P3],
+        [struct.pack(">I", 1) + b"sRGB\0" + struct.pack(">I", zlib.crc32(b"sRGB\0")), chunk(b"gAMA", 100_000)],
+    ):
+        assert (read(with_chunks(data, *chunks))[0] == picture()).all()
+
+
+def test_a_pngs_own_primaries_are_converted() -> None:
+    levels = np.zeros((4, 4, 3), np.uint8)
+    levels[..., 0] = 200
+    red = encode(Image.fromarray(levels), "PNG")
+    rgb, note = read(with_chunks(red, chunk(b"gAMA", 45455), P3))
+    assert note == "converted from its own primaries and gamma 2.2 to sRGB"
+    assert (
+        abs(int(rgb[0, 0, 0]) - int(read(png(np.asarray(Image.open(io.BytesIO(red))), (12, 13, 0, 1)))[0][0, 0, 0])) < 3
+    )
+    line = chunk(b"cHRM", 31270, 32900, 30000, 30000, 30000, 30000, 30000, 30000)
+    with pytest.raises(ImageError, match="primaries that span no colours"):
+        read(with_chunks(red, chunk(b"gAMA", 45455), line))
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_linear_light_is_converted_and_unknown_curves_are_refused(deep: bool) -> None:
+    levels = picture().astype(np.uint16) * 257 if deep else picture()
+    rgb, note = read(png(levels, (1, 8, 0, 1)))
+    assert note == "converted from linear light to sRGB"
+    light = picture() / 255
+    wanted = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055) * 255
+    np.testing.assert_allclose(rgb.astype(int), wanted, atol=1)
+    assert read(png(levels, (1, 4, 0, 1)))[1] == "converted from gamma 2.2 to sRGB"
+    with pytest.raises(ImageError, match="transfer number 9, which few programs show; convert it to sRGB"):
+        read(png(levels, (1, 9, 0, 1)))
+
+
 @needs_avif
 def test_hdr_avif_is_tone_mapped_or_refused() -> None:
     data = bytearray(encode(Image.fromarray(picture(64, 96)), "AVIF"))
@@ -369,6 +437,14 @@ def test_another_profile_is_converted_and_said(kind: str, alpha: bool) -> None:
     assert note == "converted from Adobe RGB (1998) to sRGB"
     assert rgb[0, 0, 0] < 10  # more green than sRGB has
     assert 170 < rgb[0, 0, 1] < 190
+
+
+@needs_avif
+def test_a_profile_beside_numbers_that_say_nothing_is_converted() -> None:
+    colour = np.full((64, 64, 3), (60, 180, 60), np.uint8)
+    data = encode(Image.fromarray(colour), "AVIF", quality=100, icc_profile=ADOBE)
+    assert b"colrnclx" in data
+    assert read(data)[1] == "converted from Adobe RGB (1998) to sRGB"
 
 
 def test_profiles_that_cannot_be_used_are_ignored_and_said() -> None:
@@ -446,6 +522,17 @@ def test_a_copy_that_is_marked_in_the_old_way_is_passed_over() -> None:
     rgb, note = read(file.getvalue())
     assert np.array_equal(rgb, picture())
     assert note == "page 2: those before it are reduced copies or masks"
+
+
+def test_a_thumbnail_that_nothing_marks_is_passed_over() -> None:
+    page = Image.fromarray(picture(240, 400))
+    thumbnail = page.resize((121, 73))
+    rgb, note = read(encode(thumbnail, "TIFF", save_all=True, append_images=[page, page.resize((200, 120))]))
+    assert np.array_equal(rgb, np.asarray(page))
+    assert note == "page 2: those before it are reduced copies or masks"
+    for other in (page.resize((400, 180)), page.resize((130, 78))):  # of another shape, and of nearly the same size
+        rgb, note = read(encode(thumbnail, "TIFF", save_all=True, append_images=[other]))
+        assert (rgb.shape, note) == ((73, 121, 3), "")
 
 
 def test_tiff_pixels_that_pillow_does_not_know_are_named() -> None:

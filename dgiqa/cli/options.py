@@ -69,7 +69,7 @@ MaxMemory = Annotated[
     typer.Option(
         min=1,
         metavar="MIB",
-        help="Refuse pictures that take more memory to prepare.  [default: 1536; any where --max-pixels is given]",
+        help="Refuse pictures that take more memory to prepare.  [default: 832; any where --max-pixels is given]",
     ),
 ]
 Format = Annotated[

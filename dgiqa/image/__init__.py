@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from importlib import import_module
@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dgiqa.errors import ImageError
-from dgiqa.hdr import tone_map
 from dgiqa.image import colours, jpeg, png, pnm, tiff, zeros
 from dgiqa.image.arrays import BAND, as_rgb, check_levels, over_white, rgb_of, upright
 from dgiqa.image.kinds import HEAD, identify
@@ -44,9 +43,8 @@ UInt8 = NDArray[np.uint8]
 Stop = Callable[[], bool]
 
 MAX_PIXELS = 200_000_000  # refused before decoding: today's largest phone sensor
-MAX_MEMORY = 3 << 29  # bytes that one picture may take while it is decoded, its file included: MAX_PIXELS in RGB do
+MAX_MEMORY = 13 << 26  # bytes (832 MiB) that one picture may take while it is decoded, its file included
 
-_MOST_DOUBTFUL = 12  # scans that are looked at more closely, at the price of a decode each
 _ORIENTATION = 0x0112
 _HAS_ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 # Bytes per pixel: of Pillow's image by its mode, and of what a format's decoder holds beside it. Measured.
@@ -173,50 +171,35 @@ def _open_jpeg(kind: str, plugin: str, data: bytes) -> Opened:
     except ImageError as error:
         raise ImageError(f"JPEG: {error}") from error
     image = _pillow(kind, plugin, data)
+    whole = data if scans.ended else data.rstrip(b"\xff") + jpeg.END
+    direct = scans.plain and scans.components != 4  # ink is Pillow's to convert
+    pixels = image.width * image.height
+    memory = 6 * pixels if image.info.get("progressive") else 0
 
     def read(stop: Stop | None) -> Decoded:
-        if not scans.ended:
-            return _without_its_end(plugin, data, scans, stop)
-        decoded = _loaded(image, kind, stop)
-        if scans.doubtful:
-            _check_scans(plugin, data, scans.doubtful, decoded.rgb, stop)
-        return decoded
-
-    memory = _memory(image, kind, data)
-    if image.info.get("progressive"):
-        memory += 6 * image.width * image.height
-    return Opened(kind, *image.size, memory, data, read)
-
-
-def _check_scans(plugin: str, data: bytes, doubtful: Sequence[tuple[int, int]], rgb: UInt8, stop: Stop | None) -> None:
-    """Raise ImageError if a scan does not end where the picture does: libjpeg only warns, and Pillow not even that.
-
-    Zero bytes in place of data are read as other blocks, and more or fewer of them, so that a scan's end comes too
-    early or too late. More data behind it then changes pixels, or other data in its last bytes does not, as it does in
-    its first ones.
-    """
-
-    def same(changed: bytes) -> bool:
-        return np.array_equal(_loaded(_pillow("JPEG", plugin, changed), "JPEG", stop).rgb, rgb)
-
-    if not same(jpeg.with_longer_scans(data, doubtful)) or any(
-        same(jpeg.with_another_end(data, scan)) and not same(jpeg.with_another_end(data, scan, head=True))
-        for scan in doubtful[:_MOST_DOUBTFUL]
-    ):
-        raise ImageError("damaged: zero bytes in place of some of the picture's data; fetch or copy it again")
-
-
-def _without_its_end(plugin: str, data: bytes, scans: jpeg.Scans, stop: Stop | None) -> Decoded:
-    """A JPEG file without its end marker, if all of its pixels are there: then nothing put behind them changes any."""
-    body = data.rstrip(b"\xff")
-    readings = []
-    for tail in (b"", b"\x55" * 1024, b"\xaa" * 1024):
-        image = _pillow("JPEG", plugin, body + tail + jpeg.END)
-        readings.append(_loaded(image, "JPEG", stop))
-    same = all(np.array_equal(readings[0].rgb, other.rgb) for other in readings[1:])
-    if not scans.complete or not same or body.endswith(bytes(4)):
+        if scans.ended:
+            return decoded(stop)
+        try:
+            if scans.complete and not whole.endswith(bytes(4) + jpeg.END):
+                found = decoded(stop)
+                return Decoded(found.rgb, (*found.notes, "its end marker is missing, its pixels are all there"))
+        except ImageError as error:
+            raise ImageError(f"truncated, {len(data)} bytes; fetch or save it again") from error
         raise ImageError(f"truncated, {len(data)} bytes; fetch or save it again")
-    return Decoded(readings[0].rgb, (*readings[0].notes, "its end marker is missing, its pixels are all there"))
+
+    def decoded(stop: Stop | None) -> Decoded:
+        if direct:
+            return _finish_levels(jpeg.pixels(whole, scans.components), image)
+        if scans.plain:
+            jpeg.pixels(whole, scans.components, eighth=True)
+        return _loaded(image if scans.ended else _pillow(kind, plugin, whole), kind, stop)
+
+    if direct:
+        copied = _is_turned(image) or scans.components == 1 or image.info.get("icc_profile")
+        memory += len(data) + pixels * (scans.components + (3 if copied else 0)) + _OF_BAND * min(pixels, BAND)
+    else:
+        memory += _memory(image, kind, data)
+    return Opened(kind, *image.size, memory, data, read)
 
 
 def _open_png(kind: str, plugin: str, data: bytes) -> Opened:
@@ -225,9 +208,10 @@ def _open_png(kind: str, plugin: str, data: bytes) -> Opened:
 
     def read(stop: Stop | None) -> Decoded:
         png.check_sums(data)
-        if hdr := colours.hdr_of(meant):
+        convert, note, hdr = colours.conversion(meant)
+        if convert and (hdr or data[24] == 16):  # bits per channel
             png.check_rows(data)
-            return _finish_hdr(data, hdr, _orientation(image))
+            return _converted(_all_bits(data), convert, note, _orientation(image))
         return _loaded(image, kind, stop, meant=meant, check=lambda: _check_last_rows(image, data))
 
     memory = _memory(image, kind, data)
@@ -337,8 +321,12 @@ def _open_heif(kind: str, plugin: str, data: bytes) -> Opened:
 
     def read(stop: Stop | None) -> Decoded:
         zeros.check_heif(data)
-        if hdr := colours.hdr_of(meant):
-            return _finish_hdr(data, hdr, _orientation(image)) if kind == "AVIF" else _hdr_heic(data, hdr)
+        convert, note, hdr = colours.conversion(meant)
+        if image.info.get("icc_profile") and not hdr:
+            return _loaded(image, kind, stop)
+        if convert and hdr:
+            levels, orientation = (_all_bits(data), _orientation(image)) if kind == "AVIF" else (_deep_heic(data), 1)
+            return _converted(levels, convert, note, orientation)
         return _loaded(image, kind, stop, meant=meant)
 
     return Opened(kind, *image.size, _memory(image, kind, data), data, read)
@@ -354,9 +342,9 @@ def _heic(data: bytes) -> Image.Image:
     return _header("HEIC", plugin.HeifImageFile, data)
 
 
-def _hdr_heic(data: bytes, transfer: str) -> Decoded:
+def _deep_heic(data: bytes) -> NDArray[Any]:
     heif = import_module("pillow_heif").open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
-    return _tone_mapped(np.asarray(heif), transfer, 1)
+    return np.asarray(heif)
 
 
 def _nclx(data: bytes) -> png.Colours | None:
@@ -400,7 +388,7 @@ def _loaded(
     kind: str,
     stop: Stop | None,
     *,
-    meant: png.Colours | None = None,
+    meant: png.Colours | png.Gamma | None = None,
     check: Callable[[], None] | None = None,
 ) -> Decoded:
     """Load a file's image, check what was loaded, and give its memory back."""
@@ -466,10 +454,14 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def _is_turned(image: Image.Image) -> bool:
+    return _orientation(image) not in (0, 1)
+
+
 # ---- pixels
 
 
-def _finish(image: Image.Image, kind: str, orientation: int, meant: png.Colours | None = None) -> Decoded:
+def _finish(image: Image.Image, kind: str, orientation: int, meant: png.Colours | png.Gamma | None = None) -> Decoded:
     """A loaded Pillow image of any mode. meant: its colours, where the file says them apart from a profile."""
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
         levels = np.asarray(image)  # I: 16-bit PGM and, in older Pillows, PNG
@@ -480,7 +472,7 @@ def _finish(image: Image.Image, kind: str, orientation: int, meant: png.Colours 
         alpha, notes = False, ["its alpha is zero everywhere and taken as opaque, as viewers do"]
     base = image.mode if image.mode in ("L", "CMYK") and not alpha else "RGB"
     convert, note = colours.from_profile(image.info.get("icc_profile"), base) if meant is None else (None, "")
-    widen, wide_note = colours.from_primaries(meant)
+    widen, wide_note, _ = colours.conversion(meant)
     notes += [text for text in (note, wide_note) if text]
     least, most = [], []  # alpha, of every band
 
@@ -513,6 +505,20 @@ def _finish(image: Image.Image, kind: str, orientation: int, meant: png.Colours 
     return Decoded(rgb, tuple(notes))
 
 
+def _finish_levels(levels: UInt8, image: Image.Image) -> Decoded:
+    """Grey [H,W,1] or colour [H,W,3] of a file of which Pillow read the header: its profile and its orientation."""
+    grey, orientation = levels.shape[2] == 1, _orientation(image)
+    convert, note = colours.from_profile(image.info.get("icc_profile"), "L" if grey else "RGB")
+    if not (grey or convert or _is_turned(image)):
+        return Decoded(levels, (note,) if note else ())
+
+    def rows_of(top: int, bottom: int) -> UInt8:
+        band = levels[top:bottom]
+        return rgb_of(np.asarray(convert(Image.fromarray(band[..., 0] if grey else band))) if convert else band)
+
+    return Decoded(upright(levels.shape[:2], orientation, rows_of), (note,) if note else ())
+
+
 def _finish_array(levels: NDArray[Any], orientation: int) -> Decoded:
     """Levels [H,W], [H,W,1], [H,W,3] or [H,W,4] of a type that `as_rgb` takes."""
     check_levels(levels)
@@ -520,26 +526,26 @@ def _finish_array(levels: NDArray[Any], orientation: int) -> Decoded:
     return Decoded(upright(size, orientation, lambda top, bottom: rgb_of(levels[top:bottom])))
 
 
-def _finish_hdr(data: bytes, transfer: str, orientation: int) -> Decoded:
-    """PNG and AVIF by OpenCV, which alone gives all of their bits."""
+def _all_bits(data: bytes) -> NDArray[Any]:
+    """PNG and AVIF by OpenCV, which alone gives all of their bits: [H,W], [H,W,3] or [H,W,4] in RGB order."""
     levels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if levels is None:
-        raise ImageError(f"HDR ({transfer}), damaged or not read by this OpenCV; convert it to an SDR image in sRGB")
+        raise ImageError("deep or HDR, damaged or not read by this OpenCV; convert it to an SDR image in sRGB")
     if levels.ndim == 3 and levels.shape[2] >= 3:
         levels = levels[..., [2, 1, 0, 3][: levels.shape[2]]]
-    return _tone_mapped(levels, transfer, orientation)
+    return np.asarray(levels)
 
 
-def _tone_mapped(levels: NDArray[Any], transfer: str, orientation: int) -> Decoded:
-    """HDR levels of 8 or 16 bits, [H,W], [H,W,3] or [H,W,4]."""
+def _converted(levels: NDArray[Any], convert: colours.ToSrgb, note: str, orientation: int) -> Decoded:
+    """Levels of 8 or 16 bits, [H,W], [H,W,3] or [H,W,4], to sRGB."""
 
     def rows_of(top: int, bottom: int) -> UInt8:
         part = levels[top:bottom]
-        part = part if part.dtype == np.uint16 else part.astype(np.uint16) * 257
-        colour = np.dstack([part] * 3) if part.ndim == 2 else part[..., :3]
-        rgb = tone_map(np.ascontiguousarray(colour), transfer)
-        opaque = part.ndim == 2 or part.shape[-1] < 4
-        return rgb if opaque else over_white(np.dstack([rgb, (part[..., 3] >> 8).astype(np.uint8)]))
+        rgb = convert(np.ascontiguousarray(np.dstack([part] * 3) if part.ndim == 2 else part[..., :3]))
+        if part.ndim == 2 or part.shape[-1] < 4:
+            return rgb
+        alpha = part[..., 3] if part.dtype == np.uint8 else (part[..., 3] >> 8).astype(np.uint8)
+        return over_white(np.dstack([rgb, alpha]))
 
     rgb = upright((levels.shape[0], levels.shape[1]), orientation, rows_of)
-    return Decoded(np.ascontiguousarray(rgb), (f"HDR ({transfer}) tone-mapped to SDR",))
+    return Decoded(np.ascontiguousarray(rgb), (note,))

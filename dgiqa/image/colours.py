@@ -14,45 +14,115 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dgiqa.errors import ImageError
-from dgiqa.hdr import HLG, PQ, srgb_levels
-from dgiqa.image.png import Colours
+from dgiqa.hdr import HLG, PQ, srgb_levels, tone_map
+from dgiqa.image.png import Colours, Gamma
 
 UInt8 = NDArray[np.uint8]
 Convert = Callable[[Image.Image], Image.Image]
 
 MAX_PROFILE = 1 << 24  # bytes; printers' are the largest, with some 3 MB
+_SAME = 0.05  # a difference that makes no other picture: libpng's for powers, and of matrices
 _CLOSE = 2  # levels: a profile that moves no colour further is sRGB, written another way
 _TRANSFERS = {PQ: "PQ", HLG: "HLG"}
 _SDR = frozenset({1, 2, 6, 13, 14, 15})  # transfers that sRGB screens show as they are
-# Linear light of other primaries (by their numbers in H.273) -> of sRGB's
-_TO_SRGB = {
-    9: np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32),
-    12: np.array([[1.2249, -0.2247, 0], [-0.0420, 1.0419, 0], [-0.0197, -0.0786, 1.0979]], np.float32),
+_POWERS = {4: 2.2, 5: 2.8, 8: 1.0}  # transfers that are a power of the level
+# White, red, green, blue in CIE x and y, by their numbers in H.273; sRGB's are 1, and 2 is "not said"
+_PRIMARIES: dict[int, tuple[float, ...]] = {
+    4: (0.310, 0.316, 0.67, 0.33, 0.21, 0.71, 0.14, 0.08),
+    5: (0.3127, 0.3290, 0.64, 0.33, 0.29, 0.60, 0.15, 0.06),
+    6: (0.3127, 0.3290, 0.630, 0.340, 0.310, 0.595, 0.155, 0.070),
+    7: (0.3127, 0.3290, 0.630, 0.340, 0.310, 0.595, 0.155, 0.070),
+    9: (0.3127, 0.3290, 0.708, 0.292, 0.170, 0.797, 0.131, 0.046),
+    11: (0.314, 0.351, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
+    12: (0.3127, 0.3290, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
+    22: (0.3127, 0.3290, 0.630, 0.340, 0.295, 0.605, 0.155, 0.077),
 }
-_NAMES = {9: "BT.2020", 12: "Display P3"}
+_SRGB = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
+_NAMES = {9: "BT.2020", 11: "DCI-P3", 12: "Display P3"}
+_BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+_SCREEN = 2.2  # the power that browsers show a picture with that says its own, and no primaries
+
+ToSrgb = Callable[[NDArray[Any]], UInt8]
 
 
-def hdr_of(colours: Colours | None) -> str:
-    """Either "PQ", "HLG", or "" for SDR. Raises ImageError for HDR whose primaries are not BT.2020."""
-    if colours is None or colours.transfer not in _TRANSFERS:
-        return ""
-    name = _TRANSFERS[colours.transfer]
-    if colours.primaries not in (9, 2):
-        raise ImageError(f"HDR ({name}) with primaries number {colours.primaries}; convert it to an SDR image in sRGB")
-    return name
+def conversion(meant: Colours | Gamma | None) -> tuple[ToSrgb | None, str, bool]:
+    """RGB of such colours, uint8 or uint16 [H,W,3] -> sRGB, uint8, as a function; a note on it; whether it is HDR.
+
+    (None, "", False) where nothing is to be done. Raises ImageError where nobody can say how they look.
+    """
+    if isinstance(meant, Gamma):
+        return (*_from_gamma(meant), False)
+    if meant is None:
+        return None, "", False
+    if meant.transfer in _TRANSFERS:
+        name = _TRANSFERS[meant.transfer]
+        if meant.primaries not in (9, 2):
+            raise ImageError(
+                f"HDR ({name}) with primaries number {meant.primaries}; convert it to an SDR image in sRGB"
+            )
+        return lambda levels: tone_map(_deep(levels), name), f"HDR ({name}) tone-mapped to SDR", True
+    if meant.transfer not in _SDR and meant.transfer not in _POWERS:
+        raise ImageError(f"colours with transfer number {meant.transfer}, which few programs show; convert it to sRGB")
+    power = _POWERS.get(meant.transfer)
+    matrix = _to_srgb(_PRIMARIES[meant.primaries]) if meant.primaries in _PRIMARIES else None
+    if power is None and matrix is None:
+        return None, "", False
+    name = _NAMES.get(meant.primaries, f"primaries number {meant.primaries}" if matrix is not None else "")
+    curve = "" if power is None else "linear light" if power == 1 else f"gamma {power}"
+    note = f"converted from {' and '.join(filter(None, [name, curve]))} to sRGB"
+    return _through_light(power, matrix), note, False
 
 
-def from_primaries(colours: Colours | None) -> tuple[Callable[[UInt8], UInt8] | None, str]:
-    """uint8 RGB of these primaries -> sRGB, as a function, and a note on it; (None, "") where nothing is to be done."""
-    if colours is None or colours.primaries not in _TO_SRGB or colours.transfer not in _SDR:
+def _from_gamma(meant: Gamma) -> tuple[ToSrgb | None, str]:
+    """As browsers show PNGs with a gAMA chunk: with cHRM through light, without by a power alone."""
+    power, matrix = 1 / meant.exponent, None
+    if meant.chromaticities is not None:
+        matrix = _to_srgb(meant.chromaticities)
+        matrix = None if np.abs(matrix - np.eye(3)).max() < _SAME else matrix
+    if matrix is not None:
+        return _through_light(power, matrix), f"converted from its own primaries and gamma {power:.3g} to sRGB"
+    if abs(power / _SCREEN - 1) < _SAME:  # as near as libpng takes for the same
         return None, ""
-    matrix = _TO_SRGB[colours.primaries]
 
-    def convert(rgb: UInt8) -> UInt8:
-        light = cv2.transform(_linear()[rgb], matrix)
+    def convert(levels: NDArray[Any]) -> UInt8:
+        most = np.iinfo(levels.dtype).max
+        table = np.rint(255 * (np.arange(most + 1) / most) ** (power / _SCREEN)).astype(np.uint8)
+        return np.asarray(table[levels])
+
+    return convert, f"converted from gamma {power:.3g} to sRGB"
+
+
+def _through_light(power: float | None, matrix: NDArray[np.float32] | None) -> ToSrgb:
+    """power: of the level that its light is, None for sRGB's curve."""
+
+    def convert(levels: NDArray[Any]) -> UInt8:
+        light = _light_of(np.iinfo(levels.dtype).max, power)[levels]
+        light = light if matrix is None else cv2.transform(light, matrix)
         return np.asarray(srgb_levels()[(np.clip(light, 0, 1) * 4095 + 0.5).astype(np.uint16)])
 
-    return convert, f"converted from {_NAMES[colours.primaries]} to sRGB"
+    return convert
+
+
+def _deep(levels: NDArray[Any]) -> NDArray[np.uint16]:
+    return levels if levels.dtype == np.uint16 else levels.astype(np.uint16) * 257
+
+
+def _to_srgb(chromaticities: tuple[float, ...]) -> NDArray[np.float32]:
+    """Linear light of these primaries -> of sRGB's, white becoming white (Bradford): f32 [3,3]."""
+    own, srgb = _to_xyz(chromaticities), _to_xyz(_SRGB)
+    white, target = _BRADFORD @ own.sum(axis=1), _BRADFORD @ srgb.sum(axis=1)
+    adapted = np.linalg.inv(_BRADFORD) @ np.diag(target / white) @ _BRADFORD
+    return np.asarray(np.linalg.inv(srgb) @ adapted @ own, np.float32)
+
+
+def _to_xyz(chromaticities: tuple[float, ...]) -> NDArray[np.float64]:
+    """Linear RGB -> XYZ, white having a luminance of 1: f64 [3,3]. Raises ImageError for primaries on a line."""
+    x, y = np.array(chromaticities[::2]), np.array(chromaticities[1::2])
+    xyz = np.stack([x, y, 1 - x - y]) / np.maximum(y, 1e-4)
+    try:
+        return np.asarray(xyz[:, 1:] * np.linalg.solve(xyz[:, 1:], xyz[:, 0]))
+    except np.linalg.LinAlgError as error:
+        raise ImageError("primaries that span no colours; save it in sRGB") from error
 
 
 def from_profile(profile: bytes | None, mode: str) -> tuple[Convert | None, str]:
@@ -101,8 +171,9 @@ def _samples(mode: str) -> Image.Image:
     return Image.frombytes(mode, (values.shape[1], 1), np.ascontiguousarray(values).tobytes())
 
 
-@lru_cache(1)
-def _linear() -> NDArray[np.float32]:
-    """Light of every sRGB level: f32 [256]."""
-    level = np.arange(256) / 255
-    return np.where(level <= 0.04045, level / 12.92, ((level + 0.055) / 1.055) ** 2.4).astype(np.float32)
+@lru_cache(4)
+def _light_of(most: int, power: float | None) -> NDArray[np.float32]:
+    """Light of every level up to `most`: f32 [most + 1]. power: as in `_through_light`."""
+    level = np.arange(most + 1) / most
+    srgb = np.where(level <= 0.04045, level / 12.92, ((level + 0.055) / 1.055) ** 2.4)
+    return np.asarray(srgb if power is None else level**power, np.float32)

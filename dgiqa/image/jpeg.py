@@ -1,29 +1,35 @@
 """What a JPEG file's markers say before it is decoded: whether it is whole, and whether it would take for ever.
 
-libjpeg fills in what is missing and only warns, which Pillow does not pass on. So zeroed sectors, missing scans and
-padding are looked for here, in one pass that never looks at a byte of a scan in Python.
+libjpeg fills in what is missing and only warns. `pixels` takes its warnings for errors; zeroed sectors, missing scans
+and padding are looked for before, in one pass that never looks at a byte of a scan in Python.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
 
 from dgiqa.errors import ImageError
 
 END = b"\xff\xd9"
-MAX_SCANS = 500  # each is as much work as the whole picture; encoders make about ten
+MAX_SCANS = 500  # encoders make about ten
+MAX_WORK = 4_000_000_000  # pixels times scans, each of which is as much work as the whole picture: some 20 s
 MAX_METADATA = 1 << 25  # bytes before the first scan. Pillow takes time with the square of it
 MAX_FILL = 1 << 16  # bytes of padding before a marker
 ZEROS = 64  # zero bytes in a row that no encoder writes where they mean values
-TAIL = 32  # bytes: some blocks, of which one will be seen to change
 
 _MARKER = re.compile(rb"\xff+([^\xff\0])")
 _AFTER_SCAN = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")
 _NO_LIMIT = 1 << 31
+_SPACES = {1: "GRAY", 3: "RGB", 4: "CMYK"}
 _SOF = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
 _HUFFMAN = frozenset({0xC0, 0xC1, 0xC2})
+_HARMLESS = re.compile("JFIF|Adobe|ICC|Invalid SOS parameters for sequential")  # what libjpeg says of odd headers
 
 
 @dataclass
@@ -32,25 +38,28 @@ class _Frame:
     coefficient that no scan has brought yet, per component."""
 
     kind: int = 0
+    bits: int = 0
     width: int = 0
     height: int = 0
     blocks: dict[int, int] = field(default_factory=dict)
     left: dict[int, list[int]] = field(default_factory=dict)
     zero_symbol: dict[int, tuple[int, int]] = field(default_factory=dict)  # table -> what all zero bits mean, bits
     scans: int = 0
-    doubtful: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Scans:
     """ended: there is an end marker. complete: every bit of every coefficient has had its scan.
 
-    doubtful: first and last byte, exclusive, of scans with runs of zero bytes: a flat area, or a lost sector.
+    components: 1 grey, 3 colour, 4 ink. plain: of 8 bits and Huffman codes, as nearly all are.
     """
 
     ended: bool
     complete: bool
-    doubtful: tuple[tuple[int, int], ...] = ()
+    width: int
+    height: int
+    components: int
+    plain: bool
 
 
 def inspect(data: bytes) -> Scans:
@@ -61,7 +70,7 @@ def inspect(data: bytes) -> Scans:
             raise ImageError(f"{marker.end() - at:,} bytes of padding between two markers; save it again")
         code, at = marker[1][0], marker.end()
         if code == END[1]:
-            return Scans(True, _complete(frame), tuple(frame.doubtful))
+            return _scans(frame, ended=True)
         if 0xD0 <= code <= 0xD8 or code == 0x01:
             continue
         length = int.from_bytes(data[at : at + 2], "big")
@@ -72,12 +81,35 @@ def inspect(data: bytes) -> Scans:
             _table(code, segment, frame)
         if not frame.scans and at > MAX_METADATA:
             raise ImageError(f"more than {MAX_METADATA:,} bytes before the picture; save it without its metadata")
-    return Scans(False, _complete(frame))
+    return _scans(frame, ended=False)
+
+
+def pixels(data: bytes, components: int, *, eighth: bool = False) -> NDArray[np.uint8]:
+    """Pixels of a plain JPEG of so many components: uint8 [H,W,3], [H,W,1] of grey or [H,W,4] of ink.
+
+    eighth: an eighth as wide and high, for those who only ask whether it is whole. Raises ImageError if libjpeg warns
+    that data are missing, or do not end where the picture does.
+    """
+    how: dict[str, Any] = {"colorspace": _SPACES[components], "fastdct": False, "fastupsample": False}
+    if eighth:
+        how |= {"min_factor": 8.0, "min_height": 1, "min_width": 1}
+    try:
+        return np.asarray(simplejpeg.decode_jpeg(data, strict=True, **how))
+    except ValueError as error:
+        if not _HARMLESS.search(str(error)):
+            raise ImageError(f"damaged: {error}; fetch or copy it again") from error
+        return np.asarray(simplejpeg.decode_jpeg(data, strict=False, **how))
+
+
+def _scans(frame: _Frame, *, ended: bool) -> Scans:
+    components = len(frame.blocks)
+    plain = frame.kind in _HUFFMAN and frame.bits == 8 and components in _SPACES
+    return Scans(ended, _complete(frame), frame.width, frame.height, components, plain)
 
 
 def _table(code: int, segment: bytes, frame: _Frame) -> None:
     if code in _SOF and len(segment) >= 6:
-        frame.kind, count = code, segment[5]
+        frame.kind, frame.bits, count = code, segment[0], segment[5]
         frame.height, frame.width = int.from_bytes(segment[1:3], "big"), int.from_bytes(segment[3:5], "big")
         parts = [segment[6 + 3 * i : 9 + 3 * i] for i in range(count)]
         frame.blocks = {p[0]: (p[1] >> 4) * (p[1] & 15) for p in parts if len(p) == 3}
@@ -96,6 +128,8 @@ def _scan(data: bytes, at: int, header: bytes, frame: _Frame) -> int:
     frame.scans += 1
     if frame.scans > MAX_SCANS:
         raise ImageError(f"more than {MAX_SCANS} scans, each as much work as a whole picture; save it again")
+    if frame.scans * frame.width * frame.height > MAX_WORK:
+        raise ImageError(f"{frame.scans} scans of {frame.width} x {frame.height} pixels, too much work; save it again")
     found = _AFTER_SCAN.search(data, at)
     end = found.start() if found else len(data)
     count = header[0] if header else 0
@@ -109,25 +143,7 @@ def _scan(data: bytes, at: int, header: bytes, frame: _Frame) -> int:
             raise ImageError(
                 f"damaged: zero bytes from {zeros:,} on in place of the picture's data; fetch or copy it again"
             )
-        refines_dc = frame.kind == 0xC2 and not first and header[-1] >> 4  # a bit for each block, whatever they are
-        if not refines_dc and data.find(bytes(ZEROS), at, end) >= 0:
-            frame.doubtful.append((at, end))
     return end
-
-
-def with_longer_scans(data: bytes, scans: Sequence[tuple[int, int]]) -> bytes:
-    """The file with more data behind these scans: nobody reads it, unless a scan's own was not enough."""
-    for _, end in sorted(scans, reverse=True):
-        data = data[:end] + b"\x55" * 64 + data[end:]
-    return data
-
-
-def with_another_end(data: bytes, scan: tuple[int, int], *, head: bool = False) -> bytes:
-    """The file with other data in a scan's last bytes, or first: everybody reads them, unless it was over before."""
-    start, end = (scan[0], min(scan[1], scan[0] + TAIL)) if head else (max(scan[0], scan[1] - TAIL), scan[1])
-    start -= data[start - 1] == 0xFF  # never between an escape and its zero
-    end += data[end - 1] == 0xFF and head
-    return data[:start] + bytes((value ^ 0x5A) & 0xFE or 0x5A for value in data[start:end]) + data[end:]
 
 
 def _most_zeros(frame: _Frame, components: dict[int, int], first: int, refines: int) -> int:

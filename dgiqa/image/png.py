@@ -38,14 +38,28 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     raise ImageError(f"more than {MAX_CHUNKS:,} chunks; save it again")
 
 
-def colours(data: bytes) -> Colours | None:
-    """Contents of the cICP chunk, which comes before the pixels and before every profile."""
+class Gamma(NamedTuple):
+    """A level's light is its power by 1 / exponent. chromaticities: x and y of white, red, green and blue."""
+
+    exponent: float
+    chromaticities: tuple[float, ...] | None
+
+
+def colours(data: bytes) -> Colours | Gamma | None:
+    """What the chunks before the pixels say of their colours: cICP first, then profiles (None), then gAMA and cHRM."""
+    exponent, chromaticities, profile = 0.0, None, False
     for kind, start, end in chunks(data):
-        if kind == b"cICP" and end - start == 4:
-            return Colours(*data[start:end])
-        if kind == b"IDAT":
+        body = data[start:end]
+        if kind == b"cICP" and len(body) == 4:
+            return Colours(*body)
+        if kind == b"gAMA" and len(body) == 4:
+            exponent = int.from_bytes(body, "big") / 100_000
+        elif kind == b"cHRM" and len(body) == 32:
+            chromaticities = tuple(value / 100_000 for value in struct.unpack(">8I", body))
+        elif kind == b"IDAT":
             break
-    return None
+        profile = profile or kind in (b"iCCP", b"sRGB")
+    return Gamma(exponent, chromaticities) if exponent and not profile else None
 
 
 def check_sums(data: bytes) -> None:

@@ -23,8 +23,8 @@ _OLD_KIND, _COMPRESSION, _TABLES = 255, 259, 347
 _PIECES = ((273, 279), (324, 325))  # where strips and tiles begin, and how many bytes they have
 _CFA, _LINEAR_RAW = 32803, 34892
 _JPEG, _DEFLATE = 7, frozenset({8, 32946})
-_ZEROS = 64  # zero bytes in a row that are worth a closer look
 _AT_A_TIME = 1 << 20  # bytes that are inflated at a time
+_SPARE = 1 << 26  # bytes of tiles beyond a small picture
 _TYPES = {2: "signed", 3: "float", 5: "complex", 6: "complex"}
 
 
@@ -51,14 +51,28 @@ class Page(NamedTuple):
 
 
 def page_of(data: bytes) -> Page:
-    """The first page that is no reduced copy. Raises ImageError for raw photographs and for pixels without a white."""
+    """The first page that is no reduced copy, be it marked as one or seen to be one.
+
+    Raises ImageError for raw photographs and for pixels without a white.
+    """
     first: Any = None
+    found: tuple[int, Any] | None = None
     for number, tags in enumerate(_pages(data)):
         first = tags if first is None else first
         _refuse_raw(tags, first)
-        if not int(_one(tags, _REDUCED, 0)) & 5 and _one(tags, _OLD_KIND, 1) != 2:  # neither a copy nor a mask
-            return _page(number, tags)
-    raise ImageError("only reduced copies in it, as in raw photographs; develop it, or save the picture itself")
+        if int(_one(tags, _REDUCED, 0)) & 5 or _one(tags, _OLD_KIND, 1) == 2:  # a copy or a mask
+            continue
+        if found is None or _is_copy(found[1], tags):
+            found = number, tags
+    if found is None:
+        raise ImageError("only reduced copies in it, as in raw photographs; develop it, or save the picture itself")
+    return _page(*found)
+
+
+def _is_copy(tags: Any, of: Any) -> bool:
+    """Whether a page looks like a thumbnail of a later one: half as wide at most, and of the same shape."""
+    (width, height), (w, h) = ((int(_one(t, _WIDTH, 0)), int(_one(t, _HEIGHT, 0))) for t in (tags, of))
+    return w >= 2 * width and h >= 2 * height and abs(width * h - height * w) <= max(w, h)
 
 
 def read(data: bytes, page: Page) -> NDArray[Any]:
@@ -87,28 +101,35 @@ def read(data: bytes, page: Page) -> NDArray[Any]:
 
 
 def check_pieces(data: bytes, page: Page) -> None:
-    """Raise ImageError if zero bytes took the place of compressed data: libtiff stops reading too early to see it."""
+    """Raise ImageError if compressed data are not those that were saved: libtiff stops reading too early to see it."""
+    left = _SPARE + 4 * page.width * page.height * page.channels * -(-page.bits // 8)  # bytes; tiles overlap the edges
     for start, end in page.pieces:
-        at = data.find(bytes(_ZEROS), start, end)
-        if at < 0:
-            continue
+        piece = data[start:end]
         if page.compression == _JPEG:
-            jpeg.inspect(page.tables[:-2] + data[start + 2 : end] if page.tables else data[start:end])
-        elif page.compression in _DEFLATE and not _inflates(data[start:end]):
-            raise ImageError(
-                f"damaged: zero bytes from {at:,} on in place of the picture's data; fetch or copy it again"
-            )
+            whole = page.tables[:-2] + piece[2:] if page.tables else piece
+            scans = jpeg.inspect(whole)
+            left -= scans.width * scans.height * scans.components
+            if scans.plain and left >= 0:
+                jpeg.pixels(whole, scans.components, eighth=True)
+        elif page.compression in _DEFLATE:
+            left -= _inflated(piece, left)
+        if left < 0:
+            raise ImageError("damaged: its strips or tiles hold more than the picture; save it again")
 
 
-def _inflates(piece: bytes) -> bool:
-    inflate, rest = zlib.decompressobj(), piece
+def _inflated(piece: bytes, most: int) -> int:
+    """Bytes that a piece inflates to, at most some more than `most`.
+
+    Raises ImageError if it cannot be inflated, or has another checksum at its end, if it has an end.
+    """
+    inflate, rest, found = zlib.decompressobj(), piece, 0
     try:
-        while rest and not inflate.eof:
-            inflate.decompress(rest, _AT_A_TIME)
+        while rest and not inflate.eof and found <= most:
+            found += len(inflate.decompress(rest, _AT_A_TIME))
             rest = inflate.unconsumed_tail
-    except zlib.error:
-        return False
-    return inflate.eof
+    except zlib.error as error:
+        raise ImageError(f"damaged: {error}; fetch or copy it again") from error
+    return found
 
 
 def _pages(data: bytes) -> Iterator[Any]:

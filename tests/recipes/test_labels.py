@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import skimage.data
 
+pytest.importorskip("torch", reason="the metrics are PyTorch's")
+
 from recipes.small.distortions import LEVELS, distort
 from recipes.small.labels import METRICS, full_reference
 

@@ -124,7 +124,7 @@ def test_a_turned_box_shows_its_edge():
 
 def test_a_camera_turned_right_sees_what_stands_on_the_right():
     target = thing(box((3.0, 1.5, 3.0), (0.3, 0.3, 0.3), np.eye(3)), (3.0, 1.5, 3.0), 0.6)
-    assert inverse_depth(target, thing(plane(1, 0.0)))[0].max() == FAR
+    assert inverse_depth(target, thing(plane(1, 0.0)))[0].max() == np.float32(FAR)
     turned = inverse_depth(target, camera=replace(LEVEL, yaw=np.pi / 4))
     assert turned[SIZE[0] // 2, SIZE[1] // 2] > 0.9
 
