@@ -24,7 +24,7 @@ from dgiqa.nn.datasets import (
     IQADataset,
     Record,
     RecordSamples,
-    cached_depth,
+    cached_rgb_and_depth,
     fill_depth_cache,
     load_csv,
     load_dataset,
@@ -184,9 +184,9 @@ def test_live_leaves_out_reference_copies_and_turns_dmos_round(made):
     dataset = made("live")
     assert len(dataset.records) == 982 - sum(count // 6 for _, count in LIVE_FOLDERS)
     first, last = dataset.records[0], dataset.records[-1]
-    assert (first.name, first.reference, first.distortion) == ("jp2k/img1.bmp", "ref1.bmp", "jp2k")
+    assert (first.name, first.reference) == ("jp2k/img1.bmp", "ref1.bmp")
     assert first.path.name == "img1.bmp"
-    assert (last.name, last.distortion) == ("fastfading/img173.bmp", "fastfading")
+    assert last.name == "fastfading/img173.bmp"
     assert first.score > 0.98
     assert last.score < 0.02
 
@@ -361,10 +361,10 @@ def test_names_match_however_their_accents_are_written(tmp_path):
     ("name", "file", "text", "message"),
     [
         ("tid2013", "mos_with_names.txt", "5.5 i01_01_1.bmp\n4.5\n", "a line with '4.5' alone"),
-        ("tid2013", "mos_with_names.txt", "5.5 i01.bmp\n", "lists 'i01.bmp'; wanted names with '_'"),
+        ("tid2013", "mos_with_names.txt", "5.5 i01.bmp\n", r"missing i01\.bmp"),
         ("csiq", "csiq_label.txt", "1600.AWGN.1.png x\n", "csiq_label.txt has the score 'x'"),
-        ("csiq", "csiq_label.txt", "1600 0.1\n", "lists '1600'; wanted names with '.'"),
-        ("kadid10k", "dmos.csv", "dist_img,ref_img,dmos\nI01.png,I01.png,3\n", "lists 'I01.png'"),
+        ("csiq", "csiq_label.txt", "1600 0.1\n", "lists '1600'; wanted names such as"),
+        ("kadid10k", "dmos.csv", "dist_img,ref_img,dmos\nI99_9_9.png,I01.png,3\n", r"missing I99_9_9\.png"),
         ("kadid10k", "dmos.csv", "dist_img,ref_img,mos\nI01_01_01.png,I01.png,3\n", "wanted the columns .*dmos"),
         ("koniq10k", "koniq10k_distributions_sets.csv", "image_name,MOS,set\n10000.jpg,50,dev\n", r"\['dev'\]"),
         ("clive", "Data/AllMOS_release.mat", "no MATLAB file", "is no MATLAB file with AllMOS_release .*https://"),
@@ -546,43 +546,41 @@ def test_depth_is_computed_once_per_content_and_network(tmp_path):
     counted, other, cache = Counted(), Counted("other"), tmp_path / "cache"
     path = picture(tmp_path / "a.png", 0)
     shutil.copy(path, tmp_path / "copy.png")
-    first = cached_depth(path, counted.network, cache)
+    _, first = cached_rgb_and_depth(path, counted.network, cache)
     np.testing.assert_array_equal(first, cv2.imread(str(path))[..., 1])
-    np.testing.assert_array_equal(cached_depth(tmp_path / "copy.png", counted.network, cache), first)
+    np.testing.assert_array_equal(cached_rgb_and_depth(tmp_path / "copy.png", counted.network, cache)[1], first)
     assert counted.calls == 1
-    cached_depth(path, other.network, cache)
+    cached_rgb_and_depth(path, other.network, cache)
     assert other.calls == 1
-    cached_depth(picture(path, 1), counted.network, cache)  # same name, other content
+    cached_rgb_and_depth(picture(path, 1), counted.network, cache)  # same name, other content
     assert counted.calls == 2
     assert len(list(cache.iterdir())) == 3
 
 
 def test_a_damaged_depth_file_is_made_again(tmp_path):
     counted, path = Counted(), picture(tmp_path / "a.png", 0)
-    wanted = cached_depth(path, counted.network, tmp_path / "cache")
+    _, wanted = cached_rgb_and_depth(path, counted.network, tmp_path / "cache")
     file = next((tmp_path / "cache").iterdir())
     file.write_bytes(file.read_bytes()[:20])
-    np.testing.assert_array_equal(cached_depth(path, counted.network, tmp_path / "cache"), wanted)
+    np.testing.assert_array_equal(cached_rgb_and_depth(path, counted.network, tmp_path / "cache")[1], wanted)
     assert counted.calls == 2
 
 
-def test_samples_have_rgb_and_depth_of_one_size_and_groups_by_picture_and_type(tmp_path):
+def test_samples_have_rgb_and_depth_of_one_size(tmp_path):
     counted, cache = Counted(), tmp_path / "cache"
     records = [
-        Record("a", picture(tmp_path / "a.png", 0), 0.5, "r1", "01"),
-        Record("b", picture(tmp_path / "b.png", 1, 768, 1024), 0.25, "r1", "01"),
-        Record("c", picture(tmp_path / "c.png", 2), 0.1, "r1", "02"),
+        Record("a", picture(tmp_path / "a.png", 0), 0.5, "r1"),
+        Record("b", picture(tmp_path / "b.png", 1, 768, 1024), 0.25, "r1"),
+        Record("c", picture(tmp_path / "c.png", 2), 0.1, "r1"),
         Record("d", picture(tmp_path / "d.png", 3), 0.0),
     ]
     assert fill_depth_cache(records, counted.network, cache) == 4
     samples = RecordSamples(records, counted.network, cache)
     assert counted.calls == 4
-    assert samples.groups.tolist() == [0, 0, 1, -1]
     assert samples[0].rgb.shape == (384, 480, 3)
     assert samples[1].rgb.shape == (384, 512, 3)
-    for sample, group in zip((samples[i] for i in range(4)), samples.groups, strict=True):
+    for sample in (samples[i] for i in range(4)):
         assert sample.depth.shape == sample.rgb.shape[:2]
-        assert sample.group == group
         assert np.abs(sample.depth.astype(int) - sample.rgb[..., 1]).max() <= 1
     assert counted.calls == 4
 

@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch")
 from dgiqa.errors import DgiqaError
 from dgiqa.nn import train as trainer
 from dgiqa.nn.datasets import Sample
-from dgiqa.nn.train import CropBatches, TrainConfig, learning_rate, losses, normalise, ranking_loss, sample_order, train
+from dgiqa.nn.train import CropBatches, TrainConfig, learning_rate, losses, normalise, train
 
 CONFIG = TrainConfig(
     epochs=4,
@@ -30,20 +30,17 @@ CONFIG = TrainConfig(
     lr=1e-2,
     seed=3,
     ema=0.9,
-    rank_weight=0.1,
-    group_size=2,
     checkpoint_steps=3,
     device="cpu",
 )
 
 
 class Pictures:
-    """20 pictures of different sizes whose depth is a copy of their red channel; four levels in each of five groups."""
+    """20 pictures of different sizes whose depth is a copy of their red channel."""
 
     def __init__(self, delay: float = 0.0) -> None:
         rng = np.random.default_rng(0)
         self.delay = delay
-        self.groups = np.arange(20) // 4
         self.images = [rng.integers(0, 256, (20 + i % 3, 24 + i % 5, 3), np.uint8) for i in range(20)]
 
     def __len__(self) -> int:
@@ -52,7 +49,7 @@ class Pictures:
     def __getitem__(self, index: int) -> Sample:
         time.sleep(self.delay)
         image = self.images[index]
-        return Sample(image, image[..., 0], (index % 4) / 4, int(self.groups[index]))
+        return Sample(image, image[..., 0], (index % 4) / 4)
 
 
 class Tiny(torch.nn.Module):
@@ -137,7 +134,7 @@ def test_resuming_with_another_network_is_refused(tmp_path):
 def test_rgb_and_depth_are_cropped_and_flipped_together():
     batches = CropBatches(Pictures(), dataclasses.replace(CONFIG, flip=0.5))
     for step in range(len(batches)):
-        rgb, depth, _, _ = batches[step]
+        rgb, depth, _ = batches[step]
         assert torch.equal(rgb[..., 0], depth)
 
 
@@ -146,9 +143,9 @@ def test_flips_turn_the_crop_and_nothing_else(flip):
     pictures = Pictures()
     pictures.images = [image[:16, :16] for image in pictures.images]  # one possible crop
     config = dataclasses.replace(CONFIG, flip=flip)
-    order = sample_order(pictures.groups, 2, config.seed, 0)
-    rgb, _, _, _ = CropBatches(pictures, config)[0]
-    wanted = pictures.images[order[0]]
+    batches = CropBatches(pictures, config)
+    rgb, _, _ = batches[0]
+    wanted = pictures.images[batches._plan(0)[0][0]]
     assert np.array_equal(rgb[0], wanted[::-1, ::-1] if flip else wanted)
 
 
@@ -212,14 +209,11 @@ def test_each_process_takes_its_own_part_of_every_step():
     assert len(set(seen)) == 16
 
 
-@pytest.mark.parametrize("group_size", [1, 2, 3])
-def test_the_order_is_a_permutation_with_groups_side_by_side(group_size):
-    groups = np.repeat(np.arange(8), 6)
-    order = sample_order(groups, group_size, seed=1, epoch=0)
-    assert sorted(order) == list(range(48))
-    assert all(len(set(groups[chunk])) == 1 for chunk in order.reshape(-1, group_size))
-    assert len(set(groups[order[:6]])) > 1
-    assert not np.array_equal(order, sample_order(groups, group_size, seed=1, epoch=1))
+def test_an_epoch_sees_every_sample_once_in_an_order_of_its_own():
+    batches = CropBatches(Pictures(), CONFIG)
+    first, second = (batches._plan(epoch)[0].tolist() for epoch in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(20))
+    assert first != second
 
 
 def test_learning_rate_reaches_its_minimum_at_half_of_the_steps():
@@ -242,48 +236,28 @@ def batch_of(count: int) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
     rgb = torch.randint(0, 256, (count, 16, 16, 3), generator=generator, dtype=torch.uint8)
     depth = torch.randint(0, 256, (count, 16, 16), generator=generator, dtype=torch.uint8)
-    return rgb, depth, torch.rand(count, generator=generator), torch.arange(count) // 2
+    return rgb, depth, torch.rand(count, generator=generator)
 
 
-@pytest.mark.parametrize("share", [1.0, 0.5])
-def test_the_loss_is_the_papers(share):
+def test_the_loss_is_the_papers():
     model = Tiny().eval()
-    rgb, depth, score, group = batch_of(4)
-    config = TrainConfig(consistency=0.7, consistency_share=share)
-    total, mse, consistency, rank, classes = losses(model, (rgb, depth, score, group), config).tolist()
+    rgb, depth, score = batch_of(4)
+    total, mse, consistency = losses(model, (rgb, depth, score), TrainConfig(consistency=0.7)).tolist()
     predicted = model(*normalise(rgb, depth))
     mirror = model(*normalise(rgb.flip(2), depth.flip(2)))
-    part = int(4 * share)
     assert mse == pytest.approx(((predicted - score) ** 2).mean().item(), rel=1e-5)
-    assert consistency == pytest.approx(((predicted - mirror)[:part] ** 2).mean().item(), rel=1e-3)
+    assert consistency == pytest.approx(((predicted - mirror) ** 2).mean().item(), rel=1e-3)
     assert total == pytest.approx(mse + 0.7 * consistency, rel=1e-6)
-    assert rank == classes == 0
-
-
-def test_classes_are_the_groups_modulo_their_number():
-    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
-    rgb, depth, score, _ = batch_of(4)
-    config = TrainConfig(consistency=0.0, class_weight=0.5)
-    batch = rgb, depth, score, torch.tensor([3, 4, 7, 8])
-    total, mse, _, _, classes = losses(lambda *images: (score, logits), batch, config).tolist()
-    assert mse == 0
-    assert classes == pytest.approx(torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 1, 2])).item())
-    assert total == pytest.approx(0.5 * classes)
+    alone = losses(model, (rgb, depth, score), TrainConfig(consistency=0.0)).tolist()
+    assert alone == pytest.approx([mse, mse, 0], rel=1e-6)
 
 
 def test_normalise_is_the_inference_preprocessing():
-    rgb, depth, _, _ = batch_of(2)
-    images, depths = normalise(rgb, depth, channels_last=True)
+    rgb, depth, _ = batch_of(2)
+    images, depths = normalise(rgb, depth)
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     np.testing.assert_allclose(images.permute(0, 2, 3, 1), (rgb.numpy() / 255 - mean) / std, atol=1e-5)
     np.testing.assert_allclose(depths.permute(0, 2, 3, 1), (depth.numpy()[..., None] / 255 - mean) / std, atol=1e-5)
-
-
-def test_ranking_loss_sees_wrong_order_inside_a_group_only():
-    score, group = torch.tensor([0.1, 0.9, 0.5, 0.51]), torch.tensor([0, 0, 1, 1])
-    assert ranking_loss(torch.tensor([0.2, 0.8, 0.9, 0.1]), score, group, 0.02) == 0
-    assert ranking_loss(torch.tensor([0.8, 0.2, 0.9, 0.1]), score, group, 0.02) == pytest.approx(0.62)
-    assert ranking_loss(torch.tensor([0.8, 0.2, 0.9, 0.1]), score, torch.full((4,), -1), 0.02) == 0
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -299,7 +273,7 @@ def test_the_network_learns(tmp_path):
     class Grey(Pictures):
         def __getitem__(self, index: int) -> Sample:
             grey = np.full((20, 20, 3), 60 * (index % 4), np.uint8)
-            return Sample(grey, grey[..., 0], (index % 4) / 4, int(self.groups[index]))
+            return Sample(grey, grey[..., 0], (index % 4) / 4)
 
     config = dataclasses.replace(CONFIG, epochs=30, lr=3e-2, consistency=0.1)
     train(Tiny(), Grey(), config, tmp_path)
@@ -308,7 +282,7 @@ def test_the_network_learns(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"precision": "int8"}, "fp32, bf16, fp16"), ({"batch": 0}, "at least 1"), ({"group_size": 0}, "at least 1")],
+    [({"precision": "int8"}, "fp32, bf16, fp16"), ({"batch": 0}, "at least 1")],
 )
 def test_wrong_values_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
@@ -381,51 +355,11 @@ def test_a_damaged_checkpoint_is_named(tmp_path, damage):
         train(Tiny(), Pictures(), CONFIG, tmp_path)
 
 
-class Board:
-    """What is asked of TensorBoard's writer."""
-
-    made: tuple[Board, ...] = ()
-
-    def __init__(self, folder, purge_step=None):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        self.purge_step, self.scalars, self.closed = purge_step, {}, False
-        Board.made += (self,)
-
-    def add_scalar(self, name, value, step):
-        self.scalars[name, step] = value
-
-    def close(self):
-        self.closed = True
-
-
-def test_tensorboard_gets_the_curves_and_forgets_what_is_trained_again(tmp_path, monkeypatch):
-    Board.made = ()
-    fake = type(sys)("torch.utils.tensorboard")
-    fake.SummaryWriter = Board
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
-    config = dataclasses.replace(CONFIG, tensorboard=True)
-    train(Tiny(), Pictures(), config, tmp_path, minutes=0, validation=lambda model: {"srocc": 0.5})
-    train(Tiny(), Pictures(), config, tmp_path, validation=lambda model: {"srocc": 0.5})
-    first, second = Board.made
-    assert (first.purge_step, second.purge_step) == (None, 2)
-    assert first.closed
-    assert second.closed
-    curve = [float(row[3]) for row in rows(tmp_path / "losses.csv")[2:]]
-    assert [second.scalars["train/loss", step] for step in range(2, 21)] == pytest.approx(curve)
-    assert second.scalars["train/lr", 2] > second.scalars["train/lr", 20]
-    assert second.scalars["validation/srocc", 20] == 0.5
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(DgiqaError, match="pip install tensorboard"):
-        train(Tiny(), Pictures(), config, tmp_path)
-    train(Tiny(), Pictures(), CONFIG, tmp_path, resume=False, minutes=0)
-    assert not (tmp_path / "tensorboard").exists(), "another run's events would be drawn with this one's"
-
-
 def test_help_says_what_every_option_means(capsys):
     with pytest.raises(SystemExit):
         trainer.main(["--help"])
     words = " ".join(capsys.readouterr().out.split())
-    for part in ("--lr LR peak learning rate; ours", "--rank-margin RANK_MARGIN weight of a hinge loss", "T_max"):
+    for part in ("--lr LR peak learning rate; ours", "--grad-clip GRAD_CLIP largest gradient norm", "T_max"):
         assert part in words
     assert set(trainer._field_help()) == {field.name for field in dataclasses.fields(TrainConfig)}
 

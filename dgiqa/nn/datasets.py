@@ -68,14 +68,12 @@ CSIQ_TYPES = {  # the workbook's name of a distortion -> the files' name
 class Sample(NamedTuple):
     """One labelled picture, ready to be cropped.
 
-    rgb: uint8 [H,W,3]; depth: uint8 [H,W], same H and W, larger = nearer; score: in [0, 1], higher = better;
-    group: samples with the same number >= 0 are one picture under one distortion type at other levels; -1 = no group.
+    rgb: uint8 [H,W,3]; depth: uint8 [H,W], same H and W, larger = nearer; score: in [0, 1], higher = better.
     """
 
     rgb: NDArray[np.uint8]
     depth: NDArray[np.uint8]
     score: float
-    group: int = -1
 
 
 @dataclass(frozen=True)
@@ -84,14 +82,13 @@ class Record:
 
     name: unique in its dataset, independent of where that lies; path: the file; score: in [0, 1], higher = better;
     reference: name of the pristine picture it was made from, None for pictures that came as they are;
-    distortion: the type, where levels of one type exist; split: the official one ("train", "validation", "test").
+    split: the official one ("train", "validation", "test").
     """
 
     name: str
     path: Path
     score: float
     reference: str | None = None
-    distortion: str | None = None
     split: str | None = None
 
 
@@ -143,7 +140,7 @@ def load_live(root: Path) -> IQADataset:
             f"wanted {len(names)} each; get the label files again from {SOURCES['live']}"
         )
     kept = [i for i in range(len(names)) if not copies[i]]
-    rows = [_Row(names[i], float(dmos[i]), references[i].lower(), names[i].split("/")[0]) for i in kept]
+    rows = [_Row(names[i], float(dmos[i]), references[i].lower()) for i in kept]
     return _dataset("live", root, rows, worst=LIVE_RANGE[1], best=LIVE_RANGE[0])
 
 
@@ -164,8 +161,11 @@ def load_csiq(root: Path) -> IQADataset:
     flat = any(path.suffix.lower() == ".png" for path in folder.iterdir())
     rows = []
     for name, dmos in labels:
-        reference, kind = (_part(text, name, ".", i) for i in range(2))
-        rows.append(_Row(name if flat else f"{kind}/{name}", dmos, reference.lower(), kind.lower()))
+        reference, *more = name.split(".")
+        if not more:
+            raise DgiqaError(f"{text} lists {name!r}; wanted names such as 1600.AWGN.1.png, as released")
+        kind = more[0]
+        rows.append(_Row(name if flat else f"{kind}/{name}", dmos, reference.lower()))
     return _dataset("csiq", folder, rows, worst=1, best=0)
 
 
@@ -175,9 +175,7 @@ def load_tid2013(root: Path) -> IQADataset:
     distorted_images/iRR_TT_L.bmp in any mixture of case; mos_with_names.txt ("mos name" lines).
     """
     labels = _file("tid2013", root, "mos_with_names.txt")
-    rows = [
-        _Row(name, _number(labels, mos), name[:3].lower(), _part(labels, name, "_", 1)) for mos, name in _pairs(labels)
-    ]
+    rows = [_Row(name, _number(labels, mos), name[:3].lower()) for mos, name in _pairs(labels)]
     return _dataset("tid2013", _first_folder("tid2013", root, ("distorted_images",)), rows, worst=0, best=9)
 
 
@@ -192,7 +190,6 @@ def load_kadid10k(root: Path) -> IQADataset:
             row["dist_img"],
             _number(labels, row["dmos"]),
             row["ref_img"].lower(),
-            _part(labels, row["dist_img"], "_", 1),
         )
         for row in _table(labels, ("dist_img", "ref_img", "dmos"))
     ]
@@ -273,7 +270,7 @@ def load_biq2021(root: Path) -> IQADataset:
 
 
 def load_csv(path: Path, worst: float | None = None, best: float | None = None) -> IQADataset:
-    """A CSV with columns image (relative to the CSV), score, and optionally reference, distortion and split.
+    """A CSV with columns image (relative to the CSV), score, and optionally reference and split.
 
     path: the CSV, or a folder with labels.csv in it. worst, best: the scores that become 0 and 1 (worst > best when
     lower is better); by default the smallest and the largest score in the file.
@@ -294,7 +291,6 @@ def load_csv(path: Path, worst: float | None = None, best: float | None = None) 
             row["image"],
             score,
             row.get("reference") or None,
-            row.get("distortion") or None,
             SPLITS.get(row.get("split") or ""),
         )
         for row, score in zip(table, scores, strict=True)
@@ -367,19 +363,14 @@ def bundle_depth(bundle: str = "small", threads: int | None = None) -> DepthNetw
     return DepthNetwork(f"{sha256_of(path)} {p}", depth, p)
 
 
-def cached_depth(image: str | Path, network: DepthNetwork, cache_dir: str | Path) -> NDArray[np.uint8]:
-    """Depth image uint8 [H,W] of an image file, computed once for each content and network.
+def cached_rgb_and_depth(
+    image: str | Path, network: DepthNetwork, cache_dir: str | Path
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Decoded RGB uint8 [H,W,3] and depth image uint8 of a file, computed once for each content and network.
 
     It is kept as <cache_dir>/<sha256 of network and bytes>.png, written under a temporary name and renamed, so that
     a kill or another process leaves no half file.
     """
-    return cached_rgb_and_depth(image, network, cache_dir)[1]
-
-
-def cached_rgb_and_depth(
-    image: str | Path, network: DepthNetwork, cache_dir: str | Path
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Decoded RGB uint8 [H,W,3] and depth image uint8 of a file, the latter from the cache where it has it."""
     from cv2 import IMREAD_GRAYSCALE, imdecode
 
     data = _bytes(image)
@@ -405,19 +396,10 @@ class RecordSamples:
     """Records as the `Sample`s that training reads: decoded, with cached depth, resized as the network's bundle does.
 
     The paper crops "instead of resizing" but its inference resizes; so both see the same scale.
-    groups: int64 [n], one number for each picture and distortion type, -1 without.
     """
 
-    def __init__(
-        self,
-        records: Sequence[Record],
-        network: DepthNetwork,
-        cache_dir: str | Path,
-    ) -> None:
+    def __init__(self, records: Sequence[Record], network: DepthNetwork, cache_dir: str | Path) -> None:
         self.records, self.network, self.cache_dir = records, network, Path(cache_dir)
-        keys = [(r.reference, r.distortion) if r.distortion else None for r in records]
-        numbers = {key: i for i, key in enumerate(sorted({key for key in keys if key is not None}, key=str))}
-        self.groups = np.array([-1 if key is None else numbers[key] for key in keys], np.int64)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -425,7 +407,7 @@ class RecordSamples:
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
         rgb, depth = working_pair(record.path, self.network, self.cache_dir)
-        return Sample(rgb, depth, record.score, int(self.groups[index]))
+        return Sample(rgb, depth, record.score)
 
 
 def fill_depth_cache(records: Sequence[Record], network: DepthNetwork, cache_dir: str | Path) -> int:
@@ -505,7 +487,6 @@ class _Row(NamedTuple):
     name: str
     label: float
     reference: str | None = None
-    distortion: str | None = None
     split: str | None = None
 
 
@@ -517,7 +498,6 @@ def _dataset(name: str, folder: Path, rows: Sequence[_Row], *, worst: float, bes
             path,
             float(np.clip((row.label - worst) / (best - worst), 0, 1)),
             row.reference,
-            row.distortion,
             row.split,
         )
         for row, path in zip(rows, paths, strict=True)
@@ -611,14 +591,6 @@ def _number(path: Path, text: str | None) -> float:
     if not np.isfinite(value):
         raise DgiqaError(f"{path} has the score {text!r}; wanted a finite number such as 3.5; correct that row")
     return value
-
-
-def _part(path: Path, name: str, separator: str, index: int) -> str:
-    """The index-th part of a picture's name, which says what it is."""
-    parts = name.split(separator)
-    if len(parts) <= index:
-        raise DgiqaError(f"{path} lists {name!r}; wanted names with {separator!r} between their parts, as released")
-    return parts[index]
 
 
 def _check_splits(path: Path, found: Iterable[str]) -> None:

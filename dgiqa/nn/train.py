@@ -20,7 +20,6 @@ import math
 import os
 import random
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -61,14 +60,13 @@ WEIGHTS = "weights.safetensors"  # the network alone (its moving average when th
 BEST = "best.safetensors"  # the same at the epoch with the best validation SROCC, when there is a validation
 LOSSES = "losses.csv"
 VALIDATION = "validation.csv"
-BOARD = "tensorboard"  # folder of its events
-LOSS_COLUMNS = ("step", "epoch", "lr", "loss", "mse", "consistency", "rank", "classes", "seconds")
+LOSS_COLUMNS = ("step", "epoch", "lr", "loss", "mse", "consistency", "seconds")
 # These may change between a run and its continuation: they do not change what is learned (but for rounding).
-FREE_FIELDS = frozenset({"workers", "device", "checkpoint_steps", "tensorboard"})
+FREE_FIELDS = frozenset({"workers", "device", "checkpoint_steps"})
 ABLATIONS = ("depth_car", "dilated", "tcb")  # DGIQAConfig's switches, in the order of the paper's tables 4 and 5
 
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # rgb u8 [N,S,S,3], depth u8 [N,S,S], score f32 [N], group i64 [N]
-LossRow = tuple[int, int, float, Tensor, float]  # step, epoch, lr, f32 [5] as `losses` returns, seconds
+Batch = tuple[Tensor, Tensor, Tensor]  # rgb u8 [N,S,S,3], depth u8 [N,S,S], score f32 [N]
+LossRow = tuple[int, int, float, Tensor, float]  # step, epoch, lr, f32 [3] as `losses` returns, seconds
 Validation = Callable[[nn.Module], Mapping[str, float]]
 
 
@@ -86,22 +84,14 @@ class TrainConfig:
     weight_decay: AdamW's, on matrices and kernels only; ours.
     grad_clip: largest gradient norm, 0 = no clipping; ours.
     consistency: lambda of the flip-consistency loss; ours.
-    consistency_share: share of a batch that is also shown mirrored; 1 is the paper's, less is cheaper.
     flip: probability of a horizontal and, independently, of a vertical flip; ours.
     crop: side of the random crops, pixels (paper).
-    rank_weight, rank_margin: weight of a hinge loss on pairs of one group whose scores differ by more than the
-        margin; their predictions should differ by as much. Ours, off by default.
-    class_weight: weight of the cross-entropy of a model that returns, in training, (score [N], class logits [N,K]); a
-        sample's class is its group's number modulo K. Ours, off by default.
-    group_size: that many samples of one group stay together in a batch; 1 = plain shuffling.
     ema: decay per step of the moving average of the weights that is validated and saved; 0 = none; ours.
     precision: "fp32", or autocast to "bf16" or "fp16" (loss scaling included).
-    channels_last: NHWC memory, which CPUs with AMX and GPUs with tensor cores prefer.
     seed: data order, crops and dropout derive from it.
     workers: processes that load pictures; 0 = this one.
     device: "auto" takes CUDA when there is one.
     checkpoint_steps: steps between checkpoints; the end of an epoch always writes one.
-    tensorboard: also write TensorBoard events, when it is installed.
     """
 
     epochs: int = 50
@@ -114,26 +104,19 @@ class TrainConfig:
     weight_decay: float = 1e-2
     grad_clip: float = 1.0
     consistency: float = 0.5
-    consistency_share: float = 1.0
     flip: float = 0.5
     crop: int = TILE
-    rank_weight: float = 0.0
-    rank_margin: float = 0.02
-    class_weight: float = 0.0
-    group_size: int = 1
     ema: float = 0.0
     precision: str = "fp32"
-    channels_last: bool = True
     seed: int = 0
     workers: int = 0
     device: str = "auto"
     checkpoint_steps: int = 200
-    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in _DTYPES:
             raise ValueError(f"precision is {self.precision!r}; it can be {', '.join(_DTYPES)}")
-        for name in ("epochs", "batch", "crop", "group_size", "checkpoint_steps"):
+        for name in ("epochs", "batch", "crop", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
@@ -142,7 +125,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class SampleDataset(Protocol):
-    """What `train` reads: map-style, items are `Sample`s; an int array `groups` [n] is needed for group_size > 1."""
+    """What `train` reads: map-style, items are `Sample`s."""
 
     def __len__(self) -> int: ...
 
@@ -161,8 +144,6 @@ def train(
 ) -> Path:
     """Train model(rgb, depth) -> score f32 [N] on the dataset; returns the path of the weights.
 
-    With `config.class_weight` the model returns class logits beside the score while it is in training mode.
-
     out_dir: gets checkpoint.pt, weights.safetensors, losses.csv (and validation.csv, best.safetensors).
     resume: go on from out_dir's checkpoint when there is one; the curves continue as if nothing had happened.
     validation: model in evaluation mode -> numbers such as {"srocc": 0.9}; called after each epoch.
@@ -176,8 +157,7 @@ def train(
             run.load()
         else:
             run.start()
-        with run.curves():
-            run.steps(validation, None if minutes is None else time.monotonic() + 60 * minutes)
+        run.steps(validation, None if minutes is None else time.monotonic() + 60 * minutes)
     return run.out / WEIGHTS
 
 
@@ -190,59 +170,32 @@ def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
     return cosine * min(1.0, (step + 1) / (config.warmup_steps + 1))
 
 
-def sample_order(groups: NDArray[np.int64], group_size: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """groups int [n] -> a permutation of 0..n-1 for this epoch, up to group_size samples of one group side by side."""
-    rng = np.random.default_rng([seed, epoch, 0])
-    if group_size == 1:
-        return rng.permutation(len(groups))
-    order = np.lexsort((rng.random(len(groups)), groups))  # by group, shuffled inside each
-    ranked = groups[order]
-    first = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
-    within = np.arange(len(order)) - np.repeat(first, np.diff(np.r_[first, len(order)]))
-    chunk = np.cumsum(within % group_size == 0) - 1
-    return order[np.argsort(rng.permutation(chunk[-1] + 1)[chunk], kind="stable")]
-
-
 def losses(model: nn.Module, batch: Batch, config: TrainConfig) -> Tensor:
-    """Batch on the model's device -> f32 [5]: total, MSE, consistency (paper 3.6), ranking, cross-entropy (ours)."""
-    rgb, depth, score, group = batch
-    images, depths = normalise(rgb, depth, channels_last=config.channels_last)
-    count = len(score)
-    mirrored = math.ceil(count * config.consistency_share) if config.consistency else 0
-    if mirrored:  # one forward for both, so that DistributedDataParallel sees one
-        images = torch.cat([images, images[:mirrored].flip(3)])
-        depths = torch.cat([depths, depths[:mirrored].flip(3)])
+    """Batch on the model's device -> f32 [3]: total, MSE and consistency (paper 3.6)."""
+    rgb, depth, score = batch
+    images, depths = normalise(rgb, depth)
+    if config.consistency:  # one forward for both, so that DistributedDataParallel sees one
+        images, depths = (torch.cat([each, each.flip(3)]) for each in (images, depths))
     with torch.autocast(images.device.type, _DTYPES[config.precision], enabled=config.precision != "fp32"):
-        output = model(images, depths)
-    both, logits = output if config.class_weight else (output, None)
-    predicted, mirror = both.float().split([count, mirrored])
-    none = predicted.new_zeros(())
+        predicted, *mirror = model(images, depths).float().split(len(score))
     mse = F.mse_loss(predicted, score)
-    consistency = F.mse_loss(mirror, predicted[:mirrored]) if mirrored else none
-    rank = ranking_loss(predicted, score, group, config.rank_margin) if config.rank_weight else none
-    classes = none if logits is None else F.cross_entropy(logits[:count].float(), group % logits.shape[1])
-    total = mse + config.consistency * consistency + config.rank_weight * rank + config.class_weight * classes
-    return torch.stack([total, mse, consistency, rank, classes])
+    consistency = F.mse_loss(mirror[0], predicted) if mirror else predicted.new_zeros(())
+    return torch.stack([mse + config.consistency * consistency, mse, consistency])
 
 
-def ranking_loss(predicted: Tensor, score: Tensor, group: Tensor, margin: float) -> Tensor:
-    """predicted, score f32 [N], group i64 [N] -> mean hinge over pairs of a group whose scores differ by > margin."""
-    better = (score[:, None] - score[None] > margin) & (group[:, None] == group[None]) & (group[:, None] >= 0)
-    hinge = F.relu(margin - (predicted[:, None] - predicted[None]))
-    return (hinge * better).sum() / better.sum().clamp(min=1)
+def normalise(rgb: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+    """rgb u8 [N,S,S,3], depth u8 [N,S,S] -> both f32 [N,3,S,S], with ImageNet statistics, depth in three channels.
 
-
-def normalise(rgb: Tensor, depth: Tensor, *, channels_last: bool = False) -> tuple[Tensor, Tensor]:
-    """rgb u8 [N,S,S,3], depth u8 [N,S,S] -> both f32 [N,3,S,S], with ImageNet statistics, depth in three channels."""
+    In channels-last memory, which CPUs with AMX and GPUs with tensor cores prefer.
+    """
     # One long row of repeated scales: broadcasting over the last axis of 3 takes four times as long on a CPU.
     rows = rgb.shape[2]
     mean, std = (torch.tensor(v, device=rgb.device).mul(255).repeat(rows) for v in (IMAGENET_MEAN, IMAGENET_STD))
     scale, shift = 1 / std, -mean / std
-    layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def scaled(images: Tensor) -> Tensor:  # u8 [N,S,S,3] -> f32 [N,3,S,S]
         values = images.flatten(2).float().mul_(scale).add_(shift).view(images.shape)
-        return values.permute(0, 3, 1, 2).contiguous(memory_format=layout)
+        return values.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
     return scaled(rgb), scaled(torch.stack([depth] * 3, -1))
 
@@ -251,7 +204,7 @@ class CropBatches(torch.utils.data.Dataset[Batch]):
     """Item s is this process's batch of step s, a pure function of (dataset, config, s): nothing to save or restore.
 
     rank, world: which part of each step's samples this process takes.
-    Raises DgiqaError for an empty dataset, missing groups or a picture smaller than the crop.
+    Raises DgiqaError for an empty dataset or a picture smaller than the crop.
     """
 
     def __init__(self, dataset: SampleDataset, config: TrainConfig, rank: int = 0, world: int = 1) -> None:
@@ -260,7 +213,6 @@ class CropBatches(torch.utils.data.Dataset[Batch]):
         self.dataset, self.config, self.rank, self.world = dataset, config, rank, world
         self.batch = min(config.batch, len(dataset) // world)
         self.steps_per_epoch = len(dataset) // (self.batch * world)  # the odd rest waits for another epoch's order
-        self.groups = _groups(dataset, config.group_size)
         self._epoch: tuple[int, NDArray[np.int64], NDArray[np.float32]] | None = None
 
     def __len__(self) -> int:
@@ -278,13 +230,12 @@ class CropBatches(torch.utils.data.Dataset[Batch]):
         for row, (sample, draw) in enumerate(zip(samples, draws[indices], strict=True)):
             rgb[row], depth[row] = cut_crop(sample, draw, size, self.config.flip)
         score = torch.tensor([s.score for s in samples], dtype=torch.float32)
-        group = torch.tensor([s.group for s in samples], dtype=torch.int64)
-        return torch.from_numpy(rgb), torch.from_numpy(depth), score, group
+        return torch.from_numpy(rgb), torch.from_numpy(depth), score
 
     def _plan(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The epoch's order [n] and each sample's four draws in [0, 1) [n,4]: y, x, horizontal and vertical flip."""
         if self._epoch is None or self._epoch[0] != epoch:
-            order = sample_order(self.groups, self.config.group_size, self.config.seed, epoch)
+            order = np.random.default_rng([self.config.seed, epoch, 0]).permutation(len(self.dataset))
             draws = np.random.default_rng([self.config.seed, epoch, 1]).random((len(order), 4), np.float32)
             self._epoch = epoch, order, draws
         return self._epoch[1], self._epoch[2]
@@ -307,13 +258,6 @@ def cut_crop(sample: Sample, draw: NDArray[np.float32], size: int, flip: float) 
     return cv2.flip(sample.rgb[window], code), cv2.flip(sample.depth[window], code)
 
 
-def _groups(dataset: SampleDataset, group_size: int) -> NDArray[np.int64]:
-    groups = getattr(dataset, "groups", None)
-    if groups is None and group_size > 1:
-        raise DgiqaError(f"group_size is {group_size}, but the dataset has no `groups` array; give it one or use 1")
-    return np.full(len(dataset), -1, np.int64) if groups is None else np.asarray(groups, np.int64)
-
-
 class _Run:
     """The state of one training run: everything that a checkpoint holds, and the files it writes."""
 
@@ -329,8 +273,7 @@ class _Run:
         self.device, self.rank, self.world = device, rank, world = process
         self.samples = len(dataset)
         self.batches = CropBatches(dataset, config, rank, world)
-        layout = torch.channels_last if config.channels_last else torch.preserve_format
-        self.model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
+        self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.lr)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.average = copy.deepcopy(model).eval() if config.ema else None
@@ -338,7 +281,6 @@ class _Run:
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
         self.pending: list[LossRow] = []  # not written yet
         self.checkpoint_path = out / CHECKPOINT
-        self.board: Any = None
 
     def start(self) -> None:
         """Seed everything and begin the curves; an older run's files are removed."""
@@ -347,19 +289,8 @@ class _Run:
         if self.rank == 0:
             for name in (CHECKPOINT, WEIGHTS, BEST, VALIDATION):
                 (self.out / name).unlink(missing_ok=True)
-            shutil.rmtree(self.out / BOARD, ignore_errors=True)
             with open(self.out / LOSSES, "w", newline="") as file:
                 csv.writer(file).writerow(LOSS_COLUMNS)
-
-    @contextlib.contextmanager
-    def curves(self) -> Iterator[None]:
-        """TensorBoard's events, where they are wanted, from this step on."""
-        self.board = _board(self.config, self.out, self.step) if self.rank == 0 else None
-        try:
-            yield
-        finally:
-            if self.board is not None:
-                self.board.close()
 
     def steps(self, validation: Validation | None, deadline: float | None) -> None:
         """Train to the end or to the deadline, with a checkpoint at every stop."""
@@ -433,9 +364,6 @@ class _Run:
             if numbers.get("srocc", -math.inf) > self.best:
                 self.best = numbers["srocc"]
                 save_weights(judged, self.out / BEST)
-            if self.board is not None:
-                for name, value in numbers.items():
-                    self.board.add_scalar(f"validation/{name}", value, self.step)
         if self.world > 1:
             dist.barrier()
 
@@ -452,10 +380,6 @@ class _Run:
                 writer = csv.writer(file)
                 for (step, epoch, lr, _, seconds), row in zip(self.pending, terms.tolist(), strict=True):
                     writer.writerow((step, epoch, f"{lr:.9g}", *(f"{x:.9g}" for x in row), f"{seconds:.2f}"))
-                    if self.board is not None:
-                        self.board.add_scalar("train/lr", lr, step)
-                        for name, value in zip(LOSS_COLUMNS[3:8], row, strict=True):
-                            self.board.add_scalar(f"train/{name}", value, step)
                 file.flush()
                 os.fsync(file.fileno())
         self._refuse_nan(terms[:, 0].isfinite().tolist())
@@ -657,17 +581,6 @@ def _cut(path: Path, step: int) -> None:
             csv.writer(file).writerows([header, *kept])
 
     _replace(path, write)
-
-
-def _board(config: TrainConfig, out: Path, step: int) -> Any:
-    if not config.tensorboard:
-        return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise DgiqaError("tensorboard=True, but TensorBoard is not installed: pip install tensorboard") from error
-    # What a killed run wrote after its checkpoint is written again: TensorBoard drops the former.
-    return SummaryWriter(str(out / BOARD), purge_step=step + 1 if step else None)
 
 
 class _Progress:
