@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import tracemalloc
 import warnings
@@ -12,30 +11,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from made_pictures import encode, pattern, photo
 from PIL import Image, features
-from skimage import data
 
 from dgiqa.errors import ImageError
 from dgiqa.image import as_rgb, decode
 
 AVIF = pytest.param("AVIF", marks=pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF"))
 FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", AVIF]
-
-
-def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def photo(name: str = "astronaut") -> Image.Image:
-    return Image.fromarray(getattr(data, name)())
-
-
-def pattern(height: int, width: int) -> np.ndarray:
-    """uint8 [H,W,3] from integers alone, so that no decoder or data set is part of it."""
-    y, x, c = np.ogrid[:height, :width, :3]
-    return ((x * x + 3 * x * y + 7 * y * (c + 1) + 50 * c) // 16 % 256).astype(np.uint8)
 
 
 def cv2_rgb(file: bytes) -> np.ndarray:

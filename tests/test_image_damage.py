@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_pictures import encode
 from PIL import Image, features
 from skimage import data
 
@@ -22,12 +23,6 @@ from dgiqa.image import decode, jpeg, of_pillow, open_image
 from dgiqa.image.sources import Room, open_source
 
 AVIF = pytest.param("AVIF", marks=pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF"))
-
-
-def encode(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def photo(size: tuple[int, int] = (288, 192)) -> Image.Image:

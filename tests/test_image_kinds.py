@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from made_pictures import encode
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, features
 
@@ -23,12 +24,6 @@ needs_avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow 
 def picture(height: int = 24, width: int = 40) -> NDArray[np.uint8]:
     y, x, c = np.ogrid[:height, :width, :3]
     return ((5 * x + 3 * y + 40 * c) % 256).astype(np.uint8)
-
-
-def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def read(data: bytes) -> tuple[NDArray[np.uint8], str]:

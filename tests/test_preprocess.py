@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from made_pictures import encode, pattern, photo
 from PIL import Image
 from skimage import data
 
@@ -24,22 +23,6 @@ from dgiqa.spec import Preprocess
 PAPER = Preprocess()
 SMALL = Preprocess(depth_lower_bound=256, depth_multiple=32)
 AREA = Preprocess(version=2, depth_lower_bound=256, depth_multiple=32)
-
-
-def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def photo(name: str = "astronaut") -> Image.Image:
-    return Image.fromarray(getattr(data, name)())
-
-
-def pattern(height: int, width: int) -> np.ndarray:
-    """uint8 [H,W,3] from integers alone, so that no decoder or data set is part of it."""
-    y, x, c = np.ogrid[:height, :width, :3]
-    return ((x * x + 3 * x * y + 7 * y * (c + 1) + 50 * c) // 16 % 256).astype(np.uint8)
 
 
 # ---- depth_input -----------------------------------------------------------------------------------------------------
