@@ -3,8 +3,8 @@
     python bench/attention.py [--plugin build/libdgiqa_tensorrt.so]   ->  bench/results/attention.jsonl, docs/graph.md
     python bench/attention.py --quick --size narrow      a small network, to see that it works
 
-    plain    the twin as it is exported by default: bias and mask are added one after the other
-    folded   shifted windows become heads, and one constant is added: the form that fused attention takes
+    plain    bias and mask are added one after the other
+    folded   shifted windows become heads, and one constant is added: what fused attention takes, and the default
     plugin   one operator for each attention, served by our kernel
 
 Where TensorRT and a GPU are: fp16 plans of all three, fed from its memory, by the clock. There and elsewhere: plain and
@@ -64,7 +64,7 @@ def main() -> int:
 def measured(
     files: Mapping[str, Path], backend: str, tiles: int, *, pairs: int, seconds: float, plugin: Path | None = None
 ) -> Line:
-    """Times of one run, ms; how many times as fast as plain, pair by pair; how far scores are from plain's."""
+    """Times of one run, ms; how many times as fast as plain, pair by pair; and how far features are."""
     feeds: Mapping[str, Any] = inputs(tiles)
     sessions: dict[str, Session] = {
         way: open_session(path, backend, threads=1, plugins=[plugin] if way == PLUGIN and plugin else [])
@@ -74,7 +74,7 @@ def measured(
         import torch
 
         feeds = {name: torch.from_numpy(array).cuda() for name, array in feeds.items()}
-    scores = {way: np.asarray(session.run(feeds)[spec.QUALITY_OUTPUT]) for way, session in sessions.items()}
+    features = {way: np.asarray(session.run(feeds)[spec.QUALITY_FEATURES]) for way, session in sessions.items()}
     calls = {way: partial(session.run, feeds) for way, session in sessions.items()}
     if backend != TENSORRT:
         calls = {way: partial(cpu_ms, call) for way, call in calls.items()}
@@ -82,8 +82,12 @@ def measured(
     results = compare(calls, pairs=pairs, warmup=2, seconds=seconds, baseline=PLAIN, clock=clock)
     return {
         "rows": [result.as_dict() for result in results],
-        "difference": {way: float(np.abs(array - scores[PLAIN]).max()) for way, array in scores.items()},
+        "difference": {way: _apart(array, features[PLAIN]) for way, array in features.items()},
     }
+
+
+def _apart(got: Any, wanted: Any) -> float:
+    return float(np.abs(got - wanted).max() / np.abs(wanted).max())
 
 
 def cpu_ms(call: Any) -> float:
@@ -140,7 +144,7 @@ def _plan(onnx: Path, plugins: list[Path]) -> Path:
 
 def table(measurements: Iterable[Mapping[str, Any]]) -> str:
     """As Markdown: the last line of every case, with the machines that they came from."""
-    return markdown(("engine", "one run", "plain, ms", FOLDED, PLUGIN, "scores apart"), _cells, measurements)
+    return markdown(("engine", "one run", "plain, ms", FOLDED, PLUGIN, "features apart"), _cells, measurements)
 
 
 def _cells(line: Mapping[str, Any]) -> list[str]:

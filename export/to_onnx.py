@@ -28,9 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--attention",
         choices=("standard", "folded", "op"),
-        default="standard",
-        help="window attention as standard operators; with windows folded into heads, as TensorRT fuses it; or as one "
-        "ai.dgiqa operator for hosts with a kernel",
+        help="window attention with windows folded into heads, as TensorRT fuses it (the default); as standard "
+        "operators otherwise; or as one ai.dgiqa operator for hosts with a kernel",
     )
     options = parser.parse_args(arguments)
     if not (options.quality or options.depth):

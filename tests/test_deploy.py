@@ -77,11 +77,13 @@ def images(n: int = 2, size: int = 224) -> tuple[Tensor, Tensor]:
 )
 def test_dgiqa_twin_is_the_network(config: object) -> None:
     network = stirred(DGIQA(config))  # type: ignore[arg-type]
-    twin = export_twin(network)
-    assert isinstance(twin, TwinDGIQA)
     rgb, depth = images(size=network.config.image_size)
-    assert difference(twin.features(rgb, depth), network.features(rgb, depth)) < EXACT
-    assert twin(rgb, depth).shape == (2,)
+    wanted = network.features(rgb, depth)
+    for attention in (None, "standard"):
+        twin = export_twin(network, attention)  # type: ignore[arg-type]
+        assert isinstance(twin, TwinDGIQA)
+        assert difference(twin.features(rgb, depth), wanted) < EXACT
+        assert twin(rgb, depth).shape == (2,)
 
 
 @pytest.mark.slow
@@ -236,7 +238,8 @@ def test_folded_windows_are_the_network_and_add_one_constant() -> None:
     assert shifted.windows == 64
     assert shifted.bias.shape == (1, 64 * shifted.heads, 49, 49)
     assert stages[0].blocks[0].attention.bias.shape == (1, shifted.heads, 49, 49)
-    plain = export_twin(network).branches[0].backbone.stages
+    assert all(stage.mask is None for stage in export_twin(network).branches[0].backbone.stages)  # the default
+    plain = export_twin(network, "standard").branches[0].backbone.stages
     assert plain[0].mask is not None
     with pytest.raises(ValueError, match="nothing to fold"):
         export_twin(DGIQA(SMALL), "folded")

@@ -432,14 +432,14 @@ def test_window_attention_stays_one_operator_where_asked(tmp_path: Path) -> None
     options = {"embed_dim": 32, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)}
     sizes = dataclasses.replace(TINY_QUALITY, backbone=FULL.backbone, backbone_options=options, dilated_channels=16)
     network = lively(onnx_export.untrained(DGIQA(sizes)))
-    standard = export_quality(network, tmp_path / "standard.onnx")
+    standard = export_quality(network, tmp_path / "standard.onnx", attention="standard")
     fused = export_quality(network, tmp_path / "op.onnx", attention="op")
     graph = onnx.load(fused.path)
     assert sum(node.domain == spec.ONNX_DOMAIN for node in graph.graph.node) == 16
     assert [function.domain for function in graph.functions] == [spec.ONNX_DOMAIN]
     assert not onnx.load(standard.path).functions
     assert fused.nodes < standard.nodes
-    folded = export_quality(network, tmp_path / "folded.onnx", attention="folded")  # compared with PyTorch in there
+    folded = export_quality(network, tmp_path / "folded.onnx")  # the default, compared with PyTorch in there
     added = [node.op_type for node in onnx.load(folded.path).graph.node].count("Add")
     assert [node.op_type for node in onnx.load(standard.path).graph.node].count("Add") == added + 6  # the masks
     assert "Tile" not in {node.op_type for node in onnx.load(folded.path).graph.node}

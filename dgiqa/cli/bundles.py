@@ -238,12 +238,12 @@ def import_weights(
         Path | None, typer.Option(metavar="DIR", help="Photographs to compare on.  [default: scikit-image's]")
     ] = None,
     attention: Annotated[
-        Attention,
+        Attention | None,
         typer.Option(
-            help="Window attention as standard operators; with windows folded into heads, as TensorRT fuses it; or as "
-            "one operator, for build --plugin."
+            help="Window attention with windows folded into heads, as TensorRT fuses it; as standard operators "
+            "otherwise; or as one operator, for build --plugin.  [default: folded, where there are windows]"
         ),
-    ] = Attention.standard,
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle of that name.")] = False,
 ) -> None:
     """Turn checkpoints, the authors' or your own, into a model that can be used by name.
@@ -267,7 +267,7 @@ def import_weights(
         title=title,
         licence=licence,
         photos=photos,
-        attention=attention.value,
+        attention=attention.value if attention else None,
         overwrite=overwrite,
     )
     parity = bundle.manifest["parity"]["score"]

@@ -54,7 +54,7 @@ def build_bundle(
     photos: Sequence[NDArray[np.uint8]] | None = None,
     model_card: Mapping[str, Any] | None = None,
     created: str | None = None,
-    attention: Attention = "standard",
+    attention: Attention | None = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Export two networks and write them as a bundle whose golden scores are PyTorch's.
@@ -124,7 +124,7 @@ def import_weights(
     title: str | None = None,
     licence: str | None = None,
     photos: str | Path | None = None,
-    attention: Attention = "standard",
+    attention: Attention | None = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Turn checkpoints into a bundle directory: the authors' or your own DGIQA weights, and a depth network.

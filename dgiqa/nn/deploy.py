@@ -26,15 +26,16 @@ Attention = Literal["standard", "folded", "op"]
 ATTENTIONS: tuple[Attention, ...] = ("standard", "folded", "op")
 
 
-def export_twin(network: nn.Module, attention: Attention = "standard") -> nn.Module:
+def export_twin(network: nn.Module, attention: Attention | None = None) -> nn.Module:
     """The network to export in place of `network`, in eval mode; it takes and gives the same tensors.
 
     network: left as it is; the twin has copies of its weights, so that training one does not change the other.
-    attention: "folded" makes heads of shifted windows, so that scores get one constant addend, as fused attention takes
-    it. "op" keeps window attention as one `ai.dgiqa` operator, for hosts with a kernel; maps then stay in image order.
+    attention: "folded", the default for a Swin whose windows tile its maps, makes heads of shifted windows, so that
+    scores get one constant addend, as fused attention takes it; "standard" adds bias and mask one after the other. "op"
+    keeps window attention as one `ai.dgiqa` operator, for hosts with a kernel; maps then stay in image order.
     Raises ValueError for another word, or where "folded" or "op" is asked of a network without such Swin blocks.
     """
-    if attention not in ATTENTIONS:
+    if attention is not None and attention not in ATTENTIONS:
         raise ValueError(f"attention is {attention!r}; choose one of {', '.join(ATTENTIONS)}")
     network = copy.deepcopy(network).eval().requires_grad_(False)
     if attention == "folded" and not _folds(network):
@@ -44,7 +45,7 @@ def export_twin(network: nn.Module, attention: Attention = "standard") -> nn.Mod
 
         network = with_attention_op(network, cross=False)
     if isinstance(network, DGIQA) and has_twin(network):
-        return TwinDGIQA(network, fold=attention == "folded").eval()
+        return TwinDGIQA(network, fold=attention in (None, "folded")).eval()
     if isinstance(network, DepthAnything):
         return TwinDepthAnything(network).eval()
     return network

@@ -92,15 +92,14 @@ def export_quality(
     tile: int = spec.TILE,
     opset: int = spec.OPSET,
     photos: Sequence[NDArray[np.uint8]] | None = None,
-    attention: Attention = "standard",
+    attention: Attention | None = None,
     twin: bool = True,
 ) -> Export:
     """Write a quality network, two f32 [n,3,tile,tile] -> f32 [n], to an ONNX file with a dynamic batch.
 
     A DGIQA's file also has its features f32 [n,C] and, with a head for them, its reasons f32 [n,K] as outputs.
     photos: uint8 [H,W,3] RGB to compare with PyTorch on; by default scikit-image's. The model is left as it is.
-    attention: "folded" adds one constant to each window attention's scores, as TensorRT fuses it; "op" writes it as
-    one `ai.dgiqa` operator with its function. See `dgiqa.nn.deploy`.
+    attention: as in `dgiqa.nn.deploy.export_twin`; "op" writes one operator with its function.
     twin: False exports the network as it is written, for comparison.
     Raises ExportError if scores, reasons, or features as a part of the largest one, differ by more than
     SCORE_TOLERANCE; then nothing is written.
@@ -140,7 +139,7 @@ def export_depth(
     cell = p.depth_multiple
     dynamic = {0: batch} if size else {0: batch, 2: cell * rows, 3: cell * columns}
     with _frozen(model) as network:
-        exported = _exported(network, "standard", twin)
+        exported = _exported(network, None, twin)
         graph = _graph(exported, cases["batch 2"], [spec.DEPTH_OUTPUT], (dynamic,), opset)
         budget = (_share_of_range, DEPTH_TOLERANCE, "depth range")
         return _write_checked(network, _candidates(graph, exported is network), Path(path), cases, budget)
@@ -153,7 +152,7 @@ def export_networks(
     config: str = "full",
     photos: str | Path | None = None,
     *,
-    attention: Attention = "standard",
+    attention: Attention | None = None,
 ) -> list[Export]:
     """Export networks named as on a command line to quality.onnx and depth.onnx in the directory `out`.
 
@@ -259,10 +258,10 @@ def _frozen(model: nn.Module) -> Iterator[nn.Module]:
             logging.disable(level)
 
 
-def _exported(network: nn.Module, attention: Attention, twin: bool) -> nn.Module:
+def _exported(network: nn.Module, attention: Attention | None, twin: bool) -> nn.Module:
     """What goes through the exporter in place of the network: the network itself where it has no twin."""
-    made = export_twin(network, attention) if twin or attention != "standard" else network
-    return network if type(made) is type(network) and attention == "standard" else made
+    made = export_twin(network, attention) if twin or attention else network
+    return network if type(made) is type(network) and attention != "op" else made
 
 
 def _with_all_outputs(network: nn.Module) -> tuple[nn.Module, list[str]]:
@@ -292,7 +291,7 @@ def _graph(
     dynamic: tuple[Any, ...],
     opset: int,
     *,
-    attention: Attention = "standard",
+    attention: Attention | None = None,
 ) -> Any:
     """The network as an ONNX ModelProto without traces of where it was made."""
     translation: dict[Any, Any] = {torch.ops.aten.softplus.default: _softplus}
