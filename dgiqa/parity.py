@@ -28,7 +28,7 @@ UInt8 = NDArray[np.uint8]
 # How far one score in [0, 1] may move. In fp32, engines differ by 1e-6 themselves; the rest is for a depth value that
 # falls on the other side of a uint8 step. Reduced precision is held to its budget on whole images only: tiles err two
 # to three times as much as their mean (small bundle, int8: 2.3e-2 and 0.9e-2).
-BUDGETS = {"fp32": 1e-4, "fp16": 2e-3, "int8": 2e-2, "bf16": 2e-2}
+BUDGETS = {"fp32": 1e-4, "fp16": 2e-3, "int8": 2e-2, "fp8": 2e-2, "bf16": 2e-2}
 TOLERANCE = BUDGETS["fp32"]
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 PREPROCESS_VERSIONS = (1, 2)  # a new one whenever the same bytes would give other network inputs; old ones stay
 BUNDLE_VERSION = 1  # raised whenever an older reader would misread a manifest
-QUANTIZER_VERSION = 3  # raised whenever `builder.quantize` would make other files from the same network and images
+QUANTIZER_VERSION = 4  # raised whenever `builder.quantize` would make other files from the same network and images
 OPSET = 20
 # Of an engine. bf16 is never in a file: it is how OpenVINO runs an fp32 one where the processor can, asked for by name.
-PRECISIONS = ("fp32", "fp16", "int8", "bf16")
-QUANTIZED = ("fp16", "int8")  # in files that `builder.quantize` makes; in the others a bundle's own files run
+PRECISIONS = ("fp32", "fp16", "int8", "fp8", "bf16")
+QUANTIZED = ("fp16", "int8", "fp8")  # in files that `builder.quantize` makes; in the others a bundle's own files run
 ONNX_DOMAIN = "ai.dgiqa"  # custom ops live here and carry a function body of standard ops
 
 TILE = 224  # side of a square tile, pixels (paper section 4.2: crops of 224 x 224)

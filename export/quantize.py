@@ -1,7 +1,8 @@
-"""A bundle's networks become fp16 or int8 ONNX files, which are kept only if scores stay within their budget.
+"""A bundle's networks become fp16, int8 or fp8 ONNX files, which are kept only if scores stay within their budget.
 
 python export/quantize.py --fp16 --out build/fp16
 python export/quantize.py --int8 --calib photographs/ --rest fp16 --out build/int8 --bundle koniq
+python export/quantize.py --fp8 --calib photographs/ --out build/fp8  # NVIDIA GPUs of compute capability 8.9 and later
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     precision = parser.add_mutually_exclusive_group(required=True)
     precision.add_argument("--fp16", dest="precision", action="store_const", const="fp16")
     precision.add_argument("--int8", dest="precision", action="store_const", const="int8")
+    precision.add_argument("--fp8", dest="precision", action="store_const", const="fp8")
     parser.add_argument("--bundle", default="small", help="a bundle's name or its directory")
     parser.add_argument("--calib", type=Path, nargs="+", help="folder of photographs, 500 if you have them")
     parser.add_argument("--method", choices=METHODS, help=f"who places Q/DQ in int8 files [{METHODS[0]}]")
@@ -31,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = vars(parser.parse_args(arguments))
     options["calibration"] = options.pop("calib")
     given = {name: value for name in ("method", "rest") if (value := options.pop(name))}
-    if given and options["precision"] == "fp16":
+    if given and options["precision"] != "int8":
         parser.error(f"{', '.join(f'--{name}' for name in given)}: of int8 files only; leave out, or give --int8")
     options |= given
     try:

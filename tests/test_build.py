@@ -26,8 +26,8 @@ from dgiqa.errors import BackendError, EngineError, ParityError
 from dgiqa.image import decode
 from dgiqa.parity import BUDGETS
 from dgiqa.runtime import backends as room_of_names
-from dgiqa.runtime import engines
-from dgiqa.runtime.backends import PLAIN_INT8, backends
+from dgiqa.runtime import engines, plans
+from dgiqa.runtime.backends import PLAIN_INT8, backends, choose
 from dgiqa.scorer import Scorer
 
 pytest.importorskip("onnx")
@@ -344,6 +344,26 @@ def test_without_tensorrt_one_sentence_says_what_to_install_and_what_works_inste
 def test_a_precision_that_tensorrt_lacks_is_not_advised_for_onnxruntime(tiny_bundle: Bundle) -> None:
     with pytest.raises(BackendError, match=r"^tensorrt has no bf16; choose --backend openvino, or --precision fp16$"):
         build(tiny_bundle, backend="tensorrt", precision="bf16")
+
+
+def test_int8_is_not_offered_where_it_gains_nothing() -> None:
+    with pytest.raises(BackendError, match=r"^onnxruntime-cuda runs each Q/DQ by itself.*; choose --precision fp16$"):
+        choose("onnxruntime-cuda", "int8")
+    with pytest.raises(BackendError, match=r"^openvino has no fp8; choose --backend tensorrt, or --precision fp16$"):
+        choose("openvino", "fp8")
+
+
+def test_fp8_is_refused_on_a_gpu_without_such_units(
+    tiny_bundle: Bundle, tensorrt: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = plans.identity()
+    monkeypatch.setattr(plans, "identity", lambda: here | {"gpu": "A100", "compute_capability": "8.0"})
+    with pytest.raises(BackendError, match=r"A100 has compute capability 8\.0, and fp8 needs 8\.9 or later"):
+        build(tiny_bundle, backend="tensorrt", precision="fp8")
+    assert nothing_left()
+    monkeypatch.setattr(plans, "identity", lambda: here | {"compute_capability": "12.0"})
+    with pytest.raises(ParityError, match="can be fp8"):  # asked for, and this bundle's layers are too narrow
+        build(tiny_bundle, backend="tensorrt", precision="fp8")
 
 
 def test_a_graph_that_cannot_be_changed_is_no_matter_of_the_budget(

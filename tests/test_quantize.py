@@ -38,14 +38,20 @@ pytest.importorskip("onnxruntime")
 from dgiqa.builder import quantize as quantize_module  # noqa: E402
 from dgiqa.builder.precision import (  # noqa: E402
     CPU_WEIGHT_LEVELS,
+    FP8_LARGEST,
     LEVELS,
     check_precision,
+    fp8_codes,
+    fp8_numbers,
     layer_types,
+    layers_with_kernels,
     like_half,
     load_model,
     narrow_weights,
+    residual_inputs,
     store_half,
     tensor_types,
+    to_fp8,
     to_half,
     to_int8,
     weighted_layers,
@@ -56,6 +62,7 @@ from dgiqa.runtime.ort import OrtSession  # noqa: E402
 from dgiqa.runtime.session import open_session  # noqa: E402
 
 FLOAT, FLOAT16, INT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8
+E4M3 = onnx.TensorProto.FLOAT8E4M3FN
 
 
 def graph(nodes: list[Any], constants: dict[str, Any], inputs: dict[str, Any], outputs: dict[str, Any]) -> Any:
@@ -167,6 +174,108 @@ def opened(backend: str, model: Any, folder: Path) -> Any:
     path = folder / "model.onnx"
     path.write_bytes(model.SerializeToString())
     return open_session(path, backend, precision="int8")
+
+
+# float8
+
+
+def test_numbers_are_rounded_to_e4m3_as_onnxruntime_rounds_them() -> None:
+    numbers = fp8_numbers()
+    assert numbers[-1] == FP8_LARGEST
+    between = (numbers[1:] + numbers[:-1]) / 2
+    values = np.concatenate([numbers, between, between * 1.001, between * 0.999, [449, 1000]]).astype("f")
+    values = np.concatenate([values, -values])
+    constants = {"scale": np.float32(1)}
+    model = graph(
+        [node("Cast", ["x"], "q", to=E4M3), node("Cast", ["q"], "y", to=FLOAT)], constants, {"x": ["n"]}, {"y": ["n"]}
+    )
+    codes = fp8_codes(values)
+    decoded = np.where(codes & 0x80, -1, 1) * numbers[codes & 0x7F]
+    np.testing.assert_array_equal(decoded, run(model, x=values))
+
+
+def test_fp8_layers_have_e4m3_operands_and_onnxruntime_computes_them(layers_model: Any, x: NDArray[np.float32]) -> None:
+    layers = [name for name in weighted_layers(layers_model) if not name.startswith("ConvTranspose")]
+    model = to_fp8(layers_model, ranges(layers_model, x), layers)
+    assert layer_types(model) == Counter(fp8=3, fp32=1)
+    stored = [i for i in model.graph.initializer if i.data_type == E4M3 and len(i.dims) >= 2]
+    assert len(stored) == 3
+    assert all(max(byte & 0x7F for byte in i.raw_data) == 126 for i in stored)  # each channel uses the whole range
+    wanted = run(layers_model, x=x)
+    for typed in (model, to_half(model)):
+        assert np.abs(run(typed, x=x) - wanted).max() < 0.15 * np.abs(wanted).max()  # three bits of mantissa
+    assert layer_types(to_half(model)) == Counter(fp8=3, fp16=1)
+    broken = to_fp8(layers_model, {name: top / 8 for name, top in ranges(layers_model, x).items()}, layers)
+    assert np.abs(run(broken, x=x) - wanted).max() > 0.3 * np.abs(wanted).max()
+
+
+def test_layers_without_eight_bit_kernels_are_known() -> None:
+    shapes = {"wide": (32, 32, 3, 3), "depthwise": (32, 1, 3, 3), "first": (32, 3, 3, 3), "narrow": (12, 3, 1, 1)}
+    shapes |= {"sixteen": (16, 16, 1, 1), "large": (32, 32, 32, 32)}
+    nodes, names = [], ["x"]
+    for name in shapes:
+        nodes.append(node("Conv", [names[-1], name], f"{name}_out"))
+        names.append(f"{name}_out")
+    nodes += [node("MatMul", [names[-1], "square"], "m"), node("MatMul", ["m", "column"], "y")]
+    constants = {name: np.ones(shape, "f") for name, shape in shapes.items()}
+    constants |= {"square": np.ones((32, 16), "f"), "column": np.ones((16, 1), "f")}
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "g", [], [], [onnx.numpy_helper.from_array(a, n) for n, a in constants.items()])
+    )
+    assert layers_with_kernels(model, "fp8") == ["Conv_wide_out", "MatMul_m"]
+    assert layers_with_kernels(model, "int8") == [f"Conv_{n}_out" for n in shapes if n != "narrow"] + ["MatMul_m"]
+
+
+# residual additions
+
+
+@pytest.fixture
+def residual_model() -> Any:
+    """x -> convolution a -> relu -> convolution b, and a on top; then a convolution that shrinks both."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        node("Conv", ["x", "w1"], "a", pads=[1, 1, 1, 1]),
+        node("Relu", ["a"], "r"),
+        node("Conv", ["r", "w2"], "b", pads=[1, 1, 1, 1]),
+        node("Add", ["b", "r"], "s"),
+        node("Add", ["s", "offset"], "t"),
+        node("Conv", ["t", "w3"], "c"),
+        node("Conv", ["t", "w4"], "d"),
+        node("Add", ["c", "d"], "y"),
+    ]
+    shapes = {"w1": (8, 3, 3, 3), "w2": (8, 8, 3, 3), "w3": (8, 8, 1, 1), "w4": (8, 8, 1, 1), "offset": (8, 1, 1)}
+    constants = {name: rng.standard_normal(shape).astype("f") for name, shape in shapes.items()}
+    return graph(nodes, constants, {"x": ["n", 3, 8, 8]}, {"y": ["n", 8, 8, 8]})
+
+
+def test_what_is_added_to_a_convolution_is_quantised_and_its_own_result_is_not(
+    residual_model: Any, x: NDArray[np.float32]
+) -> None:
+    assert residual_inputs(residual_model) == {"Conv_b": ("Add_s", 1), "Conv_d": ("Add_y", 0)}
+    names = ["x", "a", "r", "b", "t", "c", "d"]
+    values = {"x": x} | OrtSession(with_outputs(residual_model, names).SerializeToString()).run({"x": x})
+    largest = {name: float(np.abs(values[name]).max()) for name in names}
+    model = to_int8(residual_model, largest, weighted_layers(residual_model), residuals=True)
+    makers = {o: n for n in model.graph.node for o in n.output}
+    kinds = {
+        n.name: [makers[name].op_type if name in makers else "" for name in n.input]
+        for n in model.graph.node
+        if n.op_type == "Add"
+    }
+    assert kinds == {
+        "Add_s": ["Conv", "DequantizeLinear"],
+        "Add_t": ["Add", ""],
+        "Add_y": ["DequantizeLinear", "Conv"],
+    }
+    assert layer_types(model) == Counter(int8=4)
+    wanted, got = run(residual_model, x=x), run(model, x=x)
+    assert np.abs(got - wanted).max() < 0.05 * np.abs(wanted).max()
+    quantisers = [n.input[0] for n in model.graph.node if n.op_type == "QuantizeLinear"]
+    assert sorted(quantisers) == ["c", "r", "t", "x"]  # r once for both of its readers
+    some = to_int8(residual_model, largest, ["Conv_a", "Conv_b"], residuals=True)
+    assert "c" not in [n.input[0] for n in some.graph.node if n.op_type == "QuantizeLinear"]  # Conv_d stays float
+    plain = to_int8(residual_model, largest, weighted_layers(residual_model))
+    assert "c" not in [n.input[0] for n in plain.graph.node if n.op_type == "QuantizeLinear"]
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -532,6 +641,22 @@ def test_layers_that_cost_little_are_tried_in_groups(small: Bundle, made: dict[s
 
 
 @pytest.mark.slow
+def test_fp8_and_int8_for_gpus_score_within_the_budget(small: Bundle, tmp_path: Path) -> None:
+    """Q/DQ as TensorRT fuses it, in both types, on three photographs."""
+    files = sorted((small.path / "golden").glob("*.png"))[:3]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantize_module, "probe_photographs", lambda _, calibration: islice(calibration(), 3))
+        for precision in ("int8", "fp8"):
+            made = quantize_bundle(small, precision, tmp_path / precision, calibration=files, rest="fp16")
+            assert made.report["error"]["max"] <= BUDGETS[precision]
+            for path in made.files.values():
+                assert check_precision(path, precision)[precision] > 10
+                model = load_model(path)
+                adds = [n for n in model.graph.node if n.op_type == "Add"]
+                assert any("dequantized" in name for n in adds for name in n.input)
+
+
+@pytest.mark.slow
 def test_int8_with_an_fp16_rest_scores_alike(small: Bundle, made: dict[str, Quantized], photos: dict[str, Any]) -> None:
     expected = {file: OrtSession(path) for file, path in made["int8"].files.items()}
     halves = {f: OrtSession(to_half(load_model(p)).SerializeToString()) for f, p in made["int8"].files.items()}
@@ -734,6 +859,7 @@ def test_files_for_cpus_have_narrow_weights_and_those_for_gpus_all_levels(
 
     monkeypatch.setattr(quantize_module, "check_modelopt", lambda: None)
     monkeypatch.setattr(quantize_module, "modelopt_int8", in_place_of_modelopt)
+    monkeypatch.setattr(quantize_module, "layers_with_kernels", lambda model, _: list(weighted_layers(model)))
     made = quantize_bundle(bad_layer_bundle, "int8", tmp_path / "out", method=method, rest=rest, budget=np.inf)
     for path in made.files.values():
         tensors = [i for i in load_model(path).graph.initializer if i.data_type == INT8 and len(i.dims) >= 2]
@@ -791,3 +917,8 @@ def test_the_command_refuses_what_means_nothing_in_fp16(
         script("export/quantize.py").main(["--fp16", "--rest", "fp16", "--method", "builtin", "--out", str(tmp_path)])
     assert stopped.value.code == 2
     assert "--method, --rest: of int8 files only" in capsys.readouterr().err
+
+
+def test_fp8_is_placed_here(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="leave it out for fp8"):
+        quantize_bundle(tiny_bundle, "fp8", tmp_path, method="modelopt")

@@ -216,8 +216,8 @@ def test_a_gpu_backend_without_a_gpu_says_so(installed: Callable[..., None]) -> 
 def test_bf16_and_unknown_precisions_are_refused_by_name() -> None:
     with pytest.raises(BackendError, match="onnxruntime has no bf16; choose --backend openvino"):
         choose("onnxruntime", "bf16")
-    with pytest.raises(ValueError, match="unknown precision 'fp8'; choose one of: fp32, fp16, int8, bf16"):
-        choose(precision="fp8")
+    with pytest.raises(ValueError, match="unknown precision 'fp4'; choose one of: fp32, fp16, int8, fp8, bf16"):
+        choose(precision="fp4")
 
 
 def test_an_engine_belongs_to_a_version_and_a_device() -> None:

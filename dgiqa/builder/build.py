@@ -27,6 +27,8 @@ from dgiqa.store import locked, sha256_of
 
 BATCH = (1, 8, 32)  # tiles a run: fewest, usual (what a Scorer takes at once), most
 WORKSPACE = 4 << 30  # bytes
+FP8_FROM = (8, 9)  # compute capability of the first GPUs that multiply E4M3
+EIGHT_BITS = ("int8", "fp8")
 ASPECTS = (1.0, 4 / 3, 16 / 9)  # of images, for the depth network's input: 518x518, 518x686, 518x924 for 518 pixels
 # Two cores of a Zen 3 without VNNI: 0.5 to 0.9 times as fast as its fp32; of a Xeon with VNNI: 0.7 to 0.9 times.
 SLOW_INT8 = "ONNX Runtime runs int8 slower than fp32 on CPUs; OpenVINO runs the same file faster: --backend openvino"
@@ -52,8 +54,8 @@ def build(
     """Build an engine of this bundle for this machine, prove it on the golden images, and keep it in the cache.
 
     precision: one of spec.PRECISIONS. For ONNX Runtime and OpenVINO, fp32 and bf16 run the bundle's own files: what is
-    kept is the proof. calibration: images, or folders of them, for int8 (500 or more are advised), by default the
-    bundle's own golden images.
+    kept is the proof. calibration: images, or folders of them, for int8 and fp8 (500 or more are advised), by default
+    the bundle's own golden images.
     TensorRT only: batch, tiles a run (fewest, usual, most); buckets, (height, width) of depth inputs that the plan
     takes besides those of square, 4:3 and 16:9 images, upright too; workspace in bytes; timing_cache, a file of
     measured kernels; plugins, libraries that serve operators.
@@ -70,12 +72,13 @@ def build(
     if precision == "int8" and (note := _int8_gains(backend)):
         progress(note)
     profile: dict[str, Any] = {}
-    if calibration is not None and precision == "int8":
+    if calibration is not None and precision in EIGHT_BITS:
         profile["calibration"] = _digest(calibration)
     if backend == backends.TENSORRT:
         profile["batch"] = list(batch)
         profile["depth"] = [list(size) for size in dict.fromkeys([*depth_buckets(bundle.preprocess), *buckets])]
     key = engines.engine_key(bundle, backend, precision, profile=profile, plugins=plugins)
+    _check_fp8(key)
     target = engines.directory(key)
     before = _created(target)
     if before and not force and (kept := _kept(target, bundle, progress)):
@@ -142,6 +145,20 @@ def _named_failures(target: Path) -> Iterator[None]:
     except OSError as error:
         what = f"{target.name} was not built in {target.parent} ({error}), and nothing was kept"
         raise EngineError(f"{what}; make room there, or set XDG_CACHE_HOME to another folder") from error
+
+
+def _check_fp8(key: Mapping[str, Any]) -> None:
+    """BackendError for fp8 on a GPU that has no units for it."""
+    if key["precision"] == "fp8" and _capability(key["compute_capability"]) < FP8_FROM:
+        wanted = ".".join(map(str, FP8_FROM))
+        where = f"{key['device']} has compute capability {key['compute_capability']}"
+        raise BackendError(
+            f"{where}, and fp8 needs {wanted} or later (Ada, Hopper, Blackwell); choose --int8 or --fp16"
+        )
+
+
+def _capability(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))
 
 
 def _int8_gains(backend: str) -> str:

@@ -1,10 +1,11 @@
-"""An fp32 ONNX graph becomes one that computes in fp16, or in int8 with explicit Q/DQ; and what it holds is counted.
+"""An fp32 ONNX graph becomes one that computes in fp16, int8 or fp8, the last two with explicit Q/DQ; and is counted.
 
 Precision is written into the graph, so every engine that reads the file computes the same thing: types are consistent
 at every node (what a strongly typed TensorRT network asks for), and inputs and outputs stay float32.
 
     to_int8     x ─► QuantizeLinear ─► DequantizeLinear ─┐
                                 int8 weight ─► DequantizeLinear ─► Conv / ConvTranspose / MatMul / Gemm ─► float
+    to_fp8      the same with float8 E4M3, which NVIDIA's GPUs multiply as fast as int8 from compute capability 8.9 on
     to_half     float32 ─► Cast ─► everything in float16 ─► Cast ─► float32
     store_half  float16 weight ─► Cast ─► a layer that computes in float32: half the bytes, folded when it is loaded
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ _HALF_TINY = 2.0**-24  # the smallest float16 above zero
 _SMALLEST_SCALE = 2.0**-20  # float16 still tells scales 6 % apart here
 _STORED_FROM = 256  # elements; below, a Cast node takes more bytes than it saves
 LEVELS = 127  # -127..127: symmetric, so that zero point 0 means the same for weights and activations
+FP8_LARGEST = 448  # of E4M3, which has no infinity; QuantizeLinear clips to it
+EIGHT_BITS = ("int8", "fp8")
 # Weights on CPUs use 7 bits. Without VNNI (AMD before Zen 4, Intel before Cascade Lake) int8 kernels of OpenVINO and
 # ONNX Runtime add two products, activation as uint8 times weight, in 16 bits and clip the sum: 2 * 255 * 64 fits,
 # 2 * 255 * 127 does not.
@@ -71,17 +75,15 @@ def load_model(path: Path) -> Any:
 
 
 def layer_types(source: Path | Any) -> Counter[str]:
-    """How many weighted layers compute in which type: Counter of "int8", "fp16", "bf16", "fp32".
+    """How many weighted layers compute in which type: Counter of "int8", "fp8", "fp16", "bf16", "fp32".
 
-    source: an ONNX file or model. int8 means that activation and weight both come out of DequantizeLinear of int8
-    with zero point 0. Raises EngineError if a layer's types do not agree or cannot be told.
+    source: an ONNX file or model. int8 and fp8 mean that activation and weight both come out of DequantizeLinear of
+    that type with zero point 0. Raises EngineError if a layer's types do not agree or cannot be told.
     """
     model = load_model(source) if isinstance(source, Path) else source
     types, makers = tensor_types(model), {o: n for n in model.graph.node for o in n.output}
     matrices = {i.name for i in model.graph.initializer if len(i.dims) >= 2}
-    zeros = {
-        i.name for i in model.graph.initializer if len(i.dims) < 2 and not import_onnx().numpy_helper.to_array(i).any()
-    }
+    zeros = {i.name for i in model.graph.initializer if len(i.dims) < 2 and not any(_bytes(i))}
     return Counter(
         _layer_type(node, types, makers, zeros)
         for node in model.graph.node
@@ -92,11 +94,14 @@ def layer_types(source: Path | Any) -> Counter[str]:
 def mostly(precision: str, layers: Mapping[str, int]) -> bool:
     """Whether layers (`layer_types`) compute mostly in `precision` and none where it may not.
 
-    fp32: all. fp16: no int8, and half of the layers or more in fp16. int8: half or more in int8. The rest are the
-    layers that were left out because they cost too much of the score. Raises ValueError for another precision.
+    fp32: all. fp16: no eight bits, and half of the layers or more in fp16. int8: half or more in int8. fp8: a third or
+    more, since depthwise and narrow layers have no fp8 kernels. The rest are the layers that were left out because they
+    cost too much of the score. Raises ValueError for another precision.
     """
-    half = 2 * layers.get(precision, 0) >= sum(layers.values()) > 0
-    ok = {"fp32": half and set(layers) == {"fp32"}, "fp16": half and not layers.get("int8"), "int8": half}
+    count, whole = layers.get(precision, 0), sum(layers.values())
+    half, third = 2 * count >= whole > 0, 3 * count >= whole > 0
+    eight = any(layers.get(kind) for kind in EIGHT_BITS)
+    ok = {"fp32": half and set(layers) == {"fp32"}, "fp16": half and not eight, "int8": half, "fp8": third}
     if precision not in ok:
         raise ValueError(f"got precision {precision!r}, wanted one of {', '.join(ok)}")
     return ok[precision]
@@ -113,36 +118,65 @@ def check_precision(source: Path, precision: str) -> Counter[str]:
 
 
 def to_int8(
-    model: Any, largest: Mapping[str, float], layers: Collection[str], *, weight_levels: int = CPU_WEIGHT_LEVELS
+    model: Any,
+    largest: Mapping[str, float],
+    layers: Collection[str],
+    *,
+    weight_levels: int = CPU_WEIGHT_LEVELS,
+    residuals: bool = False,
 ) -> Any:
     """Quantise the inputs and weights of `layers` (names) with explicit Q/DQ; biases and everything else stay float32.
 
-    largest: the magnitude of each layer's input tensor that is to become LEVELS. Activations: one scale per tensor.
-    Weights: one scale per output channel, stored as int8 from -weight_levels to weight_levels; LEVELS only for engines
-    that add products exactly. All zero points are 0. Scales are float16 numbers, so that `to_half` changes no stored
-    weight's meaning. Raises EngineError for a name that is no weighted layer.
+    largest: the magnitude of each tensor that is to become LEVELS: the layers' inputs, with `residuals` those of
+    `residual_inputs`, too. Activations: one scale per tensor. Weights: one scale per output channel, stored as int8
+    from -weight_levels to weight_levels; LEVELS only for engines that add products exactly. All zero points are 0.
+    Scales are float16 numbers, so that `to_half` changes no stored weight's meaning.
+    residuals: quantise what is added to a layer's result, too. TensorRT then runs convolution, addition and the next
+    layer's quantisation as one kernel; without, the convolution writes floats and another kernel quantises them.
+    Raises EngineError for a name that is no weighted layer.
     """
-    onnx = import_onnx()
-    if unknown := set(layers) - weighted_layers(model).keys():
-        raise EngineError(f"{sorted(unknown)} are no layers with weights; choose from weighted_layers(model)")
-    result, graph = _copy(model)
-    weights = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
-    nodes: list[Any] = []
-    replaced: dict[str, str] = {}
-    for node in map(_clone, model.graph.node):
-        if node.name in layers:
-            for index, name in enumerate(node.input[:2]):
-                axis = _channel_axis(node, weights[name].ndim) if index else None
-                key = f"{name}_axis{axis}" if index else name
-                if key not in replaced:
-                    values = weights[name] if index else np.array(largest[name])
-                    made, constants = _dequantised(name, key, values, axis, weight_levels if index else LEVELS)
-                    nodes += made
-                    graph.initializer.extend(constants)
-                    replaced[key] = made[-1].output[0]
-                node.input[index] = replaced[key]
-        nodes.append(node)
-    return _with_nodes(result, nodes)
+    return _to_eight_bits(model, largest, layers, _Int8(weight_levels), residuals)
+
+
+def to_fp8(model: Any, largest: Mapping[str, float], layers: Collection[str], *, residuals: bool = True) -> Any:
+    """As `to_int8`, in float8 E4M3: the largest magnitude becomes FP8_LARGEST."""
+    return _to_eight_bits(model, largest, layers, _Fp8(), residuals)
+
+
+def residual_inputs(model: Any) -> dict[str, tuple[str, int]]:
+    """Convolutions whose result alone goes into an addition: {layer: (the Add's name, the other operand's place)}.
+
+    Where two such convolutions meet, the later one; its partner is the shortcut. Sums with a constant are no residuals.
+    """
+    layers, makers = weighted_layers(model), {o: n for n in model.graph.node for o in n.output}
+    constants = {i.name for i in model.graph.initializer}
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    places = {node.name: place for place, node in enumerate(model.graph.node)}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type != "Add" or node.input[0] == node.input[1] or not constants.isdisjoint(node.input):
+            continue
+        made = [(makers.get(name), index) for index, name in enumerate(node.input) if readers[name] == 1]
+        ends = [
+            (places[m.name], m.name, i) for m, i in made if m is not None and m.op_type == "Conv" and m.name in layers
+        ]
+        if ends:
+            _, layer, index = max(ends)
+            found[layer] = (node.name, 1 - index)
+    return found
+
+
+def layers_with_kernels(model: Any, kind: str) -> list[str]:
+    """Names of the weighted layers that TensorRT has eight-bit kernels for; the others gain nothing from Q/DQ.
+
+    kind: "int8" or "fp8". Convolutions: 16 channels or more in and out, int8 also with a multiple of 8 on one side;
+    fp8 with more than 16, and with filters below 32. Products: 16 rows and columns or more. Transposed convolutions in
+    int8. As in NVIDIA's ModelOpt.
+    """
+    shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}
+    layers = weighted_layers(model)
+    nodes = [node for node in model.graph.node if node.name in layers]
+    return [node.name for node in nodes if _has_kernel(node.op_type, shapes[node.input[1]], kind)]
 
 
 def narrow_weights(model: Any) -> Any:
@@ -311,15 +345,19 @@ def _layer_type(node: Any, types: Mapping[str, int], makers: Mapping[str, Any], 
     if len(set(operands)) != 1 or operands[0] not in names:
         got = ", ".join(kinds.DataType.Name(kind) for kind in operands)
         raise EngineError(f"{node.op_type} {node.name} mixes types ({got}), wanted one float type; quantise it again")
-    quantised = [_is_quantised(makers.get(name), types, zeros) for name in node.input[:2]]
-    return "int8" if all(quantised) else names[operands[0]]
+    eight = {_eight_bits(makers.get(name), types, zeros) for name in node.input[:2]}
+    return eight.pop() or names[operands[0]] if len(eight) == 1 else names[operands[0]]
 
 
-def _is_quantised(maker: Any, types: Mapping[str, int], zeros: Collection[str]) -> bool:
-    """Whether a tensor comes out of a symmetric int8 DequantizeLinear; a missing zero point is 0 of uint8."""
-    if maker is None or maker.op_type != "DequantizeLinear" or len(maker.input) < 3:
-        return False
-    return types[maker.input[0]] == import_onnx().TensorProto.INT8 and maker.input[2] in zeros
+def _eight_bits(maker: Any, types: Mapping[str, int], zeros: Collection[str]) -> str:
+    """The eight-bit type that a tensor comes out of by a symmetric DequantizeLinear, or an empty string.
+
+    A missing zero point is 0 of uint8.
+    """
+    if maker is None or maker.op_type != "DequantizeLinear" or len(maker.input) < 3 or maker.input[2] not in zeros:
+        return ""
+    kinds = import_onnx().TensorProto
+    return {kinds.INT8: "int8", kinds.FLOAT8E4M3FN: "fp8"}.get(types[maker.input[0]], "")
 
 
 def _root(name: str, makers: Mapping[str, Any]) -> str:
@@ -363,34 +401,114 @@ def _is_single(constant: Any) -> bool:
     return constant.name in ("value_float", "value_floats")
 
 
+@dataclass(frozen=True)
+class _Int8:
+    """weight_levels: what a weight's largest magnitude becomes."""
+
+    weight_levels: int
+    top = LEVELS
+
+    def tensor(self, levels: NDArray[Any], name: str) -> Any:
+        whole = np.clip(np.rint(levels), -self.weight_levels, self.weight_levels).astype(np.int8)
+        return import_onnx().numpy_helper.from_array(whole, name)
+
+
+class _Fp8:
+    top = weight_levels = FP8_LARGEST
+
+    def tensor(self, levels: NDArray[Any], name: str) -> Any:
+        kinds = import_onnx().TensorProto
+        codes = fp8_codes(levels)
+        return kinds(name=name, data_type=kinds.FLOAT8E4M3FN, dims=codes.shape, raw_data=codes.tobytes())
+
+
+def fp8_codes(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """The nearest numbers of float8 E4M3 as its bytes: halfway the even one, beyond FP8_LARGEST that."""
+    magnitudes = np.abs(values)
+    places = np.searchsorted(_FP8_HALFWAY, magnitudes)
+    tied = (places < len(_FP8_HALFWAY)) & (magnitudes == _FP8_HALFWAY[np.minimum(places, len(_FP8_HALFWAY) - 1)])
+    codes = places + (tied & (places % 2 == 1))
+    return (codes | np.where(np.signbit(values), 0x80, 0)).astype(np.uint8)
+
+
+def fp8_numbers() -> NDArray[np.float64]:
+    """The numbers of E4M3 from 0 to FP8_LARGEST, by their codes 0 to 126."""
+    exponent, mantissa = np.divmod(np.arange(127), 8)
+    return np.where(exponent > 0, (1 + mantissa / 8) * 2.0 ** (exponent - 7), mantissa / 8 * 2.0**-6)
+
+
+_FP8_HALFWAY = (fp8_numbers()[1:] + fp8_numbers()[:-1]) / 2
+
+
+def _to_eight_bits(
+    model: Any, largest: Mapping[str, float], layers: Collection[str], kind: _Int8 | _Fp8, residuals: bool
+) -> Any:
+    if unknown := set(layers) - weighted_layers(model).keys():
+        raise EngineError(f"{sorted(unknown)} are no layers with weights; choose from weighted_layers(model)")
+    result, graph = _copy(model)
+    weights = {i.name: import_onnx().numpy_helper.to_array(i) for i in model.graph.initializer}
+    shortcuts = {add: index for layer, (add, index) in residual_inputs(model).items() if residuals and layer in layers}
+    nodes: list[Any] = []
+    replaced: dict[str, str] = {}
+    for node in map(_clone, model.graph.node):
+        operands = range(2) if node.name in layers else [shortcuts[node.name]] if node.name in shortcuts else []
+        for index in operands:
+            name, is_weight = node.input[index], index == 1 and node.name in layers
+            axis = _channel_axis(node, weights[name].ndim) if is_weight else None
+            key = name if axis is None else f"{name}_axis{axis}"
+            if key not in replaced:
+                values = np.array(largest[name]) if axis is None else weights[name]
+                made, constants = _dequantised(name, key, values, axis, kind)
+                nodes += made
+                graph.initializer.extend(constants)
+                replaced[key] = made[-1].output[0]
+            node.input[index] = replaced[key]
+        nodes.append(node)
+    return _with_nodes(result, nodes)
+
+
+def _has_kernel(op_type: str, shape: tuple[int, ...], kind: str) -> bool:
+    narrow, channels = min(shape[:2]), shape[:2]
+    if op_type == "ConvTranspose":
+        return kind == "int8"
+    if op_type != "Conv":
+        return min(shape[-2:]) >= 16
+    if kind == "fp8":
+        return narrow > 16 and max(shape[2:]) < 32
+    return narrow >= 16 or any(count % 8 == 0 for count in channels)
+
+
 def _dequantised(
-    name: str, key: str, values: NDArray[Any], axis: int | None, levels: int
+    name: str, key: str, values: NDArray[Any], axis: int | None, kind: _Int8 | _Fp8
 ) -> tuple[list[Any], list[Any]]:
-    """Nodes and constants whose last output is tensor `name` in int8 and back.
+    """Nodes and constants whose last output is tensor `name` in eight bits and back.
 
     axis None: an activation whose largest magnitude is `values`. Otherwise a weight, quantised here along `axis`.
-    levels: what the largest magnitude becomes.
     """
     onnx = import_onnx()
     others = tuple(i for i in range(values.ndim) if i != axis)
     peaks = np.abs(values).astype(np.float64) if axis is None else np.abs(values).max(others, keepdims=True)
-    scales = _half_scales(peaks / levels)
+    scales = _half_scales(peaks / (kind.top if axis is None else kind.weight_levels))
     shape = () if axis is None else (-1,)
-    scale, zero, stored, result = (f"{key}_{part}" for part in ("scale", "zero", "int8", "dequantized"))
+    scale, zero, stored, result = (f"{key}_{part}" for part in ("scale", "zero", "stored", "dequantized"))
     constants = [
         onnx.numpy_helper.from_array(scales.reshape(shape), scale),
-        onnx.numpy_helper.from_array(np.zeros(scales.size, np.int8).reshape(shape), zero),
+        kind.tensor(np.zeros(scales.size).reshape(shape), zero),
     ]
     nodes = []
     if axis is None:
         nodes.append(onnx.helper.make_node("QuantizeLinear", [name, scale, zero], [stored], name=f"{key}_quantize"))
     else:
-        whole = np.clip(np.rint(values / scales), -levels, levels).astype(np.int8)
-        constants.append(onnx.numpy_helper.from_array(whole, stored))
+        constants.append(kind.tensor(values / scales, stored))
     channel = {} if axis is None else {"axis": axis}
     inputs = [stored, scale, zero]
     nodes.append(onnx.helper.make_node("DequantizeLinear", inputs, [result], name=f"{key}_dequantize", **channel))
     return nodes, constants
+
+
+def _bytes(tensor: Any) -> bytes:
+    """The values of a constant, whatever its type; all zero bytes are zeros."""
+    return bytes(tensor.raw_data) or bytes(import_onnx().numpy_helper.to_array(tensor).tobytes())
 
 
 def _exceeds(constant: Any) -> bool:

@@ -1,6 +1,6 @@
-"""A bundle's fp32 networks become fp16 or int8 ONNX files that score the same within a budget, or nothing at all.
+"""A bundle's fp32 networks become fp16, int8 or fp8 ONNX files that score alike within a budget, or nothing at all.
 
-    fp32 ONNX ─► calibrate ─► int8 Q/DQ everywhere ─► over budget? leave out what costs most ─► rest as said ─► files
+    fp32 ONNX ─► calibrate ─► Q/DQ everywhere ──────► over budget? leave out what costs most ─► rest as said ─► files
     fp32 ONNX ─► fp16 everywhere ──────────────────► over budget? fp32 islands ──────────────────────────────► files
 
 Both are one search: change everything, measure scores, and while they are further from fp32 than allowed, halve the
@@ -33,13 +33,17 @@ from dgiqa.builder.calibrate import (
 from dgiqa.builder.modelopt import check_modelopt, modelopt_int8
 from dgiqa.builder.precision import (
     CPU_WEIGHT_LEVELS,
+    EIGHT_BITS,
     LEVELS,
     layer_types,
+    layers_with_kernels,
     like_half,
     load_model,
     mostly,
     narrow_weights,
+    residual_inputs,
     store_half,
+    to_fp8,
     to_half,
     to_int8,
     weighted_layers,
@@ -131,13 +135,15 @@ def quantize_bundle(
 ) -> Quantized:
     """Write a bundle's two networks in another precision as depth.onnx and quality.onnx into the folder `out`.
 
-    precision: "fp16", or "int8" with explicit Q/DQ (weights per channel, activations per tensor, zero points 0, no
-    quantised bias). rest: of an int8 file, "fp32" for CPUs (large constants are stored as fp16 all the same) or "fp16"
-    for GPUs. Weights have CPU_WEIGHT_LEVELS in the former, so that a file gives the same scores on every processor,
-    and LEVELS in the latter. calibration: image files and folders, see `calibrate.photographs`. method: "builtin"
-    places Q/DQ at the inputs of weighted layers; "modelopt" lets NVIDIA ModelOpt place them, without the layers that
-    the search left out. budget: largest |score difference| of an image,
-    parity.BUDGETS by default.
+    precision: "fp16", or "int8" or "fp8" with explicit Q/DQ: weights per channel, activations per tensor, zero points
+    0, no quantised bias. fp8 is float8 E4M3, for NVIDIA's GPUs of compute capability 8.9 and later.
+    rest: of an int8 file, "fp32" for CPUs (large constants are stored as fp16 all the same) or "fp16" for GPUs; that of
+    an fp8 file is fp16. Files for CPUs have CPU_WEIGHT_LEVELS, so that they give the same scores on every processor.
+    Those for GPUs have LEVELS, and Q/DQ as TensorRT fuses it: only where it has kernels, and on what is added to a
+    convolution's result.
+    calibration: image files and folders, see `calibrate.photographs`. method: "builtin" places Q/DQ as said; "modelopt"
+    lets NVIDIA ModelOpt place those of an int8 file, without the layers that the search left out. budget: largest
+    |score difference| of an image, parity.BUDGETS by default.
     The bundle is left as it is, and `out` gets both files or none.
     Raises ParityError if the budget cannot be met within MAX_INT8_SIZE and with most layers changed, EngineError if a
     graph cannot be changed, BackendError if a package is missing, ValueError for arguments that mean nothing,
@@ -145,6 +151,7 @@ def quantize_bundle(
     """
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     budget = BUDGETS.get(precision, 0.0) if budget is None else budget
+    rest = "fp16" if precision == "fp8" else rest
     _check_arguments(precision, rest, method)
     if method == "modelopt" and precision == "int8":
         check_modelopt()  # now, not after minutes of search
@@ -157,10 +164,11 @@ def quantize_bundle(
         room = dict.fromkeys(FILES, 0)
     else:
         progress(f"calibrating on {described}")
-        inputs = {file: _layer_inputs(model) for file, model in models.items()}
+        inputs = {file: _quantised_tensors(model) for file, model in models.items()}
         largest = measure(pictures(), models, inputs, bundle.preprocess, progress)
+        parts = _layers(models, precision if rest == "fp16" else None)
         # CPU_WEIGHT_LEVELS for GPUs, too: this is a CPU, which would blame layers for sums that it clips itself.
-        parts, convert = _layers(models), _to_int8_of(models, largest, CPU_WEIGHT_LEVELS)
+        convert = _to_eight_bits_of(models, largest, precision, rest, CPU_WEIGHT_LEVELS)
         room = _room(models, parts, convert)
     groups, worst = _search(parts, convert, probe, target=SEARCH_SHARE * budget, room=room, progress=progress)
     changed = {file: _changed_nodes(parts, file) for file in FILES}
@@ -172,17 +180,18 @@ def quantize_bundle(
         made = modelopt_int8(models, changed, few, bundle.preprocess)
         made = made if rest == "fp16" else {file: narrow_weights(model) for file, model in made.items()}
     else:
-        write = _to_int8_of(models, largest, CPU_WEIGHT_LEVELS if rest == "fp32" else LEVELS)
+        levels = CPU_WEIGHT_LEVELS if rest == "fp32" else LEVELS
+        write = _to_eight_bits_of(models, largest, precision, rest, levels)
         made = {file: write(file, changed[file]) for file in FILES}
-    if precision == "int8" and rest == "fp16":
+    if precision in EIGHT_BITS and rest == "fp16":
         made = {file: to_half(model) for file, model in made.items()}
     made = {file: store_half(model) for file, model in made.items()}
     with _files_into(Path(out)) as scratch:
         for file, model in made.items():
             (scratch / file).write_bytes(model.SerializeToString())
         report = _report(groups, scratch, bundle, probe, precision=precision, worst=worst, budget=budget)
-    report |= {"precision": precision, "rest": rest if precision == "int8" else "fp16", "calibration": described}
-    report |= {"method": method} if precision == "int8" else {}
+    report |= {"precision": precision, "rest": rest if precision in EIGHT_BITS else "fp16", "calibration": described}
+    report |= {"method": method} if precision in EIGHT_BITS else {}
     return Quantized({file: Path(out) / file for file in FILES}, report)
 
 
@@ -293,13 +302,14 @@ def _room(models: Models, parts: Sequence[Part], convert: Convert) -> dict[str, 
 # what is changed
 
 
-def _layers(models: Models) -> list[Part]:
-    """Each layer with weights; left out, a weight takes two bytes instead of one."""
-    return [
-        Part(file, name, frozenset((name,)), count)
-        for file, model in models.items()
-        for name, count in weighted_layers(model).items()
-    ]
+def _layers(models: Models, on_gpu: str | None) -> list[Part]:
+    """Each layer with weights; left out, a weight takes two bytes instead of one. on_gpu: those with such kernels."""
+    parts = []
+    for file, model in models.items():
+        layers = weighted_layers(model)
+        chosen = layers_with_kernels(model, on_gpu) if on_gpu else layers
+        parts += [Part(file, name, frozenset((name,)), layers[name]) for name in chosen]
+    return parts
 
 
 def _layers_and_operator_types(models: Models) -> list[Part]:
@@ -313,13 +323,21 @@ def _layers_and_operator_types(models: Models) -> list[Part]:
     return [Part(file, kind, frozenset(names), 0) for (file, kind), names in kinds.items()]
 
 
-def _layer_inputs(model: Any) -> list[str]:
-    layers = weighted_layers(model)
-    return list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in layers))
+def _quantised_tensors(model: Any) -> list[str]:
+    """What may be quantised beside weights: inputs of layers with weights, and what is added to their results."""
+    layers, shortcuts = weighted_layers(model), dict(residual_inputs(model).values())
+    inputs = [node.input[0] for node in model.graph.node if node.name in layers]
+    return list(dict.fromkeys(inputs + [n.input[shortcuts[n.name]] for n in model.graph.node if n.name in shortcuts]))
 
 
-def _to_int8_of(models: Models, largest: Mapping[str, Mapping[str, float]], weight_levels: int) -> Convert:
-    return lambda file, layers: to_int8(models[file], largest[file], layers, weight_levels=weight_levels)
+def _to_eight_bits_of(
+    models: Models, largest: Mapping[str, Mapping[str, float]], precision: str, rest: str, weight_levels: int
+) -> Convert:
+    if precision == "fp8":
+        return lambda file, layers: to_fp8(models[file], largest[file], layers)
+    return lambda file, layers: to_int8(
+        models[file], largest[file], layers, weight_levels=weight_levels, residuals=rest == "fp16"
+    )
 
 
 def _to_half_of(models: Models, change: Callable[..., Any]) -> Convert:
@@ -338,7 +356,7 @@ def _report(
     worst: the largest |score difference| that the search ended with, roundings included that files show on GPUs only.
     """
     errors = probe.errors({file: OrtSession(folder / file) for file in FILES})
-    fix = "calibrate on other photographs, or choose fp16" if precision == "int8" else "choose fp32"
+    fix = "calibrate on other photographs, or choose fp16" if precision in EIGHT_BITS else "choose fp32"
     if not max(errors.worst, worst) <= budget:
         found = f"moves scores by up to {max(errors.worst, worst):.1e}, allowed is {budget:g}"
         raise ParityError(f"{precision} {found}, and no more can be left out; {fix}")
@@ -348,7 +366,8 @@ def _report(
         layers = layer_types(folder / file)
         if not mostly(precision, layers):
             found = f"of {layers.total()} layers of {file} only {layers[precision]} can be {precision}"
-            raise ParityError(f"{found} within {budget:g} of score, wanted half or more; {fix}")
+            share = "a third" if precision == "fp8" else "half"
+            raise ParityError(f"{found} within {budget:g} of score, wanted {share} or more; {fix}")
         files[file] = {"layers": dict(layers), "bytes": size, "size_ratio": round(size / full, 4)}
     table = [group.row for group in groups]
     error = {"max": max(errors.worst, worst), "mean": float(abs(errors.images).mean()), "images": len(errors.images)}
@@ -370,6 +389,8 @@ def _files_into(out: Path) -> Iterator[Path]:
 
 
 def _check_arguments(precision: str, rest: str, method: str) -> None:
+    if precision == "fp8" and method != METHODS[0]:
+        raise ValueError(f"method is {method!r}, which places int8 here; leave it out for fp8")
     choices = (
         ("precision", precision, spec.QUANTIZED),
         ("rest", rest, ("fp32", "fp16")),

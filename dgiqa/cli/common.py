@@ -77,6 +77,7 @@ class Precision(str, Enum):
     fp32 = "fp32"
     fp16 = "fp16"
     int8 = "int8"
+    fp8 = "fp8"
     bf16 = "bf16"
 
 

@@ -24,6 +24,9 @@ def build(  # noqa: PLR0917 - the command line's options
     fp32: Annotated[bool, typer.Option("--fp32", help="Full precision.")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Half precision; the default.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Eight-bit integers, calibrated on images.")] = False,
+    fp8: Annotated[
+        bool, typer.Option("--fp8", help="Eight-bit floats, calibrated on images: TensorRT, from capability 8.9 on.")
+    ] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="OpenVINO on processors that have it.")] = False,
     bundle: options.Bundle = "small",
     backend: options.Backend = Backend.auto,
@@ -33,7 +36,7 @@ def build(  # noqa: PLR0917 - the command line's options
             metavar="DIR",
             exists=True,
             file_okay=False,
-            help="Calibrate int8 on the images in this folder; 500 are enough.  [default: the model's]",
+            help="Calibrate int8 or fp8 on the images in this folder; 500 are enough.  [default: the model's]",
         ),
     ] = None,
     batch: Annotated[
@@ -70,8 +73,8 @@ def build(  # noqa: PLR0917 - the command line's options
     """Build an engine of a model for this machine, and prove it.
 
     The precision is written into the network's graph and read back from what was built; then the model's golden
-    images are scored. A score may differ by 0.0001 in fp32, 0.002 in fp16, 0.02 in int8 and bf16. A build that misses
-    its precision or this budget is deleted, and the exit code is 4.
+    images are scored. A score may differ by 0.0001 in fp32, 0.002 in fp16, 0.02 in int8, fp8 and bf16. A build that
+    misses its precision or this budget is deleted, and the exit code is 4.
 
     \b
     Examples:
@@ -82,9 +85,11 @@ def build(  # noqa: PLR0917 - the command line's options
     """
     from dgiqa.builder.build import build as build_engine
 
-    precision = _precision(fp32=fp32, fp16=fp16, int8=int8, bf16=bf16)
+    precision = _precision(fp32=fp32, fp16=fp16, int8=int8, fp8=fp8, bf16=bf16)
     if calib and precision not in spec.QUANTIZED:
-        raise typer.BadParameter(f"{precision} runs the model's own files; give --int8 or --fp16", param_hint="--calib")
+        raise typer.BadParameter(
+            f"{precision} runs the model's own files; give --int8, --fp8 or --fp16", param_hint="--calib"
+        )
     engine = build_engine(
         bundle,
         backend=backend.value,

@@ -10,6 +10,9 @@ from dgiqa.errors import BackendError
 
 ONNXRUNTIME, OPENVINO, CUDA, TENSORRT = "onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt"
 BACKENDS = (ONNXRUNTIME, OPENVINO, CUDA, TENSORRT)
+# What a backend does not take, or gains nothing from. bf16 is OpenVINO's, fp8 TensorRT's.
+_ALONE = {"bf16": OPENVINO, "fp8": TENSORRT}
+_NOTHING_GAINED = {(CUDA, "int8"): "runs each Q/DQ by itself and multiplies floats between them, slower than fp16"}
 _PREFERRED = (TENSORRT, CUDA, OPENVINO, ONNXRUNTIME)
 _MODULE = {ONNXRUNTIME: "onnxruntime", OPENVINO: "openvino", CUDA: "onnxruntime", TENSORRT: "tensorrt"}
 INSTALL = {
@@ -44,24 +47,33 @@ def choose(backend: str = "auto", precision: str = "fp32", path: str | Path | No
         raise ValueError(f"unknown backend {backend!r}; choose auto or one of: {', '.join(BACKENDS)}")
     if precision not in spec.PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; choose one of: {', '.join(spec.PRECISIONS)}")
-    if precision == "bf16" and backend not in ("auto", OPENVINO):
-        raise BackendError(f"{backend} has no bf16; choose --backend openvino, or --precision fp16")
+    if backend != "auto" and (why := refusal(backend, precision)):
+        raise BackendError(why)
     if backend != "auto":
         if lacking := _lacking(backend):
             fix = "run it on a machine with one" if lacking == _NO_GPU else INSTALL[backend]
             raise BackendError(f"backend {backend!r} {lacking}; {fix}")
         return backend
-    able = [name for name in backends() if name == OPENVINO or precision != "bf16"]
+    able = [name for name in backends() if not refusal(name, precision)]
     if precision == "fp32":
         able = [name for name in able if name != TENSORRT]
         small = path is not None and Path(path).is_file() and Path(path).stat().st_size < OPENVINO_FROM_BYTES
         if small and ONNXRUNTIME in able and able[0] == OPENVINO:
             return ONNXRUNTIME
     if not able:
-        wanted = (OPENVINO,) if precision == "bf16" else (ONNXRUNTIME, OPENVINO)
+        wanted = (_ALONE[precision],) if precision in _ALONE else (ONNXRUNTIME, OPENVINO)
         fixes = " or ".join(INSTALL[name] for name in wanted)
         raise BackendError(f"backend 'auto' needs {' or '.join(wanted)}, which is not installed; {fixes}")
     return able[0]
+
+
+def refusal(backend: str, precision: str) -> str:
+    """Why a backend is not offered in a precision, and what to choose instead; empty where it is."""
+    if precision in _ALONE and backend != _ALONE[precision]:
+        return f"{backend} has no {precision}; choose --backend {_ALONE[precision]}, or --precision fp16"
+    if why := _NOTHING_GAINED.get((backend, precision)):
+        return f"{backend} {why}; choose --precision fp16"
+    return ""
 
 
 def parallel_runs(path: Path, backend: str, threads: int) -> int:
