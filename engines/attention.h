@@ -34,12 +34,14 @@ typedef struct {
 } dgiqa_stride;
 
 typedef struct {
-  const void *q, *k, *v; /* head h of a token: elements h * head_dim .. (h + 1) * head_dim - 1 */
-  void* out;
+  const void* q; /* [batch, height, width, heads * head_dim] float16, strided; a head's elements lie side by side */
+  const void* k; /* [batch, height, width, heads * head_dim] float16, strided */
+  const void* v; /* [batch, height, width, heads * head_dim] float16, strided */
+  void* out;     /* [batch, height, width, heads * head_dim] float16, strided */
   dgiqa_stride q_stride, k_stride, v_stride, out_stride;
-  const void* bias;          /* packed by dgiqa_pack_bias, [heads][4][7][32][4]; or null */
-  const void *pad_k, *pad_v; /* [heads * head_dim], key and value of a padded token (a linear layer's bias: what it
-                                makes of zeros); needed where height or width is no multiple of 7 */
+  const void* bias;  /* [heads, 4, 7, 32, 4] float16, packed by dgiqa_pack_bias; or null */
+  const void* pad_k; /* [heads * head_dim] float16, key of a padded token: what a linear layer makes of zeros, its bias */
+  const void* pad_v; /* [heads * head_dim] float16, its value; both needed where height or width is no multiple of 7 */
   int32_t batch, height, width, heads;
   int32_t head_dim; /* 32 or 64 */
   int32_t shift;    /* 0, or 3: windows are cut from the map rolled by -shift, then padded below and on the right */
@@ -53,14 +55,21 @@ int dgiqa_window_attention(const dgiqa_attention* arguments, void* stream);
 /* What a status means, in English. */
 const char* dgiqa_status_text(int status);
 
-/* The same on the host in float64, sharing no index arithmetic with the kernel: out is double
- * [batch][height * width][heads * head_dim], densely. rounded != 0 rounds logits, probabilities and results to float16
- * on the way, as a chain of float16 operations does: twice its error is the kernel's budget. */
-int dgiqa_window_attention_reference(const dgiqa_attention* arguments, double* out, int rounded);
+/* The same on the host in float64, sharing no index arithmetic with the kernel. rounded != 0 rounds logits, probabilities
+ * and results to float16 on the way, as a chain of float16 operations does: twice its error is the kernel's budget. */
+int dgiqa_window_attention_reference(
+    const dgiqa_attention* arguments,
+    double* out, /* [batch, height * width, heads * head_dim] float64, dense */
+    int rounded);
 
-/* float bias [heads][49][49] -> float16 bits [heads][4][7][32][4]: divided by scale, in the order in which the lanes of a
- * warp hold the logits. Rows 49..63 and columns 49..55 do not exist and are zero. Host pointers. */
-void dgiqa_pack_bias(const float* bias, int32_t heads, float scale, uint16_t* packed);
+/* The bias divided by scale, in the order in which the lanes of a warp hold the logits of a 64 x 56 accumulator: a lane
+ * then reads its four of a tile as 8 bytes, where a row-major table would take four loads of 2. Rows 49..63 and columns
+ * 49..55 do not exist and are zero. Host pointers. */
+void dgiqa_pack_bias(
+    const float* bias, /* [heads, 49, 49] float32 */
+    int32_t heads,
+    float scale,
+    uint16_t* packed); /* [heads, 4, 7, 32, 4] float16 bits: 16 rows, 8 columns, lane, its 4 elements */
 
 #ifdef __cplusplus
 }

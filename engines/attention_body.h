@@ -6,6 +6,16 @@
 // in registers. The bias is where the accumulators start, row sums come from a product with ones, and shift, partition,
 // reverse, padding and mask are index arithmetic.
 //
+// Fragments of mma.m16n8k16, lane = 4g + t, as the hardware deals them out:
+//
+//     a [16 rows][16]  a0: row g, k 2t..2t+1    a1: row g + 8    a2: row g, k 2t+8..2t+9    a3: row g + 8
+//     b [16][8 cols]   b0: k 2t..2t+1, column g                  b1: k 2t+8..2t+9
+//     c [16][8]        c0, c1: row g, columns 2t, 2t + 1         c2, c3: row g + 8
+//
+// A lane's 16 bytes of q are its elements 8t .. 8t + 7. They go in as a0 | a2 of two products, the same bytes of k as
+// b0 | b1: the hardware's k = 2t is element 8t for both, so each sum is complete, in another order. c's layout is a's with
+// 16 columns for 8, which is why probabilities feed the next product from the registers that they were computed in.
+//
 // Included by the CUDA build (Warp = CudaWarp) and by the emulated one (EmulatedWarp): one source, two machines.
 #pragma once
 

@@ -28,7 +28,7 @@ enum dgiqa_type { DGIQA_F32 = 0, DGIQA_F16 = 1, DGIQA_U8 = 2 };
 
 /* uint8 [height,width,3] RGB, any strides in bytes: pitched rows, RGBA (pixel 4), planes, or BGR (channel -1). */
 typedef struct {
-  const uint8_t* data;
+  const uint8_t* data; /* [height, width, 3] uint8, strided */
   int64_t row_stride, pixel_stride, channel_stride;
   int32_t height, width;
 } dgiqa_image;
@@ -38,7 +38,7 @@ typedef struct {
   dgiqa_image image;
   int32_t height, width;
   float scale[3], shift[3];
-  void* out; /* out_type [3,height,width] */
+  void* out; /* [3, height, width] out_type */
   int32_t out_type;
 } dgiqa_depth_input_params;
 
@@ -46,8 +46,8 @@ typedef struct {
 typedef struct {
   dgiqa_image image;
   int32_t height, width;
-  const float* levels; /* [3,256] what each uint8 level becomes, per channel; not read for DGIQA_U8 */
-  void* out;           /* out_type: F32, F16 [3,height,width], or U8 [height,width,3] */
+  const float* levels; /* [3, 256] float32, what each uint8 level becomes, per channel; not read for DGIQA_U8 */
+  void* out;           /* [3, height, width] float32 or float16, or [height, width, 3] uint8 */
   int32_t out_type;
 } dgiqa_reduce_params;
 
@@ -57,10 +57,10 @@ typedef struct {
  * range[0], range[1]: ordered bits (see ordered_bits in preprocess_body.h) of the largest value and of the largest
  * negated value; range[2]: 1 if any value of the map or any interpolated one is NaN or infinite. */
 typedef struct {
-  const float* map;
+  const float* map; /* [map_height, map_width] float32 */
   int32_t map_height, map_width;
   int32_t height, width;
-  uint32_t* range;
+  uint32_t* range; /* [3] uint32 */
 } dgiqa_depth;
 
 /* Image and depth image, both resized to short_height x short_width with OpenCV's fixed-point bilinear, normalised by
@@ -69,9 +69,10 @@ typedef struct {
   dgiqa_image image;
   dgiqa_depth depth;
   int32_t short_height, short_width, tile, count;
-  const int32_t* windows; /* HOST memory, [count,2] top-left (y, x); read before the call returns */
-  const float* levels;    /* [3,256] what each uint8 level becomes, per channel */
-  void* rgb_out, *depth_out; /* out_type [count,3,tile,tile] */
+  const int32_t* windows; /* [count, 2] int32 top-left (y, x), in HOST memory; read before the call returns */
+  const float* levels;    /* [3, 256] float32, what each uint8 level becomes, per channel */
+  void* rgb_out;          /* [count, 3, tile, tile] out_type */
+  void* depth_out;        /* [count, 3, tile, tile] out_type */
   int32_t out_type;
 } dgiqa_tiles_params;
 

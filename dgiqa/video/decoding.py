@@ -178,7 +178,12 @@ class Decoding:
             yield Picture(max(self.last_s, self.ticks.target), None, error=ended)
 
     def _decoded(self) -> Iterator[Picture]:
-        """Everything from the demuxer, group of pictures by group of pictures."""
+        """Everything from the demuxer, group of pictures by group of pictures.
+
+        A picture needs those of its group before it, and none of another group. So packets wait until one of their
+        group reaches the sample that is due (then all are decoded) or the next group begins (then none are). Of 1080p
+        with groups of 2 s, a frame every 5 s takes 0.46x of the time of decoding all, every 10 s 0.25x.
+        """
         held: list[Any] = []
         holding, size = True, 0
         position = -1.0
