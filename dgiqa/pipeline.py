@@ -27,6 +27,7 @@ from dgiqa.forward import Networks, Stages
 from dgiqa.image.sources import Source, name_of
 from dgiqa.machine import preparing_threads
 from dgiqa.score import Failure, Score
+from dgiqa.sources.inputs import Input
 from dgiqa.work import Part, PartScores, Work, enter, take
 
 JOIN_S = 2.0  # at the end, items that are still being prepared are not waited for longer
@@ -115,7 +116,7 @@ def schedule(
 
 def score_many(
     stages: Stages | Callable[[], Stages],
-    sources: Iterable[Source | tuple[str, Source] | Failure],
+    sources: Iterable[Source | tuple[str, Source] | Input | Failure],
     *,
     on_error: Literal["row", "raise"] = "row",
     workers: int | None = None,
@@ -133,7 +134,7 @@ def score_many(
 
 def _score_many(
     stages: Stages | Callable[[], Stages],
-    sources: Iterable[Source | tuple[str, Source] | Failure],
+    sources: Iterable[Source | tuple[str, Source] | Input | Failure],
     keep: bool,
     workers: int,
     batch: int | None,
@@ -154,13 +155,18 @@ def _score_many(
 class _Image(Task["Score | Failure"]):
     """One of `score_many`'s. keep: the exception of a failure, to be raised."""
 
-    def __init__(self, stages: Stages, item: Source | tuple[str, Source] | Failure, keep: bool) -> None:
+    def __init__(self, stages: Stages, item: Source | tuple[str, Source] | Input | Failure, keep: bool) -> None:
         self.stages, self.item, self.keep = stages, item, keep
 
     def prepare(self, stop: threading.Event) -> Work | Failure:
         item, self.item = self.item, ""  # an array is let go as soon as its working image is there
         if isinstance(item, Failure):
             return item
+        if isinstance(item, Input):
+            name = item.name if item.key is None else item.key
+            if item.error:
+                return self._failure(name, ImageError(item.error))
+            item = name, item.source
         name = "<tuple>"
         try:
             name, source = _named(item)

@@ -29,6 +29,7 @@ from dgiqa.runtime import engines
 from dgiqa.runtime.backends import TENSORRT, choose, parallel_runs
 from dgiqa.runtime.engines import Engine
 from dgiqa.score import Failure, Score
+from dgiqa.sources.inputs import Input
 from dgiqa.work import Work
 
 if TYPE_CHECKING:
@@ -153,13 +154,14 @@ class Scorer:
 
     def score_many(
         self,
-        sources: Iterable[Source | tuple[str, Source] | Failure],
+        sources: Iterable[Source | tuple[str, Source] | Input | Failure],
         *,
         on_error: Literal["row", "raise"] = "row",
         workers: int | None = None,
         batch: int | None = None,
     ) -> Iterator[Score | Failure]:
-        """Score images lazily, in the order given; each is what `score` accepts, or a pair (name, source).
+        """Score images lazily, in the order given; each is what `score` accepts, a pair (name, source), or
+        an Input, as `dgiqa.sources.images(table, column, key)` and `expand` give them.
         A Failure among them is handed on in its place.
 
         At most 2 * workers + (parallel + 2) * batch images are taken from `sources` beyond those yielded, however many

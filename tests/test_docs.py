@@ -186,8 +186,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cv2.imwrite(str(folder / "photo.jpg"), small)
     with contextlib.suppress(ImportError):
         _clips(folder, small[..., ::-1])
-    with tarfile.open(folder / "00000.tar", "w") as shard:
-        shard.add(folder / "photo.jpg", "photo.jpg")
+    (folder / "shards").mkdir()
+    for name in ("00000.tar", "00001.tar"):
+        with tarfile.open(folder / "shards" / name, "w") as shard:
+            shard.add(folder / "photo.jpg", "photo.jpg")
     return folder
 
 

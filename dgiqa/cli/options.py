@@ -14,6 +14,7 @@ from dgiqa.cli import common
 
 if TYPE_CHECKING:
     from dgiqa import bundle as bundles
+    from dgiqa.sources import Reading
 
 Bundle = Annotated[str, typer.Option(metavar="NAME|DIR", help="The model: a name that `models` lists, or a folder.")]
 Tiling = Annotated[
@@ -79,6 +80,24 @@ Format = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
+Column = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Of tables: the column that holds the images: paths, addresses, bytes or base64."
+    ),
+]
+Key = Annotated[str | None, typer.Option(metavar="NAME", help="Of tables: the column that names the images.")]
+Remote = Annotated[bool, typer.Option("--remote", help="Fetch what addresses name (https, s3, gs, az, hf).")]
+PrivateNetwork = Annotated[
+    bool, typer.Option("--private-network", help="Fetch from this machine and its networks, too.")
+]
+MaxBytes = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Refuse larger files behind addresses.  [default: 268435456]")
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option(min=0.1, metavar="S", help="Seconds that an image behind an address may take.  [default: 30]"),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary, only errors.")]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress line.")]
 
@@ -108,6 +127,24 @@ def gated(
     loaded = load_bundle(bundle)
     with usage("--preset"):
         return loaded, loaded.meaning.preset(preset)
+
+
+def reading(  # noqa: PLR0917 - the options it joins
+    recursive: bool,
+    column: str | None,
+    key: str | None,
+    remote: bool,
+    private_network: bool,
+    max_bytes: int | None,
+    timeout: float | None,
+) -> Reading:
+    """How inputs are read."""
+    from dgiqa.sources import Network, Reading
+
+    limits = {"max_bytes": max_bytes, "timeout_s": timeout}
+    given = {name: value for name, value in limits.items() if value is not None}
+    network = Network(private_network, **given) if remote else None  # type: ignore[arg-type]
+    return Reading(recursive, column, key, network)
 
 
 def check_stdin(argument: str) -> None:

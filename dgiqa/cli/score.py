@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,14 +34,18 @@ if TYPE_CHECKING:
     from dgiqa.report.rows import Row, Summary
     from dgiqa.score import Failure
     from dgiqa.scorer import Scorer
-    from dgiqa.sources import Input
+    from dgiqa.sources import Input, Reading
 
 
 @app.command(epilog=EXIT_CODES)
 def score(  # noqa: PLR0917 - the command line's options
     paths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PATH", help="Image files, folders, globs, or - for one image on standard input."),
+        typer.Argument(
+            metavar="PATH",
+            help="Images, folders, globs, tar shards ('{000..199}.tar'), zips, tables, addresses, or - for one image "
+            "on standard input.",
+        ),
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look in subfolders of folders, too.")] = False,
     from_file: Annotated[
@@ -50,6 +54,12 @@ def score(  # noqa: PLR0917 - the command line's options
     null: Annotated[
         bool, typer.Option("--null", "-0", help="Names in LIST, and those that --dry-run prints, end in NUL.")
     ] = False,
+    column: options.Column = None,
+    key: options.Key = None,
+    remote: options.Remote = False,
+    private_network: options.PrivateNetwork = False,
+    max_bytes: options.MaxBytes = None,
+    timeout: options.Timeout = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N inputs.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="List what would be scored; score nothing.")] = False,
     bundle: options.Bundle = "small",
@@ -94,6 +104,8 @@ def score(  # noqa: PLR0917 - the command line's options
       dgiqa-rt score incoming/ --preset upload
       curl -s https://example.org/a.jpg | dgiqa-rt score -
       find . -name '*.jpg' -print0 | dgiqa-rt score --from-file - -0
+      dgiqa-rt score 'set/{000..199}.tar' -o scores.parquet
+      dgiqa-rt score products.csv --column image_url --key sku --remote
     """
     from dgiqa.report.files import Report, format_of
     from dgiqa.report.rows import Summary, gate_sentence
@@ -104,7 +116,8 @@ def score(  # noqa: PLR0917 - the command line's options
         target = format_of(output) if output else None
     shown = options.shown_format(_wanted_format(format_, json_), output)
     left_out: Counter[str] = Counter()
-    inputs = _inputs(paths or [], from_file, null, recursive, left_out)
+    reading = options.reading(recursive, column, key, remote, private_network, max_bytes, timeout)
+    inputs = _inputs(paths or [], from_file, null, reading, left_out)
     if limit is not None:
         inputs = itertools.islice(inputs, limit)
     if dry_run:
@@ -169,18 +182,18 @@ def _wanted_format(format_: Format | None, json_: bool) -> Format | None:
 
 
 def _inputs(
-    paths: list[str], from_file: str | None, null: bool, recursive: bool, left_out: Counter[str]
+    paths: list[str], from_file: str | None, null: bool, reading: Reading, left_out: Counter[str]
 ) -> Iterator[Input]:
     from dgiqa.sources import expand, listed
 
     if from_file is None:
-        return expand(paths, recursive=recursive, left_out=left_out)
+        return expand(paths, left_out=left_out, reading=reading)
     try:
         stream = sys.stdin.buffer if from_file == "-" else open(from_file, "rb")  # noqa: SIM115 - read lazily
     except OSError as error:
         raise typer.BadParameter(f"{from_file}: {error.strerror}", param_hint="--from-file") from error
-    rest = listed(stream, from_file, null=null, recursive=recursive, left_out=left_out)
-    return itertools.chain(expand(paths, recursive=recursive, left_out=left_out), rest)
+    rest = listed(stream, from_file, null=null, left_out=left_out, reading=reading)
+    return itertools.chain(expand(paths, left_out=left_out, reading=reading), rest)
 
 
 def _counted(inputs: Iterator[Input], live: bool) -> tuple[Iterator[Input], int | None]:
@@ -221,8 +234,11 @@ def _rows(scorer: Scorer, inputs: Iterator[Input], workers: int | None, details:
     from dgiqa.report.rows import error_row
     from dgiqa.score import Failure, Score
 
+    keys: deque[str | None] = deque()  # of the inputs that are being scored; results come in their order
+
     def items() -> Iterator[tuple[str, Source] | Failure]:
         for item in inputs:
+            keys.append(item.key)
             if item.source is None:
                 yield Failure(item.name, "ImageError", item.error)
             else:
@@ -230,22 +246,24 @@ def _rows(scorer: Scorer, inputs: Iterator[Input], workers: int | None, details:
 
     origin = {"bundle": scorer.bundle.id, "backend": scorer.backend, "tiling": scorer.tiling}
     for result in scorer.score_many(items(), workers=workers):
+        key = keys.popleft()
         if isinstance(result, Score):
-            yield result.as_row(details=details), None
+            yield result.as_row(details=details) | {"key": key}, None
         else:
-            yield error_row(result.source, result.message, details=details, **origin), None
+            yield error_row(result.source, result.message, details=details, key=key, **origin), None
 
 
 def _say_left_out(left_out: Counter[str]) -> None:
-    """One line about the files in folders that are no images by their names."""
+    """One line about what folders and archives hold beside images, by their names."""
     from dgiqa.sources import VIDEO_SUFFIXES
 
     if not left_out:
         return
     kinds = ", ".join(f"{n} {suffix or 'without a suffix'}" for suffix, n in left_out.most_common())
     advice = "; dgiqa-rt video scores videos" if any(suffix in VIDEO_SUFFIXES for suffix in left_out) else ""
+    advice += "; name archives to score what they hold" if {".tar", ".zip"} & left_out.keys() else ""
     total = sum(left_out.values())
-    say(f"left out of folders: {total} file{'s' * (total != 1)} ({kinds}){advice}", prefix="")
+    say(f"left out: {total} file{'s' * (total != 1)} ({kinds}){advice}", prefix="")
 
 
 def _say_summary(summary: Summary, scorer: Scorer, output: str | None) -> None:

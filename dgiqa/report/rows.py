@@ -56,6 +56,7 @@ SCHEMA = (
     Column("verdict", "string", '"pass" or "fail" against --fail-under or the preset; null without either.'),
     Column("reasons", "list", "The faults that the model sees, the clearest first; null where it tells none."),
     Column("note", "string", "What to know about this picture and its score; null if there is nothing."),
+    Column("key", "string", "A sample's key in a shard, a row's by --key, byte for byte; null for files.", IMAGE),
     Column("tile_scores", "json", "The score of each tile.", IMAGE, True),
     Column("windows", "json", "y, x, height and width of each tile in pixels of the image.", IMAGE, True),
     Column("timings_ms", "json", "Milliseconds of each stage; their sum is ms.", IMAGE, True),
@@ -86,10 +87,18 @@ def rounded(value: float | None, digits: int) -> float | None:
 
 
 def error_row(
-    name: str, message: str, *, bundle: str = "", backend: str = "", tiling: str = "", details: bool = False
+    name: str,
+    message: str,
+    *,
+    bundle: str = "",
+    backend: str = "",
+    tiling: str = "",
+    details: bool = False,
+    key: str | None = None,
 ) -> Row:
     """One input that could not be scored, as a row: status "error", the message, and no score."""
-    row = row_of("image", path=name, status="error", error=message, bundle=bundle, backend=backend, tiling=tiling)
+    origin = {"bundle": bundle, "backend": backend, "tiling": tiling}
+    row = row_of("image", path=name, status="error", error=message, key=key, **origin)
     return row | dict.fromkeys(DETAIL_COLUMNS) if details else row
 
 

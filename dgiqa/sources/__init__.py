@@ -1,7 +1,13 @@
-"""What the command line names (files, folders, globs, lists, standard input) -> an ordered, lazy stream of images.
+"""What the command line names (files, folders, globs, lists, tables, archives, addresses) -> a lazy stream of images.
 
-No file is opened or decoded here: nothing but names, and one image from standard input, is held in memory. An argument
-that gives no image is an item with an error, so that it becomes a row of the result instead of the end of the run.
+    arguments ──► expand ──┬─► files, folders, globs, standard input
+                           ├─► shards   (tar, zip)          ┐
+                           ├─► tables   (CSV, Parquet, ...) ├─ also behind addresses
+                           └─► remote   (https, s3, ...)    ┘
+
+No image file is opened or decoded here: names are held in memory, and of archives and tables as many images as are
+being scored. An argument that gives no image is an item with an error, so that it becomes a row of the result instead
+of the end of the run.
 """
 
 from __future__ import annotations
@@ -16,58 +22,82 @@ import stat
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import BinaryIO
 
+from dgiqa.errors import ImageError
+from dgiqa.sources import remote, shards, tables
+from dgiqa.sources.inputs import (
+    IMAGE_SUFFIXES,
+    OTHER_PHOTO_SUFFIXES,
+    PHOTO_SUFFIXES,
+    VIDEO_SUFFIXES,
+    Input,
+    Network,
+    Reading,
+    braces,
+    has_braces,
+    is_address,
+    suffix_of,
+)
+from dgiqa.sources.tables import images
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "OTHER_PHOTO_SUFFIXES",
+    "STDIN",
+    "VIDEO_SUFFIXES",
+    "Input",
+    "Network",
+    "Reading",
+    "counted",
+    "expand",
+    "images",
+    "listed",
+    "named",
+    "natural_key",
+]
+
 STDIN = "-"
-# What a folder is searched for. A file named on its own is taken whatever its suffix.
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".avif"),
-    *(".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm"),
-)
-# Photographs that no decoder here reads: found in folders too, so that each is a row that says what it is.
-OTHER_PHOTO_SUFFIXES = (
-    *(".heic", ".heif", ".hif", ".jxl", ".psd", ".exr", ".hdr", ".ico", ".tga", ".jxr", ".jpx", ".jpf"),
-    *(".dng", ".nef", ".nrw", ".cr2", ".cr3", ".crw", ".arw", ".srf", ".sr2", ".raf", ".orf", ".rw2", ".raw", ".rwl"),
-    *(".pef", ".srw", ".x3f", ".3fr", ".fff", ".iiq", ".erf", ".mef", ".mos", ".mrw", ".kdc", ".dcr", ".gpr"),
-)
-VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mts", ".m2ts", ".3gp", ".wmv", ".mpg", ".mpeg")
 MAX_STDIN_BYTES = 1 << 30  # an endless stream must not fill the memory
 COUNT_AHEAD = 10_000  # names looked at before the first image is scored, to know how many there are
 
 
-@dataclass(frozen=True)
-class Input:
-    """One image to score, or one argument that gives none.
-
-    name: as the user knows it: the path as given, the path below the folder as given, or "-".
-    source: a path, or the bytes that standard input held. None when there is an error.
-    error: why there is nothing to score; empty otherwise.
-    """
-
-    name: str
-    source: str | bytes | None = None
-    error: str = ""
-
-
 def expand(
-    arguments: Iterable[str], *, recursive: bool = False, left_out: Counter[str] | None = None
+    arguments: Iterable[str],
+    *,
+    recursive: bool = False,
+    left_out: Counter[str] | None = None,
+    reading: Reading | None = None,
 ) -> Iterator[Input]:
-    """Files, folders, globs and "-" -> one `Input` per image: in the order given, naturally sorted inside each.
+    """Files, folders, globs, archives, tables, addresses and "-" -> one `Input` per image, in the order given.
 
-    A path that exists is taken as it is, even if it looks like a glob. A glob gives the files it matches, never
-    folders. Hidden files are left out of folders and globs. Standard input is read when its turn comes.
-    left_out: counts the files of folders that are no images by their suffixes, which are its keys.
+    A path that exists is taken as it is, even if it looks like a glob. "{000..199}" and "{a,b}" stand for several. A
+    glob gives the files it matches, naturally sorted, never folders. Hidden files are left out of folders and globs.
+    Standard input is read when its turn comes.
+    left_out: counts the files of folders and archives that are no images by their suffixes, which are its keys.
+    reading: how tables and addresses are read; `recursive` is its field, too.
     """
+    reading = reading or Reading(recursive)
     for argument in arguments:
         if argument == STDIN:
             yield from _standard_input()
-        elif os.path.isdir(argument):
-            yield from _folder(argument, recursive, left_out)
-        elif not os.path.lexists(argument) and glob.has_magic(argument):
-            yield from _glob(argument)
+            continue
+        for name in named(argument, reading):
+            yield from [name] if isinstance(name, Input) else _argument(name, reading, left_out)
+
+
+def named(argument: str, reading: Reading) -> Iterator[str | Input]:
+    """The files, folders and addresses that an argument stands for by its braces and wildcards; Inputs are errors."""
+    if not is_address(argument) and os.path.lexists(argument):
+        yield argument
+        return
+    for name in braces(argument) if has_braces(argument) else [argument]:
+        if is_address(name):
+            yield from _listed_bucket(name, reading)
+        elif not os.path.lexists(name) and glob.has_magic(name):
+            yield from _glob(name)
         else:
-            yield _file(argument)
+            yield name
 
 
 def listed(
@@ -77,30 +107,35 @@ def listed(
     null: bool = False,
     recursive: bool = False,
     left_out: Counter[str] | None = None,
+    reading: Reading | None = None,
 ) -> Iterator[Input]:
-    """A list of paths (one per line, or NUL-separated) -> one `Input` per image, as the list is read.
+    """A list of paths and addresses (one per line, or NUL-separated) -> one `Input` per image, as the list is read.
 
     stream: the list, open in binary: names are bytes on Linux, and need not be text.
     name: what the list is called, for the error when it names nothing.
-    Paths are taken literally, "-" and globs included; a folder gives its images. Blank lines are skipped.
-    A byte order mark is dropped, and a list in UTF-16, as PowerShell writes it, or in UTF-32 is read as such.
-    left_out: as in `expand`.
+    Paths are taken literally, "-" and globs included; a folder, an archive or a table gives its images. Blank lines are
+    skipped. A byte order mark is dropped, and a list in UTF-16, as PowerShell writes it, or in UTF-32 is read as such.
+    left_out, reading: as in `expand`.
     """
+    reading = reading or Reading(recursive)
     entry = None
     for entry in _entries(stream, b"\0" if null else b"\n"):
-        path = os.fsdecode(entry)
-        if os.path.isdir(path):
-            yield from _folder(path, recursive, left_out)
-        else:
-            yield _file(path)
+        yield from _argument(os.fsdecode(entry), reading, left_out)
     if entry is None:
         yield Input(name, error="the list names no image")
 
 
 def counted(inputs: Iterable[Input], ahead: int = COUNT_AHEAD) -> tuple[Iterator[Input], int | None]:
-    """The same stream, and how many inputs it has, or None when there are more than `ahead`."""
+    """The same stream, and how many inputs it has, or None when there are more than `ahead`.
+
+    None, too, where looking ahead would hold images and not only names in memory.
+    """
     stream = iter(inputs)
-    first = list(itertools.islice(stream, ahead + 1))
+    first: list[Input] = []
+    for item in itertools.islice(stream, ahead + 1):
+        first.append(item)
+        if item.name != STDIN and not isinstance(item.source, str | remote.Fetched | None):
+            return itertools.chain(first, stream), None
     return itertools.chain(first, stream), len(first) if len(first) <= ahead else None
 
 
@@ -108,6 +143,66 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
     """Sort key that puts frame2 before frame10. Text and numbers alternate, so that keys always compare."""
     parts = re.split(r"([0-9]+)", name)
     return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)], name
+
+
+def _argument(name: str, reading: Reading, left_out: Counter[str] | None) -> Iterator[Input]:
+    """One file, folder or address, without wildcards."""
+    if is_address(name):
+        yield from _address(name, reading, left_out)
+    elif os.path.isdir(name):
+        yield from _folder(name, reading.recursive, left_out)
+    elif (tables.is_table(name) or shards.is_shard(name)) and not (file := _file(name)).error:
+        yield from _inside(file, reading, left_out)
+    else:
+        yield _file(name)
+
+
+def _inside(file: Input, reading: Reading, left_out: Counter[str] | None) -> Iterator[Input]:
+    """The images of an archive or of a table on disk."""
+    try:
+        if not stat.S_ISREG(os.stat(file.name).st_mode):
+            yield Input(file.name, error="not a regular file; wanted an archive or a table")
+            return
+        stream = open(file.name, "rb")  # noqa: SIM115 - closed below, when the last image was taken
+    except OSError as error:
+        yield Input(file.name, error=f"cannot be read: {error.strerror or error}")
+        return
+    with stream:
+        yield from _content(file.name, stream, reading, left_out)
+
+
+def _address(name: str, reading: Reading, left_out: Counter[str] | None) -> Iterator[Input]:
+    if not (tables.is_table(name) or shards.is_shard(name)):
+        yield tables.addressed(name, reading)
+        return
+    try:
+        with remote.opened(name, reading.network) as stream:
+            yield from _content(name, stream, reading, left_out)
+    except ImageError as error:
+        yield Input(name, error=str(error))
+
+
+def _content(name: str, stream: BinaryIO, reading: Reading, left_out: Counter[str] | None) -> Iterator[Input]:
+    if tables.is_table(name):
+        return tables.rows(name, stream, reading)
+    return shards.members(name, stream, left_out)
+
+
+def _listed_bucket(address: str, reading: Reading) -> Iterator[str | Input]:
+    """A pattern or a folder of a bucket as the addresses of its files; of a folder those that hold images."""
+    try:
+        found = remote.matching(address, reading.network)
+    except ImageError as error:
+        yield Input(address, error=str(error))
+        return
+    if not found:
+        yield address
+    whole = any(mark in address for mark in "*?[")
+    yield from (
+        name
+        for name in sorted(found, key=natural_key)
+        if whole or suffix_of(name) in PHOTO_SUFFIXES or shards.is_shard(name)
+    )
 
 
 def _file(path: str) -> Input:
@@ -136,12 +231,12 @@ def _standard_input() -> Iterator[Input]:
         yield Input(STDIN, source=data)
 
 
-def _glob(pattern: str) -> Iterator[Input]:
+def _glob(pattern: str) -> Iterator[str | Input]:
     # include_hidden is off by default: neither * nor ** matches a leading dot.
     paths = [path for path in glob.iglob(pattern, recursive=True) if not os.path.isdir(path)]
     if not paths:
         yield Input(pattern, error="no file matches this glob")
-    yield from map(_file, sorted(paths, key=natural_key))
+    yield from sorted(paths, key=natural_key)
 
 
 def _folder(folder: str, recursive: bool, left_out: Counter[str] | None) -> Iterator[Input]:
@@ -174,7 +269,7 @@ def _walk(top: str, recursive: bool, others: Counter[str]) -> Iterator[Input]:
         visited.add((status.st_dev, status.st_ino))
         for entry in entries:
             suffix = os.path.splitext(entry.name)[1].lower()
-            if suffix in IMAGE_SUFFIXES + OTHER_PHOTO_SUFFIXES:
+            if suffix in PHOTO_SUFFIXES:
                 if _is(entry.is_file) or _is_broken_link(entry):
                     yield _file(entry.path)
             elif _is(entry.is_file):

@@ -1,0 +1,106 @@
+"""What every kind of source gives: inputs, one per image; and how they are to be read."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+# What a folder is searched for. A file named on its own is taken whatever its suffix.
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".avif"),
+    *(".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+# Photographs that not every installation reads: found in folders too, so that each is a row that says what it is.
+OTHER_PHOTO_SUFFIXES = (
+    *(".heic", ".heif", ".hif", ".jxl", ".psd", ".exr", ".hdr", ".ico", ".tga", ".jxr", ".jpx", ".jpf"),
+    *(".dng", ".nef", ".nrw", ".cr2", ".cr3", ".crw", ".arw", ".srf", ".sr2", ".raf", ".orf", ".rw2", ".raw", ".rwl"),
+    *(".pef", ".srw", ".x3f", ".3fr", ".fff", ".iiq", ".erf", ".mef", ".mos", ".mrw", ".kdc", ".dcr", ".gpr"),
+)
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mts", ".m2ts", ".3gp", ".wmv", ".mpg", ".mpeg")
+PHOTO_SUFFIXES = frozenset(IMAGE_SUFFIXES + OTHER_PHOTO_SUFFIXES)
+
+_ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
+_RANGE = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+
+
+@dataclass(frozen=True)
+class Input:
+    """One image to score, or one argument that gives none.
+
+    name: as the user knows it: the path or address as given, the path below the folder as given, "-",
+    "shard.tar/member" or "table.csv[row]".
+    source: a path, bytes, or whatever else `image.sources.Source` names. None when there is an error.
+    error: why there is nothing to score; empty otherwise.
+    key: what the source itself calls the image: a sample's key in a shard, a row's in a table. None for files.
+    """
+
+    name: str
+    source: Any = None
+    error: str = ""
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class Network:
+    """What may be fetched from addresses, and how much of it.
+
+    private: also from this machine and its networks. max_bytes, timeout_s: of one image, from the first byte asked for
+    to the last one read. redirects: how often a server may send us elsewhere.
+    """
+
+    private: bool = False
+    max_bytes: int = 256 << 20
+    timeout_s: float = 30.0
+    redirects: int = 5
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How arguments are read. recursive: folders with their subfolders.
+
+    column, key: of tables: which column holds the images (paths, addresses, bytes), and which one their keys.
+    network: None where addresses are off, as they are unless asked for.
+    """
+
+    recursive: bool = False
+    column: str | None = None
+    key: str | None = None
+    network: Network | None = None
+
+
+def is_address(text: str) -> bool:
+    """Whether it begins like "https://" or "s3://"."""
+    return _ADDRESS.match(text) is not None
+
+
+def suffix_of(name: str) -> str:
+    """The suffix in lower case, with its dot; "" without one."""
+    return os.path.splitext(name)[1].lower()
+
+
+def braces(text: str) -> Iterator[str]:
+    """Every text that "{000..199}" or "{a,b}" in it stands for, in order; the text itself without such.
+
+    Numbers keep the zeros that the first one begins with.
+    """
+    found = _RANGE.search(text)
+    if found is None:
+        yield text
+        return
+    first, last, listed = found.groups()
+    if first is None:
+        values: Iterator[str] = iter(listed.split(","))
+    else:
+        step = 1 if int(last) >= int(first) else -1
+        values = (str(n).zfill(len(first)) for n in range(int(first), int(last) + step, step))
+    for value in values:
+        for rest in braces(text[found.end() :]):
+            yield text[: found.start()] + value + rest
+
+
+def has_braces(text: str) -> bool:
+    """Whether `braces` would give several."""
+    return _RANGE.search(text) is not None

@@ -1,0 +1,299 @@
+"""Addresses -> images: http(s) by a connection that goes where the name was checked to lead, buckets by fsspec.
+
+fsspec's own http follows redirects and resolves names by itself, so that a name could lead to a public machine when it
+is checked and to a private one when it is fetched. Here a name is resolved once, and what was resolved is connected to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import importlib
+import io
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote, urljoin, urlsplit
+
+from dgiqa._version import __version__
+from dgiqa.errors import ImageError
+from dgiqa.sources.inputs import Network
+
+# Scheme -> (what fsspec calls it, the package that reads it)
+BUCKETS = {
+    "s3": ("s3", "s3fs"),
+    "gs": ("gs", "gcsfs"),
+    "gcs": ("gs", "gcsfs"),
+    "az": ("az", "adlfs"),
+    "abfs": ("abfs", "adlfs"),
+    "hf": ("hf", "huggingface_hub"),
+    "memory": ("memory", "fsspec"),
+}
+_EXTRAS = {"s3fs": "s3", "gcsfs": "gs", "adlfs": "az", "huggingface_hub": "hf", "fsspec": "hf"}
+_PIECE = 1 << 16
+_SAFE = "%/:=&?~#+!$,;'@()*[]"  # what is left alone in an address that may or may not be quoted already
+_OFF = "is an address, and addresses are off; --remote turns them on"
+
+
+class Fetched(io.RawIOBase):
+    """An image behind an address: fetched when it is first read, in whichever thread that is."""
+
+    def __init__(self, address: str, network: Network) -> None:
+        super().__init__()
+        self.name = address
+        self._network = network
+        self._data: io.BytesIO | None = None
+
+    def read(self, size: int = -1, /) -> bytes:
+        if self._data is None:
+            self._data = io.BytesIO(fetch(self.name, self._network))
+        return self._data.read(size)
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        return self._data.seek(offset, whence) if self._data else 0
+
+    def tell(self) -> int:
+        return self._data.tell() if self._data else 0
+
+    def readable(self) -> bool:
+        return True
+
+
+def fetch(address: str, network: Network) -> bytes:
+    """The bytes behind an address, at most `network.max_bytes` of them. Raises ImageError for whatever goes wrong."""
+    with opened(address, network, deadline=True) as stream:
+        data = bytearray()
+        while piece := stream.read(_PIECE):
+            data += piece
+            if len(data) > network.max_bytes:
+                raise ImageError(
+                    f"more than {network.max_bytes} bytes; wanted one image, --max-bytes allows larger ones"
+                )
+    return bytes(data)
+
+
+@contextlib.contextmanager
+def opened(address: str, network: Network | None, *, deadline: bool = False) -> Iterator[Any]:
+    """A binary stream of what is behind an address; from a bucket it can seek.
+
+    deadline: all of it has to come within `network.timeout_s`; else only each piece. Raises ImageError.
+    """
+    scheme = allowed(address, network)
+    assert network is not None
+    if scheme in ("http", "https"):
+        with _Request(address, network, whole=deadline) as response:
+            yield io.BufferedReader(response)
+        return
+    try:
+        system, path = bucket(address)
+        size = system.size(path)
+        if deadline and size is not None and size > network.max_bytes:
+            raise ImageError(f"{size} bytes, limit {network.max_bytes}; --max-bytes allows larger ones")
+        stream = system.open(path, "rb")
+    except ImageError:
+        raise
+    except Exception as error:  # each of the libraries has its own
+        raise ImageError(f"cannot be fetched ({_told(error)}); check the address and who may read it") from error
+    with stream:
+        yield _Timed(stream, network.timeout_s) if deadline else stream
+
+
+def allowed(address: str, network: Network | None) -> str:
+    """The scheme of an address that may be fetched. Raises ImageError for any other."""
+    scheme = address.partition("://")[0].lower()
+    if scheme not in ("http", "https", *BUCKETS):
+        raise ImageError(f"{scheme}:// is not fetched; wanted http, https, s3, gs, az or hf")
+    if network is None:
+        raise ImageError(_OFF)
+    return scheme
+
+
+def bucket(address: str) -> tuple[Any, str]:
+    """(the file system of fsspec, the path in it). Raises ImageError naming the package that is missing."""
+    scheme, _, rest = address.partition("://")
+    protocol, package = BUCKETS[scheme.lower()]
+    try:
+        fsspec = importlib.import_module("fsspec")
+        importlib.import_module(package)
+    except ImportError as error:
+        raise ImageError(f"{scheme}:// needs {package}; pip install 'dgiqa-rt[{_EXTRAS[package]}]'") from error
+    return fsspec.filesystem(protocol), rest if protocol != "memory" else f"/{rest}"
+
+
+def matching(address: str, network: Network | None) -> list[str]:
+    """Addresses of the files that a pattern or a folder in a bucket gives; none where it is a file itself."""
+    scheme = allowed(address, network)
+    if scheme in ("http", "https"):
+        return []
+    system, path = bucket(address)
+    try:
+        if any(mark in path for mark in "*?["):
+            found = system.glob(path)
+        elif address.endswith("/") or system.isdir(path):
+            found = system.find(path)
+        else:
+            return []
+    except Exception as error:
+        raise ImageError(f"cannot be listed ({_told(error)}); check the address and who may read it") from error
+    return [f"{scheme}://{name.lstrip('/')}" for name in found]
+
+
+class _Timed:
+    """A stream of which all has to be read by a time."""
+
+    def __init__(self, stream: Any, timeout_s: float) -> None:
+        self._stream, self._timeout_s, self._until = stream, timeout_s, time.monotonic() + timeout_s
+
+    def read(self, size: int = -1) -> bytes:
+        if time.monotonic() > self._until:
+            raise ImageError(f"did not come within {self._timeout_s:g} s; --timeout allows more")
+        data: bytes = self._stream.read(size)
+        return data
+
+
+class _Request(io.RawIOBase):
+    """One GET with its redirects: a context manager that gives a stream.
+
+    A timer closes the connection when the time is over, because a server that sends a byte now and then never makes a
+    socket time out. whole: the time is for all of it; else for each piece.
+    """
+
+    def __init__(self, address: str, network: Network, *, whole: bool) -> None:
+        super().__init__()
+        self._network, self._whole = network, whole
+        self._late = threading.Event()
+        self._socket: socket.socket | None = None
+        self._timer = threading.Timer(network.timeout_s, self._expire)
+        self._timer.daemon = True
+        self._response = self._open(address)
+
+    def __enter__(self) -> _Request:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._timer.cancel()
+        self._response.close()
+        if self._socket:
+            self._socket.close()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        try:
+            count = self._response.readinto(buffer)
+        except (OSError, http.client.HTTPException) as error:
+            raise self._failed(error) from error
+        if self._late.is_set():
+            raise self._failed(TimeoutError())
+        if not count and len(buffer) and self._response.length:  # None where the server named no length
+            raise ImageError(f"broke off, {self._response.length} bytes are missing; fetch it again")
+        return count
+
+    def _open(self, address: str) -> http.client.HTTPResponse:
+        self._timer.start()
+        try:
+            for _ in range(self._network.redirects + 1):
+                response = self._get(address)
+                target = response.getheader("Location")
+                if response.status not in (301, 302, 303, 307, 308) or not target:
+                    break
+                response.close()
+                address = urljoin(address, target)
+            else:
+                raise ImageError(f"more than {self._network.redirects} redirects; give the address they lead to")
+            if response.status != 200:
+                raise ImageError(f"the server answered {response.status} {response.reason}; wanted 200")
+            length = response.length
+            if self._whole and length is not None and length > self._network.max_bytes:
+                raise ImageError(f"{length} bytes, limit {self._network.max_bytes}; --max-bytes allows larger ones")
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            self._timer.cancel()
+            raise self._failed(error) from error
+        except ImageError:
+            self._timer.cancel()
+            raise
+        if not self._whole:
+            self._timer.cancel()
+        return response
+
+    def _get(self, address: str) -> http.client.HTTPResponse:
+        parts = urlsplit(address)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ImageError(f"leads to {address[:100]!r}, which is not fetched; wanted http or https")
+        secure = parts.scheme == "https"
+        host, port = parts.hostname, parts.port or (443 if secure else 80)
+        self._socket = connected(host, port, self._network)
+        if secure:
+            self._socket = ssl.create_default_context().wrap_socket(self._socket, server_hostname=host)
+        connection = http.client.HTTPConnection(host, port)
+        connection.sock = self._socket
+        path = quote(parts.path or "/", safe=_SAFE) + (f"?{quote(parts.query, safe=_SAFE)}" if parts.query else "")
+        named = f"[{host}]" if ":" in host else host.encode("idna").decode()
+        headers = {
+            "Host": named if parts.port is None else f"{named}:{port}",
+            "User-Agent": f"dgiqa-rt/{__version__}",
+            "Accept": "image/*, */*;q=0.5",
+            "Connection": "close",
+        }
+        connection.request("GET", path, headers=headers)
+        return connection.getresponse()
+
+    def _expire(self) -> None:
+        self._late.set()
+        if self._socket:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _failed(self, error: Exception) -> ImageError:
+        if self._late.is_set() or isinstance(error, TimeoutError):
+            return ImageError(f"did not come within {self._network.timeout_s:g} s; --timeout allows more")
+        return ImageError(f"cannot be fetched ({_told(error)}); check the address")
+
+
+def connected(host: str, port: int, network: Network) -> socket.socket:
+    """A connection to a name that is resolved once: to an address that was checked, and to no other.
+
+    Raises ImageError where all of its addresses are private and that was not allowed, OSError where none answers.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    reachable = [entry for entry in found if network.private or is_public(str(entry[4][0]))]
+    if not reachable:
+        there = ", ".join(sorted({str(entry[4][0]) for entry in found})) or "nothing"
+        raise ImageError(f"{host} leads to {there}, which is no public address; --private-network allows it")
+    failure: OSError = OSError(f"{host} does not answer")
+    for family, kind, protocol, _, address in reachable:
+        made = socket.socket(family, kind, protocol)
+        made.settimeout(network.timeout_s)
+        try:
+            made.connect(address)
+        except OSError as error:
+            made.close()
+            failure = error
+        else:
+            return made
+    raise failure
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the internet's, also where an IPv4 address is wrapped in it."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        number = int(ip)
+        wrapped = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
+        if number >> 32 in (0x64_FF9B << 64, 0):  # NAT64, and the old "IPv4-compatible" addresses
+            wrapped.append(ipaddress.IPv4Address(number & 0xFFFF_FFFF))
+        if not all(inner.is_global for inner in wrapped if inner is not None):
+            return False
+        if ip.ipv4_mapped is not None:
+            return True
+    return ip.is_global and not ip.is_multicast
+
+
+def _told(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

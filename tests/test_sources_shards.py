@@ -1,0 +1,170 @@
+"""Archives -> images with their original keys; what breaks off, bombs or lies is an error row."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from command import run_here
+
+from dgiqa.sources import Input, expand, shards
+from dgiqa.sources.inputs import braces
+from dgiqa.sources.shards import members, sample_key
+
+KEYS = ["00000", "a/b.c/0001", "é ☃", "-=+@", "x" * 150, "tab\tkey"]
+
+
+def tar(path: Path, names: list[str], data: bytes = b"image", mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def found(path: Path) -> list[Input]:
+    return list(expand([str(path)]))
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_a_tar_gives_its_images_and_counts_the_rest(tmp_path: Path, mode: str) -> None:
+    path = tar(tmp_path / "s.tar", ["1.jpg", "1.json", "2.PNG", "2.txt", "3.cls"], mode=mode)
+    left_out: Counter[str] = Counter()
+    items = list(expand([str(path)], left_out=left_out))
+    assert [(item.name, item.key, item.source) for item in items] == [
+        (f"{path}/1.jpg", "1", b"image"),
+        (f"{path}/2.PNG", "2", b"image"),
+    ]
+    assert left_out == {".json": 1, ".txt": 1, ".cls": 1}
+
+
+def test_keys_are_those_that_webdataset_wrote(tmp_path: Path) -> None:
+    wds = pytest.importorskip("webdataset")
+    with wds.TarWriter(str(tmp_path / "s.tar")) as writer:
+        for key in KEYS:
+            writer.write({"__key__": key, "jpg": b"image", "json": b"{}"})
+    assert [item.key for item in found(tmp_path / "s.tar")] == KEYS
+    read = wds.WebDataset(str(tmp_path / "s.tar"), shardshuffle=False)
+    assert [sample["__key__"] for sample in read] == KEYS
+
+
+def test_several_images_of_a_sample_share_its_key(tmp_path: Path) -> None:
+    items = found(tar(tmp_path / "s.tar", ["d.x/7.left.jpg", "d.x/7.right.jpg"]))
+    assert [item.key for item in items] == ["d.x/7", "d.x/7"]
+    assert sample_key(".hidden") == ".hidden"
+
+
+def test_braces_stand_for_shards_in_order(tmp_path: Path) -> None:
+    assert list(braces("s{008..011}-{a,b}.tar"))[:3] == ["s008-a.tar", "s008-b.tar", "s009-a.tar"]
+    assert list(braces("{2..0}")) == ["2", "1", "0"]
+    assert next(braces("{0..99999999999999}")) == "0"
+    for number in range(9, 12):
+        tar(tmp_path / f"{number:03}.tar", [f"{number}.jpg"])
+    items = list(expand([str(tmp_path / "{009..012}.tar")]))
+    assert [item.key for item in items] == ["9", "10", "11", None]
+    assert items[-1].error == "no such file or folder"
+    (tmp_path / "{1..2}.jpg").touch()
+    assert [item.error for item in found(tmp_path / "{1..2}.jpg")] == [""]
+
+
+def test_shards_that_a_glob_or_a_list_names_are_opened(tmp_path: Path) -> None:
+    tar(tmp_path / "10.tar", ["b.jpg"])
+    tar(tmp_path / "9.tar", ["a.jpg"])
+    assert [item.key for item in expand([str(tmp_path / "*.tar")])] == ["a", "b"]
+
+
+@pytest.mark.parametrize("cut", [514, 1024, 1536])
+def test_a_tar_that_breaks_off_is_an_error_after_what_it_gave(tmp_path: Path, cut: int) -> None:
+    """512 bytes of header and 512 of content for each; 1024 is the seam between two of them."""
+    path = tar(tmp_path / "s.tar", ["1.jpg", "2.jpg"])
+    path.write_bytes(path.read_bytes()[:cut])
+    *whole, last = found(path)
+    assert [item.key for item in whole] == (["1"] if cut >= 1024 else [])
+    assert last.name == str(path)
+    assert last.error
+
+
+def test_a_compressed_tar_that_breaks_off_is_an_error(tmp_path: Path) -> None:
+    path = tar(tmp_path / "s.tar.gz", ["1.jpg", "2.jpg"], mode="w:gz")
+    path.write_bytes(path.read_bytes()[:-20])
+    assert found(path)[-1].error
+
+
+def test_what_is_no_archive_or_holds_no_image_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "no.tar").write_bytes(b"not a tar" * 100)
+    (tmp_path / "no.zip").write_bytes(b"not a zip" * 100)
+    tar(tmp_path / "none.tar", ["readme.txt"])
+    for name, words in {
+        "no.tar": "cannot be read",
+        "no.zip": "cannot be read",
+        "none.tar": "without images, 1",
+    }.items():
+        (item,) = found(tmp_path / name)
+        assert words in item.error
+
+
+def test_names_that_climb_out_are_only_names(tmp_path: Path) -> None:
+    inside = tmp_path / "in"
+    inside.mkdir()
+    (item,) = found(tar(inside / "s.tar", ["../../evil.jpg"]))
+    assert (item.key, item.source) == ("../../evil", b"image")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["in", "s.tar"]
+
+
+def test_large_members_are_refused_and_the_next_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "MAX_MEMBER", 10)
+    with tarfile.open(tmp_path / "s.tar", "w") as archive:
+        for name, data in {"big.jpg": bytes(1000), "small.jpg": b"image", "empty.jpg": b""}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    big, small, empty = found(tmp_path / "s.tar")
+    assert "1000 bytes" in big.error
+    assert small.source == b"image"
+    assert "empty" in empty.error
+    with zipfile.ZipFile(tmp_path / "s.zip", "w", zipfile.ZIP_DEFLATED) as zipped:
+        zipped.writestr("bomb.jpg", bytes(100_000))
+        zipped.writestr("small.jpg", b"image")
+    bomb, small = found(tmp_path / "s.zip")
+    assert "more than 10 bytes" in bomb.error
+    assert small.source == b"image"
+
+
+def test_a_zip_gives_its_images_by_name_and_a_damaged_one_is_a_row(tmp_path: Path) -> None:
+    path = tmp_path / "s.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.mkdir("d") if hasattr(archive, "mkdir") else None
+        for name in ("d/é.1.jpg", "b.png", "notes.txt"):
+            archive.writestr(name, name.encode())
+    data = bytearray(path.read_bytes())
+    data[data.index(b"b.png", 40) + len("b.png")] ^= 255  # its content, so that its checksum is wrong
+    path.write_bytes(data)
+    good, bad = found(path)
+    assert (good.key, good.source, good.name) == ("d/é.1.jpg", "d/é.1.jpg".encode(), f"{path}/d/é.1.jpg")
+    assert "CRC" in bad.error
+
+
+def test_headers_of_a_long_tar_are_not_kept(tmp_path: Path) -> None:
+    path = tar(tmp_path / "s.tar", [f"{n}.jpg" for n in range(50)])
+    with path.open("rb") as stream:
+        for _ in members(str(path), stream):
+            pass
+    with tarfile.open(path, "r|*") as archive:  # the attribute that is cleared exists in this Python
+        assert isinstance(archive.members, list)
+
+
+def test_scores_of_shards_carry_their_keys(tmp_path: Path, bundle_dir: Path, photos, encode) -> None:  # type: ignore[no-untyped-def]
+    image = encode(photos["coffee"][::4, ::4])
+    path = tar(tmp_path / "s.tar", ["a/1.png", "a/2.png"], image)
+    tar(tmp_path / "t.tar", ["a/3.png"], b"not an image")
+    done = run_here("score", path, tmp_path / "t.tar", "--bundle", bundle_dir, "-f", "jsonl")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 3
+    assert [(row["key"], row["status"]) for row in rows] == [("a/1", "ok"), ("a/2", "ok"), ("a/3", "error")]
+    assert rows[0]["path"] == f"{path}/a/1.png"
