@@ -88,6 +88,7 @@ def schedule(
                 while len(coming) < ahead and (task := more(not (coming or running))) is not None:
                     task.prepared = pool.submit(task.prepare, stop)
                     coming.append(task)
+                task = None  # or its pixels would be held while results are yielded
                 if not coming and not running:
                     return
                 # In order, so the head is waited for; but first by settling batches, for their results may be due.
@@ -100,11 +101,10 @@ def schedule(
                 # Full batches, but when nothing else is known to come: a live stream must not wait for tiles, and the
                 # last ones are shared out among the runs, or all but one would stand still.
                 idle = not coming
-                works = [work for task in running for work in task.works]
-                size = share(waiting(works), batch, networks.parallel) if idle else batch
+                size = share(waiting(_works(running)), batch, networks.parallel) if idle else batch
                 # A failure must not wait behind a few tiles either, so such a batch runs before it is full.
-                while (tiles := waiting(works)) and (idle or tiles >= batch or _behind(running) >= batch):
-                    batches.start(take(works, size))
+                while (tiles := waiting(_works(running))) and (idle or tiles >= batch or _behind(running) >= batch):
+                    batches.start(take(_works(running), size))
                     yield from settled(wait=batches.full)
                 yield from settled(wait=idle or len(running) >= most)
     finally:
@@ -269,6 +269,10 @@ def _until_error(items: Iterable[T], broken: list[Exception]) -> Iterator[T]:
         yield from items
     except Exception as error:
         broken.append(error)
+
+
+def _works(running: Iterable[Task[Any]]) -> Iterator[Work]:
+    return (work for task in running for work in task.works)
 
 
 def _behind(running: Sequence[Task[Any]]) -> int:
