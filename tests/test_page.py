@@ -15,11 +15,11 @@ import pytest
 
 from dgiqa.report import page, plot
 from dgiqa.report.curve import MAX_POINTS, Curve
+from dgiqa.report.html import render
 from dgiqa.report.page import HtmlReport
 from dgiqa.report.plot import TimelinePlot
 from dgiqa.report.rows import FRAME_COLUMNS
 from dgiqa.report.subtitles import Chapters, Subtitles
-from dgiqa.report.templates import render
 
 SUMMARY: dict[str, Any] = {
     "complete": True,

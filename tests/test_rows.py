@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.text import Text
 
 from dgiqa.report.files import OutputFile, Report, format_of, left_behind, writer_for
 from dgiqa.report.rows import (
@@ -29,7 +30,7 @@ from dgiqa.report.rows import (
     schema_page,
     to_json,
 )
-from dgiqa.report.terminal import ProgressLine, draw_bar, printable, shortened
+from dgiqa.report.terminal import ProgressLine, TableWriter, console_for, print_table, printable, shortened
 from dgiqa.score import Score
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9.jpg")
@@ -150,7 +151,7 @@ def test_rows_are_flushed_one_by_one(tmp_path: Path) -> None:
 def test_the_table_shows_score_size_and_name_without_escape_codes_in_a_file() -> None:
     header, good, bad = written("table", [make_score(0.625).as_row(), error_row("b", "why")]).splitlines()
     assert header.split() == ["score", "±", "size", "image"]
-    assert good.startswith("0.6250  0.0100  ██████▎")
+    assert good.startswith("0.6250  0.0100  ━━━━━━ ")
     assert good.endswith("640×480  a.jpg")
     assert bad == " error  b: why"
 
@@ -162,7 +163,7 @@ def test_the_table_is_ascii_where_the_encoding_is() -> None:
     for name in HOSTILE:
         writer.write(make_score(source=name).as_row())
     text = raw.getvalue().decode("ascii")
-    assert "#####-----" in text
+    assert "  -----  " in text
     assert "640x480" in text
     assert "snow \\u2603.jpg" in text
 
@@ -174,13 +175,59 @@ def test_no_file_name_can_move_the_cursor() -> None:
     assert printable("a\x1b]0;title\x07\n\u202eb") == "a\\x1b]0;title\\x07\\n\\u202eb"
 
 
-def test_bars_are_as_long_as_the_score() -> None:
-    assert draw_bar(0.0, True) == " " * 10
-    assert draw_bar(1.0, True) == "█" * 10
-    assert draw_bar(0.55, True) == "█" * 5 + "▌" + " " * 4
-    assert draw_bar(0.5, False) == "#####-----"
-    assert {len(draw_bar(i / 1000, True)) for i in range(1001)} == {10}
-    assert draw_bar(7.0, True) == draw_bar(1.0, True)
+@pytest.mark.parametrize(("score", "bar"), [(0.0, ""), (1.0, "━" * 10), (0.55, "━━━━━╸"), (7.0, "━" * 10)])
+def test_bars_are_as_long_as_the_score(score: float, bar: str) -> None:
+    (_, line) = written("table", [make_score(score).as_row()]).splitlines()
+    assert line[16:26].rstrip() == bar
+
+
+class Terminal(io.StringIO):
+    """A terminal that shows colours."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("width", [24, 40, 50, 70, 120])
+def test_lines_fit_the_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream = Terminal()
+    writer = TableWriter(stream)
+    for name in ("a.jpg", "写真/猫の写真.jpg" * 9, "x" * 300):
+        writer.write(make_score(source=name).as_row() | {"reasons": ["blur"], "note": "greyscale"})
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 4
+    assert all(cells(line) <= width for line in lines)
+    assert [line.endswith("jpg") for line in lines[2:3]] == [True]
+    assert ("━" in stream.getvalue()) == (width >= 64)
+    assert ("640×480" in stream.getvalue()) == (width >= 44)
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_tables_are_aligned_and_whole_on_narrow_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    stream = Terminal()
+    print_table(console_for(stream), [("name", "score"), ("a" * 30, "1.5"), ("b", Text("10.25"))], numbers=[1])
+    lines = Text.from_ansi(stream.getvalue()).plain.splitlines()
+    assert lines == ["name" + " " * 28 + "score", "a" * 30 + "    1.5", "b" + " " * 31 + "10.25"]
+
+
+def test_colours_are_for_terminals_without_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = make_score().as_row() | {"verdict": "fail"}
+    for term, no_color, coloured in (("xterm", "", True), ("xterm", "1", False), ("dumb", "", False)):
+        monkeypatch.setenv("TERM", term)
+        monkeypatch.setenv("NO_COLOR", no_color)
+        stream = Terminal()
+        TableWriter(stream).write(row)
+        assert ("\x1b[31m" in stream.getvalue()) == coloured
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b" not in written("table", [row])
+
+
+def cells(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def test_long_names_keep_their_end_and_fit() -> None:
@@ -188,8 +235,7 @@ def test_long_names_keep_their_end_and_fit() -> None:
     assert shortened("cat.jpg", 12) == "cat.jpg"
     for text in ("写真/猫の写真.jpg" * 3, "x" * 100):
         short = shortened(text, 20)
-        cells = sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in short)
-        assert 18 <= cells <= 20
+        assert 18 <= cells(short) <= 20
         assert text.endswith(short[1:])
 
 
@@ -511,6 +557,7 @@ def test_the_progress_line_stays_on_one_line_and_goes_away() -> None:
     line.hide()
     text = stream.getvalue()
     assert "\n" not in text
+    assert "━" in text
     assert "10/40" in text
     assert "1 failed" in text
     assert text.endswith("\r\x1b[2K")

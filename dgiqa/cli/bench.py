@@ -69,25 +69,23 @@ def bench(  # noqa: PLR0917 - the command line's options
 
 def _print(found: Survey, bundle: str) -> None:
     """The table, the two recommendations, and what could be built."""
-    from dgiqa.report.terminal import BOLD, YELLOW, painter, printable
+    from rich.text import Text
 
-    stream = stdout()
-    paint = painter(stream)
-    print(f"{found.bundle} on {found.images} images; drift against {found.reference}\n", file=stream)
-    cells = [COLUMNS, *(_cells(row, found.max_drift) for row in found.rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
-    for line in cells:
-        names = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
-        numbers = [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
-        text = "  ".join([*names, *numbers])
-        print(paint(BOLD, text) if line is COLUMNS else text, file=stream)
+    from dgiqa.report.terminal import console_for, print_table, printable
+
+    console = console_for(stdout())
+    console.print(f"{found.bundle} on {found.images} images; drift against {found.reference}\n", soft_wrap=True)
+    print_table(
+        console, [COLUMNS, *(_cells(row, found.max_drift) for row in found.rows)], numbers=range(2, len(COLUMNS))
+    )
     for purpose, row in (("latency", found.latency), ("throughput", found.throughput)):
         advice = row.setting.command(bundle) if row else f"nothing keeps to a drift of {found.max_drift:g}"
-        print(f"\nfor {purpose}:\n  {paint(BOLD, printable(advice))}", file=stream)
+        console.print(Text.assemble(f"\nfor {purpose}:\n  ", (printable(advice), "bold")), soft_wrap=True)
     if found.missing:
-        print("\nnot measured:", file=stream)
+        console.print("\nnot measured:")
     for item in found.missing:
-        print(f"  {paint(YELLOW, f'{item.backend} {item.precision}')}: {printable(item.fix)}", file=stream)
+        name = (f"{item.backend} {item.precision}", "yellow")
+        console.print(Text.assemble("  ", name, f": {printable(item.fix)}"), soft_wrap=True)
 
 
 def _cells(row: Row, max_drift: float) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -72,29 +73,35 @@ def _bundle_facts(summary: BundleSummary) -> dict[str, Any]:
     licences = {name: entry.get("licence", "unknown") for name, entry in manifest["files"].items()}
     return facts | {
         "licences": licences,
+        "presets": manifest.get("presets", {}),
         "figures": manifest.get("model_card", {}),
         "parity": manifest.get("parity", {}),
     }
 
 
 def _print_bundle(facts: dict[str, Any]) -> None:
-    from dgiqa.report.rows import to_json
-    from dgiqa.report.terminal import BOLD, RED, painter, printable
+    from rich.text import Text
 
-    stream = stdout()
-    paint = painter(stream)
-    print(f"{paint(BOLD, printable(facts['name']))}  {facts['id']}  {facts['bytes'] / 1e6:.1f} MB", file=stream)
+    from dgiqa.report.rows import to_json
+    from dgiqa.report.terminal import console_for, printable
+
+    console = console_for(stdout())
+    name, about = (printable(facts["name"]), "bold"), f"  {facts['id']}  {facts['bytes'] / 1e6:.1f} MB"
+    console.print(Text.assemble(name, about), soft_wrap=True)
     if facts["problem"]:
-        print(paint(RED, f"  cannot be used: {printable(facts['problem'])}"), file=stream)
+        console.print(Text(f"  cannot be used: {printable(facts['problem'])}", "red"), soft_wrap=True)
         return
     by_licence: dict[str, list[str]] = {}
     for file, licence in facts["licences"].items():
         by_licence.setdefault(str(licence), []).append(file)
     lines = [facts["title"], *(f"{licence}: {_few(files)}" for licence, files in by_licence.items())]
+    if facts["presets"]:
+        lines.append("presets: " + ", ".join(f"{preset} {value:g}" for preset, value in facts["presets"].items()))
     lines += [
         f"{name}: {value if isinstance(value, str) else to_json(value)}" for name, value in facts["figures"].items()
     ]
-    print(*(f"  {printable(line)}" for line in [*lines, facts["path"]]), sep="\n", file=stream)
+    for line in (*lines, facts["path"]):
+        console.print(Text(f"  {printable(line)}"), soft_wrap=True)
 
 
 def _few(files: list[str]) -> str:
@@ -131,22 +138,21 @@ def doctor(
 
 
 def _print_checks(checks: list[Check]) -> None:
-    from dgiqa.doctor import healthy
-    from dgiqa.report.terminal import GREEN, RED, YELLOW, painter, printable
+    from rich.text import Text
 
-    stream = stdout()
-    paint = painter(stream)
-    colours = {"ok": GREEN, "warn": YELLOW, "fail": RED}
+    from dgiqa.doctor import healthy
+    from dgiqa.report.terminal import console_for, printable
+
+    console = console_for(stdout())
+    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     width = max(len(check.name) for check in checks)
     for check in checks:
-        print(
-            f"{paint(colours[check.status], f'{check.status:<4}')}  {check.name:<{width}}  {printable(check.found)}",
-            file=stream,
-        )
+        status = (f"{check.status:<4}", colours[check.status])
+        console.print(Text.assemble(status, f"  {check.name:<{width}}  {printable(check.found)}"), soft_wrap=True)
         if check.fix:
-            print(f"{'':<{width + 8}}-> {check.fix}", file=stream)
+            console.print(Text(f"{'':<{width + 8}}-> {check.fix}"), soft_wrap=True)
     verdict = "this machine can score images" if healthy(checks) else "this machine cannot score images yet"
-    print(f"\n{verdict}", file=stream)
+    console.print(f"\n{verdict}")
 
 
 @app.command()
@@ -276,32 +282,54 @@ def import_weights(
 
 
 def _print_parity(report: ParityReport) -> None:
-    from dgiqa.report.terminal import GREEN, RED, painter, printable
-
-    stream = stdout()
-    paint = painter(stream)
-    print("  here    wanted  difference  worst tile  image", file=stream)
-    for row in report.rows:
-        within = row.difference <= report.tolerance and row.tile_difference <= report.tolerance
-        differences = paint(GREEN if within else RED, f"{row.difference:10.1e}  {row.tile_difference:10.1e}")
-        print(f"{row.got:.4f}    {row.expected:.4f}  {differences}  {printable(row.file)}, {row.tiling}", file=stream)
-    verdict = paint(GREEN, "the same model") if report.passed else paint(RED, "NOT the same scores")
+    rows = [
+        (row, max(row.difference, row.tile_difference) <= report.tolerance, (row.difference, row.tile_difference))
+        for row in report.rows
+    ]
+    _print_differences(
+        ("here", "wanted", "difference", "worst tile", "image"),
+        [(r.got, r.expected, within, sizes, f"{r.file}, {r.tiling}") for r, within, sizes in rows],
+    )
     used = f"{report.max_difference:.1e}, {report.share:.0%} of the tolerance of {report.tolerance:g}"
-    print(f"\n{verdict}: largest difference {used}; {report.bundle} on {report.backend}", file=stream)
+    about = f"largest difference {used}; {report.bundle} on {report.backend}"
+    _print_verdict("the same model" if report.passed else "NOT the same scores", report.passed, about)
 
 
 def _print_sweep(swept: Sweep) -> None:
-    from dgiqa.report.terminal import GREEN, RED, painter, printable
-
-    stream = stdout()
-    paint = painter(stream)
-    print(f"\n  here    wanted  difference  worst of {swept.images} distorted images", file=stream)
-    for row in swept.worst:
-        difference = paint(GREEN if row.difference <= swept.tolerance else RED, f"{row.difference:10.1e}")
-        print(
-            f"{row.got:.4f}    {row.expected:.4f}  {difference}  {printable(row.file)}, {row.distortion}", file=stream
-        )
-    verdict = paint(GREEN, "within its budget") if swept.passed else paint(RED, "OVER its budget")
+    print(file=stdout())
+    _print_differences(
+        ("here", "wanted", "difference", f"worst of {swept.images} distorted images"),
+        [
+            (r.got, r.expected, r.difference <= swept.tolerance, (r.difference,), f"{r.file}, {r.distortion}")
+            for r in swept.worst
+        ],
+    )
     used = f"largest difference {swept.max_difference:.1e}, {swept.share:.0%} of the tolerance of {swept.tolerance:g}"
-    used += f", mean {swept.mean_difference:.1e}"
-    print(f"\n{verdict}: {used}; SROCC {swept.srocc:.4f}; {swept.backend} against {swept.reference}", file=stream)
+    about = f"{used}, mean {swept.mean_difference:.1e}; SROCC {swept.srocc:.4f}; {swept.backend} against"
+    verdict = "within its budget" if swept.passed else "OVER its budget"
+    _print_verdict(verdict, swept.passed, f"{about} {swept.reference}")
+
+
+def _print_differences(header: tuple[str, ...], rows: list[tuple[float, float, bool, tuple[float, ...], str]]) -> None:
+    """A table of (score here, score wanted, whether it is close enough, the differences, what was scored)."""
+    from rich.text import Text
+
+    from dgiqa.report.terminal import console_for, print_table, printable
+
+    lines: list[Sequence[str | Text]] = [
+        (f"{got:.4f}", f"{wanted:.4f}", *(Text(f"{d:.1e}", _colour(within)) for d in differences), printable(name))
+        for got, wanted, within, differences, name in rows
+    ]
+    print_table(console_for(stdout()), [header, *lines], numbers=range(2, len(header) - 1))
+
+
+def _print_verdict(verdict: str, passed: bool, about: str) -> None:
+    from rich.text import Text
+
+    from dgiqa.report.terminal import console_for
+
+    console_for(stdout()).print(Text.assemble("\n", (verdict, _colour(passed)), f": {about}"), soft_wrap=True)
+
+
+def _colour(good: bool) -> str:
+    return "green" if good else "red"

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa.report.curve import Curve, Curves, Point, lowest, span
+from dgiqa.report.html import data_uri, render
 from dgiqa.report.rows import Row, gate_sentence, remarks
-from dgiqa.report.templates import data_uri, render
 
 MAX_TABLE = 500  # rows of the page's table: the lowest of each stretch when there are more
 MAX_DOTS = 300  # points of a curve that are marked and tell their values

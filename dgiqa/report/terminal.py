@@ -1,22 +1,24 @@
-"""Rows for the eye: a table as they come, and a progress line that makes way for it."""
+"""Rows for the eye, drawn by rich: a table as they come, and a progress line that makes way for it.
+
+rich is imported once something is drawn: a run that writes JSON lines does without it.
+"""
 
 from __future__ import annotations
 
 import math
 import os
-import sys
 import time
-import unicodedata
-from collections.abc import Callable
-from typing import Any, TextIO
+from collections.abc import Container, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TextIO
 
 from dgiqa.report.rows import Kind, Row, Tally, remarks
 
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
 BAR_CELLS = 10
-EIGHTHS = " ▏▎▍▌▋▊▉█"
-RED, GREEN, YELLOW, CYAN = "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[36m"
-DIM, BOLD, RESET = "\x1b[2m", "\x1b[1m", "\x1b[0m"
-ERASE_LINE = "\r\x1b[2K"
+ENDLESS = 10_000  # columns where no terminal ends a line
 
 
 class TableWriter:
@@ -29,52 +31,76 @@ class TableWriter:
     def __init__(self, stream: TextIO, kind: Kind = "image") -> None:
         self.stream = stream
         self.frames = kind == "frame"
-        self.unicode = can_encode(stream, EIGHTHS + "×±…")
-        self.paint = painter(stream)
-        self.width = terminal_width(stream)
+        self.unicode = can_encode(stream, "×±…━╸")
         self.begun = False
 
     def write(self, row: Row) -> None:
-        lines = [] if self.begun else [self._header()]
+        if not self.begun:
+            self._header()
         self.begun = True
-        lines.append(self._error(row) if row["score"] is None else self._score(row))
-        self.stream.write("".join(f"{line.rstrip()}\n" for line in lines))
+        if row["score"] is None:
+            self._error(row)
+        else:
+            self._score(row)
         self.stream.flush()
 
     def finish(self, summary: dict[str, Any]) -> None:
         self.stream.flush()
 
-    def _header(self) -> str:
+    @cached_property
+    def console(self) -> Console:
+        return console_for(self.stream)
+
+    def _header(self) -> None:
         about, name = ("scene", "video") if self.frames else ("size", "image")
-        error = f"{'±' if self.unicode else '+-':<6}"
-        return self.paint(DIM, self._columns("seconds", " score", error, " " * BAR_CELLS, about) + name)
+        error = "±" if self.unicode else "+-"
+        cells = {"time_s": "seconds", "score": "score", "std_error": error, "bar": "", "about": about, "name": name}
+        self._print(cells, dict.fromkeys(cells, "dim"))
 
-    def _columns(self, time_s: str, score: str, std_error: str, bar: str, about: str) -> str:
-        """Everything left of the name."""
-        time_s = f"{time_s:>9}  " if self.frames else ""
-        bar = f"  {bar}" if self.width >= 64 else ""
-        about = f"  {about:>{5 if self.frames else 11}}" if self.width >= 44 else ""
-        return f"{time_s}{score}  {std_error}{bar}{about}  "
+    def _score(self, row: Row) -> None:
+        from rich.progress_bar import ProgressBar
 
-    def _score(self, row: Row) -> str:
-        colour = RED if row["verdict"] == "fail" else ""
-        about = str(row["scene"]) if self.frames else f"{row['width']}{'×' if self.unicode else 'x'}{row['height']}"
-        time_s = f"{row['time_s']:.2f}" if self.frames else ""
-        score = self.paint(colour or BOLD, f"{row['score']:.4f}")
-        std_error = self.paint(DIM, " " * 6 if row["std_error"] is None else f"{row['std_error']:.4f}")
-        bar = self.paint(colour or CYAN, draw_bar(row["score"], self.unicode))
-        room = self.width - len(self._columns(time_s, " " * 6, " " * 6, " " * BAR_CELLS, about))
-        name = shortened(self._shown(row["path"]), room, self.unicode)
-        said = printable(remarks(row))
-        faults = f"  {said}" if said else ""
-        faults = faults if cells(name + faults) <= room else ""
-        return self._columns(time_s, score, std_error, bar, about) + name + self.paint(DIM, faults)
+        failed = row["verdict"] == "fail"
+        colour = "red" if failed else "cyan"
+        times = "×" if self.unicode else "x"
+        cells: dict[str, RenderableType] = {
+            "time_s": f"{row['time_s']:.2f}" if self.frames else "",
+            "score": f"{row['score']:.4f}",
+            "std_error": "" if row["std_error"] is None else f"{row['std_error']:.4f}",
+            "bar": ProgressBar(1.0, row["score"], BAR_CELLS, complete_style=colour, finished_style=colour),
+            "about": str(row["scene"]) if self.frames else f"{row['width']}{times}{row['height']}",
+            "name": self._shown(row["path"]),
+        }
+        self._print(cells, {"score": "red" if failed else "bold", "std_error": "dim"}, self._shown(remarks(row)))
 
-    def _error(self, row: Row) -> str:
+    def _print(self, cells: Mapping[str, RenderableType], styles: dict[str, str], said: str = "") -> None:
+        """One line of the table; what is said of a picture is left out where there is no room for it."""
+        from rich.table import Table
+        from rich.text import Text
+
+        width = self.console.width
+        widths = {"time_s": 9, "score": 6, "std_error": 6, "bar": BAR_CELLS, "about": 5 if self.frames else 11}
+        left_out = {"bar": width < 64, "about": width < 44, "time_s": not self.frames}
+        table = Table.grid(padding=(0, 2, 0, 0))
+        shown = [name for name in widths if not left_out.get(name)]
+        for name in shown:
+            justify: Any = "left" if name in ("std_error", "bar") else "right"
+            table.add_column(min_width=widths[name], justify=justify, style=styles.get(name), no_wrap=True)
+        table.add_column(no_wrap=True, overflow="ignore", style=styles.get("name"))
+        room = width - sum(widths[name] + 2 for name in shown)
+        text = Text(shortened(str(cells["name"]), room, self.unicode))
+        if said and text.cell_len + 2 + _cells(said) <= room:
+            text.append("  " + said, "dim")
+        table.add_row(*(cells[name] for name in shown), text)
+        self.console.print(table)
+
+    def _error(self, row: Row) -> None:
         # Never shortened: what to do about it stands at the end.
+        from rich.text import Text
+
         time_s = f"{row['time_s']:9.2f}  " if self.frames else ""
-        error = self.paint(RED, self._shown(row["error"]))
-        return f"{time_s}{self.paint(RED, ' error')}  {self._shown(row['path'])}: {error}"
+        path, error = self._shown(row["path"]), self._shown(row["error"])
+        self.console.print(Text.assemble(time_s, (" error", "red"), f"  {path}: ", (error, "red")), soft_wrap=True)
 
     def _shown(self, text: str) -> str:
         text = printable(text)
@@ -84,34 +110,89 @@ class TableWriter:
 class ProgressLine:
     """One line on a terminal, redrawn in place: a bar where the total is known, and what the summary says of itself.
 
-    Drawn by hand, without a thread: it has to make way for table rows on another stream of the same terminal.
+    Not rich's Live, which hides the cursor and takes over both streams: a killed run would leave the cursor hidden.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-        self.unicode = can_encode(stream, EIGHTHS)
-        self.paint = painter(stream)
         self.drawn_at = -math.inf
 
     def show(self, summary: Tally, *, force: bool = False) -> None:
         """Draw the line, ten times a second at most unless forced."""
+        from rich.segment import Segments
+
         now = time.perf_counter()
         if force or now - self.drawn_at > 0.1:
+            self.hide()
             self.drawn_at = now
-            self.stream.write(ERASE_LINE + self._line(summary))
+            line, *_ = self.console.render_lines(self._line(summary), pad=False)
+            self.console.print(Segments(line), end="")
             self.stream.flush()
 
     def hide(self) -> None:
         """Take the line away, before anything else is written to the terminal."""
+        from rich.control import Control
+        from rich.segment import ControlType
+
         if self.drawn_at > -math.inf:
-            self.stream.write(ERASE_LINE)
+            self.console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
             self.stream.flush()
 
-    def _line(self, summary: Tally) -> str:
+    @cached_property
+    def console(self) -> Console:
+        return console_for(self.stream, terminal=True)
+
+    def _line(self, summary: Tally) -> RenderableType:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
         share, parts = summary.progress()
-        bar = "" if share is None else self.paint(CYAN, draw_bar(share, self.unicode, cells=20)) + "  "
-        failed = "  " + self.paint(RED, f"{summary.failed} failed") if summary.failed else ""
-        return bar + "  ".join(parts)[: terminal_width(self.stream) - 24] + failed
+        failed = (f"{summary.failed} failed  ", "red") if summary.failed else ""
+        cells = 20 if self.console.width >= 64 else BAR_CELLS
+        bar = [] if share is None else [ProgressBar(1.0, share, cells, complete_style="cyan", finished_style="cyan")]
+        line = Table.grid(padding=(0, 2, 0, 0))
+        for _ in (*bar, "text"):
+            line.add_column(no_wrap=True)
+        line.add_row(*bar, Text.assemble(failed, "  ".join(parts)))
+        return line
+
+
+def console_for(stream: TextIO, *, terminal: bool | None = None) -> Console:
+    """rich's console for a stream: it shows text as it is, and colours only on a terminal and without NO_COLOR.
+
+    terminal: whether somebody looks at it, where the caller knows. Where nobody does, no line ends early.
+    """
+    from rich.console import Console
+
+    terminal = is_terminal(stream) if terminal is None else terminal
+    return Console(
+        file=stream,
+        force_terminal=terminal,
+        force_jupyter=False,
+        color_system="auto" if terminal and not os.environ.get("NO_COLOR") else None,
+        width=None if terminal else ENDLESS,
+        height=None if terminal else 25,  # or a TERM of "dumb" would set the width
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
+
+
+def print_table(console: Console, rows: Sequence[Sequence[RenderableType]], numbers: Container[int] = ()) -> None:
+    """A header and rows in aligned columns, two spaces apart. numbers: the columns that are aligned to the right.
+
+    Nothing is cut where the console is narrower: its lines then break.
+    """
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for i in range(len(rows[0])):
+        table.add_column(no_wrap=True, justify="right" if i in numbers else "left")
+    for row in rows:
+        table.add_row(*row, style="bold" if row is rows[0] else None)
+    console.width = ENDLESS
+    console.print(table, crop=False)
 
 
 def printable(text: str) -> str:
@@ -120,30 +201,16 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def cells(text: str) -> int:
-    """Cells of a terminal that the text takes."""
-    return sum(map(_cells_of, text))
-
-
 def shortened(text: str, room: int, unicode: bool = True) -> str:
     """The end of the text in at most that many terminal cells (the end of a path tells more than its beginning)."""
-    if cells(text) <= room:
+    if _cells(text) <= room:
         return text
     mark = "…" if unicode else "..."
     left, start = max(room, 8) - len(mark), len(text)
-    while start and left >= _cells_of(text[start - 1]):
+    while start and left >= _cells(text[start - 1]):
         start -= 1
-        left -= _cells_of(text[start])
+        left -= _cells(text[start])
     return mark + text[start:]
-
-
-def draw_bar(share: float, unicode: bool, cells: int = BAR_CELLS) -> str:
-    """A bar of that many cells, filled to `share` in [0, 1], in eighths of a cell where Unicode can be shown."""
-    share = min(max(share, 0.0), 1.0)
-    if not unicode:
-        return ("#" * round(share * cells)).ljust(cells, "-")
-    full, eighths = divmod(round(share * cells * 8), 8)
-    return ("█" * full + (EIGHTHS[eighths] if eighths else "")).ljust(cells)
 
 
 def can_encode(stream: TextIO, text: str) -> bool:
@@ -155,25 +222,12 @@ def can_encode(stream: TextIO, text: str) -> bool:
     return True
 
 
-def painter(stream: TextIO) -> Callable[[str, str], str]:
-    """paint(colour, text): coloured on a terminal that shows colours, plain elsewhere and when NO_COLOR is set."""
-    coloured = is_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return (lambda colour, text: f"{colour}{text}{RESET}" if text else "") if coloured else (lambda colour, text: text)
-
-
 def is_terminal(stream: TextIO) -> bool:
     """Whether someone looks at the stream."""
     return not stream.closed and stream.isatty()
 
 
-def terminal_width(stream: TextIO) -> int:
-    """Columns of the terminal the stream is shown on; a very wide one where there is none."""
-    try:
-        return os.get_terminal_size(stream.fileno()).columns or 80
-    except (OSError, ValueError):
-        return sys.maxsize
+def _cells(text: str) -> int:
+    from rich.cells import cell_len
 
-
-def _cells_of(character: str) -> int:
-    wide = unicodedata.east_asian_width(character) in "WF"
-    return 2 if wide else 0 if unicodedata.combining(character) else 1
+    return cell_len(text)
