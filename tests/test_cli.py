@@ -224,7 +224,7 @@ def test_dry_run_lists_folders_globs_and_lists_without_loading_a_model(tmp_path:
         (["score", "--from-file", "no-such-list"], "no-such-list"),
         (["build", "--fp16", "--int8"], "one precision"),
         (["build", "--int8", "--calib", "no-such-folder"], "no-such-folder"),
-        (["build", "--fp32", "--calib", "."], "give --int8 or --fp16"),
+        (["build", "--fp32", "--calib", "."], "give --int8, --fp8 or --fp16"),
         (["build", "--plugin", "no-such-file"], "no-such-file"),
         (["frobnicate"], "frobnicate"),
     ],

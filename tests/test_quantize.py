@@ -209,6 +209,18 @@ def test_fp8_layers_have_e4m3_operands_and_onnxruntime_computes_them(layers_mode
     assert np.abs(run(broken, x=x) - wanted).max() > 0.3 * np.abs(wanted).max()
 
 
+@pytest.mark.parametrize("activation", ["Clip", "Relu"])
+def test_onnxruntime_takes_fp8_behind_an_activation(activation: str) -> None:
+    """It would look whether the quantisation clips as much, and fail on the type."""
+    bounds = ["low", "high"] if activation == "Clip" else []
+    constants = {"w": np.ones((4, 3), "f"), "v": np.ones((3, 2), "f"), "low": np.float32(0), "high": np.float32(6)}
+    nodes = [node("MatMul", ["x", "w"], "a"), node(activation, ["a", *bounds], "b"), node("MatMul", ["b", "v"], "y")]
+    used = {name: constants[name] for name in ("w", "v", *bounds)}
+    model = graph(nodes, used, {"x": ["n", 4]}, {"y": ["n", 2]})
+    made = to_fp8(model, {"x": 1.0, "b": 6.0}, weighted_layers(model))
+    np.testing.assert_allclose(run(made, x=np.ones((1, 4), "f")), [[12, 12]], rtol=0.05)
+
+
 def test_layers_without_eight_bit_kernels_are_known() -> None:
     shapes = {"wide": (32, 32, 3, 3), "depthwise": (32, 1, 3, 3), "first": (32, 3, 3, 3), "narrow": (12, 3, 1, 1)}
     shapes |= {"sixteen": (16, 16, 1, 1), "large": (32, 32, 32, 32)}

@@ -196,7 +196,7 @@ def _typed(order: _Order) -> tuple[dict[str, Path], dict[str, Any]]:
             order.precision,
             order.folder,
             calibration=order.calibration,
-            rest="fp16" if order.backend in (backends.TENSORRT, backends.CUDA) else "fp32",
+            rest="fp16" if order.backend in (backends.TENSORRT, backends.CUDA, backends.RTX) else "fp32",
             progress=order.progress,
         )
     except ParityError as error:  # the budget cannot be met

@@ -69,6 +69,7 @@ class Backend(str, Enum):
     openvino = "openvino"
     onnxruntime_cuda = "onnxruntime-cuda"
     tensorrt = "tensorrt"
+    tensorrt_rtx = "tensorrt-rtx"
 
 
 class Precision(str, Enum):

@@ -133,7 +133,9 @@ def list_(json_: options.Json = False) -> None:
 @cache_app.command("rm")
 def remove(
     names: Annotated[list[str] | None, typer.Argument(metavar="ENGINE", help="Names that `cache ls` shows.")] = None,
-    all_: Annotated[bool, typer.Option("--all", help="All engines, and what OpenVINO compiled; bundles stay.")] = False,
+    all_: Annotated[
+        bool, typer.Option("--all", help="All engines, and what was compiled on the way; bundles stay.")
+    ] = False,
 ) -> None:
     """Remove engines."""
     from dgiqa.runtime import engines

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import cache
 from pathlib import Path
 
 from dgiqa import machine, spec
 from dgiqa.errors import BackendError
 
 ONNXRUNTIME, OPENVINO, CUDA, TENSORRT = "onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt"
-BACKENDS = (ONNXRUNTIME, OPENVINO, CUDA, TENSORRT)
+RTX = "tensorrt-rtx"
+BACKENDS = (ONNXRUNTIME, OPENVINO, CUDA, TENSORRT, RTX)
 # What a backend does not take, or gains nothing from. bf16 is OpenVINO's, fp8 TensorRT's.
 _ALONE = {"bf16": OPENVINO, "fp8": TENSORRT}
-_NOTHING_GAINED = {(CUDA, "int8"): "runs each Q/DQ by itself and multiplies floats between them, slower than fp16"}
-_PREFERRED = (TENSORRT, CUDA, OPENVINO, ONNXRUNTIME)
+_NOTHING_GAINED = {
+    (CUDA, "int8"): "runs each Q/DQ by itself and multiplies floats between them, slower than fp16",
+    (RTX, "int8"): "keeps weights in int8 and multiplies floats, no faster than fp16",
+}
+_PREFERRED = (TENSORRT, RTX, CUDA, OPENVINO, ONNXRUNTIME)
 _MODULE = {ONNXRUNTIME: "onnxruntime", OPENVINO: "openvino", CUDA: "onnxruntime", TENSORRT: "tensorrt"}
+_MODULE[RTX] = "onnxruntime_ep_nv_tensorrt_rtx"
 INSTALL = {
     ONNXRUNTIME: 'pip install "dgiqa-rt[cpu]"',
     OPENVINO: 'pip install "dgiqa-rt[openvino]"',
     CUDA: 'pip uninstall -y onnxruntime && pip install "dgiqa-rt[gpu]"',
     TENSORRT: 'pip install "dgiqa-rt[tensorrt]"',
+    RTX: 'pip install "dgiqa-rt[rtx]"',
 }
 _NO_GPU = "needs an NVIDIA GPU and its driver, and none answers on this machine"
 # int8 against fp32 in OpenVINO, CPU time on a Zen 3 (AVX2): the small bundle's networks 1.5 times as fast, the
@@ -52,7 +59,8 @@ def choose(backend: str = "auto", precision: str = "fp32", path: str | Path | No
     if backend != "auto":
         if lacking := _lacking(backend):
             fix = "run it on a machine with one" if lacking == _NO_GPU else INSTALL[backend]
-            raise BackendError(f"backend {backend!r} {lacking}; {fix}")
+            why = f"backend {backend!r} {lacking}"
+            raise BackendError(why if "choose --backend" in why else f"{why}; {fix}")
         return backend
     able = [name for name in backends() if not refusal(name, precision)]
     if precision == "fp32":
@@ -76,6 +84,15 @@ def refusal(backend: str, precision: str) -> str:
     return ""
 
 
+def serves_rtx(gpu: str, capability: str) -> str:
+    """Why TensorRT for RTX does not take a GPU of this compute capability ("8.6"), or an empty string."""
+    number = tuple(int(part) for part in capability.split("."))
+    if number in ((8, 6), (8, 9)) or number >= (12, 0):
+        return ""
+    why = f"{RTX} serves compute capability 8.6, 8.9, 12.0 and later (RTX), and {gpu} has {capability}"
+    return f"{why}; choose --backend tensorrt or onnxruntime-cuda"
+
+
 def parallel_runs(path: Path, backend: str, threads: int) -> int:
     """How many runs of a network at a time score most images a second with these threads, at most 16.
 
@@ -90,11 +107,21 @@ def _lacking(backend: str) -> str:
     """Why a backend cannot run here, or an empty string."""
     if importlib.util.find_spec(_MODULE[backend]) is None:
         return f"needs {_MODULE[backend]}, which is not installed"
-    if backend in (CUDA, TENSORRT) and not machine.gpu_present():
+    if backend in (CUDA, TENSORRT, RTX) and not machine.gpu_present():
         return _NO_GPU
+    if backend == RTX and (why := _not_rtx()):
+        return f"is not for this machine: {why}"
     if backend == CUDA and not _has_cuda_wheel():  # last: it reads the metadata of every wheel
         return "needs onnxruntime-gpu, and only a CPU build of onnxruntime is installed"
     return ""
+
+
+@cache
+def _not_rtx() -> str:
+    try:
+        return serves_rtx(*machine.first_gpu())
+    except BackendError as error:
+        return str(error)
 
 
 def _has_cuda_wheel() -> bool:

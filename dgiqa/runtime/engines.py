@@ -25,7 +25,7 @@ from dgiqa import spec
 from dgiqa.bundle import MAX_TEXT_BYTES, Bundle, search_path
 from dgiqa.errors import BundleError, EngineError
 from dgiqa.onnx_file import check_stands_alone
-from dgiqa.runtime.backends import BACKENDS, TENSORRT, choose
+from dgiqa.runtime.backends import BACKENDS, RTX, TENSORRT, choose
 from dgiqa.runtime.session import identity
 from dgiqa.store import closed, discard, locked, ours, private, sha256_of, user_cache
 
@@ -181,7 +181,7 @@ def clear() -> int:
     Raises OSError for what cannot be removed.
     """
     freed = 0
-    for folder in (engines_folder(), user_cache() / "openvino"):
+    for folder in (engines_folder(), user_cache() / "openvino", user_cache() / RTX):
         freed += sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(folder)

@@ -1,7 +1,7 @@
 """A network's file becomes a session: {name: array} -> {name: array}, whatever engine runs it.
 
 Asked for a backend, you get that backend or a BackendError. "auto" takes what suits the machine and the file, and
-`.backend` says what that was. The engines themselves are in `ort`, `ov` and `trt`, imported when one is opened.
+`.backend` says what that was. The engines themselves are in `ort`, `ov`, `rtx` and `trt`, imported when one is opened.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from weakref import WeakSet
 from numpy.typing import NDArray
 
 from dgiqa import machine
-from dgiqa.runtime.backends import CUDA, OPENVINO, TENSORRT, choose
+from dgiqa.runtime.backends import CUDA, OPENVINO, RTX, TENSORRT, choose
 
 _OPENED: WeakSet[Any] = WeakSet()  # sessions of this process, and in a fork those of its parent
 
@@ -65,6 +65,10 @@ def _open(  # noqa: PLR0917 - what open_session was given
         from dgiqa.runtime.ov import OvSession
 
         return OvSession(path, precision=precision, threads=threads, streams=parallel)
+    if chosen == RTX:
+        from dgiqa.runtime.rtx import RtxSession
+
+        return RtxSession(path)
     from dgiqa.runtime.ort import OrtSession
 
     each = max(1, (machine.usable_cores() if threads is None else threads) // parallel)
@@ -83,6 +87,12 @@ def identity(backend: str) -> dict[str, str]:
         found = plans.identity()
         capability = found["compute_capability"]
         return _identity(backend, found["tensorrt"], found["gpu"]) | {"compute_capability": capability}
+    if backend == RTX:
+        from dgiqa.runtime import rtx
+
+        found = rtx.identity()
+        capability = found["compute_capability"]
+        return _identity(backend, found["version"], found["gpu"]) | {"compute_capability": capability}
     if backend == CUDA:
         from dgiqa.runtime.ort import onnxruntime_version
 
