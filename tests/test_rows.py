@@ -82,6 +82,18 @@ def test_an_unknown_standard_error_is_null(std_error: float | None) -> None:
     assert (row["status"], row["std_error"]) == ("ok", None)
 
 
+def test_scores_have_six_decimals() -> None:
+    row = make_score(0.123456789, std_error=0.0123456789).as_row()
+    assert (row["score"], row["std_error"]) == (0.123457, 0.012346)
+
+
+def test_what_is_below_the_threshold_is_counted() -> None:
+    summary = Summary()
+    for verdict in ("pass", "fail", None, "fail"):
+        summary.add(make_score().as_row() | {"verdict": verdict})
+    assert (summary.below, summary.as_dict(complete=True)["below"]) == (2, 2)
+
+
 def test_details_are_in_pixels_of_the_image_and_milliseconds() -> None:
     row = make_score().as_row(details=True)
     assert row["windows"][1] == [0, 180, 280, 280]  # 144 and 224 pixels of 384, in an image of 480

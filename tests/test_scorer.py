@@ -19,7 +19,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from dgiqa import pipeline, preprocess, spec
+from dgiqa import forward, pipeline, preprocess, spec
 from dgiqa.bundle import Bundle, write_bundle
 from dgiqa.errors import BackendError, BundleError, ImageError
 from dgiqa.forward import STAGES
@@ -61,6 +61,8 @@ def test_a_score_is_what_its_parts_make(tiny: Scorer, tiny_bundle: Bundle, photo
     assert np.ptp(expected) > 1e-3  # the tiles do differ, or order would not be tested
     assert score.value == pytest.approx(expected.mean(), abs=1e-6)
     assert score.std_error == pytest.approx(expected.std(ddof=1) / math.sqrt(len(expected)), rel=1e-4)
+    several = forward.tile_scores(tiny._alone.networks.quality, small, near, "official:11", p.tile)  # more than a batch
+    np.testing.assert_allclose(several, tiny.score(image, tiling="official:11").tile_scores, atol=1e-6)
 
 
 def test_every_kind_of_source_gives_the_same_score(
@@ -359,7 +361,7 @@ def test_arguments_that_mean_nothing_are_refused_at_once(tiny: Scorer, tiny_bund
 def test_a_closed_scorer_says_so(tiny_bundle: Bundle) -> None:
     with Scorer(tiny_bundle) as one:
         one.score(np.zeros((99, 99, 3), np.uint8))
-    for use in (one.score, one.score_many):
+    for use in (one.score, one.score_many, lambda _: one.stages):
         with pytest.raises(ValueError, match="was closed"):
             use(np.zeros((99, 99, 3), np.uint8))
 

@@ -118,6 +118,12 @@ def test_out_of_time_leaves_weights_and_a_run_that_goes_on(tmp_path):
     assert [row[0] for row in rows(tmp_path / "losses.csv")[1:]] == [str(i) for i in range(1, 21)]
 
 
+def test_a_run_says_how_it_ends(tmp_path, capsys):
+    train(Tiny(), Pictures(), dataclasses.replace(CONFIG, epochs=1), tmp_path, validation=lambda model: {"srocc": 0.5})
+    assert "step 5/5, epoch 1.00, loss " in capsys.readouterr().err
+    assert (tmp_path / "validation.csv").read_text().split() == ["step,srocc", "5,0.5"]
+
+
 def test_resuming_with_another_configuration_is_refused_and_named(tmp_path):
     train(Tiny(), Pictures(), CONFIG, tmp_path, minutes=0)
     with pytest.raises(DgiqaError, match=r"lr was 0.01, now 0.02"):
