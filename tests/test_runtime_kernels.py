@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,11 +41,57 @@ def test_a_missing_library_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.delenv("DGIQA_KERNELS", raising=False)
     monkeypatch.setattr(room, "__file__", str(tmp_path / "kernels.py"))
     monkeypatch.setattr("sys.prefix", str(tmp_path))
-    with pytest.raises(BackendError, match=r"no libdgiqa_kernels\.so in .* build it: cmake"):
+    with pytest.raises(BackendError, match=r"no libdgiqa_kernels\.so in .* build it: pip wheel \./engines"):
         room.find()
     monkeypatch.setenv("DGIQA_KERNELS", str(tmp_path / "nothing.so"))
-    with pytest.raises(BackendError, match=r"nothing\.so, which is no file; build it: cmake"):
+    with pytest.raises(BackendError, match=r"nothing\.so, which is no file; build it: pip wheel"):
         room.find()
+
+
+def packed(library: Path, site: Path) -> Path:
+    """The package as the wheel installs it."""
+    folder = site / room.WHEEL
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    os.link(library, folder / room.LIBRARY)
+    digest = hashlib.sha256(library.read_bytes()).hexdigest()
+    (folder / "library.json").write_text(json.dumps({"file": room.LIBRARY, "sha256": digest}))
+    return folder
+
+
+def test_the_library_of_the_wheel_is_taken_if_it_is_the_one_that_was_packed(
+    kernels: Kernels, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("DGIQA_KERNELS", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = packed(kernels.path, tmp_path)
+    assert Kernels().path == folder / room.LIBRARY
+    data = bytearray((folder / room.LIBRARY).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / room.LIBRARY).unlink()
+    (folder / room.LIBRARY).write_bytes(data)
+    with pytest.raises(BackendError, match="is not what was packed; pip install --force-reinstall"):
+        room.find()
+    (folder / "library.json").unlink()
+    with pytest.raises(BackendError, match="is damaged"):
+        room.find()
+
+
+def test_the_wheels_tag_is_that_of_the_newest_symbol_and_other_libraries_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: Callable[[str], ModuleType]
+) -> None:
+    hooks = "hatchling.builders.hooks.plugin.interface"
+    monkeypatch.setitem(sys.modules, hooks, SimpleNamespace(BuildHookInterface=object))  # type: ignore[arg-type]
+    hook = script("engines/hatch_build.py")
+    source = tmp_path / "some.cpp"
+    source.write_text('#include <vector>\nextern "C" int some(int n) { return (int)std::vector<int>(n).size(); }\n')
+    library = tmp_path / "some.so"
+    command = ["g++", "-shared", "-fPIC", str(source), "-o", str(library)]
+    subprocess.run(command, check=True)
+    with pytest.raises(ValueError, match=r"needs libstdc\+\+\.so\.6.*, wanted nothing but glibc"):
+        hook.platform_tag(library)
+    subprocess.run([*command, *hook.LINKED.split()], check=True)
+    assert re.fullmatch(r"manylinux_2_\d\d_\w+", hook.platform_tag(library))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a library", b"\x7fELF"])

@@ -1,12 +1,15 @@
 """The kernels' C functions (engines/preprocess.h) as Python functions on plain pointers. Nothing here owns memory.
 
-The library is found at $DGIQA_KERNELS (a file), else beside this package or under the interpreter's lib folder, where
-`cmake --install` puts it. An emulated library runs the same source on host memory; `Kernels.emulated` says so.
+The library is found at $DGIQA_KERNELS (a file), else in the wheel dgiqa-rt-kernels, whose hash it must have, else
+beside this package or under the interpreter's lib folder, where `cmake --install` puts it. An emulated library runs the
+same source on host memory; `Kernels.emulated` says so.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
+import json
 import os
 import sys
 from collections.abc import Iterable
@@ -20,11 +23,13 @@ from numpy.typing import NDArray
 
 from dgiqa.errors import BackendError
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD
+from dgiqa.store import sha256_of
 
 LIBRARY = "libdgiqa_kernels.so"
 ABI = 2  # DGIQA_PREPROCESS_ABI of engines/preprocess.h
 RANGE_WORDS = 3  # uint32 of a depth map's range
-_BUILD = "cmake -S . -B build && cmake --build build, then set DGIQA_KERNELS to build/" + LIBRARY
+WHEEL = "dgiqa_rt_kernels"  # made by engines/pyproject.toml
+_BUILD = "pip wheel ./engines --no-deps -w dist && pip install dist/dgiqa_rt_kernels-*.whl"
 _FLOAT_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1}
 _U8 = 2
 _STATUS = {
@@ -150,11 +155,27 @@ def find() -> Path:
         if not Path(named).is_file():
             raise BackendError(f"DGIQA_KERNELS is {named}, which is no file; build it: {_BUILD}")
         return Path(named)
+    if installed := importlib.util.find_spec(WHEEL):
+        return _of_wheel(Path(str(installed.origin)).parent)
     places = [Path(__file__).parent / LIBRARY, Path(sys.prefix, "lib", LIBRARY)]
     for place in places:
         if place.is_file():
             return place
-    raise BackendError(f"no {LIBRARY} in {' or '.join(str(p.parent) for p in places)}; build it: {_BUILD}")
+    where = " or ".join(str(place.parent) for place in places)
+    raise BackendError(f"no {LIBRARY} in {where}, and no wheel dgiqa-rt-kernels; build it: {_BUILD}")
+
+
+def _of_wheel(folder: Path) -> Path:
+    """The wheel's library. BackendError unless it is the one that was packed."""
+    try:
+        record = json.loads((folder / "library.json").read_text(encoding="utf-8"))
+        path, wanted = folder / str(record["file"]), record["sha256"]
+        same = sha256_of(path) == wanted
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BackendError(f"{folder} is damaged ({error}); pip install --force-reinstall dgiqa-rt-kernels") from error
+    if not same:
+        raise BackendError(f"{path} is not what was packed; pip install --force-reinstall dgiqa-rt-kernels")
+    return path
 
 
 def normalised_levels() -> NDArray[np.float32]:
