@@ -120,10 +120,11 @@ def list_bundles() -> list[BundleSummary]:
     return list(found.values())
 
 
-def search_path() -> list[Path]:
+def search_path() -> Iterator[Path]:
     """Folders in which bundles are looked up by name; the first match counts."""
-    extra = [Path(os.path.expanduser(p)) for p in os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep) if p]
-    return [SHIPPED, *extra, user_cache() / "bundles"]
+    yield SHIPPED
+    yield from (Path(os.path.expanduser(p)) for p in os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep) if p)
+    yield user_cache() / "bundles"  # last, as finding it imports a library
 
 
 def load_golden(bundle: Bundle) -> list[Golden]:
@@ -224,7 +225,8 @@ def _locate(name_or_path: str | Path) -> Path:
 
 def _believed(path: Path) -> Path:
     """A bundle found by its name; one in the user's cache must be the user's, as the cache may be shared."""
-    if path.parent == user_cache() / "bundles" and not all(map(ours, _folders(path.resolve()))):
+    in_cache = path.parent != SHIPPED and path.parent == user_cache() / "bundles"
+    if in_cache and not all(map(ours, _folders(path.resolve()))):
         fix = f"if you trust it, chmod -R go-w it, or name its directory: --bundle {path}"
         raise BundleError(f"{path}, or something in it, belongs to or can be written by others; {fix}")
     return path

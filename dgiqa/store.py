@@ -7,7 +7,6 @@ import hashlib
 import os
 import shutil
 import stat
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -72,15 +71,13 @@ def user_cache() -> Path:
 
     Without a home (a container's user that nobody listed) it is one of this user's in the temporary directory.
     """
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or os.path.expanduser("~/AppData/Local")
-    elif sys.platform == "darwin":
-        base = os.path.expanduser("~/Library/Caches")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if base.startswith("~"):
-        return Path(tempfile.gettempdir()) / f"dgiqa-rt-{os.getuid()}"
-    return Path(base) / "dgiqa-rt"
+    from platformdirs import user_cache_path
+
+    with contextlib.suppress(RuntimeError):  # from platformdirs 4.5 on, where there is no home
+        folder = user_cache_path("dgiqa-rt", appauthor=False, opinion=False)
+        if folder.is_absolute():
+            return folder
+    return Path(tempfile.gettempdir()) / f"dgiqa-rt-{os.getuid()}"
 
 
 def private(folder: Path) -> Path:
@@ -94,19 +91,10 @@ def private(folder: Path) -> Path:
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """One process at a time for this engine; others wait. The lock ends with its process, however that ends."""
+    from filelock import FileLock
+
     private(path.parent)
-    with (path.parent / f".{path.name}.lock").open("a+b") as stream:
-        if sys.platform == "win32":
-            import msvcrt
-
-            while True:
-                with contextlib.suppress(OSError):  # LK_LOCK gives up after ten seconds
-                    msvcrt.locking(stream.fileno(), msvcrt.LK_LOCK, 1)
-                    break
-        else:
-            import fcntl
-
-            fcntl.flock(stream, fcntl.LOCK_EX)
+    with FileLock(path.parent / f".{path.name}.lock"):
         yield
 
 

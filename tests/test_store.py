@@ -1,13 +1,18 @@
-"""A file is replaced whole or not at all."""
+"""A file is replaced whole or not at all; the cache is this user's, and one process at a time has a lock."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from dgiqa.store import replacing
+import dgiqa
+from dgiqa.errors import EngineError
+from dgiqa.store import locked, replacing, user_cache
 
 
 def test_the_file_takes_its_place_when_the_block_ends(tmp_path: Path) -> None:
@@ -64,3 +69,47 @@ def test_threads_that_write_one_file_do_not_mix(tmp_path: Path) -> None:
     assert len(set(names)) == 2
     assert path.read_text() in {"a" * 100_000, "b" * 100_000}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_cache_is_where_platforms_keep_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert sys.platform == "win32" or user_cache() == tmp_path / "dgiqa-rt"
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from dgiqa.store import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_ends_with_its_process_and_one_process_has_it_at_a_time(tmp_path: Path) -> None:
+    target, entered = tmp_path / "cache" / "engine", threading.Event()
+
+    def enter() -> None:
+        with locked(target):
+            entered.set()
+
+    path = os.pathsep.join(filter(None, [str(Path(dgiqa.__file__).parent.parent), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path}
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(target)], stdout=subprocess.PIPE, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        waiting = threading.Thread(target=enter)
+        waiting.start()
+        assert not entered.wait(0.2)
+        process.kill()
+        assert entered.wait(30)
+        waiting.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="POSIX permissions")
+def test_nothing_is_locked_in_a_folder_that_others_write_to(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(EngineError, match="chmod 700"), locked(tmp_path / "engine"):
+        pass
