@@ -216,7 +216,7 @@ class Unlaunched(Kernels):
 class NoDevice:
     """Memory, networks and an image that are nowhere: what is left of scoring is this package's own work."""
 
-    stream = 0
+    handle = at = 0
 
     def __init__(self, height: int, width: int) -> None:
         interface = {"version": 3, "shape": (height, width, 3), "typestr": "|u1", "data": (256, False), "stream": None}
@@ -228,22 +228,23 @@ class NoDevice:
     def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
         return DeviceArray(256, shape, np.dtype(dtype))
 
-    def download(self, source: int, nbytes: int, stream: int) -> np.ndarray[Any, Any]:
+    def download(self, source: int, nbytes: int) -> np.ndarray[Any, Any]:
         return np.zeros(nbytes, np.uint8)
 
-    def bind(self, feeds: Any, outputs: Any) -> NoDevice:
+    def bind(self, feeds: Any, outputs: Any, lane: Any) -> NoDevice:
+        self.arrays = dict(feeds) | (outputs or {"score": DeviceArray(256, (len(feeds),), np.dtype(np.float32))})
         return self
 
     def _nothing(self, *arguments: Any) -> None:
         pass
 
-    copy = upload = follow = enqueue = close = _nothing
+    copy = upload = follow = put = sync = close = _nothing
 
 
 def device_path_call(height: int, width: int) -> Call:
     """Score one image on the device path, without a device."""
     nowhere: Any = NoDevice(height, width)
-    scorer = DeviceScorer(nowhere, nowhere, Preprocess(), kernels=Unlaunched(), memory=nowhere)
+    scorer = DeviceScorer(nowhere, nowhere, Preprocess(), kernels=Unlaunched(), lanes=[nowhere], record=False)
     return lambda: scorer.score(nowhere)
 
 

@@ -30,6 +30,7 @@ from dgiqa.image import MAX_MEMORY, MAX_PIXELS, Opened
 from dgiqa.image.sources import Room, Source, name_of, open_source
 from dgiqa.meaning import verdict
 from dgiqa.runtime.engines import Engine
+from dgiqa.runtime.kernels import is_on_gpu
 from dgiqa.runtime.session import Session, open_session
 from dgiqa.score import Score
 from dgiqa.timing import StageClock, ms_since
@@ -55,6 +56,14 @@ class Network(Protocol):
     """Whatever runs a network: a `runtime.session.Session`, or a stand-in for one."""
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]: ...
+
+
+class OnGpu(Protocol):
+    """What scores pictures that lie on a GPU, as `on_device.OnDevice` does."""
+
+    def __call__(self, source: Any, name: str, tiling: str) -> Work: ...
+
+    def close(self) -> None: ...
 
 
 def _untimed(stage: str) -> AbstractContextManager[None]:
@@ -178,7 +187,7 @@ class Stages:
 
     tiling: "grid" or "official:COUNT[:SEED]". max_pixels, max_memory: as in `scorer.Scorer`. room: what images that are
     prepared at a time share. gate: the score from which an image passes. features: keep what the last layer sees.
-    backend: what runs the networks.
+    backend: what runs the networks. on_gpu: what scores pictures that lie on a GPU.
     """
 
     bundle: Bundle
@@ -191,6 +200,7 @@ class Stages:
     room: Room = field(default_factory=lambda: Room(MAX_MEMORY))
     gate: float | None = None
     features: bool = False
+    on_gpu: OnGpu | None = None
 
     @property
     def p(self) -> spec.Preprocess:
@@ -218,8 +228,10 @@ class Stages:
         """First half: source -> working image, depth image and windows. Given up between stages once stop is set.
 
         near: the depth image to use, uint8 of the working size, instead of the depth network's. look: measure the
-        picture's attributes.
+        picture's attributes. A picture on a GPU comes back complete, and `near` and `look` say nothing to it.
         """
+        if self.on_gpu is not None and is_on_gpu(source):
+            return self.on_gpu(source, name, tiling)
         clock = StageClock(stop)
         with clock("decode"):
             opened = open_source(source, self.max_pixels, self.max_memory)
@@ -299,6 +311,8 @@ class Stages:
 
     def close(self) -> None:
         """Release the networks' memory."""
+        if self.on_gpu is not None:
+            self.on_gpu.close()
         self.networks.close()
 
     def __enter__(self) -> Stages:
@@ -319,17 +333,19 @@ def open_stages(
     threads: int | None = None,
     parallel: int = 1,
     batch: int | None = None,
+    device: int | None = None,
     **settings: Any,
 ) -> Stages:
     """Open a bundle's networks. engine: its files run where it has them, and it decides backend and precision.
 
-    threads, parallel, batch: as in `scorer.Scorer`. settings: further fields of Stages.
+    threads, parallel, batch, device: as in `scorer.Scorer`. settings: further fields of Stages.
     Raises BundleError for networks with other tensors than the contract's, BackendError if one cannot run here.
     """
     if engine:
         backend, precision = engine.backend, engine.precision
     files = (spec.DEPTH_FILE, spec.QUALITY_FILE)
-    depth, quality = (_open(bundle, file, backend, precision, engine, threads, parallel) for file in files)
+    options: dict[str, Any] = {"threads": threads, "parallel": parallel, "device": device}
+    depth, quality = (_open(bundle, file, backend, precision, engine, **options) for file in files)
     networks = Networks(depth, quality, parallel, bundle.preprocess.tile, batch, bundle.meaning.mapped)
     return Stages(bundle, networks, _label(quality, depth, precision), precision, **settings)
 
@@ -344,12 +360,10 @@ def check_tiling(tiling: str, tile: int = spec.TILE) -> None:
     preprocess.windows_for(tiling, tile, tile, tile)
 
 
-def _open(  # noqa: PLR0917 - one per network, from the constructor's arguments
-    bundle: Bundle, file: str, backend: str, precision: str, engine: Engine | None, threads: int | None, parallel: int
-) -> Session:
+def _open(bundle: Bundle, file: str, backend: str, precision: str, engine: Engine | None, **options: Any) -> Session:
     """One network of the bundle, with the tensors that the contract promises."""
     path, plugins = file_of(bundle, file, engine), engine.plugins if engine else ()
-    session = open_session(path, backend, precision=precision, threads=threads, parallel=parallel, plugins=plugins)
+    session = open_session(path, backend, precision=precision, plugins=plugins, **options)
     wanted = inputs, outputs = _TENSORS[file]
     if set(session.inputs) != inputs or not outputs <= set(session.outputs) <= outputs | _EXTRA:
         maps = [f"{sorted(i)} -> {sorted(o)}" for i, o in ((session.inputs, session.outputs), wanted)]

@@ -96,15 +96,31 @@ def nvidia_gpus(command: str = "nvidia-smi") -> list[dict[str, str]]:
     return [dict(zip(("name", "driver", "memory"), line, strict=True)) for line in lines if len(line) == len(fields)]
 
 
-def first_gpu() -> tuple[str, str]:
-    """Name and compute capability of GPU 0, by nvidia-smi."""
-    query = ["nvidia-smi", "--id=0", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+def gpu(device: int = 0) -> tuple[str, str]:
+    """Name and compute capability of a GPU by CUDA's ordinal, by nvidia-smi, which counts otherwise.
+
+    CUDA numbers those that CUDA_VISIBLE_DEVICES lists, in its order; without that variable the fastest comes first,
+    unless CUDA_DEVICE_ORDER is PCI_BUS_ID. Raises BackendError where the two counts may differ, and without such a GPU.
+    """
+    query = ["nvidia-smi", "--query-gpu=index,uuid,name,compute_cap", "--format=csv,noheader"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
-        name, capability = answer.strip().rsplit(", ", 1)
+        found = [tuple(line.split(", ")) for line in answer.strip().splitlines()]
+        index = {key: (name, capability) for number, uuid, name, capability in found for key in (number, uuid)}
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise BackendError(f"nvidia-smi does not name the GPU ({error}); install the NVIDIA driver's tools") from error
-    return name, capability
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    listed = list(map(str, range(len(found)))) if visible is None else [part.strip() for part in visible.split(",")]
+    named = [next((at for key, at in index.items() if key.startswith(part)), None) for part in listed if part]
+    if device >= len(named) or (kind := named[device]) is None:
+        raise BackendError(f"there is no GPU {device} among CUDA_VISIBLE_DEVICES={visible!r} and {sorted(index)}")
+    by_uuid = visible is not None and all(part.startswith("GPU-") for part in listed)
+    if len(set(index.values())) > 1 and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID" and not by_uuid:
+        raise BackendError(
+            "CUDA and nvidia-smi may count the GPUs here, which are of several kinds, differently; "
+            "set CUDA_DEVICE_ORDER=PCI_BUS_ID"
+        )
+    return kind
 
 
 def installed_wheels() -> dict[str, str]:

@@ -1,25 +1,27 @@
-"""An image on a GPU becomes tile scores there; only the scores are copied to the host.
+"""Images on a GPU become tile scores there; only the scores are copied to the host.
 
-    image u8 [H,W,3] ──► depth input ──► depth network ──► least and greatest depth
-            └──► (working image) ───────► tiles ◄──┘ ──► quality network ──► scores, one copy to the host
+    image u8 [H,W,3] ──► kept copy ──► depth input ──► depth network ──► least and greatest depth
+                              └──► (working image) ──────► tiles ◄──┘ ──► quality network ──► scores, one copy
 
 Version 1 of the preprocessing cuts tiles from the image itself, resizing as it goes. Version 2 averages areas, of which
 neighbouring tiles would share too many, so it makes the working image first.
 
-Everything is put on one stream, in memory that is kept per image size, so that nothing is allocated from the second
-image of a size on. The kernels are `native`'s, `preprocess` is what they mean. Checked with the emulated kernels and
-networks on the CPU; not yet run on a GPU.
+Images wait for one of two lanes. The lane that is free takes the oldest, and with it others of its size, as many as the
+depth network takes at once; everything of them after the copy is one CUDA graph, recorded when a size comes for the
+second time, in memory that is kept per size. The kernels are `runtime.kernels`', `preprocess` is what they mean.
+Checked with the emulated kernels and networks on the CPU; not yet run on a GPU.
 """
 
 from __future__ import annotations
 
-import math
+import queue
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,64 +29,96 @@ from numpy.typing import NDArray
 
 from dgiqa import preprocess, spec
 from dgiqa.errors import BackendError, DgiqaError, ImageError
+from dgiqa.forward import Networks
 from dgiqa.runtime import cuda
-from dgiqa.runtime.cuda import DeviceArray
-from dgiqa.runtime.kernels import RANGE_WORDS, DepthMap, Image, Kernels, is_finite, normalised_levels
+from dgiqa.runtime.cuda import DeviceArray, Replay
+from dgiqa.runtime.kernels import RANGE_WORDS, DepthMap, Image, Kernels, Nv12, is_finite, normalised_levels
+from dgiqa.work import Work
 
-_SCORES_AT = 16  # bytes: where the scores start behind the range, so that one copy brings both
+LANES = 2  # one is prepared while the other runs
+SIZES = 4  # image sizes whose memory each lane keeps
+_RANGE_BYTES = 16  # of one image's range, before the scores, so that one copy brings both
 _WANTED = "wanted uint8 [H,W,3] RGB, [H,W] or [H,W,1] on the device"
 
 
-class Binding(Protocol):
-    """Arrays at fixed places, and the network between them."""
+class Bound(Protocol):
+    """Arrays at fixed places, by name, and the network between them."""
 
-    def enqueue(self, stream: int) -> None: ...
+    arrays: dict[str, DeviceArray]
+
+    def put(self) -> None: ...
 
     def close(self) -> None: ...
 
 
 class Network(Protocol):
-    """A session that reads and writes arrays on the device, as TrtSession does."""
+    """A session that reads and writes arrays on the device, as TrtSession and OrtSession do."""
 
-    def bind(self, feeds: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> Binding: ...
+    def bind(self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None, lane: Any) -> Bound: ...
 
 
-class Memory(Protocol):
-    """A device's memory. Pointers are the device's, streams are handles; copies are in the stream's order."""
+class Lane(Protocol):
+    """A stream and its memory, as cuda.Lane is. Pointers are the device's."""
 
-    stream: int  # its own, for callers that have none
+    handle: int
+    at: int
 
     def current(self) -> AbstractContextManager[None]: ...
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray: ...
 
-    def copy(self, target: int, source: int, nbytes: int, stream: int) -> None: ...
+    def copy(self, target: int, source: int, nbytes: int) -> None: ...
 
-    def upload(self, target: int, array: NDArray[Any], stream: int) -> None: ...
+    def upload(self, target: int, array: NDArray[Any]) -> None: ...
 
-    def download(self, source: int, nbytes: int, stream: int) -> NDArray[np.uint8]: ...
+    def download(self, source: int, nbytes: int) -> NDArray[np.uint8]: ...
 
-    def follow(self, stream: int, producer: int) -> None: ...
+    def follow(self, stream: Any) -> None: ...
+
+    def sync(self) -> None: ...
 
     def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class DeviceScores:
-    """Scores of one image on the device: f32 [n], int32 [n,2] windows, sizes as (height, width), wall time."""
+    """Scores of one image on the device: f32 [n], int32 [n,2] windows, sizes as (height, width), wall time.
+
+    extra: further outputs of the quality network, f32 [n,columns].
+    """
 
     tile_scores: NDArray[np.float32]
     windows: NDArray[np.int32]
     size: tuple[int, int]
     working_size: tuple[int, int]
     ms: float
+    extra: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class _Request:
+    """An image that waits for a lane. source: keeps its memory; after: the streams that must be done with it."""
+
+    image: Image | Nv12
+    source: Any
+    after: list[Any]
+    tiling: str
+    batch: int
+    found: Future[DeviceScores] = field(default_factory=Future)
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def like(self) -> tuple[Any, ...]:
+        """Requests of which this is equal can go together."""
+        return self.image.height, self.image.width, self.tiling, self.batch
 
 
 class DeviceScorer:
-    """A bundle's two networks with the kernels between them, all on one device.
+    """A bundle's two networks with the kernels between them, all on one device. Safe from several threads.
 
-    depth, quality: sessions that take device arrays. sizes: image sizes whose memory is kept, least recently used
-    first out; one of 8 tiles takes some 25 MB. Safe from several threads, which take turns.
+    depth, quality: sessions that take device arrays. together: images of one size per run of the depth network, which
+    are those that wait when a lane is free. sizes: image sizes whose memory is kept, least recently used first out.
+    record: as CUDA graphs.
     """
 
     def __init__(
@@ -94,207 +128,264 @@ class DeviceScorer:
         p: spec.Preprocess,
         *,
         kernels: Kernels,
-        memory: Memory,
-        sizes: int = 4,
+        lanes: Sequence[Lane],
+        together: int = 1,
+        sizes: int = SIZES,
+        record: bool = True,
     ) -> None:
-        self._networks, self._p, self._kernels, self._memory = (depth, quality), p, kernels, memory
-        self._sizes = sizes
-        self._plans: OrderedDict[tuple[int, int, int, int], _Plan] = OrderedDict()
+        self._networks, self._p, self._kernels = (depth, quality), p, kernels
+        self._together, self._sizes, self._record = together, sizes, record
+        self._lanes = list(lanes)
+        self._plans: dict[Lane, OrderedDict[Any, _Plan]] = {lane: OrderedDict() for lane in self._lanes}
+        self._free: queue.SimpleQueue[Lane] = queue.SimpleQueue()
+        self._waiting: deque[_Request] = deque()
         self._turn = threading.Lock()
-        with memory.current():
-            self._levels = memory.empty((3, 256), np.float32)
-            memory.upload(self._levels.pointer, normalised_levels(), memory.stream)
+        with self._lanes[0].current():
+            self._levels = self._lanes[0].empty((3, 256), np.float32)
+            self._lanes[0].upload(self._levels.pointer, normalised_levels())
+        for lane in self._lanes:
+            self._free.put(lane)
 
     def score(self, source: Any, tiling: str = "grid", *, batch: int = 8, stream: Any = None) -> DeviceScores:
-        """Score uint8 [H,W,3] in place, on the caller's stream, and wait for the scores.
+        """Score uint8 [H,W,3] or a decoder's NV12, after what is on the caller's stream, and wait for the scores.
 
-        source: offers __cuda_array_interface__ (any strides) or DLPack (contiguous). tiling: as in Scorer. batch: most
-        tiles per run of the quality network. Raises ImageError for another shape or dtype, DgiqaError if the depth is
-        not finite, BackendError if something on the device fails.
+        source: offers __cuda_array_interface__ (any strides) or DLPack, or is a kernels.Nv12. tiling: as in Scorer.
+        batch: most tiles per run of the quality network. The image may change once this returns or raises.
+        Raises ImageError for another shape or dtype, DgiqaError if the depth is not finite, BackendError if something
+        on the device fails.
         """
-        started = time.perf_counter()
-        with self._turn, self._memory.current():
-            handle = self._memory.stream if stream is None else cuda.stream_handle(stream)
-            image, producer = device_image(source, handle)
-            if producer is not None and producer != handle:
-                self._memory.follow(handle, producer)
-            size = (image.height, image.width)
-            short = preprocess.working_size(*size, self._p)
-            windows = preprocess.windows_for(tiling, *short, self._p.tile)
-            plan = self._plan(size, len(windows), batch)
-            self._enqueue(plan, image, short, windows, handle)
-            scores = plan.result(handle)
-        return DeviceScores(scores, windows, size, short, (time.perf_counter() - started) * 1e3)
+        image, producer = device_image(source, stream)
+        preprocess.check_size(image.height, image.width, self._p)
+        preprocess.windows_for(tiling, self._p.tile, self._p.tile, self._p.tile)  # ValueError before it waits
+        asked = _Request(image, source, [s for s in (stream, producer) if s is not None], tiling, batch)
+        with self._turn:
+            self._waiting.append(asked)
+        lane = self._free.get()
+        try:
+            # Every caller takes the oldest there are, its own or not, so that no request is left behind.
+            self._run(lane, self._take())
+        finally:
+            self._free.put(lane)
+        return asked.found.result()
 
     def close(self) -> None:
         """Release the memory. The sessions stay open: they are the caller's."""
-        with self._turn, self._memory.current():
-            while self._plans:
-                self._plans.popitem()[1].close()
-        self._memory.close()
+        for _ in self._lanes:
+            self._free.get()
+        for lane, plans in self._plans.items():
+            with lane.current():
+                lane.sync()
+                while plans:
+                    plans.popitem()[1].close()
+        del self._levels
+        for lane in self._lanes:
+            with lane.current():
+                lane.close()
+        self._lanes = []
 
-    def _plan(self, size: tuple[int, int], count: int, batch: int) -> _Plan:
-        key = (*size, count, batch)
-        if key not in self._plans:
-            while len(self._plans) >= self._sizes:
-                self._plans.popitem(last=False)[1].close()
-            self._plans[key] = _Plan(self._networks, self._memory, self._p, size, count=count, batch=batch)
-        self._plans.move_to_end(key)
-        return self._plans[key]
+    def _take(self) -> list[_Request]:
+        """The oldest request and those like it, a power of two of them: sizes that come again have few numbers."""
+        with self._turn:
+            if not self._waiting:
+                return []
+            like = [request for request in self._waiting if request.like == self._waiting[0].like]
+            count = 1 << (min(len(like), self._together).bit_length() - 1)
+            for request in like[:count]:
+                self._waiting.remove(request)
+            return like[:count]
 
-    def _enqueue(
-        self, plan: _Plan, image: Image, short: tuple[int, int], windows: NDArray[np.int32], stream: int
-    ) -> None:
-        kernels, tile = self._kernels, self._p.tile
-        size, levels = (image.height, image.width), self._levels.pointer
-        if preprocess.reduces(size, plan.depth_size, self._p):
-            into = plan.depth_in.pointer
-            kernels.reduce(image, plan.depth_size, into, levels=levels, dtype=np.float32, stream=stream)
-        else:
-            kernels.depth_input(image, plan.depth_size, plan.depth_in.pointer, stream=stream)
-        plan.run_depth.enqueue(stream)
-        if plan.working is not None:
-            kernels.reduce(image, short, plan.working.pointer, stream=stream)
-            image = Image(plan.working.pointer, *short, (3 * short[1], 3, 1))
-        depth_size = size if self._p.version == 1 else short
-        depth = DepthMap(plan.depth.pointer, plan.depth_size, depth_size, plan.results.pointer)
-        kernels.depth_range(depth, stream)
-        outputs = (plan.rgb.pointer, plan.near.pointer)
-        for first in range(0, len(windows), plan.batch):
-            part = windows[first : first + plan.batch]
-            kernels.tiles(image, depth, short, part, tile=tile, levels=levels, out=outputs, stream=stream)
-            plan.run_quality[len(part)].enqueue(stream)
-            plan.keep(first, len(part), stream)
+    def _run(self, lane: Lane, requests: list[_Request]) -> None:
+        if not requests:
+            return
+        try:
+            with lane.current():
+                try:
+                    for request, scores in zip(requests, self._scored(lane, requests), strict=True):
+                        _settle(request, scores)
+                finally:
+                    lane.sync()  # whatever happened, nothing reads the images any more
+        except Exception as error:
+            for request in requests:
+                if not request.found.done():
+                    request.found.set_exception(error)
+
+    def _scored(self, lane: Lane, requests: list[_Request]) -> list[DeviceScores | DgiqaError]:
+        plan = self._plan(lane, requests[0], len(requests))
+        for i, request in enumerate(requests):
+            for stream in request.after:
+                lane.follow(stream)
+            plan.place(i, request.image)
+        plan.replay()
+        return plan.results(requests)
+
+    def _plan(self, lane: Lane, like: _Request, count: int) -> _Plan:
+        plans, key = self._plans[lane], (*like.like, count)
+        if key not in plans:
+            while len(plans) >= self._sizes:
+                plans.popitem(last=False)[1].close()
+            plans[key] = _Plan(self, lane, like, count)
+        plans.move_to_end(key)
+        return plans[key]
 
 
 class _Plan:
-    """The memory and the bound networks for one image size, number of tiles and batch."""
+    """The memory and the bound networks for `count` images of one size, tiling and batch, and the work between them."""
 
-    def __init__(
-        self,
-        networks: tuple[Network, Network],
-        memory: Memory,
-        p: spec.Preprocess,
-        size: tuple[int, int],
-        *,
-        count: int,
-        batch: int,
-    ) -> None:
-        depth, quality = networks
-        self.depth_size = h, w = preprocess.depth_size(*size, p)
-        self.count, self.batch, self._memory = count, min(batch, count), memory
-        self.depth_in, self.depth = memory.empty((1, 3, h, w), np.float32), memory.empty((1, h, w), np.float32)
-        self.rgb, self.near = (memory.empty((self.batch, 3, p.tile, p.tile), np.float32) for _ in range(2))
-        short = preprocess.working_size(*size, p)
-        reduced = size != short and preprocess.reduces(size, short, p)
-        self.working = memory.empty((*short, 3), np.uint8) if reduced else None
-        self.scores = memory.empty((self.batch,), np.float32)
-        self.results = memory.empty((_SCORES_AT + 4 * count,), np.uint8)
-        self.run_depth = depth.bind({spec.DEPTH_INPUT: self.depth_in}, {spec.DEPTH_OUTPUT: self.depth})
-        parts = {self.batch, (count - 1) % self.batch + 1}  # full ones and the last
-        self.run_quality = {n: self._bind_quality(quality, n) for n in parts}
+    def __init__(self, scorer: DeviceScorer, lane: Lane, like: _Request, count: int) -> None:
+        p, (depth, quality) = scorer._p, scorer._networks
+        self._kernels, self._lane, self._levels, self._p = scorer._kernels, lane, scorer._levels.pointer, p
+        self.size = height, width = like.image.height, like.image.width
+        self.short = preprocess.working_size(height, width, p)
+        self.windows = preprocess.windows_for(like.tiling, *self.short, p.tile)
+        self.count, self.depth_size = count, preprocess.depth_size(height, width, p)
+        total = count * len(self.windows)
+        self.batch = min(like.batch, total)
+        self.pixels = lane.empty((count, height, width, 3), np.uint8)
+        self.depth_in = lane.empty((count, 3, *self.depth_size), np.float32)
+        self.depth = lane.empty((count, *self.depth_size), np.float32)
+        self.rgb, self.near = (lane.empty((self.batch, 3, p.tile, p.tile), np.float32) for _ in range(2))
+        reduced = self.size != self.short and preprocess.reduces(self.size, self.short, p)
+        self.working = lane.empty((count, *self.short, 3), np.uint8) if reduced else None
+        self._run_depth = depth.bind({spec.DEPTH_INPUT: self.depth_in}, {spec.DEPTH_OUTPUT: self.depth}, lane)
+        parts = {self.batch, (total - 1) % self.batch + 1}  # full ones and the last
+        self._run_quality = {n: self._bound(quality, n) for n in parts}
+        outputs = self._run_quality[self.batch].arrays
+        names = [n for n in outputs if n not in (spec.QUALITY_RGB, spec.QUALITY_DEPTH)]
+        self._columns = {n: int(np.prod(outputs[n].shape[1:], dtype=np.int64)) for n in names}
+        self._starts, nbytes = {}, _RANGE_BYTES * count
+        for name, columns in self._columns.items():
+            self._starts[name], nbytes = nbytes, nbytes + 4 * columns * total
+        self._found = lane.empty((nbytes,), np.uint8)
+        self.replay = Replay(lane, self._work, record=scorer._record)
 
-    def keep(self, first: int, count: int, stream: int) -> None:
-        """Put a part's scores beside the others, before the next part overwrites them."""
-        target = self.results.pointer + _SCORES_AT + 4 * first
-        self._memory.copy(target, self.scores.pointer, 4 * count, stream)
+    def place(self, i: int, image: Image | Nv12) -> None:
+        """Copy an image to its place, where the work finds it; whatever its strides, it is RGB there, without gaps."""
+        target, row = self._at(self.pixels, i), 3 * self.size[1]
+        if isinstance(image, Nv12):
+            self._kernels.nv12(image, target, stream=self._lane.handle)
+        elif image.strides == (row, 3, 1):
+            self._lane.copy(target, image.pointer, row * self.size[0])
+        else:  # the average of areas of one pixel
+            self._kernels.reduce(image, self.size, target, stream=self._lane.handle)
 
-    def result(self, stream: int) -> NDArray[np.float32]:
-        """Wait; the scores, f32 [n]."""
-        data = self._memory.download(self.results.pointer, self.results.nbytes, stream)
-        if not is_finite(data[: 4 * RANGE_WORDS].view(np.uint32)):
-            raise DgiqaError(
-                "the depth network returned NaN or infinity; check its file and precision: dgiqa-rt verify"
-            )
-        return data[_SCORES_AT:].view(np.float32).copy()
+    def results(self, requests: list[_Request]) -> list[DeviceScores | DgiqaError]:
+        """Wait; the scores of each image, or what was wrong with it."""
+        data = self._lane.download(self._found.pointer, self._found.nbytes)
+        rows = {name: self._rows(data, name) for name in self._columns}
+        scores = rows.pop(spec.QUALITY_OUTPUT)
+        found: list[DeviceScores | DgiqaError] = []
+        for i, request in enumerate(requests):
+            words = data[_RANGE_BYTES * i :][: 4 * RANGE_WORDS].view(np.uint32)
+            if not is_finite(words):
+                text = "the depth network returned NaN or infinity; check its file and precision: dgiqa-rt verify"
+                found.append(DgiqaError(text))
+                continue
+            ms, extra = (time.perf_counter() - request.started) * 1e3, {name: each[i] for name, each in rows.items()}
+            found.append(DeviceScores(scores[i].reshape(-1), self.windows, self.size, self.short, ms, extra))
+        return found
 
     def close(self) -> None:
-        for binding in (self.run_depth, *self.run_quality.values()):
-            binding.close()
+        self.replay.close()
+        for bound in (self._run_depth, *self._run_quality.values()):
+            bound.close()
 
-    def _bind_quality(self, quality: Network, n: int) -> Binding:
+    def _work(self) -> None:
+        """Everything from the kept copies to the kept scores; nothing in it depends on the images."""
+        for i in range(self.count):
+            self._depth_input(i)
+        self._run_depth.put()
+        for i in range(self.count):
+            self._kernels.depth_range(self._depth_map(i), self._lane.handle)
+        tiles = [(i, first) for i in range(self.count) for first in range(len(self.windows))]
+        for begin in range(0, len(tiles), self.batch):
+            part = tiles[begin : begin + self.batch]
+            for i in dict.fromkeys(image for image, _ in part):
+                own = [k for k, (image, _) in enumerate(part) if image == i]
+                self._cut(i, part[own[0]][1], len(own), own[0])
+            self._run_quality[len(part)].put()
+            for name, columns in self._columns.items():  # beside the others, before the next part overwrites them
+                source = self._run_quality[len(part)].arrays[name].pointer
+                start = self._found.pointer + self._starts[name] + 4 * columns * begin
+                self._lane.copy(start, source, 4 * columns * len(part))
+
+    def _depth_input(self, i: int) -> None:
+        into, stream = self._at(self.depth_in, i), self._lane.handle
+        if preprocess.reduces(self.size, self.depth_size, self._p):
+            size, levels = self.depth_size, self._levels
+            self._kernels.reduce(self._image(i), size, into, levels=levels, dtype=np.float32, stream=stream)
+        else:
+            self._kernels.depth_input(self._image(i), self.depth_size, into, stream=stream)
+        if self.working is not None:
+            self._kernels.reduce(self._image(i), self.short, self._at(self.working, i), stream=stream)
+
+    def _cut(self, i: int, first: int, count: int, at: int) -> None:
+        """Tiles `first` to `first + count` of an image, into the batch from its place `at` on."""
+        image = self._image(i)
+        if self.working is not None:
+            image = Image(self._at(self.working, i), *self.short, (3 * self.short[1], 3, 1))
+        self._kernels.tiles(
+            image,
+            self._depth_map(i),
+            self.short,
+            self.windows[first : first + count],
+            tile=self._p.tile,
+            levels=self._levels,
+            out=(self._at(self.rgb, at), self._at(self.near, at)),
+            stream=self._lane.handle,
+        )
+
+    def _image(self, i: int) -> Image:
+        return Image(self._at(self.pixels, i), *self.size, (3 * self.size[1], 3, 1))
+
+    def _depth_map(self, i: int) -> DepthMap:
+        size = self.size if self._p.version == 1 else self.short
+        return DepthMap(self._at(self.depth, i), self.depth_size, size, self._found.pointer + _RANGE_BYTES * i)
+
+    def _rows(self, data: NDArray[np.uint8], name: str) -> NDArray[np.float32]:
+        """An output for every tile of every image: f32 [count,n,columns]."""
+        columns, n = self._columns[name], len(self.windows)
+        values = data[self._starts[name] :][: 4 * self.count * n * columns].view(np.float32)
+        return values.reshape(self.count, n, columns).copy()
+
+    def _bound(self, quality: Network, n: int) -> Bound:
         feeds = {spec.QUALITY_RGB: _first(self.rgb, n), spec.QUALITY_DEPTH: _first(self.near, n)}
-        return quality.bind(feeds, {spec.QUALITY_OUTPUT: _first(self.scores, n)})
+        return quality.bind(feeds, None, self._lane)
+
+    @staticmethod
+    def _at(array: DeviceArray, i: int) -> int:
+        """Where item i of an array lies."""
+        return array.pointer + i * (array.nbytes // array.shape[0])
 
 
-class CudaMemory:
-    """Memory of the GPU whose context is current in the calling thread, else of the first one."""
+class OnDevice:
+    """Images on a GPU through a bundle's networks, opened when the first one comes: (source, name, tiling) -> Work.
 
-    def __init__(self) -> None:
-        self._context = cuda.Context()
-        self._own, self._ready = cuda.Stream(self._context), cuda.Event(self._context)
-        self._pinned = cuda.PinnedBuffer(self._context, 1)
-        self.stream = int(self._own)
-
-    def current(self) -> AbstractContextManager[None]:
-        return self._context.current()
-
-    def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
-        return cuda.empty(self._context, shape, dtype)
-
-    def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
-        cuda.copy_within(target, source, nbytes, stream)
-
-    def upload(self, target: int, array: NDArray[Any], stream: int) -> None:
-        """Returns once the copy is done: one page-locked buffer serves all."""
-        pinned = self._staging(array.nbytes)
-        pinned.array(array.shape, array.dtype)[...] = array
-        cuda.copy_in(target, pinned, array.nbytes, stream)
-        cuda.synchronize(stream)
-
-    def download(self, source: int, nbytes: int, stream: int) -> NDArray[np.uint8]:
-        pinned = self._staging(nbytes)
-        cuda.copy_out(pinned, source, nbytes, stream)
-        cuda.synchronize(stream)
-        return pinned.array((nbytes,), np.dtype(np.uint8)).copy()
-
-    def follow(self, stream: int, producer: int) -> None:
-        self._ready.record(producer)
-        cuda.follow(stream, self._ready)
-
-    def close(self) -> None:
-        for resource in (self._pinned, self._ready, self._own):
-            resource.close()
-
-    def _staging(self, nbytes: int) -> cuda.PinnedBuffer:
-        if self._pinned.nbytes < nbytes:
-            self._pinned.close()
-            self._pinned = cuda.PinnedBuffer(self._context, nbytes)
-        return self._pinned
-
-
-class ThroughHost:
-    """A session that reads device arrays but returns numpy ones (ONNX Runtime on CUDA), made to look like a Network.
-
-    Its outputs are put back on the device: for a depth map of 518 x 686 some 3 MB over the bus in all.
+    Raises BackendError for networks on a CPU, without a GPU, cuda-python or the library of kernels.
     """
 
-    def __init__(self, session: Any, memory: Memory, wait: Callable[[int], None]) -> None:
-        self._session, self._memory, self._wait = session, memory, wait
+    def __init__(self, networks: Networks, p: spec.Preprocess, max_pixels: int) -> None:
+        self._networks, self._p, self._max_pixels = networks, p, max_pixels
+        self._opening = threading.Lock()
+        self._scorer: DeviceScorer | None = None
 
-    def bind(self, feeds: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> Binding:
-        return _HostBinding(self._session, self._memory, self._wait, dict(feeds), dict(outputs))
-
-
-@dataclass
-class _HostBinding:
-    session: Any
-    memory: Memory
-    wait: Callable[[int], None]
-    feeds: dict[str, DeviceArray]
-    outputs: dict[str, DeviceArray]
-
-    def enqueue(self, stream: int) -> None:
-        self.wait(stream)  # the session runs on a stream of its own
-        found = self.session.run(self.feeds)
-        for name, target in self.outputs.items():
-            array = found[name]
-            if array.shape != target.shape:
-                raise BackendError(f"{self.session.backend} returned {name!r} {array.shape}, wanted {target.shape}")
-            self.memory.upload(target.pointer, np.ascontiguousarray(array, np.float32), stream)
+    def __call__(self, source: Any, name: str, tiling: str, stream: Any = None) -> Work:
+        with self._opening:
+            if self._scorer is None:
+                self._scorer = open_device_scorer(self._networks.depth, self._networks.quality, self._p)
+        image, _ = device_image(source, stream)
+        if image.height * image.width > self._max_pixels:
+            raise ImageError(f"{image.width} x {image.height}, limit {self._max_pixels:,} pixels; raise max_pixels")
+        found = self._scorer.score(source, tiling, batch=self._networks.batch, stream=stream)
+        there = np.broadcast_to(np.uint8(0), found.working_size)  # the working image's place; its pixels never came
+        scores, n = self._networks.mapped(found.tile_scores), len(found.windows)
+        timings = {"device": found.ms}
+        return Work(name, tiling, *found.size, there, there, found.windows, timings, scores, n, n, extra=found.extra)
 
     def close(self) -> None:
-        self.feeds, self.outputs = {}, {}
+        with self._opening:
+            if self._scorer is not None:
+                self._scorer.close()
+            self._scorer = None
 
 
 def open_device_scorer(depth: Any, quality: Any, p: spec.Preprocess) -> DeviceScorer:
@@ -303,7 +394,7 @@ def open_device_scorer(depth: Any, quality: Any, p: spec.Preprocess) -> DeviceSc
     Raises BackendError for sessions on a CPU, without a GPU, cuda-python or the library of kernels.
     """
     for session in (depth, quality):
-        if not hasattr(session, "bind") and not session.backend.startswith("onnxruntime-cuda"):
+        if not hasattr(session, "bind") or session.backend.startswith("onnxruntime-cpu"):
             raise BackendError(
                 f"got an image on a GPU and networks in {session.backend}; open the Scorer with "
                 'backend="tensorrt" or "onnxruntime-cuda", or copy the image to the host'
@@ -311,35 +402,40 @@ def open_device_scorer(depth: Any, quality: Any, p: spec.Preprocess) -> DeviceSc
     kernels = Kernels()
     if kernels.emulated:
         raise BackendError(f"{kernels.path} emulates the kernels on a CPU; set DGIQA_KERNELS to a CUDA build of it")
-    memory = CudaMemory()
-    networks = [s if hasattr(s, "bind") else ThroughHost(s, memory, cuda.synchronize) for s in (depth, quality)]
-    return DeviceScorer(networks[0], networks[1], p, kernels=kernels, memory=memory)
+    context = getattr(quality, "context", None) or cuda.Context(quality.device)
+    lanes: list[Any] = [cuda.Lane(context) for _ in range(LANES)]
+    together = min(getattr(depth, "most_at_once", 1), 8)
+    record = all(getattr(session, "recordable", True) for session in (depth, quality))
+    return DeviceScorer(depth, quality, p, kernels=kernels, lanes=lanes, together=together, record=record)
 
 
-def device_image(source: Any, stream: int | None = None) -> tuple[Image, int | None]:
+def device_image(source: Any, stream: Any = None) -> tuple[Image | Nv12, int | None]:
     """A uint8 image on a device as the kernels read it, and the stream of its producer where that must be waited for.
 
-    Views are read in place through __cuda_array_interface__: pitched rows, the first three channels of RGBA, BGR as
-    image[..., ::-1], planes as image.permute(1, 2, 0). Grey [H,W] and [H,W,1] are read three times. DLPack must be
-    contiguous. Raises ImageError for another shape or dtype, or a layout that cannot be read.
+    Views are read in place: pitched rows, the first three channels of RGBA, BGR as image[..., ::-1], planes as
+    image.permute(1, 2, 0). Grey [H,W] and [H,W,1] are read three times. A kernels.Nv12 is taken as it is.
+    Raises ImageError for another shape or dtype.
     """
-    interface = getattr(source, "__cuda_array_interface__", None)
-    if interface is not None and interface.get("strides") is not None:
-        shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
-        strides, pointer = tuple(interface["strides"]), int(interface["data"][0])
-        producer = interface.get("stream")
-    else:
-        try:
-            array = cuda.as_device_array(source, stream)
-        except (TypeError, ValueError) as error:
-            raise ImageError(str(error)) from error
-        shape, dtype, pointer, producer = array.shape, array.dtype, array.pointer, array.stream
-        strides = tuple(dtype.itemsize * math.prod(shape[i + 1 :]) for i in range(len(shape)))
+    if isinstance(source, Nv12):
+        return source, None
+    try:
+        array = cuda.view_of(source, stream)
+    except TypeError as error:
+        raise ImageError(str(error)) from error
+    shape, dtype = array.shape, array.dtype
     if dtype != np.uint8 or len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3)) or 0 in shape:
         hint = "; take image[..., :3]" if len(shape) == 3 and shape[2] == 4 else ""
         raise ImageError(f"got {dtype} {list(shape)}, {_WANTED}{hint}")
-    colour = len(shape) == 3 and shape[2] == 3
-    return Image(pointer, shape[0], shape[1], (strides[0], strides[1], strides[2] if colour else 0)), producer
+    packed = (shape[1] * shape[2], shape[2], 1) if len(shape) == 3 else (shape[1], 1)
+    strides, colour = array.strides or packed, len(shape) == 3 and shape[2] == 3
+    return Image(array.pointer, shape[0], shape[1], (strides[0], strides[1], strides[2] if colour else 0)), array.stream
+
+
+def _settle(request: _Request, found: DeviceScores | DgiqaError) -> None:
+    if isinstance(found, DgiqaError):
+        request.found.set_exception(found)
+    else:
+        request.found.set_result(found)
 
 
 def _first(array: DeviceArray, n: int) -> DeviceArray:

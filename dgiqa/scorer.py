@@ -11,29 +11,28 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
 
 from dgiqa import pipeline, spec
 from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.errors import BackendError, EngineError
 from dgiqa.forward import Stages, check_tiling, file_of, open_stages
 from dgiqa.image import MAX_MEMORY, MAX_PIXELS
-from dgiqa.image.sources import Room, Source
+from dgiqa.image.sources import Room, Source, name_of
 from dgiqa.machine import usable_cores
+from dgiqa.on_device import OnDevice
 from dgiqa.runtime import engines
 from dgiqa.runtime.backends import TENSORRT, choose, parallel_runs
 from dgiqa.runtime.engines import Engine
+from dgiqa.runtime.kernels import is_on_gpu
 from dgiqa.score import Failure, Score
 from dgiqa.sources.inputs import Input
-from dgiqa.work import Work
 
 if TYPE_CHECKING:
-    from dgiqa.on_device import DeviceScorer
     from dgiqa.video.reuse import Reuse
     from dgiqa.video.source import VideoSource
     from dgiqa.video.stream import FrameStream
@@ -58,6 +57,7 @@ class Scorer:
     a time share as much.
     gate: the score from which an image passes, or the name of one of the bundle's presets; it decides `verdict`.
     features: keep what the last layer sees, of each tile, in the scores; where the bundle's network gives it.
+    device: the GPU's ordinal as CUDA counts, by default that of the current context, else the first.
     It can be pickled, and is then opened again; a fork of the process must open its own.
     Raises BundleError, BackendError, EngineError if there is no such engine, or ValueError for arguments that mean
     nothing.
@@ -79,12 +79,13 @@ class Scorer:
         max_memory: int | None = None,
         gate: float | str | None = None,
         features: bool = False,
+        device: int | None = None,
     ) -> None:
         self._process = os.getpid()
         self._opened_with: dict[str, Any] = {  # what a pickle holds; an engine is built by now
             **{"backend": backend, "precision": precision, "engine": engine, "tiling": tiling, "batch": batch},
             **{"threads": threads, "parallel": parallel, "max_pixels": max_pixels, "max_memory": max_memory},
-            **{"gate": gate, "features": features},
+            **{"gate": gate, "features": features, "device": device},
         }
         limits = (("max_pixels", max_pixels), ("max_memory", max_memory))
         for name, number in (("batch", batch), ("threads", threads), ("parallel", parallel), *limits):
@@ -97,13 +98,14 @@ class Scorer:
         self.gate = self.bundle.meaning.preset(gate) if isinstance(gate, str) else gate
         if self.gate is not None and not 0 <= self.gate <= 1:
             raise ValueError(f"gate is {gate}, wanted a score in 0..1 or the name of a preset")
-        built = _engine(self.bundle, backend, precision, build, engine)
+        built = _engine(self.bundle, backend, precision, build, engine=engine, device=device)
         if built:
             backend, precision = built.backend, built.precision
         threads = usable_cores() if threads is None else threads
-        most = parallel_runs(file_of(self.bundle, spec.QUALITY_FILE, built), choose(backend, precision), threads)
+        chosen = choose(backend, precision)
+        most = parallel_runs(file_of(self.bundle, spec.QUALITY_FILE, built), chosen, threads)
         opened = partial(
-            open_stages,
+            _opened,
             self.bundle,
             backend=backend,
             precision=precision,
@@ -116,13 +118,14 @@ class Scorer:
             room=Room(max_memory or MAX_MEMORY),
             gate=self.gate,
             features=features,
+            device=device,
         )
-        self._alone: Stages | None = opened(parallel=most if parallel == "auto" else parallel or 1)
-        self._together = self._alone if parallel or most == 1 else None
+        shared = parallel == "auto" or (parallel is None and chosen == TENSORRT)  # runs there share no threads
+        self._alone: Stages | None = opened(parallel=most if shared else parallel or 1)
+        self._together = self._alone if parallel or shared or most == 1 else None
         self._open_together = partial(opened, parallel=most)
         self._opening = threading.Lock()
         self.precision, self.backend = precision, self._alone.backend
-        self._device: DeviceScorer | None = None
 
     def score(
         self, source: Source | Any, *, name: str | None = None, tiling: str | None = None, stream: Any = None
@@ -135,11 +138,12 @@ class Scorer:
         """
         tiling = self.tiling if tiling is None else tiling
         check_tiling(tiling, self.bundle.preprocess.tile)
-        if _is_on_device(source):
-            return self._score_on_device(source, name or "<device>", tiling, stream)
+        stages = self._usable()
+        if is_on_gpu(source) and isinstance(stages.on_gpu, OnDevice):
+            return stages.finish(stages.on_gpu(source, name or name_of(source), tiling, stream))
         if stream is not None:
             raise ValueError("got a stream for an image that is not on a GPU; leave it out")
-        return self._usable().score(source, name=name, tiling=tiling)
+        return stages.score(source, name=name, tiling=tiling)
 
     @property
     def stages(self) -> Stages:
@@ -223,11 +227,9 @@ class Scorer:
         """Release the networks' memory. The scorer cannot be used afterwards."""
         if self._process != os.getpid():  # a fork's memory is its own, but what the parent opened is not its to close
             return
-        if self._device is not None:
-            self._device.close()
         for stages in {self._alone, self._together} - {None}:
             stages.close()  # type: ignore[union-attr]
-        self._alone = self._together = self._device = None
+        self._alone = self._together = None
 
     def __reduce__(self) -> tuple[Callable[[], Scorer], tuple[()]]:
         """Pickled by what it was opened with: another process opens its own networks of the same bundle."""
@@ -252,21 +254,11 @@ class Scorer:
             raise ValueError("this Scorer was closed; make another one")
         return self._alone
 
-    def _score_on_device(self, source: Any, name: str, tiling: str, stream: Any) -> Score:
-        from dgiqa import on_device
 
-        stages = self._usable()
-        networks = stages.networks
-        with self._opening:
-            if self._device is None:
-                self._device = on_device.open_device_scorer(networks.depth, networks.quality, stages.p)
-            device = self._device
-        with networks.turn:
-            found = device.score(source, tiling, batch=networks.batch, stream=stream)
-        there = np.broadcast_to(np.uint8(0), found.working_size)  # the working image's place; its pixels never came
-        timings, n = {"device": found.ms}, len(found.windows)
-        scores = networks.mapped(found.tile_scores)
-        return stages.finish(Work(name, tiling, *found.size, there, there, found.windows, timings, scores, n))
+def _opened(bundle: Bundle, **options: Any) -> Stages:
+    """The bundle's networks, for pictures on a GPU as well."""
+    stages = open_stages(bundle, **options)
+    return replace(stages, on_gpu=OnDevice(stages.networks, stages.p, stages.max_pixels))
 
 
 def _engine(
@@ -274,29 +266,23 @@ def _engine(
     backend: str,
     precision: str,
     build: bool | Callable[[str], None],
+    *,
     engine: str | Path | Engine | None,
+    device: int | None,
 ) -> Engine | None:
     """The engine to run, or None where the bundle's own files run."""
     if isinstance(engine, Engine):
         return engine
     if engine is not None:
-        return engines.load(engine, bundle)
+        return engines.load(engine, bundle, device)
     if choose(backend, precision) != TENSORRT and precision == "fp32":
         return None
     try:
-        return engines.find(bundle, backend, precision)
+        return engines.find(bundle, backend, precision, device)
     except EngineError:
         if not build:
             raise
     from dgiqa.builder.build import build as build_engine
 
     told = build if callable(build) else lambda line: None
-    return build_engine(bundle, backend=backend, precision=precision, progress=told)
-
-
-def _is_on_device(source: object) -> bool:
-    if isinstance(source, str | Path | bytes | bytearray | memoryview | np.ndarray):
-        return False
-    from dgiqa.runtime.cuda import is_device_array
-
-    return is_device_array(source)
+    return build_engine(bundle, backend=backend, precision=precision, device=device, progress=told)

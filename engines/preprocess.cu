@@ -151,6 +151,12 @@ bool valid(const dgiqa_tiles_params& p) {
 
 using namespace dgiqa_preprocess;
 
+extern "C" int dgiqa_nv12(const dgiqa_nv12_params* p, void* stream) {
+  if (!p || !p->luma || !p->chroma || !p->out || p->height < 2 || p->width < 2 || p->height % 2 || p->width % 2)
+    return DGIQA_BAD_ARGUMENT;
+  return run(ToRgb{*p}, stream);
+}
+
 extern "C" int dgiqa_depth_input(const dgiqa_depth_input_params* p, void* stream) {
   if (!p || !valid(p->image) || p->height < 1 || p->width < 1 || !p->out || !valid_type(p->out_type))
     return DGIQA_BAD_ARGUMENT;

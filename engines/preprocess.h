@@ -18,7 +18,7 @@
 
 #include "attention.h"
 
-#define DGIQA_PREPROCESS_ABI 2  /* raised when a struct or a meaning below changes */
+#define DGIQA_PREPROCESS_ABI 3  /* raised when a struct or a meaning below changes */
 
 #ifdef __cplusplus
 extern "C" {
@@ -32,6 +32,16 @@ typedef struct {
   int64_t row_stride, pixel_stride, channel_stride;
   int32_t height, width;
 } dgiqa_image;
+
+/* A decoder's picture: luma u8 [height,width] and chroma u8 [height/2,width/2,2] (U beside V), its samples on the left as
+ * video codecs put them; both sides even. To RGB in FFmpeg's fixed point: luma and chroma of 15 bits, coefficients of 13. */
+typedef struct {
+  const uint8_t *luma, *chroma;
+  int64_t luma_stride, chroma_stride; /* bytes per row */
+  int32_t height, width;
+  int32_t y_offset, y_scale, v_to_r, v_to_g, u_to_g, u_to_b;
+  uint8_t* out; /* [height,width,3] */
+} dgiqa_nv12_params;
 
 /* Cubic (a = -0.75, no antialiasing, not clipped) to height x width, then value * scale[c] - shift[c]. */
 typedef struct {
@@ -76,6 +86,7 @@ typedef struct {
   int32_t out_type;
 } dgiqa_tiles_params;
 
+int dgiqa_nv12(const dgiqa_nv12_params* params, void* stream);
 int dgiqa_depth_input(const dgiqa_depth_input_params* params, void* stream);
 int dgiqa_reduce(const dgiqa_reduce_params* params, void* stream);
 int dgiqa_depth_range(const dgiqa_depth* depth, void* stream);

@@ -104,6 +104,53 @@ PREPROCESS_FN void store(void* out, int32_t type, int64_t i, float a) {
     static_cast<float *>(out)[i] = a;
 }
 
+// ---- a decoder's picture -> image
+
+// Chroma has half the samples each way. Across they lie on every other pixel; down, a quarter of a row from the nearest.
+struct ChromaRow {
+  int index[2], weight[2];  // of 4
+};
+
+struct ChromaColumn {
+  int index[2];
+};
+
+struct ToRgb {
+  dgiqa_nv12_params p;
+  using Row = ChromaRow;
+  using Column = ChromaColumn;
+  using Found = Nothing;
+  static constexpr int kRows = 8;
+
+  int planes() const { return 1; }
+  PREPROCESS_FN int rows() const { return p.height; }
+  PREPROCESS_FN int columns() const { return p.width; }
+  PREPROCESS_FN Row row(int, int y) const {
+    const int near = y / 2, other = clamp(y % 2 ? near + 1 : near - 1, p.height / 2);
+    return {{near, other}, {3, 1}};
+  }
+  PREPROCESS_FN Column column(int, int x) const { return {{x / 2, clamp((x + 1) / 2, p.width / 2)}}; }
+
+  PREPROCESS_FN int chroma(int which, const Row& row, const Column& column) const {
+    int sum = 0;  // of 15 bits, times 4096
+    for (int j = 0; j < 2; ++j) {
+      const uint8_t* line = p.chroma + row.index[j] * p.chroma_stride + which;
+      sum += (line[2 * column.index[0]] + line[2 * column.index[1]]) * 64 * 1024 * row.weight[j];
+    }
+    return (sum - (128 << 19)) >> 10;
+  }
+
+  PREPROCESS_FN void pixel(int, int y, int x, const Row& row, const Column& column, Found&) const {
+    const int64_t u = chroma(0, row, column), v = chroma(1, row, column);
+    const int64_t luma = ((int64_t(p.luma[y * p.luma_stride + x]) << 9) - p.y_offset) * p.y_scale + (1 << 21);
+    const int64_t rgb[3] = {luma + v * p.v_to_r, luma + v * p.v_to_g + u * p.u_to_g, luma + u * p.u_to_b};
+    for (int c = 0; c < 3; ++c) {
+      const int64_t level = rgb[c] >> 22;
+      p.out[3 * (int64_t(y) * p.width + x) + c] = uint8_t(level < 0 ? 0 : level > 255 ? 255 : level);
+    }
+  }
+};
+
 // ---- image -> depth network input
 
 struct Cubic {

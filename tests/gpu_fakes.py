@@ -1,9 +1,9 @@
 # ruff: noqa: N802 - the functions are named as the driver names them
-"""A CUDA driver and a TensorRT in host memory, which do the work of streams as late as they may, in any order they may.
+"""A cuda.core and a TensorRT in host memory, which do the work of streams as late as they may, in any order they may.
 
-The driver has the functions of cuda.bindings.driver that dgiqa.runtime.cuda calls. What is put on a stream runs when
-somebody waits for it, mixed at random with the work of other streams, so that a missing wait gives wrong results. Every
-access is checked against the allocations that are alive at that moment, and all resources are counted.
+What is put on a stream runs when somebody waits for it, mixed at random with the work of other streams, so that a
+missing wait gives wrong results. Every access is checked against the allocations that are alive at that moment, and all
+resources are counted. test_trt_builder holds the names and arguments of what stands in here to the real packages'.
 
 The engine computes score = mean(rgb) + 2 mean(depth) per tile, through the memory it was given to compute in.
 """
@@ -54,6 +54,9 @@ class Queue:
         self.done = 0
         self.recording: list[Callable[[], None] | Wait] | None = None
 
+    def pending(self) -> bool:
+        return self.done < len(self.work)
+
     def blocked_by(self) -> Queue | None:
         head = self.work[self.done] if self.done < len(self.work) else None
         return head.queue if isinstance(head, Wait) and head.queue.done < head.upto else None
@@ -84,33 +87,32 @@ class FakeDriver:
         self.total = total
         self.blocks: dict[str, dict[int, tuple[Any, int, int]]] = {"cuMemAlloc": {}, "cuMemAllocHost": {}}
         self.queues = {handle: Queue() for handle in (0, 1, 2)}
-        self.marks: dict[int, tuple[Queue, int] | None] = {}
+        self.home, self.ordinal = PRIMARY, 0  # the context and the GPU that memory says it is of
         self.graphs: dict[int, list[Callable[[], None] | Wait]] = {}
         self.calls: Counter[str] = Counter()
-        self.primary = 0
         self.next = 1000
         self.random = random.Random(0)
         self.lock = threading.RLock()
         self.thread = threading.local()
-        self.CUdevice_attribute = SimpleNamespace(
-            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR="major", CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="minor"
+        self.CUcontext = int
+        self.CUpointer_attribute = SimpleNamespace(
+            CU_POINTER_ATTRIBUTE_CONTEXT=1, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL=9
         )
-        self.CUevent_flags = SimpleNamespace(CU_EVENT_DISABLE_TIMING=2)
-        self.CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
-        self.CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
-        self.CUpointer_attribute = SimpleNamespace(CU_POINTER_ATTRIBUTE_CONTEXT=1)
+        self.destroyed: list[tuple[str, int | None]] = []  # TensorRT's objects, and the context they were destroyed in
+        self.faults: list[str] = []
         for name in [name for name in dir(self) if name.startswith("_cu")]:
             setattr(self, name[1:], self._guarded(name[1:], getattr(self, name)))
 
     def alive(self) -> dict[str, int]:
-        """How many of each resource exist, and the references to the primary context."""
+        """How many of each resource exist once all streams are done. The primary context is cuda.core's to keep."""
+        for queue in list(self.queues.values()):
+            self.finish(queue, len(queue.work))
+        assert self.faults == []
         return {
             "device": len(self.blocks["cuMemAlloc"]),
             "pinned": len(self.blocks["cuMemAllocHost"]),
             "streams": len(self.queues) - 3,
-            "events": len(self.marks),
             "graphs": len(self.graphs),
-            "primary": self.primary,
         }
 
     def contexts(self) -> list[int]:
@@ -118,6 +120,10 @@ class FakeDriver:
         if not hasattr(self.thread, "contexts"):
             self.thread.contexts = []
         return self.thread.contexts
+
+    def gone(self, what: str) -> None:
+        """An object of TensorRT's is being destroyed."""
+        self.destroyed.append((what, self.contexts()[-1] if self.contexts() else None))
 
     def put(self, stream: Any, work: Callable[[], None] | Wait) -> None:
         queue = self._queue(stream)
@@ -146,18 +152,22 @@ class FakeDriver:
 
     def _guarded(self, name: str, function: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
         def call(*arguments: Any) -> tuple[Any, ...]:
-            with self.lock:
-                self.calls[name] += 1
-                try:
-                    if not self.contexts() and name not in CONTEXT_FREE:
-                        raise RefusedError(Status.CUDA_ERROR_INVALID_CONTEXT)
-                    value = function(*arguments)
-                except RefusedError as refused:
-                    return (refused.status,)
-                values = value if isinstance(value, tuple) else () if value is None else (value,)
-                return (Status.CUDA_SUCCESS, *values)
+            try:
+                value = self.do(name, *arguments)
+            except RefusedError as refused:
+                return (refused.status,)
+            values = value if isinstance(value, tuple) else () if value is None else (value,)
+            return (Status.CUDA_SUCCESS, *values)
 
         return call
+
+    def do(self, name: str, *arguments: Any) -> Any:
+        """A call of the driver: its result, or RefusedError."""
+        with self.lock:
+            self.calls[name] += 1
+            if not self.contexts() and name not in CONTEXT_FREE:
+                raise RefusedError(Status.CUDA_ERROR_INVALID_CONTEXT)
+            return getattr(self, f"_{name}")(*arguments)
 
     def _queue(self, stream: Any) -> Queue:
         if int(stream) not in self.queues:
@@ -177,66 +187,26 @@ class FakeDriver:
         return address
 
     def _free(self, kind: str, address: int) -> None:
-        for queue in list(self.queues.values()):  # as the real one does
-            self.finish(queue, len(queue.work))
         if self.blocks[kind].pop(int(address), None) is None:
             raise RefusedError(Status.CUDA_ERROR_INVALID_VALUE)
-
-    def _copy(self, target: int, source: int, nbytes: int, stream: Any, kinds: tuple[str, str]) -> None:
-        def work() -> None:
-            self.check(kinds[0], int(target), nbytes)
-            self.check(kinds[1], int(source), nbytes)
-            ctypes.memmove(int(target), int(source), nbytes)
-
-        self.put(stream, work)
-
-    def _cuInit(self, flags: int) -> None:
-        assert flags == 0
 
     def _cuDriverGetVersion(self) -> int:
         return 13000
 
-    def _cuDeviceGet(self, ordinal: int) -> int:
-        if ordinal != 0:
-            raise RefusedError(Status.CUDA_ERROR_INVALID_VALUE)
-        return ordinal
-
-    def _cuDeviceGetName(self, length: int, device: int) -> bytes:
-        return b"Imagined H200\0".ljust(length)
-
-    def _cuDeviceGetAttribute(self, attribute: str, device: int) -> int:
-        return {"major": 9, "minor": 0}[attribute]
-
     def _cuCtxGetCurrent(self) -> int:
         return self.contexts()[-1] if self.contexts() else 0
 
-    def _cuCtxGetDevice(self) -> int:
-        return 0
+    def _cuCtxSetCurrent(self, context: int) -> None:
+        if self.contexts():
+            self.contexts().pop()
+        if context:
+            self.contexts().append(context)
 
     def _cuCtxPushCurrent(self, context: int) -> None:
-        self.contexts().append(int(context))
+        self.contexts().append(context)
 
     def _cuCtxPopCurrent(self) -> int:
         return self.contexts().pop()
-
-    def _cuDevicePrimaryCtxRetain(self, device: int) -> int:
-        self.primary += 1
-        return PRIMARY
-
-    def _cuDevicePrimaryCtxRelease(self, device: int) -> None:
-        self.primary -= 1
-
-    def _cuMemAlloc(self, nbytes: int) -> int:
-        return self._allocate("cuMemAlloc", nbytes)
-
-    def _cuMemFree(self, address: int) -> None:
-        self._free("cuMemAlloc", address)
-
-    def _cuMemAllocHost(self, nbytes: int) -> int:
-        return self._allocate("cuMemAllocHost", nbytes)
-
-    def _cuMemFreeHost(self, address: int) -> None:
-        self._free("cuMemAllocHost", address)
 
     def _cuMemGetInfo(self) -> tuple[int, int]:
         used = sum(size for _, _, size in self.blocks["cuMemAlloc"].values())
@@ -245,22 +215,51 @@ class FakeDriver:
     def _cuPointerGetAttribute(self, attribute: int, address: int) -> int:
         if not any(start <= address < start + size for _, start, size in self.blocks["cuMemAlloc"].values()):
             raise RefusedError(Status.CUDA_ERROR_INVALID_VALUE)
-        return PRIMARY
+        return self.home if attribute == 1 else self.ordinal
 
-    def _cuMemcpyHtoDAsync(self, target: int, source: int, nbytes: int, stream: Any) -> None:
-        self._copy(target, source, nbytes, stream, ("cuMemAlloc", "cuMemAllocHost"))
+    def _cuMemAllocFromPoolAsync(self, nbytes: int, stream: int) -> int:
+        return self._allocate("cuMemAlloc", nbytes)
 
-    def _cuMemcpyDtoHAsync(self, target: int, source: int, nbytes: int, stream: Any) -> None:
-        self._copy(target, source, nbytes, stream, ("cuMemAllocHost", "cuMemAlloc"))
+    def _cuMemFreeAsync(self, address: int, stream: int) -> None:
+        queue = self.queues.get(stream)
+        if queue is None:  # gone in the same collection of garbage
+            self._free("cuMemAlloc", address)
+            return
+        if queue.recording is not None:
+            self.faults.append("memory was freed on a stream that is being recorded")
+        queue.work.append(lambda: self._free("cuMemAlloc", address))
 
-    def _cuMemcpyDtoDAsync(self, target: int, source: int, nbytes: int, stream: Any) -> None:
-        self._copy(target, source, nbytes, stream, ("cuMemAlloc", "cuMemAlloc"))
+    def _cuMemAllocHost(self, nbytes: int) -> int:
+        return self._allocate("cuMemAllocHost", nbytes)
 
-    def _cuMemcpyDtoH(self, target: int, source: int, nbytes: int) -> None:
-        self.check("cuMemAlloc", int(source), nbytes)
-        ctypes.memmove(int(target), int(source), nbytes)
+    def _cuMemFreeHost(self, address: int) -> None:
+        for queue in list(self.queues.values()):  # as the real one does
+            self.finish(queue, len(queue.work))
+        self._free("cuMemAllocHost", address)
 
-    def _cuStreamCreate(self, flags: int) -> int:
+    def _cuMemcpyAsync(self, target: int, source: int, nbytes: int, stream: int) -> None:
+        def kind(address: int) -> str | None:  # by where it lies when it is asked for, as unified addressing does
+            for name, blocks in self.blocks.items():
+                if any(start <= address < start + size for _, start, size in blocks.values()):
+                    return name
+            return None
+
+        kinds = kind(target), kind(source)
+
+        def work() -> None:
+            for name, address in zip(kinds, (target, source), strict=True):
+                if name:
+                    self.check(name, address, nbytes)
+            ctypes.memmove(target, source, nbytes)
+
+        if None in kinds:  # pageable memory: the copy is staged, and the call returns when it is done
+            queue = self._queue(stream)
+            self.finish(queue, len(queue.work))
+            work()
+        else:
+            self.put(stream, work)
+
+    def _cuStreamCreate(self) -> int:
         handle = self._handle()
         self.queues[handle] = Queue()
         return handle
@@ -268,65 +267,220 @@ class FakeDriver:
     def _cuStreamDestroy(self, stream: int) -> None:
         queue = self._queue(stream)
         self.finish(queue, len(queue.work))
-        del self.queues[int(stream)]
+        del self.queues[stream]
 
-    def _cuStreamSynchronize(self, stream: Any) -> None:
+    def _cuStreamSynchronize(self, stream: int) -> None:
         queue = self._queue(stream)
         if queue.recording is not None:
             raise RefusedError(Status.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)
         self.finish(queue, len(queue.work))
 
-    def _cuStreamWaitEvent(self, stream: Any, event: int, flags: int) -> None:
-        mark = self.marks[event]
-        if mark is not None:
-            self.put(stream, Wait(*mark))
+    def _cuStreamWaitStream(self, stream: int, other: int) -> None:
+        queue = self._queue(other)
+        self.put(stream, Wait(queue, len(queue.work)))
 
-    def _cuEventCreate(self, flags: int) -> int:
-        handle = self._handle()
-        self.marks[handle] = None
-        return handle
-
-    def _cuEventRecord(self, event: int, stream: Any) -> None:
-        queue = self._queue(stream)
-        self.marks[event] = (queue, len(queue.work))
-
-    def _cuEventSynchronize(self, event: int) -> None:
-        mark = self.marks[event]
-        if mark is not None:
-            self.finish(*mark)
-
-    def _cuEventDestroy(self, event: int) -> None:
-        del self.marks[event]
-
-    def _cuStreamBeginCapture(self, stream: Any, mode: int) -> None:
+    def _cuStreamBeginCapture(self, stream: int) -> None:
         self._queue(stream).recording = []
 
-    def _cuStreamEndCapture(self, stream: Any) -> int:
+    def _cuStreamEndCapture(self, stream: int) -> int:
         queue, handle = self._queue(stream), self._handle()
         assert queue.recording is not None
         self.graphs[handle], queue.recording = queue.recording, None
         return handle
 
-    def _cuGraphInstantiate(self, graph: int, flags: int) -> int:
+    def _cuGraphInstantiate(self, graph: int) -> int:
         handle = self._handle()
         self.graphs[handle] = list(self.graphs[graph])
         return handle
 
-    def _cuGraphLaunch(self, graph: int, stream: Any) -> None:
+    def _cuGraphLaunch(self, graph: int, stream: int) -> None:
         for work in self.graphs[graph]:
             self.put(stream, work)
 
     def _cuGraphDestroy(self, graph: int) -> None:
         del self.graphs[graph]
 
-    def _cuGraphExecDestroy(self, graph: int) -> None:
-        del self.graphs[graph]
-
 
 CONTEXT_FREE = {
-    *("cuInit", "cuDriverGetVersion", "cuDeviceGet", "cuDeviceGetName", "cuDeviceGetAttribute", "cuCtxGetCurrent"),
-    *("cuCtxPushCurrent", "cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxRelease"),
+    *(
+        "cuDriverGetVersion",
+        "cuCtxGetCurrent",
+        "cuCtxSetCurrent",
+        "cuCtxPushCurrent",
+        "cuMemFreeAsync",
+        "cuMemFreeHost",
+    ),
+    *("cuStreamDestroy", "cuGraphDestroy"),
 }
+
+
+class FakeCUDAError(Exception):
+    """Not a RuntimeError, and under no public name, as cuda.core's."""
+
+
+def fake_core(driver: FakeDriver) -> ModuleType:
+    """The module `cuda.core`, as far as dgiqa.runtime.cuda uses it."""
+
+    def do(name: str, *arguments: Any) -> Any:
+        try:
+            return driver.do(name, *arguments)
+        except RefusedError as refused:
+            raise FakeCUDAError(f"{refused.status.name}: this indicates what it says") from None
+
+    class Handle:
+        """A stream of the driver's: destroyed with the last that refers to it, which buffers do."""
+
+        def __init__(self, at: int) -> None:
+            self.at = at
+
+        def __del__(self) -> None:
+            if not sys.is_finalizing():
+                do("cuStreamDestroy", self.at)
+
+    class Stream:
+        def __init__(self, handle: int, owned: bool = True) -> None:
+            self._at, self._handle = handle, Handle(handle) if owned else None
+
+        @staticmethod
+        def from_handle(handle: int) -> Stream:
+            return Stream(handle, owned=False)
+
+        def __cuda_stream__(self) -> tuple[int, int]:
+            return 0, self._at
+
+        def sync(self) -> None:
+            do("cuStreamSynchronize", self._at)
+
+        def wait(self, event_or_stream: Stream) -> None:
+            do("cuStreamWaitStream", self._at, event_or_stream._at)
+
+        def create_graph_builder(self) -> GraphBuilder:
+            return GraphBuilder(self)
+
+        def close(self) -> None:
+            self._handle = None
+
+    class Buffer:
+        def __init__(self, handle: int, size: int, free: Callable[[int, int], None] | None, stream: Any) -> None:
+            self.handle, self.size, self._free, self._on = handle, size, free, stream
+            self._kept = stream and stream._handle
+
+        @staticmethod
+        def from_handle(ptr: int, size: int, mr: Any = None, owner: Any = None, *, stream: Any = None) -> Buffer:
+            return Buffer(ptr, size, None, None)
+
+        def copy_to(self, dst: Buffer, *, stream: Stream, options: Any = None) -> Buffer:
+            assert dst.size == self.size
+            do("cuMemcpyAsync", dst.handle, self.handle, self.size, stream._at)
+            return dst
+
+        def close(self, stream: Stream | None = None) -> None:
+            free, self._free = self._free, None
+            if free:
+                on = self._on if stream is None else stream
+                free(self.handle, on._at if on else 0)
+
+        def __del__(self) -> None:
+            if not sys.is_finalizing():
+                self.close()
+
+    class Pool:
+        def allocate(self, size: int, *, stream: Stream) -> Buffer:
+            address = do("cuMemAllocFromPoolAsync", size, stream._at)
+            return Buffer(address, size, lambda at, on: do("cuMemFreeAsync", at, on), stream)
+
+    class LegacyPinnedMemoryResource:
+        def allocate(self, size: int, *, stream: Stream | None = None) -> Buffer:
+            return Buffer(do("cuMemAllocHost", size), size, lambda at, on: do("cuMemFreeHost", at), None)
+
+    class Device:
+        def __new__(cls, device_id: int | None = None) -> Device:
+            if device_id not in (None, 0):
+                raise ValueError(f"device_id must be within [0, 1), got {device_id}")
+            if not hasattr(driver.thread, "device"):
+                driver.thread.device = object.__new__(cls)
+                driver.thread.device.used = False
+            return driver.thread.device
+
+        device_id, name, compute_capability, memory_resource = 0, "Imagined H200", (9, 0), Pool()
+
+        def set_current(self) -> None:
+            self.used = True
+            do("cuCtxSetCurrent", PRIMARY)
+
+        def create_stream(self) -> Stream:
+            if not self.used:
+                raise FakeCUDAError("Device 0 is not yet initialized, perhaps you forgot to call .set_current() first?")
+            return Stream(do("cuStreamCreate"))
+
+    class GraphBuilder:
+        def __init__(self, stream: Stream) -> None:
+            self._stream, self._building, self._graph = stream, False, 0
+
+        def begin_building(self, mode: str = "relaxed") -> GraphBuilder:
+            assert mode == "thread_local"
+            assert not driver.queues[self._stream._at].pending(), "recorded while the same stream was running"
+            do("cuStreamBeginCapture", self._stream._at)
+            self._building = True
+            return self
+
+        def end_building(self) -> GraphBuilder:
+            self._building = False
+            self._graph = do("cuStreamEndCapture", self._stream._at)
+            return self
+
+        def complete(self) -> Graph:
+            return Graph(do("cuGraphInstantiate", self._graph))
+
+        def close(self) -> None:
+            if self._building:
+                self.end_building()
+            graph, self._graph = self._graph, 0
+            if graph:
+                do("cuGraphDestroy", graph)
+
+    class Graph:
+        def __init__(self, handle: int) -> None:
+            self._at = handle
+
+        def launch(self, stream: Stream) -> None:
+            do("cuGraphLaunch", self._at, stream._at)
+
+        def close(self) -> None:
+            handle, self._at = self._at, 0
+            if handle:
+                do("cuGraphDestroy", handle)
+
+        def __del__(self) -> None:
+            if not sys.is_finalizing():
+                self.close()
+
+    class StridedMemoryView:
+        """Reads the DLPack capsules of host arrays that say they are a device's."""
+
+        @classmethod
+        def from_dlpack(cls, obj: Any, stream_ptr: int | None = None) -> Any:
+            if stream_ptr is None:
+                raise BufferError("stream=None is ambiguous with view()")
+            array = np.from_dlpack(
+                SimpleNamespace(
+                    __dlpack__=lambda **_: obj.__dlpack__(stream=stream_ptr), __dlpack_device__=lambda: (1, 0)
+                )
+            )
+            counts = tuple(stride // array.itemsize for stride in array.strides)
+            strides = None if array.flags.c_contiguous else counts
+            return SimpleNamespace(
+                ptr=array.ctypes.data, shape=array.shape, strides=strides, dtype=array.dtype, kept=array
+            )
+
+    module = ModuleType("cuda.core")
+    module.__version__ = "0.3.2"  # type: ignore[attr-defined] # asked for where names are missing
+    classes = (Stream, Buffer, LegacyPinnedMemoryResource, Device, GraphBuilder, Graph)
+    vars(module).update(
+        {each.__name__: each for each in classes}, utils=SimpleNamespace(StridedMemoryView=StridedMemoryView)
+    )
+    vars(module).update(LEGACY_DEFAULT_STREAM=Stream(0, owned=False), PER_THREAD_DEFAULT_STREAM=Stream(2, owned=False))
+    return module
 
 
 class FakeExecution:
@@ -337,8 +491,16 @@ class FakeExecution:
         self.scratch = (0, 0)
         self.version, self.ran = 0, -1
 
-    def set_device_memory(self, address: int, nbytes: int) -> None:
-        self.scratch = (address, nbytes)
+    def update_device_memory_size_for_shapes(self) -> int:
+        assert self.shapes.keys() == {"rgb", "depth"}, "all shapes come first"
+        return SCRATCH * self.shapes["rgb"][0]
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        self.version += self.scratch != (memory, size)
+        self.scratch = (memory, size)
+
+    def __del__(self) -> None:
+        self.engine.driver.gone("execution")
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.version += self.shapes.get(name) != shape
@@ -360,8 +522,11 @@ class FakeExecution:
             self.engine.logger.log("ERROR", "the engine is broken")
             return False
         shapes, addresses, (scratch, size) = dict(self.shapes), dict(self.addresses), self.scratch
-        assert size >= SCRATCH
+        assert size >= SCRATCH * shapes["rgb"][0]
         recording = driver.queues[int(stream)].recording is not None
+        if recording and self.engine.uncapturable:
+            self.engine.logger.log("ERROR", "operation not permitted when stream is capturing")
+            return False
         assert self.ran == version or not recording, "recorded before it ran once with these shapes"
         self.ran = version
 
@@ -389,10 +554,11 @@ class FakeEngine:
         self.driver, self.logger = driver, logger
         self.device_memory_size_v2 = SCRATCH
         self.names = ["rgb", "depth", "score"]
+        self.num_optimization_profiles = int(about["batch"][0] != about["batch"][1])
         self.num_io_tensors = len(self.names)
         self.low = dict.fromkeys(("rgb", "depth"), (about["batch"][0], *TILE))
         self.high = dict.fromkeys(("rgb", "depth"), (about["batch"][1], *TILE))
-        self.broken = about.get("broken", False)
+        self.broken, self.uncapturable = about.get("broken", False), about.get("uncapturable", False)
         self.type = about.get("type", "FLOAT")
         self.layers = about.get("layers", [])
 
@@ -421,7 +587,26 @@ class FakeEngine:
         return FakeExecution(self)
 
     def create_engine_inspector(self) -> Any:
-        return SimpleNamespace(get_engine_information=lambda layout: json.dumps({"Layers": self.layers}))
+        return FakeInspector(self)
+
+    def __del__(self) -> None:
+        self.driver.gone("engine")
+
+
+class FakeInspector:
+    """As TensorRT: without an execution context whose shapes are all set, dynamic engines show no types."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine, self.execution_context = engine, None
+
+    def get_engine_information(self, format: str) -> str:
+        context, dynamic = self.execution_context, self._engine.low != self._engine.high
+        known = not dynamic or (context is not None and context.shapes.keys() == self._engine.low.keys())
+        layers = json.loads(json.dumps(self._engine.layers))
+        for layer in layers if not known else ():
+            for tensor in (*layer.get("Inputs", ()), *layer.get("Outputs", ())) if isinstance(layer, dict) else ():
+                tensor["Format/Datatype"] = "N/A due to dynamic shapes"
+        return json.dumps({"Layers": layers})
 
 
 def fake_tensorrt(driver: FakeDriver, version: str = "11.4.0.106") -> ModuleType:
@@ -452,21 +637,22 @@ def fake_tensorrt(driver: FakeDriver, version: str = "11.4.0.106") -> ModuleType
         TensorIOMode=SimpleNamespace(INPUT="in"),
         TensorLocation=SimpleNamespace(DEVICE="device"),
         ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"),
+        ProfilingVerbosity=SimpleNamespace(NONE="none", DETAILED="detailed"),
     )
     return module
 
 
 def write_plan(path: Path, **about: Any) -> Path:
-    """A plan for the fake TensorRT. about: batch (smallest, largest), broken, type, layers."""
+    """A plan for the fake TensorRT. about: batch (smallest, largest), broken, uncapturable, type, layers."""
     path.write_text(json.dumps({"batch": (1, 8), **about}))
     return path
 
 
 def install(monkeypatch: pytest.MonkeyPatch, driver: FakeDriver) -> FakeDriver:
     """`from cuda.bindings import driver` and `import tensorrt` give the fakes for one test."""
-    bindings = ModuleType("cuda.bindings")
-    bindings.driver = driver  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
-    monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
+    package, bindings, core = ModuleType("cuda"), ModuleType("cuda.bindings"), fake_core(driver)
+    bindings.driver, package.bindings, package.core = driver, bindings, core  # type: ignore[attr-defined]
+    for module in (package, bindings, core):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(driver))
     return driver

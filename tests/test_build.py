@@ -8,7 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -274,22 +275,31 @@ def test_a_disk_that_refuses_is_an_error_that_names_the_place_and_leaves_nothing
 def tensorrt(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A stand-in for the room that builds and runs plans; a plan is the ONNX file it was made of."""
     from dgiqa.builder import plan
-    from dgiqa.runtime import plans, trt
+    from dgiqa.runtime import cuda, plans, trt
     from dgiqa.runtime.ort import OrtSession
 
-    asked = SimpleNamespace(shapes={}, plugins=[], layers={"fp16": 5, "fp32": 1})
+    asked = SimpleNamespace(profiles=[], plugins=[], devices=[], types={"fp16": 5, "fp32": 1}, layers={"fp16": 5})
 
-    def build_plan(onnx: Path, plan: Path, *, shapes: Mapping[str, Any], plugins: Sequence[Path], **rest: Any) -> Any:
-        asked.shapes |= shapes
+    def build_plan(onnx: Path, plan: Path, *, shapes: list[Any], plugins: Sequence[Path], **rest: Any) -> Any:
+        asked.profiles += shapes
         asked.plugins += plugins
         shutil.copy(onnx, plan)
-        return SimpleNamespace(layers=6, precisions=asked.layers, bytes=plan.stat().st_size, seconds=1.0)
+        return SimpleNamespace(layers=6, precisions=asked.types, bytes=plan.stat().st_size, seconds=1.0)
+
+    def context(device: int | None) -> Any:
+        asked.devices.append(device)
+        return SimpleNamespace(current=nullcontext)
+
+    def session(plan: Path, *, plugins: Any = (), device: int | None = None) -> OrtSession:
+        asked.devices.append(device)
+        return OrtSession(Path(plan).read_bytes())
 
     here = {"tensorrt": "11.4.0.106", "gpu": "NVIDIA Z1", "compute_capability": "9.0"}
     monkeypatch.setattr(plan, "build_plan", build_plan)
     monkeypatch.setattr(plans, "layer_precisions", lambda plan, plugins=(): dict(asked.layers))
-    monkeypatch.setattr(plans, "identity", lambda: here)
-    monkeypatch.setattr(trt, "TrtSession", lambda plan, plugins=(): OrtSession(Path(plan).read_bytes()))
+    monkeypatch.setattr(plans, "identity", lambda device: here)
+    monkeypatch.setattr(cuda, "Context", context)
+    monkeypatch.setattr(trt, "TrtSession", session)
     monkeypatch.setattr(
         room_of_names, "_lacking", lambda backend: "" if backend in ("tensorrt", "onnxruntime") else "is not"
     )
@@ -310,14 +320,16 @@ def test_plans_are_built_for_the_shapes_asked_for_and_found_again(
         "libplugin.so",
         "quality.plan",
     ]
-    assert tensorrt.shapes["rgb"] == ((1, 3, 64, 64), (4, 3, 64, 64), (16, 3, 64, 64))
-    assert tensorrt.shapes["image"][0] == (1, 3, 64, 64)
-    assert tensorrt.shapes["image"][2] == (1, 3, 128, 192)
+    lying, standing, tiles = tensorrt.profiles
+    assert tiles["rgb"] == tiles["depth"] == ((1, 3, 64, 64), (4, 3, 64, 64), (16, 3, 64, 64))
+    # 4:3 that lies is tuned for; a side that is always the short one stays it; several pictures go at once
+    assert lying == {"image": ((1, 3, 64, 64), (1, 3, 64, 96), (4, 3, 64, 192))}
+    assert standing == {"image": ((1, 3, 96, 64), (1, 3, 128, 64), (4, 3, 128, 64))}
     assert [path.name for path in tensorrt.plugins] == ["libplugin.so"] * 2
     key = made.key
     assert (key["version"], key["device"], key["compute_capability"]) == ("11.4.0.106", "NVIDIA Z1", "9.0")
     usual = [[64, 64], [64, 96], [64, 128], [96, 64], [128, 64]]
-    assert key["profile"] == {"batch": [1, 4, 16], "depth": [*usual, [64, 192]]}
+    assert key["profile"] == {"batch": [1, 4, 16], "images": 4, "depth": [*usual, [64, 192]]}
     scorer = Scorer(tiny_bundle, precision="fp16")  # auto takes TensorRT where it is
     assert scorer.backend.endswith("fp16")
     assert 0 < scorer.score(photos["coffee"]).value < 1
@@ -328,10 +340,31 @@ def test_plans_are_built_for_the_shapes_asked_for_and_found_again(
 
 
 def test_a_plan_without_the_precision_leaves_nothing(tiny_bundle: Bundle, tensorrt: SimpleNamespace) -> None:
-    tensorrt.layers = {"fp32": 6}
-    with pytest.raises(ParityError, match=r"asked for fp16, and the engine of .* has \{'fp32': 6\}; nothing was kept"):
+    tensorrt.layers = {"fp32": 6, "unknown": 90}
+    with pytest.raises(ParityError, match=r"asked for fp16, and the engine of .* has \{'fp32': 6, .*nothing was kept"):
+        build(tiny_bundle, backend="tensorrt")
+    tensorrt.layers, tensorrt.types = {"fp16": 6}, {"fp32": 6}
+    with pytest.raises(ParityError, match=r"asked for fp16, and the network of .* has \{'fp32': 6\}; nothing was kept"):
         build(tiny_bundle, backend="tensorrt")
     assert nothing_left()
+
+
+def test_layers_that_hide_their_types_are_no_reason_to_refuse(tiny_bundle: Bundle, tensorrt: SimpleNamespace) -> None:
+    tensorrt.layers = {"unknown": 120, "other": 3}
+    made = build(tiny_bundle, backend="tensorrt")
+    assert made.certificate["layers"]["depth.onnx"] == {"unknown": 120, "other": 3}
+
+
+def test_the_gpu_asked_for_is_the_one_that_is_built_for_and_opened(
+    tiny_bundle: Bundle, tensorrt: SimpleNamespace
+) -> None:
+    build(tiny_bundle, backend="tensorrt", device=1)
+    assert set(tensorrt.devices) == {1}
+    tensorrt.devices.clear()
+    Scorer(tiny_bundle, precision="fp16", device=1).close()
+    assert set(tensorrt.devices) == {1}
+    with pytest.raises(ValueError, match="device 1 names a GPU, and onnxruntime runs on the CPU; leave it out"):
+        Scorer(tiny_bundle, backend="onnxruntime", device=1)
 
 
 def test_without_tensorrt_one_sentence_says_what_to_install_and_what_works_instead(tiny_bundle: Bundle) -> None:

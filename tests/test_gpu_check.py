@@ -12,10 +12,10 @@ import gpu_fakes
 import numpy as np
 import pytest
 from gpu_fakes import TILE, FakeDriver, write_plan
+from test_on_device import Late
 
 from dgiqa.bundle import Bundle
 from dgiqa.errors import BackendError, DgiqaError, EngineError
-from dgiqa.runtime import cuda
 from dgiqa.runtime.trt import TrtSession
 
 
@@ -27,7 +27,7 @@ def check(script: Callable[[str], ModuleType]) -> ModuleType:
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch, check: ModuleType) -> FakeDriver:
     monkeypatch.setattr(check, "gpu_present", lambda: True)
-    return gpu_fakes.install(monkeypatch, FakeDriver())
+    return gpu_fakes.install(monkeypatch, FakeDriver(total=1 << 28))
 
 
 def test_without_a_gpu_every_step_says_so_and_the_exit_code_too(
@@ -38,11 +38,11 @@ def test_without_a_gpu_every_step_says_so_and_the_exit_code_too(
     record = json.loads((tmp_path / "found.json").read_text())
     assert record["ok"] is False
     assert list(record["steps"]) == [
-        *(f"onnxruntime-cuda {p}" for p in ("fp32", "fp16", "int8")),
         "device memory",
         "images in place",
-        *(f"tensorrt {p}" for p in ("fp32", "fp16", "int8")),
+        *(f"onnxruntime-cuda {p}" for p in ("fp32", "fp16", "int8")),
         "scores onnxruntime-cuda",
+        *(f"tensorrt {p}" for p in ("fp32", "fp16", "int8")),
         "scores tensorrt",
     ]
     assert all("no NVIDIA GPU" in step["error"] for step in record["steps"].values())
@@ -59,10 +59,11 @@ def test_without_a_gpu_every_step_says_so_and_the_exit_code_too(
 def test_what_was_found_is_kept_when_a_step_ends_the_process(
     check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def stopped() -> Any:
+    def stopped(note: Any) -> None:
+        note("half", "of it")
         raise KeyboardInterrupt
 
-    steps = {"first": lambda: {"a": 1}, "second": stopped, "third": lambda: {"b": 2}}
+    steps = {"first": lambda note: note("a", 1), "second": stopped, "third": lambda note: note("b", 2)}
     monkeypatch.setattr(check, "steps_of", lambda room: steps)
     with pytest.raises(KeyboardInterrupt):
         check.main(["--json", str(tmp_path / "found.json")])
@@ -70,42 +71,47 @@ def test_what_was_found_is_kept_when_a_step_ends_the_process(
     assert record["ok"] is False
     assert record["steps"]["first"]["a"] == 1
     assert record["steps"]["second"]["error"].startswith("begun, and the process ended")
+    assert record["steps"]["second"]["half"] == "of it"  # what it had found is kept
     assert record["steps"]["third"]["error"] == "not begun"
 
 
 def test_no_step_begins_when_time_is_up(check: ModuleType) -> None:
-    found = check.run_steps({"first": lambda: {"a": 1}}, lambda found: None, minutes=-1)
+    found = check.run_steps({"first": lambda note: note("a", 1)}, lambda found: None, minutes=-1)
     assert found["first"]["error"] == "not begun within -1 minutes; --only 'first' runs it"
 
 
 def test_nothing_is_quantised_for_a_backend_that_is_not_there(check: ModuleType, driver: FakeDriver) -> None:
     room = SimpleNamespace(files=lambda precision: pytest.fail("made files before looking"))
     with pytest.raises(BackendError, match="onnxruntime-cuda"):
-        check.onnxruntime_cuda(room, "int8")
+        check.onnxruntime_cuda(room, "int8", print)
 
 
 def test_images_in_place_score_like_the_golden_ones_and_a_wrong_kernel_is_noticed(
     check: ModuleType, driver: FakeDriver, kernels: Any, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room = SimpleNamespace(bundle=tiny_bundle)
-    found = check.images_in_place(room, kernels)
+    room, found = SimpleNamespace(bundle=tiny_bundle), {}  # type: ignore[var-annotated]
+    late: Any = Late(driver, kernels)
+    late.path = kernels.path
+    check.images_in_place(room, found.__setitem__, late)
     assert found["images"] == 4
     assert found["difference"] <= 1e-4
-    monkeypatch.setattr(kernels, "depth_range", lambda depth, stream: None)  # stays as it was filled: all zero
+    monkeypatch.setattr(late, "depth_range", lambda depth, stream: None)  # stays as it was filled
     with pytest.raises((EngineError, DgiqaError)):
-        check.images_in_place(room, kernels)
+        check.images_in_place(room, found.__setitem__, late)
     monkeypatch.setenv("DGIQA_KERNELS", str(kernels.path))
     with pytest.raises(BackendError, match="emulates the kernels on a CPU"):
-        check.images_in_place(room)
+        check.images_in_place(room, found.__setitem__)
 
 
 def test_a_step_that_fails_is_recorded_and_the_others_go_on(check: ModuleType) -> None:
-    def fails() -> Any:
+    def fails(note: Any) -> None:
+        note("before", 1)
         raise ZeroDivisionError("by nothing")
 
-    found = check.run_steps({"first": lambda: {"a": 1}, "second": fails, "third": lambda: {"b": 2}}, lambda found: None)
+    steps = {"first": lambda note: note("a", 1), "second": fails, "third": lambda note: note("b", 2)}
+    found = check.run_steps(steps, lambda found: None)
     assert [step["ok"] for step in found.values()] == [True, False, True]
-    assert found["first"]["a"] == 1
+    assert (found["first"]["a"], found["second"]["before"]) == (1, 1)
     assert found["second"]["error"] == "ZeroDivisionError: by nothing"
     assert "fails" in found["second"]["at"][0]
 
@@ -135,19 +141,20 @@ def test_the_kernels_check_goes_on_after_an_error_and_keeps_what_it_found(
 
 
 def test_device_memory_passes_on_a_driver_that_works(check: ModuleType, driver: FakeDriver) -> None:
-    found = check.device_memory(SimpleNamespace(calls=40))
+    found: dict[str, Any] = {}
+    check.device_memory(SimpleNamespace(calls=40), found.__setitem__)
     assert found == {"gpu": "Imagined H200", "driver": "13.0", "calls": 40, "lost_mb": 0.0}
-    assert driver.calls["cuGraphLaunch"] == 1
+    assert driver.calls["cuGraphLaunch"] == 3
 
 
 def test_memory_that_is_not_given_back_is_noticed(
     check: ModuleType, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = []
-    monkeypatch.setattr(check, "_one_round", lambda c, pinned, s: kept.append(cuda.empty(c, (1 << 18,), np.float32)))
+    monkeypatch.setattr(check, "_one_round", lambda lane, pinned: kept.append(lane.empty((1 << 18,), np.float32)))
     monkeypatch.setattr(check, "LEAK_MB", 10)
     with pytest.raises(BackendError, match="MB of device memory are gone after all calls, wanted at most 10"):
-        check.device_memory(SimpleNamespace(calls=20))
+        check.device_memory(SimpleNamespace(calls=20), lambda key, value: None)
 
 
 def test_arrays_on_the_device_must_score_as_on_the_host(
@@ -158,10 +165,17 @@ def test_arrays_on_the_device_must_score_as_on_the_host(
     room = SimpleNamespace(feeds={"quality": feeds})
     with TrtSession(write_plan(tmp_path / "plan")) as session:
         assert check._in_place(room, "quality", session) < 1e-6
+        assert check._bound(room, "quality", session) < 1e-6
         run = session.run
-        monkeypatch.setattr(session, "run", lambda f, **k: {n: a if k else a + 1 for n, a in run(f, **k).items()})
+
+        def wrong(feeds: Any, *outputs: Any, **options: Any) -> dict[str, Any]:
+            return {name: a if outputs else a + 1 for name, a in run(feeds, *outputs, **options).items()}
+
+        monkeypatch.setattr(session, "run", wrong)
         with pytest.raises(EngineError, match="on device arrays differs by 1"):
             check._in_place(room, "quality", session)
+        with pytest.raises(EngineError, match="between bound arrays differs by 1"):
+            check._bound(room, "quality", session)
 
 
 def test_an_engine_outside_its_budget_or_precision_fails(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from dgiqa import machine, spec
 from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.errors import BackendError
+from dgiqa.runtime.cuda import DeviceArray
 from dgiqa.runtime.ort import OrtSession
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -24,34 +26,20 @@ class StandIn:
     GraphOptimizationLevel = SimpleNamespace(ORT_ENABLE_ALL=99)
 
     def __init__(self, *, available: tuple[str, ...] = (CUDA, CPU), granted: tuple[str, ...] = (CUDA, CPU)) -> None:
-        self.asked: dict[str, Any] = {"overrides": {}, "preloaded": 0, "captured": 0, "copies": 0, "in_place": []}
+        self.asked: dict[str, Any] = {"preloaded": 0, "graphs": [], "copies": 0, "in_place": [], "devices": set()}
         self.available, self.granted = available, granted
-        stand_in = self
 
         class SessionOptions:
             def add_session_config_entry(self, name: str, value: str) -> None: ...
 
-            def add_free_dimension_override_by_name(self, name: str, size: int) -> None:
-                stand_in.asked["overrides"][name] = size
+        class RunOptions:
+            def __init__(self) -> None:
+                self.entries: dict[str, str] = {}
 
-        class OrtValue:
-            def __init__(self, array: np.ndarray) -> None:
-                self.array = array
+            def add_run_config_entry(self, name: str, value: str) -> None:
+                self.entries[name] = value
 
-            @classmethod
-            def ortvalue_from_numpy(cls, array: np.ndarray, device: str, index: int) -> OrtValue:
-                assert (device, index) == ("cuda", 0)
-                return cls(array.copy())
-
-            @classmethod
-            def ortvalue_from_shape_and_type(cls, shape: list[int], kind: Any, device: str, index: int) -> OrtValue:
-                assert all(isinstance(size, int) for size in shape)
-                return cls(np.full(shape, np.nan, kind))
-
-            def update_inplace(self, array: np.ndarray) -> None:
-                self.array[...] = array
-
-        self.SessionOptions, self.OrtValue = SessionOptions, OrtValue
+        self.SessionOptions, self.RunOptions = SessionOptions, RunOptions
 
     def get_available_providers(self) -> list[str]:
         return list(self.available)
@@ -68,71 +56,79 @@ class StandIn:
 class StandInSession:
     def __init__(self, host: StandIn) -> None:
         self.host = host
-        self.graph: StandInBinding | None = None
 
     def get_providers(self) -> list[str]:
         return list(self.host.granted)
 
-    def _node(self, name: str) -> SimpleNamespace:
-        return SimpleNamespace(name=name, type="tensor(float)", shape=[self.host.asked["overrides"].get("n", "n"), 2])
-
     def get_inputs(self) -> list[SimpleNamespace]:
-        return [self._node("x")]
+        return [SimpleNamespace(name="x", type="tensor(float)", shape=["batch", 2])]
 
     def get_outputs(self) -> list[SimpleNamespace]:
-        return [self._node("y")]
+        return [SimpleNamespace(name="y", type="tensor(float)", shape=["batch", 2])]
 
     def io_binding(self) -> StandInBinding:
         return StandInBinding(self.host)
 
-    def run_with_iobinding(self, binding: StandInBinding) -> None:
-        if self.host.asked["providers"][0][1]["enable_cuda_graph"] == "1":
-            if self.graph is None:
-                self.graph = binding
-                self.host.asked["captured"] += 1
-            assert self.graph is binding, "a captured graph reads the arrays it was captured with"
-        binding.execute()
+    def run_with_iobinding(self, iobinding: StandInBinding, run_options: Any = None) -> None:
+        self.host.asked["graphs"].append(run_options and run_options.entries.get("gpu_graph_id"))
+        iobinding.execute()
 
 
 class StandInBinding:
+    """Arrays "on the GPU" are at the addresses they are said to be at."""
+
     def __init__(self, host: StandIn) -> None:
-        self.host, self.output = host, None
+        self.host, self.write = host, lambda result: None
         self.read: Any = None
 
-    def bind_cpu_input(self, name: str, array: np.ndarray) -> None:
-        assert array.flags.c_contiguous
+    def bind_cpu_input(self, name: str, arr_on_cpu: np.ndarray) -> None:
+        assert arr_on_cpu.flags.c_contiguous
         self.host.asked["copies"] += 1
-        self.read = lambda: array
+        self.read = lambda: arr_on_cpu
 
-    def bind_input(self, name: str, device: str, index: int, kind: Any, shape: list[int], pointer: int) -> None:  # noqa: PLR0917
-        assert (name, device, index, kind) == ("x", "cuda", 0, np.float32)
-        self.host.asked["in_place"].append((pointer, shape))
-        self.read = lambda: np.ones(shape, np.float32)
+    def bind_input(  # noqa: PLR0917 - as onnxruntime's
+        self, name: str, device_type: str, device_id: int, element_type: Any, shape: list[int], buffer_ptr: int
+    ) -> None:
+        assert (name, device_type, element_type) == ("x", "cuda", np.float32)
+        self.host.asked["devices"].add(device_id)
+        self.host.asked["in_place"].append((buffer_ptr, shape))
+        self.read = lambda: at(buffer_ptr, shape)
 
-    def bind_ortvalue_input(self, name: str, value: Any) -> None:
-        self.read = lambda: value.array
-
-    def bind_ortvalue_output(self, name: str, value: Any) -> None:
-        self.output = value
-
-    def bind_output(self, name: str, device: str) -> None:
-        assert (name, device) == ("y", "cuda")
+    def bind_output(  # noqa: PLR0917 - as onnxruntime's
+        self,
+        name: str,
+        device_type: str = "cpu",
+        device_id: int = 0,
+        element_type: Any = None,
+        shape: list[int] | None = None,
+        buffer_ptr: int | None = None,
+    ) -> None:
+        assert (name, device_type) == ("y", "cuda")
+        self.host.asked["devices"].add(device_id)
+        if buffer_ptr is not None:
+            assert shape is not None
+            self.write = lambda result: at(buffer_ptr, shape).__setitem__(..., result)
 
     def execute(self) -> None:
         self.result = 2 * self.read()
-        if self.output is not None:
-            self.output.array[...] = self.result
+        self.write(self.result)
 
     def copy_outputs_to_cpu(self) -> list[np.ndarray]:
         return [self.result.copy()]
+
+
+def at(address: int, shape: list[int]) -> np.ndarray:
+    raw = (ctypes.c_float * int(np.prod(shape))).from_address(address)
+    return np.frombuffer(raw, np.float32).reshape(shape)
 
 
 class OnGpu:
     """An array in GPU memory, as other libraries show theirs."""
 
     def __init__(self, shape: tuple[int, ...], typestr: str = "<f4", strides: tuple[int, ...] | None = None) -> None:
-        self.shape = shape
-        face = {"shape": shape, "typestr": typestr, "data": (0x7F00, False), "strides": strides, "version": 3}
+        self.shape, self.memory = shape, np.ones(shape, typestr)
+        data = (self.memory.ctypes.data, False)
+        face = {"shape": shape, "typestr": typestr, "data": data, "strides": strides, "version": 3}
         self.__cuda_array_interface__ = face
 
 
@@ -166,30 +162,79 @@ def test_arrays_go_through_an_io_binding(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_an_array_on_the_gpu_is_read_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     host = StandIn()
     session = opened(monkeypatch, host)
-    np.testing.assert_array_equal(session.run({"x": OnGpu((3, 2))})["y"], np.full((3, 2), 2))
-    assert host.asked["in_place"] == [(0x7F00, [3, 2])]
+    x = OnGpu((3, 2))
+    np.testing.assert_array_equal(session.run({"x": x})["y"], np.full((3, 2), 2))
+    assert host.asked["in_place"] == [(x.memory.ctypes.data, [3, 2])]
     assert host.asked["copies"] == 0
     for wrong, message in (
         (OnGpu((3, 2), "<f8"), "'x' is float64"),
-        (OnGpu((3, 5)), r"shape \[3, 5\], wanted \['n', 2\]"),
-        (OnGpu((3, 2), strides=(4, 12)), "not C-contiguous"),
+        (OnGpu((3, 5)), r"shape \[3, 5\], wanted \['batch', 2\]"),
+        (OnGpu((3, 2), strides=(4, 12)), "wanted C-contiguous"),
     ):
         with pytest.raises(ValueError, match=message):
             session.run({"x": wrong})
 
 
-def test_a_graph_is_captured_once_and_replayed_on_new_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    host = StandIn()
-    session = opened(monkeypatch, host, cuda_graph={"n": 3})
-    assert host.asked["overrides"] == {"n": 3}
-    for value in (1, 5, -2):
-        x = np.full((3, 2), value, np.float32)
-        np.testing.assert_array_equal(session.run({"x": x})["y"], 2 * x)
-    assert host.asked["captured"] == 1
-    with pytest.raises(ValueError, match=r"shape \[4, 2\], wanted \[3, 2\]"):
-        session.run({"x": np.zeros((4, 2), np.float32)})
-    with pytest.raises(BackendError, match="a captured graph reads its own arrays"):
-        session.run({"x": OnGpu((3, 2))})
+class HostLane:
+    """A lane of a "GPU" that is host memory. waits: how often it was waited for."""
+
+    def __init__(self, primary: bool = True) -> None:
+        self.handle, self.waits, self.context = 7, 0, SimpleNamespace(primary=primary)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
+        memory = np.full(shape, np.nan, dtype)
+        return DeviceArray(memory.ctypes.data, shape, memory.dtype, None, memory)
+
+    def sync(self) -> None:
+        self.waits += 1
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_bound_arrays_stay_on_the_gpu(monkeypatch: pytest.MonkeyPatch, graph: bool) -> None:
+    host, lane = StandIn(), HostLane()
+    session = opened(monkeypatch, host, cuda_graph=graph, gpu=1)
+    assert host.asked["providers"][0][1]["device_id"] == "1"
+    assert host.asked["providers"][0][1]["enable_cuda_graph"] == str(int(graph))
+    x, own = OnGpu((3, 2)), lane.empty((3, 2), np.float32)
+    bound, other = session.bind({"x": x}, {"y": own}, lane), session.bind({"x": x}, None, lane)  # type: ignore[arg-type]
+    for value in (1, 5):
+        x.memory[...] = value
+        bound.put()
+        other.put()
+        np.testing.assert_array_equal(own.owner, np.full((3, 2), 2 * value))
+        np.testing.assert_array_equal(other.arrays["y"].owner, own.owner)  # sized by the name of its dimension
+    assert (host.asked["copies"], host.asked["devices"], lane.waits) == (0, {1}, 4)
+    assert host.asked["graphs"] == (["1", "2"] * 2 if graph else [None] * 4)  # one graph for each set of addresses
+    bound.close()
+
+
+def test_arrays_are_bound_only_where_onnxruntime_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = opened(monkeypatch, StandIn())
+    with pytest.raises(BackendError, match="computes in the GPU's primary context"):
+        session.bind({"x": OnGpu((3, 2))}, None, HostLane(primary=False))  # type: ignore[arg-type]
+
+
+def test_the_real_onnxruntime_takes_what_is_bound(tiny_bundle: Bundle) -> None:
+    """Its CPU stands in for its GPU: the same calls, with pointers, shapes and run options."""
+    session, lane = OrtSession(tiny_bundle.file(spec.QUALITY_FILE)), HostLane()
+    with pytest.raises(BackendError, match="has no arrays on a GPU; choose --backend onnxruntime-cuda"):
+        session.bind({}, None, lane)  # type: ignore[arg-type]
+    tile = tiny_bundle.preprocess.tile
+    rng = np.random.default_rng(0)
+    feeds = {name: lane.empty((4, 3, tile, tile), np.float32) for name in session.inputs}
+    session.__dict__.update(_kind="cpu ", _graph=True)
+    session.place = lambda bind, name, array: bind(  # type: ignore[method-assign]
+        name, "cpu", 0, array.dtype.type, list(array.shape), array.pointer
+    )
+    bound = session.bind(feeds, None, lane)  # type: ignore[arg-type]
+    session.__dict__.update(_kind="cpu")
+    for _ in range(2):
+        for array in feeds.values():
+            array.owner[...] = rng.standard_normal(array.shape)
+        bound.put()
+        wanted = session.run({name: array.owner for name, array in feeds.items()})
+        for name in session.outputs:
+            np.testing.assert_array_equal(bound.arrays[name].owner, wanted[name])
 
 
 def test_a_silent_fall_back_to_the_cpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +254,7 @@ def test_two_wheels_in_one_folder_are_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_cpu_takes_no_gpu_arguments() -> None:
     with pytest.raises(ValueError, match="cuda_graph needs device=\"cuda\", got 'cpu'"):
-        OrtSession(b"model", cuda_graph={"n": 1})
+        OrtSession(b"model", cuda_graph=True)
 
 
 def test_a_real_gpu_scores_like_the_cpu(need_gpu: Any) -> None:
@@ -219,6 +264,5 @@ def test_a_real_gpu_scores_like_the_cpu(need_gpu: Any) -> None:
     feeds = {name: rng.standard_normal((8, 3, 224, 224)).astype(np.float32) for name in ("rgb", "depth")}
     path = bundle.file(spec.QUALITY_FILE)
     wanted = OrtSession(path).run(feeds)["score"]
-    for graph in (None, {"n": 8}):
-        got = OrtSession(path, device="cuda", cuda_graph=graph).run(feeds)["score"]
-        np.testing.assert_allclose(got, wanted, atol=1e-4)
+    got = OrtSession(path, device="cuda").run(feeds)["score"]
+    np.testing.assert_allclose(got, wanted, atol=1e-4)

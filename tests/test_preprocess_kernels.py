@@ -16,7 +16,8 @@ from emulated import ENGINES, compile_library, image_of, poisoned
 from numpy.typing import NDArray
 
 from dgiqa import preprocess
-from dgiqa.runtime.kernels import DepthMap, Image, Kernels, is_finite, normalised_levels
+from dgiqa.errors import BackendError
+from dgiqa.runtime.kernels import DepthMap, Image, Kernels, Nv12, is_finite, normalised_levels
 from dgiqa.spec import IMAGENET_STD, Preprocess
 
 FULL = Preprocess()
@@ -347,3 +348,40 @@ def test_the_launches_can_be_captured(need_gpu: Callable[..., None]) -> None:
     graph.replay()
     torch.cuda.synchronize()
     assert all(torch.equal(tensor, value) for tensor, value in zip(gpu.results, wanted, strict=True))
+
+
+@pytest.mark.parametrize(("matrix", "colorspace"), [(1, 1), (5, 6), (9, 9)])
+@pytest.mark.parametrize("full", [False, True])
+def test_a_decoders_picture_becomes_the_rgb_of_the_video_path(
+    kernels: Kernels, matrix: int, colorspace: int, full: bool
+) -> None:
+    """Bit for bit, against FFmpeg's scaler as `video.colour` calls it, from rows with gaps between them."""
+    av = pytest.importorskip("av")
+    from dgiqa.video import colour
+
+    height, width, pitch = 46, 62, 96
+    rng = np.random.default_rng(matrix)
+    rows = rng.integers(64, 193, (height * 3 // 2, width), dtype=np.uint8)  # neighbours that jump, within the gamut
+    rows[:height] = rng.integers(16, 236, (height, width))
+    planar = colour.Planes(width, height)
+    chroma = rows[height:].reshape(height // 2, width // 2, 2)
+    planes = np.concatenate([rows[:height].ravel(), chroma[..., 0].ravel(), chroma[..., 1].ravel()])
+    frame = planar.frame(planes.reshape(height * 3 // 2, width))
+    assert isinstance(frame, av.VideoFrame)
+    frame.colorspace, frame.color_range = colorspace, colour.FULL if full else colour.LIMITED
+    assert colour.matrix_number(frame.colorspace, height) == matrix
+    memory = np.full((height * 3 // 2, pitch), 99, np.uint8)
+    memory[:, :width] = rows
+    at, out = memory.ctypes.data, np.zeros((height, width, 3), np.uint8)
+    picture = Nv12(at, at + height * pitch, height, width, (pitch, pitch), matrix, full)
+    kernels.nv12(picture, out.ctypes.data)
+    np.testing.assert_array_equal(out, colour.to_rgb(frame))
+
+
+def test_a_picture_that_is_no_nv12_is_refused(kernels: Kernels) -> None:
+    out = np.zeros((4, 4, 3), np.uint8).ctypes.data
+    for wrong in (Nv12(out, out, 3, 4, (4, 4), 1), Nv12(out, out, 4, 3, (4, 4), 1), Nv12(0, out, 4, 4, (4, 4), 1)):
+        with pytest.raises(BackendError, match="out of range"):
+            kernels.nv12(wrong, out)
+    with pytest.raises(ValueError, match=r"matrix is 8, wanted one of \[1, 4, 5, 7, 9\]"):
+        kernels.nv12(Nv12(out, out, 4, 4, (4, 4), 8), out)

@@ -81,12 +81,12 @@ def test_gpu_arrays_are_scored_in_place_on_a_pycuda_stream_and_context(
         stream = driver.Stream()
         placed = {name: gpuarray.to_gpu_async(array, stream=stream) for name, array in feeds.items()}
         with TrtSession(tmp_path / "plan") as session:
-            for _ in range(4):  # plain, recorded, replayed twice
-                score = session.run(placed, stream=stream, device=True)[spec.QUALITY_OUTPUT]
+            score = gpuarray.empty(wanted.shape, np.float32)
+            for _ in range(4):  # plain, recorded, replayed
+                session.run(placed, {spec.QUALITY_OUTPUT: score}, stream=stream)
                 stream.synchronize()
-                np.testing.assert_allclose(score.numpy(), wanted, atol=1e-4)
-            del score
-        del placed, stream  # before the context goes
+                np.testing.assert_allclose(score.get(), wanted, atol=1e-4)
+        del placed, stream, score  # before the context goes
     finally:
         context.pop()
         context.detach()

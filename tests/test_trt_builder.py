@@ -7,6 +7,7 @@ DGIQA_TRT_PLUGIN names the built TensorRT plugin.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -278,34 +279,61 @@ def type_check(builder: Path, major: str, folder: Path, *paths: Path) -> subproc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("major", ["10", "11"])
-def test_what_is_called_exists_in_both_majors_with_these_types(builder: Path, tmp_path: Path, major: str) -> None:
+@pytest.mark.parametrize("version", ["10.12", "10", "11"])
+def test_what_is_called_exists_in_every_tensorrt_with_these_types(builder: Path, tmp_path: Path, version: str) -> None:
     pytest.importorskip("mypy")
-    checked = type_check(builder, major, tmp_path, *(ROOT / "dgiqa" / f"{name}.py" for name in CHECKED))
+    checked = type_check(builder, version, tmp_path, *(ROOT / "dgiqa" / f"{name}.py" for name in CHECKED))
     assert checked.returncode == 0, checked.stdout
     removed = tmp_path / "removed.py"
     removed.write_text("import tensorrt as trt\n\nflag: trt.BuilderFlag = trt.BuilderFlag.FP16\n")
-    planted = type_check(builder, major, tmp_path, removed)
-    if major == "10":
-        assert planted.returncode == 0, planted.stdout
-    else:
+    planted = type_check(builder, version, tmp_path, removed)
+    if version == "11":
         assert '"type[BuilderFlag]" has no attribute "FP16"' in planted.stdout
+    else:
+        assert planted.returncode == 0, planted.stdout
 
 
-def test_the_real_cuda_python_takes_every_call_and_we_read_its_answers(builder: Path) -> None:
+@pytest.mark.parametrize("version", ["12.9.4", "13.5.0"])
+def test_the_real_cuda_core_takes_every_call_and_we_read_its_answers(builder: Path, version: str) -> None:
+    """The oldest and the newest that we admit, on a driver in host memory."""
     from environment import driver_variables
 
     command = [sys.executable, str(HERE / "bindings.py")]
-    child = subprocess.run(command, env=driver_variables(builder), capture_output=True, text=True, check=False)
+    environment = driver_variables(builder, version)
+    child = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stderr[-2000:]
-    assert json.loads(child.stdout) == {
+    found = json.loads(child.stdout)
+    assert found.pop("error").startswith("CUDA failed: CUDA_ERROR_OUT_OF_MEMORY")
+    assert found == {
         "gpu": "Stand-in 0",
         "capability": "9.0",
+        "device": 0,
+        "primary": True,
         "driver": "13.0",
-        "copied": True,
-        "recorded_only": True,
-        "replayed": True,
+        "replayed": [True, True, True],
+        "recorded": True,
+        "downloaded": True,
+        "moved": [True, True, True],
+        "not_recorded": True,
+        "views": [[16, -4], [4, 6, 2], [18, 3, 1], True],
         "free": 1 << 30,
-        "error": "cuMemAlloc failed: CUDA_ERROR_OUT_OF_MEMORY",
         "alive": 0,
     }
+
+
+def test_onnxruntime_old_and_new_takes_what_is_bound(builder: Path) -> None:
+    """Names and order of the arguments with which arrays are bound and run, read from the packages' own sources."""
+    import onnxruntime
+    from environment import ONNXRUNTIME
+
+    wanted = {
+        "bind_cpu_input": ["self", "name", "arr_on_cpu"],
+        "bind_input": ["self", "name", "device_type", "device_id", "element_type", "shape", "buffer_ptr"],
+        "bind_output": ["self", "name", "device_type", "device_id", "element_type", "shape", "buffer_ptr"],
+        "copy_outputs_to_cpu": ["self"],
+        "run_with_iobinding": ["self", "iobinding", "run_options"],
+    }
+    for package in (builder / f"ort-{ONNXRUNTIME}" / "onnxruntime", Path(onnxruntime.__file__).parent):
+        tree = ast.parse((package / "capi" / "onnxruntime_inference_collection.py").read_text())
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name in wanted]
+        assert {f.name: [a.arg for a in f.args.args] for f in functions} == wanted, package

@@ -26,6 +26,7 @@ from dgiqa.runtime.engines import Engine
 from dgiqa.store import locked, sha256_of
 
 BATCH = (1, 8, 32)  # tiles a run: fewest, usual (what a Scorer takes at once), most
+IMAGES = 4  # of one size a run of the depth network, at most
 WORKSPACE = 4 << 30  # bytes
 FP8_FROM = (8, 9)  # compute capability of the first GPUs that multiply E4M3
 EIGHT_BITS = ("int8", "fp8")
@@ -48,6 +49,7 @@ def build(
     timing_cache: Path | None = None,
     plugins: Sequence[Path] = (),
     calibration: Sequence[Path] | None = None,
+    device: int | None = None,
     force: bool = False,
     progress: Progress = lambda line: None,
 ) -> Engine:
@@ -59,6 +61,7 @@ def build(
     TensorRT only: batch, tiles a run (fewest, usual, most); buckets, (height, width) of depth inputs that the plan
     takes besides those of square, 4:3 and 16:9 images, upright too; workspace in bytes; timing_cache, a file of
     measured kernels; plugins, libraries that serve operators.
+    device: the GPU's ordinal, of those backends that run on one.
     force: build it again even if it is there. progress: gets a line about each step.
     Raises ValueError for arguments that mean nothing, BackendError if the backend is not there, EngineError if it
     cannot be built, ParityError if the precision is not in it or its scores are over budget. After an error nothing
@@ -76,8 +79,9 @@ def build(
         profile["calibration"] = _digest(calibration)
     if backend == backends.TENSORRT:
         profile["batch"] = list(batch)
+        profile["images"] = IMAGES
         profile["depth"] = [list(size) for size in dict.fromkeys([*depth_buckets(bundle.preprocess), *buckets])]
-    key = engines.engine_key(bundle, backend, precision, profile=profile, plugins=plugins)
+    key = engines.engine_key(bundle, backend, precision, profile=profile, plugins=plugins, device=device)
     _check_fp8(key)
     target = engines.directory(key)
     before = _created(target)
@@ -89,10 +93,10 @@ def build(
             return kept
         with engines.scratch(key) as folder:
             progress(f"building {target.name}")
-            order = _Order(bundle, key, folder, calibration, workspace, timing_cache, progress)
+            order = _Order(bundle, key, folder, calibration, workspace, timing_cache, device, progress)
             files, evidence = _made(order, plugins)
             progress("scoring the golden images")
-            with open_stages(bundle, engine=Engine(folder, key, files, {})) as stages:
+            with open_stages(bundle, engine=Engine(folder, key, files, {}), device=device) as stages:
                 certificate = certify(bundle, stages)
             return engines.store(folder, key, files, certificate | evidence | _sizes(bundle, files))
 
@@ -107,6 +111,7 @@ class _Order:
     calibration: Sequence[Path] | None
     workspace: int
     timing_cache: Path | None
+    device: int | None
     progress: Progress
 
     @property
@@ -207,9 +212,11 @@ def _typed(order: _Order) -> tuple[dict[str, Path], dict[str, Any]]:
 def _planned(order: _Order, onnx: Mapping[str, Path]) -> tuple[dict[str, Path], dict[str, dict[str, int]]]:
     """Network -> plan, and network -> layers per precision as TensorRT's inspector reads them from the plan."""
     from dgiqa.builder.plan import build_plan
+    from dgiqa.runtime import cuda
     from dgiqa.runtime.plans import layer_precisions
 
     plans, layers = {}, {}
+    context = cuda.Context(order.device)  # the builder works in a thread of its own, where none is current
     libraries = [order.folder / plugin for plugin in order.key["plugins"]]
     for name, path in onnx.items():
         plans[name] = order.folder / f"{Path(name).stem}.plan"
@@ -217,6 +224,7 @@ def _planned(order: _Order, onnx: Mapping[str, Path]) -> tuple[dict[str, Path], 
         info = build_plan(
             path,
             plans[name],
+            context=context,
             shapes=_shapes(name, order.key["profile"], order.bundle.preprocess.tile),
             workspace=order.workspace,
             timing_cache=order.timing_cache,
@@ -224,7 +232,9 @@ def _planned(order: _Order, onnx: Mapping[str, Path]) -> tuple[dict[str, Path], 
             progress=order.progress,
         )
         order.progress(f"{info.layers} layers, {info.bytes / 1e6:.1f} MB, {info.seconds:.0f} s")
-        layers[name] = dict(layer_precisions(plans[name], plugins=libraries))
+        with context.current():
+            layers[name] = dict(layer_precisions(plans[name], plugins=libraries))
+        _check_typed(name, order.precision, info.precisions)
     return plans, layers
 
 
@@ -235,15 +245,22 @@ def _openvino_layers(onnx: Mapping[str, Path], precision: str) -> dict[str, dict
     return {name: dict(opened.layer_precisions()) for name, opened in compiled.items()}
 
 
-def _shapes(name: str, profile: Mapping[str, Any], tile: int) -> dict[str, tuple[Shape, Shape, Shape]]:
-    """Smallest, usual and largest shape of each input of a network."""
+def _shapes(name: str, profile: Mapping[str, Any], tile: int) -> list[dict[str, tuple[Shape, Shape, Shape]]]:
+    """Smallest, usual and largest shape of each input of a network, for each of the profiles it is tuned for.
+
+    Pictures that lie and pictures that stand have one each: one for both would have to hold squares of their long side.
+    """
     if name == spec.QUALITY_FILE:
         low, usual, high = ((count, 3, tile, tile) for count in profile["batch"])
-        return {spec.QUALITY_RGB: (low, usual, high), spec.QUALITY_DEPTH: (low, usual, high)}
-    sizes = sorted(profile["depth"], key=lambda size: size[0] * size[1])
-    heights, widths = zip(*sizes, strict=True)
-    usual = tuple(sizes[len(sizes) // 2])
-    return {spec.DEPTH_INPUT: ((1, 3, min(heights), min(widths)), (1, 3, *usual), (1, 3, max(heights), max(widths)))}
+        return [{spec.QUALITY_RGB: (low, usual, high), spec.QUALITY_DEPTH: (low, usual, high)}]
+    sizes = [tuple(size) for size in profile["depth"]]
+    made: list[dict[str, tuple[Shape, Shape, Shape]]] = []
+    for group in ([s for s in sizes if s[0] <= s[1]], [s for s in sizes if s[0] > s[1]]):
+        if group:
+            low, high = (tuple(map(extreme, zip(*group, strict=True))) for extreme in (min, max))
+            usual = group[min(1, len(group) - 1)]  # 4:3, where there is one
+            made.append({spec.DEPTH_INPUT: ((1, 3, *low), (1, 3, *usual), (profile["images"], 3, *high))})
+    return made
 
 
 def _checked_types(path: Path, precision: str) -> dict[str, int]:
@@ -257,12 +274,19 @@ def _checked_types(path: Path, precision: str) -> dict[str, int]:
 
 
 def _check_layers(precision: str, backend: str, layers: Mapping[str, Mapping[str, int]]) -> None:
-    """ParityError unless each network computes in the precision asked for."""
+    """ParityError where layers of a network show their types and none is of the precision asked for."""
     if backend == backends.OPENVINO and precision == "fp16":
         precision = "fp32"  # on a CPU fp16 is how weights are stored; the session asks for fp32 arithmetic
     for name, counts in layers.items():
-        if not counts.get(precision):
+        shown = sum(count for kind, count in counts.items() if kind not in ("unknown", "other"))
+        if not counts.get(precision) and (shown or "unknown" not in counts):
             raise ParityError(f"asked for {precision}, and the engine of {name} has {dict(counts)}; nothing was kept")
+
+
+def _check_typed(name: str, precision: str, types: Mapping[str, int]) -> None:
+    """ParityError unless layers of the strongly typed network, from which a plan is built, are of the precision."""
+    if not types.get(precision):
+        raise ParityError(f"asked for {precision}, and the network of {name} has {dict(types)}; nothing was kept")
 
 
 def _sizes(bundle: Bundle, files: Mapping[str, Path]) -> dict[str, float]:

@@ -14,16 +14,20 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgiqa.errors import EngineError
+from dgiqa.runtime import cuda
 from dgiqa.runtime.plans import PRECISIONS, Log, Shape, as_shape, import_tensorrt, load_plugins, logger_of
 from dgiqa.store import replacing
 
 if TYPE_CHECKING:
     import tensorrt as trt
+
+Profile = Mapping[str, tuple[Shape, Shape, Shape]]  # input -> smallest, usual and largest shape
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ def build_plan(
     onnx: Path,
     plan: Path,
     *,
-    shapes: Mapping[str, tuple[Shape, Shape, Shape]],
+    shapes: Profile | Sequence[Profile],
+    context: cuda.Context | None = None,
     workspace: int = 4 << 30,
     timing_cache: Path | None = None,
     plugins: Sequence[Path] = (),
@@ -48,9 +53,10 @@ def build_plan(
 ) -> PlanInfo:
     """Compile an ONNX file for the GPU of this machine and write the plan.
 
-    shapes: input -> smallest, usual and largest shape, for every input with a dynamic axis. workspace: bytes the engine
-    may use beside weights and activations. timing_cache: measured kernels, read and extended. plugins: libraries that
-    serve operators; the bodies those operators carry in the file are then left out. progress: gets a line per step.
+    shapes: input -> smallest, usual and largest shape, for every input with a dynamic axis; or several of these, each
+    of which is tuned for itself. context: of the GPU to build for, by default the first one's. workspace: bytes the
+    engine may use beside weights and activations. timing_cache: measured kernels, read and extended. plugins: libraries
+    that serve operators; the bodies that those carry in the file are then left out. progress: gets a line per step.
     Raises BackendError without TensorRT, EngineError when the file or the shapes are refused; then nothing is written.
     """
     import_tensorrt()
@@ -62,11 +68,12 @@ def build_plan(
     # Python raises what a signal means in the main thread, wherever that is: inside a callback, TensorRT swallows it.
     with ThreadPoolExecutor(1, "tensorrt") as worker:
         made = worker.submit(
-            _compile,
+            _compile_in,
+            context,
             onnx,
             plan,
             steps,
-            shapes=shapes,
+            profiles=[shapes] if isinstance(shapes, Mapping) else list(shapes),
             workspace=workspace,
             timing_cache=timing_cache,
             plugins=plugins,
@@ -78,12 +85,17 @@ def build_plan(
             raise
 
 
+def _compile_in(context: cuda.Context | None, *arguments: Any, **options: Any) -> PlanInfo:
+    with nullcontext() if context is None else context.current():
+        return _compile(*arguments, **options)
+
+
 def _compile(
     onnx: Path,
     plan: Path,
     steps: Progress,
     *,
-    shapes: Mapping[str, tuple[Shape, Shape, Shape]],
+    profiles: Sequence[Profile],
     workspace: int,
     timing_cache: Path | None,
     plugins: Sequence[Path],
@@ -105,7 +117,8 @@ def _compile(
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 in the graph is fp32 in the engine
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or layer_precisions could read names only
-    _set_profile(builder, network, config, shapes)
+    for shapes in profiles:
+        _set_profile(builder, network, config, shapes)
     cached = _read_timing(config, timing_cache)
     config.progress_monitor = monitor = _monitor(steps)  # TensorRT does not keep it alive
     steps.tell(f"compiling {network.num_layers} layers")
@@ -209,7 +222,7 @@ def _set_profile(
     builder: trt.Builder,
     network: trt.INetworkDefinition,
     config: trt.IBuilderConfig,
-    shapes: Mapping[str, tuple[Shape, Shape, Shape]],
+    shapes: Profile,
 ) -> None:
     import tensorrt as trt
 
@@ -218,8 +231,13 @@ def _set_profile(
     if not dynamic <= shapes.keys() <= inputs.keys():
         raise EngineError(f"got shapes of {sorted(shapes)}, wanted those of {sorted(dynamic)} (of {sorted(inputs)})")
     profile = builder.create_optimization_profile()
-    for name, (smallest, usual, largest) in shapes.items():
-        profile.set_shape(name, trt.Dims(smallest), trt.Dims(usual), trt.Dims(largest))
+    for name, three in shapes.items():
+        fixed = as_shape(inputs[name].shape)  # an axis of one size keeps it, whatever was asked for
+        low, usual, high = (
+            trt.Dims([asked if size == -1 else size for asked, size in zip(shape, fixed, strict=True)])
+            for shape in three
+        )
+        profile.set_shape(name, low, usual, high)
     if dynamic and config.add_optimization_profile(profile) < 0:
         raise EngineError(
             f"TensorRT refuses the shapes {dict(shapes)}; wanted smallest <= usual <= largest on each axis"

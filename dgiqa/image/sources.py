@@ -76,6 +76,8 @@ def name_of(source: object) -> str:
         return "<array>"
     if isinstance(source, Image.Image):
         return str(getattr(source, "filename", "") or "<image>")
+    if hasattr(source, "__dlpack__") or hasattr(source, "__cuda_array_interface__"):
+        return "<device>"
     name = getattr(source, "name", None)
     return name if isinstance(name, str) else "<stream>"
 

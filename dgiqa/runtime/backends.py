@@ -96,8 +96,11 @@ def serves_rtx(gpu: str, capability: str) -> str:
 def parallel_runs(path: Path, backend: str, threads: int) -> int:
     """How many runs of a network at a time score most images a second with these threads, at most 16.
 
-    One per thread where a small network runs on the CPU: its layers are too short to be shared out. Else 1.
+    One per thread where a small network runs on the CPU: its layers are too short to be shared out. Two in TensorRT,
+    else 1.
     """
+    if backend == TENSORRT:
+        return 2  # on streams of their own: one is copied in while the other runs
     on_cpu = backend in (ONNXRUNTIME, OPENVINO)
     small = path.is_file() and path.stat().st_size < OPENVINO_FROM_BYTES
     return min(machine.MOST_SIDE_BY_SIDE, threads) if on_cpu and small else 1
@@ -119,7 +122,7 @@ def _lacking(backend: str) -> str:
 @cache
 def _not_rtx() -> str:
     try:
-        return serves_rtx(*machine.first_gpu())
+        return serves_rtx(*machine.gpu())
     except BackendError as error:
         return str(error)
 

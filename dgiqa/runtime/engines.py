@@ -99,16 +99,17 @@ def engine_key(
     *,
     profile: Mapping[str, Any] | None = None,
     plugins: Sequence[Path] = (),
+    device: int | None = None,
 ) -> dict[str, Any]:
     """Everything an engine depends on: networks, engine and its version, device, precision and how it came into the
     files, shapes, plugins.
 
-    backend: one of backends.BACKENDS, never "auto". Raises BackendError if it is not there.
+    backend: one of backends.BACKENDS, never "auto". device: the GPU's ordinal. Raises BackendError if it is not there.
     """
     return {
         "bundle": bundle.name,
         "onnx": {name: bundle.manifest["files"][name]["sha256"] for name in NETWORKS},
-        **identity(backend),
+        **identity(backend, device),
         "precision": precision,
         **({"quantizer": spec.QUANTIZER_VERSION} if precision in spec.QUANTIZED else {}),
         "profile": dict(profile or {}),
@@ -121,18 +122,18 @@ def engines_folder() -> Path:
     return user_cache() / "engines"
 
 
-def find(bundle: Bundle, backend: str, precision: str) -> Engine:
+def find(bundle: Bundle, backend: str, precision: str, device: int | None = None) -> Engine:
     """The newest engine of this bundle that fits this machine, whatever shapes it was built for.
 
     Raises EngineError if there is none, or only stale ones; it names what they were built for, what is here, and the
     command that builds. BackendError if the backend is not there.
     """
     backend = choose(backend, precision)
-    here = engine_key(bundle, backend, precision)
+    here = engine_key(bundle, backend, precision, device=device)
     built = [e for e in list_engines() if all(e.key[k] == here[k] for k in ("bundle", "engine", "precision"))]
     fitting = [e for e in built if not _differences(e.key, here)]
     if fitting:
-        return load(max(fitting, key=lambda engine: engine.created).path, bundle)
+        return load(max(fitting, key=lambda engine: engine.created).path, bundle, device)
     fix = build_command(bundle, backend, precision)
     if not built:
         raise EngineError(f"no {precision} engine of {bundle.id} for {backend} is built on this machine; {fix}")
@@ -140,13 +141,13 @@ def find(bundle: Bundle, backend: str, precision: str) -> Engine:
     raise EngineError(f"{newest.name} is stale: {_two_sides(newest.key, here)}; build it again: {fix}")
 
 
-def load(path: str | Path, bundle: Bundle) -> Engine:
+def load(path: str | Path, bundle: Bundle, device: int | None = None) -> Engine:
     """The engine in a directory, its files verified, and checked to be of this bundle, this machine and its versions.
 
     Raises EngineError that names both sides.
     """
     engine = _read(Path(path))
-    here = engine_key(bundle, engine.backend, engine.precision)
+    here = engine_key(bundle, engine.backend, engine.precision, device=device)
     fix = build_command(bundle, engine.backend, engine.precision)
     if _differences(engine.key, here):
         raise EngineError(f"{engine.path} is stale: {_two_sides(engine.key, here)}; build it again: {fix}")

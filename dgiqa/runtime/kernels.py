@@ -22,14 +22,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa.errors import BackendError
+from dgiqa.runtime import cuda
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD
 from dgiqa.store import sha256_of
 
 LIBRARY = "libdgiqa_kernels.so"
-ABI = 2  # DGIQA_PREPROCESS_ABI of engines/preprocess.h
+ABI = 3  # DGIQA_PREPROCESS_ABI of engines/preprocess.h
 RANGE_WORDS = 3  # uint32 of a depth map's range
 WHEEL = "dgiqa_rt_kernels"  # made by engines/pyproject.toml
 _BUILD = "pip wheel ./engines --no-deps -w dist && pip install dist/dgiqa_rt_kernels-*.whl"
+# FFmpeg's number of a matrix -> V to red, U to blue, U and V from green, in 65536ths for limited range
+_YCBCR = {
+    1: (117489, 138438, 13975, 34925),  # BT.709
+    4: (104448, 132798, 24759, 53109),  # FCC
+    5: (104597, 132201, 25675, 53279),  # BT.601
+    7: (117579, 136230, 16907, 35559),  # SMPTE 240M
+    9: (110013, 140363, 12277, 42626),  # BT.2020
+}
 _FLOAT_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1}
 _U8 = 2
 _STATUS = {
@@ -48,6 +57,24 @@ class Image:
     height: int
     width: int
     strides: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Nv12:
+    """A decoder's picture in the kernels' memory: luma uint8 [height,width], chroma [height/2,width/2,2], both even.
+
+    strides: bytes per row of luma and of chroma. matrix: FFmpeg's number of it, see `video.colour.matrix_number`.
+    full: levels 0 to 255 instead of 16 to 235. owner: keeps the memory.
+    """
+
+    luma: int
+    chroma: int
+    height: int
+    width: int
+    strides: tuple[int, int]
+    matrix: int
+    full: bool = False
+    owner: Any = None
 
 
 @dataclass(frozen=True)
@@ -75,9 +102,20 @@ class Kernels:
             raise BackendError(f"{self.path} is no library of kernels ({error}); build it: {_BUILD}") from error
         if abi != ABI:
             raise BackendError(f"{self.path} speaks version {abi}, this package {ABI}; build it again: {_BUILD}")
-        for name in ("dgiqa_depth_input", "dgiqa_reduce", "dgiqa_depth_range", "dgiqa_tiles"):
+        for name in ("dgiqa_nv12", "dgiqa_depth_input", "dgiqa_reduce", "dgiqa_depth_range", "dgiqa_tiles"):
             getattr(self._library, name).argtypes = [c_void_p, c_void_p]
         self.emulated = bool(self._library.dgiqa_preprocess_emulated())
+
+    def nv12(self, picture: Nv12, out: int, *, stream: int = 0) -> None:
+        """RGB as `video.colour.to_rgb` makes it, to the last bit: `out` is uint8 [height,width,3].
+
+        Where a colour lies so far outside of what can be shown that FFmpeg's 32 bits overflow, this one is right.
+        """
+        coefficients = _rgb_coefficients(picture.matrix, picture.full)
+        size = (picture.height, picture.width)
+        self._call(
+            "dgiqa_nv12", _Nv12(picture.luma, picture.chroma, *picture.strides, *size, *coefficients, out), stream
+        )
 
     def depth_input(
         self, image: Image, size: tuple[int, int], out: int, *, dtype: Any = np.float32, stream: int = 0
@@ -149,6 +187,13 @@ class Kernels:
             raise BackendError(f"{name} failed: {_STATUS.get(status, f'status {status}')}")
 
 
+def is_on_gpu(source: object) -> bool:
+    """Whether a picture lies on a device: an array of whatever library, or an Nv12."""
+    if isinstance(source, str | Path | bytes | bytearray | memoryview | np.ndarray):
+        return False
+    return isinstance(source, Nv12) or cuda.is_device_array(source)
+
+
 def find() -> Path:
     """Path of the library. Raises BackendError that says how to build it."""
     if named := os.environ.get("DGIQA_KERNELS"):
@@ -197,6 +242,19 @@ class _Image(ctypes.Structure):
         ("channel_stride", c_int64),
         ("height", c_int32),
         ("width", c_int32),
+    )
+
+
+class _Nv12(ctypes.Structure):
+    _fields_ = (
+        ("luma", c_void_p),
+        ("chroma", c_void_p),
+        ("luma_stride", c_int64),
+        ("chroma_stride", c_int64),
+        ("height", c_int32),
+        ("width", c_int32),
+        *((name, c_int32) for name in ("y_offset", "y_scale", "v_to_r", "v_to_g", "u_to_g", "u_to_b")),
+        ("out", c_void_p),
     )
 
 
@@ -256,6 +314,19 @@ def _image(image: Image) -> _Image:
 
 def _depth(depth: DepthMap) -> _Depth:
     return _Depth(depth.pointer, *depth.map_size, *depth.size, depth.range_pointer)
+
+
+def _rgb_coefficients(matrix: int, full: bool) -> tuple[int, ...]:
+    """The last fields of a dgiqa_nv12_params before `out`, in FFmpeg's integers. ValueError for another matrix."""
+    if matrix not in _YCBCR:
+        raise ValueError(f"matrix is {matrix}, wanted one of {sorted(_YCBCR)}")
+    red, blue, green_u, green_v = (value * 224 // 255 if full else value for value in _YCBCR[matrix])
+    scale, offset = (1 << 16, 0) if full else ((255 << 16) // 219, 16 << 16)
+    rounded = (
+        (value * (1 << shift) + (1 << 15)) >> 16
+        for value, shift in (*((offset, 9), (scale, 13), (red, 13), (-green_v, 13), (-green_u, 13), (blue, 13)),)
+    )
+    return tuple(min(value, 0x7FFF) for value in rounded)
 
 
 def _three(values: Iterable[float]) -> ctypes.Array[c_float]:

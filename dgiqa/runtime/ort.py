@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dgiqa.errors import BackendError, BundleError
 from dgiqa.machine import onnxruntime_wheels, usable_cores
+from dgiqa.runtime import cuda
 from dgiqa.runtime.backends import CUDA, INSTALL, ONNXRUNTIME
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
@@ -32,10 +33,10 @@ class OrtSession:
     """ONNX Runtime on the CPU, or with device="cuda" on an NVIDIA GPU (not yet run on one: tested against a stand-in).
 
     source: an ONNX file or its bytes (one that stands alone). threads: of one run on the CPU, by default all
-    usable cores. cuda_graph: sizes of the free dimensions, e.g. {"n": 8}; each run then replays one captured CUDA
-    graph, and other sizes are refused. tf32: let the GPU round fp32 factors to 10 bits; off, as it moves scores.
-    On "cuda", feeds may also be arrays in GPU memory with `__cuda_array_interface__`, C-contiguous and complete (the
-    stream that wrote them synchronised); they are read in place. Outputs are numpy arrays.
+    usable cores. gpu: the GPU's ordinal. cuda_graph: what `bind` makes runs by a CUDA graph that is captured once; all
+    of the network must be on the GPU for that. tf32: let the GPU round fp32 factors to 10 bits; off, as scores move.
+    On "cuda", feeds may also be arrays in GPU memory, C-contiguous and complete (the stream that wrote them
+    synchronised); they are read in place. Outputs are numpy arrays; with `bind` nothing comes to the host.
     Raises BackendError if onnxruntime is missing, too old for the file, or would not run on the device asked for;
     BundleError if the file is not a model.
     """
@@ -43,6 +44,7 @@ class OrtSession:
     backend: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    recordable = False  # as part of a CUDA graph: each run waits
 
     def __init__(
         self,
@@ -50,7 +52,8 @@ class OrtSession:
         *,
         threads: int | None = None,
         device: Literal["cpu", "cuda"] = "cpu",
-        cuda_graph: Mapping[str, int] | None = None,
+        gpu: int = 0,
+        cuda_graph: bool = False,
         tf32: bool = False,
     ) -> None:
         if threads is not None and threads < 1:
@@ -62,9 +65,7 @@ class OrtSession:
         if not isinstance(source, bytes) and not Path(source).is_file():
             raise BundleError(f"{label} is missing; wanted an ONNX file")
         options = _options(ort, threads or usable_cores())
-        for name, size in (cuda_graph or {}).items():
-            options.add_free_dimension_override_by_name(name, size)
-        providers = _cuda_provider(ort, bool(cuda_graph), tf32) if device == "cuda" else [_PROVIDERS["cpu"]]
+        providers = _cuda_provider(ort, gpu, cuda_graph, tf32) if device == "cuda" else [_PROVIDERS["cpu"]]
         try:
             model = source if isinstance(source, bytes) else str(source)
             self._session = ort.InferenceSession(model, options, providers=providers, disabled_optimizers=_DISABLED)
@@ -75,72 +76,102 @@ class OrtSession:
         self._specs = {node.name: node for node in self._session.get_inputs()}
         self.inputs = tuple(self._specs)
         self.outputs = tuple(node.name for node in self._session.get_outputs())
-        self._cuda = _CudaRuns(ort, self._session, self.outputs, bool(cuda_graph)) if device == "cuda" else None
+        self._ort, self._kind, self.device, self._graph = ort, device, gpu, cuda_graph
+        self._graphs = itertools.count(1)
+
+    @property
+    def most_at_once(self) -> int:
+        """The largest batch that makes sense: a free first axis takes any, and a few fill a GPU."""
+        return 1 if isinstance(self._specs[self.inputs[0]].shape[0], int) else 8
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Every output by name. ValueError for wrong names, dtypes or shapes, BackendError if the engine fails."""
         if feeds.keys() != self._specs.keys():
             raise ValueError(f"got inputs {sorted(feeds)}, wanted {sorted(self._specs)}")
         for name, array in feeds.items():
-            _check_input(self._specs[name], array, on_gpu=self._cuda is not None)
+            _check_input(self._specs[name], array, on_gpu=self._kind != "cpu")
         try:
-            if self._cuda:
-                return self._cuda.run(feeds)
+            if self._kind != "cpu":
+                return self._run_on_gpu(feeds)
             return dict(zip(self.outputs, self._session.run(None, dict(feeds)), strict=True))
         except Exception as error:
             shapes = {name: array.shape for name, array in feeds.items()}
             raise BackendError(f"{self.backend} failed on inputs of shape {shapes}: {error}") from error
 
+    def bind(self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None, lane: cuda.Lane) -> OrtBound:
+        """The network between fixed arrays on the GPU. An output that is not given gets a fresh array.
 
-class _CudaRuns:
-    """Runs through an I/O binding: what lies on the GPU is used there, and nothing is copied twice.
+        lane: whose work comes before a run and after it. ValueError as in run, BackendError on a CPU, without
+        cuda-python, or outside of the device's primary context, which is where ONNX Runtime computes.
+        """
+        if self._kind == "cpu":
+            raise BackendError(f"{self.backend} has no arrays on a GPU; choose --backend onnxruntime-cuda")
+        if not lane.context.primary:
+            fix = "use the primary one (PyCUDA: import pycuda.autoprimaryctx)"
+            raise BackendError(f"ONNX Runtime computes in the GPU's primary context, and another one is current; {fix}")
+        arrays = {name: cuda.as_device_array(feed, lane.handle) for name, feed in feeds.items()}
+        sizes: dict[str, int] = {}
+        for name, array in arrays.items():
+            _check_input(self._specs[name], array, on_gpu=True)
+            sizes |= {d: n for d, n in zip(self._specs[name].shape, array.shape, strict=True) if isinstance(d, str)}
+        for node in self._session.get_outputs():
+            if node.name in (outputs or {}):
+                arrays[node.name] = cuda.as_device_array((outputs or {})[node.name])
+            else:
+                shape = tuple(size if isinstance(size, int) else sizes.get(size, 0) for size in node.shape)
+                if not all(shape):
+                    raise ValueError(f"output {node.name!r} has shape {node.shape}, which no input decides; give it")
+                arrays[node.name] = lane.empty(shape, _DTYPES[node.type])
+        return OrtBound(self, lane, arrays)
 
-    A captured graph reads and writes fixed addresses, so its arrays are allocated once, and runs take turns.
-    """
-
-    def __init__(self, ort: Any, session: Any, outputs: tuple[str, ...], graph: bool) -> None:
-        self._ort, self._session, self._outputs, self._graph = ort, session, outputs, graph
-        self._fixed: tuple[Any, dict[str, Any]] | None = None
-        self._turn = threading.Lock()
-
-    def run(self, feeds: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        if self._graph:
-            with self._turn:
-                return self._replay(feeds)
+    def _run_on_gpu(self, feeds: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        """Through an I/O binding: what lies on the GPU is used there, and nothing is copied twice."""
         binding = self._session.io_binding()
         for name, array in feeds.items():
             if isinstance(array, np.ndarray):
                 binding.bind_cpu_input(name, np.ascontiguousarray(array))
             else:
-                face = array.__cuda_array_interface__
-                binding.bind_input(name, "cuda", 0, np.dtype(face["typestr"]), list(face["shape"]), face["data"][0])
-        for name in self._outputs:
-            binding.bind_output(name, "cuda")
+                self.place(binding.bind_input, name, cuda.as_device_array(array))
+        for name in self.outputs:
+            binding.bind_output(name, self._kind, self.device)
         self._session.run_with_iobinding(binding)
-        return dict(zip(self._outputs, binding.copy_outputs_to_cpu(), strict=True))
+        return dict(zip(self.outputs, binding.copy_outputs_to_cpu(), strict=True))
 
-    def _replay(self, feeds: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        """The first run with bound arrays captures the graph, the others replay it."""
-        if not all(isinstance(array, np.ndarray) for array in feeds.values()):
-            raise ValueError("a captured graph reads its own arrays; wanted numpy arrays")
-        if self._fixed is None:
-            self._fixed = self._allocate(feeds)
-        binding, inputs = self._fixed
-        for name, array in feeds.items():
-            inputs[name].update_inplace(np.ascontiguousarray(array))
-        self._session.run_with_iobinding(binding)
-        return dict(zip(self._outputs, binding.copy_outputs_to_cpu(), strict=True))
+    # What follows is for this module: the steps that runs and bindings have in common.
 
-    def _allocate(self, feeds: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-        value_of = self._ort.OrtValue
-        inputs = {n: value_of.ortvalue_from_numpy(np.ascontiguousarray(a), "cuda", 0) for n, a in feeds.items()}
-        binding = self._session.io_binding()
-        for name, value in inputs.items():
-            binding.bind_ortvalue_input(name, value)
-        for node in self._session.get_outputs():  # the overrides made their shapes plain numbers
-            fixed = value_of.ortvalue_from_shape_and_type(node.shape, _DTYPES[node.type], "cuda", 0)
-            binding.bind_ortvalue_output(node.name, fixed)
-        return binding, inputs
+    def place(self, bind: Any, name: str, array: cuda.DeviceArray) -> None:
+        bind(name, self._kind, self.device, array.dtype.type, list(array.shape), array.pointer)
+
+    def bound(self, arrays: Mapping[str, cuda.DeviceArray]) -> tuple[Any, Any]:
+        """ONNX Runtime's binding of these arrays, and the options of its runs."""
+        binding, options = self._session.io_binding(), self._ort.RunOptions()
+        for name, array in arrays.items():
+            self.place(binding.bind_input if name in self.inputs else binding.bind_output, name, array)
+        if self._graph:  # each set of addresses has a graph of its own
+            options.add_run_config_entry("gpu_graph_id", str(next(self._graphs)))
+        return binding, options
+
+    def execute(self, binding: Any, options: Any) -> None:
+        try:
+            self._session.run_with_iobinding(binding, options)
+        except Exception as error:
+            raise BackendError(f"{self.backend} failed: {error}") from error
+
+
+class OrtBound:
+    """Inputs and outputs at fixed places on the GPU, by name, and the network between them. Made by OrtSession.bind."""
+
+    def __init__(self, session: OrtSession, lane: cuda.Lane, arrays: dict[str, cuda.DeviceArray]) -> None:
+        self.arrays, self._session, self._lane = arrays, session, lane
+        self._binding, self._options = session.bound(arrays)
+
+    def put(self) -> None:
+        """Run, on ONNX Runtime's own stream: after what is on the lane, and done when this returns."""
+        self._lane.sync()
+        self._session.execute(self._binding, self._options)
+
+    def close(self) -> None:
+        self._binding = None
 
 
 def onnxruntime_version() -> str:
@@ -175,7 +206,7 @@ def _options(ort: Any, threads: int) -> Any:
     return options
 
 
-def _cuda_provider(ort: Any, graph: bool, tf32: bool) -> list[Any]:
+def _cuda_provider(ort: Any, gpu: int, graph: bool, tf32: bool) -> list[Any]:
     """The CUDA provider and what is set for it; shape arithmetic may stay on the CPU, so that provider follows."""
     if _PROVIDERS["cuda"] not in ort.get_available_providers():
         raise BackendError(f"the installed onnxruntime has no CUDA provider{_clash()}; {INSTALL[CUDA]}")
@@ -183,7 +214,7 @@ def _cuda_provider(ort: Any, graph: bool, tf32: bool) -> list[Any]:
         with contextlib.redirect_stdout(None):  # it prints what it does not find; the session says it better
             ort.preload_dlls()
     settings = {
-        "device_id": "0",
+        "device_id": str(gpu),
         "use_tf32": str(int(tf32)),
         "enable_cuda_graph": str(int(graph)),
         # By default every new input size is benchmarked exhaustively, and depth inputs come in many sizes.
@@ -225,10 +256,9 @@ def _check_input(node: Any, array: Any, on_gpu: bool) -> None:
     wanted = _DTYPES.get(node.type)
     if isinstance(array, np.ndarray):
         dtype: Any = array.dtype
-    elif on_gpu and (face := getattr(array, "__cuda_array_interface__", None)):
-        dtype = np.dtype(face["typestr"])
-        if face.get("strides") is not None:
-            raise ValueError(f"input {node.name!r} is not C-contiguous; copy it on the GPU first")
+    elif on_gpu and cuda.is_device_array(array):
+        array = cuda.as_device_array(array)
+        dtype = array.dtype
     else:
         raise ValueError(f"input {node.name!r} is {type(array).__name__}, wanted {node.type}")
     if wanted is None or dtype != wanted:

@@ -30,11 +30,20 @@ _WORDS = {
     "fp32": re.compile(r"\bfloat\b|\bfp32|\bfloat32", re.IGNORECASE),
 }
 
+# In kernels' names, such as sm80_xmma_fprop_implicit_gemm_f16f16_f16f16_f16_nhwckrsc_... or ..._i8i8_i8i32_f32_...
+_TACTICS = {
+    "fp8": re.compile(r"e4m3"),
+    "int8": re.compile(r"i8i8|_imma|int8"),
+    "bf16": re.compile(r"bf16"),
+    "fp16": re.compile(r"f16f16|_f16_|hgemm|h(16)?816|fp16"),
+    "fp32": re.compile(r"f32f32|sgemm|scudnn|fp32"),
+}
 
-def identity() -> dict[str, str]:
+
+def identity(device: int | None = None) -> dict[str, str]:
     """A plan built here is bound to these: tensorrt (version), gpu (name), compute_capability. BackendError without."""
     trt = import_tensorrt()
-    context = cuda.Context()
+    context = cuda.Context(device)
     return {
         "tensorrt": str(trt.__version__),
         "gpu": context.gpu,
@@ -43,16 +52,19 @@ def identity() -> dict[str, str]:
 
 
 def layer_precisions(plan: Path | trt.ICudaEngine, *, plugins: Sequence[Path] = ()) -> Counter[str]:
-    """Layers of an engine per precision ("fp32", "fp16", "int8", ...; "other" for layers that hold no such tensor).
+    """Layers of an engine per precision: "fp32", "fp16", "int8", ..., "other" for layers that hold no such tensor.
 
-    A layer counts under the narrowest type it reads or writes. Loading a plan needs its GPU. Raises BackendError
-    without TensorRT, EngineError for a plan that does not load here or was built without details of its layers.
+    A layer counts under the narrowest type it reads or writes, else that of its weights, else what the name of its
+    kernel says; "unknown" is what shows none of them. Loading a plan needs its GPU. Raises BackendError without
+    TensorRT, EngineError for a plan that does not load here or was built without details of its layers.
     """
     import_tensorrt()
     import tensorrt as trt
 
     engine = load_plan(plan, plugins, Log()) if isinstance(plan, Path) else plan
-    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    inspector = engine.create_engine_inspector()
+    inspector.execution_context = _usual(engine)  # without shapes it shows no types of what depends on them
+    text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     layers = json.loads(text)["Layers"]
     if not all(isinstance(layer, dict) for layer in layers):
         raise EngineError("got an engine without details of its layers, wanted one built by dgiqa-rt; build it again")
@@ -135,7 +147,29 @@ def load_plan(plan: Path, plugins: Sequence[Path], log: Log) -> trt.ICudaEngine:
     return engine
 
 
+def _usual(engine: trt.ICudaEngine) -> trt.IExecutionContext:
+    """An execution context at the profile's usual shapes; it has no memory to run in."""
+    import tensorrt as trt
+
+    execution = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    if execution is None:
+        raise EngineError("TensorRT made no execution context to look at the layers of the engine; build it again")
+    for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
+        if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT and -1 in as_shape(engine.get_tensor_shape(name)):
+            execution.set_input_shape(name, as_shape(engine.get_tensor_profile_shape(name, 0)[1]))
+    return execution
+
+
 def _layer_precision(layer: dict[str, Any]) -> str:
     tensors = [*layer.get("Inputs", []), *layer.get("Outputs", [])]
-    words = " ".join(str(value) for tensor in tensors for key, value in tensor.items() if "datatype" in key.lower())
-    return next((name for name, pattern in _WORDS.items() if pattern.search(words)), "other")
+    words = [str(value) for tensor in tensors for key, value in tensor.items() if "datatype" in key.lower()]
+    if found := _named(" ".join(words), _WORDS):
+        return found
+    hidden = any("N/A" in word for word in words)
+    weights = [part.get("Type", "") for part in (layer.get("Weights"), layer.get("Bias")) if isinstance(part, dict)]
+    tactic = str(layer.get("TacticName", ""))
+    return _named(" ".join(weights), _WORDS) or _named(tactic, _TACTICS) or ("unknown" if hidden else "other")
+
+
+def _named(text: str, patterns: dict[str, re.Pattern[str]]) -> str:
+    return next((name for name, pattern in patterns.items() if pattern.search(text)), "")

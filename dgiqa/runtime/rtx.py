@@ -136,7 +136,7 @@ def gpus() -> list[Any]:
 
 def identity(device: int | None = None) -> dict[str, str]:
     """What is compiled here is bound to these: version (of the plugin), gpu (name), compute_capability."""
-    name, capability = machine.first_gpu()
+    name, capability = machine.gpu(device or 0)
     return {"version": plugin_version(), "gpu": name, "compute_capability": capability}
 
 
@@ -147,7 +147,7 @@ def plugin_version() -> str:
 def _not_served() -> str:
     """Why the plugin takes no GPU of this machine."""
     try:
-        name, capability = machine.first_gpu()
+        name, capability = machine.gpu()
     except BackendError:
         return f"{RTX} sees no NVIDIA GPU; run it on a machine with a GeForce RTX 30 or newer"
     return serves_rtx(name, capability) or f"{RTX} does not take {name}; choose --backend onnxruntime-cuda"

@@ -40,27 +40,37 @@ def open_session(
     threads: int | None = None,
     parallel: int = 1,
     plugins: Sequence[Path] = (),
+    device: int | None = None,
 ) -> Session:
     """Open an ONNX file, or for "tensorrt" a plan, with `backend`: "auto" or one of BACKENDS.
 
     precision: one of spec.PRECISIONS. fp16 and int8 are in the file; bf16 is how OpenVINO runs an fp32 file.
     threads: on the CPU, by default all usable cores. parallel: calls of `run` that will go on at a time and share the
-    threads. plugins: libraries that a plan needs.
+    threads. plugins: libraries that a plan needs. device: the ordinal of the GPU, for backends that have one.
     Raises ValueError for an unknown backend or precision, BackendError for one that is not installed or cannot run
     the file, BundleError if it is not a model.
     """
-    session = _open(path, choose(backend, precision, path), precision, threads, parallel, plugins)
+    chosen = choose(backend, precision, path)
+    if device is not None and chosen not in (CUDA, RTX, TENSORRT):
+        raise ValueError(f"device {device} names a GPU, and {chosen} runs on the CPU; leave it out")
+    session = _open(path, chosen, precision, threads, parallel, plugins, device)
     _OPENED.add(session)
     return session
 
 
 def _open(  # noqa: PLR0917 - what open_session was given
-    path: str | Path, chosen: str, precision: str, threads: int | None, parallel: int, plugins: Sequence[Path]
+    path: str | Path,
+    chosen: str,
+    precision: str,
+    threads: int | None,
+    parallel: int,
+    plugins: Sequence[Path],
+    device: int | None,
 ) -> Session:
     if chosen == TENSORRT:
         from dgiqa.runtime.trt import TrtSession
 
-        return TrtSession(Path(path), plugins=plugins)
+        return TrtSession(Path(path), plugins=plugins, device=device)
     if chosen == OPENVINO:
         from dgiqa.runtime.ov import OvSession
 
@@ -68,14 +78,14 @@ def _open(  # noqa: PLR0917 - what open_session was given
     if chosen == RTX:
         from dgiqa.runtime.rtx import RtxSession
 
-        return RtxSession(path)
+        return RtxSession(path, device=device)
     from dgiqa.runtime.ort import OrtSession
 
     each = max(1, (machine.usable_cores() if threads is None else threads) // parallel)
-    return OrtSession(path, threads=each, device="cuda" if chosen == CUDA else "cpu")
+    return OrtSession(path, threads=each, device="cuda" if chosen == CUDA else "cpu", gpu=device or 0)
 
 
-def identity(backend: str) -> dict[str, str]:
+def identity(backend: str, device: int | None = None) -> dict[str, str]:
     """An engine is bound to these: {"engine": name, "version": in full, "device": its name[, "compute_capability"]}.
 
     Raises BackendError if the backend is not there.
@@ -84,19 +94,19 @@ def identity(backend: str) -> dict[str, str]:
     if backend == TENSORRT:
         from dgiqa.runtime import plans
 
-        found = plans.identity()
+        found = plans.identity(device)
         capability = found["compute_capability"]
         return _identity(backend, found["tensorrt"], found["gpu"]) | {"compute_capability": capability}
     if backend == RTX:
         from dgiqa.runtime import rtx
 
-        found = rtx.identity()
+        found = rtx.identity(device)
         capability = found["compute_capability"]
         return _identity(backend, found["version"], found["gpu"]) | {"compute_capability": capability}
     if backend == CUDA:
         from dgiqa.runtime.ort import onnxruntime_version
 
-        name, capability = machine.first_gpu()
+        name, capability = machine.gpu(device or 0)
         return _identity(backend, onnxruntime_version(), name) | {"compute_capability": capability}
     if backend == OPENVINO:
         return _identity(backend, metadata.version("openvino"), machine.cpu_name())

@@ -1,33 +1,33 @@
 """A TensorRT plan becomes a session: {name: array} -> {name: array}, arrays on the host or on the device.
 
-Checked against a driver and an engine made for tests, which do the work of a stream as late as they may: not yet run
-on a GPU. `plans` finds and loads, `builder.plan` builds.
+One primitive carries it all: a Bound is the network between arrays at fixed places. `run` copies into one and out of
+it, `bind` makes one of the caller's arrays. Checked against stand-ins that do the work of a stream as late as they may:
+not yet run on a GPU. `plans` finds and loads, `builder.plan` builds.
 """
 
 from __future__ import annotations
 
-import threading
+import queue
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dgiqa.errors import BackendError, EngineError
 from dgiqa.runtime import cuda
-from dgiqa.runtime.cuda import DeviceArray
+from dgiqa.runtime.cuda import ALIGNMENT, DeviceArray, Lane, Replay
 from dgiqa.runtime.plans import Log, Shape, as_shape, import_tensorrt, load_plan
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-
-ALIGNMENT = 256  # bytes: what TensorRT asks of the address of every input and output
+KEPT = 4  # shapes whose arrays and graphs each stream keeps
 _DTYPES = {
     "FLOAT": np.float32,
     "HALF": np.float16,
@@ -43,82 +43,93 @@ class TrtSession:
     """A TensorRT plan, ready to run from any thread.
 
     plan: a file written by build_plan (loading a plan runs its code: only load your own). plugins: libraries it needs.
-    streams: runs that can be under way at once, each with its own memory. graphs: CUDA graphs each of them keeps; one
-    is recorded when input shapes (and, for device arrays, addresses) come for the second time. Lives in the CUDA
-    context that is current when it is opened. Raises BackendError without TensorRT or a GPU, EngineError for a plan
-    that does not load here.
+    device: the GPU's ordinal. streams: runs that can be under way at once. graphs: record a CUDA graph when shapes
+    come for the second time. Lives in the CUDA context that is current when it is opened, if that is the device's.
+    Raises BackendError without TensorRT or a GPU, EngineError for a plan that does not load here.
     """
 
-    backend: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-    def __init__(self, plan: str | Path, *, plugins: Sequence[Path] = (), streams: int = 2, graphs: int = 4) -> None:
-        if streams < 1 or graphs < 0:
-            raise ValueError(f"got {streams} streams and {graphs} graphs, wanted at least 1 and 0")
-        trt = import_tensorrt()
-        self._context = cuda.Context()
-        self.log = Log()
-        with self._context.current():
-            self.engine = load_plan(Path(plan), plugins, self.log)
-        self.tensors = _describe(self.engine)
-        self.backend = f"tensorrt {trt.__version__}"
+    def __init__(
+        self,
+        plan: str | Path,
+        *,
+        plugins: Sequence[Path] = (),
+        device: int | None = None,
+        streams: int = 2,
+        graphs: bool = True,
+    ) -> None:
+        if streams < 1:
+            raise ValueError(f"got {streams} streams, wanted at least 1")
+        self.backend = f"tensorrt {import_tensorrt().__version__}"
+        self.context, self.log, self.graphs = cuda.Context(device), Log(), graphs
+        self._streams, self._lanes = streams, list[_Lane]()
+        self._free: queue.LifoQueue[_Lane | None] = queue.LifoQueue()
+        for _ in range(streams):
+            self._free.put(None)  # a lane that nobody needed yet
+        self.engine: trt.ICudaEngine | None = None
+        with self.context.current():
+            self.engine = engine = load_plan(Path(plan), plugins, self.log)
+            self.tensors = _describe(engine)
         self.inputs = tuple(name for name, tensor in self.tensors.items() if tensor.is_input)
         self.outputs = tuple(name for name, tensor in self.tensors.items() if not tensor.is_input)
-        self._streams, self._graphs = streams, graphs
-        self._slots: list[_Slot] = []
-        self._idle: list[_Slot] = []
-        self._turn = threading.Condition()
-        self._closed = False
 
-    def run(self, feeds: Mapping[str, Any], *, stream: Any = None, device: bool = False) -> dict[str, Any]:
-        """Every output by name, for inputs that are numpy arrays or arrays on the device (read in place).
+    def run(
+        self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None = None, *, stream: Any = None
+    ) -> dict[str, Any]:
+        """Every output by name, for inputs that are numpy arrays or C-contiguous arrays on the device.
 
-        stream: where to run (an int, or a stream of PyCUDA, cuda.core, PyTorch, CuPy); by default one of the session's.
-        device: outputs are DeviceArrays that are ready once the stream (named in their interface) is, instead of numpy
-        arrays that are ready now. Inputs on the device must stay as they are until then. Raises ValueError for wrong
-        names, dtypes, layouts and shapes, BackendError if the engine fails.
+        outputs: arrays on the device to write to, by name; they are ready once `stream` is (an int, or a stream of
+        PyCUDA, cuda.core, PyTorch, CuPy), which is waited for before anything is read. All others come as numpy arrays.
+        Raises ValueError for wrong names, dtypes, layouts and shapes, BackendError if the engine fails.
         """
-        if feeds.keys() != set(self.inputs):
-            raise ValueError(f"got inputs {sorted(feeds)}, wanted {sorted(self.inputs)}")
-        handle = None if stream is None else cuda.stream_handle(stream)
-        with self._context.current(), self._slot(handle) as slot:
-            return slot.run(feeds, slot.own_stream if handle is None else handle, device)
+        with self._lane() as lane, self.context.current():
+            arrays = {name: self._checked(name, feed, lane) for name, feed in self._named(feeds).items()}
+            wanted = {name: cuda.as_device_array(array, lane.handle) for name, array in (outputs or {}).items()}
+            try:
+                if stream is not None:
+                    lane.follow(stream)
+                bound = lane.bound(self, {name: array.shape for name, array in arrays.items()})
+                self._check_outputs(wanted, bound.arrays)
+                for name, array in arrays.items():
+                    lane.put(bound.arrays[name], array)
+                bound.run()
+                for name, array in wanted.items():
+                    lane.put(array, bound.arrays[name])
+                if stream is not None and wanted:
+                    cuda.stream_of(stream).wait(lane.stream)
+                got = {name: lane.get(bound.arrays[name]) for name in self.outputs if name not in wanted}
+                return got | wanted
+            finally:  # what was given may change from here on, whatever happened
+                if not wanted or sys.exc_info()[0] or stream is None:
+                    lane.sync()
 
-    def bind(self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None = None) -> Binding:
-        """Fixed arrays on the device -> something to enqueue on any stream, or to record in a CUDA graph of one's own.
+    def bind(
+        self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None = None, lane: Lane | None = None
+    ) -> Bound:
+        """The network between fixed arrays on the device. An output that is not given gets a fresh array.
 
-        outputs: arrays to write to; an output that is not among them gets a fresh one. ValueError as in run, and for
-        addresses that are not aligned to 256 bytes.
+        lane: where it will run, which others may share, one after the other; by default one of its own. ValueError as
+        in run, and for addresses that are not aligned to 256 bytes.
         """
-        if feeds.keys() != set(self.inputs):
-            raise ValueError(f"got inputs {sorted(feeds)}, wanted {sorted(self.inputs)}")
-        with self._context.current():
-            arrays = {name: self.device_input(name, feed) for name, feed in feeds.items()}
-            scratch = cuda.DeviceBuffer(self._context, self.engine.device_memory_size_v2)
-            execution = self.execution(scratch)
-            shapes = self.set_shapes(execution, {name: array.shape for name, array in arrays.items()})
-            for name in self.outputs:
-                if outputs is None or name not in outputs:
-                    arrays[name] = cuda.empty(self._context, shapes[name], self.tensors[name].dtype)
-                else:
-                    arrays[name] = cuda.as_device_array(outputs[name])
-                    self._check(name, arrays[name].dtype, arrays[name].shape, shapes[name])
-            if odd := [name for name, array in arrays.items() if array.pointer % ALIGNMENT]:
-                raise ValueError(f"{odd} lie at addresses that are no multiples of {ALIGNMENT} bytes; copy them first")
-            self.set_addresses(execution, {name: array.pointer for name, array in arrays.items()})
-            return Binding(self, execution, scratch, arrays)
+        with self.context.current():
+            lane = lane or Lane(self.context)
+            arrays = {name: self._checked(name, feed, lane) for name, feed in self._named(feeds).items()}
+            given = {name: cuda.as_device_array(array) for name, array in (outputs or {}).items()}
+            return Bound(self, lane, arrays, given)
 
     def close(self) -> None:
-        """Wait for what is under way and release all memory. Further runs raise ValueError."""
-        with self._turn:
-            self._closed = True
-            self._turn.notify_all()
-            self._turn.wait_for(lambda: len(self._idle) == len(self._slots))
-            slots, self._slots, self._idle = self._slots, [], []
-        with self._context.current():
-            for slot in slots:
-                slot.close()
+        """Wait for what is under way and release all memory, the engine's as well. Further runs raise ValueError."""
+        if self.engine is None:
+            return
+        for _ in range(self._streams):
+            self._free.get()
+        with self.context.current():  # contexts before the engine, all of it in the CUDA context it was made in
+            lanes, self._lanes = self._lanes, []
+            for lane in lanes:
+                lane.close()
+            del lanes
+            self.engine = None
+        for _ in range(self._streams):
+            self._free.put(None)
 
     def __enter__(self) -> TrtSession:
         return self
@@ -126,258 +137,200 @@ class TrtSession:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        if getattr(self, "engine", None) is not None and not sys.is_finalizing():
+            with suppress(BackendError):  # the caller may have destroyed the context, and all that was in it
+                self.close()
+
     @contextmanager
-    def _slot(self, stream: int | None) -> Iterator[_Slot]:
-        with self._turn:
-            self._turn.wait_for(lambda: self._closed or self._idle or len(self._slots) < self._streams)
-            slot = self._choose(stream)
+    def _lane(self) -> Iterator[_Lane]:
+        lane = self._free.get()
         try:
-            yield slot
+            if self.engine is None:
+                raise ValueError("the session is closed; open it again")
+            if lane is None:
+                lane = _Lane(self.context)
+                self._lanes.append(lane)
+            yield lane
         finally:
-            with self._turn:
-                self._idle.append(slot)
-                self._turn.notify()
+            self._free.put(lane)
 
-    def _choose(self, stream: int | None) -> _Slot:
-        """An idle slot: the stream's last one, else a new one while there may be more, else any."""
-        if self._closed:
-            raise ValueError("the session is closed; open it again")
-        fits = [slot for slot in self._idle if stream in (None, slot.last_stream)]
-        if not fits and len(self._slots) < self._streams:
-            self._slots.append(_Slot(self, self._context, self._graphs))
-            return self._slots[-1]
-        slot = (fits or self._idle)[-1]
-        self._idle.remove(slot)
-        return slot
+    def _named(self, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
+        if feeds.keys() != set(self.inputs):
+            raise ValueError(f"got inputs {sorted(feeds)}, wanted {sorted(self.inputs)}")
+        return feeds
 
-    # What follows is for this module: the steps that slots and bindings have in common.
-
-    def execution(self, scratch: cuda.DeviceBuffer) -> trt.IExecutionContext:
-        """A new execution context that computes in the given memory."""
-        import tensorrt as trt
-
-        execution = self.engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        if execution is None:
-            raise BackendError(f"{self.backend} made no execution context: {self.log.text()}")
-        execution.set_device_memory(scratch.pointer, scratch.nbytes)
-        return execution
-
-    def set_shapes(self, execution: trt.IExecutionContext, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-        """The outputs' shapes, for inputs of these."""
-        for name, shape in shapes.items():
-            if not execution.set_input_shape(name, shape):
-                raise BackendError(f"{self.backend} refused shape {shape} of {name!r}: {self.log.text()}")
-        return {name: as_shape(execution.get_tensor_shape(name)) for name in self.outputs}
-
-    def set_addresses(self, execution: trt.IExecutionContext, addresses: Mapping[str, int]) -> None:
-        for name, address in addresses.items():
-            if not execution.set_tensor_address(name, address):
-                raise BackendError(f"{self.backend} refused address {address:#x} of {name!r}: {self.log.text()}")
-
-    def execute(self, execution: trt.IExecutionContext, stream: int) -> None:
-        if not execution.execute_async_v3(stream):
-            raise BackendError(f"{self.backend} did not run: {self.log.text()}")
-
-    def device_input(self, name: str, feed: Any, stream: int | None = None) -> DeviceArray:
-        """A checked array of this context."""
-        array = cuda.as_device_array(feed, stream)
-        self.check_input(name, array.dtype, array.shape)
-        cuda.check_home(array, self._context)
-        return array
-
-    def check_input(self, name: str, dtype: np.dtype[Any], shape: Shape) -> None:
-        """ValueError unless an input of this type and shape is within the profile."""
-        tensor = self.tensors[name]
-        self._check(name, dtype, shape, None)
-        low, high = tensor.smallest, tensor.largest
-        if len(shape) != len(low) or not all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True)):
+    def _checked(self, name: str, feed: Any, lane: Lane) -> Any:
+        """The array, of the right type, within the profile, and if it is on a device, on this one."""
+        tensor, array = self.tensors[name], feed
+        if cuda.is_device_array(feed):
+            array = cuda.as_device_array(feed, lane.handle)
+            cuda.check_home(array, self.context)
+            if array.stream is not None:
+                lane.follow(array.stream)
+        elif not isinstance(feed, np.ndarray):
+            raise ValueError(f"input {name!r} is {type(feed).__name__}, wanted a numpy array or an array on the device")
+        if array.dtype != tensor.dtype:
+            raise ValueError(f"{name!r} is {array.dtype}, wanted {tensor.dtype}")
+        if not any(_fits(array.shape, limits) for limits in tensor.limits):
+            taken = " or ".join(f"{low} to {high}" for low, high in tensor.limits)
             raise ValueError(
-                f"input {name!r} has shape {shape}, this plan takes {low} to {high}; build one for it: dgiqa-rt build "
+                f"input {name!r} has shape {array.shape}, this plan takes {taken}; build one for it: dgiqa-rt build "
                 "with --batch or --depth"
             )
+        return array
 
-    def _check(self, name: str, dtype: np.dtype[Any], shape: Shape, wanted: Shape | None) -> None:
-        if dtype != self.tensors[name].dtype:
-            raise ValueError(f"{name!r} is {dtype}, wanted {self.tensors[name].dtype}")
-        if wanted is not None and shape != wanted:
-            raise ValueError(f"output {name!r} has shape {shape}, wanted {wanted}")
+    def profile_for(self, feeds: Mapping[str, DeviceArray]) -> int:
+        """The first profile that takes all of these shapes together."""
+        profiles = range(len(self.tensors[self.inputs[0]].limits))
+        fits = (all(_fits(a.shape, self.tensors[name].limits[i]) for name, a in feeds.items()) for i in profiles)
+        found = next((i for i, fitting in enumerate(fits) if fitting), None)
+        if found is None:
+            raise ValueError(f"no profile of this plan takes { ({n: a.shape for n, a in feeds.items()}) } together")
+        return found
+
+    @property
+    def most_at_once(self) -> int:
+        """The largest batch."""
+        return max(high[0] for _, high in self.tensors[self.inputs[0]].limits)
+
+    def _check_outputs(self, given: Mapping[str, DeviceArray], made: Mapping[str, DeviceArray]) -> None:
+        for name, array in given.items():
+            if name not in self.outputs or (array.dtype, array.shape) != (made[name].dtype, made[name].shape):
+                wanted = f"{made[name].dtype} {made[name].shape}" if name in self.outputs else f"one of {self.outputs}"
+                raise ValueError(f"output {name!r} is {array.dtype} {array.shape}, wanted {wanted}")
+            cuda.check_home(array, self.context)
 
 
-class Binding:
-    """Inputs and outputs at fixed places on the device, and the memory to compute in. Made by TrtSession.bind.
+class Bound:
+    """Inputs and outputs at fixed places on the device, and the network between them. Made by TrtSession.bind.
 
-    arrays: inputs and outputs by name. It is used in the session's context and on one stream at a time, is not dropped
-    while it runs, and does not outlive the session.
+    arrays: by name. What computes is the memory of its lane, which all that runs there shares.
     """
 
     def __init__(
-        self,
-        session: TrtSession,
-        execution: trt.IExecutionContext,
-        scratch: cuda.DeviceBuffer,
-        arrays: Mapping[str, DeviceArray],
+        self, session: TrtSession, lane: Lane, feeds: Mapping[str, DeviceArray], given: Mapping[str, DeviceArray]
     ) -> None:
-        self._session, self._execution, self._scratch = session, execution, scratch
-        self.arrays = dict(arrays)
+        import tensorrt as trt
 
-    def enqueue(self, stream: Any) -> None:
-        """Put one run on a stream and return. The first one must not be recorded in a graph: TensorRT warms up."""
-        self._session.execute(self._execution, cuda.stream_handle(stream))
+        assert session.engine is not None
+        self._lane, self._session = lane, session
+        execution = session.engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if execution is None:
+            raise BackendError(f"{session.backend} made no execution context: {session.log.text()}")
+        self._execution: trt.IExecutionContext | None = execution
+        execution.nvtx_verbosity = trt.ProfilingVerbosity.NONE
+        profile = session.profile_for(feeds)
+        if profile and not execution.set_optimization_profile_async(profile, lane.handle):
+            raise BackendError(f"{session.backend} refused profile {profile}: {session.log.text()}")
+        for name, array in feeds.items():
+            if not execution.set_input_shape(name, array.shape):
+                raise BackendError(f"{session.backend} refused shape {array.shape} of {name!r}: {session.log.text()}")
+        made = {name: as_shape(execution.get_tensor_shape(name)) for name in session.outputs}
+        fresh = {n: lane.empty(made[n], session.tensors[n].dtype) for n in session.outputs if n not in given}
+        self.arrays = {**feeds, **fresh, **given}
+        wanted = {n: DeviceArray(0, shape, session.tensors[n].dtype) for n, shape in made.items()}
+        session._check_outputs(given, wanted)
+        if odd := [name for name, array in self.arrays.items() if array.pointer % ALIGNMENT]:
+            raise ValueError(f"{odd} lie at addresses that are no multiples of {ALIGNMENT} bytes; copy them first")
+        for name, array in self.arrays.items():
+            if not execution.set_tensor_address(name, array.pointer):
+                raise BackendError(f"{session.backend} refused the address of {name!r}: {session.log.text()}")
+        self._need = int(execution.update_device_memory_size_for_shapes())
+        self._at = -1
+        self._replay = Replay(lane, self.put, record=session.graphs)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Have the lane hold as much memory as this needs. It may move there, so this comes before any recording."""
+        if self._execution is None:
+            raise ValueError("this binding is closed; bind the arrays again")
+        if (at := self._lane.scratch(self._need)) != self._at:
+            self._execution.set_device_memory(at, self._need)
+            self._at = at
+
+    def run(self) -> None:
+        """Put one run on the lane: plainly at first, recorded the second time, replayed from then on."""
+        self.prepare()
+        self._replay()
+
+    def put(self, stream: Any = None) -> None:
+        """Put one plain run on a stream, by default the lane's; what a graph of one's own records.
+
+        TensorRT wants to have run once before it is recorded.
+        """
+        self.prepare()
+        assert self._execution is not None
+        if not self._execution.execute_async_v3(self._lane.handle if stream is None else cuda.stream_handle(stream)):
+            raise BackendError(f"{self._session.backend} did not run: {self._session.log.text()}")
 
     def close(self) -> None:
-        """Release the memory to compute in; nothing that was enqueued may still be running."""
-        self._scratch.close()
+        """Release the graph and the execution context, once what was put on the lane is done."""
+        if self._execution is not None:
+            with self._session.context.current():
+                self._lane.sync()
+                self._replay.close()
+                self._execution, self.arrays = None, {}
+                del self._replay  # which refers to this
+
+
+class _Lane(Lane):
+    """A lane of a session's own, with the networks bound to it for the shapes that came last."""
+
+    def __init__(self, context: cuda.Context) -> None:
+        super().__init__(context)
+        self._bounds: OrderedDict[Any, Bound] = OrderedDict()
+
+    def bound(self, session: TrtSession, shapes: dict[str, Shape]) -> Bound:
+        key = tuple(sorted(shapes.items()))
+        if key not in self._bounds:
+            while len(self._bounds) >= KEPT:
+                self._bounds.popitem(last=False)[1].close()
+            feeds = {name: self.empty(shape, session.tensors[name].dtype) for name, shape in shapes.items()}
+            self._bounds[key] = Bound(session, self, feeds, {})
+        self._bounds.move_to_end(key)
+        return self._bounds[key]
+
+    def put(self, target: DeviceArray, source: Any) -> None:
+        """Copy an array of the host or the device into one of the device."""
+        if isinstance(source, DeviceArray):
+            self.copy(target.pointer, source.pointer, source.nbytes)
+        else:
+            self.upload(target.pointer, source)
+
+    def get(self, source: DeviceArray) -> Any:
+        return self.download(source.pointer, source.nbytes).view(source.dtype).reshape(source.shape)
+
+    def close(self) -> None:
+        while self._bounds:
+            self._bounds.popitem()[1].close()
+        super().close()
 
 
 @dataclass(frozen=True)
 class _Tensor:
-    """An input or output of an engine; smallest and largest are the profile's, and empty for outputs."""
+    """An input or output of an engine. limits: an input's smallest and largest shape in each profile."""
 
     dtype: np.dtype[Any]
     is_input: bool
-    smallest: Shape = ()
-    largest: Shape = ()
+    limits: tuple[tuple[Shape, Shape], ...] = ()
 
 
-class _Slot:
-    """All that one run at a time needs: a stream, memory for the largest shapes, and graphs of what came before."""
-
-    def __init__(self, session: TrtSession, context: cuda.Context, graphs: int) -> None:
-        self._session, self._context, self._limit = session, context, graphs
-        self._resources: list[Any] = []
-        try:
-            self._stream = self._keep(cuda.Stream(context))
-            self._done, self._ready = self._keep(cuda.Event(context)), self._keep(cuda.Event(context))
-            self._scratch = self._keep(cuda.DeviceBuffer(context, session.engine.device_memory_size_v2))
-            self._execution = session.execution(self._scratch)
-            sizes = self._largest_bytes()
-            self._buffers = {name: self._keep(cuda.DeviceBuffer(context, size)) for name, size in sizes.items()}
-            self._pinned = {name: self._keep(cuda.PinnedBuffer(context, size)) for name, size in sizes.items()}
-        except BaseException:
-            self._release()
-            raise
-        self.own_stream = self.last_stream = int(self._stream)
-        self._held: Any = None  # what the device may still be reading
-        self._seen: OrderedDict[Any, None] = OrderedDict()
-        self._recorded: OrderedDict[Any, tuple[cuda.Graph, trt.IExecutionContext, dict[str, Shape]]] = OrderedDict()
-
-    def run(self, feeds: Mapping[str, Any], stream: int, device: bool) -> dict[str, Any]:
-        cuda.follow(stream, self._done)  # the memory may still be in use on another stream
-        self.last_stream = stream
-        try:
-            addresses, shapes = self._place(feeds, stream)
-            produced = self._enqueue(shapes, addresses, stream)
-            if device:
-                return {name: self._on_device(name, shape, stream) for name, shape in produced.items()}
-            for name, shape in produced.items():
-                cuda.copy_out(self._pinned[name], self._buffers[name].pointer, self._nbytes(name, shape), stream)
-            cuda.synchronize(stream)
-            return {name: self._view(name, shape).copy() for name, shape in produced.items()}
-        finally:
-            self._done.record(stream)
-
-    def close(self) -> None:
-        self._done.wait()
-        self._release()
-
-    def _place(self, feeds: Mapping[str, Any], stream: int) -> tuple[dict[str, int], dict[str, Shape]]:
-        """Where each input lies on the device, after copying there what does not; and the shapes."""
-        host = {name: self._checked(name, feed) for name, feed in feeds.items() if not cuda.is_device_array(feed)}
-        device = {
-            name: self._session.device_input(name, feed, stream) for name, feed in feeds.items() if name not in host
-        }
-        if host:
-            self._done.wait()  # an earlier copy may still read the pinned memory
-        self._held = device
-        addresses = {name: self._upload(name, array, stream) for name, array in host.items()}
-        addresses |= {name: self._in_place(name, array, stream) for name, array in device.items()}
-        shapes = {name: array.shape for name, array in host.items()}
-        return addresses, shapes | {name: array.shape for name, array in device.items()}
-
-    def _checked(self, name: str, feed: Any) -> NDArray[Any]:
-        if not isinstance(feed, np.ndarray):
-            raise ValueError(f"input {name!r} is {type(feed).__name__}, wanted a numpy array or an array on the device")
-        self._session.check_input(name, feed.dtype, feed.shape)
-        return feed
-
-    def _in_place(self, name: str, array: DeviceArray, stream: int) -> int:
-        if array.stream is not None and array.stream != stream:
-            self._ready.record(array.stream)
-            cuda.follow(stream, self._ready)
-        if array.pointer % ALIGNMENT == 0:
-            return array.pointer
-        cuda.copy_within(self._buffers[name].pointer, array.pointer, array.nbytes, stream)
-        return int(self._buffers[name].pointer)
-
-    def _upload(self, name: str, array: NDArray[Any], stream: int) -> int:
-        np.copyto(self._view(name, array.shape), array)
-        cuda.copy_in(self._buffers[name].pointer, self._pinned[name], array.nbytes, stream)
-        return int(self._buffers[name].pointer)
-
-    def _enqueue(self, shapes: dict[str, Shape], addresses: dict[str, int], stream: int) -> dict[str, Shape]:
-        """Run, by the graph recorded for these shapes and addresses if there is one; the outputs' shapes."""
-        key = tuple(sorted((name, shapes[name], addresses[name]) for name in shapes))
-        if key in self._recorded:
-            self._recorded.move_to_end(key)
-            graph, _, produced = self._recorded[key]
-            graph.launch(stream)
-            return produced
-        repeated = key in self._seen and self._limit > 0
-        # A graph may only be launched while its execution context stays as it was recorded: each has its own.
-        execution = self._session.execution(self._scratch) if repeated else self._execution
-        produced = self._session.set_shapes(execution, shapes)
-        outputs = {name: self._buffers[name].pointer for name in produced}
-        self._session.set_addresses(execution, {**addresses, **outputs})
-        self._session.execute(execution, stream)  # also what TensorRT wants before it is recorded
-        if repeated:
-            graph = cuda.Graph(self._stream, lambda: self._session.execute(execution, self.own_stream))
-            self._recorded[key] = (graph, execution, produced)
-        self._seen[key] = None
-        self._forget(stream)
-        return produced
-
-    def _forget(self, stream: int) -> None:
-        while len(self._seen) > 4 * self._limit:
-            self._seen.popitem(last=False)
-        while len(self._recorded) > self._limit:
-            cuda.synchronize(stream)  # the oldest may be running, in the execution context that goes with it
-            self._recorded.popitem(last=False)[1][0].close()
-
-    def _on_device(self, name: str, shape: Shape, stream: int) -> DeviceArray:
-        array = cuda.empty(self._context, shape, self._session.tensors[name].dtype, stream)
-        cuda.copy_within(array.pointer, self._buffers[name].pointer, array.nbytes, stream)
-        return array
-
-    def _view(self, name: str, shape: Shape) -> NDArray[Any]:
-        view: NDArray[Any] = self._pinned[name].array(shape, self._session.tensors[name].dtype)
-        return view
-
-    def _largest_bytes(self) -> dict[str, int]:
-        largest = {name: self._session.tensors[name].largest for name in self._session.inputs}
-        shapes = {**largest, **self._session.set_shapes(self._execution, largest)}
-        return {name: self._nbytes(name, shape) for name, shape in shapes.items()}
-
-    def _nbytes(self, name: str, shape: Shape) -> int:
-        return int(np.prod(shape, dtype=np.int64)) * self._session.tensors[name].dtype.itemsize
-
-    def _keep(self, resource: Any) -> Any:
-        self._resources.append(resource)
-        return resource
-
-    def _release(self) -> None:
-        for graph, _, _ in getattr(self, "_recorded", {}).values():
-            graph.close()
-        while self._resources:
-            self._resources.pop().close()
+def _fits(shape: Shape, limits: tuple[Shape, Shape]) -> bool:
+    low, high = limits
+    return len(shape) == len(low) and all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True))
 
 
-def _limits(engine: trt.ICudaEngine, name: str) -> tuple[Shape, Shape]:
-    """The smallest and the largest shape of an input; a network of fixed shapes need not have a profile."""
+def _limits(engine: trt.ICudaEngine, name: str) -> tuple[tuple[Shape, Shape], ...]:
+    """Of an input, in each profile; a network of fixed shapes need not have a profile."""
     shape = as_shape(engine.get_tensor_shape(name))
     if -1 not in shape:
-        return shape, shape
-    smallest, _, largest = map(as_shape, engine.get_tensor_profile_shape(name, 0))
-    return smallest, largest
+        return ((shape, shape),) * max(1, engine.num_optimization_profiles)
+    found = []
+    for profile in range(engine.num_optimization_profiles):
+        smallest, _, largest = engine.get_tensor_profile_shape(name, profile)
+        found.append((as_shape(smallest), as_shape(largest)))
+    return tuple(found)
 
 
 def _describe(engine: trt.ICudaEngine) -> dict[str, _Tensor]:
@@ -389,10 +342,6 @@ def _describe(engine: trt.ICudaEngine) -> dict[str, _Tensor]:
         kind = engine.get_tensor_dtype(name).name
         if kind not in _DTYPES or engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
             raise EngineError(f"{name!r} is a {kind} that numpy lacks or a shape kept on the host; keep such inside")
-        dtype = np.dtype(_DTYPES[kind])
-        if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
-            smallest, largest = _limits(engine, name)
-            tensors[name] = _Tensor(dtype, True, smallest, largest)
-        else:
-            tensors[name] = _Tensor(dtype, False)
+        is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+        tensors[name] = _Tensor(np.dtype(_DTYPES[kind]), is_input, _limits(engine, name) if is_input else ())
     return tensors

@@ -19,6 +19,7 @@ from dgiqa.forward import Stages, check_tiling
 from dgiqa.meaning import verdict
 from dgiqa.pipeline import Task, checked_workers, schedule
 from dgiqa.report.rows import Row, rounded, row_of
+from dgiqa.runtime.kernels import is_on_gpu
 from dgiqa.video.channel import Channel
 from dgiqa.video.frames import Frame
 from dgiqa.video.reuse import DepthKeeper, Drift, Plan, Reuse, TileKeeper
@@ -152,10 +153,12 @@ class _Job(Task[Result]):
         self.shadow: Work | None = None
         self.todo: NDArray[np.bool_] | None = None  # tiles that `work` (or of an audit, `shadow`) computes
         self.plan: Plan = "fresh"
-        self._rgb = frame.rgb
+        self._rgb, self.on_gpu = frame.rgb, is_on_gpu(frame.rgb)
         self._old: Future[_Prepared] | None = None  # whose depth image is taken over
         if frame.rgb is None:
             self.error = frame.error or "no picture"
+            return
+        if self.on_gpu:  # where nothing is taken over: it is computed sooner than compared
             return
         source = scorer.source(frame.source)
         self.plan = source.keeper.plan(frame) if source.keeper else "fresh"
@@ -169,6 +172,8 @@ class _Job(Task[Result]):
         rgb, old, self._rgb, self._old = self._rgb, self._old, None, None
         if rgb is None:
             return None
+        if self.on_gpu:
+            return _Prepared(self.stages.prepare(rgb, self.frame.source, self.scorer.tiling))
         height, width = rgb.shape[:2]
         if height * width > self.stages.max_pixels:
             raise ImageError(
@@ -192,7 +197,7 @@ class _Job(Task[Result]):
         self.work = prepared.work
         if self.plan == "reuse" and not prepared.reused:
             self.plan = "fresh"
-        if self.scorer.reuse:
+        if self.scorer.reuse and not self.on_gpu:
             self._share(prepared, self.scorer.reuse, self.scorer.source(self.frame.source).tiles)
         self.works = [work for work in (self.shadow, self.work) if work is not None]
 
@@ -234,7 +239,7 @@ class _Job(Task[Result]):
             width=work.width,
             height=work.height,
             ms=sum(work.timings_ms.values()),
-            picture=work.rgb,
+            picture=None if self.on_gpu else work.rgb,
             reasons=self.stages.reasons(self._merged_reasons(work, source.tiles)),
         )
         if self.plan == "reuse" and self.todo is not None:

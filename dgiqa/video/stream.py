@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dgiqa.errors import ImageError
 from dgiqa.image import as_rgb
+from dgiqa.runtime.kernels import is_on_gpu
 from dgiqa.video.frames import Frame
 from dgiqa.video.sampling import SceneCuts, thumbnail
 from dgiqa.video.scoring import FrameScorer, Result
@@ -53,18 +55,17 @@ class FrameStream:
     def push(self, image: Any, time_s: float, *, source: str = "stream", timeout: float | None = None) -> bool:
         """Hand in one picture; it is copied. False if it found no room in `timeout` seconds, or after `finish`.
 
-        image: an array as `Scorer.score` takes, or anything with `__dlpack__` in the CPU's memory, [H,W,3]. time_s:
-        seconds, reported in its row. source: frames of one source are compared with each other, for scenes and reuse.
+        image: an array as `Scorer.score` takes, or anything with `__dlpack__` in the CPU's memory, [H,W,3]. One on a
+        GPU is not copied: it must stay as it is until its row has come, and belongs to no scene. time_s: seconds,
+        reported in its row. source: frames of one source are compared with each other, for scenes and reuse.
         Raises ImageError for what is no picture, and whatever ended the scoring.
         """
         self._raise()
-        rgb = as_rgb(_from_dlpack(image))
-        rgb = rgb.copy() if np.may_share_memory(rgb, image) or not isinstance(image, np.ndarray) else rgb
-        thumb = thumbnail(rgb)
+        rgb, thumb = (image, None) if is_on_gpu(image) else _copied(image)
         with self._lock:
             number = self._count.get(source, 0)
             self._count[source] = number + 1
-            scene = self._cuts.setdefault(source, SceneCuts()).scene_of(thumb)
+            scene = 0 if thumb is None else self._cuts.setdefault(source, SceneCuts()).scene_of(thumb)
         frame = Frame(source, float(time_s), number, rgb, thumb, scene)
         return self._scorer.channel.put(frame, newest_wins=self.live, timeout=timeout)
 
@@ -130,6 +131,13 @@ class FrameStream:
     def _raise(self) -> None:
         if self._error is not None:
             raise self._error
+
+
+def _copied(image: Any) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A picture in the CPU's memory as RGB of our own, and its thumbnail."""
+    rgb = as_rgb(_from_dlpack(image))
+    rgb = rgb.copy() if np.may_share_memory(rgb, image) or not isinstance(image, np.ndarray) else rgb
+    return rgb, thumbnail(rgb)
 
 
 def _from_dlpack(image: Any) -> Any:

@@ -12,48 +12,79 @@ from dgiqa.errors import BackendError
 from dgiqa.runtime import cuda
 
 
+class Foreign:
+    """An array of another library."""
+
+    def __init__(self, array: cuda.DeviceArray, strides: tuple[int, ...] | None = None) -> None:
+        self.__cuda_array_interface__ = {**array.__cuda_array_interface__, "strides": strides}
+
+
+class Exporter:
+    """A DLPack producer that holds host memory, as the stand-in's device does."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.asked = array, []  # type: ignore[var-annotated]
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def __dlpack__(self, *, stream: int | None = None, **options: object) -> object:
+        self.asked.append(stream)
+        return self.array.__dlpack__()
+
+
 def exercise() -> dict[str, object]:
     context = cuda.Context()
     found: dict[str, object] = {
         "gpu": context.gpu,
         "capability": context.compute_capability,
+        "device": context.device,
+        "primary": context.primary,
         "driver": cuda.driver_version(),
     }
     data = np.arange(12, dtype=np.float32).reshape(3, 4)
-    with context.current(), cuda.Stream(context) as stream, cuda.Event(context) as event:
-        pinned, back = cuda.PinnedBuffer(context, data.nbytes), cuda.PinnedBuffer(context, data.nbytes)
-        pinned.array(data.shape, data.dtype)[:] = data
-        source, target = (cuda.empty(context, data.shape, data.dtype, int(stream)) for _ in range(2))
-
-        def enqueue() -> None:
-            cuda.copy_in(source.pointer, pinned, data.nbytes, int(stream))
-            cuda.copy_within(target.pointer, source.pointer, data.nbytes, int(stream))
-            cuda.copy_out(back, target.pointer, data.nbytes, int(stream))
-
-        enqueue()
-        event.record(int(stream))
-        event.wait()
-        cuda.follow(int(stream), event)
-        cuda.synchronize(int(stream))
-        found["copied"] = bool((back.array(data.shape, data.dtype) == data).all() and (target.numpy() == data).all())
-        with cuda.Graph(stream, enqueue) as graph:
-            pinned.array(data.shape, data.dtype)[:] = -data
-            found["recorded_only"] = bool((target.numpy() == data).all())
-            graph.launch(int(stream))
-            found["replayed"] = bool((target.numpy() == -data).all())
-        cuda.check_home(cuda.as_device_array(target), context)
+    lane, other = cuda.Lane(context), cuda.Lane(context)
+    with context.current():
+        source, target = (lane.empty(data.shape, data.dtype) for _ in range(2))
+        replay = cuda.Replay(lane, lambda: lane.copy(target.pointer, source.pointer, data.nbytes))
+        replayed = []
+        for turn in range(3):
+            lane.upload(source.pointer, data + turn)
+            replay()
+            replayed.append(bool((target.numpy() == data + turn).all()))
+        found |= {"replayed": replayed, "recorded": replay.recorded}
+        found["downloaded"] = bool((lane.download(target.pointer, data.nbytes).view("f4") == (data + 2).ravel()).all())
+        other.follow(lane.stream)
+        lane.follow(other.handle)
+        lane.follow(0)
+        first, second = lane.scratch(100), lane.scratch(10_000)
+        found["moved"] = (first != 0, lane.at == second, lane.scratch(50) == second)
+        refused = cuda.Replay(lane, lambda: 1 // 0)  # type: ignore[arg-type, return-value]
+        refused._at = lane.at
+        try:
+            refused()
+        except ZeroDivisionError:
+            found["not_recorded"] = not refused.recorded
+        cuda.check_home(cuda.as_device_array(Foreign(target)), context)
+        rows = cuda.view_of(Foreign(target, (16, -4)))
+        exporter = Exporter(np.zeros((4, 6, 3), np.uint8)[:, :, :2])
+        shared = cuda.view_of(exporter, lane.stream)
+        found["views"] = [rows.strides, shared.shape, shared.strides, exporter.asked == [lane.handle]]
         found["free"] = cuda.free_memory()
-    try:
-        cuda.DeviceBuffer(context, 1 << 40)
-    except BackendError as error:
-        found["error"] = str(error)
+        try:
+            lane.empty((1 << 40,), np.uint8)
+        except BackendError as error:
+            found["error"] = str(error)
+        replay.close()
+        lane.close()
+        other.close()
     return found
 
 
 def main() -> None:
     found = exercise()
     gc.collect()
-    print(json.dumps({**found, "alive": ctypes.CDLL("libcuda.so.1").dgiqa_test_alive()}))
+    print(json.dumps({**found, "alive": ctypes.CDLL("libcuda.so.1").dgiqa_test_alive() - 1}))  # the primary context
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ tests knows it, nothing of it is passed on.
 
     FOLDER/site       the packages, apart from the interpreter's own
     FOLDER/lib        the stand-in libraries, links to TensorRT-RTX
-    FOLDER/cuda       cuda-python, and FOLDER/driver a stand-in for the driver below it (libcuda.c)
-    FOLDER/stubs/M    the types of TensorRT M (10, 11) as the module `tensorrt`, for a type checker
+    FOLDER/cuda-V     cuda-python, the oldest and the newest we admit; FOLDER/driver-3 a stand-in for the driver below
+    FOLDER/stubs/M    the types of TensorRT M (10.12, 10, 11) as the module `tensorrt`, for a type checker
+    FOLDER/ort-V      the oldest onnxruntime we admit
 """
 
 from __future__ import annotations
@@ -19,17 +20,27 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 BUILDER = ("onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0", "tensorrt_cu13_bindings==11.4.0.106")
-DRIVER = ("cuda-bindings==13.5.0", "cuda-pathfinder==1.9.0")
+CUDA = {
+    "12.9.4": ("cuda-bindings==12.9.4", "cuda-core==1.0.0", "cuda-pathfinder==1.9.0"),
+    "13.5.0": ("cuda-bindings==13.5.0", "cuda-core==1.2.2", "cuda-pathfinder==1.9.0"),
+}
+ONNXRUNTIME = "1.20.0"
 STUBGEN = "pybind11-stubgen==3.0.0"
-BINDINGS = {"10": "tensorrt_cu13_bindings==10.16.1.11", "11": "tensorrt_cu13_bindings==11.4.0.106"}
+BINDINGS = {
+    "10.12": "tensorrt_cu12_bindings==10.12.0.36",
+    "10": "tensorrt_cu13_bindings==10.16.1.11",
+    "11": "tensorrt_cu13_bindings==11.4.0.106",
+}
 LIBRARIES = ("libnvinfer", "libnvinfer_plugin", "libnvonnxparser")
 # What the generated types hold that no checker can read, or lack that the Python package around them has.
 REPAIRS = (
     (r"\bin: ", "in_: "),  # a parameter named by a keyword
-    (r"channel_axis: typing.SupportsInt\)", "channel_axis: typing.SupportsInt = ...)"),  # after ones with a default
+    (r"channel_axis: (int|typing.SupportsInt)\)", r"channel_axis: \1 = ...)"),  # after ones with a default
     (r"(class IHostMemory:\n)", r"\1    def __buffer__(self, flags: int) -> memoryview: ...\n"),  # see its description
     (r"\A", "__version__: str\n"),
 )
@@ -39,23 +50,28 @@ HERE = Path(__file__).resolve().parent
 def prepare(folder: Path) -> None:
     """Make what is missing in the folder. Raises CalledProcessError where pip, gcc or the stub generator fails."""
     folder = folder.resolve()
-    if (folder / "complete").exists():
+    (folder / "stubs").mkdir(parents=True, exist_ok=True)
+    _part(folder / "site", _site)
+    _part(folder / "lib", lambda lib: _libraries(folder, lib))
+    _part(folder / "driver-3", lambda driver: _compile(HERE / "libcuda.c", driver / "libcuda.so.1"))
+    for version, packages in CUDA.items():
+        _part(folder / f"cuda-{version}", partial(_install, packages))
+    _part(folder / f"ort-{ONNXRUNTIME}", partial(_install, [f"onnxruntime=={ONNXRUNTIME}"]))
+    _part(folder / "stubgen", partial(_install, [STUBGEN]))
+    for version, package in BINDINGS.items():
+        _part(folder / f"bindings{version}", partial(_install, [package]))
+        _part(folder / "stubs" / version, partial(_stubs, folder, version))
+
+
+def _part(path: Path, make: Callable[[Path], None]) -> None:
+    """A folder that is there whole or not at all, made if it is not."""
+    if path.exists():
         return
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    _install(folder / "site", *BUILDER)
-    (folder / "site" / "tensorrt.py").write_text(
-        "import sys\n\nimport tensorrt_bindings\n\nsys.modules[__name__] = tensorrt_bindings\n"
-    )
-    _libraries(folder)
-    _install(folder / "cuda", *DRIVER)
-    (folder / "driver").mkdir()
-    _compile(HERE / "libcuda.c", folder / "driver" / "libcuda.so.1")
-    _install(folder / "stubgen", STUBGEN)
-    for major, package in BINDINGS.items():
-        _install(folder / f"bindings{major}", package)
-        _stubs(folder, major)
-    (folder / "complete").touch()
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    make(unfinished)
+    unfinished.rename(path)
 
 
 def variables(folder: Path) -> dict[str, str]:
@@ -70,25 +86,30 @@ def variables(folder: Path) -> dict[str, str]:
     }
 
 
-def driver_variables(folder: Path) -> dict[str, str]:
+def driver_variables(folder: Path, version: str) -> dict[str, str]:
     """The environment in which cuda-python finds the driver of libcuda.c: for a child process, as above."""
     return {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(folder.resolve() / "cuda"), str(HERE.parent.parent)]),
-        "LD_LIBRARY_PATH": str(folder.resolve() / "driver"),
+        "PYTHONPATH": os.pathsep.join([str(folder.resolve() / f"cuda-{version}"), str(HERE.parent.parent)]),
+        "LD_LIBRARY_PATH": str(folder.resolve() / "driver-3"),
     }
 
 
-def _install(target: Path, *packages: str) -> None:
+def _install(packages: Sequence[str], target: Path) -> None:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]
     subprocess.run([*command, "--target", str(target), *packages], check=True)
 
 
-def _libraries(folder: Path) -> None:
+def _site(site: Path) -> None:
+    _install(BUILDER, site)
+    (site / "tensorrt.py").write_text(
+        "import sys\n\nimport tensorrt_bindings\n\nsys.modules[__name__] = tensorrt_bindings\n"
+    )
+
+
+def _libraries(folder: Path, lib: Path) -> None:
     """The stand-ins under the names that the bindings of each major look for, and TensorRT-RTX as its parser does."""
-    lib = folder / "lib"
-    lib.mkdir()
-    for major in BINDINGS:
+    for major in ("10", "11"):
         for name in LIBRARIES:
             _compile(HERE / "stand_in.c", lib / f"{name}.so.{major}")
     rtx = _one(folder / "site" / "onnxruntime_ep_nv_tensorrt_rtx", "libtensorrt_rtx.so.*")
@@ -101,10 +122,9 @@ def _compile(source: Path, library: Path) -> None:
     subprocess.run([*gcc, f"-Wl,-soname,{library.name}", "-o", str(library)], check=True)
 
 
-def _stubs(folder: Path, major: str) -> None:
+def _stubs(folder: Path, version: str, out: Path) -> None:
     """The bindings' types, as far as a strict checker can read them."""
-    out = folder / "stubs" / major
-    paths = [str(folder / f"bindings{major}"), str(folder / "stubgen")]
+    paths = [str(folder / f"bindings{version}"), str(folder / "stubgen")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "LD_LIBRARY_PATH": str(folder / "lib")}
     command = [sys.executable, "-m", "pybind11_stubgen", "tensorrt_bindings.tensorrt", "-o", str(out)]
     subprocess.run(command, env=environment, check=True, capture_output=True)
@@ -112,7 +132,7 @@ def _stubs(folder: Path, major: str) -> None:
     for pattern, replacement in REPAIRS:
         text, found = re.subn(pattern, replacement, text)
         if not found:
-            raise ValueError(f"the types of TensorRT {major} hold no {pattern!r} any more; look at REPAIRS again")
+            raise ValueError(f"the types of TensorRT {version} hold no {pattern!r} any more; look at REPAIRS again")
     package = out / "tensorrt"
     package.mkdir()
     (package / "__init__.pyi").write_text(text)

@@ -23,7 +23,7 @@ typedef struct {
 } Graph;
 
 enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_CONTEXT = 201 };
-static int primary, alive;
+static int primary, alive, pools[1];
 static _Thread_local void *stack[16];
 static _Thread_local int depth;
 static Graph *recording;
@@ -59,6 +59,8 @@ static int allocate(void **pointer, size_t bytes) {
 }
 
 int cuInit(unsigned flags) { return flags ? INVALID_VALUE : OK; }
+int cuGetErrorName(int status, const char **name) { return *name = status == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR", OK; }
+int cuGetErrorString(int status, const char **text) { return *text = status == 2 ? "out of memory" : "an error", OK; }
 int cuDriverGetVersion(int *version) { return *version = 13000, OK; }
 int cuDeviceGet(int *device, int ordinal) { return ordinal ? INVALID_VALUE : (*device = 0, OK); }
 int cuDeviceGetName(char *name, int length, int device) { return snprintf(name, length, "Stand-in %d", device), OK; }
@@ -66,6 +68,16 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
     (void)device;
     return *value = attribute == 75 ? 9 : attribute == 76 ? 0 : -1, OK; /* compute capability: major, minor */
 }
+int cuDeviceGetCount(int *count) { return *count = 1, OK; }
+int cuDeviceGetDefaultMemPool(void **pool, int device) { return *pool = &pools[device], OK; }
+int cuDeviceGetMemPool(void **pool, int device) { return *pool = &pools[device], OK; }
+int cuMemPoolGetAttribute(void *pool, int attribute, void *value) { return (void)pool, (void)attribute, *(uint64_t *)value = 0, OK; }
+int cuMemPoolSetAttribute(void *pool, int attribute, void *value) { return (void)pool, (void)attribute, (void)value, OK; }
+int cuCtxSetCurrent(void *context) {
+    if (!context) return depth -= depth > 0, OK;
+    return stack[depth ? depth - 1 : depth++] = context, OK;
+}
+int cuCtxGetStreamPriorityRange(int *least, int *greatest) { return *least = 0, *greatest = -5, OK; }
 int cuCtxGetCurrent(void **context) { return *context = depth ? stack[depth - 1] : NULL, OK; }
 int cuCtxGetDevice(int *device) { return depth ? (*device = 0, OK) : INVALID_CONTEXT; }
 int cuCtxGetDevice_v2(int *device, void *context) { return (void)context, cuCtxGetDevice(device); }
@@ -80,13 +92,40 @@ int cuMemAllocHost_v2(void **pointer, size_t bytes) { return allocate(pointer, b
 int cuMemFreeHost(void *pointer) { return drop(pointer); }
 int cuPointerGetAttribute(void *data, int attribute, void *pointer) {
     (void)pointer;
-    return attribute == 1 ? (*(void **)data = &primary, OK) : INVALID_VALUE; /* 1: the context */
+    if (attribute == 1) return *(void **)data = &primary, OK; /* the context */
+    return attribute == 9 ? (*(int *)data = 0, OK) : INVALID_VALUE; /* 9: the device's ordinal */
+}
+int cuMemAllocFromPoolAsync(void **pointer, size_t n, void *pool, void *stream) { return (void)pool, (void)stream, allocate(pointer, n); }
+int cuMemFreeAsync(void *pointer, void *stream) { return (void)stream, drop(pointer); }
+int cuMemcpyAsync(void *to, const void *from, size_t n, void *stream) { return (void)stream, copy(to, from, n); }
+int cuPointerGetAttributes(unsigned count, int *attributes, void **data, void *pointer) {
+    for (unsigned i = 0; i < count; i++) {
+        int *value = data[i];
+        *value = attributes[i] == 2 ? (alive > 1 ? 2 : 1) : 0; /* 2: the type of memory, which is the device's */
+    }
+    return (void)pointer, OK;
 }
 int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t n, void *stream) { return (void)stream, copy(to, from, n); }
 int cuMemcpyDtoHAsync_v2(void *to, const void *from, size_t n, void *stream) { return (void)stream, copy(to, from, n); }
 int cuMemcpyDtoDAsync_v2(void *to, const void *from, size_t n, void *stream) { return (void)stream, copy(to, from, n); }
 int cuMemcpyDtoH_v2(void *to, const void *from, size_t n) { return copy(to, from, n); }
 int cuStreamCreate(void **stream, unsigned flags) { return flags == 1 ? (*stream = object(), OK) : INVALID_VALUE; }
+int cuStreamCreateWithPriority(void **stream, unsigned flags, int priority) { return (void)priority, cuStreamCreate(stream, flags); }
+int cuStreamGetCtx(void *stream, void **context) { return (void)stream, *context = &primary, OK; }
+int cuStreamIsCapturing(void *stream, int *status) { return (void)stream, *status = recording != NULL, OK; }
+int cuStreamGetCaptureInfo_v3(void *s, int *status, uint64_t *id, void **g, const void ***d, const void **e, size_t *n) {
+    (void)s, *status = recording != NULL;
+    if (id) *id = 1;
+    if (g) *g = recording;
+    if (d) *d = NULL;
+    if (e) *e = NULL;
+    if (n) *n = 0;
+    return OK;
+}
+int cuStreamGetCaptureInfo_v2(void *s, int *status, uint64_t *id, void **g, const void ***d, size_t *n) {
+    return cuStreamGetCaptureInfo_v3(s, status, id, g, d, NULL, n);
+}
+int cuThreadExchangeStreamCaptureMode(int *mode) { return (void)mode, OK; }
 int cuStreamDestroy_v2(void *stream) { return drop(stream); }
 int cuStreamSynchronize(void *stream) { return (void)stream, OK; }
 int cuStreamWaitEvent(void *stream, void *event, unsigned flags) { return (void)stream, event && !flags ? OK : INVALID_VALUE; }
@@ -108,6 +147,13 @@ int cuGraphInstantiateWithFlags(void **made, void *graph, unsigned long long fla
     memcpy(*made, graph, sizeof(Graph));
     return OK;
 }
+int cuGraphInstantiateWithParams(void **made, void *graph, uint64_t *params) { return params[0] ? INVALID_VALUE : cuGraphInstantiateWithFlags(made, graph, 0); }
+int cuUserObjectCreate(void **made, void *kept, void *destroy, unsigned count, unsigned flags) {
+    return (void)kept, (void)destroy, (void)count, (void)flags, *made = &primary, OK;
+}
+int cuUserObjectRelease(void *kept, unsigned count) { return (void)kept, (void)count, OK; }
+int cuGraphRetainUserObject(void *g, void *o, unsigned n, unsigned f) { return (void)g, (void)o, (void)n, (void)f, OK; }
+int cuGraphReleaseUserObject(void *g, void *o, unsigned n) { return (void)g, (void)o, (void)n, OK; }
 int cuGraphLaunch(void *graph, void *stream) {
     (void)stream;
     for (int i = 0; i < ((Graph *)graph)->count; i++) {
@@ -120,11 +166,11 @@ int cuGraphDestroy(void *graph) { return drop(graph); }
 int cuGraphExecDestroy(void *graph) { return drop(graph); }
 
 int cuGetProcAddress_v2(const char *name, void **function, int version, uint64_t flags, int *status) {
-    (void)version, (void)flags;
+    (void)flags;
     char newer[128];
-    const char *suffixes[] = {"_v2", "WithFlags", ""};
+    const char *suffixes[] = {"_v3", "_v2", "WithFlags", ""};
     *function = NULL;
-    for (int i = 0; i < 3 && !*function; i++) {
+    for (int i = version < 12030; i < 4 && !*function; i++) { /* there is one third version, of CUDA 12.3 */
         snprintf(newer, sizeof newer, "%s%s", name, suffixes[i]);
         *function = dlsym(RTLD_DEFAULT, newer);
     }
