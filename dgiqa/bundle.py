@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
@@ -137,6 +137,12 @@ def load_golden(bundle: Bundle) -> list[Golden]:
     if not golden:
         raise BundleError(f"{bundle.id}: {GOLDEN} is empty; rebuild the bundle with golden images")
     return golden
+
+
+def golden_lines(golden: Iterable[Golden]) -> bytes:
+    """The file golden.jsonl, as `load_golden` reads it."""
+    records = ({key: value for key, value in asdict(each).items() if value != ()} for each in golden)
+    return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()
 
 
 def write_bundle(

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from dgiqa.errors import BundleError
 
@@ -69,6 +69,11 @@ class Meaning:
             return scores
         x, y = np.array(self.knots).T
         return np.asarray(np.interp(scores, x, y), np.float32)  # NaN stays NaN
+
+    def unmapped(self, scores: ArrayLike) -> NDArray[np.float64]:
+        """Scores on the bundle's scale -> what the network said, f64; where the map is flat, one of its values."""
+        x, y = np.array(self.knots or ((0, 0), (1, 1)), np.float64).T
+        return np.asarray(np.interp(scores, y, x))
 
     def preset(self, name: str) -> float:
         """The threshold of a preset. ValueError names those there are."""

@@ -7,7 +7,6 @@ that reproduces them runs the same model.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dgiqa.bundle import GOLDEN, Bundle, Golden, load_golden
+from dgiqa.bundle import GOLDEN, Bundle, Golden, golden_lines, load_golden
 from dgiqa.errors import ParityError
 
 if TYPE_CHECKING:
@@ -217,20 +216,13 @@ def golden_files(images: Iterable[bytes], score: Callable[[bytes], Score], suffi
     images: encoded images. score: what defines the truth; the reference pipeline, or the scorer that was compared
     with it.
     """
-    files, lines = {}, []
+    files, golden = {}, []
     for number, data in enumerate(images, 1):
         name, result = f"golden/{number:02d}{suffix}", score(data)
-        files[name] = data
-        record = {
-            "file": name,
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "tiling": result.tiling,
-            "score": result.value,
-            "tile_scores": result.tile_scores.tolist(),
-            **({"reasons": list(result.reasons.values())} if result.reasons else {}),
-        }
-        lines.append(json.dumps(record, allow_nan=False) + "\n")
-    return {**files, GOLDEN: "".join(lines).encode()}
+        files[name], digest = data, hashlib.sha256(data).hexdigest()
+        scores, reasons = tuple(result.tile_scores.tolist()), tuple(result.reasons.values())
+        golden.append(Golden(name, digest, result.tiling, result.value, scores, reasons))
+    return {**files, GOLDEN: golden_lines(golden)}
 
 
 def _row(bundle: Bundle, golden: Golden, scorer: Candidate) -> ParityRow:

@@ -9,7 +9,6 @@ other.
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa import metrics, spec
-from dgiqa.bundle import GOLDEN, Bundle, load_golden, write_bundle
+from dgiqa.bundle import GOLDEN, Bundle, golden_lines, load_golden, write_bundle
 from dgiqa.calibrate import fit
 from dgiqa.calibrate.adapt import Layer, Seen, adapted_out_of_fold, fit_layer, shipped_layer, with_layer
 from dgiqa.calibrate.labels import LabelError, Labels
@@ -109,8 +108,8 @@ def gather(labels: Labels, found: Iterable[Seen | Failure]) -> Study:
     """Put labels and answers together, without those that failed. LabelError if too few are left."""
     answers = list(found)
     kept = [i for i, answer in enumerate(answers) if isinstance(answer, Seen)]
+    failures = tuple(answer for answer in answers if not isinstance(answer, Seen))
     if len(kept) < FEWEST:
-        failures = [answer for answer in answers if not isinstance(answer, Seen)]
         why = f"; the first that failed: {failures[0].message}" if failures else ""
         raise LabelError(f"{len(kept)} labelled pictures could be scored, wanted {FEWEST} or more{why}")
     values = labels.values[kept]
@@ -120,7 +119,7 @@ def gather(labels: Labels, found: Iterable[Seen | Failure]) -> Study:
         )
     kept_labels = replace(labels, images=tuple(labels.images[i] for i in kept), values=values)
     pictures = tuple(answer for answer in answers if isinstance(answer, Seen))
-    return Study(kept_labels, pictures, tuple(answer for answer in answers if not isinstance(answer, Seen)))
+    return Study(kept_labels, pictures, failures)
 
 
 def calibrated(
@@ -239,7 +238,11 @@ def _meaning(base: Meaning, result: Calibration) -> Meaning:
     labels = result.study.labels
     moved = Meaning(knots=result.knots)
     # Presets are on the base's own scale: through its map backwards (none: as they are), then through the new one.
-    presets = {} if result.layer else {k: float(moved.mapped(_unmapped(base, v))) for k, v in base.presets.items()}
+    presets = (
+        {}
+        if result.layer
+        else {k: float(moved.mapped(base.unmapped(v).astype(np.float32))) for k, v in base.presets.items()}
+    )
     if result.chosen:
         presets[PRESET] = result.chosen.threshold
     return Meaning(
@@ -252,36 +255,19 @@ def _meaning(base: Meaning, result: Calibration) -> Meaning:
     )
 
 
-def _unmapped(meaning: Meaning, value: float) -> NDArray[np.float32]:
-    if not meaning.knots:
-        return np.asarray(value, np.float32)
-    x, y = np.array(meaning.knots).T
-    return np.asarray(np.interp(value, y, x), np.float32)
-
-
 def _golden(base: Bundle, result: Calibration, files: Mapping[str, Path | bytes]) -> bytes:
     """golden.jsonl with the new scores of the same pictures."""
     tile_scores = _adapted_golden(base, result.layer, files) if result.layer else _mapped_golden(base, result.knots)
-    lines = []
-    for golden, scores in zip(load_golden(base), tile_scores, strict=True):
-        record = {
-            "file": golden.file,
-            "sha256": golden.sha256,
-            "tiling": golden.tiling,
-            "score": float(scores.mean(dtype=np.float64)),
-            "tile_scores": scores.tolist(),
-            **({"reasons": golden.reasons} if golden.reasons else {}),
-        }
-        lines.append(json.dumps(record, allow_nan=False) + "\n")
-    return "".join(lines).encode()
+    return golden_lines(
+        replace(golden, score=float(scores.mean(dtype=np.float64)), tile_scores=tuple(scores.tolist()))
+        for golden, scores in zip(load_golden(base), tile_scores, strict=True)
+    )
 
 
 def _mapped_golden(base: Bundle, knots: fit.Knots) -> Iterator[NDArray[np.float32]]:
     """What the base was released with, through the map: the chain to PyTorch holds."""
     for golden in load_golden(base):
-        x, y = np.array(base.meaning.knots or ((0, 0), (1, 1)), np.float64).T
-        raw = np.interp(golden.tile_scores, y, x)  # the base's own map undone
-        yield Meaning(knots=knots).mapped(raw.astype(np.float32))
+        yield Meaning(knots=knots).mapped(base.meaning.unmapped(golden.tile_scores).astype(np.float32))
 
 
 def _adapted_golden(base: Bundle, layer: Layer, files: Mapping[str, Path | bytes]) -> Iterator[NDArray[np.float32]]:
@@ -291,16 +277,11 @@ def _adapted_golden(base: Bundle, layer: Layer, files: Mapping[str, Path | bytes
     with Scorer(plain(base), backend="onnxruntime", features=True) as scorer:
         for golden in load_golden(base):
             found = scorer.score(base.path / golden.file, tiling=golden.tiling)
-            off = np.abs(found.tile_scores - _unmapped_all(base.meaning, golden.tile_scores)).max()
+            off = np.abs(found.tile_scores - base.meaning.unmapped(golden.tile_scores)).max()
             if not off <= 1e-4:
                 raise ParityError(f"{base.id} does not score {golden.file} as it was released; run dgiqa-rt verify")
             assert found.tile_features is not None  # the layer came from them
             yield layer.tile_scores(Seen(found.tile_scores, found.tile_features)).astype(np.float32)
-
-
-def _unmapped_all(meaning: Meaning, scores: Sequence[float]) -> Floats:
-    x, y = np.array(meaning.knots or ((0, 0), (1, 1)), np.float64).T
-    return np.asarray(np.interp(scores, y, x))
 
 
 def _figures(scores: Floats, labels: Floats) -> dict[str, float | None]:
