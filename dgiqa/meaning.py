@@ -73,7 +73,7 @@ class Meaning:
     def unmapped(self, scores: ArrayLike) -> NDArray[np.float64]:
         """Scores on the bundle's scale -> what the network said, f64; where the map is flat, one of its values."""
         x, y = np.array(self.knots or ((0, 0), (1, 1)), np.float64).T
-        return np.asarray(np.interp(scores, y, x))
+        return np.asarray(np.interp(np.asarray(scores, np.float64), y, x))
 
     def preset(self, name: str) -> float:
         """The threshold of a preset. ValueError names those there are."""
