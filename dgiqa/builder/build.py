@@ -114,14 +114,6 @@ class _Order:
     device: int | None
     progress: Progress
 
-    @property
-    def backend(self) -> str:
-        return str(self.key["engine"])
-
-    @property
-    def precision(self) -> str:
-        return str(self.key["precision"])
-
 
 def depth_buckets(p: spec.Preprocess) -> list[tuple[int, int]]:
     """(height, width) of the depth network's input for images of ASPECTS, lying and upright."""
@@ -179,29 +171,29 @@ def _made(order: _Order, plugins: Sequence[Path]) -> tuple[dict[str, Path], dict
         shutil.copyfile(plugin, order.folder / plugin.name)
     onnx, report = _typed(order)
     made = {name: path for name, path in onnx.items() if path.parent == order.folder}
-    types = {name: _checked_types(path, order.precision) for name, path in made.items()}
+    types = {name: _checked_types(path, order.key["precision"]) for name, path in made.items()}
     layers: dict[str, dict[str, int]] = {}
-    if order.backend == backends.TENSORRT:
+    if order.key["engine"] == backends.TENSORRT:
         made, layers = _planned(order, onnx)
-    elif order.backend == backends.OPENVINO:
-        layers = _openvino_layers(onnx, order.precision)
-    _check_layers(order.precision, order.backend, layers)
+    elif order.key["engine"] == backends.OPENVINO:
+        layers = _openvino_layers(onnx, order.key["precision"])
+    _check_layers(order.key["precision"], order.key["engine"], layers)
     return made, {"types": types, "layers": layers, "quantisation": report}
 
 
 def _typed(order: _Order) -> tuple[dict[str, Path], dict[str, Any]]:
     """Network -> ONNX file with the precision in it; the bundle's own for fp32 and bf16. And the quantiser's report."""
-    if order.precision not in spec.QUANTIZED:
+    if order.key["precision"] not in spec.QUANTIZED:
         return {name: order.bundle.file(name) for name in engines.NETWORKS}, {}
     from dgiqa.builder.quantize import quantize_bundle
 
     try:
         made = quantize_bundle(
             order.bundle,
-            order.precision,
+            order.key["precision"],
             order.folder,
             calibration=order.calibration,
-            rest="fp16" if order.backend in (backends.TENSORRT, backends.CUDA, backends.RTX) else "fp32",
+            rest="fp16" if order.key["engine"] in (backends.TENSORRT, backends.CUDA, backends.RTX) else "fp32",
             progress=order.progress,
         )
     except ParityError as error:  # the budget cannot be met
@@ -234,7 +226,7 @@ def _planned(order: _Order, onnx: Mapping[str, Path]) -> tuple[dict[str, Path], 
         order.progress(f"{info.layers} layers, {info.bytes / 1e6:.1f} MB, {info.seconds:.0f} s")
         with context.current():
             layers[name] = dict(layer_precisions(plans[name], plugins=libraries))
-        _check_typed(name, order.precision, info.precisions)
+        _check_typed(name, order.key["precision"], info.precisions)
     return plans, layers
 
 
