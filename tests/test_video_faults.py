@@ -65,6 +65,38 @@ def test_a_playlist_with_a_discontinuity_is_read_to_its_end(tmp_path: Path) -> N
     assert [(round(f.time_s * RATE), f.error) for f in found] == [(i, "") for i in range(50)]
 
 
+@pytest.mark.parametrize("kind", ["flv", "mp4", "mov", "nut", "wmv"])
+def test_a_second_recording_that_nobody_reads_is_an_error(tmp_path: Path, kind: str) -> None:
+    how: dict[str, Any] = {"codec": "wmv2"} if kind == "wmv" else {"options": {"bf": "0"}}
+    one = write(tmp_path / f"one.{kind}", numbered(25), **how)
+    both = tmp_path / f"both.{kind}"
+    both.write_bytes(one.read_bytes() * 2)
+    assert [f.error for f in read(one)] == [""] * 25
+    assert read(both)[-1].error == (
+        f"another recording begins at byte {one.stat().st_size:,}, which was not looked at: split it there"
+    )
+    assert not any(f.error for f in read(both, Sampling(every=0.2, end=0.7)))
+
+
+@pytest.mark.parametrize("kind", ["mpg", "mkv", "h264"])
+def test_recordings_that_are_joined_are_read_to_the_end(tmp_path: Path, kind: str) -> None:
+    how: dict[str, Any] = {"codec": "mpeg2video"} if kind == "mpg" else {"options": {"bf": "0"}}
+    parts = [write(tmp_path / f"{i}.{kind}", list(numbered(50))[25 * i :][:25], **how).read_bytes() for i in range(2)]
+    joined = tmp_path / f"joined.{kind}"
+    joined.write_bytes(b"".join(parts))
+    found = read(joined)
+    assert [f.error for f in found] == [""] * 50
+    assert [level(f.rgb) for f in found if f.rgb is not None] == pytest.approx(list(range(50)), abs=3)
+
+
+def test_a_playlist_with_a_byte_order_mark_says_so(tmp_path: Path) -> None:
+    (tmp_path / "0.ts").write_bytes(part(0, 25, 0, tmp_path / "part.ts"))
+    playlist = tmp_path / "index.m3u8"
+    playlist.write_bytes(b"\xef\xbb\xbf#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n0.ts\n#EXT-X-ENDLIST\n")
+    with pytest.raises(RefusedError, match="a byte order mark, which HLS forbids; save it without one"):
+        read(playlist)
+
+
 def test_a_gap_in_a_container_that_keeps_time_is_no_jump(tmp_path: Path) -> None:
     when = [0.0, 0.04, 30.0, 30.04]
     found = read(write(tmp_path / "gap.mkv", numbered(4), times=when))
@@ -156,6 +188,21 @@ def test_zero_bytes_in_place_of_data_are_an_error(
     errors = [frame.error for frame in read(path)]
     assert not any(errors[:10])
     assert "damaged" in errors[10]
+
+
+@pytest.mark.parametrize(("codec", "name"), [("libx264", "clip.h264"), ("libx265", "clip.hevc"), ("gif", "clip.gif")])
+def test_damage_of_streams_without_times_is_an_error(
+    tmp_path: Path, photos: dict[str, UInt8], codec: str, name: str
+) -> None:
+    options = QUIET | {"crf": "10"} if codec != "gif" else {}
+    layout = "rgb8" if codec == "gif" else "yuv420p"
+    path = write(tmp_path / name, swaying(photos["coffee"], 20), codec=codec, layout=layout, options=options)
+    data = bytearray(path.read_bytes())
+    assert not any(f.error for f in read(path))
+    middle = len(data) // 2
+    data[middle : middle + 300] = bytes(300)
+    path.write_bytes(data)
+    assert any("damaged" in f.error for f in read(path))
 
 
 def test_padding_with_zero_bytes_is_no_damage() -> None:

@@ -13,9 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
+
 from dgiqa.errors import ImageError
 from dgiqa.image import jpeg
 from dgiqa.video import sei
+from dgiqa.video.joined import second_recording
 from dgiqa.video.sampling import Ticks
 from dgiqa.video.source import Opened, import_av, reason_of
 
@@ -172,6 +175,8 @@ class Decoding:
             ended = (
                 f"the video ends at {max(self.last_s, 0.0):.2f} s of {self.opened.duration_s:.2f} s: it is truncated"
             )
+        if not ended and self.opened.path and not self.ticks.over and self.last_s <= self.end_s:
+            ended = self._unseen(self.opened.path)
         if not ended and self.last_s < 0 and not self.packets:
             ended = "there is no frame in it"
         if ended:
@@ -188,7 +193,7 @@ class Decoding:
         holding, size = True, 0
         position = -1.0
         for packet in self._packets():
-            time_s = self._time(packet.pts if packet.pts is not None else packet.dts)
+            time_s = self._time(self._stamp(packet))
             skippable = time_s is not None and not self.opened.live
             if packet.is_keyframe and skippable:
                 assert time_s is not None
@@ -259,6 +264,8 @@ class Decoding:
             self.damage = f"a damaged packet: {error.strerror or error}"
             if self.made_up and self.sent:
                 yield self._next(heapq.heappop(self.sent), None, self.damage)
+            elif packet is not None and packet.pts is None:  # of a stream without times: nothing else would miss it
+                yield self._next(None, None, self.damage)
             return
         for frame in frames:
             pts = self.sent[0] if self.made_up and self.sent else frame.pts
@@ -273,14 +280,19 @@ class Decoding:
             else:
                 yield self._next(pts, frame, "")
 
+    def _stamp(self, packet: Any) -> Any:
+        """A packet's time in the container's ticks. As a set, those of decoding begin with 0 in AVI, others with 1."""
+        return packet.dts if packet.pts is None or (self.made_up and packet.dts is not None) else packet.pts
+
     def _expect(self, packet: Any) -> None:
         """Remember which timestamps must come out. Not those that need what is before the first key frame."""
         if packet.pts is None or packet.is_discard or self.opened.codec == "vp8":  # which has packets never shown
             return
+        stamp = self._stamp(packet)
         if self.floor is None and packet.is_keyframe:
-            self.floor = packet.pts
-        if self.floor is not None and packet.pts >= self.floor:
-            heapq.heappush(self.sent, packet.pts)
+            self.floor = stamp
+        if self.floor is not None and stamp >= self.floor:
+            heapq.heappush(self.sent, stamp)
 
     def _lost(self, until: int | None) -> Iterator[Picture]:
         """The timestamps before `until` that went in and never came out."""
@@ -299,6 +311,8 @@ class Decoding:
         self.floor, self.damage = None, ""
 
     def _next(self, pts: int | None, frame: Any, error: str) -> Picture:
+        if not self.opened.starts and self.last_s < 0 and pts is not None and not self.opened.live:
+            self.origin_s = float(pts * self.stream.time_base)  # of a stream without a container
         time_s = self._time(pts)
         if time_s is None:
             time_s = self._guessed_time()
@@ -359,12 +373,34 @@ class Decoding:
         where = "in a pipe" if self.opened.pipe is not None else "from a server without range requests"
         return f"; an MP4 {where} needs its index first: ffmpeg -i in.mp4 -c copy -movflags +faststart out.mp4"
 
+    def _unseen(self, path: str) -> str:
+        """What a file holds that its demuxer does not give, or shows as if it were whole; "" where nothing is amiss."""
+        at = second_recording(path, self.opened.format)
+        if at is not None:
+            return f"another recording begins at byte {at:,}, which was not looked at: split it there"
+        return _damage_of_gif(path) if self.opened.format == "gif" else ""
+
     def _short(self) -> bool:
         """Whether the demuxer ended well before the declared end, and the sampling did not end it."""
         declared = self.opened.duration_s
         if declared is None or self.clock.jumped_s or self.ticks.over or self.end_s < declared:
             return False
         return declared - self.last_s > max(SHORT_S, 0.02 * declared, 2 / (self.opened.rate or 25.0))
+
+
+def _damage_of_gif(path: str) -> str:
+    """What Pillow says of a GIF that it cannot read to its end, where FFmpeg shows something; "" of others."""
+    number = 0
+    try:
+        with Image.open(path) as image:
+            while True:
+                image.seek(number)
+                image.load()
+                number += 1
+    except EOFError:
+        return ""
+    except Exception as error:  # Pillow raises many types on damaged data
+        return f"damaged from picture {number} on: {error}"
 
 
 def _zeroed(packet: bytes, codec: str) -> bool:

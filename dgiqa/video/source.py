@@ -6,6 +6,7 @@ else, a file that is no playlist names none, and formats that draw text or join 
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import time
@@ -80,8 +81,8 @@ class Opened:
 
     container, stream: PyAV's; None of frames without a container. pipe: what bytes are read from, where that is not
     FFmpeg. origin_s: the container's time that is called 0. duration_s, rate, width, height: as declared, None or 0
-    where unknown. codec: its name. live: whether it ends is not known. indexed: whether seeking is exact. local: a
-    regular file.
+    where unknown. codec: its name. live: whether it ends is not known. indexed: whether seeking is exact. path: of a
+    regular file, "" of anything else.
     """
 
     name: str
@@ -97,12 +98,22 @@ class Opened:
     origin_s: float = 0.0
     live: bool = False
     indexed: bool = False
-    local: bool = False
+    path: str = ""
+
+    @property
+    def local(self) -> bool:
+        """Whether it is a regular file."""
+        return bool(self.path)
 
     @property
     def format(self) -> str:
         """FFmpeg's name of the container, of several the list; "" without one."""
         return str(self.container.format.name) if self.container is not None else ""
+
+    @property
+    def starts(self) -> bool:
+        """Whether the container says when it begins."""
+        return self.container is not None and self.container.start_time is not None
 
     @property
     def frame_s(self) -> float:
@@ -135,7 +146,8 @@ def open_raw(source: VideoSource, raw: Raw, name: str, timeout_s: float, max_pix
     length_s = os.path.getsize(source) // raw.frame_bytes / raw.rate if local else None  # type: ignore[arg-type]
     codec = f"raw {raw.layout}"
     pipe = _binary(source)
-    return Opened(name, codec, raw.width, raw.height, raw.rate, length_s, timeout_s, pipe=pipe, local=local)
+    path = str(source) if local else ""
+    return Opened(name, codec, raw.width, raw.height, raw.rate, length_s, timeout_s, pipe=pipe, path=path)
 
 
 def open_container(source: VideoSource, name: str, timeout_s: float, max_pixels: int | None = None) -> Opened:
@@ -186,7 +198,7 @@ def open_container(source: VideoSource, name: str, timeout_s: float, max_pixels:
         origin_s=origin_s,
         live=live,
         indexed=local and any(n in INDEXED for n in container.format.name.split(",")),
-        local=local,
+        path=str(source) if local else "",
     )
 
 
@@ -355,7 +367,12 @@ def _check_playlist(path: Path, folder: Path, seen: set[str]) -> bool:
     if not path.is_file():
         return False  # FFmpeg says so
     with open(path, "rb") as file:
-        if file.read(7) != b"#EXTM3U":
+        head = file.read(7)
+        if head.startswith(codecs.BOM_UTF8):
+            head = (head + file.read(3))[3:]
+            if head == b"#EXTM3U":
+                raise RefusedError(f"{path}: a playlist with a byte order mark, which HLS forbids; save it without one")
+        if head != b"#EXTM3U":
             return False
         text = file.read(PLAYLIST_BYTES + 1).decode("utf-8", "surrogateescape")
     if len(text) > PLAYLIST_BYTES:
