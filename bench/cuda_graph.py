@@ -108,7 +108,7 @@ class GraphedDGIQA:
     """
 
     def __init__(
-        self, network: DGIQA | TwinDGIQA, batch: int, dtype: torch.dtype = torch.float16, *, compiled: bool = False
+        self, network: DGIQA | TwinDGIQA, batch: int, dtype: torch.dtype = torch.float16, *, compiled: str | None = None
     ) -> None:
         if not torch.cuda.is_available():
             raise BackendError(
@@ -119,7 +119,7 @@ class GraphedDGIQA:
         self.network = prepared.to("cuda", dtype)
         if compiled:
             for part in ("branch", "join"):
-                fast = torch.compile(getattr(self.network, part), mode="max-autotune-no-cudagraphs", dynamic=False)
+                fast = torch.compile(getattr(self.network, part), mode=compiled, dynamic=False)
                 setattr(self.network, part, fast)
         side = network.config.image_size
         self.rgb, self.depth = (torch.zeros(batch, 3, side, side, dtype=dtype, device="cuda") for _ in range(2))

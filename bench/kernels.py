@@ -1,12 +1,16 @@
 """What the CUDA kernels cost against their floors and the best honest baselines; without a GPU, what that should be.
 
     python bench/kernels.py [--torch-op build/libdgiqa_torch.so] [--tiles 20 640] [--page docs/kernels.md] [--skip-cpu]
+                            [--minutes 8] [--seconds 5] [--max-autotune] [--only WORD]
 
 On a GPU every subject is captured 20 times in a CUDA graph on inputs of more than three times the L2 cache, warmed up
-50 times and timed 200 times in turn with the others; the kernels' library is found as dgiqa.runtime.kernels says. The
+and timed up to 200 times in turn with the others; the kernels' library is found as dgiqa.runtime.kernels says. The
 floor is the bytes over the copy bandwidth measured in the same run. Without a GPU the same table is filled from the
 model in roofline.py, and every such figure is marked as predicted. What the CPU spends on the same work is measured
 anywhere.
+
+Rows that cost little come first, each is written as soon as it is there, and none begins after --minutes: on a GPU that
+is lent for ten, what was measured stays. 640 tiles and torch.compile's search are only made when they are asked for.
 """
 
 from __future__ import annotations
@@ -15,7 +19,8 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +30,16 @@ import roofline
 from roofline import H200, Level, Machine, Op
 from stamp import environment_stamp
 
+from dgiqa.store import replacing
+
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
 PAGE = Path(__file__).parent.parent / "docs" / "kernels.md"
 SIZES = {"1024 x 768": (768, 1024), "1920 x 1080": (1080, 1920), "4000 x 3000": (3000, 4000)}
-OURS = "ours"
+OURS, WHOLE = "ours", "whole network"
 REACHED = 0.8  # of the ceilings: what a kernel is asked to reach, and everything is predicted with
-WARM_UP, PAIRS, LAUNCHES = 50, 200, 20
+WARM_UP, PAIRS, LAUNCHES = 10, 200, 20
+SECONDS, MINUTES = 5.0, 8.0  # of one row's rounds; after which none begins
+PREDICTED, MEASURED = (20, 640), (1, 20)  # tiles
 FLUSH = 3  # inputs of this many times the L2 cache
 
 Call = Callable[[], Any]
@@ -60,7 +69,7 @@ def cases(tiles: Sequence[int]) -> Iterator[Case]:
         yield _depth_car(n)
     for name, size in SIZES.items():
         yield _preprocess(name, size)
-    for n in (1, *tiles):
+    for n in dict.fromkeys((1, *tiles)):
         yield _whole(n)
 
 
@@ -85,13 +94,24 @@ def predict(case: Case, machine: Machine) -> dict[str, Any]:
     }
 
 
-def measure(case: Case, row: dict[str, Any], gpu: Any, l2_bytes: int) -> None:
+def cheap_first(found: Iterable[Case], machine: Machine) -> list[Case]:
+    """In order of what a round costs; the whole network, which has to be compiled as well, comes last."""
+
+    def cost(case: Case) -> tuple[bool, float]:
+        ops = [*case.baselines.values(), case.ops]
+        return case.name == WHOLE, sum(predicted_us(machine, each, case.tiles) for each in ops)
+
+    return sorted(found, key=cost)
+
+
+def measure(case: Case, row: dict[str, Any], gpu: Any, l2_bytes: int, seconds: float = SECONDS) -> None:
     """Fill in what was measured: {subject: {p10, median, p90}} in microseconds, and ratios against ours."""
     from timer import compare
 
     per_set = sum(op.reads for op in case.ops) * case.tiles
     calls = case.make(gpu, max(1, math.ceil(FLUSH * l2_bytes / per_set)))
-    results = compare(calls, pairs=PAIRS, warmup=WARM_UP, baseline=OURS, clock=case.clock, launches=LAUNCHES)  # type: ignore[arg-type]
+    options: Any = {"clock": case.clock, "launches": LAUNCHES, "seconds": seconds}
+    results = compare(calls, pairs=PAIRS, warmup=WARM_UP, baseline=OURS, **options)
     row["measured_us"] = {r.name: {key: _rounded(1e3 * ms) for key, ms in r.ms.as_dict().items()} for r in results}
     row["times_ours"] = {r.name: _rounded(1 / r.ratio.median) for r in results if r.name != OURS}
 
@@ -185,26 +205,49 @@ def groups(machine: Machine, tiles: int) -> list[dict[str, Any]]:
     ]
 
 
-def record(tiles: Sequence[int], torch_op: Path | None, cpu: bool) -> dict[str, Any]:
-    """Everything, ready for JSON."""
-    gpu = _gpu(torch_op)
+def record(
+    tiles: Sequence[int] | None,
+    gpu: Any,
+    cpu: bool,
+    *,
+    keep: Callable[[dict[str, Any]], None] = lambda found: None,
+    minutes: float = MINUTES,
+    seconds: float = SECONDS,
+    only: str = "",
+) -> dict[str, Any]:
+    """Everything, ready for JSON. keep: given all of it after each row. gpu: what `_gpu` gave, or None to predict."""
+    begun, tiles = time.monotonic(), tiles or (MEASURED if gpu else PREDICTED)
     machine, l2_bytes = measured_machine() if gpu else (H200, 0)
-    rows = []
-    for case in cases(tiles):
-        row = predict(case, machine)
-        if gpu:
-            measure(case, row, gpu, l2_bytes)
-        rows.append(row)
-        print(_line(row), flush=True)
-    return {
+    wanted = [case for case in cases(tiles) if only in case.name]
+    found = {
         "environment": environment_stamp(),
         "status": "measured" if gpu else "predicted: no GPU has run any of these kernels",
         "machine": {"name": machine.name, "flops": machine.flops, "bytes_per_second": machine.bandwidth},
-        "rows": rows,
+        "rows": [],
         "levels": levels(machine, tiles),
         "groups": groups(machine, max(tiles)),
-        "cpu_ms_per_image": cpu_milliseconds() if cpu else None,
+        "cpu_ms_per_image": None if gpu or not cpu else cpu_milliseconds(),
+        "left_out": [],
     }
+    for case in cheap_first(wanted, machine) if gpu else wanted:
+        if gpu and time.monotonic() - begun > 60 * minutes:
+            found["left_out"].append(f"{case.name}, {case.tiles} tiles: not begun within {minutes:g} minutes")
+            continue
+        row = predict(case, machine)
+        if gpu:
+            try:
+                measure(case, row, gpu, l2_bytes, seconds)
+            except Exception as error:  # the other rows are worth as much
+                found["left_out"].append(f"{case.name}, {case.tiles} tiles: {type(error).__name__}: {error}")
+                keep(found)
+                continue
+        found["rows"].append(row)
+        keep(found)
+        print(_line(row), flush=True)
+    if gpu and cpu:
+        found["cpu_ms_per_image"] = cpu_milliseconds()
+    keep(found)
+    return found
 
 
 def add_before(new: dict[str, Any], old: dict[str, Any] | None) -> None:
@@ -222,7 +265,9 @@ def _window_attention(stage: int, tiles: int) -> Case:
     baselines = roofline.unfused_attention(stage, shifted)
 
     def make(gpu: Any, sets: int) -> dict[str, Call]:
-        return gpu.subjects.window_attention_calls(stage, tiles, shifted, device="cuda", dtype=gpu.half, sets=sets)
+        return gpu.subjects.window_attention_calls(
+            stage, tiles, shifted, device="cuda", dtype=gpu.half, sets=sets, mode=gpu.mode
+        )
 
     return Case(f"window attention, stage {stage}", tiles, [roofline.window_attention(stage)], baselines, make)
 
@@ -264,13 +309,13 @@ def _whole(tiles: int) -> Case:
     def make(gpu: Any, sets: int) -> dict[str, Call]:
         return gpu.whole(tiles)
 
-    return Case("whole network", tiles, ops, baselines, make, clock="cuda", launches=len(ops) - len(branch))
+    return Case(WHOLE, tiles, ops, baselines, make, clock="cuda", launches=len(ops) - len(branch))
 
 
 class _Gpu:
     """What cases need on a GPU, loaded once."""
 
-    def __init__(self, torch_op: Path | None) -> None:
+    def __init__(self, torch_op: Path | None, mode: str) -> None:
         import kernel_subjects
         import torch
 
@@ -283,7 +328,7 @@ class _Gpu:
         load_kernels(torch_op)
         self.subjects, self.half, self.kernels = kernel_subjects, torch.float16, Kernels()
         torch.manual_seed(0)
-        self._network = DGIQA().eval()
+        self._network, self.mode = DGIQA().eval(), mode
 
     def whole(self, tiles: int) -> dict[str, Call]:
         """One graph per step with our attention or PyTorch's, and the network as it is, compiled and eager."""
@@ -296,8 +341,9 @@ class _Gpu:
         from dgiqa.nn.deploy import export_twin
 
         plain = copy.deepcopy(self._network).to("cuda", self.half)
-        compiled, ours = torch.compile(plain, mode="max-autotune"), with_attention_op(self._network)
+        compiled, ours = torch.compile(plain, mode=self.mode), with_attention_op(self._network)
         twin = export_twin(self._network, "op")
+        fused = self.subjects.without_graphs(self.mode)
         inputs = torch.randn(2, tiles, 3, 224, 224, device="cuda", dtype=self.half)
 
         def of(network: Any) -> Call:
@@ -312,15 +358,15 @@ class _Gpu:
             "eager": of(plain),
             "one graph, PyTorch's attention": GraphedDGIQA(self._network, tiles, self.half).replay,
             "one graph, ours, not compiled": GraphedDGIQA(ours, tiles, self.half).replay,
-            "ours, without dead pixels": GraphedDGIQA(twin, tiles, self.half, compiled=True).replay,
-            OURS: GraphedDGIQA(ours, tiles, self.half, compiled=True).replay,
+            "ours, without dead pixels": GraphedDGIQA(twin, tiles, self.half, compiled=fused).replay,
+            OURS: GraphedDGIQA(ours, tiles, self.half, compiled=fused).replay,
         }
 
 
-def _gpu(torch_op: Path | None) -> _Gpu | None:
+def _gpu(torch_op: Path | None, mode: str = "default") -> _Gpu | None:
     import torch
 
-    return _Gpu(torch_op) if torch.cuda.is_available() else None
+    return _Gpu(torch_op, mode) if torch.cuda.is_available() else None
 
 
 def _rounded(value: float) -> float:
@@ -337,19 +383,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, default=PAGE, help="Markdown; the roofline plot is written beside it")
-    parser.add_argument("--tiles", type=int, nargs="+", default=[20, 640])
+    parser.add_argument("--tiles", type=int, nargs="+", help=f"{PREDICTED} without a GPU, {MEASURED} on one")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="on a GPU no row begins later than this")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="on a GPU no round of a row begins later")
+    parser.add_argument("--max-autotune", action="store_true", help="let torch.compile search: minutes per row")
+    parser.add_argument("--only", default="", metavar="WORD", help="rows whose names hold it")
     parser.add_argument("--torch-op", type=Path, help="the built libdgiqa_torch.so; needed on a GPU")
     parser.add_argument("--skip-cpu", action="store_true", help="leave out what the CPU spends on preprocessing")
     options = parser.parse_args()
     import kernels_page
 
     old = json.loads(options.json.read_text()) if options.json.is_file() else None
-    new = record(options.tiles, options.torch_op, not options.skip_cpu)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+
+    def keep(found: dict[str, Any]) -> None:
+        with replacing(options.json) as partial:
+            partial.write_text(json.dumps(found, indent=1) + "\n")
+
+    gpu = _gpu(options.torch_op, "max-autotune" if options.max_autotune else "default")
+    limits = {"minutes": options.minutes, "seconds": options.seconds, "only": options.only}
+    new = record(options.tiles, gpu, not options.skip_cpu, keep=keep, **limits)
     if options.skip_cpu and old:
         new["cpu_ms_per_image"] = old["cpu_ms_per_image"]
     add_before(new, old)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(new, indent=1) + "\n")
+    keep(new)
     options.page.write_text(kernels_page.page(new), encoding="utf-8")
     kernels_page.plot(new, options.page.with_suffix(".png"))
 

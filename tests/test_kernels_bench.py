@@ -177,6 +177,58 @@ def test_a_measured_row_holds_microseconds_and_ratios(monkeypatch: pytest.Monkey
     assert 1.5 < row["times_ours"]["slow"] < 4
 
 
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A GPU of which every round takes as long as the model says, by a clock that is put forward; rows in order."""
+    now, measured = [0.0], []
+
+    def measure(case: Any, row: dict[str, Any], gpu: Any, l2_bytes: int, seconds: float) -> None:
+        round_s = 1e-6 * bench.LAUNCHES * sum(row["predicted_us"].values())
+        making_s = 60 if case.name == bench.WHOLE else 3  # torch.compile's
+        rounds = bench.WARM_UP + min(bench.PAIRS, 1 + seconds / round_s)
+        now[0] += making_s + rounds * round_s
+        measured.append(f"{case.name} {case.tiles}")
+        row["measured_us"] = {n: {"p10": us, "median": us, "p90": us} for n, us in row["predicted_us"].items()}
+
+    monkeypatch.setattr(bench, "measure", measure)
+    monkeypatch.setattr(bench, "measured_machine", lambda: (H200, 60 << 20))
+    monkeypatch.setattr(bench.time, "monotonic", lambda: now[0])
+    measured.append(now)  # type: ignore[arg-type]
+    return measured
+
+
+def test_what_a_gpu_of_ten_minutes_is_asked_by_default_takes_less(on_a_gpu: list[Any]) -> None:
+    now = on_a_gpu.pop()
+    found = bench.record(None, object(), cpu=False)
+    assert found["left_out"] == []
+    assert now[0] < 480
+    assert [name for name in on_a_gpu if name.startswith(bench.WHOLE)] == on_a_gpu[-2:]  # the dear ones last
+
+
+def test_every_row_is_written_as_it_comes_and_no_row_begins_too_late(on_a_gpu: list[Any]) -> None:
+    on_a_gpu.pop()
+    kept: list[list[str]] = []
+    found = bench.record(
+        [20, 640], object(), cpu=False, minutes=1, keep=lambda so_far: kept.append([r["case"] for r in so_far["rows"]])
+    )
+    assert [len(rows) for rows in kept] == [*range(1, len(found["rows"]) + 1), len(found["rows"])]
+    assert found["left_out"][-1] == "whole network, 640 tiles: not begun within 1 minutes"
+
+
+def test_a_row_that_fails_is_told_and_the_others_go_on(on_a_gpu: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = bench.measure
+
+    def fails(case: Any, *rest: Any) -> None:
+        if "stage 2" in case.name:
+            raise RuntimeError("CUDA error: out of memory")
+        measure(case, *rest)
+
+    monkeypatch.setattr(bench, "measure", fails)
+    found = bench.record([20], object(), cpu=False, only="window")
+    assert [row["case"][-1] for row in found["rows"]] == ["4", "3", "1"]
+    assert found["left_out"] == ["window attention, stage 2, 20 tiles: RuntimeError: CUDA error: out of memory"]
+
+
 def test_scoring_on_a_device_leaves_the_cpu_little_to_do() -> None:
     call = kernel_subjects.device_path_call(3000, 4000)
     call()
