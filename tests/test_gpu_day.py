@@ -1,0 +1,89 @@
+"""Ten minutes on a GPU, rehearsed: steps that fail, hang or end the process cost their own row and no more time."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def day(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("bench/gpu_day.py")
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def test_every_step_is_told_as_it_ends_and_one_that_hangs_is_ended(day: ModuleType, tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    hangs = f"""
+import time
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    open({str(half)!r}, 'w').write('half')
+    raise
+"""
+    steps = [
+        day.Step("works", python("print('fine')"), 20),
+        day.Step("fails", python("raise SystemExit('no GPU here')"), 20),
+        day.Step("crashes", python("import os; os.abort()"), 20),
+        day.Step("hangs", python(hangs), 1.5),
+        day.Step("is not there", [str(tmp_path / "nothing")], 20),
+        day.Step("works again", python("pass"), 20),
+    ]
+    rows: list[dict[str, Any]] = []
+    begun = time.monotonic()
+    assert not day.run(steps, rows.append, minutes=2)
+    assert time.monotonic() - begun < 40
+    assert [row["step"] for row in rows if row["ok"]] == ["works", "works again"]
+    assert rows[0]["tail"] == "fine\n"
+    assert (rows[1]["error"], rows[1]["tail"]) == ("exit code 1", "no GPU here\n")
+    assert rows[2]["error"] == "exit code -6"
+    assert rows[3]["error"] == "ended after 2 s"
+    assert half.read_text() == "half", "a step must be let write what it has"
+    assert "No such file" in rows[4]["error"]
+
+
+def test_the_whole_ends_in_time_and_a_step_that_all_need_ends_it(day: ModuleType) -> None:
+    rows: list[dict[str, Any]] = []
+    begun = time.monotonic()
+    slow = [day.Step(f"step {i}", python("import time; time.sleep(60)"), 60) for i in range(3)]
+    assert not day.run(slow, rows.append, minutes=0.05)
+    assert time.monotonic() - begun < 15
+    assert [row["error"] for row in rows] == ["ended after 3 s", *["not begun within 0.05 minutes"] * 2]
+    rows.clear()
+    needed = day.Step("needed", python("raise SystemExit(3)"), 20, needed=True)
+    assert not day.run([needed, day.Step("after", python("pass"), 20)], rows.append, minutes=1)
+    assert [row["step"] for row in rows] == ["needed"]
+
+
+def test_the_limits_of_the_first_command_stay_within_nine_minutes(day: ModuleType, tmp_path: Path) -> None:
+    """It may begin no step after eight; what is run exists."""
+    steps = day.first(tmp_path)
+    assert sum(step.seconds for step in steps) <= 9 * 60
+    scripts = [
+        Path(word) for step in (*steps, *day.second(tmp_path)) for word in step.command if str(word).endswith(".py")
+    ]
+    assert scripts
+    assert all(path.is_file() for path in scripts)
+
+
+def test_without_a_gpu_the_day_says_so_at_once(
+    day: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = [step for step in day.first(tmp_path) if step.name == "device memory"]
+    monkeypatch.setattr(day, "first", lambda out: memory)
+    assert day.main(["first", "--out", str(tmp_path)]) == 1
+    row = json.loads((tmp_path / "day.jsonl").read_text())
+    assert (row["command"], row["step"], row["ok"]) == ("first", "device memory", False)
+    assert "no NVIDIA GPU" in row["tail"]
+    assert "no NVIDIA GPU" in json.loads((tmp_path / "memory.json").read_text())["steps"]["device memory"]["error"]
