@@ -63,6 +63,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert read.manifest["files"]["golden/01.png"]["source"] == LABELS["source"]
     assert read.manifest["score"] == {"range": [0, 1], "higher_is_better": True}
     assert read.manifest["tensors"][spec.QUALITY_FILE]["inputs"][spec.QUALITY_RGB]["shape"] == ["n", 3, 224, 224]
+    assert read.manifest["tensors"][spec.DEPTH_FILE]["inputs"][spec.DEPTH_INPUT]["shape"] == [1, 3, "h", "w"]
 
 
 def test_the_id_names_contents_not_formatting(sample: Bundle) -> None:

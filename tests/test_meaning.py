@@ -48,6 +48,7 @@ def test_it_survives_the_manifest(meaning: Meaning, tmp_path: Path) -> None:
         {"scale": {"range": [1]}},
         {"calibration": {"knots": [[0, 0.1], [0.5, 0.1], [1, 0.9]]}},
         {"calibration": {"knots": [[0, 0.5], [1, 0.4]]}},
+        {"calibration": {"knots": [[0, 0.1], [0.5, 0.2], [0.5, 0.3], [1, 0.9]]}},
         {"calibration": {"knots": [[0.1, 0.1], [1, 0.9]]}},
         {"calibration": {"knots": [[0, 0.1]]}},
         {"calibration": {"knots": [[0, True], [1, 1]]}},

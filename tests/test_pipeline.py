@@ -79,7 +79,9 @@ def test_as_many_runs_at_a_time_as_asked_for(
     with Batches(networks) as batches:
         while waiting(works):
             batches.start(take(works, 2))
+            assert batches.full == (batches.running > parallel)  # one more is being cut
             batches.settle(wait=batches.full)
+            assert batches.running <= parallel
         while batches.settle(wait=True):
             pass
     assert all(work.complete for work in works)

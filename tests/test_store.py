@@ -12,7 +12,7 @@ import pytest
 
 import dgiqa
 from dgiqa.errors import EngineError
-from dgiqa.store import locked, replacing, user_cache
+from dgiqa.store import locked, ours, replacing, user_cache
 
 
 def test_the_file_takes_its_place_when_the_block_ends(tmp_path: Path) -> None:
@@ -109,6 +109,16 @@ def test_a_lock_ends_with_its_process_and_one_process_has_it_at_a_time(tmp_path:
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="POSIX permissions")
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root gives files away")
+def test_a_folder_with_a_file_of_somebody_else_is_not_ours(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir(mode=0o700)
+    (folder / "file").write_text("x")
+    assert ours(folder)
+    os.chown(folder / "file", 12345, 12345)
+    assert not ours(folder)
+
+
 def test_nothing_is_locked_in_a_folder_that_others_write_to(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     with pytest.raises(EngineError, match="chmod 700"), locked(tmp_path / "engine"):

@@ -16,7 +16,7 @@ from video_clips import RATE, UInt8, blurred, damage, numbered, swaying, write
 
 from dgiqa import forward
 from dgiqa.bundle import Bundle
-from dgiqa.errors import ImageError
+from dgiqa.errors import BackendError, ImageError
 from dgiqa.forward import Networks
 from dgiqa.scorer import Scorer
 from dgiqa.video import VIDEO_COLUMNS, Reading, Row, Summary, VideoRun
@@ -160,7 +160,7 @@ def test_a_slow_consumer_does_not_grow_a_queue(scorer: Scorer, tmp_path: Path) -
     decoded = made.progress[str(path)]
     assert not decoded.ended  # the reader waits
     rows.close()  # type: ignore[attr-defined]
-    assert not [t for t in threading.enumerate() if t.name.startswith("dgiqa-frame")]
+    assert not [t for t in threading.enumerate() if t.name.startswith("dgiqa")]
 
 
 def test_a_channel_waits_for_files_and_drops_the_oldest_of_a_live_source() -> None:
@@ -175,6 +175,34 @@ def test_a_channel_waits_for_files_and_drops_the_oldest_of_a_live_source() -> No
     channel.finish()
     assert not channel.put(Frame("file", 2, 2))
     assert [f.time_s if (f := channel.get()) else None for _ in range(3)] == [0, 1, None]
+
+
+def test_a_channel_of_one_frame_is_the_smallest() -> None:
+    assert Channel(1).put(Frame("file", 0, 0))
+    with pytest.raises(ValueError, match="at least 1 frame, got 0"):
+        Channel(0)
+
+
+def test_what_an_engine_refuses_is_its_frames_error_and_a_mistake_of_ours_is_raised(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quality, picture = scorer.stages.networks.quality, next(numbered(1, 96, 96))
+
+    def rows(error: Exception) -> list[dict[str, Any]]:
+        def run(feeds: Any) -> Any:
+            raise error
+
+        monkeypatch.setattr(quality, "run", run)
+        with scorer.stream() as stream:
+            stream.push(picture, 0.0)
+            stream.finish()
+            return list(stream)
+
+    (row,) = rows(BackendError("the engine broke"))
+    assert (row["status"], row["error"], row["score"]) == ("error", "the engine broke", None)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        rows(RuntimeError("a mistake"))
+    assert not [t for t in threading.enumerate() if t.name.startswith("dgiqa")]
 
 
 def test_a_busy_camera_does_not_push_out_a_quiet_one() -> None:
