@@ -16,7 +16,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse, build, print; 0 if the bundle was written, 1 if not."""
     parser = argparse.ArgumentParser(description="Turn the authors' checkpoints into a bundle.")
     parser.add_argument("--quality", required=True, type=Path, help="DGIQA weights (.pth or .safetensors)")
-    parser.add_argument("--depth", required=True, type=Path, help="Depth Anything V1 weights")
+    parser.add_argument("--depth", required=True, type=Path, help="Depth Anything weights")
+    parser.add_argument(
+        "--depth-version", choices=("v1", "v2"), help="which they are, where neither file nor names tell"
+    )
     parser.add_argument("--name", required=True, help="the bundle's name; it becomes the directory OUT/NAME")
     parser.add_argument("--out", required=True, type=Path, help="directory that holds bundles")
     parser.add_argument("--title", help="one line that says what the bundle is")
@@ -35,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
             title=options.title,
             licence=options.licence,
             photos=options.photos,
+            depth_version=options.depth_version,
             overwrite=options.overwrite,
         )
     except (DgiqaError, ValueError) as error:

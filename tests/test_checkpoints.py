@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pickle
 import re
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 from damage import damaged
 
@@ -22,6 +24,7 @@ from dgiqa.errors import WeightsError  # noqa: E402
 from dgiqa.nn import weights  # noqa: E402
 from dgiqa.nn.checkpoints import load_depth_anything, load_dgiqa, load_weights  # noqa: E402
 from dgiqa.nn.depth_anything import DepthAnything, DepthAnythingConfig  # noqa: E402
+from dgiqa.nn.depth_layouts import blocks_read  # noqa: E402
 from dgiqa.nn.network import DGIQA, SMALL, DGIQAConfig  # noqa: E402
 from dgiqa.nn.weights import read_tensors, save_weights  # noqa: E402
 
@@ -147,10 +150,127 @@ def test_encoder_is_found_from_the_shapes(tmp_path: Path) -> None:
     assert_same(load_depth_anything(tmp_path / "depth_anything_vits14.pth"), model)
 
 
-def test_depth_anything_v2_is_refused_by_name(depth: DepthAnything, tmp_path: Path) -> None:
-    save_weights(depth, tmp_path / "depth_anything_v2_vits.safetensors")
-    with pytest.raises(WeightsError, match="V2"):
-        load_depth_anything(tmp_path / "depth_anything_v2_vits.safetensors")
+V1_NAMES = ["depth_anything_vits14.pth", "depth-anything-v1-small.pth"]
+V2_NAMES = ["depth_anything_v2_vits.pth", "vits_v2.pth", "depthanythingv2_vits.pth", "DAv2-small.pth", "da2_small.pth"]
+
+
+@pytest.fixture(scope="module")
+def vits() -> State:
+    """Depth Anything ViT-S of few numbers: 239 tensors of the published names and shapes in 1 % of the memory."""
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in DepthAnything("vits").state_dict().items()}
+    return {name: torch.zeros(shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("name", [*V1_NAMES, *V2_NAMES])
+def test_v1_and_v2_of_depth_anything_are_told_by_names_that_agree(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"")
+    assert blocks_read(tmp_path / name, 12, None) == (() if name in V1_NAMES else (2, 5, 8, 11))
+    assert blocks_read(tmp_path / name, 12, "v2") == (2, 5, 8, 11), "what the user says counts"
+    assert blocks_read(tmp_path / name, 24, "v2") == (4, 11, 17, 23)
+    assert blocks_read(tmp_path / name, 12, "v1") == ()
+
+
+@pytest.mark.parametrize(
+    ("saved", "renamed", "message"),
+    [
+        ("depth_anything_v2_vits.pth", "depth_anything_vits14.pth", "both V1 and V2"),
+        ("last.pth", "depth.pth", "does not say whether"),
+        ("vits.pth", "vits.pth", "does not say whether"),
+    ],
+)
+def test_a_depth_network_in_doubt_is_refused_and_the_option_is_named(
+    saved: str, renamed: str, message: str, tmp_path: Path
+) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / saved)
+    (tmp_path / saved).rename(tmp_path / renamed)
+    with pytest.raises(WeightsError, match=message) as error:
+        blocks_read(tmp_path / renamed, 12, None)
+    assert "--depth-version v1 or --depth-version v2" in str(error.value)
+    with pytest.raises(ValueError, match="wanted one of v1, v2"):
+        blocks_read(tmp_path / renamed, 12, "v3")
+
+
+def test_v2_weights_load_as_v2_and_keep_it_when_saved(vits: State, tmp_path: Path) -> None:
+    torch.save(vits, tmp_path / "depth_anything_v2_vits.pth")
+    loaded = load_weights(tmp_path / "depth_anything_v2_vits.pth")
+    assert isinstance(loaded, DepthAnything)
+    assert loaded.config.reads == (2, 5, 8, 11)
+    save_weights(loaded, tmp_path / "mine.safetensors")
+    again = load_weights(tmp_path / "mine.safetensors")
+    assert isinstance(again, DepthAnything)
+    assert again.config == loaded.config
+
+
+def as_transformers(state: State) -> State:
+    """What transformers' conversion makes of the authors' names: each fused projection becomes three."""
+    made = {}
+    rules = [
+        (r"pretrained\.patch_embed\.proj\.", "backbone.embeddings.patch_embeddings.projection."),
+        (r"pretrained\.pos_embed", "backbone.embeddings.position_embeddings"),
+        (r"pretrained\.(cls_token|mask_token)", r"backbone.embeddings.\1"),
+        (r"pretrained\.norm\.", "backbone.layernorm."),
+        (r"pretrained\.blocks\.", "backbone.encoder.layer."),
+        (r"\.attn\.proj\.", ".attention.output.dense."),
+        (r"\.ls([12])\.gamma", r".layer_scale\1.lambda1"),
+        (r"depth_head\.projects\.(\d)\.", r"neck.reassemble_stage.layers.\1.projection."),
+        (r"depth_head\.resize_layers\.(\d)\.", r"neck.reassemble_stage.layers.\1.resize."),
+        (r"depth_head\.scratch\.layer(\d)_rn\.", lambda m: f"neck.convs.{int(m[1]) - 1}."),
+        (r"depth_head\.scratch\.refinenet(\d)\.", lambda m: f"neck.fusion_stage.layers.{4 - int(m[1])}."),
+        (r"\.resConfUnit([12])\.conv([12])\.", r".residual_layer\1.convolution\2."),
+        (r"\.out_conv\.", ".projection."),
+        (r"depth_head\.scratch\.output_conv1\.", "head.conv1."),
+        (r"depth_head\.scratch\.output_conv2\.0\.", "head.conv2."),
+        (r"depth_head\.scratch\.output_conv2\.2\.", "head.conv3."),
+    ]
+    for name, value in state.items():
+        renamed = functools.reduce(lambda n, rule: re.sub(*rule, n), rules, name)
+        if ".attn.qkv." in renamed:
+            for part, third in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                made[renamed.replace(".attn.qkv.", f".attention.attention.{part}.")] = third
+        else:
+            made[renamed] = value
+    return made
+
+
+@pytest.mark.parametrize("stages", [(9, 10, 11, 12), (3, 6, 9, 12)], ids=["v1", "v2"])
+def test_a_folder_of_transformers_tells_by_its_configuration(
+    stages: tuple[int, ...], vits: State, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    state = {name: torch.rand(value.shape) if value.ndim == 1 else value for name, value in vits.items()}
+    named = {name: value.contiguous() for name, value in as_transformers(state).items()}
+    assert "backbone.encoder.layer.11.attention.attention.query.bias" in named
+    safetensors_torch.save_file(named, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match="--depth-version"):
+        load_weights(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"backbone_config": {"out_indices": stages}}))
+    loaded = load_weights(tmp_path)
+    assert isinstance(loaded, DepthAnything)
+    assert (loaded.config.reads or (8, 9, 10, 11)) == tuple(stage - 1 for stage in stages)
+    found = loaded.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+
+
+def test_a_folder_without_weights_says_which_files_are_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"a folder without model\.safetensors or pytorch_model\.bin"):
+        load_weights(tmp_path)
+
+
+@pytest.mark.parametrize("wrapper", ["net", "ema", "params_ema", "network", "weights"])
+@pytest.mark.parametrize("prefix", ["model.", "module.net.", ""])
+def test_other_wrappers_and_prefixes_of_training_scripts(
+    wrapper: str, prefix: str, swin: DGIQA, tmp_path: Path
+) -> None:
+    state = {f"{prefix}{name}": value for name, value in swin.state_dict().items()}
+    torch.save({wrapper: state, "epoch": 7}, tmp_path / "last.ckpt")
+    assert_same(load_dgiqa(tmp_path / "last.ckpt", SWIN), swin)
+
+
+def test_numpy_numbers_beside_the_weights_are_read(swin: DGIQA, tmp_path: Path) -> None:
+    best = {"best_srocc": np.float64(0.9), "step": np.int64(3), "loss": np.float32(0.1)}
+    torch.save({"state_dict": swin.state_dict(), **best}, tmp_path / "best.pth")
+    assert_same(load_dgiqa(tmp_path / "best.pth", SWIN), swin)
 
 
 def test_missing_and_unexpected_keys_are_named_and_counted(swin: DGIQA, tmp_path: Path) -> None:

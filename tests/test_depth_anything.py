@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -94,11 +95,22 @@ def test_images_of_a_batch_do_not_see_each_other(tiny: DepthAnything) -> None:
         assert torch.allclose(tiny(images)[1:], tiny(images[1:]), atol=1e-6)
 
 
-def test_the_head_reads_the_last_four_blocks_normalised(tiny: DepthAnything) -> None:
+@pytest.mark.parametrize("reads", [(), (0, 2, 3, 5)], ids=["v1", "others"])
+def test_the_head_reads_the_blocks_that_the_sizes_name(reads: tuple[int, ...], tiny: DepthAnything) -> None:
+    model = DepthAnything(dataclasses.replace(TINY, reads=reads)).eval()
+    model.load_state_dict(tiny.state_dict())
+    image = torch.randn(1, 3, 42, 56)
+    with torch.no_grad():
+        wanted = F.relu(model.depth_head(model.pretrained(image, reads or (2, 3, 4, 5)))).squeeze(1)
+        assert torch.equal(model(image), wanted)
+        assert torch.equal(model(image), tiny(image)) == (not reads)
+
+
+def test_the_head_reads_blocks_normalised(tiny: DepthAnything) -> None:
     outputs: list[torch.Tensor] = []
     hooks = [block.register_forward_hook(lambda *call: outputs.append(call[2])) for block in tiny.pretrained.blocks]
     with torch.no_grad():
-        maps = tiny.pretrained(torch.randn(1, 3, 42, 56), blocks=4)
+        maps = tiny.pretrained(torch.randn(1, 3, 42, 56), (2, 3, 4, 5))
         wanted = [tiny.pretrained.norm(x)[:, 1:].transpose(1, 2).reshape(1, 24, 3, 4) for x in outputs[2:]]
     for hook in hooks:
         hook.remove()

@@ -38,6 +38,27 @@ def feeds(count: int, side: int = spec.TILE) -> dict[str, np.ndarray]:
     return {name: rng.standard_normal((count, 3, side, side)).astype(np.float32) for name in ("rgb", "depth")}
 
 
+@pytest.fixture(autouse=True)
+def nothing_filled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every smaller batch gets the network for any shape at once, unless a test is about filling."""
+    if "filled" not in request.node.name:
+        monkeypatch.setattr(ov, "_FILLED", 0)
+
+
+def test_a_few_last_batches_are_filled_up_and_compile_nothing(tiny_bundle: Bundle) -> None:
+    session, reference = OvSession(tiny_bundle.file("quality.onnx")), OrtSession(tiny_bundle.file("quality.onnx"))
+    generator = np.random.default_rng(0)
+    for count in (8, 8, 4, 1, 8, 4):
+        rgb, depth = generator.random((2, count, 3, 64, 64), np.float32)
+        got, want = (s.run({"rgb": rgb, "depth": depth})["score"] for s in (session, reference))
+        assert got.shape == (count,)
+        np.testing.assert_allclose(got, want, atol=1e-5)
+        assert [shapes and shapes[0][0] for shapes in session._networks] == [8]
+    for _ in range(ov._FILLED):
+        session.run({"rgb": rgb, "depth": depth})
+    assert None in session._networks, "batches that keep coming get the network for any shape"
+
+
 def test_fp32_gives_the_numbers_of_onnx_runtime(small: Bundle) -> None:
     sessions = [kind(small.file(spec.QUALITY_FILE), threads=1) for kind in (OvSession, OrtSession)]
     assert sessions[0].backend.startswith("openvino-cpu 20")

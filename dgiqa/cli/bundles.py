@@ -155,6 +155,17 @@ def _print_checks(checks: list[Check]) -> None:
     console.print(f"\n{verdict}")
 
 
+class DepthVersion(str, Enum):
+    v1 = "v1"
+    v2 = "v2"
+
+
+DepthVersionOption = Annotated[
+    DepthVersion | None,
+    typer.Option("--depth-version", help="Which Depth Anything the depth weights are, where nothing else tells."),
+]
+
+
 @app.command()
 def verify(  # noqa: PLR0917 - the command line's options
     bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="A name of `models`, or a folder.")],
@@ -177,6 +188,7 @@ def verify(  # noqa: PLR0917 - the command line's options
     depth: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The model's depth weights, with --quality.")
     ] = None,
+    depth_version: DepthVersionOption = None,
     quick: Annotated[bool, typer.Option("--quick", help="Golden images only, without distorting them.")] = False,
     json_: options.Json = False,
 ) -> None:
@@ -184,20 +196,20 @@ def verify(  # noqa: PLR0917 - the command line's options
 
     The images and their scores travel with the model, so PyTorch is not needed. Any engine but ONNX Runtime in fp32 is
     also compared with that one on blurred, noisy, compressed and dark copies of the images. With the weights that the
-    model was made from (--quality, --depth), PyTorch scores these copies instead. The exit code is 4 when a score
-    differs by more than the tolerance; in fp32, also when a tile's score does.
+    model was made from (--quality, --depth), PyTorch scores these copies instead, or with --quick the images alone. The
+    exit code is 4 when a score differs by more than the tolerance; in fp32, also when a tile's score does.
     """
-    if (quality is None) != (depth is None) or (quality and quick):
-        raise typer.BadParameter("--quality and --depth go together, and without --quick", param_hint="--quality")
+    if (quality is None) != (depth is None):
+        raise typer.BadParameter("--quality and --depth go together", param_hint="--quality")
     from dgiqa.bundle import load_bundle
     from dgiqa.parity import verify_bundle
     from dgiqa.scorer import Scorer
 
     loaded = load_bundle(bundle)
-    torch = _in_torch(loaded, quality, depth) if quality and depth else None
+    torch = _in_torch(loaded, quality, depth, depth_version and depth_version.value) if quality and depth else None
     with Scorer(loaded, backend=backend.value, precision=precision.value, build=build and say, engine=engine) as scorer:
         report = verify_bundle(loaded, scorer, tolerance)
-        swept = None if quick else _swept(scorer, torch, tolerance)
+        swept = _swept(scorer, torch, tolerance, quick) if torch or not quick else None
     if json_:
         print_json({**report.as_dict(), "sweep": swept.as_dict() if swept else None})
     else:
@@ -207,22 +219,22 @@ def verify(  # noqa: PLR0917 - the command line's options
     raise typer.Exit(OK if report.passed and (swept is None or swept.passed) else GATE_FAILED)
 
 
-def _in_torch(bundle: Bundle, quality: Path, depth: Path) -> Reference:
+def _in_torch(bundle: Bundle, quality: Path, depth: Path, depth_version: str | None) -> Reference:
     try:
         from dgiqa.nn.reference import open_reference
     except ImportError as error:
         raise BackendError(f'comparing with PyTorch needs {error.name}; pip install "dgiqa-rt[cpu,torch]"') from error
-    return open_reference(bundle, quality, depth)
+    return open_reference(bundle, quality, depth, depth_version)
 
 
-def _swept(scorer: Scorer, torch: Reference | None, tolerance: float | None) -> Sweep | None:
+def _swept(scorer: Scorer, torch: Reference | None, tolerance: float | None, quick: bool) -> Sweep | None:
     """The sweep against PyTorch, else ONNX Runtime in fp32; None for that one itself, and where it is not installed."""
     from dgiqa.parity import sweep
     from dgiqa.runtime.backends import ONNXRUNTIME, backends
     from dgiqa.scorer import Scorer
 
     if torch:
-        return sweep(scorer, torch, tolerance)
+        return sweep(scorer, torch, tolerance, quick=quick)
     if ONNXRUNTIME not in backends():
         return None
     with Scorer(scorer.bundle, backend=ONNXRUNTIME) as reference:
@@ -233,7 +245,7 @@ def _swept(scorer: Scorer, torch: Reference | None, tolerance: float | None) -> 
 def import_weights(
     *,
     quality: Annotated[Path, typer.Option(metavar="FILE", help="DGIQA weights, .pth or .safetensors.")],
-    depth: Annotated[Path, typer.Option(metavar="FILE", help="Depth Anything V1, or `small`'s network.")],
+    depth: Annotated[Path, typer.Option(metavar="FILE", help="Depth Anything, or `small`'s network.")],
     name: Annotated[str, typer.Option(metavar="NAME", help="What --bundle will call it.")],
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of bundles.  [default: this user's cache]")
@@ -250,6 +262,7 @@ def import_weights(
             "otherwise; or as one operator, for build --plugin.  [default: folded, where there are windows]"
         ),
     ] = None,
+    depth_version: DepthVersionOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle of that name.")] = False,
 ) -> None:
     """Turn checkpoints, the authors' or your own, into a model that can be used by name.
@@ -274,6 +287,7 @@ def import_weights(
         licence=licence,
         photos=photos,
         attention=attention.value if attention else None,
+        depth_version=depth_version and depth_version.value,
         overwrite=overwrite,
     )
     parity = bundle.manifest["parity"]["score"]

@@ -125,20 +125,23 @@ def import_weights(
     licence: str | None = None,
     photos: str | Path | None = None,
     attention: Attention | None = None,
+    depth_version: str | None = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Turn checkpoints into a bundle directory: the authors' or your own DGIQA weights, and a depth network.
 
-    depth: Depth Anything V1, prepared as the authors do, or this project's small depth network, prepared as `small` is.
+    depth: Depth Anything, prepared as the authors do, or this project's small depth network, prepared as `small` is.
+    depth_version: "v1" or "v2", where Depth Anything's file does not tell, see `checkpoints.load_depth_anything`.
     licence: of the DGIQA weights; their authors state none. photos: a folder of photographs to compare on and to take
     the golden images from, instead of scikit-image's. attention: as in `build_bundle`.
     Raises WeightsError if a file is not what it should be, ExportError if the exported networks differ from PyTorch.
     """
-    quality_net, depth_net = load_dgiqa(quality), load_weights(depth)
+    quality_net, depth_net = load_dgiqa(quality), load_weights(depth, depth_version)
     if isinstance(depth_net, DGIQA):
-        raise WeightsError(f"{depth} holds DGIQA, wanted a depth network: Depth Anything V1 or the small one")
+        raise WeightsError(f"{depth} holds DGIQA, wanted a depth network: Depth Anything or the small one")
     small = isinstance(depth_net, SmallDepth)
-    kind = "small depth network" if small else "Depth Anything"
+    reads = getattr(depth_net.config, "reads", ())
+    kind = "small depth network" if small else f"Depth Anything {'V2' if reads else 'V1'}"
     depth_licence = "Apache-2.0" if small else "Apache-2.0, as its repository states"
     depth_origin = {"licence": depth_licence, "source": f"{kind}, {Path(depth).name}"}
     reasons = tuple(Reason(name) for name in list(WORDS)[: quality_net.config.reasons])

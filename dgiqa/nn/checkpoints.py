@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from dgiqa.errors import WeightsError
 from dgiqa.nn.depth_anything import ENCODERS, DepthAnything, DepthAnythingConfig
+from dgiqa.nn.depth_layouts import blocks_read, published_names
 from dgiqa.nn.fitting import looks_like, network_of, saved_config
 from dgiqa.nn.network import DGIQA, FULL, DGIQAConfig
-from dgiqa.nn.weights import read_tensors
+from dgiqa.nn.weights import file_in, read_tensors
 
 
 def load_dgiqa(path: str | Path, config: DGIQAConfig | None = None) -> DGIQA:
@@ -29,31 +30,33 @@ def load_dgiqa(path: str | Path, config: DGIQAConfig | None = None) -> DGIQA:
     return cast(DGIQA, network_of(lambda: DGIQA(sizes), tensors, path, "DGIQA"))
 
 
-def load_depth_anything(path: str | Path) -> DepthAnything:
-    """Load Depth Anything V1 weights, the authors' .pth or this package's safetensors; sizes are found from the shapes.
+def load_depth_anything(path: str | Path, version: str | None = None) -> DepthAnything:
+    """Load Depth Anything V1 or V2 weights: the authors' .pth, transformers' files, or this package's safetensors.
 
-    The V2 checkpoints have the same keys and shapes but mean another network (it reads other blocks), so a file named
-    "v2" is refused. Raises WeightsError.
+    Sizes are found from the shapes. version: "v1" or "v2"; their files have the same names and shapes, but the networks
+    read other blocks. Where it is not given, what lies in or beside the file must tell, see `depth_layouts`.
+    Raises WeightsError, also where nothing tells.
     """
-    tensors, metadata = read_tensors(path)
-    if re.search(r"(^|[^a-z0-9])v2([^a-z0-9]|$)", Path(path).name.lower()):
-        raise WeightsError(
-            f"{path} is named as Depth Anything V2, whose keys are the same but whose network is not; use a V1 file"
-        )
-    sizes = saved_config(metadata, DepthAnythingConfig) or _encoder_of(tensors, path)
+    read, metadata = read_tensors(path)
+    tensors = published_names(read)
+    sizes = saved_config(metadata, DepthAnythingConfig)
+    if sizes is None:
+        sizes = ENCODERS[_encoder_of(tensors, path)]
+        sizes = replace(sizes, reads=blocks_read(file_in(path), sizes.blocks, version))
     return cast(DepthAnything, network_of(lambda: DepthAnything(sizes), tensors, path, "Depth Anything"))
 
 
-def load_weights(path: str | Path) -> nn.Module:
+def load_weights(path: str | Path, depth_version: str | None = None) -> nn.Module:
     """Load whichever of this package's networks a file holds, in eval mode: DGIQA, DepthAnything or SmallDepth.
 
+    depth_version: as `load_depth_anything`'s version, for that network.
     Raises WeightsError when it is none of them.
     """
     from dgiqa.nn.depth import load_small_depth
 
     loaders: dict[str, Any] = {
         "DGIQA": load_dgiqa,
-        "Depth Anything": load_depth_anything,
+        "Depth Anything": lambda file: load_depth_anything(file, depth_version),
         "small depth": load_small_depth,
     }
     tensors, _ = read_tensors(path)

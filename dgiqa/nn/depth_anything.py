@@ -1,13 +1,15 @@
-"""An image becomes relative inverse depth: Depth Anything V1, a DINOv2 transformer with a dense-prediction head.
+"""An image becomes relative inverse depth: Depth Anything, a DINOv2 transformer with a dense-prediction head.
 
-Sources: Yang et al., "Depth Anything", arXiv 2401.10891; Oquab et al., "DINOv2", arXiv 2304.07193; Ranftl et al.,
-"Vision Transformers for Dense Prediction", arXiv 2103.13413. Module names follow the published checkpoints
-(`pretrained.*`, `depth_head.*`), so that those load key for key. Nothing here depends on the values of height and
-width in Python, so that one exported graph serves every image size.
+V1 and V2 are one network with the same names and shapes, but the head reads other blocks of the transformer.
+Sources: Yang et al., "Depth Anything", arXiv 2401.10891, and "Depth Anything V2", arXiv 2406.09414; Oquab et al.,
+"DINOv2", arXiv 2304.07193; Ranftl et al., "Vision Transformers for Dense Prediction", arXiv 2103.13413. Module names
+follow the published checkpoints (`pretrained.*`, `depth_head.*`), so that those load key for key. Nothing here depends
+on the values of height and width in Python, so that one exported graph serves every image size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -22,13 +24,17 @@ HEAD_CHANNELS = 32  # width of the last convolution
 
 @dataclass(frozen=True)
 class DepthAnythingConfig:
-    """Sizes of one Depth Anything network: `features` and `channels` belong to the head, the rest to the encoder."""
+    """Sizes of one Depth Anything network: `features` and `channels` belong to the head, the rest to the encoder.
+
+    reads: the four blocks whose tokens the head reads, counted from 0; empty: the last four, as V1 does.
+    """
 
     width: int
     blocks: int
     heads: int
     features: int
     channels: tuple[int, int, int, int]
+    reads: tuple[int, ...] = ()
 
 
 ENCODERS = {
@@ -36,6 +42,7 @@ ENCODERS = {
     "vitb": DepthAnythingConfig(768, 12, 12, 128, (96, 192, 384, 768)),
     "vitl": DepthAnythingConfig(1024, 24, 16, 256, (256, 512, 1024, 1024)),
 }
+V2_READS = {12: (2, 5, 8, 11), 24: (4, 11, 17, 23)}  # by the number of blocks
 
 
 class DepthAnything(nn.Module):
@@ -54,12 +61,12 @@ class DepthAnything(nn.Module):
         height, width = image.shape[-2:]
         if height % PATCH or width % PATCH:
             raise ValueError(f"image is {height}x{width} pixels; both sides must be multiples of {PATCH}, resize first")
-        maps = self.pretrained(image, blocks=4)
+        maps = self.pretrained(image, self.config.reads or range(self.config.blocks - 4, self.config.blocks))
         return F.relu(self.depth_head(maps)).squeeze(1)
 
 
 class VisionTransformer(nn.Module):
-    """DINOv2 with 14-pixel patches, one class token and layer scale; the last blocks' tokens come out as maps."""
+    """DINOv2 with 14-pixel patches, one class token and layer scale; some blocks' tokens come out as maps."""
 
     def __init__(self, config: DepthAnythingConfig) -> None:
         super().__init__()
@@ -72,8 +79,8 @@ class VisionTransformer(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.normal_(self.cls_token, std=1e-6)
 
-    def forward(self, image: Tensor, blocks: int) -> list[Tensor]:
-        """[N,3,h,w] -> the last `blocks` blocks' patch tokens, normalised, each a map [N,C,h/14,w/14]."""
+    def forward(self, image: Tensor, reads: Collection[int]) -> list[Tensor]:
+        """[N,3,h,w] -> patch tokens of the blocks of these numbers, normalised, each a map [N,C,h/14,w/14]."""
         patches = self.patch_embed(image)  # [N,C,r,c]
         n, _, rows, columns = patches.shape
         x = torch.cat([self.cls_token.expand(n, -1, -1), patches.flatten(2).mT], 1)
@@ -81,7 +88,7 @@ class VisionTransformer(nn.Module):
         maps = []
         for index, block in enumerate(self.blocks):
             x = block(x)
-            if index >= len(self.blocks) - blocks:
+            if index in reads:
                 maps.append(self.norm(x[:, 1:]).mT.unflatten(2, (rows, columns)))
         return maps
 

@@ -24,6 +24,7 @@ def looks_like(keys: Iterable[str]) -> str:
     names = set(keys)
     signs = (
         ("depth_head.", "Depth Anything"),
+        ("neck.fusion_stage.", "Depth Anything"),
         ("tcb1.", "DGIQA"),
         ("dilated_stack.", "DGIQA"),
         ("stages.", "small depth"),

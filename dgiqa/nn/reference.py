@@ -102,13 +102,17 @@ class TorchScorer:
         return TorchScore(float(tile_scores.mean(dtype=np.float64)), tile_scores, tiling, reasons)
 
 
-def open_reference(bundle: Bundle, quality: str | Path, depth: str | Path) -> TorchScorer:
+def open_reference(
+    bundle: Bundle, quality: str | Path, depth: str | Path, depth_version: str | None = None
+) -> TorchScorer:
     """The networks that a bundle was made from, in PyTorch, read from their checkpoints.
 
-    quality, depth: files that `checkpoints.load_weights` reads.
+    quality, depth, depth_version: files that `checkpoints.load_weights` reads.
     Raises WeightsError if a file is not what it should be, or if the two do not reproduce the first golden score.
     """
-    scorer = TorchScorer(load_weights(depth), load_weights(quality), bundle.preprocess, bundle.meaning.mapped)
+    scorer = TorchScorer(
+        load_weights(depth, depth_version), load_weights(quality), bundle.preprocess, bundle.meaning.mapped
+    )
     golden = load_golden(bundle)[0]
     try:
         got = scorer.score(decode((bundle.path / golden.file).read_bytes()), golden.tiling).value

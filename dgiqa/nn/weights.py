@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +23,9 @@ from dgiqa.errors import WeightsError
 from dgiqa.store import replacing
 
 MAX_BYTES = 8 * 2**30  # six times the largest published file, 1.3 GB
-WRAPPERS = ("state_dict", "model", "model_state_dict", "params")  # where training scripts put the weights
+# Where training scripts put the weights, the first that is there. An average over training comes after the weights.
+WRAPPERS = ("state_dict", "model", "model_state_dict", "params", "net", "network", "weights", "params_ema", "ema")
+IN_FOLDER = ("model.safetensors", "pytorch_model.bin")  # what transformers' save_pretrained writes
 SHOWN = 4  # names in a message; the rest are counted
 LONGEST = 100  # letters of a name in a message
 
@@ -40,14 +43,15 @@ _FOREIGN = (
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a .pth or .safetensors file: its tensors by name, without wrappers and prefixes, and its metadata.
 
-    Only tensors are read, never code. Raises WeightsError for a file that is missing, too large, cut short, not a
-    checkpoint, or that holds other things, NaN or infinity.
+    path: the file, or a folder as transformers saves one. Only tensors are read, never code.
+    Raises WeightsError for a file that is missing, too large, cut short, not a checkpoint, or that holds other things,
+    NaN or infinity.
     """
-    path = Path(path)
+    path = file_in(path)
     head = _checked_head(path)
     is_safetensors = head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
     content, metadata = _read_safetensors(path) if is_safetensors else (_read_pickle(path, head), {})
-    tensors = {_without_prefix(name): value for name, value in _unwrapped(content, path).items()}
+    tensors = _without_prefixes(_unwrapped(content, path))
     _check_tensors(tensors, path)
     return tensors, metadata
 
@@ -67,6 +71,17 @@ def save_weights(module: nn.Module, path: str | Path, metadata: Mapping[str, str
     saved = {} if config is None else {"config": json.dumps(dataclasses.asdict(config))}
     with replacing(path) as partial:
         save_file(tensors, str(partial), metadata={**saved, **(metadata or {})})
+
+
+def file_in(path: str | Path) -> Path:
+    """The weight file itself, or the one in a folder as transformers saves it. Raises WeightsError if it has none."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    found = [path / name for name in IN_FOLDER if (path / name).is_file()]
+    if not found:
+        raise WeightsError(f"{path} cannot be read: a folder without {' or '.join(IN_FOLDER)}; name a weight file")
+    return found[0]
 
 
 def few(names: Sequence[Any]) -> str:
@@ -115,7 +130,8 @@ def _read_pickle(path: Path, head: bytes) -> Any:
     try:
         if head.startswith(b"PK") or zipfile.is_zipfile(path):
             _check_archive(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_numpy_numbers()):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
     except pickle.UnpicklingError as error:
@@ -127,6 +143,17 @@ def _read_pickle(path: Path, head: bytes) -> Any:
         ) from error
     except Exception as error:  # torch interprets the pickle itself, and a damaged one trips it anywhere
         raise _damaged(path, error) from error
+
+
+def _numpy_numbers() -> list[Any]:
+    """What a NumPy number beside the weights is pickled with, by the names of both NumPy 1 and 2. None of it runs code.
+
+    Most training scripts save their best correlation, which SciPy gives as one.
+    """
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = [type(np.dtype(kind)) for kind in ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "?")]
+    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    return [*names, np.dtype, *kinds]
 
 
 def _damaged(path: Path, error: Exception) -> WeightsError:
@@ -187,6 +214,14 @@ def _is_plain(tensor: Tensor) -> bool:
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
-def _without_prefix(name: str) -> str:
-    """Drop what DataParallel and torch.compile put before every name."""
-    return re.sub(r"^(module\.|_orig_mod\.)+", "", name)
+def _without_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Drop what DataParallel and torch.compile put before every name, and what a wrapper around the network does.
+
+    Lightning and the like keep the network as an attribute, so that all names start with the attribute's.
+    """
+    named = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in tensors.items()}
+    while (
+        len(named) > 1 and len({name.partition(".")[0] for name in named}) == 1 and all("." in name for name in named)
+    ):
+        named = {name.partition(".")[2]: value for name, value in named.items()}
+    return named

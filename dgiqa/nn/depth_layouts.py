@@ -1,0 +1,116 @@
+"""Depth Anything's weights in every layout become the published names, and the blocks that V1 or V2 reads.
+
+Authors' names (`pretrained.*`, `depth_head.*`) stay. Those of Hugging Face's transformers (`backbone.*`, `neck.*`,
+`head.*`) are renamed; its three attention projections become one. V1 and V2 have the same names and shapes, so which
+of them a file is can only be told by what lies in it or around it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dgiqa.errors import WeightsError
+from dgiqa.nn.depth_anything import V2_READS
+
+VERSIONS = ("v1", "v2")
+TRANSFORMERS = "neck.fusion_stage."  # what its names have and the authors' do not
+_RENAMES = (
+    (r"backbone\.embeddings\.patch_embeddings\.projection\.", r"pretrained.patch_embed.proj."),
+    (r"backbone\.embeddings\.position_embeddings", r"pretrained.pos_embed"),
+    (r"backbone\.embeddings\.", r"pretrained."),
+    (r"backbone\.layernorm\.", r"pretrained.norm."),
+    (r"backbone\.encoder\.layer\.(\d+)\.attention\.output\.dense\.", r"pretrained.blocks.\1.attn.proj."),
+    (r"backbone\.encoder\.layer\.(\d+)\.layer_scale([12])\.lambda1", r"pretrained.blocks.\1.ls\2.gamma"),
+    (r"backbone\.encoder\.layer\.(\d+)\.", r"pretrained.blocks.\1."),
+    (r"neck\.reassemble_stage\.layers\.(\d)\.projection\.", r"depth_head.projects.\1."),
+    (r"neck\.reassemble_stage\.layers\.(\d)\.resize\.", r"depth_head.resize_layers.\1."),
+    (r"head\.conv1\.", r"depth_head.scratch.output_conv1."),
+    (r"head\.conv2\.", r"depth_head.scratch.output_conv2.0."),
+    (r"head\.conv3\.", r"depth_head.scratch.output_conv2.2."),
+)
+_QKV = re.compile(r"backbone\.encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(weight|bias)")
+
+
+def published_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights under the authors' names, whichever of the two layouts they come in."""
+    if not any(name.startswith(TRANSFORMERS) for name in tensors):
+        return dict(tensors)
+    named = {_renamed(name): value for name, value in tensors.items() if not _QKV.fullmatch(name)}
+    for block, _, kind in {match.groups() for name in tensors if (match := _QKV.fullmatch(name))}:
+        parts = [
+            f"backbone.encoder.layer.{block}.attention.attention.{part}.{kind}" for part in ("query", "key", "value")
+        ]
+        if all(part in tensors for part in parts):  # else the name is missing, and is said to be
+            named[f"pretrained.blocks.{block}.attn.qkv.{kind}"] = torch.cat([tensors[part] for part in parts])
+    return named
+
+
+def blocks_read(path: Path, blocks: int, version: str | None) -> tuple[int, ...]:
+    """Numbers of the blocks that the head of this file's network reads; empty for the last four, as V1.
+
+    version: "v1" or "v2", where the user says so. Else the configuration beside the file tells, as transformers saves
+    it, or else the names of the file and of the archive in it, if they agree.
+    Raises WeightsError where nothing tells, or two things tell otherwise; ValueError for another version.
+    """
+    if version not in (None, *VERSIONS):
+        raise ValueError(f"version is {version!r}, wanted one of {', '.join(VERSIONS)}")
+    if version is None and (read := _configured(path, blocks)):
+        return read
+    told = {version} if version else {_version_in(path.name), _version_in(_archive_name(path))} - {None}
+    if len(told) != 1:
+        found = "calls itself both V1 and V2" if told else "does not say whether it is V1 or V2"
+        raise WeightsError(
+            f"{path} {found} of Depth Anything, which have the same names and shapes and are other networks; "
+            "say which it is: --depth-version v1 or --depth-version v2"
+        )
+    if told == {"v1"}:
+        return ()
+    if blocks not in V2_READS:
+        raise WeightsError(f"{path} has {blocks} blocks; Depth Anything V2 is known with {sorted(V2_READS)}")
+    return V2_READS[blocks]
+
+
+def _renamed(name: str) -> str:
+    if match := re.match(r"neck\.convs\.(\d)\.", name):
+        return f"depth_head.scratch.layer{int(match[1]) + 1}_rn.{name[match.end() :]}"
+    if match := re.match(r"neck\.fusion_stage\.layers\.(\d)\.", name):  # the deepest is the first there
+        rest = re.sub(r"residual_layer([12])\.convolution([12])", r"resConfUnit\1.conv\2", name[match.end() :])
+        return f"depth_head.scratch.refinenet{4 - int(match[1])}.{rest.replace('projection.', 'out_conv.')}"
+    for pattern, replacement in _RENAMES:
+        renamed, count = re.subn(rf"^{pattern}", replacement, name)
+        if count:
+            return renamed
+    return name
+
+
+def _configured(path: Path, blocks: int) -> tuple[int, ...]:
+    """The blocks that a config.json beside the file names; transformers counts from 1, the embedding being 0."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        encoder = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))["backbone_config"]
+        read = tuple(index - 1 for index in encoder["out_indices"])
+        if len(read) == 4 and all(type(index) is int and 0 <= index < blocks for index in read):
+            return read
+    return ()
+
+
+def _version_in(name: str) -> str | None:
+    """What a name says: V2's have "v2" or "da2" somewhere, V1's "v1" or the "14" of the published files."""
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    if re.search(r"v2|da2|anything2", plain):
+        return "v2"
+    return "v1" if re.search(r"anythingv1|dav1|depthanythingvit[sbl]14", plain) else None
+
+
+def _archive_name(path: Path) -> str:
+    """What torch.save called the file when it wrote it; renaming the file later does not change that."""
+    with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        return archive.namelist()[0].partition("/")[0]
+    return ""
