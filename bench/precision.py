@@ -27,12 +27,13 @@ from numpy.typing import NDArray
 
 from dgiqa import metrics, spec
 from dgiqa.builder.calibrate import score_tiles
-from dgiqa.builder.quantize import FILES, METHODS, quantize_bundle
+from dgiqa.builder.quantize import METHODS, quantize_bundle
 from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.errors import BackendError, DgiqaError
 from dgiqa.machine import usable_cores
 from dgiqa.parity import BUDGETS
 from dgiqa.runtime.backends import ONNXRUNTIME, OPENVINO, backends
+from dgiqa.runtime.engines import NETWORKS
 from dgiqa.runtime.session import open_session
 from dgiqa.store import replacing, sha256_of
 
@@ -140,7 +141,7 @@ def compare_methods(bundle: Bundle, expected: NDArray[np.float64], o: argparse.N
         except (DgiqaError, ValueError) as error:
             print(f"{method}: {error}", flush=True)
             continue
-        files = {file: out / file for file in FILES}
+        files = {file: out / file for file in NETWORKS}
         row = compared(expected, engine_scores(files, (ONNXRUNTIME, "int8"), bundle.preprocess, o.images, o))
         rows.append({"method": method} | row | {"bytes": _size(files)})
         print(rows[-1], flush=True)

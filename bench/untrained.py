@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from dgiqa import spec
-from dgiqa.builder.quantize import FILES, quantize_bundle
+from dgiqa.builder.quantize import quantize_bundle
 from dgiqa.bundle import MANIFEST, Bundle, load_bundle
+from dgiqa.runtime.engines import NETWORKS
 from dgiqa.store import replacing, user_cache
 
 SIZES = ("full", "small")
@@ -85,7 +86,7 @@ def files(source: Bundle, precision: str, work: Path, calibration: Sequence[Path
     they were made. Raises ParityError if they are over their budget.
     """
     if precision not in spec.QUANTIZED:
-        return {file: source.file(file) for file in FILES}
+        return {file: source.file(file) for file in NETWORKS}
     calibration = calibration or ([EXAMPLES] if source.name.startswith(NAME) else None)
     on = hashlib.sha256(str(calibration).encode()).hexdigest()[:8] if calibration else "golden"
     out = work / f"{source.id}-{precision}-{spec.QUANTIZER_VERSION}-{on}"
@@ -93,7 +94,7 @@ def files(source: Bundle, precision: str, work: Path, calibration: Sequence[Path
         made = quantize_bundle(source, precision, out, calibration=calibration, progress=_say)
         with replacing(out / REPORT) as partial:
             partial.write_text(json.dumps(made.report, indent=2) + "\n", encoding="utf-8")
-    return {file: out / file for file in FILES}
+    return {file: out / file for file in NETWORKS}
 
 
 def _say(line: str) -> None:

@@ -244,7 +244,7 @@ def network_inputs(scorer: Scorer, rgb: UInt8) -> tuple[dict[str, Any], dict[str
     """What the two networks get for one frame."""
     stages = scorer.stages
     work = stages.prepare(rgb, "frame", "grid")
-    (feeds,) = forward.tiles(work.rgb, work.depth, work.windows, stages.p.tile, batch=len(work.windows))
+    (feeds,) = forward.tiles(work.rgb, work.depth, work.windows, stages.p, batch=len(work.windows))
     return {spec.DEPTH_INPUT: preprocess.depth_input(rgb, stages.p)}, feeds
 
 

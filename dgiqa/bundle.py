@@ -1,7 +1,7 @@
 """A directory with a manifest becomes a verified Bundle; networks and facts about them become such a directory.
 
     manifest.json   contract, preprocessing, versions, parity, model card; per file sha256, size, licence, source
-    depth.onnx      quality.onnx
+    depth.onnx      quality.onnx    the former not where the quality network sees the image alone
     golden.jsonl    one line per golden image: what it must score, on any machine
     golden/01.png   …
 
@@ -38,6 +38,7 @@ MAX_TEXT_BYTES = 4 << 20  # manifest.json and golden.jsonl are read whole
 MAX_FILE_BYTES = 4 << 30
 # What a preprocessing size may be, in pixels. A picture becomes some short_side^2 x aspect pixels of network input.
 SIZES = {"depth_lower_bound": (1, 2048), "depth_multiple": (1, 256), "short_side": (16, 2048), "tile": (16, 1024)}
+MAY_BE_ZERO = ("depth_lower_bound", "short_side")  # no depth network; the image as it is
 MAX_TILES_ACROSS = 16  # tiles that the short side may hold
 SHIPPED = Path(__file__).parent / "bundles"
 SEARCH_VARIABLE = "DGIQA_BUNDLES"  # directories of bundles, separated as in PATH
@@ -61,6 +62,11 @@ class Bundle:
     preprocess: Preprocess
     manifest: dict[str, Any]
     meaning: Meaning = field(default_factory=Meaning)
+
+    @property
+    def networks(self) -> tuple[spec.Network, ...]:
+        """Its networks, in the order in which an image passes through them."""
+        return spec.networks(self.manifest["files"], self.preprocess.tile)
 
     def file(self, name: str) -> Path:
         """Path of a listed file. BundleError if the manifest does not list it."""
@@ -166,7 +172,8 @@ def write_bundle(
 ) -> Bundle:
     """Write a bundle directory in one step: it is there complete and verified, or not at all.
 
-    files: path in the bundle -> contents, or the file to copy; `depth.onnx` and `quality.onnx` are required.
+    files: path in the bundle -> contents, or the file to copy; `quality.onnx` is required, and `depth.onnx` where the
+    quality network takes a depth image.
     licence, source: of every file, unless `origins[file]` gives its own {"licence", "source"}.
     meaning: of the scores. features: how many the quality network gives with each score; 0: none.
     created: ISO 8601 time, now by default. overwrite: replace an existing bundle (never another kind of directory).
@@ -180,13 +187,15 @@ def write_bundle(
         "name": name,
         "title": title,
         "created": created or datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "preprocess": asdict(preprocess or Preprocess()),
+        "preprocess": _preprocess_record(preprocess or Preprocess()),
         "opset": opset,
         "versions": {"dgiqa-rt": __version__, **(versions or {})},
         "parity": dict(parity or {}),
         "model_card": dict(model_card or {}),
         "score": {"range": [0, 1], "higher_is_better": True},
-        "tensors": _tensors((preprocess or Preprocess()).tile, len(meaning.reasons) if meaning else 0, features),
+        "tensors": _tensors(
+            spec.networks(files, (preprocess or Preprocess()).tile), len(meaning.reasons) if meaning else 0, features
+        ),
         **(meaning.as_manifest() if meaning else {}),
     }
     with _scratch_beside(target) as scratch:
@@ -276,8 +285,12 @@ def _parse_json(path: Path) -> tuple[dict[str, Any], str]:
 def _check_form(path: Path, manifest: Mapping[str, Any]) -> None:
     """What readers of a manifest rely on."""
     files = manifest.get("files")
-    if not isinstance(files, dict) or not {spec.DEPTH_FILE, spec.QUALITY_FILE} <= files.keys():
-        raise BundleError(f"{path}: files must list {spec.DEPTH_FILE} and {spec.QUALITY_FILE}; rebuild the bundle")
+    if not isinstance(files, dict) or spec.QUALITY_FILE not in files:
+        raise BundleError(f"{path}: files must list {spec.QUALITY_FILE}; rebuild the bundle")
+    if (spec.DEPTH_FILE in files) != bool(manifest["preprocess"]["depth_lower_bound"]):
+        got = "depth_lower_bound" if spec.DEPTH_FILE not in files else spec.DEPTH_FILE
+        wanted = f"{spec.DEPTH_FILE} with a depth_lower_bound, or neither"
+        raise BundleError(f"{path}: it has {got} alone, wanted {wanted}; rebuild the bundle")
     for name, entry in files.items():
         sized = isinstance(entry, dict) and type(entry.get("bytes")) is int and isinstance(entry.get("sha256"), str)
         if not sized or not 0 <= entry["bytes"] <= MAX_FILE_BYTES:
@@ -308,15 +321,20 @@ def _parse_preprocess(path: Path, record: Any) -> Preprocess:
         raise BundleError(f"{path}: the manifest has no preprocess record; rebuild the bundle")
     _check_version(path, "preprocess version", record.get("version"), *spec.PREPROCESS_VERSIONS)
     wanted = {f.name for f in fields(Preprocess)}
+    record = {"normalisation": Preprocess.normalisation, **record}  # older manifests do not say it
     if record.keys() != wanted:
         raise BundleError(f"{path}: preprocess has {sorted(record)}, wanted {sorted(wanted)}; rebuild the bundle")
+    if record["normalisation"] not in list(spec.NORMALISATIONS):
+        got, wanted_one = f"normalisation {record['normalisation']!r:.40}", " or ".join(spec.NORMALISATIONS)
+        raise BundleError(f"{path}: preprocess has {got}, wanted {wanted_one}; rebuild the bundle")
     for key, (low, high) in SIZES.items():
-        if type(record[key]) is not int or not low <= record[key] <= high:
+        absent = key in MAY_BE_ZERO and type(record[key]) is int and record[key] == 0
+        if not absent and (type(record[key]) is not int or not low <= record[key] <= high):
             got = f"preprocess.{key} is {record[key]!r:.40}"
             raise BundleError(f"{path}: {got}, wanted {low}..{high}; rebuild the bundle")
     preprocess = Preprocess(**record)
     tile, short_side = preprocess.tile, preprocess.short_side
-    if not tile <= short_side <= MAX_TILES_ACROSS * tile:
+    if short_side and not tile <= short_side <= MAX_TILES_ACROSS * tile:
         got = f"tile is {tile} and short_side {short_side}"
         raise BundleError(f"{path}: {got}, wanted a short_side of 1 to {MAX_TILES_ACROSS} tiles; rebuild the bundle")
     return preprocess
@@ -404,8 +422,8 @@ def _summarise(path: Path) -> BundleSummary:
 def _check_arguments(name: str, files: Mapping[str, Path | bytes]) -> None:
     if not _NAME.fullmatch(name):
         raise ValueError(f"a bundle's name has letters, digits, '.', '_' or '-' and at most 64 of them, got {name!r}")
-    if missing := {spec.DEPTH_FILE, spec.QUALITY_FILE} - files.keys():
-        raise ValueError(f"a bundle needs {' and '.join(sorted(missing))}, got {sorted(files)}")
+    if spec.QUALITY_FILE not in files:
+        raise ValueError(f"a bundle needs {spec.QUALITY_FILE}, got {sorted(files)}")
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
@@ -417,24 +435,34 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise BundleError(f"{target} is not a bundle, so it is not overwritten; choose another place")
 
 
-def _tensors(tile: int, reasons: int, features: int) -> dict[str, Any]:
+def _preprocess_record(p: Preprocess) -> dict[str, Any]:
+    """As a manifest holds it; what older versions do not know is left away where it says nothing new to them."""
+    record = asdict(p)
+    if p.normalisation == Preprocess.normalisation:
+        del record["normalisation"]
+    return record
+
+
+def _tensors(networks: tuple[spec.Network, ...], reasons: int, features: int) -> dict[str, Any]:
     """The networks' inputs and outputs, for readers in other languages.
 
     reasons, features: columns of these outputs; 0: there is no such output.
     """
-    tiles = {"dtype": "float32", "shape": ["n", 3, tile, tile]}
-    columns = {spec.QUALITY_REASONS: reasons, spec.QUALITY_FEATURES: features}
-    extra = {name: {"dtype": "float32", "shape": ["n", count]} for name, count in columns.items() if count}
+    columns = {name: ("n", count) for name, count in zip(_COLUMNS, (reasons, features), strict=True) if count}
+
+    def described(shapes: Mapping[str, tuple[int | str, ...]]) -> dict[str, Any]:
+        return {name: {"dtype": "float32", "shape": list(shape)} for name, shape in shapes.items()}
+
     return {
-        spec.DEPTH_FILE: {
-            "inputs": {spec.DEPTH_INPUT: {"dtype": "float32", "shape": [1, 3, "h", "w"]}},
-            "outputs": {spec.DEPTH_OUTPUT: {"dtype": "float32", "shape": [1, "h", "w"]}},
-        },
-        spec.QUALITY_FILE: {
-            "inputs": {spec.QUALITY_RGB: tiles, spec.QUALITY_DEPTH: tiles},
-            "outputs": {spec.QUALITY_OUTPUT: {"dtype": "float32", "shape": ["n"]}, **extra},
-        },
+        network.file: {
+            "inputs": described(network.inputs),
+            "outputs": described({**network.outputs, **(columns if network.further else {})}),
+        }
+        for network in networks
     }
+
+
+_COLUMNS = (spec.QUALITY_REASONS, spec.QUALITY_FEATURES)
 
 
 @contextlib.contextmanager

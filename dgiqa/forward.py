@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,11 +42,6 @@ Int32 = NDArray[np.int32]
 
 BARS_NOTE = "has black bars, which count in its score"
 STAGES = ("decode", "depth_input", "depth", "depth_image", "tiles", "attributes", "quality")
-_TENSORS = {
-    spec.DEPTH_FILE: ({spec.DEPTH_INPUT}, {spec.DEPTH_OUTPUT}),
-    spec.QUALITY_FILE: ({spec.QUALITY_RGB, spec.QUALITY_DEPTH}, {spec.QUALITY_OUTPUT}),
-}
-_EXTRA = {spec.QUALITY_REASONS, spec.QUALITY_FEATURES}  # of newer quality networks
 # Tiles per run. Two cores (Zen 3), small quality network, ms per tile: 7.0 alone, 5.6 from 4 tiles on, flat to 32.
 # Memory is not flat: two runs side by side hold 221 MB with 4 tiles each, 296 MB with 8.
 BATCH, BATCH_SIDE_BY_SIDE = 8, 4
@@ -96,41 +91,51 @@ def depth_image_from(
         return preprocess.depth_image(depth, *size, p)
 
 
-def tiles(rgb: UInt8, near: UInt8, windows: str | Int32, tile: int, batch: int = BATCH) -> Iterator[dict[str, Float32]]:
+def tiles(
+    rgb: UInt8, near: UInt8 | None, windows: str | Int32, p: spec.Preprocess, batch: int = BATCH
+) -> Iterator[dict[str, Float32]]:
     """Inputs of the quality network for a working image [h,w,3] and its depth image [h,w], `batch` windows at a time.
 
-    windows: a tiling's name, or int32 [n,2]. Yields {spec.QUALITY_RGB, spec.QUALITY_DEPTH: f32 [<=batch,3,tile,tile]}.
+    near: None where the network sees the image alone. windows: a tiling's name, or int32 [n,2].
+    Yields {spec.QUALITY_RGB, spec.QUALITY_DEPTH: f32 [<=batch,3,tile,tile]}, or the former alone.
     """
     if isinstance(windows, str):
-        windows = preprocess.windows_for(windows, near.shape[0], near.shape[1], tile)
+        windows = preprocess.windows_for(windows, rgb.shape[0], rgb.shape[1], p.tile)
     for start in range(0, len(windows), batch):
-        pair = preprocess.cut_tiles(rgb, near, windows[start : start + batch], tile)
-        yield dict(zip((spec.QUALITY_RGB, spec.QUALITY_DEPTH), pair, strict=True))
+        part = windows[start : start + batch]
+        yield _named(preprocess.cut_tiles(rgb, near, part, p.tile, normalisation=p.normalisation))
 
 
-def tile_scores(network: Network, rgb: UInt8, near: UInt8, windows: str | Int32, tile: int) -> Float32:
+def tile_scores(network: Network, rgb: UInt8, near: UInt8 | None, windows: str | Int32, p: spec.Preprocess) -> Float32:
     """Scores f32 [n] of a working image's windows, as `tiles` takes them."""
-    return np.concatenate([network.run(feeds)[spec.QUALITY_OUTPUT] for feeds in tiles(rgb, near, windows, tile)])
+    return np.concatenate([network.run(feeds)[spec.QUALITY_OUTPUT] for feeds in tiles(rgb, near, windows, p)])
+
+
+def _named(tiles: Sequence[Float32] | Float32) -> dict[str, Float32]:
+    """What the quality network calls tiles of the image and, where it takes them, of the depth image."""
+    return dict(zip((spec.QUALITY_RGB, spec.QUALITY_DEPTH), tiles, strict=False))
 
 
 class Networks:
-    """A bundle's two networks as sessions, and how many runs of them may go on at a time (`parallel`).
+    """A bundle's networks as sessions, and how many runs of them may go on at a time (`parallel`).
 
-    batch: most tiles per run of the quality network, by default what costs little memory and no time. mapped: what
-    the bundle does with tile scores f32 [n], nothing by default. Hold `turn` around a run of either.
+    depth: None where the quality network sees the image alone. batch: most tiles per run of the quality network, by
+    default what costs little memory and no time. mapped: what the bundle does with tile scores f32 [n], nothing by
+    default. normalisation: of tiles, see `spec.Preprocess`. Hold `turn` around a run of either network.
     """
 
     def __init__(  # noqa: PLR0917 - what a bundle is opened as
         self,
-        depth: Session,
+        depth: Session | None,
         quality: Session,
         parallel: int,
         tile: int,
         batch: int | None = None,
         mapped: Callable[[Float32], Float32] = lambda scores: scores,
+        normalisation: str = spec.Preprocess.normalisation,
     ) -> None:
         self.depth, self.quality, self.mapped = depth, quality, mapped
-        self.parallel, self.tile = parallel, tile
+        self.parallel, self.tile, self.normalisation = parallel, tile, normalisation
         self.batch = batch or (BATCH if parallel == 1 else BATCH_SIDE_BY_SIDE)
         self.turn = threading.BoundedSemaphore(parallel)
         self._spare: deque[Float32] = deque(maxlen=parallel + 1)
@@ -140,7 +145,7 @@ class Networks:
         total = sum(part.count for part in parts)
         memory = self._tile_memory(total)
         cut_ms = self._cut(parts, memory)
-        feeds = {spec.QUALITY_RGB: memory[0, :total], spec.QUALITY_DEPTH: memory[1, :total]}
+        feeds = _named(memory[:, :total])
         with self.turn:
             started = time.perf_counter()
             found = dict(self.quality.run(feeds))
@@ -156,29 +161,31 @@ class Networks:
 
     def close(self) -> None:
         """Release what the sessions hold: engines on a GPU have memory of their own."""
-        for session in (self.depth, self.quality):
+        for session in filter(None, (self.depth, self.quality)):
             getattr(session, "close", lambda: None)()
         self._spare.clear()
 
     def _cut(self, parts: list[Part], memory: Float32) -> list[float]:
-        """Put the parts' tiles into memory [2,>=n,3,tile,tile]: rgb, depth. Returns each part's ms."""
+        """Put the parts' tiles into memory [1 or 2,>=n,3,tile,tile]: rgb, depth. Returns each part's ms."""
         begin, each = 0, []
         for part in parts:
             started = time.perf_counter()
             into, work = memory[:, begin : begin + part.count], part.work
             windows = work.windows[part.begin : part.begin + part.count]
-            preprocess.cut_tiles(work.rgb, work.depth, windows, self.tile, out=(into[0], into[1]))
+            preprocess.cut_tiles(
+                work.rgb, work.depth, windows, self.tile, out=tuple(into), normalisation=self.normalisation
+            )
             each.append(ms_since(started))
             begin += part.count
         return each
 
     def _tile_memory(self, count: int) -> Float32:
-        """f32 [2,>=count,3,tile,tile], of an earlier batch if one is free: new pages take longer than the tiles."""
+        """f32 [1 or 2,>=count,3,tile,tile], of an earlier batch if one is free: new pages take long."""
         with suppress(IndexError):  # other threads have them, or there was none
             memory = self._spare.pop()
             if memory.shape[1] >= count:
                 return memory
-        return np.empty((2, count, 3, self.tile, self.tile), np.float32)
+        return np.empty((1 if self.depth is None else 2, count, 3, self.tile, self.tile), np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,8 +253,8 @@ class Stages:
             decoded = opened.decode(clock.stopped)
         rgb, notes = decoded.rgb, decoded.notes
         size = height, width = rgb.shape[0], rgb.shape[1]
-        prepared = None
-        if near is None:
+        prepared, depth = None, self.networks.depth
+        if near is None and depth is not None:
             with clock("depth_input"):
                 prepared = preprocess.depth_input(rgb, self.p)
         with clock("tiles"):
@@ -258,12 +265,10 @@ class Stages:
                 attributes = measure(rgb, working if _is_reduced(self.p, rgb) else None)
                 notes += (BARS_NOTE,) if any(bars.find(working)) else ()
         del decoded, rgb  # before the depth image, which may be as large
-        if prepared is not None:
-            depth, turn = self.networks.depth, self.networks.turn
-            near = depth_image_from(prepared, size, depth, self.p, clock=clock, turn=turn)
-        assert near is not None
+        if prepared is not None and depth is not None:
+            near = depth_image_from(prepared, size, depth, self.p, clock=clock, turn=self.networks.turn)
         with clock("tiles"):
-            windows = preprocess.windows_for(tiling, near.shape[0], near.shape[1], self.p.tile)
+            windows = preprocess.windows_for(tiling, working.shape[0], working.shape[1], self.p.tile)
         scores, ms = np.full(len(windows), np.nan, np.float32), {s: clock.ms[s] for s in STAGES if s in clock.ms}
         return Work(name, tiling, height, width, working, near, windows, ms, scores, attributes=attributes, notes=notes)
 
@@ -279,8 +284,8 @@ class Stages:
             tile=self.p.tile,
             width=work.width,
             height=work.height,
-            working_width=work.depth.shape[1],
-            working_height=work.depth.shape[0],
+            working_width=work.rgb.shape[1],
+            working_height=work.rgb.shape[0],
             tiling=work.tiling,
             timings_ms=work.timings_ms,
             bundle=self.bundle.id,
@@ -343,10 +348,13 @@ def open_stages(
     """
     if engine:
         backend, precision = engine.backend, engine.precision
-    files = (spec.DEPTH_FILE, spec.QUALITY_FILE)
     options: dict[str, Any] = {"threads": threads, "parallel": parallel, "device": device}
-    depth, quality = (_open(bundle, file, backend, precision, engine, **options) for file in files)
-    networks = Networks(depth, quality, parallel, bundle.preprocess.tile, batch, bundle.meaning.mapped)
+    opened = {
+        network.file: _open(bundle, network, backend, precision, engine, **options) for network in bundle.networks
+    }
+    depth, quality = opened.get(spec.DEPTH_FILE), opened[spec.QUALITY_FILE]
+    p = bundle.preprocess
+    networks = Networks(depth, quality, parallel, p.tile, batch, bundle.meaning.mapped, p.normalisation)
     return Stages(bundle, networks, _label(quality, depth, precision), precision, **settings)
 
 
@@ -360,20 +368,22 @@ def check_tiling(tiling: str, tile: int = spec.TILE) -> None:
     preprocess.windows_for(tiling, tile, tile, tile)
 
 
-def _open(bundle: Bundle, file: str, backend: str, precision: str, engine: Engine | None, **options: Any) -> Session:
+def _open(
+    bundle: Bundle, network: spec.Network, backend: str, precision: str, engine: Engine | None, **options: Any
+) -> Session:
     """One network of the bundle, with the tensors that the contract promises."""
-    path, plugins = file_of(bundle, file, engine), engine.plugins if engine else ()
+    path, plugins = file_of(bundle, network.file, engine), engine.plugins if engine else ()
     session = open_session(path, backend, precision=precision, plugins=plugins, **options)
-    wanted = inputs, outputs = _TENSORS[file]
-    if set(session.inputs) != inputs or not outputs <= set(session.outputs) <= outputs | _EXTRA:
-        maps = [f"{sorted(i)} -> {sorted(o)}" for i, o in ((session.inputs, session.outputs), wanted)]
-        raise BundleError(f"{bundle.id}: {file} maps {maps[0]}, wanted {maps[1]}; export it again")
+    inputs, outputs = set(network.inputs), set(network.outputs)
+    if set(session.inputs) != inputs or not outputs <= set(session.outputs) <= outputs | set(network.further):
+        maps = [f"{sorted(i)} -> {sorted(o)}" for i, o in ((session.inputs, session.outputs), (inputs, outputs))]
+        raise BundleError(f"{bundle.id}: {network.file} maps {maps[0]}, wanted {maps[1]}; export it again")
     return session
 
 
-def _label(quality: Session, depth: Session, precision: str) -> str:
+def _label(quality: Session, depth: Session | None, precision: str) -> str:
     """What runs the networks, for the score: "openvino-cpu 2026.4.1 int8"."""
-    other = "" if depth.backend == quality.backend else f" (depth: {depth.backend})"
+    other = "" if depth is None or depth.backend == quality.backend else f" (depth: {depth.backend})"
     return f"{quality.backend} {precision}{other}"
 
 

@@ -2,7 +2,7 @@
 
     "reasons":     [{"name": "blur", "threshold": 0.5}, ...]       columns of the output `reasons`, in order
     "presets":     {"upload": 0.45, ...}                           scores from which a picture passes
-    "scale":       {"kind": "mos", "interval": 0.1, "range": [0, 1]}
+    "scale":       {"kind": "mos", "interval": 0.1, "range": [0, 1], "raw": false}
     "calibration": {"knots": [[0, 0.02], ..., [1, 0.97]]}          tile score -> tile score, strictly increasing
 
 All four are optional: older bundles have none of them.
@@ -52,7 +52,8 @@ class Meaning:
     reasons: in the order of the columns. presets: name -> score from which a picture passes, in [0, 1].
     kind: what the scale is ("mos": what people said), or "". interval: half the width, in the score's unit, of the
     interval that holds 80 % of people's ratings; None where it is not known. range: what 0 and 1 are on the labels'
-    own scale, where the best may be the lowest. knots: (x, y) of the map that every tile's score goes through; none:
+    own scale, where the best may be the lowest. raw: the network gives scores on that scale instead of 0..1; those
+    beyond its ends count as the ends. knots: (x, y) of the map that every tile's score goes through; none:
     it stays as it is.
     """
 
@@ -62,9 +63,13 @@ class Meaning:
     interval: float | None = None
     range: tuple[float, float] = (0.0, 1.0)
     knots: tuple[tuple[float, float], ...] = ()
+    raw: bool = False
 
     def mapped(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """Tile scores f32 [n] of the network -> tile scores f32 [n] on the bundle's scale."""
+        if self.raw:
+            low, high = self.range
+            scores = np.clip((scores - np.float32(low)) / np.float32(high - low), 0, 1)
         if not self.knots:
             return scores
         x, y = np.array(self.knots).T
@@ -92,6 +97,7 @@ class Meaning:
         scale: dict[str, Any] = {"kind": self.kind} if self.kind else {}
         scale |= {} if self.interval is None else {"interval": self.interval}
         scale |= {} if self.range == (0.0, 1.0) else {"range": list(self.range)}
+        scale |= {"raw": True} if self.raw else {}
         record = {
             "reasons": [{"name": r.name, "threshold": r.threshold} for r in self.reasons],
             "presets": dict(self.presets),
@@ -124,6 +130,7 @@ def parse_meaning(manifest: Mapping[str, Any]) -> Meaning:
             kind=str(scale.get("kind", "")),
             interval=None if interval is None else _unit(interval),
             range=_range(scale.get("range", (0, 1))),
+            raw=_flag(scale.get("raw", False)),
             knots=_knots(_object(manifest, "calibration").get("knots", ())),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -154,6 +161,12 @@ def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{value!r} is no number")
     return float(value)
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{value!r} is neither true nor false")
+    return value
 
 
 def _unit(value: Any) -> float:

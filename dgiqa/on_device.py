@@ -393,6 +393,8 @@ def open_device_scorer(depth: Any, quality: Any, p: spec.Preprocess) -> DeviceSc
 
     Raises BackendError for sessions on a CPU, without a GPU, cuda-python or the library of kernels.
     """
+    if depth is None:
+        raise BackendError("images on a GPU are scored by models with a depth network; copy the image to the host")
     for session in (depth, quality):
         if not hasattr(session, "bind") or session.backend.startswith("onnxruntime-cpu"):
             raise BackendError(

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from dgiqa.errors import DgiqaError, ImageError
 from dgiqa.resize import resize_cubic
-from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, NORMALISATIONS, Preprocess
 
 UInt8 = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
@@ -44,16 +44,18 @@ OFFICIAL = {
 }
 
 # Network input of every uint8 level, one table per channel. Three look-ups take 0.6x the time of the arithmetic.
-_NORMALISED = tuple(
-    ((np.arange(256) / 255 - mean) / std).astype(np.float32)
-    for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)
-)
+_NORMALISED = {
+    name: tuple(((np.arange(256) / 255 - m) / s).astype(np.float32) for m, s in zip(mean, std, strict=True))
+    for name, (mean, std) in NORMALISATIONS.items()
+}
 _BLOCK_ROWS = 32  # of a depth map at full size: stay in the cache between the steps of its arithmetic
 
 
 def check_size(height: int, width: int, p: Preprocess) -> None:
-    """Raise ImageError if an image is so long and thin that its resized copies would exhaust memory."""
-    _check_aspect(height, width, min(MAX_ASPECT, MAX_DEPTH_PIXELS / p.depth_lower_bound**2))
+    """Raise ImageError for an image so long and thin that its resized copies would exhaust memory, or too small."""
+    depth = MAX_DEPTH_PIXELS / p.depth_lower_bound**2 if p.depth_lower_bound else MAX_ASPECT
+    _check_aspect(height, width, min(MAX_ASPECT, depth))
+    working_size(height, width, p)
 
 
 def depth_size(height: int, width: int, p: Preprocess) -> tuple[int, int]:
@@ -76,7 +78,9 @@ def depth_input(rgb: UInt8, p: Preprocess) -> Float32:
     h, w = depth_size(height, width, p)
     result = np.empty((1, 3, h, w), np.float32)
     if reduces((height, width), (h, w), p):
-        for channel, table, plane in zip(cv2.split(_resize_area(rgb, h, w)), _NORMALISED, result[0], strict=True):
+        for channel, table, plane in zip(
+            cv2.split(_resize_area(rgb, h, w)), _NORMALISED["imagenet"], result[0], strict=True
+        ):
             cv2.LUT(channel, table, dst=plane)
         return result
     resized = resize_cubic(rgb, h, w)
@@ -94,7 +98,7 @@ def depth_image(depth: Float32, height: int, width: int, p: Preprocess) -> UInt8
     the image; version 2 makes it at the working size. A constant depth gives zeros. Raises DgiqaError if the depth is
     not finite, ImageError as `working_size`.
     """
-    if p.version == 1:
+    if p.version == 1 and p.short_side:
         return resize_short_side(stretched(depth, height, width), p.short_side)
     return stretched(depth, *working_size(height, width, p))
 
@@ -121,7 +125,16 @@ def stretched(depth: Float32, height: int, width: int) -> UInt8:
 
 
 def working_size(height: int, width: int, p: Preprocess) -> tuple[int, int]:
-    """Height and width of the working image, which tiles are cut from. Raises ImageError as `short_size` does."""
+    """Height and width of the working image, which tiles are cut from.
+
+    Raises ImageError as `short_size` does, and for an image that is not resized and has a side shorter than a tile.
+    """
+    if not p.short_side:
+        _check_aspect(height, width, MAX_ASPECT)
+        if min(height, width) < p.tile:
+            fix = f"and this model looks at tiles of {p.tile} x {p.tile} of the image as it is; enlarge it"
+            raise ImageError(f"got an image of {width} x {height}, {fix}")
+        return height, width
     return short_size(height, width, p.short_side)
 
 
@@ -133,6 +146,8 @@ def working_image(rgb: UInt8, p: Preprocess) -> UInt8:
     """
     height, width = rgb.shape[:2]
     h, w = working_size(height, width, p)
+    if not p.short_side:
+        return rgb
     if (h, w) != (height, width) and reduces((height, width), (h, w), p):
         return _resize_area(rgb, h, w)
     return resize_short_side(rgb, p.short_side)
@@ -204,24 +219,34 @@ def windows_for(tiling: str, height: int, width: int, tile: int) -> Int32:
 
 
 def cut_tiles(
-    rgb: UInt8, depth: UInt8, windows: Int32, tile: int, out: tuple[Float32, Float32] | None = None
-) -> tuple[Float32, Float32]:
-    """Cut the same windows (y, x) from rgb uint8 [H,W,3] and depth uint8 [H,W]: two f32 [n,3,tile,tile].
+    rgb: UInt8,
+    depth: UInt8 | None,
+    windows: Int32,
+    tile: int,
+    out: tuple[Float32, ...] | None = None,
+    *,
+    normalisation: str = "imagenet",
+) -> tuple[Float32, ...]:
+    """Cut the same windows (y, x) from rgb uint8 [H,W,3] and depth uint8 [H,W], if there is one: f32 [n,3,tile,tile].
 
-    Both are normalised with ImageNet's RGB statistics; the depth image's three channels are equal before that. out: two
-    such arrays, C-contiguous, to fill and return. Raises ValueError if sizes differ or a window leaves the image.
+    Both are normalised with the same statistics (NORMALISATIONS); the depth image's three channels are equal before
+    that. out: as many such arrays, C-contiguous, to fill and return. Raises ValueError if sizes differ or a window
+    leaves the image.
     """
-    if rgb.shape[:2] != depth.shape:
+    images = (rgb,) if depth is None else (rgb, depth)
+    height, width = rgb.shape[:2]
+    if depth is not None and depth.shape != (height, width):
         raise ValueError(f"rgb is {rgb.shape[:2]} and depth {depth.shape}; resize both to the same size first")
-    height, width = depth.shape
     if len(windows) and (windows.min() < 0 or (windows.max(axis=0) + tile > (height, width)).any()):
         raise ValueError(f"windows of {tile} pixels leave the image of {height} x {width}")
     shape = (len(windows), 3, tile, tile)
-    out = out or (np.empty(shape, np.float32), np.empty(shape, np.float32))
-    if any(array.shape != shape or array.dtype != np.float32 or not array.flags.c_contiguous for array in out):
-        raise ValueError(f"wanted two C-contiguous float32 arrays of {shape} to fill, got {[a.shape for a in out]}")
-    _fill_tiles(cv2.split(rgb), windows, out[0])
-    _fill_tiles([depth] * 3, windows, out[1])
+    out = out or tuple(np.empty(shape, np.float32) for _ in images)
+    misfit = [a for a in out if a.shape != shape or a.dtype != np.float32 or not a.flags.c_contiguous]
+    if misfit or len(out) != len(images):
+        wanted = f"wanted {len(images)} C-contiguous float32 arrays of {shape} to fill"
+        raise ValueError(f"{wanted}, got {[a.shape for a in out]}")
+    for image, into in zip(images, out, strict=True):
+        _fill_tiles(cv2.split(image) if image.ndim == 3 else [image] * 3, windows, into, _NORMALISED[normalisation])
     return out
 
 
@@ -237,14 +262,14 @@ def _resize_area(rgb: UInt8, height: int, width: int) -> UInt8:
     return np.asarray(cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _fill_tiles(channels: Sequence[UInt8], windows: Int32, tiles: Float32) -> None:
+def _fill_tiles(channels: Sequence[UInt8], windows: Int32, tiles: Float32, tables: Sequence[Float32]) -> None:
     """Normalise the windows of three uint8 [H,W] channels into f32 [n,3,tile,tile].
 
     Looked up tile by tile: one look-up of the whole picture, copied from, takes 1.3x the time, and more memory.
     """
     side = tiles.shape[-1]
     for into, (y, x) in zip(tiles, windows.tolist(), strict=True):
-        for plane, channel, table in zip(into, channels, _NORMALISED, strict=True):
+        for plane, channel, table in zip(into, channels, tables, strict=True):
             cv2.LUT(channel[y : y + side, x : x + side], table, dst=plane)
 
 

@@ -1,4 +1,4 @@
-"""The contract between networks, files and runtime: names, sizes, constants. No logic beyond a frozen record.
+"""The contract between networks, files and runtime: names, sizes, constants, and what each network takes and gives.
 
 Everything that is exported, bundled, preprocessed or scored agrees on what is written here, and a bundle's manifest
 carries the same record, so that a file made by another version is refused instead of misread.
@@ -6,6 +6,7 @@ carries the same record, so that a file made by another version is refused inste
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 PREPROCESS_VERSIONS = (1, 2)  # a new one whenever the same bytes would give other network inputs; old ones stay
@@ -53,8 +54,11 @@ class Preprocess:
     matters less and aliasing does not look like sharpness.
     depth_lower_bound: both sides of the depth network's input are at least this many pixels.
     depth_multiple: both sides of the depth network's input are multiples of this.
-    short_side: the image's (and depth image's) shortest side before tiles are cut, pixels.
+    Both are of no use, and 0 and 1, where a bundle has no depth network.
+    short_side: the image's (and depth image's) shortest side before tiles are cut, pixels; 0: tiles are cut from the
+    image as it is.
     tile: side of the square tiles, pixels.
+    normalisation: of tiles, "imagenet" (its mean and deviation per channel) or "half" (0..1 becomes -1..1).
     """
 
     version: int = 1
@@ -62,3 +66,33 @@ class Preprocess:
     depth_multiple: int = 14
     short_side: int = SHORT_SIDE
     tile: int = TILE
+    normalisation: str = "imagenet"
+
+
+NORMALISATIONS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network file of a bundle. inputs, outputs: name -> shape of a float32 tensor; a letter is a free length.
+
+    further: names of outputs [n,columns] that it may have besides.
+    """
+
+    file: str
+    inputs: Mapping[str, tuple[int | str, ...]]
+    outputs: Mapping[str, tuple[int | str, ...]]
+    further: tuple[str, ...] = ()
+
+
+def networks(files: Collection[str], tile: int = TILE) -> tuple[Network, ...]:
+    """The networks of a bundle that holds these files, in the order in which an image passes through them.
+
+    Where there is no depth network, the quality network sees the image alone.
+    """
+    tiles = ("n", 3, tile, tile)
+    near = {QUALITY_DEPTH: tiles} if DEPTH_FILE in files else {}
+    depth = Network(DEPTH_FILE, {DEPTH_INPUT: (1, 3, "h", "w")}, {DEPTH_OUTPUT: (1, "h", "w")})
+    further = (QUALITY_REASONS, QUALITY_FEATURES)
+    quality = Network(QUALITY_FILE, {QUALITY_RGB: tiles, **near}, {QUALITY_OUTPUT: ("n",)}, further)
+    return (depth, quality) if near else (quality,)

@@ -173,6 +173,22 @@ def telling_bundle(
 
 
 @pytest.fixture(scope="session")
+def rgb_bundle(
+    tmp_path_factory: pytest.TempPathFactory, photos: dict[str, NDArray[np.uint8]], encode: Callable[..., bytes]
+) -> Bundle:
+    """As the tiny one, of a network that sees the image alone, as it is, and scores on a scale of 1 to 5."""
+    pytest.importorskip("onnxruntime")
+    root = tmp_path_factory.mktemp("rgb")
+    preprocess = spec.Preprocess(1, 0, 1, short_side=0, tile=64, normalisation="half")
+    graphs = {spec.QUALITY_FILE: _quality_graph(preprocess.tile, near=False)}
+    common: dict[str, Any] = {"preprocess": preprocess, "meaning": Meaning(range=(-1.0, 3.0), raw=True), **LABELS}
+    draft = write_bundle(root / "draft", name="rgb", title="draft", files=graphs, **common)
+    with Scorer(draft) as scorer:
+        golden = golden_files([encode(photo[::4, ::4]) for photo in photos.values()], scorer.score)
+    return write_bundle(root / "rgb", name="rgb", title="for tests", files={**graphs, **golden}, **common)
+
+
+@pytest.fixture(scope="session")
 def bundle_dir(tiny_bundle: Bundle) -> Path:
     """Where the tiny bundle is, for tests that name it on a command line."""
     return tiny_bundle.path
@@ -296,15 +312,19 @@ def _depth_graph() -> bytes:
     return _model(nodes, inputs, {spec.DEPTH_OUTPUT: [1, "h", "w"]}, constants)
 
 
-def _quality_graph(tile: int, extra: bool = False) -> bytes:
-    """score = sigmoid of the mean of a rectified convolution of both images; extra: features and three reasons, too."""
+def _quality_graph(tile: int, extra: bool = False, near: bool = True) -> bytes:
+    """score = sigmoid of the mean of a rectified convolution of both images; extra: features and three reasons, too.
+
+    near: False for one that sees the image alone.
+    """
     from onnx import helper, numpy_helper
 
     generator = np.random.default_rng(1)
-    weights = generator.standard_normal((8, 6, 3, 3)).astype(np.float32)
+    names = (spec.QUALITY_RGB, spec.QUALITY_DEPTH)[: 2 if near else 1]
+    weights = generator.standard_normal((8, 3 * len(names), 3, 3)).astype(np.float32)
     mix = generator.standard_normal((8, 1)).astype(np.float32)
     nodes = [
-        helper.make_node("Concat", [spec.QUALITY_RGB, spec.QUALITY_DEPTH], ["both"], axis=1),
+        helper.make_node("Concat", list(names), ["both"], axis=1),
         helper.make_node("Conv", ["both", "w"], ["conv"], strides=[2, 2]),
         helper.make_node("Relu", ["conv"], ["relu"]),
         helper.make_node("ReduceMean", ["relu", "hw"], ["mean"], keepdims=0),
@@ -322,7 +342,7 @@ def _quality_graph(tile: int, extra: bool = False) -> bytes:
         ]
         arrays["causes"] = generator.standard_normal((8, 3)).astype(np.float32)
         outputs |= {spec.QUALITY_REASONS: ["n", 3], spec.QUALITY_FEATURES: ["n", 8]}
-    inputs = {name: ["n", 3, tile, tile] for name in (spec.QUALITY_RGB, spec.QUALITY_DEPTH)}
+    inputs = {name: ["n", 3, tile, tile] for name in names}
     constants = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
     return _model(nodes, inputs, outputs, constants)
 

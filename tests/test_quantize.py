@@ -57,7 +57,8 @@ from dgiqa.builder.precision import (  # noqa: E402
     weighted_layers,
     with_outputs,
 )
-from dgiqa.builder.quantize import FILES, NOTICEABLE, Group, Part, Quantized, quantize_bundle, sensitivity_table  # noqa: E402
+from dgiqa.builder.quantize import NOTICEABLE, Group, Part, Quantized, quantize_bundle, sensitivity_table  # noqa: E402
+from dgiqa.runtime.engines import NETWORKS as FILES  # noqa: E402
 from dgiqa.runtime.ort import OrtSession  # noqa: E402
 from dgiqa.runtime.session import open_session  # noqa: E402
 

@@ -61,7 +61,7 @@ def test_a_score_is_what_its_parts_make(tiny: Scorer, tiny_bundle: Bundle, photo
     assert np.ptp(expected) > 1e-3  # the tiles do differ, or order would not be tested
     assert score.value == pytest.approx(expected.mean(), abs=1e-6)
     assert score.std_error == pytest.approx(expected.std(ddof=1) / math.sqrt(len(expected)), rel=1e-4)
-    several = forward.tile_scores(tiny._alone.networks.quality, small, near, "official:11", p.tile)  # more than a batch
+    several = forward.tile_scores(tiny._alone.networks.quality, small, near, "official:11", p)  # more than a batch
     np.testing.assert_allclose(several, tiny.score(image, tiling="official:11").tile_scores, atol=1e-6)
 
 

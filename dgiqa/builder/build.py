@@ -80,7 +80,8 @@ def build(
     if backend == backends.TENSORRT:
         profile["batch"] = list(batch)
         profile["images"] = IMAGES
-        profile["depth"] = [list(size) for size in dict.fromkeys([*depth_buckets(bundle.preprocess), *buckets])]
+        if bundle.preprocess.depth_lower_bound:
+            profile["depth"] = [list(size) for size in dict.fromkeys([*depth_buckets(bundle.preprocess), *buckets])]
     key = engines.engine_key(bundle, backend, precision, profile=profile, plugins=plugins, device=device)
     _check_fp8(key)
     target = engines.directory(key)
@@ -184,7 +185,7 @@ def _made(order: _Order, plugins: Sequence[Path]) -> tuple[dict[str, Path], dict
 def _typed(order: _Order) -> tuple[dict[str, Path], dict[str, Any]]:
     """Network -> ONNX file with the precision in it; the bundle's own for fp32 and bf16. And the quantiser's report."""
     if order.key["precision"] not in spec.QUANTIZED:
-        return {name: order.bundle.file(name) for name in engines.NETWORKS}, {}
+        return {network.file: order.bundle.file(network.file) for network in order.bundle.networks}, {}
     from dgiqa.builder.quantize import quantize_bundle
 
     try:
@@ -217,7 +218,7 @@ def _planned(order: _Order, onnx: Mapping[str, Path]) -> tuple[dict[str, Path], 
             path,
             plans[name],
             context=context,
-            shapes=_shapes(name, order.key["profile"], order.bundle.preprocess.tile),
+            shapes=_shapes(next(n for n in order.bundle.networks if n.file == name), order.key["profile"]),
             workspace=order.workspace,
             timing_cache=order.timing_cache,
             plugins=libraries,
@@ -237,14 +238,19 @@ def _openvino_layers(onnx: Mapping[str, Path], precision: str) -> dict[str, dict
     return {name: dict(opened.layer_precisions()) for name, opened in compiled.items()}
 
 
-def _shapes(name: str, profile: Mapping[str, Any], tile: int) -> list[dict[str, tuple[Shape, Shape, Shape]]]:
+def _shapes(network: spec.Network, profile: Mapping[str, Any]) -> list[dict[str, tuple[Shape, Shape, Shape]]]:
     """Smallest, usual and largest shape of each input of a network, for each of the profiles it is tuned for.
 
     Pictures that lie and pictures that stand have one each: one for both would have to hold squares of their long side.
     """
-    if name == spec.QUALITY_FILE:
-        low, usual, high = ((count, 3, tile, tile) for count in profile["batch"])
-        return [{spec.QUALITY_RGB: (low, usual, high), spec.QUALITY_DEPTH: (low, usual, high)}]
+
+    def sized(shape: tuple[int | str, ...], tiles: int) -> Shape:
+        return tuple(tiles if side == "n" else int(side) for side in shape)
+
+    if network.file == spec.QUALITY_FILE:
+        low, usual, high = profile["batch"]
+        shapes = network.inputs.items()
+        return [{name: (sized(shape, low), sized(shape, usual), sized(shape, high)) for name, shape in shapes}]
     sizes = [tuple(size) for size in profile["depth"]]
     made: list[dict[str, tuple[Shape, Shape, Shape]]] = []
     for group in ([s for s in sizes if s[0] <= s[1]], [s for s in sizes if s[0] > s[1]]):
@@ -283,8 +289,9 @@ def _check_typed(name: str, precision: str, types: Mapping[str, int]) -> None:
 
 def _sizes(bundle: Bundle, files: Mapping[str, Path]) -> dict[str, float]:
     """Bytes of the networks' files, and their share of the bundle's fp32 files."""
-    full = sum(bundle.file(name).stat().st_size for name in engines.NETWORKS)
-    used = sum((files.get(name) or bundle.file(name)).stat().st_size for name in engines.NETWORKS)
+    names = [network.file for network in bundle.networks]
+    full = sum(bundle.file(name).stat().st_size for name in names)
+    used = sum((files.get(name) or bundle.file(name)).stat().st_size for name in names)
     return {"bytes": used, "share_of_fp32_bytes": round(used / full, 4)}
 
 
@@ -320,6 +327,10 @@ def check_batch(batch: Sequence[int]) -> None:
 
 def check_buckets(buckets: Sequence[tuple[int, int]], p: spec.Preprocess) -> None:
     """ValueError for a (height, width) that no image gives the depth network."""
+    if not p.depth_lower_bound:
+        if buckets:
+            raise ValueError("got sizes of depth inputs for a model without a depth network; leave them out")
+        return
     short, _ = preprocess.depth_size(p.depth_lower_bound, p.depth_lower_bound, p)
     for height, width in buckets:
         if min(height, width) != short or height % p.depth_multiple or width % p.depth_multiple:

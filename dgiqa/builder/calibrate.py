@@ -31,7 +31,7 @@ from dgiqa.sources import expand
 UInt8 = NDArray[np.uint8]
 Progress = Callable[[str], None]
 Distort = Callable[[UInt8], UInt8]
-Networks = Mapping[str, Any]  # spec.DEPTH_FILE and spec.QUALITY_FILE -> session
+Networks = Mapping[str, Any]  # spec.DEPTH_FILE, where there is one, and spec.QUALITY_FILE -> session
 
 MAX_IMAGES = 500  # for calibration; more cost time and move thresholds no further
 
@@ -56,9 +56,9 @@ class Errors:
 
 @dataclass(frozen=True)
 class _Picture:
-    image: NDArray[np.float32]  # [1,3,h,w], the depth network's input
+    image: NDArray[np.float32] | None  # [1,3,h,w], the depth network's input; None where there is no such network
     rgb: UInt8  # [H,W,3], the working image
-    depth: UInt8  # [H,W], what the depth network made of it
+    depth: UInt8 | None  # [H,W], what the depth network made of it
     size: tuple[int, int]  # height, width of the photograph
     windows: NDArray[np.int32]  # [n,2]
     scores: NDArray[np.float32]  # [n], of the fp32 networks
@@ -77,7 +77,7 @@ class Probe:
         seen = self.seen_by(changed[spec.DEPTH_FILE]) if spec.DEPTH_FILE in changed else self
         quality = changed.get(spec.QUALITY_FILE, self.networks[spec.QUALITY_FILE])
         moved = [
-            forward.tile_scores(quality, picture.rgb, picture.depth, picture.windows, self.p.tile) - picture.scores
+            forward.tile_scores(quality, picture.rgb, picture.depth, picture.windows, self.p) - picture.scores
             for picture in seen.pictures
         ]
         images = np.array([tiles.mean(dtype=np.float64) for tiles in moved])
@@ -224,11 +224,14 @@ class _Watched:
 
 def _picture(rgb: UInt8, networks: Networks, p: spec.Preprocess) -> _Picture:
     fed: list[tuple[str, dict[str, NDArray[np.float32]]]] = []
-    depth = forward.depth_image(rgb, _Recorded(spec.DEPTH_FILE, networks[spec.DEPTH_FILE], fed), p)
+    image = depth = None
+    if spec.DEPTH_FILE in networks:
+        depth = forward.depth_image(rgb, _Recorded(spec.DEPTH_FILE, networks[spec.DEPTH_FILE], fed), p)
+        image = fed[0][1][spec.DEPTH_INPUT]
     working = preprocess.working_image(rgb, p)
-    windows = preprocess.grid_windows(depth.shape[0], depth.shape[1], p.tile)
-    scores = forward.tile_scores(networks[spec.QUALITY_FILE], working, depth, windows, p.tile)
-    return _Picture(fed[0][1][spec.DEPTH_INPUT], working, depth, (rgb.shape[0], rgb.shape[1]), windows, scores)
+    windows = preprocess.grid_windows(working.shape[0], working.shape[1], p.tile)
+    scores = forward.tile_scores(networks[spec.QUALITY_FILE], working, depth, windows, p)
+    return _Picture(image, working, depth, (rgb.shape[0], rgb.shape[1]), windows, scores)
 
 
 def _distortions() -> dict[str, Distort]:

@@ -58,7 +58,6 @@ Models = dict[str, Any]  # file name -> onnx.ModelProto
 Convert = Callable[[str, frozenset[str]], Any]  # (file, names of the parts to change) -> onnx.ModelProto
 
 METHODS = ("builtin", "modelopt")
-FILES = (spec.DEPTH_FILE, spec.QUALITY_FILE)
 MAX_INT8_SIZE = 0.30  # of the fp32 file; fp32 islands of an fp16 file still store fp16, so they cost nothing
 # The search aims at this share of the budget: it sees a dozen photographs, and users have others. On 200 distorted
 # ones the largest int8 difference of the small bundle was 4.2 times what the search ended with.
@@ -133,7 +132,7 @@ def quantize_bundle(
     budget: float | None = None,
     progress: Progress = lambda line: None,
 ) -> Quantized:
-    """Write a bundle's two networks in another precision as depth.onnx and quality.onnx into the folder `out`.
+    """Write a bundle's networks in another precision, each under its own name, into the folder `out`.
 
     precision: "fp16", or "int8" or "fp8" with explicit Q/DQ: weights per channel, activations per tensor, zero points
     0, no quantised bias. fp8 is float8 E4M3, for NVIDIA's GPUs of compute capability 8.9 and later.
@@ -144,7 +143,7 @@ def quantize_bundle(
     calibration: image files and folders, see `calibrate.photographs`. method: "builtin" places Q/DQ as said; "modelopt"
     lets NVIDIA ModelOpt place those of an int8 file, without the layers that the search left out. budget: largest
     |score difference| of an image, parity.BUDGETS by default.
-    The bundle is left as it is, and `out` gets both files or none.
+    The bundle is left as it is, and `out` gets all files or none.
     Raises ParityError if the budget cannot be met within MAX_INT8_SIZE and with most layers changed, EngineError if a
     graph cannot be changed, BackendError if a package is missing, ValueError for arguments that mean nothing,
     BundleError.
@@ -155,13 +154,14 @@ def quantize_bundle(
     _check_arguments(precision, rest, method)
     if method == "modelopt" and precision == "int8":
         check_modelopt()  # now, not after minutes of search
-    models = {file: load_model(bundle.file(file)) for file in FILES}
+    names = [network.file for network in bundle.networks]
+    models = {file: load_model(bundle.file(file)) for file in names}
     pictures, described = photographs(bundle, calibration, progress)
-    fp32 = {file: OrtSession(bundle.file(file)) for file in FILES}
+    fp32 = {file: OrtSession(bundle.file(file)) for file in names}
     probe = make_probe(probe_photographs(bundle, pictures), fp32, bundle.preprocess)
     if precision == "fp16":
         parts, convert = _layers_and_operator_types(models), _to_half_of(models, like_half)
-        room = dict.fromkeys(FILES, 0)
+        room = dict.fromkeys(names, 0)
     else:
         progress(f"calibrating on {described}")
         inputs = {file: _quantised_tensors(model) for file, model in models.items()}
@@ -171,10 +171,10 @@ def quantize_bundle(
         convert = _to_eight_bits_of(models, largest, precision, rest, CPU_WEIGHT_LEVELS)
         room = _room(models, parts, convert)
     groups, worst = _search(parts, convert, probe, target=SEARCH_SHARE * budget, room=room, progress=progress)
-    changed = {file: _changed_nodes(parts, file) for file in FILES}
+    changed = {file: _changed_nodes(parts, file) for file in names}
     if precision == "fp16":
         write = _to_half_of(models, to_half)
-        made = {file: write(file, changed[file]) for file in FILES}
+        made = {file: write(file, changed[file]) for file in names}
     elif method == "modelopt":
         few = itertools.islice(pictures(), MODELOPT_IMAGES)
         made = modelopt_int8(models, changed, few, bundle.preprocess)
@@ -182,7 +182,7 @@ def quantize_bundle(
     else:
         levels = CPU_WEIGHT_LEVELS if rest == "fp32" else LEVELS
         write = _to_eight_bits_of(models, largest, precision, rest, levels)
-        made = {file: write(file, changed[file]) for file in FILES}
+        made = {file: write(file, changed[file]) for file in names}
     if precision in EIGHT_BITS and rest == "fp16":
         made = {file: to_half(model) for file, model in made.items()}
     made = {file: store_half(model) for file, model in made.items()}
@@ -192,7 +192,7 @@ def quantize_bundle(
         report = _report(groups, scratch, bundle, probe, precision=precision, worst=worst, budget=budget)
     report |= {"precision": precision, "rest": rest if precision in EIGHT_BITS else "fp16", "calibration": described}
     report |= {"method": method} if precision in EIGHT_BITS else {}
-    return Quantized({file: Path(out) / file for file in FILES}, report)
+    return Quantized({file: Path(out) / file for file in names}, report)
 
 
 def sensitivity_table(report: Mapping[str, Any], rows: int = 20) -> str:
@@ -275,8 +275,10 @@ def _error_of(parts: Sequence[Part], convert: Convert, probe: Probe) -> Callable
         return probe.seen_by(_session(convert, spec.DEPTH_FILE, depth))
 
     def error() -> float:
-        depth, quality = (_changed_nodes(parts, file) for file in (spec.DEPTH_FILE, spec.QUALITY_FILE))
-        return seen_by(depth).errors({spec.QUALITY_FILE: _session(convert, spec.QUALITY_FILE, quality)}).worst
+        seen, quality = probe, _changed_nodes(parts, spec.QUALITY_FILE)
+        if spec.DEPTH_FILE in probe.networks:
+            seen = seen_by(_changed_nodes(parts, spec.DEPTH_FILE))
+        return seen.errors({spec.QUALITY_FILE: _session(convert, spec.QUALITY_FILE, quality)}).worst
 
     return error
 
@@ -355,13 +357,14 @@ def _report(
 
     worst: the largest |score difference| that the search ended with, roundings included that files show on GPUs only.
     """
-    errors = probe.errors({file: OrtSession(folder / file) for file in FILES})
+    names = [network.file for network in bundle.networks]
+    errors = probe.errors({file: OrtSession(folder / file) for file in names})
     fix = "calibrate on other photographs, or choose fp16" if precision in EIGHT_BITS else "choose fp32"
     if not max(errors.worst, worst) <= budget:
         found = f"moves scores by up to {max(errors.worst, worst):.1e}, allowed is {budget:g}"
         raise ParityError(f"{precision} {found}, and no more can be left out; {fix}")
     files = {}
-    for file in FILES:
+    for file in names:
         size, full = (folder / file).stat().st_size, bundle.file(file).stat().st_size
         layers = layer_types(folder / file)
         if not mostly(precision, layers):

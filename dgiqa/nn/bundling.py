@@ -26,7 +26,7 @@ from dgiqa.nn.checkpoints import load_dgiqa, load_weights
 from dgiqa.nn.deploy import Attention
 from dgiqa.nn.depth import SMALL_PREPROCESS, SmallDepth
 from dgiqa.nn.network import DGIQA
-from dgiqa.nn.onnx_export import PHOTOGRAPHS, Export, ExportError, export_depth, export_quality, photographs
+from dgiqa.nn.onnx_export import PHOTOGRAPHS, Export, ExportError, export_depth, export_quality, photographs, takes
 from dgiqa.nn.reference import TorchScorer, decode
 from dgiqa.parity import golden_files, verify_bundle
 from dgiqa.scorer import Scorer
@@ -42,7 +42,7 @@ def build_bundle(
     target: str | Path,
     *,
     quality: nn.Module,
-    depth: nn.Module,
+    depth: nn.Module | None,
     preprocess: Preprocess,
     name: str,
     title: str,
@@ -57,9 +57,10 @@ def build_bundle(
     attention: Attention | None = None,
     overwrite: bool = False,
 ) -> Bundle:
-    """Export two networks and write them as a bundle whose golden scores are PyTorch's.
+    """Export a bundle's networks and write them as a bundle whose golden scores are PyTorch's.
 
-    quality, depth: networks as in `export_quality` and `export_depth`. golden: uint8 [H,W,3] RGB images that the bundle
+    quality, depth: networks as in `export_quality` and `export_depth`; depth is None where the former sees the image
+    alone. golden: uint8 [H,W,3] RGB images that the bundle
     carries with their scores (grid tiles); photos: what the exports are compared on. Both are scikit-image's unless
     given. licence, source, origins, meaning, created, overwrite: as in `dgiqa.bundle.write_bundle`. attention: "op"
     keeps window attention as one operator, which a TensorRT plugin can take; everywhere else its function runs.
@@ -73,28 +74,27 @@ def build_bundle(
     named, columns = len(meaning.reasons) if meaning else 0, getattr(config, "reasons", 0)
     if named != columns:
         raise ValueError(f"the quality network tells {columns} reasons, and {named} are named; name each of them")
-    quality, depth = (copy.deepcopy(network).cpu().float().eval() for network in (quality, depth))
+    if (depth is None) == (spec.QUALITY_DEPTH in takes(quality)):
+        what = "takes no depth image" if depth is not None else "takes a depth image, and there is no depth network"
+        raise ValueError(f"the quality network {what}; give both or neither")
+    quality, depth = (network and copy.deepcopy(network).cpu().float().eval() for network in (quality, depth))
     pictures = photos or photographs()
 
-    reference = TorchScorer(depth, quality, preprocess)
+    reference = TorchScorer(depth, quality, preprocess, meaning.mapped if meaning else _as_it_is)
 
     def truth(data: bytes) -> Any:
         return reference.score(decode(data), GOLDEN_TILING)
 
     with tempfile.TemporaryDirectory() as scratch:
-        exports = {
-            spec.DEPTH_FILE: export_depth(
-                depth, Path(scratch, spec.DEPTH_FILE), preprocess=preprocess, photos=pictures
-            ),
-            spec.QUALITY_FILE: export_quality(
-                quality,
-                Path(scratch, spec.QUALITY_FILE),
-                tile=preprocess.tile,
-                photos=pictures,
-                attention=attention,
-            ),
-        }
-        golden_pngs = [_png(image) for image in golden or [_small(picture) for picture in pictures[:4]]]
+        exports = {}
+        if depth is not None:
+            file = Path(scratch, spec.DEPTH_FILE)
+            exports[spec.DEPTH_FILE] = export_depth(depth, file, preprocess=preprocess, photos=pictures)
+        file = Path(scratch, spec.QUALITY_FILE)
+        exports[spec.QUALITY_FILE] = export_quality(
+            quality, file, tile=preprocess.tile, photos=pictures, attention=attention
+        )
+        golden_pngs = [_png(image) for image in golden or [_small(picture, preprocess) for picture in pictures[:4]]]
         files = {**{file: export.path for file, export in exports.items()}, **golden_files(golden_pngs, truth)}
         arguments: dict[str, Any] = {
             "name": name,
@@ -200,9 +200,16 @@ def _golden_origins() -> dict[str, dict[str, str]]:
     }
 
 
-def _small(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Shrink so that the longer side is at most GOLDEN_SIDE."""
-    scale = min(1, GOLDEN_SIDE / max(image.shape[:2]))
+def _as_it_is(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    return scores
+
+
+def _small(image: NDArray[np.uint8], p: Preprocess) -> NDArray[np.uint8]:
+    """Shrink so that the longer side is at most GOLDEN_SIDE, or the shorter one a tile where the image stays so."""
+    scale = GOLDEN_SIDE / max(image.shape[:2])
+    if not p.short_side:
+        scale = max(scale, p.tile / min(image.shape[:2]))
+    scale = min(1, scale)
     size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 

@@ -15,7 +15,7 @@ import logging
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,7 +95,9 @@ def export_quality(
     attention: Attention | None = None,
     twin: bool = True,
 ) -> Export:
-    """Write a quality network, two f32 [n,3,tile,tile] -> f32 [n], to an ONNX file with a dynamic batch.
+    """Write a quality network, f32 [n,3,tile,tile] of rgb and depth -> f32 [n], to an ONNX file with a dynamic batch.
+
+    A network that takes something else says so: `inputs` are the names of what it takes, `preprocess` how it is made.
 
     A DGIQA's file also has its features f32 [n,C] and, with a head for them, its reasons f32 [n,K] as outputs.
     photos: uint8 [H,W,3] RGB to compare with PyTorch on; by default scikit-image's. The model is left as it is.
@@ -104,13 +106,14 @@ def export_quality(
     Raises ExportError if scores, reasons, or features as a part of the largest one, differ by more than
     SCORE_TOLERANCE; then nothing is written.
     """
-    rgb, depth = _tiles_of(photos or photographs(), Preprocess(tile=tile))
-    cases = {f"batch {n}": {spec.QUALITY_RGB: rgb[:n], spec.QUALITY_DEPTH: depth[:n]} for n in BATCHES}
+    p = replace(getattr(model, "preprocess", Preprocess()), tile=tile)
+    fed = _tiles_of(photos or photographs(), p, takes(model))
+    cases = {f"batch {n}": {name: tiles[:n] for name, tiles in fed.items()} for n in BATCHES}
     batch = torch.export.Dim("batch", min=1, max=4096)
     with _frozen(model) as network:
         exported = _exported(network, attention, twin)
         whole, names = _with_all_outputs(exported)
-        graph = _graph(whole, cases["batch 3"], names, ({0: batch}, {0: batch}), opset, attention=attention)
+        graph = _graph(whole, cases["batch 3"], names, ({0: batch},) * len(fed), opset, attention=attention)
         budget = (_largest_difference, SCORE_TOLERANCE, "score")
         candidates = _candidates(graph, exported is network)
         return _write_checked(_with_all_outputs(network)[0], candidates, Path(path), cases, budget)
@@ -222,11 +225,20 @@ def _depth_named(name: str) -> tuple[nn.Module, Preprocess]:
     return network, SMALL_PREPROCESS if small else Preprocess()
 
 
-def _tiles_of(photos: Sequence[NDArray[np.uint8]], p: Preprocess) -> tuple[Tensor, Tensor]:
+def takes(model: nn.Module) -> tuple[str, ...]:
+    """Names of a quality network's inputs, in the order of its arguments."""
+    return getattr(model, "inputs", (spec.QUALITY_RGB, spec.QUALITY_DEPTH))
+
+
+def _tiles_of(photos: Sequence[NDArray[np.uint8]], p: Preprocess, inputs: tuple[str, ...]) -> Feeds:
     """At least max(BATCHES) tiles from photographs, neighbours from different ones; brightness stands in for depth."""
-    pairs = [network_tiles(photo, cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), p, "official:8") for photo in photos]
-    rgb, depth = (torch.stack([pair[i] for pair in pairs], 1).flatten(0, 1) for i in (0, 1))
-    return rgb, depth
+    made = []
+    for photo in photos:
+        near = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY) if spec.QUALITY_DEPTH in inputs else None
+        made.append(network_tiles(photo, near, p, "official:8"))
+    return {
+        name: torch.stack(tiles, 1).flatten(0, 1) for name, tiles in zip(inputs, zip(*made, strict=True), strict=True)
+    }
 
 
 def _depth_cases(

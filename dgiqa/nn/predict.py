@@ -15,7 +15,7 @@ from dgiqa import forward
 from dgiqa.metrics import krocc, logistic_mapped, plcc, rmse, srocc
 from dgiqa.nn.commands import watched
 from dgiqa.nn.datasets import DepthNetwork, working_pair
-from dgiqa.spec import TILE
+from dgiqa.spec import Preprocess
 
 METRICS = ("srocc", "plcc", "plcc_logistic", "krocc", "rmse", "rmse_logistic")
 TEST_TILING = "grid"
@@ -39,7 +39,7 @@ def model_predictor(
         scores = np.empty(len(paths))
         for i, path in enumerate(watched(paths, len(paths), "scored")):
             rgb, depth = working_pair(path, network, cache_dir)
-            fed = forward.tiles(rgb, depth, tiling, TILE, TILE_BATCH)
+            fed = forward.tiles(rgb, depth, tiling, Preprocess(), TILE_BATCH)
             pairs = ([torch.from_numpy(array).to(device) for array in feeds.values()] for feeds in fed)
             scores[i] = torch.cat([model(*pair).float() for pair in pairs]).mean().item()
         return scores

@@ -35,25 +35,27 @@ TAKEN = {"": 0, "-1.4.21": 0, "-1.4.15": 3, "-1.4.10": 9, "-1.4.4": 7, "-1.4.1":
 
 def score_reference(
     rgb: NDArray[np.uint8],
-    depth_net: nn.Module,
+    depth_net: nn.Module | None,
     quality_net: nn.Module,
     preprocess: Preprocess | None = None,
     tiling: str | NDArray[np.integer] = "official:20",
 ) -> tuple[float, NDArray[np.float32]]:
     """Score rgb uint8 [H,W,3] with two networks in eval mode: (mean, tile scores f32 [n]).
 
-    depth_net: f32 [1,3,h,w] -> f32 [1,h,w]. quality_net: two f32 [n,3,tile,tile] -> f32 [n].
+    depth_net: f32 [1,3,h,w] -> f32 [1,h,w], or None. quality_net: two f32 [n,3,tile,tile], or one, -> f32 [n].
     tiling: "official:COUNT" or "official:COUNT:SEED" (the authors' random crops), "grid", or windows (y, x) int [n,2].
     Raises ValueError for other tilings.
     """
     with torch.no_grad():
-        scores = quality_net(*_both_tiles(rgb, depth_net, preprocess or Preprocess(), tiling))
+        scores = quality_net(*_fed(rgb, depth_net, preprocess or Preprocess(), tiling))
     return float(scores.double().mean()), scores.numpy()
 
 
-def _both_tiles(
-    rgb: NDArray[np.uint8], depth_net: nn.Module, p: Preprocess, tiling: str | NDArray[np.integer]
-) -> tuple[Tensor, Tensor]:
+def _fed(
+    rgb: NDArray[np.uint8], depth_net: nn.Module | None, p: Preprocess, tiling: str | NDArray[np.integer]
+) -> tuple[Tensor, ...]:
+    if depth_net is None:
+        return network_tiles(rgb, None, p, tiling)
     depth = depth_image(depth_net(depth_input(rgb, p)), rgb.shape[0], rgb.shape[1], p)
     return network_tiles(rgb, depth, p, tiling)
 
@@ -79,7 +81,7 @@ class TorchScorer:
 
     def __init__(
         self,
-        depth_net: nn.Module,
+        depth_net: nn.Module | None,
         quality_net: nn.Module,
         preprocess: Preprocess,
         mapped: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda scores: scores,
@@ -91,7 +93,7 @@ class TorchScorer:
     def score(self, source: NDArray[np.uint8], tiling: str = "grid") -> TorchScore:
         """Score uint8 [H,W,3] RGB; tiling: as in `score_reference`."""
         with torch.no_grad():
-            both = _both_tiles(source, self._depth, self._p, tiling)
+            both = _fed(source, self._depth, self._p, tiling)
             if not getattr(getattr(self._quality, "config", None), "reasons", 0):
                 scores, reasons = self._quality(*both), {}
             else:
@@ -103,16 +105,16 @@ class TorchScorer:
 
 
 def open_reference(
-    bundle: Bundle, quality: str | Path, depth: str | Path, depth_version: str | None = None
+    bundle: Bundle, quality: str | Path, depth: str | Path | None, depth_version: str | None = None
 ) -> TorchScorer:
     """The networks that a bundle was made from, in PyTorch, read from their checkpoints.
 
-    quality, depth, depth_version: files that `checkpoints.load_weights` reads.
+    quality, depth, depth_version: files that `checkpoints.load_weights` reads. depth: None where the bundle has no
+    depth network.
     Raises WeightsError if a file is not what it should be, or if the two do not reproduce the first golden score.
     """
-    scorer = TorchScorer(
-        load_weights(depth, depth_version), load_weights(quality), bundle.preprocess, bundle.meaning.mapped
-    )
+    depth_net = load_weights(depth, depth_version) if depth else None
+    scorer = TorchScorer(depth_net, load_weights(quality), bundle.preprocess, bundle.meaning.mapped)
     golden = load_golden(bundle)[0]
     try:
         got = scorer.score(decode((bundle.path / golden.file).read_bytes()), golden.tiling).value
@@ -166,17 +168,22 @@ def depth_image(depth: Tensor, height: int, width: int, p: Preprocess) -> NDArra
 
 
 def network_tiles(
-    rgb: NDArray[np.uint8], depth: NDArray[np.uint8], p: Preprocess, tiling: str | NDArray[np.integer]
-) -> tuple[Tensor, Tensor]:
-    """rgb uint8 [H,W,3], `depth_image` of it -> the quality network's two inputs, f32 [n,3,tile,tile] each."""
+    rgb: NDArray[np.uint8], depth: NDArray[np.uint8] | None, p: Preprocess, tiling: str | NDArray[np.integer]
+) -> tuple[Tensor, ...]:
+    """rgb uint8 [H,W,3], `depth_image` of it -> the quality network's two inputs, f32 [n,3,tile,tile] each.
+
+    Only the first where there is no depth image. A short side of 0 leaves the image as large as it is.
+    """
     average = p.version == 2 and min(rgb.shape[:2]) >= p.short_side
     method = cv2.INTER_AREA if average else cv2.INTER_LINEAR
-    colour = _normalised(_short_side(rgb, p.short_side, method) / 255.0)
-    guide = _normalised(_short_side(np.repeat(depth[..., None], 3, 2), p.short_side) / 255.0)
-    windows = _windows(tiling, colour.shape[1], colour.shape[2], p.tile) if isinstance(tiling, str) else tiling.tolist()
-    colour_tiles = [colour[:, y : y + p.tile, x : x + p.tile] for y, x in windows]
-    guide_tiles = [guide[:, y : y + p.tile, x : x + p.tile] for y, x in windows]
-    return torch.stack(colour_tiles), torch.stack(guide_tiles)
+    side = p.short_side or min(rgb.shape[:2])
+    images = [_short_side(rgb, side, method)]
+    if depth is not None:
+        images.append(_short_side(np.repeat(depth[..., None], 3, 2), side))
+    planes = [_normalised(image / 255.0, p.normalisation) for image in images]
+    height, width = planes[0].shape[1:]
+    windows = _windows(tiling, height, width, p.tile) if isinstance(tiling, str) else tiling.tolist()
+    return tuple(torch.stack([plane[:, y : y + p.tile, x : x + p.tile] for y, x in windows]) for plane in planes)
 
 
 def _short_side(image: NDArray[np.uint8], size: int, method: int = cv2.INTER_LINEAR) -> NDArray[np.uint8]:
@@ -193,8 +200,10 @@ def _short_side_size(height: int, width: int, size: int) -> tuple[int, int]:
     return round(width * scale), round(height * scale)
 
 
-def _normalised(image: NDArray[np.float64]) -> Tensor:
-    """f64 [H,W,3] in [0, 1] -> f32 [3,H,W] with ImageNet's mean and deviation taken out, computed in float64."""
+def _normalised(image: NDArray[np.float64], how: str = "imagenet") -> Tensor:
+    """f64 [H,W,3] in [0, 1] -> f32 [3,H,W], computed in float64: ImageNet's mean and deviation taken out, or -1..1."""
+    if how == "half":
+        return torch.from_numpy(2 * image - 1).permute(2, 0, 1).float()
     return torch.from_numpy((image - IMAGENET_MEAN) / IMAGENET_STD).permute(2, 0, 1).float()
 
 

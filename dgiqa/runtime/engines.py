@@ -31,7 +31,7 @@ from dgiqa.store import closed, discard, locked, ours, private, sha256_of, user_
 
 RECORD = "engine.json"
 FORMAT = 1  # raised whenever an older reader would misread a record
-NETWORKS = (spec.DEPTH_FILE, spec.QUALITY_FILE)
+NETWORKS = (spec.DEPTH_FILE, spec.QUALITY_FILE)  # that a bundle may have; the first is not in every one
 
 _LARGEST = 1 << 53  # a number that JSON readers agree about
 _NUMBER, _COUNTS = (int, float), {str: {str: int}}
@@ -40,7 +40,7 @@ _FORM: dict[Any, Any] = {
     "created": str,
     "key": {
         **dict.fromkeys(("bundle", "engine", "version", "device", "precision"), str),
-        "onnx": dict.fromkeys(NETWORKS, str),
+        "onnx": {spec.QUALITY_FILE: str},
         "profile": dict,
         "plugins": {str: str},
     },
@@ -108,7 +108,7 @@ def engine_key(
     """
     return {
         "bundle": bundle.name,
-        "onnx": {name: bundle.manifest["files"][name]["sha256"] for name in NETWORKS},
+        "onnx": {network.file: bundle.manifest["files"][network.file]["sha256"] for network in bundle.networks},
         **identity(backend, device),
         "precision": precision,
         **({"quantizer": spec.QUANTIZER_VERSION} if precision in spec.QUANTIZED else {}),
@@ -300,7 +300,9 @@ def _contradiction(record: Mapping[str, Any]) -> str:
         return f"its files {odd} lie elsewhere"
     # Without files the bundle's own would run, in fp32, under this engine's name.
     own = key["engine"] != TENSORRT and key["precision"] not in spec.QUANTIZED
-    if networks.keys() - set(NETWORKS) or (not own and networks.keys() != set(NETWORKS)):
+    if key["onnx"].keys() - set(NETWORKS) or not all(isinstance(digest, str) for digest in key["onnx"].values()):
+        return f"its key.onnx is {json.dumps(key['onnx'])[:40]}"
+    if networks.keys() - key["onnx"].keys() or (not own and networks.keys() != key["onnx"].keys()):
         return f"its networks are {sorted(networks)}"
     unknown = set(networks.values()) - files.keys()
     return f"it has no files {sorted(unknown)}" if unknown else ""
