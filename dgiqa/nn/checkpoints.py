@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from dgiqa.errors import WeightsError
 from dgiqa.nn.depth_anything import ENCODERS, DepthAnything, DepthAnythingConfig
 from dgiqa.nn.depth_layouts import blocks_read, published_names
 from dgiqa.nn.fitting import looks_like, network_of, saved_config
+from dgiqa.nn.glintiqa import GlintIQA, GlintIQAConfig
 from dgiqa.nn.network import DGIQA, FULL, DGIQAConfig
 from dgiqa.nn.weights import file_in, read_tensors
 
@@ -46,8 +48,20 @@ def load_depth_anything(path: str | Path, version: str | None = None) -> DepthAn
     return cast(DepthAnything, network_of(lambda: DepthAnything(sizes), tensors, path, "Depth Anything"))
 
 
+def load_glintiqa(path: str | Path, config: GlintIQAConfig | None = None) -> GlintIQA:
+    """Load GlintIQA weights, its authors' checkpoints or this package's safetensors, into a network in eval mode.
+
+    The names of their code before and after its refactoring are accepted; layers that no score depends on (the last
+    blocks and the classifier of the transformer) are left away. config: as in `load_dgiqa`. Raises WeightsError.
+    """
+    read, metadata = read_tensors(path)
+    sizes = config or saved_config(metadata, GlintIQAConfig) or GlintIQAConfig()
+    tensors = {name: value for name, value in _of_glintiqa(read).items() if not _is_unused(name, max(sizes.reads))}
+    return cast(GlintIQA, network_of(lambda: GlintIQA(sizes), tensors, path, "GlintIQA"))
+
+
 def load_weights(path: str | Path, depth_version: str | None = None) -> nn.Module:
-    """Load whichever of this package's networks a file holds, in eval mode: DGIQA, DepthAnything or SmallDepth.
+    """Load whichever of this package's networks a file holds, in eval mode: DGIQA, GlintIQA or a depth network.
 
     depth_version: as `load_depth_anything`'s version, for that network.
     Raises WeightsError when it is none of them.
@@ -56,6 +70,7 @@ def load_weights(path: str | Path, depth_version: str | None = None) -> nn.Modul
 
     loaders: dict[str, Any] = {
         "DGIQA": load_dgiqa,
+        "GlintIQA": load_glintiqa,
         "Depth Anything": lambda file: load_depth_anything(file, depth_version),
         "small depth": load_small_depth,
     }
@@ -64,6 +79,37 @@ def load_weights(path: str | Path, depth_version: str | None = None) -> nn.Modul
     if kind not in loaders:
         raise WeightsError(f"{path} looks like {kind}; wanted one of {', '.join(loaders)}")
     return loaders[kind](str(path))
+
+
+_BEFORE_REFACTORING = (
+    (r"transformer\.", "vgfe.backbone."),
+    (r"cnn\.", "clfe.backbone."),
+    (r"patch_embed(\d)\.", r"clfe.patch_embed\1."),
+    (r"att_cnn\.", "local_cwsa."),
+    (r"proj\.", "local_projection."),
+    (r"fusion(\d)\.", r"cwsa\1."),
+    (r"conv(\d)\.", r"siem\1.conv."),
+    (r"out\.", "quality_head.layers."),
+)
+
+
+def _of_glintiqa(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under the names of the authors' code since its refactoring."""
+    if not any(name.startswith("fusion1.") for name in tensors):
+        return dict(tensors)
+
+    def renamed(name: str) -> str:
+        made = (re.subn(rf"^{old}", new, name) for old, new in _BEFORE_REFACTORING)
+        return next((new for new, count in made if count), name)
+
+    return {renamed(name): value for name, value in tensors.items()}
+
+
+def _is_unused(name: str, last_block: int) -> bool:
+    """Whether no score depends on this layer of the transformer."""
+    block = re.match(r"vgfe\.backbone\.blocks\.(\d+)\.", name)
+    behind = block is not None and int(block[1]) > last_block
+    return behind or re.match(r"vgfe\.backbone\.(norm|head|fc_norm)\.", name) is not None
 
 
 def _encoder_of(tensors: Mapping[str, Tensor], path: str | Path) -> str:

@@ -25,6 +25,8 @@ def looks_like(keys: Iterable[str]) -> str:
     signs = (
         ("depth_head.", "Depth Anything"),
         ("neck.fusion_stage.", "Depth Anything"),
+        ("siem1.", "GlintIQA"),
+        ("fusion1.", "GlintIQA"),
         ("tcb1.", "DGIQA"),
         ("dilated_stack.", "DGIQA"),
         ("stages.", "small depth"),

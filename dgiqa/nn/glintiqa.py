@@ -1,0 +1,256 @@
+"""GlintIQA in plain PyTorch: a picture's tiles become scores on the scale of the labels, without depth.
+
+Source: Wang et al., "No-Reference Image Quality Assessment with Global-Local Progressive Integration and
+Semantic-Aligned Quality Transfer", arXiv 2408.03885, and its authors' code, which stands where the two differ. Module
+names follow their checkpoints, so that those load.
+
+    rgb ─┬─► ViT-S/16, blocks 7 to 10 ─────────────► four global maps ─────────────────┐
+         └─► ResNet-50, stages 1 to 3 ─► patches ─► channel attention ─► local map ─► four times: join, channel
+                                                                        attention, 3x3 convolution ─► mean ─► score
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dgiqa.nn.depth_anything import Attention, FeedForward
+from dgiqa.spec import QUALITY_RGB, Preprocess
+
+EXPANSION = 4  # of a bottleneck: channels out per channel inside
+
+
+@dataclass(frozen=True)
+class GlintIQAConfig:
+    """Sizes of the network. The defaults are its authors' 41.2 M parameters that a score depends on.
+
+    width, heads, patch: of the vision transformer. reads: its four blocks whose tokens are read, counted from 0; those
+    behind the last are left away. frozen_blocks: how many do not learn, with the patches' embedding.
+    stem: channels behind the local half's first layer. stages: bottlenecks in its three stages.
+    """
+
+    width: int = 384
+    heads: int = 6
+    patch: int = 16
+    reads: tuple[int, int, int, int] = (6, 7, 8, 9)
+    frozen_blocks: int = 5
+    stem: int = 64
+    stages: tuple[int, int, int] = (3, 4, 6)
+    dropout: float = 0.5
+    image_size: int = 224
+
+    @property
+    def grid(self) -> int:
+        """Tokens along a side."""
+        return self.image_size // self.patch
+
+
+class GlintIQA(nn.Module):
+    """rgb f32 [N,3,224,224], in -1..1 -> score f32 [N] on the labels' own scale, whichever end of it is better."""
+
+    inputs: ClassVar[tuple[str, ...]] = (QUALITY_RGB,)
+    # Tiles of the picture as it is. The authors draw 25 at random; a grid sees every pixel.
+    preprocess: ClassVar[Preprocess] = Preprocess(1, 0, 1, short_side=0, tile=224, normalisation="half")
+
+    def __init__(self, config: GlintIQAConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or GlintIQAConfig()
+        tokens, width = config.grid**2, config.width
+        self.vgfe = GlobalHalf(config)
+        self.clfe = LocalHalf(config)
+        self.local_cwsa = ChannelAttention(tokens, config.dropout)
+        self.local_projection = nn.Linear(3 * width, width)
+        for step in range(1, 5):
+            self.add_module(f"cwsa{step}", ChannelAttention(tokens, config.dropout))
+            self.add_module(f"siem{step}", SpatialInteraction(width, config.grid))
+        self.quality_head = Head(width, config.dropout)
+
+    def forward(self, rgb: Tensor) -> Tensor:
+        return self.score(self.features(rgb))
+
+    def features(self, rgb: Tensor) -> Tensor:
+        """What the head sees: mean over the tokens, f32 [N,C]."""
+        local = torch.cat(self.clfe(rgb), 2)  # [N,T,3C]
+        fused = self.local_projection(self.local_cwsa(local.mT).mT)
+        for step, tokens in enumerate(self.vgfe(rgb), 1):
+            joined = torch.cat([tokens, fused], 2).mT  # [N,2C,T]
+            fused = getattr(self, f"siem{step}")(getattr(self, f"cwsa{step}")(joined))
+        return fused.mean(1)
+
+    def score(self, features: Tensor) -> Tensor:
+        """`features` -> score f32 [N]."""
+        return self.quality_head(features)
+
+    def freeze(self) -> GlintIQA:
+        """Stop the layers that its authors do not train from learning; batch normalisation still counts. Itself."""
+        transformer, local = self.vgfe.backbone, self.clfe.backbone
+        still = [transformer.patch_embed, *transformer.blocks[: self.config.frozen_blocks]]
+        for module in (*still, local.conv1, local.bn1, local.layer1, local.layer2):
+            module.requires_grad_(False)
+        return self
+
+
+class GlobalHalf(nn.Module):
+    """The vision transformer; the name `backbone` is the checkpoints'."""
+
+    def __init__(self, config: GlintIQAConfig) -> None:
+        super().__init__()
+        self.backbone = VisionTransformer(config)
+
+    def forward(self, rgb: Tensor) -> list[Tensor]:  # [N,3,S,S] -> four [N,T,C]
+        return self.backbone(rgb)
+
+
+class VisionTransformer(nn.Module):
+    """ViT with a class token up to the last block that is read; the class token is dropped on the way out."""
+
+    def __init__(self, config: GlintIQAConfig) -> None:
+        super().__init__()
+        self.reads = config.reads
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid**2, config.width))
+        self.patch_embed = Patches(3, config.width, config.patch)
+        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(max(config.reads) + 1))
+        for parameter in (self.cls_token, self.pos_embed):
+            nn.init.trunc_normal_(parameter, std=0.02)
+
+    def forward(self, rgb: Tensor) -> list[Tensor]:
+        x = self.patch_embed(rgb)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
+        read = []
+        for number, block in enumerate(self.blocks):
+            x = block(x)
+            if number in self.reads:
+                read.append(x[:, 1:])
+        return read
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = FeedForward(width)
+
+    def forward(self, x: Tensor) -> Tensor:  # [N,T,C] -> [N,T,C]
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Patches(nn.Module):
+    """A map becomes one token per patch: [N,C,H,W] -> [N,(H/k)(W/k),D]."""
+
+    def __init__(self, channels: int, width: int, side: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, side, side)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).flatten(2).mT
+
+
+class LocalHalf(nn.Module):
+    """Three stages of ResNet-50, each cut into as many patches as the transformer has tokens."""
+
+    def __init__(self, config: GlintIQAConfig) -> None:
+        super().__init__()
+        self.backbone = ResNet(config.stem, config.stages)
+        for level in range(3):
+            channels, side = EXPANSION * config.stem << level, config.patch // 4 >> level
+            self.add_module(f"patch_embed{level + 1}", Patches(channels, config.width, side))
+
+    def forward(self, rgb: Tensor) -> list[Tensor]:  # [N,3,S,S] -> three [N,T,C]
+        return [getattr(self, f"patch_embed{level}")(m) for level, m in enumerate(self.backbone(rgb), 1)]
+
+
+class ResNet(nn.Module):
+    """ResNet with bottlenecks up to its third stage: maps at strides 4, 8 and 16."""
+
+    def __init__(self, stem: int, stages: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, stem, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem)
+        channels = stem
+        for level, count in enumerate(stages):
+            inside = stem << level
+            blocks = [Bottleneck(channels, inside, 2 if level else 1)]
+            channels = EXPANSION * inside
+            blocks += [Bottleneck(channels, inside) for _ in range(count - 1)]
+            self.add_module(f"layer{level + 1}", nn.Sequential(*blocks))
+
+    def forward(self, rgb: Tensor) -> list[Tensor]:
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(rgb))), 3, 2, 1)
+        maps = []
+        for stage in (self.layer1, self.layer2, self.layer3):
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (which has the stride) and 1x1 convolution beside the identity, or beside a 1x1 convolution."""
+
+    def __init__(self, channels: int, inside: int, stride: int = 1) -> None:
+        super().__init__()
+        out = EXPANSION * inside
+        self.conv1, self.bn1 = nn.Conv2d(channels, inside, 1, bias=False), nn.BatchNorm2d(inside)
+        self.conv2, self.bn2 = nn.Conv2d(inside, inside, 3, stride, 1, bias=False), nn.BatchNorm2d(inside)
+        self.conv3, self.bn3 = nn.Conv2d(inside, out, 1, bias=False), nn.BatchNorm2d(out)
+        self.downsample = None
+        if stride > 1 or channels != out:
+            self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        return F.relu(self.bn3(self.conv3(x)) + shortcut)
+
+
+class ChannelAttention(nn.Module):
+    """CWSA: attention between channels, each a vector over the tokens: [N,C,T] -> [N,C,T].
+
+    Queries and keys have length 1. The result is transposed and its memory read as if it were not, as MANIQA does;
+    trained weights expect it.
+    """
+
+    def __init__(self, tokens: int, dropout: float) -> None:
+        super().__init__()
+        self.c_q, self.c_k, self.c_v = (nn.Linear(tokens, tokens) for _ in range(3))
+        self.norm = nn.LayerNorm(tokens)
+        self.drop = nn.Dropout(dropout)
+        self.scale = tokens**-0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = F.normalize(self.c_q(x), dim=-1), F.normalize(self.c_k(x), dim=-1)
+        attended = (q @ k.mT * self.scale).softmax(-1) @ self.c_v(x)
+        return x + self.norm(self.drop(attended.mT.reshape(x.shape)))
+
+
+class SpatialInteraction(nn.Module):
+    """SIEM: a 3x3 convolution over the tokens' grid halves the channels: [N,2C,T] -> [N,T,C]."""
+
+    def __init__(self, width: int, grid: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2 * width, width, 3, padding=1, bias=False)
+        self.grid = grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.unflatten(2, (self.grid, self.grid))).flatten(2).mT
+
+
+class Head(nn.Module):
+    """[N,C] -> [N], without an end to its range."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x).flatten()
