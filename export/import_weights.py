@@ -15,8 +15,9 @@ from dgiqa.errors import DgiqaError
 def main(arguments: list[str] | None = None) -> int:
     """Parse, build, print; 0 if the bundle was written, 1 if not."""
     parser = argparse.ArgumentParser(description="Turn the authors' checkpoints into a bundle.")
-    parser.add_argument("--quality", required=True, type=Path, help="DGIQA weights (.pth or .safetensors)")
-    parser.add_argument("--depth", required=True, type=Path, help="Depth Anything weights")
+    parser.add_argument("--quality", required=True, type=Path, help="DGIQA or GlintIQA weights (.pth or .safetensors)")
+    parser.add_argument("--depth", type=Path, help="Depth Anything weights; GlintIQA has none")
+    parser.add_argument("--scale", type=float, nargs=2, metavar=("WORST", "BEST"), help="GlintIQA: ends of its labels")
     parser.add_argument(
         "--depth-version", choices=("v1", "v2"), help="which they are, where neither file nor names tell"
     )
@@ -39,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
             licence=options.licence,
             photos=options.photos,
             depth_version=options.depth_version,
+            scale=options.scale and tuple(options.scale),
             overwrite=options.overwrite,
         )
     except (DgiqaError, ValueError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+import math
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -183,7 +184,7 @@ def verify(  # noqa: PLR0917 - the command line's options
     engine: options.Engine = None,
     quality: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The model's DGIQA weights, to compare with PyTorch on this machine."),
+        typer.Option(metavar="FILE", help="The model's quality weights, to compare with PyTorch on this machine."),
     ] = None,
     depth: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The model's depth weights, with --quality.")
@@ -199,14 +200,14 @@ def verify(  # noqa: PLR0917 - the command line's options
     model was made from (--quality, --depth), PyTorch scores these copies instead, or with --quick the images alone. The
     exit code is 4 when a score differs by more than the tolerance; in fp32, also when a tile's score does.
     """
-    if (quality is None) != (depth is None):
-        raise typer.BadParameter("--quality and --depth go together", param_hint="--quality")
     from dgiqa.bundle import load_bundle
     from dgiqa.parity import verify_bundle
     from dgiqa.scorer import Scorer
 
     loaded = load_bundle(bundle)
-    torch = _in_torch(loaded, quality, depth, depth_version and depth_version.value) if quality and depth else None
+    if (depth is None) == (quality is not None and len(loaded.networks) > 1):
+        raise typer.BadParameter("--quality and --depth go together, unless there is no depth network")
+    torch = _in_torch(loaded, quality, depth, depth_version and depth_version.value) if quality else None
     with Scorer(loaded, backend=backend.value, precision=precision.value, build=build and say, engine=engine) as scorer:
         report = verify_bundle(loaded, scorer, tolerance)
         swept = _swept(scorer, torch, tolerance, quick) if torch or not quick else None
@@ -219,7 +220,7 @@ def verify(  # noqa: PLR0917 - the command line's options
     raise typer.Exit(OK if report.passed and (swept is None or swept.passed) else GATE_FAILED)
 
 
-def _in_torch(bundle: Bundle, quality: Path, depth: Path, depth_version: str | None) -> Reference:
+def _in_torch(bundle: Bundle, quality: Path, depth: Path | None, depth_version: str | None) -> Reference:
     try:
         from dgiqa.nn.reference import open_reference
     except ImportError as error:
@@ -244,14 +245,22 @@ def _swept(scorer: Scorer, torch: Reference | None, tolerance: float | None, qui
 @app.command("import-weights")
 def import_weights(
     *,
-    quality: Annotated[Path, typer.Option(metavar="FILE", help="DGIQA weights, .pth or .safetensors.")],
-    depth: Annotated[Path, typer.Option(metavar="FILE", help="Depth Anything, or `small`'s network.")],
+    quality: Annotated[Path, typer.Option(metavar="FILE", help="DGIQA or GlintIQA weights, .pth or .safetensors.")],
+    depth: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Depth Anything, or `small`'s network. GlintIQA has none.")
+    ] = None,
     name: Annotated[str, typer.Option(metavar="NAME", help="What --bundle will call it.")],
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of bundles.  [default: this user's cache]")
     ] = None,
     title: Annotated[str | None, typer.Option(metavar="TEXT", help="One line that says what it is.")] = None,
-    licence: Annotated[str | None, typer.Option(metavar="TEXT", help="Licence of the DGIQA weights.")] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORST:BEST", help="GlintIQA: the worst and the best label it was trained on, such as 1:5."
+        ),
+    ] = None,
+    licence: Annotated[str | None, typer.Option(metavar="TEXT", help="Licence of the quality weights.")] = None,
     photos: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Photographs to compare on.  [default: scikit-image's]")
     ] = None,
@@ -277,7 +286,7 @@ def import_weights(
     except ImportError as error:
         raise BackendError(f'importing weights needs {error.name}; pip install "dgiqa-rt[cpu,export]"') from error
 
-    say(f"importing {quality} and {depth}; this takes a few minutes")
+    say(f"importing {quality}{f' and {depth}' if depth else ''}; this takes a few minutes")
     bundle = bundling.import_weights(
         quality,
         depth,
@@ -288,11 +297,23 @@ def import_weights(
         photos=photos,
         attention=attention.value if attention else None,
         depth_version=depth_version and depth_version.value,
+        scale=None if scale is None else _scale(scale),
         overwrite=overwrite,
     )
     parity = bundle.manifest["parity"]["score"]
     say(f"largest difference from PyTorch: {parity['max_difference']:.1e} of a score, allowed {parity['tolerance']:g}")
     print(bundle.path, file=data_stream())
+
+
+def _scale(text: str) -> tuple[float, float]:
+    worst, colon, best = text.partition(":")
+    try:
+        ends = float(worst), float(best)
+    except ValueError:
+        ends = (0.0, 0.0)
+    if not colon or ends[0] == ends[1] or not all(map(math.isfinite, ends)):
+        raise typer.BadParameter(f"{text!r}, wanted two different numbers such as 1:5", param_hint="--scale")
+    return ends
 
 
 def _print_parity(report: ParityReport) -> None:

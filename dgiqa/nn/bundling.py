@@ -10,6 +10,7 @@ import copy
 import importlib.metadata
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from dgiqa import spec
 from dgiqa.bundle import Bundle, write_bundle
 from dgiqa.errors import BundleError, WeightsError
 from dgiqa.meaning import WORDS, Meaning, Reason
-from dgiqa.nn.checkpoints import load_dgiqa, load_weights
+from dgiqa.nn.checkpoints import load_weights
 from dgiqa.nn.deploy import Attention
 from dgiqa.nn.depth import SMALL_PREPROCESS, SmallDepth
+from dgiqa.nn.glintiqa import GlintIQA
 from dgiqa.nn.network import DGIQA
 from dgiqa.nn.onnx_export import PHOTOGRAPHS, Export, ExportError, export_depth, export_quality, photographs, takes
 from dgiqa.nn.reference import TorchScorer, decode
@@ -117,7 +119,7 @@ def build_bundle(
 
 def import_weights(
     quality: str | Path,
-    depth: str | Path,
+    depth: str | Path | None,
     target: str | Path,
     *,
     name: str,
@@ -126,19 +128,45 @@ def import_weights(
     photos: str | Path | None = None,
     attention: Attention | None = None,
     depth_version: str | None = None,
+    scale: tuple[float, float] | None = None,
     overwrite: bool = False,
 ) -> Bundle:
-    """Turn checkpoints into a bundle directory: the authors' or your own DGIQA weights, and a depth network.
+    """Turn checkpoints into a bundle directory: the authors' or your own quality weights, and a depth network.
 
+    quality: DGIQA, or GlintIQA, which takes no depth network and needs a scale.
     depth: Depth Anything, prepared as the authors do, or this project's small depth network, prepared as `small` is.
     depth_version: "v1" or "v2", where Depth Anything's file does not tell, see `checkpoints.load_depth_anything`.
-    licence: of the DGIQA weights; their authors state none. photos: a folder of photographs to compare on and to take
-    the golden images from, instead of scikit-image's. attention: as in `build_bundle`.
-    Raises WeightsError if a file is not what it should be, ExportError if the exported networks differ from PyTorch.
+    licence: of the quality weights; DGIQA's authors state none. photos: a folder of photographs to compare on and to
+    take the golden images from, instead of scikit-image's. attention: as in `build_bundle`. scale: (worst, best) label
+    of what GlintIQA was trained on; these become 0 and 1.
+    Raises WeightsError if a file is not what it should be, ExportError if the exported networks differ from PyTorch,
+    ValueError for arguments that do not belong to the network.
     """
-    quality_net, depth_net = load_dgiqa(quality), load_weights(depth, depth_version)
-    if isinstance(depth_net, DGIQA):
-        raise WeightsError(f"{depth} holds DGIQA, wanted a depth network: Depth Anything or the small one")
+    quality_net = load_weights(quality)
+    common: dict[str, Any] = {"name": name, "photos": None if photos is None else photographs(photos)}
+    common |= {"attention": attention, "overwrite": overwrite}
+    if isinstance(quality_net, GlintIQA):
+        if depth is not None or scale is None:
+            raise ValueError(f"{quality} holds GlintIQA: give no depth network, and its labels' scale, such as 1:5")
+        return build_bundle(
+            target,
+            quality=quality_net,
+            depth=None,
+            preprocess=replace(quality_net.preprocess, tile=quality_net.config.image_size),
+            meaning=Meaning(range=scale, raw=True),
+            title=title or f"GlintIQA ({Path(quality).name})",
+            licence=licence or UNSTATED,
+            source=f"GlintIQA, {Path(quality).name}",
+            **common,
+        )
+    if not isinstance(quality_net, DGIQA):
+        raise WeightsError(f"{quality} is no quality network, it looks like a depth network; wanted DGIQA or GlintIQA")
+    if depth is None or scale is not None:
+        raise ValueError(f"{quality} holds DGIQA: give a depth network, and no scale, as its scores lie in 0..1")
+    depth_net = load_weights(depth, depth_version)
+    if isinstance(depth_net, DGIQA | GlintIQA):
+        held = type(depth_net).__name__
+        raise WeightsError(f"{depth} holds {held}, wanted a depth network: Depth Anything or the small one")
     small = isinstance(depth_net, SmallDepth)
     reads = getattr(depth_net.config, "reads", ())
     kind = "small depth network" if small else f"Depth Anything {'V2' if reads else 'V1'}"
@@ -151,14 +179,11 @@ def import_weights(
         depth=depth_net,
         preprocess=SMALL_PREPROCESS if small else Preprocess(),
         meaning=Meaning(reasons=reasons),
-        name=name,
         title=title or f"DGIQA ({Path(quality).name}) with {kind} ({Path(depth).name})",
         licence=licence or UNSTATED,
         source=f"DGIQA, {Path(quality).name}",
         origins={spec.DEPTH_FILE: depth_origin},
-        photos=None if photos is None else photographs(photos),
-        attention=attention,
-        overwrite=overwrite,
+        **common,
     )
 
 
