@@ -15,7 +15,9 @@ from dgiqa._version import __version__
 
 if TYPE_CHECKING:
     from dgiqa.bundle import Bundle, list_bundles, load_bundle
+    from dgiqa.compare import Comparison
     from dgiqa.errors import BackendError, BundleError, DgiqaError, ImageError, WeightsError
+    from dgiqa.explain import Explanation
     from dgiqa.score import Failure, Score
     from dgiqa.scorer import Scorer
 
@@ -23,7 +25,9 @@ __all__ = [
     "BackendError",
     "Bundle",
     "BundleError",
+    "Comparison",
     "DgiqaError",
+    "Explanation",
     "Failure",
     "ImageError",
     "Score",
@@ -36,7 +40,9 @@ __all__ = [
 
 _HOMES = {
     "dgiqa.bundle": ("Bundle", "list_bundles", "load_bundle"),
+    "dgiqa.compare": ("Comparison",),
     "dgiqa.errors": ("BackendError", "BundleError", "DgiqaError", "ImageError", "WeightsError"),
+    "dgiqa.explain": ("Explanation",),
     "dgiqa.score": ("Failure", "Score"),
     "dgiqa.scorer": ("Scorer",),
 }

@@ -27,6 +27,7 @@ from typing import Any
 from dgiqa import spec
 from dgiqa._version import __version__
 from dgiqa.errors import BundleError
+from dgiqa.full_reference import FullReference, parse_full_reference
 from dgiqa.meaning import Meaning, parse_meaning
 from dgiqa.onnx_file import check_stands_alone
 from dgiqa.spec import Preprocess
@@ -53,7 +54,7 @@ class Bundle:
     """A directory whose every listed file was found with the listed size and sha256.
 
     path: the directory. id: "<name>@<12 hex digits of the manifest's hash>", which changes with any file or field.
-    meaning: reasons, presets and scale of its scores.
+    meaning: reasons, presets and scale of its scores. full_reference: what compares a picture with its reference.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class Bundle:
     preprocess: Preprocess
     manifest: dict[str, Any]
     meaning: Meaning = field(default_factory=Meaning)
+    full_reference: FullReference | None = None
 
     @property
     def networks(self) -> tuple[spec.Network, ...]:
@@ -162,6 +164,7 @@ def write_bundle(
     origins: Mapping[str, Mapping[str, str]] | None = None,
     preprocess: Preprocess | None = None,
     meaning: Meaning | None = None,
+    full_reference: FullReference | None = None,
     features: int = 0,
     versions: Mapping[str, str] | None = None,
     parity: Mapping[str, Any] | None = None,
@@ -175,7 +178,8 @@ def write_bundle(
     files: path in the bundle -> contents, or the file to copy; `quality.onnx` is required, and `depth.onnx` where the
     quality network takes a depth image.
     licence, source: of every file, unless `origins[file]` gives its own {"licence", "source"}.
-    meaning: of the scores. features: how many the quality network gives with each score; 0: none.
+    meaning: of the scores. full_reference: compares the features of two pictures. features: how many the quality
+    network gives with each score; 0: none.
     created: ISO 8601 time, now by default. overwrite: replace an existing bundle (never another kind of directory).
     Raises BundleError if the target exists or the result does not verify, ValueError for arguments that make no bundle.
     """
@@ -197,6 +201,7 @@ def write_bundle(
             spec.networks(files, (preprocess or Preprocess()).tile), len(meaning.reasons) if meaning else 0, features
         ),
         **(meaning.as_manifest() if meaning else {}),
+        **(full_reference.as_manifest() if full_reference else {}),
     }
     with _scratch_beside(target) as scratch:
         origin = {"licence": licence, "source": source}
@@ -266,7 +271,8 @@ def _read_manifest(path: Path) -> Bundle:
     preprocess = _parse_preprocess(path, manifest.get("preprocess"))
     _check_form(path, manifest)
     digest = hashlib.sha256(canonical.encode()).hexdigest()
-    return Bundle(path, name, f"{name}@{digest[:12]}", preprocess, manifest, _parse_meaning(path, manifest))
+    meaning, full_reference = _parse_meaning(path, manifest)
+    return Bundle(path, name, f"{name}@{digest[:12]}", preprocess, manifest, meaning, full_reference)
 
 
 def _parse_json(path: Path) -> tuple[dict[str, Any], str]:
@@ -300,9 +306,9 @@ def _check_form(path: Path, manifest: Mapping[str, Any]) -> None:
             raise BundleError(f"{path}: {key} is {manifest[key]!r:.40}, wanted an object; rebuild the bundle")
 
 
-def _parse_meaning(path: Path, manifest: Mapping[str, Any]) -> Meaning:
+def _parse_meaning(path: Path, manifest: Mapping[str, Any]) -> tuple[Meaning, FullReference | None]:
     try:
-        return parse_meaning(manifest)
+        return parse_meaning(manifest), parse_full_reference(manifest)
     except BundleError as error:
         raise BundleError(f"{path}: {error}; rebuild the bundle") from error
 

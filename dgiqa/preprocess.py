@@ -243,7 +243,7 @@ def cut_tiles(
     out = out or tuple(np.empty(shape, np.float32) for _ in images)
     misfit = [a for a in out if a.shape != shape or a.dtype != np.float32 or not a.flags.c_contiguous]
     if misfit or len(out) != len(images):
-        wanted = f"wanted {len(images)} C-contiguous float32 arrays of {shape} to fill"
+        wanted = f"wanted {'one' if depth is None else 'two'} C-contiguous float32 arrays of {shape} to fill"
         raise ValueError(f"{wanted}, got {[a.shape for a in out]}")
     for image, into in zip(images, out, strict=True):
         _fill_tiles(cv2.split(image) if image.ndim == 3 else [image] * 3, windows, into, _NORMALISED[normalisation])

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dgiqa import pipeline, spec
 from dgiqa.bundle import Bundle, load_bundle
+from dgiqa.compare import Comparison, compare
 from dgiqa.errors import BackendError, EngineError
+from dgiqa.explain import Explanation, explain
 from dgiqa.forward import Stages, check_tiling, file_of, open_stages
 from dgiqa.image import MAX_MEMORY, MAX_PIXELS
 from dgiqa.image.sources import Room, Source, name_of
@@ -144,6 +146,21 @@ class Scorer:
         if stream is not None:
             raise ValueError("got a stream for an image that is not on a GPU; leave it out")
         return stages.score(source, name=name, tiling=tiling)
+
+    def compare(self, source: Source, reference: Source, **options: Any) -> Comparison:
+        """Compare an image with its reference, both as `score` takes them on the host: scores, drop, full reference.
+
+        options: name, reference_name, tiling, as `score` has them. Raises ImageError if either is no image, or their
+        sizes differ, BackendError if a network fails, ValueError for a wrong tiling.
+        """
+        return compare(self._usable(), source, reference, **options)
+
+    def explain(self, source: Source, *, name: str | None = None) -> Explanation:
+        """A map of an image's quality, its lowest tiles, and whether near or far things are worse.
+
+        Raises as `score` does.
+        """
+        return explain(self._usable(), source, name=name)
 
     @property
     def stages(self) -> Stages:

@@ -25,11 +25,11 @@ TRAINING = {"torch", "timm", "torchvision", "safetensors", "onnxscript", "onnxsi
 # The rooms of dgiqa from the ground up. A module knows those in lower rooms and its own; a package counts as one room.
 FLOORS = [
     ["_version", "errors", "hdr", "spec", "timing", "metrics", "store", "resize", "attributes", "bars", "meaning"],
-    ["machine", "image", "preprocess", "onnx_file"],
+    ["full_reference", "machine", "image", "preprocess", "onnx_file"],
     ["bundle", "sources", "report"],
     ["runtime", "score", "work"],
     ["forward"],
-    ["on_device"],
+    ["on_device", "compare", "explain"],
     ["parity", "pipeline"],
     ["builder"],
     ["video"],

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from dgiqa._version import __version__
-from dgiqa.cli import bench, bundles, calibrate, engines, score, video
+from dgiqa.cli import bench, bundles, calibrate, compare, engines, explaining, score, video
 from dgiqa.cli.common import OK, PROGRAM, RUNTIME_ERROR, SIGNALS, Stopped, app, explain, say
 
 COMMAND_FILES = (
@@ -23,7 +23,9 @@ COMMAND_FILES = (
     bench,
     bundles,
     calibrate,
+    compare,
     engines,
+    explaining,
 )  # importing a file adds its commands to the application
 
 

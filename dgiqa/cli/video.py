@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -119,17 +119,26 @@ def video(  # noqa: PLR0917 - the command line's options
         typer.Option(metavar="S", help="With --fail-under or --preset: also if the mean of any S seconds is below it."),
     ] = None,
     preset: options.Preset = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="MASTER", help="What the video was encoded from: compare frame by frame.")
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, metavar="X", help="With --against: exit with 4 if the mean drop is over X."),
+    ] = None,
     quiet: options.Quiet = False,
     no_progress: options.NoProgress = False,
 ) -> None:
     """Score frames of videos over time: a table on a terminal, JSON lines when piped.
 
     A frame that cannot be decoded is a row with its error, and so is a source that breaks off. The run goes on.
+    With --against, frames are compared with their master's, found by their times, and rows are those of `compare`.
 
     \b
     Examples:
       dgiqa-rt video clip.mp4 --every 0.5s --html report.html
       dgiqa-rt video encoded.mp4 --preset upload --gate-interval 2
+      dgiqa-rt video encoded.mp4 --against master.mov --max-drop 0.05
       dgiqa-rt video rtsp://camera/1 rtsp://camera/2 --fps 1 -o cameras.jsonl
       ffmpeg -i in.mkv -f rawvideo -pix_fmt rgb24 - | dgiqa-rt video --raw 1280x720@25 -
     """
@@ -158,6 +167,15 @@ def video(  # noqa: PLR0917 - the command line's options
     with options.usage("--tiling"):
         check_tiling(tiling)
     shown = options.shown_format(format_, output)
+    if max_drop is not None and against is None:
+        raise typer.BadParameter("name the master that it drops from: --against MASTER", param_hint="--max-drop")
+    if against is not None:
+        scored = {"--raw": raw, "--live": live, "--reuse-depth": reuse, "--plot": plot, "--html": html, "--srt": srt}
+        scored |= {"--ffmetadata": ffmetadata, "--fail-under": gate}
+        _check_against(sources, scored)
+        opening = {"backend": backend.value, "precision": precision.value, "build": build and say, "engine": engine}
+        opening |= {"tiling": tiling, "batch": batch, "threads": threads, "max_pixels": max_pixels}
+        _against(model, sources[0], against, sampling, opening, (output, shown), max_drop, quiet)
     with Report() as report:
         _open(report, output, shown, gate, plot=plot, html=html, srt=srt, ffmetadata=ffmetadata)
         scorer = Scorer(
@@ -195,6 +213,58 @@ def video(  # noqa: PLR0917 - the command line's options
     if stop:
         raise stop
     raise typer.Exit(_verdict(summary, gate, gate_interval is not None, quiet))
+
+
+def _check_against(sources: list[str], others: dict[str, object]) -> None:
+    """Usage errors of --against."""
+    if len(sources) > 1:
+        raise typer.BadParameter("one video is compared with its master; name one", param_hint="SOURCE")
+    if used := [name for name, value in others.items() if value]:
+        raise typer.BadParameter(f"{', '.join(used)} cannot be combined with it", param_hint="--against")
+
+
+def _against(  # noqa: PLR0917 - what the command was given
+    model: Any,
+    encoded: str,
+    master: str,
+    sampling: Sampling,
+    opening: dict[str, Any],
+    where: tuple[str | None, str | None],
+    max_drop: float | None,
+    quiet: bool,
+) -> NoReturn:
+    """Compare the video with its master: rows, the mean drop with its interval, and the exit code."""
+    from dgiqa.report import files
+    from dgiqa.scorer import Scorer
+    from dgiqa.video.against import Lost, align, compare_videos
+
+    output, shown = where
+    with files.Report() as report:
+        if output:
+            kind = files.format_of(output)
+            file = opened(output, spooled=kind == "parquet")
+            report.write_to(files.writer_for(kind, file, "pair"), file)
+        if shown:
+            report.write_to(files.writer_for(shown, stdout() if shown == "table" else data_stream(), "pair"))
+        scorer = Scorer(model, **opening)
+        alignment = align(encoded, master)
+        report.needed = True
+        report.summary = lost = Lost()
+        rows = compare_videos(scorer.stages, encoded, master, sampling, alignment=alignment)
+        stop = fill(report, ((row, None) for row in rows))
+    mean, interval = lost.mean, lost.interval
+    if not quiet and mean is not None:
+        said = "" if interval is None else f", 95 % interval {interval[0]:+.4f} to {interval[1]:+.4f}"
+        near = (
+            f"; full reference {sum(lost.full_reference) / len(lost.full_reference):.4f}" if lost.full_reference else ""
+        )
+        say(f"{encoded} is at {alignment} in {master}; {lost.scored} frames lost {mean:.4f} on average{said}{near}", "")
+    if stop:
+        raise stop
+    failed = max_drop is not None and mean is not None and mean > max_drop
+    if failed and not quiet:
+        say(f"{encoded} loses more than {max_drop:g} on average", prefix="gate: ")
+    raise typer.Exit(GATE_FAILED if failed else INPUTS_FAILED if lost.failed or mean is None else OK)
 
 
 def _open(report: Report, output: str | None, shown: str | None, gate: float | None, **sinks: str | None) -> None:

@@ -26,6 +26,7 @@ from dgiqa.meaning import WORDS, Meaning, Reason
 from dgiqa.nn.checkpoints import load_weights
 from dgiqa.nn.deploy import Attention
 from dgiqa.nn.depth import SMALL_PREPROCESS, SmallDepth
+from dgiqa.nn.full_reference import DGIQAFR
 from dgiqa.nn.glintiqa import GlintIQA
 from dgiqa.nn.network import DGIQA
 from dgiqa.nn.onnx_export import PHOTOGRAPHS, Export, ExportError, export_depth, export_quality, photographs, takes
@@ -79,7 +80,8 @@ def build_bundle(
     if (depth is None) == (spec.QUALITY_DEPTH in takes(quality)):
         what = "takes no depth image" if depth is not None else "takes a depth image, and there is no depth network"
         raise ValueError(f"the quality network {what}; give both or neither")
-    quality, depth = (network and copy.deepcopy(network).cpu().float().eval() for network in (quality, depth))
+    quality = copy.deepcopy(quality).cpu().float().eval()
+    depth = None if depth is None else copy.deepcopy(depth).cpu().float().eval()
     pictures = photos or photographs()
 
     reference = TorchScorer(depth, quality, preprocess, meaning.mapped if meaning else _as_it_is)
@@ -96,6 +98,7 @@ def build_bundle(
         exports[spec.QUALITY_FILE] = export_quality(
             quality, file, tile=preprocess.tile, photos=pictures, attention=attention
         )
+        features = _features(exports[spec.QUALITY_FILE].path)
         golden_pngs = [_png(image) for image in golden or [_small(picture, preprocess) for picture in pictures[:4]]]
         files = {**{file: export.path for file, export in exports.items()}, **golden_files(golden_pngs, truth)}
         arguments: dict[str, Any] = {
@@ -107,7 +110,8 @@ def build_bundle(
             "origins": {**({} if golden or photos else _golden_origins()), **(origins or {})},
             "preprocess": preprocess,
             "meaning": meaning,
-            "features": quality.fc.in_features if isinstance(quality, DGIQA) else 0,
+            "features": features,
+            "full_reference": quality.head(features) if isinstance(quality, DGIQAFR) else None,
             "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
             "model_card": model_card,
             "created": created,
@@ -223,6 +227,15 @@ def _golden_origins() -> dict[str, dict[str, str]]:
         f"golden/{number:02}.png": {"licence": licence, "source": f"scikit-image: {name}, reduced"}
         for number, (name, licence) in enumerate(PHOTOGRAPHS.items(), 1)
     }
+
+
+def _features(path: Path) -> int:
+    """How many features the exported network gives of each tile; 0 for none."""
+    import onnx
+
+    outputs = {o.name: o for o in onnx.load(path, load_external_data=False).graph.output}
+    shape = outputs[spec.QUALITY_FEATURES].type.tensor_type.shape if spec.QUALITY_FEATURES in outputs else None
+    return int(shape.dim[1].dim_value) if shape else 0
 
 
 def _as_it_is(scores: NDArray[np.float32]) -> NDArray[np.float32]:

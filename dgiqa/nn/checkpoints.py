@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
@@ -17,6 +17,9 @@ from dgiqa.nn.fitting import looks_like, network_of, saved_config
 from dgiqa.nn.glintiqa import GlintIQA, GlintIQAConfig
 from dgiqa.nn.network import DGIQA, FULL, DGIQAConfig
 from dgiqa.nn.weights import file_in, read_tensors
+
+if TYPE_CHECKING:
+    from dgiqa.nn.full_reference import DGIQAFR
 
 
 def load_dgiqa(path: str | Path, config: DGIQAConfig | None = None) -> DGIQA:
@@ -30,6 +33,16 @@ def load_dgiqa(path: str | Path, config: DGIQAConfig | None = None) -> DGIQA:
     tensors, metadata = read_tensors(path)
     sizes = config or saved_config(metadata, DGIQAConfig) or FULL
     return cast(DGIQA, network_of(lambda: DGIQA(sizes), tensors, path, "DGIQA"))
+
+
+def load_dgiqa_fr(path: str | Path) -> DGIQAFR:
+    """Load DGIQA-FR weights of this package, which bring their sizes. Raises WeightsError."""
+    from dgiqa.nn.full_reference import DGIQAFR, DGIQAFRConfig
+
+    tensors, metadata = read_tensors(path)
+    if (sizes := saved_config(metadata, DGIQAFRConfig)) is None:
+        raise WeightsError(f"{path} does not say its sizes; save it again with save_weights")
+    return cast(DGIQAFR, network_of(lambda: DGIQAFR(sizes), tensors, path, "DGIQA-FR"))
 
 
 def load_depth_anything(path: str | Path, version: str | None = None) -> DepthAnything:
@@ -70,6 +83,7 @@ def load_weights(path: str | Path, depth_version: str | None = None) -> nn.Modul
 
     loaders: dict[str, Any] = {
         "DGIQA": load_dgiqa,
+        "DGIQA-FR": load_dgiqa_fr,
         "GlintIQA": load_glintiqa,
         "Depth Anything": lambda file: load_depth_anything(file, depth_version),
         "small depth": load_small_depth,

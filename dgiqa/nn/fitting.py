@@ -25,6 +25,7 @@ def looks_like(keys: Iterable[str]) -> str:
     signs = (
         ("depth_head.", "Depth Anything"),
         ("neck.fusion_stage.", "Depth Anything"),
+        ("fc_reference.", "DGIQA-FR"),
         ("siem1.", "GlintIQA"),
         ("fusion1.", "GlintIQA"),
         ("tcb1.", "DGIQA"),

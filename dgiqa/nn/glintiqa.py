@@ -120,7 +120,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, rgb: Tensor) -> list[Tensor]:
         x = self.patch_embed(rgb)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1) + self.pos_embed
         read = []
         for number, block in enumerate(self.blocks):
             x = block(x)
@@ -202,7 +202,7 @@ class Bottleneck(nn.Module):
         self.conv1, self.bn1 = nn.Conv2d(channels, inside, 1, bias=False), nn.BatchNorm2d(inside)
         self.conv2, self.bn2 = nn.Conv2d(inside, inside, 3, stride, 1, bias=False), nn.BatchNorm2d(inside)
         self.conv3, self.bn3 = nn.Conv2d(inside, out, 1, bias=False), nn.BatchNorm2d(out)
-        self.downsample = None
+        self.downsample: nn.Sequential | None = None
         if stride > 1 or channels != out:
             self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
 

@@ -199,7 +199,11 @@ class DGIQA(nn.Module):
             fused = tokens.permute(1, 2, 0).reshape(n, c, h, w)
         if self.config.dilated:
             fused = self.dilated_stack(fused)
-        return fused.mean((2, 3))
+        return self.pool(fused)
+
+    def pool(self, stacked: Tensor) -> Tensor:
+        """Maps [N,C,7,7] after the dilated stack -> features f32 [N,C]."""
+        return stacked.mean((2, 3))
 
     def _fuse(self, maps: list[Tensor], suffix: str) -> Tensor:
         """Four maps through their bridges, bilinearly to the smallest one's size, concatenated: [N,sum C,7,7]."""

@@ -107,11 +107,12 @@ def export_quality(
     SCORE_TOLERANCE; then nothing is written.
     """
     p = replace(getattr(model, "preprocess", Preprocess()), tile=tile)
-    fed = _tiles_of(photos or photographs(), p, takes(model))
+    fed = dict(zip(takes(model), _tiles_of(photos or photographs(), p, takes(model)), strict=True))
     cases = {f"batch {n}": {name: tiles[:n] for name, tiles in fed.items()} for n in BATCHES}
     batch = torch.export.Dim("batch", min=1, max=4096)
     with _frozen(model) as network:
-        exported = _exported(network, attention, twin)
+        # A network that keeps its maps is exported as it is written: the twin averages them.
+        exported = _exported(network, attention, twin and getattr(network.config, "difference", "signed") == "signed")
         whole, names = _with_all_outputs(exported)
         graph = _graph(whole, cases["batch 3"], names, ({0: batch},) * len(fed), opset, attention=attention)
         budget = (_largest_difference, SCORE_TOLERANCE, "score")
@@ -230,15 +231,17 @@ def takes(model: nn.Module) -> tuple[str, ...]:
     return getattr(model, "inputs", (spec.QUALITY_RGB, spec.QUALITY_DEPTH))
 
 
-def _tiles_of(photos: Sequence[NDArray[np.uint8]], p: Preprocess, inputs: tuple[str, ...]) -> Feeds:
-    """At least max(BATCHES) tiles from photographs, neighbours from different ones; brightness stands in for depth."""
+def _tiles_of(
+    photos: Sequence[NDArray[np.uint8]],
+    p: Preprocess,
+    inputs: tuple[str, ...] = (spec.QUALITY_RGB, spec.QUALITY_DEPTH),
+) -> tuple[Tensor, ...]:
+    """At least max(BATCHES) tiles of each input, of one photograph after the other; brightness stands in for depth."""
     made = []
     for photo in photos:
         near = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY) if spec.QUALITY_DEPTH in inputs else None
         made.append(network_tiles(photo, near, p, "official:8"))
-    return {
-        name: torch.stack(tiles, 1).flatten(0, 1) for name, tiles in zip(inputs, zip(*made, strict=True), strict=True)
-    }
+    return tuple(torch.stack(tiles, 1).flatten(0, 1) for tiles in zip(*made, strict=True))
 
 
 def _depth_cases(

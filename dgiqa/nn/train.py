@@ -22,7 +22,7 @@ import random
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,11 +36,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dgiqa.errors import DgiqaError, WeightsError
+from dgiqa.full_reference import DIFFERENCES
 from dgiqa.nn.checkpoints import load_dgiqa
 from dgiqa.nn.commands import PROGRESS_SECONDS, exit_code
 from dgiqa.nn.datasets import (
     LOADERS,
     IQADataset,
+    Record,
     RecordSamples,
     Sample,
     bundle_depth,
@@ -51,6 +53,7 @@ from dgiqa.nn.datasets import (
     random_split,
 )
 from dgiqa.nn.network import DGIQA, FULL, SMALL
+from dgiqa.nn.predict import model_predictor, scores_of
 from dgiqa.nn.weights import read_state, save_weights
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, TILE
 from dgiqa.store import replacing
@@ -65,7 +68,8 @@ LOSS_COLUMNS = ("step", "epoch", "lr", "loss", "mse", "consistency", "seconds")
 FREE_FIELDS = frozenset({"workers", "device", "checkpoint_steps"})
 ABLATIONS = ("depth_car", "dilated", "tcb")  # DGIQAConfig's switches, in the order of the paper's tables 4 and 5
 
-Batch = tuple[Tensor, Tensor, Tensor]  # rgb u8 [N,S,S,3], depth u8 [N,S,S], score f32 [N]
+# rgb u8 [N,S,S,3], depth u8 [N,S,S], score f32 [N]; with references rgb [N,S,S,6], depth [N,S,S,2]
+Batch = tuple[Tensor, Tensor, Tensor]
 LossRow = tuple[int, int, float, Tensor, float]  # step, epoch, lr, f32 [3] as `losses` returns, seconds
 Validation = Callable[[nn.Module], Mapping[str, float]]
 
@@ -80,8 +84,11 @@ class TrainConfig:
     lr_min: eta_min of the cosine; ours.
     t_max_share: share of the steps after which the cosine is at its minimum; 0.5 is the paper's T_max.
     lr_rises: after T_max rise again, as torch's CosineAnnealingLR would; False stays at lr_min. The paper is silent.
+    t_max_steps: T_max in steps instead of a share, 0 = the share; GlintIQA's is 30, and rises again.
     warmup_steps: linear warm-up; ours, the paper has none.
-    weight_decay: AdamW's, on matrices and kernels only; ours.
+    optimizer: "adamw", or "adam", whose weight decay is part of the gradient, of all weights (GlintIQA's).
+    weight_decay: of AdamW on matrices and kernels only; ours.
+    loss: "mse" (paper), or "l1" (GlintIQA's).
     grad_clip: largest gradient norm, 0 = no clipping; ours.
     consistency: lambda of the flip-consistency loss; ours.
     flip: probability of a horizontal and, independently, of a vertical flip; ours.
@@ -100,8 +107,11 @@ class TrainConfig:
     lr_min: float = 1e-6
     t_max_share: float = 0.5
     lr_rises: bool = False
+    t_max_steps: int = 0
     warmup_steps: int = 0
+    optimizer: str = "adamw"
     weight_decay: float = 1e-2
+    loss: str = "mse"
     grad_clip: float = 1.0
     consistency: float = 0.5
     flip: float = 0.5
@@ -114,13 +124,20 @@ class TrainConfig:
     checkpoint_steps: int = 200
 
     def __post_init__(self) -> None:
-        if self.precision not in _DTYPES:
-            raise ValueError(f"precision is {self.precision!r}; it can be {', '.join(_DTYPES)}")
+        for name, allowed in (("precision", _DTYPES), ("optimizer", ("adamw", "adam")), ("loss", _LOSSES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(allowed)}")
         for name in ("epochs", "batch", "crop", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
 
+# GlintIQA's, as its authors' code sets them; samples are pictures as they are, labels on their own scale.
+GLINTIQA: dict[str, Any] = {
+    **{"epochs": 300, "batch": 32, "lr": 1e-5, "lr_min": 0.0, "t_max_steps": 30, "lr_rises": True},
+    **{"optimizer": "adam", "weight_decay": 1e-5, "grad_clip": 0.0, "loss": "l1", "consistency": 0.0},
+}
+_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -163,7 +180,7 @@ def train(
 
 def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
     """Learning rate of a step (0-based): linear warm-up times cosine from lr to lr_min at T_max (paper 4.2)."""
-    position = step / max(1.0, config.t_max_share * total_steps)
+    position = step / (config.t_max_steps or max(1.0, config.t_max_share * total_steps))
     if not config.lr_rises:
         position = min(position, 1.0)
     cosine = config.lr_min + (config.lr - config.lr_min) * (1 + math.cos(math.pi * position)) / 2
@@ -171,16 +188,31 @@ def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
 
 
 def losses(model: nn.Module, batch: Batch, config: TrainConfig) -> Tensor:
-    """Batch on the model's device -> f32 [3]: total, MSE and consistency (paper 3.6)."""
+    """Batch on the model's device -> f32 [3]: total, loss of the scores and consistency (paper 3.6).
+
+    A model that gives several scores of a sample, f32 [N,K], should give its label in each.
+    """
     rgb, depth, score = batch
-    images, depths = normalise(rgb, depth)
+    fed = network_inputs(model, rgb, depth)
     if config.consistency:  # one forward for both, so that DistributedDataParallel sees one
-        images, depths = (torch.cat([each, each.flip(3)]) for each in (images, depths))
-    with torch.autocast(images.device.type, _DTYPES[config.precision], enabled=config.precision != "fp32"):
-        predicted, *mirror = model(images, depths).float().split(len(score))
-    mse = F.mse_loss(predicted, score)
+        fed = [torch.cat([each, each.flip(3)]) for each in fed]
+    with torch.autocast(fed[0].device.type, _DTYPES[config.precision], enabled=config.precision != "fp32"):
+        predicted, *mirror = model(*fed).float().split(len(score))
+    wanted = score if predicted.ndim == 1 else score[:, None].expand_as(predicted)
+    loss = _LOSSES[config.loss](predicted, wanted)
     consistency = F.mse_loss(mirror[0], predicted) if mirror else predicted.new_zeros(())
-    return torch.stack([mse + config.consistency * consistency, mse, consistency])
+    return torch.stack([loss + config.consistency * consistency, loss, consistency])
+
+
+def network_inputs(model: nn.Module, rgb: Tensor, depth: Tensor) -> list[Tensor]:
+    """A batch's pictures as the model takes them: rgb and depth, those of a reference behind, or rgb alone."""
+    base = getattr(model, "module", model)
+    if getattr(getattr(base, "preprocess", None), "normalisation", "") == "half":
+        return [(rgb.float() / 127.5 - 1).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)]
+    if rgb.shape[3] == 3:
+        return list(normalise(rgb, depth))
+    pairs = zip(rgb.split(3, 3), depth.unbind(3), strict=True)
+    return [each for image, near in pairs for each in normalise(image.contiguous(), near)]
 
 
 def normalise(rgb: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
@@ -225,8 +257,9 @@ class CropBatches(torch.utils.data.Dataset[Batch]):
         indices = order[start : start + self.batch]
         samples = [self.dataset[int(i)] for i in indices]
         size = self.config.crop
-        rgb = np.empty((len(samples), size, size, 3), np.uint8)
-        depth = np.empty((len(samples), size, size), np.uint8)
+        # A sample beside its reference has six channels and two depth images.
+        rgb = np.empty((len(samples), size, size, samples[0].rgb.shape[2]), np.uint8)
+        depth = np.empty((len(samples), size, size, *samples[0].depth.shape[2:]), np.uint8)
         for row, (sample, draw) in enumerate(zip(samples, draws[indices], strict=True)):
             rgb[row], depth[row] = cut_crop(sample, draw, size, self.config.flip)
         score = torch.tensor([s.score for s in samples], dtype=torch.float32)
@@ -244,7 +277,7 @@ class CropBatches(torch.utils.data.Dataset[Batch]):
 def cut_crop(sample: Sample, draw: NDArray[np.float32], size: int, flip: float) -> tuple[Any, Any]:
     """Four draws in [0, 1): y, x, horizontal and vertical flip -> rgb u8 [S,S,3], depth u8 [S,S], the same window."""
     height, width = sample.rgb.shape[:2]
-    if sample.depth.shape != (height, width) or min(height, width) < size:
+    if sample.depth.shape[:2] != (height, width) or min(height, width) < size:
         raise DgiqaError(
             f"a sample has rgb {sample.rgb.shape} and depth {sample.depth.shape}; "
             f"both need the same sides of at least {size} pixels"
@@ -274,7 +307,7 @@ class _Run:
         self.samples = len(dataset)
         self.batches = CropBatches(dataset, config, rank, world)
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.lr)
+        self.optimizer = _optimizer(model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.average = copy.deepcopy(model).eval() if config.ema else None
         self.parallel = _parallel(model, device, world)
@@ -469,6 +502,13 @@ def _refuse_difference(saved: Mapping[str, Any], asked: Mapping[str, Any], path:
             f"{path} belongs to another run: {told}; use the same values or another folder, "
             "or begin anew with resume=False (--no-resume)"
         )
+
+
+def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    if config.optimizer == "adam":
+        learning = [p for p in model.parameters() if p.requires_grad]
+        return torch.optim.Adam(learning, lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.lr)
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -667,9 +707,9 @@ def chosen_dataset(options: argparse.Namespace) -> IQADataset:
     return load_csv(options.root, **scale)
 
 
-def add_network_options(parser: argparse.ArgumentParser) -> None:
+def add_network_options(parser: argparse.ArgumentParser, networks: Sequence[str] = ("full", "small")) -> None:
     """Which network, what it starts from, and which part is left out."""
-    parser.add_argument("--network", choices=("full", "small"), default="full", help="default: %(default)s")
+    parser.add_argument("--network", choices=networks, default="full", help="default: %(default)s")
     parser.add_argument("--without", choices=ABLATIONS, help="an ablation of the paper's tables 4 and 5")
     parser.add_argument("--pretrained", action="store_true", help="start from timm's ImageNet backbones (a download)")
     parser.add_argument("--weights", type=Path, help="start from this checkpoint")
@@ -694,7 +734,9 @@ def main(arguments: list[str] | None = None) -> int:
     """`python -m dgiqa.nn.train`: train on one dataset's training part; the test part is never looked at."""
     parser = argparse.ArgumentParser(prog="python -m dgiqa.nn.train", description=__doc__.split("\n\n")[0])
     add_data_options(parser)
-    add_network_options(parser)
+    add_network_options(parser, ("full", "small", "glintiqa"))
+    parser.add_argument("--full-reference", action="store_true", help="compare with references: DGIQA-FR, appendix C.3")
+    parser.add_argument("--difference", choices=DIFFERENCES, default=DIFFERENCES[0], help="of features, for that")
     parser.add_argument("--out", required=True, type=Path, help="folder for weights, curves and the checkpoint")
     parser.add_argument(
         "--split",
@@ -714,6 +756,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--resume", action=argparse.BooleanOptionalAction, default=True, help="go on from the checkpoint in --out"
     )
     add_config_options(parser)
+    if parser.parse_known_args(arguments)[0].network == "glintiqa":
+        parser.set_defaults(**GLINTIQA)
     options = parser.parse_args(arguments)
     return exit_code(lambda: _train_on_dataset(options))
 
@@ -731,30 +775,77 @@ def _parts(dataset: IQADataset, split: str, seed: int, validate: bool) -> tuple[
 
 
 def _train_on_dataset(options: argparse.Namespace) -> None:
-    from dgiqa.nn.predict import model_predictor, scores_of
-
     config = config_from(options)
     dataset = chosen_dataset(options)
     dataset, held_back = _parts(dataset, options.split, config.seed, options.validate)
-    depth = bundle_depth(options.depth)
-    fill_depth_cache((*dataset.records, *(held_back.records if held_back else ())), depth, options.depth_cache)
-    if options.depth_only:
+    torch.manual_seed(config.seed)  # the network's first weights
+    task = _glintiqa if options.network == "glintiqa" else _full_reference if options.full_reference else _no_reference
+    made = task(options, dataset, held_back)
+    if made is None:
         print(options.depth_cache)
         return
+    model, samples, predict = made
     validation = None
     if held_back:
 
         def validation(model: nn.Module) -> dict[str, float]:
-            predicted = model_predictor(model, depth, options.depth_cache)([r.path for r in held_back.records])
-            return scores_of(predicted, held_back.scores)
+            return scores_of(predict(model, held_back.records), held_back.scores)
 
-    torch.manual_seed(config.seed)  # the network's first weights
-    model = load_dgiqa(options.weights) if options.weights else build_network(*_network(options))
-    samples = RecordSamples(dataset.records, depth, options.depth_cache)
     run = {"resume": options.resume, "validation": validation, "minutes": options.minutes}
     weights = train(model, samples, config, options.out, **run)
     if os.environ.get("RANK", "0") == "0":
         print(weights)
+
+
+Predict = Callable[[nn.Module, Sequence[Record]], NDArray[np.floating]]
+Task = tuple[nn.Module, SampleDataset, Predict]  # what learns, from what, and how it scores records
+
+
+def _no_reference(options: argparse.Namespace, dataset: IQADataset, held_back: IQADataset | None) -> Task | None:
+    """DGIQA; None where only depth images were asked for."""
+    depth = bundle_depth(options.depth)
+    fill_depth_cache((*dataset.records, *(held_back.records if held_back else ())), depth, options.depth_cache)
+    if options.depth_only:
+        return None
+    model = load_dgiqa(options.weights) if options.weights else build_network(*_network(options))
+
+    def predict(model: nn.Module, records: Sequence[Record]) -> NDArray[np.floating]:
+        return model_predictor(model, depth, options.depth_cache)([record.path for record in records])
+
+    return model, RecordSamples(dataset.records, depth, options.depth_cache), predict
+
+
+def _full_reference(options: argparse.Namespace, dataset: IQADataset, held_back: IQADataset | None) -> Task | None:
+    """DGIQA-FR, from a network's weights where they are given; it learns to score without a reference, too."""
+    from dgiqa.nn.full_reference import PairSamples, pair_predictor, reference_files, with_reference
+
+    whole = dataclasses.replace(dataset, records=(*dataset.records, *(held_back.records if held_back else ())))
+    references = reference_files(whole, options.root)
+    depth = bundle_depth(options.depth)
+    originals = [Record(name, path, 1.0) for name, path in references.items()]
+    fill_depth_cache((*whole.records, *originals), depth, options.depth_cache)
+    if options.depth_only:
+        return None
+    start = load_dgiqa(options.weights) if options.weights else build_network(*_network(options))
+    samples = PairSamples(dataset.records, references, depth, options.depth_cache)
+
+    def predict(model: nn.Module, records: Sequence[Record]) -> NDArray[np.floating]:
+        return pair_predictor(model, references, depth, options.depth_cache)(records)  # type: ignore[arg-type]
+
+    return with_reference(start, options.difference), samples, predict
+
+
+def _glintiqa(options: argparse.Namespace, dataset: IQADataset, held_back: IQADataset | None) -> Task | None:
+    """GlintIQA, on pictures as they are and labels on their own scale; it has no depth."""
+    from dgiqa.nn.checkpoints import load_glintiqa
+    from dgiqa.nn.glintiqa import GlintIQA
+    from dgiqa.nn.plain import PlainSamples, plain_predictor
+
+    if options.depth_only or options.full_reference:
+        raise ValueError("GlintIQA has neither depth nor a reference; leave --depth-only and --full-reference out")
+    model = (load_glintiqa(options.weights) if options.weights else GlintIQA()).freeze()
+    ends = dataset.worst, dataset.best
+    return model, PlainSamples(dataset.records, ends), plain_predictor(ends)
 
 
 def _network(options: argparse.Namespace) -> tuple[str, str | None, bool]:

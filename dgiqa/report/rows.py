@@ -1,4 +1,4 @@
-"""Rows of scores, failures and frames: one table of columns, from which every format and docs/rows.md come.
+"""Rows of scores, failures, frames and pairs: one table of columns, from which every format and docs/rows.md come.
 
 A row is a dict with the columns of its kind, always all of them and in this order.
 """
@@ -15,8 +15,9 @@ from dgiqa.meaning import words
 
 SCHEMA_VERSION = 1  # raised when a column changes its meaning or goes away; new columns may be added at the end
 
-Kind = Literal["image", "frame"]
+Kind = Literal["image", "frame", "pair"]
 Row = dict[str, Any]
+KINDS: tuple[Kind, ...] = ("image", "frame", "pair")
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,17 @@ class Column:
     name: str
     type: str
     meaning: str
-    of: tuple[Kind, ...] = ("image", "frame")
+    of: tuple[Kind, ...] = KINDS
     details: bool = False
 
 
 FRAME: tuple[Kind, ...] = ("frame",)
 IMAGE: tuple[Kind, ...] = ("image",)
+PAIR: tuple[Kind, ...] = ("pair",)
+ALONE: tuple[Kind, ...] = ("image", "frame")
 SCHEMA = (
     Column("path", "string", "The input as it was named, or its path below the folder that was named."),
-    Column("time_s", "float64", "The frame's time in seconds.", FRAME),
+    Column("time_s", "float64", "The frame's time in seconds; null for pairs of images.", ("frame", "pair")),
     Column("frame", "int64", "The frame's number in the video, from 0.", FRAME),
     Column("scene", "int64", "The scene that the frame is in, counted from 0.", FRAME),
     Column("score", "float64", "How good the picture looks, from 0 to 1; null with an error."),
@@ -54,7 +57,7 @@ SCHEMA = (
     Column("ms", "float64", "Milliseconds spent on this row, waiting left out."),
     Column("schema_version", "int64", f"{SCHEMA_VERSION}; raised when a column changes its meaning or goes away."),
     Column("verdict", "string", '"pass" or "fail" against --fail-under or the preset; null without either.'),
-    Column("reasons", "list", "The faults that the model sees, the clearest first; null where it tells none."),
+    Column("reasons", "list", "The faults that the model sees, the clearest first; null where it tells none.", ALONE),
     Column("note", "string", "What to know about this picture and its score; null if there is nothing."),
     Column("key", "string", "A sample's key in a shard, a row's by --key, byte for byte; null for files.", IMAGE),
     Column("tile_scores", "json", "The score of each tile.", IMAGE, True),
@@ -62,6 +65,11 @@ SCHEMA = (
     Column("timings_ms", "json", "Milliseconds of each stage; their sum is ms.", IMAGE, True),
     Column("reason_probabilities", "json", "How likely each fault is; null where the model tells none.", IMAGE, True),
     Column("attributes", "json", "What was measured: sharpness, noise, light, colour, blocks.", IMAGE, True),
+    Column("reference", "string", "The picture that it was compared with.", PAIR),
+    Column("reference_score", "float64", "How good the reference looks, from 0 to 1.", PAIR),
+    Column("drop", "float64", "The reference's score less the picture's: what was lost.", PAIR),
+    Column("drop_error", "float64", "Standard error of the drop over pairs of tiles; null for a single one.", PAIR),
+    Column("full_reference", "float64", "How close both look, 0 to 1; null where the model has no such part.", PAIR),
 )
 
 
@@ -183,7 +191,7 @@ class Summary:
 
 def remarks(row: Row) -> str:
     """A row's reasons in words and its note: "blurred, noisy; looks like a screenshot"; empty without any."""
-    return "; ".join(filter(None, (words(row["reasons"] or []), row["note"] or "")))
+    return "; ".join(filter(None, (words(row.get("reasons") or []), row["note"] or "")))
 
 
 def gate_sentence(below: int, of: int, noun: str, gate: float) -> str:
@@ -229,9 +237,9 @@ _PAGE = """# Rows
 
 Made from `dgiqa/report/rows.py` by `python -m dgiqa.report.rows`; do not edit.
 
-`score` gives one row per image and `video` one per scored frame. CSV, JSON lines, JSON, Parquet and `Score.as_row()`
-have the same columns in the same order. This is version {version} of the schema: it is raised when a column changes its
-meaning or goes away, and new columns come at the end.
+`score` gives one row per image, `video` one per scored frame, and `compare` one per pair of a picture and its
+reference. CSV, JSON lines, JSON, Parquet and `Score.as_row()` have the same columns in the same order. This is version
+{version} of the schema: it is raised when a column changes its meaning or goes away, and new columns come at the end.
 
 | column | type | rows of | meaning |
 |---|---|---|---|
@@ -254,7 +262,7 @@ and owner of a file that is replaced stay. A pipe or device is written into, nev
 
 
 def _whose(column: Column) -> str:
-    whose = "both" if len(column.of) > 1 else f"{column.of[0]}s"
+    whose = "all" if len(column.of) == len(KINDS) else " and ".join(f"{kind}s" for kind in column.of)
     return f"{whose}, with --details" if column.details else whose
 
 

@@ -30,7 +30,7 @@ class TableWriter:
 
     def __init__(self, stream: TextIO, kind: Kind = "image") -> None:
         self.stream = stream
-        self.frames = kind == "frame"
+        self.frames, self.pairs = kind == "frame", kind == "pair"
         self.unicode = can_encode(stream, "×±…━╸")
         self.begun = False
 
@@ -52,7 +52,7 @@ class TableWriter:
         return console_for(self.stream)
 
     def _header(self) -> None:
-        about, name = ("scene", "video") if self.frames else ("size", "image")
+        about, name = ("scene", "video") if self.frames else ("drop", "pair") if self.pairs else ("size", "image")
         error = "±" if self.unicode else "+-"
         cells = {"time_s": "seconds", "score": "score", "std_error": error, "bar": "", "about": about, "name": name}
         self._print(cells, dict.fromkeys(cells, "dim"))
@@ -62,16 +62,20 @@ class TableWriter:
 
         failed = row["verdict"] == "fail"
         colour = "red" if failed else "cyan"
-        times = "×" if self.unicode else "x"
         cells: dict[str, RenderableType] = {
             "time_s": f"{row['time_s']:.2f}" if self.frames else "",
             "score": f"{row['score']:.4f}",
             "std_error": "" if row["std_error"] is None else f"{row['std_error']:.4f}",
             "bar": ProgressBar(1.0, row["score"], BAR_CELLS, complete_style=colour, finished_style=colour),
-            "about": str(row["scene"]) if self.frames else f"{row['width']}{times}{row['height']}",
+            "about": self._about(row),
             "name": self._shown(row["path"]),
         }
         self._print(cells, {"score": "red" if failed else "bold", "std_error": "dim"}, self._shown(remarks(row)))
+
+    def _about(self, row: Row) -> str:
+        if self.pairs:
+            return f"{row['drop']:+.4f}"
+        return str(row["scene"]) if self.frames else f"{row['width']}{'×' if self.unicode else 'x'}{row['height']}"
 
     def _print(self, cells: Mapping[str, RenderableType], styles: dict[str, str], said: str = "") -> None:
         """One line of the table; what is said of a picture is left out where there is no room for it."""

@@ -1,0 +1,177 @@
+"""`dgiqa-rt compare`: pictures and their references in, a row per pair out."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dgiqa.cli import options
+from dgiqa.cli.common import (
+    EXIT_CODES,
+    GATE_FAILED,
+    INPUTS_FAILED,
+    OK,
+    Backend,
+    Precision,
+    app,
+    data_stream,
+    fill,
+    opened,
+    say,
+    stdout,
+)
+
+if TYPE_CHECKING:
+    from dgiqa.report.rows import Row
+    from dgiqa.scorer import Scorer
+
+Pair = tuple[str, str, str]  # picture, reference, and what is wrong with the pair, or nothing
+
+
+@app.command(epilog=EXIT_CODES)
+def compare(  # noqa: PLR0917 - the command line's options
+    picture: Annotated[
+        str, typer.Argument(metavar="IMAGE", help="A picture, a folder of pictures, or a CSV of pairs.")
+    ],
+    reference: Annotated[
+        str | None,
+        typer.Argument(metavar="REFERENCE", help="What it was made from: a picture, or a folder with the same names."),
+    ] = None,
+    bundle: options.Bundle = "small",
+    tiling: options.Tiling = "grid",
+    backend: options.Backend = Backend.auto,
+    precision: options.Precision = Precision.fp32,
+    build: options.Build = False,
+    engine: options.Engine = None,
+    batch: options.Batch = None,
+    threads: options.Threads = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write rows to FILE: .csv, .jsonl, .json or .parquet."),
+    ] = None,
+    format_: options.Format = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, metavar="X", help="Exit with 4 if any picture loses more than X."),
+    ] = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Compare pictures with their references: both scores, and what was lost.
+
+    drop is the reference's score less the picture's. drop_error is its standard error: tiles of both are paired, so it
+    is smaller than either score's. Models trained with references also say full_reference, how close the two look. Two
+    folders are matched by names, whatever the suffixes. A CSV has the columns image and reference, relative to itself.
+
+    \b
+    Examples:
+      dgiqa-rt compare small.jpg original.png
+      dgiqa-rt compare encoded/ originals/ -o drops.csv --max-drop 0.05
+      dgiqa-rt compare pairs.csv
+    """
+    from dgiqa.report.files import Report, format_of, writer_for
+    from dgiqa.report.rows import Summary
+    from dgiqa.scorer import Scorer
+
+    with options.usage("--output"):
+        target = format_of(output) if output else None
+    shown = options.shown_format(format_, output)
+    with options.usage("IMAGE"):
+        pairs = list(_pairs(picture, reference))
+    with Report() as report:
+        if output and target:
+            file = opened(output, spooled=target == "parquet")
+            report.write_to(writer_for(target, file, "pair"), file)
+        if shown:
+            report.write_to(writer_for(shown, stdout() if shown == "table" else data_stream(), "pair"))
+        scorer = Scorer(
+            bundle,
+            backend=backend.value,
+            precision=precision.value,
+            build=build and say,
+            engine=engine,
+            tiling=tiling,
+            batch=batch,
+            threads=threads,
+        )
+        report.needed = max_drop is not None
+        report.summary = summary = Summary(len(pairs))
+        stop = fill(report, _rows(scorer, pairs, max_drop))
+    if max_drop is not None and summary.scored and not quiet:
+        lost = f"{summary.below} of {summary.scored} pictures {'loses' if summary.below == 1 else 'lose'}"
+        say(f"{lost} more than {max_drop:g}", prefix="")
+    if stop:
+        raise stop
+    raise typer.Exit(GATE_FAILED if summary.below else INPUTS_FAILED if summary.failed else OK)
+
+
+def _pairs(picture: str, reference: str | None) -> Iterator[Pair]:
+    """Pairs of file names. ValueError for arguments that name none."""
+    path = Path(picture)
+    if reference is None:
+        if path.suffix.lower() != ".csv":
+            raise ValueError(f"{picture} has no REFERENCE beside it; name one, or give a CSV of pairs")
+        yield from _listed(path)
+    elif path.is_dir() != Path(reference).is_dir():
+        raise ValueError(f"got {picture} and {reference}, wanted two pictures or two folders")
+    elif path.is_dir():
+        yield from _matched(path, Path(reference))
+    else:
+        yield picture, reference, ""
+
+
+def _listed(table: Path) -> Iterator[Pair]:
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            if not {"image", "reference"} <= set(rows.fieldnames or ()):
+                raise ValueError(f"{table} has the columns {rows.fieldnames}, wanted image and reference")
+            found = [(row["image"] or "", row["reference"] or "") for row in rows]
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{table} cannot be read: {error}") from error
+    if not found:
+        raise ValueError(f"{table} lists no pair")
+    yield from ((str(table.parent / image), str(table.parent / original), "") for image, original in found)
+
+
+def _matched(pictures: Path, references: Path) -> Iterator[Pair]:
+    """Pictures of one folder with those of the same name, or the same but for the suffix, in the other."""
+    from dgiqa.sources import expand
+
+    originals = [item.name for item in expand([str(references)])]
+    exact = {Path(name).name: name for name in originals}
+    stems: dict[str, list[str]] = {}
+    for name in originals:
+        stems.setdefault(Path(name).stem, []).append(name)
+    for item in expand([str(pictures)]):
+        path = Path(item.name)
+        alike = stems.get(path.stem, [])
+        if item.error:
+            yield item.name, "", item.error
+        elif path.name in exact or len(alike) == 1:
+            yield item.name, exact.get(path.name) or alike[0], ""
+        else:
+            what = f"{len(alike)} pictures are called {path.stem}" if alike else f"no picture is called {path.stem}"
+            yield item.name, "", f"{what} in {references}; name the pair in a CSV"
+
+
+def _rows(scorer: Scorer, pairs: list[Pair], max_drop: float | None) -> Generator[tuple[Row, None]]:
+    from dgiqa.errors import DgiqaError
+    from dgiqa.report.rows import row_of
+
+    origin = {"bundle": scorer.bundle.id, "backend": scorer.backend, "tiling": scorer.tiling}
+    for picture, reference, wrong in pairs:
+        error = wrong
+        if not error:
+            try:
+                found = scorer.compare(picture, reference)
+            except (DgiqaError, OSError) as failed:
+                error = str(failed)
+            else:
+                yield found.as_row(max_drop=max_drop), None
+                continue
+        row = row_of("pair", path=picture, reference=reference or None, status="error", error=error, **origin)
+        yield row, None

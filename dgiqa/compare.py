@@ -1,0 +1,113 @@
+"""A picture and its reference become a Comparison: both scores, what was lost, and a full-reference score.
+
+Both go through the same pass with the same windows, so tile is paired with tile. What differs between pictures alone,
+such as which tiles show the sky, drops out of the difference, and its standard error is much smaller than the scores'.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgiqa import spec
+from dgiqa.errors import BundleError, ImageError
+from dgiqa.forward import Stages
+from dgiqa.image.sources import Source, name_of
+from dgiqa.report.rows import Row, rounded, row_of
+from dgiqa.score import Score
+from dgiqa.work import Work, enter, take
+
+Z80 = 1.2816  # standard errors on each side that hold 80 %
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """How good a picture looks beside its reference.
+
+    score, reference: of each alone. drop: reference's value less the picture's, above 0 where quality was lost;
+    drop_error: its standard error over the pairs of tiles, None for a single tile. tile_drops: f32 [n].
+    full_reference: how close the picture is to its reference, in [0, 1], where the model tells it, else None;
+    tile_full_reference: of each tile, f32 [n].
+    """
+
+    score: Score
+    reference: Score
+    drop: float
+    drop_error: float | None
+    tile_drops: NDArray[np.float32]
+    full_reference: float | None = None
+    tile_full_reference: NDArray[np.float32] | None = field(default=None, repr=False)
+
+    def as_row(self, *, max_drop: float | None = None) -> Row:
+        """The comparison as a row of `dgiqa-rt compare`; see docs/rows.md. max_drop: what decides its verdict."""
+        picture = self.score
+        return row_of(
+            "pair",
+            path=picture.source,
+            score=rounded(picture.value, 6),
+            std_error=rounded(picture.std_error, 6),
+            width=picture.width,
+            height=picture.height,
+            tiles=picture.tiles,
+            tiling=picture.tiling,
+            bundle=picture.bundle,
+            backend=picture.backend,
+            ms=rounded(sum(picture.timings_ms.values()) + sum(self.reference.timings_ms.values()), 3),
+            verdict=None if max_drop is None else "pass" if self.drop <= max_drop else "fail",
+            note=picture.note or None,
+            reference=self.reference.source,
+            reference_score=rounded(self.reference.value, 6),
+            drop=rounded(self.drop, 6),
+            drop_error=rounded(self.drop_error, 6),
+            full_reference=rounded(self.full_reference, 6),
+        )
+
+
+def compare(
+    stages: Stages,
+    picture: Source,
+    reference: Source,
+    *,
+    name: str | None = None,
+    reference_name: str | None = None,
+    tiling: str | None = None,
+) -> Comparison:
+    """Compare two pictures of one size. Raises ImageError if they are not, and as `Stages.score` does."""
+    named = ((picture, name), (reference, reference_name))
+    works = [
+        stages.prepare(source, called or name_of(source), tiling or stages.tiling, look=True)
+        for source, called in named
+    ]
+    sizes = [f"{work.width} x {work.height}" for work in works]
+    if sizes[0] != sizes[1]:
+        raise ImageError(f"{works[0].source} is {sizes[0]}, its reference {sizes[1]}; resize one to the other's size")
+    while parts := take(works, stages.networks.batch):
+        for part, found in zip(parts, stages.networks.score(parts), strict=True):
+            enter(part, found)
+    return compared(stages, works[0], works[1])
+
+
+def compared(stages: Stages, picture: Work, reference: Work) -> Comparison:
+    """The comparison of two works that are complete, with the same windows."""
+    scores = [stages.finish(work) for work in (picture, reference)]
+    drops = scores[1].tile_scores - scores[0].tile_scores
+    drop, error = mean_and_error(drops)
+    near: dict[str, Any] = {}
+    if (head := stages.bundle.full_reference) is not None:
+        features = [work.extra.get(spec.QUALITY_FEATURES) for work in (picture, reference)]
+        if features[0] is None or features[1] is None:
+            raise BundleError(f"{stages.bundle.id} compares features, and its network gives none; export it again")
+        tiles = head.score(features[0], features[1])
+        near = {"full_reference": float(tiles.mean(dtype=np.float64)), "tile_full_reference": tiles}
+    return Comparison(scores[0], scores[1], drop, error, drops, **near)
+
+
+def mean_and_error(values: NDArray[np.floating[Any]]) -> tuple[float, float | None]:
+    """Mean of [n], and its standard error; a single one has none."""
+    n = len(values)
+    mean = float(values.mean(dtype=np.float64))
+    return mean, float(values.std(ddof=1, dtype=np.float64)) / math.sqrt(n) if n > 1 else None

@@ -1,0 +1,162 @@
+"""DGIQA-FR: a picture and its reference through one DGIQA, the difference of their features becomes a score.
+
+Source: arXiv 2505.24002, appendix C.3: the shared network's features after the dilated stack, their difference, a
+linear layer, a sigmoid. Whether the difference is signed is not visible in the text at hand; signed is the default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dgiqa import forward
+from dgiqa.errors import DgiqaError
+from dgiqa.full_reference import DIFFERENCES, FullReference
+from dgiqa.nn.commands import watched
+from dgiqa.nn.datasets import DepthNetwork, IQADataset, Record, Sample, working_pair
+from dgiqa.nn.network import DGIQA, DGIQAConfig
+from dgiqa.spec import Preprocess
+
+TOP = 4.0  # of the untrained bias: a picture beside itself scores 0.982
+REFERENCE_FOLDERS = (".", "images", "reference_images", "refimgs", "ref_imgs", "src_imgs", "references")
+
+
+@dataclass(frozen=True)
+class DGIQAFRConfig(DGIQAConfig):
+    """DGIQA's sizes, and the difference: "signed" (reference - picture) or "absolute" (of the maps, then averaged)."""
+
+    difference: str = "signed"
+
+
+class DGIQAFR(DGIQA):
+    """DGIQA with a second last layer, for the difference to a reference; without one it scores as DGIQA does."""
+
+    config: DGIQAFRConfig
+
+    def __init__(self, config: DGIQAFRConfig | None = None) -> None:
+        config = config or DGIQAFRConfig()
+        if config.difference not in DIFFERENCES:
+            raise ValueError(f"difference is {config.difference!r}; it can be {' or '.join(DIFFERENCES)}")
+        super().__init__(config)
+        self.fc_reference = nn.Linear(self.fc.in_features, 1)
+        nn.init.normal_(self.fc_reference.weight, std=0.02)
+        nn.init.constant_(self.fc_reference.bias, TOP)
+
+    def forward(self, rgb: Tensor, depth: Tensor, *reference: Tensor) -> Tensor:
+        """Score f32 [N] of rgb and depth; with the reference's two, f32 [N,2]: full-reference score, and that."""
+        features = self.features(rgb, depth)
+        if not reference:
+            return self.score(features)
+        return torch.stack([self.compared(features, self.features(*reference)), self.score(features)], 1)
+
+    def compared(self, features: Tensor, reference: Tensor) -> Tensor:
+        """`features` of both -> f32 [N] in [0, 1]."""
+        apart = reference - features
+        if self.config.difference == "absolute":
+            apart = self._pooled(apart.abs())
+        return torch.sigmoid(self.fc_reference(apart).reshape(-1).float())
+
+    def score(self, features: Tensor) -> Tensor:
+        return super().score(self._pooled(features) if self.config.difference == "absolute" else features)
+
+    def pool(self, stacked: Tensor) -> Tensor:
+        """The dilated stack's maps [N,C,7,7] -> features: means f32 [N,C], or all of them, where their magnitude is
+        taken before the mean, f32 [N,49C]."""
+        return stacked.flatten(1) if self.config.difference == "absolute" else super().pool(stacked)
+
+    def _pooled(self, maps: Tensor) -> Tensor:
+        return maps.unflatten(1, (self.fc.in_features, -1)).mean(2)
+
+    def head(self, features: int) -> FullReference:
+        """The last layer for a manifest. features: how many `features` gives."""
+        weights, bias = self.fc_reference.weight.detach().double().reshape(-1), float(self.fc_reference.bias)
+        return FullReference(tuple(weights.tolist()), bias, self.config.difference, features // len(weights))
+
+
+def with_reference(network: DGIQA, difference: str = "signed") -> DGIQAFR:
+    """A DGIQAFR that starts from a network's weights."""
+    sizes = {name: getattr(network.config, name) for name in DGIQAConfig.__dataclass_fields__}
+    made = DGIQAFR(DGIQAFRConfig(**sizes, difference=difference))
+    made.load_state_dict(network.state_dict(), strict=False)
+    return made
+
+
+class PairSamples:
+    """Records beside their references as `Sample`s: rgb uint8 [H,W,6] and depth uint8 [H,W,2], the picture first.
+
+    references: name of a reference -> its file, see `reference_files`.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], references: Mapping[str, Path], network: DepthNetwork, cache_dir: str | Path
+    ) -> None:
+        self.records, self.references = records, references
+        self.network, self.cache_dir = network, Path(cache_dir)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self.records[index]
+        rgb, depth = _pair(record, self.references, self.network, self.cache_dir)
+        return Sample(np.concatenate(rgb, 2), np.stack(depth, 2), record.score)
+
+
+def reference_files(dataset: IQADataset, root: Path) -> dict[str, Path]:
+    """Name of each reference picture of the dataset -> its file. Raises DgiqaError that names those without one.
+
+    Files are looked for in `root` and in REFERENCE_FOLDERS below it; case does not matter, and the suffix need not be
+    in the name.
+    """
+    root = root if root.is_dir() else root.parent
+    files = [path for folder in REFERENCE_FOLDERS for path in sorted((root / folder).glob("*")) if path.is_file()]
+    by_name = {name: path for path in reversed(files) for name in (path.stem.lower(), path.name.lower())}
+    wanted = sorted({record.reference or "" for record in dataset.records})
+    found = {name: by_name[key] for name in wanted if (key := Path(name).name.lower()) in by_name}
+    if missing := [name or "pictures without a reference" for name in wanted if name not in found]:
+        raise DgiqaError(
+            f"{dataset.name} lacks {len(missing)} of {len(wanted)} references in {root}: {', '.join(missing[:3])}; "
+            f"put them into one of {', '.join(REFERENCE_FOLDERS[1:])}"
+        )
+    return found
+
+
+def pair_predictor(
+    model: DGIQAFR, references: Mapping[str, Path], network: DepthNetwork, cache_dir: Path
+) -> Callable[[Sequence[Record]], NDArray[np.floating]]:
+    """Full-reference scores f64 [n] of records, mean over the grid's tiles."""
+    device = next(model.parameters()).device
+
+    @torch.inference_mode()
+    def predict(records: Sequence[Record]) -> NDArray[np.floating]:
+        model.eval()
+        scores = np.empty(len(records))
+        for i, record in enumerate(watched(records, len(records), "scored")):
+            pairs = zip(*_pair(record, references, network, cache_dir), strict=True)
+            tiles = [list(forward.tiles(rgb, depth, "grid", Preprocess())) for rgb, depth in pairs]
+            found = []
+            for both in zip(*tiles, strict=True):
+                fed = [torch.from_numpy(array).to(device) for feeds in both for array in feeds.values()]
+                found.append(model(*fed)[:, 0].float())
+            scores[i] = torch.cat(found).mean().item()
+        return scores
+
+    return predict
+
+
+def _pair(
+    record: Record, references: Mapping[str, Path], network: DepthNetwork, cache_dir: Path
+) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.uint8]]]:
+    """Working images, and depth images, of a record and of its reference."""
+    original = references[record.reference or ""]
+    pairs = [working_pair(path, network, cache_dir) for path in (record.path, original)]
+    if pairs[0][0].shape != pairs[1][0].shape:
+        raise DgiqaError(f"{record.path} and its reference {original} have different shapes; take it out of the list")
+    rgb, depth = zip(*pairs, strict=True)
+    return list(rgb), list(depth)

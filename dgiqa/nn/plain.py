@@ -1,0 +1,57 @@
+"""Labelled pictures as they lie on disk, for networks that see tiles of them without depth: samples, predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from dgiqa import forward
+from dgiqa.nn.commands import watched
+from dgiqa.nn.datasets import Record, Sample, read_rgb
+
+TILING = "official:25"  # as many random crops as GlintIQA's authors draw
+
+
+class PlainSamples:
+    """Records as `Sample`s of the picture's own size, an empty depth image, and the label on its own scale.
+
+    ends: the labels that became a record's score of 0 and of 1; labels beyond them count as the ends.
+    """
+
+    def __init__(self, records: Sequence[Record], ends: tuple[float, float]) -> None:
+        self.records, self.ends = records, ends
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        record, (worst, best) = self.records[index], self.ends
+        rgb = read_rgb(record.path)
+        return Sample(rgb, np.broadcast_to(np.uint8(0), rgb.shape[:2]), worst + record.score * (best - worst))
+
+
+def plain_predictor(ends: tuple[float, float]) -> Callable[[nn.Module, Sequence[Record]], NDArray[np.floating]]:
+    """(model, records) -> f64 [n], 0 at the worst label and 1 at the best; mean over TILING's tiles."""
+    worst, best = ends
+
+    @torch.inference_mode()
+    def predict(model: nn.Module, records: Sequence[Record]) -> NDArray[np.floating]:
+        model.eval()
+        device, p = next(model.parameters()).device, _preprocess(model)
+        scores = np.empty(len(records))
+        for i, record in enumerate(watched(records, len(records), "scored")):
+            fed = forward.tiles(read_rgb(record.path), None, TILING, p)
+            tiles = [torch.from_numpy(array).to(device) for feeds in fed for array in feeds.values()]
+            scores[i] = torch.cat([model(batch).float() for batch in tiles]).mean().item()
+        return (scores - worst) / (best - worst)
+
+    return predict
+
+
+def _preprocess(model: Any) -> Any:
+    return model.preprocess

@@ -1,0 +1,108 @@
+"""Maps of quality: cells are weighted means of tiles, planted faults are found, depth is split by quantiles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from command import run_here
+from numpy.typing import NDArray
+
+from dgiqa.bundle import Bundle
+from dgiqa.errors import ImageError
+from dgiqa.explain import MAX_TILES, by_depth, overlapping, quality_map
+from dgiqa.scorer import Scorer
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 65), (100, 300), (640, 4000), (65, 2000)])
+def test_tiles_overlap_and_reach_every_edge(size: tuple[int, int]) -> None:
+    windows = overlapping(*size, 64)
+    assert windows.min() == 0
+    assert tuple(windows.max(0) + 64) == size
+    assert len({tuple(window) for window in windows.tolist()}) == len(windows)
+    assert len(windows) <= max(MAX_TILES, -(-size[0] // 64) * -(-size[1] // 64))
+    seen = np.zeros(size, bool)
+    for y, x in windows:
+        seen[y : y + 64, x : x + 64] = True
+    assert seen.all()
+
+
+def test_the_map_is_low_where_tiles_are_and_constant_where_they_agree() -> None:
+    windows = overlapping(192, 192, 64)
+    assert np.allclose(quality_map((192, 192), windows, np.full(len(windows), 0.7, np.float32), 64), 0.7)
+    scores = np.where((windows < 64).all(1), 0.2, 0.8).astype(np.float32)
+    found = quality_map((192, 192), windows, scores, 64)
+    assert np.unravel_index(found.argmin(), found.shape) < (6, 6)
+    assert found[-4:, -4:].min() > 0.75
+    assert found[:3, :3].max() < 0.45
+
+
+def test_quarters_of_the_picture_by_depth_begin_with_the_farthest() -> None:
+    quality = np.tile(np.array([0.1, 0.2, 0.3, 0.4], np.float32), (4, 1))
+    near = np.repeat(np.array([[0, 80, 160, 255]], np.uint8), 4, 0)
+    assert by_depth(quality, near) == pytest.approx((0.1, 0.2, 0.3, 0.4))
+    assert by_depth(quality, near[:, ::-1]) == pytest.approx((0.4, 0.3, 0.2, 0.1))
+    assert by_depth(quality, np.full((4, 4), 9, np.uint8)) is None
+
+
+@pytest.mark.slow
+def test_planted_blur_is_found_by_the_default_model(photos: dict[str, NDArray[np.uint8]]) -> None:
+    """A quarter of the picture is blurred: the lowest tile lies in it."""
+    hits = 0
+    with Scorer() as scorer:
+        for number, photo in enumerate(photos.values()):
+            height, width = (side // 2 for side in photo.shape[:2])
+            y, x = (number % 2) * height, (number // 2) * width
+            planted = photo.copy()
+            planted[y : y + height, x : x + width] = cv2.GaussianBlur(planted[y : y + height, x : x + width], (0, 0), 6)
+            found = scorer.explain(planted)
+            top, left, _ = found.lowest[0]
+            middle = top + found.side[0] / 2, left + found.side[1] / 2
+            hits += y <= middle[0] <= y + height and x <= middle[1] <= x + width
+    assert hits >= 3
+
+
+def test_an_explanation_has_what_it_says(tiny_bundle: Bundle, photos: dict[str, NDArray[np.uint8]]) -> None:
+    with Scorer(tiny_bundle) as scorer:
+        found = scorer.explain(photos["coffee"][::2, ::2], name="coffee")
+        with pytest.raises(ImageError):
+            scorer.explain(b"no picture")
+    assert found.source == "coffee"
+    assert found.lowest[0][2] == pytest.approx(float(found.tile_scores.min()))
+    assert found.by_depth is not None
+    assert "nearest quarter" in found.near_and_far
+    assert ("near is" in found.near_and_far) == (found.by_depth[-1] < found.by_depth[0])
+    drawn = found.drawn()
+    assert drawn.dtype == np.uint8
+    assert drawn.shape[1] == 2 * min(720, found.picture.shape[1]) + 6
+    json.dumps(found.as_dict(), allow_nan=False)
+
+
+def test_a_model_without_depth_maps_the_picture_and_says_nothing_of_near(
+    rgb_bundle: Bundle, photos: dict[str, NDArray[np.uint8]]
+) -> None:
+    with Scorer(rgb_bundle) as scorer:
+        found = scorer.explain(photos["rocket"])
+    assert found.by_depth is None
+    assert found.near_and_far == ""
+    assert found.picture.shape == photos["rocket"].shape
+
+
+def test_the_command_draws_a_picture_and_a_page(bundle_dir: Path, tmp_path: Path, photos: dict) -> None:
+    cv2.imwrite(str(tmp_path / "a&b.png"), photos["coffee"][::3, ::3, ::-1])
+    for name in ("map.png", "map.html"):
+        done = run_here("explain", tmp_path / "a&b.png", "-o", tmp_path / name, "--bundle", bundle_dir)
+        assert done.returncode == 0, done.stderr
+        assert b"lowest at y" in done.stdout
+    assert cv2.imread(str(tmp_path / "map.png")) is not None
+    page = (tmp_path / "map.html").read_text()
+    assert "a&amp;b.png" in page
+    assert "http" not in page
+    done = run_here("explain", tmp_path / "a&b.png", "--json", "--bundle", bundle_dir)
+    assert json.loads(done.stdout)["by_depth"] is not None
+    assert run_here("explain", tmp_path / "a&b.png", "-o", tmp_path / "map.svg").returncode == 2
