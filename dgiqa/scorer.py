@@ -22,7 +22,7 @@ from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.compare import Comparison, compare
 from dgiqa.errors import BackendError, EngineError
 from dgiqa.explain import Explanation, explain
-from dgiqa.forward import Stages, check_tiling, file_of, open_stages
+from dgiqa.forward import BATCH, Stages, check_tiling, file_of, open_stages
 from dgiqa.image import MAX_MEMORY, MAX_PIXELS
 from dgiqa.image.sources import Room, Source, name_of
 from dgiqa.machine import usable_cores
@@ -113,7 +113,7 @@ class Scorer:
             precision=precision,
             engine=built,
             threads=threads,
-            batch=batch,
+            batch=batch or (BATCH if chosen == TENSORRT else None),  # memory is no matter there
             tiling=tiling,
             max_pixels=self.max_pixels,
             max_memory=max_memory,

@@ -300,6 +300,33 @@ def test_grey_is_three_equal_channels(device: Device, shape: tuple[int, ...]) ->
     np.testing.assert_array_equal(*found)
 
 
+@pytest.mark.parametrize("stream", [None, STREAM])
+def test_a_strided_tensor_without_a_stream_makes_one_wait(
+    device: Device, monkeypatch: pytest.MonkeyPatch, stream: int | None
+) -> None:
+    """PyTorch's interface names no stream: the tensor is asked to make one wait, which is waited for in turn."""
+    gpu_fakes.install(monkeypatch, FakeDriver())
+    asked: list[int] = []
+    rgba = np.random.default_rng(0).integers(0, 256, (90, 120, 4), dtype=np.uint8)
+
+    class Tensor(DeviceImage):
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 2, 0
+
+        def __dlpack__(self, *, stream: int) -> Any:
+            asked.append(stream)
+            return self.array.__dlpack__()
+
+    tensor = Tensor(rgba[..., :3])
+    del tensor.__cuda_array_interface__["stream"]
+    tensor.__cuda_array_interface__["version"] = 2
+    found = device.scorer.score(tensor, stream=stream)
+    assert asked == [stream or 1]
+    assert device.lane.followed[-1] == asked[0]
+    wanted = device.scorer.score(DeviceImage(np.ascontiguousarray(rgba[..., :3])))
+    np.testing.assert_array_equal(found.tile_scores, wanted.tile_scores)
+
+
 @pytest.mark.parametrize(
     ("array", "words"),
     [

@@ -67,6 +67,7 @@ def build(  # noqa: PLR0917 - the command line's options
             help="TensorRT: a library that serves operators; repeatable.",
         ),
     ] = None,
+    device: options.Device = None,
     force: Annotated[bool, typer.Option("--force", help="Build again, even if the engine is there.")] = False,
     json_: options.Json = False,
 ) -> None:
@@ -100,6 +101,7 @@ def build(  # noqa: PLR0917 - the command line's options
         timing_cache=timing_cache,
         plugins=plugin or [],
         calibration=[calib] if calib else None,
+        device=device,
         force=force,
         progress=say,
     )

@@ -33,6 +33,10 @@ Build = Annotated[bool, typer.Option("--build", help="Build the engine first if 
 Engine = Annotated[
     Path | None, typer.Option(metavar="DIR", help="An engine's folder, instead of looking in the cache.")
 ]
+Device = Annotated[
+    int | None,
+    typer.Option(min=0, metavar="N", help="The GPU, as CUDA counts them.  [default: the first]"),
+]
 Batch = Annotated[
     int | None,
     typer.Option(
