@@ -542,14 +542,6 @@ def device_of(name: str) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
-def fast_precision(device: torch.device) -> str:
-    """ "bf16" where the hardware computes in it; on a CPU that does not, it takes three times as long as "fp32"."""
-    if device.type == "cuda":
-        return "bf16"
-    has: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bf16" if has.get("amx_bf16") or has.get("avx512_bf16") else "fp32"
-
-
 @contextlib.contextmanager
 def _processes(config: TrainConfig) -> Iterator[tuple[torch.device, int, int]]:
     """Device, rank and world size; joins the process group when torchrun started this process."""
