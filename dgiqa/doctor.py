@@ -20,12 +20,11 @@ from typing import Any
 
 from dgiqa import machine
 from dgiqa._version import __version__
+from dgiqa.extras import install
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 MINIMUM_PYTHON = (3, 10)
 MINIMUM_MEMORY_MB = 1024  # the small model needs 400 MB for one photograph
-INSTALL_CPU = 'pip install "dgiqa-rt[cpu]"'
-INSTALL_GPU = 'pip install "dgiqa-rt[gpu]"'
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def examine(bundle: str = "small") -> list[Check]:
         _module("simplejpeg", "simplejpeg"),
         _rivals("cv2", wheels, "pip uninstall -y {all} && pip install opencv-python-headless"),
         _onnxruntime(),
-        _rivals("onnxruntime", wheels, f"pip uninstall -y {{all}} && {INSTALL_CPU}   (or, for NVIDIA: {INSTALL_GPU})"),
+        _rivals("onnxruntime", wheels, f"pip uninstall -y {{all}} && {install('cpu')}  (NVIDIA: {install('gpu')})"),
     ]
     gpus = machine.nvidia_gpus()
     checks += [_guarded("openvino", lambda: _openvino(wheels)), _providers(gpus)]
@@ -136,7 +135,7 @@ def _module(module: str, wheel: str, install: str = "") -> Check:
 
 def _onnxruntime() -> Check:
     """Without it OpenVINO can score; everything else needs it."""
-    check = _module("onnxruntime", "", INSTALL_CPU)
+    check = _module("onnxruntime", "", install("cpu"))
     spare = check.status == FAIL and importlib.util.find_spec("openvino") is not None
     return replace(check, status=WARN, found=f"{check.found}; OpenVINO scores") if spare else check
 
@@ -156,10 +155,10 @@ def _providers(gpus: list[dict[str, str]]) -> Check:
         providers = list(importlib.import_module("onnxruntime").get_available_providers())
     except Exception as error:
         status = WARN if importlib.util.find_spec("openvino") else FAIL
-        return Check("providers", status, f"none: {error}", INSTALL_CPU)
+        return Check("providers", status, f"none: {error}", install("cpu"))
     found = ", ".join(name.removesuffix("ExecutionProvider") for name in providers)
     if gpus and "CUDAExecutionProvider" not in providers:
-        fix = f"to use the GPU: pip uninstall -y onnxruntime && {INSTALL_GPU}"
+        fix = f"to use the GPU: pip uninstall -y onnxruntime && {install('gpu')}"
         return Check("providers", WARN, f"{found}; the NVIDIA GPU stays idle", fix, providers)
     return Check("providers", OK, found, data=providers)
 
@@ -167,7 +166,9 @@ def _providers(gpus: list[dict[str, str]]) -> Check:
 def _gpu(gpus: list[dict[str, str]]) -> Check:
     found = "; ".join(f"{gpu['name']}, driver {gpu['driver']}, {gpu['memory']}" for gpu in gpus)
     if not gpus and machine.gpu_present():
-        fix = "nvidia-smi must answer: install or restart the NVIDIA driver, or give the container its tools"
+        fix = "install or restart the NVIDIA driver, or give the container its libraries"
+        if importlib.util.find_spec("pynvml") is None:
+            fix = install("nvml")
         return Check("gpu", WARN, "an NVIDIA driver's device files, and nothing that names the GPU", fix, gpus)
     return Check("gpu", OK, found or "no NVIDIA GPU found; the CPU scores", data=gpus)
 
@@ -230,7 +231,7 @@ def _video() -> Check:
     """PyAV, by decoding two frames that it has encoded: its versions differ in what they call things."""
     if importlib.util.find_spec("av") is None:
         return Check("video", OK, "not installed", data={"av": None})
-    fix = 'pip install --upgrade "dgiqa-rt[video]"'
+    fix = install("video").replace("install", "install --upgrade")
     try:
         import av
 

@@ -1,26 +1,31 @@
 """Facts about this machine: cores, memory, CPU flags, GPUs, and what pip installed.
 
-Nothing that could be broken is imported, and nothing is started but nvidia-smi.
+Nothing that could be broken is imported but NVIDIA's nvidia-ml-py, and no process is started.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import math
 import os
 import platform
+import queue
 import re
-import shutil
-import subprocess
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from dgiqa.errors import BackendError
+from dgiqa.extras import needs
+
+T = TypeVar("T")
 
 # Extensions of x86 that change how engines compute.
 INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 MOST_SIDE_BY_SIDE = 16  # threads that prepare, and runs at a time: each of them holds memory
-NVIDIA_SMI_SECONDS = 5  # a hung driver must not hang the doctor
+DRIVER_SECONDS = 5  # a hung driver must not hang the doctor
 # Wheels that install the same folder: the one installed last wins, and removing one breaks the other.
 RIVALS = {
     "onnxruntime": re.compile(r"(ort-nightly|onnxruntime)(-(gpu|directml|openvino|rocm|migraphx|qnn|silicon))?"),
@@ -77,38 +82,36 @@ def gpu_present() -> bool:
     return any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/dxg", r"C:\Windows\System32\nvcuda.dll"))
 
 
-def nvidia_gpus(command: str = "nvidia-smi") -> list[dict[str, str]]:
-    """NVIDIA GPUs as {name, driver, memory}, by nvidia-smi. [] where there is none, or it does not answer in time."""
-    if shutil.which(command) is None:
-        return []
-    fields = ("name", "driver_version", "memory.total")
+def nvidia_gpus() -> list[dict[str, str]]:
+    """NVIDIA GPUs as {name, driver, memory}, asked of the driver. [] where there is none, or it does not answer in
+    time."""
+
+    def asked(nvml: Any) -> list[dict[str, str]]:
+        driver = _text(nvml.nvmlSystemGetDriverVersion())
+        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+        return [
+            {
+                "name": _text(nvml.nvmlDeviceGetName(handle)),
+                "driver": driver,
+                "memory": f"{nvml.nvmlDeviceGetMemoryInfo(handle).total >> 20} MiB",
+            }
+            for handle in handles
+        ]
+
     try:
-        answer = subprocess.run(
-            [command, f"--query-gpu={','.join(fields)}", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=NVIDIA_SMI_SECONDS,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
+        return _from_driver(asked)
+    except BackendError:
         return []
-    lines = (line.split(", ") for line in answer.stdout.splitlines())
-    return [dict(zip(("name", "driver", "memory"), line, strict=True)) for line in lines if len(line) == len(fields)]
 
 
 def gpu(device: int = 0) -> tuple[str, str]:
-    """Name and compute capability of a GPU by CUDA's ordinal, by nvidia-smi, which counts otherwise.
+    """Name and compute capability ("9.0") of a GPU by CUDA's ordinal. NVIDIA's driver counts otherwise.
 
     CUDA numbers those that CUDA_VISIBLE_DEVICES lists, in its order; without that variable the fastest comes first,
     unless CUDA_DEVICE_ORDER is PCI_BUS_ID. Raises BackendError where the two counts may differ, and without such a GPU.
     """
-    query = ["nvidia-smi", "--query-gpu=index,uuid,name,compute_cap", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
-        found = [tuple(line.split(", ")) for line in answer.strip().splitlines()]
-        index = {key: (name, capability) for number, uuid, name, capability in found for key in (number, uuid)}
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise BackendError(f"nvidia-smi does not name the GPU ({error}); install the NVIDIA driver's tools") from error
+    found = _from_driver(_kinds)
+    index = {key: (name, capability) for number, uuid, name, capability in found for key in (number, uuid)}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     listed = list(map(str, range(len(found)))) if visible is None else [part.strip() for part in visible.split(",")]
     named = [next((at for key, at in index.items() if key.startswith(part)), None) for part in listed if part]
@@ -117,10 +120,50 @@ def gpu(device: int = 0) -> tuple[str, str]:
     by_uuid = visible is not None and all(part.startswith("GPU-") for part in listed)
     if len(set(index.values())) > 1 and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID" and not by_uuid:
         raise BackendError(
-            "CUDA and nvidia-smi may count the GPUs here, which are of several kinds, differently; "
+            "CUDA and NVIDIA's driver may count the GPUs here, which are of several kinds, differently; "
             "set CUDA_DEVICE_ORDER=PCI_BUS_ID"
         )
     return kind
+
+
+def _kinds(nvml: Any) -> list[tuple[str, str, str, str]]:
+    """(number, uuid, name, compute capability) of each GPU."""
+    found = []
+    for number in range(nvml.nvmlDeviceGetCount()):
+        handle = nvml.nvmlDeviceGetHandleByIndex(number)
+        capability = "{}.{}".format(*nvml.nvmlDeviceGetCudaComputeCapability(handle))
+        uuid, name = _text(nvml.nvmlDeviceGetUUID(handle)), _text(nvml.nvmlDeviceGetName(handle))
+        found.append((str(number), uuid, name, capability))
+    return found
+
+
+def _from_driver(ask: Callable[[Any], T]) -> T:
+    """What `ask` gets of NVML, in a thread of its own: a driver that hangs is left alone after DRIVER_SECONDS."""
+    try:
+        nvml = importlib.import_module("pynvml")
+    except ImportError as error:
+        raise BackendError(needs("asking the NVIDIA driver", "nvidia-ml-py", "nvml", error=error)) from error
+    answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            nvml.nvmlInit()
+            answer.put(ask(nvml))
+        except Exception as error:
+            answer.put(error)
+
+    threading.Thread(target=run, name="nvml", daemon=True).start()
+    try:
+        got = answer.get(timeout=DRIVER_SECONDS)
+    except queue.Empty:
+        got = f"no answer in {DRIVER_SECONDS} s"
+    if isinstance(got, str | Exception):
+        raise BackendError(f"the NVIDIA driver does not name the GPU ({got}); install or restart it")
+    return cast(T, got)
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode()  # bytes before nvidia-ml-py 11.515
 
 
 def installed_wheels() -> dict[str, str]:

@@ -13,6 +13,8 @@ import warnings
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dgiqa.extras import needs
+
 Float64 = NDArray[np.float64]
 
 
@@ -64,7 +66,7 @@ def logistic_mapped(predicted: ArrayLike, wanted: ArrayLike) -> Float64:
     try:
         from scipy.optimize import OptimizeWarning, curve_fit
     except ImportError as error:
-        raise ImportError("the logistic fit needs scipy, which is not installed: pip install scipy") from error
+        raise ImportError(needs("the logistic fit", "scipy", "calibrate")) from error
     x, y = _pair(predicted, wanted)
     start = (y.max(), y.min(), x.mean(), max(x.std() / 4, 1e-6))
     try:

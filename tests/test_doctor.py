@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from nvml_fake import nvml
 
 from dgiqa import doctor, machine
 from dgiqa.bundle import Bundle
 from dgiqa.doctor import FAIL, OK, WARN, Check
+from dgiqa.errors import BackendError
+from dgiqa.extras import EXTRAS, install
 from dgiqa.runtime.backends import PLAIN_INT8
-
-
-def program(folder: Path, text: str) -> str:
-    path = folder / "nvidia-smi"
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return str(path)
 
 
 def test_a_healthy_machine_has_every_check_once_and_a_document(tiny_bundle: Bundle) -> None:
@@ -72,23 +70,41 @@ def test_an_idle_gpu_is_a_warning(tiny_bundle: Bundle, monkeypatch: pytest.Monke
         assert "[gpu]" in checks["providers"].fix
 
 
-def test_gpus_are_read_from_nvidia_smi(tmp_path: Path) -> None:
-    command = program(tmp_path, "echo 'NVIDIA H200, 580.1, 143771 MiB'; echo 'NVIDIA L4, 580.1, 23034 MiB'")
-    assert machine.nvidia_gpus(command) == [
-        {"name": "NVIDIA H200", "driver": "580.1", "memory": "143771 MiB"},
+def test_gpus_are_named_by_their_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = (("NVIDIA A10", (8, 6)), (b"NVIDIA L4", (8, 9)))
+    monkeypatch.setitem(sys.modules, "pynvml", nvml(*gpus))
+    assert machine.nvidia_gpus() == [
+        {"name": "NVIDIA A10", "driver": "580.1", "memory": "23034 MiB"},
         {"name": "NVIDIA L4", "driver": "580.1", "memory": "23034 MiB"},
     ]
 
 
-@pytest.mark.parametrize("text", ["exit 9", "echo 'NVIDIA-SMI has failed'", "exec sleep 30"])
-def test_a_broken_driver_means_no_gpu_and_no_waiting(
-    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(machine, "NVIDIA_SMI_SECONDS", 0.3)
+@pytest.mark.parametrize("driver", [nvml(says="Driver/library version mismatch"), nvml(seconds=5)])
+def test_a_broken_driver_means_no_gpu_and_no_waiting(driver: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "DRIVER_SECONDS", 0.1)
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
     started = time.perf_counter()
-    assert machine.nvidia_gpus(program(tmp_path, text)) == []
-    assert time.perf_counter() - started < 10
-    assert machine.nvidia_gpus(str(tmp_path / "not-there")) == []
+    assert machine.nvidia_gpus() == []
+    with pytest.raises(BackendError, match="the NVIDIA driver does not name the GPU"):
+        machine.gpu()
+    assert time.perf_counter() - started < 3
+
+
+def test_without_nvidia_ml_py_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert machine.nvidia_gpus() == []
+    with pytest.raises(BackendError, match=r'needs nvidia-ml-py .*; pip install "dgiqa-rt\[nvml\]"'):
+        machine.gpu()
+
+
+def test_every_extra_is_one_of_the_packages() -> None:
+    text = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    section = text.split("[project.optional-dependencies]")[1].split("[project.scripts]")[0]
+    declared = set(re.findall(r"^(\w+) = \[", section, re.M))
+    assert declared == EXTRAS.keys() | {"docs", "test", "dev"}
+    assert install("cpu", "torch") == 'pip install "dgiqa-rt[cpu,torch]"'
+    with pytest.raises(AssertionError):
+        install("cpus")
 
 
 def test_a_module_that_is_missing_or_broken_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +177,7 @@ def test_a_driver_that_does_not_answer_is_a_warning(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(machine, "gpu_present", lambda: True)
     check = doctor._gpu([])
     assert check.status == WARN
-    assert "nvidia-smi must answer" in check.fix
+    assert "NVIDIA driver" in check.fix or "nvml" in check.fix
 
 
 def test_a_machine_with_openvino_alone_is_healthy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ def test_no_pattern_takes_a_format_for_another() -> None:
 
 def test_heic_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pillow_heif.as_plugin", None)
-    with pytest.raises(ImageError, match=r"HEIC photograph; pip install 'dgiqa-rt\[heic\]'"):
+    with pytest.raises(ImageError, match=r"HEIC photograph; pip install \"dgiqa-rt\[heic\]\""):
         decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
 
 

@@ -1,28 +1,29 @@
-"""Which GPU a number of CUDA's means, by what nvidia-smi lists."""
+"""Which GPU a number of CUDA's means, by what NVIDIA's driver lists."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import sys
+from collections.abc import Callable
 
 import pytest
+from nvml_fake import nvml
 
 from dgiqa import machine
 from dgiqa.errors import BackendError
 
-SAME = "0, GPU-aa11, NVIDIA H200, 9.0\n1, GPU-bb22, NVIDIA H200, 9.0\n"
-MIXED = "0, GPU-aa11, NVIDIA T4, 7.5\n1, GPU-bb22, NVIDIA H200, 9.0\n"
+T4, H200 = ("NVIDIA T4", (7, 5)), ("NVIDIA H200", (9, 0))
+SAME, MIXED = (H200, H200), (T4, H200)
+Gpus = tuple[tuple[str, tuple[int, int]], ...]
+List = Callable[[Gpus], None]
 
 
 @pytest.fixture
-def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What nvidia-smi answers."""
-    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\ncat {tmp_path}/answer\n")
-    (tmp_path / "nvidia-smi").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+def listed(monkeypatch: pytest.MonkeyPatch) -> List:
+    """listed(gpus): what NVIDIA's driver answers from here on."""
     for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
         monkeypatch.delenv(name, raising=False)
-    return tmp_path / "answer"
+    uuids = ("GPU-aa11", "GPU-bb22")
+    return lambda gpus: monkeypatch.setitem(sys.modules, "pynvml", nvml(*gpus, uuids=uuids))
 
 
 @pytest.mark.parametrize(
@@ -37,31 +38,32 @@ def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_a_gpu_is_named_as_cuda_counts(  # noqa: PLR0917 - one case
-    listed: Path,
+    listed: List,
     monkeypatch: pytest.MonkeyPatch,
-    answer: str,
+    answer: Gpus,
     visible: str | None,
     order: str | None,
     device: int,
     name: str,
 ) -> None:
-    listed.write_text(answer)
+    listed(answer)
     for variable, value in (("CUDA_VISIBLE_DEVICES", visible), ("CUDA_DEVICE_ORDER", order)):
         if value is not None:
             monkeypatch.setenv(variable, value)
     assert machine.gpu(device)[0] == name
 
 
-def test_no_gpu_is_named_wrongly(listed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    listed.write_text(MIXED)
+def test_no_gpu_is_named_wrongly(listed: List, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed(MIXED)
     with pytest.raises(BackendError, match="of several kinds, differently; set CUDA_DEVICE_ORDER=PCI_BUS_ID"):
         machine.gpu(0)  # CUDA puts the fastest first
-    listed.write_text(SAME)
+    listed(SAME)
     with pytest.raises(BackendError, match="there is no GPU 2 among"):
         machine.gpu(2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     with pytest.raises(BackendError, match="there is no GPU 1 among"):
         machine.gpu(1)
-    listed.write_text("No devices were found\n")
-    with pytest.raises(BackendError, match="nvidia-smi does not name the GPU"):
+    listed(())
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    with pytest.raises(BackendError, match="there is no GPU 0 among"):
         machine.gpu(0)

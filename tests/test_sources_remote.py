@@ -215,7 +215,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(ImageError, match=r"gs:// needs gcsfs; pip install 'dgiqa-rt\[gs\]'"):
+    with pytest.raises(ImageError, match=r"gs:// needs gcsfs; pip install \"dgiqa-rt\[gs\]\""):
         fetch("gs://bucket/a.jpg", Network())
 
 

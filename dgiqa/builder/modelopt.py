@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from dgiqa.builder.calibrate import network_feeds
 from dgiqa.builder.precision import import_onnx, load_model, weighted_layers
 from dgiqa.errors import BackendError, EngineError
+from dgiqa.extras import install
 from dgiqa.runtime.ort import OrtSession
 from dgiqa.spec import Preprocess
-
-INSTALL = 'pip install "dgiqa-rt[modelopt]"'
 
 
 def modelopt_int8(
@@ -101,5 +100,7 @@ def _import_quantize() -> Callable[..., None]:
     try:
         from modelopt.onnx.quantization import quantize  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
-        raise BackendError(f"ModelOpt cannot be imported ({error}); {INSTALL}, or use the builtin method") from error
+        raise BackendError(
+            f"ModelOpt cannot be imported ({error}); {install('modelopt')}, or use the builtin method"
+        ) from error
     return quantize  # type: ignore[no-any-return]

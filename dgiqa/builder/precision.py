@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa.errors import BackendError, EngineError
+from dgiqa.extras import needs
 
-INSTALL = 'pip install "dgiqa-rt[build]"'
 WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")  # the layers that hold the weights and do the arithmetic
 # Operands that the operator itself wants in float32, by position.
 _FLOAT32_OPERANDS = {"Resize": (1, 2)}
@@ -329,9 +329,7 @@ def import_onnx() -> Any:
         import onnx.numpy_helper
         import onnx.shape_inference
     except ImportError as error:
-        raise BackendError(
-            f"changing a graph's precision needs onnx, which cannot be imported ({error}); {INSTALL}"
-        ) from error
+        raise BackendError(needs("changing a graph's precision", "onnx", "build", error=error)) from error
     return onnx
 
 

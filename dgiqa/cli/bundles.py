@@ -25,6 +25,7 @@ from dgiqa.cli.common import (
     stdout,
 )
 from dgiqa.errors import BackendError
+from dgiqa.extras import needs
 
 if TYPE_CHECKING:
     from dgiqa.bundle import Bundle, BundleSummary
@@ -224,7 +225,7 @@ def _in_torch(bundle: Bundle, quality: Path, depth: Path | None, depth_version: 
     try:
         from dgiqa.nn.reference import open_reference
     except ImportError as error:
-        raise BackendError(f'comparing with PyTorch needs {error.name}; pip install "dgiqa-rt[cpu,torch]"') from error
+        raise BackendError(needs("comparing with PyTorch", str(error.name), "cpu", "torch")) from error
     return open_reference(bundle, quality, depth, depth_version)
 
 
@@ -284,7 +285,7 @@ def import_weights(
     try:
         from dgiqa.nn import bundling
     except ImportError as error:
-        raise BackendError(f'importing weights needs {error.name}; pip install "dgiqa-rt[cpu,export]"') from error
+        raise BackendError(needs("importing weights", str(error.name), "cpu", "export")) from error
 
     say(f"importing {quality}{f' and {depth}' if depth else ''}; this takes a few minutes")
     bundle = bundling.import_weights(

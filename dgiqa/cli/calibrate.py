@@ -11,6 +11,7 @@ import typer
 from dgiqa.cli import options
 from dgiqa.cli.common import Backend, app, data_stream, print_json, say, stdout
 from dgiqa.errors import BackendError
+from dgiqa.extras import needs
 
 if TYPE_CHECKING:
     from dgiqa.calibrate import Calibration, Study
@@ -95,7 +96,7 @@ def calibrate(  # noqa: PLR0917 - the command line's options
             result = calibrated(study, adapt_from=shipped, good=good, precision=precision, recall=recall)
         made = write_calibrated(base, result, target, name=name, source=labels.name, overwrite=overwrite)
     except ModuleNotFoundError as error:
-        raise BackendError(f'calibrating needs {error.name}; pip install "dgiqa-rt[calibrate]"') from error
+        raise BackendError(needs("calibrating", str(error.name), "calibrate")) from error
     if curve:
         _write_curve(result, curve)
     if json_:

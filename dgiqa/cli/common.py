@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from dgiqa.errors import BackendError, DgiqaError, ParityError
+from dgiqa.extras import install
 
 if TYPE_CHECKING:
     from dgiqa.report.files import OutputFile
@@ -232,7 +233,7 @@ def explain(error: Exception) -> int:
     if os.environ.get("DGIQA_DEBUG") == "1":
         traceback.print_exception(error)
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.split(".")[0] == "onnxruntime":
-        error = BackendError('ONNX Runtime is not installed; pip install "dgiqa-rt[cpu]" (or [gpu])')
+        error = BackendError(f"ONNX Runtime is not installed; {install('cpu')} (or [gpu])")
     expected = isinstance(error, DgiqaError | OSError | ValueError)
     kind = "" if expected else f"{type(error).__name__}: "
     hint = "" if expected else " (DGIQA_DEBUG=1 shows where)"

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dgiqa.errors import ImageError
+from dgiqa.extras import install
 from dgiqa.image import colours, jpeg, png, pnm, tiff, zeros
 from dgiqa.image.arrays import BAND, as_rgb, check_levels, over_white, rgb_of, upright
 from dgiqa.image.kinds import HEAD, identify
@@ -336,9 +337,7 @@ def _heic(data: bytes) -> Image.Image:
     try:
         plugin = import_module("pillow_heif.as_plugin")
     except ImportError as error:
-        raise ImageError(
-            "this is a HEIC photograph; pip install 'dgiqa-rt[heic]' to read it, or convert it to JPEG"
-        ) from error
+        raise ImageError(f"this is a HEIC photograph; {install('heic')} to read it, or convert it to JPEG") from error
     return _header("HEIC", plugin.HeifImageFile, data)
 
 

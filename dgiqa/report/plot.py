@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dgiqa.extras import needs
 from dgiqa.report.curve import Curve, Curves, span
 from dgiqa.report.rows import readable
 
@@ -58,5 +59,5 @@ def import_matplotlib() -> Any:
     try:
         import matplotlib.figure
     except ImportError as error:
-        raise ImportError(f"a plot needs matplotlib ({error}); pip install matplotlib, or use --html") from error
+        raise ImportError(f"{needs('a plot', 'matplotlib', 'video', error=error)}, or use --html") from error
     return matplotlib.figure

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dgiqa import machine, spec
 from dgiqa.errors import BackendError
+from dgiqa.extras import install
 
 ONNXRUNTIME, OPENVINO, CUDA, TENSORRT = "onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt"
 RTX = "tensorrt-rtx"
@@ -22,11 +23,11 @@ _PREFERRED = (TENSORRT, RTX, CUDA, OPENVINO, ONNXRUNTIME)
 _MODULE = {ONNXRUNTIME: "onnxruntime", OPENVINO: "openvino", CUDA: "onnxruntime", TENSORRT: "tensorrt"}
 _MODULE[RTX] = "onnxruntime_ep_nv_tensorrt_rtx"
 INSTALL = {
-    ONNXRUNTIME: 'pip install "dgiqa-rt[cpu]"',
-    OPENVINO: 'pip install "dgiqa-rt[openvino]"',
-    CUDA: 'pip uninstall -y onnxruntime && pip install "dgiqa-rt[gpu]"',
-    TENSORRT: 'pip install "dgiqa-rt[tensorrt]"',
-    RTX: 'pip install "dgiqa-rt[rtx]"',
+    ONNXRUNTIME: install("cpu"),
+    OPENVINO: install("openvino"),
+    CUDA: f"pip uninstall -y onnxruntime && {install('gpu')}",
+    TENSORRT: install("tensorrt"),
+    RTX: install("rtx"),
 }
 _NO_GPU = "needs an NVIDIA GPU and its driver, and none answers on this machine"
 # int8 against fp32 in OpenVINO, CPU time on a Zen 3 (AVX2): the small bundle's networks 1.5 times as fast, the

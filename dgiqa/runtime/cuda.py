@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa.errors import BackendError
+from dgiqa.extras import install
 
-INSTALL = 'pip install "dgiqa-rt[tensorrt]"'
 ALIGNMENT = 256  # bytes: what TensorRT asks of the address of every input and output
 _LEGACY_STREAM = 1  # the default stream where 0 would say "none given": in DLPack and the CUDA array interface
 _DLPACK_CUDA, _DLPACK_MANAGED = 2, 13
@@ -368,9 +368,11 @@ def _core() -> Any:
     try:
         import cuda.core
     except ImportError as error:
-        raise BackendError(f"cuda-python cannot be imported ({error}); {INSTALL}") from error
+        raise BackendError(f"cuda-python cannot be imported ({error}); {install('tensorrt')}") from error
     if not hasattr(cuda.core, "Device"):  # before 1.0 it was all experimental
-        raise BackendError(f"got cuda-core {getattr(cuda.core, '__version__', '')}, wanted 1.0 or newer; {INSTALL}")
+        raise BackendError(
+            f"got cuda-core {getattr(cuda.core, '__version__', '')}, wanted 1.0 or newer; {install('tensorrt')}"
+        )
     return cuda.core
 
 

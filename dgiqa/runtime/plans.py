@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgiqa.errors import BackendError, EngineError
+from dgiqa.extras import install
 from dgiqa.runtime import cuda
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 OLDEST = (10, 12)  # the first with strong typing in full
-INSTALL = 'pip install "dgiqa-rt[tensorrt]", or take --backend onnxruntime'
 # TensorRT's DataType names, in ours. Types that are not computed in (indices, conditions) keep their own.
 PRECISIONS = {"FLOAT": "fp32", "HALF": "fp16", "INT8": "int8", "BF16": "bf16", "FP8": "fp8"}
 # The engine inspector describes a tensor in words ("Half", "Row major linear FP16 format"): narrowest first.
@@ -94,7 +94,9 @@ def import_tensorrt() -> Any:
     try:
         import tensorrt as trt
     except (ImportError, OSError) as error:
-        raise BackendError(f"TensorRT cannot be imported ({error}); {INSTALL}") from error
+        raise BackendError(
+            f"TensorRT cannot be imported ({error}); {install('tensorrt')}, or take --backend onnxruntime"
+        ) from error
     if tuple(int(part) for part in str(trt.__version__).split(".")[:2]) < OLDEST:
         wanted = ".".join(map(str, OLDEST))
         raise BackendError(f"got TensorRT {trt.__version__}, wanted {wanted} or newer; pip install -U tensorrt")

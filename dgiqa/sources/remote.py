@@ -21,6 +21,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from dgiqa._version import __version__
 from dgiqa.errors import ImageError
+from dgiqa.extras import needs
 from dgiqa.sources.inputs import Network
 
 # Scheme -> (what fsspec calls it, the package that reads it)
@@ -120,7 +121,7 @@ def bucket(address: str) -> tuple[Any, str]:
         fsspec = importlib.import_module("fsspec")
         importlib.import_module(package)
     except ImportError as error:
-        raise ImageError(f"{scheme}:// needs {package}; pip install 'dgiqa-rt[{_EXTRAS[package]}]'") from error
+        raise ImageError(needs(f"{scheme}://", package, _EXTRAS[package])) from error
     return fsspec.filesystem(protocol), rest if protocol != "memory" else f"/{rest}"
 
 

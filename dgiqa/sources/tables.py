@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from dgiqa.errors import ImageError
+from dgiqa.extras import needs
 from dgiqa.sources.inputs import Input, Reading, is_address, suffix_of
 from dgiqa.sources.remote import Fetched, allowed
 
@@ -44,7 +45,7 @@ def rows(name: str, stream: BinaryIO, reading: Reading) -> Iterator[Input]:
         if not found:
             yield Input(name, error="a table without rows")
     except ImportError as error:
-        yield Input(name, error=f"Parquet needs pyarrow ({error}); pip install 'dgiqa-rt[table]'")
+        yield Input(name, error=needs("Parquet", "pyarrow", "table", error=error))
     except Exception as error:  # pyarrow's, csv's and json's, of damaged files
         yield Input(name, error=f"cannot be read on from here ({_told(error)})")
 

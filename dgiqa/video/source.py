@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from dgiqa.errors import BackendError, ImageError
+from dgiqa.extras import needs
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -207,7 +208,7 @@ def import_av() -> Any:
     try:
         import av
     except ImportError as error:
-        raise BackendError(f'video needs PyAV ({error}); pip install "dgiqa-rt[video]"') from error
+        raise BackendError(needs("video", "PyAV", "video", error=error)) from error
     return av
 
 
