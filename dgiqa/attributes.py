@@ -33,6 +33,8 @@ GRAPHICS = (
     ({"palette": 0.5, "framed": 0.35, "edges": 0.01}, 0.12),
     ({"palette": 0.6, "framed": 0.9, "edges": 0.0005}, 0.04),
 )
+FEW = {"palette": 0.98, "flat": 0.9}  # of eight colours, as test charts are
+ONE_COLOUR = 0.7  # share of the commonest one: above it may be a night sky
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ def kind_of(a: Attributes) -> str:
     if _above(a, TEXT):
         return "text"
     if any(_above(a, least) and a.texture < most for least, most in GRAPHICS):
+        return "graphics"
+    if _above(a, FEW) and a.dominant < ONE_COLOUR:
         return "graphics"
     return "greyscale" if a.greyscale else ""
 

@@ -85,6 +85,12 @@ def test_what_is_drawn_is_told_from_photographs(kind: str, stored: str) -> None:
     assert kind_of(measure(picture)) in ("text", "graphics")
 
 
+def test_a_test_chart_is_no_photograph() -> None:
+    bars = np.kron(np.arange(8), np.ones((480, 80))).astype(np.uint8)
+    chart = np.stack([255 * (bars >> shift & 1) for shift in range(3)], axis=-1).astype(np.uint8)
+    assert kind_of(measure(chart)) == "graphics"
+
+
 @pytest.mark.parametrize("fault", ["none", "blur", "noise", "jpeg 8", "dark", "bright", "small", "tall"])
 def test_photographs_get_no_note(photos: dict[str, Photo], fault: str) -> None:
     for name in ("astronaut", "coffee", "chelsea"):

@@ -343,3 +343,14 @@ def test_flat_pictures_in_jpeg_2000_are_scored(options: dict[str, Any], level: i
 def test_zero_bytes_behind_the_picture_are_no_damage(kind: str) -> None:
     data = encode(photo(), kind)
     assert np.array_equal(decode(data + bytes(5000)), decode(data))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "YCbCr"])
+@pytest.mark.parametrize("options", [{}, {"no_jp2": True}, {"irreversible": True}])
+def test_jpeg_2000_is_as_pillow_reads_it_and_damage_is_an_error(mode: str, options: dict[str, Any]) -> None:
+    data = encode(photo().convert(mode), "JPEG2000", **options)
+    theirs = Image.open(io.BytesIO(data))
+    np.testing.assert_array_equal(decode(data), np.asarray(theirs.convert("RGB")))
+    for share in (0.3, 0.7, 0.95):
+        with pytest.raises(ImageError, match=r"truncated or damaged JPEG2000|JPEG2000: damaged"):
+            decode(data[: int(share * len(data))])

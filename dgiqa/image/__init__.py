@@ -276,9 +276,22 @@ def _open_jp2(kind: str, plugin: str, data: bytes) -> Opened:
 
     def read(stop: Stop | None) -> Decoded:
         zeros.check_jp2(data)
-        return _loaded(image, kind, stop)
+        # Pillow holds Python's lock while it decodes: for ten seconds no thread would go on, and no signal be heard
+        levels = _plain_jp2(data) if zeros.is_plain_jp2(data) else None
+        return _loaded(image, kind, stop) if levels is None else _finish_levels(levels, image)
 
     return Opened(kind, *image.size, _memory(image, kind, data), data, read)
+
+
+def _plain_jp2(data: bytes) -> UInt8 | None:
+    """Grey [H,W,1] or colour [H,W,3] by OpenCV, None where it does not read the file."""
+    try:
+        levels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return None
+    if levels is None or levels.dtype != np.uint8:
+        return None
+    return np.asarray(levels[..., None] if levels.ndim == 2 else cv2.cvtColor(levels, cv2.COLOR_BGR2RGB))
 
 
 def _open_webp(kind: str, plugin: str, data: bytes) -> Opened:

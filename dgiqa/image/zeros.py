@@ -50,6 +50,15 @@ def check_jp2(data: bytes) -> None:
         raise ImageError(f"damaged: zero bytes from {at:,} on in place of the picture's data; fetch or copy it again")
 
 
+def is_plain_jp2(data: bytes) -> bool:
+    """Whether it is grey or RGB, with 8 bits and all pixels in every component: nothing to convert."""
+    at = data.find(b"\xff\x4f\xff\x51") + 2
+    count = int.from_bytes(data[at + 38 : at + 40], "big")
+    each = data[at + 40 : at + 40 + 3 * count]
+    converted = re.search(rb"colr\x01..\0\0\0[^\x10\x11]|pclr|cdef", data[:at], re.DOTALL)
+    return count in (1, 3) and each == b"\x07\1\1" * count and not converted
+
+
 def _flat_jp2(data: bytes, siz: int) -> int:
     """Zero bytes in a row that JPEG 2000 may have of flat areas: one for a packet, one bit for a block, both empty."""
     width, height, left, top = (int(value) for value in struct.unpack_from(">4I", data, siz + 6))
