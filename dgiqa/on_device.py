@@ -118,7 +118,7 @@ class DeviceScorer:
 
     depth, quality: sessions that take device arrays. together: images of one size per run of the depth network, which
     are those that wait when a lane is free. sizes: image sizes whose memory is kept, least recently used first out.
-    record: as CUDA graphs.
+    record: as CUDA graphs. home: the context that images must be of, where that is known.
     """
 
     def __init__(
@@ -132,7 +132,9 @@ class DeviceScorer:
         together: int = 1,
         sizes: int = SIZES,
         record: bool = True,
+        home: cuda.Context | None = None,
     ) -> None:
+        self._home = home
         self._networks, self._p, self._kernels = (depth, quality), p, kernels
         self._together, self._sizes, self._record = together, sizes, record
         self._lanes = list(lanes)
@@ -155,6 +157,12 @@ class DeviceScorer:
         on the device fails.
         """
         image, producer = device_image(source, stream)
+        if self._home is not None:
+            at = image.luma if isinstance(image, Nv12) else image.pointer
+            try:
+                cuda.check_home(DeviceArray(at, (1,), np.dtype(np.uint8)), self._home)
+            except ValueError as error:
+                raise ImageError(str(error)) from error
         preprocess.check_size(image.height, image.width, self._p)
         preprocess.windows_for(tiling, self._p.tile, self._p.tile, self._p.tile)  # ValueError before it waits
         asked = _Request(image, source, [s for s in (stream, producer) if s is not None], tiling, batch)
@@ -395,20 +403,24 @@ def open_device_scorer(depth: Any, quality: Any, p: spec.Preprocess) -> DeviceSc
     """
     if depth is None:
         raise BackendError("images on a GPU are scored by models with a depth network; copy the image to the host")
-    for session in (depth, quality):
-        if not hasattr(session, "bind") or session.backend.startswith("onnxruntime-cpu"):
-            raise BackendError(
-                f"got an image on a GPU and networks in {session.backend}; open the Scorer with "
-                'backend="tensorrt" or "onnxruntime-cuda", or copy the image to the host'
-            )
-    kernels = Kernels()
+    context, kernels = context_of(quality), Kernels()
     if kernels.emulated:
         raise BackendError(f"{kernels.path} emulates the kernels on a CPU; set DGIQA_KERNELS to a CUDA build of it")
-    context = getattr(quality, "context", None) or cuda.Context(quality.device)
     lanes: list[Any] = [cuda.Lane(context) for _ in range(LANES)]
     together = min(getattr(depth, "most_at_once", 1), 8)
     record = all(getattr(session, "recordable", True) for session in (depth, quality))
-    return DeviceScorer(depth, quality, p, kernels=kernels, lanes=lanes, together=together, record=record)
+    options: dict[str, Any] = {"together": together, "record": record, "home": context}
+    return DeviceScorer(depth, quality, p, kernels=kernels, lanes=lanes, **options)
+
+
+def context_of(session: Any) -> cuda.Context:
+    """Where a session's arrays lie. BackendError for one on a CPU."""
+    if not hasattr(session, "bind") or session.backend.startswith("onnxruntime-cpu"):
+        raise BackendError(
+            f"got an image on a GPU and networks in {session.backend}; open the Scorer with "
+            'backend="tensorrt" or "onnxruntime-cuda", or copy the image to the host'
+        )
+    return getattr(session, "context", None) or cuda.Context(session.device)
 
 
 def device_image(source: Any, stream: Any = None) -> tuple[Image | Nv12, int | None]:

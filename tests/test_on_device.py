@@ -342,6 +342,21 @@ def test_what_is_no_image_is_refused(device: Device, array: NDArray[Any], words:
         device.scorer.score(DeviceImage(array))
 
 
+def test_an_image_on_another_gpu_is_refused_before_it_ends_the_context(
+    host: Scorer, kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = gpu_fakes.install(monkeypatch, FakeDriver())
+    context = cuda.Context()
+    device = on_device(host, kernels, home=context)
+    with context.current():
+        image = cuda.Lane(context).empty((90, 120, 3), np.uint8)
+        driver.ordinal = 1
+        with pytest.raises(ImageError, match="the array is on GPU 1, the networks on GPU 0; copy it there first"):
+            device.scorer.score(image)
+        with pytest.raises(ImageError, match="is no CUDA memory"):
+            device.scorer.score(DeviceImage(np.zeros((90, 120, 3), np.uint8)))
+
+
 def test_host_memory_is_no_device_image() -> None:
     with pytest.raises(ImageError, match="wanted an array on a CUDA device"):
         device_image(np.zeros((9, 9, 3), np.uint8))

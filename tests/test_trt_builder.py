@@ -24,7 +24,12 @@ from dgiqa.bundle import load_bundle
 
 HERE = Path(__file__).resolve().parent / "trt_builder"
 ROOT = HERE.parent.parent
-CHECKED = ("builder/plan", "runtime/trt", "runtime/cuda")  # the modules that call TensorRT and the driver
+CHECKED = (
+    "builder/plan",
+    "runtime/trt",
+    "runtime/plans",
+    "runtime/cuda",
+)  # the modules that call TensorRT and the driver
 FOLDER = os.environ.get("DGIQA_TRT_BUILDER", "")
 PLUGIN = os.environ.get("DGIQA_TRT_PLUGIN", "")
 PRECISIONS = ("fp32", "fp16", "int8", "fp8")
@@ -55,7 +60,7 @@ def compile(builder: Path, tmp_path: Path) -> Compile:
     """compile(file or model, shapes, ...) -> what trt_builder/compile.py says; the plan is tmp_path / "plan"."""
     from environment import variables
 
-    def run(model: Any, shapes: dict[str, Any], **more: Any) -> dict[str, Any]:
+    def run(model: Any, shapes: Any, **more: Any) -> dict[str, Any]:
         if not isinstance(model, Path):
             onnx.save(model, tmp_path / "model.onnx")
             model = tmp_path / "model.onnx"
@@ -173,6 +178,14 @@ def test_shapes_are_asked_for_and_checked(compile: Compile, tmp_path: Path) -> N
     assert compile(twice, {"a": [[2, 4], [1, 4], [8, 4]]})["kind"] == "EngineError"  # smallest above usual
     assert not (tmp_path / "plan").exists()
     assert compile(twice, {"a": [[1, 4], [2, 4], [8, 4]]})["bytes"] > 0
+
+
+def test_lying_and_standing_pictures_have_a_profile_each(compile: Compile) -> None:
+    """An axis of one size keeps it, whatever a profile asks for: a depth network need not take several pictures."""
+    ends = {"a": (1, [1, "rows", "columns"])}
+    twice = graph([helper.make_node("Add", ["a", "a"], ["y"])], ends, (1, [1, "rows", "columns"]))
+    lying, standing = [[1, 4, 4], [1, 4, 6], [4, 4, 8]], [[1, 6, 4], [1, 6, 4], [4, 8, 4]]
+    assert "error" not in compile(twice, [{"a": lying}, {"a": standing}])
 
 
 @pytest.mark.slow

@@ -41,7 +41,8 @@ class Reading:
     timeout_s: an address that sends nothing for so long has stalled. attempts: to reach a live source again, in a row.
     deinterlace: frames marked as interlaced, spatially. bars: "crop" scores a picture without the black bars around it,
     "keep" with them. max_pixels: larger frames are refused before they are decoded; None asks the scorer, but not for
-    more than `source.MAX_PIXELS`. streams: files read side by side.
+    more than `source.MAX_PIXELS`. streams: files read side by side. decoder: "nvdec" decodes local files on the GPU
+    that the networks run on, and their pictures stay there; bars and `Reuse` are the CPU's.
     """
 
     raw: Raw | None = None
@@ -53,6 +54,7 @@ class Reading:
     bars: Literal["crop", "keep"] = "crop"
     max_pixels: int | None = None
     streams: int = STREAMS
+    decoder: Literal["cpu", "nvdec"] = "cpu"
 
 
 @dataclass
@@ -87,6 +89,8 @@ class VideoRun:
         batch: int | None = None,
         workers: int | None = None,
     ) -> None:
+        if reading.decoder not in ("cpu", "nvdec"):
+            raise ValueError(f"decoder is {reading.decoder!r}; choose cpu or nvdec")
         if reading.streams < 1 or reading.timeout_s <= 0 or reading.attempts < 1:
             raise ValueError(f"streams, timeout_s and attempts must be above 0, got {reading}")
         self.stages = stages
@@ -161,7 +165,7 @@ class VideoRun:
         reading, progress = self.reading, self.progress[name]
 
         def opened() -> Video:
-            video = Video(
+            video = self._video(
                 source,
                 raw=reading.raw,
                 name=name,
@@ -185,6 +189,14 @@ class VideoRun:
         )
         feed(self._channel, found, newest_wins=lambda: progress.live, stop=self._stop)
         progress.ended = True
+
+    def _video(self, source: VideoSource, **reading: Any) -> Video:
+        if self.reading.decoder == "cpu":
+            return Video(source, **reading)
+        from dgiqa.on_device import context_of
+        from dgiqa.video.nvdec import NvdecVideo
+
+        return NvdecVideo(source, context=context_of(self.stages.networks.quality), **reading)
 
     def _describe(self, progress: Progress, video: Video) -> None:
         progress.live = video.opened.live if self.reading.live is None else self.reading.live

@@ -29,12 +29,16 @@ def main() -> None:
     signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, task.get("interrupt_s", 0))
     messages: list[str] = []
-    shapes = {name: tuple(map(tuple, triple)) for name, triple in task.get("shapes", {}).items()}
+    asked = task.get("shapes", {})
+    profiles = [
+        {name: tuple(map(tuple, triple)) for name, triple in each.items()}
+        for each in (asked if isinstance(asked, list) else [asked])
+    ]
     try:
         info = build_plan(
             Path(task["onnx"]),
             Path(task["plan"]),
-            shapes=shapes,
+            shapes=profiles,
             plugins=[Path(library) for library in task.get("plugins", [])],
             timing_cache=Path(task["timing_cache"]) if task.get("timing_cache") else None,
             progress=messages.append,

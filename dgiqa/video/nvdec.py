@@ -1,0 +1,148 @@
+"""NVIDIA's hardware decoder (PyNvVideoCodec): frames are decoded, turned to RGB and scored on the GPU.
+
+    file -> NVDEC -> NV12 on the device -> RGB on the device, `colour.to_rgb`'s -> scored there
+
+The first frames are decoded by PyAV as well and compared: the codecs define every bit, so that the honest difference is
+0, and what differs by more than MAX_LEVELS anywhere is refused. So is what the kernel does not make: more than 8 bits,
+HDR, turned or interlaced pictures, odd sizes. Not yet run on a GPU: the calls are those of PyNvVideoCodec 2.2, tested
+with a stand-in of it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from importlib import import_module
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from dgiqa.errors import BackendError
+from dgiqa.hdr import HLG, PQ
+from dgiqa.runtime import cuda
+from dgiqa.runtime.kernels import Kernels, Nv12
+from dgiqa.video import colour
+from dgiqa.video.frames import Frame, Video
+from dgiqa.video.sampling import Sampling
+from dgiqa.video.source import RefusedError, VideoSource, import_av
+
+COMPARED = 3  # frames decoded by both before the GPU's are trusted
+MAX_LEVELS = 2  # of 255, largest difference of any channel of any pixel
+_INSTEAD = "leave decoder=nvdec out for this video"
+
+
+class NvdecVideo(Video):
+    """As Video, for local files; frames' pictures are arrays on the GPU, uint8 [H,W,3].
+
+    context: the one they are scored in. kernels: the library that makes RGB.
+    """
+
+    def __init__(
+        self, source: VideoSource, *, context: cuda.Context, kernels: Kernels | None = None, **reading: Any
+    ) -> None:
+        super().__init__(source, **reading)
+        if not self.opened.local:
+            raise BackendError(f"nvdec reads local files only; {_INSTEAD}")
+        self._lane, self._kernels = cuda.Lane(context), kernels or Kernels()
+
+    def frames(self, wanted: Sampling, stop: threading.Event | None = None) -> Iterator[Frame]:
+        """The frames to score, in order of time; black bars stay. Sampling by scenes is refused."""
+        if wanted.per_scene:
+            raise RefusedError(f"{self.name}: scenes are found on the CPU; {_INSTEAD}")
+        try:
+            ticks = wanted.ticks(self._length_s(wanted), self.opened.rate)
+        except ValueError as error:
+            raise RefusedError(f"{self.name}: {error}") from error
+        reference, none = self._reference(), True
+        for number, (time_s, picture) in enumerate(self._decoded(reference[0])):
+            if (stop and stop.is_set()) or ticks.over or time_s > wanted.end:
+                break
+            due = ticks.due(time_s)
+            if not due and number >= len(reference):
+                continue
+            rgb = self._rgb(picture)
+            if number < len(reference):
+                self._compare(rgb, reference[number])
+            if due:
+                none = False
+                yield Frame(self.name, time_s, number, rgb)  # type: ignore[arg-type] # lies on the GPU
+        if none and not (stop and stop.is_set()):
+            yield Frame(self.name, wanted.start, None, error=self._nothing_in(wanted))
+
+    def _rgb(self, picture: Nv12) -> cuda.DeviceArray:
+        """A copy, made before the decoder uses the memory again."""
+        with self._lane.current():
+            rgb = self._lane.empty((picture.height, picture.width, 3), np.uint8)
+            self._kernels.nv12(picture, rgb.pointer, stream=self._lane.handle)
+            self._lane.sync()
+        return rgb
+
+    def _reference(self) -> list[Any]:
+        """The first frames as PyAV decodes them. BackendError for what the GPU does not show as the CPU does."""
+        with import_av().open(f"file:{self.opened.path}") as container:
+            frames = list(islice(container.decode(video=0), COMPARED))
+        if not frames:
+            raise BackendError(f"the CPU finds no frame to compare nvdec's with; {_INSTEAD}")
+        first = frames[0]
+        wrong = {
+            f"{first.format.name} instead of 8-bit 4:2:0": first.format.name not in ("yuv420p", "yuvj420p", "nv12"),
+            "HDR": first.color_trc in (PQ, HLG),
+            "turned": bool(first.rotation) or colour.turn_of(first) is not None,
+            "interlaced": first.interlaced_frame and self.deinterlace,
+            "of odd size": first.width % 2 or first.height % 2,
+        }
+        if found := [what for what, is_so in wrong.items() if is_so]:
+            raise BackendError(f"the video is {' and '.join(found)}, which nvdec's way does not take; {_INSTEAD}")
+        return frames
+
+    def _decoded(self, like: Any) -> Iterator[tuple[float, Nv12]]:
+        """Time and picture of every frame; a picture is there until the next one is asked for."""
+        matrix = colour.matrix_number(like.colorspace, like.height)
+        full = like.color_range == colour.FULL or like.format.name.startswith("yuvj")
+        nvc, context = _import_codec(), self._lane.context
+        try:
+            with context.current():
+                demuxer = nvc.CreateDemuxer(filename=self.opened.path)
+                decoder = nvc.CreateDecoder(
+                    gpuid=context.device,
+                    codec=demuxer.GetNvCodecId(),
+                    cudacontext=int(context.handle),
+                    cudastream=self._lane.handle,
+                    usedevicememory=True,
+                )
+            height, width = like.height, like.width
+            tick_s = demuxer.GetTimebaseNum() / demuxer.GetTimebaseDen()
+            for packet in demuxer:
+                with context.current():
+                    frames = decoder.Decode(packet)
+                for frame in frames:
+                    if frame.framesize() != width * height * 3 // 2:
+                        raise BackendError(
+                            f"nvdec gave {frame.framesize()} bytes for {width} x {height}, wanted NV12; {_INSTEAD}"
+                        )
+                    luma = int(frame.GetPtrToPlane(0))
+                    picture = Nv12(luma, luma + width * height, height, width, (width, width), matrix, full, frame)
+                    yield frame.getPTS() * tick_s - self.opened.origin_s, picture
+        except BackendError:
+            raise
+        except Exception as error:  # its exceptions share no base
+            raise BackendError(f"nvdec cannot decode {self.name} ({error}); {_INSTEAD}") from error
+
+    def _compare(self, rgb: cuda.DeviceArray, frame: Any) -> None:
+        wanted = colour.to_rgb(frame)
+        with self._lane.current():
+            got = rgb.numpy()
+        worst = int(np.abs(got.astype(np.int16) - wanted).max()) if got.shape == wanted.shape else 255
+        if worst > MAX_LEVELS:
+            raise BackendError(
+                f"nvdec's pixels differ from the CPU's by {worst} of 255 levels, wanted {MAX_LEVELS}; {_INSTEAD}"
+            )
+
+
+def _import_codec() -> Any:
+    try:
+        return import_module("PyNvVideoCodec")
+    except Exception as error:  # without NVIDIA's driver its import raises RuntimeError
+        reason = str(error).split("\n", maxsplit=1)[0]
+        raise BackendError(f"nvdec needs PyNvVideoCodec and a driver ({reason}); pip install PyNvVideoCodec") from error
