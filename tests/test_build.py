@@ -448,15 +448,15 @@ def test_a_real_gpu_builds_and_scores(need_gpu: Callable[..., None]) -> None:
 # the commands
 
 
-def command(*arguments: str | Path, program: Sequence[str] = ("-m", "dgiqa")) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, *program, *map(str, arguments)]
+def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "dgiqa", *map(str, arguments)]
     return subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
 
 
 @pytest.mark.slow
 def test_the_commands_build_list_use_and_remove(tiny_bundle: Bundle, tmp_path: Path) -> None:
     where = ("--bundle", tiny_bundle.path, "--backend", "onnxruntime")
-    built = command("--fp16", *where, program=["export/build_engine.py"])
+    built = command("build", "--fp16", *where)
     assert built.returncode == 0, built.stderr
     folder = Path(built.stdout.strip())
     assert folder.parent == engines.engines_folder()

@@ -24,7 +24,7 @@ for requirement in ("onnxscript", "onnxsim", "skimage"):
 from dgiqa import preprocess, spec  # noqa: E402
 from dgiqa.bundle import load_bundle, load_golden  # noqa: E402
 from dgiqa.cli import app  # noqa: E402
-from dgiqa.errors import WeightsError  # noqa: E402
+from dgiqa.errors import BundleError, WeightsError  # noqa: E402
 from dgiqa.meaning import Meaning, Reason  # noqa: E402
 from dgiqa.nn import bundling, onnx_export, reference  # noqa: E402
 from dgiqa.nn.depth import SMALL_PREPROCESS, SmallDepth, save_small_depth  # noqa: E402
@@ -371,17 +371,17 @@ def test_verify_refuses_weights_that_the_model_was_not_made_from(
 
 
 @pytest.mark.slow
-def test_imported_weights_score_as_the_reference(
-    tmp_path: Path, photos: dict[str, NDArray[np.uint8]], capsys: pytest.CaptureFixture[str], script: Script
-) -> None:
+def test_imported_weights_score_as_the_reference(tmp_path: Path, photos: dict[str, NDArray[np.uint8]]) -> None:
     torch.manual_seed(0)
     quality, depth = lively(DGIQA(TINY_QUALITY)), DepthAnything(TINY_DEPTH).eval()
     save_weights(quality, tmp_path / "q.safetensors")
     save_weights(depth, tmp_path / "d.safetensors")
-    arguments = ["--quality", str(tmp_path / "q.safetensors"), "--depth", str(tmp_path / "d.safetensors")]
-    arguments += ["--name", "mine", "--out", str(tmp_path / "out"), "--licence", "Apache-2.0"]
-    assert script("export/import_weights.py").main(arguments) == 0
-    assert "mine@" in capsys.readouterr().out
+    weights = ["--quality", str(tmp_path / "q.safetensors"), "--depth", str(tmp_path / "d.safetensors")]
+    where = ["--name", "mine", "--out", str(tmp_path / "out"), "--licence", "Apache-2.0"]
+    arguments = ["import-weights", *weights, *where]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert str(tmp_path / "out" / "mine") in done.output
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
     bundle = load_bundle(tmp_path / "out" / "mine")
     parity = bundle.manifest["parity"]
@@ -395,8 +395,9 @@ def test_imported_weights_score_as_the_reference(
             score = scorer.score(photos["coffee"], tiling=tiles)
             assert abs(score.value - expected) < 1e-4
             assert np.abs(score.tile_scores - tile_scores).max() < 1e-4
-    assert script("export/import_weights.py").main(arguments) == 1
-    assert "exists" in capsys.readouterr().err
+    again = CliRunner().invoke(app, arguments).exception
+    assert isinstance(again, BundleError)
+    assert "exists" in str(again)
 
 
 @pytest.mark.slow
@@ -408,7 +409,7 @@ def test_to_onnx_prints_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixt
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["depth.onnx"]
 
 
-def test_scripts_refuse_weights_of_another_network(
+def test_weights_of_another_network_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], script: Script
 ) -> None:
     save_weights(DepthAnything(TINY_DEPTH), tmp_path / "d.safetensors")
@@ -416,8 +417,9 @@ def test_scripts_refuse_weights_of_another_network(
     assert script("export/to_onnx.py").main(arguments) == 1
     assert "looks like Depth Anything" in capsys.readouterr().err
     arguments += ["--depth", str(tmp_path / "absent.pth"), "--name", "x"]
-    assert script("export/import_weights.py").main(arguments) == 1
-    assert "looks like Depth Anything" in capsys.readouterr().err
+    refused = CliRunner().invoke(app, ["import-weights", *arguments]).exception
+    assert isinstance(refused, WeightsError)
+    assert "looks like a depth network" in str(refused)
     assert not (tmp_path / "out").exists()
 
 
