@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -16,6 +17,7 @@ from video_clips import RATE, UInt8, blurred, damage, numbered, swaying, write
 
 from dgiqa import forward
 from dgiqa.bundle import Bundle
+from dgiqa.cli.video import _about as about
 from dgiqa.errors import BackendError, ImageError
 from dgiqa.forward import Networks
 from dgiqa.scorer import Scorer
@@ -458,3 +460,25 @@ def test_without_pyav_the_error_says_what_to_install(
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(BackendError, match=r"dgiqa-rt\[video\]"):
         list(scorer.score_video(dimmed))
+
+
+def test_a_video_has_a_verdict_and_the_shares_of_its_reasons() -> None:
+    names = ("good.mp4", "dips.mp4", "gone.mp4")
+    drift = SimpleNamespace(mean=None, largest=0.0, audits=0, tightened=0)
+    progress = {name: SimpleNamespace(info="h264 64x48", notes={"black bars left out"}) for name in names}
+    run = SimpleNamespace(progress=progress, drift=drift, dropped=0)
+    for interval_gate, expected in ((False, ["pass", "pass", None]), (True, ["pass", "fail", None])):
+        summary = Summary(run, 1.0, gate=0.5, interval_gate=interval_gate)  # type: ignore[arg-type]
+        for second in range(8):
+            low = second in (3, 4)
+            row: Row = {"time_s": second / 2, "reused": "", "reasons": ["blur"] if low else []}
+            summary.add(row | {"path": "good.mp4", "score": 0.8})
+            summary.add(row | {"path": "dips.mp4", "score": 0.2 if low else 0.8})
+        summary.add({"path": "gone.mp4", "time_s": 0.0, "score": None, "reused": "", "reasons": None})
+        videos = summary.as_dict(complete=True)["videos"]
+        assert [videos[name]["verdict"] for name in names] == expected
+        assert videos["dips.mp4"]["reasons"] == {"blur": 0.25}
+        assert len(summary.failures()) == expected.count("fail")
+        assert summary.verdicts == [verdict for verdict in expected if verdict]
+        said = "; ".join(about("dips.mp4", videos["dips.mp4"]))
+        assert said.endswith(f"blurred in 25% of the frames; black bars left out; {expected[1]}")

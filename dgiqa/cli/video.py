@@ -147,7 +147,7 @@ def video(  # noqa: PLR0917 - the command line's options
     from dgiqa.report.files import Report
     from dgiqa.report.terminal import ProgressLine
     from dgiqa.scorer import Scorer
-    from dgiqa.video import Reading, Summary, VideoRun
+    from dgiqa.video import INTERVAL_S, Reading, Summary, VideoRun
     from dgiqa.video.reuse import Reuse
     from dgiqa.video.source import Raw
 
@@ -204,7 +204,9 @@ def video(  # noqa: PLR0917 - the command line's options
             streams=streams,
         )
         run = VideoRun(scorer.stages, sources, sampling, reading=reading, reuse=reuse, workers=workers)
-        report.summary = summary = Summary(run, *([] if gate_interval is None else [gate_interval]))
+        report.summary = summary = Summary(
+            run, gate_interval or INTERVAL_S, gate=gate, interval_gate=gate_interval is not None
+        )
         if watched() and not (quiet or no_progress):
             report.line = ProgressLine(sys.stderr)
         report.needed = gate is not None
@@ -214,7 +216,7 @@ def video(  # noqa: PLR0917 - the command line's options
         _say_summary(summary, scorer.backend, written)
     if stop:
         raise stop
-    raise typer.Exit(_verdict(summary, gate, gate_interval is not None, quiet))
+    raise typer.Exit(_verdict(summary, quiet))
 
 
 def _check_against(sources: list[str], others: dict[str, object]) -> None:
@@ -363,15 +365,16 @@ def _check_files(sources: list[str], files: dict[str, str | None]) -> None:
         raise typer.BadParameter(f"{plot!r} is written as PNG; end it in .png", param_hint="--plot")
 
 
-def _verdict(summary: Summary, gate: float | None, interval_gate: bool, quiet: bool) -> int:
+def _verdict(summary: Summary, quiet: bool) -> int:
+    """What is below the gate, one sentence about it, and the exit code."""
     from dgiqa.report.rows import gate_sentence
 
-    below = summary.failures(gate, interval_gate)
-    for line in below:
+    for line in summary.failures():
         say(line, prefix="gate: ")
-    if gate is not None and not quiet and (scored := sum(p.scored > 0 for p in summary.pooled.values())):
-        say(gate_sentence(len(summary.below(gate, interval_gate)), scored, "video", gate), prefix="")
-    if below:
+    verdicts = summary.verdicts
+    if verdicts and not quiet and summary.gate is not None:
+        say(gate_sentence(verdicts.count("fail"), len(verdicts), "video", summary.gate), prefix="")
+    if "fail" in verdicts:
         return GATE_FAILED
     return INPUTS_FAILED if summary.failed else OK
 
@@ -395,10 +398,17 @@ def _say_summary(summary: Summary, backend: str, output: str | None) -> None:
 
 
 def _about(name: str, pooled: dict[str, Any]) -> Iterator[str]:
+    from dgiqa.meaning import words
+
     yield f"{name}: {pooled['video'] or 'not opened'}"
     if pooled["scored"]:
         yield f"mean {pooled['mean']:.4f}, harmonic {pooled['harmonic_mean']:.4f}, 5 % below {pooled['p5']:.4f}"
         worst = pooled["worst_interval"]
         yield f"lowest {pooled['min']:.4f} at {pooled['min_s']:g} s"
         yield f"worst interval {worst['start_s']:g} to {worst['end_s']:g} s, mean {worst['mean']:.4f}"
+    if pooled["reasons"]:
+        told = (f"{words([name])} in {share:.0%}" for name, share in pooled["reasons"].items())
+        yield f"{', '.join(told)} of the frames"
     yield from pooled["notes"]
+    if pooled["verdict"]:
+        yield pooled["verdict"]

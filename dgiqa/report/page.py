@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dgiqa.meaning import words
 from dgiqa.report.curve import Curve, Curves, Point, lowest, span
 from dgiqa.report.html import data_uri, render
 from dgiqa.report.rows import Row, gate_sentence, remarks
@@ -135,7 +136,8 @@ def _jpeg(picture: UInt8) -> bytes:
 def _about(figures: dict[str, Any], curve: Curve) -> str:
     scored = figures.get("scored", 0)
     counts = f"{scored} frame{'s' * (scored != 1)} scored" + (f", {curve.failed} failed" if curve.failed else "")
-    return "; ".join(text for text in (figures.get("video", ""), *figures.get("notes", []), counts) if text)
+    reasons = [f"{words([name])} in {share:.0%} of the frames" for name, share in figures.get("reasons", {}).items()]
+    return "; ".join(text for text in (figures.get("video", ""), *reasons, *figures.get("notes", []), counts) if text)
 
 
 def _figures(figures: dict[str, Any]) -> Iterator[tuple[str | None, str]]:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dgiqa.forward import Stages
+from dgiqa.meaning import verdict
 from dgiqa.report.rows import FRAME_COLUMNS, Row, clock
 from dgiqa.video.channel import CAPACITY, Channel, feed
 from dgiqa.video.frames import Video
@@ -214,11 +215,19 @@ class VideoRun:
 
 
 class Summary:
-    """Sums over a run: pooled figures of each source, reuse, drops and notes."""
+    """Sums over a run: pooled figures of each source, its verdict, reasons and notes; reuse and drops.
 
-    def __init__(self, run: VideoRun, interval_s: float = INTERVAL_S) -> None:
+    gate: the mean from which a video passes. interval_gate: whether the mean of its worst interval must reach it, too.
+    """
+
+    def __init__(
+        self, run: VideoRun, interval_s: float = INTERVAL_S, *, gate: float | None = None, interval_gate: bool = False
+    ) -> None:
         self.run = run
+        self.gate = gate
+        self.interval_gate = interval_gate
         self.pooled = {name: Pooled(interval_s) for name in run.progress}
+        self.reasons: dict[str, Counter[str]] = {name: Counter() for name in run.progress}
         self.reused = 0
         self.started = time.perf_counter()
 
@@ -226,6 +235,7 @@ class Summary:
         """Count one row."""
         self.pooled[row["path"]].add(row["time_s"], row["score"])
         self.reused += bool(row["reused"])
+        self.reasons[row["path"]].update(row["reasons"] or [])
 
     @property
     def scored(self) -> int:
@@ -253,39 +263,47 @@ class Summary:
             parts = [f"{done:.1f}/{sum(known):.1f} s", *parts, f"{clock(left)} left"]
         return share, parts + ([f"{self.run.dropped} dropped"] if self.run.dropped else [])
 
-    def below(self, gate: float, interval_gate: bool) -> list[str]:
-        """The names of the videos that fail the gate."""
+    def verdict(self, name: str) -> str | None:
+        """ "pass" or "fail" for a video; None without a gate, or without a score."""
+        pooled = self.pooled[name]
+        if pooled.mean is None or pooled.worst is None:
+            return None
+        return verdict(min(pooled.mean, pooled.worst.mean) if self.interval_gate else pooled.mean, self.gate)
 
-        def lowest(pooled: Pooled) -> float:
-            means = [pooled.mean, pooled.worst.mean if interval_gate and pooled.worst else None]
-            return min((mean for mean in means if mean is not None), default=math.inf)
+    @property
+    def verdicts(self) -> list[str]:
+        """The verdicts of the videos that have one."""
+        return [found for name in self.pooled if (found := self.verdict(name))]
 
-        return [name for name, pooled in self.pooled.items() if lowest(pooled) < gate]
-
-    def failures(self, gate: float | None, interval_gate: bool) -> list[str]:
+    def failures(self) -> list[str]:
         """Each mean that is below the gate, in words: a pooled mean, or with interval_gate the mean of an interval."""
         found = []
         for name, pooled in self.pooled.items():
-            worst = pooled.worst
-            if gate is None or pooled.mean is None or worst is None:
+            if self.verdict(name) != "fail" or pooled.mean is None or (worst := pooled.worst) is None:
                 continue
-            if pooled.mean < gate:
-                found.append(f"{name}: mean {pooled.mean:.4f} is below {gate:g}")
-            if interval_gate and worst.mean < gate:
+            if verdict(pooled.mean, self.gate) == "fail":
+                found.append(f"{name}: mean {pooled.mean:.4f} is below {self.gate:g}")
+            if self.interval_gate and verdict(worst.mean, self.gate) == "fail":
                 stretch = f"from {worst.start_s:.2f} to {worst.end_s:.2f} s"
-                found.append(f"{name}: mean {worst.mean:.4f} {stretch} is below {gate:g}")
+                found.append(f"{name}: mean {worst.mean:.4f} {stretch} is below {self.gate:g}")
         return found
+
+    def _about(self, name: str) -> dict[str, Any]:
+        """What is said of a video besides its pooled scores. reasons: name -> share of its scored frames."""
+        frames = self.pooled[name].scored
+        return {
+            "video": self.run.progress[name].info,
+            "verdict": self.verdict(name),
+            "reasons": {reason: round(n / frames, 4) for reason, n in self.reasons[name].most_common()},
+            "notes": sorted(self.run.progress[name].notes),
+        }
 
     def as_dict(self, *, complete: bool) -> dict[str, Any]:
         """Ready for JSON. complete: False when the run ended before its sources did."""
         drift = self.run.drift
         return {
             "complete": complete,
-            "videos": {
-                name: pooled.as_dict()
-                | {"video": self.run.progress[name].info, "notes": sorted(self.run.progress[name].notes)}
-                for name, pooled in self.pooled.items()
-            },
+            "videos": {name: pooled.as_dict() | self._about(name) for name, pooled in self.pooled.items()},
             "reused": self.reused,
             "audits": drift.audits,
             "mean_drift": _rounded(drift.mean),
