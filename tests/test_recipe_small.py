@@ -190,6 +190,19 @@ def test_the_mean_of_two_runs_is_their_mean():
     torch.testing.assert_close(average([one, other]).fc.weight, wanted)
 
 
+def test_a_timid_network_is_made_as_bold_as_people():
+    from recipes.small.average import rescaled
+
+    rng = np.random.default_rng(0)
+    network = DGIQA(dataclasses.replace(SMALL, depth_car=False))
+    weight, bias = network.fc.weight.detach().clone(), network.fc.bias.detach().clone()
+    logits = rng.normal(0.4, 0.5, (200, 4))
+    wanted = 1 / (1 + np.exp(-(2 * logits - 0.3)))
+    rescaled(network, 1 / (1 + np.exp(-logits)), wanted.mean(1))
+    torch.testing.assert_close(network.fc.weight, 2 * weight, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(network.fc.bias, 2 * bias - 0.3, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.slow
 def test_the_head_for_reasons_learns_them_on_a_network_that_stays(tmp_path):
     from recipes.small import tell

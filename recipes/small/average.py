@@ -1,10 +1,11 @@
 """The weights of several runs that began at one place become their mean, which is better than each.
 
-    python -m recipes.small.average --out mean.safetensors \\
+    python -m recipes.small.average --opinions data/opinions --out mean.safetensors \\
         --weights runs/small/weights.safetensors runs/more/weights.safetensors
 
-Wortsman et al., "Model soups", ICML 2022. On 600 photographs with opinions that training never saw: SROCC 0.843 and
-0.839 alone, 0.845 together.
+Wortsman et al., "Model soups", ICML 2022. On 600 photographs with opinions that training never saw and on held-out
+chains: SROCC 0.845 and 0.836 before the last run, 0.835 and 0.894 after it, 0.845 and 0.883 together. A mean of
+networks is timid, so with `--opinions` the last layer's scale and offset are fitted to those 600 photographs.
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import expit, logit
 
-from dgiqa.nn.checkpoints import load_dgiqa
 from dgiqa.nn.network import DGIQA
 from dgiqa.nn.weights import save_weights
+from recipes.small.learn import Batches, Pictures, Settings, network_from, tile_scores
 
 
 @torch.no_grad()
@@ -32,14 +37,39 @@ def average(networks: Sequence[DGIQA]) -> DGIQA:
     return first
 
 
+@torch.no_grad()
+def rescaled(network: DGIQA, tiles: NDArray[np.float32], wanted: NDArray[np.float32]) -> DGIQA:
+    """The last layer so scaled and offset that the means of tile scores f32 [n,T] come nearest to opinions f32 [n]."""
+    logits = logit(np.clip(tiles.astype(np.float64), 1e-6, 1 - 1e-6))
+
+    def error(line: NDArray[np.float64]) -> float:
+        return float(np.mean((expit(line[0] * logits + line[1]).mean(1) - wanted) ** 2))
+
+    scale, offset = minimize(error, (1.0, 0.0), method="Nelder-Mead").x
+    print(
+        f"scale {scale:.3f}, offset {offset:+.3f}: RMSE {error(np.array((1.0, 0.0))) ** 0.5:.4f} before, "
+        f"{error(np.array((scale, offset))) ** 0.5:.4f} after"
+    )
+    network.fc.weight.mul_(scale)
+    network.fc.bias.mul_(scale).add_(offset)
+    return network
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m recipes.small.average", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--weights", type=Path, nargs="+", required=True)
+    parser.add_argument("--opinions", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     o = parser.parse_args(arguments)
-    save_weights(average([load_dgiqa(path) for path in o.weights]), o.out)
+    network = average([network_from(path, "") for path in o.weights])
+    if o.opinions:
+        torch.set_num_threads(1)
+        pictures = Pictures(o.opinions)
+        index = Batches(pictures, None, Settings()).validation
+        rescaled(network, tile_scores(network, pictures, index), pictures.labels["mos"][index])
+    save_weights(network, o.out)
     return 0
 
 

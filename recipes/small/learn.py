@@ -403,9 +403,16 @@ def save(path: Path, network: nn.Module, average: nn.Module, optimiser: Any, ste
     os.replace(f"{path}.partial", path)
 
 
-@torch.inference_mode()
 def predict(network: DGIQA, pictures: Pictures, indices: NDArray[np.int64], side: int = SEEN) -> NDArray[np.float32]:
     """Scores f32 [n] of pictures by the four corner tiles of each, as scoring does with a square picture."""
+    return np.asarray(tile_scores(network, pictures, indices, side).mean(1))
+
+
+@torch.inference_mode()
+def tile_scores(
+    network: DGIQA, pictures: Pictures, indices: NDArray[np.int64], side: int = SEEN
+) -> NDArray[np.float32]:
+    """Scores f32 [n,4] of the four corner tiles of pictures."""
     network.eval()
     end, found = working.SIDE - side, []
     for start in range(0, len(indices), 8):
@@ -414,7 +421,7 @@ def predict(network: DGIQA, pictures: Pictures, indices: NDArray[np.int64], side
         ]
         with torch.autocast("cpu", torch.bfloat16):
             score = network(*to_input(np.stack([c[0] for c in crops]), np.stack([c[1] for c in crops])))
-        found.append(score.float().reshape(-1, 4).mean(1).numpy())
+        found.append(score.float().reshape(-1, 4).numpy())
     return np.concatenate(found)
 
 
