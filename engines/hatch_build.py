@@ -1,6 +1,6 @@
 """Compiles the kernels for the wheel, and names the oldest glibc that it runs with.
 
-    engines/*.cu ─► CMake, nvcc ─► libdgiqa_kernels.so, all of CUDA's and C++'s runtimes in it ─► wheel, library.json
+    engines/*.cu ─► CMake, nvcc ─► libdgiqa_kernels.so, CUDA's runtime in it ─► wheel, library.json
 
 DGIQA_ARCHITECTURES: fewer architectures, as in CMAKE_CUDA_ARCHITECTURES. DGIQA_KERNELS_LIBRARY: a library that is built
 already. CMAKE_ARGS: further options for CMake.
@@ -21,9 +21,9 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 LIBRARY = "libdgiqa_kernels.so"
-# What manylinux allows, and nothing of CUDA or C++: those are in the library.
-ALLOWED = re.compile(r"(libc|libm|libpthread|libdl|librt|ld-linux-.*)\.so\.\d+")
-LINKED = "-static-libgcc -static-libstdc++ -Wl,--exclude-libs,ALL -Wl,--strip-all"
+# What manylinux allows, and nothing of CUDA. C++'s runtime stays outside: linked in, it would ask for a newer glibc.
+ALLOWED = re.compile(r"(libc|libm|libpthread|libdl|librt|libgcc_s|libstdc\+\+|ld-linux-.*)\.so\.\d+")
+LINKED = "-Wl,--exclude-libs,ALL -Wl,--strip-all"
 
 
 class Kernels(BuildHookInterface):  # type: ignore[misc]
@@ -58,11 +58,11 @@ def compiled(project: Path, build: Path) -> Path:
 
 
 def platform_tag(library: Path) -> str:
-    """manylinux_2_N_<machine> of the newest glibc symbol; ValueError for a library that needs more than glibc."""
+    """manylinux_2_N_<machine> of the newest glibc symbol; ValueError for a library that needs what manylinux lacks."""
     command = ["readelf", "--wide", "--dynamic", "--version-info", str(library)]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     needed = re.findall(r"\(NEEDED\).*\[(.*)\]", told)
     if foreign := [name for name in needed if not ALLOWED.fullmatch(name)]:
-        raise ValueError(f"{library} needs {', '.join(foreign)}, wanted nothing but glibc; link with {LINKED}")
-    minor = max(int(number) for number in re.findall(r"Name: GLIBC_2\.(\d+)", told))
-    return f"manylinux_2_{max(minor, 17)}_{platform.machine()}"
+        raise ValueError(f"{library} needs {', '.join(foreign)}, wanted what manylinux allows; link it statically")
+    minor = max([17, *(int(number) for number in re.findall(r"Name: GLIBC_2\.(\d+)", told))])
+    return f"manylinux_2_{minor}_{platform.machine()}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from typer.testing import CliRunner
 from dgiqa import forward, machine, preprocess, spec
 from dgiqa.builder import quantize
 from dgiqa.builder.build import BATCH, SLOW_INT8, build, check_buckets, depth_buckets
+from dgiqa.builder.plan import PlanOptions
 from dgiqa.bundle import Bundle, load_bundle, load_golden
 from dgiqa.cli import app
 from dgiqa.errors import BackendError, EngineError, ParityError
@@ -278,10 +281,12 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     from dgiqa.runtime import cuda, plans, trt
     from dgiqa.runtime.ort import OrtSession
 
-    asked = SimpleNamespace(profiles=[], plugins=[], devices=[], types={"fp16": 5, "fp32": 1}, layers={"fp16": 5})
+    types, layers = {"fp16": 5, "fp32": 1}, {"fp16": 5}
+    asked = SimpleNamespace(profiles=[], plugins=[], options=[], devices=[], types=types, layers=layers)
 
     def build_plan(onnx: Path, plan: Path, *, shapes: list[Any], plugins: Sequence[Path], **rest: Any) -> Any:
         asked.profiles += shapes
+        asked.options.append(rest["options"])
         asked.plugins += plugins
         shutil.copy(onnx, plan)
         return SimpleNamespace(layers=6, precisions=asked.types, bytes=plan.stat().st_size, seconds=1.0)
@@ -337,6 +342,77 @@ def test_plans_are_built_for_the_shapes_asked_for_and_found_again(
     made.plugins[0].write_bytes(b"other code")
     with pytest.raises(EngineError, match=r"libplugin\.so is missing or was altered"):
         Scorer(tiny_bundle, precision="fp16")
+
+
+def test_a_plan_that_was_built_for_more_is_loaded_where_it_runs(
+    tiny_bundle: Bundle, tensorrt: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = plans.identity()
+
+    def elsewhere(**changed: str) -> None:
+        monkeypatch.setattr(plans, "identity", lambda: here | changed)
+
+    for options, fits, misfits in (
+        (PlanOptions(), {}, {"tensorrt": "11.5.0"}),
+        (PlanOptions(version_compatible=True), {"tensorrt": "11.5.0"}, {"tensorrt": "12.0"}),
+        (PlanOptions(hardware="same"), {"gpu": "NVIDIA Z2"}, {"gpu": "NVIDIA Z2", "compute_capability": "12.0"}),
+        (
+            PlanOptions(hardware="ampere+"),
+            {"gpu": "NVIDIA Z2", "compute_capability": "12.0"},
+            {"gpu": "NVIDIA T4", "compute_capability": "7.5"},
+        ),
+    ):
+        elsewhere()
+        made = build(tiny_bundle, backend="tensorrt", plan=options)
+        assert made.key["profile"].get("plan", {}) == options.chosen
+        assert tensorrt.options[-1] == options
+        elsewhere(**fits)
+        assert engines.load(made.path, tiny_bundle).path == made.path
+        elsewhere(**misfits)
+        with pytest.raises(EngineError, match="is stale"):
+            engines.load(made.path, tiny_bundle)
+    with pytest.raises(ValueError, match="for TensorRT only, and this is for onnxruntime"):
+        build(tiny_bundle, backend="onnxruntime", plan=PlanOptions(level=5))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hardware": "turing"}, "hardware is 'turing'; choose one of: ampere+, same"),
+        ({"level": 6}, "optimisation level is 6, wanted 0 to 5"),
+        ({"exclude_lean_runtime": True}, "only a version-compatible plan has a lean runtime in it"),
+    ],
+)
+def test_options_of_a_plan_that_mean_nothing_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        PlanOptions(**options)
+
+
+def test_the_command_reaches_every_option_of_a_plan(
+    tiny_bundle: Bundle, tensorrt: SimpleNamespace, script: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = PlanOptions(version_compatible=True, exclude_lean_runtime=True, hardware="ampere+", level=5)
+    options = "--version-compatible --exclude-lean-runtime --hardware ampere+ --optimization-level 5"
+    common = ["--fp16", "--backend", "tensorrt", "--bundle", str(tiny_bundle.path), *options.split()]
+    assert CliRunner().invoke(app, ["build", *common]).exit_code == 0
+    assert tensorrt.options[-1] == wanted
+    made = CliRunner().invoke(app, ["build", "--fp16", "--exclude-lean-runtime"])
+    assert made.exit_code == 2
+    assert "only a version-compatible plan" in made.output
+
+
+def test_the_lean_runtime_stands_in_where_tensorrt_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if importlib.util.find_spec("tensorrt"):
+        pytest.skip("TensorRT is installed here")
+    (tmp_path / "tensorrt_lean.py").write_text("__version__ = '11.4.0.106'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(machine, "gpu_present", lambda: True)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # put back afterwards
+    monkeypatch.delitem(sys.modules, "tensorrt")
+    assert "tensorrt" in backends()
+    assert plans.import_tensorrt().__name__ == "tensorrt_lean"
+    assert sys.modules["tensorrt"] is sys.modules["tensorrt_lean"]
+    del sys.modules["tensorrt_lean"]
 
 
 def test_a_plan_without_the_precision_leaves_nothing(tiny_bundle: Bundle, tensorrt: SimpleNamespace) -> None:

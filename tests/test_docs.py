@@ -130,7 +130,7 @@ def parsed(words: list[str]) -> None:
     if program == "dgiqa-rt":
         dgiqa_rt(rest)
     elif program == "pip":
-        assert rest[0] in ("install", "uninstall")
+        assert rest[0] in ("install", "uninstall", "wheel")
         for extras in re.findall(r"\.\[([a-z,]+)\]", " ".join(rest)):
             assert set(extras.split(",")) <= set(extras_of_the_project())
     elif program == "python" and rest[0] == "-m":

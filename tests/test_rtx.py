@@ -7,6 +7,7 @@ test_trt_builder.py, whose builder is the same library. DGIQA_TRT_BUILDER: see t
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -186,16 +187,23 @@ def driver_without_devices(plugin: Path, folder: Path) -> None:
         subprocess.run(gcc, input=source, text=True, check=True)
 
 
+def linked(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy(source, target)
+
+
 @pytest.mark.skipif(not FOLDER, reason="set DGIQA_TRT_BUILDER, see tests/test_trt_builder.py")
 def test_nvidias_own_library_is_loaded_and_says_that_there_is_no_gpu(tmp_path: Path) -> None:
     """The real plugin in the real onnxruntime, above a driver without devices."""
     folder = Path(FOLDER).resolve() / "site" / "onnxruntime_ep_nv_tensorrt_rtx"
     library = folder / "libonnxruntime_providers_nv_tensorrt_rtx.so"
     driver_without_devices(library, tmp_path)
-    (tmp_path / folder.name).symlink_to(folder)
+    shutil.copytree(folder, tmp_path / folder.name, copy_function=linked)  # importing it makes links in its folder
     program = "from dgiqa.runtime.rtx import RtxSession; import sys; RtxSession(sys.argv[1])"
     quality = load_bundle("small").file("quality.onnx")
-    paths = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "LD_LIBRARY_PATH": f"{tmp_path}:{folder}"}
+    paths = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "LD_LIBRARY_PATH": f"{tmp_path}:{tmp_path / folder.name}"}
     child = subprocess.run(
         [sys.executable, "-c", program, str(quality)],
         env={**os.environ, **paths},

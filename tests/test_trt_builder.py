@@ -213,6 +213,30 @@ def test_measured_kernels_are_kept_between_builds_and_a_torn_cache_starts_afresh
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "plan", "timing.cache"]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"level": 0},
+        {"level": 5},
+        {"hardware": "ampere+"},
+        {"hardware": "same"},
+        {"version_compatible": True},
+        {"version_compatible": True, "exclude_lean_runtime": True},
+    ],
+    ids=str,
+)
+def test_plans_for_more_versions_and_gpus_compile_or_the_builder_says_why(
+    compile: Compile, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    twice = graph([helper.make_node("Add", ["a", "a"], ["y"])], {"a": (1, [4])}, (1, [4]))
+    built = compile(twice, {}, options=options)
+    if options == {"version_compatible": True}:  # its runtime would go into the plan, and TensorRT-RTX has none
+        assert "libnvinfer_lean" in built["error"]
+        return
+    assert "error" not in built, built["error"]
+    assert built["bytes"] == (tmp_path / "plan").stat().st_size > 0
+
+
 def attention() -> Any:
     """One window attention node, fp16, with the body it carries for engines without a kernel."""
     from dgiqa.nn.attention_onnx import OP, with_function

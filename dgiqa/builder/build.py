@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dgiqa import machine, preprocess, spec
+from dgiqa.builder.plan import USUAL, PlanOptions
 from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.errors import BackendError, EngineError, ParityError
 from dgiqa.forward import open_stages
@@ -48,6 +49,7 @@ def build(
     workspace: int = WORKSPACE,
     timing_cache: Path | None = None,
     plugins: Sequence[Path] = (),
+    plan: PlanOptions = USUAL,
     calibration: Sequence[Path] | None = None,
     device: int | None = None,
     force: bool = False,
@@ -60,7 +62,7 @@ def build(
     the bundle's own golden images.
     TensorRT only: batch, tiles a run (fewest, usual, most); buckets, (height, width) of depth inputs that the plan
     takes besides those of square, 4:3 and 16:9 images, upright too; workspace in bytes; timing_cache, a file of
-    measured kernels; plugins, libraries that serve operators.
+    measured kernels; plugins, libraries that serve operators; plan, where else it runs, see PlanOptions.
     device: the GPU's ordinal, of those backends that run on one.
     force: build it again even if it is there. progress: gets a line about each step.
     Raises ValueError for arguments that mean nothing, BackendError if the backend is not there, EngineError if it
@@ -77,7 +79,10 @@ def build(
     profile: dict[str, Any] = {}
     if calibration is not None and precision in EIGHT_BITS:
         profile["calibration"] = _digest(calibration)
+    if plan.chosen and backend != backends.TENSORRT:
+        raise ValueError(f"{', '.join(plan.chosen)} of a plan: for TensorRT only, and this is for {backend}; leave out")
     if backend == backends.TENSORRT:
+        profile |= {"plan": plan.chosen} if plan.chosen else {}
         profile["batch"] = list(batch)
         profile["images"] = IMAGES
         if bundle.preprocess.depth_lower_bound:
@@ -222,6 +227,7 @@ def _planned(order: _Order, onnx: Mapping[str, Path]) -> tuple[dict[str, Path], 
             workspace=order.workspace,
             timing_cache=order.timing_cache,
             plugins=libraries,
+            options=PlanOptions(**order.key["profile"].get("plan", {})),
             progress=order.progress,
         )
         order.progress(f"{info.layers} layers, {info.bytes / 1e6:.1f} MB, {info.seconds:.0f} s")

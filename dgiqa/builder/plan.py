@@ -15,7 +15,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,40 @@ class PlanInfo:
     seconds: float
 
 
+HARDWARE = ("ampere+", "same")
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Where else a plan runs, and how long is looked for its kernels. Each of the first three costs speed.
+
+    version_compatible: with other TensorRTs of this major version, too; a runtime for that is in the plan.
+    exclude_lean_runtime: leave that out, where `tensorrt_lean` is installed anyway. hardware: "ampere+", every GPU of
+    compute capability 8.0 and later; "same", every GPU of the same capability. level: 0 to 5, of effort; 3 is usual.
+    """
+
+    version_compatible: bool = False
+    exclude_lean_runtime: bool = False
+    hardware: str = ""
+    level: int = 3
+
+    def __post_init__(self) -> None:
+        if self.hardware not in ("", *HARDWARE):
+            raise ValueError(f"hardware is {self.hardware!r}; choose one of: {', '.join(HARDWARE)}")
+        if not 0 <= self.level <= 5:
+            raise ValueError(f"optimisation level is {self.level}, wanted 0 to 5")
+        if self.exclude_lean_runtime and not self.version_compatible:
+            raise ValueError("only a version-compatible plan has a lean runtime in it; leave exclude_lean_runtime out")
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What differs from the defaults, for an engine's key."""
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) != field.default}
+
+
+USUAL = PlanOptions()
+
+
 def build_plan(
     onnx: Path,
     plan: Path,
@@ -49,6 +83,7 @@ def build_plan(
     workspace: int = 4 << 30,
     timing_cache: Path | None = None,
     plugins: Sequence[Path] = (),
+    options: PlanOptions = USUAL,
     progress: Callable[[str], None] = lambda message: None,
 ) -> PlanInfo:
     """Compile an ONNX file for the GPU of this machine and write the plan.
@@ -56,7 +91,8 @@ def build_plan(
     shapes: input -> smallest, usual and largest shape, for every input with a dynamic axis; or several of these, each
     of which is tuned for itself. context: of the GPU to build for, by default the first one's. workspace: bytes the
     engine may use beside weights and activations. timing_cache: measured kernels, read and extended. plugins: libraries
-    that serve operators; the bodies that those carry in the file are then left out. progress: gets a line per step.
+    that serve operators; the bodies that those carry in the file are then left out. options: where else it runs.
+    progress: gets a line per step.
     Raises BackendError without TensorRT, EngineError when the file or the shapes are refused; then nothing is written.
     """
     import_tensorrt()
@@ -77,6 +113,7 @@ def build_plan(
             workspace=workspace,
             timing_cache=timing_cache,
             plugins=plugins,
+            options=options,
         )
         try:
             return made.result()
@@ -99,6 +136,7 @@ def _compile(
     workspace: int,
     timing_cache: Path | None,
     plugins: Sequence[Path],
+    options: PlanOptions,
 ) -> PlanInfo:
     """What build_plan does, in a thread of its own."""
     import tensorrt as trt
@@ -116,6 +154,7 @@ def _compile(
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 in the graph is fp32 in the engine
+    _apply(config, options)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or layer_precisions could read names only
     for shapes in profiles:
         _set_profile(builder, network, config, shapes)
@@ -133,6 +172,20 @@ def _compile(
     if timing_cache is not None and cached is not None:
         _write(timing_cache, memoryview(cached.serialize()))
     return PlanInfo(network.num_layers, _graph_precisions(network), data.nbytes, time.monotonic() - started)
+
+
+def _apply(config: trt.IBuilderConfig, options: PlanOptions) -> None:
+    import tensorrt as trt
+
+    config.builder_optimization_level = options.level
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.exclude_lean_runtime:
+        config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
+    if options.hardware == "ampere+":
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    elif options.hardware == "same":
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
 
 
 class Progress:

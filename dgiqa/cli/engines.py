@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,16 @@ from dgiqa.cli import options
 from dgiqa.cli.common import EXIT_CODES, Backend, app, data_stream, print_json, say, stdout
 
 if TYPE_CHECKING:
+    from dgiqa.builder.plan import PlanOptions
     from dgiqa.runtime.engines import Engine
+
+
+class Hardware(str, Enum):
+    """dgiqa.builder.plan.HARDWARE."""
+
+    ampere_plus = "ampere+"
+    same = "same"
+
 
 cache_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The engines built on this machine.")
 app.add_typer(cache_app, name="cache")
@@ -68,6 +78,19 @@ def build(  # noqa: PLR0917 - the command line's options
         ),
     ] = None,
     device: options.Device = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="TensorRT: run with other versions of this major one, too.")
+    ] = False,
+    exclude_lean_runtime: Annotated[
+        bool, typer.Option("--exclude-lean-runtime", help="With it: leave out the runtime that tensorrt_lean brings.")
+    ] = False,
+    hardware: Annotated[
+        Hardware | None,
+        typer.Option(help="TensorRT: run on every GPU from Ampere on, or of the same compute capability."),
+    ] = None,
+    level: Annotated[
+        int, typer.Option("--optimization-level", min=0, max=5, help="TensorRT: effort to find kernels.")
+    ] = 3,
     force: Annotated[bool, typer.Option("--force", help="Build again, even if the engine is there.")] = False,
     json_: options.Json = False,
 ) -> None:
@@ -100,6 +123,7 @@ def build(  # noqa: PLR0917 - the command line's options
         workspace=int(workspace * 2**30),
         timing_cache=timing_cache,
         plugins=plugin or [],
+        plan=_plan(version_compatible, exclude_lean_runtime, hardware, level),
         calibration=[calib] if calib else None,
         device=device,
         force=force,
@@ -168,6 +192,13 @@ def _precision(**asked: bool) -> str:
     if len(names) > 1:
         raise typer.BadParameter("an engine has one precision", param_hint=" ".join(f"--{name}" for name in names))
     return names[0] if names else "fp16"
+
+
+def _plan(version_compatible: bool, exclude_lean_runtime: bool, hardware: Hardware | None, level: int) -> PlanOptions:
+    from dgiqa.builder.plan import PlanOptions
+
+    with options.usage("--exclude-lean-runtime"):
+        return PlanOptions(version_compatible, exclude_lean_runtime, hardware.value if hardware else "", level)
 
 
 def _batch(text: str) -> tuple[int, int, int]:

@@ -109,7 +109,8 @@ def parallel_runs(path: Path, backend: str, threads: int) -> int:
 
 def _lacking(backend: str) -> str:
     """Why a backend cannot run here, or an empty string."""
-    if importlib.util.find_spec(_MODULE[backend]) is None:
+    lean = backend == TENSORRT and importlib.util.find_spec("tensorrt_lean") is not None
+    if importlib.util.find_spec(_MODULE[backend]) is None and not lean:
         return f"needs {_MODULE[backend]}, which is not installed"
     if backend in (CUDA, TENSORRT, RTX) and not machine.gpu_present():
         return _NO_GPU

@@ -336,7 +336,19 @@ def _check_stands_alone(path: Path, fix: str) -> None:
 def _differences(built: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """Which parts of a key speak against loading it. Shapes and plugins are the builder's choice, not the machine's."""
     parts = ("onnx", "engine", "version", "device", "compute_capability", "quantizer")
-    return [k for k in parts if built.get(k) != here.get(k)]
+    return [k for k in parts if built.get(k) != here.get(k) and k not in _made_for_more(built, here)]
+
+
+def _made_for_more(built: Mapping[str, Any], here: Mapping[str, Any]) -> set[str]:
+    """What may differ, because the plan was built to run with other versions or on other GPUs."""
+    plan, free = built["profile"].get("plan", {}), set()
+    if plan.get("version_compatible") and built["version"].split(".")[0] == here["version"].split(".")[0]:
+        free.add("version")
+    if plan.get("hardware") == "same":
+        free.add("device")
+    if plan.get("hardware") == "ampere+" and int(here.get("compute_capability", "0").split(".")[0]) >= 8:
+        free |= {"device", "compute_capability"}
+    return free
 
 
 def _two_sides(built: Mapping[str, Any], here: Mapping[str, Any]) -> str:

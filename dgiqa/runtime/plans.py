@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import re
+import sys
 from collections import Counter, deque
 from collections.abc import Sequence
 from functools import cache
@@ -92,7 +95,12 @@ def as_shape(dimensions: trt.Dims) -> Shape:
 def import_tensorrt() -> Any:
     """The module. BackendError where it is missing or too old."""
     try:
-        import tensorrt as trt
+        trt = importlib.import_module("tensorrt")
+    except ModuleNotFoundError as error:
+        if importlib.util.find_spec("tensorrt_lean") is None:
+            raise BackendError(f"TensorRT cannot be imported ({error}); {INSTALL}") from error
+        # The small runtime for version-compatible plans that leave theirs out; it has all that running takes.
+        trt = sys.modules["tensorrt"] = importlib.import_module("tensorrt_lean")
     except (ImportError, OSError) as error:
         raise BackendError(
             f"TensorRT cannot be imported ({error}); {install('tensorrt')}, or take --backend onnxruntime"
@@ -143,7 +151,9 @@ def load_plan(plan: Path, plugins: Sequence[Path], log: Log) -> trt.ICudaEngine:
     if not plan.is_file():
         raise EngineError(f"{plan} is missing; build it: dgiqa-rt build")
     load_plugins(tuple(plugins))
-    engine = trt.Runtime(logger_of(log)).deserialize_cuda_engine(plan.read_bytes())
+    runtime = trt.Runtime(logger_of(log))
+    runtime.engine_host_code_allowed = True  # of version-compatible plans; engines are verified before they come here
+    engine = runtime.deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
         raise EngineError(f"TensorRT {trt.__version__} cannot load {plan.name} ({log.text()}); build it again here")
     return engine

@@ -1,7 +1,7 @@
 """One line of JSON on stdin -> one file compiled by dgiqa.builder.plan.build_plan -> one line of JSON on stdout.
 
-Runs in the environment that environment.py makes; {"onnx", "plan", "shapes", "plugins", "timing_cache", "interrupt_s"}
-goes in, {"layers", "precisions", "bytes", "seconds", "messages"} or {"error", "kind"} comes out.
+Runs in the environment that environment.py makes; {"onnx", "plan", "shapes", "plugins", "timing_cache", "options",
+"interrupt_s"} goes in, {"layers", "precisions", "bytes", "seconds", "messages"} or {"error", "kind"} comes out.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dgiqa.builder.plan import build_plan
+from dgiqa.builder.plan import PlanOptions, build_plan
 from dgiqa.errors import DgiqaError
 
 
@@ -41,6 +41,7 @@ def main() -> None:
             shapes=profiles,
             plugins=[Path(library) for library in task.get("plugins", [])],
             timing_cache=Path(task["timing_cache"]) if task.get("timing_cache") else None,
+            options=PlanOptions(**task.get("options", {})),
             progress=messages.append,
         )
     except (DgiqaError, Interrupted) as error:

@@ -81,8 +81,8 @@ def variables(folder: Path) -> dict[str, str]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(folder.resolve() / "site"), str(HERE.parent.parent)]),
         "LD_LIBRARY_PATH": str(folder.resolve() / "lib"),
-        "DGIQA_TEST_NVINFER": str(_one(rtx, "libtensorrt_rtx.so.*")),
-        "DGIQA_TEST_NVONNXPARSER": str(_one(rtx, "libtensorrt_onnxparser_rtx.so.*")),
+        "DGIQA_TEST_NVINFER": str(_one(rtx, "libtensorrt_rtx.so.*.*.*")),
+        "DGIQA_TEST_NVONNXPARSER": str(_one(rtx, "libtensorrt_onnxparser_rtx.so.*.*.*")),
     }
 
 
@@ -112,7 +112,7 @@ def _libraries(folder: Path, lib: Path) -> None:
     for major in ("10", "11"):
         for name in LIBRARIES:
             _compile(HERE / "stand_in.c", lib / f"{name}.so.{major}")
-    rtx = _one(folder / "site" / "onnxruntime_ep_nv_tensorrt_rtx", "libtensorrt_rtx.so.*")
+    rtx = _one(folder / "site" / "onnxruntime_ep_nv_tensorrt_rtx", "libtensorrt_rtx.so.*.*.*")
     for link in ("libtensorrt_rtx.so", "libtensorrt_rtx.so.1"):
         (lib / link).symlink_to(rtx)
 
