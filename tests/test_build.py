@@ -347,10 +347,10 @@ def test_plans_are_built_for_the_shapes_asked_for_and_found_again(
 def test_a_plan_that_was_built_for_more_is_loaded_where_it_runs(
     tiny_bundle: Bundle, tensorrt: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = plans.identity()
+    here = plans.identity(None)
 
     def elsewhere(**changed: str) -> None:
-        monkeypatch.setattr(plans, "identity", lambda: here | changed)
+        monkeypatch.setattr(plans, "identity", lambda device=None: here | changed)
 
     for options, fits, misfits in (
         (PlanOptions(), {}, {"tensorrt": "11.5.0"}),
@@ -465,12 +465,12 @@ def test_int8_is_not_offered_where_it_gains_nothing() -> None:
 def test_fp8_is_refused_on_a_gpu_without_such_units(
     tiny_bundle: Bundle, tensorrt: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = plans.identity()
-    monkeypatch.setattr(plans, "identity", lambda: here | {"gpu": "A100", "compute_capability": "8.0"})
+    here = plans.identity(None)
+    monkeypatch.setattr(plans, "identity", lambda device=None: here | {"gpu": "A100", "compute_capability": "8.0"})
     with pytest.raises(BackendError, match=r"A100 has compute capability 8\.0, and fp8 needs 8\.9 or later"):
         build(tiny_bundle, backend="tensorrt", precision="fp8")
     assert nothing_left()
-    monkeypatch.setattr(plans, "identity", lambda: here | {"compute_capability": "12.0"})
+    monkeypatch.setattr(plans, "identity", lambda device=None: here | {"compute_capability": "12.0"})
     with pytest.raises(ParityError, match="can be fp8"):  # asked for, and this bundle's layers are too narrow
         build(tiny_bundle, backend="tensorrt", precision="fp8")
 

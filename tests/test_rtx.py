@@ -68,7 +68,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[SimpleNa
     monkeypatch.setattr(rtx, "_import_onnxruntime", lambda: runtime)
     monkeypatch.setattr(rtx, "GPU", "cpu")
     monkeypatch.setattr(rtx, "NVIDIA", -1)
-    monkeypatch.setattr(machine, "gpu", lambda: asked.gpu)
+    monkeypatch.setattr(machine, "gpu", lambda device=0: asked.gpu)
     monkeypatch.setattr(machine, "gpu_present", lambda: True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     forget()
