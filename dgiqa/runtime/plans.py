@@ -95,12 +95,7 @@ def as_shape(dimensions: trt.Dims) -> Shape:
 def import_tensorrt() -> Any:
     """The module. BackendError where it is missing or too old."""
     try:
-        trt = importlib.import_module("tensorrt")
-    except ModuleNotFoundError as error:
-        if importlib.util.find_spec("tensorrt_lean") is None:
-            raise BackendError(f"TensorRT cannot be imported ({error}); {INSTALL}") from error
-        # The small runtime for version-compatible plans that leave theirs out; it has all that running takes.
-        trt = sys.modules["tensorrt"] = importlib.import_module("tensorrt_lean")
+        trt = _whole_or_lean()
     except (ImportError, OSError) as error:
         raise BackendError(
             f"TensorRT cannot be imported ({error}); {install('tensorrt')}, or take --backend onnxruntime"
@@ -109,6 +104,13 @@ def import_tensorrt() -> Any:
         wanted = ".".join(map(str, OLDEST))
         raise BackendError(f"got TensorRT {trt.__version__}, wanted {wanted} or newer; pip install -U tensorrt")
     return trt
+
+
+def _whole_or_lean() -> Any:
+    """TensorRT; or the small runtime of version-compatible plans under its name, which has all that running takes."""
+    if importlib.util.find_spec("tensorrt") is None and importlib.util.find_spec("tensorrt_lean") is not None:
+        sys.modules["tensorrt"] = importlib.import_module("tensorrt_lean")
+    return importlib.import_module("tensorrt")
 
 
 def logger_of(log: Log) -> trt.ILogger:
