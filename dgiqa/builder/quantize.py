@@ -276,7 +276,7 @@ def _error_of(parts: Sequence[Part], convert: Convert, probe: Probe) -> Callable
 
     def error() -> float:
         seen, quality = probe, _changed_nodes(parts, spec.QUALITY_FILE)
-        if spec.DEPTH_FILE in probe.networks:
+        if any(part.file == spec.DEPTH_FILE for part in parts):
             seen = seen_by(_changed_nodes(parts, spec.DEPTH_FILE))
         return seen.errors({spec.QUALITY_FILE: _session(convert, spec.QUALITY_FILE, quality)}).worst
 

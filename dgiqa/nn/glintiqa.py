@@ -187,8 +187,8 @@ class ResNet(nn.Module):
     def forward(self, rgb: Tensor) -> list[Tensor]:
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(rgb))), 3, 2, 1)
         maps = []
-        for stage in (self.layer1, self.layer2, self.layer3):
-            x = stage(x)
+        for level in (1, 2, 3):
+            x = getattr(self, f"layer{level}")(x)
             maps.append(x)
         return maps
 
