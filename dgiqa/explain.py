@@ -168,7 +168,8 @@ def quality_map(size: tuple[int, int], windows: NDArray[np.int32], scores: Float
     middles = windows + tile / 2
 
     def weights(at: NDArray[Any], middle: NDArray[Any]) -> NDArray[Any]:  # [cells], [n] -> [n,cells]
-        return np.clip(1 - np.abs(at[None] - middle[:, None]) / (tile / 2), 1e-3, None) ** 2
+        near = 1 - np.abs(at[None] - middle[:, None]) / (tile / 2)
+        return np.asarray(np.clip(near, 1e-3, None) ** 2)
 
     wy, wx = weights(y, middles[:, 0]), weights(x, middles[:, 1])
     total = np.einsum("nr,nc->rc", wy, wx)

@@ -171,10 +171,22 @@ def video(  # noqa: PLR0917 - the command line's options
     if max_drop is not None and against is None:
         raise typer.BadParameter("name the master that it drops from: --against MASTER", param_hint="--max-drop")
     if against is not None:
-        scored = {"--raw": raw, "--live": live, "--reuse-depth": reuse, "--plot": plot, "--html": html, "--srt": srt}
+        scored: dict[str, object] = {
+            "--raw": raw,
+            "--live": live,
+            "--reuse-depth": reuse,
+            "--plot": plot,
+            "--html": html,
+            "--srt": srt,
+        }
         scored |= {"--ffmetadata": ffmetadata, "--fail-under": gate}
         _check_against(sources, scored)
-        opening = {"backend": backend.value, "precision": precision.value, "build": build and say, "engine": engine}
+        opening: dict[str, Any] = {
+            "backend": backend.value,
+            "precision": precision.value,
+            "build": build and say,
+            "engine": engine,
+        }
         opening |= {"tiling": tiling, "batch": batch, "threads": threads, "max_pixels": max_pixels}
         _against(model, sources[0], against, sampling, opening, (output, shown), max_drop, quiet)
     with Report() as report:
