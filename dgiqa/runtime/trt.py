@@ -324,10 +324,11 @@ def _fits(shape: Shape, limits: tuple[Shape, Shape]) -> bool:
 def _limits(engine: trt.ICudaEngine, name: str) -> tuple[tuple[Shape, Shape], ...]:
     """Of an input, in each profile; a network of fixed shapes need not have a profile."""
     shape = as_shape(engine.get_tensor_shape(name))
+    profiles: int = engine.num_optimization_profiles
     if -1 not in shape:
-        return ((shape, shape),) * max(1, engine.num_optimization_profiles)
-    found = []
-    for profile in range(engine.num_optimization_profiles):
+        return ((shape, shape),) * max(1, profiles)
+    found: list[tuple[Shape, Shape]] = []
+    for profile in range(profiles):
         smallest, _, largest = engine.get_tensor_profile_shape(name, profile)
         found.append((as_shape(smallest), as_shape(largest)))
     return tuple(found)
