@@ -425,8 +425,8 @@ def fp8_codes(values: NDArray[Any]) -> NDArray[np.uint8]:
     magnitudes = np.abs(values)
     places = np.searchsorted(_FP8_HALFWAY, magnitudes)
     tied = (places < len(_FP8_HALFWAY)) & (magnitudes == _FP8_HALFWAY[np.minimum(places, len(_FP8_HALFWAY) - 1)])
-    codes = places + (tied & (places % 2 == 1))
-    return (codes | np.where(np.signbit(values), 0x80, 0)).astype(np.uint8)
+    codes = places + (tied & (places % 2 == 1)) + np.where(np.signbit(values), 0x80, 0)
+    return np.asarray(codes, np.uint8)
 
 
 def fp8_numbers() -> NDArray[np.float64]:

@@ -108,9 +108,13 @@ def import_tensorrt() -> Any:
 
 def _whole_or_lean() -> Any:
     """TensorRT; or the small runtime of version-compatible plans under its name, which has all that running takes."""
-    if importlib.util.find_spec("tensorrt") is None and importlib.util.find_spec("tensorrt_lean") is not None:
-        sys.modules["tensorrt"] = importlib.import_module("tensorrt_lean")
-    return importlib.import_module("tensorrt")
+    try:
+        return importlib.import_module("tensorrt")
+    except ModuleNotFoundError:
+        if importlib.util.find_spec("tensorrt_lean") is None:
+            raise
+    sys.modules["tensorrt"] = lean = importlib.import_module("tensorrt_lean")
+    return lean
 
 
 def logger_of(log: Log) -> trt.ILogger:
