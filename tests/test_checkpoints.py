@@ -434,7 +434,10 @@ def test_a_compressed_archive_is_refused_unread(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sizes", "reason"),
     [
-        ({"width": 4000, "blocks": 500}, "does not fit"),
+        ({"heads": 0}, "heads is 0, wanted a divisor of the width 24"),
+        ({"heads": 5}, "heads is 5, wanted a divisor of the width 24"),
+        ({"reads": [0, 1, 2, 9]}, "wanted four of 4 blocks, or none"),
+        ({"width": 3999, "blocks": 500}, "does not fit"),
         ({"width": 10**9}, r"was saved with width=1000000000, which are no sizes"),
         ({"channels": []}, "sizes that make no Depth Anything network"),
     ],

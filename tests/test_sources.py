@@ -224,3 +224,12 @@ def test_names_that_end_in_nul_are_not_taken_for_utf16(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     touch(tmp_path, "a", "b")
     assert [item.name for item in listed(io.BytesIO(b"a\0b\0"), "list.txt", null=True)] == ["a", "b"]
+
+
+def test_a_glob_in_a_folder_that_cannot_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("a"))  # root may read everything
+    (item,) = expand([str(tmp_path / "a" / "*.jpg")])
+    assert item.error == f"{tmp_path / 'a'} cannot be read: Permission denied"
+    (item,) = expand([str(tmp_path / "*.jpg")])
+    assert item.error == "no file matches this glob"

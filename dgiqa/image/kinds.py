@@ -28,6 +28,7 @@ _SVG = rb"(\xef\xbb\xbf)?\s*((<\?xml|<!--|<!DOCTYPE svg)[^>]{0,999}>\s*){0,9}<sv
 # Often met under an image's name, or on the way to one: (what it is and what to do, pattern).
 _FOREIGN = (
     (_RAW.format("CR2"), rb"II\*\0....CR"),
+    (_CONVERT.format("a JPEG-LS image"), rb"\xff\xd8\xff\xf7"),
     (_RAW.format("CR3"), rb"....ftypcrx"),
     (_RAW.format("RAF"), rb"FUJIFILMCCD-RAW"),
     (_RAW.format("ORF"), rb"IIR[OS]|MMOR"),
@@ -58,7 +59,7 @@ _FOREIGN = (
     (_CONVERT.format("a JBIG2 image"), rb"\x97JB2\r\n"),
     (_CONVERT.format("a Blizzard texture (BLP)"), rb"BLP[12]"),
     (_CONVERT.format("a CorelDRAW document"), rb"RIFF....CDR"),
-    (_CONVERT.format("perhaps a Targa image (TGA)"), rb".\0[\2\3\x0a\x0b]\0{5}.{8}[\x08\x10\x18\x20][\0\x08\x20\x28]"),
+    (_CONVERT.format("a Targa image (TGA), it seems"), rb".\0[\2\3\x0a\x0b]\0{5}.{8}[\x08\x10\x18\x20][\0\x08\x20(]"),
     (_CONVERT.format("a Windows metafile"), rb"\xd7\xcd\xc6\x9a|\x01\0\0\0.{36} EMF"),
     (_CONVERT.format("a FITS image"), rb"SIMPLE  ="),
     (_CONVERT.format("a DICOM image"), rb".{128}DICM"),
@@ -90,7 +91,7 @@ def identify(head: bytes) -> tuple[str, str]:
     if not head:
         raise ImageError("empty file: 0 bytes")
     known = ", ".join(kind for kind, _, _ in FORMATS)
-    for name, pattern in _FOREIGN[:1]:  # before TIFF, whose signature it carries
+    for name, pattern in _FOREIGN[:2]:  # before TIFF and JPEG, whose signatures they carry
         if re.match(pattern, head, re.DOTALL):
             raise ImageError(f"this is {name}")
     for kind, plugin, pattern in FORMATS:

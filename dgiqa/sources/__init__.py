@@ -235,7 +235,10 @@ def _glob(pattern: str) -> Iterator[str | Input]:
     # include_hidden is off by default: neither * nor ** matches a leading dot.
     paths = [path for path in glob.iglob(pattern, recursive=True) if not os.path.isdir(path)]
     if not paths:
-        yield Input(pattern, error="no file matches this glob")
+        plain = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0] or ("/" if pattern.startswith("/") else ".")
+        closed = os.path.isdir(plain) and not os.access(plain, os.R_OK | os.X_OK)
+        reason = f"{plain} cannot be read: Permission denied" if closed else "no file matches this glob"
+        yield Input(pattern, error=reason)
     yield from sorted(paths, key=natural_key)
 
 
