@@ -35,7 +35,7 @@ NOT_UTF8 = os.fsdecode(b"caf\xe9.jpg")
 DETAILS = ["tile_scores", "windows", "timings_ms", "reason_probabilities", "attributes"]
 COLUMNS = [
     *("path", "score", "std_error", "width", "height", "tiles", "tiling", "status", "error"),
-    *("bundle", "backend", "ms", "schema_version", "verdict", "reasons", "note"),
+    *("bundle", "backend", "ms", "schema_version", "verdict", "reasons", "note", "key"),
 ]
 
 

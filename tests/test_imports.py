@@ -35,7 +35,7 @@ FLOORS = [
     ["builder"],
     ["video"],
     ["scorer"],
-    ["nn", "speed", "doctor", "calibrate"],
+    ["nn", "speed", "doctor", "calibrate", "batch"],
     ["cli"],
 ]
 ROOM_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -259,7 +259,7 @@ def test_the_file_name_decides_the_format() -> None:
         "parquet",
     ]
     for path in ("scores.xlsx", "scores", "csv"):
-        with pytest.raises(ValueError, match=r"\.csv, \.jsonl, \.json or \.parquet"):
+        with pytest.raises(ValueError, match=r"\.csv, \.jsonl, \.json, \.parquet or \.sqlite"):
             format_of(path)
 
 

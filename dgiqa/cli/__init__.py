@@ -14,12 +14,14 @@ from typing import Annotated
 import typer
 
 from dgiqa._version import __version__
-from dgiqa.cli import bench, bundles, calibrate, compare, engines, explaining, score, video
+from dgiqa.cli import bench, bundles, calibrate, compare, engines, explaining, filter, scan, score, video
 from dgiqa.cli.common import OK, PROGRAM, RUNTIME_ERROR, SIGNALS, Stopped, app, explain, say
 
 COMMAND_FILES = (
     score,
     video,
+    filter,
+    scan,
     bench,
     bundles,
     calibrate,

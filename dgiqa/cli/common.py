@@ -39,7 +39,7 @@ Exit codes:
 """
 
 T = TypeVar("T")
-FIRST = ("score", "video", "verify", "bench", "models", "doctor")  # in --help; the others follow
+FIRST = ("score", "video", "scan", "filter", "verify", "bench", "models", "doctor")  # in --help; the others follow
 
 
 class UsualFirst(TyperGroup):

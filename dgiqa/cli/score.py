@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,10 +29,8 @@ from dgiqa.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from dgiqa.image.sources import Source
     from dgiqa.report.files import Report
     from dgiqa.report.rows import Row, Summary
-    from dgiqa.score import Failure
     from dgiqa.scorer import Scorer
     from dgiqa.sources import Input, Reading
 
@@ -77,7 +75,9 @@ def score(  # noqa: PLR0917 - the command line's options
     max_memory: options.MaxMemory = None,
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write rows to FILE: .csv, .jsonl, .json or .parquet."),
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Write rows to FILE: .csv, .jsonl, .json, .parquet or .sqlite."
+        ),
     ] = None,
     format_: options.Format = None,
     json_: Annotated[bool, typer.Option("--json", help="The same as --format json: one document.")] = False,
@@ -153,7 +153,13 @@ def score(  # noqa: PLR0917 - the command line's options
             max_memory=None if max_memory is None else max_memory << 20,
         )
         report.needed = fail_under is not None
-        report.summary = summary = Summary(total)  # its clock starts here: what came before was loading
+        made_with = {
+            "bundle": scorer.bundle.id,
+            "preprocess_version": scorer.bundle.preprocess.version,
+            "tiling": tiling,
+        }
+        made_with |= {"backend": scorer.backend, "precision": scorer.precision}
+        report.summary = summary = Summary(total, run=made_with)  # its clock starts here: what came before was loading
         stop = fill(report, _rows(scorer, inputs, workers, details))
     if not quiet:
         written = output if report.complete or summary.scored + summary.failed else None
@@ -221,10 +227,10 @@ def _list(inputs: Iterator[Input], end: str) -> int:
 
 
 def _open(report: Report, output: str | None, target: str | None, shown: str | None, details: bool) -> None:
-    from dgiqa.report.files import writer_for
+    from dgiqa.report.files import SPOOLED, writer_for
 
     if output and target:
-        file = opened(output, spooled=target == "parquet")
+        file = opened(output, spooled=target in SPOOLED)
         report.write_to(writer_for(target, file, details=details), file)
     if shown:
         stream = stdout() if shown == "table" else data_stream()
@@ -232,27 +238,11 @@ def _open(report: Report, output: str | None, target: str | None, shown: str | N
 
 
 def _rows(scorer: Scorer, inputs: Iterator[Input], workers: int | None, details: bool) -> Generator[tuple[Row, None]]:
-    """A row per input, in the order of the inputs; those that give no image come as failures."""
-    from dgiqa.report.rows import error_row
-    from dgiqa.score import Failure, Score
+    """A row per input, in the order of the inputs."""
+    from dgiqa.batch.scan import rows_of
 
-    keys: deque[str | None] = deque()  # of the inputs that are being scored; results come in their order
-
-    def items() -> Iterator[tuple[str, Source] | Failure]:
-        for item in inputs:
-            keys.append(item.key)
-            if item.source is None:
-                yield Failure(item.name, "ImageError", item.error)
-            else:
-                yield item.name, item.source
-
-    origin = {"bundle": scorer.bundle.id, "backend": scorer.backend, "tiling": scorer.tiling}
-    for result in scorer.score_many(items(), workers=workers):
-        key = keys.popleft()
-        if isinstance(result, Score):
-            yield result.as_row(details=details) | {"key": key}, None
-        else:
-            yield error_row(result.source, result.message, details=details, key=key, **origin), None
+    for row in rows_of(scorer, inputs, workers, details):
+        yield row, None
 
 
 def _say_left_out(left_out: Counter[str]) -> None:

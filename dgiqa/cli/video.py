@@ -293,7 +293,7 @@ def _open(report: Report, output: str | None, shown: str | None, gate: float | N
     if output:
         with options.usage("--output"):
             kind = files.format_of(output)
-        file = opened(output, spooled=kind == "parquet")
+        file = opened(output, spooled=kind in files.SPOOLED)
         report.write_to(files.writer_for(kind, file, "frame"), file)
     makers: dict[str, Callable[[str], files.Sink]] = {
         "plot": lambda path: TimelinePlot(path, gate),

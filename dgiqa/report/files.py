@@ -13,7 +13,10 @@ import itertools
 import json
 import os
 import secrets
+import shutil
+import sqlite3
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TextIO, TypeVar
 
@@ -21,7 +24,8 @@ from dgiqa.extras import needs
 from dgiqa.report.rows import SCHEMA, SCHEMA_VERSION, Kind, Row, Summary, Tally, columns, readable, to_json
 from dgiqa.report.terminal import ProgressLine, TableWriter
 
-FILE_FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".json": "json", ".parquet": "parquet"}
+FILE_FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".json": "json", ".parquet": "parquet", ".sqlite": "sqlite"}
+SPOOLED = ("parquet", "sqlite")  # written as JSON lines first, which a killed run leaves readable
 ROW_GROUP = 1000  # rows of a Parquet file in memory at a time
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that spreadsheets compute
 
@@ -61,7 +65,9 @@ def format_of(path: str) -> str:
     """The format a file name asks for. Raises ValueError naming the suffixes there are."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in FILE_FORMATS:
-        raise ValueError(f"{path!r} ends in {suffix or 'no suffix'}; end it in .csv, .jsonl, .json or .parquet")
+        raise ValueError(
+            f"{path!r} ends in {suffix or 'no suffix'}; end it in .csv, .jsonl, .json, .parquet or .sqlite"
+        )
     return FILE_FORMATS[suffix]
 
 
@@ -74,6 +80,9 @@ def writer_for(name: str, stream: TextIO | OutputFile, kind: Kind = "image", *, 
     if name == "parquet":
         assert isinstance(stream, OutputFile)
         return ParquetWriter(stream, columns(kind, details=details))
+    if name == "sqlite":
+        assert isinstance(stream, OutputFile)
+        return SqliteWriter(stream, columns(kind, details=details))
     return JsonLinesWriter(stream) if name == "jsonl" else JsonWriter(stream)
 
 
@@ -170,6 +179,42 @@ class ParquetWriter:
     def _typed(self, line: str) -> Row:
         row: Row = json.loads(line)
         return row | {name: None if row[name] is None else to_json(row[name]) for name in self._documents}
+
+
+class SqliteWriter:
+    """A table `scores` with a column each, and the summary in a table `run`. Spooled as Parquet is."""
+
+    def __init__(self, file: OutputFile, names: tuple[str, ...]) -> None:
+        self._file = file
+        self._columns = [column for column in SCHEMA if column.name in names]
+
+    def write(self, row: Row) -> None:
+        self._file.write(to_json(row) + "\n")
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Turn the spooled rows into the database."""
+        with self._file.rewritten() as (lines, target), tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "scores.sqlite")
+            with contextlib.closing(sqlite3.connect(path)) as database, database:
+                self._fill(database, lines, summary)
+            with open(path, "rb") as whole:
+                shutil.copyfileobj(whole, target)
+
+    def _fill(self, database: sqlite3.Connection, lines: Iterator[str], summary: dict[str, Any]) -> None:
+        kinds = {"float64": "REAL", "int64": "INTEGER"}
+        typed = ", ".join(f"{column.name} {kinds.get(column.type, 'TEXT')}" for column in self._columns)
+        database.execute(f"CREATE TABLE scores ({typed})")
+        marks = ", ".join("?" * len(self._columns))
+        rows = (json.loads(line) for line in lines)
+        database.executemany(f"INSERT INTO scores VALUES ({marks})", map(self._values, rows))
+        database.execute("CREATE TABLE run (summary TEXT)")
+        database.execute("INSERT INTO run VALUES (?)", (to_json(summary),))
+
+    def _values(self, row: Row) -> list[Any]:
+        cells = ((column, row.get(column.name)) for column in self._columns)
+        return [
+            to_json(cell) if cell is not None and column.type in ("json", "list") else cell for column, cell in cells
+        ]
 
 
 class OutputFile:
@@ -387,6 +432,8 @@ def _cell(name: str, value: Any) -> Any:
     text = readable(value)
     if text.startswith(FORMULA) and text != "-":  # "-" is standard input
         return f"./{text}" if name == "path" else f"'{text}"
+    if name == "key" and text.startswith("'"):  # so that who takes one off has the key again
+        return f"'{text}"
     return text
 
 

@@ -126,6 +126,7 @@ class Tally(Protocol):
 @dataclass
 class Summary:
     """Sums over a run of images, kept up row by row in constant memory. total: how many there will be.
+    run: what the scores were made with, for files to hold.
 
     Lowest and highest are None without a score.
     """
@@ -139,6 +140,7 @@ class Summary:
     highest: float | None = None
     lowest_path: str = ""
     started: float = field(default_factory=time.perf_counter)
+    run: dict[str, Any] | None = None
 
     def add(self, row: Row) -> None:
         """Count one row."""
@@ -175,7 +177,8 @@ class Summary:
 
     def as_dict(self, *, complete: bool) -> dict[str, Any]:
         """The summary of a JSON document. complete: False when the run ended before its inputs did."""
-        return {
+        made = {} if self.run is None else {"run": self.run}
+        return made | {
             "complete": complete,
             "scored": self.scored,
             "failed": self.failed,
@@ -247,17 +250,22 @@ reference. CSV, JSON lines, JSON, Parquet and `Score.as_row()` have the same col
 
 **CSV.** Empty cells are null. A list is one text with commas. A path that begins with `=`, `+`, `-` or `@` gets `./` in
 front, and other such text an apostrophe, so that no spreadsheet runs it as a formula.
+A `key` that begins with an apostrophe gets one more: take one off, and it is as it was.
 
 **JSON lines and JSON.** One object per line; `--json` wraps them as `{{"schema_version", "rows", "summary"}}`.
 
-**Parquet.** Typed columns; the summary is in the file's metadata under `dgiqa`.
+**Parquet.** Typed columns; the summary is in the file's metadata under `dgiqa`, and in `run` of it the
+model's hash, its preprocessing and settings.
+
+**SQLite.** The table `scores` has the columns, lists and documents as JSON; the table `run` has the summary.
 
 **Names that are not UTF-8.** Their bytes are written as `\\xNN`, so that every file is valid UTF-8.
 
 **Files.** Rows go to `NAME.partial-XXXXXXXX.EXT` beside the file you named, one by one. It gets the name when the run
 ends, also when you stop it, when the terminal closes or when the disk is full. After a kill or power cut it stays: the
-next run that writes the same file says where it is, and never deletes it. A Parquet file's partial is JSON lines. Mode
-and owner of a file that is replaced stay. A pipe or device is written into, never replaced.
+next run that writes the same file says where it is, and never deletes it; `scan --resume` does, and scores the shard
+again. Partials of Parquet and SQLite files are JSON lines. Mode and owner of a file that is replaced stay.
+A pipe or device is written into, never replaced.
 """
 
 

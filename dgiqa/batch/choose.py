@@ -1,0 +1,163 @@
+"""Rows that were scored -> those to keep, and what becomes of their images: lists, links, copies, moves, new shards."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+import shutil
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dgiqa.errors import DgiqaError
+from dgiqa.report.rows import Row
+from dgiqa.sources.shards import TAR_SUFFIXES, sample_key
+
+Deed = Literal["link", "copy", "move"]
+_SHARD = re.compile(
+    rf"(.*?(?:{'|'.join(map(re.escape, sorted(TAR_SUFFIXES, key=len, reverse=True)))}))/(.+)", re.DOTALL
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which scored rows are kept: all within [least, most]; then the `top` best or `worst` worst of those.
+
+    top, worst: a count, or a share "30%" of the scored rows, rounded up. Of equal scores the earlier rows win.
+    """
+
+    least: float = -math.inf
+    most: float = math.inf
+    top: str | None = None
+    worst: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.top is not None and self.worst is not None:
+            raise ValueError("got a top and a worst; wanted one of them")
+        for text in (self.top, self.worst):
+            if text is not None and not re.fullmatch(r"\d+|\d+(\.\d+)?%", text):
+                raise ValueError(f"got {text!r}, wanted a count (100) or a share (30%)")
+
+    def of(self, rows: Iterable[Row]) -> list[int]:
+        """The numbers of the kept rows, in their order. Rows without a score are never kept."""
+        found = [(row["score"], number) for number, row in enumerate(rows) if row["score"] is not None]
+        kept = [(score, number) for score, number in found if self.least <= score <= self.most]
+        if (text := self.top or self.worst) is not None:
+            count = math.ceil(float(text[:-1]) / 100 * len(found) - 1e-9) if text.endswith("%") else int(text)
+            sign = -1 if self.top else 1
+            kept = sorted(kept, key=lambda item: (sign * item[0], item[1]))[:count]
+        return sorted(number for _, number in kept)
+
+
+def kept(rows: Iterable[Row], numbers: Sequence[int]) -> Iterator[Row]:
+    """The rows of these numbers, which rise."""
+    wanted = iter(numbers)
+    following = next(wanted, None)
+    for number, row in enumerate(rows):
+        if number == following:
+            yield row
+            following = next(wanted, None)
+
+
+def carry(
+    rows: Sequence[Row], folder: str, deed: Deed, *, dry_run: bool, tell: Callable[[str], None]
+) -> tuple[int, list[str]]:
+    """Link, copy or move the files of rows into a folder, below which they keep their places to each other.
+
+    Returns how many there were, and what went wrong. A file that is there already is left alone. tell: is given a line
+    for each where nothing is done yet (dry_run).
+    """
+    paths = list(dict.fromkeys(os.path.abspath(_on_disk(row["path"])) for row in rows))
+    top = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+    done, failures = 0, []
+    for path in paths:
+        target = os.path.join(folder, os.path.relpath(path, top))
+        try:
+            if not os.path.isfile(path):
+                raise FileNotFoundError("no such file; members of archives go into new shards with --shards")
+            if os.path.lexists(target):
+                raise FileExistsError(f"{target} is there already")
+            if dry_run:
+                tell(f"{deed} {path} -> {target}")
+            else:
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                _DEEDS[deed](path, target)
+            done += 1
+        except OSError as error:
+            failures.append(f"{path}: {error.strerror or error}")
+    return done, failures
+
+
+def write_shards(
+    rows: Iterable[Row], folder: str, *, dry_run: bool, tell: Callable[[str], None]
+) -> tuple[int, list[str]]:
+    """New tar shards with the samples of the rows, all their files, under the names of the old shards.
+
+    Returns how many samples there were, and what went wrong. A shard appears whole or not at all.
+    """
+    wanted: dict[str, set[str]] = {}
+    failures = []
+    for row in rows:
+        found = _SHARD.fullmatch(row["path"])
+        if found is None:
+            failures.append(f"{row['path']}: no member of a tar shard; wanted rows of shards")
+            continue
+        wanted.setdefault(found[1], set()).add(sample_key(found[2]))
+    names = [os.path.basename(path) for path in wanted]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise DgiqaError(f"several shards are called {', '.join(sorted(twice))}; filter each set into its own folder")
+    done = 0
+    for path, keys in wanted.items():
+        target = os.path.join(folder, re.sub(r"\.(tgz|tbz2|txz|tar\.\w+)$", ".tar", os.path.basename(path)))
+        try:
+            if os.path.lexists(target):
+                raise FileExistsError(f"{target} is there already")
+            if dry_run:
+                tell(f"{len(keys)} samples of {path} -> {target}")
+            else:
+                os.makedirs(folder, exist_ok=True)
+                _write_shard(path, keys, target)
+            done += len(keys)
+        except (OSError, tarfile.TarError, EOFError) as error:
+            failures.append(f"{path}: {getattr(error, 'strerror', None) or error}")
+    return done, failures
+
+
+def _write_shard(path: str, keys: set[str], target: str) -> None:
+    partial = f"{target}.partial"
+    try:
+        with tarfile.open(path, "r:*") as old, tarfile.open(partial, "w") as new:
+            for member in old:
+                if member.isfile() and sample_key(member.name) in keys:
+                    content = old.extractfile(member)
+                    new.addfile(member, io.BytesIO(content.read()) if content else None)
+        os.replace(partial, target)
+    finally:
+        if os.path.exists(partial):
+            os.unlink(partial)
+
+
+def _on_disk(path: str) -> str:
+    """The file's name: rows write bytes that are not UTF-8 as \\xNN."""
+    if os.path.lexists(path):
+        return path
+    raw = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), os.fsencode(path))
+    return os.fsdecode(raw) if os.path.lexists(raw) else path
+
+
+def _link(path: str, target: str) -> None:
+    os.symlink(path, target)
+
+
+def _move(path: str, target: str) -> None:
+    shutil.move(path, target)
+
+
+def _copy(path: str, target: str) -> None:
+    shutil.copy2(path, target)
+
+
+_DEEDS: dict[str, Callable[[str, str], None]] = {"link": _link, "copy": _copy, "move": _move}

@@ -1,0 +1,228 @@
+"""Shards -> a Parquet file each, beside a marker that says it is whole, so that a run goes on where it was ended.
+
+    shards ──► (those without a marker) ──► (processes: score a shard) ──► NAME.parquet, NAME.done.json
+
+A shard is done or it is not: its rows get their name in one step, then its marker does. What was begun is scored again,
+so that no row is lost and none is there twice, however a run ended.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import signal
+import tempfile
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from dgiqa.errors import DgiqaError
+from dgiqa.report.files import OutputFile, Report, writer_for
+from dgiqa.report.rows import Row, Summary, error_row
+from dgiqa.score import Failure, Score
+from dgiqa.scorer import Scorer
+from dgiqa.sources import Input, Reading, expand, remote
+from dgiqa.sources.inputs import is_address
+from dgiqa.store import replacing
+
+MARKER = ".done.json"
+ATTEMPTS = 3  # at a shard whose process dies
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is done with every shard. scorer: the arguments of `Scorer`. settings: what makes scores differ."""
+
+    out: str
+    scorer: dict[str, Any]
+    settings: dict[str, Any]
+    reading: Reading = field(default_factory=Reading)
+    threads: int | None = None
+    details: bool = False
+
+
+@dataclass(frozen=True)
+class Done:
+    """A shard that was scored; its marker holds the same."""
+
+    shard: str
+    rows: int
+    scored: int
+    failed: int
+    seconds: float
+    left_out: dict[str, int]
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """ "3/8" -> (3, 8): the fourth of eight parts, as SLURM counts an array's tasks from 0. Raises ValueError."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not int(found[1]) < int(found[2]):
+        raise ValueError(f"got {text!r}, wanted I/N with I from 0 to N-1, as in 0/8")
+    return int(found[1]), int(found[2])
+
+
+def output_name(shard: str) -> str:
+    """What a shard's files are called: its own name, and a few digits that tell it from one of that name elsewhere."""
+    stem = re.sub(r"\.(tar(\.\w+)?|tgz|tbz2|txz|zip|csv|tsv|parquet|jsonl|ndjson)$", "", os.path.basename(shard))
+    where = shard if is_address(shard) else os.path.abspath(shard)
+    return f"{re.sub(r'[^A-Za-z0-9._-]', '_', stem)[:100]}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:8]}"
+
+
+def to_do(shards: Iterable[str], job: Job, *, resume: bool) -> tuple[list[str], int]:
+    """The shards without a marker, and how many have one. Makes the folder.
+
+    Raises DgiqaError where there are markers and nobody said resume, or where they tell of other settings.
+    """
+    found = list(dict.fromkeys(shards))
+    if not is_address(job.out):
+        os.makedirs(job.out, exist_ok=True)
+    waiting = []
+    for shard in found:
+        marker = _read_marker(job, shard)
+        if marker is None:
+            waiting.append(shard)
+        elif not resume:
+            raise DgiqaError(f"{job.out} holds results of {shard}; --resume goes on after them, or name another folder")
+        elif marker.get("settings") != job.settings:
+            before = {name: marker.get("settings", {}).get(name) for name in job.settings}
+            raise DgiqaError(
+                f"{shard} was scored with {before}, and now it is {job.settings}; scores would not compare, so give "
+                "the same options or name another folder"
+            )
+    return waiting, len(found) - len(waiting)
+
+
+def scan(shards: list[str], job: Job, *, workers: int = 1) -> Iterator[Done]:
+    """Score shards and write their files. workers: processes; one whose process dies is tried again by another.
+
+    Raises DgiqaError for a shard whose process died ATTEMPTS times, after all others are done.
+    """
+    if workers == 1:
+        with Scorer(**job.scorer) as scorer:
+            for shard in shards:
+                yield score_shard(scorer, shard, job)
+        return
+    attempts, waiting, lost = Counter[str](), deque(shards), list[str]()
+    while waiting:
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _open, (job,))
+        try:
+            yield from _in_pool(pool, waiting, workers)
+            return
+        except BrokenProcessPool as broken:
+            for shard in broken.args[1]:  # nobody knows which of them it was
+                attempts[shard] += 1
+                (lost if attempts[shard] >= ATTEMPTS else waiting).append(shard)
+        finally:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            pool.shutdown(wait=True, cancel_futures=True)
+    if lost:
+        raise DgiqaError(f"the process died {ATTEMPTS} times at {', '.join(lost)}; score it alone to see why")
+
+
+def score_shard(scorer: Scorer, shard: str, job: Job) -> Done:
+    """Score one shard into its Parquet file, then write its marker."""
+    name = output_name(shard)
+    if not is_address(job.out):
+        for left in glob.glob(os.path.join(glob.escape(job.out), f"{glob.escape(name)}.partial-*")):
+            os.unlink(left)  # of a run that was killed; its rows are scored again
+        return _score_shard(scorer, shard, job, os.path.join(job.out, name))
+    with tempfile.TemporaryDirectory() as folder:
+        done = _score_shard(scorer, shard, job, os.path.join(folder, name))
+        system, path = remote.bucket(job.out.rstrip("/"))
+        for suffix in (".parquet", MARKER):  # the marker last
+            system.put_file(os.path.join(folder, name + suffix), f"{path}/{name}{suffix}")
+    return done
+
+
+def _score_shard(scorer: Scorer, shard: str, job: Job, stem: str) -> Done:
+    left_out = Counter[str]()
+    with Report() as report:
+        file = OutputFile(f"{stem}.parquet", spooled=True)
+        report.write_to(writer_for("parquet", file, details=job.details), file)
+        report.summary = summary = Summary(run=job.settings)
+        for row in rows_of(scorer, expand([shard], left_out=left_out, reading=job.reading), job.threads, job.details):
+            report.add(row)
+        report.complete = True
+    rows = summary.scored + summary.failed
+    done = Done(shard, rows, summary.scored, summary.failed, round(summary.seconds, 3), dict(left_out))
+    with replacing(f"{stem}{MARKER}") as path, open(path, "w", encoding="utf-8") as stream:
+        json.dump(asdict(done) | {"settings": job.settings}, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return done
+
+
+def rows_of(scorer: Scorer, inputs: Iterable[Input], workers: int | None, details: bool) -> Iterator[Row]:
+    """A row per input, in their order; those that give no image come with their errors."""
+    keys: deque[str | None] = deque()  # of the inputs that are being scored; results come in their order
+
+    def items() -> Iterator[tuple[str, Any] | Failure]:
+        for item in inputs:
+            keys.append(item.key)
+            yield Failure(item.name, "ImageError", item.error) if item.source is None else (item.name, item.source)
+
+    origin = {"bundle": scorer.bundle.id, "backend": scorer.backend, "tiling": scorer.tiling}
+    for result in scorer.score_many(items(), workers=workers):
+        key = keys.popleft()
+        if isinstance(result, Score):
+            yield result.as_row(details=details) | {"key": key}
+        else:
+            yield error_row(result.source, result.message, details=details, key=key, **origin)
+
+
+_opened: list[Any] = []  # in a worker's process: its scorer and its job
+
+
+def _open(job: Job) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _opened[:] = [Scorer(**job.scorer), job]
+
+
+def _score_here(shard: str) -> Done:
+    return score_shard(_opened[0], shard, _opened[1])
+
+
+def _in_pool(pool: ProcessPoolExecutor, waiting: deque[str], workers: int) -> Iterator[Done]:
+    """Results as they come. BrokenProcessPool has the shards that were with the processes as its second argument."""
+    running: dict[Future[Done], str] = {}
+    while waiting or running:
+        while waiting and len(running) < workers + 1:
+            shard = waiting.popleft()
+            try:
+                running[pool.submit(_score_here, shard)] = shard
+            except BrokenProcessPool as error:
+                raise BrokenProcessPool(str(error), [shard, *running.values()]) from error
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            try:
+                done = future.result()
+            except BrokenProcessPool as error:
+                raise BrokenProcessPool(str(error), list(running.values())) from error
+            del running[future]
+            yield done
+
+
+def _read_marker(job: Job, shard: str) -> dict[str, Any] | None:
+    name = output_name(shard)
+    try:
+        if is_address(job.out):
+            system, path = remote.bucket(job.out.rstrip("/"))
+            if not system.exists(f"{path}/{name}{MARKER}"):
+                return None
+            found = json.loads(system.cat_file(f"{path}/{name}{MARKER}"))
+        else:
+            if not os.path.exists(os.path.join(job.out, f"{name}.parquet")):
+                return None
+            with open(os.path.join(job.out, name + MARKER), encoding="utf-8") as stream:
+                found = json.load(stream)
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,128 @@
+"""`dgiqa-rt filter`: rows that were scored in; keys, rows, files or new shards of the chosen ones out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dgiqa.cli import options
+from dgiqa.cli.common import EXIT_CODES, INPUTS_FAILED, OK, app, data_stream, opened, say
+
+if TYPE_CHECKING:
+    from dgiqa.report.rows import Row
+
+_METAVAR = "FOLDER"
+
+
+@app.command("filter", epilog=EXIT_CODES)
+def filter_(  # noqa: PLR0917 - the command line's options
+    scores: Annotated[
+        list[str],
+        typer.Argument(metavar="SCORES", help="Files that `score -o` wrote, or folders that `scan` wrote."),
+    ],
+    least: Annotated[float | None, typer.Option("--min", metavar="X", help="Keep scores from X on.")] = None,
+    most: Annotated[float | None, typer.Option("--max", metavar="X", help="Keep scores up to X.")] = None,
+    top: Annotated[str | None, typer.Option(metavar="N|P%", help="Keep the N best, or the best P % of all.")] = None,
+    worst: Annotated[str | None, typer.Option(metavar="N|P%", help="Keep the N worst, or the worst P %.")] = None,
+    sort: Annotated[bool, typer.Option("--sort", help="The best first (with --worst the worst).")] = False,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="Write the rows: .csv, .jsonl, .parquet, ...")
+    ] = None,
+    link: Annotated[str | None, typer.Option(metavar=_METAVAR, help="Link the files into a folder.")] = None,
+    copy: Annotated[str | None, typer.Option(metavar=_METAVAR, help="Copy the files into a folder.")] = None,
+    move: Annotated[str | None, typer.Option(metavar=_METAVAR, help="Move the files into a folder.")] = None,
+    shards: Annotated[
+        str | None, typer.Option(metavar=_METAVAR, help="Write new tar shards with the samples, all their files.")
+    ] = None,
+    null: Annotated[bool, typer.Option("--null", "-0", help="Printed names end in NUL.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Say what would be done; do nothing.")] = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Choose among images that were scored; scores themselves are never dropped or changed.
+
+    Without another output the chosen images' keys are printed, or their paths where they have none. Rows without a
+    score are never chosen.
+
+    \b
+    Examples:
+      dgiqa-rt filter scores.parquet --min 0.5 > keep.txt
+      dgiqa-rt filter scores.csv --worst 100 --copy worst/ --dry-run
+      dgiqa-rt filter results/ --top 30% --shards good/
+    """
+    from dgiqa.batch.choose import Choice, kept
+    from dgiqa.report.read import read_rows
+
+    places = {"link": link, "copy": copy, "move": move, "shards": shards, "output": output}
+    given = [name for name, place in places.items() if place]
+    if len(given) > 1:
+        raise typer.BadParameter(f"--{given[0]} and --{given[1]} exclude each other", param_hint=f"--{given[1]}")
+    with options.usage("--top" if top else "--worst"):
+        choice = Choice(
+            *(float("-inf") if least is None else least, float("inf") if most is None else most), top=top, worst=worst
+        )
+
+    def rows() -> Iterator[Row]:
+        for path in scores:
+            yield from read_rows(path)
+
+    total = 0
+
+    def counted() -> Iterator[Row]:
+        nonlocal total
+        for row in rows():
+            total += 1
+            yield row
+
+    numbers = choice.of(counted())
+    chosen: Iterator[Row] | Sequence[Row] = kept(rows(), numbers)
+    if sort:
+        chosen = sorted(chosen, key=lambda row: row["score"] if worst else -row["score"])
+    failures = _act(chosen, places, "\0" if null else "\n", dry_run)
+    for line in failures:
+        say(line, prefix="error: ")
+    if not quiet:
+        say(f"{len(numbers)} of {total} rows chosen" + ("; nothing was done" if dry_run else ""), prefix="")
+    raise typer.Exit(INPUTS_FAILED if failures else OK)
+
+
+def _act(rows: Iterator[Row] | Sequence[Row], places: dict[str, str | None], end: str, dry_run: bool) -> list[str]:
+    from dgiqa.batch.choose import carry, write_shards
+
+    stream = data_stream()
+
+    def tell(line: str) -> None:
+        stream.write(line + "\n")
+
+    for deed in ("link", "copy", "move"):
+        if folder := places[deed]:
+            return carry(list(rows), folder, deed, dry_run=dry_run, tell=tell)[1]  # type: ignore[arg-type]
+    if folder := places["shards"]:
+        return write_shards(rows, folder, dry_run=dry_run, tell=tell)[1]
+    if (path := places["output"]) and not dry_run:
+        _write(rows, path)
+        return []
+    for row in rows:
+        stream.write((row.get("key") or row["path"]) + end)
+    return []
+
+
+def _write(rows: Iterator[Row] | Sequence[Row], path: str) -> None:
+    """The rows as `score -o` would have written them."""
+    from dgiqa.report.files import SPOOLED, Report, format_of, writer_for
+    from dgiqa.report.rows import DETAIL_COLUMNS
+
+    with options.usage("--output"):
+        kind = format_of(path)
+    following = iter(rows)
+    first = next(following, None)
+    details = first is not None and set(DETAIL_COLUMNS) <= first.keys()
+    with Report() as report:
+        file = opened(path, spooled=kind in SPOOLED)
+        report.write_to(writer_for(kind, file, details=details), file)
+        if first is not None:
+            report.add(first)
+        for row in following:
+            report.add(row)
+        report.complete = True

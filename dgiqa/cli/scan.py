@@ -1,0 +1,97 @@
+"""`dgiqa-rt scan`: shards in, a Parquet file and a marker for each out; goes on where it was ended."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated, Any
+
+import typer
+
+from dgiqa.cli import options
+from dgiqa.cli.common import EXIT_CODES, INPUTS_FAILED, OK, Backend, Precision, app, say
+
+
+@app.command(epilog=EXIT_CODES)
+def scan(  # noqa: PLR0917 - the command line's options
+    shards: Annotated[
+        list[str],
+        typer.Argument(metavar="SHARDS", help="Tar shards ('{000..199}.tar'), zips, tables, folders, also in buckets."),
+    ],
+    out: Annotated[str, typer.Option(metavar="DIR", help="Where each shard's Parquet file goes; may be a bucket.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the shards that are done.")] = False,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that score side by side.")] = 1,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="One machine's part: every N-th shard, from the I-th (of 0 to N-1) on."),
+    ] = None,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look in subfolders of folders, too.")] = False,
+    column: options.Column = None,
+    key: options.Key = None,
+    remote: options.Remote = False,
+    private_network: options.PrivateNetwork = False,
+    max_bytes: options.MaxBytes = None,
+    timeout: options.Timeout = None,
+    bundle: options.Bundle = "small",
+    tiling: options.Tiling = "grid",
+    backend: options.Backend = Backend.auto,
+    precision: options.Precision = Precision.fp32,
+    threads: options.Threads = None,
+    max_pixels: options.MaxPixels = None,
+    details: Annotated[bool, typer.Option("--details", help="Add each tile's score, and more.")] = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Score sets: every shard becomes DIR/NAME.parquet, and DIR/NAME.done.json once that is whole.
+
+    After a kill, a power cut or a full disk, the same command with --resume goes on. Shards that were not done are
+    scored again, so that no row is lost and none is there twice.
+
+    \b
+    Examples:
+      dgiqa-rt scan 'set/{000..199}.tar' --out scores/ --workers 4
+      dgiqa-rt scan 's3://set/{000..199}.tar' --remote --out s3://scores/ --resume
+      dgiqa-rt scan 'set/*.tar' --out scores/ --shard $SLURM_ARRAY_TASK_ID/8
+    """
+    from dgiqa.batch.scan import Job, part_of, to_do
+    from dgiqa.batch.scan import scan as run
+    from dgiqa.bundle import load_bundle
+    from dgiqa.machine import usable_cores
+    from dgiqa.sources import Input, named
+
+    reading = options.reading(recursive, column, key, remote, private_network, max_bytes, timeout)
+    index, parts = 0, 1
+    if shard is not None:
+        with options.usage("--shard"):
+            index, parts = part_of(shard)
+    names: list[str] = []
+    failed = 0
+    for argument in shards:
+        for name in named(argument, reading):
+            if isinstance(name, Input):
+                failed += 1
+                say(f"{name.name}: {name.error}", prefix="error: ")
+            else:
+                names.append(name)
+    loaded = load_bundle(bundle)
+    settings = {"bundle": loaded.id, "preprocess_version": loaded.preprocess.version, "tiling": tiling}
+    settings |= {"backend": backend.value, "precision": precision.value, "details": details}
+    each = threads or max(1, usable_cores() // workers)
+    opened: dict[str, Any] = {
+        **{"bundle": str(loaded.path), "backend": backend.value, "precision": precision.value, "tiling": tiling},
+        **{"threads": each, "parallel": "auto", "max_pixels": max_pixels},
+    }
+    job = Job(out, opened, settings, reading, details=details)
+    waiting, before = to_do(names[index::parts], job, resume=resume)
+    total, finished, rows = len(waiting) + before, before, 0
+    left_out: Counter[str] = Counter()
+    if before and not quiet:
+        say(f"{before} of {total} shards are done", prefix="")
+    for done in run(waiting, job, workers=workers):
+        finished, rows, failed = finished + 1, rows + done.rows, failed + done.failed
+        left_out += Counter(done.left_out)
+        if not quiet:
+            speed = f", {done.rows / done.seconds:.1f} images/s" if done.seconds else ""
+            said = f"{done.rows} rows" + (f", {done.failed} failed" if done.failed else "") + speed
+            say(f"{finished}/{total} {done.shard}: {said}", prefix="")
+    if not quiet:
+        say(f"{finished} of {total} shards done, {rows} rows now, in {out}", prefix="")
+    raise typer.Exit(INPUTS_FAILED if failed else OK)

@@ -1,0 +1,115 @@
+"""Files of rows -> rows again, whichever of our formats they are in, and a folder of them as `scan` leaves it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+from dgiqa.errors import DgiqaError
+from dgiqa.report.files import FORMULA, ROW_GROUP
+from dgiqa.report.rows import SCHEMA, Row
+
+_TYPES = {column.name: column.type for column in SCHEMA}
+_NEEDED = {"path", "score", "status"}
+
+
+def read_rows(path: str) -> Iterator[Row]:
+    """The rows of a .parquet, .jsonl, .json, .csv or .sqlite file, or of the Parquet files of a folder, by name.
+
+    Raises DgiqaError for what holds no rows of ours.
+    """
+    if os.path.isdir(path):
+        names = sorted(name for name in os.listdir(path) if name.endswith(".parquet") and ".partial-" not in name)
+        if not names:
+            raise DgiqaError(
+                f"{path} holds no .parquet files; name a file that `score -o` or a folder that `scan` wrote"
+            )
+        for name in names:
+            yield from read_rows(os.path.join(path, name))
+        return
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix not in _READERS:
+        raise DgiqaError(f"{path} ends in {suffix or 'no suffix'}; wanted {', '.join(_READERS)}")
+    try:
+        for number, row in enumerate(_READERS[suffix](path)):
+            if not number and not row.keys() >= _NEEDED:
+                missing = ", ".join(sorted(_NEEDED - row.keys()))
+                raise DgiqaError(f"{path} has no column {missing}; wanted rows that `score -o` or `scan` wrote")
+            yield row
+    except (DgiqaError, OSError, ImportError):
+        raise
+    except Exception as error:  # pyarrow's, sqlite's and json's
+        raise DgiqaError(f"{path} cannot be read ({type(error).__name__}: {error}); write it again") from error
+
+
+def _parquet(path: str) -> Iterator[Row]:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError(f"Parquet needs pyarrow ({error}); pip install 'dgiqa-rt[table]'") from error
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=ROW_GROUP):
+            yield from map(_unpacked, batch.to_pylist())
+
+
+def _json_lines(path: str) -> Iterator[Row]:
+    with open(path, encoding="utf-8") as stream:
+        for line in stream:
+            yield json.loads(line)
+
+
+def _json(path: str) -> Iterator[Row]:
+    with open(path, encoding="utf-8") as stream:
+        yield from json.load(stream)["rows"]
+
+
+def _csv(path: str) -> Iterator[Row]:
+    with open(path, encoding="utf-8", newline="") as stream:
+        for row in csv.DictReader(stream):
+            yield {name: _cell(name, text) for name, text in row.items()}
+
+
+def _cell(name: str, text: str) -> Any:
+    """A cell as it was before it was made safe for spreadsheets."""
+    if not text:
+        return "" if name == "error" else None
+    kind = _TYPES.get(name, "string")
+    if kind == "float64":
+        return float(text)
+    if kind == "int64":
+        return int(text)
+    if kind == "list":
+        return text.split(", ")
+    if kind == "json":
+        return json.loads(text)
+    return text[1:] if text.startswith("'") and text[1:].startswith((*FORMULA, "'")) else text
+
+
+def _sqlite(path: str) -> Iterator[Row]:
+    with closing(sqlite3.connect(f"file:{os.path.abspath(path)}?mode=ro", uri=True)) as database:
+        found = database.execute("SELECT * FROM scores ORDER BY rowid")
+        names = [column[0] for column in found.description]
+        for values in found:
+            yield _unpacked(dict(zip(names, values, strict=True)))
+
+
+def _unpacked(row: Row) -> Row:
+    """JSON documents in cells as what they stand for."""
+    return {
+        name: json.loads(value) if isinstance(value, str) and _TYPES.get(name) in ("json", "list") else value
+        for name, value in row.items()
+    }
+
+
+_READERS: dict[str, Callable[[str], Iterator[Row]]] = {
+    ".parquet": _parquet,
+    ".jsonl": _json_lines,
+    ".json": _json,
+    ".csv": _csv,
+    ".sqlite": _sqlite,
+}

@@ -1,0 +1,210 @@
+"""Sets by shards: whole or not at all, once each, whatever ends a run and whoever scores."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command import run_here
+from numpy.typing import NDArray
+
+import dgiqa
+from dgiqa.batch.scan import MARKER, output_name, part_of
+from dgiqa.report.read import read_rows
+
+pytest.importorskip("pyarrow")
+EACH = 12
+
+
+@pytest.fixture(scope="module")
+def shards(
+    tmp_path_factory: pytest.TempPathFactory, photos: dict[str, NDArray[np.uint8]], encode: Callable[..., bytes]
+) -> Path:
+    """Six tar shards of EACH images with their keys; one of them cannot be read."""
+    folder = tmp_path_factory.mktemp("set")
+    small = np.ascontiguousarray(photos["coffee"][::4, ::4])
+    for shard in range(6):
+        with tarfile.open(folder / f"{shard:03}.tar", "w") as archive:
+            for number in range(EACH):
+                data = encode(np.roll(small, 3 * (shard * EACH + number), 1))
+                data = b"no image" if (shard, number) == (2, 5) else data
+                for suffix, content in ((".png", data), (".json", b"{}")):
+                    info = tarfile.TarInfo(f"é/{shard}.{number}"[:3] + f"-{number:02}{suffix}")
+                    info.size = len(content)
+                    archive.addfile(info, io.BytesIO(content))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, shards: Path, bundle_dir: Path) -> list[tuple[Any, ...]]:
+    """(key, path, score, error) of an uninterrupted run."""
+    out = tmp_path_factory.mktemp("whole")
+    assert run_here("scan", f"{shards}/{{000..005}}.tar", "--out", out, "--bundle", bundle_dir).returncode == 3
+    return facts(out)
+
+
+def facts(out: Path) -> list[tuple[Any, ...]]:
+    return sorted((row["path"], row["key"], row["score"], row["error"]) for row in read_rows(str(out)))
+
+
+def test_every_shard_is_a_parquet_file_beside_its_marker(
+    tmp_path: Path, shards: Path, bundle_dir: Path, whole: list[tuple[Any, ...]]
+) -> None:
+    import pyarrow.parquet
+
+    done = run_here("scan", shards / "*.tar", "--out", tmp_path, "--bundle", bundle_dir)
+    assert done.returncode == 3
+    assert b"3/6" in done.stderr
+    assert facts(tmp_path) == whole
+    assert len(whole) == 6 * EACH
+    assert sum(score is None for _, _, score, _ in whole) == 1
+    name = output_name(str(shards / "002.tar"))
+    assert sorted(os.listdir(tmp_path)) == sorted(
+        output_name(str(shards / f"{n:03}.tar")) + end for n in range(6) for end in (".parquet", MARKER)
+    )
+    marker = json.loads((tmp_path / (name + MARKER)).read_text())
+    assert (marker["rows"], marker["failed"], marker["left_out"]) == (EACH, 1, {".json": EACH})
+    about = json.loads(pyarrow.parquet.read_metadata(tmp_path / f"{name}.parquet").metadata[b"dgiqa"])
+    assert about["run"] == marker["settings"]
+    assert about["run"]["preprocess_version"] == 1
+
+
+def test_it_goes_on_after_what_is_done_and_says_when_it_may_not(tmp_path: Path, shards: Path, bundle_dir: Path) -> None:
+    command = ("scan", f"{shards}/{{000..001}}.tar", "--out", tmp_path, "--bundle", bundle_dir)
+    assert run_here(*command).returncode == 0
+    first = output_name(str(shards / "000.tar"))
+    before = (tmp_path / f"{first}.parquet").stat().st_mtime_ns
+    (tmp_path / (output_name(str(shards / "001.tar")) + MARKER)).unlink()
+    (tmp_path / f"{output_name(str(shards / '001.tar'))}.partial-0123abcd.jsonl").write_text("{}")
+    again = run_here(*command)
+    assert again.returncode == 1
+    assert b"--resume goes on" in again.stderr
+    other = run_here(*command, "--resume", "--tiling", "official:2")
+    assert other.returncode == 1
+    assert b"scores would not compare" in other.stderr
+    resumed = run_here(*command, "--resume")
+    assert resumed.returncode == 0
+    assert b"1 of 2 shards are done" in resumed.stderr
+    assert (tmp_path / f"{first}.parquet").stat().st_mtime_ns == before
+    assert len(facts(tmp_path)) == 2 * EACH
+    assert len(os.listdir(tmp_path)) == 4
+
+
+def test_machines_share_a_set_by_their_numbers(
+    tmp_path: Path, shards: Path, bundle_dir: Path, whole: list[tuple[Any, ...]]
+) -> None:
+    for part in range(4):
+        run_here("scan", shards / "*.tar", "--out", tmp_path, "--bundle", bundle_dir, "--shard", f"{part}/4")
+    assert facts(tmp_path) == whole
+    assert part_of("3/8") == (3, 8)
+    for wrong in ("8/8", "1", "-1/2", "a/b", "0/0"):
+        with pytest.raises(ValueError, match="wanted I/N"):
+            part_of(wrong)
+
+
+def test_shards_of_one_name_do_not_meet(tmp_path: Path) -> None:
+    names = {output_name(name) for name in ("a/0.tar", "b/0.tar", "s3://x/0.tar", "s3://y/0.tar", "a/0.zip")}
+    assert len(names) == 5
+    assert all(name.startswith("0-") for name in names)
+
+
+def test_a_table_and_a_folder_are_shards_too(tmp_path: Path, shards: Path, bundle_dir: Path, photos, encode) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.png").write_bytes(encode(photos["coffee"][::4, ::4]))
+    (tmp_path / "t.csv").write_text("id,file\n007,set/a.png\n")
+    sources = (tmp_path / "set", tmp_path / "t.csv")
+    command = ("scan", *sources, "--out", tmp_path / "o", "--column", "file", "--key", "id", "--bundle", bundle_dir)
+    assert run_here(*command).returncode == 0
+    assert {row["key"] for row in read_rows(str(tmp_path / "o"))} == {None, "007"}
+
+
+def test_results_go_into_a_bucket_and_are_found_there(tmp_path: Path, shards: Path, bundle_dir: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    command = ("scan", shards / "000.tar", "--out", "memory://scores", "--bundle", bundle_dir)
+    assert run_here(*command).returncode == 0
+    names = sorted(os.path.basename(name) for name in fsspec.filesystem("memory").find("/scores"))
+    assert names == sorted(output_name(str(shards / "000.tar")) + end for end in (".parquet", MARKER))
+    assert b"1 of 1 shards are done" in run_here(*command, "--resume").stderr
+
+
+def start(*arguments: object) -> subprocess.Popen[bytes]:
+    paths = [str(Path(dgiqa.__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", "dgiqa", *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_kills_at_random_moments_lose_and_double_nothing(
+    tmp_path: Path, shards: Path, bundle_dir: Path, whole: list[tuple[Any, ...]], workers: int
+) -> None:
+    command = ("scan", shards / "*.tar", "--out", tmp_path, "--bundle", bundle_dir, "--resume", "--workers", workers)
+    moments = random.Random(workers)
+    for _ in range(10):
+        process = start(*command)
+        time.sleep(moments.uniform(0.1, 2.5))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert start(*command).wait(120) == 3 or facts(tmp_path) == whole  # 0 where the broken row was done before
+    assert facts(tmp_path) == whole
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_costs_nothing(
+    tmp_path: Path, shards: Path, bundle_dir: Path, whole: list[tuple[Any, ...]]
+) -> None:
+    psutil = pytest.importorskip("psutil")
+    process = start("scan", shards / "*.tar", "--out", tmp_path, "--bundle", bundle_dir, "--workers", 2)
+    parent, killed = psutil.Process(process.pid), 0
+    until = time.monotonic() + 60
+    while not killed and time.monotonic() < until:
+        if any(name.endswith(MARKER) for name in os.listdir(tmp_path)):
+            for child in parent.children():
+                if "spawn_main" in " ".join(child.cmdline()) and not killed:
+                    child.kill()
+                    killed += 1
+        time.sleep(0.01)
+    _, told = process.communicate(timeout=120)
+    assert killed, told
+    assert process.returncode == 3, told
+    assert facts(tmp_path) == whole
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is full")
+def test_a_full_disk_leaves_no_marker(
+    tmp_path: Path, shards: Path, bundle_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dgiqa.report import files
+
+    command = ("scan", f"{shards}/{{000..001}}.tar", "--out", tmp_path, "--bundle", bundle_dir)
+    write = files.OutputFile.write
+    count = 0
+
+    def full(self: Any, text: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > EACH + 4:
+            raise OSError(28, "No space left on device", self.name)
+        write(self, text)
+
+    monkeypatch.setattr(files.OutputFile, "write", full)
+    ended = run_here(*command)
+    assert ended.returncode == 1
+    assert b"No space left" in ended.stderr
+    monkeypatch.undo()
+    assert len([name for name in os.listdir(tmp_path) if name.endswith(MARKER)]) == 1
+    assert run_here(*command, "--resume").returncode == 0
+    assert len({row["path"] for row in read_rows(str(tmp_path))}) == len(facts(tmp_path)) == 2 * EACH
