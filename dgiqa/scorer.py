@@ -19,9 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dgiqa import pipeline, spec
 from dgiqa.bundle import Bundle, load_bundle
-from dgiqa.compare import Comparison, compare
 from dgiqa.errors import BackendError, EngineError
-from dgiqa.explain import Explanation, explain
 from dgiqa.forward import BATCH, Stages, check_tiling, file_of, open_stages
 from dgiqa.image import MAX_MEMORY, MAX_PIXELS
 from dgiqa.image.sources import Room, Source, name_of
@@ -35,6 +33,8 @@ from dgiqa.score import Failure, Score
 from dgiqa.sources.inputs import Input
 
 if TYPE_CHECKING:
+    from dgiqa.compare import Comparison
+    from dgiqa.explain import Explanation
     from dgiqa.video.reuse import Reuse
     from dgiqa.video.source import VideoSource
     from dgiqa.video.stream import FrameStream
@@ -153,6 +153,8 @@ class Scorer:
         options: name, reference_name, tiling, as `score` has them. Raises ImageError if either is no image, or their
         sizes differ, BackendError if a network fails, ValueError for a wrong tiling.
         """
+        from dgiqa.compare import compare
+
         return compare(self._usable(), source, reference, **options)
 
     def explain(self, source: Source, *, name: str | None = None) -> Explanation:
@@ -160,6 +162,8 @@ class Scorer:
 
         Raises as `score` does.
         """
+        from dgiqa.explain import explain
+
         return explain(self._usable(), source, name=name)
 
     @property

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
 from dgiqa.errors import ImageError
-from dgiqa.sources import remote, shards, tables
+from dgiqa.sources import shards, tables
 from dgiqa.sources.inputs import (
     IMAGE_SUFFIXES,
     OTHER_PHOTO_SUFFIXES,
@@ -134,9 +134,16 @@ def counted(inputs: Iterable[Input], ahead: int = COUNT_AHEAD) -> tuple[Iterator
     first: list[Input] = []
     for item in itertools.islice(stream, ahead + 1):
         first.append(item)
-        if item.name != STDIN and not isinstance(item.source, str | remote.Fetched | None):
+        if item.name != STDIN and not isinstance(item.source, str | None) and not _is_fetched(item.source):
             return itertools.chain(first, stream), None
     return itertools.chain(first, stream), len(first) if len(first) <= ahead else None
+
+
+def _is_fetched(source: object) -> bool:
+    """Whether it holds an address alone, and no bytes yet."""
+    from dgiqa.sources.remote import Fetched
+
+    return isinstance(source, Fetched)
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
@@ -172,6 +179,8 @@ def _inside(file: Input, reading: Reading, left_out: Counter[str] | None) -> Ite
 
 
 def _address(name: str, reading: Reading, left_out: Counter[str] | None) -> Iterator[Input]:
+    from dgiqa.sources import remote  # http and ssl take a twentieth of the start
+
     if not (tables.is_table(name) or shards.is_shard(name)):
         yield tables.addressed(name, reading)
         return
@@ -190,6 +199,8 @@ def _content(name: str, stream: BinaryIO, reading: Reading, left_out: Counter[st
 
 def _listed_bucket(address: str, reading: Reading) -> Iterator[str | Input]:
     """A pattern or a folder of a bucket as the addresses of its files; of a folder those that hold images."""
+    from dgiqa.sources import remote
+
     try:
         found = remote.matching(address, reading.network)
     except ImageError as error:

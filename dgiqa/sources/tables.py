@@ -19,7 +19,6 @@ from typing import Any, BinaryIO
 from dgiqa.errors import ImageError
 from dgiqa.extras import needs
 from dgiqa.sources.inputs import Input, Reading, is_address, suffix_of
-from dgiqa.sources.remote import Fetched, allowed
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
 _LONGEST_CELL = 1 << 28
@@ -195,6 +194,8 @@ def _named(value: str, folder: str, key: str | None, reading: Reading) -> Input:
 
 def addressed(address: str, reading: Reading, key: str | None = None) -> Input:
     """An address as an input that is fetched when its turn comes, or that says why not."""
+    from dgiqa.sources.remote import Fetched, allowed
+
     try:
         allowed(address, reading.network)
     except ImageError as error:
