@@ -524,8 +524,8 @@ def test_a_real_gpu_builds_and_scores(need_gpu: Callable[..., None]) -> None:
 # the commands
 
 
-def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "dgiqa", *map(str, arguments)]
+def command(*arguments: str | Path, program: Sequence[str] = ("-m", "dgiqa")) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, *program, *map(str, arguments)]
     return subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
 
 
