@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("av")
@@ -207,20 +208,20 @@ def test_a_timid_network_is_made_as_bold_as_people():
 def test_the_head_for_reasons_learns_them_on_a_network_that_stays(tmp_path):
     from recipes.small import tell
 
-    rng = np.random.default_rng(0)
-    rgb, _ = working.create(tmp_path / "c", 40)
-    reasons = np.zeros((40, len(REASONS)), np.float32)
-    for i in range(40):
-        level = 90
-        rgb[i] = np.clip(rng.normal(level, 40 if i % 2 else 2, rgb[i].shape), 0, 255)
-        reasons[i, REASONS.index("noise")] = i % 2
-    labels = {"label": np.full(40, 0.5, np.float32), "source": np.arange(40) // 2, "reasons": reasons}
-    working.save_labels(tmp_path / "c", labels)
     torch.manual_seed(0)
     network = DGIQA(dataclasses.replace(SMALL, reasons=len(REASONS))).eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    pictures = learn.Pictures(tmp_path / "c")
-    values = tell.seen(network, pictures, 1)
+    Image.fromarray(picture(0, 240, 300)).save(tmp_path / "a.png")
+    values, wanted, source = tell.gather(network, [tmp_path / "a.png"] * 2)
+    assert values.shape[:2] == (2 * chains.SIZE, 4)
+    assert wanted.shape == (2 * chains.SIZE, len(REASONS))
+    assert set(source) == {0, 1}
+
+    rng = np.random.default_rng(0)
+    noisy = [rng.normal(90, 40 if i % 2 else 2, (240, 300, 3)).clip(0, 255).astype(np.uint8) for i in range(40)]
+    values = torch.stack([tell.seen(network, rgb) for rgb in noisy])
+    reasons = np.zeros((40, len(REASONS)), np.float32)
+    reasons[1::2, REASONS.index("noise")] = 1
     head = tell.fit(values, torch.from_numpy(reasons), epochs=400)
     assert tell.precision(head, values, reasons)["noise"] == 1
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())

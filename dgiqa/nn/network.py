@@ -222,7 +222,7 @@ def statistics(maps: Sequence[Tensor]) -> Tensor:
 
 def fault_head(channels: int, faults: int) -> nn.Sequential:
     """`statistics` of maps of so many channels -> the logit of each kind of fault."""
-    return nn.Sequential(nn.LayerNorm(2 * channels), nn.Linear(2 * channels, 96), nn.ReLU(), nn.Linear(96, faults))
+    return nn.Sequential(nn.LayerNorm(2 * channels), nn.Linear(2 * channels, 40), nn.ReLU(), nn.Linear(40, faults))
 
 
 def _depth_backbone(config: DGIQAConfig) -> Any:

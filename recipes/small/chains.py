@@ -151,9 +151,11 @@ def _mixture(rgb: Bytes, rng: np.random.Generator, seed: int) -> list[Made]:
 def _codec(rgb: Bytes, rng: np.random.Generator, seed: int) -> list[Made]:
     codec = list(encoding.SERIES)[rng.choice(6, p=(0.2, 0.15, 0.15, 0.05, 0.25, 0.2))]
     made = []
-    for quality in encoding.SERIES[codec]:
+    for quality, sure in zip(encoding.SERIES[codec], (0.0, 0.5, 1.0, 1.0), strict=True):
         spread = rng.uniform(0.85, 1.15) if codec not in encoding.VIDEO else rng.uniform(0.94, 1.04)
-        made.append(Made(encoding.save(rgb, codec, max(1, quality * spread)), None, {"codec": 0.0}))
+        made.append(
+            Made(encoding.save(rgb, codec, max(1, quality * spread)), None, {"codec": 0.0, "compression": sure})
+        )
     return made
 
 

@@ -20,7 +20,8 @@ ordered; it differs here:
                                      after the noise of white_noise
     mean_shift                       KADID goes +.15 .08 0 -.08 -.15: our magnitude grows, the sign comes from the seed
     contrast_change                  KADID goes +.3 .15 0 -.4 -.6: ours only loses contrast, more at each level
-    brighten, darken                 KADID's amounts, as a power of Lab lightness instead of a spline
+    brighten, darken                 a power of Lab lightness instead of a spline, through KADID's middle: lightness 50
+                                     becomes 55 60 70 85 95 and 47.5 45 40 30 10
     jitter                           one warp that reaches as far as KADID's repeated ones
     quantization                     KADID's counts, evenly spaced instead of at Otsu's thresholds
     non_eccentricity_patch,          KADID's counts, on a grid so that squares never overlap; the squares (16 and 32
@@ -181,12 +182,12 @@ def _denoise(image: Array, variance: float, rng: Generator, depth: Array) -> Arr
 # ---- brightness ----
 
 
-def _brighten(image: Array, amount: float, rng: Generator, depth: Array) -> Array:
-    return _curve_lightness(image, lambda lightness: 1 - (1 - lightness) ** (1 + amount))
+def _brighten(image: Array, middle: float, rng: Generator, depth: Array) -> Array:
+    return _curve_lightness(image, lambda lightness: 1 - (1 - lightness) ** -math.log2(1 - middle))
 
 
-def _darken(image: Array, amount: float, rng: Generator, depth: Array) -> Array:
-    return _curve_lightness(image, lambda lightness: lightness ** (1 + amount))
+def _darken(image: Array, middle: float, rng: Generator, depth: Array) -> Array:
+    return _curve_lightness(image, lambda lightness: lightness ** -math.log2(middle))
 
 
 def _mean_shift(image: Array, magnitude: float, rng: Generator, depth: Array) -> Array:
@@ -423,8 +424,8 @@ EFFECTS: dict[str, tuple[Effect, tuple[float, float, float, float, float]]] = {
     "impulse_noise": (_impulse_noise, (0.001, 0.005, 0.01, 0.02, 0.03)),  # share of 0, and of 1
     "multiplicative_noise": (_multiplicative_noise, (0.001, 0.005, 0.01, 0.02, 0.05)),  # variance
     "denoise": (_denoise, (0.001, 0.002, 0.003, 0.005, 0.01)),  # variance of the noise removed
-    "brighten": (_brighten, (0.1, 0.2, 0.4, 0.7, 1.1)),  # exponent - 1
-    "darken": (_darken, (0.05, 0.1, 0.2, 0.4, 0.8)),  # exponent - 1
+    "brighten": (_brighten, (0.55, 0.6, 0.7, 0.85, 0.95)),  # what lightness 0.5 becomes
+    "darken": (_darken, (0.475, 0.45, 0.4, 0.3, 0.1)),  # what lightness 0.5 becomes
     "mean_shift": (_mean_shift, (0.03, 0.06, 0.1, 0.14, 0.2)),  # of full range
     "jitter": (_jitter, (0.1, 0.25, 0.5, 1.1, 2.2)),  # pixels
     "non_eccentricity_patch": (_non_eccentricity_patch, (20, 40, 60, 80, 100)),  # patches

@@ -1,9 +1,11 @@
 """The head that tells reasons, fitted anew to chains while the rest of the network stays as it is.
 
-    python -m recipes.small.tell --weights runs/small/weights.safetensors --chains data/chains --out told.safetensors
+    python -m recipes.small.tell --weights MEAN --root BIQ2021 --opinions data/opinions --out TOLD
+    python -m recipes.small.tell --weights MEAN --pictures CLEAN --out TOLD                    (without BIQ2021)
 
-A step of `learn` sees few pictures of each fault, and most of its time goes into the backbone. Here every picture goes
-through the backbone once for each of a few places, and the head then learns from all of them in a minute.
+A step of `learn` sees few pictures of each fault, at scales that differ from those of scoring. Here chains of thousands
+of photographs go through preprocessing and backbone once, as they do when they are scored, and the head then learns
+from all of them in a minute.
 """
 
 from __future__ import annotations
@@ -22,33 +24,39 @@ from torch import Tensor, nn
 
 from dgiqa.nn.backbones import feature_maps
 from dgiqa.nn.commands import watched
+from dgiqa.nn.datasets import read_rgb
+from dgiqa.nn.depth import SMALL_PREPROCESS
 from dgiqa.nn.network import DGIQA, fault_head, statistics
 from dgiqa.nn.weights import save_weights
+from dgiqa.preprocess import working_image
 from dgiqa.spec import TILE
-from recipes.small import working
-from recipes.small.learn import CHAIN_VALIDATION, SIDES, Pictures, Place, network_from, to_input
-from recipes.small.measures import average_precision
+from recipes.small.chains import clean_photographs, judged_photographs
+from recipes.small.learn import network_from, to_input
+from recipes.small.measures import average_precision, reason_pictures
 from recipes.small.reasons import REASONS
 
-PLACES = 3  # of every picture
+HELD_OUT = 10  # one photograph of so many
 
 
-def seen(network: DGIQA, pictures: Pictures, places: int, seed: int = 0) -> Tensor:
-    """What the head reads of every picture at some places: f32 [n,places,C]."""
-    rng, found = np.random.default_rng(seed), []
-    blank = np.zeros((places, TILE, TILE), np.uint8)
-    with torch.inference_mode():
-        for index in watched(range(len(pictures.labels["label"])), len(pictures.labels["label"]), "pictures"):
-            sides = rng.integers(SIDES[0], SIDES[1] + 1, places)
-            corners = [rng.integers(0, working.SIDE - side + 1, 2) for side in sides]
-            crops = [
-                pictures.crop(index, Place(int(y), int(x), int(side)))[0]
-                for side, (y, x) in zip(sides, corners, strict=True)
-            ]
-            with torch.autocast("cpu", torch.bfloat16):
-                maps = feature_maps(network.backbone, to_input(np.stack(crops), blank)[0])
-            found.append(statistics([m.float() for m in maps]))
-    return torch.stack(found)
+def seen(network: DGIQA, rgb: NDArray[np.uint8]) -> Tensor:
+    """What the head reads of the four corner tiles of a picture u8 [H,W,3]: f32 [4,C]."""
+    small = working_image(rgb, SMALL_PREPROCESS)
+    height, width = small.shape[0] - TILE, small.shape[1] - TILE
+    tiles = np.stack([small[y : y + TILE, x : x + TILE] for y in (0, height) for x in (0, width)])
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        maps = feature_maps(network.backbone, to_input(tiles, tiles[..., 0])[0])
+    return statistics([m.float() for m in maps])
+
+
+def gather(network: DGIQA, paths: Sequence[Path]) -> tuple[Tensor, NDArray[np.float32], NDArray[np.int64]]:
+    """Of one chain of each photograph: what the head reads f32 [n,4,C], reasons f32 [n,K], the photograph's number."""
+    values, wanted, source = [], [], []
+    for number, path in enumerate(watched(paths, len(paths), "photographs")):
+        pictures, reasons = reason_pictures([read_rgb(path)], number, rounds=1)
+        values += [seen(network, picture) for picture in pictures]
+        wanted.append(reasons)
+        source += [number] * len(pictures)
+    return torch.stack(values), np.concatenate(wanted).astype(np.float32), np.array(source)
 
 
 def fit(values: Tensor, wanted: Tensor, epochs: int = 40, seed: int = 0) -> nn.Sequential:
@@ -91,16 +99,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "python -m recipes.small.tell", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--chains", type=Path, nargs="+", required=True)
-    parser.add_argument("--places", type=int, default=PLACES)
+    parser.add_argument("--root", type=Path, help="folder of BIQ2021")
+    parser.add_argument("--opinions", type=Path, help="working pictures of its opinions")
+    parser.add_argument("--pictures", type=Path, help="instead of both: a folder of clean photographs")
+    parser.add_argument("--count", type=int, default=1500, help="photographs; default: %(default)s")
     parser.add_argument("--out", type=Path, required=True)
     o = parser.parse_args(arguments)
+    if (o.root and o.opinions and not o.pictures) == (o.pictures is not None):
+        parser.error("give --root and --opinions, or --pictures")
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    network, pictures = network_from(o.weights, "").eval(), Pictures(*o.chains)
+    network = network_from(o.weights, "").eval()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    values, wanted = seen(network, pictures, o.places), pictures.labels["reasons"]
-    held_out = pictures.labels["source"] % CHAIN_VALIDATION == 0
+    sources = judged_photographs(o.root, o.opinions) if o.root else clean_photographs(o.pictures, 1.0)
+    order = np.random.default_rng(11).permutation(max(o.count, len(sources)))[: o.count]
+    values, wanted, source = gather(network, [sources[i % len(sources)][0] for i in order])
+    held_out = source % HELD_OUT == 0
     head = fit(values[~held_out], torch.from_numpy(wanted[~held_out]))
     found = precision(head, values[held_out], wanted[held_out])
     print(found, "mean", round(float(np.mean(list(found.values()))), 3))
