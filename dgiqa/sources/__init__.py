@@ -286,6 +286,8 @@ def _walk(top: str, recursive: bool, others: Counter[str]) -> Iterator[Input]:
             if suffix in PHOTO_SUFFIXES:
                 if _is(entry.is_file) or _is_broken_link(entry):
                     yield _file(entry.path)
+                elif not _is(entry.is_dir):
+                    others["pipes or devices"] += 1
             elif _is(entry.is_file):
                 others[suffix] += 1
         if recursive:
