@@ -17,7 +17,7 @@ from dgiqa.report.rows import Row
 from dgiqa.sources.shards import TAR_SUFFIXES, sample_key
 
 Deed = Literal["link", "copy", "move"]
-_SHARD = re.compile(
+MEMBER = re.compile(
     rf"(.*?(?:{'|'.join(map(re.escape, sorted(TAR_SUFFIXES, key=len, reverse=True)))}))/(.+)", re.DOTALL
 )
 
@@ -101,7 +101,7 @@ def write_shards(
     wanted: dict[str, set[str]] = {}
     failures = []
     for row in rows:
-        found = _SHARD.fullmatch(row["path"])
+        found = MEMBER.fullmatch(row["path"])
         if found is None:
             failures.append(f"{row['path']}: no member of a tar shard; wanted rows of shards")
             continue

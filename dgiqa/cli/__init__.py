@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from dgiqa._version import __version__
-from dgiqa.cli import bench, bundles, calibrate, compare, engines, explaining, filter, scan, score, video
+from dgiqa.cli import bench, bundles, calibrate, compare, engines, explaining, filter, report, scan, score, video
 from dgiqa.cli.common import OK, PROGRAM, RUNTIME_ERROR, SIGNALS, Stopped, app, explain, say
 
 COMMAND_FILES = (
@@ -22,6 +22,7 @@ COMMAND_FILES = (
     video,
     filter,
     scan,
+    report,
     bench,
     bundles,
     calibrate,

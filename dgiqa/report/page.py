@@ -108,7 +108,7 @@ class _Extremes:
         rivals = near or ([r for r, _ in self.kept] if len(self.kept) == CANDIDATES else [])
         if rivals and self._of(row) <= (max if near else min)(map(self._of, rivals)):
             return
-        self.kept = [(r, data) for r, data in self.kept if r not in near] + [(row, _jpeg(picture))]
+        self.kept = [(r, data) for r, data in self.kept if r not in near] + [(row, thumbnail(picture))]
         self.kept = sorted(self.kept, key=lambda item: -self._of(item[0]))[:CANDIDATES]
 
     def shown(self, several: bool) -> Iterator[dict[str, Any]]:
@@ -127,7 +127,7 @@ class _Extremes:
         return float(self.sign * row["score"])
 
 
-def _jpeg(picture: UInt8) -> bytes:
+def thumbnail(picture: UInt8) -> bytes:
     height = max(1, round(picture.shape[0] * THUMB_WIDTH / picture.shape[1]))
     small = cv2.resize(picture, (THUMB_WIDTH, height), interpolation=cv2.INTER_AREA)
     return cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
