@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import sys
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from rich.text import Text
 
+from dgiqa.errors import BackendError
 from dgiqa.report.files import OutputFile, Report, format_of, left_behind, writer_for
 from dgiqa.report.rows import (
     COLUMNS,
@@ -573,3 +575,14 @@ def test_the_progress_line_stays_on_one_line_and_goes_away() -> None:
     assert "10/40" in text
     assert "1 failed" in text
     assert text.endswith("\r\x1b[2K")
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    file = OutputFile(str(tmp_path / "a.parquet"), spooled=True)
+    with pytest.raises(
+        BackendError, match=r'^Parquet needs pyarrow .*; pip install "dgiqa-rt\[table\]", or end in .csv'
+    ):
+        writer_for("parquet", file)
+    file.discard()

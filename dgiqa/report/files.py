@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TextIO, TypeVar
 
+from dgiqa.errors import BackendError
 from dgiqa.extras import needs
 from dgiqa.report.rows import SCHEMA, SCHEMA_VERSION, Kind, Row, Summary, Tally, columns, readable, to_json
 from dgiqa.report.terminal import ProgressLine, TableWriter
@@ -154,7 +155,7 @@ class ParquetWriter:
         try:
             import pyarrow.parquet
         except ImportError as error:
-            raise ImportError(f"{needs('Parquet', 'pyarrow', 'table', error=error)}, or end in .csv") from error
+            raise BackendError(f"{needs('Parquet', 'pyarrow', 'table', error=error)}, or end in .csv") from error
         self._arrow = pyarrow
         self._file = file
         text = pyarrow.string()

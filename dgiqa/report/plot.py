@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dgiqa.errors import BackendError
 from dgiqa.extras import needs
 from dgiqa.report.curve import Curve, Curves, span
 from dgiqa.report.rows import readable
@@ -55,9 +56,9 @@ class TimelinePlot(Curves):
 
 
 def import_matplotlib() -> Any:
-    """matplotlib.figure, which needs no display; ImportError that says how to get it."""
+    """matplotlib.figure, which needs no display; BackendError that says how to get it."""
     try:
         import matplotlib.figure
     except ImportError as error:
-        raise ImportError(f"{needs('a plot', 'matplotlib', 'video', error=error)}, or use --html") from error
+        raise BackendError(f"{needs('a plot', 'matplotlib', 'video', error=error)}, or use --html") from error
     return matplotlib.figure
