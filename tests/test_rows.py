@@ -91,9 +91,9 @@ def test_scores_have_six_decimals() -> None:
 
 def test_what_is_below_the_threshold_is_counted() -> None:
     summary = Summary()
-    for verdict in ("pass", "fail", None, "fail"):
+    for verdict in ("pass", "fail", None, "fail", "fail"):
         summary.add(make_score().as_row() | {"verdict": verdict})
-    assert (summary.below, summary.as_dict(complete=True)["below"]) == (2, 2)
+    assert (summary.below, summary.as_dict(complete=True)["below"]) == (3, 3)
 
 
 def test_details_are_in_pixels_of_the_image_and_milliseconds() -> None:
