@@ -171,6 +171,7 @@ RECORDED: dict[str, dict[str, tuple[tuple[int, int], list[tuple[int, int]]]]] = 
 
 @pytest.mark.parametrize("family", RECORDED)
 def test_official_windows_are_those_recorded_from_the_authors_script(family: str) -> None:
+    pytest.importorskip("torch", reason="the reference is in torch")
     from dgiqa.nn.reference import _windows
 
     for shape, (size, xy) in RECORDED[family].items():
