@@ -147,7 +147,8 @@ def video(  # noqa: PLR0917 - the command line's options
     from dgiqa.report.files import Report
     from dgiqa.report.terminal import ProgressLine
     from dgiqa.scorer import Scorer
-    from dgiqa.video import INTERVAL_S, Reading, Summary, VideoRun
+    from dgiqa.video import Reading, Summary, VideoRun
+    from dgiqa.video.pooling import INTERVAL_S
     from dgiqa.video.reuse import Reuse
     from dgiqa.video.source import Raw
 

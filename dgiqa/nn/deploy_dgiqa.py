@@ -11,6 +11,8 @@ pixels and what comes before it at 784; at stride 8 the convolution at 196 of 78
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,10 +57,11 @@ class TwinDGIQA(nn.Module):
 
     def features_and_faults(self, rgb: Tensor, depth: Tensor) -> tuple[Tensor, Tensor | None]:
         """As `DGIQA.features_and_faults`: f32 [N,C], and f32 [N,K] or None."""
-        maps = self.branches[0].maps(rgb)
+        half = cast(Branch, self.branches[0])
+        maps = half.maps(rgb)
         guide = self.branch(depth, "_depth") if self.config.depth_car else None
         faults = self.fc_reasons(statistics([_as_map(m) for m in maps])) if self.config.reasons else None
-        return self.join(self.branches[0].tokens(maps), guide), faults
+        return self.join(half.tokens(maps), guide), faults
 
     def branch(self, image: Tensor, suffix: str = "") -> Tensor:
         """As `DGIQA.branch`, but tokens: [N,3,S,S] -> [N,T,C]."""
