@@ -323,7 +323,7 @@ def prepared(scorer: Scorer, data: bytes) -> dict[str, Any]:
 
 def cut(rgb: Any, near: Any, p: spec.Preprocess) -> dict[str, Any]:
     """The stage that Score calls "tiles": the image resized, windows laid, tiles cut and normalised."""
-    (feeds,) = forward.tiles(preprocess.working_image(rgb, p), near, "grid", p.tile, batch=preprocess.MAX_CROPS)
+    (feeds,) = forward.tiles(preprocess.working_image(rgb, p), near, "grid", p, batch=preprocess.MAX_CROPS)
     return feeds
 
 

@@ -403,9 +403,11 @@ def open_device_scorer(depth: Any, quality: Any, p: spec.Preprocess) -> DeviceSc
     """
     if depth is None:
         raise BackendError("images on a GPU are scored by models with a depth network; copy the image to the host")
-    context, kernels = context_of(quality), Kernels()
+    _check_on_a_gpu(quality)
+    kernels = Kernels()
     if kernels.emulated:
         raise BackendError(f"{kernels.path} emulates the kernels on a CPU; set DGIQA_KERNELS to a CUDA build of it")
+    context = context_of(quality)
     lanes: list[Any] = [cuda.Lane(context) for _ in range(LANES)]
     together = min(getattr(depth, "most_at_once", 1), 8)
     record = all(getattr(session, "recordable", True) for session in (depth, quality))
@@ -415,12 +417,16 @@ def open_device_scorer(depth: Any, quality: Any, p: spec.Preprocess) -> DeviceSc
 
 def context_of(session: Any) -> cuda.Context:
     """Where a session's arrays lie. BackendError for one on a CPU."""
+    _check_on_a_gpu(session)
+    return getattr(session, "context", None) or cuda.Context(session.device)
+
+
+def _check_on_a_gpu(session: Any) -> None:
     if not hasattr(session, "bind") or session.backend.startswith("onnxruntime-cpu"):
         raise BackendError(
             f"got an image on a GPU and networks in {session.backend}; open the Scorer with "
             'backend="tensorrt" or "onnxruntime-cuda", or copy the image to the host'
         )
-    return getattr(session, "context", None) or cuda.Context(session.device)
 
 
 def device_image(source: Any, stream: Any = None) -> tuple[Image | Nv12, int | None]:

@@ -92,10 +92,11 @@ def budgets() -> str:
 def preprocessing() -> str:
     """The record `preprocess` of a manifest: the authors' values, and those of the shipped model."""
     from dgiqa.bundle import SIZES, load_bundle
-    from dgiqa.spec import PREPROCESS_VERSIONS, Preprocess
+    from dgiqa.spec import NORMALISATIONS, PREPROCESS_VERSIONS, Preprocess
 
     shipped = load_bundle("small").preprocess
     allowed = {name: f"{low} to {high}" for name, (low, high) in SIZES.items()}
+    allowed["normalisation"] = ", ".join(NORMALISATIONS)
     allowed["version"] = ", ".join(map(str, PREPROCESS_VERSIONS))
     names = [field.name for field in dataclasses.fields(Preprocess)]
     rows = [(f"`{name}`", getattr(Preprocess(), name), getattr(shipped, name), allowed[name]) for name in names]

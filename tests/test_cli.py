@@ -215,7 +215,7 @@ def test_dry_run_lists_folders_globs_and_lists_without_loading_a_model(tmp_path:
     [
         (["score"], "name a file"),
         (["score", "a.jpg", "--no-such-flag"], "--no-such-flag"),
-        (["score", "a.jpg", "-o", "scores.xlsx"], ".csv, .jsonl, .json or .parquet"),
+        (["score", "a.jpg", "-o", "scores.xlsx"], ".csv, .jsonl, .json, .parquet or .sqlite"),
         (["score", "a.jpg", "--tiling", "random"], "official:20"),
         (["score", "a.jpg", "--backend", "tpu"], "onnxruntime"),
         (["score", "a.jpg", "--fail-under", "1.5"], "--fail-under"),
@@ -329,6 +329,7 @@ def on_a_terminal(*arguments: object, width: int = 100, **env: str) -> tuple[str
     parent, child = pty.openpty()
     subprocess.run(["stty", "cols", str(width), "rows", "40"], stdin=child, check=True)
     environ = environment(TERM="xterm-256color", **env)
+    environ.pop("COLUMNS", None)  # else it decides, not the terminal
     with subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=child, stderr=child, env=environ) as process:
         os.close(child)
         text = b"".join(read_terminal(parent))

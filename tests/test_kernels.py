@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -326,10 +327,9 @@ def test_every_gpu_since_a_t4_gets_code(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("program", "ok"), [("exit 0", True), ("exit 3", False), ("exec sleep 9", False)])
 def test_a_sanitizer_that_does_not_end_is_a_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, ok: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: Callable[[str], Any], program: str, ok: bool
 ) -> None:
-    import gpu_check
-
+    gpu_check = script("engines/tests/gpu_check.py")
     for name, body in (("compute-sanitizer", 'shift 4; exec "$@"'), ("launch_all", program)):
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / name).chmod(0o755)

@@ -101,7 +101,7 @@ class HostNetwork:
     """A host session that binds as TrtSession does. runs: how many items each run took."""
 
     def __init__(self, session: Session) -> None:
-        self.session, self.backend = session, "tensorrt (a stand-in)"
+        self.session, self.backend, self.device = session, "tensorrt (a stand-in)", 0
         self.open: set[int] = set()
         self.runs: list[int] = []
 

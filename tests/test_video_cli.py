@@ -158,7 +158,7 @@ def test_an_ffmpeg_pipe_is_scored_as_its_file(run: Run, clip: Path, rows: list[d
         (["--frames", "some"], "neither a number nor all"),
         (["--raw", "64x64"], "describes no raw frames"),
         (["--gate-interval", "2"], "together with --fail-under"),
-        (["-o", "rows.xml"], "end it in .csv, .jsonl, .json or .parquet"),
+        (["-o", "rows.xml"], "end it in .csv, .jsonl, .json, .parquet or .sqlite"),
         (["--tiling", "many"], "allowed are"),
         (["--fps", "0"], "above 0"),
         (["--gate", "0.5", "--gate-interval", "nan"], "give seconds above 0"),

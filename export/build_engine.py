@@ -1,0 +1,15 @@
+"""A bundle becomes an engine for this machine; the same function as `dgiqa-rt build`, with the same options.
+
+python export/build_engine.py --fp16
+python export/build_engine.py --int8 --calib photos --backend onnxruntime
+"""
+
+from __future__ import annotations
+
+import sys
+
+from dgiqa.cli import main
+
+if __name__ == "__main__":
+    sys.argv.insert(1, "build")
+    main()
