@@ -243,7 +243,7 @@ def video(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
 
 def decoders(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
     """How far apart the scores of one frame are by this package's decoding, FFmpeg's program and OpenCV, per codec."""
-    import imageio_ffmpeg  # type: ignore[import-untyped]
+    import imageio_ffmpeg
 
     result = {}
     for encoder, options in DECODED.items():
