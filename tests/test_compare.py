@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -169,6 +171,15 @@ def test_a_csv_of_pairs_and_a_gate(folders: Path, comparing: Bundle) -> None:
     pair = pair if drop > 0 else pair[::-1]
     code, rows = rows_of(*pair, "--bundle", comparing.path, "--max-drop", abs(drop) / 2)
     assert (code, rows[0]["verdict"]) == (4, "fail")
+
+
+def test_pairs_go_into_a_database(folders: Path, comparing: Bundle) -> None:
+    pair = (folders / "encoded" / "coffee.jpg", folders / "originals" / "coffee.png")
+    done = run_here("compare", *pair, "--bundle", comparing.path, "-o", folders / "drops.sqlite")
+    assert done.returncode == 0, done.stderr
+    with contextlib.closing(sqlite3.connect(folders / "drops.sqlite")) as database:
+        (drop,) = database.execute('SELECT "drop" FROM scores').fetchone()
+    assert drop == rows_of(*pair, "--bundle", comparing.path)[1][0]["drop"]
 
 
 NO_PAIRS = [

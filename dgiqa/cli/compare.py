@@ -18,11 +18,8 @@ from dgiqa.cli.common import (
     Backend,
     Precision,
     app,
-    data_stream,
     fill,
-    opened,
     say,
-    stdout,
 )
 
 if TYPE_CHECKING:
@@ -51,7 +48,9 @@ def compare(  # noqa: PLR0917 - the command line's options
     threads: options.Threads = None,
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write rows to FILE: .csv, .jsonl, .json or .parquet."),
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Write rows to FILE: .csv, .jsonl, .json, .parquet or .sqlite."
+        ),
     ] = None,
     format_: options.Format = None,
     max_drop: Annotated[
@@ -72,21 +71,18 @@ def compare(  # noqa: PLR0917 - the command line's options
       dgiqa-rt compare encoded/ originals/ -o drops.csv --max-drop 0.05
       dgiqa-rt compare pairs.csv
     """
-    from dgiqa.report.files import Report, format_of, writer_for
+    from dgiqa.report.files import Report, format_of
     from dgiqa.report.rows import Summary
     from dgiqa.scorer import Scorer
 
     with options.usage("--output"):
-        target = format_of(output) if output else None
+        if output:  # a wrong suffix is said before anything is read
+            format_of(output)
     shown = options.shown_format(format_, output)
     with options.usage("IMAGE"):
         pairs = list(_pairs(picture, reference))
     with Report() as report:
-        if output and target:
-            file = opened(output, spooled=target == "parquet")
-            report.write_to(writer_for(target, file, "pair"), file)
-        if shown:
-            report.write_to(writer_for(shown, stdout() if shown == "table" else data_stream(), "pair"))
+        options.write_rows(report, output, shown, "pair")
         scorer = Scorer(
             bundle,
             backend=backend.value,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, INPUTS_FAILED, OK, app, data_stream, opened, say
+from dgiqa.cli.common import EXIT_CODES, INPUTS_FAILED, OK, app, data_stream, say
 
 if TYPE_CHECKING:
     from dgiqa.report.rows import Row
@@ -110,17 +110,16 @@ def _act(rows: Iterator[Row] | Sequence[Row], places: dict[str, str | None], end
 
 def _write(rows: Iterator[Row] | Sequence[Row], path: str) -> None:
     """The rows as `score -o` would have written them."""
-    from dgiqa.report.files import SPOOLED, Report, format_of, writer_for
+    from dgiqa.report.files import Report, format_of
     from dgiqa.report.rows import DETAIL_COLUMNS
 
     with options.usage("--output"):
-        kind = format_of(path)
+        format_of(path)
     following = iter(rows)
     first = next(following, None)
     details = first is not None and set(DETAIL_COLUMNS) <= first.keys()
     with Report() as report:
-        file = opened(path, spooled=kind in SPOOLED)
-        report.write_to(writer_for(kind, file, details=details), file)
+        options.write_rows(report, path, None, details=details)
         if first is not None:
             report.add(first)
         for row in following:

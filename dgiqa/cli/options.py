@@ -14,6 +14,8 @@ from dgiqa.cli import common
 
 if TYPE_CHECKING:
     from dgiqa import bundle as bundles
+    from dgiqa.report.files import Report
+    from dgiqa.report.rows import Kind
     from dgiqa.sources import Reading
 
 Bundle = Annotated[str, typer.Option(metavar="NAME|DIR", help="The model: a name that `models` lists, or a folder.")]
@@ -166,3 +168,19 @@ def shown_format(wanted: common.Format | None, output: str | None) -> str | None
     if output:
         return None
     return "table" if common.stdout().isatty() else "jsonl"
+
+
+def write_rows(
+    report: Report, output: str | None, shown: str | None, kind: Kind = "image", *, details: bool = False
+) -> None:
+    """Let a report write its rows into the file `output`, and show them on standard output in the format `shown`."""
+    from dgiqa.report.files import SPOOLED, format_of, writer_for
+
+    if output:
+        with usage("--output"):
+            target = format_of(output)
+        file = common.opened(output, spooled=target in SPOOLED)
+        report.write_to(writer_for(target, file, kind, details=details), file)
+    if shown:
+        stream = common.stdout() if shown == "table" else common.data_stream()
+        report.write_to(writer_for(shown, stream, kind, details=details))

@@ -22,14 +22,11 @@ from dgiqa.cli.common import (
     app,
     data_stream,
     fill,
-    opened,
     say,
-    stdout,
     watched,
 )
 
 if TYPE_CHECKING:
-    from dgiqa.report.files import Report
     from dgiqa.report.rows import Row, Summary
     from dgiqa.scorer import Scorer
     from dgiqa.sources import Input, Reading
@@ -114,7 +111,8 @@ def score(  # noqa: PLR0917 - the command line's options
 
     _check_sources(paths, from_file)
     with options.usage("--output"):
-        target = format_of(output) if output else None
+        if output:  # a wrong suffix is said before anything is read
+            format_of(output)
     shown = options.shown_format(_wanted_format(format_, json_), output)
     left_out: Counter[str] = Counter()
     reading = options.reading(recursive, column, key, remote, private_network, max_bytes, timeout)
@@ -133,7 +131,7 @@ def score(  # noqa: PLR0917 - the command line's options
         check_tiling(tiling)
     model, fail_under = options.gated(bundle, fail_under, preset, "--fail-under")
     with Report() as report:
-        _open(report, output, target, shown, details)  # before anything slow: it may not be writable
+        options.write_rows(report, output, shown, details=details)  # before anything slow: it may not be writable
         inputs, total = _counted(inputs, live=from_file == "-")
         if watched() and not (quiet or no_progress):
             report.line = ProgressLine(sys.stderr)
@@ -224,17 +222,6 @@ def _list(inputs: Iterator[Input], end: str) -> int:
         else:
             stream.write(shown(item.name) + end)
     return INPUTS_FAILED if failed else OK
-
-
-def _open(report: Report, output: str | None, target: str | None, shown: str | None, details: bool) -> None:
-    from dgiqa.report.files import SPOOLED, writer_for
-
-    if output and target:
-        file = opened(output, spooled=target in SPOOLED)
-        report.write_to(writer_for(target, file, details=details), file)
-    if shown:
-        stream = stdout() if shown == "table" else data_stream()
-        report.write_to(writer_for(shown, stream, details=details))
 
 
 def _rows(scorer: Scorer, inputs: Iterator[Input], workers: int | None, details: bool) -> Generator[tuple[Row, None]]:

@@ -20,11 +20,8 @@ from dgiqa.cli.common import (
     Backend,
     Precision,
     app,
-    data_stream,
     fill,
-    opened,
     say,
-    stdout,
     watched,
     writable,
 )
@@ -257,12 +254,7 @@ def _against(  # noqa: PLR0917 - what the command was given
 
     output, shown = where
     with files.Report() as report:
-        if output:
-            kind = files.format_of(output)
-            file = opened(output, spooled=kind == "parquet")
-            report.write_to(files.writer_for(kind, file, "pair"), file)
-        if shown:
-            report.write_to(files.writer_for(shown, stdout() if shown == "table" else data_stream(), "pair"))
+        options.write_rows(report, output, shown, "pair")
         scorer = Scorer(model, **opening)
         alignment = align(encoded, master)
         report.needed = True
@@ -291,11 +283,7 @@ def _open(report: Report, output: str | None, shown: str | None, gate: float | N
     from dgiqa.report.plot import TimelinePlot
     from dgiqa.report.subtitles import Chapters, Subtitles
 
-    if output:
-        with options.usage("--output"):
-            kind = files.format_of(output)
-        file = opened(output, spooled=kind in files.SPOOLED)
-        report.write_to(files.writer_for(kind, file, "frame"), file)
+    options.write_rows(report, output, shown, "frame")
     makers: dict[str, Callable[[str], files.Sink]] = {
         "plot": lambda path: TimelinePlot(path, gate),
         "html": lambda path: HtmlReport(path, gate),
@@ -305,9 +293,6 @@ def _open(report: Report, output: str | None, shown: str | None, gate: float | N
     for name, path in sinks.items():
         if path:
             report.draw_to(writable(makers[name], path))
-    if shown:
-        stream = stdout() if shown == "table" else data_stream()
-        report.write_to(files.writer_for(shown, stream, "frame"))
 
 
 def _sampling(  # noqa: PLR0917 - the options it joins

@@ -203,7 +203,7 @@ class SqliteWriter:
 
     def _fill(self, database: sqlite3.Connection, lines: Iterator[str], summary: dict[str, Any]) -> None:
         kinds = {"float64": "REAL", "int64": "INTEGER"}
-        typed = ", ".join(f"{column.name} {kinds.get(column.type, 'TEXT')}" for column in self._columns)
+        typed = ", ".join(f'"{column.name}" {kinds.get(column.type, "TEXT")}' for column in self._columns)
         database.execute(f"CREATE TABLE scores ({typed})")
         marks = ", ".join("?" * len(self._columns))
         rows = (json.loads(line) for line in lines)

@@ -11,6 +11,7 @@ from contextlib import closing
 from typing import Any
 
 from dgiqa.errors import DgiqaError
+from dgiqa.extras import needs
 from dgiqa.report.files import FORMULA, ROW_GROUP
 from dgiqa.report.rows import SCHEMA, Row
 
@@ -51,7 +52,7 @@ def _parquet(path: str) -> Iterator[Row]:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise ImportError(f"Parquet needs pyarrow ({error}); pip install 'dgiqa-rt[table]'") from error
+        raise ImportError(needs("Parquet", "pyarrow", "table", error=error)) from error
     with pyarrow.parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=ROW_GROUP):
             yield from map(_unpacked, batch.to_pylist())
