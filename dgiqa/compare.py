@@ -6,7 +6,6 @@ such as which tiles show the sky, drops out of the difference, and its standard 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +17,8 @@ from dgiqa.errors import BundleError, ImageError
 from dgiqa.forward import Stages
 from dgiqa.image.sources import Source, name_of
 from dgiqa.report.rows import Row, rounded, row_of
-from dgiqa.score import Score
+from dgiqa.score import Score, mean_and_error
 from dgiqa.work import Work, enter, take
-
-Z80 = 1.2816  # standard errors on each side that hold 80 %
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,10 +101,3 @@ def compared(stages: Stages, picture: Work, reference: Work) -> Comparison:
         tiles = head.score(features[0], features[1])
         near = {"full_reference": float(tiles.mean(dtype=np.float64)), "tile_full_reference": tiles}
     return Comparison(scores[0], scores[1], drop, error, drops, **near)
-
-
-def mean_and_error(values: NDArray[np.floating[Any]]) -> tuple[float, float | None]:
-    """Mean of [n], and its standard error; a single one has none."""
-    n = len(values)
-    mean = float(values.mean(dtype=np.float64))
-    return mean, float(values.std(ddof=1, dtype=np.float64)) / math.sqrt(n) if n > 1 else None

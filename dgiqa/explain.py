@@ -110,10 +110,8 @@ def explain(stages: Stages, source: Source, *, name: str | None = None) -> Expla
     working = preprocess.working_image(rgb, p)
     near = None
     if networks.depth is not None:
-        prepared = preprocess.depth_input(rgb, stages.p)
-        with networks.turn:
-            depth = networks.depth.run({spec.DEPTH_INPUT: prepared})[spec.DEPTH_OUTPUT]
-        near = preprocess.depth_image(depth, height, width, p)
+        prepared = preprocess.depth_input(rgb, p)
+        near = forward.depth_image_from(prepared, (height, width), networks.depth, p, turn=networks.turn)
     windows = overlapping(working.shape[0], working.shape[1], p.tile)
     scores = []
     for feeds in forward.tiles(working, near, windows, p, networks.batch):

@@ -8,7 +8,6 @@ are its steps for those who bring a network of their own.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import deque
@@ -32,7 +31,7 @@ from dgiqa.meaning import verdict
 from dgiqa.runtime.engines import Engine
 from dgiqa.runtime.kernels import is_on_gpu
 from dgiqa.runtime.session import Session, open_session
-from dgiqa.score import Score
+from dgiqa.score import Score, mean_and_error
 from dgiqa.timing import StageClock, ms_since
 from dgiqa.work import Part, PartScores, Work, enter, take
 
@@ -311,8 +310,7 @@ class Stages:
         if not np.isfinite(scores).all():
             fix = f"compare with dgiqa-rt verify {self.bundle.name}"
             raise BackendError(f"the quality network gave {scores.tolist()}, wanted finite scores; {fix}")
-        n, mean = len(scores), float(scores.mean(dtype=np.float64))
-        return mean, float(scores.std(ddof=1, dtype=np.float64)) / math.sqrt(n) if n > 1 else None
+        return mean_and_error(scores)
 
     def close(self) -> None:
         """Release the networks' memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,3 +132,10 @@ class Failure:
     def as_dict(self) -> dict[str, Any]:
         """The three strings, ready for JSON."""
         return {"source": self.source, "error": self.error, "message": self.message}
+
+
+def mean_and_error(values: NDArray[np.floating[Any]]) -> tuple[float, float | None]:
+    """Mean of [n], and its standard error; a single one has none."""
+    n = len(values)
+    mean = float(values.mean(dtype=np.float64))
+    return mean, float(values.std(ddof=1, dtype=np.float64)) / math.sqrt(n) if n > 1 else None
