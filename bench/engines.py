@@ -2,7 +2,7 @@
 
     python bench/engines.py [--only full/quality] [--batches 1 8 20] [--seconds 60] [--skip-int8] [--work DIR]
 
-Both networks in both sizes (untrained.py: weights of a fixed seed; fp16 is left out, CPUs compute it in fp32). Each
+The networks of untrained.py (weights of a fixed seed; fp16 is left out, CPUs compute it in fp32). Each
 engine runs in a process of its own, and all take turns, so that whatever else the machine does hits all of them.
 The outputs for photographs say how far each engine is from PyTorch. Figures are added to the JSON lines file case by
 case, and a run that was stopped goes on.
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dgiqa import preprocess, spec
+from dgiqa import forward, preprocess, spec
 from dgiqa.bundle import Bundle
 from dgiqa.image import decode
 from dgiqa.machine import usable_cores
@@ -63,13 +63,10 @@ def cases(size: str, network: str, batches: list[int], p: spec.Preprocess) -> It
             image = preprocess.depth_input(_resized(_photographs()[0], height, width), p)
             yield {"size": size, "network": network, "input": f"{height}x{width}"}, {spec.DEPTH_INPUT: image}
         return
-    rgb, depth = _tiles(p)
+    tiles = _tiles(p, depth=size in DEPTH_SIZES)
     for batch in batches:
-        chosen = np.arange(batch) % len(rgb)
-        yield (
-            {"size": size, "network": network, "batch": batch},
-            {spec.QUALITY_RGB: rgb[chosen], spec.QUALITY_DEPTH: depth[chosen]},
-        )
+        chosen = {name: each[np.arange(batch) % len(each)] for name, each in tiles.items()}
+        yield {"size": size, "network": network, "batch": batch}, chosen
 
 
 def measured(start: Callable[[], Mapping[str, Subject]], feeds: Feeds, options: Namespace) -> dict[str, Any]:
@@ -167,15 +164,14 @@ def _resized(rgb: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint
     return np.asarray(cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _tiles(p: spec.Preprocess) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Tiles of the photographs, with their own brightness in the place of depth: f32 [n,3,224,224] each."""
-    pairs = []
+def _tiles(p: spec.Preprocess, *, depth: bool) -> Feeds:
+    """Tiles of the photographs, f32 [n,3,224,224]; with `depth` their own brightness in the place of depth, too."""
+    found: list[Feeds] = []
     for photo in _photographs():
         rgb = preprocess.working_image(photo, p)
-        near = np.ascontiguousarray(rgb.max(axis=2))
-        windows = preprocess.grid_windows(near.shape[0], near.shape[1], p.tile)
-        pairs.append(preprocess.cut_tiles(rgb, near, windows, p.tile))
-    return np.concatenate([rgb for rgb, _ in pairs]), np.concatenate([depth for _, depth in pairs])
+        near = np.ascontiguousarray(rgb.max(axis=2)) if depth else None
+        found += forward.tiles(rgb, near, "grid", p)
+    return {name: np.concatenate([feeds[name] for feeds in found]) for name in found[0]}
 
 
 def _waited_s() -> float:
@@ -208,7 +204,7 @@ def _options() -> Namespace:
     made.add_argument("--work", type=Path, default=untrained.WORK, help="where networks are kept")
     made.add_argument("--skip-int8", action="store_true", help="quantising the full networks takes half an hour, once")
     options = parsed(made, "engines.jsonl")
-    everything = [f"{size}/{network}" for size in untrained.SIZES for network in NETWORKS]
+    everything = [f"{size}/quality" for size in untrained.SIZES] + [f"{size}/depth" for size in DEPTH_SIZES]
     options.only = options.only or (["small/quality"] if options.quick else everything)
     if unknown := set(options.only) - set(everything):
         made.error(f"--only: got {', '.join(unknown)}, wanted some of {', '.join(everything)}")

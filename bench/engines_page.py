@@ -13,7 +13,7 @@ from stamp import machine_line
 
 Line = dict[str, Any]
 
-FULL = "untrained-full"
+FULL, GLINTIQA = "untrained-full", "untrained-glintiqa"
 BATCH = 8
 GOALS = (
     ("ONNX Runtime fp32", ("onnxruntime fp32",), 1.25),
@@ -36,7 +36,6 @@ def goals(cases: Sequence[Line], accuracy: Line | None) -> Iterator[tuple[str, s
     """
     rows = accuracy["rows"] if accuracy is not None else []
     kept = {f"{row['backend']} {row['precision']}": row for row in rows if row["bundle"] == FULL and row["met"]}
-    commit = accuracy["environment"]["commit"][:10] if accuracy is not None else ""
     for line in cases:
         if line["case"] != {"size": "full", "network": "quality", "batch": BATCH}:
             continue
@@ -44,7 +43,8 @@ def goals(cases: Sequence[Line], accuracy: Line | None) -> Iterator[tuple[str, s
             able = [row for row in line["results"] if row["name"] in names and row["name"] in kept]
             if able:
                 best = max(able, key=lambda row: row["ratio"]["median"])
-                ratio, moved = best["ratio"]["median"], kept[best["name"]]["max_difference"]
+                row = kept[best["name"]]
+                ratio, moved, commit = best["ratio"]["median"], row["max_difference"], row["commit"][:10]
                 goal = f"full-size quality network, {BATCH} tiles, against eager PyTorch, {title}"
                 yield (
                     goal,
@@ -91,17 +91,18 @@ def precisions(accuracy: Line | None) -> str:
 def _said_of(accuracy: Line) -> str:
     """What was scored, and what it was compared with."""
     first = {row["bundle"]: row for row in accuracy["rows"]}
-    small, full = first["small"], first.get(FULL)
+    small = first["small"]
     parts = [
         f"{small['images']} distorted photographs, {accuracy['side']} pixels along the longer side, from pixels to "
         "score through both networks. `small` is compared with its own fp32 file on ONNX Runtime; its scores of these "
         f"photographs have a standard deviation of {small['spread']:.2f}."
     ]
-    if full:
-        parts.append(
-            "`full`, the published sizes with weights of a fixed seed, is compared with eager PyTorch in fp32 on "
-            f"{full['images']} photographs; standard deviation {full['spread']:.3f}."
-        )
+    for name, what in ((FULL, "the published sizes"), (GLINTIQA, "GlintIQA as published, which has no depth network,")):
+        if row := first.get(name):
+            parts.append(
+                f"`{name.removeprefix('untrained-')}`, {what} with weights of a fixed seed, is compared with eager "
+                f"PyTorch in fp32 on {row['images']} photographs; standard deviation {row['spread']:.3f}."
+            )
     return " ".join([*parts, f"On {machine_line(accuracy['environment'])}."])
 
 

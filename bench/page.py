@@ -338,7 +338,7 @@ def _rerun() -> str:
     python bench/peers.py          # against PyTorch and other metrics; makes environments for them under data/peers
     python bench/scale.py          # how cost grows
     python bench/engines.py        # each engine on each network
-    python bench/precision.py --full   # how far scores move in each precision: an hour
+    python bench/precision.py      # how far scores move in each precision; --networks full glintiqa: an hour each
     python bench/page.py           # this page
 
 An interrupted run goes on where it was; `--fresh` measures again, `--quick` shows that it works."""

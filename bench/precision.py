@@ -1,12 +1,13 @@
 """How far scores move in every precision and backend that is here: 200 distorted photographs against fp32.
 
-    python bench/precision.py [--images 200] [--calib DIR] [--full] [--compare] [--json bench/results/precision.json]
+    python bench/precision.py [--networks small full glintiqa] [--images 200] [--compare] [--json FILE]
 
 Photographs of scikit-image and scikit-learn under all types and levels of `recipes.small.distortions`, seeds fixed;
 always both networks, from pixels to score. `builder.quantize` makes the files. The small bundle's reference is its fp32
 ONNX file on ONNX Runtime, since its PyTorch weights are not shipped (its manifest says how far the file is from
-PyTorch). --full adds networks of the published sizes (untrained.py) with PyTorch as the reference: an hour on two
-cores. --compare adds other ways to make int8 files of the small bundle.
+PyTorch). `full` and `glintiqa` are networks of the published sizes (untrained.py) with PyTorch as the reference: an
+hour each on two cores. Rows of networks that are not asked for stay in the file. --compare adds other ways to make
+int8 files of the small bundle.
 Scores are kept in --work one by one, and a run that was stopped goes on; after a change to the code, --fresh.
 """
 
@@ -18,6 +19,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,6 @@ from dgiqa.errors import BackendError, DgiqaError
 from dgiqa.machine import usable_cores
 from dgiqa.parity import BUDGETS
 from dgiqa.runtime.backends import ONNXRUNTIME, OPENVINO, backends
-from dgiqa.runtime.engines import NETWORKS
 from dgiqa.runtime.session import open_session
 from dgiqa.store import replacing, sha256_of
 
@@ -44,6 +45,7 @@ from stamp import environment_stamp
 
 from recipes.small.distortions import LEVELS, TYPES, distort
 
+NETWORKS = ("small", "full", "glintiqa")
 RESULTS = Path(__file__).parent / "results" / "precision.json"
 CASES = (
     *((ONNXRUNTIME, precision) for precision in ("fp32", "fp16", "int8")),
@@ -84,14 +86,15 @@ def scores(opened: Callable[[], Score], count: int, kept: Path, until: float = n
 
 
 def engine_scores(
-    files: dict[str, Path], engine: tuple[str, str], p: spec.Preprocess, count: int, o: argparse.Namespace
+    bundle: Bundle, files: dict[str, Path], engine: tuple[str, str], count: int, o: argparse.Namespace
 ) -> NDArray[np.float64]:
     """Scores f64 [count] of `pictures` through a backend in a precision, from pixels on; kept in o.work."""
     backend, precision = engine
 
     def opened() -> Score:
         networks = {file: open_session(path, backend, precision=precision) for file, path in files.items()}
-        return lambda picture: float(score_tiles(picture, networks, p).mean(dtype=np.float64))
+        mapped, p = bundle.meaning.mapped, bundle.preprocess
+        return lambda picture: float(mapped(score_tiles(picture, networks, p)).mean(dtype=np.float64))
 
     return scores(opened, count, o.work / f"{_digest(files)}-{_engine(backend)}-{precision}.json", o.until)
 
@@ -117,7 +120,7 @@ def measure(bundle: Bundle, expected: NDArray[np.float64], o: argparse.Namespace
     for backend, precision in CASES:
         files = untrained.files(bundle, precision, o.work, calibration)
         try:
-            row = compared(expected, engine_scores(files, (backend, precision), bundle.preprocess, len(expected), o))
+            row = compared(expected, engine_scores(bundle, files, (backend, precision), len(expected), o))
         except BackendError as error:  # not installed, or not on this processor
             print(f"{backend} {precision}: {error}", flush=True)
             continue
@@ -141,8 +144,8 @@ def compare_methods(bundle: Bundle, expected: NDArray[np.float64], o: argparse.N
         except (DgiqaError, ValueError) as error:
             print(f"{method}: {error}", flush=True)
             continue
-        files = {file: out / file for file in NETWORKS}
-        row = compared(expected, engine_scores(files, (ONNXRUNTIME, "int8"), bundle.preprocess, o.images, o))
+        files = {network.file: out / network.file for network in bundle.networks}
+        row = compared(expected, engine_scores(bundle, files, (ONNXRUNTIME, "int8"), o.images, o))
         rows.append({"method": method} | row | {"bytes": _size(files)})
         print(rows[-1], flush=True)
     return rows
@@ -153,16 +156,17 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join([head, "|---|---|---|---|---|---|---|---|", *map(_line, rows)])
 
 
-def torch_score(size: str, p: spec.Preprocess) -> Score:
+def torch_score(size: str, bundle: Bundle) -> Score:
     """The networks of untrained.py in eager PyTorch, through the reference pipeline."""
     import torch
 
-    from dgiqa.nn.reference import score_reference
+    from dgiqa.nn.reference import TorchScorer
 
     torch.set_num_threads(usable_cores())
     networks = untrained.modules(size)
-    depth, quality = networks[spec.DEPTH_FILE], networks[spec.QUALITY_FILE]
-    return lambda picture: score_reference(picture, depth, quality, p, "grid")[0]
+    depth, quality = networks.get(spec.DEPTH_FILE), networks[spec.QUALITY_FILE]
+    scorer = TorchScorer(depth, quality, bundle.preprocess, bundle.meaning.mapped)
+    return lambda picture: float(scorer.score(picture).value)
 
 
 def _originals() -> list[Picture]:
@@ -207,8 +211,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=200, help="how many distorted photographs")
     parser.add_argument("--calib", type=Path, nargs="+", help="what to calibrate `small` on (default: golden images)")
-    full = "also networks of the published sizes, untrained, on so many photographs [200]"
-    parser.add_argument("--full", nargs="?", type=int, const=200, metavar="IMAGES", help=full)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["small"], help="which, see above")
     parser.add_argument("--compare", action="store_true", help="also other methods for int8")
     parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures go")
     parser.add_argument("--work", type=Path, default=untrained.WORK, help="files and scores kept here")
@@ -222,27 +225,32 @@ def _options() -> argparse.Namespace:
     return o
 
 
+def reference(name: str, o: argparse.Namespace) -> tuple[Bundle, NDArray[np.float64]]:
+    """A bundle, and what its scores of the `pictures` are compared with."""
+    if name == "small":
+        bundle = load_bundle(name)
+        files = untrained.files(bundle, "fp32", o.work)
+        return bundle, engine_scores(bundle, files, (ONNXRUNTIME, "fp32"), o.images, o)
+    bundle = untrained.bundle(name, o.work)
+    kept = o.work / f"{bundle.id}-torch-{metadata.version('torch')}.json"
+    return bundle, scores(partial(torch_score, name, bundle), o.images, kept, o.until)
+
+
 def main() -> None:
     o = _options()
-    small = load_bundle("small")
-    expected = engine_scores(
-        untrained.files(small, "fp32", o.work), (ONNXRUNTIME, "fp32"), small.preprocess, o.images, o
-    )
-    rows = measure(small, expected, o)
-    record: dict[str, Any] = {"environment": environment_stamp(), "side": SIDE}
-    record |= {"calibration": [str(path) for path in o.calib or []] or "golden images"}
-    record |= {"reference_small": "onnxruntime fp32"}
-    if o.compare:
-        record["methods"] = compare_methods(small, expected, o)
-    if o.full:
-        full = untrained.bundle("full", o.work)
-        kept = o.work / f"{full.id}-torch-{metadata.version('torch')}.json"
-        expected = scores(lambda: torch_score("full", full.preprocess), o.full, kept, o.until)
-        rows += measure(full, expected, o)
-        record["reference_full"] = "PyTorch fp32, untrained weights of fixed seed"
+    record: dict[str, Any] = json.loads(o.json.read_text()) if o.json.is_file() else {"rows": []}
+    environment = environment_stamp()
+    record |= {"environment": environment, "side": SIDE}
+    record["calibration"] = [str(path) for path in o.calib or []] or "golden images"
+    for name in o.networks:
+        bundle, expected = reference(name, o)
+        if o.compare and name == "small":
+            record["methods"] = compare_methods(bundle, expected, o)
+        rows = [row | {"commit": environment["commit"]} for row in measure(bundle, expected, o)]
+        record["rows"] = [row for row in record["rows"] if row["bundle"] != bundle.name] + rows
     o.json.parent.mkdir(parents=True, exist_ok=True)
-    o.json.write_text(json.dumps(record | {"rows": rows}, indent=2) + "\n")
-    print(f"\n{table(rows)}")
+    o.json.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"\n{table(record['rows'])}")
 
 
 if __name__ == "__main__":

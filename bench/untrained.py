@@ -2,10 +2,12 @@
 
     full     those that were published: DGIQA with two Swin backbones, Depth Anything ViT-S
     small    those of the default bundle
+    glintiqa GlintIQA as published, which has no depth network
 
 What a network has learned does not change how long it takes. Untrained scores and depths hardly differ from one
 photograph to the next: within what float16 tells apart near 0.5, or near the depth's 1. So the last layers are made
-steep, scores and depths spread as trained ones do, and an engine that errs shows.
+steep, scores and depths spread as trained ones do, and an engine that errs shows. GlintIQA's labels have a scale of
+their own, which is chosen so instead.
 Exports and files are made once and kept below a folder; delete it to have them made again.
 """
 
@@ -21,16 +23,17 @@ from typing import Any
 from dgiqa import spec
 from dgiqa.builder.quantize import quantize_bundle
 from dgiqa.bundle import MANIFEST, Bundle, load_bundle
-from dgiqa.runtime.engines import NETWORKS
+from dgiqa.meaning import Meaning
 from dgiqa.store import replacing, user_cache
 
-SIZES = ("full", "small")
+SIZES = ("full", "small", "glintiqa")
 WORK = user_cache() / "bench" / "untrained"
 EXAMPLES = Path(__file__).parent.parent / "examples"  # photographs to calibrate on
 NAME = "untrained-"  # and the size: what the bundles are called
 SEED = 0
 STEEPNESS = {"full": 40, "small": 200}  # times the quality network's initial last weights
 DEPTH_STEEPNESS = 40
+GLINTIQA_RANGE = (-0.1, 0.25)  # photographs score -0.01 to 0.09, their tiles -0.03 to 0.2
 REPORT = "report.json"
 
 
@@ -40,10 +43,13 @@ def modules(size: str) -> dict[str, Any]:
 
     from dgiqa.nn.depth import SmallDepth
     from dgiqa.nn.depth_anything import DepthAnything
+    from dgiqa.nn.glintiqa import GlintIQA
     from dgiqa.nn.network import DGIQA, FULL, SMALL
     from dgiqa.nn.onnx_export import untrained
 
     torch.manual_seed(SEED)
+    if size == "glintiqa":
+        return {spec.QUALITY_FILE: untrained(GlintIQA()).eval()}
     quality = untrained(DGIQA(FULL if size == "full" else SMALL)).eval()
     depth = untrained(DepthAnything("vits") if size == "full" else SmallDepth()).eval()
     with torch.no_grad():
@@ -64,12 +70,14 @@ def bundle(size: str, work: Path) -> Bundle:
         from dgiqa.nn.bundling import build_bundle
 
         networks = modules(size)
-        p = spec.Preprocess() if size == "full" else load_bundle("small").preprocess
+        quality: Any = networks[spec.QUALITY_FILE]
+        p = load_bundle("small").preprocess if size == "small" else getattr(quality, "preprocess", spec.Preprocess())
         build_bundle(
             target,
-            quality=networks[spec.QUALITY_FILE],
-            depth=networks[spec.DEPTH_FILE],
+            quality=quality,
+            depth=networks.get(spec.DEPTH_FILE),
             preprocess=p,
+            meaning=Meaning(range=GLINTIQA_RANGE, raw=True) if size == "glintiqa" else None,
             name=f"{NAME}{size}",
             title="untrained, for measuring",
             licence="Apache-2.0",
@@ -86,7 +94,7 @@ def files(source: Bundle, precision: str, work: Path, calibration: Sequence[Path
     they were made. Raises ParityError if they are over their budget.
     """
     if precision not in spec.QUANTIZED:
-        return {file: source.file(file) for file in NETWORKS}
+        return {network.file: source.file(network.file) for network in source.networks}
     calibration = calibration or ([EXAMPLES] if source.name.startswith(NAME) else None)
     on = hashlib.sha256(str(calibration).encode()).hexdigest()[:8] if calibration else "golden"
     out = work / f"{source.id}-{precision}-{spec.QUANTIZER_VERSION}-{on}"
@@ -94,7 +102,7 @@ def files(source: Bundle, precision: str, work: Path, calibration: Sequence[Path
         made = quantize_bundle(source, precision, out, calibration=calibration, progress=_say)
         with replacing(out / REPORT) as partial:
             partial.write_text(json.dumps(made.report, indent=2) + "\n", encoding="utf-8")
-    return {file: out / file for file in NETWORKS}
+    return {network.file: out / network.file for network in source.networks}
 
 
 def _say(line: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 PREPROCESS_VERSIONS = (1, 2)  # a new one whenever the same bytes would give other network inputs; old ones stay
 BUNDLE_VERSION = 1  # raised whenever an older reader would misread a manifest
-QUANTIZER_VERSION = 4  # raised whenever `builder.quantize` would make other files from the same network and images
+QUANTIZER_VERSION = 5  # raised whenever `builder.quantize` would make other files from the same network and images
 OPSET = 20
 # Of an engine. bf16 is never in a file: it is how OpenVINO runs an fp32 one where the processor can, asked for by name.
 PRECISIONS = ("fp32", "fp16", "int8", "fp8", "bf16")

@@ -40,7 +40,7 @@ def test_pictures_differ_from_each_other_and_not_from_run_to_run(bench: ModuleTy
 def test_scores_that_are_kept_are_not_computed_again(bench: ModuleType, tiny_bundle: Bundle, tmp_path: Path) -> None:
     files = {file: tiny_bundle.file(file) for file in (spec.DEPTH_FILE, spec.QUALITY_FILE)}
     options = Namespace(work=tmp_path, until=np.inf)
-    first = bench.engine_scores(files, ("onnxruntime", "fp32"), tiny_bundle.preprocess, 2, options)
+    first = bench.engine_scores(tiny_bundle, files, ("onnxruntime", "fp32"), 2, options)
     (kept,) = tmp_path.iterdir()
     assert json.loads(kept.read_text()) == first.tolist()
     assert bench.scores(lambda: pytest.fail("computed again"), 2, kept).tolist() == first.tolist()

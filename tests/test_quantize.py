@@ -894,15 +894,29 @@ def test_errors_that_are_not_numbers_count_as_infinite(tiny_bundle: Bundle, phot
             return {spec.DEPTH_OUTPUT: np.full((1, 64, 64), np.nan, np.float32)}
 
     networks = {file: OrtSession(tiny_bundle.file(file)) for file in FILES}
-    probe = make_probe([photos["coffee"][::4, ::4]], networks, tiny_bundle.preprocess)
+    probe = make_probe([photos["coffee"][::4, ::4]], networks, tiny_bundle.preprocess, tiny_bundle.meaning.mapped)
     assert probe.errors({}).worst == 0
     errors = probe.errors({spec.DEPTH_FILE: Broken()})
     assert (errors.worst, errors.rms) == (np.inf, np.inf)
 
 
+def test_errors_are_those_of_scores_on_the_bundles_scale(rgb_bundle: Bundle, photos: dict[str, Any]) -> None:
+    """A network that scores from -1 to 3 and is 0.04 off moves scores by a hundredth."""
+
+    class Off:
+        def run(self, feeds: dict[str, Any]) -> dict[str, Any]:
+            return {spec.QUALITY_OUTPUT: network.run(feeds)[spec.QUALITY_OUTPUT] + np.float32(0.04)}
+
+    network = OrtSession(rgb_bundle.file(spec.QUALITY_FILE))
+    networks = {spec.QUALITY_FILE: network}
+    probe = make_probe([photos["coffee"][::4, ::4]], networks, rgb_bundle.preprocess, rgb_bundle.meaning.mapped)
+    errors = probe.errors({spec.QUALITY_FILE: Off()})
+    assert (errors.worst, errors.rms) == (pytest.approx(0.01, abs=1e-5), pytest.approx(0.01, abs=1e-5))
+
+
 def test_no_picture_to_measure_on_is_said_so(tiny_bundle: Bundle) -> None:
     with pytest.raises(ValueError, match="got no photograph to measure scores on"):
-        make_probe([], {}, tiny_bundle.preprocess)
+        make_probe([], {}, tiny_bundle.preprocess, tiny_bundle.meaning.mapped)
 
 
 # the command

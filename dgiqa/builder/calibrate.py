@@ -31,6 +31,7 @@ from dgiqa.sources import expand
 UInt8 = NDArray[np.uint8]
 Progress = Callable[[str], None]
 Distort = Callable[[UInt8], UInt8]
+Mapped = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 Networks = Mapping[str, Any]  # spec.DEPTH_FILE, where there is one, and spec.QUALITY_FILE -> session
 
 MAX_IMAGES = 500  # for calibration; more cost time and move thresholds no further
@@ -61,23 +62,28 @@ class _Picture:
     depth: UInt8 | None  # [H,W], what the depth network made of it
     size: tuple[int, int]  # height, width of the photograph
     windows: NDArray[np.int32]  # [n,2]
-    scores: NDArray[np.float32]  # [n], of the fp32 networks
+    scores: NDArray[np.float32]  # [n], of the fp32 networks, not mapped
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A few photographs with the scores that the fp32 networks give them."""
+    """A few photographs with the scores that the fp32 networks give them.
+
+    mapped: what the bundle makes of tile scores f32 [n], since its scores are what may not move.
+    """
 
     pictures: tuple[_Picture, ...]
     networks: Networks
     p: spec.Preprocess
+    mapped: Mapped
 
     def errors(self, changed: Networks) -> Errors:
         """How far scores move when these sessions replace the networks of the same names."""
         seen = self.seen_by(changed[spec.DEPTH_FILE]) if spec.DEPTH_FILE in changed else self
         quality = changed.get(spec.QUALITY_FILE, self.networks[spec.QUALITY_FILE])
         moved = [
-            forward.tile_scores(quality, picture.rgb, picture.depth, picture.windows, self.p) - picture.scores
+            self.mapped(forward.tile_scores(quality, picture.rgb, picture.depth, picture.windows, self.p))
+            - self.mapped(picture.scores)
             for picture in seen.pictures
         ]
         images = np.array([tiles.mean(dtype=np.float64) for tiles in moved])
@@ -106,12 +112,12 @@ class Probe:
         return replace(self, pictures=tuple(chosen))
 
 
-def make_probe(photographs: Iterable[UInt8], networks: Networks, p: spec.Preprocess) -> Probe:
+def make_probe(photographs: Iterable[UInt8], networks: Networks, p: spec.Preprocess, mapped: Mapped) -> Probe:
     """Score photographs, uint8 [H,W,3] RGB, with the fp32 networks. Raises ValueError if there is none."""
     pictures = tuple(_picture(rgb, networks, p) for rgb in photographs)
     if not pictures:
         raise ValueError("got no photograph to measure scores on, wanted at least one that can be read")
-    return Probe(pictures, networks, p)
+    return Probe(pictures, networks, p, mapped)
 
 
 def score_tiles(rgb: UInt8, networks: Networks, p: spec.Preprocess) -> NDArray[np.float32]:

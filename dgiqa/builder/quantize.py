@@ -158,7 +158,7 @@ def quantize_bundle(
     models = {file: load_model(bundle.file(file)) for file in names}
     pictures, described = photographs(bundle, calibration, progress)
     fp32 = {file: OrtSession(bundle.file(file)) for file in names}
-    probe = make_probe(probe_photographs(bundle, pictures), fp32, bundle.preprocess)
+    probe = make_probe(probe_photographs(bundle, pictures), fp32, bundle.preprocess, bundle.meaning.mapped)
     if precision == "fp16":
         parts, convert = _layers_and_operator_types(models), _to_half_of(models, like_half)
         room = dict.fromkeys(names, 0)
