@@ -49,19 +49,22 @@ LEVELS = 5
 REFERENCE_AREA = 512 * 384  # pixels of a KADID picture: patches and blocks grow and shrink with the picture's area
 
 
-def distort(image: Bytes, kind: str, level: int, seed: int, depth: Array | None = None) -> Bytes:
+def distort(
+    image: Bytes, kind: str, level: int, seed: int, depth: Array | None = None, *, strength: float | None = None
+) -> Bytes:
     """Return `image` (uint8 [H,W,3] RGB) with one distortion, same shape and dtype.
 
     kind: one of `TYPES`. level: 1 (mildest) to 5. seed: non-negative; draws everything random.
     depth: f32 [H,W] in [0,1], larger = nearer; only haze, depth_motion_blur and depth_defocus look at it. None stands
     for a ground plane: the top row is the farthest, the bottom row the nearest.
+    strength: taken instead of the level's, in the units of `EFFECTS`.
     Raises ValueError for an unknown kind or level, arrays of another shape or dtype, and a depth that is not finite.
     """
     _check(image, kind, level, depth)
     effect, strengths = EFFECTS[kind]
     rng = np.random.default_rng([seed, TYPES.index(kind)])
     near = _ground_plane(image.shape[:2]) if depth is None else np.clip(depth, 0, 1).astype(np.float32)
-    return _to_bytes(effect(_to_unit(image), strengths[level - 1], rng, near))
+    return _to_bytes(effect(_to_unit(image), strengths[level - 1] if strength is None else strength, rng, near))
 
 
 def _check(image: Bytes, kind: str, level: int, depth: Array | None) -> None:

@@ -1,0 +1,121 @@
+"""Pictures that `recipes.saqt.match` matched are distorted as training reads them, and a network learns their labels.
+
+    python -m recipes.saqt.train --data data/saqt --network glintiqa --out runs/saqt
+    python -m dgiqa.nn.train --network glintiqa --dataset kadid10k --root KADID --weights runs/saqt/weights.safetensors
+
+Nothing distorted is stored: 50,000 pictures would become 6.25 million of them, 3.7 TB as their authors keep them. Every
+picture has each type and level of its reference once in an epoch, at the size that the network sees, and one seed each.
+Types are KADID-10k's, at its own strengths where `recipes.small.distortions` has others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from dgiqa.errors import DgiqaError
+from dgiqa.nn.checkpoints import load_dgiqa, load_glintiqa
+from dgiqa.nn.commands import exit_code
+from dgiqa.nn.datasets import DepthNetwork, Sample, bundle_depth, read_rgb, working_pair
+from dgiqa.nn.glintiqa import GlintIQA
+from dgiqa.nn.train import GLINTIQA, add_config_options, build_network, config_from, train
+from recipes.saqt.match import ODD_NAMES, fitting
+from recipes.small.distortions import KADID_TYPES, distort
+
+Bytes = NDArray[np.uint8]
+BEST = 9.0  # of the labels that GlintIQA's authors learn; DGIQA learns 0..1
+KADID_STRENGTHS = {  # what level means there, where it means something else here
+    "gaussian_blur": (0.1, 0.5, 1, 2, 5),
+    "motion_blur": (1, 2, 4, 6, 10),
+    "color_saturation_2": (1, 2, 3, 6, 9),
+    "contrast_change": (-0.3, -0.15, 0, 0.4, 0.6),  # share of contrast lost; below 0, gained
+}
+KADID_SHIFTS = (0.15, 0.08, 0, -0.08, -0.15)  # of mean_shift
+
+
+def as_judged(rgb: Bytes, kind: str, level: int, seed: int) -> Bytes:
+    """The picture u8 [H,W,3] with one of KADID's distortions, as strong as it is there."""
+    if kind == "mean_shift":
+        return np.rint(np.clip(rgb + 255 * KADID_SHIFTS[level - 1], 0, 255)).astype(np.uint8)
+    strength = KADID_STRENGTHS[kind][level - 1] if kind in KADID_STRENGTHS else None
+    return distort(rgb, kind, level, seed, strength=strength)
+
+
+class Transferred:
+    """`Sample`s of all matched pictures, types and levels: rgb uint8 [H,W,3], depth uint8 [H,W], label * best.
+
+    depth: of the pristine picture, by this network, kept in `cache`; None: an empty one, for networks without depth.
+    """
+
+    def __init__(self, data: Path, depth: DepthNetwork | None, cache: Path, best: float = 1.0, seed: int = 0) -> None:
+        labels: dict[str, list[tuple[str, int, float]]] = {}
+        with (data / "labels.csv").open(newline="") as stream:
+            for row in csv.DictReader(stream):
+                labels.setdefault(row["reference"], []).append((row["type"], int(row["level"]), float(row["score"])))
+        folder = Path(json.loads((data / "statistics.json").read_text())["pictures_folder"])
+        with (data / "matches.csv").open(newline="", encoding="utf-8", errors=ODD_NAMES) as stream:
+            matched = [(folder / r["source_image"], r["target_reference"]) for r in csv.DictReader(stream)]
+        self.pictures = [(path, labels[reference]) for path, reference in matched if reference]
+        self.ends = np.cumsum([len(cells) for _, cells in self.pictures])  # of each picture's samples
+        self.depth, self.cache, self.best, self.seed = depth, cache, best, seed
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: int) -> Sample:
+        number = int(np.searchsorted(self.ends, index, "right"))
+        path, cells = self.pictures[number]
+        kind, level, score = cells[index - self.ends[number]]  # from the end of this picture's samples
+        if self.depth:
+            rgb, depth = working_pair(path, self.depth, self.cache)
+        else:
+            rgb = fitting(read_rgb(path))
+            depth = np.broadcast_to(np.uint8(0), rgb.shape[:2])
+        seed = int(np.random.default_rng([self.seed, number, KADID_TYPES.index(kind)]).integers(2**31))
+        return Sample(as_judged(rgb, kind, level, seed), depth, score * self.best)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m recipes.saqt.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="what recipes.saqt.match wrote")
+    parser.add_argument("--network", choices=("glintiqa", "full", "small"), default="glintiqa")
+    parser.add_argument("--weights", type=Path, help="start from this checkpoint")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--depth", default="small", help="bundle whose depth network is used; default: %(default)s")
+    parser.add_argument("--depth-cache", type=Path, default=Path("runs/depth"), help="default: %(default)s")
+    parser.add_argument("--minutes", type=float, help="stop after this long; the same command goes on later")
+    add_config_options(parser)
+    if parser.parse_known_args(arguments)[0].network == "glintiqa":
+        parser.set_defaults(**GLINTIQA | {"epochs": 50, "batch": 128})
+    return exit_code(lambda: _run(parser.parse_args(arguments)))
+
+
+def _run(o: argparse.Namespace) -> None:
+    config = config_from(o)
+    torch.manual_seed(config.seed)
+    plain = o.network == "glintiqa"
+    if plain:
+        model: nn.Module = (load_glintiqa(o.weights) if o.weights else GlintIQA()).freeze()
+    else:
+        model = load_dgiqa(o.weights) if o.weights else build_network(o.network)
+    depth = None if plain else bundle_depth(o.depth)
+    samples = Transferred(o.data, depth, o.depth_cache, BEST if plain else 1.0, config.seed)
+    if not samples.pictures:
+        raise DgiqaError(f"{o.data} has no matched picture; run recipes.saqt.match first")
+    print(f"{len(samples.pictures)} pictures, {len(samples)} samples an epoch", file=sys.stderr)
+    print(train(model, samples, config, o.out, minutes=o.minutes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
