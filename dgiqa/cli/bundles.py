@@ -16,8 +16,6 @@ from dgiqa.cli.common import (
     ENVIRONMENT,
     GATE_FAILED,
     OK,
-    Backend,
-    Precision,
     app,
     data_stream,
     print_json,
@@ -169,7 +167,8 @@ DepthVersionOption = Annotated[
 
 
 @app.command()
-def verify(  # noqa: PLR0917 - the command line's options
+@options.joined(["backend", "precision", "build", "engine"])
+def verify(
     bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="A name of `models`, or a folder.")],
     tolerance: Annotated[
         float | None,
@@ -179,10 +178,8 @@ def verify(  # noqa: PLR0917 - the command line's options
             help="Largest difference allowed.  [default: 0.0001 in fp32, 0.002 in fp16, else 0.02]",
         ),
     ] = None,
-    backend: options.Backend = Backend.auto,
-    precision: options.Precision = Precision.fp32,
-    build: options.Build = False,
-    engine: options.Engine = None,
+    *,
+    opening: dict[str, Any],
     quality: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The model's quality weights, to compare with PyTorch on this machine."),
@@ -209,7 +206,7 @@ def verify(  # noqa: PLR0917 - the command line's options
     if (depth is None) == (quality is not None and len(loaded.networks) > 1):
         raise typer.BadParameter("--quality and --depth go together, unless there is no depth network")
     torch = _in_torch(loaded, quality, depth, depth_version and depth_version.value) if quality else None
-    with Scorer(loaded, backend=backend.value, precision=precision.value, build=build and say, engine=engine) as scorer:
+    with Scorer(loaded, **opening) as scorer:
         report = verify_bundle(loaded, scorer, tolerance)
         swept = _swept(scorer, torch, tolerance, quick) if torch or not quick else None
     if json_:

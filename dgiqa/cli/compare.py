@@ -5,22 +5,12 @@ from __future__ import annotations
 import csv
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dgiqa.cli import options
-from dgiqa.cli.common import (
-    EXIT_CODES,
-    GATE_FAILED,
-    INPUTS_FAILED,
-    OK,
-    Backend,
-    Precision,
-    app,
-    fill,
-    say,
-)
+from dgiqa.cli.common import EXIT_CODES, GATE_FAILED, INPUTS_FAILED, OK, app, fill, say
 
 if TYPE_CHECKING:
     from dgiqa.report.rows import Row
@@ -30,7 +20,8 @@ Pair = tuple[str, str, str]  # picture, reference, and what is wrong with the pa
 
 
 @app.command(epilog=EXIT_CODES)
-def compare(  # noqa: PLR0917 - the command line's options
+@options.joined(["bundle", "tiling", "backend", "precision", "build", "engine", "batch", "threads"])
+def compare(
     picture: Annotated[
         str, typer.Argument(metavar="IMAGE", help="A picture, a folder of pictures, or a CSV of pairs.")
     ],
@@ -38,20 +29,9 @@ def compare(  # noqa: PLR0917 - the command line's options
         str | None,
         typer.Argument(metavar="REFERENCE", help="What it was made from: a picture, or a folder with the same names."),
     ] = None,
-    bundle: options.Bundle = "small",
-    tiling: options.Tiling = "grid",
-    backend: options.Backend = Backend.auto,
-    precision: options.Precision = Precision.fp32,
-    build: options.Build = False,
-    engine: options.Engine = None,
-    batch: options.Batch = None,
-    threads: options.Threads = None,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", help="Write rows to FILE: .csv, .jsonl, .json, .parquet or .sqlite."
-        ),
-    ] = None,
+    *,
+    opening: dict[str, Any],
+    output: options.Output = None,
     format_: options.Format = None,
     max_drop: Annotated[
         float | None,
@@ -83,16 +63,7 @@ def compare(  # noqa: PLR0917 - the command line's options
         pairs = list(_pairs(picture, reference))
     with Report() as report:
         options.write_rows(report, output, shown, "pair")
-        scorer = Scorer(
-            bundle,
-            backend=backend.value,
-            precision=precision.value,
-            build=build and say,
-            engine=engine,
-            tiling=tiling,
-            batch=batch,
-            threads=threads,
-        )
+        scorer = Scorer(**opening)
         report.needed = max_drop is not None
         report.summary = summary = Summary(len(pairs))
         stop = fill(report, _rows(scorer, pairs, max_drop))

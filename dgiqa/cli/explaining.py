@@ -6,12 +6,12 @@ import base64
 import html
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dgiqa.cli import options
-from dgiqa.cli.common import Backend, Precision, app, print_json, say, stdout
+from dgiqa.cli.common import app, print_json, say, stdout
 
 if TYPE_CHECKING:
     from dgiqa.explain import Explanation
@@ -24,15 +24,14 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</ti
 
 
 @app.command()
-def explain(  # noqa: PLR0917 - the command line's options
+@options.joined(["bundle", "backend", "precision", "threads"])
+def explain(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image file.")],
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="FILE", help="Draw the map into FILE: .png or .html.")
     ] = None,
-    bundle: options.Bundle = "small",
-    backend: options.Backend = Backend.auto,
-    precision: options.Precision = Precision.fp32,
-    threads: options.Threads = None,
+    *,
+    opening: dict[str, Any],
     json_: options.Json = False,
 ) -> None:
     """Say where a picture is bad: a map of its quality, the lowest tiles, and whether near or far things are worse.
@@ -50,7 +49,7 @@ def explain(  # noqa: PLR0917 - the command line's options
     suffix = Path(output).suffix.lower() if output else ".png"
     if suffix not in (".png", ".html"):
         raise typer.BadParameter(f"{output!r} ends in neither .png nor .html", param_hint="--output")
-    with Scorer(bundle, backend=backend.value, precision=precision.value, threads=threads) as scorer:
+    with Scorer(**opening) as scorer:
         found = scorer.explain(image)
     if output:
         _write(found, Path(output), suffix)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from enum import Enum
+from functools import update_wrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -106,6 +109,86 @@ Timeout = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary, only errors.")]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress line.")]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "--output", "-o", metavar="FILE", help="Write rows to FILE: .csv, .jsonl, .json, .parquet or .sqlite."
+    ),
+]
+Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Look in subfolders of folders, too.")]
+# Options that end in one argument of their commands: name -> (how it is declared, its default)
+OPENING: dict[str, tuple[Any, Any]] = {
+    "bundle": (Bundle, "small"),
+    "tiling": (Tiling, "grid"),
+    "backend": (Backend, common.Backend.auto),
+    "precision": (Precision, common.Precision.fp32),
+    "build": (Build, False),
+    "engine": (Engine, None),
+    "device": (Device, None),
+    "batch": (Batch, None),
+    "threads": (Threads, None),
+    "parallel": (Parallel, None),
+    "max_pixels": (MaxPixels, None),
+    "max_memory": (MaxMemory, None),
+}
+READING: dict[str, tuple[Any, Any]] = {
+    "recursive": (Recursive, False),
+    "column": (Column, None),
+    "key": (Key, None),
+    "remote": (Remote, False),
+    "private_network": (PrivateNetwork, False),
+    "max_bytes": (MaxBytes, None),
+    "timeout": (Timeout, None),
+}
+
+
+def joined(
+    opening: Iterable[str] = OPENING, reading: Iterable[str] = READING
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command these options in the places of its parameters `opening` (Scorer's arguments) and `reading`."""
+    groups = {
+        "opening": ({name: OPENING[name] for name in opening}, _opening),
+        "reading": ({name: READING[name] for name in reading}, _reading),
+    }
+
+    def taking(command: Callable[..., None]) -> Callable[..., None]:
+        parameters: list[inspect.Parameter] = []
+        own = inspect.signature(command, eval_str=True)
+        for each in own.parameters.values():
+            declared = groups[each.name][0] if each.name in groups else {each.name: (each.annotation, each.default)}
+            parameters += [each.replace(name=n, annotation=a, default=d) for n, (a, d) in declared.items()]
+
+        def run(**values: Any) -> None:
+            for group in own.parameters.keys() & groups.keys():
+                declared, made = groups[group]
+                values[group] = made({name: values.pop(name) for name in declared})
+            command(**values)
+
+        update_wrapper(run, command).__annotations__ = {p.name: p.annotation for p in parameters}
+        run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return run
+
+    return taking
+
+
+def _opening(values: dict[str, Any]) -> dict[str, Any]:
+    found = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
+    if found.get("build"):
+        found["build"] = common.say
+    if "parallel" in found:
+        found["parallel"] = found["parallel"] or "auto"
+    if found.get("max_memory"):
+        found["max_memory"] <<= 20  # from MiB
+    return found
+
+
+def _reading(values: dict[str, Any]) -> Reading:
+    from dgiqa.sources import Network, Reading
+
+    limits = {"max_bytes": values["max_bytes"], "timeout_s": values["timeout"]}
+    given = {name: value for name, value in limits.items() if value is not None}
+    network = Network(values["private_network"], **given) if values["remote"] else None
+    return Reading(values["recursive"], values["column"], values["key"], network)
 
 
 @contextlib.contextmanager
@@ -133,24 +216,6 @@ def gated(
     loaded = load_bundle(bundle)
     with usage("--preset"):
         return loaded, loaded.meaning.preset(preset)
-
-
-def reading(  # noqa: PLR0917 - the options it joins
-    recursive: bool,
-    column: str | None,
-    key: str | None,
-    remote: bool,
-    private_network: bool,
-    max_bytes: int | None,
-    timeout: float | None,
-) -> Reading:
-    """How inputs are read."""
-    from dgiqa.sources import Network, Reading
-
-    limits = {"max_bytes": max_bytes, "timeout_s": timeout}
-    given = {name: value for name, value in limits.items() if value is not None}
-    network = Network(private_network, **given) if remote else None  # type: ignore[arg-type]
-    return Reading(recursive, column, key, network)
 
 
 def check_stdin(argument: str) -> None:

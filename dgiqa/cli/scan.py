@@ -8,11 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, INPUTS_FAILED, OK, Backend, Precision, app, say
+from dgiqa.cli.common import EXIT_CODES, INPUTS_FAILED, OK, app, say
 
 
 @app.command(epilog=EXIT_CODES)
-def scan(  # noqa: PLR0917 - the command line's options
+@options.joined(["bundle", "tiling", "backend", "precision", "threads", "max_pixels"])
+def scan(
     shards: Annotated[
         list[str],
         typer.Argument(metavar="SHARDS", help="Tar shards ('{000..199}.tar'), zips, tables, folders, also in buckets."),
@@ -24,19 +25,9 @@ def scan(  # noqa: PLR0917 - the command line's options
         str | None,
         typer.Option(metavar="I/N", help="One machine's part: every N-th shard, from the I-th (of 0 to N-1) on."),
     ] = None,
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look in subfolders of folders, too.")] = False,
-    column: options.Column = None,
-    key: options.Key = None,
-    remote: options.Remote = False,
-    private_network: options.PrivateNetwork = False,
-    max_bytes: options.MaxBytes = None,
-    timeout: options.Timeout = None,
-    bundle: options.Bundle = "small",
-    tiling: options.Tiling = "grid",
-    backend: options.Backend = Backend.auto,
-    precision: options.Precision = Precision.fp32,
-    threads: options.Threads = None,
-    max_pixels: options.MaxPixels = None,
+    *,
+    reading: Any,
+    opening: dict[str, Any],
     details: Annotated[bool, typer.Option("--details", help="Add each tile's score, and more.")] = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -57,7 +48,6 @@ def scan(  # noqa: PLR0917 - the command line's options
     from dgiqa.machine import usable_cores
     from dgiqa.sources import Input, named
 
-    reading = options.reading(recursive, column, key, remote, private_network, max_bytes, timeout)
     index, parts = 0, 1
     if shard is not None:
         with options.usage("--shard"):
@@ -71,15 +61,12 @@ def scan(  # noqa: PLR0917 - the command line's options
                 say(f"{name.name}: {name.error}", prefix="error: ")
             else:
                 names.append(name)
-    loaded = load_bundle(bundle)
-    settings = {"bundle": loaded.id, "preprocess_version": loaded.preprocess.version, "tiling": tiling}
-    settings |= {"backend": backend.value, "precision": precision.value, "details": details}
-    each = threads or max(1, usable_cores() // workers)
-    opened: dict[str, Any] = {
-        **{"bundle": str(loaded.path), "backend": backend.value, "precision": precision.value, "tiling": tiling},
-        **{"threads": each, "parallel": "auto", "max_pixels": max_pixels},
-    }
-    job = Job(out, opened, settings, reading, details=details)
+    loaded = load_bundle(opening["bundle"])
+    settings = {"bundle": loaded.id, "preprocess_version": loaded.preprocess.version, "details": details}
+    settings |= {name: opening[name] for name in ("tiling", "backend", "precision")}
+    each = opening["threads"] or max(1, usable_cores() // workers)
+    opening |= {"bundle": str(loaded.path), "threads": each, "parallel": "auto"}
+    job = Job(out, opening, settings, reading, details=details)
     waiting, before = to_do(names[index::parts], job, resume=resume)
     total, finished, rows = len(waiting) + before, before, 0
     left_out: Counter[str] = Counter()

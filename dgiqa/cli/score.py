@@ -6,7 +6,7 @@ import itertools
 import sys
 from collections import Counter
 from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,9 +16,7 @@ from dgiqa.cli.common import (
     GATE_FAILED,
     INPUTS_FAILED,
     OK,
-    Backend,
     Format,
-    Precision,
     app,
     data_stream,
     fill,
@@ -33,7 +31,8 @@ if TYPE_CHECKING:
 
 
 @app.command(epilog=EXIT_CODES)
-def score(  # noqa: PLR0917 - the command line's options
+@options.joined()
+def score(
     paths: Annotated[
         list[str] | None,
         typer.Argument(
@@ -42,40 +41,19 @@ def score(  # noqa: PLR0917 - the command line's options
             "on standard input.",
         ),
     ] = None,
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look in subfolders of folders, too.")] = False,
     from_file: Annotated[
         str | None, typer.Option(metavar="LIST", help="Also score the paths in this file, one per line; - reads stdin.")
     ] = None,
     null: Annotated[
         bool, typer.Option("--null", "-0", help="Names in LIST, and those that --dry-run prints, end in NUL.")
     ] = False,
-    column: options.Column = None,
-    key: options.Key = None,
-    remote: options.Remote = False,
-    private_network: options.PrivateNetwork = False,
-    max_bytes: options.MaxBytes = None,
-    timeout: options.Timeout = None,
+    *,
+    reading: Any,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N inputs.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="List what would be scored; score nothing.")] = False,
-    bundle: options.Bundle = "small",
-    tiling: options.Tiling = "grid",
-    backend: options.Backend = Backend.auto,
-    precision: options.Precision = Precision.fp32,
-    build: options.Build = False,
-    engine: options.Engine = None,
-    device: options.Device = None,
-    batch: options.Batch = None,
-    threads: options.Threads = None,
-    parallel: options.Parallel = None,
+    opening: dict[str, Any],
     workers: options.Workers = None,
-    max_pixels: options.MaxPixels = None,
-    max_memory: options.MaxMemory = None,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", help="Write rows to FILE: .csv, .jsonl, .json, .parquet or .sqlite."
-        ),
-    ] = None,
+    output: options.Output = None,
     format_: options.Format = None,
     json_: Annotated[bool, typer.Option("--json", help="The same as --format json: one document.")] = False,
     details: Annotated[
@@ -115,7 +93,6 @@ def score(  # noqa: PLR0917 - the command line's options
             format_of(output)
     shown = options.shown_format(_wanted_format(format_, json_), output)
     left_out: Counter[str] = Counter()
-    reading = options.reading(recursive, column, key, remote, private_network, max_bytes, timeout)
     inputs = _inputs(paths or [], from_file, null, reading, left_out)
     if limit is not None:
         inputs = itertools.islice(inputs, limit)
@@ -128,33 +105,21 @@ def score(  # noqa: PLR0917 - the command line's options
     from dgiqa.scorer import Scorer
 
     with options.usage("--tiling"):
-        check_tiling(tiling)
-    model, fail_under = options.gated(bundle, fail_under, preset, "--fail-under")
+        check_tiling(opening["tiling"])
+    opening["bundle"], fail_under = options.gated(opening["bundle"], fail_under, preset, "--fail-under")
     with Report() as report:
         options.write_rows(report, output, shown, details=details)  # before anything slow: it may not be writable
         inputs, total = _counted(inputs, live=from_file == "-")
         if watched() and not (quiet or no_progress):
             report.line = ProgressLine(sys.stderr)
-        scorer = Scorer(
-            model,
-            backend=backend.value,
-            precision=precision.value,
-            build=build and say,
-            engine=engine,
-            device=device,
-            tiling=tiling,
-            batch=batch,
-            threads=threads,
-            parallel=parallel or (1 if total == 1 else "auto"),
-            max_pixels=max_pixels,
-            gate=fail_under,
-            max_memory=None if max_memory is None else max_memory << 20,
-        )
+        if total == 1 and opening["parallel"] == "auto":
+            opening["parallel"] = 1
+        scorer = Scorer(**opening, gate=fail_under)
         report.needed = fail_under is not None
         made_with = {
             "bundle": scorer.bundle.id,
             "preprocess_version": scorer.bundle.preprocess.version,
-            "tiling": tiling,
+            "tiling": scorer.tiling,
         }
         made_with |= {"backend": scorer.backend, "precision": scorer.precision}
         report.summary = summary = Summary(total, run=made_with)  # its clock starts here: what came before was loading

@@ -17,8 +17,6 @@ from dgiqa.cli.common import (
     GATE_FAILED,
     INPUTS_FAILED,
     OK,
-    Backend,
-    Precision,
     app,
     fill,
     say,
@@ -40,6 +38,7 @@ class Bars(str, Enum):
 
 
 @app.command(epilog=EXIT_CODES)
+@options.joined([name for name in options.OPENING if name != "max_memory"])
 def video(  # noqa: PLR0917 - the command line's options
     sources: Annotated[
         list[str],
@@ -82,18 +81,9 @@ def video(  # noqa: PLR0917 - the command line's options
         int, typer.Option(min=1, metavar="K", help="Compute every K-th reused frame both ways, to report the drift.")
     ] = 16,
     drift: Annotated[float, typer.Option(metavar="X", help="Reuse less once the drift is above X.")] = 0.01,
-    bundle: options.Bundle = "small",
-    tiling: options.Tiling = "grid",
-    backend: options.Backend = Backend.auto,
-    precision: options.Precision = Precision.fp32,
-    build: options.Build = False,
-    engine: options.Engine = None,
-    device: options.Device = None,
-    batch: options.Batch = None,
-    threads: options.Threads = None,
-    parallel: options.Parallel = None,
+    *,
+    opening: dict[str, Any],
     workers: options.Workers = None,
-    max_pixels: options.MaxPixels = None,
     streams: Annotated[int, typer.Option(min=1, metavar="N", help="Files decoded side by side.")] = 2,
     output: Annotated[
         str | None,
@@ -149,7 +139,7 @@ def video(  # noqa: PLR0917 - the command line's options
     from dgiqa.video.reuse import Reuse
     from dgiqa.video.source import Raw
 
-    model, gate = options.gated(bundle, fail_under, preset, "--fail-under")
+    opening["bundle"], gate = options.gated(opening["bundle"], fail_under, preset, "--fail-under")
     sampling = _sampling(every, fps, frames, scenes, start, end, duration)
     if gate_interval is not None and (gate is None or not 0 < gate_interval < math.inf):
         raise typer.BadParameter(
@@ -164,45 +154,17 @@ def video(  # noqa: PLR0917 - the command line's options
     with options.usage("--drift"):
         reuse = Reuse(reuse_tiles, audit, drift) if reuse_depth or reuse_tiles else None
     with options.usage("--tiling"):
-        check_tiling(tiling)
+        check_tiling(opening["tiling"])
     shown = options.shown_format(format_, output)
     if max_drop is not None and against is None:
         raise typer.BadParameter("name the master that it drops from: --against MASTER", param_hint="--max-drop")
     if against is not None:
-        scored: dict[str, object] = {
-            "--raw": raw,
-            "--live": live,
-            "--reuse-depth": reuse,
-            "--plot": plot,
-            "--html": html,
-            "--srt": srt,
-        }
-        scored |= {"--ffmetadata": ffmetadata, "--fail-under": gate}
-        _check_against(sources, scored)
-        opening: dict[str, Any] = {
-            "backend": backend.value,
-            "precision": precision.value,
-            "build": build and say,
-            "engine": engine,
-        }
-        opening |= {"tiling": tiling, "batch": batch, "threads": threads, "max_pixels": max_pixels}
-        _against(model, sources[0], against, sampling, opening, (output, shown), max_drop, quiet)
+        scored = {"--raw": raw, "--live": live, "--reuse-depth": reuse, "--plot": plot, "--html": html, "--srt": srt}
+        _check_against(sources, scored | {"--ffmetadata": ffmetadata, "--fail-under": gate})
+        _against(opening, sources[0], against, sampling, (output, shown), max_drop, quiet)
     with Report() as report:
         _open(report, output, shown, gate, plot=plot, html=html, srt=srt, ffmetadata=ffmetadata)
-        scorer = Scorer(
-            model,
-            backend=backend.value,
-            precision=precision.value,
-            build=build and say,
-            engine=engine,
-            device=device,
-            tiling=tiling,
-            batch=batch,
-            threads=threads,
-            parallel=parallel or "auto",
-            max_pixels=max_pixels,
-            gate=gate,
-        )
+        scorer = Scorer(**opening, gate=gate)
         reading = Reading(
             raw=raw_frames,
             live=live,
@@ -210,7 +172,7 @@ def video(  # noqa: PLR0917 - the command line's options
             attempts=attempts,
             deinterlace=deinterlace,
             bars=bars.value,  # type: ignore[arg-type]
-            max_pixels=max_pixels,
+            max_pixels=opening["max_pixels"],
             streams=streams,
         )
         run = VideoRun(scorer.stages, sources, sampling, reading=reading, reuse=reuse, workers=workers)
@@ -238,11 +200,10 @@ def _check_against(sources: list[str], others: dict[str, object]) -> None:
 
 
 def _against(  # noqa: PLR0917 - what the command was given
-    model: Any,
+    opening: dict[str, Any],
     encoded: str,
     master: str,
     sampling: Sampling,
-    opening: dict[str, Any],
     where: tuple[str | None, str | None],
     max_drop: float | None,
     quiet: bool,
@@ -255,7 +216,7 @@ def _against(  # noqa: PLR0917 - what the command was given
     output, shown = where
     with files.Report() as report:
         options.write_rows(report, output, shown, "pair")
-        scorer = Scorer(model, **opening)
+        scorer = Scorer(**opening)
         alignment = align(encoded, master)
         report.needed = True
         report.summary = lost = Lost()
