@@ -1,9 +1,12 @@
 """Other no-reference metrics, each in a process of its own environment, timed on the files that it is given.
 
     MANIQA, HyperIQA, TOPIQ-NR, MUSIQ, CNNIQA   the networks of IQA-PyTorch 0.1.16 with random weights: timing only
-    BRISQUE, NIQE, PIQE                         as classic_metrics.py has them: their real scores
+    BRISQUE (Mittal 2012, trained on human opinion: LIVE)    brisque 0.2.0: its real scores, and of the two below
+    NIQE (Mittal 2013, fitted to pristine photographs)       scikit-video 1.1.11
+    PIQE (Venkatanath 2015, no training)                     pypiqe 1.2
 
-This file is both sides: imported, it makes the environments; run with --serve NAME, it is the program inside.
+The classic three have their parameters inside their wheels, and want an old numpy. This file is both sides: imported,
+it makes the environments; run with --serve NAME, it is the program inside.
 """
 
 from __future__ import annotations
@@ -14,12 +17,12 @@ import sys
 import time
 import types
 import venv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-import classic_metrics
 from subjects import serve
 
 IQA_PYTORCH = "pyiqa==0.1.16"
@@ -33,6 +36,11 @@ NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {  # module, class, how i
     "MUSIQ": ("musiq_arch", "MUSIQ", {"pretrained": False}),
     "CNNIQA": ("cnniqa_arch", "CNNIQA", {"pretrained": None}),
 }
+CLASSIC = {"BRISQUE": "brisque 0.2.0", "NIQE": "scikit-video 1.1.11", "PIQE": "pypiqe 1.2"}
+CLASSIC_SUPPORT = (
+    *("numpy==1.26.4", "scipy==1.11.4", "scikit-image==0.22.0", "pillow==10.4.0"),  # as these packages' code wants them
+    *("opencv-python-headless==4.10.0.84", "libsvm-official==3.37.0", "requests"),
+)
 SLOW = ("MANIQA",)  # a warm-up would cost more than it is worth
 
 
@@ -44,46 +52,36 @@ def timed(paths: list[str], score: Callable[[bytes], float]) -> dict[str, Any]:
 
 
 def iqa_environment(work: Path) -> Path:
-    """Make the environment of IQA-PyTorch under `work`, unless it is there; returns its python."""
-    folder = work / "iqa-pytorch"
-    python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-    wanted = json.dumps([IQA_PYTORCH, _torch(), *SUPPORT, *OTHERS])
-    complete = folder / "installed.json"
-    if complete.is_file() and complete.read_text() == wanted:
-        return python
-    venv.create(folder, clear=True, with_pip=True)
-    constraints = folder / "constraints.txt"
-    constraints.write_text(f"{_torch()}\n")
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    _run([*pip, "--constraint", str(constraints), *SUPPORT, *OTHERS])
-    _run([*pip, "--no-deps", IQA_PYTORCH])
-    complete.write_text(wanted)
-    return python
+    """The environment of IQA-PyTorch under `work`; returns its python."""
+    torch = f"torch=={version('torch').partition('+')[0]}"  # the one that runs here, without the label of its build
+    return _environment(work / "iqa-pytorch", [torch, *SUPPORT, *OTHERS], [IQA_PYTORCH])
 
 
 def classic_environment(work: Path) -> Path:
     """The environment of the classic metrics under `work`; returns its python."""
-    return classic_metrics.environment(work / "classic")
+    return _environment(work / "classic", CLASSIC_SUPPORT, [package.replace(" ", "==") for package in CLASSIC.values()])
+
+
+def _environment(folder: Path, support: Sequence[str], alone: Sequence[str]) -> Path:
+    """A virtual environment with these packages, made once; those of `alone` come without what they ask for."""
+    python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    wanted, complete = json.dumps([*support, *alone]), folder / "installed.json"
+    if not complete.is_file() or complete.read_text() != wanted:
+        venv.create(folder, clear=True, with_pip=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        for more in (support, ["--no-deps", *alone]):
+            done = subprocess.run([*pip, *more], capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise RuntimeError(f"pip install {' '.join(more)} failed: {(done.stderr or done.stdout)[-2000:]}")
+        complete.write_text(wanted)
+    return python
 
 
 RANDOM_WEIGHTS = "random weights, timing only"
 METRICS: Mapping[str, tuple[Callable[[Path], Path], str]] = {
     **dict.fromkeys(NETWORKS, (iqa_environment, RANDOM_WEIGHTS)),
-    **{name: (classic_environment, package) for name, package in classic_metrics.PEERS.items()},
+    **{name: (classic_environment, package) for name, package in CLASSIC.items()},
 }
-
-
-def _torch() -> str:
-    """The torch that runs here, without the label of its build."""
-    from importlib.metadata import version
-
-    return f"torch=={version('torch').partition('+')[0]}"
-
-
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command[:4])} ... failed: {(done.stderr or done.stdout)[-2000:]}")
 
 
 # ---- inside an environment ----
@@ -91,11 +89,9 @@ def _run(command: list[str]) -> None:
 
 def metric(name: str) -> Callable[[bytes], float]:
     """A function of an encoded image's bytes. Raises whatever building the metric raises."""
-    return _classic(name) if name in classic_metrics.PEERS else _network(name)
-
-
-def _classic(name: str) -> Callable[[bytes], float]:
-    score = getattr(classic_metrics, f"_{name.lower()}")()
+    if name not in CLASSIC:
+        return _network(name)
+    score = _CLASSIC[name]()
     return lambda data: float(score(_rgb(data)))
 
 
@@ -111,6 +107,40 @@ def _network(name: str) -> Callable[[bytes], float]:
             return float(network(image).mean())
 
     return score
+
+
+def _brisque() -> Any:
+    from brisque import BRISQUE  # type: ignore[import-not-found]
+
+    return BRISQUE(url=False).score
+
+
+def _piqe() -> Any:
+    from pypiqe import piqe  # type: ignore[import-not-found]
+
+    return lambda image: piqe(image[..., ::-1].copy())[0]  # it takes BGR
+
+
+def _niqe() -> Any:
+    """scikit-video's NIQE on 8-bit luma. It was written for numpy and scipy of 2018, whose names are put back here."""
+    import numpy as np
+    import scipy.misc
+    from PIL import Image
+
+    def imresize(array: Any, scale: float, interp: str, mode: str) -> Any:
+        size = (int(array.shape[1] * scale), int(array.shape[0] * scale))
+        resized = Image.fromarray(array, mode=mode).resize(size, Image.Resampling[interp.upper()])
+        return np.asarray(resized, np.float32)
+
+    scipy.misc.imresize = imresize
+    numpy: Any = np
+    numpy.int, numpy.float = int, float
+    from skvideo.measure import niqe  # type: ignore[import-not-found]
+
+    return lambda image: niqe(np.asarray(Image.fromarray(image).convert("L")))
+
+
+_CLASSIC = {"BRISQUE": _brisque, "NIQE": _niqe, "PIQE": _piqe}
 
 
 def _import_torch() -> Any:

@@ -25,11 +25,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).parent))
 import peer_metrics
 from pictures import photographs
+from pipeline import drift
 from subjects import Subject, SubjectError, main_or_subject, own_command
 from timer import Ledger, compare, parsed, parser
 
@@ -37,7 +36,6 @@ from dgiqa import speed
 from dgiqa.bundle import MANIFEST, Bundle, load_bundle
 from dgiqa.errors import DgiqaError
 from dgiqa.machine import preparing_threads, usable_cores
-from dgiqa.metrics import srocc
 from dgiqa.runtime.backends import backends
 from dgiqa.speed import Setting
 
@@ -158,16 +156,9 @@ def tilings(paths: Sequence[str]) -> dict[str, Any]:
         results = compare(calls, pairs=len(paths), warmup=0, clock="own", threads=setting.threads)
     return {
         "rows": [result.as_dict() for result in results],
-        "grid against random crops": agreement(scores["grid"], scores["20 random crops"]),
-        "random crops against others": agreement(scores["20 other random crops"], scores["20 random crops"]),
+        "grid against random crops": drift(scores["grid"], scores["20 random crops"]),
+        "random crops against others": drift(scores["20 other random crops"], scores["20 random crops"]),
     }
-
-
-def agreement(scores: Sequence[float], others: Sequence[float]) -> dict[str, float]:
-    """Mean and largest |difference|, and rank correlation, of two lists of scores."""
-    difference = np.abs(np.asarray(scores) - np.asarray(others))
-    ranked = srocc(scores, others) if len(scores) > 1 else 1.0
-    return {"mean": float(difference.mean()), "largest": float(difference.max()), "srocc": ranked}
 
 
 def measure_group(entries: Sequence[Entry], paths: Sequence[str], pairs: int, seconds: float) -> dict[str, Any]:

@@ -1,75 +1,99 @@
-"""Time per image of this checkout's default model against another checkout's, in turn, one thread, ONNX Runtime.
+"""Time per image and stage of this checkout against another's, in turn, one thread, ONNX Runtime.
 
-    python bench/versions.py OTHER_CHECKOUT [--rounds 3] [--picture FILE] [--out bench/results/versions.json]
+    python bench/versions.py OTHER_CHECKOUT [--bundle small] [--rounds 3] [--picture FILE] [--out FILE]
 
-Processor time of whole scores of one photograph as JPEG in five sizes: decoding, depth, tiles and quality. Every
-process scores each size eight times; a ratio is that of the medians over all rounds. Prints and writes JSON.
+Each checkout has a process, which scores one photograph as JPEG in five sizes. A ratio is that of the medians: of
+processor time by size, and of wall time by stage, over all sizes. By default each checkout's own model is scored; a
+bundle's folder is for both. Prints and writes JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
+import time
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from stamp import environment_stamp
+
+sys.path.insert(0, str(Path(__file__).parent))
+from subjects import Served, Subject, main_or_subject, own_command
 
 ROOT = Path(__file__).parent.parent
 SIZES = ((512, 512), (1024, 768), (1500, 1000), (1920, 1080), (4000, 3000))
-INSIDE = """
-import json, sys, time
-import cv2, numpy as np
-from dgiqa import Scorer
-picture, scorer, found = cv2.imread(sys.argv[1]), Scorer("small", threads=1), {}
-for width, height in json.loads(sys.argv[2]):
-    shrinks = picture.shape[1] >= width and picture.shape[0] >= height
-    sized = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-    data, times = cv2.imencode(".jpg", sized)[1].tobytes(), []
-    for _ in range(9):
+REPEATS = 8  # of a size in a round
+
+
+def subject(options: dict[str, Any]) -> Served:
+    """In its own process: the checkout's Scorer, asked for one score after the other."""
+    sys.path.insert(0, options["checkout"])
+    import cv2
+
+    from dgiqa import Scorer
+
+    picture, scorer = cv2.imread(options["picture"]), Scorer(options["bundle"], threads=1)
+
+    def score(width: int, height: int) -> dict[str, Any]:
+        shrinks = picture.shape[1] >= width and picture.shape[0] >= height
+        sized = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+        data = cv2.imencode(".jpg", sized)[1].tobytes()
         started = time.process_time()
-        scorer.score(data)
-        times.append(time.process_time() - started)
-    found[f"{width}x{height}"] = 1e3 * float(np.median(times[1:]))
-print(json.dumps(found))
-"""
+        found = scorer.score(data)
+        return {"ms": (time.process_time() - started) * 1e3, "stages": dict(found.timings_ms)}
 
-
-def times(checkout: Path, picture: Path) -> dict[str, float]:
-    """Milliseconds of processor time per image and size, in a process that imports `checkout`'s dgiqa."""
-    environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", INSIDE, str(picture), json.dumps(SIZES)]
-    done = subprocess.run(command, env=environment, cwd=checkout, capture_output=True, text=True, check=True)
-    return {name: float(ms) for name, ms in json.loads(done.stdout).items()}
+    return {"score": score}, {}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("other", type=Path, help="folder of the other checkout")
+    parser.add_argument("--bundle", default="small", help="name or folder of the model  [default: %(default)s]")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--picture", type=Path, default=ROOT / "examples/coffee.jpg")
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results/versions.json")
     o = parser.parse_args()
-    other, picture = o.other.resolve(), o.picture.resolve()
-    rounds = [(times(other, picture), times(ROOT, picture)) for _ in range(o.rounds)]
-    medians = [{name: float(np.median([r[i][name] for r in rounds])) for name in rounds[0][0]} for i in (0, 1)]
-    ratios = {name: medians[1][name] / medians[0][name] for name in medians[0]}
-    head = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=other, capture_output=True, text=True, check=True
+    from stamp import environment_stamp
+
+    asked = {"bundle": o.bundle, "picture": str(o.picture.resolve())}
+    folders = {"other": o.other.resolve(), "this": ROOT}
+    found: dict[tuple[str, str, str], list[float]] = defaultdict(list)  # (checkout, size, stage or "ms") -> ms
+    sides = {
+        name: Subject(own_command(__file__, asked | {"checkout": str(folder)}), {"OMP_NUM_THREADS": "1"})
+        for name, folder in folders.items()
+    }
+    for width, height in SIZES:
+        for turn in range(1 + o.rounds * REPEATS):
+            for name, side in sides.items():
+                answer = side.ask("score", width=width, height=height)
+                for what, ms in {"ms": answer["ms"], **answer["stages"]}.items():
+                    found[name, f"{width}x{height}", what] += [ms] if turn else []  # the first warms up
+    medians = {key: float(np.median(times)) for key, times in found.items()}
+    ms = {name: {size: m for (n, size, what), m in medians.items() if (n, what) == (name, "ms")} for name in sides}
+    ratios = {size: ms["this"][size] / ms["other"][size] for size in ms["this"]}
+    stages = {
+        what: sum(m for (n, _, w), m in medians.items() if (n, w) == ("this", what)) / other
+        for what in dict.fromkeys(what for _, _, what in medians if what != "ms")
+        if (other := sum(m for (n, _, w), m in medians.items() if (n, w) == ("other", what)))
+    }
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=folders["other"], capture_output=True, text=True, check=True
     )
     result = {
-        "other": head.stdout.strip(),
-        "ms": dict(zip(("other", "this"), medians, strict=True)),
+        "other": commit.stdout.strip(),
+        "ms": ms,
         "ratio": ratios,
-        "mean_ratio": float(np.mean(list(ratios.values()))),
-        "stamp": environment_stamp(),
+        "mean_ratio": float(np.mean([*ratios.values()])),
     }
+    result |= {"stages": stages, "stamp": environment_stamp()}
     o.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
+    for side in sides.values():
+        side.close()
 
 
 if __name__ == "__main__":
-    main()
+    main_or_subject(main, subject)

@@ -39,6 +39,7 @@ from dgiqa.video.reuse import Reuse
 from dgiqa.video.sampling import Sampling
 
 sys.path.insert(0, str(Path(__file__).parent))
+import untrained
 from stamp import environment_stamp, identity
 
 UInt8 = NDArray[np.uint8]
@@ -215,20 +216,7 @@ def dip(times: list[float], scores: list[float]) -> tuple[float, float]:
 
 def full(folder: Path) -> dict[str, dict[str, float]]:
     """Reuse with the full-size networks, untrained, 720p: seconds per frame and times faster."""
-    import torch
-
-    from dgiqa.bundle import write_bundle
-    from dgiqa.nn.depth_anything import DepthAnything
-    from dgiqa.nn.network import DGIQA
-    from dgiqa.nn.onnx_export import export_depth, export_quality
-
-    torch.manual_seed(0)
-    p = spec.Preprocess()
-    export_quality(DGIQA().eval(), folder / spec.QUALITY_FILE)
-    export_depth(DepthAnything("vits").eval(), folder / spec.DEPTH_FILE, preprocess=p)
-    files = {name: folder / name for name in (spec.QUALITY_FILE, spec.DEPTH_FILE)}
-    labels = {"name": "untrained", "title": "untrained", "licence": "Apache-2.0", "source": "bench"}
-    bundle = write_bundle(folder / "untrained", files=files, preprocess=p, **labels)
+    bundle = untrained.bundle("full", untrained.WORK)
     path = write(folder / "still.mp4", still(photograph("rocket", 1280, 720), 12, 1.0))
     figures = {}
     with Scorer(bundle) as scorer:

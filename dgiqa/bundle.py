@@ -246,14 +246,11 @@ def _locate(name_or_path: str | Path) -> Path:
 def _believed(path: Path) -> Path:
     """A bundle found by its name; one in the user's cache must be the user's, as the cache may be shared."""
     in_cache = path.parent != SHIPPED and path.parent == user_cache() / "bundles"
-    if in_cache and not all(map(ours, _folders(path.resolve()))):
+    folders = (Path(folder) for folder, _, _ in os.walk(path.resolve()))
+    if in_cache and not all(map(ours, folders)):
         fix = f"if you trust it, chmod -R go-w it, or name its directory: --bundle {path}"
         raise BundleError(f"{path}, or something in it, belongs to or can be written by others; {fix}")
     return path
-
-
-def _folders(path: Path) -> list[Path]:
-    return [path, *(Path(folder) / name for folder, names, _ in os.walk(path) for name in names)]
 
 
 def _read_manifest(path: Path) -> Bundle:

@@ -16,7 +16,7 @@ from dgiqa import spec
 from dgiqa.errors import BundleError, ImageError
 from dgiqa.forward import Stages
 from dgiqa.image.sources import Source, name_of
-from dgiqa.report.rows import Row, rounded, row_of
+from dgiqa.report.rows import Row, columns, rounded, row_of
 from dgiqa.score import Score, mean_and_error
 from dgiqa.work import Work, enter, take
 
@@ -41,27 +41,17 @@ class Comparison:
 
     def as_row(self, *, max_drop: float | None = None) -> Row:
         """The comparison as a row of `dgiqa-rt compare`; see docs/rows.md. max_drop: what decides its verdict."""
-        picture = self.score
-        return row_of(
-            "pair",
-            path=picture.source,
-            score=rounded(picture.value, 6),
-            std_error=rounded(picture.std_error, 6),
-            width=picture.width,
-            height=picture.height,
-            tiles=picture.tiles,
-            tiling=picture.tiling,
-            bundle=picture.bundle,
-            backend=picture.backend,
-            ms=rounded(sum(picture.timings_ms.values()) + sum(self.reference.timings_ms.values()), 3),
-            verdict=None if max_drop is None else "pass" if self.drop <= max_drop else "fail",
-            note=picture.note or None,
-            reference=self.reference.source,
-            reference_score=rounded(self.reference.value, 6),
-            drop=rounded(self.drop, 6),
-            drop_error=rounded(self.drop_error, 6),
-            full_reference=rounded(self.full_reference, 6),
-        )
+        picture, reference = self.score.as_row(), self.reference.as_row()
+        row = row_of("pair") | {name: picture[name] for name in picture.keys() & set(columns("pair"))}
+        return row | {
+            "ms": rounded(picture["ms"] + reference["ms"], 2),
+            "verdict": None if max_drop is None else "pass" if self.drop <= max_drop else "fail",
+            "reference": self.reference.source,
+            "reference_score": reference["score"],
+            "drop": rounded(self.drop, 6),
+            "drop_error": rounded(self.drop_error, 6),
+            "full_reference": rounded(self.full_reference, 6),
+        }
 
 
 def compare(

@@ -9,7 +9,6 @@ same networks serve pictures with and without a reference:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa.errors import BundleError
+from dgiqa.meaning import number
 
 Float32 = NDArray[np.float32]
 
@@ -62,17 +62,11 @@ def parse_full_reference(manifest: Mapping[str, Any]) -> FullReference | None:
         return None
     try:
         entry = manifest[KEY]
-        weights, cells = tuple(map(_number, entry["weights"])), entry["cells"]
+        weights, cells = tuple(map(number, entry["weights"])), entry["cells"]
         if entry["difference"] not in list(DIFFERENCES) or type(cells) is not int or not 1 <= cells <= MAX_WEIGHTS:
             raise ValueError(f"difference {entry['difference']!r:.40}, cells {cells!r:.40}")
         if not 1 <= len(weights) <= MAX_WEIGHTS:
             raise ValueError(f"{len(weights)} weights")
-        return FullReference(weights, _number(entry["bias"]), entry["difference"], cells)
+        return FullReference(weights, number(entry["bias"]), entry["difference"], cells)
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"the manifest's {KEY} is malformed ({error!r:.200})") from error
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{value!r:.40} is no number")
-    return float(value)

@@ -157,9 +157,10 @@ def _name(value: Any) -> str:
     return value
 
 
-def _number(value: Any) -> float:
+def number(value: Any) -> float:
+    """A finite number of a manifest. Raises ValueError."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{value!r} is no number")
+        raise ValueError(f"{value!r:.40} is no number")
     return float(value)
 
 
@@ -170,13 +171,13 @@ def _flag(value: Any) -> bool:
 
 
 def _unit(value: Any) -> float:
-    if not 0 <= _number(value) <= 1:
+    if not 0 <= number(value) <= 1:
         raise ValueError(f"{value!r} is outside 0..1")
     return float(value)
 
 
 def _range(value: Any) -> tuple[float, float]:
-    low, high = map(_number, value)
+    low, high = map(number, value)
     if low == high:
         raise ValueError(f"range is {value!r}, wanted two different ends")
     return low, high

@@ -1,14 +1,17 @@
-"""Two lists of scores become one number: SROCC, KROCC, PLCC, RMSE, and how much two densities overlap. numpy only.
+"""Two lists of scores become one number: SROCC, KROCC, PLCC, RMSE, and how much two densities overlap.
 
 Predicted and wanted scores are f [n], n >= 2, finite, in any unit; both must rise with quality (flip DMOS first).
+numpy alone computes them, but for KROCC and the logistic fit, which scipy does.
 Paper (arXiv 2505.24002): SROCC and raw PLCC in section 4.2, density separation in 5.2.
 """
 
 from __future__ import annotations
 
-import itertools
+import importlib
 import math
 import warnings
+from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -36,19 +39,9 @@ def rmse(predicted: ArrayLike, wanted: ArrayLike) -> float:
 
 
 def krocc(predicted: ArrayLike, wanted: ArrayLike) -> float:
-    """Kendall's tau-b in [-1, 1], which accounts for ties; NaN when one list is constant. O(n log^2 n)."""
+    """Kendall's tau-b in [-1, 1], which accounts for ties; NaN when one list is constant. ImportError without scipy."""
     x, y = _pair(predicted, wanted)
-    pairs = len(x) * (len(x) - 1) // 2
-    tied_x, tied_y = _tied_pairs(x), _tied_pairs(y)
-    if pairs in (tied_x, tied_y):
-        return math.nan
-    _, levels = np.unique(y, return_inverse=True)
-    discordant = _inversions(levels[np.lexsort((y, x))])
-    tied_both = _tied_pairs(np.unique(np.stack([x, y]), axis=1, return_inverse=True)[1])
-    concordant = pairs - tied_x - tied_y + tied_both - discordant
-    # Two roots: the product of both counts loses digits, and passes 2^63 for a hundred thousand scores.
-    tau = (concordant - discordant) / math.sqrt(pairs - tied_x) / math.sqrt(pairs - tied_y)
-    return min(max(tau, -1.0), 1.0)
+    return float(_scipy("stats", "Kendall's tau").kendalltau(x, y).statistic)
 
 
 def logistic4(x: ArrayLike, top: float, bottom: float, centre: float, width: float) -> Float64:
@@ -63,16 +56,13 @@ def logistic_mapped(predicted: ArrayLike, wanted: ArrayLike) -> Float64:
     Take plcc or rmse of the result to compare with works that map first; DGIQA's own PLCC is raw. A fit that does not
     converge, or of fewer than four pairs, gives the best straight line. Raises ImportError without scipy.
     """
-    try:
-        from scipy.optimize import OptimizeWarning, curve_fit
-    except ImportError as error:
-        raise ImportError(needs("the logistic fit", "scipy", "calibrate")) from error
+    optimize = _scipy("optimize", "the logistic fit")
     x, y = _pair(predicted, wanted)
     start = (y.max(), y.min(), x.mean(), max(x.std() / 4, 1e-6))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", OptimizeWarning)  # an unknown covariance: it is not used
-            fitted, _ = curve_fit(logistic4, x, y, p0=start, maxfev=20_000)
+            warnings.simplefilter("ignore", optimize.OptimizeWarning)  # an unknown covariance: it is not used
+            fitted, _ = optimize.curve_fit(logistic4, x, y, p0=start, maxfev=20_000)
     except (RuntimeError, TypeError):  # scipy gives up, or has fewer points than parameters
         centred = x - x.mean()
         slope = float(centred @ y) / max(float(centred @ centred), 1e-300)
@@ -87,12 +77,8 @@ def overlap(first: ArrayLike, second: ArrayLike) -> float:
     0 = the two kinds of images are told apart without error, 1 = not at all. The paper prints no formula; this is
     the usual overlapping coefficient, exact up to the error function.
     """
-    means, deviations = zip(*(_mean_and_deviation(scores) for scores in (first, second)), strict=True)
-    edges = [-math.inf, *_crossings(*means, *deviations), math.inf]
-    area = 0.0
-    for left, right in itertools.pairwise(edges):
-        area += min(_mass(m, s, left, right) for m, s in zip(means, deviations, strict=True))
-    return min(area, 1.0)
+    a, b = (NormalDist(values.mean(), max(values.std(), 1e-9)) for values in map(_checked, (first, second)))
+    return min(a.overlap(b), 1.0)
 
 
 def histogram_overlap(first: ArrayLike, second: ArrayLike, bins: int = 20) -> float:
@@ -133,41 +119,8 @@ def _correlation(x: Float64, y: Float64) -> float:
     return float(np.clip((x / np.linalg.norm(x)) @ (y / np.linalg.norm(y)), -1, 1))
 
 
-def _tied_pairs(values: NDArray[np.generic]) -> int:
-    counts = np.unique(values, return_counts=True)[1].astype(np.int64)
-    return int((counts * (counts - 1) // 2).sum())
-
-
-def _inversions(levels: NDArray[np.intp]) -> int:
-    """Pairs i < j with levels[i] > levels[j], counted at the highest bit in which the two differ."""
-    count = 0
-    for bit in range(int(levels.max()).bit_length()):
-        order = np.argsort(levels >> (bit + 1), kind="stable")
-        prefix, ones = (levels >> (bit + 1))[order], ((levels >> bit) & 1)[order]
-        before = np.cumsum(ones) - ones
-        inside = before - before[np.searchsorted(prefix, prefix)]  # ones before it with the same higher bits
-        count += int(inside[ones == 0].sum())
-    return count
-
-
-def _mean_and_deviation(scores: ArrayLike) -> tuple[float, float]:
-    values = _checked(scores)
-    return float(values.mean()), max(float(values.std()), 1e-9)  # equal scores: a spike instead of no density
-
-
-def _crossings(mean_a: float, mean_b: float, deviation_a: float, deviation_b: float) -> list[float]:
-    """Where two Gaussian densities are equal: one point for equal deviations, else two."""
-    # Around a's mean and in its deviations, so that nothing cancels: t^2 = ((t - m) / s)^2 + 2 ln s
-    m, s = (mean_b - mean_a) / deviation_a, deviation_b / deviation_a
-    a, b, c = s * s - 1, 2 * m, -m * m - 2 * s * s * math.log(s)
-    if abs(a) < 1e-9:
-        roots = [] if b == 0 else [-c / b]
-    else:
-        root = math.sqrt(max(b * b - 4 * a * c, 0.0))
-        roots = [(-b - root) / (2 * a), (-b + root) / (2 * a)]
-    return sorted(mean_a + deviation_a * t for t in roots)
-
-
-def _mass(mean: float, deviation: float, left: float, right: float) -> float:
-    scale = deviation * math.sqrt(2)
-    return (math.erf((right - mean) / scale) - math.erf((left - mean) / scale)) / 2
+def _scipy(part: str, what: str) -> Any:
+    try:
+        return importlib.import_module(f"scipy.{part}")
+    except ImportError as error:
+        raise ImportError(needs(what, "scipy", "calibrate")) from error

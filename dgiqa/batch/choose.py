@@ -148,16 +148,4 @@ def _on_disk(path: str) -> str:
     return os.fsdecode(raw) if os.path.lexists(raw) else path
 
 
-def _link(path: str, target: str) -> None:
-    os.symlink(path, target)
-
-
-def _move(path: str, target: str) -> None:
-    shutil.move(path, target)
-
-
-def _copy(path: str, target: str) -> None:
-    shutil.copy2(path, target)
-
-
-_DEEDS: dict[str, Callable[[str, str], None]] = {"link": _link, "copy": _copy, "move": _move}
+_DEEDS: dict[str, Callable[[str, str], object]] = {"link": os.symlink, "copy": shutil.copy2, "move": shutil.move}

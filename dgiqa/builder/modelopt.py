@@ -49,7 +49,14 @@ def modelopt_int8(
 
 def check_modelopt() -> Callable[..., None]:
     """ModelOpt's own function. BackendError if it is not installed."""
-    return _import_quantize()
+    import_onnx()
+    try:
+        from modelopt.onnx.quantization import quantize  # type: ignore[import-not-found, unused-ignore]
+    except ImportError as error:
+        raise BackendError(
+            f"ModelOpt cannot be imported ({error}); {install('modelopt')}, or use the builtin method"
+        ) from error
+    return quantize  # type: ignore[no-any-return]
 
 
 class _Reader:
@@ -93,14 +100,3 @@ def _quantised(quantize: Callable[..., None], model: Any, feeds: list[dict[str, 
                 f"ModelOpt failed ({error}); use the builtin method. {chatter.getvalue()[-300:]}"
             ) from error
         return load_model(made)
-
-
-def _import_quantize() -> Callable[..., None]:
-    import_onnx()
-    try:
-        from modelopt.onnx.quantization import quantize  # type: ignore[import-not-found, unused-ignore]
-    except ImportError as error:
-        raise BackendError(
-            f"ModelOpt cannot be imported ({error}); {install('modelopt')}, or use the builtin method"
-        ) from error
-    return quantize  # type: ignore[no-any-return]

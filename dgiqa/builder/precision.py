@@ -587,13 +587,9 @@ def _with_nodes(model: Any, nodes: Sequence[Any]) -> Any:
     """The model with these nodes, and only the initializers that they use."""
     graph = model.graph
     used = {name for node in nodes for name in node.input} | {o.name for o in graph.output}
-    _replace(graph.node, nodes)
+    del graph.node[:]
+    graph.node.extend(nodes)
     unused = [i for i in graph.initializer if i.name not in used]
     for initializer in unused:
         graph.initializer.remove(initializer)
     return model
-
-
-def _replace(field: Any, values: Sequence[Any]) -> None:
-    del field[:]
-    field.extend(values)

@@ -84,7 +84,7 @@ def build_bundle(
     depth = None if depth is None else copy.deepcopy(depth).cpu().float().eval()
     pictures = photos or photographs()
 
-    reference = TorchScorer(depth, quality, preprocess, meaning.mapped if meaning else _as_it_is)
+    reference = TorchScorer(depth, quality, preprocess, (meaning or Meaning()).mapped)
 
     def truth(data: bytes) -> Any:
         return reference.score(decode(data), GOLDEN_TILING)
@@ -236,10 +236,6 @@ def _features(path: Path) -> int:
     outputs = {o.name: o for o in onnx.load(path, load_external_data=False).graph.output}
     shape = outputs[spec.QUALITY_FEATURES].type.tensor_type.shape if spec.QUALITY_FEATURES in outputs else None
     return int(shape.dim[1].dim_value) if shape else 0
-
-
-def _as_it_is(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    return scores
 
 
 def _small(image: NDArray[np.uint8], p: Preprocess) -> NDArray[np.uint8]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ def plain_predictor(ends: tuple[float, float]) -> Callable[[nn.Module, Sequence[
     @torch.inference_mode()
     def predict(model: nn.Module, records: Sequence[Record]) -> NDArray[np.floating]:
         model.eval()
-        device, p = next(model.parameters()).device, _preprocess(model)
+        device, p = next(model.parameters()).device, cast(Any, model).preprocess
         scores = np.empty(len(records))
         for i, record in enumerate(watched(records, len(records), "scored")):
             fed = forward.tiles(read_rgb(record.path), None, TILING, p)
@@ -51,7 +51,3 @@ def plain_predictor(ends: tuple[float, float]) -> Callable[[nn.Module, Sequence[
         return (scores - worst) / (best - worst)
 
     return predict
-
-
-def _preprocess(model: Any) -> Any:
-    return model.preprocess

@@ -180,13 +180,11 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
     if content and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
         return dict(content)
     others = [
-        f"{name!s:.80} ({type(value).__name__})" for name, value in content.items() if not _is_weight(name, value)
+        f"{name!s:.80} ({type(value).__name__})"
+        for name, value in content.items()
+        if not (isinstance(name, str) and isinstance(value, Tensor))
     ]
     raise WeightsError(f"{path} is no state dict: it holds {few(others) or 'nothing'}; save model.state_dict() alone")
-
-
-def _is_weight(name: Any, value: Any) -> bool:
-    return isinstance(name, str) and isinstance(value, Tensor)
 
 
 def _check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from dgiqa.forward import Stages
 from dgiqa.meaning import verdict
-from dgiqa.report.rows import FRAME_COLUMNS, Row, clock
+from dgiqa.report.rows import FRAME_COLUMNS, Row, clock, rounded
 from dgiqa.video.channel import CAPACITY, Channel, feed
 from dgiqa.video.frames import Video
 from dgiqa.video.live import ATTEMPTS, WAITS_S, follow
@@ -306,12 +306,8 @@ class Summary:
             "videos": {name: pooled.as_dict() | self._about(name) for name, pooled in self.pooled.items()},
             "reused": self.reused,
             "audits": drift.audits,
-            "mean_drift": _rounded(drift.mean),
-            "largest_drift": _rounded(drift.largest) if drift.audits else None,
+            "mean_drift": rounded(drift.mean, 6),
+            "largest_drift": rounded(drift.largest, 6) if drift.audits else None,
             "interval_tightened": drift.tightened,
             "dropped": self.run.dropped,
         }
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dgiqa.report.rows import rounded
+
 BINS = 10_000  # of the histogram that percentiles come from: exact to 1e-4
 SMALLEST = 1e-6  # a score of 0 would make the harmonic mean 0 whatever the others are
 INTERVAL_S = 2.0  # length of the worst interval, seconds
@@ -109,21 +111,17 @@ class Pooled:
         return {
             "scored": self.scored,
             "failed": self.failed,
-            "mean": _rounded(self.mean, 6),
-            "harmonic_mean": _rounded(self.harmonic_mean, 6),
-            "p5": _rounded(self.percentile(0.05), 4),
-            "min": _rounded(self.low, 6),
-            "min_s": _rounded(self.low_s, 3),
-            "max": _rounded(self.high, 6),
+            "mean": rounded(self.mean, 6),
+            "harmonic_mean": rounded(self.harmonic_mean, 6),
+            "p5": rounded(self.percentile(0.05), 4),
+            "min": rounded(self.low, 6),
+            "min_s": rounded(self.low_s, 3),
+            "max": rounded(self.high, 6),
             "worst_interval": None
             if worst is None
             else {
-                "start_s": _rounded(worst.start_s, 3),
-                "end_s": _rounded(worst.end_s, 3),
-                "mean": _rounded(worst.mean, 6),
+                "start_s": rounded(worst.start_s, 3),
+                "end_s": rounded(worst.end_s, 3),
+                "mean": rounded(worst.mean, 6),
             },
         }
-
-
-def _rounded(value: float | None, digits: int) -> float | None:
-    return None if value is None else round(value, digits)
