@@ -17,6 +17,7 @@ EXTRAS = {
     "video": "videos, their curve and their Parquet files",
     "heic": "HEIC photographs",
     "table": "Parquet, in and out",
+    "serve": "the server, with OpenVINO to run the networks",
     "s3": "s3:// addresses",
     "gs": "gs:// addresses",
     "az": "az:// addresses",

@@ -137,6 +137,7 @@ class Networks:
         self.parallel, self.tile, self.normalisation = parallel, tile, normalisation
         self.batch = batch or (BATCH if parallel == 1 else BATCH_SIDE_BY_SIDE)
         self.turn = threading.BoundedSemaphore(parallel)
+        self.told: Callable[[int], None] = lambda tiles: None  # after each run of the quality network: its tiles
         self._spare: deque[Float32] = deque(maxlen=parallel + 1)
 
     def score(self, parts: list[Part]) -> list[PartScores]:
@@ -150,6 +151,7 @@ class Networks:
             found = dict(self.quality.run(feeds))
             ms_per_tile = ms_since(started) / total
         self._spare.append(memory)
+        self.told(total)
         scores = self.mapped(found.pop(spec.QUALITY_OUTPUT))
         ends = np.cumsum([part.count for part in parts])
         spans = [slice(end - part.count, end) for part, end in zip(parts, ends, strict=True)]

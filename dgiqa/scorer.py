@@ -23,6 +23,7 @@ from dgiqa.errors import BackendError, EngineError
 from dgiqa.forward import BATCH, Stages, check_tiling, file_of, open_stages
 from dgiqa.image import MAX_MEMORY, MAX_PIXELS
 from dgiqa.image.sources import Room, Source, name_of
+from dgiqa.inbox import Inbox
 from dgiqa.machine import usable_cores
 from dgiqa.on_device import OnDevice
 from dgiqa.runtime import engines
@@ -127,6 +128,7 @@ class Scorer:
         self._together = self._alone if parallel or shared or most == 1 else None
         self._open_together = partial(opened, parallel=most)
         self._opening = threading.Lock()
+        self._inbox: Inbox | None = None
         self.precision, self.backend = precision, self._alone.backend
 
     def score(
@@ -146,6 +148,25 @@ class Scorer:
         if stream is not None:
             raise ValueError("got a stream for an image that is not on a GPU; leave it out")
         return stages.score(source, name=name, tiling=tiling)
+
+    async def ascore(self, source: Source, *, name: str | None = None, tiling: str | None = None) -> Score:
+        """As `score`, for event loops, which it never blocks: images of concurrent calls share batches.
+
+        Cancelled while the image waits, it costs nothing; once it is being scored, the result is thrown away.
+        """
+        from asyncio import wrap_future
+
+        if tiling is not None:
+            check_tiling(tiling, self.bundle.preprocess.tile)
+        return await wrap_future(self.inbox.submit(source, name=name, tiling=tiling))
+
+    @property
+    def inbox(self) -> Inbox:
+        """The running pass that `ascore` hands its images to. Opened when first asked for, closed with this scorer."""
+        self._usable()
+        with self._opening:
+            self._inbox = self._inbox or Inbox(lambda: self.stages)
+            return self._inbox
 
     def compare(self, source: Source, reference: Source, **options: Any) -> Comparison:
         """Compare an image with its reference, both as `score` takes them on the host: scores, drop, full reference.
@@ -245,9 +266,11 @@ class Scorer:
         return FrameStream(frames, lambda result: result.as_row(stages), live=live, capacity=capacity)
 
     def close(self) -> None:
-        """Release the networks' memory. The scorer cannot be used afterwards."""
+        """Release the networks' memory, once what `ascore` was given is done. The scorer cannot be used afterwards."""
         if self._process != os.getpid():  # a fork's memory is its own, but what the parent opened is not its to close
             return
+        if self._inbox is not None:
+            self._inbox.close()
         for stages in {self._alone, self._together} - {None}:
             stages.close()  # type: ignore[union-attr]
         self._alone = self._together = None

@@ -32,10 +32,10 @@ FLOORS = [
     ["forward"],
     ["on_device", "compare", "explain"],
     ["parity", "pipeline"],
-    ["builder"],
+    ["builder", "inbox"],
     ["video"],
     ["scorer"],
-    ["nn", "speed", "doctor", "calibrate", "batch"],
+    ["nn", "speed", "doctor", "calibrate", "batch", "serve"],
     ["cli"],
 ]
 ROOM_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,0 +1,100 @@
+"""`dgiqa-rt serve`: the model behind HTTP, and `triton-repo`: the model for a Triton server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Annotated
+
+import typer
+
+from dgiqa.cli import options
+from dgiqa.cli.common import EXIT_CODES, Backend, Precision, Stopped, app, say
+from dgiqa.extras import needs
+
+TOKEN = "DGIQA_SERVE_TOKEN"
+
+
+@app.command(epilog=EXIT_CODES)
+def serve(  # noqa: PLR0917 - the command line's options
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; 0.0.0.0 is all of this machine's.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
+    queue: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Images that wait or are scored; more are answered 429.  [default: 3 per usable core]",
+        ),
+    ] = None,
+    max_body: Annotated[
+        int, typer.Option(min=1, metavar="MIB", help="Refuse requests with larger bodies, with 413.")
+    ] = 64,
+    request_timeout: Annotated[
+        float,
+        typer.Option(min=0.1, metavar="S", help="Seconds for a body to come (408), and then for its score (504)."),
+    ] = 30.0,
+    remote: Annotated[bool, typer.Option("--remote", help="Fetch http and https addresses that clients send.")] = False,
+    private_network: options.PrivateNetwork = False,
+    max_bytes: options.MaxBytes = None,
+    timeout: options.Timeout = None,
+    bundle: options.Bundle = "small",
+    tiling: options.Tiling = "grid",
+    backend: options.Backend = Backend.auto,
+    precision: options.Precision = Precision.fp32,
+    build: options.Build = False,
+    engine: options.Engine = None,
+    device: options.Device = None,
+    batch: options.Batch = None,
+    threads: options.Threads = None,
+    parallel: options.Parallel = None,
+    max_pixels: options.MaxPixels = None,
+    max_memory: options.MaxMemory = None,
+    gate: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, metavar="X", help="The verdict passes from X on.")
+    ] = None,
+    preset: options.Preset = None,
+) -> None:
+    """Serve scores over HTTP, with a page to drop a picture on, and the Open Inference Protocol.
+
+    GET /docs on the server lists what it answers. With the variable DGIQA_SERVE_TOKEN set, clients send it as a bearer
+    token. SIGTERM ends it when all that it took is answered.
+
+    \b
+    Examples:
+      dgiqa-rt serve
+      dgiqa-rt serve --host 0.0.0.0 --preset upload --max-pixels 50000000
+      curl --data-binary @photo.jpg localhost:8000/score
+    """
+    from dgiqa.scorer import Scorer
+
+    try:
+        from dgiqa.serve.app import create_app, default_queue
+        from dgiqa.serve.intake import Limits
+        from dgiqa.serve.run import run
+    except ModuleNotFoundError as error:
+        raise ImportError(needs("serving", error.name or "fastapi", "serve")) from error
+
+    network = options.reading(False, None, None, remote, private_network, max_bytes, timeout).network
+    model, gate = options.gated(bundle, gate, preset, "--gate")
+    with options.usage("--tiling"):
+        scorer = Scorer(
+            model,
+            backend=backend.value,
+            precision=precision.value,
+            build=build and say,
+            engine=engine,
+            device=device,
+            tiling=tiling,
+            batch=batch,
+            threads=threads,
+            parallel=parallel,
+            max_pixels=max_pixels,
+            max_memory=None if max_memory is None else max_memory << 20,
+            gate=gate,
+        )
+    limits = Limits(queue or default_queue(), body=max_body << 20, timeout_s=request_timeout)
+    with scorer, contextlib.suppress(Stopped):  # its handler answers the signal once more after the server did
+        run(create_app(scorer, limits, network=network, token=os.environ.get(TOKEN) or None), host, port)

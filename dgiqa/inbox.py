@@ -1,0 +1,136 @@
+"""Images that are handed in one at a time, from any thread or event loop -> futures of their scores, by one pass.
+
+    submit() (any thread) -> queue -> pipeline.schedule (a thread) -> Future[Score]
+
+Neighbours share batches as those of `Scorer.score_many` do. Nothing is bounded here: whoever serves strangers looks at
+`pending` first.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from typing import Any
+
+from dgiqa.forward import Stages
+from dgiqa.image.sources import Source, name_of
+from dgiqa.pipeline import Task, checked_workers, schedule
+from dgiqa.score import Score
+from dgiqa.work import Work
+
+
+class Inbox:
+    """A running pass. stages: the opened networks, or a function that opens them, called in the pass's thread.
+
+    workers, batch: as in `Scorer.score_many`.
+    """
+
+    def __init__(
+        self, stages: Stages | Callable[[], Stages], *, workers: int | None = None, batch: int | None = None
+    ) -> None:
+        self._stages, self._workers, self._batch = stages, checked_workers(workers, batch), batch
+        self._queue: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()
+        self._futures: set[Future[Score]] = set()
+        self._lock = threading.Lock()
+        self._ended: BaseException | None = None
+        self._last = False
+        self._thread = threading.Thread(target=self._run, name="dgiqa-inbox", daemon=True)
+        self._thread.start()
+
+    @property
+    def pending(self) -> int:
+        """Images that were handed in and have no result yet."""
+        return len(self._futures)
+
+    @property
+    def alive(self) -> bool:
+        """Whether images are still taken."""
+        return self._ended is None
+
+    def submit(self, source: Source, *, name: str | None = None, tiling: str | None = None) -> Future[Score]:
+        """The score of an image as `Scorer.score` takes it, to come; or its exception, as `score` raises it.
+
+        An array must not change before then. A future that is cancelled while its image waits costs nothing.
+        Raises ValueError after `close`, or whatever ended the pass.
+        """
+        asked = _Asked(source, name_of(source) if name is None else name, tiling)
+        with self._lock:
+            if self._ended is not None:
+                raise self._ended
+            self._futures.add(asked.future)
+            self._queue.put(asked)
+        asked.future.add_done_callback(self._futures.discard)
+        return asked.future
+
+    def close(self) -> None:
+        """Take no more; return when all that were handed in have their results."""
+        with self._lock:
+            self._ended = self._ended or ValueError("the scorer was closed; make another one")
+            self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        error: BaseException = ValueError("the scorer was closed; make another one")
+        try:
+            stages = self._stages if isinstance(self._stages, Stages) else self._stages()
+            more = self._more_for(stages)
+            for _ in schedule(stages.networks, more, batch=self._batch, workers=self._workers):
+                pass
+        except BaseException as broken:  # it belongs to whoever waits
+            error = broken
+        with self._lock:
+            self._ended = error
+        for future in list(self._futures):
+            with suppress(InvalidStateError):  # it was cancelled, or is done
+                future.set_exception(error)
+
+    def _more_for(self, stages: Stages) -> Callable[[bool], _Asked | None]:
+        def more(wait: bool) -> _Asked | None:
+            while not self._last:
+                try:
+                    asked = self._queue.get(block=wait)
+                except queue.Empty:
+                    return None
+                self._last = asked is None
+                if asked is not None and asked.future.set_running_or_notify_cancel():
+                    asked.stages = stages
+                    return asked
+            return None
+
+        return more
+
+
+class _Asked(Task[None]):
+    """One image, and the future of its score."""
+
+    stages: Stages
+
+    def __init__(self, source: Any, name: str, tiling: str | None) -> None:
+        self.source, self.name, self.tiling = source, name, tiling
+        self.future: Future[Score] = Future()
+
+    def prepare(self, stop: threading.Event) -> Work:
+        source, self.source = self.source, None  # let go as soon as its working image is there
+        return self.stages.prepare(source, self.name, self.tiling or self.stages.tiling, stop=stop, look=True)
+
+    def arrange(self) -> None:
+        error = self.prepared.exception()
+        if error is not None:
+            self.fail(error)
+        else:
+            self.works = (self.prepared.result(),)
+
+    def fail(self, error: BaseException) -> None:
+        self.works = ()
+        self.future.set_exception(error)
+
+    def finish(self) -> None:
+        if self.future.done():  # it failed
+            return
+        try:
+            self.future.set_result(self.stages.finish(self.prepared.result()))
+        except Exception as error:
+            self.future.set_exception(error)

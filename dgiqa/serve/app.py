@@ -1,0 +1,319 @@
+"""A Scorer behind HTTP: images in, rows out; the Open Inference Protocol; a page to drop a picture on; metrics.
+
+    request ──► Envelope ──► Intake (within limits) ──► Scorer.inbox (one pass for all requests) ──► rows
+
+The pass is the one that `Scorer.score_many` runs: requests share batches as the images of a list do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from dgiqa._version import __version__
+from dgiqa.errors import ImageError
+from dgiqa.machine import preparing_threads
+from dgiqa.meaning import WORDS, verdict
+from dgiqa.report.html import render
+from dgiqa.report.rows import SCHEMA, Row, Summary, error_row, to_json
+from dgiqa.score import Score
+from dgiqa.scorer import Scorer
+from dgiqa.serve import v2
+from dgiqa.serve.envelope import LOG, Envelope
+from dgiqa.serve.intake import Intake, Limits, RefusedError, busy
+from dgiqa.serve.metrics import Metrics
+from dgiqa.sources.inputs import Network
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_LISTED = {"type": "object", "properties": {name: {"type": "string"} for name in ("name", "url", "data")}}
+_TYPES = {"string": "string", "float64": "number", "int64": "integer", "list": "array", "json": "object"}
+_ROW = {c.name: {"type": _TYPES[c.type], "description": c.meaning} for c in SCHEMA if "image" in c.of}
+_ANSWER = {"description": "The row", "content": {"application/json": {"schema": {"properties": _ROW}}}}
+_ERRORS = {
+    400: "malformed",
+    403: "addresses are off",
+    408: "the body did not come in time",
+    413: "too large",
+    422: "no image in it, or one over the limits: the row says why",
+    429: "the queue is full: come again after Retry-After seconds",
+    504: "not scored in time",
+}
+
+
+def _openapi(json_schema: dict[str, Any], *binary: str) -> dict[str, Any]:
+    content = dict.fromkeys(binary, _BINARY) | {"application/json": {"schema": json_schema}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def default_queue() -> int:
+    """Images that may wait or be scored: enough to keep all cores busy, few enough that nobody waits for long."""
+    return 3 * preparing_threads()
+
+
+class Service:
+    """The scorer, its limits and what is counted. ready: whether it is warm and not going down."""
+
+    def __init__(self, scorer: Scorer, limits: Limits, network: Network | None) -> None:
+        self.scorer, self.limits, self.ready = scorer, limits, False
+        self.intake = Intake(limits, network)
+        about = {"version": __version__, "bundle": scorer.bundle.id, "backend": scorer.backend}
+        self.metrics = Metrics(lambda: scorer.inbox.pending, **about)
+        self.origin = {"bundle": scorer.bundle.id, "backend": scorer.backend, "tiling": scorer.tiling}
+
+    @asynccontextmanager
+    async def running(self, app: FastAPI) -> AsyncIterator[None]:
+        """The application's life: it warms up while it already answers that it is not ready."""
+        warming = asyncio.create_task(self._warm_up())
+        yield
+        self.ready = False
+        warming.cancel()
+
+    async def _warm_up(self) -> None:
+        noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+        try:
+            await self.scorer.ascore(noise)
+        except Exception:
+            LOG.exception("the first picture could not be scored, so this server will never be ready")
+            return
+        self.scorer.stages.networks.told = self.metrics.tiles.observe
+        self.ready = True
+        LOG.info("ready: %s on %s", self.scorer.bundle.id, self.scorer.backend)
+
+    def admit(self) -> None:
+        """Raises RefusedError where no more images are taken now."""
+        if not self.ready:
+            raise RefusedError(503, "not ready", "the model is not ready", {"Retry-After": "1"})
+        if self.scorer.inbox.pending >= self.limits.queue:
+            raise busy("the queue is full")
+
+    async def rows(
+        self, images: Sequence[tuple[str, Any]], threshold: float | None = None, *, details: bool = False
+    ) -> list[Row]:
+        """A row per image, in order. Raises RefusedError where the queue is full, or time is up."""
+        self.admit()
+        waiting = [asyncio.wrap_future(self.scorer.inbox.submit(source, name=name)) for name, source in images]
+        _, late = await asyncio.wait(waiting, timeout=self.limits.timeout_s)
+        for future in late:
+            future.cancel()
+        if late:
+            raise RefusedError(504, "timeout", f"not scored within {self.limits.timeout_s:g} s")
+        threshold = self.scorer.gate if threshold is None else threshold
+        return [self._row(name, each, threshold, details) for (name, _), each in zip(images, waiting, strict=True)]
+
+    def _row(self, name: str, found: asyncio.Future[Score], threshold: float | None, details: bool) -> Row:
+        if (error := found.exception()) is None:
+            score = found.result()
+            self.metrics.images.labels("scored").inc()
+            self.metrics.scores.observe(score.value)
+            return replace(score, verdict=verdict(score.value, threshold)).as_row(details=details)
+        self.metrics.images.labels(type(error).__name__).inc()
+        if not isinstance(error, ImageError):
+            LOG.error("%r was not scored", name, exc_info=error)
+        return error_row(name, str(error) or repr(error), details=details, **self.origin)
+
+    def threshold(self, gate: float | None, preset: str | None) -> float | None:
+        """The score from which an image of this request passes; None for the scorer's own."""
+        if gate is not None and preset is not None:
+            raise RefusedError(400, "malformed", "gate and preset exclude each other")
+        try:
+            return self.scorer.bundle.meaning.preset(preset) if preset is not None else gate
+        except ValueError as error:
+            raise RefusedError(400, "malformed", str(error)) from error
+
+
+def create_app(
+    scorer: Scorer, limits: Limits | None = None, *, network: Network | None = None, token: str | None = None
+) -> FastAPI:
+    """The application, for any ASGI server. The scorer is the caller's to close.
+
+    network: what may be fetched from addresses; None: nothing. token: what clients send as a bearer token.
+    """
+    service = Service(scorer, limits or Limits(default_queue()), network)
+    about = (
+        "Scores how good photographs look, from 0 to 1. Every answer that is no 200 has an `error` and a request id."
+    )
+    options: dict[str, Any] = {"docs_url": None, "redoc_url": None, "lifespan": service.running}
+    app = FastAPI(title="dgiqa-rt", version=__version__, description=about, **options)
+    app.add_middleware(Envelope, metrics=service.metrics, token=token)
+    app.add_exception_handler(RefusedError, _refused)
+    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(RequestValidationError, _refused)
+    _add_scoring(app, service)
+    _add_protocol(app, service)
+    _add_pages(app, service)
+    return app
+
+
+def _add_scoring(app: FastAPI, service: Service) -> None:
+    responses: dict[int | str, dict[str, Any]] = {code: {"description": text} for code, text in _ERRORS.items()}
+    responses[200] = _ANSWER
+    body = _openapi(_LISTED, "image/*", "multipart/form-data")
+
+    @app.post("/score", openapi_extra=body, responses=responses, response_class=Response)
+    async def score(
+        request: Request,
+        gate: float | None = Query(None, ge=0, le=1, description="The score from which the verdict is pass."),
+        preset: str | None = Query(None, description="Or the name of one of the model's thresholds."),
+        details: bool = Query(False, description="Add the tiles, the reasons' probabilities and the times."),
+        name: str = Query("<bytes>", description="What the row calls the image."),
+    ) -> Response:
+        """Score one image: its bytes as the body, a form's file, or JSON: {"data": BASE64} or {"url": ADDRESS}."""
+        threshold = service.threshold(gate, preset)
+        service.admit()  # before the body is read, too
+        images = await service.intake.images(request)
+        if len(images) != 1:
+            raise RefusedError(400, "malformed", f"{len(images)} images; POST /score/batch takes several")
+        (row,) = await service.rows(images, threshold, details=details)
+        if row["status"] == "ok":
+            return _json(row)
+        request.scope["cause"] = "no image"
+        return _json(row, 422)
+
+    responses = responses | {200: {"description": "rows, in the order of the images, and their summary"}}
+    listed = {"type": "object", "properties": {"images": {"type": "array", "items": _LISTED}}}
+
+    @app.post(
+        "/score/batch",
+        openapi_extra=_openapi(listed, "multipart/form-data"),
+        responses=responses,
+        response_class=Response,
+    )
+    async def score_batch(
+        request: Request,
+        gate: float | None = Query(None, ge=0, le=1, description="As in /score."),
+        preset: str | None = Query(None, description="As in /score."),
+        details: bool = Query(False, description="As in /score."),
+    ) -> Response:
+        """Score several: a form's files, or JSON with "images". One that is no image is a row with its error."""
+        threshold = service.threshold(gate, preset)
+        service.admit()
+        summary = Summary()
+        rows = await service.rows(await service.intake.images(request), threshold, details=details)
+        for row in rows:
+            summary.add(row)
+        return _json({"schema_version": 1, "rows": rows, "summary": summary.as_dict(complete=True)})
+
+
+def _add_protocol(app: FastAPI, service: Service) -> None:
+    bundle, metadata = service.scorer.bundle, {"inputs": v2.INPUTS, "outputs": v2.OUTPUTS}
+    described = {"name": bundle.name, "versions": ["1"], "platform": "dgiqa-rt", **metadata}
+
+    def known(name: str, version: str = "1") -> None:
+        if (name, version) != (bundle.name, "1"):
+            raise RefusedError(404, "not found", f"there is model {bundle.name!r}, version 1")
+
+    @app.get("/v2")
+    async def server() -> dict[str, Any]:
+        """The server's name, version and extensions."""
+        return v2.SERVER
+
+    @app.get("/v2/health/live")
+    async def live() -> Response:
+        """Whether it is worth waiting for: 503 where the networks failed."""
+        return _empty(service.scorer.inbox.alive)
+
+    @app.get("/v2/health/ready")
+    async def ready() -> Response:
+        """Whether it scores: 503 until a first picture went through, and while it goes down."""
+        return _empty(service.ready and service.scorer.inbox.alive)
+
+    @app.get("/v2/models/{name}/versions/{version}")
+    @app.get("/v2/models/{name}")
+    async def model(name: str, version: str = "1") -> dict[str, Any]:
+        """The model's tensors."""
+        known(name, version)
+        return described
+
+    @app.get("/v2/models/{name}/versions/{version}/ready")
+    @app.get("/v2/models/{name}/ready")
+    async def model_ready(name: str, version: str = "1") -> Response:
+        """As /v2/health/ready."""
+        known(name, version)
+        return await ready()
+
+    @app.post("/v2/models/{name}/versions/{version}/infer")
+    @app.post("/v2/models/{name}/infer")
+    async def infer(request: Request, name: str, version: str = "1") -> Response:
+        """Scores of encoded images (IMAGE, BYTES) or of pixels (PIXELS, UINT8, or FP32 from 0 to 1)."""
+        known(name, version)
+        service.admit()
+        body = await service.intake.body(request)
+        asked, images = await asyncio.to_thread(v2.parsed, request.headers, body, service.limits.images)
+        del body
+        headers, content = v2.answer(asked, bundle.name, await service.rows(images))
+        return Response(content, headers=headers)
+
+
+def _add_pages(app: FastAPI, service: Service) -> None:
+    meaning = service.scorer.bundle.meaning
+    drop = _page(
+        "serve.html",
+        title="How good does it look?",
+        words=WORDS,
+        presets=dict(meaning.presets),
+        gate=service.scorer.gate,
+    )
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return drop
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return _page("api.html", title="dgiqa-rt over HTTP", api=app.openapi())
+
+    @app.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        """For Prometheus."""
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _page(template: str, **values: Any) -> Response:
+    """A page that may fetch from this server alone and run what stands in it alone."""
+    text = render(template, **values)
+    scripts, styles = (_hashes(text, tag) for tag in ("script", "style"))
+    policy = f"default-src 'none'; script-src {scripts}; style-src {styles}; img-src blob: data:; "
+    policy += "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    return Response(text, media_type="text/html", headers={"Content-Security-Policy": policy})
+
+
+def _hashes(page: str, tag: str) -> str:
+    """What a policy calls the scripts or styles that stand in a page."""
+    found = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+    digests = (base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in found)
+    return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
+
+
+def _empty(well: bool) -> Response:
+    return Response(status_code=200 if well else 503)
+
+
+def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(to_json(content), status, headers, "application/json")
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """{"error": ...} for whatever ends a request early."""
+    if isinstance(error, RefusedError):
+        request.scope["cause"] = error.cause
+        return _json({"error": str(error)}, error.status, error.headers)
+    if isinstance(error, HTTPException):
+        request.scope["cause"] = "not found" if error.status_code == 404 else "malformed"
+        return _json({"error": error.detail}, error.status_code, dict(error.headers or {}))
+    assert isinstance(error, RequestValidationError)
+    request.scope["cause"] = "malformed"
+    told = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
+    return _json({"error": told}, 400)

@@ -1,0 +1,83 @@
+"""What every request goes through: an id, the token, the count and the log; and an answer whatever happens inside."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import logging
+import re
+import time
+import uuid
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dgiqa.serve.metrics import Metrics
+
+LOG = logging.getLogger("dgiqa.serve")
+OPEN = ("/", "/v2/health/live", "/v2/health/ready")  # without a token: the page, which asks for it, and probes
+_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+SAFETY = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class Envelope:
+    """ASGI middleware around the application. token: None where everybody may ask."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, token: str | None) -> None:
+        self.app, self.metrics, self.token = app, metrics, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 0
+        headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
+        identity = headers.get("x-request-id", "")
+        identity = identity if _ID.fullmatch(identity) else uuid.uuid4().hex
+        extra = [(key.encode(), value.encode()) for key, value in ({"X-Request-ID": identity} | SAFETY).items()]
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *extra]
+            await send(message)
+
+        try:
+            if scope["path"] not in OPEN and not self._knows(headers.get("authorization", "")):
+                scope["cause"] = "unauthorized"
+                await _say(
+                    sending, 401, "wanted the header Authorization: Bearer TOKEN", ("WWW-Authenticate", "Bearer")
+                )
+            else:
+                await self.app(scope, receive, sending)
+        except Exception:
+            LOG.exception("id=%s", identity)
+            scope["cause"] = "failed"
+            if not status:
+                await _say(sending, 500, f"the server failed; its log has request {identity}")
+        finally:
+            seconds = time.perf_counter() - started
+            route = getattr(scope.get("route"), "path", "other")
+            outcome = scope.get("cause") or ("ok" if 200 <= status < 300 else "unknown")
+            self.metrics.requests.labels(route, outcome).inc()
+            self.metrics.seconds.labels(route).observe(seconds)
+            told = (identity, scope["method"], scope["path"], status, outcome, seconds * 1e3)
+            LOG.info("id=%s method=%s path=%r status=%d outcome=%r ms=%.1f", *told)
+
+    def _knows(self, authorization: str) -> bool:
+        """Whether the token is right, in a time that does not tell how much of it is."""
+        wanted = f"Bearer {self.token}"
+        return self.token is None or hmac.compare_digest(authorization.encode("latin-1"), wanted.encode())
+
+
+async def _say(send: Send, status: int, error: str, *headers: tuple[str, str]) -> None:
+    named = [("Content-Type", "application/json"), *headers]
+    raw: list[Any] = [(key.encode(), value.encode()) for key, value in named]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send({"type": "http.response.body", "body": json.dumps({"error": error}).encode()})

@@ -1,0 +1,188 @@
+"""Requests of strangers -> pairs (name, encoded image), or a RefusedError that says which limit or rule they broke."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from dgiqa.errors import ImageError
+from dgiqa.sources import remote
+from dgiqa.sources.inputs import Network
+
+MAX_JSON = 4 << 20  # bytes: parsing more would hold up everybody else
+MAX_NAME = 1024
+_PIECE = 1 << 16
+Image = tuple[str, bytes]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may be, and how much of everybody's is held at a time.
+
+    body: bytes of one request. received: bytes of all bodies that are coming in. images: of a batch. queue: images
+    that wait or are being scored; more are told to come later. timeout_s: for a body to come, and then for its answer.
+    """
+
+    queue: int
+    body: int = 64 << 20
+    received: int = 512 << 20
+    images: int = 64
+    timeout_s: float = 30.0
+
+
+class RefusedError(Exception):
+    """An answer other than 200. cause: one word, for the metrics."""
+
+    def __init__(self, status: int, cause: str, message: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.cause, self.headers = status, cause, headers or {}
+
+
+class Intake:
+    """Reads bodies within limits. network: None where addresses are off."""
+
+    def __init__(self, limits: Limits, network: Network | None) -> None:
+        self.limits, self.network = limits, network
+        self._held = 0  # bytes of bodies that are coming in
+
+    async def images(self, request: Request) -> list[Image]:
+        """The images of a request: a form's files, what a JSON document lists, or else the body itself."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        data = await self.body(request)
+        if kind == "multipart/form-data":
+            found = await anyio.to_thread.run_sync(_form, request, data, self.limits)
+        elif kind == "application/json":
+            found = [await self._listed(entry) for entry in _entries(document(data), self.limits.images)]
+        else:
+            found = [(named(request.query_params.get("name", "<bytes>")), data)]
+        if not all(data for _, data in found):
+            raise RefusedError(
+                400, "malformed", "an image of no bytes; send an encoded image as the body or as a form's file"
+            )
+        return found
+
+    async def body(self, request: Request) -> bytes:
+        """All of a body. Raises RefusedError for one that is too large, too slow, encoded, or breaks off."""
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise RefusedError(415, "malformed", "Content-Encoding is not taken; send the bytes as they are")
+        announced = request.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) > self.limits.body:
+            raise self._too_large()
+        data = bytearray()
+        try:
+            with anyio.fail_after(self.limits.timeout_s):
+                async for piece in request.stream():
+                    data += piece
+                    self._held += len(piece)
+                    if len(data) > self.limits.body:
+                        raise self._too_large()
+                    if self._held > self.limits.received:
+                        raise busy("too many bodies are coming in")
+        except TimeoutError:
+            message = f"the body did not come within {self.limits.timeout_s:g} s"
+            raise RefusedError(408, "too slow", message, {"Connection": "close"}) from None
+        except ClientDisconnect:
+            raise RefusedError(400, "broke off", "the body broke off") from None
+        finally:
+            self._held -= len(data)
+        return bytes(data)
+
+    def _too_large(self) -> RefusedError:
+        message = f"a body of more than {self.limits.body} bytes; the server's --max-body allows larger ones"
+        return RefusedError(413, "too large", message, {"Connection": "close"})
+
+    async def _listed(self, entry: Any) -> Image:
+        if not isinstance(entry, dict) or len(entry.keys() & {"url", "data"}) != 1:
+            raise RefusedError(
+                400, "malformed", 'wanted {"url": ADDRESS} or {"data": BASE64}, and "name" where you like'
+            )
+        if "data" in entry:
+            return named(entry.get("name", "<bytes>")), from_base64(entry["data"])
+        address = entry["url"]
+        name = named(entry.get("name", address))
+        if self.network is None:
+            raise RefusedError(403, "forbidden", "addresses are off; the server's --remote turns them on")
+        if not isinstance(address, str) or not address.lower().startswith(("http://", "https://")):
+            raise RefusedError(
+                403, "forbidden", "only http and https addresses are fetched; a bucket has the server's rights"
+            )
+        try:
+            return name, await anyio.to_thread.run_sync(remote.fetch, address, self.network)
+        except ImageError as error:
+            raise RefusedError(422, "not fetched", f"{name}: {error}") from error
+
+
+def busy(why: str) -> RefusedError:
+    """429: nothing is wrong with the request."""
+    return RefusedError(429, "busy", f"{why}; come again in a second", {"Retry-After": "1"})
+
+
+def document(data: bytes) -> Any:
+    """A JSON document. Raises RefusedError for anything else, and for a long one."""
+    if len(data) > MAX_JSON:
+        raise RefusedError(413, "too large", f"a JSON document of more than {MAX_JSON} bytes; send images in binary")
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(400, "malformed", f"no JSON document: {str(error)[:200]}") from error
+
+
+def from_base64(text: Any) -> bytes:
+    """The bytes that base64 text stands for."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except (TypeError, ValueError, binascii.Error) as error:
+        raise RefusedError(400, "malformed", "an image in JSON that is not base64") from error
+
+
+def named(name: Any) -> str:
+    """What the client calls its image: a label of its row, never a path."""
+    if not isinstance(name, str) or len(name) > MAX_NAME:
+        raise RefusedError(400, "malformed", f"a name is a text of at most {MAX_NAME} characters")
+    return name
+
+
+def _entries(found: Any, most: int) -> list[Any]:
+    """The entries of {"images": [...]}, or of a document that is one itself."""
+    entries = found.get("images", [found]) if isinstance(found, dict) else found
+    if not isinstance(entries, list) or not 0 < len(entries) <= most:
+        raise RefusedError(400, "malformed", f"wanted one image, or a list of 1 to {most}")
+    return entries
+
+
+def _form(request: Request, data: bytes, limits: Limits) -> list[Image]:
+    """The files of a form. In a thread and by a time: a hostile one takes long to read."""
+    until, most = time.monotonic() + limits.timeout_s, limits.images
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for begin in range(0, len(data), _PIECE):
+            if time.monotonic() > until:
+                raise RefusedError(408, "too slow", "a form that takes too long to read; send fewer line ends in it")
+            yield data[begin : begin + _PIECE]
+
+    async def files() -> list[Image]:
+        parser = MultiPartParser(request.headers, pieces(), max_files=most, max_fields=most)  # type: ignore[arg-type]
+        parser.spool_max_size = len(data) + 1  # nothing is written to disk
+        form = await parser.parse()
+        uploads = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+        return [(named(upload.filename or "<bytes>"), await upload.read()) for upload in uploads]
+
+    try:
+        found = asyncio.run(files())
+    except (MultiPartException, KeyError, ValueError) as error:
+        message = getattr(error, "message", None) or str(error)
+        raise RefusedError(400, "malformed", f"no complete form: {message[:200]}") from error
+    if not found:
+        raise RefusedError(400, "malformed", "a form without a file; send one as -F image=@photo.jpg")
+    return found

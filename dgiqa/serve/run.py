@@ -1,0 +1,53 @@
+"""Runs the application on uvicorn until it is told to stop, and then until what it took is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEADERS_S = 10.0  # for a request's headers to come, from the connection or the request before it
+
+
+def run(app: Any, host: str, port: int) -> None:
+    """Serve until SIGTERM or SIGINT: then no connection is taken any more, and every request that came is answered."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    logging.getLogger("uvicorn.access").disabled = True  # the envelope's line says more
+    config = uvicorn.Config(app, host, port, http=Prompt, ws="none", log_config=None, server_header=False)
+    uvicorn.Server(config).run()
+
+
+class Prompt(H11Protocol):
+    """uvicorn's protocol, which by itself waits for headers as long as a client likes."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._late is not None:
+            self._late.cancel()
+
+    def _watch(self) -> None:
+        """Close the connection in HEADERS_S unless its headers are whole by then."""
+        waiting = self.conn.their_state is h11.IDLE
+        if waiting and self._late is None:
+            self._late = self.loop.call_later(HEADERS_S, self.transport.close)
+        elif not waiting and self._late is not None:
+            self._late.cancel()
+            self._late = None
