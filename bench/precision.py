@@ -61,10 +61,10 @@ Score = Callable[[Picture], float]
 
 def pictures(count: int, start: int = 0) -> Iterator[Picture]:
     """Distorted photographs number `start` to `count`, uint8 [H,W,3] RGB: type, level and photograph all change."""
-    originals = _originals()
+    photographs = originals()
     for number in range(start, count):
         kind, level = TYPES[number % len(TYPES)], 1 + number // len(TYPES) % LEVELS
-        yield distort(originals[number % len(originals)], kind, level, seed=number)
+        yield distort(photographs[number % len(photographs)], kind, level, seed=number)
 
 
 def scores(opened: Callable[[], Score], count: int, kept: Path, until: float = np.inf) -> NDArray[np.float64]:
@@ -169,7 +169,7 @@ def torch_score(size: str, bundle: Bundle) -> Score:
     return lambda picture: float(scorer.score(picture).value)
 
 
-def _originals() -> list[Picture]:
+def originals() -> list[Picture]:
     """Colour photographs with SIDE pixels along their longer side."""
     import cv2
     import skimage.data

@@ -2,10 +2,13 @@
 
     picture ─► tiles at twice the usual size, overlapping ─► each one's score ─► weighted means ─► map
                                               depth image ─► map by quantiles of depth ─► near and far
+            ─► the score's own tiles ─► their scores ─────────────────────► the tiles that decide
+                                     ─► the last layer, place by place ───► Grad-CAM, with depth and without
 
 A score is a mean over few large tiles. The map asks the same networks about smaller parts: the picture is seen at ZOOM
 times its working size where it has the pixels, and tiles lie STRIDES to a tile's side. What it says is relative: parts
-are compared with each other, since networks are used to see pictures smaller.
+are compared with each other, since networks are used to see pictures smaller. Grad-CAM says where in the tiles of the
+score its logit comes from, see `last_layer`; its places see far around them, so it is the coarser of the two.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from numpy.typing import NDArray
 from dgiqa import forward, preprocess, spec
 from dgiqa.forward import Stages
 from dgiqa.image.sources import Source, name_of, open_source
+from dgiqa.last_layer import CamSession
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
@@ -31,34 +35,64 @@ MAX_TILES = 400  # of one picture; before there are more they lie further apart
 QUANTILES = 4  # of depth, each a quarter of the picture
 SIDE = 720  # longest side of a picture that is shown, pixels
 LEGEND = 26  # pixels below it
+GAP = 6  # pixels between drawings
+LOWEST = 3  # how many tiles of the map are named
+CAM_CELL = 8  # pixels of the working image
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile of the picture as decoded. y, x: its upper left corner; score: in [0, 1].
+
+    pull: by how much the picture's score would rise without it; 0 for tiles of the map.
+    """
+
+    y: int
+    x: int
+    score: float
+    pull: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
     """Quality over a picture.
 
-    source, bundle: as in Score. value: mean of the map, which is not the picture's score. map: f32 [rows,columns] in
-    [0, 1], cells of equal size over the whole picture. windows: int32 [n,2], top-left (y, x) of the tiles in pixels of
-    the image as decoded, which are `side` (height, width) large; tile_scores: f32 [n]. by_depth: mean of the map in
-    each quarter of the picture by depth, the farthest first; None where the model has no depth or the picture none.
-    picture: uint8 [H,W,3] as the networks saw it.
+    source, bundle, height, width, score: as in Score. value: mean of the map, which is not the picture's score.
+    map: f32 [rows,columns] in [0, 1], cells of equal size over the whole picture. windows: int32 [n,2], top-left (y, x)
+    of the map's tiles in pixels of the image as decoded, which are `side` (height, width) large; tile_scores: f32 [n].
+    deciding: the score's own tiles, `deciding_side` large, the one that lowers it most first. by_depth: mean of the map
+    in each quarter of the picture by depth, the farthest first; None where the model has no depth or the picture none.
+    cam: f32 [rows,columns], logit of each place of the score's tiles, or None if it was not asked for; cam_flat: the
+    same when all of the picture is equally far, None without depth. picture: uint8 [H,W,3] as the networks saw it.
     """
 
     source: str
     bundle: str
+    height: int
+    width: int
+    score: float
     value: float
     map: Float32
     windows: NDArray[np.int32]
     side: tuple[float, float]
     tile_scores: Float32
+    deciding: tuple[Tile, ...]
+    deciding_side: tuple[float, float]
     by_depth: tuple[float, ...] | None
+    cam: Float32 | None
+    cam_flat: Float32 | None
     picture: UInt8 = field(repr=False)
 
     @property
-    def lowest(self) -> list[tuple[int, int, float]]:
-        """The three tiles that are lowest: (y, x, score)."""
-        order = np.argsort(self.tile_scores)[:3]
-        return [(int(self.windows[i][0]), int(self.windows[i][1]), float(self.tile_scores[i])) for i in order]
+    def lowest(self) -> list[Tile]:
+        """The three tiles of the map that are lowest; none overlaps another by half a side both ways."""
+        found: list[int] = []
+        for i in np.argsort(self.tile_scores, kind="stable"):
+            apart = np.abs(self.windows[found] - self.windows[i]) >= np.array(self.side) / 2
+            if len(found) < LOWEST and apart.any(1).all():
+                found.append(int(i))
+        return [_tile(self.windows[i], self.tile_scores[i]) for i in found]
 
     @property
     def near_and_far(self) -> str:
@@ -71,67 +105,117 @@ class Explanation:
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON; without the picture."""
-        facts = {"path": self.source, "bundle": self.bundle, "value": round(self.value, 6)}
-        tiles = [{"y": y, "x": x, "score": round(score, 6)} for y, x, score in self.lowest]
-        shown = {"side": [round(length, 1) for length in self.side], "lowest": tiles}
-        return (
-            facts
-            | shown
-            | {
-                "by_depth": None if self.by_depth is None else [round(mean, 6) for mean in self.by_depth],
-                "map": np.round(self.map.astype(float), 4).tolist(),
-            }
-        )
+        return {
+            "path": self.source,
+            "bundle": self.bundle,
+            "score": round(self.score, 6),
+            "value": round(self.value, 6),
+            "side": [round(length, 1) for length in self.side],
+            "lowest": [{"y": t.y, "x": t.x, "score": round(t.score, 6)} for t in self.lowest],
+            "deciding_side": [round(length, 1) for length in self.deciding_side],
+            "deciding": [
+                {"y": t.y, "x": t.x, "score": round(t.score, 6), "pull": round(t.pull, 6)} for t in self.deciding
+            ],
+            "by_depth": None if self.by_depth is None else [round(mean, 6) for mean in self.by_depth],
+            **{name: _listed(getattr(self, name)) for name in ("map", "cam", "cam_flat")},
+        }
+
+    def panels(self) -> dict[str, UInt8]:
+        """What it says -> a drawing of it, uint8 [h,w,3] RGB each: dark is low, the scale is below."""
+        shown = _within(self.picture, SIDE)
+        drawn = {
+            "the picture, with the lowest tiles of the map": _boxed(
+                shown, self.lowest, self.side, shown.shape[0] / self.height
+            ),
+            "quality": _overlaid(shown, self.map),
+        }
+        cams = {"Grad-CAM": self.cam, "Grad-CAM without depth": self.cam_flat}
+        known = {name: cam for name, cam in cams.items() if cam is not None}
+        if known:
+            ends = min(cam.min() for cam in known.values()), max(cam.max() for cam in known.values())
+            drawn |= {name: _overlaid(shown, cam, ends) for name, cam in known.items()}
+        return drawn
 
     def drawn(self) -> UInt8:
-        """The picture beside the picture under its map, uint8 [h,w,3] RGB; dark is low, the scale is below."""
-        height, width = self.picture.shape[:2]
-        scale = min(1.0, SIDE / max(height, width))
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        shown = np.asarray(cv2.resize(self.picture, size, interpolation=cv2.INTER_AREA), np.uint8)
-        low, high = float(self.map.min()), float(self.map.max())
-        level = (self.map - low) / max(high - low, 1e-6)
-        fine = np.asarray(cv2.resize(level, size, interpolation=cv2.INTER_CUBIC)).clip(0, 1)
-        colours = cv2.applyColorMap((255 * fine).astype(np.uint8), cv2.COLORMAP_VIRIDIS)[..., ::-1]
-        grey = cv2.cvtColor(shown, cv2.COLOR_RGB2GRAY)[..., None]
-        overlaid = (0.45 * grey + 0.55 * colours).astype(np.uint8)
-        both = np.concatenate([shown, np.full((size[1], 6, 3), 255, np.uint8), overlaid], 1)
-        return np.concatenate([both, _legend(both.shape[1], low, high)], 0)
+        """`panels` side by side, two in a row, uint8 [h,w,3] RGB."""
+        panels = [_titled(panel, name) for name, panel in self.panels().items()]
+        height, width = (max(panel.shape[i] for panel in panels) for i in (0, 1))
+        padded = [_padded(panel, height, width + GAP) for panel in panels]
+        padded += [np.full_like(padded[0], 255)] * (len(padded) % 2)
+        rows = [np.concatenate(padded[i : i + 2], 1) for i in range(0, len(padded), 2)]
+        return np.concatenate(rows, 0)[:, :-GAP]
 
 
-def explain(stages: Stages, source: Source, *, name: str | None = None) -> Explanation:
-    """Map the quality of a picture. Raises ImageError if there is none in it, BackendError if a network fails."""
+def explain(stages: Stages, source: Source, *, name: str | None = None, cam: CamSession | None = None) -> Explanation:
+    """Map the quality of a picture. cam: of the bundle's quality network, where Grad-CAM is wanted, too.
+
+    Raises ImageError if there is no picture in the source, BackendError if a network fails.
+    """
     opened = open_source(source, stages.max_pixels, stages.max_memory)
     preprocess.check_size(opened.height, opened.width, stages.p)
     with stages.room.hold(opened.memory, lambda: False):
         rgb = opened.decode(lambda: False).rgb
     height, width = rgb.shape[:2]
-    p, networks = _closer(stages.p, height, width), stages.networks
-    working = preprocess.working_image(rgb, p)
-    near = None
+    networks, size, p = stages.networks, np.array([height, width]), stages.p
+    closer = _closer(p, height, width)
+    near: dict[spec.Preprocess, UInt8 | None] = dict.fromkeys((p, closer))
     if networks.depth is not None:
-        prepared = preprocess.depth_input(rgb, p)
-        near = forward.depth_image_from(prepared, (height, width), networks.depth, p, turn=networks.turn)
-    windows = overlapping(working.shape[0], working.shape[1], p.tile)
-    scores = []
-    for feeds in forward.tiles(working, near, windows, p, networks.batch):
+        feeds = {spec.DEPTH_INPUT: preprocess.depth_input(rgb, p)}
         with networks.turn:
-            scores.append(networks.quality.run(feeds)[spec.QUALITY_OUTPUT])
-    tile_scores = networks.mapped(np.concatenate(scores))
-    stages.pooled(tile_scores)  # BackendError for what is not finite
-    quality = quality_map(working.shape[:2], windows, tile_scores, p.tile)  # type: ignore[arg-type]
-    scale = np.array([height / working.shape[0], width / working.shape[1]])
+            depth = networks.depth.run(feeds)[spec.DEPTH_OUTPUT]
+        near = {each: preprocess.depth_image(depth, height, width, each) for each in (p, closer)}
+
+    def scored(working: UInt8, windows: NDArray[np.int32], p: spec.Preprocess) -> Float32:
+        scores = []
+        for feeds in forward.tiles(working, near[p], windows, p, networks.batch):
+            with networks.turn:
+                scores.append(networks.quality.run(feeds)[spec.QUALITY_OUTPUT])
+        mapped = networks.mapped(np.concatenate(scores))
+        stages.pooled(mapped)  # BackendError for what is not finite
+        return mapped
+
+    working, usual = (preprocess.working_image(rgb, each) for each in (closer, p))
+    windows = overlapping(working.shape[0], working.shape[1], p.tile)
+    own = preprocess.windows_for(stages.tiling, usual.shape[0], usual.shape[1], p.tile)
+    tile_scores, own_scores = scored(working, windows, closer), scored(usual, own, p)
+    quality = quality_map((working.shape[0], working.shape[1]), windows, tile_scores, p.tile)
+    scale, own_scale = size / working.shape[:2], size / usual.shape[:2]
+    seen, finer, flat = near[p], near[closer], None
+    if cam is not None and seen is not None:
+        flat = cam_map(cam, usual, np.full_like(seen, round(float(seen.mean()))), own, p)
     return Explanation(
         source=name or name_of(source),
         bundle=stages.bundle.id,
+        height=height,
+        width=width,
+        score=float(own_scores.mean(dtype=np.float64)),
         value=float(quality.mean(dtype=np.float64)),
         map=quality,
         windows=np.round(windows * scale).astype(np.int32),
-        side=(p.tile * float(scale[0]), p.tile * float(scale[1])),
+        side=_sides(p.tile * scale),
         tile_scores=tile_scores,
-        by_depth=None if near is None else by_depth(quality, near),
+        deciding=_deciding(np.round(own * own_scale).astype(int), own_scores),
+        deciding_side=_sides(p.tile * own_scale),
+        by_depth=None if finer is None else by_depth(quality, finer),
+        cam=None if cam is None else cam_map(cam, usual, seen, own, p),
+        cam_flat=flat,
         picture=working,
     )
+
+
+def cam_map(cam: CamSession, rgb: UInt8, near: UInt8 | None, windows: NDArray[np.int32], p: spec.Preprocess) -> Float32:
+    """Logits of the places of a working image's windows -> f32 [rows,columns] of CAM_CELL pixels; means of overlaps."""
+    places = np.concatenate([cam.logits(feeds) for feeds in forward.tiles(rgb, near, windows, p)])
+    side = p.tile // CAM_CELL
+    total = np.zeros([math.ceil(length / CAM_CELL) for length in rgb.shape[:2]], np.float64)
+    count = np.zeros_like(total)
+    for (y, x), logits in zip(windows // CAM_CELL, places, strict=True):
+        total[y : y + side, x : x + side] += cv2.resize(logits, (side, side))[
+            : total.shape[0] - y, : total.shape[1] - x
+        ]
+        count[y : y + side, x : x + side] += 1
+    mean = total.sum() / count.sum()  # where no tile of a random tiling lies
+    return np.where(count > 0, total / np.maximum(count, 1), mean).astype(np.float32)
 
 
 def overlapping(height: int, width: int, tile: int) -> NDArray[np.int32]:
@@ -193,13 +277,75 @@ def _closer(p: spec.Preprocess, height: int, width: int) -> spec.Preprocess:
     return replace(p, short_side=max(p.short_side, min(ZOOM * p.short_side, height, width)))
 
 
+def _sides(lengths: NDArray[np.float64]) -> tuple[float, float]:
+    return float(lengths[0]), float(lengths[1])
+
+
+def _deciding(corners: NDArray[Any], scores: Float32) -> tuple[Tile, ...]:
+    """The score's tiles, the one that lowers it most first: without it the score is the mean of the others."""
+    mean, n = float(scores.mean(dtype=np.float64)), len(scores)
+    pulls = (mean - scores.astype(np.float64)) / (n - 1) if n > 1 else np.zeros(1)
+    order = np.argsort(-pulls, kind="stable")
+    return tuple(_tile(corners[i], scores[i], pulls[i]) for i in order)
+
+
+def _tile(corner: NDArray[Any], score: Any, pull: Any = 0.0) -> Tile:
+    return Tile(int(corner[0]), int(corner[1]), float(score), float(pull))
+
+
+def _listed(values: Float32 | None) -> list[list[float]] | None:
+    return None if values is None else np.round(values.astype(float), 4).tolist()
+
+
+def _within(rgb: UInt8, side: int) -> UInt8:
+    """Reduced until its longest side is `side` pixels at most."""
+    scale = min(1.0, side / max(rgb.shape[:2]))
+    size = max(1, round(rgb.shape[1] * scale)), max(1, round(rgb.shape[0] * scale))
+    return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _boxed(shown: UInt8, tiles: list[Tile], side: tuple[float, float], scale: float) -> UInt8:
+    """The picture with the tiles' outlines and scores, and room where others have a scale."""
+    drawn = shown.copy()
+    for tile in tiles:
+        top, left = int(tile.y * scale), int(tile.x * scale)
+        bottom, right = int((tile.y + side[0]) * scale), int((tile.x + side[1]) * scale)
+        for colour, width in (((0, 0, 0), 4), ((255, 255, 255), 2)):
+            cv2.rectangle(drawn, (left, top), (right, bottom), colour, width)
+            cv2.putText(drawn, f"{tile.score:.2f}", (left + 6, top + 20), FONT, 0.5, colour, width, cv2.LINE_AA)
+    return np.concatenate([drawn, np.full((LEGEND, drawn.shape[1], 3), 255, np.uint8)], 0)
+
+
+def _overlaid(shown: UInt8, values: Float32, ends: tuple[float, float] | None = None) -> UInt8:
+    """Grey under the colours of a map whose ends are these, or its own, with its scale."""
+    low, high = map(float, ends or (values.min(), values.max()))
+    level = (values - low) / max(high - low, 1e-6)
+    fine = np.asarray(cv2.resize(level, shown.shape[1::-1], interpolation=cv2.INTER_CUBIC)).clip(0, 1)
+    colours = cv2.applyColorMap((255 * fine).astype(np.uint8), cv2.COLORMAP_VIRIDIS)[..., ::-1]
+    grey = cv2.cvtColor(shown, cv2.COLOR_RGB2GRAY)[..., None]
+    overlaid = (0.45 * grey + 0.55 * colours).astype(np.uint8)
+    return np.concatenate([overlaid, _legend(shown.shape[1], low, high)], 0)
+
+
+def _titled(panel: UInt8, title: str) -> UInt8:
+    strip = np.full((LEGEND, panel.shape[1], 3), 255, np.uint8)
+    cv2.putText(strip, title, (2, LEGEND - 8), FONT, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.concatenate([strip, panel], 0)
+
+
+def _padded(panel: UInt8, height: int, width: int) -> UInt8:
+    padded = np.full((height, width, 3), 255, np.uint8)
+    padded[: panel.shape[0], : panel.shape[1]] = panel
+    return padded
+
+
 def _legend(width: int, low: float, high: float) -> UInt8:
     """A white strip with the scale of the map: its ends, and the colours between them."""
     strip = np.full((LEGEND, width, 3), 255, np.uint8)
-    left, right = width // 2 + 60, width - 60
+    left, right = 60, width - 60
     if right > left:
         ramp = np.linspace(0, 255, right - left).astype(np.uint8)[None]
         strip[6:-6, left:right] = cv2.applyColorMap(np.repeat(ramp, LEGEND - 12, 0), cv2.COLORMAP_VIRIDIS)[..., ::-1]
     for text, at in ((f"{low:.2f}", left - 48), (f"{high:.2f}", right + 8)):
-        cv2.putText(strip, text, (max(0, at), LEGEND - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+        cv2.putText(strip, text, (max(0, at), LEGEND - 8), FONT, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
     return strip

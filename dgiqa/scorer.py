@@ -178,14 +178,19 @@ class Scorer:
 
         return compare(self._usable(), source, reference, **options)
 
-    def explain(self, source: Source, *, name: str | None = None) -> Explanation:
-        """A map of an image's quality, its lowest tiles, and whether near or far things are worse.
+    def explain(self, source: Source, *, name: str | None = None, cam: bool = False) -> Explanation:
+        """A map of an image's quality, its lowest tiles, the tiles that decide, and whether near or far is worse.
 
-        Raises as `score` does.
+        cam: Grad-CAM of the last maps, with depth and without, on ONNX Runtime from the bundle's fp32 file.
+        Raises as `score` does; with `cam` also BundleError where the last layer is not linear, and BackendError without
+        onnx.
         """
         from dgiqa.explain import explain
+        from dgiqa.last_layer import CamSession
 
-        return explain(self._usable(), source, name=name)
+        stages = self._usable()
+        session = CamSession(self.bundle.file(spec.QUALITY_FILE)) if cam else None
+        return explain(stages, source, name=name, cam=session)
 
     @property
     def stages(self) -> Stages:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,8 +15,9 @@ from numpy.typing import NDArray
 
 from dgiqa.bundle import Bundle
 from dgiqa.errors import ImageError
-from dgiqa.explain import MAX_TILES, by_depth, overlapping, quality_map
+from dgiqa.explain import MAX_TILES, _deciding, by_depth, cam_map, overlapping, quality_map
 from dgiqa.scorer import Scorer
+from dgiqa.spec import Preprocess
 
 pytest.importorskip("onnxruntime")
 
@@ -61,8 +64,8 @@ def test_planted_blur_is_found_by_the_default_model(photos: dict[str, NDArray[np
             planted = photo.copy()
             planted[y : y + height, x : x + width] = cv2.GaussianBlur(planted[y : y + height, x : x + width], (0, 0), 6)
             found = scorer.explain(planted)
-            top, left, _ = found.lowest[0]
-            middle = top + found.side[0] / 2, left + found.side[1] / 2
+            lowest = found.lowest[0]
+            middle = lowest.y + found.side[0] / 2, lowest.x + found.side[1] / 2
             hits += y <= middle[0] <= y + height and x <= middle[1] <= x + width
     assert hits >= 3
 
@@ -70,17 +73,63 @@ def test_planted_blur_is_found_by_the_default_model(photos: dict[str, NDArray[np
 def test_an_explanation_has_what_it_says(tiny_bundle: Bundle, photos: dict[str, NDArray[np.uint8]]) -> None:
     with Scorer(tiny_bundle) as scorer:
         found = scorer.explain(photos["coffee"][::2, ::2], name="coffee")
+        score = scorer.score(photos["coffee"][::2, ::2])
         with pytest.raises(ImageError):
             scorer.explain(b"no picture")
     assert found.source == "coffee"
-    assert found.lowest[0][2] == pytest.approx(float(found.tile_scores.min()))
+    assert found.lowest[0].score == pytest.approx(float(found.tile_scores.min()))
+    assert (found.cam, found.cam_flat) == (None, None)
     assert found.by_depth is not None
+    assert found.score == pytest.approx(score.value)
+    corners = {(round(y), round(x)) for y, x, *_ in score.windows_original}
+    assert {(tile.y, tile.x) for tile in found.deciding} == corners
     assert "nearest quarter" in found.near_and_far
     assert ("near is" in found.near_and_far) == (found.by_depth[-1] < found.by_depth[0])
     drawn = found.drawn()
     assert drawn.dtype == np.uint8
     assert drawn.shape[1] == 2 * min(720, found.picture.shape[1]) + 6
     json.dumps(found.as_dict(), allow_nan=False)
+
+
+def test_without_the_tile_that_decides_most_the_score_rises_by_its_pull() -> None:
+    scores = np.array([0.5, 0.1, 0.9], np.float32)
+    tiles = _deciding(np.array([[0, 0], [0, 9], [0, 18]]), scores)
+    assert [tile.x for tile in tiles] == [9, 0, 18]
+    assert tiles[0].pull == pytest.approx(0.7 - 0.5)
+    assert tiles[2].pull == pytest.approx(0.3 - 0.5)
+    assert _deciding(np.zeros((1, 2), int), scores[:1])[0].pull == 0
+
+
+def test_the_lowest_tiles_are_not_three_times_the_same_place(tiny_bundle: Bundle, photos: dict) -> None:
+    with Scorer(tiny_bundle) as scorer:
+        found = scorer.explain(photos["coffee"])
+    for one, other in itertools.combinations(found.lowest, 2):
+        assert max(abs(one.y - other.y) / found.side[0], abs(one.x - other.x) / found.side[1]) >= 0.5
+
+
+def test_the_map_of_places_has_the_tiles_logits_where_they_lie() -> None:
+    class Cam:
+        def logits(self, feeds: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+            return np.arange(len(feeds["rgb"]), dtype=np.float32)[:, None, None] * np.ones((1, 7, 7), np.float32)
+
+    rgb = np.zeros((64, 100, 3), np.uint8)
+    found = cam_map(Cam(), rgb, None, np.array([[0, 0], [0, 36]], np.int32), replace(Preprocess(), tile=64))  # type: ignore[arg-type]
+    assert found.shape == (8, 13)
+    assert np.array_equal(found[0], [0] * 4 + [0.5] * 4 + [1] * 4 + [pytest.approx(found.mean(), abs=0.1)])
+
+
+@pytest.mark.slow
+def test_the_default_model_shows_where_its_logits_come_from(photos: dict[str, NDArray[np.uint8]]) -> None:
+    pytest.importorskip("onnx")
+    with Scorer() as scorer:
+        found = scorer.explain(photos["coffee"], cam=True)
+        score = scorer.score(photos["coffee"])
+    assert found.cam is not None
+    assert found.cam_flat is not None
+    assert not np.allclose(found.cam, found.cam_flat)
+    logits = np.log(score.tile_scores / (1 - score.tile_scores))
+    assert found.cam.mean() == pytest.approx(logits.mean(), abs=0.5)
+    assert list(found.panels())[2:] == ["Grad-CAM", "Grad-CAM without depth"]
 
 
 def test_a_model_without_depth_maps_the_picture_and_says_nothing_of_near(

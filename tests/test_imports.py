@@ -29,7 +29,7 @@ FLOORS = [
     ["full_reference", "machine", "image", "preprocess", "onnx_file"],
     ["bundle", "sources", "report"],
     ["runtime", "score", "work"],
-    ["forward"],
+    ["forward", "last_layer"],
     ["on_device", "compare", "explain"],
     ["parity", "pipeline"],
     ["builder", "inbox"],

@@ -13,14 +13,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dgiqa import metrics, spec
+from dgiqa import metrics
 from dgiqa.calibrate.fit import cross_validated
 from dgiqa.errors import BundleError
+from dgiqa.last_layer import last_layer
 
 Floats = NDArray[np.float64]
 
@@ -91,7 +91,7 @@ def shipped_layer(path: str | Path) -> Layer:
 
     model = onnx.load(str(path))
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    weight, bias = (numpy_helper.to_array(constants[name]) for name in _last_layer(model.graph, path))
+    weight, bias = (numpy_helper.to_array(constants[name]) for name in last_layer(model.graph, path))
     return Layer(weight.astype(np.float64).reshape(-1), float(bias.item()))
 
 
@@ -104,7 +104,7 @@ def with_layer(path: str | Path, layer: Layer) -> bytes:
     from onnx import numpy_helper
 
     model = onnx.load(str(path))
-    weight, bias = _last_layer(model.graph, path)
+    weight, bias = last_layer(model.graph, path)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for name, values in ((weight, layer.weight), (bias, np.array([layer.bias]))):
         before = numpy_helper.to_array(constants[name])
@@ -112,26 +112,6 @@ def with_layer(path: str | Path, layer: Layer) -> bytes:
             raise BundleError(f"{path}: {name} has {before.size} values, wanted {values.size}; export it again")
         constants[name].CopyFrom(numpy_helper.from_array(values.astype(before.dtype).reshape(before.shape), name))
     return bytes(model.SerializeToString())
-
-
-def _last_layer(graph: Any, path: str | Path) -> tuple[str, str]:
-    """Names of the weight and the bias between the features and the score."""
-    makers = {name: node for node in graph.node for name in node.output}
-    constants = {tensor.name for tensor in graph.initializer}
-    bias, sigmoid = "", False
-    node = makers.get(spec.QUALITY_OUTPUT)
-    expected = ("Sigmoid", "Reshape", "Squeeze", "Flatten", "Add")
-    while node is not None and node.op_type in expected:
-        sigmoid |= node.op_type == "Sigmoid"
-        if node.op_type == "Add":
-            bias = next((name for name in node.input if name in constants), "")
-        node = makers.get(next(name for name in node.input if name not in constants))
-    if sigmoid and node is not None and node.op_type in ("Gemm", "MatMul") and node.input[1] in constants:
-        bias = node.input[2] if node.op_type == "Gemm" and len(node.input) > 2 else bias
-        users = sum(list(other.input).count(node.input[1]) for other in graph.node)
-        if bias in constants and users == 1:
-            return node.input[1], bias
-    raise BundleError(f"{path}: its score is not one linear layer of its features; export it again")
 
 
 def _fitted(features: Floats, labels: Floats, shipped: Layer, strength: float) -> Layer:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,12 +14,6 @@ from dgiqa.cli.common import app, print_json, say, stdout
 if TYPE_CHECKING:
     from dgiqa.explain import Explanation
 
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title>
-<style>body{{font:16px/1.5 sans-serif;max-width:96rem;margin:2rem auto;padding:0 1rem}}img{{max-width:100%}}</style>
-<h1>{name}</h1><img alt="the picture, and its quality: dark is low" src="data:image/png;base64,{png}">
-<p>{said}</p><p>Model: {bundle}</p></html>
-"""
-
 
 @app.command()
 @options.joined(["bundle", "backend", "precision", "threads"])
@@ -31,10 +23,13 @@ def explain(
         str | None, typer.Option("--output", "-o", metavar="FILE", help="Draw the map into FILE: .png or .html.")
     ] = None,
     *,
+    gradcam: Annotated[
+        bool, typer.Option("--gradcam", help="Add Grad-CAM of the last maps, with depth and without; needs onnx.")
+    ] = False,
     opening: dict[str, Any],
     json_: options.Json = False,
 ) -> None:
-    """Say where a picture is bad: a map of its quality, the lowest tiles, and whether near or far things are worse.
+    """Say where a picture is bad: a map of its quality, the tiles that decide, and whether near or far is worse.
 
     The map compares parts of one picture with each other. Its values are not the picture's score.
 
@@ -42,6 +37,7 @@ def explain(
     Examples:
       dgiqa-rt explain photo.jpg -o photo.map.png
       dgiqa-rt explain photo.jpg -o photo.html
+      dgiqa-rt explain photo.jpg --gradcam -o photo.html
     """
     from dgiqa.report.terminal import printable
     from dgiqa.scorer import Scorer
@@ -50,7 +46,7 @@ def explain(
     if suffix not in (".png", ".html"):
         raise typer.BadParameter(f"{output!r} ends in neither .png nor .html", param_hint="--output")
     with Scorer(**opening) as scorer:
-        found = scorer.explain(image)
+        found = scorer.explain(image, cam=gradcam)
     if output:
         _write(found, Path(output), suffix)
         say(f"written to {output}")
@@ -58,23 +54,32 @@ def explain(
         print_json(found.as_dict())
         return
     side = " x ".join(f"{length:.0f}" for length in found.side)
-    lines = [f"{printable(found.source)}: map from {found.map.min():.3f} to {found.map.max():.3f}, tiles of {side}"]
-    lines += [f"  lowest at y {y}, x {x}: {score:.4f}" for y, x, score in found.lowest]
+    lines = [f"{printable(found.source)}: {found.score:.4f}"]
+    lines += [f"  map from {found.map.min():.3f} to {found.map.max():.3f}, tiles of {side}"]
+    lines += [f"  lowest at y {tile.y}, x {tile.x}: {tile.score:.4f}" for tile in found.lowest]
+    most = found.deciding[0]
+    lines += [f"  of the score's tiles y {most.y}, x {most.x} decides: {most.score:.4f}, without it {most.pull:+.4f}"]
     lines += [f"  {found.near_and_far}"] if found.near_and_far else []
     print(*lines, sep="\n", file=stdout())
 
 
 def _write(found: Explanation, path: Path, suffix: str) -> None:
-    from PIL import Image
-
+    from dgiqa.report.html import data_uri, render
     from dgiqa.store import replacing
 
-    stream = io.BytesIO()
-    Image.fromarray(found.drawn()).save(stream, "PNG")
-    png = stream.getvalue()
     if suffix == ".html":
-        said = "; ".join(filter(None, (f"lowest tile {found.lowest[0][2]:.4f}", found.near_and_far)))
-        named = {"name": html.escape(found.source), "bundle": html.escape(found.bundle), "said": html.escape(said)}
-        png = PAGE.format(png=base64.b64encode(png).decode(), **named).encode()
+        panels = {name: data_uri(_encoded(panel, "JPEG")) for name, panel in found.panels().items()}
+        data = render("explanation.html", title=found.source, found=found, panels=panels).encode()
+    else:
+        data = _encoded(found.drawn(), "PNG")
     with replacing(path) as partial:
-        partial.write_bytes(png)
+        partial.write_bytes(data)
+
+
+def _encoded(drawing: Any, kind: str) -> bytes:
+    """uint8 [H,W,3] RGB as a file."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(drawing).save(stream, kind, quality=90)
+    return stream.getvalue()

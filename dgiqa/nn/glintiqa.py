@@ -79,7 +79,11 @@ class GlintIQA(nn.Module):
         for step, tokens in enumerate(self.vgfe(rgb), 1):
             joined = torch.cat([tokens, fused], 2).mT  # [N,2C,T]
             fused = getattr(self, f"siem{step}")(getattr(self, f"cwsa{step}")(joined))
-        return fused.mean(1)
+        return self.pool(fused)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Tokens [N,T,C] after the last step -> features f32 [N,C]."""
+        return tokens.mean(1)
 
     def score(self, features: Tensor) -> Tensor:
         """`features` -> score f32 [N]."""

@@ -1,0 +1,138 @@
+"""Whether `explain` finds what was planted: blur in a quarter of the picture, and blur near or far.
+
+    python bench/explain.py [--pictures DIR] [--count 100] [--json bench/results/explain.json]
+
+A quarter (upper left and so on, in turn) is blurred: the lowest tile has to lie in it, and the mean of its tiles below
+that of each other quarter's. Then what is nearer than the median of depth is blurred, or what is farther, with soft
+edges: `near_and_far` has to say which. Depth is the model's own; scikit-image's motorcycle has measured disparity, so
+there it is the truth that is blurred. Pictures: those of a folder, or scikit-image's and scikit-learn's photographs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from dgiqa import forward
+from dgiqa.explain import Explanation
+from dgiqa.image import decode
+from dgiqa.scorer import Scorer
+from dgiqa.sources import expand
+
+sys.path.insert(0, str(Path(__file__).parent))
+import precision
+from stamp import environment_stamp
+
+RESULTS = Path(__file__).parent / "results" / "explain.json"
+SIGMAS = (3.0, 6.0)  # pixels of a picture of about 512
+QUARTERS = ("upper left", "upper right", "lower left", "lower right")
+
+Picture = NDArray[np.uint8]
+
+
+def planted(rgb: Picture, quarter: int, sigma: float) -> tuple[Picture, tuple[slice, slice]]:
+    """The picture with one of QUARTERS blurred, and where that is."""
+    height, width = (side // 2 for side in rgb.shape[:2])
+    y, x = quarter // 2 * height, quarter % 2 * width
+    place = slice(y, y + height), slice(x, x + width)
+    blurred = rgb.copy()
+    blurred[place] = cv2.GaussianBlur(rgb, (0, 0), sigma)[place]
+    return blurred, place
+
+
+def blurred_where(rgb: Picture, where: NDArray[np.bool_], sigma: float) -> Picture:
+    """The picture blurred where the mask is true, with edges as soft as the blur."""
+    share = cv2.GaussianBlur(where.astype(np.float32), (0, 0), sigma)[..., None]
+    return np.asarray(np.rint(rgb * (1 - share) + cv2.GaussianBlur(rgb, (0, 0), sigma) * share), np.uint8)
+
+
+def found_quarter(found: Explanation, place: tuple[slice, slice]) -> dict[str, bool]:
+    """Whether the lowest tile's middle lies in the quarter, and whether its tiles are the lowest on average."""
+    middles = found.windows + np.array(found.side) / 2
+    inside = np.all([(middles[:, i] >= p.start) & (middles[:, i] < p.stop) for i, p in enumerate(place)], 0)
+    height, width = (p.stop - p.start for p in place)
+    quarters = (middles[:, 0] >= height) * 2 + (middles[:, 1] >= width)
+    means = [found.tile_scores[quarters == quarter].mean() for quarter in range(4)]
+    mine = int(quarters[inside][0])
+    return {"lowest tile": bool(inside[found.tile_scores.argmin()]), "mean of tiles": int(np.argmin(means)) == mine}
+
+
+def planted_blur(scorer: Scorer, pictures: list[Picture], sigma: float) -> dict[str, Any]:
+    hits = [
+        found_quarter(scorer.explain(changed), place)
+        for number, rgb in enumerate(pictures)
+        for changed, place in [planted(rgb, number % 4, sigma)]
+    ]
+    return {"cases": len(hits)} | {name: sum(hit[name] for hit in hits) for name in hits[0]}
+
+
+def near_or_far(scorer: Scorer, rgb: Picture, depth: NDArray[Any], sigma: float) -> list[bool]:
+    """Whether `near_and_far` says near when that was blurred, and far when that was."""
+    middle = np.median(depth)
+    said = [scorer.explain(blurred_where(rgb, where, sigma)).near_and_far for where in (depth > middle, depth < middle)]
+    return [said[0].startswith("what is near"), said[1].startswith("what is far")]
+
+
+def own_depth(scorer: Scorer, rgb: Picture) -> Picture:
+    """What the model's depth network sees, uint8 [H,W]."""
+    stages = scorer.stages
+    assert stages.networks.depth is not None
+    return cv2.resize(forward.depth_image(rgb, stages.networks.depth, stages.p), rgb.shape[1::-1])
+
+
+def motorcycle() -> tuple[Picture, NDArray[np.float32]]:
+    """scikit-image's stereo picture at half its size, and its disparity, which is larger where things are nearer."""
+    import skimage.data
+
+    left, _, disparity = skimage.data.stereo_motorcycle()
+    known = np.where(np.isfinite(disparity), disparity, np.nanmin(disparity[np.isfinite(disparity)]))
+    size = left.shape[1] // 2, left.shape[0] // 2
+    return cv2.resize(left, size, interpolation=cv2.INTER_AREA), cv2.resize(known.astype(np.float32), size)
+
+
+def pictures_of(folder: Path | None, count: int) -> Iterator[Picture]:
+    """So many pictures; photographs of the packages come again mirrored and turned."""
+    if folder is None:
+        turned = (
+            np.rot90(np.flip(rgb, 1) if i % 2 else rgb, i // 2) for i in range(8) for rgb in precision.originals()
+        )
+        yield from map(np.ascontiguousarray, itertools.islice(turned, count))
+    else:
+        for item in itertools.islice(expand([str(folder)], recursive=True), count):
+            yield decode(Path(str(item.source)).read_bytes())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=Path, help="a folder of good photographs of about 512 pixels")
+    parser.add_argument("--count", type=int, default=100, help="how many")
+    parser.add_argument("--bundle", default="small", help="what explains")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures go")
+    o = parser.parse_args()
+    pictures = list(pictures_of(o.pictures, o.count))
+    record: dict[str, Any] = {"environment": environment_stamp(), "bundle": o.bundle, "pictures": len(pictures)}
+    record["from"] = o.pictures.name if o.pictures else "scikit-image and scikit-learn"
+    with Scorer(o.bundle) as scorer:
+        for sigma in SIGMAS:
+            record[f"quarter, sigma {sigma:g}"] = found = planted_blur(scorer, pictures, sigma)
+            print(f"a quarter blurred, sigma {sigma:g}: {found}", flush=True)
+            said = [near_or_far(scorer, rgb, own_depth(scorer, rgb), sigma) for rgb in pictures]
+            near, far = (sum(hits) for hits in zip(*said, strict=True))
+            record[f"near and far, sigma {sigma:g}"] = {"cases": len(pictures), "near": near, "far": far}
+            print(f"near blurred, and said so: {near}; far: {far}, of {len(pictures)} each", flush=True)
+            record[f"motorcycle, sigma {sigma:g}"] = near_or_far(scorer, *motorcycle(), sigma)
+            print(f"motorcycle, measured depth: {record[f'motorcycle, sigma {sigma:g}']}", flush=True)
+    o.json.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The last layer of a quality network's ONNX file: score = sigmoid(w . features + b), features = mean(maps S [C,h,w]).
+
+The gradient of the logit by the maps is w / (h w) everywhere. So w . S is their Grad-CAM (Selvaraju et al., arXiv
+1610.02391) exactly, up to that factor and before its ReLU, and its mean plus b is the logit. The `onnx` package reads
+the file; nothing needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgiqa import spec
+from dgiqa.errors import BackendError, BundleError
+from dgiqa.extras import needs
+from dgiqa.runtime.ort import OrtSession
+
+
+class CamSession:
+    """A quality network that also tells where in a tile its logit comes from. Runs on ONNX Runtime.
+
+    Raises BundleError unless its score is sigmoid(w . features + b) of averaged maps, BackendError without onnx.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        try:
+            import onnx
+            from onnx import numpy_helper
+        except ImportError as error:
+            raise BackendError(needs("Grad-CAM", "onnx", "build", error=error)) from error
+        model = onnx.load(str(path))
+        constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        names = last_layer(model.graph, path)
+        weight, bias = (numpy_helper.to_array(constants[name]) for name in names)
+        self._maps = _averaged(model.graph, path)
+        self._weight, self._bias = weight.reshape(-1).astype(np.float32), np.float32(bias.item())
+        model.graph.output.append(onnx.helper.make_tensor_value_info(self._maps, onnx.TensorProto.FLOAT, None))
+        self._session = OrtSession(model.SerializeToString(), threads=threads)
+
+    def logits(self, feeds: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Tiles' inputs -> f32 [n,h,w]: the logit of each place; their mean is the tile's."""
+        maps = self._session.run(feeds)[self._maps]
+        return np.asarray(np.einsum("nchw,c->nhw", maps, self._weight) + self._bias, np.float32)
+
+
+def last_layer(graph: Any, path: str | Path) -> tuple[str, str]:
+    """Names of the weight and the bias between the features and the score. Raises BundleError if there is more."""
+    makers = {name: node for node in graph.node for name in node.output}
+    constants = {tensor.name for tensor in graph.initializer}
+    bias, sigmoid = "", False
+    node = makers.get(spec.QUALITY_OUTPUT)
+    expected = ("Sigmoid", "Reshape", "Squeeze", "Flatten", "Add")
+    while node is not None and node.op_type in expected:
+        sigmoid |= node.op_type == "Sigmoid"
+        if node.op_type == "Add":
+            bias = next((name for name in node.input if name in constants), "")
+        node = makers.get(next(name for name in node.input if name not in constants))
+    if sigmoid and node is not None and node.op_type in ("Gemm", "MatMul") and node.input[1] in constants:
+        bias = node.input[2] if node.op_type == "Gemm" and len(node.input) > 2 else bias
+        users = sum(list(other.input).count(node.input[1]) for other in graph.node)
+        if bias in constants and users == 1:
+            return node.input[1], bias
+    raise BundleError(f"{path}: its score is not one linear layer of its features; export it again")
+
+
+def _averaged(graph: Any, path: str | Path) -> str:
+    """Name of the maps [n,C,h,w] whose mean the features are."""
+    makers = {name: node for node in graph.node for name in node.output}
+    node = makers.get(spec.QUALITY_FEATURES)
+    while node is not None and node.op_type in ("Reshape", "Squeeze", "Flatten"):
+        node = makers.get(node.input[0])
+    if node is None or node.op_type not in ("ReduceMean", "GlobalAveragePool"):
+        raise BundleError(f"{path}: its features are no means of maps, and Grad-CAM needs these; export it again")
+    return str(node.input[0])
