@@ -112,7 +112,7 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
     """
     with _reading(name_or_path):
         path = _locate(name_or_path)
-        bundle = _read_manifest(path)
+        bundle = read_manifest(path)
     for name, entry in bundle.manifest["files"].items():
         with _reading(path / name):
             _verify_file(bundle, name, entry)
@@ -253,7 +253,7 @@ def _believed(path: Path) -> Path:
     return path
 
 
-def _read_manifest(path: Path) -> Bundle:
+def read_manifest(path: Path) -> Bundle:
     """Everything but the files: what the manifest says, checked against what this version reads."""
     if not (path / MANIFEST).is_file():
         what = "is not a bundle: it has no manifest.json" if path.is_dir() else "is not a directory"
@@ -412,7 +412,7 @@ def _misfit(golden: Golden) -> str:
 def _summarise(path: Path) -> BundleSummary:
     try:
         with _reading(path):
-            bundle = _read_manifest(_believed(path))
+            bundle = read_manifest(_believed(path))
     except BundleError as error:
         return BundleSummary(path.name, "", "", path, 0, str(error))
     size = sum(entry["bytes"] for entry in bundle.manifest["files"].values())

@@ -22,7 +22,7 @@ FILES = {  # command -> the file of this folder that adds it to the application
     **{"score": "score", "video": "video", "scan": "scan", "filter": "filter", "report": "report", "bench": "bench"},
     **dict.fromkeys(("models", "doctor", "verify", "import-weights"), "bundles"),
     **{"calibrate": "calibrate", "compare": "compare", "build": "engines", "cache": "engines", "explain": "explaining"},
-    "serve": "serve",
+    **dict.fromkeys(("serve", "triton-repo"), "serve"),
 }
 
 

@@ -98,3 +98,43 @@ def serve(  # noqa: PLR0917 - the command line's options
     limits = Limits(queue or default_queue(), body=max_body << 20, timeout_s=request_timeout)
     with scorer, contextlib.suppress(Stopped):  # its handler answers the signal once more after the server did
         run(create_app(scorer, limits, network=network, token=os.environ.get(TOKEN) or None), host, port)
+
+
+@app.command("triton-repo", epilog=EXIT_CODES)
+def triton_repo(  # noqa: PLR0917 - the command line's options
+    out: Annotated[str, typer.Argument(metavar="OUT", help="The folder to make.")],
+    bundle: options.Bundle = "small",
+    backend: options.Backend = Backend.onnxruntime,
+    precision: options.Precision = Precision.fp32,
+    engine: options.Engine = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="The networks run on a GPU; plans always do.")] = False,
+    instances: Annotated[int, typer.Option(min=1, metavar="N", help="Images that are prepared at a time.")] = 2,
+    gate: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, metavar="X", help="The verdict passes from X on.")
+    ] = None,
+    preset: options.Preset = None,
+) -> None:
+    """Write a model repository for Triton Inference Server: encoded images in, scores and rows out.
+
+    fp32 takes the model's own files. With another precision, --backend tensorrt or --engine it takes an engine that
+    `build` made: a plan runs on the kind of machine that built it only. The server's Python needs dgiqa-rt.
+
+    \b
+    Examples:
+      dgiqa-rt triton-repo models/
+      dgiqa-rt triton-repo models/ --backend tensorrt --precision fp16
+    """
+    from dgiqa.bundle import load_bundle
+    from dgiqa.runtime import engines
+    from dgiqa.serve.triton import write_repository
+
+    model, gate = options.gated(bundle, gate, preset, "--gate")
+    opened = load_bundle(model) if isinstance(model, str) else model
+    built = None
+    if engine is not None:
+        built = engines.load(engine, opened)
+    elif precision is not Precision.fp32 or backend is Backend.tensorrt:
+        built = engines.find(opened, backend.value, precision.value)
+    on_gpu = gpu or (built is not None and built.backend == "tensorrt")
+    written = write_repository(out, opened, engine=built, gpu=on_gpu, instances=instances, gate=gate)
+    say(f"{opened.id} written to {written}; tritonserver --model-repository {written}")

@@ -50,7 +50,9 @@ def parsed(headers: Mapping[str, str], body: bytes, most: int) -> tuple[dict[str
     if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape):
         raise _malformed(f"a shape is a list of positive integers, got {str(shape)[:80]}")
     parameters = tensor.get("parameters") or {}
-    size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+    if not isinstance(parameters, dict):
+        raise _malformed("parameters are an object")
+    size = parameters.get("binary_data_size")
     binary = None if size is None else body[int(text) :]
     if binary is not None and len(binary) != size:
         raise _malformed(f"binary_data_size is {str(size)[:20]}, and {len(binary)} bytes follow the document")

@@ -1,0 +1,101 @@
+"""What runs in Triton's Python backend: encoded images in, scores and rows out, the networks being Triton's models."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgiqa import spec
+from dgiqa.bundle import read_manifest
+from dgiqa.errors import BackendError, ImageError
+from dgiqa.forward import Networks, Stages
+from dgiqa.report.rows import Row, error_row, to_json
+from dgiqa.serve import v2
+from dgiqa.serve.triton import network_name
+
+
+class TritonNetwork:
+    """A model of the same server as a `runtime.session.Session`: its scheduler batches what several ask for."""
+
+    backend = "triton"
+
+    def __init__(self, backend: Any, model: str, network: spec.Network, further: tuple[str, ...]) -> None:
+        self._triton, self._model = backend, model
+        self.inputs, self.outputs = tuple(network.inputs), (*network.outputs, *further)
+        self._flat = {name for name, shape in network.outputs.items() if len(shape) == 1}  # Triton knows no [n]
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        triton = self._triton
+        asked = triton.InferenceRequest(
+            model_name=self._model,
+            requested_output_names=list(self.outputs),
+            inputs=[triton.Tensor(name, np.ascontiguousarray(array)) for name, array in feeds.items()],
+            preferred_memory=triton.PreferredMemory(triton.TRITONSERVER_MEMORY_CPU, 0),
+        )
+        answer = asked.exec()
+        if answer.has_error():
+            raise BackendError(f"{self._model}: {answer.error().message()}")
+        found = {name: triton.get_output_tensor_by_name(answer, name).as_numpy() for name in self.outputs}
+        return {name: each.ravel() if name in self._flat else each for name, each in found.items()}
+
+
+class TritonPythonModel:
+    """The class that the Python backend looks for."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Open the pass; the networks are asked for when the first image comes, for Triton loads them in any order."""
+        self._triton: Any = importlib.import_module("triton_python_backend_utils")
+        parameters = json.loads(args["model_config"]).get("parameters", {})
+        gate = parameters.get("gate", {}).get("string_value")
+        bundle = read_manifest(Path(args["model_repository"]) / args["model_version"])
+        reasons = (spec.QUALITY_REASONS,) if bundle.meaning.reasons else ()
+        opened = {
+            network.file: TritonNetwork(
+                self._triton,
+                network_name(bundle, network.file),
+                network,
+                reasons if network.file == spec.QUALITY_FILE else (),
+            )
+            for network in bundle.networks
+        }
+        p = bundle.preprocess
+        networks = Networks(
+            opened.get(spec.DEPTH_FILE),
+            opened[spec.QUALITY_FILE],
+            parallel=1,
+            tile=p.tile,
+            mapped=bundle.meaning.mapped,
+            normalisation=p.normalisation,
+        )
+        self.stages = Stages(bundle, networks, "triton", gate=None if gate is None else float(gate))
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """An answer per request; an image without a score is NaN, and its row says why."""
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        triton = self._triton
+        images = triton.get_input_tensor_by_name(request, v2.ENCODED).as_numpy().ravel()
+        try:
+            rows = [self._row(f"{v2.ENCODED}[{i}]", bytes(image)) for i, image in enumerate(images)]
+        except BackendError as error:
+            return triton.InferenceResponse(error=triton.TritonError(str(error)))
+        columns = {
+            "SCORE": np.array([row["score"] for row in rows], np.float32),  # None becomes NaN
+            "STD_ERROR": np.array([row["std_error"] for row in rows], np.float32),
+            "ROW": np.array([to_json(row).encode() for row in rows], np.object_),
+        }
+        return triton.InferenceResponse([triton.Tensor(name, values) for name, values in columns.items()])
+
+    def _row(self, name: str, image: bytes) -> Row:
+        try:
+            return self.stages.score(image, name=name).as_row()
+        except ImageError as error:
+            origin = {"bundle": self.stages.bundle.id, "backend": self.stages.backend, "tiling": self.stages.tiling}
+            return error_row(name, str(error), **origin)
