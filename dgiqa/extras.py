@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
+from dgiqa.errors import BackendError
+
 # As in pyproject.toml, without those for working on the project itself.
 EXTRAS = {
     "cpu": "ONNX Runtime, for the CPU",
@@ -38,3 +43,13 @@ def needs(what: str, package: str, *extras: str, error: ImportError | None = Non
     """The sentence of an error: WHAT needs PACKAGE (why it cannot be imported); the command that installs it."""
     why = f" ({error})" if error else ""
     return f"{what} needs {package}{why}; {install(*extras)}"
+
+
+def load(
+    module: str, what: str, package: str, *extras: str, kind: type[Exception] = BackendError, instead: str = ""
+) -> Any:
+    """A module of an optional package. Raises `kind` with the sentence of `needs`, and what to do instead."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise kind(needs(what, package, *extras, error=error) + (f", or {instead}" if instead else "")) from error

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from dgiqa.errors import BackendError
-from dgiqa.extras import needs
+from dgiqa.extras import load
 
 T = TypeVar("T")
 
@@ -139,10 +139,7 @@ def _kinds(nvml: Any) -> list[tuple[str, str, str, str]]:
 
 def _from_driver(ask: Callable[[Any], T]) -> T:
     """What `ask` gets of NVML, in a thread of its own: a driver that hangs is left alone after DRIVER_SECONDS."""
-    try:
-        nvml = importlib.import_module("pynvml")
-    except ImportError as error:
-        raise BackendError(needs("asking the NVIDIA driver", "nvidia-ml-py", "nvml", error=error)) from error
+    nvml = load("pynvml", "asking the NVIDIA driver", "nvidia-ml-py", "nvml")
     answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def run() -> None:

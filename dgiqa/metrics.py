@@ -7,16 +7,14 @@ Paper (arXiv 2505.24002): SROCC and raw PLCC in section 4.2, density separation 
 
 from __future__ import annotations
 
-import importlib
 import math
 import warnings
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dgiqa.extras import needs
+from dgiqa.extras import load
 
 Float64 = NDArray[np.float64]
 
@@ -41,7 +39,8 @@ def rmse(predicted: ArrayLike, wanted: ArrayLike) -> float:
 def krocc(predicted: ArrayLike, wanted: ArrayLike) -> float:
     """Kendall's tau-b in [-1, 1], which accounts for ties; NaN when one list is constant. ImportError without scipy."""
     x, y = _pair(predicted, wanted)
-    return float(_scipy("stats", "Kendall's tau").kendalltau(x, y).statistic)
+    stats = load("scipy.stats", "Kendall's tau", "scipy", "calibrate", kind=ImportError)
+    return float(stats.kendalltau(x, y).statistic)
 
 
 def logistic4(x: ArrayLike, top: float, bottom: float, centre: float, width: float) -> Float64:
@@ -56,7 +55,7 @@ def logistic_mapped(predicted: ArrayLike, wanted: ArrayLike) -> Float64:
     Take plcc or rmse of the result to compare with works that map first; DGIQA's own PLCC is raw. A fit that does not
     converge, or of fewer than four pairs, gives the best straight line. Raises ImportError without scipy.
     """
-    optimize = _scipy("optimize", "the logistic fit")
+    optimize = load("scipy.optimize", "the logistic fit", "scipy", "calibrate", kind=ImportError)
     x, y = _pair(predicted, wanted)
     start = (y.max(), y.min(), x.mean(), max(x.std() / 4, 1e-6))
     try:
@@ -117,10 +116,3 @@ def _correlation(x: Float64, y: Float64) -> float:
         return math.nan
     x, y = x - x.mean(), y - y.mean()
     return float(np.clip((x / np.linalg.norm(x)) @ (y / np.linalg.norm(y)), -1, 1))
-
-
-def _scipy(part: str, what: str) -> Any:
-    try:
-        return importlib.import_module(f"scipy.{part}")
-    except ImportError as error:
-        raise ImportError(needs(what, "scipy", "calibrate")) from error

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dgiqa.batch.choose import MEMBER
 from dgiqa.errors import DgiqaError
+from dgiqa.extras import load
 from dgiqa.image import decode
 from dgiqa.report.html import data_uri, render
 from dgiqa.report.page import thumbnail
@@ -70,10 +71,7 @@ def drift(before: Population, after: Population) -> dict[str, Any]:
     """
     if not len(before.scores) or not len(after.scores):
         raise DgiqaError("got a set without scores; wanted at least one scored image in each")
-    try:
-        from scipy import stats
-    except ImportError as error:
-        raise ImportError(f"comparing needs scipy ({error}); pip install 'dgiqa-rt[calibrate]'") from error
+    stats = load("scipy.stats", "comparing", "scipy", "calibrate", kind=ImportError)
     ks = stats.ks_2samp(before.scores, after.scores)
     ranks = stats.mannwhitneyu(after.scores, before.scores)
     pairs = len(before.scores) * len(after.scores)

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dgiqa.errors import BackendError, EngineError
-from dgiqa.extras import needs
+from dgiqa.errors import EngineError
+from dgiqa.extras import load
 
 WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")  # the layers that hold the weights and do the arithmetic
 # Operands that the operator itself wants in float32, by position.
@@ -324,12 +324,9 @@ def tensor_types(model: Any) -> dict[str, int]:
 
 def import_onnx() -> Any:
     """The onnx package, or BackendError that names what to install."""
-    try:
-        import onnx
-        import onnx.numpy_helper
-        import onnx.shape_inference
-    except ImportError as error:
-        raise BackendError(needs("changing a graph's precision", "onnx", "build", error=error)) from error
+    onnx = load("onnx", "changing a graph's precision", "onnx", "build")
+    for part in ("numpy_helper", "shape_inference"):
+        load(f"onnx.{part}", "changing a graph's precision", "onnx", "build")
     return onnx
 
 

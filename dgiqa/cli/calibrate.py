@@ -11,7 +11,7 @@ import typer
 from dgiqa.cli import options
 from dgiqa.cli.common import Backend, app, data_stream, print_json, say, stdout
 from dgiqa.errors import BackendError
-from dgiqa.extras import needs
+from dgiqa.extras import load, needs
 
 if TYPE_CHECKING:
     from dgiqa.calibrate import Calibration, Study
@@ -157,13 +157,8 @@ def _write_curve(result: Calibration, path: Path) -> None:
     if path.suffix.lower() == ".json":
         path.write_text(json.dumps({"schema_version": 1, "curve": points}, indent=1) + "\n", encoding="utf-8")
         return
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise BackendError(
-            "drawing the curve needs matplotlib; pip install matplotlib, or end --curve in .json"
-        ) from error
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    matplotlib = load("matplotlib.figure", "drawing the curve", "matplotlib", "video", instead="end --curve in .json")
+    figure = matplotlib.Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="threshold", ylabel="share", xlim=(0, 1), ylim=(0, 1.02))
     for name in ("precision", "recall", "passed"):
         axes.step([p["threshold"] for p in points], [p[name] for p in points], where="pre", label=name)

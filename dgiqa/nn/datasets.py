@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa.errors import DgiqaError, ImageError
+from dgiqa.extras import load
 from dgiqa.forward import depth_map
 from dgiqa.image import decode
 from dgiqa.nn.commands import watched
@@ -618,12 +619,7 @@ def _table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 def _matlab(name: str, path: Path, *keys: str) -> list[NDArray[Any]]:
     """The arrays of those names in a MATLAB file."""
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise DgiqaError(
-            f"{name}: reading {path.name} needs scipy, which is not installed: pip install scipy"
-        ) from error
+    loadmat = load("scipy.io", f"{name}: reading {path.name}", "scipy", "train", kind=DgiqaError).loadmat
     file = _file(name, path.parent, path.name)
     try:
         held = loadmat(file)

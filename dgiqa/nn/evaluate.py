@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dgiqa.errors import DgiqaError
+from dgiqa.extras import load
 from dgiqa.metrics import histogram_overlap, overlap
 from dgiqa.nn.checkpoints import load_dgiqa
 from dgiqa.nn.commands import exit_code, watched
@@ -443,11 +444,9 @@ def _plot_results(results: Sequence[Result], path: Path) -> None:
 
 
 def _figure(inches: float = 4) -> tuple[Any, Any]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DgiqaError("plots need matplotlib, which is not installed: pip install matplotlib") from error
-    figure = Figure(figsize=(7, inches), layout="constrained")
+    figure = load("matplotlib.figure", "a plot", "matplotlib", "train").Figure(
+        figsize=(7, inches), layout="constrained"
+    )
     return figure, figure.subplots()
 
 

@@ -20,8 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TextIO, TypeVar
 
-from dgiqa.errors import BackendError
-from dgiqa.extras import needs
+from dgiqa.extras import load
 from dgiqa.report.rows import SCHEMA, SCHEMA_VERSION, Kind, Row, Summary, Tally, columns, readable, to_json
 from dgiqa.report.terminal import ProgressLine, TableWriter
 
@@ -152,10 +151,9 @@ class ParquetWriter:
     """
 
     def __init__(self, file: OutputFile, names: tuple[str, ...]) -> None:
-        try:
-            import pyarrow.parquet
-        except ImportError as error:
-            raise BackendError(f"{needs('Parquet', 'pyarrow', 'table', error=error)}, or end in .csv") from error
+        self._parquet = load("pyarrow.parquet", "Parquet", "pyarrow", "table", instead="end in .csv")
+        import pyarrow
+
         self._arrow = pyarrow
         self._file = file
         text = pyarrow.string()
@@ -171,7 +169,7 @@ class ParquetWriter:
     def finish(self, summary: dict[str, Any]) -> None:
         """Turn the spooled rows into the file."""
         with self._file.rewritten() as (lines, target):
-            writer = self._arrow.parquet.ParquetWriter(target, self._schema)
+            writer = self._parquet.ParquetWriter(target, self._schema)
             while rows := [self._typed(line) for line in itertools.islice(lines, ROW_GROUP)]:
                 writer.write_table(self._arrow.Table.from_pylist(rows, schema=self._schema))
             writer.add_key_value_metadata({"dgiqa": to_json(summary)})

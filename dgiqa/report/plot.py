@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dgiqa.errors import BackendError
-from dgiqa.extras import needs
+from dgiqa.extras import load
 from dgiqa.report.curve import Curve, Curves, span
 from dgiqa.report.rows import readable
 
@@ -19,14 +18,14 @@ class TimelinePlot(Curves):
     """The scores over time as a PNG, one panel per video; needs matplotlib."""
 
     def __init__(self, path: str, gate: float | None = None) -> None:
-        import_matplotlib()
+        self._matplotlib = load("matplotlib.figure", "a plot", "matplotlib", "video", instead="use --html")
         super().__init__(path, gate)
 
     def write(self, summary: dict[str, Any]) -> None:
         """Draw and write the PNG."""
         curves = self.in_order(summary)
         height = 2.6 * max(1, len(curves)) + 0.4
-        figure = import_matplotlib().Figure(figsize=(10, height), layout="constrained")
+        figure = self._matplotlib.Figure(figsize=(10, height), layout="constrained")
         panels = figure.subplots(max(1, len(curves)), 1, squeeze=False)[:, 0]
         for panel, (name, curve) in zip(panels, curves.items(), strict=False):
             self._draw(panel, curve)
@@ -53,12 +52,3 @@ class TimelinePlot(Curves):
             panel.axhline(self.gate, color="tab:red", linewidth=0.8, linestyle="--")
         if not points:
             panel.text(0.5, 0.5, "no frame could be scored", ha="center", transform=panel.transAxes)
-
-
-def import_matplotlib() -> Any:
-    """matplotlib.figure, which needs no display; BackendError that says how to get it."""
-    try:
-        import matplotlib.figure
-    except ImportError as error:
-        raise BackendError(f"{needs('a plot', 'matplotlib', 'video', error=error)}, or use --html") from error
-    return matplotlib.figure

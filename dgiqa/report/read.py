@@ -11,7 +11,7 @@ from contextlib import closing
 from typing import Any
 
 from dgiqa.errors import DgiqaError
-from dgiqa.extras import needs
+from dgiqa.extras import load
 from dgiqa.report.files import FORMULA, ROW_GROUP
 from dgiqa.report.rows import SCHEMA, Row
 
@@ -49,11 +49,8 @@ def read_rows(path: str) -> Iterator[Row]:
 
 
 def _parquet(path: str) -> Iterator[Row]:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError(needs("Parquet", "pyarrow", "table", error=error)) from error
-    with pyarrow.parquet.ParquetFile(path) as file:
+    parquet = load("pyarrow.parquet", "Parquet", "pyarrow", "table", kind=ImportError)
+    with parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=ROW_GROUP):
             yield from map(_unpacked, batch.to_pylist())
 
