@@ -33,14 +33,15 @@ typedef struct {
   int32_t height, width;
 } dgiqa_image;
 
-/* A decoder's picture: luma u8 [height,width] and chroma u8 [height/2,width/2,2] (U beside V), its samples on the left as
- * video codecs put them; both sides even. To RGB in FFmpeg's fixed point: luma and chroma of 15 bits, coefficients of 13. */
+/* A decoder's picture: luma, and chroma of half its sides (U beside V), with samples on the left as video codecs put
+ * them; both sides even. To RGB in FFmpeg's fixed point: luma and chroma of 15 bits, coefficients of 13. */
 typedef struct {
-  const uint8_t *luma, *chroma;
+  const uint8_t* luma;   /* [height, width] uint8 */
+  const uint8_t* chroma; /* [height / 2, width / 2, 2] uint8 */
   int64_t luma_stride, chroma_stride; /* bytes per row */
   int32_t height, width;
   int32_t y_offset, y_scale, v_to_r, v_to_g, u_to_g, u_to_b;
-  uint8_t* out; /* [height,width,3] */
+  uint8_t* out; /* [height, width, 3] uint8 */
 } dgiqa_nv12_params;
 
 /* Cubic (a = -0.75, no antialiasing, not clipped) to height x width, then value * scale[c] - shift[c]. */
