@@ -433,6 +433,18 @@ def test_errors_show_where_they_come_from_when_asked(photo: Path) -> None:
     assert b"Traceback" in done.stderr
 
 
+def test_each_command_is_in_the_file_that_is_imported_for_it() -> None:
+    from typer.main import get_command
+
+    from dgiqa.cli import FILES, application
+
+    commands: Any = get_command(application())
+    assert set(commands.commands) == set(FILES)
+    program = "import sys; from dgiqa.cli import application, FILES; application(sys.argv[1]); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program, "scan"], capture_output=True, text=True, check=True)
+    assert {name for name in FILES.values() if f"dgiqa.cli.{name}" in done.stdout.split()} == {"scan"}
+
+
 def test_help_and_version_are_quick_because_they_import_nothing_heavy() -> None:
     heavy = {"numpy", "cv2", "PIL", "scipy", "onnx", "onnxruntime", "openvino", "torch", "av", "pyarrow", "rich"}
     for arguments in (["--version"], ["score", "--help"], ["video", "--help"], ["--help"]):
