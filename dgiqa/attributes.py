@@ -92,7 +92,7 @@ def measure(rgb: UInt8, reduced: UInt8 | None = None) -> Attributes:
     return Attributes(
         width=width,
         height=height,
-        sharpness=math.log(max(float(cv2.Laplacian(grey, cv2.CV_32F).std()), 1e-3)),
+        sharpness=math.log(max(cv2.meanStdDev(cv2.Laplacian(grey, cv2.CV_16S))[1].item(), 1e-3)),
         brightness=float(levels @ np.arange(256)) / 255,
         dark_clipped=float(levels[:CLIPPED].sum()),
         bright_clipped=float(levels[256 - CLIPPED :].sum()),
@@ -212,19 +212,19 @@ def _parts(rgb: UInt8) -> list[UInt8]:
 
 
 def _colour_shares(parts: Sequence[UInt8]) -> NDArray[np.float64]:
-    """Shares of the eight commonest colours in steps of 8 levels, commonest first: f64 [8]."""
-    thinned = [np.ascontiguousarray(rgb[::2, ::2]) for rgb in parts]  # a quarter of the pixels tells as much
-    bins, ends = [32] * 3, [0, 256] * 3
-    counts = np.sum([cv2.calcHist([rgb], [0, 1, 2], None, bins, ends) for rgb in thinned], 0, np.float64).ravel()
-    return np.asarray(np.sort(np.partition(counts, -8)[-8:])[::-1] / counts.sum())
+    """Shares of the eight commonest colours in steps of 8 levels, commonest first: f64 [8], or fewer."""
+    thinned = [rgb[::2, ::2] >> 3 for rgb in parts]  # a quarter of the pixels tells as much
+    r, g, b = (np.concatenate([rgb[..., i].ravel() for rgb in thinned]).astype(np.uint16) for i in range(3))
+    counts = np.bincount(r << 10 | g << 5 | b)  # OpenCV's histogram of three channels takes three times as long
+    return np.asarray(np.sort(counts[counts > 0])[:-9:-1] / len(r))
 
 
-_SECOND = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
+_SECOND = np.array([1, -2, 1], np.float32)  # differences, along both axes
 
 
 def _noise(parts: Sequence[UInt8]) -> float:
     """Deviation of noise: the median of |second differences| is that of noise where less than half is texture."""
-    found = [cv2.convertScaleAbs(cv2.filter2D(grey, cv2.CV_16S, _SECOND))[1:-1, 1:-1] for grey in parts]
+    found = [cv2.convertScaleAbs(cv2.sepFilter2D(grey, cv2.CV_16S, _SECOND, _SECOND))[1:-1, 1:-1] for grey in parts]
     inner = [np.ascontiguousarray(each) for each in found if each.size]
     median = np.searchsorted(_histogram(inner).cumsum(), 0.5) if inner else 0
     return float(median) / 0.6745 / 6
