@@ -187,8 +187,8 @@ def _reading(values: dict[str, Any]) -> Reading:
 
     limits = {"max_bytes": values["max_bytes"], "timeout_s": values["timeout"]}
     given = {name: value for name, value in limits.items() if value is not None}
-    network = Network(values["private_network"], **given) if values["remote"] else None
-    return Reading(values["recursive"], values["column"], values["key"], network)
+    network = Network(values["private_network"], **given) if values.get("remote", True) else None
+    return Reading(values.get("recursive", False), values.get("column"), values.get("key"), network)
 
 
 @contextlib.contextmanager

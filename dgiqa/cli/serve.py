@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ TOKEN = "DGIQA_SERVE_TOKEN"
 
 
 @app.command(epilog=EXIT_CODES)
+@options.joined(reading=["private_network", "max_bytes", "timeout"])
 def serve(  # noqa: PLR0917 - the command line's options
     host: Annotated[
         str, typer.Option(help="The address to listen on; 0.0.0.0 is all of this machine's.")
@@ -37,21 +38,9 @@ def serve(  # noqa: PLR0917 - the command line's options
         typer.Option(min=0.1, metavar="S", help="Seconds for a body to come (408), and then for its score (504)."),
     ] = 30.0,
     remote: Annotated[bool, typer.Option("--remote", help="Fetch http and https addresses that clients send.")] = False,
-    private_network: options.PrivateNetwork = False,
-    max_bytes: options.MaxBytes = None,
-    timeout: options.Timeout = None,
-    bundle: options.Bundle = "small",
-    tiling: options.Tiling = "grid",
-    backend: options.Backend = Backend.auto,
-    precision: options.Precision = Precision.fp32,
-    build: options.Build = False,
-    engine: options.Engine = None,
-    device: options.Device = None,
-    batch: options.Batch = None,
-    threads: options.Threads = None,
-    parallel: options.Parallel = None,
-    max_pixels: options.MaxPixels = None,
-    max_memory: options.MaxMemory = None,
+    *,
+    reading: Any,
+    opening: dict[str, Any],
     gate: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, metavar="X", help="The verdict passes from X on.")
     ] = None,
@@ -77,24 +66,12 @@ def serve(  # noqa: PLR0917 - the command line's options
     except ModuleNotFoundError as error:
         raise ImportError(needs("serving", error.name or "fastapi", "serve")) from error
 
-    network = options.reading(False, None, None, remote, private_network, max_bytes, timeout).network
-    model, gate = options.gated(bundle, gate, preset, "--gate")
+    network = reading.network if remote else None
+    opening["bundle"], gate = options.gated(opening["bundle"], gate, preset, "--gate")
+    if opening["parallel"] == "auto":  # one picture alone has all threads
+        opening["parallel"] = None
     with options.usage("--tiling"):
-        scorer = Scorer(
-            model,
-            backend=backend.value,
-            precision=precision.value,
-            build=build and say,
-            engine=engine,
-            device=device,
-            tiling=tiling,
-            batch=batch,
-            threads=threads,
-            parallel=parallel,
-            max_pixels=max_pixels,
-            max_memory=None if max_memory is None else max_memory << 20,
-            gate=gate,
-        )
+        scorer = Scorer(**opening, gate=gate)
     limits = Limits(queue or default_queue(), body=max_body << 20, timeout_s=request_timeout)
     with scorer, contextlib.suppress(Stopped):  # its handler answers the signal once more after the server did
         run(create_app(scorer, limits, network=network, token=os.environ.get(TOKEN) or None), host, port)
