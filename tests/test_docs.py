@@ -41,7 +41,22 @@ BLOCK = re.compile(
     r"(?P<marks>(?:^<!-- [^\n]* -->\n)*)^```(?P<language>\w+)[^\n]*\n(?P<body>.*?)^```$", re.M | re.DOTALL
 )
 # Programs that a page may use without saying where they come from.
-TOOLS = {"git", "cd", "source", "find", "sort", "split", "curl", "ffmpeg", "docker", "while", "do", "done", "echo"}
+TOOLS = {
+    "git",
+    "cd",
+    "source",
+    "find",
+    "sort",
+    "split",
+    "curl",
+    "ffmpeg",
+    "docker",
+    "while",
+    "do",
+    "done",
+    "echo",
+    "tritonserver",
+}
 MODULES = {"venv"}
 
 

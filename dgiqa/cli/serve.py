@@ -12,8 +12,6 @@ from dgiqa.cli import options
 from dgiqa.cli.common import EXIT_CODES, Backend, Precision, Stopped, app, say
 from dgiqa.extras import needs
 
-TOKEN = "DGIQA_SERVE_TOKEN"
-
 
 @app.command(epilog=EXIT_CODES)
 @options.joined(reading=["private_network", "max_bytes", "timeout"])
@@ -74,7 +72,7 @@ def serve(  # noqa: PLR0917 - the command line's options
         scorer = Scorer(**opening, gate=gate)
     limits = Limits(queue or default_queue(), body=max_body << 20, timeout_s=request_timeout)
     with scorer, contextlib.suppress(Stopped):  # its handler answers the signal once more after the server did
-        run(create_app(scorer, limits, network=network, token=os.environ.get(TOKEN) or None), host, port)
+        run(create_app(scorer, limits, network=network, token=os.environ.get("DGIQA_SERVE_TOKEN") or None), host, port)
 
 
 @app.command("triton-repo", epilog=EXIT_CODES)
