@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa import spec
-from dgiqa.errors import BackendError, BundleError
-from dgiqa.extras import needs
+from dgiqa.errors import BundleError
+from dgiqa.extras import load
 from dgiqa.runtime.ort import OrtSession
 
 
@@ -27,15 +27,11 @@ class CamSession:
     """
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
-        try:
-            import onnx
-            from onnx import numpy_helper
-        except ImportError as error:
-            raise BackendError(needs("Grad-CAM", "onnx", "build", error=error)) from error
+        onnx = load("onnx", "Grad-CAM", "onnx", "build")
         model = onnx.load(str(path))
         constants = {tensor.name: tensor for tensor in model.graph.initializer}
         names = last_layer(model.graph, path)
-        weight, bias = (numpy_helper.to_array(constants[name]) for name in names)
+        weight, bias = (onnx.numpy_helper.to_array(constants[name]) for name in names)
         self._maps = _averaged(model.graph, path)
         self._weight, self._bias = weight.reshape(-1).astype(np.float32), np.float32(bias.item())
         model.graph.output.append(onnx.helper.make_tensor_value_info(self._maps, onnx.TensorProto.FLOAT, None))

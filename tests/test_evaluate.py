@@ -18,7 +18,7 @@ pytest.importorskip("matplotlib")
 
 from dgiqa.errors import DgiqaError
 from dgiqa.image import decode
-from dgiqa.nn import evaluate, predict, train
+from dgiqa.nn import evaluate, plots, predict, train
 from dgiqa.nn.checkpoints import load_dgiqa
 from dgiqa.nn.datasets import DepthNetwork, IQADataset, load_dataset
 from dgiqa.preprocess import cut_tiles, grid_windows, resize_short_side
@@ -325,6 +325,10 @@ def test_the_commands_train_evaluate_and_draw(dataset, tmp_path, monkeypatch, ca
     protocol = ["protocol", *data, *short, "--without", "tcb", "--seeds", "1", "--out", str(tmp_path / "p")]
     assert evaluate.main(protocol) == 0
     assert not load_dgiqa(tmp_path / "p" / "seed0" / "weights.safetensors").config.tcb
+    weighted = ["consistency", *data, *short, "--seeds", "1", "--lambdas", "0", "1", "--out", str(tmp_path / "l")]
+    assert evaluate.main(weighted) == 0
+    assert [row["weight of the consistency loss"] for row in table(tmp_path / "l" / "curve.csv")] == ["0.0", "1.0"]
+    assert "consistency" in (tmp_path / "l" / "lambda0" / "seed0" / "loss.csv").read_text().splitlines()[0]
     for kind, level in (("good", 180), ("bad", 50)):
         for i in range(3):
             write(tmp_path / kind / f"{i}.png", level + i)
@@ -334,3 +338,35 @@ def test_the_commands_train_evaluate_and_draw(dataset, tmp_path, monkeypatch, ca
     assert (tmp_path / "d" / "density.png").exists()
     assert evaluate.main(["density", *weights, "--out", str(tmp_path / "e")]) == 1
     assert "--good and --degraded" in capsys.readouterr().err
+
+
+def test_fewer_crops_are_drawn_from_the_most(dataset, tmp_path, tiny_bundle):
+    data = ["--dataset", "csv", "--root", str(tmp_path / "data"), "--bundle", str(tiny_bundle.path)]
+    assert evaluate.main(["crops", *data, "--counts", "1", "4", "--out", str(tmp_path / "k")]) == 0
+    rows = table(tmp_path / "k" / "curve.csv")
+    assert len(rows) == 2 * evaluate.CROP_DRAWS
+    assert np.ptp([float(row["plcc"]) for row in rows if row["random crops"] == "4"]) < 1e-6  # all, in another order
+    assert cv2.imread(str(tmp_path / "k" / "curve.png")).std() > 1
+    tiles = np.arange(12.0).reshape(3, 4)
+    some = evaluate._some(tiles, 2, np.random.default_rng(0))
+    assert ((some > tiles.min(1)) & (some < tiles.max(1))).all()
+
+
+def test_features_lie_in_a_plane_beside_those_of_another_set(dataset, tmp_path, telling_bundle):
+    pytest.importorskip("sklearn")
+    data = ["--dataset", "csv", "--root", str(tmp_path / "data"), "--bundle", str(telling_bundle.path)]
+    also = ["--also", "csv", str(tmp_path / "data")]
+    assert evaluate.main(["tsne", *data, *also, "--out", str(tmp_path / "s")]) == 0
+    rows = table(tmp_path / "s" / "tsne.csv")
+    assert [row["set"] for row in rows] == ["1: data"] * 12 + ["2: data"] * 12
+    assert cv2.imread(str(tmp_path / "s" / "tsne.png")).std() > 1
+
+
+def test_what_lies_apart_in_features_lies_apart_in_the_plane():
+    pytest.importorskip("sklearn")
+    features = np.random.default_rng(0).normal(size=(40, 6)) + 9 * (np.arange(40) % 2)[:, None]
+    places = plots.embedded(features)
+    assert np.array_equal(places, plots.embedded(features))
+    middles = [places[i::2].mean(0) for i in (0, 1)]
+    spread = max(np.linalg.norm(places[i::2] - middles[i], axis=1).mean() for i in (0, 1))
+    assert np.linalg.norm(middles[0] - middles[1]) > 2 * spread

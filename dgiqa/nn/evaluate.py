@@ -4,8 +4,11 @@
     python -m dgiqa.nn.evaluate protocol --dataset csiq --root DIR --out DIR        train and test for each seed
     python -m dgiqa.nn.evaluate cross    --source koniq10k --dataset clive ...      trained elsewhere, all pictures
     python -m dgiqa.nn.evaluate density  --set lol --root DIR --out DIR             good against degraded pictures
+    python -m dgiqa.nn.evaluate tsne     --dataset csv --root FILE --out DIR        features in a plane
+    python -m dgiqa.nn.evaluate crops    --dataset csv --root FILE --out DIR        SROCC and PLCC by number of crops
+    python -m dgiqa.nn.evaluate consistency --dataset csv --root FILE --out DIR     and by the consistency loss's weight
 
-Paper: arXiv 2505.24002, tables 2 to 5 and section 5.2.
+Paper: arXiv 2505.24002, tables 2 to 5, section 5.2, figures 2, 6, 11 and 14.
 """
 
 from __future__ import annotations
@@ -13,12 +16,11 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
-import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,8 +28,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dgiqa.errors import DgiqaError
-from dgiqa.extras import load
 from dgiqa.metrics import histogram_overlap, overlap
+from dgiqa.nn import plots
 from dgiqa.nn.checkpoints import load_dgiqa
 from dgiqa.nn.commands import exit_code, watched
 from dgiqa.nn.datasets import (
@@ -35,12 +37,14 @@ from dgiqa.nn.datasets import (
     RecordSamples,
     bundle_depth,
     fill_depth_cache,
+    load_dataset,
     official_split,
     random_split,
 )
 from dgiqa.nn.predict import METRICS, TEST_TILING, Predict, model_predictor, scores_of
 from dgiqa.nn.train import (
     ABLATIONS,
+    TrainConfig,
     add_config_options,
     add_data_options,
     add_network_options,
@@ -50,7 +54,11 @@ from dgiqa.nn.train import (
     device_of,
     train,
 )
+from dgiqa.score import Failure, Score
 from dgiqa.store import replacing
+
+if TYPE_CHECKING:
+    from dgiqa.scorer import Scorer
 
 # SROCC and PLCC (raw), mean over seeds, as the paper prints them.
 PAPER_SINGLE = {  # table 2: trained and tested on parts of the same set
@@ -81,6 +89,7 @@ PAPER_ABLATION = {  # tables 4 and 5: (left out, trained on, tested on)
     ("dilated", "koniq10k", "flive"): (0.431, 0.490),
     ("tcb", "koniq10k", "flive"): (0.457, 0.509),
 }
+COUNTS, CROP_DRAWS = (1, 2, 3, 5, 10, 15, 20, 25, 30, 40, 50), 20  # numbers of crops, draws of each
 TILING_HELP = "grid, or official:20 for the authors' random crops; default: %(default)s"
 SPLIT_HELP = "80:20 by seed, or as published (KonIQ-10k, LIVE-FB, a CSV's split column); default: %(default)s"
 
@@ -254,7 +263,7 @@ def write_results(results: Sequence[Result], out: Path) -> None:
         paper = result.paper or ("", "")
         lines += [(result.name, seed, *(f"{row[key]:.6f}" for key in METRICS), *paper) for seed, row in rows]
     _write_csv(out / "results.csv", lines)
-    _plot_results(results, out / "results.png")
+    plots.draw_results(results, out / "results.png")
 
 
 def write_separations(separations: Sequence[Separation], out: Path) -> None:
@@ -266,24 +275,7 @@ def write_separations(separations: Sequence[Separation], out: Path) -> None:
     kinds = [(s.name, kind, score) for s in separations for kind in ("good", "degraded") for score in getattr(s, kind)]
     _write_csv(out / "scores.csv", [("set", "kind", "score"), *kinds])
     for separation in separations:
-        plot_separation(separation, out / f"{separation.name or 'density'}.png")
-
-
-def plot_separation(separation: Separation, path: Path) -> None:
-    """Histograms of both kinds of scores with the fitted Gaussians whose common area is the overlap."""
-    figure, axes = _figure()
-    span = np.linspace(0, 1, 4001)  # scores may lie within a hundredth
-    ends = (*separation.good, *separation.degraded)
-    bins = np.linspace(min(ends), max(*ends, min(ends) + 1e-3), 21)  # as `histogram_overlap` counts
-    for scores, label, colour in ((separation.good, "good", "C0"), (separation.degraded, "degraded", "C3")):
-        deviation = max(float(scores.std()), 1e-3)
-        density = np.exp(-(((span - scores.mean()) / deviation) ** 2) / 2) / (deviation * math.sqrt(2 * math.pi))
-        axes.hist(scores, bins=bins, density=True, alpha=0.3, color=colour)
-        axes.plot(span, density, color=colour, label=f"{label}, n = {len(scores)}")
-    axes.set(xlabel="score", ylabel="density", xlim=(0, 1))
-    axes.set_title(f"{separation.name}: overlap {100 * separation.overlap:.1f} %")
-    axes.legend()
-    _save(figure, path)
+        plots.draw_separation(separation, out / f"{separation.name or 'density'}.png")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -293,31 +285,41 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m dgiqa.nn.evaluate", description="The paper's tables.")
-    commands = parser.add_subparsers(required=True, metavar="test|protocol|cross|density")
+    parser = argparse.ArgumentParser(prog="python -m dgiqa.nn.evaluate", description="The paper's tables and figures.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
     test = commands.add_parser("test", help="a bundle or weights on the test parts of several splits")
     cross = commands.add_parser("cross", help="a bundle or weights trained on one dataset, on all of another")
     protocol = commands.add_parser("protocol", help="train and test for each seed")
     density = commands.add_parser("density", help="scores of good and degraded pictures as two densities")
-    for command, function in ((test, _test), (cross, _cross), (protocol, _protocol), (density, _density)):
+    tsne = commands.add_parser("tsne", help="features of pictures in a plane, coloured by score, by t-SNE")
+    crops = commands.add_parser("crops", help="SROCC and PLCC by the number of random crops")
+    consistency = commands.add_parser("consistency", help="SROCC and PLCC by the weight of the consistency loss")
+    functions = {test: _test, cross: _cross, protocol: _protocol, density: _density}
+    for command, function in (functions | {tsne: _tsne, crops: _crops, consistency: _consistency}).items():
         command.set_defaults(command=function)
         command.add_argument("--out", required=True, type=Path, help="folder for CSV and PNG")
     for command in (test, cross, density):
         command.add_argument("--bundle", default="small", help="what scores; default: %(default)s")
         command.add_argument("--weights", type=Path, help="a checkpoint instead, run in torch with --depth's depth")
         command.add_argument("--device", default="auto", help="where --weights run; auto takes CUDA when there is one")
-    for command in (test, cross):
+    for command in (tsne, crops):
+        command.add_argument("--bundle", default="small", help="what scores; default: %(default)s")
+    tsne.add_argument("--also", nargs=2, action="append", default=[], metavar=("DATASET", "ROOT"), help="beside it")
+    crops.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="numbers of crops; default: %(default)s")
+    consistency.add_argument("--lambdas", type=float, nargs="+", default=[0, 0.1, 0.25, 0.5, 1, 2], help="weights")
+    for command in (test, cross, tsne, crops):
         add_data_options(command)
-    for command in (test, protocol):
+    for command in (test, protocol, consistency):
         command.add_argument("--seeds", type=int, default=10, help="number of 80:20 splits; default: %(default)s")
         command.add_argument("--split", default="random", choices=("random", "official"), help=SPLIT_HELP)
-    for command in (test, cross, protocol, density):
+    for command in (test, cross, protocol, density, consistency):
         command.add_argument("--tiling", default=TEST_TILING, help=TILING_HELP)
     cross.add_argument("--source", required=True, help="the dataset that the weights were trained on")
     cross.add_argument("--without", choices=ABLATIONS, help="what the weights' network lacks")
-    add_data_options(protocol)
-    add_network_options(protocol)
-    add_config_options(protocol)
+    for command in (protocol, consistency):
+        add_data_options(command)
+        add_network_options(command)
+        add_config_options(command)
     density.add_argument("--set", choices=tuple(NATURAL), help="a public set, in --root")
     density.add_argument("--root", type=Path, help="its folder")
     density.add_argument("--good", type=Path, help="instead: a folder of good pictures")
@@ -339,11 +341,27 @@ def _cross(options: argparse.Namespace) -> None:
 
 
 def _protocol(options: argparse.Namespace) -> None:
+    _report([_trained(options, config_from(options), options.out)], options.out)
+
+
+def _consistency(options: argparse.Namespace) -> None:
+    """The protocol once for each weight of the loss, each in its own folder."""
+    config = config_from(options)
+    results = []
+    for weight in options.lambdas:
+        changed = dataclasses.replace(config, consistency=weight)
+        found = _trained(options, changed, options.out / f"lambda{weight:g}")
+        results.append(dataclasses.replace(found, name=f"{weight:g}", paper=None))
+    _curve(options.lambdas, [result.rows for result in results], options.out, "weight of the consistency loss")
+    print(format_table(results))
+
+
+def _trained(options: argparse.Namespace, config: TrainConfig, out: Path) -> Result:
     """Train and test for each seed; each seed has its folder, so a killed run goes on where it was."""
     dataset = chosen_dataset(options)
     network = bundle_depth(options.depth)
     fill_depth_cache(dataset.records, network, options.depth_cache)
-    config, official = config_from(options), options.split == "official"
+    official = options.split == "official"
 
     def fit(training: IQADataset, seed: int) -> Predict:
         print(f"seed {seed} of {options.seeds}: {len(training.records)} pictures", file=sys.stderr, flush=True)
@@ -355,11 +373,66 @@ def _protocol(options: argparse.Namespace) -> None:
         samples = RecordSamples(training.records, network, options.depth_cache)
         # With the published parts, a seed's batches and crops are all that its training has of its own.
         seeded = dataclasses.replace(config, seed=config.seed + seed) if official else config
-        weights = train(model, samples, seeded, options.out / f"seed{seed}")
+        weights = train(model, samples, seeded, out / f"seed{seed}")
         trained = load_dgiqa(weights).to(next(model.parameters()).device)
         return model_predictor(trained, network, options.depth_cache, options.tiling)
 
-    _report([run_protocol(fit, dataset, range(options.seeds), options.without, official)], options.out)
+    return run_protocol(fit, dataset, range(options.seeds), options.without, official)
+
+
+def _tsne(options: argparse.Namespace) -> None:
+    from dgiqa.scorer import Scorer
+
+    datasets = [chosen_dataset(options), *(load_dataset(name, Path(root)) for name, root in options.also)]
+    with Scorer(options.bundle, features=True) as scorer:
+        features = [[score.features for score in _scores(scorer, dataset)] for dataset in datasets]
+    known = [each for rows in features for each in rows if each is not None]
+    if len(known) < sum(map(len, features)):
+        raise DgiqaError(f"{options.bundle} gives no features, and t-SNE needs some; import its weights again")
+    places = plots.embedded(np.stack(known))
+    names = [f"{number}: {dataset.name}" for number, dataset in enumerate(datasets, 1)]
+    ends = np.cumsum([len(rows) for rows in features])[:-1]
+    sets = list(zip(names, np.split(places, ends), [dataset.scores for dataset in datasets], strict=True))
+    options.out.mkdir(parents=True, exist_ok=True)
+    points = [(name, *place, score) for name, found, scores in sets for place, score in zip(found, scores, strict=True)]
+    _write_csv(options.out / "tsne.csv", [("set", "x", "y", "score"), *points])
+    plots.draw_embedding(sets, options.out / "tsne.png")
+
+
+def _crops(options: argparse.Namespace) -> None:
+    """Every picture is scored once with the most crops; fewer are drawn from these."""
+    from dgiqa.scorer import Scorer
+
+    dataset = chosen_dataset(options)
+    with Scorer(options.bundle, tiling=f"official:{max(options.counts)}") as scorer:
+        tiles = np.stack([score.tile_scores for score in _scores(scorer, dataset)])
+    draws = np.random.default_rng(0)
+    rows = [
+        [scores_of(_some(tiles, count, draws), dataset.scores) for _ in range(CROP_DRAWS)] for count in options.counts
+    ]
+    _curve(options.counts, rows, options.out, "random crops")
+
+
+def _scores(scorer: Scorer, dataset: IQADataset) -> Iterator[Score]:
+    """A dataset's pictures, scored in their order; one that cannot be scored is an error."""
+    scores = scorer.score_many(_paths(dataset), on_error="raise")
+    return watched((score for score in scores if not isinstance(score, Failure)), len(dataset.records), "scored")
+
+
+def _some(tiles: NDArray[np.floating], count: int, draws: np.random.Generator) -> NDArray[np.floating]:
+    """Mean f [n] of `count` of each picture's tiles f [n,tiles], others for each."""
+    return draws.permuted(tiles, axis=1)[:, :count].mean(1)
+
+
+def _curve(values: Sequence[float], rows: Sequence[Sequence[dict[str, float]]], out: Path, what: str) -> None:
+    """curve.csv and curve.png of metrics by a value, which has a row for each seed or draw."""
+    out.mkdir(parents=True, exist_ok=True)
+    lines = [
+        (value, *(row[key] for key in METRICS)) for value, found in zip(values, rows, strict=True) for row in found
+    ]
+    _write_csv(out / "curve.csv", [(what, *METRICS), *lines])
+    curves = {key.upper(): [[row[key] for row in found] for found in rows] for key in ("srocc", "plcc")}
+    plots.draw_curves(values, curves, out / "curve.png", what)
 
 
 def _density(options: argparse.Namespace) -> None:
@@ -425,34 +498,6 @@ def _exposures(root: Path) -> tuple[list[Path], list[Path]]:
 def _write_csv(path: Path, lines: Iterable[Sequence[Any]]) -> None:
     with replacing(path) as partial, open(partial, "w", newline="") as file:
         csv.writer(file).writerows(lines)
-
-
-def _plot_results(results: Sequence[Result], path: Path) -> None:
-    figure, axes = _figure(2 + 0.5 * len(results))
-    means = [result.mean()["srocc"] for result in results]
-    spread = [np.std([row["srocc"] for row in result.rows]) for result in results]
-    axes.barh(range(len(results)), means, xerr=spread, color="C0", label="here, mean and deviation over seeds")
-    paper = [(result.paper[0], i) for i, result in enumerate(results) if result.paper]
-    if paper:
-        axes.plot(*zip(*paper, strict=True), "k|", markersize=20, markeredgewidth=2, label="paper")
-    lowest = min(0.0, *(mean - 1.1 * deviation for mean, deviation in zip(means, spread, strict=True)))
-    axes.set(xlabel="SROCC", xlim=(lowest, 1), yticks=range(len(results)))
-    axes.set_yticklabels([result.name for result in results])
-    axes.invert_yaxis()  # in the order of the table
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    _save(figure, path)
-
-
-def _figure(inches: float = 4) -> tuple[Any, Any]:
-    figure = load("matplotlib.figure", "a plot", "matplotlib", "train").Figure(
-        figsize=(7, inches), layout="constrained"
-    )
-    return figure, figure.subplots()
-
-
-def _save(figure: Any, path: Path) -> None:
-    with replacing(path) as partial:
-        figure.savefig(partial, dpi=120, format="png")
 
 
 if __name__ == "__main__":
