@@ -166,6 +166,7 @@ def write_bundle(
     meaning: Meaning | None = None,
     full_reference: FullReference | None = None,
     features: int = 0,
+    compared: int = 0,
     versions: Mapping[str, str] | None = None,
     parity: Mapping[str, Any] | None = None,
     model_card: Mapping[str, Any] | None = None,
@@ -178,7 +179,7 @@ def write_bundle(
     files: path in the bundle -> contents, or the file to copy; `quality.onnx` is required, and `depth.onnx` where the
     quality network takes a depth image.
     licence, source: of every file, unless `origins[file]` gives its own {"licence", "source"}.
-    meaning: of the scores. full_reference: compares the features of two pictures. features: how many the quality
+    meaning: of the scores. full_reference: compares two pictures. features, compared: how many of these the quality
     network gives with each score; 0: none.
     created: ISO 8601 time, now by default. overwrite: replace an existing bundle (never another kind of directory).
     Raises BundleError if the target exists or the result does not verify, ValueError for arguments that make no bundle.
@@ -198,7 +199,8 @@ def write_bundle(
         "model_card": dict(model_card or {}),
         "score": {"range": [0, 1], "higher_is_better": True},
         "tensors": _tensors(
-            spec.networks(files, (preprocess or Preprocess()).tile), len(meaning.reasons) if meaning else 0, features
+            spec.networks(files, (preprocess or Preprocess()).tile),
+            (len(meaning.reasons) if meaning else 0, features, compared),
         ),
         **(meaning.as_manifest() if meaning else {}),
         **(full_reference.as_manifest() if full_reference else {}),
@@ -446,12 +448,12 @@ def _preprocess_record(p: Preprocess) -> dict[str, Any]:
     return record
 
 
-def _tensors(networks: tuple[spec.Network, ...], reasons: int, features: int) -> dict[str, Any]:
+def _tensors(networks: tuple[spec.Network, ...], counts: tuple[int, int, int]) -> dict[str, Any]:
     """The networks' inputs and outputs, for readers in other languages.
 
-    reasons, features: columns of these outputs; 0: there is no such output.
+    counts: columns of reasons, features and what is compared; 0: there is no such output.
     """
-    columns = {name: ("n", count) for name, count in zip(_COLUMNS, (reasons, features), strict=True) if count}
+    columns = {name: ("n", count) for name, count in zip(_COLUMNS, counts, strict=True) if count}
 
     def described(shapes: Mapping[str, tuple[int | str, ...]]) -> dict[str, Any]:
         return {name: {"dtype": "float32", "shape": list(shape)} for name, shape in shapes.items()}
@@ -465,7 +467,7 @@ def _tensors(networks: tuple[spec.Network, ...], reasons: int, features: int) ->
     }
 
 
-_COLUMNS = (spec.QUALITY_REASONS, spec.QUALITY_FEATURES)
+_COLUMNS = (spec.QUALITY_REASONS, spec.QUALITY_FEATURES, spec.QUALITY_COMPARED)
 
 
 @contextlib.contextmanager

@@ -85,7 +85,8 @@ def compared(stages: Stages, picture: Work, reference: Work) -> Comparison:
     drop, error = mean_and_error(drops)
     near: dict[str, Any] = {}
     if (head := stages.bundle.full_reference) is not None:
-        features = [work.extra.get(spec.QUALITY_FEATURES) for work in (picture, reference)]
+        by = spec.QUALITY_COMPARED if spec.QUALITY_COMPARED in picture.extra else spec.QUALITY_FEATURES
+        features = [work.extra.get(by) for work in (picture, reference)]
         if features[0] is None or features[1] is None:
             raise BundleError(f"{stages.bundle.id} compares features, and its network gives none; export it again")
         tiles = head.score(features[0], features[1])

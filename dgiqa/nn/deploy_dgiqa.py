@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dgiqa.nn.backbones import STRIDES, feature_maps
 from dgiqa.nn.deploy_layers import linear, scaled_projections, with_pooled_shortcuts
 from dgiqa.nn.deploy_swin import WindowOrderSwin, is_foldable_swin
-from dgiqa.nn.network import DGIQA, TCB, CrossAttention, SelfAttention, statistics
+from dgiqa.nn.network import DGIQA, TCB, CrossAttention, SelfAttention, comparable, statistics
 
 
 class TwinDGIQA(nn.Module):
@@ -42,6 +42,8 @@ class TwinDGIQA(nn.Module):
         self.fc = network.fc
         if config.reasons:
             self.fc_reasons = network.fc_reasons
+        if config.compared:
+            self.fc_compared = network.fc_compared
         self.cells = config.image_size // STRIDES[-1]
 
     def forward(self, rgb: Tensor, depth: Tensor) -> Tensor:
@@ -57,11 +59,16 @@ class TwinDGIQA(nn.Module):
 
     def features_and_faults(self, rgb: Tensor, depth: Tensor) -> tuple[Tensor, Tensor | None]:
         """As `DGIQA.features_and_faults`: f32 [N,C], and f32 [N,K] or None."""
+        return self.outputs(rgb, depth)[:2]
+
+    def outputs(self, rgb: Tensor, depth: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """As `DGIQA.outputs`."""
         half = cast(Branch, self.branches[0])
         maps = half.maps(rgb)
         guide = self.branch(depth, "_depth") if self.config.depth_car else None
         faults = self.fc_reasons(statistics([_as_map(m) for m in maps])) if self.config.reasons else None
-        return self.join(half.tokens(maps), guide), faults
+        seen = comparable(self.fc_compared, maps) if self.config.compared else None
+        return self.join(half.tokens(maps), guide), faults, seen
 
     def branch(self, image: Tensor, suffix: str = "") -> Tensor:
         """As `DGIQA.branch`, but tokens: [N,3,S,S] -> [N,T,C]."""
@@ -76,8 +83,13 @@ class TwinDGIQA(nn.Module):
 
 
 def has_twin(network: DGIQA) -> bool:
-    """Whether the network's maps are powers of two apart, so that resizing reads the middle of each cell."""
-    return network.config.tcb and network.config.image_size % STRIDES[-1] == 0
+    """Whether the network's maps are powers of two apart, so that resizing reads the middle of each cell.
+
+    A Swin's twin has tokens in an order of their own, which cannot be compared cell by cell.
+    """
+    config = network.config
+    ordered = not (config.compared and is_foldable_swin(network.backbone))
+    return config.tcb and config.image_size % STRIDES[-1] == 0 and ordered
 
 
 class Branch(nn.Module):

@@ -24,6 +24,8 @@ class DGIQAConfig:
     depth_backbone, depth_backbone_options: the depth half's, where it is another; None: the same as the RGB half's.
     reasons: columns of a second head, one per kind of fault, beside the score; the paper's network has none. It reads
         statistics of the RGB half's maps, because the last features tell how good a picture is, and no longer why.
+    compared: channels that each map of the RGB half is projected to, for comparing a picture with its reference; the
+        paper's DGIQA-FR compares the last features instead (`full_reference.DGIQAFR`).
     The three switches at the end are the paper's ablations (tables 4 and 5).
     """
 
@@ -39,6 +41,7 @@ class DGIQAConfig:
     dropout: float = 0.1
     image_size: int = 224
     reasons: int = 0
+    compared: int = 0
     tcb: bool = True
     depth_car: bool = True
     dilated: bool = True
@@ -57,6 +60,9 @@ SMALL = DGIQAConfig(
     heads=4,
     dilated_channels=96,
 )
+
+
+TOP = 4.0  # of the sigmoid: a picture beside itself scores 0.982
 
 
 class TCB(nn.Module):
@@ -166,6 +172,8 @@ class DGIQA(nn.Module):
         self.fc = nn.Linear(width, 1)
         if config.reasons:
             self.fc_reasons = fault_head(sum(halves[""]), config.reasons)
+        if config.compared:
+            self.fc_compared = nn.ModuleList(Projection(channels, config.compared) for channels in halves[""])
 
     def forward(self, rgb: Tensor, depth: Tensor) -> Tensor:
         return self.score(self.features(rgb, depth))
@@ -181,10 +189,15 @@ class DGIQA(nn.Module):
 
     def features_and_faults(self, rgb: Tensor, depth: Tensor) -> tuple[Tensor, Tensor | None]:
         """`features` f32 [N,C], and the logit of each kind of fault, f32 [N,K]; None where config.reasons is 0."""
+        return self.outputs(rgb, depth)[:2]
+
+    def outputs(self, rgb: Tensor, depth: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """`features_and_faults`, and `comparable` of the maps; None where config.compared is 0."""
         maps = feature_maps(self.backbone, rgb)
         guide = self.branch(depth, "_depth") if self.config.depth_car else None
         faults = self.fc_reasons(statistics(maps)).float() if self.config.reasons else None
-        return self.join(self._fuse(maps, ""), guide), faults
+        seen = comparable(self.fc_compared, maps) if self.config.compared else None
+        return self.join(self._fuse(maps, ""), guide), faults, seen
 
     def branch(self, image: Tensor, suffix: str = "") -> Tensor:
         """One backbone and its bridges, RGB's ("") or the depth image's ("_depth"): [N,3,S,S] -> [N,C,7,7]."""
@@ -211,6 +224,31 @@ class DGIQA(nn.Module):
             maps = [getattr(self, f"tcb{level}{suffix}")(m) for level, m in enumerate(maps, 1)]
         size = maps[-1].shape[-2:]
         return torch.cat([F.interpolate(m, size=size, mode="bilinear", align_corners=False) for m in maps], 1)
+
+
+class Projection(nn.Module):
+    """A map [N,Cin,H,W] becomes what is compared of it, f32 [N,Cout,cells]: where much is going on, less is seen."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.signal = nn.Conv2d(in_channels, out_channels, 1)
+        self.masking = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, side: int) -> Tensor:
+        """side: rows and columns of cells."""
+        x = F.relu(self.signal(x)) / (1 + F.relu(self.masking(x)))
+        return F.avg_pool2d(x, x.shape[-1] // side).flatten(2)
+
+
+def comparable(projections: nn.ModuleList, maps: Sequence[Tensor]) -> Tensor:
+    """Each map through its `Projection`, with the last one's pixels as cells: f32 [N,C*cells], for `closeness`."""
+    side = maps[-1].shape[-1]
+    return torch.cat([project(m, side) for project, m in zip(projections, maps, strict=True)], 1).flatten(1)
+
+
+def closeness(picture: Tensor, reference: Tensor, channels: int) -> Tensor:
+    """`comparable` of both, f32 [...,channels*cells] -> how close they look, f32 [...] in (0, 1)."""
+    return torch.sigmoid(TOP - (reference - picture).abs().mean(-1) * channels)
 
 
 def statistics(maps: Sequence[Tensor]) -> Tensor:

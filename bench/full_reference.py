@@ -1,0 +1,198 @@
+"""A full-reference model and classical metrics look at pictures that it never saw, beside metrics tuned on people.
+
+    pip install piq ssimulacra2 cvvdp imageio-ffmpeg
+    python bench/full_reference.py --pictures UNSEEN --bundle BUNDLE --out bench/results/full-reference
+
+Groups of `recipes.full_reference.pairs`, from other pictures and seeds. SSIMULACRA 2 was fitted to what people said of
+compressed pictures, and the model learnt from it; ColorVideoVDP and VMAF were fitted to what others said, and nothing
+here learnt from them. What metrics say is kept in metrics.csv; a run that was stopped goes on behind its last row.
+
+With `--people`, pictures of CID22's validation part are stored in 16 ways, of which people said 13,485 times which of
+two is closer to the original (mucped23: github.com/google-research/google-research, Apache-2.0). `pip install pyjpegli`
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import functools
+import io
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+sys.path.append(str(Path(__file__).parent.parent))  # for recipes/
+from dgiqa import Scorer
+from dgiqa.metrics import srocc
+from dgiqa.nn.backbones import import_timm
+from dgiqa.nn.datasets import read_rgb
+from recipes.full_reference import pairs
+
+Bytes = NDArray[np.uint8]
+PIQ = {"SSIM": "ssim", "MS-SSIM": "multi_scale_ssim", "FSIM": "fsim", "VSI": "vsi"}
+UNSEEN = ("ColorVideoVDP", "VMAF")  # human-tuned, and never learnt from
+SEEN = "SSIMULACRA 2"
+ELO = {  # of JPEG by (encoder, quality, chroma)
+    **{("libjpeg-turbo", q, 420): elo for q, elo in ((55, 1418), (60, 1523), (65, 1573), (70, 1685), (75, 1757))},
+    **{("libjpeg-turbo", q, 422): elo for q, elo in ((80, 1990), (85, 2151))},
+    **{("libjpeg-turbo", q, 444): elo for q, elo in ((90, 2393), (95, 2608))},
+    **{("jpegli", q, 420): elo for q, elo in ((65, 1601), (70, 1692), (75, 1824), (80, 1981), (85, 2135), (90, 2297))},
+    ("jpegli", 95, 420): 2482,
+}
+ROW = ("group", "what", "much")
+
+
+def psnr(reference: Bytes, rgb: Bytes) -> float:
+    return float(-10 * np.log10(max(1e-10, np.mean((reference / 255.0 - rgb / 255.0) ** 2))))
+
+
+def of_piq(name: str, reference: Bytes, rgb: Bytes) -> float:
+    import_timm()  # piq imports torchvision, which may need its ops declared
+    import piq
+
+    x, y = (torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255 for image in (rgb, reference))
+    return float(getattr(piq, PIQ[name])(x, y, data_range=1.0))
+
+
+@functools.cache
+def _cvvdp() -> Any:
+    import_timm()
+    import pycvvdp
+
+    return pycvvdp.cvvdp(display_name="standard_4k", device=torch.device("cpu"))
+
+
+def color_video_vdp(reference: Bytes, rgb: Bytes) -> float:
+    return float(_cvvdp().predict(rgb, reference, dim_order="HWC")[0])
+
+
+def vmaf(reference: Bytes, rgb: Bytes) -> float:
+    import imageio_ffmpeg
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = [str(Path(folder, name)) for name in ("picture.bmp", "reference.bmp")]
+        for file, image in zip(files, (rgb, reference), strict=True):
+            Image.fromarray(image).save(file)
+        as_video = "[0]format=yuv444p[p];[1]format=yuv444p[r];[p][r]libvmaf"
+        line = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", files[0], "-i", files[1], "-lavfi", as_video, "-f", "null", "-"]
+        said = subprocess.run(line, capture_output=True, text=True, check=True).stderr
+    return float(re.findall(r"VMAF score: ([\d.]+)", said)[0])
+
+
+def metrics() -> dict[str, Callable[[Bytes, Bytes], float]]:
+    """(reference, picture) uint8 [H,W,3] -> how good it is, by name."""
+    found = {"PSNR": psnr, **{name: functools.partial(of_piq, name) for name in PIQ}}
+    return {**found, SEEN: pairs.ssimulacra2, "VMAF": vmaf, "ColorVideoVDP": color_video_vdp}
+
+
+def measure(
+    paths: Sequence[Path], groups: int, seed: int, said: Mapping[str, Callable[[Bytes, Bytes], float]], file: Path
+) -> list[dict[str, str]]:
+    """Rows of all pairs, kept in `file`: group, what was done, how much, and what each of `said` says."""
+    rows = list(csv.DictReader(file.open(newline=""))) if file.exists() else []
+    done = len(rows) // pairs.WORSE
+    with file.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, [*ROW, *said])
+        writer.writeheader()
+        writer.writerows(rows[: done * pairs.WORSE])
+        for number in range(done, groups):
+            (reference, _, _), *made = pairs.group(paths, seed, number)
+            for rgb, what, much in made:
+                found = {name: f"{metric(reference, rgb):.7g}" for name, metric in said.items()}
+                writer.writerow(dict(zip(ROW, (number, what, round(much, 3)), strict=True)) | found)
+            stream.flush()
+    return list(csv.DictReader(file.open(newline="")))
+
+
+def table(rows: Sequence[Mapping[str, str]]) -> dict[str, dict[str, float]]:
+    """Every column's rank correlation with the human-tuned metrics, over all pairs."""
+    values = {name: np.array([float(row[name]) for row in rows]) for name in rows[0] if name not in ROW}
+    return {name: {b: round(srocc(v, values[b]), 4) for b in (*UNSEEN, SEEN)} for name, v in values.items()}
+
+
+def stored(rgb: Bytes, encoder: str, quality: int, chroma: int) -> Bytes:
+    """The picture as JPEG."""
+    if encoder == "jpegli":
+        import pyjpegli
+
+        data = pyjpegli.encode(rgb.tobytes(), rgb.shape[1], rgb.shape[0], quality)
+    else:
+        file = io.BytesIO()
+        Image.fromarray(rgb).save(file, "JPEG", quality=quality, subsampling={444: 0, 422: 1, 420: 2}[chroma])
+        data = file.getvalue()
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def beside_people(paths: Sequence[Path], said: Mapping[str, Callable[[Bytes, Bytes], float]]) -> dict[str, float]:
+    """Rank correlation of each metric's mean over the pictures with the Elo of the ways of storing them."""
+    means: dict[str, list[float]] = {name: [] for name in said}
+    originals = [read_rgb(path) for path in paths]
+    for way in ELO:
+        kept = [stored(rgb, *way) for rgb in originals]
+        for name, metric in said.items():
+            means[name].append(float(np.mean([metric(a, b) for a, b in zip(originals, kept, strict=True)])))
+    return {name: round(srocc(np.array(v), np.array(list(ELO.values()), float)), 4) for name, v in means.items()}
+
+
+def parity(paths: Sequence[Path], groups: int, seed: int, bundle: str) -> dict[str, float]:
+    """How far whole full-reference scores move at most, in every precision and backend that is here."""
+    made = [pairs.group(paths, seed, number) for number in range(groups)]
+
+    def of(**options: Any) -> NDArray[np.float64]:
+        with Scorer(bundle, build=True, **options) as scorer:
+            return np.array([scorer.compare(rgb, g[0][0]).full_reference for g in made for rgb, _, _ in g])
+
+    reference = of(backend="onnxruntime")
+    cases = [(b, p) for b in ("onnxruntime", "openvino") for p in ("fp32", "fp16", "int8")]
+    return {f"{b} {p}": round(float(np.abs(of(backend=b, precision=p) - reference).max()), 6) for b, p in cases[1:]}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "bench/full_reference.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--pictures", type=Path, required=True, nargs="+")
+    parser.add_argument("--bundle", default="small")
+    parser.add_argument("--people", type=Path, nargs="*", default=[], help="pictures of CID22's validation part")
+    parser.add_argument("--parity", type=int, default=0, help="groups whose scores are compared in every precision")
+    parser.add_argument("--groups", type=int, default=146)
+    parser.add_argument("--seed", type=int, default=777)
+    parser.add_argument("--out", type=Path, required=True)
+    o = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    o.out.mkdir(parents=True, exist_ok=True)
+    paths = [p for given in o.pictures for p in pairs.photographs(given)]
+    rows = measure(paths, o.groups, o.seed, metrics(), o.out / "metrics.csv")
+    with Scorer(o.bundle) as scorer, tempfile.TemporaryDirectory() as scratch:
+        model = {
+            "full_reference": lambda reference, rgb: scorer.compare(rgb, reference).full_reference or 0.0,
+            "1 - drop": lambda reference, rgb: 1 - scorer.compare(rgb, reference).drop,
+        }
+        own = measure(paths, o.groups, o.seed, model, Path(scratch, "model.csv"))
+        same = [scorer.compare(str(path), str(path)).full_reference or 0.0 for path in paths[:20]]
+        people = beside_people(o.people, metrics() | model) if o.people else {}
+    found = {"pairs": len(rows), "srocc": table([a | b for a, b in zip(rows, own, strict=True)])}
+    found |= {"bundle": o.bundle, "identical": [round(min(same), 4), round(max(same), 4)], "people": people}
+    found["parity"] = parity(paths, o.parity, o.seed, o.bundle) if o.parity else {}
+    (o.out / "table.json").write_text(json.dumps(found, indent=1))
+    print(f"{len(rows)} pairs; identical pictures {found['identical']}")
+    for name, row in found["srocc"].items():
+        print(f"{name:16s}", *(f"{label} {value:.3f}  " for label, value in row.items()), people.get(name, ""))
+    print(*(f"{name} {moved:.5f}  " for name, moved in found["parity"].items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
