@@ -265,13 +265,16 @@ def test_addresses_are_off_then_public_only_and_never_a_bucket(server: Server, s
         return of.post("/score", json.dumps({"url": url}), Content_Type="application/json")
 
     assert asked(server, elsewhere)[0] == 403
-    public, private = (Server(scorer, Limits(4), network=Network(private=p)) for p in (False, True))
+    limits = Limits(4, body=50_000)
+    public, private = (Server(scorer, limits, network=Network(private=p)) for p in (False, True))
     try:
         status, answer = asked(public, elsewhere)
         assert status == 422
         assert "no public address" in answer["error"]
         status, row = asked(private, elsewhere)
         assert (status, row["path"]) == (200, elsewhere)
+        two = json.dumps({"images": [{"url": elsewhere}] * 2})
+        assert private.post("/score/batch", two, Content_Type="application/json")[0] == 413  # together too large
         for url in ("s3://bucket/a.png", "memory://a", "file:///etc/passwd", "/etc/passwd"):
             assert asked(private, url)[0] == 403
     finally:

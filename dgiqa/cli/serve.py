@@ -12,6 +12,10 @@ from dgiqa.cli import options
 from dgiqa.cli.common import EXIT_CODES, Backend, Precision, Stopped, app, say
 from dgiqa.extras import needs
 
+Preset = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Or the model's own threshold: upload, archive, curation.")
+]
+
 
 @app.command(epilog=EXIT_CODES)
 @options.joined(reading=["private_network", "max_bytes", "timeout"])
@@ -42,7 +46,7 @@ def serve(  # noqa: PLR0917 - the command line's options
     gate: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, metavar="X", help="The verdict passes from X on.")
     ] = None,
-    preset: options.Preset = None,
+    preset: Preset = None,
 ) -> None:
     """Serve scores over HTTP, with a page to drop a picture on, and the Open Inference Protocol.
 
@@ -87,7 +91,7 @@ def triton_repo(  # noqa: PLR0917 - the command line's options
     gate: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, metavar="X", help="The verdict passes from X on.")
     ] = None,
-    preset: options.Preset = None,
+    preset: Preset = None,
 ) -> None:
     """Write a model repository for Triton Inference Server: encoded images in, scores and rows out.
 

@@ -142,9 +142,7 @@ def create_app(
     network: what may be fetched from addresses; None: nothing. token: what clients send as a bearer token.
     """
     service = Service(scorer, limits or Limits(default_queue()), network)
-    about = (
-        "Scores how good photographs look, from 0 to 1. Every answer that is no 200 has an `error` and a request id."
-    )
+    about = "Scores how good photographs look, from 0 to 1. Whatever is no 200 says why in error."
     options: dict[str, Any] = {"docs_url": None, "redoc_url": None, "lifespan": service.running}
     app = FastAPI(title="dgiqa-rt", version=__version__, description=about, **options)
     app.add_middleware(Envelope, metrics=service.metrics, token=token)
@@ -223,12 +221,12 @@ def _add_protocol(app: FastAPI, service: Service) -> None:
     @app.get("/v2/health/live")
     async def live() -> Response:
         """Whether it is worth waiting for: 503 where the networks failed."""
-        return _empty(service.scorer.inbox.alive)
+        return _probed(service.scorer.inbox.alive)
 
     @app.get("/v2/health/ready")
     async def ready() -> Response:
         """Whether it scores: 503 until a first picture went through, and while it goes down."""
-        return _empty(service.ready and service.scorer.inbox.alive)
+        return _probed(service.ready and service.scorer.inbox.alive)
 
     @app.get("/v2/models/{name}/versions/{version}")
     @app.get("/v2/models/{name}")
@@ -297,7 +295,7 @@ def _hashes(page: str, tag: str) -> str:
     return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
 
 
-def _empty(well: bool) -> Response:
+def _probed(well: bool) -> Response:
     return Response(status_code=200 if well else 503)
 
 

@@ -15,7 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dgiqa.serve.metrics import Metrics
 
 LOG = logging.getLogger("dgiqa.serve")
-OPEN = ("/", "/v2/health/live", "/v2/health/ready")  # without a token: the page, which asks for it, and probes
+PROBES = ("/v2/health/live", "/v2/health/ready")
+OPEN = ("/", *PROBES)  # without a token: the page asks for it
 _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 SAFETY = {
     "X-Content-Type-Options": "nosniff",
@@ -64,11 +65,12 @@ class Envelope:
         finally:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "other")
-            outcome = scope.get("cause") or ("ok" if 200 <= status < 300 else "unknown")
+            outcome = scope.get("cause") or ("ok" if 200 <= status < 300 else "not ready")
             self.metrics.requests.labels(route, outcome).inc()
             self.metrics.seconds.labels(route).observe(seconds)
             told = (identity, scope["method"], scope["path"], status, outcome, seconds * 1e3)
-            LOG.info("id=%s method=%s path=%r status=%d outcome=%r ms=%.1f", *told)
+            level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
+            LOG.log(level, "id=%s method=%s path=%r status=%d outcome=%r ms=%.1f", *told)
 
     def _knows(self, authorization: str) -> bool:
         """Whether the token is right, in a time that does not tell how much of it is."""

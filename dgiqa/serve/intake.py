@@ -8,7 +8,7 @@ import binascii
 import json
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import anyio
@@ -22,6 +22,7 @@ from dgiqa.sources.inputs import Network
 
 MAX_JSON = 4 << 20  # bytes: parsing more would hold up everybody else
 MAX_NAME = 1024
+FETCHES = 16  # at a time: each has a thread
 _PIECE = 1 << 16
 Image = tuple[str, bytes]
 
@@ -53,8 +54,9 @@ class Intake:
     """Reads bodies within limits. network: None where addresses are off."""
 
     def __init__(self, limits: Limits, network: Network | None) -> None:
-        self.limits, self.network = limits, network
-        self._held = 0  # bytes of bodies that are coming in
+        self.limits = limits
+        self.network = network and replace(network, max_bytes=min(network.max_bytes, limits.body))
+        self._held = self._fetching = 0  # bytes of bodies that are coming in; addresses
 
     async def images(self, request: Request) -> list[Image]:
         """The images of a request: a form's files, what a JSON document lists, or else the body itself."""
@@ -63,7 +65,7 @@ class Intake:
         if kind == "multipart/form-data":
             found = await anyio.to_thread.run_sync(_form, request, data, self.limits)
         elif kind == "application/json":
-            found = [await self._listed(entry) for entry in _entries(document(data), self.limits.images)]
+            found = await self._all_listed(_entries(document(data), self.limits.images))
         else:
             found = [(named(request.query_params.get("name", "<bytes>")), data)]
         if not all(data for _, data in found):
@@ -102,6 +104,20 @@ class Intake:
         message = f"a body of more than {self.limits.body} bytes; the server's --max-body allows larger ones"
         return RefusedError(413, "too large", message, {"Connection": "close"})
 
+    async def _all_listed(self, entries: list[Any]) -> list[Image]:
+        """What a document lists, within the limits of one body."""
+        found, size = [], 0
+        try:
+            with anyio.fail_after(self.limits.timeout_s):
+                for entry in entries:
+                    found.append(await self._listed(entry))
+                    size += len(found[-1][1])
+                    if size > self.limits.body:
+                        raise self._too_large()
+        except TimeoutError:
+            raise RefusedError(504, "timeout", f"not fetched within {self.limits.timeout_s:g} s") from None
+        return found
+
     async def _listed(self, entry: Any) -> Image:
         if not isinstance(entry, dict) or len(entry.keys() & {"url", "data"}) != 1:
             raise RefusedError(
@@ -117,10 +133,15 @@ class Intake:
             raise RefusedError(
                 403, "forbidden", "only http and https addresses are fetched; a bucket has the server's rights"
             )
+        if self._fetching >= FETCHES:
+            raise busy("too many addresses are being fetched")
+        self._fetching += 1
         try:
-            return name, await anyio.to_thread.run_sync(remote.fetch, address, self.network)
+            return name, await anyio.to_thread.run_sync(remote.fetch, address, self.network, abandon_on_cancel=True)
         except ImageError as error:
             raise RefusedError(422, "not fetched", f"{name}: {error}") from error
+        finally:
+            self._fetching -= 1
 
 
 def busy(why: str) -> RefusedError:

@@ -10,6 +10,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+CONNECTIONS = 1024  # more are answered 503
 HEADERS_S = 10.0  # for a request's headers to come, from the connection or the request before it
 
 
@@ -17,7 +18,8 @@ def run(app: Any, host: str, port: int) -> None:
     """Serve until SIGTERM or SIGINT: then no connection is taken any more, and every request that came is answered."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     logging.getLogger("uvicorn.access").disabled = True  # the envelope's line says more
-    config = uvicorn.Config(app, host, port, http=Prompt, ws="none", log_config=None, server_header=False)
+    options: dict[str, Any] = {"ws": "none", "log_config": None, "server_header": False}
+    config = uvicorn.Config(app, host, port, http=Prompt, limit_concurrency=CONNECTIONS, **options)
     uvicorn.Server(config).run()
 
 
