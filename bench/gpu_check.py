@@ -131,26 +131,26 @@ def device_memory(room: Room, note: Note) -> None:
     need_gpu()
     context = cuda.Context()
     note("gpu", context.gpu)
-    note("driver", cuda.driver_version())
+    version = int(cuda.driver("cuDriverGetVersion"))
+    note("driver", f"{version // 1000}.{version % 1000 // 10}")
     lane, data = cuda.Lane(context), np.random.default_rng(1).standard_normal(1 << 20).astype(np.float32)
-    pinned = context.pinned(data.nbytes).view(np.float32)
-    source, target = (lane.empty(data.shape, data.dtype) for _ in range(2))
+    source, between, target = (lane.empty(data.shape, data.dtype) for _ in range(3))
 
-    def round_trip() -> None:
-        lane.copy(source.pointer, pinned.ctypes.data, data.nbytes)
-        lane.copy(target.pointer, source.pointer, data.nbytes)
+    def twice() -> None:
+        lane.put(between, source)
+        lane.put(target, between)
 
-    replay = cuda.Replay(lane, round_trip)
+    replay = cuda.Replay(lane)
     with lane.current():
         for turn in range(4):  # plain, recorded, replayed
-            pinned[:] = np.roll(data, turn)
-            replay()
-            np.testing.assert_array_equal(target.numpy(), pinned)
+            lane.put(source, np.roll(data, turn))
+            replay(twice)
+            np.testing.assert_array_equal(lane.numpy(target), np.roll(data, turn))
         if not replay.recorded:
             raise BackendError("two copies on a stream were not recorded as a graph")
-        cuda.check_home(cuda.as_device_array(target), context)
+        cuda.check_home(target.pointer, context)
         note("calls", room.calls)
-        note("lost_mb", _check_lost(_lost_mb(lambda: _one_round(lane, pinned), room.calls)))
+        note("lost_mb", _check_lost(_lost_mb(lambda: _one_round(lane, data), room.calls)))
         replay.close()
         lane.close()
 
@@ -306,9 +306,8 @@ class _HostBound:
         self.arrays = {**feeds, **fresh, **given}
 
     def put(self) -> None:
-        self._lane.sync()
-        for name, array in self._session.run({n: feed.numpy() for n, feed in self._feeds.items()}).items():
-            self._lane.upload(self.arrays[name].pointer, array)
+        for name, array in self._session.run({n: self._lane.numpy(a) for n, a in self._feeds.items()}).items():
+            self._lane.put(self.arrays[name], array)
 
     def close(self) -> None:
         pass
@@ -326,7 +325,7 @@ def _placed(context: cuda.Context, rgb: NDArray[np.uint8]) -> Iterator[tuple[Any
     lane = cuda.Lane(context)
     with lane.current():
         image = lane.empty(rgb.shape, np.uint8)
-        lane.upload(image.pointer, rgb)
+        lane.put(image, rgb)
     yield image, None
     if importlib.util.find_spec("torch"):
         import torch
@@ -346,11 +345,11 @@ def _in_place(room: Room, name: str, session: Any) -> float:
     with lane.current():
         placed = {key: lane.empty(array.shape, array.dtype) for key, array in feeds.items()}
         for key, array in feeds.items():
-            lane.upload(placed[key].pointer, array)
+            lane.put(placed[key], array)
         outputs = {key: lane.empty(array.shape, array.dtype) for key, array in host.items()}
         for _ in range(4):  # plain, recorded, replayed
             session.run(placed, outputs, stream=lane.stream)
-        found = max(float(np.abs(outputs[key].numpy() - array).max()) for key, array in host.items())
+        found = max(float(np.abs(lane.numpy(outputs[key]) - array).max()) for key, array in host.items())
     if found > 1e-6:
         raise EngineError(f"{name} on device arrays differs by {found:.2e} from host arrays, wanted 1e-6")
     return found
@@ -366,18 +365,17 @@ def _bound(room: Room, name: str, session: Any) -> float:
         bound = session.bind(placed, None, lane)
         for _ in range(4):
             for key, array in feeds.items():
-                lane.upload(placed[key].pointer, array)
+                lane.put(placed[key], array)
             getattr(bound, "run", bound.put)()
-        found = max(float(np.abs(bound.arrays[key].numpy() - array).max()) for key, array in host.items())
+        found = max(float(np.abs(lane.numpy(bound.arrays[key]) - array).max()) for key, array in host.items())
         bound.close()
     if found > 1e-6:
         raise EngineError(f"{name} between bound arrays differs by {found:.2e} from host arrays, wanted 1e-6")
     return found
 
 
-def _one_round(lane: cuda.Lane, pinned: NDArray[Any]) -> None:
-    array = lane.empty((1 << 18,), np.float32)
-    lane.copy(array.pointer, pinned.ctypes.data, array.nbytes)
+def _one_round(lane: cuda.Lane, data: NDArray[Any]) -> None:
+    lane.put(lane.empty((1 << 18,), np.float32), data[: 1 << 18])
     lane.sync()
 
 
@@ -385,11 +383,17 @@ def _lost_mb(call: Callable[[], object], calls: int) -> float:
     """Device memory that is gone after `calls` calls, after some to settle."""
     for _ in range(20):
         call()
-    before = cuda.free_memory()
+    before = _free_memory()
     for _ in range(calls):
         call()
     gc.collect()
-    return (before - cuda.free_memory()) / 1e6
+    return (before - _free_memory()) / 1e6
+
+
+def _free_memory() -> int:
+    """Bytes of the device's memory that nobody holds."""
+    with cuda.Context().current():
+        return int(cuda.driver("cuMemGetInfo")[0])
 
 
 def _check_lost(megabytes: float) -> float:

@@ -1,8 +1,10 @@
 """A GPU that is lent for ten minutes: everything worth knowing first, in order, nothing lost when time runs out.
 
-    python bench/gpu_day.py pack FOLDER [--torch-python PYTHON]    here: a slim tree with kernels built for an H200
-    python bench/gpu_day.py first [--out FOUND] [--minutes 8]      there: correctness, then times
-    python bench/gpu_day.py second [--out FOUND] [--minutes 8]     there: ONNX Runtime and TensorRT, where installed
+    python bench/gpu_day.py pack FOLDER [--torch-python PYTHON] [--python 3.12]
+                                                       here: a slim tree with kernels built for an H200, and what images
+                                                       with torch lack of the packages that are needed
+    python bench/gpu_day.py first [--out FOUND] [--minutes 8]    there: correctness, then times
+    python bench/gpu_day.py second [--out FOUND] [--minutes 8]   there: ONNX Runtime and TensorRT, where installed
 
 Each step is a process of its own with a limit; one that fails or hangs is ended, told in FOUND/day.jsonl as soon as it
 is over, and the next begins. What a step finds it writes itself, row by row, beside that file. The kernels are packed
@@ -27,6 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILT = ROOT / "build"
 NEEDED = ("dgiqa", "bench", "engines", "CMakeLists.txt", "pyproject.toml", "LICENSE", "README.md")
 LIBRARIES = ("libdgiqa_kernels.so", "libdgiqa_torch.so", "launch_all")
+CARRIED = ("platformdirs", "simplejpeg")  # of what dgiqa imports, those that an image with torch may lack
+MANYLINUX = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_28_x86_64")
 MOST_MB = 60  # of what travels
 GRACE_S = 3.0  # between asking a step to end and ending it
 
@@ -89,7 +93,8 @@ def run(steps: Sequence[Step], tell: Callable[[dict[str, Any]], None], minutes: 
 def ended(command: Sequence[str | Path], seconds: float) -> dict[str, Any]:
     """What became of a command: {"ok", "seconds", "tail"[, "error"]}. Late, it is ended with all that it started."""
     begun = time.monotonic()
-    environment = {"DGIQA_KERNELS": str(BUILT / "libdgiqa_kernels.so"), **os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {"DGIQA_KERNELS": str(BUILT / "libdgiqa_kernels.so"), **os.environ}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "site")])
     words = [str(word) for word in command]
     try:
         process = subprocess.Popen(
@@ -138,13 +143,21 @@ def compile_into(folder: Path, torch_python: Path) -> int:
     return max(done)
 
 
-def pack(folder: Path, torch_python: Path) -> int:
-    """The tracked files that the commands need, and the kernels, in a new folder."""
+def carry(folder: Path, python_version: str) -> int:
+    """CARRIED, for x86-64 and a version of Python that need not be this one's."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", *CARRIED]
+    command += ["--python-version", python_version, "--implementation", "cp", "--target", str(folder)]
+    command += [word for tag in MANYLINUX for word in ("--platform", tag)]
+    return subprocess.run(command, check=False).returncode
+
+
+def pack(folder: Path, torch_python: Path, python_version: str) -> int:
+    """The tracked files that the commands need, the kernels and what is carried, in a new folder."""
     if folder.exists():
         print(f"{folder} is there already; name a new one", file=sys.stderr)
         return 1
     made = folder.with_name(f"{folder.name}.build")
-    if compile_into(made, torch_python):
+    if compile_into(made, torch_python) or carry(folder / "site", python_version):
         return 1
     listed = subprocess.run(["git", "ls-files", "--", *NEEDED], cwd=ROOT, capture_output=True, text=True, check=True)
     for name in listed.stdout.splitlines():
@@ -164,6 +177,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("command", choices=("pack", "build", "first", "second"))
     parser.add_argument("folder", type=Path, nargs="?", help="of pack: where the tree is made")
     parser.add_argument("--torch-python", type=Path, default=Path(sys.executable), help="of pack: has torch with CUDA")
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    parser.add_argument("--python", default=here, metavar="X.Y", help="of pack: the version there")
     parser.add_argument("--out", type=Path, default=Path("found"))
     parser.add_argument("--minutes", type=float, default=8)
     options = parser.parse_args(arguments)
@@ -172,7 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "pack":
         if options.folder is None:
             parser.error("pack needs a folder")
-        return pack(options.folder, options.torch_python)
+        return pack(options.folder, options.torch_python, options.python)
     options.out.mkdir(parents=True, exist_ok=True)
     log = options.out.resolve() / "day.jsonl"
 

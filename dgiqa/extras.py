@@ -14,6 +14,7 @@ EXTRAS = {
     "openvino": "OpenVINO, faster for large networks on x86",
     "tensorrt": "TensorRT, for NVIDIA's data-centre GPUs",
     "rtx": "TensorRT for RTX, for NVIDIA's desktop GPUs",
+    "cuda": "pictures that lie on NVIDIA GPUs; gpu, tensorrt and rtx bring it",
     "nvml": "the names of NVIDIA GPUs; gpu, tensorrt and rtx bring it",
     "pycuda": "PyCUDA's arrays and streams beside TensorRT",
     "build": "fp16 and int8 files",

@@ -40,6 +40,7 @@ Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 
 BARS_NOTE = "has black bars, which count in its score"
+UNSEEN_NOTE = "bars and attributes were not measured, on a GPU"
 STAGES = ("decode", "depth_input", "depth", "depth_image", "tiles", "attributes", "quality")
 # Tiles per run. Two cores (Zen 3), small quality network, ms per tile: 7.0 alone, 5.6 from 4 tiles on, flat to 32.
 # Memory is not flat: two runs side by side hold 221 MB with 4 tiles each, 296 MB with 8.
@@ -55,7 +56,9 @@ class Network(Protocol):
 class OnGpu(Protocol):
     """What scores pictures that lie on a GPU, as `on_device.OnDevice` does."""
 
-    def __call__(self, source: Any, name: str, tiling: str) -> Work: ...
+    def __call__(self, source: Any, name: str, tiling: str, stream: Any = None) -> Work: ...
+
+    def to_host(self, source: Any, stream: Any = None) -> UInt8: ...
 
     def close(self) -> None: ...
 
@@ -195,7 +198,8 @@ class Stages:
 
     tiling: "grid" or "official:COUNT[:SEED]". max_pixels, max_memory: as in `scorer.Scorer`. room: what images that are
     prepared at a time share. gate: the score from which an image passes. features: keep what the last layer sees.
-    backend: what runs the networks. on_gpu: what scores pictures that lie on a GPU.
+    backend: what runs the networks. on_gpu: what scores pictures that lie on a GPU. copy_back: measure attributes and
+    bars of those, too, for which each is copied to the host.
     """
 
     bundle: Bundle
@@ -209,6 +213,7 @@ class Stages:
     gate: float | None = None
     features: bool = False
     on_gpu: OnGpu | None = None
+    copy_back: bool = False
 
     @property
     def p(self) -> spec.Preprocess:
@@ -232,14 +237,19 @@ class Stages:
         stop: threading.Event | None = None,
         near: UInt8 | None = None,
         look: bool = False,
+        stream: Any = None,
     ) -> Work:
         """First half: source -> working image, depth image and windows. Given up between stages once stop is set.
 
         near: the depth image to use, uint8 of the working size, instead of the depth network's. look: measure the
-        picture's attributes. A picture on a GPU comes back complete, and `near` and `look` say nothing to it.
+        picture's attributes. A picture on a GPU comes back complete, after what is on `stream`; `near` says nothing to
+        it, and only with copy_back it is looked at.
         """
         if self.on_gpu is not None and is_on_gpu(source):
-            return self.on_gpu(source, name, tiling)
+            work = self.on_gpu(source, name, tiling, stream)
+            if look:
+                self._look(work, self.on_gpu.to_host(source, stream) if self.copy_back else None)
+            return work
         clock = StageClock(stop)
         with clock("decode"):
             opened = open_source(source, self.max_pixels, self.max_memory)
@@ -263,8 +273,8 @@ class Stages:
         attributes: Attributes | None = None
         if look:
             with clock("attributes"):
-                attributes = measure(rgb, working if _is_reduced(self.p, rgb) else None)
-                notes += (BARS_NOTE,) if any(bars.find(working)) else ()
+                attributes, found = self._seen(rgb, working)
+            notes += found
         del decoded, rgb  # before the depth image, which may be as large
         if prepared is not None and depth is not None:
             near = depth_image_from(prepared, size, depth, self.p, clock=clock, turn=self.networks.turn)
@@ -272,6 +282,20 @@ class Stages:
             windows = preprocess.windows_for(tiling, working.shape[0], working.shape[1], self.p.tile)
         scores, ms = np.full(len(windows), np.nan, np.float32), {s: clock.ms[s] for s in STAGES if s in clock.ms}
         return Work(name, tiling, height, width, working, near, windows, ms, scores, attributes=attributes, notes=notes)
+
+    def _look(self, work: Work, rgb: UInt8 | None) -> None:
+        """Enter what shows on the host in a picture's pixels, or that nobody looked."""
+        if rgb is None:
+            work.notes += (UNSEEN_NOTE,)
+            return
+        started = time.perf_counter()
+        work.attributes, notes = self._seen(rgb, preprocess.working_image(rgb, self.p))
+        work.notes += notes
+        work.timings_ms["attributes"] = ms_since(started)
+
+    def _seen(self, rgb: UInt8, working: UInt8) -> tuple[Attributes, tuple[str, ...]]:
+        attributes = measure(rgb, working if _is_reduced(self.p, rgb) else None)
+        return attributes, (BARS_NOTE,) if any(bars.find(working)) else ()
 
     def finish(self, work: Work) -> Score:
         """The score of an image whose windows are all settled. Raises BackendError if one of them is not finite."""
@@ -339,16 +363,17 @@ def open_stages(
     parallel: int = 1,
     batch: int | None = None,
     device: int | None = None,
+    graphs: bool | None = None,
     **settings: Any,
 ) -> Stages:
     """Open a bundle's networks. engine: its files run where it has them, and it decides backend and precision.
 
-    threads, parallel, batch, device: as in `scorer.Scorer`. settings: further fields of Stages.
+    threads, parallel, batch, device, graphs: as in `scorer.Scorer`. settings: further fields of Stages.
     Raises BundleError for networks with other tensors than the contract's, BackendError if one cannot run here.
     """
     if engine:
         backend, precision = engine.backend, engine.precision
-    options: dict[str, Any] = {"threads": threads, "parallel": parallel, "device": device}
+    options: dict[str, Any] = {"threads": threads, "parallel": parallel, "device": device, "graphs": graphs}
     opened = {
         network.file: _open(bundle, network, backend, precision, engine, **options) for network in bundle.networks
     }

@@ -17,7 +17,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
@@ -31,7 +31,7 @@ from dgiqa import preprocess, spec
 from dgiqa.errors import BackendError, DgiqaError, ImageError
 from dgiqa.forward import Networks
 from dgiqa.runtime import cuda
-from dgiqa.runtime.cuda import DeviceArray, Replay
+from dgiqa.runtime.cuda import DeviceArray, Recent, Replay
 from dgiqa.runtime.kernels import RANGE_WORDS, DepthMap, Image, Kernels, Nv12, is_finite, normalised_levels
 from dgiqa.work import Work
 
@@ -69,9 +69,9 @@ class Lane(Protocol):
 
     def copy(self, target: int, source: int, nbytes: int) -> None: ...
 
-    def upload(self, target: int, array: NDArray[Any]) -> None: ...
+    def put(self, target: DeviceArray, source: NDArray[Any]) -> None: ...
 
-    def download(self, source: int, nbytes: int) -> NDArray[np.uint8]: ...
+    def numpy(self, array: DeviceArray) -> NDArray[Any]: ...
 
     def follow(self, stream: Any) -> None: ...
 
@@ -136,15 +136,15 @@ class DeviceScorer:
     ) -> None:
         self._home = home
         self._networks, self._p, self._kernels = (depth, quality), p, kernels
-        self._together, self._sizes, self._record = together, sizes, record
+        self._together, self._record = together, record
         self._lanes = list(lanes)
-        self._plans: dict[Lane, OrderedDict[Any, _Plan]] = {lane: OrderedDict() for lane in self._lanes}
+        self._plans = {lane: Recent(sizes) for lane in self._lanes}
         self._free: queue.SimpleQueue[Lane] = queue.SimpleQueue()
         self._waiting: deque[_Request] = deque()
         self._turn = threading.Lock()
         with self._lanes[0].current():
             self._levels = self._lanes[0].empty((3, 256), np.float32)
-            self._lanes[0].upload(self._levels.pointer, normalised_levels())
+            self._lanes[0].put(self._levels, normalised_levels())
         for lane in self._lanes:
             self._free.put(lane)
 
@@ -156,16 +156,10 @@ class DeviceScorer:
         Raises ImageError for another shape or dtype, DgiqaError if the depth is not finite, BackendError if something
         on the device fails.
         """
-        image, producer = device_image(source, stream)
-        if self._home is not None:
-            at = image.luma if isinstance(image, Nv12) else image.pointer
-            try:
-                cuda.check_home(DeviceArray(at, (1,), np.dtype(np.uint8)), self._home)
-            except ValueError as error:
-                raise ImageError(str(error)) from error
+        image, after = self._placed(source, stream)
         preprocess.check_size(image.height, image.width, self._p)
         preprocess.windows_for(tiling, self._p.tile, self._p.tile, self._p.tile)  # ValueError before it waits
-        asked = _Request(image, source, [s for s in (stream, producer) if s is not None], tiling, batch)
+        asked = _Request(image, source, after, tiling, batch)
         with self._turn:
             self._waiting.append(asked)
         lane = self._free.get()
@@ -176,20 +170,45 @@ class DeviceScorer:
             self._free.put(lane)
         return asked.found.result()
 
+    def to_host(self, source: Any, stream: Any = None) -> NDArray[np.uint8]:
+        """A copy of an image that `score` takes: uint8 [H,W,3] RGB. Raises as it does."""
+        image, after = self._placed(source, stream)
+        lane = self._free.get()
+        try:
+            with lane.current():
+                for each in after:
+                    lane.follow(each)
+                rgb = lane.empty((image.height, image.width, 3), np.uint8)
+                _place(image, rgb.pointer, lane, self._kernels)
+                return lane.numpy(rgb)
+        finally:
+            self._free.put(lane)
+
     def close(self) -> None:
         """Release the memory. The sessions stay open: they are the caller's."""
+        if not self._lanes:
+            return
         for _ in self._lanes:
             self._free.get()
         for lane, plans in self._plans.items():
             with lane.current():
                 lane.sync()
-                while plans:
-                    plans.popitem()[1].close()
+                plans.close()
         del self._levels
         for lane in self._lanes:
             with lane.current():
                 lane.close()
         self._lanes = []
+
+    def _placed(self, source: Any, stream: Any) -> tuple[Image | Nv12, list[Any]]:
+        """An image on this GPU, and the streams that must be done with it."""
+        image, producer = device_image(source, stream)
+        if self._home is not None:
+            try:
+                cuda.check_home(image.luma if isinstance(image, Nv12) else image.pointer, self._home)
+            except ValueError as error:
+                raise ImageError(str(error)) from error
+        return image, [s for s in (stream, producer) if s is not None]
 
     def _take(self) -> list[_Request]:
         """The oldest request and those like it, a power of two of them: sizes that come again have few numbers."""
@@ -222,18 +241,13 @@ class DeviceScorer:
         for i, request in enumerate(requests):
             for stream in request.after:
                 lane.follow(stream)
-            plan.place(i, request.image)
-        plan.replay()
+            _place(request.image, plan.place(i), lane, self._kernels)
+        plan.run()
         return plan.results(requests)
 
     def _plan(self, lane: Lane, like: _Request, count: int) -> _Plan:
-        plans, key = self._plans[lane], (*like.like, count)
-        if key not in plans:
-            while len(plans) >= self._sizes:
-                plans.popitem(last=False)[1].close()
-            plans[key] = _Plan(self, lane, like, count)
-        plans.move_to_end(key)
-        return plans[key]
+        made: _Plan = self._plans[lane].get_or_make((*like.like, count), lambda: _Plan(self, lane, like, count))
+        return made
 
 
 class _Plan:
@@ -264,21 +278,18 @@ class _Plan:
         for name, columns in self._columns.items():
             self._starts[name], nbytes = nbytes, nbytes + 4 * columns * total
         self._found = lane.empty((nbytes,), np.uint8)
-        self.replay = Replay(lane, self._work, record=scorer._record)
+        self._replay = Replay(lane, record=scorer._record)
 
-    def place(self, i: int, image: Image | Nv12) -> None:
-        """Copy an image to its place, where the work finds it; whatever its strides, it is RGB there, without gaps."""
-        target, row = self._at(self.pixels, i), 3 * self.size[1]
-        if isinstance(image, Nv12):
-            self._kernels.nv12(image, target, stream=self._lane.handle)
-        elif image.strides == (row, 3, 1):
-            self._lane.copy(target, image.pointer, row * self.size[0])
-        else:  # the average of areas of one pixel
-            self._kernels.reduce(image, self.size, target, stream=self._lane.handle)
+    def place(self, i: int) -> int:
+        """Where the work finds an image."""
+        return self._at(self.pixels, i)
+
+    def run(self) -> None:
+        self._replay(self._work)
 
     def results(self, requests: list[_Request]) -> list[DeviceScores | DgiqaError]:
         """Wait; the scores of each image, or what was wrong with it."""
-        data = self._lane.download(self._found.pointer, self._found.nbytes)
+        data = self._lane.numpy(self._found)
         rows = {name: self._rows(data, name) for name in self._columns}
         scores = rows.pop(spec.QUALITY_OUTPUT)
         found: list[DeviceScores | DgiqaError] = []
@@ -293,7 +304,7 @@ class _Plan:
         return found
 
     def close(self) -> None:
-        self.replay.close()
+        self._replay.close()
         for bound in (self._run_depth, *self._run_quality.values()):
             bound.close()
 
@@ -376,18 +387,26 @@ class OnDevice:
         self._opening = threading.Lock()
         self._scorer: DeviceScorer | None = None
 
+    def to_host(self, source: Any, stream: Any = None) -> NDArray[np.uint8]:
+        """A copy of a picture, uint8 [H,W,3] RGB."""
+        return self._opened().to_host(source, stream)
+
     def __call__(self, source: Any, name: str, tiling: str, stream: Any = None) -> Work:
-        with self._opening:
-            if self._scorer is None:
-                self._scorer = open_device_scorer(self._networks.depth, self._networks.quality, self._p)
+        scorer = self._opened()
         image, _ = device_image(source, stream)
         if image.height * image.width > self._max_pixels:
             raise ImageError(f"{image.width} x {image.height}, limit {self._max_pixels:,} pixels; raise max_pixels")
-        found = self._scorer.score(source, tiling, batch=self._networks.batch, stream=stream)
+        found = scorer.score(source, tiling, batch=self._networks.batch, stream=stream)
         there = np.broadcast_to(np.uint8(0), found.working_size)  # the working image's place; its pixels never came
         scores, n = self._networks.mapped(found.tile_scores), len(found.windows)
         timings = {"device": found.ms}
         return Work(name, tiling, *found.size, there, there, found.windows, timings, scores, n, n, extra=found.extra)
+
+    def _opened(self) -> DeviceScorer:
+        with self._opening:
+            if self._scorer is None:
+                self._scorer = open_device_scorer(self._networks.depth, self._networks.quality, self._p)
+            return self._scorer
 
     def close(self) -> None:
         with self._opening:
@@ -397,7 +416,7 @@ class OnDevice:
 
 
 def open_device_scorer(depth: Any, quality: Any, p: spec.Preprocess) -> DeviceScorer:
-    """A DeviceScorer for two open sessions ("tensorrt" or "onnxruntime-cuda").
+    """A DeviceScorer for two open sessions of a backend that runs on a GPU.
 
     Raises BackendError for sessions on a CPU, without a GPU, cuda-python or the library of kernels.
     """
@@ -410,7 +429,7 @@ def open_device_scorer(depth: Any, quality: Any, p: spec.Preprocess) -> DeviceSc
     context = context_of(quality)
     lanes: list[Any] = [cuda.Lane(context) for _ in range(LANES)]
     together = min(getattr(depth, "most_at_once", 1), 8)
-    record = all(getattr(session, "recordable", True) for session in (depth, quality))
+    record = all(getattr(each, name, True) for each in (depth, quality) for name in ("recordable", "graphs"))
     options: dict[str, Any] = {"together": together, "record": record, "home": context}
     return DeviceScorer(depth, quality, p, kernels=kernels, lanes=lanes, **options)
 
@@ -425,7 +444,7 @@ def _check_on_a_gpu(session: Any) -> None:
     if not hasattr(session, "bind") or session.backend.startswith("onnxruntime-cpu"):
         raise BackendError(
             f"got an image on a GPU and networks in {session.backend}; open the Scorer with "
-            'backend="tensorrt" or "onnxruntime-cuda", or copy the image to the host'
+            'backend="tensorrt", "tensorrt-rtx" or "onnxruntime-cuda", or copy the image to the host'
         )
 
 
@@ -449,6 +468,17 @@ def device_image(source: Any, stream: Any = None) -> tuple[Image | Nv12, int | N
     packed = (shape[1] * shape[2], shape[2], 1) if len(shape) == 3 else (shape[1], 1)
     strides, colour = array.strides or packed, len(shape) == 3 and shape[2] == 3
     return Image(array.pointer, shape[0], shape[1], (strides[0], strides[1], strides[2] if colour else 0)), array.stream
+
+
+def _place(image: Image | Nv12, target: int, lane: Lane, kernels: Kernels) -> None:
+    """Copy an image to an address; whatever its strides, it is RGB there, without gaps."""
+    row = 3 * image.width
+    if isinstance(image, Nv12):
+        kernels.nv12(image, target, stream=lane.handle)
+    elif image.strides == (row, 3, 1):
+        lane.copy(target, image.pointer, row * image.height)
+    else:  # the average of areas of one pixel
+        kernels.reduce(image, (image.height, image.width), target, stream=lane.handle)
 
 
 def _settle(request: _Request, found: DeviceScores | DgiqaError) -> None:

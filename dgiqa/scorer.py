@@ -61,6 +61,8 @@ class Scorer:
     gate: the score from which an image passes, or the name of one of the bundle's presets; it decides `verdict`.
     features: keep what the last layer sees, of each tile, in the scores; where the bundle's network gives it.
     device: the GPU's ordinal as CUDA counts, by default that of the current context, else the first.
+    graphs: whether the GPU records CUDA graphs, by default with TensorRT alone. copy_back: measure attributes and bars
+    of pictures on a GPU, too, for which each is copied to the host.
     It can be pickled, and is then opened again; a fork of the process must open its own.
     Raises BundleError, BackendError, EngineError if there is no such engine, or ValueError for arguments that mean
     nothing.
@@ -83,12 +85,14 @@ class Scorer:
         gate: float | str | None = None,
         features: bool = False,
         device: int | None = None,
+        graphs: bool | None = None,
+        copy_back: bool = False,
     ) -> None:
         self._process = os.getpid()
         self._opened_with: dict[str, Any] = {  # what a pickle holds; an engine is built by now
             **{"backend": backend, "precision": precision, "engine": engine, "tiling": tiling, "batch": batch},
             **{"threads": threads, "parallel": parallel, "max_pixels": max_pixels, "max_memory": max_memory},
-            **{"gate": gate, "features": features, "device": device},
+            **{"gate": gate, "features": features, "device": device, "graphs": graphs, "copy_back": copy_back},
         }
         limits = (("max_pixels", max_pixels), ("max_memory", max_memory))
         for name, number in (("batch", batch), ("threads", threads), ("parallel", parallel), *limits):
@@ -122,6 +126,8 @@ class Scorer:
             gate=self.gate,
             features=features,
             device=device,
+            graphs=graphs,
+            copy_back=copy_back,
         )
         shared = parallel == "auto" or (parallel is None and chosen == TENSORRT)  # runs there share no threads
         self._alone: Stages | None = opened(parallel=most if shared else parallel or 1)
@@ -143,8 +149,8 @@ class Scorer:
         tiling = self.tiling if tiling is None else tiling
         check_tiling(tiling, self.bundle.preprocess.tile)
         stages = self._usable()
-        if is_on_gpu(source) and isinstance(stages.on_gpu, OnDevice):
-            return stages.finish(stages.on_gpu(source, name or name_of(source), tiling, stream))
+        if is_on_gpu(source):
+            return stages.finish(stages.prepare(source, name or name_of(source), tiling, look=True, stream=stream))
         if stream is not None:
             raise ValueError("got a stream for an image that is not on a GPU; leave it out")
         return stages.score(source, name=name, tiling=tiling)

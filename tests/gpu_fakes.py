@@ -628,10 +628,14 @@ def fake_tensorrt(driver: FakeDriver, version: str = "11.4.0.106") -> ModuleType
                 self.logger.log("ERROR", "the magic tag does not match")
                 return None
 
+    class IProgressMonitor:
+        pass
+
     module = ModuleType("tensorrt")
     vars(module).update(
         __version__=version,
         ILogger=ILogger,
+        IProgressMonitor=IProgressMonitor,
         Runtime=Runtime,
         LayerInformationFormat=SimpleNamespace(JSON="json"),
         TensorIOMode=SimpleNamespace(INPUT="in"),
@@ -640,6 +644,17 @@ def fake_tensorrt(driver: FakeDriver, version: str = "11.4.0.106") -> ModuleType
         ProfilingVerbosity=SimpleNamespace(NONE="none", DETAILED="detailed"),
     )
     return module
+
+
+def pinned(lane: Any, array: np.ndarray) -> np.ndarray:
+    """A copy of an array in page-locked memory, which is read when the stream comes to it; kept as long as the copy."""
+    with lane.current():
+        buffer = sys.modules["cuda.core"].LegacyPinnedMemoryResource().allocate(array.nbytes)
+    raw: Any = (ctypes.c_uint8 * array.nbytes).from_address(buffer.handle)
+    raw.kept = buffer
+    copied = np.ndarray(array.shape, array.dtype, raw)
+    copied[...] = array
+    return copied
 
 
 def write_plan(path: Path, **about: Any) -> Path:

@@ -295,11 +295,11 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         asked.devices.append(device)
         return SimpleNamespace(current=nullcontext)
 
-    def session(plan: Path, *, plugins: Any = (), device: int | None = None) -> OrtSession:
+    def session(plan: Path, *, plugins: Any = (), device: int | None = None, graphs: bool = True) -> OrtSession:
         asked.devices.append(device)
         return OrtSession(Path(plan).read_bytes())
 
-    here = {"tensorrt": "11.4.0.106", "gpu": "NVIDIA Z1", "compute_capability": "9.0"}
+    here = {"version": "11.4.0.106", "gpu": "NVIDIA Z1", "compute_capability": "9.0"}
     monkeypatch.setattr(plan, "build_plan", build_plan)
     monkeypatch.setattr(plans, "layer_precisions", lambda plan, plugins=(): dict(asked.layers))
     monkeypatch.setattr(plans, "identity", lambda device: here)
@@ -353,8 +353,8 @@ def test_a_plan_that_was_built_for_more_is_loaded_where_it_runs(
         monkeypatch.setattr(plans, "identity", lambda device=None: here | changed)
 
     for options, fits, misfits in (
-        (PlanOptions(), {}, {"tensorrt": "11.5.0"}),
-        (PlanOptions(version_compatible=True), {"tensorrt": "11.5.0"}, {"tensorrt": "12.0"}),
+        (PlanOptions(), {}, {"version": "11.5.0"}),
+        (PlanOptions(version_compatible=True), {"version": "11.5.0"}, {"version": "12.0"}),
         (PlanOptions(hardware="same"), {"gpu": "NVIDIA Z2"}, {"gpu": "NVIDIA Z2", "compute_capability": "12.0"}),
         (
             PlanOptions(hardware="ampere+"),
@@ -460,6 +460,25 @@ def test_int8_is_not_offered_where_it_gains_nothing() -> None:
         choose("onnxruntime-cuda", "int8")
     with pytest.raises(BackendError, match=r"^openvino has no fp8; choose --backend tensorrt, or --precision fp16$"):
         choose("openvino", "fp8")
+
+
+def test_who_places_quantisers_is_asked_for_and_belongs_to_the_key(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def quantised(bundle: Bundle, precision: str, out: Path, **options: Any) -> None:
+        asked.append((options["method"], out.name.split(".")[1]))
+        raise ParityError("scores are over the budget")
+
+    monkeypatch.setattr("dgiqa.builder.quantize.quantize_bundle", quantised)
+    for method in ("builtin", "modelopt"):
+        with pytest.raises(ParityError, match="over the budget"):
+            build(tiny_bundle, backend="onnxruntime", precision="int8", method=method)
+    assert [method for method, _ in asked] == ["builtin", "modelopt"]
+    assert len({place for _, place in asked}) == 2
+    with pytest.raises(ValueError, match="places Q/DQ of int8, and this is fp16; leave it out"):
+        build(tiny_bundle, backend="onnxruntime", precision="fp16", method="modelopt")
 
 
 def test_fp8_is_refused_on_a_gpu_without_such_units(

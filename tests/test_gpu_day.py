@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -87,3 +88,12 @@ def test_without_a_gpu_the_day_says_so_at_once(
     assert (row["command"], row["step"], row["ok"]) == ("first", "device memory", False)
     assert "no NVIDIA GPU" in row["tail"]
     assert "no NVIDIA GPU" in json.loads((tmp_path / "memory.json").read_text())["steps"]["device memory"]["error"]
+
+
+def test_what_is_carried_is_all_that_an_image_with_torch_lacks(day: ModuleType) -> None:
+    """Such an image has numpy, OpenCV, Pillow and what is usually beside them; nothing can be fetched there."""
+    project = (day.ROOT / "pyproject.toml").read_text()
+    listed = re.search(r"^dependencies = \[(.*?)^\]", project, re.MULTILINE | re.DOTALL)
+    assert listed
+    there = {"filelock", "jinja2", "numpy", "opencv-python-headless", "pillow", "rich", "typer"}
+    assert set(re.findall(r'^ *"([a-z0-9-]+)', listed[1], re.MULTILINE)) - there == set(day.CARRIED)

@@ -17,7 +17,7 @@ import pytest
 from gpu_fakes import FakeDriver
 from numpy.typing import NDArray
 
-from dgiqa import Scorer, spec
+from dgiqa import Scorer, pipeline, spec
 from dgiqa import on_device as on_device_room
 from dgiqa.bundle import Bundle
 from dgiqa.errors import BackendError, DgiqaError, ImageError
@@ -60,13 +60,13 @@ class HostLane:
     def copy(self, target: int, source: int, nbytes: int) -> None:
         ctypes.memmove(target, source, nbytes)
 
-    def upload(self, target: int, array: NDArray[Any]) -> None:
-        self.uploads.append(array.nbytes)
-        ctypes.memmove(target, array.ctypes.data, array.nbytes)
+    def put(self, target: DeviceArray, source: NDArray[Any]) -> None:
+        self.uploads.append(source.nbytes)
+        ctypes.memmove(target.pointer, source.ctypes.data, source.nbytes)
 
-    def download(self, source: int, nbytes: int) -> NDArray[np.uint8]:
-        self.downloads.append(nbytes)
-        return np.frombuffer(ctypes.string_at(source, nbytes), np.uint8).copy()
+    def numpy(self, array: DeviceArray) -> NDArray[Any]:
+        self.downloads.append(array.nbytes)
+        return view(array).copy()
 
     def follow(self, stream: Any) -> None:
         self.followed.append(stream)
@@ -403,7 +403,7 @@ def test_pictures_on_a_gpu_are_pushed_into_a_stream(
     host: Scorer, scoring: Device, photos: dict[str, NDArray[np.uint8]]
 ) -> None:
     photo, wanted = photos["chelsea"], host.score(photos["chelsea"]).value
-    with host.stream(reuse=Reuse()) as stream:  # nothing is taken over where it is computed sooner than compared
+    with host.stream() as stream:
         for i in range(3):
             stream.push(DeviceImage(photo), i / 25)
         stream.push(photo, 1.0)
@@ -415,8 +415,36 @@ def test_pictures_on_a_gpu_are_pushed_into_a_stream(
     assert len(scoring.lane.downloads) == 3
 
 
+def test_what_is_taken_over_between_frames_is_compared_on_the_host(
+    host: Scorer, scoring: Device, photos: dict[str, NDArray[np.uint8]]
+) -> None:
+    found = []
+    for picture in (DeviceImage(photos["chelsea"]), photos["chelsea"]):
+        with host.stream(reuse=Reuse(tiles=True)) as stream:
+            for i in range(3):
+                stream.push(picture, i / 25)
+            stream.finish()
+            found.append([{**row, "ms": 0} for row in stream])
+    assert found[0] == found[1]
+    assert [row["reused"] for row in found[0]] == ["", "depth+tiles", "depth+tiles"]
+
+
+def test_attributes_and_bars_are_measured_where_the_picture_may_be_copied_back(
+    host: Scorer, scoring: Device, photos: dict[str, NDArray[np.uint8]]
+) -> None:
+    framed = np.pad(photos["coffee"][::-1], ((60, 60), (0, 0), (0, 0)))
+    wanted = host.score(framed)
+    assert "has black bars" in wanted.note
+    found = host.score(DeviceImage(framed))
+    assert (found.attributes, found.note) == (None, "bars and attributes were not measured, on a GPU")
+    stages = replace(host.stages, copy_back=True)
+    for found in pipeline.score_many(stages, [DeviceImage(framed), DeviceImage(framed[..., ::-1].copy()[..., ::-1])]):
+        assert isinstance(found, Score)
+        assert (found.attributes, found.note) == (wanted.attributes, wanted.note)
+
+
 def test_networks_on_the_cpu_refuse_an_image_on_a_gpu(host: Scorer) -> None:
-    with pytest.raises(BackendError, match=r'networks in onnxruntime-cpu .* backend="tensorrt" or "onnxruntime-cuda"'):
+    with pytest.raises(BackendError, match=r'networks in onnxruntime-cpu .* backend="tensorrt", "tensorrt-rtx" or'):
         host.score(DeviceImage(np.zeros((90, 90, 3), np.uint8)))
 
 
@@ -500,8 +528,7 @@ def test_on_streams_that_run_as_late_as_they_may(
 
     def score(photo: NDArray[np.uint8]) -> Any:
         pixels = np.ascontiguousarray(photo)
-        pinned = context.pinned(pixels.nbytes)
-        pinned[...] = pixels.ravel()
+        pinned = gpu_fakes.pinned(producer, pixels)
         with context.current():
             image = producer.empty(pixels.shape, np.uint8)
             producer.copy(image.pointer, pinned.ctypes.data, pixels.nbytes)  # not waited for here

@@ -189,6 +189,15 @@ class HostLane:
         self.waits += 1
 
 
+def test_runs_on_host_arrays_record_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has other addresses, and a replayed graph would read those of the first."""
+    host = StandIn()
+    session = opened(monkeypatch, host, cuda_graph=True)
+    for _ in range(3):
+        session.run({"x": np.zeros((3, 2), np.float32)})
+    assert host.asked["graphs"] == ["-1"] * 3
+
+
 @pytest.mark.parametrize("graph", [False, True])
 def test_bound_arrays_stay_on_the_gpu(monkeypatch: pytest.MonkeyPatch, graph: bool) -> None:
     host, lane = StandIn(), HostLane()

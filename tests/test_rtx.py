@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_on_device import HostLane
 
 from dgiqa import machine
 from dgiqa.bundle import Bundle, load_bundle
@@ -160,6 +161,29 @@ def test_graphs_have_arrays_of_their_own_for_each_shape(
     assert len(session._captured) == 2
 
 
+def test_arrays_on_the_gpu_are_bound_and_stay_there(tiny_bundle: Bundle, plugin: SimpleNamespace) -> None:
+    path = tiny_bundle.file("quality.onnx")
+    session, plain, lane = rtx.RtxSession(path, cache=False), open_session(path, "onnxruntime"), HostLane()
+    here = feeds(tiny_bundle, 2)
+    placed = {name: lane.empty(array.shape, array.dtype) for name, array in here.items()}
+    own = {"score": lane.empty((2,), np.float32)}
+    bound, other = session.bind(placed, own, lane), session.bind(placed, None, lane)  # type: ignore[arg-type]
+    for turn in range(3):
+        for name, array in here.items():
+            lane.put(placed[name], array + turn)
+        bound.put()
+        other.put()
+        wanted = plain.run({name: array + turn for name, array in here.items()})
+        np.testing.assert_array_equal(lane.numpy(own["score"]), wanted["score"])
+        for name, array in wanted.items():
+            np.testing.assert_array_equal(lane.numpy(other.arrays[name]), array)
+    assert plugin.made[0].settings == {"enable_cuda_graph": "0"}
+    with pytest.raises(ValueError, match=r"output 'score' is \(3,\), wanted \(2,\)"):
+        session.bind(placed, {"score": lane.empty((3,), np.float32)}, lane)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="got inputs"):
+        session.bind({}, None, lane)  # type: ignore[arg-type]
+
+
 def test_a_plugin_that_does_not_load_or_takes_no_gpu_is_explained(
     tiny_bundle: Bundle, plugin: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,7 +227,10 @@ def test_nvidias_own_library_is_loaded_and_says_that_there_is_no_gpu(tmp_path: P
     shutil.copytree(folder, tmp_path / folder.name, copy_function=linked)  # importing it makes links in its folder
     program = "from dgiqa.runtime.rtx import RtxSession; import sys; RtxSession(sys.argv[1])"
     quality = load_bundle("small").file("quality.onnx")
-    paths = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "LD_LIBRARY_PATH": f"{tmp_path}:{tmp_path / folder.name}"}
+    paths = {
+        "PYTHONPATH": f"{tmp_path}:{ROOT}:{os.environ.get('PYTHONPATH', '')}",
+        "LD_LIBRARY_PATH": f"{tmp_path}:{tmp_path / folder.name}",
+    }
     child = subprocess.run(
         [sys.executable, "-c", program, str(quality)],
         env={**os.environ, **paths},

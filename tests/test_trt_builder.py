@@ -346,10 +346,9 @@ def test_the_real_cuda_core_takes_every_call_and_we_read_its_answers(builder: Pa
         "capability": "9.0",
         "device": 0,
         "primary": True,
-        "driver": "13.0",
+        "driver": 13000,
         "replayed": [True, True, True],
         "recorded": True,
-        "downloaded": True,
         "moved": [True, True, True],
         "not_recorded": True,
         "views": [[16, -4], [4, 6, 2], [18, 3, 1], True],
@@ -361,7 +360,7 @@ def test_the_real_cuda_core_takes_every_call_and_we_read_its_answers(builder: Pa
 def test_onnxruntime_old_and_new_takes_what_is_bound(builder: Path) -> None:
     """Names and order of the arguments with which arrays are bound and run, read from the packages' own sources."""
     import onnxruntime
-    from environment import ONNXRUNTIME
+    from environment import ONNXRUNTIMES
 
     wanted = {
         "bind_cpu_input": ["self", "name", "arr_on_cpu"],
@@ -370,7 +369,24 @@ def test_onnxruntime_old_and_new_takes_what_is_bound(builder: Path) -> None:
         "copy_outputs_to_cpu": ["self"],
         "run_with_iobinding": ["self", "iobinding", "run_options"],
     }
-    for package in (builder / f"ort-{ONNXRUNTIME}" / "onnxruntime", Path(onnxruntime.__file__).parent):
+    old = [builder / f"ort-{version}" / "onnxruntime" for version in ONNXRUNTIMES]
+    for package in (*old, Path(onnxruntime.__file__).parent):
         tree = ast.parse((package / "capi" / "onnxruntime_inference_collection.py").read_text())
         functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name in wanted]
         assert {f.name: [a.arg for a in f.args.args] for f in functions} == wanted, package
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("version", "file", "chosen"), [("1.20.0", "test_ort_cuda.py", "real_onnxruntime"), ("1.24.1", "test_rtx.py", "")]
+)
+def test_the_oldest_onnxruntimes_pass_the_tests_of_what_calls_them(
+    builder: Path, version: str, file: str, chosen: str
+) -> None:
+    """The newest is this environment's own."""
+    paths = os.pathsep.join([str(builder.resolve() / f"ort-{version}"), str(ROOT)])
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:xdist", str(ROOT / "tests" / file), "-k", chosen]
+    environment = {**os.environ, "PYTHONPATH": paths}
+    child = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stdout[-3000:]
+    assert "skipped" not in child.stdout.splitlines()[-1]

@@ -23,7 +23,7 @@ import pytest
 from gpu_fakes import TILE, FakeDriver, write_plan
 
 from dgiqa.builder import plan as room
-from dgiqa.builder.plan import Progress, build_plan
+from dgiqa.builder.plan import build_plan, monitor_of
 from dgiqa.errors import BackendError, EngineError
 from dgiqa.runtime import cuda
 from dgiqa.runtime.plans import Log, identity, layer_precisions
@@ -62,8 +62,7 @@ def on_device(arrays: dict[str, np.ndarray], producer: cuda.Lane, offset: int = 
     """The arrays of another library on the device, still being written by its stream."""
     placed = {}
     for name, array in arrays.items():
-        pinned = producer.context.pinned(array.nbytes)
-        pinned.view(array.dtype).reshape(array.shape)[...] = array
+        pinned = gpu_fakes.pinned(producer, array)
         buffer = producer.empty((array.nbytes + offset,), np.uint8)
         with producer.current():
             producer.copy(buffer.pointer + offset, pinned.ctypes.data, array.nbytes)
@@ -99,7 +98,7 @@ def test_arrays_go_in_and_come_out_by_name(session: TrtSession) -> None:
 def test_a_plan_of_one_shape_needs_no_profile(driver: FakeDriver, tmp_path: Path) -> None:
     with TrtSession(write_plan(tmp_path / "fixed.plan", batch=(4, 4))) as session:
         np.testing.assert_allclose(session.run(feeds(4))["score"], wanted(feeds(4)), rtol=1e-5)
-        with pytest.raises(ValueError, match=r"shape \(3, 3, 4, 4\), this plan takes \(4, .*\) to \(4,"):
+        with pytest.raises(ValueError, match=r"'rgb' \(3, 3, 4, 4\), .*plan takes 'rgb' \(4, .*\) to \(4,"):
             session.run(feeds(3))
 
 
@@ -116,9 +115,12 @@ def test_results_stay_what_they_were_when_the_session_goes_on(session: TrtSessio
         ({"rgb": None}, r"got inputs \['depth'\], wanted \['depth', 'rgb'\]"),
         ({"mask": np.zeros(1)}, r"got inputs \['depth', 'mask', 'rgb'\]"),
         ({"rgb": np.zeros((2, *TILE))}, "'rgb' is float64, wanted float32"),
-        ({"rgb": np.zeros((9, *TILE), np.float32)}, r"shape \(9, 3, 4, 4\), this plan takes \(1, .*\) to \(8, .*build"),
-        ({"rgb": np.zeros((0, *TILE), np.float32)}, r"shape \(0, 3, 4, 4\), this plan takes"),
-        ({"rgb": np.zeros((2, 3, 4), np.float32)}, r"shape \(2, 3, 4\), this plan takes"),
+        (
+            {"rgb": np.zeros((9, *TILE), np.float32)},
+            r"'rgb' \(9, 3, 4, 4\), .*plan takes 'rgb' \(1, .* to \(8, .*build",
+        ),
+        ({"rgb": np.zeros((0, *TILE), np.float32)}, r"'rgb' \(0, 3, 4, 4\), .*; this plan takes"),
+        ({"rgb": np.zeros((2, 3, 4), np.float32)}, r"'rgb' \(2, 3, 4\), .*; this plan takes"),
         ({"rgb": [[1.0]]}, "'rgb' is list, wanted a numpy array or an array on the device"),
     ],
 )
@@ -212,7 +214,7 @@ def test_outputs_go_where_they_are_wanted_and_nobody_waits(
     assert driver.calls["cuStreamSynchronize"] == waits
     for seed, outputs in enumerate(into):
         with producer.current():
-            np.testing.assert_allclose(outputs["score"].numpy(), wanted(feeds(2, seed)), rtol=1e-5)
+            np.testing.assert_allclose(producer.numpy(outputs["score"]), wanted(feeds(2, seed)), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -243,9 +245,9 @@ def test_runs_on_several_streams_do_not_mix_even_when_nobody_waits(
             placed = on_device(arrays, lane)
             session.run(placed, outputs, stream=lane.stream)
             results.append((outputs["score"], wanted(arrays), placed))
-        for score, expected, _ in results:
+        for i, (score, expected, _) in enumerate(results):
             with context.current():
-                np.testing.assert_allclose(score.numpy(), expected, rtol=1e-5)
+                np.testing.assert_allclose(lanes[i % 3].numpy(score), expected, rtol=1e-5)
 
 
 def test_threads_share_a_session(session: TrtSession) -> None:
@@ -363,8 +365,8 @@ def test_arrays_are_bound_once_and_run_where_others_run(session: TrtSession, pro
         for _ in range(4):  # plain, then recorded, turn by turn, in the lane's one memory
             bound.run()
             other.run()
-            np.testing.assert_allclose(own["score"].numpy(), wanted(arrays), rtol=1e-5)
-            np.testing.assert_allclose(other.arrays["score"].numpy(), wanted(arrays), rtol=1e-5)
+            np.testing.assert_allclose(producer.numpy(own["score"]), wanted(arrays), rtol=1e-5)
+            np.testing.assert_allclose(producer.numpy(other.arrays["score"]), wanted(arrays), rtol=1e-5)
             session.run(feeds(3))  # leaves the bindings alone
         with pytest.raises(ValueError, match=r"output 'score' is float32 \(3,\), wanted float32 \(2,\)"):
             session.bind(placed, outputs_for(3, producer), producer)
@@ -379,11 +381,11 @@ def test_arrays_are_bound_once_and_run_where_others_run(session: TrtSession, pro
 def test_a_binding_is_part_of_a_graph_of_ones_own(session: TrtSession, producer: cuda.Lane) -> None:
     arrays = feeds(2)
     bound = session.bind(on_device(arrays, producer), None, producer)
-    replay = cuda.Replay(producer, bound.put)
+    replay = cuda.Replay(producer)
     with producer.current():
         for n in (2, 3, 4, 4, 4):  # a larger network beside it moves the memory they share
-            replay()
-            np.testing.assert_allclose(bound.arrays["score"].numpy(), wanted(arrays), rtol=1e-5)
+            replay(bound.put)
+            np.testing.assert_allclose(producer.numpy(bound.arrays["score"]), wanted(arrays), rtol=1e-5)
             session.bind(on_device(feeds(n), producer), None, producer).run()
         replay.close()
         bound.close()
@@ -404,7 +406,7 @@ def test_a_plan_that_cannot_be_used_is_refused(driver: FakeDriver, tmp_path: Pat
 
 
 def test_identity_is_what_a_plan_is_bound_to(driver: FakeDriver) -> None:
-    assert identity() == {"tensorrt": "11.4.0.106", "gpu": "Imagined H200", "compute_capability": "9.0"}
+    assert identity() == {"version": "11.4.0.106", "gpu": "Imagined H200", "compute_capability": "9.0"}
 
 
 def test_a_missing_or_old_tensorrt_is_told_apart(monkeypatch: pytest.MonkeyPatch, plan: Path) -> None:
@@ -496,26 +498,26 @@ def test_a_place_for_measured_kernels_is_checked_before_a_build(driver: FakeDriv
         build_plan(plan, tmp_path / "made.plan", shapes={}, timing_cache=tmp_path)
 
 
-def test_progress_is_told_now_and_then_and_its_errors_stop_the_build() -> None:
+def test_progress_is_told_now_and_then_and_its_errors_stop_the_build(driver: FakeDriver) -> None:
     told: list[str] = []
-    progress = Progress(told.append, interval=0)
-    progress.start("building", 2)
-    progress.start("timing", 10)
-    assert progress.step("timing", 0)
-    progress.finish("timing")
-    assert progress.step("building", 1)
+    progress = monitor_of(told.append, interval=0)
+    progress.phase_start("building", "", 2)
+    progress.phase_start("timing", "building", 10)
+    assert progress.step_complete("timing", 0)
+    progress.phase_finish("timing")
+    assert progress.step_complete("building", 1)
     assert told == ["building 0/2 > timing 1/10", "building 2/2"]
-    rare = Progress(told.append, interval=60)
-    rare.start("building", 2)
-    assert rare.step("building", 0)
+    rare = monitor_of(told.append, interval=60)
+    rare.phase_start("building", "", 2)
+    assert rare.step_complete("building", 0)
     assert len(told) == 2
 
     def interrupt(message: str) -> None:
         raise KeyboardInterrupt
 
-    stopped = Progress(interrupt, interval=0)
-    stopped.start("building", 2)
-    assert not stopped.step("building", 0)
+    stopped = monitor_of(interrupt, interval=0)
+    stopped.phase_start("building", "", 2)
+    assert not stopped.step_complete("building", 0)
     assert isinstance(stopped.error, KeyboardInterrupt)
 
 
@@ -525,10 +527,11 @@ def test_a_signal_stops_a_build_at_its_next_step(
 ) -> None:
     ended = []
 
-    def compiles(onnx: Path, plan: Path, steps: Progress, **options: Any) -> None:
-        while steps.step("timing", 0):  # what TensorRT asks between two kernels
+    def parses(onnx: Path, served: frozenset[str], log: Log, monitor: Any) -> None:
+        while monitor.step_complete("timing", 0):  # what TensorRT asks between two kernels
             time.sleep(0.01)
-        ended.append(steps.error)
+        ended.append(monitor.error)
+        raise EngineError("nothing was compiled")
 
     class StoppedError(BaseException):
         pass
@@ -536,7 +539,7 @@ def test_a_signal_stops_a_build_at_its_next_step(
     def arrived(number: int, frame: object) -> None:
         raise StoppedError
 
-    monkeypatch.setattr(room, "_compile", compiles)
+    monkeypatch.setattr(room, "_parsed", parses)
     before = signal.signal(signal.SIGALRM, arrived)
     signal.setitimer(signal.ITIMER_REAL, 0.2)
     try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -95,162 +95,123 @@ def build_plan(
     progress: gets a line per step.
     Raises BackendError without TensorRT, EngineError when the file or the shapes are refused; then nothing is written.
     """
-    import_tensorrt()
+    trt, log, started = import_tensorrt(), Log(), time.monotonic()
     if timing_cache is not None:  # before minutes of building, not after them
         timing_cache.parent.mkdir(parents=True, exist_ok=True)
         if timing_cache.is_dir():
             raise EngineError(f"{timing_cache} is a folder, wanted a file for measured kernels")
-    steps = Progress(progress)
+    monitor = monitor_of(progress)
+
+    def compiled() -> PlanInfo:
+        with nullcontext() if context is None else context.current():
+            builder, network, parser = _parsed(onnx, load_plugins(tuple(plugins)), log, monitor)
+            config = _config(builder, network, [shapes] if isinstance(shapes, Mapping) else shapes, options)
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
+            config.progress_monitor = monitor  # TensorRT does not keep it alive
+            measured = None if timing_cache is None else _read_timing(config, timing_cache)
+            monitor.tell(f"compiling {network.num_layers} layers")
+            serialized = builder.build_serialized_network(network, config)
+            del parser  # which holds the weights until then
+            if monitor.error is not None:
+                raise monitor.error
+            if serialized is None:
+                raise EngineError(f"TensorRT {trt.__version__} did not compile {onnx.name}: {log.text()}")
+            data = memoryview(serialized)
+            _write(plan, data)
+            if timing_cache is not None and measured is not None:
+                _write(timing_cache, memoryview(measured.serialize()))
+            return PlanInfo(network.num_layers, _graph_precisions(network), data.nbytes, time.monotonic() - started)
+
     # Python raises what a signal means in the main thread, wherever that is: inside a callback, TensorRT swallows it.
     with ThreadPoolExecutor(1, "tensorrt") as worker:
-        made = worker.submit(
-            _compile_in,
-            context,
-            onnx,
-            plan,
-            steps,
-            profiles=[shapes] if isinstance(shapes, Mapping) else list(shapes),
-            workspace=workspace,
-            timing_cache=timing_cache,
-            plugins=plugins,
-            options=options,
-        )
         try:
-            return made.result()
+            return worker.submit(compiled).result()
         except BaseException as error:
-            steps.stop(error)
+            monitor.stop(error)
             raise
 
 
-def _compile_in(context: cuda.Context | None, *arguments: Any, **options: Any) -> PlanInfo:
-    with nullcontext() if context is None else context.current():
-        return _compile(*arguments, **options)
-
-
-def _compile(
-    onnx: Path,
-    plan: Path,
-    steps: Progress,
-    *,
-    profiles: Sequence[Profile],
-    workspace: int,
-    timing_cache: Path | None,
-    plugins: Sequence[Path],
-    options: PlanOptions,
-) -> PlanInfo:
-    """What build_plan does, in a thread of its own."""
+def _parsed(
+    onnx: Path, served: frozenset[str], log: Log, monitor: Any
+) -> tuple[trt.Builder, trt.INetworkDefinition, trt.OnnxParser]:
+    """The file as a network, whose weights are the parser's."""
     import tensorrt as trt
 
-    started = time.monotonic()
-    log = Log()
-    served = load_plugins(tuple(plugins))
-    logger = logger_of(log)
-    builder = trt.Builder(logger)
+    if not onnx.is_file():
+        raise EngineError(f"{onnx} is missing; wanted an ONNX file")
+    builder = trt.Builder(logger := logger_of(log))
     # 10.x needs the flag; 11 types every network strongly and accepts it
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    steps.tell(f"reading {onnx.name}")
-    parser = trt.OnnxParser(network, logger)  # holds the weights until the engine is built
-    _parse(parser, onnx, served, log)
-    config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
-    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 in the graph is fp32 in the engine
-    _apply(config, options)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or layer_precisions could read names only
-    for shapes in profiles:
-        _set_profile(builder, network, config, shapes)
-    cached = _read_timing(config, timing_cache)
-    config.progress_monitor = monitor = _monitor(steps)  # TensorRT does not keep it alive
-    steps.tell(f"compiling {network.num_layers} layers")
-    serialized = builder.build_serialized_network(network, config)
-    del monitor
-    if steps.error is not None:
-        raise steps.error
-    if serialized is None:
-        raise EngineError(f"TensorRT {trt.__version__} did not compile {onnx.name}: {log.text()}")
-    data = memoryview(serialized)
-    _write(plan, data)
-    if timing_cache is not None and cached is not None:
-        _write(timing_cache, memoryview(cached.serialize()))
-    return PlanInfo(network.num_layers, _graph_precisions(network), data.nbytes, time.monotonic() - started)
+    monitor.tell(f"reading {onnx.name}")
+    parser = trt.OnnxParser(network, logger)
+    if not (parser.parse(without_bodies(onnx, served)) if served else parser.parse_from_file(str(onnx))):
+        reasons = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
+        raise EngineError(f"TensorRT cannot take {onnx.name}: {'; '.join(reasons) or log.text()}")
+    return builder, network, parser
 
 
-def _apply(config: trt.IBuilderConfig, options: PlanOptions) -> None:
+def _config(
+    builder: trt.Builder, network: trt.INetworkDefinition, profiles: Sequence[Profile], options: PlanOptions
+) -> trt.IBuilderConfig:
     import tensorrt as trt
 
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 in the graph is fp32 in the engine
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or layer_precisions could read names only
     config.builder_optimization_level = options.level
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.exclude_lean_runtime:
         config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
-    if options.hardware == "ampere+":
-        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    elif options.hardware == "same":
-        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
+    levels = trt.HardwareCompatibilityLevel
+    if options.hardware:
+        kept = {"ampere+": levels.AMPERE_PLUS, "same": levels.SAME_COMPUTE_CAPABILITY}
+        config.hardware_compatibility_level = kept[options.hardware]
+    for shapes in profiles:
+        _set_profile(builder, network, config, shapes)
+    return config
 
 
-class Progress:
-    """Phases and steps of a build -> messages, two a second at most. An exception of the callback stops the build."""
+def monitor_of(progress: Callable[[str], None], interval: float = 0.5) -> Any:
+    """TensorRT's phases and steps -> messages, one in `interval` seconds at most; what the callback raises stops it.
 
-    def __init__(self, tell: Callable[[str], None], interval: float = 0.5) -> None:
-        self.tell, self._interval = tell, interval
-        self._phases: OrderedDict[str, list[int]] = OrderedDict()
-        self._told = time.monotonic()
-        self._lock = threading.Lock()
-        self.error: BaseException | None = None
-
-    def start(self, phase: str, steps: int) -> None:
-        with self._lock:
-            self._phases[phase] = [0, steps]
-
-    def finish(self, phase: str) -> None:
-        with self._lock:
-            self._phases.pop(phase, None)
-
-    def stop(self, error: BaseException) -> None:
-        """Let the build end at its next step."""
-        with self._lock:
-            self.error = self.error or error
-
-    def step(self, phase: str, step: int) -> bool:
-        """Whether to go on."""
-        with self._lock:
-            if phase in self._phases:
-                self._phases[phase][0] = step + 1
-            if self.error is None and time.monotonic() - self._told >= self._interval:
-                self._told = time.monotonic()
-                try:
-                    self.tell(" > ".join(f"{name} {done}/{steps}" for name, (done, steps) in self._phases.items()))
-                except BaseException as error:  # it must not pass through TensorRT; build_plan raises it again
-                    self.error = error
-            return self.error is None
-
-
-def _monitor(progress: Progress) -> trt.IProgressMonitor:
+    It has `tell`, `stop(error)`, which lets the build end at its next step, and the `error` that it ends with.
+    """
     import tensorrt as trt
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, unused-ignore]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
+            self.tell = progress
+            self.error: BaseException | None = None
+            self._phases: dict[str, list[int]] = {}
+            self._told, self._lock = time.monotonic(), threading.Lock()  # steps come from several threads
+
+        def stop(self, error: BaseException) -> None:
+            with self._lock:
+                self.error = self.error or error
 
         def phase_start(self, phase_name: str, parent_phase: str, num_steps: Any) -> None:
-            progress.start(phase_name, int(num_steps))
+            with self._lock:
+                self._phases[phase_name] = [0, int(num_steps)]
 
         def phase_finish(self, phase_name: str) -> None:
-            progress.finish(phase_name)
+            with self._lock:
+                self._phases.pop(phase_name, None)
 
         def step_complete(self, phase_name: str, step: Any) -> bool:
-            return progress.step(phase_name, int(step))
+            with self._lock:
+                if phase_name in self._phases:
+                    self._phases[phase_name][0] = int(step) + 1
+                if self.error is None and time.monotonic() - self._told >= interval:
+                    self._told = time.monotonic()
+                    try:
+                        progress(" > ".join(f"{name} {done}/{steps}" for name, (done, steps) in self._phases.items()))
+                    except BaseException as error:  # it must not pass through TensorRT; build_plan raises it again
+                        self.error = error
+                return self.error is None
 
     return Monitor()
-
-
-def _parse(parser: trt.OnnxParser, path: Path, served: frozenset[str], log: Log) -> None:
-    if not path.is_file():
-        raise EngineError(f"{path} is missing; wanted an ONNX file")
-    parsed = parser.parse(without_bodies(path, served)) if served else parser.parse_from_file(str(path))
-    if not parsed:
-        reasons = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
-        raise EngineError(f"TensorRT cannot take {path.name}: {'; '.join(reasons) or log.text()}")
 
 
 def _parser_error(error: trt.ParserError) -> str:
@@ -297,16 +258,12 @@ def _set_profile(
         )
 
 
-def _read_timing(config: trt.IBuilderConfig, path: Path | None) -> trt.ITimingCache | None:
+def _read_timing(config: trt.IBuilderConfig, path: Path) -> trt.ITimingCache:
     """Kernels measured before. A file of another GPU or version is started afresh."""
-    if path is None:
-        return None
-    if path.is_file():
-        timing = config.create_timing_cache(path.read_bytes())
-        if timing is not None and config.set_timing_cache(timing, False):
-            return timing
-    timing = config.create_timing_cache(b"")
-    config.set_timing_cache(timing, False)
+    timing = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    if timing is None or not config.set_timing_cache(timing, False):
+        timing = config.create_timing_cache(b"")
+        config.set_timing_cache(timing, False)
     return timing
 
 

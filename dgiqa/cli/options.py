@@ -42,6 +42,10 @@ Device = Annotated[
     int | None,
     typer.Option(min=0, metavar="N", help="The GPU, as CUDA counts them.  [default: the first]"),
 ]
+Graphs = Annotated[
+    bool | None,
+    typer.Option("--graphs/--no-graphs", help="Let the GPU record CUDA graphs.  [default: with tensorrt]"),
+]
 Batch = Annotated[
     int | None,
     typer.Option(
@@ -125,6 +129,7 @@ OPENING: dict[str, tuple[Any, Any]] = {
     "build": (Build, False),
     "engine": (Engine, None),
     "device": (Device, None),
+    "graphs": (Graphs, None),
     "batch": (Batch, None),
     "threads": (Threads, None),
     "parallel": (Parallel, None),

@@ -37,6 +37,13 @@ class Bars(str, Enum):
     keep = "keep"
 
 
+class Decoder(str, Enum):
+    """What decodes."""
+
+    cpu = "cpu"
+    nvdec = "nvdec"
+
+
 @app.command(epilog=EXIT_CODES)
 @options.joined([name for name in options.OPENING if name != "max_memory"])
 def video(  # noqa: PLR0917 - the command line's options
@@ -71,6 +78,10 @@ def video(  # noqa: PLR0917 - the command line's options
         bool, typer.Option("--deinterlace", help="Deinterlace frames marked as interlaced.")
     ] = False,
     bars: Annotated[Bars, typer.Option(help="crop: score the picture without the black bars around it.")] = Bars.crop,
+    decoder: Annotated[
+        Decoder,
+        typer.Option(help="nvdec: decode local files on the GPU, where their frames stay to be scored."),
+    ] = Decoder.cpu,
     reuse_depth: Annotated[
         bool, typer.Option("--reuse-depth", help="Compute depth only when the picture has moved enough.")
     ] = False,
@@ -160,6 +171,7 @@ def video(  # noqa: PLR0917 - the command line's options
         raise typer.BadParameter("name the master that it drops from: --against MASTER", param_hint="--max-drop")
     if against is not None:
         scored = {"--raw": raw, "--live": live, "--reuse-depth": reuse, "--plot": plot, "--html": html, "--srt": srt}
+        scored |= {"--decoder": decoder is not Decoder.cpu}
         _check_against(sources, scored | {"--ffmetadata": ffmetadata, "--fail-under": gate})
         _against(opening, sources[0], against, sampling, (output, shown), max_drop, quiet)
     with Report() as report:
@@ -174,6 +186,7 @@ def video(  # noqa: PLR0917 - the command line's options
             bars=bars.value,  # type: ignore[arg-type]
             max_pixels=opening["max_pixels"],
             streams=streams,
+            decoder=decoder.value,  # type: ignore[arg-type]
         )
         run = VideoRun(scorer.stages, sources, sampling, reading=reading, reuse=reuse, workers=workers)
         report.summary = summary = Summary(

@@ -24,6 +24,7 @@ _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(u
 # The other two take a Clip or Relu away that quantisation does anyway. With our symmetric types it never does, and they
 # fail on the type of fp8 files (onnxruntime 1.32).
 _DISABLED = ["WeightBiasQuantization", "ClipQuantRewrite", "ReluQuantRewrite"]
+NO_GRAPH = ("gpu_graph_id", "-1")  # of a run, where the session records: else it would replay one's old addresses
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # What onnxruntime says of a file from the future: its opset, its file format, an operator without a kernel.
 _TOO_NEW = re.compile(r"Current official support for domain.*|Unsupported model IR version.*|Could not find an impl.*")
@@ -134,7 +135,10 @@ class OrtSession:
                 self.place(binding.bind_input, name, cuda.as_device_array(array))
         for name in self.outputs:
             binding.bind_output(name, self._kind, self.device)
-        self._session.run_with_iobinding(binding)
+        options = self._ort.RunOptions()
+        if self._graph:
+            options.add_run_config_entry(*NO_GRAPH)
+        self._session.run_with_iobinding(binding, options)
         return dict(zip(self.outputs, binding.copy_outputs_to_cpu(), strict=True))
 
     # What follows is for this module: the steps that runs and bindings have in common.
@@ -148,7 +152,7 @@ class OrtSession:
         for name, array in arrays.items():
             self.place(binding.bind_input if name in self.inputs else binding.bind_output, name, array)
         if self._graph:  # each set of addresses has a graph of its own
-            options.add_run_config_entry("gpu_graph_id", str(next(self._graphs)))
+            options.add_run_config_entry(NO_GRAPH[0], str(next(self._graphs)))
         return binding, options
 
     def execute(self, binding: Any, options: Any) -> None:

@@ -24,54 +24,21 @@ Shape = tuple[int, ...]
 OLDEST = (10, 12)  # the first with strong typing in full
 # TensorRT's DataType names, in ours. Types that are not computed in (indices, conditions) keep their own.
 PRECISIONS = {"FLOAT": "fp32", "HALF": "fp16", "INT8": "int8", "BF16": "bf16", "FP8": "fp8"}
-# The engine inspector describes a tensor in words ("Half", "Row major linear FP16 format"): narrowest first.
-_WORDS = {
-    "fp8": re.compile(r"\bfp8|float8", re.IGNORECASE),
-    "int8": re.compile(r"\bint8", re.IGNORECASE),
-    "bf16": re.compile(r"\bbf16|bfloat16", re.IGNORECASE),
-    "fp16": re.compile(r"\bhalf|\bfp16|\bfloat16", re.IGNORECASE),
-    "fp32": re.compile(r"\bfloat\b|\bfp32|\bfloat32", re.IGNORECASE),
-}
-
-# In kernels' names, such as sm80_xmma_fprop_implicit_gemm_f16f16_f16f16_f16_nhwckrsc_... or ..._i8i8_i8i32_f32_...
-_TACTICS = {
-    "fp8": re.compile(r"e4m3"),
-    "int8": re.compile(r"i8i8|_imma|int8"),
-    "bf16": re.compile(r"bf16"),
-    "fp16": re.compile(r"f16f16|_f16_|hgemm|h(16)?816|fp16"),
-    "fp32": re.compile(r"f32f32|sgemm|scudnn|fp32"),
+# The inspector's words for a tensor ("Half", "Row major linear FP16 format"), and parts of kernels' names, such as
+# sm80_xmma_fprop_implicit_gemm_f16f16_f16f16_f16_nhwckrsc_... or ..._i8i8_i8i32_f32_...: narrowest first.
+_TOLD = {
+    "fp8": re.compile(r"fp8|float8|e4m3", re.IGNORECASE),
+    "int8": re.compile(r"\bint8|i8i8|_imma|_int8", re.IGNORECASE),
+    "bf16": re.compile(r"bf16|bfloat16", re.IGNORECASE),
+    "fp16": re.compile(r"\bhalf|fp16|\bfloat16|f16f16|_f16_|hgemm|h(16)?816", re.IGNORECASE),
+    "fp32": re.compile(r"\bfloat\b|fp32|\bfloat32|f32f32|sgemm|scudnn", re.IGNORECASE),
 }
 
 
 def identity(device: int | None = None) -> dict[str, str]:
-    """A plan built here is bound to these: tensorrt (version), gpu (name), compute_capability. BackendError without."""
-    trt = import_tensorrt()
-    context = cuda.Context(device)
-    return {
-        "tensorrt": str(trt.__version__),
-        "gpu": context.gpu,
-        "compute_capability": context.compute_capability,
-    }
-
-
-def layer_precisions(plan: Path | trt.ICudaEngine, *, plugins: Sequence[Path] = ()) -> Counter[str]:
-    """Layers of an engine per precision: "fp32", "fp16", "int8", ..., "other" for layers that hold no such tensor.
-
-    A layer counts under the narrowest type it reads or writes, else that of its weights, else what the name of its
-    kernel says; "unknown" is what shows none of them. Loading a plan needs its GPU. Raises BackendError without
-    TensorRT, EngineError for a plan that does not load here or was built without details of its layers.
-    """
-    import_tensorrt()
-    import tensorrt as trt
-
-    engine = load_plan(plan, plugins, Log()) if isinstance(plan, Path) else plan
-    inspector = engine.create_engine_inspector()
-    inspector.execution_context = _usual(engine)  # without shapes it shows no types of what depends on them
-    text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-    layers = json.loads(text)["Layers"]
-    if not all(isinstance(layer, dict) for layer in layers):
-        raise EngineError("got an engine without details of its layers, wanted one built by dgiqa-rt; build it again")
-    return Counter(map(_layer_precision, layers))
+    """A plan built here is bound to these: version, gpu (name), compute_capability. BackendError without TensorRT."""
+    version, context = str(import_tensorrt().__version__), cuda.Context(device)
+    return {"version": version, "gpu": context.gpu, "compute_capability": context.compute_capability}
 
 
 class Log:
@@ -87,15 +54,15 @@ class Log:
         return " | ".join(self._lines) or "it gave no reason"
 
 
-def as_shape(dimensions: trt.Dims) -> Shape:
-    """TensorRT's dimensions as a tuple."""
-    return tuple(dimensions[axis] for axis in range(len(dimensions)))
-
-
 def import_tensorrt() -> Any:
-    """The module. BackendError where it is missing or too old."""
+    """The module; or the small runtime of version-compatible plans under its name. BackendError: missing or too old."""
     try:
-        trt = _whole_or_lean()
+        try:
+            trt = importlib.import_module("tensorrt")
+        except ModuleNotFoundError:
+            if importlib.util.find_spec("tensorrt_lean") is None:
+                raise
+            sys.modules["tensorrt"] = trt = importlib.import_module("tensorrt_lean")  # it has all that running takes
     except (ImportError, OSError) as error:
         raise BackendError(
             f"TensorRT cannot be imported ({error}); {install('tensorrt')}, or take --backend onnxruntime"
@@ -104,17 +71,6 @@ def import_tensorrt() -> Any:
         wanted = ".".join(map(str, OLDEST))
         raise BackendError(f"got TensorRT {trt.__version__}, wanted {wanted} or newer; pip install -U tensorrt")
     return trt
-
-
-def _whole_or_lean() -> Any:
-    """TensorRT; or the small runtime of version-compatible plans under its name, which has all that running takes."""
-    try:
-        return importlib.import_module("tensorrt")
-    except ModuleNotFoundError:
-        if importlib.util.find_spec("tensorrt_lean") is None:
-            raise
-    sys.modules["tensorrt"] = lean = importlib.import_module("tensorrt_lean")
-    return lean
 
 
 def logger_of(log: Log) -> trt.ILogger:
@@ -144,9 +100,8 @@ def load_plugins(libraries: tuple[Path, ...]) -> frozenset[str]:
     registry = trt.get_plugin_registry()
     for library in libraries:
         if not library.is_file() or registry.load_library(str(library)) is None:
-            raise EngineError(
-                f"{library} is no plugin library that TensorRT {trt.__version__} can load; build it again"
-            )
+            reads = f"TensorRT {trt.__version__} can load"
+            raise EngineError(f"{library} is no plugin library that {reads}; build it again")
     return frozenset(creator.name for creator in registry.all_creators)
 
 
@@ -165,29 +120,56 @@ def load_plan(plan: Path, plugins: Sequence[Path], log: Log) -> trt.ICudaEngine:
     return engine
 
 
-def _usual(engine: trt.ICudaEngine) -> trt.IExecutionContext:
-    """An execution context at the profile's usual shapes; it has no memory to run in."""
+def execution_of(engine: trt.ICudaEngine, log: Log) -> trt.IExecutionContext:
+    """An execution context without memory to compute in. BackendError where TensorRT makes none."""
     import tensorrt as trt
 
     execution = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
     if execution is None:
-        raise EngineError("TensorRT made no execution context to look at the layers of the engine; build it again")
+        raise BackendError(f"TensorRT {trt.__version__} made no execution context: {log.text()}")
+    execution.nvtx_verbosity = trt.ProfilingVerbosity.NONE  # or it is as detailed as what the plan tells of itself
+    return execution
+
+
+def as_shape(dimensions: trt.Dims) -> Shape:
+    """TensorRT's dimensions as a tuple."""
+    return tuple(dimensions[axis] for axis in range(len(dimensions)))
+
+
+def layer_precisions(plan: Path, *, plugins: Sequence[Path] = ()) -> Counter[str]:
+    """Layers of an engine per precision: "fp32", "fp16", "int8", ..., "other" for layers that hold no such tensor.
+
+    A layer counts under the narrowest type it reads or writes, else that of its weights, else what the name of its
+    kernel says; "unknown" is what shows none of them. Loading a plan needs its GPU. Raises BackendError without
+    TensorRT, EngineError for a plan that does not load here or was built without details of its layers.
+    """
+    layers = layers_of(plan, plugins=plugins)
+    if not all(isinstance(layer, dict) for layer in layers):
+        raise EngineError("got an engine without details of its layers, wanted one built by dgiqa-rt; build it again")
+    return Counter(map(_layer_precision, layers))
+
+
+def layers_of(plan: Path, *, plugins: Sequence[Path] = ()) -> list[Any]:
+    """What TensorRT's inspector tells of each layer, at the usual shapes: without any it shows no types."""
+    import_tensorrt()
+    import tensorrt as trt
+
+    engine = load_plan(plan, plugins, log := Log())
+    execution = execution_of(engine, log)
     for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
         if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT and -1 in as_shape(engine.get_tensor_shape(name)):
             execution.set_input_shape(name, as_shape(engine.get_tensor_profile_shape(name, 0)[1]))
-    return execution
+    inspector = engine.create_engine_inspector()
+    inspector.execution_context = execution
+    return list(json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))["Layers"])
 
 
 def _layer_precision(layer: dict[str, Any]) -> str:
     tensors = [*layer.get("Inputs", []), *layer.get("Outputs", [])]
-    words = [str(value) for tensor in tensors for key, value in tensor.items() if "datatype" in key.lower()]
-    if found := _named(" ".join(words), _WORDS):
-        return found
-    hidden = any("N/A" in word for word in words)
+    words = " ".join(str(value) for tensor in tensors for key, value in tensor.items() if "datatype" in key.lower())
     weights = [part.get("Type", "") for part in (layer.get("Weights"), layer.get("Bias")) if isinstance(part, dict)]
-    tactic = str(layer.get("TacticName", ""))
-    return _named(" ".join(weights), _WORDS) or _named(tactic, _TACTICS) or ("unknown" if hidden else "other")
-
-
-def _named(text: str, patterns: dict[str, re.Pattern[str]]) -> str:
-    return next((name for name, pattern in patterns.items() if pattern.search(text)), "")
+    for text in (words, " ".join(weights), str(layer.get("TacticName", ""))):
+        for precision, told in _TOLD.items():
+            if told.search(text):
+                return precision
+    return "unknown" if "N/A" in words else "other"

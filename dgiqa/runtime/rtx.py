@@ -11,7 +11,8 @@ network on a CPU; not yet run on a GPU.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from numpy.typing import NDArray
 
 from dgiqa import machine
 from dgiqa.errors import BackendError, BundleError
+from dgiqa.runtime import cuda
 from dgiqa.runtime.backends import INSTALL, RTX, serves_rtx
-from dgiqa.runtime.ort import _DTYPES, _check_input, _explain, _import_onnxruntime, _options
+from dgiqa.runtime.ort import _DTYPES, NO_GRAPH, _check_input, _explain, _import_onnxruntime, _options
 from dgiqa.store import private, sha256_of, user_cache
 
 OLDEST = (1, 24)  # onnxruntime that takes the plugin
@@ -34,7 +36,8 @@ class RtxSession:
     """TensorRT for RTX on one GPU.
 
     source: an ONNX file, fp32 or fp16. device: the GPU's ordinal, of those that the plugin serves. graphs: capture a
-    CUDA graph for each of the first shapes and replay it; runs then take turns. cache: keep the kernels that are
+    CUDA graph for each of the first shapes and replay it; runs then take turns. Arrays on the GPU go through `bind`,
+    which copies them there, on the GPU, into arrays of ONNX Runtime's. cache: keep the kernels that are
     compiled at run time in the user's cache, by the file's contents, so that the next process starts sooner.
     Raises BackendError if the plugin is missing, too old, or serves no GPU here; BundleError if the file is no model.
     """
@@ -42,6 +45,7 @@ class RtxSession:
     backend: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    recordable = False  # as part of a CUDA graph: each run waits
 
     def __init__(
         self, source: str | Path, *, device: int | None = None, graphs: bool = False, cache: bool = True
@@ -50,13 +54,13 @@ class RtxSession:
         if not path.is_file():
             raise BundleError(f"{path} is missing; wanted an ONNX file")
         self._ort = ort = _import_onnxruntime()
-        self._device = 0 if device is None else device
+        self.device = 0 if device is None else device
         options = _options(ort, machine.usable_cores())
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")  # asked for this, or an error
         settings = {"enable_cuda_graph": str(int(graphs))}
         if cache:
             settings["nv_runtime_cache_path"] = str(private(user_cache() / RTX / sha256_of(path)))
-        options.add_provider_for_devices([gpus()[self._device]], settings)
+        options.add_provider_for_devices([gpus()[self.device]], settings)
         try:
             self._session = ort.InferenceSession(str(path), options)
         except Exception as error:  # onnxruntime's exception classes share no public base
@@ -66,50 +70,113 @@ class RtxSession:
         self.inputs = tuple(self._specs)
         self.outputs = tuple(node.name for node in self._session.get_outputs())
         self._turn, self._graphs = threading.Lock(), graphs
-        self._captured: dict[Any, tuple[Any, Any, dict[str, Any]]] = {}
+        self._captured: dict[Any, _Placed] = {}
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Every output by name. ValueError for wrong names, dtypes or shapes, BackendError if the engine fails."""
-        if feeds.keys() != self._specs.keys():
-            raise ValueError(f"got inputs {sorted(feeds)}, wanted {sorted(self._specs)}")
-        for name, array in feeds.items():
-            _check_input(self._specs[name], array, on_gpu=False)
-        shapes = tuple(sorted((name, array.shape) for name, array in feeds.items()))
+        shapes = self._checked(feeds, on_gpu=False)
         try:
             if self._graphs and (shapes in self._captured or len(self._captured) < _GRAPHS):
                 with self._turn:
-                    return self._replay(shapes, feeds)
-            return dict(zip(self.outputs, self._session.run(None, dict(feeds)), strict=True))
+                    if shapes not in self._captured:
+                        self._captured[shapes] = self._placed(dict(shapes), len(self._captured) + 1)
+                    return self._captured[shapes].run(feeds)
+            options = self._ort.RunOptions()
+            if self._graphs:
+                options.add_run_config_entry(*NO_GRAPH)
+            return dict(zip(self.outputs, self._session.run(None, dict(feeds), options), strict=True))
         except Exception as error:
             raise BackendError(f"{self.backend} failed on inputs of shape {dict(shapes)}: {error}") from error
 
-    def _replay(self, shapes: Any, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Through arrays that stay where they are; the plugin captures the first runs of a graph's number."""
-        if shapes not in self._captured:
-            self._captured[shapes] = self._placed(feeds)
-        binding, options, inputs = self._captured[shapes]
-        for name, array in feeds.items():
-            inputs[name].update_inplace(np.ascontiguousarray(array))
-        self._session.run_with_iobinding(binding, options)
-        return dict(zip(self.outputs, binding.copy_outputs_to_cpu(), strict=True))
+    def bind(self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None, lane: cuda.Lane) -> RtxBound:
+        """The network between fixed arrays on the GPU. An output that is not given gets a fresh array.
 
-    def _placed(self, feeds: Mapping[str, NDArray[Any]]) -> tuple[Any, Any, dict[str, Any]]:
-        place = (GPU, self._device, NVIDIA)
-        made = self._ort.OrtValue
-        inputs = {n: made.ortvalue_from_numpy(np.ascontiguousarray(a), *place) for n, a in feeds.items()}
-        sizes: dict[str, int] = {}
+        lane: whose work comes before a run. ValueError as in run, BackendError without cuda-python.
+        """
+        arrays = {name: cuda.as_device_array(feed, lane.handle) for name, feed in feeds.items()}
+        placed = self._placed(dict(self._checked(arrays, on_gpu=True)), None)
+        for name in self.outputs:
+            given = (outputs or {}).get(name)
+            value = placed.values[name]
+            made = lane.empty(tuple(value.shape()), placed.dtypes[name]) if given is None else given
+            arrays[name] = cuda.as_device_array(made)
+            if (arrays[name].shape, arrays[name].dtype) != (tuple(value.shape()), placed.dtypes[name]):
+                raise ValueError(f"output {name!r} is {arrays[name].shape}, wanted {tuple(value.shape())}")
+        return RtxBound(self, placed, lane, arrays)
+
+    @property
+    def most_at_once(self) -> int:
+        """The largest batch that makes sense: a free first axis takes any, and a few fill a GPU."""
+        return 1 if isinstance(self._specs[self.inputs[0]].shape[0], int) else 8
+
+    def _checked(self, feeds: Mapping[str, Any], *, on_gpu: bool) -> tuple[tuple[str, Any], ...]:
+        if feeds.keys() != self._specs.keys():
+            raise ValueError(f"got inputs {sorted(feeds)}, wanted {sorted(self._specs)}")
         for name, array in feeds.items():
-            sizes |= {d: n for d, n in zip(self._specs[name].shape, array.shape, strict=True) if isinstance(d, str)}
+            _check_input(self._specs[name], array, on_gpu=on_gpu)
+        return tuple(sorted((name, array.shape) for name, array in feeds.items()))
+
+    def _placed(self, shapes: Mapping[str, tuple[int, ...]], graph: int | None) -> _Placed:
+        """Arrays of ONNX Runtime's on the GPU for these shapes. graph: the number of the graph that they get."""
+        sizes: dict[str, int] = {}
+        for name, shape in shapes.items():
+            sizes |= {d: n for d, n in zip(self._specs[name].shape, shape, strict=True) if isinstance(d, str)}
+        nodes = [*self._specs.values(), *self._session.get_outputs()]
+        dtypes = {node.name: np.dtype(_DTYPES[node.type]) for node in nodes}
+        made, place = self._ort.OrtValue.ortvalue_from_shape_and_type, (GPU, self.device, NVIDIA)
+        sized = {node.name: [d if isinstance(d, int) else sizes[d] for d in node.shape] for node in nodes}
+        values = {name: made(shape, dtypes[name].type, *place) for name, shape in sized.items()}
         binding, options = self._session.io_binding(), self._ort.RunOptions()
-        for name, value in inputs.items():
-            binding.bind_ortvalue_input(name, value)
-        for node in self._session.get_outputs():
-            shape = [size if isinstance(size, int) else sizes[size] for size in node.shape]
-            binding.bind_ortvalue_output(
-                node.name, made.ortvalue_from_shape_and_type(shape, _DTYPES[node.type], *place)
-            )
-        options.add_run_config_entry("gpu_graph_id", str(len(self._captured) + 1))
-        return binding, options, inputs
+        for name in self.inputs:
+            binding.bind_ortvalue_input(name, values[name])
+        for name in self.outputs:
+            binding.bind_ortvalue_output(name, values[name])
+        if self._graphs:
+            options.add_run_config_entry(*NO_GRAPH if graph is None else (NO_GRAPH[0], str(graph)))
+        return _Placed(values, dtypes, binding, lambda: self._session.run_with_iobinding(binding, options))
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """Inputs and outputs that ONNX Runtime holds on the GPU, by name, and the network between them."""
+
+    values: dict[str, Any]
+    dtypes: dict[str, np.dtype[Any]]
+    binding: Any
+    compute: Callable[[], None]
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Through arrays that stay where they are; the plugin captures the first runs of a graph's number."""
+        for name, array in feeds.items():
+            self.values[name].update_inplace(np.ascontiguousarray(array))
+        self.compute()
+        outputs = [name for name in self.values if name not in feeds]
+        return dict(zip(outputs, self.binding.copy_outputs_to_cpu(), strict=True))
+
+
+class RtxBound:
+    """Inputs and outputs at fixed places on the GPU, by name, and the network between them. Made by RtxSession.bind."""
+
+    def __init__(
+        self, session: RtxSession, placed: _Placed, lane: cuda.Lane, arrays: dict[str, cuda.DeviceArray]
+    ) -> None:
+        self.arrays, self._session, self._placed, self._lane = arrays, session, placed, lane
+
+    def put(self) -> None:
+        """Run, on ONNX Runtime's own stream: after what is on the lane; the outputs are there once the lane is."""
+        for name in self._session.inputs:
+            self._lane.copy(self._placed.values[name].data_ptr(), self.arrays[name].pointer, self.arrays[name].nbytes)
+        self._lane.sync()
+        try:
+            self._placed.compute()
+        except Exception as error:
+            raise BackendError(f"{self._session.backend} failed: {error}") from error
+        for name in self._session.outputs:
+            self._lane.copy(self.arrays[name].pointer, self._placed.values[name].data_ptr(), self.arrays[name].nbytes)
+
+    def close(self) -> None:
+        self._lane.sync()
+        self.arrays = {}
 
 
 @cache

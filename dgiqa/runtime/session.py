@@ -41,19 +41,23 @@ def open_session(
     parallel: int = 1,
     plugins: Sequence[Path] = (),
     device: int | None = None,
+    graphs: bool | None = None,
 ) -> Session:
     """Open an ONNX file, or for "tensorrt" a plan, with `backend`: "auto" or one of BACKENDS.
 
     precision: one of spec.PRECISIONS. fp16 and int8 are in the file; bf16 is how OpenVINO runs an fp32 file.
     threads: on the CPU, by default all usable cores. parallel: calls of `run` that will go on at a time and share the
-    threads. plugins: libraries that a plan needs. device: the ordinal of the GPU, for backends that have one.
+    threads. plugins: libraries that a plan needs. device: the ordinal of the GPU, for backends that have one. graphs:
+    whether those record CUDA graphs, by default TensorRT alone.
     Raises ValueError for an unknown backend or precision, BackendError for one that is not installed or cannot run
     the file, BundleError if it is not a model.
     """
     chosen = choose(backend, precision, path)
     if device is not None and chosen not in (CUDA, RTX, TENSORRT):
         raise ValueError(f"device {device} names a GPU, and {chosen} runs on the CPU; leave it out")
-    session = _open(path, chosen, precision, threads, parallel, plugins, device)
+    if graphs and chosen not in (CUDA, RTX, TENSORRT):
+        raise ValueError(f"a GPU records graphs, and {chosen} runs on the CPU; leave them out")
+    session = _open(path, chosen, precision, threads, parallel, plugins, device, graphs)
     _OPENED.add(session)
     return session
 
@@ -66,11 +70,12 @@ def _open(  # noqa: PLR0917 - what open_session was given
     parallel: int,
     plugins: Sequence[Path],
     device: int | None,
+    graphs: bool | None,
 ) -> Session:
     if chosen == TENSORRT:
         from dgiqa.runtime.trt import TrtSession
 
-        return TrtSession(Path(path), plugins=plugins, device=device)
+        return TrtSession(Path(path), plugins=plugins, device=device, graphs=graphs is not False)
     if chosen == OPENVINO:
         from dgiqa.runtime.ov import OvSession
 
@@ -78,11 +83,13 @@ def _open(  # noqa: PLR0917 - what open_session was given
     if chosen == RTX:
         from dgiqa.runtime.rtx import RtxSession
 
-        return RtxSession(path, device=device)
+        return RtxSession(path, device=device, graphs=bool(graphs))
     from dgiqa.runtime.ort import OrtSession
 
     each = max(1, (machine.usable_cores() if threads is None else threads) // parallel)
-    return OrtSession(path, threads=each, device="cuda" if chosen == CUDA else "cpu", gpu=device or 0)
+    if chosen == CUDA:
+        return OrtSession(path, threads=each, device="cuda", gpu=device or 0, cuda_graph=bool(graphs))
+    return OrtSession(path, threads=each)
 
 
 def identity(backend: str, device: int | None = None) -> dict[str, str]:
@@ -95,28 +102,21 @@ def identity(backend: str, device: int | None = None) -> dict[str, str]:
         from dgiqa.runtime import plans
 
         found = plans.identity(device)
-        capability = found["compute_capability"]
-        return _identity(backend, found["tensorrt"], found["gpu"]) | {"compute_capability": capability}
-    if backend == RTX:
+    elif backend == RTX:
         from dgiqa.runtime import rtx
 
         found = rtx.identity(device)
-        capability = found["compute_capability"]
-        return _identity(backend, found["version"], found["gpu"]) | {"compute_capability": capability}
-    if backend == CUDA:
+    elif backend == OPENVINO:
+        found = {"version": metadata.version("openvino"), "gpu": machine.cpu_name()}
+    else:
         from dgiqa.runtime.ort import onnxruntime_version
 
-        name, capability = machine.gpu(device or 0)
-        return _identity(backend, onnxruntime_version(), name) | {"compute_capability": capability}
-    if backend == OPENVINO:
-        return _identity(backend, metadata.version("openvino"), machine.cpu_name())
-    from dgiqa.runtime.ort import onnxruntime_version
-
-    return _identity(backend, onnxruntime_version(), machine.cpu_name())
-
-
-def _identity(backend: str, version: str, device: str) -> dict[str, str]:
-    return {"engine": backend, "version": version, "device": device}
+        found = {"version": onnxruntime_version()}
+        if backend == CUDA:
+            found["gpu"], found["compute_capability"] = machine.gpu(device or 0)
+        else:
+            found["gpu"] = machine.cpu_name()
+    return {"engine": backend, **{"device" if name == "gpu" else name: value for name, value in found.items()}}
 
 
 def _keep_in_child() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import queue
 import sys
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,21 +20,16 @@ import numpy as np
 
 from dgiqa.errors import BackendError, EngineError
 from dgiqa.runtime import cuda
-from dgiqa.runtime.cuda import ALIGNMENT, DeviceArray, Lane, Replay
-from dgiqa.runtime.plans import Log, Shape, as_shape, import_tensorrt, load_plan
+from dgiqa.runtime.cuda import ALIGNMENT, DeviceArray, Lane, Recent, Replay
+from dgiqa.runtime.plans import Log, Shape, as_shape, execution_of, import_tensorrt, load_plan
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 KEPT = 4  # shapes whose arrays and graphs each stream keeps
 _DTYPES = {
-    "FLOAT": np.float32,
-    "HALF": np.float16,
-    "INT8": np.int8,
-    "UINT8": np.uint8,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "BOOL": np.bool_,
+    **{"FLOAT": np.float32, "HALF": np.float16, "INT8": np.int8, "UINT8": np.uint8},
+    **{"INT32": np.int32, "INT64": np.int64, "BOOL": np.bool_},
 }
 
 
@@ -61,16 +55,15 @@ class TrtSession:
             raise ValueError(f"got {streams} streams, wanted at least 1")
         self.backend = f"tensorrt {import_tensorrt().__version__}"
         self.context, self.log, self.graphs = cuda.Context(device), Log(), graphs
-        self._streams, self._lanes = streams, list[_Lane]()
-        self._free: queue.LifoQueue[_Lane | None] = queue.LifoQueue()
-        for _ in range(streams):
-            self._free.put(None)  # a lane that nobody needed yet
         self.engine: trt.ICudaEngine | None = None
+        self._streams, self._free = streams, queue.LifoQueue[_Lane]()
+        for _ in range(streams):
+            self._free.put(_Lane(self.context))
         with self.context.current():
             self.engine = engine = load_plan(Path(plan), plugins, self.log)
             self.tensors = _describe(engine)
-        self.inputs = tuple(name for name, tensor in self.tensors.items() if tensor.is_input)
-        self.outputs = tuple(name for name, tensor in self.tensors.items() if not tensor.is_input)
+        self.inputs = tuple(name for name, tensor in self.tensors.items() if tensor.limits)
+        self.outputs = tuple(name for name, tensor in self.tensors.items() if not tensor.limits)
 
     def run(
         self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None = None, *, stream: Any = None
@@ -81,26 +74,29 @@ class TrtSession:
         PyCUDA, cuda.core, PyTorch, CuPy), which is waited for before anything is read. All others come as numpy arrays.
         Raises ValueError for wrong names, dtypes, layouts and shapes, BackendError if the engine fails.
         """
-        with self._lane() as lane, self.context.current():
-            arrays = {name: self._checked(name, feed, lane) for name, feed in self._named(feeds).items()}
+        with self._lane() as lane:
+            arrays = self.checked(feeds, lane)
             wanted = {name: cuda.as_device_array(array, lane.handle) for name, array in (outputs or {}).items()}
             try:
                 if stream is not None:
                     lane.follow(stream)
-                bound = lane.bound(self, {name: array.shape for name, array in arrays.items()})
-                self._check_outputs(wanted, bound.arrays)
+                shapes = {name: array.shape for name, array in arrays.items()}
+                bound: Bound = lane.recent.get_or_make(tuple(shapes.items()), lambda: self._bound_for(shapes, lane))
+                bound.check_outputs(wanted)
                 for name, array in arrays.items():
                     lane.put(bound.arrays[name], array)
                 bound.run()
                 for name, array in wanted.items():
                     lane.put(array, bound.arrays[name])
-                if stream is not None and wanted:
-                    cuda.stream_of(stream).wait(lane.stream)
-                got = {name: lane.get(bound.arrays[name]) for name in self.outputs if name not in wanted}
-                return got | wanted
-            finally:  # what was given may change from here on, whatever happened
-                if not wanted or sys.exc_info()[0] or stream is None:
+                got = {name: lane.numpy(bound.arrays[name]) for name in self.outputs if name not in wanted}
+                if stream is None:
                     lane.sync()
+                else:
+                    cuda.stream_of(stream).wait(lane.stream)
+                return got | wanted
+            except BaseException:
+                lane.sync()  # what was given may change from here on
+                raise
 
     def bind(
         self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None = None, lane: Lane | None = None
@@ -112,24 +108,25 @@ class TrtSession:
         """
         with self.context.current():
             lane = lane or Lane(self.context)
-            arrays = {name: self._checked(name, feed, lane) for name, feed in self._named(feeds).items()}
             given = {name: cuda.as_device_array(array) for name, array in (outputs or {}).items()}
-            return Bound(self, lane, arrays, given)
+            return Bound(self, lane, self.checked(feeds, lane), given)
+
+    @property
+    def most_at_once(self) -> int:
+        """The largest batch."""
+        return max(high[0] for _, high in self.tensors[self.inputs[0]].limits)
 
     def close(self) -> None:
         """Wait for what is under way and release all memory, the engine's as well. Further runs raise ValueError."""
         if self.engine is None:
             return
-        for _ in range(self._streams):
-            self._free.get()
+        lanes = [self._free.get() for _ in range(self._streams)]
         with self.context.current():  # contexts before the engine, all of it in the CUDA context it was made in
-            lanes, self._lanes = self._lanes, []
             for lane in lanes:
                 lane.close()
-            del lanes
             self.engine = None
-        for _ in range(self._streams):
-            self._free.put(None)
+        for lane in lanes:
+            self._free.put(lane)
 
     def __enter__(self) -> TrtSession:
         return self
@@ -148,58 +145,53 @@ class TrtSession:
         try:
             if self.engine is None:
                 raise ValueError("the session is closed; open it again")
-            if lane is None:
-                lane = _Lane(self.context)
-                self._lanes.append(lane)
-            yield lane
+            with self.context.current():
+                yield lane
         finally:
             self._free.put(lane)
 
-    def _named(self, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
+    def checked(self, feeds: Mapping[str, Any], lane: Lane) -> dict[str, Any]:
+        """The inputs, of the right names and types, and if they are on a device, on this one; the lane awaits them."""
         if feeds.keys() != set(self.inputs):
             raise ValueError(f"got inputs {sorted(feeds)}, wanted {sorted(self.inputs)}")
-        return feeds
+        arrays = {}
+        for name in self.inputs:
+            array = feeds[name]
+            if cuda.is_device_array(array):
+                array = cuda.as_device_array(array, lane.handle)
+                cuda.check_home(array.pointer, self.context)
+                if array.stream is not None:
+                    lane.follow(array.stream)
+            elif not isinstance(array, np.ndarray):
+                kind = type(array).__name__
+                raise ValueError(f"input {name!r} is {kind}, wanted a numpy array or an array on the device")
+            if array.dtype != self.tensors[name].dtype:
+                raise ValueError(f"{name!r} is {array.dtype}, wanted {self.tensors[name].dtype}")
+            arrays[name] = array
+        return arrays
 
-    def _checked(self, name: str, feed: Any, lane: Lane) -> Any:
-        """The array, of the right type, within the profile, and if it is on a device, on this one."""
-        tensor, array = self.tensors[name], feed
-        if cuda.is_device_array(feed):
-            array = cuda.as_device_array(feed, lane.handle)
-            cuda.check_home(array, self.context)
-            if array.stream is not None:
-                lane.follow(array.stream)
-        elif not isinstance(feed, np.ndarray):
-            raise ValueError(f"input {name!r} is {type(feed).__name__}, wanted a numpy array or an array on the device")
-        if array.dtype != tensor.dtype:
-            raise ValueError(f"{name!r} is {array.dtype}, wanted {tensor.dtype}")
-        if not any(_fits(array.shape, limits) for limits in tensor.limits):
-            taken = " or ".join(f"{low} to {high}" for low, high in tensor.limits)
-            raise ValueError(
-                f"input {name!r} has shape {array.shape}, this plan takes {taken}; build one for it: dgiqa-rt build "
-                "with --batch or --depth"
-            )
-        return array
-
-    def profile_for(self, feeds: Mapping[str, DeviceArray]) -> int:
-        """The first profile that takes all of these shapes together."""
+    def profile_for(self, shapes: Mapping[str, Shape]) -> int:
+        """The first profile that takes these shapes together. ValueError if there is none."""
         profiles = range(len(self.tensors[self.inputs[0]].limits))
-        fits = (all(_fits(a.shape, self.tensors[name].limits[i]) for name, a in feeds.items()) for i in profiles)
-        found = next((i for i, fitting in enumerate(fits) if fitting), None)
-        if found is None:
-            raise ValueError(f"no profile of this plan takes { ({n: a.shape for n, a in feeds.items()}) } together")
-        return found
+        for profile in profiles:
+            if all(_fits(shape, self.tensors[name].limits[profile]) for name, shape in shapes.items()):
+                return profile
+        limits = [{name: self.tensors[name].limits[profile] for name in shapes} for profile in profiles]
+        taken = (", ".join(f"{name!r} {low} to {high}" for name, (low, high) in each.items()) for each in limits)
+        got = ", ".join(f"{name!r} {shape}" for name, shape in shapes.items())
+        raise ValueError(
+            f"got shapes {got}; this plan takes {', or '.join(taken)}; build one for it: dgiqa-rt build "
+            "with --batch or --depth"
+        )
 
-    @property
-    def most_at_once(self) -> int:
-        """The largest batch."""
-        return max(high[0] for _, high in self.tensors[self.inputs[0]].limits)
+    def expect(self, done: Any, what: str) -> None:
+        """BackendError, in TensorRT's own words, unless it did what it was to do."""
+        if not done:
+            raise BackendError(f"{self.backend} {what}: {self.log.text()}")
 
-    def _check_outputs(self, given: Mapping[str, DeviceArray], made: Mapping[str, DeviceArray]) -> None:
-        for name, array in given.items():
-            if name not in self.outputs or (array.dtype, array.shape) != (made[name].dtype, made[name].shape):
-                wanted = f"{made[name].dtype} {made[name].shape}" if name in self.outputs else f"one of {self.outputs}"
-                raise ValueError(f"output {name!r} is {array.dtype} {array.shape}, wanted {wanted}")
-            cuda.check_home(array, self.context)
+    def _bound_for(self, shapes: Mapping[str, Shape], lane: Lane) -> Bound:
+        self.profile_for(shapes)  # before memory is taken
+        return Bound(self, lane, {n: lane.empty(shape, self.tensors[n].dtype) for n, shape in shapes.items()}, {})
 
 
 class Bound:
@@ -211,58 +203,52 @@ class Bound:
     def __init__(
         self, session: TrtSession, lane: Lane, feeds: Mapping[str, DeviceArray], given: Mapping[str, DeviceArray]
     ) -> None:
-        import tensorrt as trt
-
         assert session.engine is not None
-        self._lane, self._session = lane, session
-        execution = session.engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        if execution is None:
-            raise BackendError(f"{session.backend} made no execution context: {session.log.text()}")
-        self._execution: trt.IExecutionContext | None = execution
-        execution.nvtx_verbosity = trt.ProfilingVerbosity.NONE
-        profile = session.profile_for(feeds)
-        if profile and not execution.set_optimization_profile_async(profile, lane.handle):
-            raise BackendError(f"{session.backend} refused profile {profile}: {session.log.text()}")
+        self._lane, self._session, self._replay = lane, session, Replay(lane, record=session.graphs)
+        profile = session.profile_for({name: array.shape for name, array in feeds.items()})
+        self._execution: trt.IExecutionContext | None = execution_of(session.engine, session.log)
+        execution = self._execution
+        if profile:
+            session.expect(execution.set_optimization_profile_async(profile, lane.handle), "refused a profile")
         for name, array in feeds.items():
-            if not execution.set_input_shape(name, array.shape):
-                raise BackendError(f"{session.backend} refused shape {array.shape} of {name!r}: {session.log.text()}")
-        made = {name: as_shape(execution.get_tensor_shape(name)) for name in session.outputs}
-        fresh = {n: lane.empty(made[n], session.tensors[n].dtype) for n in session.outputs if n not in given}
+            done = execution.set_input_shape(name, array.shape)
+            session.expect(done, f"refused shape {array.shape} of {name!r}")
+        self._made = {name: as_shape(execution.get_tensor_shape(name)) for name in session.outputs}
+        self.check_outputs(given)
+        fresh = {n: lane.empty(s, session.tensors[n].dtype) for n, s in self._made.items() if n not in given}
         self.arrays = {**feeds, **fresh, **given}
-        wanted = {n: DeviceArray(0, shape, session.tensors[n].dtype) for n, shape in made.items()}
-        session._check_outputs(given, wanted)
         if odd := [name for name, array in self.arrays.items() if array.pointer % ALIGNMENT]:
             raise ValueError(f"{odd} lie at addresses that are no multiples of {ALIGNMENT} bytes; copy them first")
         for name, array in self.arrays.items():
-            if not execution.set_tensor_address(name, array.pointer):
-                raise BackendError(f"{session.backend} refused the address of {name!r}: {session.log.text()}")
-        self._need = int(execution.update_device_memory_size_for_shapes())
-        self._at = -1
-        self._replay = Replay(lane, self.put, record=session.graphs)
-        self.prepare()
+            session.expect(execution.set_tensor_address(name, array.pointer), f"refused the address of {name!r}")
+        self._need, self._at = int(execution.update_device_memory_size_for_shapes()), 0
+        lane.scratch(self._need)  # it may move, so this comes before any recording
 
-    def prepare(self) -> None:
-        """Have the lane hold as much memory as this needs. It may move there, so this comes before any recording."""
-        if self._execution is None:
-            raise ValueError("this binding is closed; bind the arrays again")
-        if (at := self._lane.scratch(self._need)) != self._at:
-            self._execution.set_device_memory(at, self._need)
-            self._at = at
+    def check_outputs(self, given: Mapping[str, DeviceArray]) -> None:
+        """ValueError unless these can be written to."""
+        for name, array in given.items():
+            if name not in self._made:
+                raise ValueError(f"output {name!r} is {array.dtype} {array.shape}, wanted one of {tuple(self._made)}")
+            wanted = self._session.tensors[name].dtype, self._made[name]
+            if (array.dtype, array.shape) != wanted:
+                raise ValueError(f"output {name!r} is {array.dtype} {array.shape}, wanted {' '.join(map(str, wanted))}")
+            cuda.check_home(array.pointer, self._session.context)
 
     def run(self) -> None:
         """Put one run on the lane: plainly at first, recorded the second time, replayed from then on."""
-        self.prepare()
-        self._replay()
+        self._replay(self.put)
 
-    def put(self, stream: Any = None) -> None:
-        """Put one plain run on a stream, by default the lane's; what a graph of one's own records.
+    def put(self) -> None:
+        """Put one plain run on the lane: what a graph of one's own records.
 
         TensorRT wants to have run once before it is recorded.
         """
-        self.prepare()
-        assert self._execution is not None
-        if not self._execution.execute_async_v3(self._lane.handle if stream is None else cuda.stream_handle(stream)):
-            raise BackendError(f"{self._session.backend} did not run: {self._session.log.text()}")
+        if self._execution is None:
+            raise ValueError("this binding is closed; bind the arrays again")
+        if self._at != self._lane.at:  # something larger came, and the memory moved
+            self._execution.set_device_memory(self._lane.at, self._need)
+            self._at = self._lane.at
+        self._session.expect(self._execution.execute_async_v3(self._lane.handle), "did not run")
 
     def close(self) -> None:
         """Release the graph and the execution context, once what was put on the lane is done."""
@@ -271,7 +257,11 @@ class Bound:
                 self._lane.sync()
                 self._replay.close()
                 self._execution, self.arrays = None, {}
-                del self._replay  # which refers to this
+
+    def __del__(self) -> None:
+        if getattr(self, "_execution", None) is not None and not sys.is_finalizing():
+            with suppress(BackendError):  # as in TrtSession
+                self.close()
 
 
 class _Lane(Lane):
@@ -279,31 +269,10 @@ class _Lane(Lane):
 
     def __init__(self, context: cuda.Context) -> None:
         super().__init__(context)
-        self._bounds: OrderedDict[Any, Bound] = OrderedDict()
-
-    def bound(self, session: TrtSession, shapes: dict[str, Shape]) -> Bound:
-        key = tuple(sorted(shapes.items()))
-        if key not in self._bounds:
-            while len(self._bounds) >= KEPT:
-                self._bounds.popitem(last=False)[1].close()
-            feeds = {name: self.empty(shape, session.tensors[name].dtype) for name, shape in shapes.items()}
-            self._bounds[key] = Bound(session, self, feeds, {})
-        self._bounds.move_to_end(key)
-        return self._bounds[key]
-
-    def put(self, target: DeviceArray, source: Any) -> None:
-        """Copy an array of the host or the device into one of the device."""
-        if isinstance(source, DeviceArray):
-            self.copy(target.pointer, source.pointer, source.nbytes)
-        else:
-            self.upload(target.pointer, source)
-
-    def get(self, source: DeviceArray) -> Any:
-        return self.download(source.pointer, source.nbytes).view(source.dtype).reshape(source.shape)
+        self.recent = Recent(KEPT)
 
     def close(self) -> None:
-        while self._bounds:
-            self._bounds.popitem()[1].close()
+        self.recent.close()
         super().close()
 
 
@@ -312,26 +281,12 @@ class _Tensor:
     """An input or output of an engine. limits: an input's smallest and largest shape in each profile."""
 
     dtype: np.dtype[Any]
-    is_input: bool
     limits: tuple[tuple[Shape, Shape], ...] = ()
 
 
 def _fits(shape: Shape, limits: tuple[Shape, Shape]) -> bool:
     low, high = limits
     return len(shape) == len(low) and all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True))
-
-
-def _limits(engine: trt.ICudaEngine, name: str) -> tuple[tuple[Shape, Shape], ...]:
-    """Of an input, in each profile; a network of fixed shapes need not have a profile."""
-    shape = as_shape(engine.get_tensor_shape(name))
-    profiles: int = engine.num_optimization_profiles
-    if -1 not in shape:
-        return ((shape, shape),) * max(1, profiles)
-    found: list[tuple[Shape, Shape]] = []
-    for profile in range(profiles):
-        smallest, _, largest = engine.get_tensor_profile_shape(name, profile)
-        found.append((as_shape(smallest), as_shape(largest)))
-    return tuple(found)
 
 
 def _describe(engine: trt.ICudaEngine) -> dict[str, _Tensor]:
@@ -343,6 +298,11 @@ def _describe(engine: trt.ICudaEngine) -> dict[str, _Tensor]:
         kind = engine.get_tensor_dtype(name).name
         if kind not in _DTYPES or engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
             raise EngineError(f"{name!r} is a {kind} that numpy lacks or a shape kept on the host; keep such inside")
-        is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-        tensors[name] = _Tensor(np.dtype(_DTYPES[kind]), is_input, _limits(engine, name) if is_input else ())
+        limits: tuple[tuple[Shape, Shape], ...] = ()
+        if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
+            shape, profiles = as_shape(engine.get_tensor_shape(name)), range(engine.num_optimization_profiles)
+            found = [engine.get_tensor_profile_shape(name, i) for i in profiles] if -1 in shape else []
+            # a network of fixed shapes need not have a profile
+            limits = tuple((as_shape(s[0]), as_shape(s[2])) for s in found) or ((shape, shape),) * max(1, len(profiles))
+        tensors[name] = _Tensor(np.dtype(_DTYPES[kind]), limits)
     return tensors

@@ -43,7 +43,8 @@ class Reading:
     deinterlace: frames marked as interlaced, spatially. bars: "crop" scores a picture without the black bars around it,
     "keep" with them. max_pixels: larger frames are refused before they are decoded; None asks the scorer, but not for
     more than `source.MAX_PIXELS`. streams: files read side by side. decoder: "nvdec" decodes local files on the GPU
-    that the networks run on, and their pictures stay there; bars and `Reuse` are the CPU's.
+    that the networks run on, and their pictures stay there: bars="keep" copies none to the host, "crop" each scored one
+    to find the bars in. With `Reuse` they come to the host, and go on as the CPU's do.
     """
 
     raw: Raw | None = None
@@ -197,7 +198,8 @@ class VideoRun:
         from dgiqa.on_device import context_of
         from dgiqa.video.nvdec import NvdecVideo
 
-        return NvdecVideo(source, context=context_of(self.stages.networks.quality), **reading)
+        context, on_host = context_of(self.stages.networks.quality), self._scorer.reuse is not None
+        return NvdecVideo(source, context=context, on_host=on_host, **reading)
 
     def _describe(self, progress: Progress, video: Video) -> None:
         progress.live = video.opened.live if self.reading.live is None else self.reading.live

@@ -49,7 +49,8 @@ class Frame:
 
     time_s: seconds from the video's beginning, by the stream's own timestamps. number: counted from 0; after a seek,
     estimated from the mean frame rate. scene: counted from 0. rgb: uint8 [H,W,3], upright, None with an error.
-    thumb: luma, uint8 [36,64], not upright. note: what to know about the picture (interlaced, tone-mapped).
+    thumb: luma, uint8 [36,64], not upright. note: what to know about the picture (interlaced, tone-mapped). seen: where
+    rgb lies on a GPU, its pixels on the host, until bars were looked for in them.
     """
 
     source: str
@@ -60,6 +61,7 @@ class Frame:
     scene: int = 0
     error: str = ""
     note: str = ""
+    seen: UInt8 | None = field(default=None, repr=False)
 
 
 class Video:
@@ -200,15 +202,30 @@ class Video:
         held: list[Frame] = []
         patience = 0 if self.opened.live else HELD_FRAMES
         for frame in found:
-            told = frame.rgb is None or tracker.add(frame.rgb, frame.scene)
+            pixels = frame.rgb if frame.seen is None else frame.seen
+            told = pixels is None or tracker.add(pixels, frame.scene)
             if told or not patience:
                 patience = 0 if frame.rgb is not None else patience
-                yield from (_cropped(f, tracker.bars) for f in [*held, frame])
+                yield from (self._cropped(f, tracker.bars) for f in [*held, frame])
                 held = []
                 continue
             held.append(frame)
             patience -= 1
-        yield from (_cropped(f, tracker.bars) for f in held)
+        yield from (self._cropped(f, tracker.bars) for f in held)
+
+    def _cropped(self, frame: Frame, found: bars.Bars) -> Frame:
+        """A frame without its bars, which its note then names."""
+        if frame.rgb is None or found == bars.NONE:
+            return replace(frame, seen=None)
+        top, bottom, left, right = found
+        sides = [f"{a} + {b} {what}" for a, b, what in ((top, bottom, "rows"), (left, right, "columns")) if a or b]
+        note = f"black bars left out: {' and '.join(sides)}"
+        note = "; ".join(filter(None, [frame.note, note]))
+        return replace(frame, rgb=self._cut(frame.rgb, found), note=note, seen=None)
+
+    def _cut(self, rgb: Any, found: bars.Bars) -> Any:
+        """A picture without its bars."""
+        return np.ascontiguousarray(bars.crop(rgb, found))
 
     def _failed(self, picture: Picture, scene: int) -> Frame:
         return Frame(self.name, picture.time_s, picture.number, scene=scene, error=picture.error, note=picture.note)
@@ -251,14 +268,3 @@ class Video:
                 shape = (-1, raw.width) if made else (raw.height, raw.width, 3)
                 yield Picture(time_s, number, made.frame(levels.reshape(shape)) if made else levels.reshape(shape))
             number += 1
-
-
-def _cropped(frame: Frame, found: bars.Bars) -> Frame:
-    """A frame without its bars, which its note then names."""
-    if frame.rgb is None or found == bars.NONE:
-        return frame
-    top, bottom, left, right = found
-    sides = [f"{a} + {b} {what}" for a, b, what in ((top, bottom, "rows"), (left, right, "columns")) if a or b]
-    note = f"black bars left out: {' and '.join(sides)}"
-    rgb = np.ascontiguousarray(bars.crop(frame.rgb, found))
-    return replace(frame, rgb=rgb, note="; ".join(filter(None, [frame.note, note])))

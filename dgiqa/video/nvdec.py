@@ -1,6 +1,9 @@
 """NVIDIA's hardware decoder (PyNvVideoCodec): frames are decoded, turned to RGB and scored on the GPU.
 
     file -> NVDEC -> NV12 on the device -> RGB on the device, `colour.to_rgb`'s -> scored there
+                                                 └──► a copy on the host, to find black bars and cuts in
+
+That copy is left out with bars="keep". With reuse, frames go on from the host, where they are compared.
 
 The first frames are decoded by PyAV as well and compared: the codecs define every bit, so that the honest difference is
 0, and what differs by more than MAX_LEVELS anywhere is refused. So is what the kernel does not make: more than 8 bits,
@@ -12,63 +15,94 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
+from dgiqa.bars import Bars
 from dgiqa.errors import BackendError
 from dgiqa.hdr import HLG, PQ
 from dgiqa.runtime import cuda
 from dgiqa.runtime.kernels import Kernels, Nv12
 from dgiqa.video import colour
 from dgiqa.video.frames import Frame, Video
-from dgiqa.video.sampling import Sampling
+from dgiqa.video.sampling import Sampling, SceneCuts, Ticks, thumbnail
 from dgiqa.video.source import RefusedError, VideoSource, import_av
 
 COMPARED = 3  # frames decoded by both before the GPU's are trusted
 MAX_LEVELS = 2  # of 255, largest difference of any channel of any pixel
-_INSTEAD = "leave decoder=nvdec out for this video"
+_INSTEAD = "take decoder cpu for this video"
 
 
 class NvdecVideo(Video):
     """As Video, for local files; frames' pictures are arrays on the GPU, uint8 [H,W,3].
 
-    context: the one they are scored in. kernels: the library that makes RGB.
+    context: the one they are scored in. kernels: the library that makes RGB. on_host: pictures come to the host.
+    Raises RefusedError for what is no local file, BackendError without the decoder.
     """
 
     def __init__(
-        self, source: VideoSource, *, context: cuda.Context, kernels: Kernels | None = None, **reading: Any
+        self,
+        source: VideoSource,
+        *,
+        context: cuda.Context,
+        kernels: Kernels | None = None,
+        on_host: bool = False,
+        **reading: Any,
     ) -> None:
+        self._kernels, self._on_host = kernels or Kernels(), on_host
         super().__init__(source, **reading)
-        if not self.opened.local:
-            raise BackendError(f"nvdec reads local files only; {_INSTEAD}")
-        self._lane, self._kernels = cuda.Lane(context), kernels or Kernels()
+        if not self.opened.local or self._raw:
+            raise RefusedError(f"nvdec reads local video files only; {_INSTEAD}")
+        self._lane = cuda.Lane(context)
 
     def frames(self, wanted: Sampling, stop: threading.Event | None = None) -> Iterator[Frame]:
-        """The frames to score, in order of time; black bars stay. Sampling by scenes is refused."""
+        """The frames to score, in order of time. Sampling by scenes is refused."""
         if wanted.per_scene:
             raise RefusedError(f"{self.name}: scenes are found on the CPU; {_INSTEAD}")
         try:
             ticks = wanted.ticks(self._length_s(wanted), self.opened.rate)
         except ValueError as error:
             raise RefusedError(f"{self.name}: {error}") from error
-        reference, none = self._reference(), True
+        none = True
+        for frame in self._without_bars(self._due(ticks, wanted.end, stop)):
+            none = False
+            yield frame
+        if none and not (stop and stop.is_set()):
+            yield Frame(self.name, wanted.start, None, error=self._nothing_in(wanted))
+
+    def _due(self, ticks: Ticks, end_s: float, stop: threading.Event | None) -> Iterator[Frame]:
+        reference, cuts = self._reference(), SceneCuts()
         for number, (time_s, picture) in enumerate(self._decoded(reference[0])):
-            if (stop and stop.is_set()) or ticks.over or time_s > wanted.end:
-                break
+            if (stop and stop.is_set()) or ticks.over or time_s > end_s:
+                return
             due = ticks.due(time_s)
             if not due and number >= len(reference):
                 continue
             rgb = self._rgb(picture)
             if number < len(reference):
                 self._compare(rgb, reference[number])
-            if due:
-                none = False
-                yield Frame(self.name, time_s, number, rgb)  # type: ignore[arg-type] # lies on the GPU
-        if none and not (stop and stop.is_set()):
-            yield Frame(self.name, wanted.start, None, error=self._nothing_in(wanted))
+            if not due:
+                continue
+            frame = Frame(self.name, time_s, number, rgb)  # type: ignore[arg-type] # lies on the GPU
+            if self._on_host or self.bars == "crop":
+                with self._lane.current():
+                    seen = self._lane.numpy(rgb)
+                thumb = thumbnail(seen)
+                frame = replace(frame, thumb=thumb, scene=cuts.scene_of(thumb), seen=seen)
+            yield replace(frame, rgb=frame.seen, seen=None) if self._on_host else frame
+
+    def _cut(self, rgb: Any, found: Bars) -> Any:
+        """The same memory, from further in and with the rows' old length."""
+        if not isinstance(rgb, cuda.DeviceArray):
+            return super()._cut(rgb, found)
+        top, bottom, left, right = found
+        height, width, _ = rgb.shape
+        shape, at = (height - top - bottom, width - left - right, 3), rgb.pointer + 3 * (top * width + left)
+        return cuda.DeviceArray(at, shape, rgb.dtype, rgb.stream, rgb, (3 * width, 3, 1))
 
     def _rgb(self, picture: Nv12) -> cuda.DeviceArray:
         """A copy, made before the decoder uses the memory again."""
@@ -79,11 +113,11 @@ class NvdecVideo(Video):
         return rgb
 
     def _reference(self) -> list[Any]:
-        """The first frames as PyAV decodes them. BackendError for what the GPU does not show as the CPU does."""
+        """The first frames as PyAV decodes them. RefusedError for what the GPU does not show as the CPU does."""
         with import_av().open(f"file:{self.opened.path}") as container:
             frames = list(islice(container.decode(video=0), COMPARED))
         if not frames:
-            raise BackendError(f"the CPU finds no frame to compare nvdec's with; {_INSTEAD}")
+            raise RefusedError(f"the CPU finds no frame to compare nvdec's with; {_INSTEAD}")
         first = frames[0]
         wrong = {
             f"{first.format.name} instead of 8-bit 4:2:0": first.format.name not in ("yuv420p", "yuvj420p", "nv12"),
@@ -93,7 +127,7 @@ class NvdecVideo(Video):
             "of odd size": first.width % 2 or first.height % 2,
         }
         if found := [what for what, is_so in wrong.items() if is_so]:
-            raise BackendError(f"the video is {' and '.join(found)}, which nvdec's way does not take; {_INSTEAD}")
+            raise RefusedError(f"the video is {' and '.join(found)}, which nvdec's way does not take; {_INSTEAD}")
         return frames
 
     def _decoded(self, like: Any) -> Iterator[tuple[float, Nv12]]:
@@ -118,24 +152,24 @@ class NvdecVideo(Video):
                     frames = decoder.Decode(packet)
                 for frame in frames:
                     if frame.framesize() != width * height * 3 // 2:
-                        raise BackendError(
+                        raise RefusedError(
                             f"nvdec gave {frame.framesize()} bytes for {width} x {height}, wanted NV12; {_INSTEAD}"
                         )
                     luma = int(frame.GetPtrToPlane(0))
                     picture = Nv12(luma, luma + width * height, height, width, (width, width), matrix, full, frame)
                     yield frame.getPTS() * tick_s - self.opened.origin_s, picture
-        except BackendError:
+        except RefusedError:
             raise
         except Exception as error:  # its exceptions share no base
-            raise BackendError(f"nvdec cannot decode {self.name} ({error}); {_INSTEAD}") from error
+            raise RefusedError(f"nvdec cannot decode {self.name} ({error}); {_INSTEAD}") from error
 
     def _compare(self, rgb: cuda.DeviceArray, frame: Any) -> None:
         wanted = colour.to_rgb(frame)
         with self._lane.current():
-            got = rgb.numpy()
+            got = self._lane.numpy(rgb)
         worst = int(np.abs(got.astype(np.int16) - wanted).max()) if got.shape == wanted.shape else 255
         if worst > MAX_LEVELS:
-            raise BackendError(
+            raise RefusedError(
                 f"nvdec's pixels differ from the CPU's by {worst} of 255 levels, wanted {MAX_LEVELS}; {_INSTEAD}"
             )
 

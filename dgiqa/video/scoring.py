@@ -158,7 +158,7 @@ class _Job(Task[Result]):
         if frame.rgb is None:
             self.error = frame.error or "no picture"
             return
-        if self.on_gpu:  # where nothing is taken over: it is computed sooner than compared
+        if self.on_gpu:  # what is to be compared with others came to the host before
             return
         source = scorer.source(frame.source)
         self.plan = source.keeper.plan(frame) if source.keeper else "fresh"

@@ -56,11 +56,14 @@ class FrameStream:
         """Hand in one picture; it is copied. False if it found no room in `timeout` seconds, or after `finish`.
 
         image: an array as `Scorer.score` takes, or anything with `__dlpack__` in the CPU's memory, [H,W,3]. One on a
-        GPU is not copied: it must stay as it is until its row has come, and belongs to no scene. time_s: seconds,
-        reported in its row. source: frames of one source are compared with each other, for scenes and reuse.
+        GPU is not copied: it must stay as it is until its row has come, and belongs to no scene; a stream with reuse
+        copies it to the host, where frames are compared. time_s: seconds, reported in its row. source: frames of one
+        source are compared with each other, for scenes and reuse.
         Raises ImageError for what is no picture, and whatever ended the scoring.
         """
         self._raise()
+        if is_on_gpu(image) and self._scorer.reuse and self._scorer.stages.on_gpu:
+            image = self._scorer.stages.on_gpu.to_host(image)
         rgb, thumb = (image, None) if is_on_gpu(image) else _copied(image)
         with self._lock:
             number = self._count.get(source, 0)

@@ -40,37 +40,39 @@ def exercise() -> dict[str, object]:
         "capability": context.compute_capability,
         "device": context.device,
         "primary": context.primary,
-        "driver": cuda.driver_version(),
+        "driver": cuda.driver("cuDriverGetVersion"),
     }
     data = np.arange(12, dtype=np.float32).reshape(3, 4)
     lane, other = cuda.Lane(context), cuda.Lane(context)
     with context.current():
         source, target = (lane.empty(data.shape, data.dtype) for _ in range(2))
-        replay = cuda.Replay(lane, lambda: lane.copy(target.pointer, source.pointer, data.nbytes))
+        replay = cuda.Replay(lane)
         replayed = []
         for turn in range(3):
-            lane.upload(source.pointer, data + turn)
-            replay()
-            replayed.append(bool((target.numpy() == data + turn).all()))
+            lane.put(source, data + turn)
+            replay(lambda: lane.put(target, source))
+            replayed.append(bool((lane.numpy(target) == data + turn).all()))
         found |= {"replayed": replayed, "recorded": replay.recorded}
-        found["downloaded"] = bool((lane.download(target.pointer, data.nbytes).view("f4") == (data + 2).ravel()).all())
         other.follow(lane.stream)
         lane.follow(other.handle)
         lane.follow(0)
-        first, second = lane.scratch(100), lane.scratch(10_000)
-        found["moved"] = (first != 0, lane.at == second, lane.scratch(50) == second)
-        refused = cuda.Replay(lane, lambda: 1 // 0)  # type: ignore[arg-type, return-value]
+        places = []
+        for nbytes in (100, 10_000, 50):
+            lane.scratch(nbytes)
+            places.append(lane.at)
+        found["moved"] = (places[0] != 0, places[1] != places[0], places[2] == places[1])
+        refused = cuda.Replay(lane)
         refused._at = lane.at
         try:
-            refused()
+            refused(lambda: 1 // 0)  # type: ignore[arg-type, return-value]
         except ZeroDivisionError:
             found["not_recorded"] = not refused.recorded
-        cuda.check_home(cuda.as_device_array(Foreign(target)), context)
+        cuda.check_home(cuda.as_device_array(Foreign(target)).pointer, context)
         rows = cuda.view_of(Foreign(target, (16, -4)))
         exporter = Exporter(np.zeros((4, 6, 3), np.uint8)[:, :, :2])
         shared = cuda.view_of(exporter, lane.stream)
         found["views"] = [rows.strides, shared.shape, shared.strides, exporter.asked == [lane.handle]]
-        found["free"] = cuda.free_memory()
+        found["free"] = cuda.driver("cuMemGetInfo")[0]
         try:
             lane.empty((1 << 40,), np.uint8)
         except BackendError as error:

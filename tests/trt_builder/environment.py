@@ -10,7 +10,7 @@ tests knows it, nothing of it is passed on.
     FOLDER/lib        the stand-in libraries, links to TensorRT-RTX
     FOLDER/cuda-V     cuda-python, the oldest and the newest we admit; FOLDER/driver-3 a stand-in for the driver below
     FOLDER/stubs/M    the types of TensorRT M (10.12, 10, 11) as the module `tensorrt`, for a type checker
-    FOLDER/ort-V      the oldest onnxruntime we admit
+    FOLDER/ort-V      the oldest onnxruntime we admit, for all and for TensorRT-RTX
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CUDA = {
     "12.9.4": ("cuda-bindings==12.9.4", "cuda-core==1.0.0", "cuda-pathfinder==1.9.0"),
     "13.5.0": ("cuda-bindings==13.5.0", "cuda-core==1.2.2", "cuda-pathfinder==1.9.0"),
 }
-ONNXRUNTIME = "1.20.0"
+ONNXRUNTIMES = ("1.20.0", "1.24.1")  # of the extras gpu, and rtx
 STUBGEN = "pybind11-stubgen==3.0.0"
 BINDINGS = {
     "10.12": "tensorrt_cu12_bindings==10.12.0.36",
@@ -56,7 +56,8 @@ def prepare(folder: Path) -> None:
     _part(folder / "driver-3", lambda driver: _compile(HERE / "libcuda.c", driver / "libcuda.so.1"))
     for version, packages in CUDA.items():
         _part(folder / f"cuda-{version}", partial(_install, packages))
-    _part(folder / f"ort-{ONNXRUNTIME}", partial(_install, [f"onnxruntime=={ONNXRUNTIME}"]))
+    for version in ONNXRUNTIMES:
+        _part(folder / f"ort-{version}", partial(_install, [f"onnxruntime=={version}"]))
     _part(folder / "stubgen", partial(_install, [STUBGEN]))
     for version, package in BINDINGS.items():
         _part(folder / f"bindings{version}", partial(_install, [package]))
