@@ -455,6 +455,18 @@ def fake_core(driver: FakeDriver) -> ModuleType:
             if not sys.is_finalizing():
                 self.close()
 
+    class Exported:
+        """What NumPy takes a capsule from: before version 2 it asks the type for its methods, not the object."""
+
+        def __init__(self, capsule: Callable[..., Any]) -> None:
+            self.capsule = capsule
+
+        def __dlpack__(self, **how: Any) -> Any:
+            return self.capsule(**how)
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 1, 0
+
     class StridedMemoryView:
         """Reads the DLPack capsules of host arrays that say they are a device's."""
 
@@ -462,11 +474,7 @@ def fake_core(driver: FakeDriver) -> ModuleType:
         def from_dlpack(cls, obj: Any, stream_ptr: int | None = None) -> Any:
             if stream_ptr is None:
                 raise BufferError("stream=None is ambiguous with view()")
-            array = np.from_dlpack(
-                SimpleNamespace(
-                    __dlpack__=lambda **_: obj.__dlpack__(stream=stream_ptr), __dlpack_device__=lambda: (1, 0)
-                )
-            )
+            array = np.from_dlpack(Exported(lambda **_: obj.__dlpack__(stream=stream_ptr)))
             counts = tuple(stride // array.itemsize for stride in array.strides)
             strides = None if array.flags.c_contiguous else counts
             return SimpleNamespace(

@@ -192,6 +192,18 @@ def test_flat_pictures_in_webp_and_avif_are_scored(kind: str) -> None:
         assert decode(encode(Image.new("RGB", (900, 700), colour), kind, exif=exif)).shape == (700, 900, 3)
 
 
+@pytest.mark.parametrize("part", ["alpha", "levels"])
+def test_a_graphic_in_lossless_webp_is_scored(part: str) -> None:
+    rows, columns = np.mgrid[:200, :300]
+    disc = Image.fromarray(np.where((columns - 150) ** 2 + (rows - 100) ** 2 < 4400, 255, 0).astype(np.uint8))
+    image = Image.new("RGB", disc.size, "navy") if part == "alpha" else disc.convert("RGB")
+    if part == "alpha":
+        image.putalpha(disc)
+    file = encode(image, "WEBP", lossless=True, quality=30, method=0)
+    assert bytes(64) in file  # rows of one level, a zero bit for each pixel
+    assert decode(file)[100, 0].tolist() == ([255] * 3 if part == "alpha" else [0] * 3)
+
+
 # ---- limits
 
 

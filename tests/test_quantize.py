@@ -33,7 +33,7 @@ from dgiqa.parity import BUDGETS
 from dgiqa.store import sha256_of
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+ort = pytest.importorskip("onnxruntime")
 
 from dgiqa.builder import quantize as quantize_module  # noqa: E402
 from dgiqa.builder.precision import (  # noqa: E402
@@ -195,6 +195,11 @@ def test_numbers_are_rounded_to_e4m3_as_onnxruntime_rounds_them() -> None:
     np.testing.assert_array_equal(decoded, run(model, x=values))
 
 
+COMPUTES_FP8 = tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 32)
+computes_fp8 = pytest.mark.skipif(not COMPUTES_FP8, reason="needs onnxruntime 1.32, which computes fp8")
+
+
+@computes_fp8
 def test_fp8_layers_have_e4m3_operands_and_onnxruntime_computes_them(layers_model: Any, x: NDArray[np.float32]) -> None:
     layers = [name for name in weighted_layers(layers_model) if not name.startswith("ConvTranspose")]
     model = to_fp8(layers_model, ranges(layers_model, x), layers)
@@ -210,6 +215,13 @@ def test_fp8_layers_have_e4m3_operands_and_onnxruntime_computes_them(layers_mode
     assert np.abs(run(broken, x=x) - wanted).max() > 0.3 * np.abs(wanted).max()
 
 
+@pytest.mark.skipif(COMPUTES_FP8, reason="of onnxruntime before 1.32")
+def test_an_onnxruntime_that_takes_fp8_for_int8_is_too_old(layers_model: Any, x: NDArray[np.float32]) -> None:
+    with pytest.raises(BackendError, match=r"needs a newer onnxruntime than .* pip install -U onnxruntime"):
+        run(to_fp8(layers_model, ranges(layers_model, x), weighted_layers(layers_model)), x=x)
+
+
+@computes_fp8
 @pytest.mark.parametrize("activation", ["Clip", "Relu"])
 def test_onnxruntime_takes_fp8_behind_an_activation(activation: str) -> None:
     """It would look whether the quantisation clips as much, and fail on the type."""

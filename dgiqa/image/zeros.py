@@ -13,12 +13,16 @@ _METADATA = re.compile(rb"II\*\0|MM\0\*")
 
 
 def check_webp(data: bytes, pixels: int) -> None:
-    """Raise ImageError if a chunk of the picture holds more zero bytes in a row than its encoder writes."""
-    at, most = 12, LEAST + int(pixels * _OF_FLAT)
+    """Raise ImageError if a chunk of the picture holds more zero bytes in a row than its encoder writes.
+
+    Without loss, a graphic of so few levels that two bits are enough for a pixel may have one zero bit for each.
+    """
+    at, flat = 12, LEAST + int(pixels * _OF_FLAT)
     while at + 8 <= len(data):
         kind, size = struct.unpack_from("<4sI", data, at)
         if kind in (b"VP8 ", b"VP8L", b"ALPH", b"ANMF"):
-            _check(data, at + 8, min(at + 8 + size, len(data)), most)
+            graphic = kind != b"VP8 " and size * 8 < pixels * 2
+            _check(data, at + 8, min(at + 8 + size, len(data)), max(flat, pixels // 8) if graphic else flat)
         at += 8 + size + size % 2
 
 

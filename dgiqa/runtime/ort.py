@@ -26,8 +26,12 @@ _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(u
 _DISABLED = ["WeightBiasQuantization", "ClipQuantRewrite", "ReluQuantRewrite"]
 NO_GRAPH = ("gpu_graph_id", "-1")  # of a run, where the session records: else it would replay one's old addresses
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-# What onnxruntime says of a file from the future: its opset, its file format, an operator without a kernel.
-_TOO_NEW = re.compile(r"Current official support for domain.*|Unsupported model IR version.*|Could not find an impl.*")
+# What onnxruntime says of a file from the future: its opset, its file format, an operator without a kernel; and, up to
+# 1.31, of layers in fp8, which it takes for int8.
+_TOO_NEW = re.compile(
+    r"Current official support for domain.*|Unsupported model IR version.*|Could not find an impl.*"
+    r"|Type 'tensor\(float8.*is invalid"
+)
 
 
 class OrtSession:
