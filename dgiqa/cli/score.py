@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections import Counter
 from collections.abc import Generator, Iterator
@@ -25,6 +26,8 @@ from dgiqa.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from dgiqa.batch.resume import Earlier
+    from dgiqa.report.files import Report
     from dgiqa.report.rows import Row, Summary
     from dgiqa.scorer import Scorer
     from dgiqa.sources import Input, Reading
@@ -54,6 +57,9 @@ def score(
     opening: dict[str, Any],
     workers: options.Workers = None,
     output: options.Output = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="With -o: keep the rows that FILE has, and score what is not in it.")
+    ] = False,
     format_: options.Format = None,
     json_: Annotated[bool, typer.Option("--json", help="The same as --format json: one document.")] = False,
     details: Annotated[
@@ -75,7 +81,7 @@ def score(
     \b
     Examples:
       dgiqa-rt score photo.jpg
-      dgiqa-rt score -r photos/ -o scores.csv
+      dgiqa-rt score -r photos/ -o scores.csv --resume
       dgiqa-rt score 'shots/*.png' --fail-under 0.5
       dgiqa-rt score incoming/ --preset upload
       curl -s https://example.org/a.jpg | dgiqa-rt score -
@@ -83,14 +89,13 @@ def score(
       dgiqa-rt score 'set/{000..199}.tar' -o scores.parquet
       dgiqa-rt score products.csv --column image_url --key sku --remote
     """
-    from dgiqa.report.files import Report, format_of
+    from dgiqa.batch.resume import Earlier
+    from dgiqa.report.files import Report
     from dgiqa.report.rows import Summary, gate_sentence
     from dgiqa.report.terminal import ProgressLine
 
     _check_sources(paths, from_file)
-    with options.usage("--output"):
-        if output:  # a wrong suffix is said before anything is read
-            format_of(output)
+    _check_output(output, resume)
     shown = options.shown_format(_wanted_format(format_, json_), output)
     left_out: Counter[str] = Counter()
     inputs = _inputs(paths or [], from_file, null, reading, left_out)
@@ -107,6 +112,8 @@ def score(
     with options.usage("--tiling"):
         check_tiling(opening["tiling"])
     opening["bundle"], fail_under = options.gated(opening["bundle"], fail_under, preset, "--fail-under")
+    earlier = Earlier(output) if output and resume else None
+    new = bool(output) and not os.path.exists(output)
     with Report() as report:
         options.write_rows(report, output, shown, details=details)  # before anything slow: it may not be writable
         inputs, total = _counted(inputs, live=from_file == "-")
@@ -116,20 +123,20 @@ def score(
             opening["parallel"] = 1
         scorer = Scorer(**opening, gate=fail_under)
         report.needed = fail_under is not None
-        made_with = {
-            "bundle": scorer.bundle.id,
-            "preprocess_version": scorer.bundle.preprocess.version,
-            "tiling": scorer.tiling,
-        }
-        made_with |= {"backend": scorer.backend, "precision": scorer.precision}
-        report.summary = summary = Summary(total, run=made_with)  # its clock starts here: what came before was loading
+        # Its clock starts here: what came before was loading.
+        report.summary = summary = Summary(total, run=_made_with(scorer))
+        if earlier:
+            inputs = _go_on(report, earlier, scorer, inputs, details)
+        if earlier or new:
+            report.grow()
         stop = fill(report, _rows(scorer, inputs, workers, details))
+    if earlier:
+        earlier.forget()
     if not quiet:
-        written = output if report.complete or summary.scored + summary.failed else None
-        _say_summary(summary, scorer, written)
+        _say_summary(summary, scorer, output if report.complete or summary.scored + summary.failed else None)
         _say_left_out(left_out)
-    if fail_under is not None and summary.scored and not quiet:
-        say(gate_sentence(summary.below, summary.scored, "image", fail_under), prefix="")
+        if fail_under is not None and summary.scored:
+            say(gate_sentence(summary.below, summary.scored, "image", fail_under), prefix="")
     if stop:
         raise stop
     raise typer.Exit(GATE_FAILED if summary.below else INPUTS_FAILED if summary.failed else OK)
@@ -144,6 +151,17 @@ def _check_sources(paths: list[str] | None, from_file: str | None) -> None:
         raise typer.BadParameter("standard input (-) can be read once only", param_hint="PATHS")
     if stdin_uses:
         options.check_stdin("PATHS")
+
+
+def _check_output(output: str | None, resume: bool) -> None:
+    """Usage errors of where rows go: a wrong suffix is said before anything is read."""
+    from dgiqa.report.files import format_of
+
+    with options.usage("--output"):
+        if output:
+            format_of(output)
+    if resume and not output:
+        raise typer.BadParameter("name the file that it goes on with: -o FILE", param_hint="--resume")
 
 
 def _wanted_format(format_: Format | None, json_: bool) -> Format | None:
@@ -189,12 +207,29 @@ def _list(inputs: Iterator[Input], end: str) -> int:
     return INPUTS_FAILED if failed else OK
 
 
+def _go_on(report: Report, earlier: Earlier, scorer: Scorer, inputs: Iterator[Input], details: bool) -> Iterator[Input]:
+    """Add the rows of earlier runs; returns the inputs that have none."""
+    origin = {"bundle": scorer.bundle.id, "backend": scorer.backend, "tiling": scorer.tiling}
+    for row in earlier.rows(origin, scorer.gate, details):
+        report.add(row)
+    return earlier.rest(inputs)
+
+
 def _rows(scorer: Scorer, inputs: Iterator[Input], workers: int | None, details: bool) -> Generator[tuple[Row, None]]:
     """A row per input, in the order of the inputs."""
     from dgiqa.batch.scan import rows_of
 
     for row in rows_of(scorer, inputs, workers, details):
         yield row, None
+
+
+def _made_with(scorer: Scorer) -> dict[str, object]:
+    made: dict[str, object] = {
+        "bundle": scorer.bundle.id,
+        "preprocess_version": scorer.bundle.preprocess.version,
+        "tiling": scorer.tiling,
+    }
+    return made | {"backend": scorer.backend, "precision": scorer.precision}
 
 
 def _say_left_out(left_out: Counter[str]) -> None:

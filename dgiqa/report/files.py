@@ -17,6 +17,7 @@ import shutil
 import sqlite3
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TextIO, TypeVar
 
@@ -27,6 +28,7 @@ from dgiqa.report.terminal import ProgressLine, TableWriter
 FILE_FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".json": "json", ".parquet": "parquet", ".sqlite": "sqlite"}
 SPOOLED = ("parquet", "sqlite")  # written as JSON lines first, which a killed run leaves readable
 ROW_GROUP = 1000  # rows of a Parquet file in memory at a time
+SHOW_S, SHOW_SHARE = 2.0, 0.02  # how often a spooled file shows the rows so far, and what that may take of the time
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that spreadsheets compute
 
 R = TypeVar("R", bound="Report")
@@ -101,14 +103,18 @@ class JsonLinesWriter:
 
 
 class JsonWriter:
-    """One document {schema_version, rows, summary}, written row by row; it is valid once finished."""
+    """One document {schema_version, rows, summary}, written row by row; in a file it is valid after each of them."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self.before = f'{{"schema_version": {SCHEMA_VERSION}, "rows": [\n'
 
     def write(self, row: Row) -> None:
-        self.stream.write(self.before + to_json(row))
+        text = self.before + to_json(row)
+        if isinstance(self.stream, OutputFile) and self.stream.partial:
+            self.stream.write(text, '\n], "summary": null}\n')
+        else:
+            self.stream.write(text)
         self.before = ",\n"
         self.stream.flush()
 
@@ -144,24 +150,11 @@ class CsvWriter:
         return line.getvalue()[:-2] + "\n"
 
 
-class ParquetWriter:
-    """A typed column each; the summary is in the file's metadata under "dgiqa". Needs pyarrow.
+class SpooledWriter:
+    """Rows for a file that is made as a whole: spooled as JSON lines, which a killed run leaves readable."""
 
-    A Parquet file without its end is unreadable, so rows are spooled as JSON lines, which a killed run leaves readable.
-    """
-
-    def __init__(self, file: OutputFile, names: tuple[str, ...]) -> None:
-        self._parquet = load("pyarrow.parquet", "Parquet", "pyarrow", "table", instead="end in .csv")
-        import pyarrow
-
-        self._arrow = pyarrow
+    def __init__(self, file: OutputFile) -> None:
         self._file = file
-        text = pyarrow.string()
-        types = {"list": pyarrow.list_(text), "json": text, "string": text}
-        self._schema = pyarrow.schema(
-            [(c.name, types.get(c.type) or getattr(pyarrow, c.type)()) for c in SCHEMA if c.name in names]
-        )
-        self._documents = [c.name for c in SCHEMA if c.type == "json" and c.name in names]
 
     def write(self, row: Row) -> None:
         self._file.write(to_json(row) + "\n")
@@ -169,45 +162,67 @@ class ParquetWriter:
     def finish(self, summary: dict[str, Any]) -> None:
         """Turn the spooled rows into the file."""
         with self._file.rewritten() as (lines, target):
-            writer = self._parquet.ParquetWriter(target, self._schema)
-            while rows := [self._typed(line) for line in itertools.islice(lines, ROW_GROUP)]:
-                writer.write_table(self._arrow.Table.from_pylist(rows, schema=self._schema))
-            writer.add_key_value_metadata({"dgiqa": to_json(summary)})
-            writer.close()
+            self._fill(lines, target, summary)
+
+    def show(self, summary: Tally) -> None:
+        """The same with the rows so far, where that is due; more may follow."""
+        if self._file.due:
+            with self._file.rewritten(final=False) as (lines, target):
+                self._fill(lines, target, summary.as_dict(complete=False))
+
+    def _fill(self, lines: Iterator[str], target: Any, summary: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+class ParquetWriter(SpooledWriter):
+    """A typed column each; the summary is in the file's metadata under "dgiqa". Needs pyarrow."""
+
+    def __init__(self, file: OutputFile, names: tuple[str, ...]) -> None:
+        super().__init__(file)
+        self._parquet = load("pyarrow.parquet", "Parquet", "pyarrow", "table", instead="end in .csv")
+        import pyarrow
+
+        self._arrow = pyarrow
+        text = pyarrow.string()
+        types = {"list": pyarrow.list_(text), "json": text, "string": text}
+        self._schema = pyarrow.schema(
+            [(c.name, types.get(c.type) or getattr(pyarrow, c.type)()) for c in SCHEMA if c.name in names]
+        )
+        self._documents = [c.name for c in SCHEMA if c.type == "json" and c.name in names]
+
+    def _fill(self, lines: Iterator[str], target: Any, summary: dict[str, Any]) -> None:
+        writer = self._parquet.ParquetWriter(target, self._schema)
+        while rows := [self._typed(line) for line in itertools.islice(lines, ROW_GROUP)]:
+            writer.write_table(self._arrow.Table.from_pylist(rows, schema=self._schema))
+        writer.add_key_value_metadata({"dgiqa": to_json(summary)})
+        writer.close()
 
     def _typed(self, line: str) -> Row:
         row: Row = json.loads(line)
         return row | {name: None if row[name] is None else to_json(row[name]) for name in self._documents}
 
 
-class SqliteWriter:
-    """A table `scores` with a column each, and the summary in a table `run`. Spooled as Parquet is."""
+class SqliteWriter(SpooledWriter):
+    """A table `scores` with a column each, and the summary in a table `run`."""
 
     def __init__(self, file: OutputFile, names: tuple[str, ...]) -> None:
-        self._file = file
+        super().__init__(file)
         self._columns = [column for column in SCHEMA if column.name in names]
 
-    def write(self, row: Row) -> None:
-        self._file.write(to_json(row) + "\n")
-
-    def finish(self, summary: dict[str, Any]) -> None:
-        """Turn the spooled rows into the database."""
-        with self._file.rewritten() as (lines, target), tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "scores.sqlite")
-            with contextlib.closing(sqlite3.connect(path)) as database, database:
-                self._fill(database, lines, summary)
-            with open(path, "rb") as whole:
-                shutil.copyfileobj(whole, target)
-
-    def _fill(self, database: sqlite3.Connection, lines: Iterator[str], summary: dict[str, Any]) -> None:
+    def _fill(self, lines: Iterator[str], target: Any, summary: dict[str, Any]) -> None:
         kinds = {"float64": "REAL", "int64": "INTEGER"}
         typed = ", ".join(f'"{column.name}" {kinds.get(column.type, "TEXT")}' for column in self._columns)
-        database.execute(f"CREATE TABLE scores ({typed})")
         marks = ", ".join("?" * len(self._columns))
-        rows = (json.loads(line) for line in lines)
-        database.executemany(f"INSERT INTO scores VALUES ({marks})", map(self._values, rows))
-        database.execute("CREATE TABLE run (summary TEXT)")
-        database.execute("INSERT INTO run VALUES (?)", (to_json(summary),))
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "scores.sqlite")
+            with contextlib.closing(sqlite3.connect(path)) as database, database:
+                database.execute(f"CREATE TABLE scores ({typed})")
+                rows = (self._values(json.loads(line)) for line in lines)
+                database.executemany(f"INSERT INTO scores VALUES ({marks})", rows)
+                database.execute("CREATE TABLE run (summary TEXT)")
+                database.execute("INSERT INTO run VALUES (?)", (to_json(summary),))
+            with open(path, "rb") as whole:
+                shutil.copyfileobj(whole, target)
 
     def _values(self, row: Row) -> list[Any]:
         cells = ((column, row.get(column.name)) for column in self._columns)
@@ -219,9 +234,10 @@ class SqliteWriter:
 class OutputFile:
     """A file that appears under its name when it is whole; until then its rows are in a partial file beside it.
 
-    The partial file is called `NAME.partial-XXXXXXXX.EXT`, so that whoever looks for the rows of a killed run finds
-    them; `left_behind` names those of earlier runs. A pipe or a device is written into. Each `write` is whole or, on a
-    full disk, taken back. Raises OSError when the file could not be written in the end (no such folder, no
+    One that `grows` has its name from the first row on, and where its rows are spooled it is made of them anew from
+    time to time. The partial file is called `NAME.partial-XXXXXXXX.EXT`, so that whoever looks for the rows of a killed
+    run finds them; `left_behind` names those of earlier runs. A pipe or a device is written into. Each `write` is whole
+    or, on a full disk, taken back. Raises OSError when the file could not be written in the end (no such folder, no
     permission, a folder of that name), so that this is known before the work begins.
     """
 
@@ -230,7 +246,10 @@ class OutputFile:
     def __init__(self, path: str, *, spooled: bool = False) -> None:
         self.name = path
         self.partial = ""
-        self._size = 0
+        self.grows = False
+        self._spooled = spooled
+        self._show_at = 0.0
+        self._size, self._tail = 0, b""  # of what stays, and what the next write replaces
         try:
             self._old: os.stat_result | None = os.stat(path)
         except FileNotFoundError:
@@ -246,20 +265,33 @@ class OutputFile:
         self.partial = _partial(self.path, secrets.token_hex(4), ".jsonl" if spooled else None)
         self._raw = self._create(self.partial)
 
-    def write(self, text: str | bytes) -> None:
-        """Write all of it, or raise and leave the file as it was before."""
-        data = memoryview(text.encode() if isinstance(text, str) else text)
-        begun = self._size
+    def write(self, text: str | bytes, tail: str = "") -> None:
+        """Write all of it, or raise and leave the file as it was before. tail: what closes it until the next write."""
+        data, end = text.encode() if isinstance(text, str) else text, tail.encode()
+        if self._tail:
+            self._raw.seek(self._size)
         try:
-            while data:
-                count = self._raw.write(data)
-                data, self._size = data[count:], self._size + (count or 0)
+            self._put(data + end)
         except OSError as error:
             if self.partial:
-                self._raw.truncate(begun)
-                self._raw.seek(begun)
-                self._size = begun
+                self._raw.truncate(self._size)
+                self._raw.seek(self._size)
+                self._put(self._tail)
             raise OSError(error.errno, error.strerror, self.name) from error
+        self._size, self._tail = self._size + len(data), end
+        if self.grows and not self._spooled and self.partial and self.partial != self.path:
+            os.replace(self.partial, self.path)
+            self.partial = self.path
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to show the rows that were spooled so far."""
+        return self.grows and self._spooled and bool(self.partial) and time.monotonic() >= self._show_at
+
+    def _put(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._raw.write(rest) :]
 
     def flush(self) -> None:
         """Nothing waits to be written."""
@@ -284,29 +316,37 @@ class OutputFile:
     def discard(self) -> None:
         """Remove what was written; a file of that name from before, or a committed one, stays as it is."""
         self._raw.close()
-        if self.partial:
+        if self.partial and self.partial != self.path:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.partial)
             self.partial = ""
 
     @contextlib.contextmanager
-    def rewritten(self) -> Iterator[tuple[Iterator[str], Any]]:
-        """(the lines written so far, a binary file that takes their place when the block ends)."""
+    def rewritten(self, final: bool = True) -> Iterator[tuple[Iterator[str], Any]]:
+        """(the lines written so far, a binary file that takes their place when the block ends).
+
+        Unless it is final the lines stay and more may follow, while the other has the file's name.
+        """
         if not self.partial:
             raise OSError(f"{self.name} is a pipe or a device, which Parquet cannot be written to; use .jsonl")
-        self._raw.close()
-        target_path = _partial(self.path, secrets.token_hex(4))
+        begun, target_path = time.monotonic(), _partial(self.path, secrets.token_hex(4))
         target = self._create(target_path)
         try:
             with open(self.partial, encoding="utf-8") as lines:
                 yield lines, target
+            target.close()
+            if not final:
+                os.replace(target_path, self.path)
         except BaseException:
             target.close()
             os.unlink(target_path)
             raise
-        os.unlink(self.partial)
-        self.partial, self._raw = target_path, self._create(target_path, again=True)
-        target.close()
+        ended = time.monotonic()
+        self._show_at = ended + max(SHOW_S, (ended - begun) / SHOW_SHARE)
+        if final:
+            self._raw.close()
+            os.unlink(self.partial)
+            self.partial, self._raw = target_path, self._create(target_path, again=True)
 
     def _create(self, path: str, *, again: bool = False) -> io.FileIO:
         """A new file, never one that somebody put there; a mode that is narrower than usual holds from the start."""
@@ -344,6 +384,7 @@ class Report:
         self.complete = False
         self.unread = False  # whoever read standard output has left
         self.needed = False  # the verdict is wanted even if nobody reads rows
+        self._files: list[OutputFile] = []
         self._endings = contextlib.ExitStack()
 
     def __enter__(self: R) -> R:
@@ -352,7 +393,14 @@ class Report:
     def write_to(self, writer: Writer, file: OutputFile | None = None) -> None:
         """Give every row to a writer; file: the one it writes to, None for standard output."""
         self.writers.append(writer if file else _Unread(self, writer))
+        if file:
+            self._files.append(file)
         self._end_with(self.writers[-1].finish, file)
+
+    def grow(self) -> None:
+        """From here on files have their names while their rows come, and replace those of before."""
+        for file in self._files:
+            file.grows = True
 
     def draw_to(self, sink: Sink) -> None:
         """Give every row and its picture to a sink."""
@@ -371,6 +419,9 @@ class Report:
         for sink in self.sinks:
             sink.add(row, result.picture)
         self.summary.add(row)
+        for writer in self.writers:
+            if isinstance(writer, SpooledWriter):
+                writer.show(self.summary)
         if self.line:
             self.line.show(self.summary)
         if self.unread and not self.needed and len(self.writers) + len(self.sinks) == 1:

@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -33,11 +33,15 @@ def read_rows(path: str) -> Iterator[Row]:
         for name in names:
             yield from read_rows(os.path.join(path, name))
         return
+    yield from _checked(path)
+
+
+def _checked(path: str, reader: Callable[[str], Iterator[Row]] | None = None) -> Iterator[Row]:
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in _READERS:
         raise DgiqaError(f"{path} ends in {suffix or 'no suffix'}; wanted {', '.join(_READERS)}")
     try:
-        for number, row in enumerate(_READERS[suffix](path)):
+        for number, row in enumerate((reader or _READERS[suffix])(path)):
             if not number and not row.keys() >= _NEEDED:
                 missing = ", ".join(sorted(_NEEDED - row.keys()))
                 raise DgiqaError(f"{path} has no column {missing}; wanted rows that `score -o` or `scan` wrote")
@@ -46,6 +50,21 @@ def read_rows(path: str) -> Iterator[Row]:
         raise
     except Exception as error:  # pyarrow's, sqlite's and json's
         raise DgiqaError(f"{path} cannot be read ({type(error).__name__}: {error}); write it again") from error
+
+
+def rows_so_far(path: str) -> Iterator[Row]:
+    """As `read_rows`, of a file of a run that was ended at any time: the rows before the place where it breaks off.
+
+    Raises DgiqaError where not even the first can be read of a file that holds something.
+    """
+    read = False
+    try:
+        for row in _checked(path, _whole_lines if path.lower().endswith(".csv") else None):
+            read = True
+            yield row
+    except DgiqaError:
+        if not read and os.path.getsize(path):
+            raise
 
 
 def _parquet(path: str) -> Iterator[Row]:
@@ -68,8 +87,20 @@ def _json(path: str) -> Iterator[Row]:
 
 def _csv(path: str) -> Iterator[Row]:
     with open(path, encoding="utf-8", newline="") as stream:
-        for row in csv.DictReader(stream):
-            yield {name: _cell(name, text) for name, text in row.items()}
+        yield from _of_lines(stream)
+
+
+def _whole_lines(path: str) -> Iterator[Row]:
+    """The rows of a CSV file; a last line without an end is left out."""
+    with open(path, encoding="utf-8", newline="") as stream:
+        yield from _of_lines(line for line in stream if line.endswith("\n"))
+
+
+def _of_lines(lines: Iterable[str]) -> Iterator[Row]:
+    for row in csv.DictReader(lines, strict=True):
+        if None in row or None in row.values():
+            raise ValueError("a line that breaks off")
+        yield {name: _cell(name, text) for name, text in row.items()}
 
 
 def _cell(name: str, text: str) -> Any:

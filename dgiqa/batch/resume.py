@@ -1,0 +1,74 @@
+"""Rows of runs that were ended -> those that stand, and the inputs that are left to score."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from dgiqa.errors import DgiqaError
+from dgiqa.meaning import verdict
+from dgiqa.report.files import left_behind
+from dgiqa.report.read import rows_so_far
+from dgiqa.report.rows import DETAIL_COLUMNS, Row, readable
+from dgiqa.sources import Input
+
+_Name = tuple[str, str]
+
+
+class Earlier:
+    """What earlier runs wrote into the file `path`, and into those that they left beside it when they were killed.
+
+    The names of all images are held in memory.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.left = left_behind(path)
+        there = os.path.isfile(path) and os.path.getsize(path)
+        self._files = [*([path] if there else []), *self.left]
+        self._taken: Counter[_Name] = Counter()
+
+    def rows(self, origin: dict[str, str], gate: float | None = None, details: bool = False) -> Iterator[Row]:
+        """Every row once, whichever of the files it is in; its verdict is that of `gate`.
+
+        origin: what the scores have to come from, by column. Raises DgiqaError for those that would not compare.
+        """
+        for path in self._files:
+            here: Counter[_Name] = Counter()
+            for row in rows_so_far(path):
+                name = _name(row["path"], row.get("key"))
+                here[name] += 1
+                if here[name] > self._taken[name]:
+                    _check(path, row, origin, details)
+                    self._taken[name] += 1
+                    yield row | {"verdict": None if row["score"] is None else verdict(row["score"], gate)}
+
+    def rest(self, inputs: Iterable[Input]) -> Iterator[Input]:
+        """The inputs that have no row yet, in their order; to be read after `rows`."""
+        for item in inputs:
+            name = _name(readable(item.name), None if item.key is None else readable(item.key))
+            if self._taken[name]:
+                self._taken[name] -= 1
+            else:
+                yield item
+
+    def forget(self) -> None:
+        """Remove the files that were left behind: the rows are in the new file."""
+        for path in self.left:
+            os.unlink(path)
+
+
+def _check(path: str, row: Row, origin: dict[str, str], details: bool) -> None:
+    before = {name: row.get(name) for name in origin}
+    if before != origin:
+        raise DgiqaError(
+            f"{path} was scored with {before}, and now it is {origin}; scores would not compare, so give the same "
+            "options or name another file"
+        )
+    if details and not row.keys() >= set(DETAIL_COLUMNS):
+        raise DgiqaError(f"{path} was written without --details; leave it out or name another file")
+
+
+def _name(path: str, key: str | None) -> _Name:
+    """An image by its row. CSV has no empty key, and puts "./" before a path that a spreadsheet would compute."""
+    return path.removeprefix("./"), key or ""
