@@ -28,6 +28,7 @@ EXTRAS = {
     "gs": "gs:// addresses",
     "az": "az:// addresses",
     "hf": "hf:// addresses",
+    "ray": "sets scored by a Ray cluster",
     "torch": "the networks in PyTorch",
     "export": "own weights",
     "train": "training",

@@ -20,7 +20,16 @@ def scan(
     ],
     out: Annotated[str, typer.Option(metavar="DIR", help="Where each shard's Parquet file goes; may be a bucket.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the shards that are done.")] = False,
-    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that score side by side.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Processes that score side by side.  [default: 1; with --ray what the cluster has]"
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Score on a Ray cluster: its address, auto, or local for this machine."),
+    ] = None,
     shard: Annotated[
         str | None,
         typer.Option(metavar="I/N", help="One machine's part: every N-th shard, from the I-th (of 0 to N-1) on."),
@@ -41,6 +50,7 @@ def scan(
       dgiqa-rt scan 'set/{000..199}.tar' --out scores/ --workers 4
       dgiqa-rt scan 's3://set/{000..199}.tar' --remote --out s3://scores/ --resume
       dgiqa-rt scan 'set/*.tar' --out scores/ --shard $SLURM_ARRAY_TASK_ID/8
+      dgiqa-rt scan 's3://set/*.tar' --remote --out s3://scores/ --ray auto --resume
     """
     from dgiqa.batch.scan import Job, part_of, to_do
     from dgiqa.batch.scan import scan as run
@@ -64,15 +74,22 @@ def scan(
     loaded = load_bundle(opening["bundle"])
     settings = {"bundle": loaded.id, "preprocess_version": loaded.preprocess.version, "details": details}
     settings |= {name: opening[name] for name in ("tiling", "backend", "precision")}
-    each = opening["threads"] or max(1, usable_cores() // workers)
-    opening |= {"bundle": str(loaded.path), "threads": each, "parallel": "auto"}
+    threads = opening["threads"]
+    each = threads or max(1, usable_cores() // (workers or 1))
+    opening |= {"bundle": str(loaded.path.resolve()), "threads": each, "parallel": "auto"}
     job = Job(out, opening, settings, reading, details=details)
     waiting, before = to_do(names[index::parts], job, resume=resume)
     total, finished, rows = len(waiting) + before, before, 0
     left_out: Counter[str] = Counter()
     if before and not quiet:
         say(f"{before} of {total} shards are done", prefix="")
-    for done in run(waiting, job, workers=workers):
+    if ray is None:
+        running = run(waiting, job, workers=workers or 1)
+    else:
+        from dgiqa.batch.on_ray import scan_on_ray
+
+        running = scan_on_ray(waiting, job, address=ray, actors=workers, threads=threads)
+    for done in running if waiting else ():
         finished, rows, failed = finished + 1, rows + done.rows, failed + done.failed
         left_out += Counter(done.left_out)
         if not quiet:

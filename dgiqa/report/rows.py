@@ -261,10 +261,12 @@ model's hash, its preprocessing and settings.
 
 **Names that are not UTF-8.** Their bytes are written as `\\xNN`, so that every file is valid UTF-8.
 
-**Files.** Rows go to `NAME.partial-XXXXXXXX.EXT` beside the file you named, one by one. It gets the name when the run
-ends, also when you stop it, when the terminal closes or when the disk is full. After a kill or power cut it stays: the
-next run that writes the same file says where it is, and never deletes it; `scan --resume` does, and scores the shard
-again. Partials of Parquet and SQLite files are JSON lines. Mode and owner of a file that is replaced stay.
+**Files.** A new file has its name from the first row on. CSV, JSON lines and JSON are whole after each row; Parquet and
+SQLite hold the rows so far, made anew every few seconds. A file that is there already is replaced when the run ends,
+also when you stop it, when the terminal closes or when the disk is full; until then the rows are beside it in
+`NAME.partial-XXXXXXXX.EXT`, those of Parquet and SQLite as JSON lines. What a kill or power cut leaves, `score
+--resume` takes up; a run without it says where it is, and never deletes it. `scan --resume` scores the shard again.
+Mode and owner of a file that is replaced stay.
 A pipe or device is written into, never replaced.
 """
 

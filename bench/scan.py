@@ -1,0 +1,193 @@
+"""Sets from end to end: what `scan` costs beside scoring, and what kills do to files.
+
+python bench/scan.py [--quick] [--fresh] [--images 100000]        ->  bench/results/scan.jsonl
+
+throughput  tar shards in, Parquet out, against the bare loop over the same pictures in memory, shard by shard in turn:
+            images/s, resident memory after each shard, keys compared byte for byte. With networks of a few operators,
+            which cost next to nothing, so that what is not scoring shows; and fewer images with `small`
+kills       `score -o FILE --resume` and `scan --resume`, killed (SIGKILL) at random moments until so many kills hit:
+            rows lost, doubled or changed against a run that was not interrupted
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from pictures import photograph
+from scale import Handlers, tiny_bundle
+from subjects import Subject, main_or_subject, own_command, resident_mb
+from timer import Ledger, parsed, parser
+
+from dgiqa.batch.scan import Job, output_name, score_shard
+from dgiqa.report.files import left_behind
+from dgiqa.report.read import read_rows
+from dgiqa.scorer import Scorer
+
+FORMATS = ("csv", "jsonl", "json", "parquet", "sqlite", "scan")
+SHARD = 5000
+PICTURES = 200  # different ones; each is 64 x 64
+
+
+def main() -> None:
+    options = _options()
+    ledger = Ledger(options.out, fresh=options.fresh)
+    for bundle, count in {"tiny": options.images, "small": 20 if options.quick else 1000}.items():
+        figures = ledger.case(
+            {"axis": "throughput", "bundle": bundle, "images": count}, partial(throughput, bundle, count)
+        )
+        print({name: value for name, value in figures.items() if name not in ("case", "stamp")}, flush=True)
+    for kind in FORMATS:
+        figures = ledger.case(
+            {"axis": "kills", "format": kind, "kills": options.kills}, partial(kills, kind, options.kills)
+        )
+        print(kind, {name: value for name, value in figures.items() if name not in ("case", "stamp")}, flush=True)
+
+
+def throughput(bundle: str, count: int) -> dict[str, Any]:
+    """The bare loop and `scan` over one shard each, in turn, in one process."""
+    with tempfile.TemporaryDirectory() as folder:
+        name = str(tiny_bundle(Path(folder, "tiny"))) if bundle == "tiny" else bundle
+        with Subject(own_command(__file__, {"bundle": name, "folder": folder})) as subject:
+            subject.ask("shard", images=min(count, SHARD) // 4, number=-1)  # warm
+            rows = [
+                subject.ask("shard", images=min(SHARD, count - start), number=start) for start in range(0, count, SHARD)
+            ]
+    bare, scanned = (sum(row[key] for row in rows) for key in ("bare_s", "scan_s"))
+    resident = [row["resident_mb"] for row in rows]
+    return {
+        "bare_per_s": round(count / bare, 1),
+        "scan_per_s": round(count / scanned, 1),
+        "ratio": round(statistics.median(row["bare_s"] / row["scan_s"] for row in rows), 4),
+        "resident_mb": [resident[0], resident[len(resident) // 2], resident[-1]],
+        "keys_equal": all(row["keys_equal"] for row in rows),
+    }
+
+
+def kills(kind: str, wanted: int) -> dict[str, Any]:
+    """One set, killed `wanted` times at random moments and gone on with."""
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = tiny_bundle(Path(folder, "tiny"))
+        shards = [_shard(Path(folder, f"{n}.tar"), 400, n) for n in range(4)]
+        whole = _facts(*_run(kind, folder, "whole", bundle, shards))
+        moments, hits, runs = random.Random(kind), 0, 0
+        while hits < wanted:
+            process, path = _start(kind, folder, f"part{runs}" if runs == 0 else "part0", bundle, shards)
+            runs += 1
+            time.sleep(moments.uniform(0.2, 4))
+            process.send_signal(signal.SIGKILL)
+            if process.wait() == -signal.SIGKILL:
+                hits += 1
+            else:  # it was through: begin anew
+                assert _facts(process, path) == whole
+                _remove(path)
+        part = _facts(*_run(kind, folder, "part0", bundle, shards))
+        lost = len(whole) - len(set(whole) & set(part))
+        return {"kills": hits, "rows": len(whole), "lost_or_changed": lost, "doubled": len(part) - len(set(part))}
+
+
+def _start(kind: str, folder: str, name: str, bundle: Path, shards: list[Path]) -> tuple[subprocess.Popen[bytes], str]:
+    path = os.path.join(folder, name) + ("" if kind == "scan" else f".{kind}")
+    where = ["scan", *map(str, shards), "--out", path] if kind == "scan" else ["score", *map(str, shards), "-o", path]
+    command = [sys.executable, "-m", "dgiqa", *where, "--bundle", str(bundle), "--resume", "--threads", "1", "-q"]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL), path
+
+
+def _run(*arguments: Any) -> tuple[subprocess.Popen[bytes], str]:
+    process, path = _start(*arguments)
+    assert process.wait() == 0
+    assert not left_behind(path)
+    return process, path
+
+
+def _facts(_: object, path: str) -> list[str]:
+    """Every row but its time."""
+    return sorted(str({name: value for name, value in row.items() if name != "ms"}) for row in read_rows(path))
+
+
+def _remove(path: str) -> None:
+    for name in [os.path.join(path, name) for name in os.listdir(path)] if os.path.isdir(path) else [path]:
+        os.unlink(name)
+
+
+def _encoded(number: int) -> bytes:
+    return photograph(number % PICTURES, (64, 64))
+
+
+def _shard(path: Path, count: int, start: int) -> Path:
+    pictures = [_encoded(n) for n in range(min(count, PICTURES))]
+    with tarfile.open(path, "w") as archive:
+        for number in range(count):
+            data = pictures[number % len(pictures)]
+            info = tarfile.TarInfo(f"{_key(start, number)}.jpg")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def _key(start: int, number: int) -> str:
+    return f"é/{start + number:09}"
+
+
+# ---- in the subject's process ----
+
+
+def subject(options: dict[str, Any]) -> tuple[Handlers, dict[str, Any]]:
+    scorer = Scorer(options["bundle"], threads=1, parallel=1)
+    pictures = [_encoded(n) for n in range(PICTURES)]
+    out = os.path.join(options["folder"], "out")
+    os.makedirs(out)
+    job = Job(out, {}, {"bundle": scorer.bundle.id})
+
+    def shard(images: int, number: int) -> dict[str, Any]:
+        path = _shard(Path(options["folder"], f"{number}.tar"), images, number)
+        started = time.perf_counter()
+        for _ in scorer.score_many(pictures[n % PICTURES] for n in range(images)):
+            pass
+        between = time.perf_counter()
+        done = score_shard(scorer, str(path), job)
+        ended = time.perf_counter()
+        assert asdict(done)["scored"] == images, done
+        keys = (row["key"] for row in _rows(out, path))
+        equal = all(key == _key(number, n) for n, key in enumerate(keys))
+        path.unlink()
+        return {
+            "bare_s": between - started,
+            "scan_s": ended - between,
+            "keys_equal": equal,
+            "resident_mb": round(resident_mb(), 1),
+        }
+
+    return {"shard": shard}, {}
+
+
+def _rows(out: str, shard: Path) -> Iterator[dict[str, Any]]:
+    return read_rows(os.path.join(out, f"{output_name(str(shard))}.parquet"))
+
+
+def _options() -> Any:
+    made = parser(__doc__)
+    made.add_argument("--images", type=int, default=100_000, help="[default: %(default)s]")
+    made.add_argument("--kills", type=int, default=20, help="of each format  [default: %(default)s]")
+    options = parsed(made, "scan.jsonl")
+    if options.quick:
+        options.images, options.kills = 400, 1
+    return options
+
+
+if __name__ == "__main__":
+    main_or_subject(main, subject)

@@ -1,0 +1,86 @@
+"""Shards -> the same files as `scan` makes, by a Ray cluster: Ray Data starts actors, feeds them, and replaces them.
+
+An actor holds one open Scorer and scores whole shards. A shard whose actor or machine dies is given to another one;
+scoring it twice gives the same file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from dgiqa.batch.scan import ATTEMPTS, Done, Job, score_shard
+from dgiqa.errors import BackendError, DgiqaError
+from dgiqa.extras import needs
+from dgiqa.scorer import Scorer
+
+HERE = "local"
+ON_GPUS = ("onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
+CORES = 4  # of an actor's machine, unless said otherwise
+
+
+def scan_on_ray(
+    shards: list[str], job: Job, *, address: str = HERE, actors: int | None = None, threads: int | None = None
+) -> Iterator[Done]:
+    """Score shards and write their files, each yielded when it is done.
+
+    address: of the cluster ("auto", "ray://host:10001"); "local" starts one of this machine. actors: how many at most;
+    as many as the cluster has GPUs, where the backend runs on those, else groups of `threads` cores. `job.out` and the
+    shards have to be reachable under their names from every machine, as a bucket or a shared folder is, and this
+    package has to be installed there.
+    Raises DgiqaError for a shard that cost ATTEMPTS actors their lives, and BackendError without Ray.
+    """
+    try:
+        import ray.data
+    except ImportError as error:
+        raise BackendError(needs("--ray", "ray", "ray", error=error)) from error
+    begun = not ray.is_initialized()
+    if begun:
+        ray.init(None if address == HERE else address, log_to_driver=False, logging_level="ERROR")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    try:
+        most, needed = _share(ray.nodes(), job, threads)
+        found = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map(
+            _ShardScorer,
+            fn_constructor_args=(job, int(needed["num_cpus"])),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(actors or most, most, len(shards))),
+            max_restarts=-1,
+            max_task_retries=ATTEMPTS,
+            **needed,
+        )
+        for row in found.iter_rows():
+            yield Done(**json.loads(row["done"]))
+    except ray.exceptions.RayError as error:
+        raise DgiqaError(f"Ray gave up ({' '.join(str(error).split())[-500:]}); --resume goes on") from error
+    finally:
+        if begun:
+            ray.shutdown()
+
+
+class _ShardScorer:
+    """The actor: one Scorer, opened where it runs."""
+
+    def __init__(self, job: Job, threads: int) -> None:
+        self._job = job
+        self._scorer = Scorer(**job.scorer | {"threads": threads})
+        if self._scorer.bundle.id != job.settings["bundle"]:
+            raise DgiqaError(f"this machine has {self._scorer.bundle.id}, wanted {job.settings['bundle']}")
+
+    def __call__(self, row: dict[str, str]) -> dict[str, str]:
+        return {"done": json.dumps(asdict(score_shard(self._scorer, row["shard"], self._job)))}
+
+
+def _share(nodes: list[dict[str, Any]], job: Job, threads: int | None) -> tuple[int, dict[str, float]]:
+    """How many actors the cluster has room for, and what each of them takes."""
+    having = [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get("CPU")]
+    if not having:
+        raise DgiqaError("no machine of the Ray cluster has a core to give")
+    on_gpus = job.scorer.get("backend") in ON_GPUS
+    cores = threads or min(CORES, *(int(node["CPU"]) for node in having))
+    needed: dict[str, float] = {"num_cpus": max(1, cores)} | ({"num_gpus": 1} if on_gpus else {})
+    room = sum(int(min(node["CPU"] // needed["num_cpus"], node.get("GPU", 0) if on_gpus else 1e9)) for node in having)
+    if not room:
+        raise DgiqaError(f"no machine of the Ray cluster has what an actor needs: {needed}")
+    return room, needed
