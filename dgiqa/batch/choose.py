@@ -10,9 +10,10 @@ import shutil
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from dgiqa.errors import DgiqaError
+from dgiqa.report.files import Writer
 from dgiqa.report.rows import Row
 from dgiqa.sources.shards import TAR_SUFFIXES, sample_key
 
@@ -50,6 +51,27 @@ class Choice:
             sign = -1 if self.top else 1
             kept = sorted(kept, key=lambda item: (sign * item[0], item[1]))[:count]
         return sorted(number for _, number in kept)
+
+
+class ChosenWriter:
+    """A writer that is given rows at the end: those of a choice, or all, the best first; those without a score last.
+
+    All rows are held in memory.
+    """
+
+    def __init__(self, writer: Writer, top: str | None = None) -> None:
+        self._writer, self._choice = writer, Choice(top=top)
+        self._all = top is None
+        self._rows: list[Row] = []
+
+    def write(self, row: Row) -> None:
+        self._rows.append(row)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        rows = self._rows if self._all else [self._rows[number] for number in self._choice.of(self._rows)]
+        for row in sorted(rows, key=lambda row: -2.0 if row["score"] is None else row["score"], reverse=True):
+            self._writer.write(row)
+        self._writer.finish(summary)
 
 
 def kept(rows: Iterable[Row], numbers: Sequence[int]) -> Iterator[Row]:

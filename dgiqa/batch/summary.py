@@ -17,6 +17,7 @@ from dgiqa.batch.choose import MEMBER
 from dgiqa.errors import DgiqaError
 from dgiqa.extras import load
 from dgiqa.image import decode
+from dgiqa.report.files import OutputFile
 from dgiqa.report.html import data_uri, render
 from dgiqa.report.page import thumbnail
 from dgiqa.report.rows import Row, remarks
@@ -26,40 +27,102 @@ WIDTH, HEIGHT = 960, 200
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 
 
+Settings = tuple[str, str, str]  # a score's bundle, backend and tiling
+
+
 @dataclass
 class Population:
-    """Scores of a set, its extremes and why others have none. scores: f64 [n], in the order of the rows."""
+    """Scores of a set, its extremes and why others have none. scores: f64 [n], in the order of the rows.
+
+    settings: what each score was made with.
+    """
 
     scores: NDArray[np.float64]
     names: list[str]
     worst: list[Row]
     best: list[Row]
     failures: Counter[str] = field(default_factory=Counter)
+    settings: list[Settings] = field(default_factory=list)
+
+
+class Gathering:
+    """Rows, one by one -> their Population."""
+
+    def __init__(self) -> None:
+        self._scores: list[float] = []
+        self._names: list[str] = []
+        self._settings: list[Settings] = []
+        self._known: dict[Settings, Settings] = {}
+        self._failures = Counter[str]()
+        self._worst: list[Row] = []
+        self._best: list[Row] = []
+
+    def add(self, row: Row) -> None:
+        if row["score"] is None:
+            self._failures[_cause(row["error"])] += 1
+            return
+        self._scores.append(row["score"])
+        self._names.append(row.get("key") or row["path"])
+        settings = (row.get("bundle") or "", row.get("backend") or "", row.get("tiling") or "")
+        self._settings.append(self._known.setdefault(settings, settings))
+        self._worst.append(row)
+        self._best.append(row)
+        if len(self._worst) > 20 * SHOWN:
+            self._trim()
+
+    def done(self) -> Population:
+        """Raises DgiqaError without any row."""
+        if not self._scores and not self._failures:
+            raise DgiqaError("got no rows; wanted a file that `score -o` or a folder that `scan` wrote")
+        self._trim()
+        scores = np.array(self._scores, np.float64)
+        return Population(scores, self._names, self._worst, self._best, self._failures, self._settings)
+
+    def _trim(self) -> None:
+        self._worst = sorted(self._worst, key=lambda kept: kept["score"])[:SHOWN]
+        self._best = sorted(self._best, key=lambda kept: -kept["score"])[:SHOWN]
 
 
 def population(rows: Iterable[Row]) -> Population:
     """Gather what a page shows. Raises DgiqaError without any row."""
-    scores: list[float] = []
-    names: list[str] = []
-    failures = Counter[str]()
-    worst: list[Row] = []
-    best: list[Row] = []
+    gathering = Gathering()
     for row in rows:
-        if row["score"] is None:
-            failures[_cause(row["error"])] += 1
-            continue
-        scores.append(row["score"])
-        names.append(row.get("key") or row["path"])
-        worst.append(row)
-        best.append(row)
-        if len(worst) > 20 * SHOWN:
-            worst = sorted(worst, key=lambda kept: kept["score"])[:SHOWN]
-            best = sorted(best, key=lambda kept: -kept["score"])[:SHOWN]
-    if not scores and not failures:
-        raise DgiqaError("got no rows; wanted a file that `score -o` or a folder that `scan` wrote")
-    worst = sorted(worst, key=lambda kept: kept["score"])[:SHOWN]
-    best = sorted(best, key=lambda kept: -kept["score"])[:SHOWN]
-    return Population(np.array(scores, np.float64), names, worst, best, failures)
+        gathering.add(row)
+    return gathering.done()
+
+
+class PageWriter:
+    """A writer of rows that draws them as a page at the end. name: of the set."""
+
+    def __init__(self, file: OutputFile, name: str) -> None:
+        self._file, self._name, self._gathering = file, name, Gathering()
+
+    def write(self, row: Row) -> None:
+        self._gathering.add(row)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        self._file.write(page(self._gathering.done(), name=self._name))
+
+
+def by_settings(rows: Population) -> list[dict[str, Any]]:
+    """What each of several settings gave, the most used first, and how it differs from that one on the same images.
+
+    near: mean and largest absolute difference over the images of both, None without any. Settings that hardly differ,
+    such as two backends, show as such.
+    """
+    found: dict[Settings, dict[str, float]] = {}
+    for settings, name, score in zip(rows.settings, rows.names, rows.scores.tolist(), strict=True):
+        found.setdefault(settings, {})[name] = score
+    order = sorted(found, key=lambda settings: -len(found[settings]))
+    first = found[order[0]] if order else {}
+    table = []
+    for settings in order:
+        scores = found[settings]
+        apart = np.abs([score - first[name] for name, score in scores.items() if name in first])
+        near = (float(apart.mean()), float(apart.max())) if len(apart) and settings != order[0] else None
+        mean = float(np.mean(list(scores.values())))
+        table.append({"settings": settings, "images": len(scores), "mean": mean, "in_both": len(apart), "near": near})
+    return table
 
 
 def drift(before: Population, after: Population) -> dict[str, Any]:
@@ -108,6 +171,7 @@ def page(rows: Population, *, name: str, before: Population | None = None) -> st
         values = np.percentile(rows.scores, PERCENTILES)
         figures += [(f"{value:.4f}", f"{p} % below") for p, value in zip(PERCENTILES, values, strict=True)]
     moved = None if before is None else drift(before, rows)
+    settings = by_settings(rows)
     return render(
         "set.html",
         title=f"Quality of {name}",
@@ -118,6 +182,7 @@ def page(rows: Population, *, name: str, before: Population | None = None) -> st
         height=HEIGHT,
         worst=[_picture(row) for row in rows.worst],
         best=[_picture(row) for row in rows.best],
+        settings=settings if len(settings) > 1 else [],
         failures=rows.failures.most_common(CAUSES),
         drift=moved,
         moved=[] if moved is None else moved["moved"][:SHOWN],

@@ -241,9 +241,19 @@ def shown_format(wanted: common.Format | None, output: str | None) -> str | None
 
 
 def write_rows(
-    report: Report, output: str | None, shown: str | None, kind: Kind = "image", *, details: bool = False
+    report: Report,
+    output: str | None,
+    shown: str | None,
+    kind: Kind = "image",
+    *,
+    details: bool = False,
+    ordered: tuple[bool, str | None] = (False, None),
 ) -> None:
-    """Let a report write its rows into the file `output`, and show them on standard output in the format `shown`."""
+    """Let a report write its rows into the file `output`, and show them on standard output in the format `shown`.
+
+    ordered: (whether the best are shown first, how many of them alone).
+    """
+    from dgiqa.batch.choose import ChosenWriter
     from dgiqa.report.files import SPOOLED, format_of, writer_for
 
     if output:
@@ -253,4 +263,5 @@ def write_rows(
         report.write_to(writer_for(target, file, kind, details=details), file)
     if shown:
         stream = common.stdout() if shown == "table" else common.data_stream()
-        report.write_to(writer_for(shown, stream, kind, details=details))
+        writer = writer_for(shown, stream, kind, details=details)
+        report.write_to(ChosenWriter(writer, ordered[1]) if any(ordered) else writer)

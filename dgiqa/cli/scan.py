@@ -26,15 +26,15 @@ def scan(
             min=1, metavar="N", help="Processes that score side by side.  [default: 1; with --ray what the cluster has]"
         ),
     ] = None,
-    ray: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="Score on a Ray cluster: its address, auto, or local for this machine."),
-    ] = None,
     shard: Annotated[
         str | None,
         typer.Option(metavar="I/N", help="One machine's part: every N-th shard, from the I-th (of 0 to N-1) on."),
     ] = None,
     *,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Score on a Ray cluster: its address, auto, or local for this machine."),
+    ] = None,
     reading: Any,
     opening: dict[str, Any],
     details: Annotated[bool, typer.Option("--details", help="Add each tile's score, and more.")] = False,

@@ -21,6 +21,7 @@ from dgiqa.cli.common import (
     app,
     data_stream,
     fill,
+    opened,
     say,
     watched,
 )
@@ -57,6 +58,15 @@ def score(
     opening: dict[str, Any],
     workers: options.Workers = None,
     output: options.Output = None,
+    sidecar: Annotated[
+        str | None,
+        typer.Option(metavar="beside|DIR", help="Write a JSON file for each image, beside it or in a folder like it."),
+    ] = None,
+    html: Annotated[
+        str | None, typer.Option(metavar="FILE.html", help="Draw the scores as a page that needs no network.")
+    ] = None,
+    sort: Annotated[bool, typer.Option("--sort", help="Show the best first; at the end, not as they come.")] = False,
+    top: Annotated[str | None, typer.Option(metavar="N|P%", help="Show the N best alone, the best first.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="With -o: keep the rows that FILE has, and score what is not in it.")
     ] = False,
@@ -83,7 +93,8 @@ def score(
       dgiqa-rt score photo.jpg
       dgiqa-rt score -r photos/ -o scores.csv --resume
       dgiqa-rt score 'shots/*.png' --fail-under 0.5
-      dgiqa-rt score incoming/ --preset upload
+      dgiqa-rt score incoming/ --preset upload --html report.html
+      dgiqa-rt score photos/ --top 10
       curl -s https://example.org/a.jpg | dgiqa-rt score -
       find . -name '*.jpg' -print0 | dgiqa-rt score --from-file - -0
       dgiqa-rt score 'set/{000..199}.tar' -o scores.parquet
@@ -97,6 +108,7 @@ def score(
     _check_sources(paths, from_file)
     _check_output(output, resume)
     shown = options.shown_format(_wanted_format(format_, json_), output)
+    _check_order(sort, top, shown)
     left_out: Counter[str] = Counter()
     inputs = _inputs(paths or [], from_file, null, reading, left_out)
     if limit is not None:
@@ -115,7 +127,9 @@ def score(
     earlier = Earlier(output) if output and resume else None
     new = bool(output) and not os.path.exists(output)
     with Report() as report:
-        options.write_rows(report, output, shown, details=details)  # before anything slow: it may not be writable
+        # Before anything slow: it may not be writable.
+        options.write_rows(report, output, shown, details=details, ordered=(sort, top))
+        _write_beside(report, sidecar, html, ", ".join(paths or [str(from_file)]))
         inputs, total = _counted(inputs, live=from_file == "-")
         if watched() and not (quiet or no_progress):
             report.line = ProgressLine(sys.stderr)
@@ -162,6 +176,29 @@ def _check_output(output: str | None, resume: bool) -> None:
             format_of(output)
     if resume and not output:
         raise typer.BadParameter("name the file that it goes on with: -o FILE", param_hint="--resume")
+
+
+def _check_order(sort: bool, top: str | None, shown: str | None) -> None:
+    """Usage errors of the order in which rows are shown."""
+    from dgiqa.batch.choose import Choice
+
+    with options.usage("--top"):
+        Choice(top=top)
+    if (sort or top) and not shown:
+        advice = "give --format too, or let `dgiqa-rt filter FILE --sort -o SORTED` write a sorted file"
+        raise typer.BadParameter(f"it orders what is shown, and -o alone shows nothing; {advice}", param_hint="--sort")
+
+
+def _write_beside(report: Report, sidecar: str | None, html: str | None, name: str) -> None:
+    """Open what is written beside the rows."""
+    from dgiqa.batch.summary import PageWriter
+    from dgiqa.report.sidecar import SidecarWriter
+
+    if sidecar:
+        report.write_to(SidecarWriter(sidecar), shown=False)
+    if html:
+        file = opened(html)
+        report.write_to(PageWriter(file, name), file)
 
 
 def _wanted_format(format_: Format | None, json_: bool) -> Format | None:

@@ -50,9 +50,11 @@ def video(  # noqa: PLR0917 - the command line's options
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE", help="Video files, http(s), HLS, RTSP or SRT addresses, or - for standard input."
+            metavar="SOURCE",
+            help="Videos, folders and globs of them, http(s), HLS, RTSP or SRT addresses, or - for standard input.",
         ),
     ],
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look in subfolders of folders, too.")] = False,
     every: Annotated[
         str | None, typer.Option(metavar="TIME", help="Score a frame every TIME: 0.5s, 250ms, 1min.  [default: 1s]")
     ] = None,
@@ -136,6 +138,7 @@ def video(  # noqa: PLR0917 - the command line's options
     \b
     Examples:
       dgiqa-rt video clip.mp4 --every 0.5s --html report.html
+      dgiqa-rt video -r renditions/ --preset upload -o frames.parquet
       dgiqa-rt video encoded.mp4 --preset upload --gate-interval 2
       dgiqa-rt video encoded.mp4 --against master.mov --max-drop 0.05
       dgiqa-rt video rtsp://camera/1 rtsp://camera/2 --fps 1 -o cameras.jsonl
@@ -145,6 +148,7 @@ def video(  # noqa: PLR0917 - the command line's options
     from dgiqa.report.files import Report
     from dgiqa.report.terminal import ProgressLine
     from dgiqa.scorer import Scorer
+    from dgiqa.sources import videos
     from dgiqa.video import Reading, Summary, VideoRun
     from dgiqa.video.pooling import INTERVAL_S
     from dgiqa.video.reuse import Reuse
@@ -156,6 +160,7 @@ def video(  # noqa: PLR0917 - the command line's options
         raise typer.BadParameter(
             "give seconds above 0, together with --fail-under or --preset", param_hint="--gate-interval"
         )
+    sources = list(videos(sources, recursive=recursive))
     _check_sources(sources, live, bool(srt or ffmetadata), raw)
     _check_files(
         sources, {"--output": output, "--plot": plot, "--html": html, "--srt": srt, "--ffmetadata": ffmetadata}

@@ -390,9 +390,12 @@ class Report:
     def __enter__(self: R) -> R:
         return self
 
-    def write_to(self, writer: Writer, file: OutputFile | None = None) -> None:
-        """Give every row to a writer; file: the one it writes to, None for standard output."""
-        self.writers.append(writer if file else _Unread(self, writer))
+    def write_to(self, writer: Writer, file: OutputFile | None = None, *, shown: bool = True) -> None:
+        """Give every row to a writer; file: the one it writes to, None for standard output.
+
+        shown: without a file, whether it is standard output, which somebody may stop reading.
+        """
+        self.writers.append(writer if file or not shown else _Unread(self, writer))
         if file:
             self._files.append(file)
         self._end_with(self.writers[-1].finish, file)

@@ -55,6 +55,7 @@ __all__ = [
     "listed",
     "named",
     "natural_key",
+    "videos",
 ]
 
 STDIN = "-"
@@ -123,6 +124,23 @@ def listed(
         yield from _argument(os.fsdecode(entry), reading, left_out)
     if entry is None:
         yield Input(name, error="the list names no image")
+
+
+def videos(arguments: Iterable[str], *, recursive: bool = False) -> Iterator[str]:
+    """Videos that arguments stand for: a folder's, naturally sorted, those of a glob or braces, or the argument itself.
+
+    A folder or glob without any is given as it is, so that it becomes a row with its error.
+    """
+    for argument in arguments:
+        for name in named(argument, Reading()) if not is_address(argument) else [argument]:
+            if isinstance(name, Input):
+                yield name.name
+            elif os.path.isdir(name):
+                inside = f"{glob.escape(name)}/{'**/' * recursive}*"
+                found = [path for path in glob.iglob(inside, recursive=True) if suffix_of(path) in VIDEO_SUFFIXES]
+                yield from sorted(found, key=natural_key) or [name]
+            else:
+                yield name
 
 
 def counted(inputs: Iterable[Input], ahead: int = COUNT_AHEAD) -> tuple[Iterator[Input], int | None]:

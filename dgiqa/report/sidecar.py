@@ -1,0 +1,42 @@
+"""Rows -> a JSON file for each image, beside it or in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from dgiqa.report.rows import Row, to_json
+from dgiqa.store import replacing
+
+BESIDE = "beside"
+SUFFIX = ".dgiqa.json"  # cameras' and clouds' own sidecars are called photo.jpg.json
+
+
+class SidecarWriter:
+    """`photo.jpg.dgiqa.json` for `photo.jpg`: the row. Each appears whole or not at all, and replaces an older one.
+
+    where: "beside", or a folder in which images keep their places below the current one. What is no file on this disk,
+    such as a member of an archive, gets one in a folder only.
+    """
+
+    def __init__(self, where: str) -> None:
+        self._folder = None if where == BESIDE else where
+
+    def write(self, row: Row) -> None:
+        path = self._path(row["path"])
+        if path is None:
+            return
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        with replacing(path) as partial:
+            partial.write_text(to_json(row) + "\n", encoding="utf-8")
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """All is written."""
+
+    def _path(self, name: str) -> str | None:
+        if self._folder is None:
+            return name + SUFFIX if os.path.isfile(name) else None
+        below = os.path.relpath(name) if os.path.isabs(name) else name
+        parts = [re.sub(r"[:\0]", "_", part) for part in re.split(r"[/\\]", below) if part not in ("", ".", "..")]
+        return os.path.join(self._folder, *parts[:-1], (parts or ["_"])[-1] + SUFFIX)
