@@ -22,6 +22,7 @@ EXTRAS = {
     "calibrate": "own labels",
     "video": "videos, their curve and their Parquet files",
     "heic": "HEIC photographs",
+    "raw": "raw photographs of cameras",
     "table": "Parquet, in and out",
     "serve": "the server, with OpenVINO to run the networks",
     "s3": "s3:// addresses",

@@ -47,11 +47,6 @@ def read(data: bytes) -> tuple[NDArray[np.uint8], str]:
         (b"/* XPM */\n", "XPM or XBM"),
         (b"AT&TFORM", "DjVu document"),
         (b"\xff\xd8\xff\xf7\0\x11", "JPEG-LS image; convert"),
-        (b"FUJIFILMCCD-RAW 0201", r"raw photograph \(RAF\).*develop"),
-        (b"II*\0\x10\0\0\0CR\2\0", r"raw photograph \(CR2\)"),
-        (b"\0\0\0\x18ftypcrx \0\0\0\1", r"raw photograph \(CR3\)"),
-        (b"IIRO\x08\0\0\0", r"raw photograph \(ORF\)"),
-        (b"IIU\0\x18\0\0\0", r"raw photograph \(RW2\)"),
         (b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41", r"a video \(MP4.*dgiqa-rt video"),
         (b"\0\0\0\x14ftypqt  \0\0\2\0", "a video"),
         (b"\x1a\x45\xdf\xa3\x01\0\0\0", r"a video \(Matroska or WebM"),
@@ -217,7 +212,7 @@ def test_a_reduced_first_page_is_passed_over() -> None:
 )
 def test_raw_photographs_are_named(raw: dict[str, int]) -> None:
     small = picture(6, 10)
-    with pytest.raises(ImageError, match=r"raw photograph.*develop it"):
+    with pytest.raises(ImageError, match=r"raw photograph.*develop it to"):
         decode(Tiff().page([small.tobytes()], **(tags(small, 8) | raw)).bytes())
 
 

@@ -274,3 +274,26 @@ def test_scenes_and_frame_counts_are_taken_as_asked(run: Run, clip: Path) -> Non
     done = [json.loads(line) for line in run(clip, "--scenes", "2").stdout.splitlines()]
     assert [r["scene"] for r in done] == sorted(r["scene"] for r in done)
     assert len(done) % 2 == 0
+
+
+def test_folders_globs_and_lists_give_their_videos(run: Run, clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "set" / "deep").mkdir(parents=True)
+    for name in ("b10.mkv", "b9.mkv", "deep/c.MKV", "broken.mkv"):
+        (tmp_path / "set" / name).write_bytes(clip.read_bytes() if name != "broken.mkv" else b"no video")
+    (tmp_path / "set" / "notes.txt").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/set/b9.mkv\n\n{tmp_path}/gone.mkv\n")
+
+    def names(*arguments: Any) -> list[str]:
+        summary = json.loads(run(*arguments, "--frames", 1, "-f", "json").stdout)["summary"]
+        return [os.path.relpath(name, tmp_path) for name in summary["videos"]]
+
+    assert names(tmp_path / "set") == ["set/b9.mkv", "set/b10.mkv", "set/broken.mkv"]
+    assert names("-r", tmp_path / "set") == ["set/b9.mkv", "set/b10.mkv", "set/broken.mkv", "set/deep/c.MKV"]
+    assert names(tmp_path / "set" / "b{9,10}.mkv") == ["set/b9.mkv", "set/b10.mkv"]
+    assert names(tmp_path / "set" / "b?*.mkv") == ["set/b9.mkv", "set/b10.mkv", "set/broken.mkv"]
+    assert names("--from-file", tmp_path / "list.txt") == ["set/b9.mkv", "gone.mkv"]
+    nothing = run(tmp_path / "empty", tmp_path / "no*.mkv", "-f", "jsonl")
+    assert nothing.returncode == 3
+    assert [json.loads(line)["status"] for line in nothing.stdout.splitlines()] == ["error", "error"]
+    assert run().returncode == 2

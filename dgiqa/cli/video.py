@@ -48,13 +48,16 @@ class Decoder(str, Enum):
 @options.joined([name for name in options.OPENING if name != "max_memory"])
 def video(  # noqa: PLR0917 - the command line's options
     sources: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="SOURCE",
             help="Videos, folders and globs of them, http(s), HLS, RTSP or SRT addresses, or - for standard input.",
         ),
-    ],
+    ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look in subfolders of folders, too.")] = False,
+    from_file: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Also score the videos in this file, one per line.")
+    ] = None,
     every: Annotated[
         str | None, typer.Option(metavar="TIME", help="Score a frame every TIME: 0.5s, 250ms, 1min.  [default: 1s]")
     ] = None,
@@ -160,7 +163,7 @@ def video(  # noqa: PLR0917 - the command line's options
         raise typer.BadParameter(
             "give seconds above 0, together with --fail-under or --preset", param_hint="--gate-interval"
         )
-    sources = list(videos(sources, recursive=recursive))
+    sources = list(videos([*(sources or []), *_listed(from_file)], recursive=recursive))
     _check_sources(sources, live, bool(srt or ffmetadata), raw)
     _check_files(
         sources, {"--output": output, "--plot": plot, "--html": html, "--srt": srt, "--ffmetadata": ffmetadata}
@@ -317,8 +320,23 @@ def _count(frames: str | None) -> int | None:
     return int(frames)
 
 
+def _listed(path: str | None) -> list[str]:
+    """The lines of a list of videos."""
+    if path is None:
+        return []
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as stream:
+            return [line.rstrip("\r\n") for line in stream if line.strip()]
+    except OSError as error:
+        raise typer.BadParameter(f"{path}: {error.strerror}", param_hint="--from-file") from error
+
+
 def _check_sources(sources: list[str], live: bool | None, one_only: bool, raw: str | None) -> None:
     """Usage errors of where videos come from."""
+    if not sources:
+        raise typer.BadParameter(
+            "name a video, a folder, a glob, an address, or - for standard input", param_hint="SOURCE"
+        )
     if "-" in sources:
         options.check_stdin("SOURCE")
     if len(set(sources)) < len(sources):

@@ -25,7 +25,8 @@ from dgiqa.errors import ImageError
 from dgiqa.extras import install
 from dgiqa.image import colours, jpeg, png, pnm, tiff, zeros
 from dgiqa.image.arrays import BAND, as_rgb, check_levels, over_white, rgb_of, upright
-from dgiqa.image.kinds import HEAD, identify
+from dgiqa.image.kinds import HEAD, RAW, identify
+from dgiqa.image.raw import BYTES_PER_PIXEL, NOTE, RawError, open_raw
 
 __all__ = [
     "HEAD",
@@ -100,14 +101,15 @@ class Opened:
 def open_image(data: bytes, max_pixels: int = MAX_PIXELS, max_memory: int | None = None) -> Opened:
     """Read an image file's header.
 
-    JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, JPEG 2000, AVIF, and HEIC where pillow-heif is installed.
+    JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, JPEG 2000, AVIF, HEIC where pillow-heif is installed, and raw photographs of
+    cameras where rawpy is.
     max_memory: bytes; by default MAX_MEMORY, or whatever it takes where `max_pixels` was raised.
     Raises ImageError for anything else: empty, unknown, with a header that cannot be read, or over a limit. Pillow's
     own limit, which holds for the whole process, does not count.
     """
     kind, plugin = identify(bytes(data[:HEAD]))
     try:
-        opened = _OPEN.get(kind, _open_with_pillow)(kind, plugin, data)
+        opened = (_open_raw if plugin == RAW else _OPEN.get(kind, _open_with_pillow))(kind, plugin, data)
     except ImageError:
         raise
     except Exception as error:  # struct.error, IndexError, ...: of damaged headers
@@ -238,6 +240,8 @@ def _open_ppm(kind: str, plugin: str, data: bytes) -> Opened:
 def _open_tiff(kind: str, plugin: str, data: bytes) -> Opened:
     try:
         page = tiff.page_of(data)
+    except RawError as found:
+        return _open_raw(found.kind, plugin, data)
     except ImageError as error:
         raise ImageError(f"TIFF: {error}") from error
     notes = (f"page {page.number + 1}: those before it are reduced copies or masks",) if page.number else ()
@@ -344,6 +348,13 @@ def _open_heif(kind: str, plugin: str, data: bytes) -> Opened:
         return _loaded(image, kind, stop, meant=meant)
 
     return Opened(kind, *image.size, _memory(image, kind, data), data, read)
+
+
+def _open_raw(kind: str, plugin: str, data: bytes) -> Opened:
+    """By LibRaw, which cannot be stopped while it works."""
+    width, height, develop = open_raw(kind, data)
+    memory = len(data) + BYTES_PER_PIXEL * width * height
+    return Opened(kind, width, height, memory, data, lambda stop: Decoded(develop(), (NOTE,)))
 
 
 def _heic(data: bytes) -> Image.Image:

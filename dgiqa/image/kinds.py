@@ -21,20 +21,23 @@ FORMATS = (
     ("AVIF", "AvifImagePlugin", rb"....ftyp(avi[fs]|m(if|sf)1.{4,64}avi[fs])"),
     ("HEIC", "", rb"....ftyp(hei[cmsx]|hev[cmsx]|m(if|sf)1.{4,64}he(i|v)[cmsx])"),
 )
-_RAW = "a camera's raw photograph ({}), not a picture yet; develop it to JPEG, PNG or TIFF"
+# Raw photographs of cameras that are no TIFF files, or carry its signature: (format, pattern). LibRaw develops them.
+_RAW = (
+    ("CR2", rb"II\*\0....CR"),
+    ("CR3", rb"....ftypcrx"),
+    ("RAF", rb"FUJIFILMCCD-RAW"),
+    ("ORF", rb"IIR[OS]|MMOR"),
+    ("RW2", rb"IIU\0"),
+    ("X3F", rb"FOVb"),
+    ("MRW", rb"\0MRM"),
+)
+RAW = "raw"  # in the place of a Pillow plugin
 _VIDEO = "a video ({}): use dgiqa-rt video"
 _CONVERT = "{}; convert it to PNG or JPEG"
 _SVG = rb"(\xef\xbb\xbf)?\s*((<\?xml|<!--|<!DOCTYPE svg)[^>]{0,999}>\s*){0,9}<svg"
 # Often met under an image's name, or on the way to one: (what it is and what to do, pattern).
 _FOREIGN = (
-    (_RAW.format("CR2"), rb"II\*\0....CR"),
     (_CONVERT.format("a JPEG-LS image"), rb"\xff\xd8\xff\xf7"),
-    (_RAW.format("CR3"), rb"....ftypcrx"),
-    (_RAW.format("RAF"), rb"FUJIFILMCCD-RAW"),
-    (_RAW.format("ORF"), rb"IIR[OS]|MMOR"),
-    (_RAW.format("RW2"), rb"IIU\0"),
-    (_RAW.format("X3F"), rb"FOVb"),
-    (_RAW.format("MRW"), rb"\0MRM"),
     (_CONVERT.format("a JPEG XL image"), rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n"),
     (_CONVERT.format("a JPEG XR image"), rb"II\xbc"),
     (_CONVERT.format("a Photoshop document (PSD)"), rb"8BPS"),
@@ -87,11 +90,14 @@ _FOREIGN = (
 
 
 def identify(head: bytes) -> tuple[str, str]:
-    """(format, Pillow plugin) by a file's first HEAD bytes, or ImageError that says what the data looks like."""
+    """(format, Pillow plugin or RAW) by a file's first HEAD bytes, or ImageError that says what the data looks like."""
     if not head:
         raise ImageError("empty file: 0 bytes")
     known = ", ".join(kind for kind, _, _ in FORMATS)
-    for name, pattern in _FOREIGN[:2]:  # before TIFF and JPEG, whose signatures they carry
+    for kind, pattern in _RAW:
+        if re.match(pattern, head, re.DOTALL):
+            return kind, RAW
+    for name, pattern in _FOREIGN[:1]:  # before JPEG, whose signature it carries
         if re.match(pattern, head, re.DOTALL):
             raise ImageError(f"this is {name}")
     for kind, plugin, pattern in FORMATS:

@@ -14,6 +14,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from dgiqa.errors import ImageError
 from dgiqa.image import jpeg
+from dgiqa.image.raw import RawError
 
 MAX_PAGES = 100  # looked at for one that is not a reduced copy
 
@@ -53,7 +54,7 @@ class Page(NamedTuple):
 def page_of(data: bytes) -> Page:
     """The first page that is no reduced copy, be it marked as one or seen to be one.
 
-    Raises ImageError for raw photographs and for pixels without a white.
+    Raises RawError for those, and ImageError for pixels without a white.
     """
     first: Any = None
     found: tuple[int, Any] | None = None
@@ -164,8 +165,7 @@ def _refuse_raw(tags: Any, first: Any) -> None:
     thumbnail = int(_one(first, _REDUCED, 0)) & 1 and _SUB_IFDS in first  # NEF, ARW, PEF, DNG
     if mosaic or _DNG in first or thumbnail:
         maker = str(_one(first, 271, "")).strip("\0 ")
-        name = "DNG" if _DNG in first else maker.title() or "TIFF"
-        raise ImageError(f"a camera's raw photograph ({name}), not a picture yet; develop it to JPEG, PNG or TIFF")
+        raise RawError("DNG" if _DNG in first else maker.title() or "TIFF")
 
 
 def _page(number: int, tags: Any) -> Page:

@@ -1,0 +1,51 @@
+"""A camera's raw photograph -> pixels, developed by LibRaw through rawpy where that is installed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgiqa.errors import ImageError
+from dgiqa.extras import install
+
+NOTE = "developed from a raw photograph with the camera's white balance"
+BYTES_PER_PIXEL = 25  # of LibRaw's mosaic, its four planes of 16 bits, and what it made of them
+
+
+class RawError(Exception):
+    """A file turned out to be one; kind: its format."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+
+def open_raw(kind: str, data: bytes) -> tuple[int, int, Callable[[], NDArray[np.uint8]]]:
+    """(width, height, what develops it into upright sRGB, uint8 [H,W,3]).
+
+    Raises ImageError where rawpy is missing, or LibRaw cannot read it.
+    """
+    what, otherwise = f"a camera's raw photograph ({kind})", "develop it to JPEG, PNG or TIFF"
+    try:
+        rawpy = import_module("rawpy")
+    except ImportError as error:
+        raise ImageError(f"{what}, not a picture yet; {install('raw')} to read it, or {otherwise}") from error
+
+    def opened() -> Any:
+        try:
+            return rawpy.imread(io.BytesIO(data))
+        except Exception as error:  # LibRaw's, each of its own type
+            raise ImageError(f"{what} that cannot be read ({type(error).__name__}: {error}); {otherwise}") from error
+
+    def develop() -> NDArray[np.uint8]:
+        with opened() as photograph:
+            found: NDArray[np.uint8] = photograph.postprocess(use_camera_wb=True, output_bps=8)
+        return found
+
+    with opened() as photograph:
+        return photograph.sizes.width, photograph.sizes.height, develop
