@@ -36,6 +36,7 @@ BUCKETS = {
 }
 _EXTRAS = {"s3fs": "s3", "gcsfs": "gs", "adlfs": "az", "huggingface_hub": "hf", "fsspec": "hf"}
 _PIECE = 1 << 16
+_SLOWEST = 1024  # bytes a second of a whole archive or table, waiting for it alone counted
 _SAFE = "%/:=&?~#+!$,;'@()*[]"  # what is left alone in an address that may or may not be quoted already
 _OFF = "is an address, and addresses are off; --remote turns them on"
 
@@ -170,6 +171,7 @@ class _Request(io.RawIOBase):
         self._socket: socket.socket | None = None
         self._timer = threading.Timer(network.timeout_s, self._expire)
         self._timer.daemon = True
+        self._waited_s, self._got = 0.0, 0
         self._response = self._open(address)
 
     def __enter__(self) -> _Request:
@@ -185,10 +187,14 @@ class _Request(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any, /) -> int:
+        begun = time.monotonic()
         try:
             count = self._response.readinto(buffer)
         except (OSError, http.client.HTTPException) as error:
             raise self._failed(error) from error
+        self._waited_s, self._got = self._waited_s + time.monotonic() - begun, self._got + count
+        if self._waited_s > self._network.timeout_s and self._got < _SLOWEST * self._waited_s:
+            raise ImageError(f"comes too slowly, {self._got} bytes in {self._waited_s:.0f} s; fetch it first")
         if self._late.is_set():
             raise self._failed(TimeoutError())
         if not count and len(buffer) and self._response.length:  # None where the server named no length

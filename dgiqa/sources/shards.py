@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import importlib
 import io
+import itertools
 import lzma
+import os
 import re
 import tarfile
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
+from dgiqa.errors import ImageError
+from dgiqa.image.kinds import HEAD, identify
 from dgiqa.sources.inputs import PHOTO_SUFFIXES, Input, suffix_of
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 ZIP_SUFFIXES = (".zip",)
 MAX_MEMBER = 1 << 30  # bytes of one picture in memory
 _BLOCK = 512
+# Headers whose data tarfile reads into memory, and how many bytes of it are let in
+_NAMES = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+_LONGEST_NAME = 1 << 20
+_AFTER, _PIECE = 64 << 20, 1 << 20  # bytes that may follow a tar's end, and how many are read at a time
+_UTF8 = 0x800
 _KEY = re.compile(r"((?:.*/|)[^./]+)[.][^/]*", re.DOTALL)  # as webdataset takes names apart
 
 
@@ -55,34 +68,48 @@ def sample_key(member: str) -> str:
 
 def _of_tar(name: str, stream: BinaryIO, counts: Counter[str]) -> Iterator[Input]:
     try:
-        watched = _Tail(_decompressed(stream))
-        with tarfile.open(fileobj=watched, mode="r|") as archive:  # type: ignore[call-overload] # it reads, and no more is asked of it
+        plain = _decompressed(stream)
+        with tarfile.open(fileobj=plain, mode="r|", tarinfo=_Header, encoding="utf-8") as archive:
             for member in archive:
-                if not member.isfile():
+                if member.isdir():
                     continue
                 if suffix_of(member.name) not in PHOTO_SUFFIXES:
                     counts[suffix_of(member.name)] += 1
                     continue
                 yield _of_member(name, archive, member)
                 archive.members.clear()  # it would keep every header it saw
-        if any(watched.last_block()):
-            yield Input(
-                name, error="breaks off: a tar ends in zero bytes, and this one does not; copy or write it again"
-            )
+        _drain(plain)
     except Exception as error:  # tarfile, zlib, lzma, a connection: each has its own
         yield Input(name, error=f"cannot be read on from here ({_told(error)}); copy or write the archive again")
 
 
+class _Header(tarfile.TarInfo):
+    """A header that is an error if it cannot be read; tarfile takes that, and a file that breaks off, for the end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> tarfile.TarInfo:
+        try:
+            found = super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            told = "it breaks off: a tar ends in zero bytes" if len(buf) < _BLOCK else f"a damaged header, {error}"
+            raise tarfile.ReadError(told) from error
+        if found.size < 0 or (found.type in _NAMES and found.size > _LONGEST_NAME):
+            raise tarfile.ReadError(f"a header that claims {found.size} bytes")
+        return found
+
+
 def _of_member(name: str, archive: tarfile.TarFile, member: tarfile.TarInfo) -> Input:
     shown, key = f"{name}/{member.name}", sample_key(member.name)
+    if not member.isfile():
+        what = f"a link to {member.linkname}" if member.issym() or member.islnk() else "a device or a pipe"
+        return Input(shown, error=f"{what}, which is not followed; write the image itself into the archive", key=key)
     if member.size > MAX_MEMBER:
         return Input(shown, error=f"{member.size} bytes, wanted an image of at most {MAX_MEMBER}", key=key)
     content = archive.extractfile(member)
     assert content is not None
-    data = content.read()
-    if len(data) < member.size:
-        raise EOFError("the archive ends within a file")
-    return Input(shown, source=data, key=key) if data else Input(shown, error="empty file: 0 bytes", key=key)
+    return _image(shown, key, content, member.size)
 
 
 def _of_zip(name: str, stream: BinaryIO, counts: Counter[str]) -> Iterator[Input]:
@@ -92,25 +119,51 @@ def _of_zip(name: str, stream: BinaryIO, counts: Counter[str]) -> Iterator[Input
         yield Input(name, error=f"cannot be read ({_told(error)}); a zip from an address has to be downloaded first")
         return
     with archive:
+        if _overlap(archive.infolist()):
+            yield Input(name, error="its members overlap, as in a zip bomb; write the archive again")
+            return
         for member in archive.infolist():
             if member.is_dir():
                 continue
-            if suffix_of(member.filename) not in PHOTO_SUFFIXES:
-                counts[suffix_of(member.filename)] += 1
+            inside = _name_in_zip(member)
+            if suffix_of(inside) not in PHOTO_SUFFIXES:
+                counts[suffix_of(inside)] += 1
                 continue
-            yield _of_zip_member(name, archive, member)
+            yield _of_zip_member(f"{name}/{inside}", inside, archive, member)
 
 
-def _of_zip_member(name: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Input:
-    shown, key = f"{name}/{member.filename}", member.filename
+def _of_zip_member(shown: str, key: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Input:
     try:
         with archive.open(member) as content:
-            data = content.read(MAX_MEMBER + 1)
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
+            return _image(shown, key, content)
+    except Exception as error:  # of each of the ways to compress; a wrong password, a wrong header
         return Input(shown, error=f"cannot be read ({_told(error)}); write the archive again", key=key)
+
+
+def _name_in_zip(member: zipfile.ZipInfo) -> str:
+    """The name as it was stored: where no flag says UTF-8, zipfile takes its bytes for code page 437."""
+    name = member.orig_filename
+    return name if member.flag_bits & _UTF8 else os.fsdecode(name.encode("cp437"))
+
+
+def _overlap(members: list[zipfile.ZipInfo]) -> bool:
+    places = sorted((member.header_offset, member.compress_size) for member in members)
+    return any(at + size > following for (at, size), (following, _) in itertools.pairwise(places))
+
+
+def _image(shown: str, key: str, content: IO[bytes], size: int | None = None) -> Input:
+    """A member's bytes, all of them only where they begin as an image does. Raises EOFError if there are fewer."""
+    data = content.read(HEAD)
+    try:
+        identify(data)
+    except ImageError as error:
+        return Input(shown, error=str(error), key=key)
+    data += content.read(MAX_MEMBER + 1 - len(data))
     if len(data) > MAX_MEMBER:
         return Input(shown, error=f"more than {MAX_MEMBER} bytes; wanted one image", key=key)
-    return Input(shown, source=data, key=key) if data else Input(shown, error="empty file: 0 bytes", key=key)
+    if size is not None and len(data) < size:
+        raise EOFError("the archive ends within a file")
+    return Input(shown, source=data, key=key)
 
 
 def _decompressed(stream: BinaryIO) -> Any:
@@ -120,26 +173,21 @@ def _decompressed(stream: BinaryIO) -> Any:
     for magic, opening in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open)):
         if head.startswith(magic):
             return opening(buffered)  # type: ignore[operator]
+    if head.startswith(b"\x28\xb5\x2f\xfd"):
+        try:
+            zstandard = importlib.import_module("zstandard")
+        except ImportError as error:
+            raise ImageError("zstd needs zstandard; pip install zstandard, or compress with gzip") from error
+        return zstandard.ZstdDecompressor().stream_reader(buffered, read_across_frames=True)
     return buffered
 
 
-class _Tail:
-    """A stream that remembers its last block: tarfile takes a file that breaks off between members for a whole one."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self._last = b""
-
-    def read(self, size: int = -1) -> bytes:
-        data: bytes = self._stream.read(size)
-        self._last = (self._last + data)[-_BLOCK:] if len(data) < _BLOCK else data[-_BLOCK:]
-        return data
-
-    def last_block(self) -> bytes:
-        """The last bytes of all of it."""
-        while self.read(1 << 20):
-            pass
-        return self._last
+def _drain(stream: Any) -> None:
+    """Read what follows the end of a tar: a compressed one that breaks off there is damaged. Raises what it does."""
+    for _ in range(_AFTER // _PIECE):
+        if not stream.read(_PIECE):
+            return
+    raise tarfile.ReadError(f"more than {_AFTER} bytes after its end")
 
 
 def _told(error: Exception) -> str:
