@@ -79,7 +79,7 @@ def _share(nodes: list[dict[str, Any]], job: Job, threads: int | None) -> tuple[
         raise DgiqaError("no machine of the Ray cluster has a core to give")
     on_gpus = job.scorer.get("backend") in ON_GPUS
     cores = threads or min(CORES, *(int(node["CPU"]) for node in having))
-    needed: dict[str, float] = {"num_cpus": max(1, cores)} | ({"num_gpus": 1} if on_gpus else {})
+    needed: dict[str, float] = {"num_cpus": float(max(1, cores))} | ({"num_gpus": 1.0} if on_gpus else {})
     room = sum(int(min(node["CPU"] // needed["num_cpus"], node.get("GPU", 0) if on_gpus else 1e9)) for node in having)
     if not room:
         raise DgiqaError(f"no machine of the Ray cluster has what an actor needs: {needed}")

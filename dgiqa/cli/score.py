@@ -125,7 +125,7 @@ def score(
         check_tiling(opening["tiling"])
     opening["bundle"], fail_under = options.gated(opening["bundle"], fail_under, preset, "--fail-under")
     earlier = Earlier(output) if output and resume else None
-    new = bool(output) and not os.path.exists(output)
+    new = output is not None and not os.path.exists(output)
     with Report() as report:
         # Before anything slow: it may not be writable.
         options.write_rows(report, output, shown, details=details, ordered=(sort, top))

@@ -32,6 +32,7 @@ _NAMES = (
 )
 _LONGEST_NAME = 1 << 20
 _AFTER, _PIECE = 64 << 20, 1 << 20  # bytes that may follow a tar's end, and how many are read at a time
+_PATIENCE = 100  # reads that give nothing
 _UTF8 = 0x800
 _KEY = re.compile(r"((?:.*/|)[^./]+)[.][^/]*", re.DOTALL)  # as webdataset takes names apart
 
@@ -68,7 +69,7 @@ def sample_key(member: str) -> str:
 
 def _of_tar(name: str, stream: BinaryIO, counts: Counter[str]) -> Iterator[Input]:
     try:
-        plain = _decompressed(stream)
+        plain: Any = _Ending(_decompressed(stream))
         with tarfile.open(fileobj=plain, mode="r|", tarinfo=_Header, encoding="utf-8") as archive:
             for member in archive:
                 if member.isdir():
@@ -77,17 +78,31 @@ def _of_tar(name: str, stream: BinaryIO, counts: Counter[str]) -> Iterator[Input
                     counts[suffix_of(member.name)] += 1
                     continue
                 yield _of_member(name, archive, member)
-                archive.members.clear()  # it would keep every header it saw
+                archive.members.clear()  # type: ignore[attr-defined]  # it would keep every header it saw
         _drain(plain)
     except Exception as error:  # tarfile, zlib, lzma, a connection: each has its own
         yield Input(name, error=f"cannot be read on from here ({_told(error)}); copy or write the archive again")
+
+
+class _Ending:
+    """A stream that ends: tarfile goes on asking for as many bytes as a header claims there are."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._empty = stream, 0
+
+    def read(self, size: int = -1) -> bytes:
+        data: bytes = self._stream.read(size)
+        self._empty = 0 if data else self._empty + 1
+        if self._empty > _PATIENCE:
+            raise EOFError("it breaks off within a file")
+        return data
 
 
 class _Header(tarfile.TarInfo):
     """A header that is an error if it cannot be read; tarfile takes that, and a file that breaks off, for the end."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> tarfile.TarInfo:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
         try:
             found = super().frombuf(buf, encoding, errors)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
