@@ -79,6 +79,7 @@ def test_a_celery_task_gives_rows(  # noqa: PLR0917 - fixtures
 ) -> None:
     pytest.importorskip("celery")
     monkeypatch.setenv("DGIQA_BUNDLE", str(tiny_bundle.path))
+    monkeypatch.setenv("BROKER", "memory://")
     worker = example("celery_worker")
     worker.app.conf.update(task_always_eager=True, task_eager_propagates=True)
     for number, data in enumerate(pictures):

@@ -72,6 +72,7 @@ def cluster() -> Iterator[Any]:
     pytest.importorskip("ray.data")
     from ray.cluster_utils import Cluster
 
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - else they wait for whatever runs beside the tests
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100 << 20})
     made.nodes = [made.add_node(num_cpus=1, object_store_memory=100 << 20) for _ in range(3)]
     ray.init(made.address, log_to_driver=False, logging_level="ERROR")
