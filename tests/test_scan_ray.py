@@ -22,7 +22,8 @@ from dgiqa.bundle import Bundle
 from dgiqa.errors import DgiqaError
 from dgiqa.report.read import read_rows
 
-SHARDS, EACH = 16, 40
+LITTLE = {"object_store_memory": 100 << 20, "include_dashboard": False}
+SHARDS, EACH = 12, 30
 
 
 def job_of(out: Path, bundle: Bundle, **scorer: Any) -> Job:
@@ -34,10 +35,10 @@ def test_an_actor_has_a_gpu_or_a_group_of_cores(tiny_bundle: Bundle, tmp_path: P
         return [{"Alive": True, "Resources": found} for found in resources]
 
     on_cores, on_gpus = job_of(tmp_path, tiny_bundle), job_of(tmp_path, tiny_bundle, backend="tensorrt")
-    assert _share(nodes({"CPU": 16.0}, {"CPU": 6.0}), on_cores, None) == (5, {"num_cpus": 4})
-    assert _share(nodes({"CPU": 16.0}, {"CPU": 2.0}), on_cores, None) == (9, {"num_cpus": 2})
-    assert _share(nodes({"CPU": 16.0}, {}), on_cores, 8) == (2, {"num_cpus": 8})
-    assert _share(nodes({"CPU": 16.0, "GPU": 2.0}, {"CPU": 8.0}), on_gpus, None) == (2, {"num_cpus": 4, "num_gpus": 1})
+    assert _share(nodes({"CPU": 16.0}, {"CPU": 6.0}), on_cores, None) == (5, 4, {"num_cpus": 4})
+    assert _share(nodes({"CPU": 16.0}, {"CPU": 2.0}), on_cores, None) == (9, 2, {"num_cpus": 2})
+    assert _share(nodes({"CPU": 16.0}, {}), on_cores, 8) == (2, 8, {"num_cpus": 8})
+    assert _share(nodes({"CPU": 16.0, "GPU": 2.0}, {"CPU": 8.0}), on_gpus, None) == (2, 4, {"num_gpus": 1})
     for none in (nodes(), nodes({"CPU": 0.0}), [{"Alive": False, "Resources": {"CPU": 4.0}}]):
         with pytest.raises(DgiqaError, match="has a core"):
             _share(none, on_cores, None)
@@ -73,8 +74,8 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - else they wait for whatever runs beside the tests
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100 << 20})
-    made.nodes = [made.add_node(num_cpus=1, object_store_memory=100 << 20) for _ in range(3)]
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **LITTLE})
+    made.nodes = [made.add_node(num_cpus=1, **LITTLE) for _ in range(3)]
     ray.init(made.address, log_to_driver=False, logging_level="ERROR")
     yield made
     ray.shutdown()

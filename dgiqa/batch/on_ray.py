@@ -7,6 +7,8 @@ scoring it twice gives the same file.
 from __future__ import annotations
 
 import json
+import logging
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -38,13 +40,16 @@ def scan_on_ray(
         raise BackendError(needs("--ray", "ray", "ray", error=error)) from error
     begun = not ray.is_initialized()
     if begun:
-        ray.init(None if address == HERE else address, log_to_driver=False, logging_level="ERROR")
+        where: dict[str, Any] = {"include_dashboard": False} if address == HERE else {"address": address}
+        ray.init(**where, log_to_driver=False, logging_level="ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")  # there is no other way to bound tries
     try:
-        most, needed = _share(ray.nodes(), job, threads)
+        most, cores, needed = _share(ray.nodes(), job, threads)
         found = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map(
             _ShardScorer,
-            fn_constructor_args=(job, int(needed["num_cpus"])),
+            fn_constructor_args=(job, cores),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(actors or most, most, len(shards))),
             max_restarts=-1,
             max_task_retries=ATTEMPTS,
@@ -72,15 +77,16 @@ class _ShardScorer:
         return {"done": json.dumps(asdict(score_shard(self._scorer, row["shard"], self._job)))}
 
 
-def _share(nodes: list[dict[str, Any]], job: Job, threads: int | None) -> tuple[int, dict[str, float]]:
-    """How many actors the cluster has room for, and what each of them takes."""
+def _share(nodes: list[dict[str, Any]], job: Job, threads: int | None) -> tuple[int, int, dict[str, float]]:
+    """How many actors the cluster has room for, the threads of each, and what each asks Ray for."""
     having = [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get("CPU")]
     if not having:
         raise DgiqaError("no machine of the Ray cluster has a core to give")
-    on_gpus = job.scorer.get("backend") in ON_GPUS
-    cores = threads or min(CORES, *(int(node["CPU"]) for node in having))
-    needed: dict[str, float] = {"num_cpus": float(max(1, cores))} | ({"num_gpus": 1.0} if on_gpus else {})
-    room = sum(int(min(node["CPU"] // needed["num_cpus"], node.get("GPU", 0) if on_gpus else 1e9)) for node in having)
+    cores = threads or max(1, min(CORES, *(int(node["CPU"]) for node in having)))
+    if job.scorer.get("backend") in ON_GPUS:
+        room, needed = sum(int(node.get("GPU", 0)) for node in having), {"num_gpus": 1.0}
+    else:
+        room, needed = sum(int(node["CPU"] // cores) for node in having), {"num_cpus": float(cores)}
     if not room:
         raise DgiqaError(f"no machine of the Ray cluster has what an actor needs: {needed}")
-    return room, needed
+    return room, cores, needed
