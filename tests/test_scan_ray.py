@@ -73,7 +73,8 @@ def cluster() -> Iterator[Any]:
     pytest.importorskip("ray.data")
     from ray.cluster_utils import Cluster
 
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - else they wait for whatever runs beside the tests
+    # Of a machine that runs other things beside the tests.
+    os.environ |= {"RAY_worker_niceness": "0", "RAY_raylet_start_wait_time_s": "200"}
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **LITTLE})
     made.nodes = [made.add_node(num_cpus=1, **LITTLE) for _ in range(3)]
     ray.init(made.address, log_to_driver=False, logging_level="ERROR")
