@@ -99,9 +99,28 @@ def test_rows_that_were_left_behind_are_taken_and_their_files_go(
     part.write_bytes(b"".join(lines[:5]))
     (tmp_path / "part.partial-00000000.jsonl").write_bytes(b"".join(lines[2:7]) + lines[7][:40])
     (tmp_path / "part.partial-11111111.jsonl").write_bytes(b"")
+    (tmp_path / "part.partial-22222222.jsonl").write_bytes(b'{"path": "a')
     run_here("score", pictures, "-o", part, "--bundle", bundle_dir, "--resume")
     assert facts(part) == facts(whole)
     assert left_behind(str(part)) == []
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "sqlite"])
+def test_a_kill_while_a_file_is_made_of_its_rows_costs_nothing(
+    tmp_path: Path, pictures: Path, bundle_dir: Path, suffix: str
+) -> None:
+    whole, part = tmp_path / f"whole.{suffix}", tmp_path / f"part.{suffix}"
+    run_here("score", pictures, "-o", whole, "--bundle", bundle_dir)
+    spooled = "".join(f"{json.dumps(row)}\n" for row in read_rows(str(whole)))
+    made = tmp_path / f"part.partial-00000000.{suffix}"
+    for data, lines in ((whole.read_bytes()[:1000], spooled), (whole.read_bytes(), "")):
+        part.unlink(missing_ok=True)
+        made.write_bytes(data)
+        (tmp_path / "part.partial-11111111.jsonl").write_text(lines)
+        done = run_here("score", pictures, "-o", part, "--bundle", bundle_dir, "--resume")
+        assert done.returncode == 3, done.stderr
+        assert [row["ms"] for row in read_rows(str(part))] == [row["ms"] for row in read_rows(str(whole))]
+        assert left_behind(str(part)) == []
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])

@@ -35,7 +35,7 @@ class Earlier:
         """
         for path in self._files:
             here: Counter[_Name] = Counter()
-            for row in rows_so_far(path):
+            for row in rows_so_far(path, whole=path not in self.left):
                 name = _name(row["path"], row.get("key"))
                 here[name] += 1
                 if here[name] > self._taken[name]:

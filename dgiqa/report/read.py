@@ -52,12 +52,13 @@ def _checked(path: str, reader: Callable[[str], Iterator[Row]] | None = None) ->
         raise DgiqaError(f"{path} cannot be read ({type(error).__name__}: {error}); write it again") from error
 
 
-def rows_so_far(path: str) -> Iterator[Row]:
+def rows_so_far(path: str, *, whole: bool = True) -> Iterator[Row]:
     """As `read_rows`, of a file of a run that was ended at any time: the rows before the place where it breaks off.
 
-    Raises DgiqaError where not even the first can be read of a file that holds something.
+    Raises DgiqaError where not even the first can be read of a file that holds something, unless it need not be whole,
+    as what a kill left of a file that was being made need not.
     """
-    read = False
+    read = not whole
     try:
         for row in _checked(path, _whole_lines if path.lower().endswith(".csv") else None):
             read = True
