@@ -17,7 +17,6 @@ import math
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
@@ -31,7 +30,7 @@ from dgiqa.full_reference import FullReference, parse_full_reference
 from dgiqa.meaning import Meaning, parse_meaning
 from dgiqa.onnx_file import check_stands_alone
 from dgiqa.spec import Preprocess
-from dgiqa.store import ours, sha256_of, user_cache
+from dgiqa.store import ours, scratch_in, sha256_of, user_cache
 
 MANIFEST = "manifest.json"
 GOLDEN = "golden.jsonl"
@@ -205,17 +204,18 @@ def write_bundle(
         **(meaning.as_manifest() if meaning else {}),
         **(full_reference.as_manifest() if full_reference else {}),
     }
-    with _scratch_beside(target) as scratch:
+    with scratch_in(target.parent, target.name) as folder:
+        folder.chmod(0o755)  # its 0700 would make an installed bundle unreadable for other users
         origin = {"licence": licence, "source": source}
         manifest["files"] = {
-            file: {**_store(scratch, file, contents), **origin, **(origins or {}).get(file, {})}
+            file: {**_store(folder, file, contents), **origin, **(origins or {}).get(file, {})}
             for file, contents in files.items()
         }
         text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
-        (scratch / MANIFEST).write_text(text + "\n", encoding="utf-8")
-        _close(scratch)
-        load_bundle(scratch)
-        _move_into_place(scratch, target)
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        _close(folder)
+        load_bundle(folder)
+        _move_into_place(folder, target)
     return load_bundle(target)
 
 
@@ -470,18 +470,6 @@ def _tensors(networks: tuple[spec.Network, ...], counts: tuple[int, int, int]) -
 _COLUMNS = (spec.QUALITY_REASONS, spec.QUALITY_FEATURES, spec.QUALITY_COMPARED)
 
 
-@contextlib.contextmanager
-def _scratch_beside(target: Path) -> Iterator[Path]:
-    """A directory on the target's own file system, gone afterwards unless it was moved."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    scratch.chmod(0o755)  # mkdtemp's 0700 would make an installed bundle unreadable for other users
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
 def _store(root: Path, name: str, contents: Path | bytes) -> dict[str, Any]:
     path = _inside(root, name)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -498,15 +486,15 @@ def _close(root: Path) -> None:
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-def _move_into_place(scratch: Path, target: Path) -> None:
+def _move_into_place(folder: Path, target: Path) -> None:
     """A directory cannot be renamed over a full one: the old one steps aside first and comes back if that fails."""
     if not target.exists():
-        scratch.rename(target)
+        folder.rename(target)
         return
-    with _scratch_beside(target) as aside:
+    with scratch_in(target.parent, target.name) as aside:
         old = target.rename(aside / "old")
         try:
-            scratch.rename(target)
+            folder.rename(target)
         except OSError:
             old.rename(target)
             raise

@@ -32,6 +32,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def scratch_in(folder: Path, name: str) -> Iterator[Path]:
+    """A new folder inside `folder`, made if need be, and so on its file system; gone afterwards unless it was moved."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def ours(folder: Path) -> bool:
     """Whether nobody but this user (or root) can have put anything into the folder, or changed what is in it."""
     if not hasattr(os, "getuid"):  # Windows: the user's profile is private by its access list

@@ -10,13 +10,10 @@ for every layer takes an hour on a full-size network. Inputs and outputs stay fl
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -52,6 +49,7 @@ from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.errors import ParityError
 from dgiqa.parity import BUDGETS
 from dgiqa.runtime.ort import OrtSession
+from dgiqa.store import scratch_in
 
 Progress = Callable[[str], None]
 Models = dict[str, Any]  # file name -> onnx.ModelProto
@@ -186,10 +184,12 @@ def quantize_bundle(
     if precision in EIGHT_BITS and rest == "fp16":
         made = {file: to_half(model) for file, model in made.items()}
     made = {file: store_half(model) for file, model in made.items()}
-    with _files_into(Path(out)) as scratch:
+    with scratch_in(Path(out), "quantize") as folder:
         for file, model in made.items():
-            (scratch / file).write_bytes(model.SerializeToString())
-        report = _report(groups, scratch, bundle, probe, precision=precision, worst=worst, budget=budget)
+            (folder / file).write_bytes(model.SerializeToString())
+        report = _report(groups, folder, bundle, probe, precision=precision, worst=worst, budget=budget)
+        for path in folder.iterdir():
+            os.replace(path, Path(out, path.name))
     report |= {"precision": precision, "rest": rest if precision in EIGHT_BITS else "fp16", "calibration": described}
     report |= {"method": method} if precision in EIGHT_BITS else {}
     return Quantized({file: Path(out) / file for file in names}, report)
@@ -376,19 +376,6 @@ def _report(
     error = {"max": max(errors.worst, worst), "mean": float(abs(errors.images).mean()), "images": len(errors.images)}
     left_out = [f"{row['file']}: {row['name']}" for row in table if row["left_out"]]
     return {"budget": budget, "error": error, "parts": table, "left_out": left_out, "files": files}
-
-
-@contextlib.contextmanager
-def _files_into(out: Path) -> Iterator[Path]:
-    """A folder on the file system of `out`, whose files are moved there if all went well."""
-    out.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".quantize-", dir=out))
-    try:
-        yield scratch
-        for path in scratch.iterdir():
-            os.replace(path, out / path.name)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _check_arguments(precision: str, rest: str, method: str) -> None:

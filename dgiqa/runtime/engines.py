@@ -14,7 +14,6 @@ import hashlib
 import json
 import shlex
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -27,7 +26,7 @@ from dgiqa.errors import BundleError, EngineError
 from dgiqa.onnx_file import check_stands_alone
 from dgiqa.runtime.backends import BACKENDS, RTX, TENSORRT, choose
 from dgiqa.runtime.session import identity
-from dgiqa.store import closed, discard, locked, ours, private, sha256_of, user_cache
+from dgiqa.store import closed, discard, locked, ours, private, scratch_in, sha256_of, user_cache
 
 RECORD = "engine.json"
 FORMAT = 1  # raised whenever an older reader would misread a record
@@ -205,11 +204,8 @@ def scratch(key: Mapping[str, Any]) -> Iterator[Path]:
     folder = private(target.parent)
     for left in _left_behind(target):
         discard(left)
-    path = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=folder))
-    try:
+    with scratch_in(folder, target.name) as path:
         yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def store(path: Path, key: Mapping[str, Any], files: Mapping[str, Path], certificate: Mapping[str, Any]) -> Engine:
