@@ -6,9 +6,10 @@ linear layer, a sigmoid. Whether the difference is signed is not visible in the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +19,9 @@ from torch import Tensor, nn
 from dgiqa import forward
 from dgiqa.errors import DgiqaError
 from dgiqa.full_reference import DIFFERENCES, FullReference
-from dgiqa.nn.commands import watched
 from dgiqa.nn.datasets import DepthNetwork, IQADataset, Record, Sample, working_pair
 from dgiqa.nn.network import DGIQA, TOP, DGIQAConfig
+from dgiqa.nn.predict import mean_scores
 from dgiqa.spec import Preprocess
 
 REFERENCE_FOLDERS = (".", "images", "reference_images", "refimgs", "ref_imgs", "src_imgs", "references")
@@ -140,23 +141,13 @@ def pair_predictor(
     model: DGIQAFR, references: Mapping[str, Path], network: DepthNetwork, cache_dir: Path
 ) -> Callable[[Sequence[Record]], NDArray[np.floating]]:
     """Full-reference scores f64 [n] of records, mean over the grid's tiles."""
-    device = next(model.parameters()).device
 
-    @torch.inference_mode()
-    def predict(records: Sequence[Record]) -> NDArray[np.floating]:
-        model.eval()
-        scores = np.empty(len(records))
-        for i, record in enumerate(watched(records, len(records), "scored")):
-            pairs = zip(*_pair(record, references, network, cache_dir), strict=True)
-            tiles = [list(forward.tiles(rgb, depth, "grid", Preprocess())) for rgb, depth in pairs]
-            found = []
-            for both in zip(*tiles, strict=True):
-                fed = [torch.from_numpy(array).to(device) for feeds in both for array in feeds.values()]
-                found.append(model(*fed)[:, 0].float())
-            scores[i] = torch.cat(found).mean().item()
-        return scores
+    def tiles(record: Record) -> Iterator[list[NDArray[Any]]]:
+        pairs = zip(*_pair(record, references, network, cache_dir), strict=True)
+        both = [forward.tiles(rgb, depth, "grid", Preprocess()) for rgb, depth in pairs]
+        return ([array for feeds in each for array in feeds.values()] for each in zip(*both, strict=True))
 
-    return predict
+    return lambda records: mean_scores(model, records, tiles, output=0)
 
 
 def _pair(

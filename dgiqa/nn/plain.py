@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from dgiqa import forward
-from dgiqa.nn.commands import watched
 from dgiqa.nn.datasets import Record, Sample, read_rgb
+from dgiqa.nn.predict import Arrays, mean_scores
 
 TILING = "official:25"  # as many random crops as GlintIQA's authors draw
 
@@ -39,15 +38,12 @@ def plain_predictor(ends: tuple[float, float]) -> Callable[[nn.Module, Sequence[
     """(model, records) -> f64 [n], 0 at the worst label and 1 at the best; mean over TILING's tiles."""
     worst, best = ends
 
-    @torch.inference_mode()
     def predict(model: nn.Module, records: Sequence[Record]) -> NDArray[np.floating]:
-        model.eval()
-        device, p = next(model.parameters()).device, cast(Any, model).preprocess
-        scores = np.empty(len(records))
-        for i, record in enumerate(watched(records, len(records), "scored")):
-            fed = forward.tiles(read_rgb(record.path), None, TILING, p)
-            tiles = [torch.from_numpy(array).to(device) for feeds in fed for array in feeds.values()]
-            scores[i] = torch.cat([model(batch).float() for batch in tiles]).mean().item()
-        return (scores - worst) / (best - worst)
+        p = cast(Any, model).preprocess
+
+        def tiles(record: Record) -> Iterable[Arrays]:
+            return (feeds.values() for feeds in forward.tiles(read_rgb(record.path), None, TILING, p))
+
+        return (mean_scores(model, records, tiles) - worst) / (best - worst)
 
     return predict

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ METRICS = ("srocc", "plcc", "plcc_logistic", "krocc", "rmse", "rmse_logistic")
 TEST_TILING = "grid"
 TILE_BATCH = 64
 
+T = TypeVar("T")
+Arrays = Iterable[NDArray[Any]]
 Predict = Callable[[Sequence[Path]], NDArray[np.floating]]  # picture files -> scores f [n], higher = better
 
 
@@ -31,20 +33,31 @@ def model_predictor(
 
     tiling: "grid", or "official:20" for the authors' random crops. Leaves the network in evaluation mode.
     """
+
+    def tiles(path: Path) -> Iterable[Arrays]:
+        fed = forward.tiles(*working_pair(path, network, cache_dir), tiling, Preprocess(), TILE_BATCH)
+        return (feeds.values() for feeds in fed)
+
+    return lambda paths: mean_scores(model, paths, tiles)
+
+
+@torch.inference_mode()
+def mean_scores(
+    model: nn.Module, items: Sequence[T], tiles: Callable[[T], Iterable[Arrays]], output: int | None = None
+) -> NDArray[np.float64]:
+    """Mean over the tiles of a network's scores of each item: f64 [n]. Leaves the network in evaluation mode.
+
+    tiles: an item's, in batches of the network's inputs, f32 [b,3,S,S] each. output: which column is the score, where
+    there are several.
+    """
     model.eval()
     device = next(model.parameters()).device
-
-    @torch.inference_mode()
-    def predict(paths: Sequence[Path]) -> NDArray[np.floating]:
-        scores = np.empty(len(paths))
-        for i, path in enumerate(watched(paths, len(paths), "scored")):
-            rgb, depth = working_pair(path, network, cache_dir)
-            fed = forward.tiles(rgb, depth, tiling, Preprocess(), TILE_BATCH)
-            pairs = ([torch.from_numpy(array).to(device) for array in feeds.values()] for feeds in fed)
-            scores[i] = torch.cat([model(*pair).float() for pair in pairs]).mean().item()
-        return scores
-
-    return predict
+    scores = np.empty(len(items))
+    for i, item in enumerate(watched(items, len(items), "scored")):
+        fed = ([torch.from_numpy(array).to(device) for array in arrays] for arrays in tiles(item))
+        found = torch.cat([model(*each).float() for each in fed])
+        scores[i] = (found if output is None else found[:, output]).mean().item()
+    return scores
 
 
 def scores_of(predicted: NDArray[Any], wanted: NDArray[Any]) -> dict[str, float]:
