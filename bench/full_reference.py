@@ -39,6 +39,7 @@ from dgiqa.nn.datasets import read_rgb
 from recipes.full_reference import pairs
 
 Bytes = NDArray[np.uint8]
+Say = Callable[[Bytes, Bytes], Sequence[float]]  # (reference, picture) uint8 [H,W,3] -> how good it is, by each metric
 PIQ = {"SSIM": "ssim", "MS-SSIM": "multi_scale_ssim", "FSIM": "fsim", "VSI": "vsi"}
 UNSEEN = ("ColorVideoVDP", "VMAF")  # human-tuned, and never learnt from
 SEEN = "SSIMULACRA 2"
@@ -89,26 +90,35 @@ def vmaf(reference: Bytes, rgb: Bytes) -> float:
     return float(re.findall(r"VMAF score: ([\d.]+)", said)[0])
 
 
-def metrics() -> dict[str, Callable[[Bytes, Bytes], float]]:
-    """(reference, picture) uint8 [H,W,3] -> how good it is, by name."""
-    found = {"PSNR": psnr, **{name: functools.partial(of_piq, name) for name in PIQ}}
-    return {**found, SEEN: pairs.ssimulacra2, "VMAF": vmaf, "ColorVideoVDP": color_video_vdp}
+METRICS: dict[str, Callable[[Bytes, Bytes], float]] = {
+    **{"PSNR": psnr, **{name: functools.partial(of_piq, name) for name in PIQ}},
+    **{SEEN: pairs.ssimulacra2, "VMAF": vmaf, "ColorVideoVDP": color_video_vdp},
+}
+MODEL = ("full_reference", "1 - drop")
 
 
-def measure(
-    paths: Sequence[Path], groups: int, seed: int, said: Mapping[str, Callable[[Bytes, Bytes], float]], file: Path
-) -> list[dict[str, str]]:
-    """Rows of all pairs, kept in `file`: group, what was done, how much, and what each of `said` says."""
+def by_metrics(reference: Bytes, rgb: Bytes) -> list[float]:
+    return [metric(reference, rgb) for metric in METRICS.values()]
+
+
+def by_model(scorer: Scorer, reference: Bytes, rgb: Bytes) -> list[float]:
+    found = scorer.compare(rgb, reference)
+    return [found.full_reference or 0.0, 1 - found.drop]
+
+
+def measure(made: tuple[Sequence[Path], int, int], names: Sequence[str], said: Say, file: Path) -> list[dict[str, str]]:
+    """Rows of all pairs of (paths, groups, seed), kept in `file`: group, what was done, how much, and what is said."""
+    paths, groups, seed = made
     rows = list(csv.DictReader(file.open(newline=""))) if file.exists() else []
     done = len(rows) // pairs.WORSE
     with file.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, [*ROW, *said])
+        writer = csv.DictWriter(stream, [*ROW, *names])
         writer.writeheader()
         writer.writerows(rows[: done * pairs.WORSE])
         for number in range(done, groups):
             (reference, _, _), *made = pairs.group(paths, seed, number)
             for rgb, what, much in made:
-                found = {name: f"{metric(reference, rgb):.7g}" for name, metric in said.items()}
+                found = {name: f"{value:.7g}" for name, value in zip(names, said(reference, rgb), strict=True)}
                 writer.writerow(dict(zip(ROW, (number, what, round(much, 3)), strict=True)) | found)
             stream.flush()
     return list(csv.DictReader(file.open(newline="")))
@@ -133,15 +143,14 @@ def stored(rgb: Bytes, encoder: str, quality: int, chroma: int) -> Bytes:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def beside_people(paths: Sequence[Path], said: Mapping[str, Callable[[Bytes, Bytes], float]]) -> dict[str, float]:
+def beside_people(paths: Sequence[Path], scorer: Scorer) -> dict[str, float]:
     """Rank correlation of each metric's mean over the pictures with the Elo of the ways of storing them."""
-    means: dict[str, list[float]] = {name: [] for name in said}
-    originals = [read_rgb(path) for path in paths]
+    originals, means = [read_rgb(path) for path in paths], []
     for way in ELO:
-        kept = [stored(rgb, *way) for rgb in originals]
-        for name, metric in said.items():
-            means[name].append(float(np.mean([metric(a, b) for a, b in zip(originals, kept, strict=True)])))
-    return {name: round(srocc(np.array(v), np.array(list(ELO.values()), float)), 4) for name, v in means.items()}
+        kept = [(rgb, stored(rgb, *way)) for rgb in originals]
+        means.append(np.mean([[*by_metrics(*pair), *by_model(scorer, *pair)] for pair in kept], axis=0))
+    elo = np.array(list(ELO.values()), float)
+    return {name: round(srocc(v, elo), 4) for name, v in zip((*METRICS, *MODEL), np.array(means).T, strict=True)}
 
 
 def parity(paths: Sequence[Path], groups: int, seed: int, bundle: str) -> dict[str, float]:
@@ -174,15 +183,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     o.out.mkdir(parents=True, exist_ok=True)
     paths = [p for given in o.pictures for p in pairs.photographs(given)]
-    rows = measure(paths, o.groups, o.seed, metrics(), o.out / "metrics.csv")
+    made = (paths, o.groups, o.seed)
+    rows = measure(made, list(METRICS), by_metrics, o.out / "metrics.csv")
     with Scorer(o.bundle) as scorer, tempfile.TemporaryDirectory() as scratch:
-        model = {
-            "full_reference": lambda reference, rgb: scorer.compare(rgb, reference).full_reference or 0.0,
-            "1 - drop": lambda reference, rgb: 1 - scorer.compare(rgb, reference).drop,
-        }
-        own = measure(paths, o.groups, o.seed, model, Path(scratch, "model.csv"))
+        own = measure(made, MODEL, functools.partial(by_model, scorer), Path(scratch, "model.csv"))
         same = [scorer.compare(str(path), str(path)).full_reference or 0.0 for path in paths[:20]]
-        people = beside_people(o.people, metrics() | model) if o.people else {}
+        people = beside_people(o.people, scorer) if o.people else {}
     found = {"pairs": len(rows), "srocc": table([a | b for a, b in zip(rows, own, strict=True)])}
     found |= {"bundle": o.bundle, "identical": [round(min(same), 4), round(max(same), 4)], "people": people}
     found["parity"] = parity(paths, o.parity, o.seed, o.bundle) if o.parity else {}

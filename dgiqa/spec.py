@@ -95,6 +95,6 @@ def networks(files: Collection[str], tile: int = TILE) -> tuple[Network, ...]:
     tiles = ("n", 3, tile, tile)
     near = {QUALITY_DEPTH: tiles} if DEPTH_FILE in files else {}
     depth = Network(DEPTH_FILE, {DEPTH_INPUT: (1, 3, "h", "w")}, {DEPTH_OUTPUT: (1, "h", "w")})
-    further = (QUALITY_REASONS, QUALITY_FEATURES)
+    further = (QUALITY_REASONS, QUALITY_FEATURES, QUALITY_COMPARED)
     quality = Network(QUALITY_FILE, {QUALITY_RGB: tiles, **near}, {QUALITY_OUTPUT: ("n",)}, further)
     return (depth, quality) if near else (quality,)

@@ -118,19 +118,22 @@ def learn(
             schedule.step()
         if epoch % 4 == 3 or epoch == epochs - 1:
             with torch.inference_mode():
-                found = torch.cat([scores(network, kept, shapes, [g]) for g in held]).numpy()
-            label = target[held].flatten().numpy()
+                now = torch.cat([scores(network, kept, shapes, [g]) for g in held]).numpy()
+            true = target[held].flatten().numpy()
             print(
                 epoch + 1,
-                f"SROCC {srocc(found, label):.4f}, RMSE {np.sqrt(np.mean((found - label) ** 2)):.4f}",
+                f"SROCC {srocc(now, true):.4f}, RMSE {np.sqrt(np.mean((now - true) ** 2)):.4f}",
                 flush=True,
             )
 
 
-def with_comparison(network: DGIQA, channels: int = CHANNELS) -> DGIQA:
-    """The network with a new, untrained projection for comparing."""
+def with_comparison(network: DGIQA, tensors: Mapping[str, Tensor], channels: int = 0) -> DGIQA:
+    """The network with the projections that are among `tensors`, or with untrained ones of so many channels."""
+    head = {name: tensor for name, tensor in tensors.items() if name.startswith("fc_compared.")}
+    channels = channels or len(head["fc_compared.0.signal.bias"])
     made = DGIQA(dataclasses.replace(network.config, compared=channels))
-    made.load_state_dict({k: v for k, v in network.state_dict().items() if "fc_compared" not in k}, strict=False)
+    rest = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("fc_compared.")}
+    made.load_state_dict({**made.state_dict(), **rest, **head})
     return made.eval()
 
 
@@ -149,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     o = parser.parse_args(arguments)
     torch.set_num_threads(1)
     torch.manual_seed(o.seed)
-    network = with_comparison(load_dgiqa(o.weights), o.channels)
+    network = with_comparison(load_dgiqa(o.weights), {}, o.channels)
     kept, shapes = stored_maps(network, o.pairs)
     found: Mapping[str, Any] = dict(np.load(o.pairs / "labels.npz"))
     worse = found["what"] != "none"

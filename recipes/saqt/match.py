@@ -159,8 +159,8 @@ def _row(name: str, path: Path, index: Index, features: Features) -> tuple[str, 
         found = features(read_rgb(path))
     except ImageError as error:
         return name, "", "", str(error)
-    reference, cosine, error = index.nearest(found[None])[0]
-    return name, "" if error else reference, f"{cosine:.6f}", error
+    reference, cosine, refused = index.nearest(found[None])[0]
+    return name, "" if refused else reference, f"{cosine:.6f}", refused
 
 
 def _whole_rows(file: Path) -> list[list[str]]:

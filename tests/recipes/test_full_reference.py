@@ -105,6 +105,9 @@ def test_a_head_learns_how_close_pictures_are(tmp_path, quick, monkeypatch):
     assert network.config.compared == 4
     for name, value in start.state_dict().items():
         assert torch.equal(network.state_dict()[name], value), f"{name} is as it was"
+    joined = learn.with_comparison(load_dgiqa(tmp_path / "start.safetensors"), network.state_dict())
+    assert joined.config == network.config
+    assert all(torch.equal(value, joined.state_dict()[name]) for name, value in network.state_dict().items())
     kept, shapes = learn.stored_maps(network, tmp_path / "pairs")
     labels = dict(np.load(tmp_path / "pairs/labels.npz"))
     measured = labels["ssimulacra2"][labels["what"] != "none"]
