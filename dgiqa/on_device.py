@@ -443,8 +443,8 @@ def context_of(session: Any) -> cuda.Context:
 def _check_on_a_gpu(session: Any) -> None:
     if not hasattr(session, "bind") or session.backend.startswith("onnxruntime-cpu"):
         raise BackendError(
-            f"got an image on a GPU and networks in {session.backend}; open the Scorer with "
-            'backend="tensorrt", "tensorrt-rtx" or "onnxruntime-cuda", or copy the image to the host'
+            f"networks in {session.backend} take nothing that lies on a GPU; choose the backend tensorrt, "
+            "tensorrt-rtx or onnxruntime-cuda, or leave pictures on the host"
         )
 
 

@@ -444,7 +444,9 @@ def test_attributes_and_bars_are_measured_where_the_picture_may_be_copied_back(
 
 
 def test_networks_on_the_cpu_refuse_an_image_on_a_gpu(host: Scorer) -> None:
-    with pytest.raises(BackendError, match=r'networks in onnxruntime-cpu .* backend="tensorrt", "tensorrt-rtx" or'):
+    with pytest.raises(
+        BackendError, match=r"networks in onnxruntime-cpu .* choose the backend tensorrt, tensorrt-rtx or"
+    ):
         host.score(DeviceImage(np.zeros((90, 90, 3), np.uint8)))
 
 

@@ -18,6 +18,7 @@ import pytest
 from command import run_here
 from video_clips import UInt8, numbered, swaying, write
 
+from dgiqa.cli.common import ENVIRONMENT, RUNTIME_ERROR
 from dgiqa.video import VIDEO_COLUMNS
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
@@ -170,6 +171,19 @@ def test_wrong_usage_is_exit_2_with_the_reason(run: Run, clip: Path, arguments: 
     done = run(clip, *arguments)
     assert done.returncode == 2
     assert says in " ".join(done.stderr.decode().replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--decoder", "nvdec"], ENVIRONMENT, "take nothing that lies on a GPU"),
+        (["--graphs"], RUNTIME_ERROR, "runs on the CPU; leave them out"),
+    ],
+)
+def test_what_needs_a_gpu_says_so(run: Run, clip: Path, arguments: list[str], code: int, says: str) -> None:
+    done = run(clip, *arguments)
+    assert (done.returncode, done.stdout) == (code, b"")
+    assert says in " ".join(done.stderr.decode().split())
 
 
 def test_a_video_is_not_written_over(run: Run, tmp_path: Path) -> None:
