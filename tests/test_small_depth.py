@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dgiqa.errors import DgiqaError, WeightsError
 from dgiqa.nn.depth import SmallDepth, SmallDepthConfig, load_small_depth, save_small_depth
@@ -171,21 +172,21 @@ def test_a_killed_run_goes_on_to_the_same_weights(work, tmp_path, monkeypatch):
     whole = train(work, None, config, _seeded(NARROW)).state_dict()
     saves = []
 
-    def killed_at_the_third_save(predict):
-        saves.append(predict)
+    def killed_at_the_third_save(model, path):
+        save_small_depth(model, path)
+        saves.append(path)
         if len(saves) == 3:
             raise KeyboardInterrupt
-        return 0.0, 0.0
 
     monkeypatch.setattr(train_depth, "SAVE_SECONDS", -1)
-    monkeypatch.setattr(train_depth, "stereo_check", killed_at_the_third_save)
+    monkeypatch.setattr(train_depth, "save_small_depth", killed_at_the_third_save)
     with pytest.raises(KeyboardInterrupt):
         train(work, out, config, _seeded(NARROW))
     assert (tmp_path / "depth.safetensors.state.pt").exists()
     with pytest.raises(DgiqaError, match=r"belongs to another run: steps was 5, now 6; use the same"):
         train(work, out, replace(config, steps=6), _seeded(NARROW))
     resumed = train(work, out, config, SmallDepth(NARROW)).state_dict()
-    assert len(saves) == 5, "it began anew"
+    assert len(saves) == 6, "it began anew"  # the last one when it is done
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not (tmp_path / "depth.safetensors.state.pt").exists()
     (tmp_path / "depth.safetensors.state.pt").write_bytes(b"half")
@@ -237,14 +238,20 @@ def test_training_without_scenes_says_so(tmp_path):
         train(tmp_path, None, TrainConfig(steps=1))
 
 
-def test_the_stereo_check_measures_the_guess_it_is_given():
+def test_the_stereo_check_measures_the_guess_it_is_given(tmp_path):
     def lower_is_nearer(rgb: np.ndarray) -> np.ndarray:
         return np.tile(np.arange(rgb.shape[0], dtype=np.float32)[:, None], (1, rgb.shape[1]))
 
-    ours, trivial = stereo_check(lower_is_nearer)
+    rows = np.tile(np.arange(1, 61, dtype=np.uint8)[:, None], (1, 80))
+    Image.fromarray(np.repeat(rows[..., None], 3, 2)).save(tmp_path / "floor_left.png")
+    Image.fromarray(np.where(rows < 20, 0, rows)).save(tmp_path / "floor_gt.png")  # 0: unknown
+    found = stereo_check(lower_is_nearer, tmp_path)
+    ours, trivial = found["motorcycle"]
     assert ours == pytest.approx(trivial)
     assert 0.5 < trivial < 0.8
-    assert stereo_check(lambda rgb: -lower_is_nearer(rgb))[0] == pytest.approx(-trivial)
+    assert found["floor"] == pytest.approx((1, 1))
+    upside_down = stereo_check(lambda rgb: -lower_is_nearer(rgb))
+    assert upside_down["motorcycle"][0] == pytest.approx(-trivial)
 
 
 def _seeded(config: SmallDepthConfig) -> SmallDepth:

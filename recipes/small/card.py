@@ -229,16 +229,21 @@ def reasons_section(m: Figures) -> list[str]:
 def depth_section(m: Figures) -> list[str]:
     if "depth" not in m:
         return []
-    d = m["depth"]
-    lead = d["motorcycle"] - d["lower is nearer"]
-    verdict = "better than the guess" if lead >= 0.05 else "hardly better than the guess" if lead > 0 else "no better"
+    rows = [(name, f"{v['ours']:.3f}", f"{v['lower is nearer']:.3f}") for name, v in m["depth"].items()]
+    leads = depth_leads(m)
+    won = sum(lead >= 0.05 for lead in leads)
     return [
         "## The depth network",
-        f"Rank correlation with the true disparity of one stereo pair (Middlebury's motorcycle): "
-        f"**{d['motorcycle']:.3f}**, against {d['lower is nearer']:.3f} for the guess that lower in the picture is "
-        f"nearer: {verdict}. It was trained on rendered scenes only. One pair is little, and that pair's figure was "
-        "printed while the network was trained.",
+        "Rank correlation with the true disparity of real pairs (Middlebury), beside the guess that lower in the "
+        f"picture is nearer. The network is ahead of the guess by 0.05 in {won} of {len(leads)}"
+        + (". " if won == len(leads) else ": **it is no better than the guess in general**. ")
+        + "It was trained on rendered scenes only. The motorcycle's figure was printed while it was trained.",
+        *table(("pair", "network", "lower is nearer"), rows),
     ]
+
+
+def depth_leads(m: Figures) -> list[float]:
+    return [v["ours"] - v["lower is nearer"] for v in m["depth"].values()]
 
 
 def failures_section(pictures: Figures) -> list[str]:
@@ -321,8 +326,13 @@ def targets(m: Figures) -> list[Target]:
         value = m["reasons"]["mean"]
         add("reasons, mean average precision", ">= 0.85", f"{value:.3f}", value >= 0.85)
     if "depth" in m:
-        lead = m["depth"]["motorcycle"] - m["depth"]["lower is nearer"]
-        add('depth ahead of "lower is nearer", one pair', ">= 0.05", f"{lead:+.3f}", lead >= 0.05)
+        leads = depth_leads(m)
+        add(
+            f'depth ahead of "lower is nearer", worst of {len(leads)}',
+            ">= 0.05",
+            f"{min(leads):+.3f}",
+            min(leads) >= 0.05,
+        )
     return found
 
 

@@ -319,8 +319,8 @@ def series(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
     }
 
 
-def depth(judge: Judge, clean: Sequence[Bytes]) -> dict[str, float]:
-    """Rank correlation of the depth network with a stereo pair's true disparity, beside "lower is nearer"."""
+def depth(judge: Judge, pairs: Path | None) -> dict[str, dict[str, float]]:
+    """Rank correlation of the depth network with the true disparity of real pairs, beside "lower is nearer"."""
     from dgiqa.preprocess import depth_input
     from dgiqa.runtime.session import open_session
     from dgiqa.spec import DEPTH_FILE, DEPTH_INPUT, DEPTH_OUTPUT
@@ -333,8 +333,9 @@ def depth(judge: Judge, clean: Sequence[Bytes]) -> dict[str, float]:
         near = session.run({DEPTH_INPUT: depth_input(rgb, bundle.preprocess)})[DEPTH_OUTPUT][0]
         return cv2.resize(near, rgb.shape[1::-1], interpolation=cv2.INTER_LINEAR)
 
-    ours, guess = stereo_check(predict)
-    return {"motorcycle": ours, "lower is nearer": guess}
+    return {
+        name: {"ours": ours, "lower is nearer": guess} for name, (ours, guess) in stereo_check(predict, pairs).items()
+    }
 
 
 def reason_pictures(clean: Sequence[Bytes], seed: int, rounds: int = 6) -> tuple[list[Bytes], Float]:
@@ -418,6 +419,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--biq", type=Path, help="folder of BIQ2021, whose test part is scored")
     parser.add_argument("--clean", type=Path, required=True)
     parser.add_argument("--large", type=Path)
+    parser.add_argument("--stereo", type=Path, help="folder of real pairs: NAME_left.png, NAME_gt.png (disparity)")
     parser.add_argument("--most", type=int, default=30, help="clean pictures that are used")
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--out", type=Path, required=True)
@@ -430,8 +432,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parts["opinions"] = lambda: opinions(judge, rows)
     parts |= {
         f.__name__: functools.partial(f, judge, clean)
-        for f in (special, unseen, additions, video, decoders, saves, reasons, series, depth)
+        for f in (special, unseen, additions, video, decoders, saves, reasons, series)
     }
+    parts["depth"] = lambda: depth(judge, o.stereo)
     if o.large:
         parts["sizes"] = lambda: sizes(judge, read(o.large, 20))
     weights = judge.scorer.bundle.manifest["files"][QUALITY_FILE]["sha256"]

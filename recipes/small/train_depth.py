@@ -29,11 +29,13 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from dgiqa.errors import DgiqaError, WeightsError
 from dgiqa.nn.commands import PROGRESS_SECONDS, exit_code, watched
+from dgiqa.nn.datasets import read_rgb
 from dgiqa.nn.depth import SMALL_PREPROCESS, STRIDE, SmallDepth, load_small_depth, save_small_depth
 from dgiqa.nn.train import device_of
 from dgiqa.nn.weights import read_state
@@ -263,9 +265,7 @@ def train(
         if state and time.monotonic() - saved > SAVE_SECONDS:
             _save(state, facts, (step + 1, time.monotonic() - start, running), model, optimizer)
             save_small_depth(model, str(out))
-            ours, trivial = stereo_check(predictor(model))
-            model.train()
-            print(f"saved {out}; stereo rank correlation {ours:.3f}, lower-is-nearer {trivial:.3f}", flush=True)
+            print(f"saved {out}", flush=True)
             saved = time.monotonic()
     model.cpu().eval()
     if state:
@@ -362,15 +362,32 @@ def predictor(model: SmallDepth) -> DepthFunction:
     return predict
 
 
-def stereo_check(predict: DepthFunction) -> tuple[float, float]:
-    """Rank correlation with a real disparity map (Middlebury's motorcycle): (predict's, "lower is nearer"'s)."""
+def stereo_pairs(folder: Path | None = None) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.float32]]]:
+    """Left pictures u8 [H,W,3] of real pairs and their true disparities f32 [H,W], nan where unknown, by name.
+
+    Middlebury's motorcycle comes with scikit-image. folder: more pairs, NAME_left.png and NAME_gt.png (pixels, 0 is
+    unknown).
+    """
     from skimage.data import stereo_motorcycle
 
     left, _, disparity = stereo_motorcycle()
-    known = np.isfinite(disparity)
-    rows = np.broadcast_to(np.arange(left.shape[0])[:, None], disparity.shape)
-    ours = predict(np.ascontiguousarray(left))
-    return _rank_correlation(ours[known], disparity[known]), _rank_correlation(rows[known], disparity[known])
+    found = {"motorcycle": (np.ascontiguousarray(left), np.where(np.isfinite(disparity), disparity, np.nan))}
+    for path in sorted(folder.glob("*_left.png")) if folder else ():
+        name = path.name.removesuffix("_left.png")
+        truth = np.asarray(Image.open(path.with_name(f"{name}_gt.png")), np.float32)
+        found[name] = (read_rgb(path), np.where(truth > 0, truth, np.nan))
+    return found
+
+
+def stereo_check(predict: DepthFunction, folder: Path | None = None) -> dict[str, tuple[float, float]]:
+    """Rank correlation with the true disparity of every pair: (predict's, "lower is nearer"'s) by name."""
+    found = {}
+    for name, (left, disparity) in stereo_pairs(folder).items():
+        known = np.isfinite(disparity)
+        rows = np.broadcast_to(np.arange(left.shape[0])[:, None], disparity.shape)
+        ours, trivial = (_rank_correlation(guess[known], disparity[known]) for guess in (predict(left), rows))
+        found[name] = ours, trivial
+    return found
 
 
 def scene_check(predict: DepthFunction, textures: str | Path, count: int = 50) -> tuple[float, float]:
@@ -429,7 +446,8 @@ def _run(options: argparse.Namespace) -> None:
     )
     start = load_small_depth(str(options.resume)) if options.resume else None
     model = train(work, options.out, config, start, scenes.load_textures(options.textures))
-    print("stereo rank correlation {:.3f}, lower-is-nearer {:.3f}".format(*stereo_check(predictor(model))))
+    for name, values in stereo_check(predictor(model)).items():
+        print("{}: rank correlation {:.3f}, lower-is-nearer {:.3f}".format(name, *values))
     print("held-out scenes {:.3f}, lower-is-nearer {:.3f}".format(*scene_check(predictor(model), options.textures)))
 
 
