@@ -6,13 +6,15 @@ Nothing here looks at what the card is measured on: opinions are those of the tr
 training, and the reasons are tried on chains of other clean photographs (`--clean`; CID22's training part, say).
 
     thresholds   per reason: where F1 is highest, of those at which what is told is right at least half of the time
-    presets      upload     98 % of what people called good passes; down to 95 %, where more than one in twenty of the
-                            worst distortions would pass as well
+    presets      upload     98 % of what people called good passes; down to 95 %, where more than one in twenty of
+                            pictures beyond use would pass as well
                  archive    95 % of what passes was called fair or better
                  curation   90 % of what passes was called good
     interval     half the width around a score that holds 80 % of the opinions
 
-"Good" is a mean opinion of 0.7 or more, "fair" one of 0.5 or more. `bundle --meaning` puts them into the manifest.
+"Good" is a mean opinion of 0.7 or more, "fair" one of 0.5 or more. "Beyond use" are distortions at level 5 that leave
+less than 0.3 of the quality for people (KADID-10k): a darkened or a paler picture is not. `bundle --meaning` puts them
+into the manifest.
 """
 
 from __future__ import annotations
@@ -29,13 +31,15 @@ from numpy.typing import NDArray
 
 from dgiqa.nn.datasets import TRAIN, load_dataset
 from recipes.small import chains, encoding, measures
+from recipes.small.distortions import LEVELS
 from recipes.small.learn import VALIDATION
 from recipes.small.measures import FAIR, GOOD, Judge
-from recipes.small.reasons import REASONS
+from recipes.small.reasons import REASONS, human_share
 
 Float = NDArray[np.float64]
 KEPT, AT_LEAST = 0.98, 0.95  # share of what people called good that `upload` lets pass
-LET_IN = 0.05  # share of the worst distortions that it should not exceed
+LET_IN = 0.05  # share of pictures beyond use that it should not exceed
+BEYOND_USE = tuple(kind for kind in measures.BAD if human_share(kind, LEVELS) < 0.3)
 PURE = {"archive": (FAIR, 0.95), "curation": (GOOD, 0.9)}  # least opinion, and how much of what passes has it
 FEWEST = 20  # pictures that pass, for a share of them to mean something
 INSIDE = 0.8
@@ -53,7 +57,7 @@ def opinions_kept(root: Path) -> list[tuple[Path, float]]:
 def presets_of(found: Float, wanted: Float, beyond_use: Float) -> dict[str, float]:
     """Scores from which a picture passes; see the top of the file. Two decimals, rising from `upload` to `curation`.
 
-    found, wanted: scores and opinions f [n] of photographs. beyond_use: scores f [m] of the worst distortions. A share
+    found, wanted: scores and opinions f [n] of photographs. beyond_use: scores f [m] of pictures beyond use. A share
     that no score reaches gives the highest threshold that was tried.
     """
     good = found[wanted >= GOOD]
@@ -110,7 +114,7 @@ def best_f1(probability: Float, truth: Float) -> float:
     return float((p[last] + (p[last + 1] if last + 1 < len(p) else 0.0)) / 2) if f1[last] > 0 else 1.0
 
 
-def scores_beyond_use(judge: Judge, clean: Sequence[measures.Bytes]) -> dict[str, Float]:
+def scores_of_the_worst(judge: Judge, clean: Sequence[measures.Bytes]) -> dict[str, Float]:
     """Scores of each bad type at level 5, saved as JPEG 85."""
     return {
         kind: judge(encoding.save(chains.apply(a, kind, 5, n), "jpeg", 85) for n, a in enumerate(clean))
@@ -133,8 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     judge, clean = Judge(o.bundle), measures.read(o.clean, o.most)
     rows = opinions_kept(o.biq)
     found, wanted = judge(path for path, _ in rows), np.array([mos for _, mos in rows])
-    beyond_use = scores_beyond_use(judge, clean[: max(1, o.most // 2)])
-    presets = presets_of(found, wanted, np.concatenate(list(beyond_use.values())))
+    worst = scores_of_the_worst(judge, clean[: max(1, o.most // 2)])
+    presets = presets_of(found, wanted, np.concatenate([worst[kind] for kind in BEYOND_USE]))
     meaning = {
         "thresholds": thresholds_of(judge, clean, o.rounds),
         "presets": presets,
@@ -145,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "presets": evidence(found, wanted, presets),
             "level 5 that passes": {
                 kind: {name: float((scores >= limit).mean()) for name, limit in presets.items()}
-                for kind, scores in beyond_use.items()
+                for kind, scores in worst.items()
             },
         },
     }
