@@ -384,7 +384,7 @@ def test_models_are_listed_and_found(tmp_path: Path, tiny_bundle: Bundle) -> Non
     assert models["broken"]["problem"]
     shown = run("models", **search).stdout.decode()
     assert f"tiny  {tiny_bundle.id}" in shown
-    assert "presets: upload 0.64" in shown
+    assert "presets: upload 0.59" in shown
     assert "cannot be used" in shown
     assert run("models", "path", "tiny", **search).stdout.decode() == f"{tiny_bundle.path}\n"
     assert run("models", "path", "no-such-bundle", **search).returncode == 1
