@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from dgiqa import forward, preprocess, spec
 from dgiqa.forward import Stages
-from dgiqa.image.sources import Source, name_of, open_source
+from dgiqa.image.sources import Source, decode_within, name_of, open_source
 from dgiqa.last_layer import CamSession
 
 Float32 = NDArray[np.float32]
@@ -154,7 +154,7 @@ def explain(stages: Stages, source: Source, *, name: str | None = None, cam: Cam
     opened = open_source(source, stages.max_pixels, stages.max_memory)
     preprocess.check_size(opened.height, opened.width, stages.p)
     with stages.room.hold(opened.memory, lambda: False):
-        rgb = opened.decode(lambda: False).rgb
+        rgb = decode_within(opened, stages.decode_timeout_s).rgb
     height, width = rgb.shape[:2]
     networks, size, p = stages.networks, np.array([height, width]), stages.p
     closer = _closer(p, height, width)

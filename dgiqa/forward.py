@@ -26,7 +26,7 @@ from dgiqa.attributes import SHORT_SIDE, Attributes, measure, note_of
 from dgiqa.bundle import Bundle
 from dgiqa.errors import BackendError, BundleError
 from dgiqa.image import MAX_MEMORY, MAX_PIXELS, Opened
-from dgiqa.image.sources import Room, Source, name_of, open_source
+from dgiqa.image.sources import TIMEOUT_S, Room, Source, decode_within, name_of, open_source
 from dgiqa.meaning import verdict
 from dgiqa.runtime.engines import Engine
 from dgiqa.runtime.kernels import is_on_gpu
@@ -196,10 +196,10 @@ class Networks:
 class Stages:
     """A bundle opened for the pass over one image; may be used from several threads at once.
 
-    tiling: "grid" or "official:COUNT[:SEED]". max_pixels, max_memory: as in `scorer.Scorer`. room: what images that are
-    prepared at a time share. gate: the score from which an image passes. features: keep what the last layer sees.
-    backend: what runs the networks. on_gpu: what scores pictures that lie on a GPU. copy_back: measure attributes and
-    bars of those, too, for which each is copied to the host.
+    tiling: "grid" or "official:COUNT[:SEED]". max_pixels, max_memory, decode_timeout_s: as in `Scorer`. room:
+    what images that are prepared at a time share. gate: the score from which an image passes. features: keep what the
+    last layer sees. backend: what runs the networks. on_gpu: what scores pictures that lie on a GPU. copy_back: measure
+    attributes and bars of those, too, for which each is copied to the host.
     """
 
     bundle: Bundle
@@ -210,6 +210,7 @@ class Stages:
     max_pixels: int = MAX_PIXELS
     max_memory: int | None = None
     room: Room = field(default_factory=lambda: Room(MAX_MEMORY))
+    decode_timeout_s: float = TIMEOUT_S
     gate: float | None = None
     features: bool = False
     on_gpu: OnGpu | None = None
@@ -261,7 +262,7 @@ class Stages:
         self, opened: Opened, name: str, tiling: str, *, clock: StageClock, near: UInt8 | None, look: bool
     ) -> Work:
         with clock("decode"):
-            decoded = opened.decode(clock.stopped)
+            decoded = decode_within(opened, self.decode_timeout_s, clock.stopped)
         rgb, notes = decoded.rgb, decoded.notes
         size = height, width = rgb.shape[0], rgb.shape[1]
         prepared, depth = None, self.networks.depth

@@ -22,7 +22,7 @@ from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.errors import BackendError, EngineError
 from dgiqa.forward import BATCH, Stages, check_tiling, file_of, open_stages
 from dgiqa.image import MAX_MEMORY, MAX_PIXELS
-from dgiqa.image.sources import Room, Source, name_of
+from dgiqa.image.sources import TIMEOUT_S, Room, Source, name_of
 from dgiqa.inbox import Inbox
 from dgiqa.machine import usable_cores
 from dgiqa.on_device import OnDevice
@@ -57,7 +57,7 @@ class Scorer:
     "auto" would, with networks of their own that are opened when first needed.
     max_pixels: larger images are refused before they are decoded. max_memory: bytes that one image may take while it
     is prepared, by default `image.MAX_MEMORY` (832 MiB), or any where max_pixels was raised; images prepared at
-    a time share as much.
+    a time share as much. decode_timeout_s: an image that takes longer to decode is given up.
     gate: the score from which an image passes, or the name of one of the bundle's presets; it decides `verdict`.
     features: keep what the last layer sees, of each tile, in the scores; where the bundle's network gives it.
     device: the GPU's ordinal as CUDA counts, by default that of the current context, else the first.
@@ -82,6 +82,7 @@ class Scorer:
         parallel: int | Literal["auto"] | None = None,
         max_pixels: int | None = None,
         max_memory: int | None = None,
+        decode_timeout_s: float = TIMEOUT_S,
         gate: float | str | None = None,
         features: bool = False,
         device: int | None = None,
@@ -93,11 +94,14 @@ class Scorer:
             **{"backend": backend, "precision": precision, "engine": engine, "tiling": tiling, "batch": batch},
             **{"threads": threads, "parallel": parallel, "max_pixels": max_pixels, "max_memory": max_memory},
             **{"gate": gate, "features": features, "device": device, "graphs": graphs, "copy_back": copy_back},
+            "decode_timeout_s": decode_timeout_s,
         }
         limits = (("max_pixels", max_pixels), ("max_memory", max_memory))
         for name, number in (("batch", batch), ("threads", threads), ("parallel", parallel), *limits):
             if isinstance(number, int) and number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
+        if not decode_timeout_s > 0:
+            raise ValueError(f"decode_timeout_s must be above 0, got {decode_timeout_s}")
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
         self.tiling = tiling
         self.max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
@@ -123,6 +127,7 @@ class Scorer:
             max_pixels=self.max_pixels,
             max_memory=max_memory,
             room=Room(max_memory or MAX_MEMORY),
+            decode_timeout_s=decode_timeout_s,
             gate=self.gate,
             features=features,
             device=device,

@@ -18,9 +18,12 @@ from made_pictures import encode
 from PIL import Image, features
 from skimage import data
 
+from dgiqa.bundle import Bundle
 from dgiqa.errors import ImageError
-from dgiqa.image import decode, jpeg, of_pillow, open_image
-from dgiqa.image.sources import Room, open_source
+from dgiqa.image import Decoded, Opened, decode, jpeg, of_pillow, open_image
+from dgiqa.image.sources import Room, decode_within, open_source
+from dgiqa.score import Failure, Score
+from dgiqa.scorer import Scorer
 
 AVIF = pytest.param("AVIF", marks=pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF"))
 
@@ -241,6 +244,45 @@ def test_room_is_shared_and_what_is_larger_goes_alone() -> None:
     assert sorted(order) == ["half", "large", "small"]
     with room.hold(60), pytest.raises(CancelledError), room.hold(60, lambda: True):
         pass
+
+
+def test_what_decodes_too_long_is_given_up_and_its_memory_held_until_it_ends(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends, whole = threading.Event(), jpeg.pixels
+
+    def pixels(data: bytes, components: int, **options: Any) -> Any:
+        if len(data) > 20_000:
+            ends.wait(20)  # as a decoder in C does, which heeds nothing
+        return whole(data, components, **options)
+
+    monkeypatch.setattr(jpeg, "pixels", pixels)
+    (tmp_path / "slow.jpg").write_bytes(encode(photo(), "JPEG", quality=95))
+    (tmp_path / "good.jpg").write_bytes(encode(photo(), "JPEG", quality=20))
+    with Scorer(tiny_bundle, threads=1, decode_timeout_s=0.2) as scorer:
+        slow, good = scorer.score_many([tmp_path / "slow.jpg", tmp_path / "good.jpg"])
+        assert isinstance(slow, Failure)
+        assert slow.message.startswith("JPEG: not decoded within 0.2 s; save it again")
+        assert isinstance(good, Score)
+        assert scorer.stages.room._taken > 0
+        ends.set()
+        for _ in range(100):
+            if not scorer.stages.room._taken:
+                break
+            time.sleep(0.05)
+        assert scorer.stages.room._taken == 0
+    with pytest.raises(ValueError, match="decode_timeout_s must be above 0"):
+        Scorer(tiny_bundle, decode_timeout_s=0)
+
+
+def test_a_run_that_is_stopped_does_not_wait_for_a_decoder() -> None:
+    ends = threading.Event()
+    opened = Opened("JPEG", 1, 1, 0, b"", lambda stop: Decoded(np.zeros((1, 1, 3), np.uint8), (str(ends.wait(20)),)))
+    started = time.monotonic()
+    with pytest.raises(CancelledError):
+        decode_within(opened, 20, lambda: True)
+    assert time.monotonic() - started < 5
+    ends.set()
 
 
 def test_decoding_stops_when_it_is_told_to() -> None:

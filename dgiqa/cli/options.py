@@ -111,6 +111,10 @@ Timeout = Annotated[
     float | None,
     typer.Option(min=0.1, metavar="S", help="Seconds that an image behind an address may take.  [default: 30]"),
 ]
+DecodeTimeout = Annotated[
+    float,
+    typer.Option("--decode-timeout", min=0.1, metavar="S", help="Give up an image that takes longer to decode."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary, only errors.")]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress line.")]
 Output = Annotated[
@@ -135,6 +139,7 @@ OPENING: dict[str, tuple[Any, Any]] = {
     "parallel": (Parallel, None),
     "max_pixels": (MaxPixels, None),
     "max_memory": (MaxMemory, None),
+    "decode_timeout_s": (DecodeTimeout, 60.0),
 }
 READING: dict[str, tuple[Any, Any]] = {
     "recursive": (Recursive, False),

@@ -45,7 +45,7 @@ class Decoder(str, Enum):
 
 
 @app.command(epilog=EXIT_CODES)
-@options.joined([name for name in options.OPENING if name != "max_memory"])
+@options.joined([name for name in options.OPENING if name not in ("max_memory", "decode_timeout_s")])
 def video(  # noqa: PLR0917 - the command line's options
     sources: Annotated[
         list[str] | None,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import stat
 import threading
+import time
 from collections.abc import Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +24,16 @@ from dgiqa.image.kinds import HEAD, identify
 Source = str | Path | bytes | NDArray[Any] | BinaryIO | Image.Image
 
 MAX_BYTES = 1 << 30  # encoded images larger than this are refused unread
+TIMEOUT_S = 60.0  # of decoding one image; 200 megapixels take 3 s as JPEG
 _POLL_S = 0.1
+
+
+class GivenUpError(ImageError):
+    """An image was not decoded in time. rest: its decoding, which goes on until it ends by itself."""
+
+    def __init__(self, text: str, rest: Future[Decoded]) -> None:
+        super().__init__(text)
+        self.rest = rest
 
 
 class Room:
@@ -35,19 +45,61 @@ class Room:
 
     @contextmanager
     def hold(self, amount: int, stop: Stop | None = None) -> Iterator[None]:
-        """Wait until there are `amount` bytes, and keep them. Raises CancelledError once `stop` is true."""
+        """Wait until there are `amount` bytes, and keep them, of what is given up until it has ended.
+
+        Raises CancelledError once `stop` is true.
+        """
         with self._change:
             while self._taken and self._taken + amount > self._total:
                 if stop is not None and stop():
                     raise CancelledError
                 self._change.wait(_POLL_S)
             self._taken += amount
+        rest: Future[Any] | None = None
         try:
             yield
+        except GivenUpError as error:
+            rest = error.rest
+            rest.add_done_callback(lambda _: self._free(amount))
+            raise
         finally:
-            with self._change:
-                self._taken -= amount
-                self._change.notify_all()
+            if rest is None:
+                self._free(amount)
+
+    def _free(self, amount: int) -> None:
+        with self._change:
+            self._taken -= amount
+            self._change.notify_all()
+
+
+def decode_within(opened: Opened, timeout_s: float, stop: Stop | None = None) -> Decoded:
+    """`opened.decode` in a thread of its own, as decoders in C heed neither a clock nor an interrupt.
+
+    What came as pixels is converted in this one. Raises what it raises, GivenUpError after `timeout_s` seconds, and
+    CancelledError once `stop` is true.
+    """
+    if not opened.kind:
+        return opened.decode(stop)
+    done, given_up = Future[Decoded](), threading.Event()
+
+    def run() -> None:
+        try:
+            done.set_result(opened.decode(given_up.is_set))
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="dgiqa-decode", daemon=True).start()
+    until = time.monotonic() + timeout_s
+    try:
+        while wait([done], min(_POLL_S, timeout_s)).not_done:
+            if stop is not None and stop():
+                raise CancelledError
+            if time.monotonic() >= until:
+                fix = "save it again or shrink it, or raise decode_timeout_s (--decode-timeout)"
+                raise GivenUpError(f"{opened.kind}: not decoded within {timeout_s:g} s; {fix}", done)
+    finally:
+        given_up.set()
+    return done.result()
 
 
 def open_source(source: Source, max_pixels: int = MAX_PIXELS, max_memory: int | None = None) -> Opened:
