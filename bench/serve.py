@@ -5,10 +5,11 @@
 The server is a process of its own; clients are coroutines here and share its cores. Every request is a new connection.
 
     throughput  images/s with as many clients as the queue has places, and through `score_many`, in turn
+    cpu         the processor's time for an image, in both: it hardly depends on what else the machine does
     unloaded    one request after the other: ms
     overload    requests at four times that throughput, whatever comes back: answers, and ms of those accepted
     leak        resident memory after each thousand of --requests
-    stop        SIGTERM amid requests: those that the server took, and those answered
+    stop        SIGTERM amid requests: those that the server took, those answered, and connections that broke off
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from dgiqa.scorer import Scorer
 ROOT = Path(__file__).parent.parent
 PICTURES = [path.read_bytes() for path in sorted((ROOT / "examples").glob("*.jpg"))]
 OVERLOAD = 4
-Answer = tuple[int, float, str]  # status (0: none came), ms, request id
+Answer = tuple[int, float, str]  # status (0: none came, -1: no connection), ms, request id
 
 
 class Served:
@@ -67,6 +68,10 @@ class Served:
     def resident_mb(self) -> float:
         return psutil.Process(self.process.pid).memory_info().rss / 2**20
 
+    def cpu_s(self) -> float:
+        times = psutil.Process(self.process.pid).cpu_times()
+        return times.user + times.system
+
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(120)
@@ -85,10 +90,11 @@ def served(*options: str) -> Iterator[Served]:
 
 async def ask(port: int, body: bytes, identity: str = "x") -> Answer:
     """One POST /score on a connection of its own."""
-    started, status = time.perf_counter(), 0
+    started, status = time.perf_counter(), -1
     head = f"POST /score HTTP/1.1\r\nHost: a\r\nX-Request-ID: {identity}\r\nContent-Length: {len(body)}\r\n"
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        status = 0
         try:
             writer.write(f"{head}Connection: close\r\n\r\n".encode() + body)
             answer = await reader.read()
@@ -141,17 +147,21 @@ def measured(options: argparse.Namespace, tell: Callable[..., None]) -> None:
 
         list(scorer.score_many(map(picture, range(20))))
         asyncio.run(closed_loop(options.queue, 20, asked))
-        bare, over = [], []
+        bare, over, bare_cpu, over_cpu = [], [], 0.0, 0.0
         for _ in range(options.rounds):
-            started = time.perf_counter()
+            started, cpu = time.perf_counter(), time.process_time()
             list(scorer.score_many(map(picture, range(options.images))))
             bare.append(rate(options.images, started))
-            started = time.perf_counter()
+            bare_cpu += time.process_time() - cpu
+            started, cpu = time.perf_counter(), server.cpu_s()
             answers = asyncio.run(closed_loop(options.queue, options.images, asked))
             over.append(rate(sum(status == 200 for status, _, _ in answers), started))
+            over_cpu += server.cpu_s() - cpu
         ratio = float(np.median(np.divide(over, bare)))
         throughput = float(np.median(over))
         tell("throughput", images_per_s=throughput, score_many=float(np.median(bare)), ratio=ratio, wanted=0.9)
+        per_image = 1e3 / (options.rounds * options.images)
+        tell("cpu", ms=over_cpu * per_image, score_many_ms=bare_cpu * per_image, ratio=bare_cpu / over_cpu)
 
         alone = asyncio.run(closed_loop(1, options.images, asked))
         tell("unloaded", p50_ms=p(alone, 50), p99_ms=p(alone, 99))
@@ -182,7 +192,9 @@ def measured(options: argparse.Namespace, tell: Callable[..., None]) -> None:
         server._reader.join()
         taken = set(re.findall(r"id=(\d+) method=POST path='/score' status=200", "".join(server.log)))
         answered = {identity for status, _, identity in answers if status == 200}
-        tell("stop", exit_code=code, taken=len(taken), answered=len(answered), lost=len(taken - answered))
+        broken = sum(status == 0 for status, _, _ in answers)
+        lost = len(taken - answered)
+        tell("stop", exit_code=code, taken=len(taken), answered=len(answered), lost=lost, broken_off=broken)
 
 
 def main() -> None:

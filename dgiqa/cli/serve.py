@@ -29,7 +29,7 @@ def serve(  # noqa: PLR0917 - the command line's options
         typer.Option(
             min=1,
             metavar="N",
-            help="Images that wait or are scored; more are answered 429.  [default: 3 per usable core]",
+            help="Images that wait or are scored; more are answered 429.  [default: 2 per usable core]",
         ),
     ] = None,
     max_body: Annotated[

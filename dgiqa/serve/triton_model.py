@@ -97,5 +97,5 @@ class TritonPythonModel:
         try:
             return self.stages.score(image, name=name).as_row()
         except ImageError as error:
-            origin = {"bundle": self.stages.bundle.id, "backend": self.stages.backend, "tiling": self.stages.tiling}
-            return error_row(name, str(error), **origin)
+            stages = self.stages
+            return error_row(name, str(error), bundle=stages.bundle.id, backend=stages.backend, tiling=stages.tiling)

@@ -21,11 +21,11 @@ from dgiqa.serve.intake import RefusedError, document, from_base64
 LENGTH = "Inference-Header-Content-Length"
 SERVER = {"name": "dgiqa-rt", "version": __version__, "extensions": ["binary_tensor_data"]}
 ENCODED, PIXELS = "IMAGE", "PIXELS"
-INPUTS = [
+INPUTS: list[dict[str, Any]] = [
     {"name": ENCODED, "datatype": "BYTES", "shape": [-1]},
     {"name": PIXELS, "datatype": "UINT8", "shape": [-1, -1, -1, 3]},  # or FP32, 0 to 1
 ]
-OUTPUTS = [
+OUTPUTS: list[dict[str, Any]] = [
     {"name": "SCORE", "datatype": "FP32", "shape": [-1]},
     {"name": "STD_ERROR", "datatype": "FP32", "shape": [-1]},
     {"name": "ROW", "datatype": "BYTES", "shape": [-1]},
