@@ -153,6 +153,22 @@ def test_new_shards_hold_whole_samples(tmp_path: Path) -> None:
     assert "is there already" in again.stderr.decode()
 
 
+def test_samples_whose_names_are_not_utf8_are_found_and_those_that_are_gone_are_said(tmp_path: Path) -> None:
+    name = b"s/\xff\xfe.1.jpg"
+    with tarfile.open(tmp_path / "00.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+        archive.addfile(tarfile.TarInfo(os.fsdecode(name)))
+    shard = tmp_path / "00.tar"
+    rows = [
+        row_of("image", path=f"{shard}/{os.fsdecode(name)}", score=0.5),
+        row_of("image", path=f"{shard}/g.jpg", score=1),
+    ]
+    done = run_here("filter", written(tmp_path / "r.jsonl", rows), "--min", 0, "--shards", tmp_path / "good")
+    assert done.returncode == 3
+    assert b"1 samples are not in it any more, 'g'" in done.stderr
+    with tarfile.open(tmp_path / "good" / "00.tar") as archive:
+        assert [os.fsencode(found) for found in archive.getnames()] == [name]
+
+
 def test_a_shard_that_cannot_be_read_leaves_nothing(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "s.tar", "w") as archive:
         for name in ("1.jpg", "2.jpg"):

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from dgiqa.errors import DgiqaError
 from dgiqa.report.files import Writer
-from dgiqa.report.rows import Row
+from dgiqa.report.rows import Row, readable
 from dgiqa.sources.shards import TAR_SUFFIXES, sample_key
 
 Deed = Literal["link", "copy", "move"]
@@ -141,25 +141,31 @@ def write_shards(
                 tell(f"{len(keys)} samples of {path} -> {target}")
             else:
                 os.makedirs(folder, exist_ok=True)
-                _write_shard(path, keys, target)
+                if missing := keys - _write_shard(path, keys, target):
+                    failures.append(f"{path}: {len(missing)} samples are not in it any more, {min(missing)!r} for one")
+                    done -= len(missing)
             done += len(keys)
         except (OSError, tarfile.TarError, EOFError) as error:
             failures.append(f"{path}: {getattr(error, 'strerror', None) or error}")
     return done, failures
 
 
-def _write_shard(path: str, keys: set[str], target: str) -> None:
-    partial = f"{target}.partial"
+def _write_shard(path: str, keys: set[str], target: str) -> set[str]:
+    """Copy the samples; returns the keys that were found. Rows write bytes that are not UTF-8 as \\xNN, so keys do."""
+    partial, found = f"{target}.partial", set[str]()
     try:
         with tarfile.open(path, "r:*") as old, tarfile.open(partial, "w") as new:
             for member in old:
-                if member.isfile() and sample_key(member.name) in keys:
+                key = readable(sample_key(member.name))
+                if member.isfile() and key in keys:
+                    found.add(key)
                     content = old.extractfile(member)
                     new.addfile(member, io.BytesIO(content.read()) if content else None)
         os.replace(partial, target)
     finally:
         if os.path.exists(partial):
             os.unlink(partial)
+    return found
 
 
 def _on_disk(path: str) -> str:
