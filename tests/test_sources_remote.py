@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from dgiqa.errors import ImageError
 from dgiqa.sources import Input, Network, Reading, expand
-from dgiqa.sources.remote import connected, fetch, is_public
+from dgiqa.sources.remote import connected, fetch, is_public, opened
 
 LOCAL = Network(private=True, timeout_s=5)
 
@@ -217,6 +217,12 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(ImageError, match=r"gs:// needs gcsfs; pip install \"dgiqa-rt\[gs\]\""):
         fetch("gs://bucket/a.jpg", Network())
+
+
+def test_a_stream_without_an_end_that_only_drips_is_left(site: tuple[str, dict[str, bytes]]) -> None:
+    with opened(f"{site[0]}/slow", Network(private=True, timeout_s=0.3)) as stream:  # noqa: SIM117
+        with pytest.raises(ImageError, match="comes too slowly"):
+            stream.read()
 
 
 def test_images_of_a_server_and_of_its_shards_and_tables_are_scored(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -215,8 +216,12 @@ def to_json(value: Any) -> str:
     NaN and infinity become null. Bytes of file names that are not UTF-8 are written as \\xNN. What some readers take
     for the end of a line (U+0085, U+2028, U+2029) and other control characters are escaped.
     """
-    text = json.dumps(_strict(value), ensure_ascii=False, allow_nan=False)
-    return text.translate(_ESCAPES)
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except ValueError:  # NaN, infinity, or bytes that are not UTF-8: seldom, and looking for them takes its time
+        text = json.dumps(_strict(value), ensure_ascii=False, allow_nan=False)
+    return text.translate(_ESCAPES) if _ESCAPED.search(text) else text
 
 
 def readable(text: str) -> str:
@@ -235,6 +240,7 @@ def schema_page() -> str:
 
 
 _ESCAPES = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029)}
+_ESCAPED = re.compile(f"[{''.join(map(chr, _ESCAPES))}]")
 _TYPE_WORDS = {"string": "text", "float64": "number", "int64": "integer", "list": "list of texts", "json": "JSON"}
 _PAGE = """# Rows
 

@@ -193,8 +193,9 @@ class _Request(io.RawIOBase):
         except (OSError, http.client.HTTPException) as error:
             raise self._failed(error) from error
         self._waited_s, self._got = self._waited_s + time.monotonic() - begun, self._got + count
-        if self._waited_s > self._network.timeout_s and self._got < _SLOWEST * self._waited_s:
-            raise ImageError(f"comes too slowly, {self._got} bytes in {self._waited_s:.0f} s; fetch it first")
+        slow = self._waited_s > self._network.timeout_s and self._got < _SLOWEST * self._waited_s
+        if slow and not self._whole:
+            raise ImageError(f"comes too slowly, {self._got} bytes in {self._waited_s:.1f} s; fetch it first")
         if self._late.is_set():
             raise self._failed(TimeoutError())
         if not count and len(buffer) and self._response.length:  # None where the server named no length
