@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 from torch import Tensor
 
+from dgiqa.errors import WeightsError
 from dgiqa.metrics import srocc
 from dgiqa.nn.backbones import feature_maps
 from dgiqa.nn.checkpoints import load_dgiqa
@@ -128,11 +129,16 @@ def learn(
 
 
 def with_comparison(network: DGIQA, tensors: Mapping[str, Tensor], channels: int = 0) -> DGIQA:
-    """The network with the projections that are among `tensors`, or with untrained ones of so many channels."""
+    """The network with the projections that are among `tensors`, or with untrained ones of so many channels.
+
+    Raises WeightsError if the other tensors are not the network's: projections belong to the maps they were learnt on.
+    """
     head = {name: tensor for name, tensor in tensors.items() if name.startswith("fc_compared.")}
     channels = channels or len(head["fc_compared.0.signal.bias"])
     made = DGIQA(dataclasses.replace(network.config, compared=channels))
     rest = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("fc_compared.")}
+    if others := [name for name in rest if name in tensors and not torch.equal(rest[name], tensors[name])]:
+        raise WeightsError(f"projections of a network with another {others[0]}; run recipes.full_reference.learn again")
     made.load_state_dict({**made.state_dict(), **rest, **head})
     return made.eval()
 

@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("av")
 
+from dgiqa.errors import WeightsError  # noqa: E402
 from dgiqa.metrics import srocc  # noqa: E402
 from dgiqa.nn.checkpoints import load_dgiqa  # noqa: E402
 from dgiqa.nn.network import DGIQA, SMALL  # noqa: E402
@@ -108,6 +109,8 @@ def test_a_head_learns_how_close_pictures_are(tmp_path, quick, monkeypatch):
     joined = learn.with_comparison(load_dgiqa(tmp_path / "start.safetensors"), network.state_dict())
     assert joined.config == network.config
     assert all(torch.equal(value, joined.state_dict()[name]) for name, value in network.state_dict().items())
+    with pytest.raises(WeightsError, match="another"):
+        learn.with_comparison(DGIQA(start.config), network.state_dict())
     kept, shapes = learn.stored_maps(network, tmp_path / "pairs")
     labels = dict(np.load(tmp_path / "pairs/labels.npz"))
     measured = labels["ssimulacra2"][labels["what"] != "none"]
