@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from stamp import machine_line
 
 Line = dict[str, Any]
 
@@ -103,7 +102,10 @@ def _said_of(accuracy: Line) -> str:
                 f"`{name.removeprefix('untrained-')}`, {what} with weights of a fixed seed, is compared with eager "
                 f"PyTorch in fp32 on {row['images']} photographs; standard deviation {row['spread']:.3f}."
             )
-    return " ".join([*parts, f"On {machine_line(accuracy['environment'])}."])
+    machines = {row["machine"]: "" for row in accuracy["rows"]}
+    for name, row in first.items():
+        machines[row["machine"]] += (", " if machines[row["machine"]] else "") + f"`{name.removeprefix('untrained-')}`"
+    return " ".join([*parts, *(f"{names} on {machine}." for machine, names in machines.items())])
 
 
 def _cell(row: Line | None) -> str:

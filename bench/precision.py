@@ -41,7 +41,7 @@ from dgiqa.store import replacing, sha256_of
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parent.parent))  # for recipes/
 import untrained
-from stamp import environment_stamp
+from stamp import environment_stamp, machine_line
 
 from recipes.small.distortions import LEVELS, TYPES, distort
 
@@ -246,7 +246,8 @@ def main() -> None:
         bundle, expected = reference(name, o)
         if o.compare and name == "small":
             record["methods"] = compare_methods(bundle, expected, o)
-        rows = [row | {"commit": environment["commit"]} for row in measure(bundle, expected, o)]
+        where = {"commit": environment["commit"], "machine": machine_line(environment)}
+        rows = [row | where for row in measure(bundle, expected, o)]
         record["rows"] = [row for row in record["rows"] if row["bundle"] != bundle.name] + rows
     o.json.parent.mkdir(parents=True, exist_ok=True)
     o.json.write_text(json.dumps(record, indent=2) + "\n")

@@ -28,7 +28,7 @@ def accuracy() -> dict[str, Any]:
     rows = [
         {"bundle": bundle, "backend": engine.split()[0], "precision": engine.split()[1], "max_difference": most}
         | figures
-        | {"met": most < 0.02, "commit": "0" * 40}
+        | {"met": most < 0.02, "commit": "0" * 40, "machine": "a machine"}
         for bundle in ("small", "untrained-full")
         for engine, most in moved.items()
     ]
