@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from command import run_here
 
-from dgiqa.batch.summary import drift, population
+from dgiqa.batch.drift import Monitor, changes, compared, drift
+from dgiqa.batch.summary import population
+from dgiqa.errors import DgiqaError
 from dgiqa.report.rows import Row, error_row, row_of, to_json
 
 
@@ -75,3 +77,82 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, wrong: str) -> None:
     done = run_here("report", tmp_path / wrong)
     assert done.returncode == 1
     assert done.stderr.count(b"\n") == 1
+
+
+def skewed(count: int, seed: int) -> np.ndarray:
+    """Scores as of good photographs: most near 0.75, a tail of bad ones."""
+    return np.random.default_rng(seed).beta(6, 2, count)
+
+
+def test_chance_raises_as_many_alarms_as_it_may() -> None:
+    monitor = Monitor(skewed(2000, 0), one_in=2000)
+    alarms = sum(monitor.add(score) is not None for score in np.random.default_rng(1).choice(skewed(2000, 0), 60_000))
+    assert 15 <= alarms <= 50  # 30 wanted
+
+
+@pytest.mark.parametrize(("shift", "within"), [(-0.5, 120), (-1.0, 40), (1.0, 40)])
+def test_a_planted_shift_is_found_soon_and_its_beginning_named(shift: float, within: int) -> None:
+    base = skewed(2000, 0)
+    delays, begun = [], []
+    for seed in range(3):
+        monitor = Monitor(base)
+        stream = np.random.default_rng(seed).choice(base, 600)
+        stream[200:] += shift * base.std()
+        alarm = next(found for score in stream if (found := monitor.add(score)))
+        assert alarm.lower == (shift < 0)
+        delays.append(alarm.at - 200)
+        begun.append(abs(alarm.since - 201))
+    assert np.median(delays) <= within
+    assert np.median(begun) <= 20
+
+
+def test_times_and_sources_say_when_and_where() -> None:
+    before = [row | {"camera": "ab"[i % 2], "taken": ""} for i, row in enumerate(rows(skewed(800, 0).tolist()))]
+    later = skewed(800, 1)
+    later[401::2] -= 0.2  # camera b, from the middle on
+    after = [
+        row | {"camera": "ab"[i % 2], "taken": f"2026-11-{i:04}"} for i, row in enumerate(rows(later.tolist(), 900))
+    ]
+    found = compared(population(before, "camera"), population(after[::-1], "camera", "taken"))
+    assert [row["source"] for row in found["sources"]] == ["b", "a"]
+    assert found["sources"][0]["ks_p"] < 1e-6 < found["sources"][1]["ks_p"]
+    (change, *_) = found["changes"]
+    assert change["lower"]
+    assert "2026-11-0380" <= change["since"] <= "2026-11-0440"
+    assert change["since"] < change["at"]
+    assert found["outside"][0][1] == pytest.approx(later.min())
+    with pytest.raises(DgiqaError, match="no column 'lens'"):
+        population(before, "lens")
+    assert changes(Monitor(skewed(800, 0)), [(i, s) for i, s in enumerate(skewed(300, 2).tolist())]) == []
+
+
+def test_a_stream_is_watched_and_leaves_with_4(tmp_path: Path) -> None:
+    base = write(tmp_path / "base.jsonl", rows(skewed(400, 0).tolist()))
+    bad = [*skewed(50, 1).tolist(), *(skewed(200, 2) - 0.3).tolist()]
+    lines = "".join(to_json(row) + "\n" for row in [error_row("x", "gone"), *rows(bad)])
+    done = run_here("watch", "-", "--against", base, "--stop", "--json", stdin=lines.encode())
+    assert done.returncode == 4, done.stderr
+    (alarm,) = map(json.loads, done.stdout.splitlines())
+    assert alarm["lower"]
+    assert 45 <= int(alarm["since"].removeprefix("k")) <= 55
+    assert run_here("watch", base, "--against", base).returncode == 0
+    few = write(tmp_path / "few.jsonl", rows([0.1, 0.2]))
+    assert b"wanted 100 or more" in run_here("watch", base, "--against", few).stderr
+    assert run_here("watch", "-", "--against", base, stdin=b"no rows\n").returncode == 1
+
+
+def test_the_page_says_where_and_when(tmp_path: Path) -> None:
+    def lines(scores: np.ndarray) -> list[Row]:
+        return [row | {"camera": "<i>", "taken": i} for i, row in enumerate(rows(scores.tolist()))]
+
+    old, new = (
+        write(tmp_path / "o.jsonl", lines(skewed(200, 0))),
+        write(tmp_path / "n.jsonl", lines(skewed(200, 1) - 0.3)),
+    )
+    done = run_here("report", new, "--against", old, "--by", "camera", "--time", "taken", "-o", tmp_path / "r.html")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "r.html").read_text()
+    assert "&lt;i&gt;" in page
+    assert "scores are lower" in page
+    assert "Lower than 99 % of the earlier set" in page
+    assert run_here("report", new, "--by", "camera").returncode == 2

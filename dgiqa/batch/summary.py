@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa.batch.choose import MEMBER
+from dgiqa.batch.drift import compared
 from dgiqa.errors import DgiqaError
-from dgiqa.extras import load
 from dgiqa.image import decode
 from dgiqa.report.files import OutputFile
 from dgiqa.report.html import data_uri, render
@@ -34,7 +34,7 @@ Settings = tuple[str, str, str]  # a score's bundle, backend and tiling
 class Population:
     """Scores of a set, its extremes and why others have none. scores: f64 [n], in the order of the rows.
 
-    settings: what each score was made with.
+    settings: what each score was made with. sources, times: of each score, where columns for them were named.
     """
 
     scores: NDArray[np.float64]
@@ -43,12 +43,15 @@ class Population:
     best: list[Row]
     failures: Counter[str] = field(default_factory=Counter)
     settings: list[Settings] = field(default_factory=list)
+    sources: list[Any] = field(default_factory=list)
+    times: list[Any] = field(default_factory=list)
 
 
 class Gathering:
-    """Rows, one by one -> their Population."""
+    """Rows, one by one -> their Population. source, time: columns that say where and when an image was made."""
 
-    def __init__(self) -> None:
+    def __init__(self, source: str | None = None, time: str | None = None) -> None:
+        self._further: dict[str, tuple[str | None, list[Any]]] = {"sources": (source, []), "times": (time, [])}
         self._scores: list[float] = []
         self._names: list[str] = []
         self._settings: list[Settings] = []
@@ -61,6 +64,11 @@ class Gathering:
         if row["score"] is None:
             self._failures[_cause(row["error"])] += 1
             return
+        for column, values in self._further.values():
+            if column is not None and column not in row:
+                raise DgiqaError(f"there is no column {column!r}; the rows have {', '.join(row)}")
+            if column is not None:
+                values.append(row[column])
         self._scores.append(row["score"])
         self._names.append(row.get("key") or row["path"])
         settings = (row.get("bundle") or "", row.get("backend") or "", row.get("tiling") or "")
@@ -76,16 +84,17 @@ class Gathering:
             raise DgiqaError("got no rows; wanted a file that `score -o` or a folder that `scan` wrote")
         self._trim()
         scores = np.array(self._scores, np.float64)
-        return Population(scores, self._names, self._worst, self._best, self._failures, self._settings)
+        further = {name: values for name, (_, values) in self._further.items()}
+        return Population(scores, self._names, self._worst, self._best, self._failures, self._settings, **further)
 
     def _trim(self) -> None:
         self._worst = sorted(self._worst, key=lambda kept: kept["score"])[:SHOWN]
         self._best = sorted(self._best, key=lambda kept: -kept["score"])[:SHOWN]
 
 
-def population(rows: Iterable[Row]) -> Population:
-    """Gather what a page shows. Raises DgiqaError without any row."""
-    gathering = Gathering()
+def population(rows: Iterable[Row], source: str | None = None, time: str | None = None) -> Population:
+    """Gather what a page shows. source, time: as in Gathering. Raises DgiqaError without any row, or these columns."""
+    gathering = Gathering(source, time)
     for row in rows:
         gathering.add(row)
     return gathering.done()
@@ -125,33 +134,6 @@ def by_settings(rows: Population) -> list[dict[str, Any]]:
     return table
 
 
-def drift(before: Population, after: Population) -> dict[str, Any]:
-    """How the scores moved: the two-sample Kolmogorov-Smirnov test, Mann-Whitney's, and Cliff's delta in [-1, 1].
-
-    Cliff's delta: how much likelier an image of `after` scores above one of `before` than below. moved: images of both
-    (by key, else path) as (name, before, after), the largest changes first. Raises DgiqaError without scores, and
-    ImportError without scipy.
-    """
-    if not len(before.scores) or not len(after.scores):
-        raise DgiqaError("got a set without scores; wanted at least one scored image in each")
-    stats = load("scipy.stats", "comparing", "scipy", "calibrate", kind=ImportError)
-    ks = stats.ks_2samp(before.scores, after.scores)
-    ranks = stats.mannwhitneyu(after.scores, before.scores)
-    pairs = len(before.scores) * len(after.scores)
-    old = dict(zip(before.names, before.scores.tolist(), strict=True))
-    both = [(name, old[name], new) for name, new in zip(after.names, after.scores.tolist(), strict=True) if name in old]
-    return {
-        "mean_before": float(before.scores.mean()),
-        "mean_after": float(after.scores.mean()),
-        "ks": float(ks.statistic),
-        "ks_p": float(ks.pvalue),
-        "cliffs_delta": float(2 * ranks.statistic / pairs - 1),
-        "mann_whitney_p": float(ranks.pvalue),
-        "in_both": len(both),
-        "moved": sorted((pair for pair in both if pair[1] != pair[2]), key=lambda pair: -abs(pair[2] - pair[1])),
-    }
-
-
 def page(rows: Population, *, name: str, before: Population | None = None) -> str:
     """The page as text. Pictures are shown where their files can still be read."""
     counts = np.histogram(rows.scores, BINS, (0, 1))[0]
@@ -170,7 +152,7 @@ def page(rows: Population, *, name: str, before: Population | None = None) -> st
         figures.append((f"{rows.scores.mean():.4f}", "mean"))
         values = np.percentile(rows.scores, PERCENTILES)
         figures += [(f"{value:.4f}", f"{p} % below") for p, value in zip(PERCENTILES, values, strict=True)]
-    moved = None if before is None else drift(before, rows)
+    moved = None if before is None else compared(before, rows)
     settings = by_settings(rows)
     return render(
         "set.html",
@@ -185,7 +167,7 @@ def page(rows: Population, *, name: str, before: Population | None = None) -> st
         settings=settings if len(settings) > 1 else [],
         failures=rows.failures.most_common(CAUSES),
         drift=moved,
-        moved=[] if moved is None else moved["moved"][:SHOWN],
+        shown=SHOWN,
     )
 
 

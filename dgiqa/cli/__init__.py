@@ -19,9 +19,18 @@ from dgiqa.cli import common
 from dgiqa.cli.common import OK, PROGRAM, RUNTIME_ERROR, SIGNALS, Stopped, explain, say
 
 FILES = {  # command -> the file of this folder that adds it to the application
-    **{"score": "score", "video": "video", "scan": "scan", "filter": "filter", "report": "report", "bench": "bench"},
+    **{
+        "score": "score",
+        "video": "video",
+        "scan": "scan",
+        "filter": "filter",
+        "report": "report",
+        "watch": "report",
+        "bench": "bench",
+    },
     **dict.fromkeys(("models", "doctor", "verify", "import-weights"), "bundles"),
     **{"calibrate": "calibrate", "compare": "compare", "build": "engines", "cache": "engines", "explain": "explaining"},
+    **dict.fromkeys(("report", "watch"), "report"),
     **dict.fromkeys(("serve", "triton-repo"), "serve"),
 }
 

@@ -1,20 +1,31 @@
-"""`dgiqa-rt report`: rows that were scored in, one offline page out; two sets compare."""
+"""`dgiqa-rt report` and `watch`: rows that were scored in; a page, a comparison, or alarms out."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+import sys
+from collections import deque
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
 
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, app, opened, print_json, say
+from dgiqa.cli.common import EXIT_CODES, GATE_FAILED, app, opened, print_json, say, stdout
+from dgiqa.errors import DgiqaError
 
 
 @app.command(epilog=EXIT_CODES)
-def report(
+def report(  # noqa: PLR0917 - the command line's options
     scores: Annotated[str, typer.Argument(help="A file that `score -o` wrote, or a folder that `scan` wrote.")],
     against: Annotated[
         str | None, typer.Option(metavar="SCORES", help="Earlier scores: how the population moved, and which images.")
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="With --against: which column names an image's source.")
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="With --against: which column orders images in time.")
     ] = None,
     output: Annotated[str, typer.Option("--output", "-o", metavar="FILE.html", help="The page.")] = "report.html",
     json_: options.Json = False,
@@ -23,22 +34,26 @@ def report(
     """Draw scores as one page that needs no network: histogram, percentiles, worst and best images, failures.
 
     With --json the shift against earlier scores is printed instead. Its size is Cliff's delta, from -1 to 1: how much
-    likelier a new image scores above an old one than below. The p values say whether chance explains it.
+    likelier a new image scores above an old one than below. The p values say whether chance explains it. --by says it
+    of each source, --time since when.
 
     \b
     Examples:
       dgiqa-rt report scores.parquet -o report.html
-      dgiqa-rt report november/ --against october/
+      dgiqa-rt report november/ --against october/ --by camera --time taken
     """
-    from dgiqa.batch.summary import drift, page, population
+    from dgiqa.batch.drift import compared
+    from dgiqa.batch.summary import page, population
     from dgiqa.report.read import read_rows
 
     if json_ and against is None:
         raise typer.BadParameter("it prints a comparison; name the other scores by --against", param_hint="--json")
-    found = population(read_rows(scores))
-    before = None if against is None else population(read_rows(against))
+    if (by or time) and against is None:
+        raise typer.BadParameter("--by and --time say more of a comparison; name the other scores by --against")
+    found = population(read_rows(scores), by, time)
+    before = None if against is None else population(read_rows(against), by)
     if json_ and before is not None:
-        print_json(drift(before, found))
+        print_json(compared(before, found))
         return
     text = page(found, name=scores, before=before)
     file = opened(output)
@@ -46,3 +61,68 @@ def report(
     file.commit()
     if not quiet:
         say(f"written to {output}", prefix="")
+
+
+@app.command(epilog=EXIT_CODES)
+def watch(
+    scores: Annotated[str, typer.Argument(help='A file or folder of scores, or "-": JSON lines as they come.')],
+    against: Annotated[str, typer.Option(metavar="SCORES", help="Scores of when all was well, 100 or more.")],
+    one_in: Annotated[
+        int, typer.Option(min=100, help="How many scores lie between two false alarms, on average.")
+    ] = 10_000,
+    stop: Annotated[bool, typer.Option("--stop", help="Leave at the first alarm.")] = False,
+    json_: options.Json = False,
+) -> None:
+    """Say when the quality of a stream has moved, and leave with 4 if it has.
+
+    Two cumulative sums (CUSUM) find shifts of half a standard deviation soonest, down or up. Chance raises an alarm
+    once in 10,000 scores if these are independent; take one frame of a scene, not all. Failures are passed over.
+
+    \b
+    Examples:
+      dgiqa-rt score inbox/ -f jsonl | dgiqa-rt watch - --against october.jsonl
+      dgiqa-rt watch november/ --against october/ --stop
+    """
+    from dgiqa.batch.drift import Monitor
+    from dgiqa.batch.summary import population
+    from dgiqa.report.read import read_rows
+
+    monitor, alarms = Monitor(population(read_rows(against)).scores, one_in), 0
+    places: deque[str] = deque()  # of the scores that an alarm might begin with
+    for row in (row for row in _rows(scores) if row["score"] is not None):
+        places.append(row.get("key") or row["path"])
+        alarm = monitor.add(row["score"])
+        if alarm is None:
+            while len(places) > monitor.open:
+                places.popleft()
+        else:
+            alarms += 1
+            facts = {
+                "at": places[-1],
+                "since": places[alarm.since - alarm.at - 1],
+                "lower": alarm.lower,
+                "mean": alarm.mean,
+            }
+            which, since = "lower" if alarm.lower else "higher", facts["since"]
+            text = f"scores are {which} since {since}: {alarm.mean:.4f} over {alarm.at - alarm.since + 1}"
+            print(json.dumps(facts) if json_ else text, file=stdout(), flush=True)
+            places.clear()
+            if stop:
+                break
+    if alarms:
+        raise typer.Exit(GATE_FAILED)
+
+
+def _rows(scores: str) -> Iterator[dict[str, Any]]:
+    from dgiqa.report.read import read_rows
+
+    if scores != "-":
+        yield from read_rows(scores)
+        return
+    for line in sys.stdin:
+        try:
+            row = json.loads(line)
+            row["score"], row["path"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DgiqaError(f"got {line[:60]!r}, wanted rows as `score -f jsonl` writes them") from error
+        yield row

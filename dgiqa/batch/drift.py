@@ -1,0 +1,169 @@
+"""Two sets of scores -> whether, by how much and when quality moved; a stream of scores -> alarms.
+
+    baseline ─► resampled a million times ─► the limit that chance passes once in ONE_IN scores
+    scores ─► standardised by the baseline ─► two cumulative sums (CUSUM) ─► over the limit? ─► alarm, and since when
+
+CUSUM is Page's (Biometrika 41, 1954), in the tabular form of Montgomery, Introduction to Statistical Quality Control,
+chapter 9. Its limit comes from the baseline's own distribution, since scores are not normal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgiqa.errors import DgiqaError
+from dgiqa.extras import load
+
+ONE_IN = 10_000  # scores between two false alarms, on average
+SHIFT = 0.5  # standard deviations: what is to be found soonest
+FEWEST = 100  # scores of a baseline
+RESAMPLED = 1_000_000
+OUTSIDE = 0.01  # share of the baseline below which a score is an example of what changed
+
+Floats = NDArray[np.float64]
+
+
+class Population(Protocol):
+    """What is compared, as `summary.Population` has it; sources and times are empty where rows name none."""
+
+    scores: Floats
+    names: list[str]
+    sources: list[Any]
+    times: list[Any]
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Scores of a stream have moved. at, since: the number of the score that told, and of the first that moved.
+
+    lower: whether they fell; mean: of the scores since.
+    """
+
+    at: int
+    since: int
+    lower: bool
+    mean: float
+
+
+class Monitor:
+    """Alarms when the mean of a stream has moved from the baseline's, f64 [n], either way.
+
+    one_in: scores between two false alarms on average, if scores are independent; frames of a video are not.
+    shift: standard deviations, what is to be found soonest. Raises DgiqaError for a baseline that tells too little.
+    """
+
+    def __init__(self, baseline: Floats, one_in: int = ONE_IN, shift: float = SHIFT) -> None:
+        if len(baseline) < FEWEST or not np.ptp(baseline):
+            raise DgiqaError(f"got {len(baseline)} scores as the baseline, wanted {FEWEST} or more that differ")
+        self._mean, self._deviation, self._slack = float(baseline.mean()), float(baseline.std()), shift / 2
+        draws = np.random.default_rng(0).choice((baseline - self._mean) / self._deviation, RESAMPLED)
+        self._limits = tuple(_limit(sign * draws - self._slack, 2 * one_in) for sign in (-1, 1))
+        self._seen = 0
+        self._reset()
+
+    def add(self, score: float) -> Alarm | None:
+        """The next score; an alarm starts both sums anew."""
+        self._seen += 1
+        for side, sign in enumerate((-1, 1)):
+            total, scores = self._sums[side]
+            total += sign * (score - self._mean) / self._deviation - self._slack
+            self._sums[side] = (total, (scores[0] + score, scores[1] + 1)) if total > 0 else (0.0, (0.0, 0))
+        for side, limit in enumerate(self._limits):
+            total, (summed, count) = self._sums[side]
+            if total > limit:
+                self._reset()
+                return Alarm(self._seen, self._seen - count + 1, side == 0, summed / count)
+        return None
+
+    @property
+    def open(self) -> int:
+        """How many of the latest scores an alarm might yet begin with."""
+        return max(count for _, (_, count) in self._sums)
+
+    def _reset(self) -> None:
+        # per side: the sum; the sum and number of the scores since it was 0
+        self._sums: list[tuple[float, tuple[float, int]]] = [(0.0, (0.0, 0))] * 2
+
+
+def _limit(steps: Floats, one_in: int) -> float:
+    """What the cumulative sum of steps, never below 0, exceeds once in so many of them."""
+    walked = np.cumsum(steps)
+    sums = walked - np.minimum(np.minimum.accumulate(walked), 0)
+    peaks = np.sort(np.maximum.reduceat(sums, np.flatnonzero(sums == 0))) if (sums == 0).any() else sums
+    return float(peaks[-min(len(peaks), max(1, len(steps) // one_in))])
+
+
+def drift(before: Population, after: Population) -> dict[str, Any]:
+    """How the scores moved: the two-sample Kolmogorov-Smirnov test, Mann-Whitney's, and Cliff's delta in [-1, 1].
+
+    Cliff's delta: how much likelier an image of `after` scores above one of `before` than below. moved: images of both
+    (by key, else path) as (name, before, after), the largest changes first. outside: of `after`, (name, score) of
+    those below what OUTSIDE of `before` are below, the lowest first. Raises DgiqaError without scores, BackendError
+    without scipy.
+    """
+    if not len(before.scores) or not len(after.scores):
+        raise DgiqaError("got a set without scores; wanted at least one scored image in each")
+    old = dict(zip(before.names, before.scores.tolist(), strict=True))
+    new = list(zip(after.names, after.scores.tolist(), strict=True))
+    both = [(name, old[name], score) for name, score in new if name in old]
+    low = float(np.quantile(before.scores, OUTSIDE))
+    return {
+        **_tests(before.scores, after.scores),
+        "in_both": len(both),
+        "moved": sorted((pair for pair in both if pair[1] != pair[2]), key=lambda pair: -abs(pair[2] - pair[1])),
+        "outside": sorted(((name, score) for name, score in new if score < low), key=lambda pair: pair[1]),
+    }
+
+
+def compared(before: Population, after: Population) -> dict[str, Any]:
+    """`drift`, with "sources" where both sets name them, and with "changes" where `after` has times.
+
+    "changes" is None where the baseline is too small to say.
+    """
+    found = drift(before, after)
+    if before.sources and after.sources:
+        found["sources"] = by_source(before, after)
+    if after.times:
+        enough = len(before.scores) >= FEWEST and np.ptp(before.scores) > 0
+        timed = zip(after.times, after.scores.tolist(), strict=True)
+        found["changes"] = changes(Monitor(before.scores), timed) if enough else None
+    return found
+
+
+def by_source(before: Population, after: Population) -> list[dict[str, Any]]:
+    """`drift`'s tests for each source of both sets, the largest effect first; p values corrected for their number."""
+    found = []
+    for source in sorted(set(before.sources) & set(after.sources)):
+        sides = [each.scores[np.array(each.sources) == source] for each in (before, after)]
+        found.append({"source": source, "before": len(sides[0]), "after": len(sides[1])} | _tests(*sides))
+    adjusted = load("scipy.stats", "comparing", "scipy", "calibrate").false_discovery_control
+    for row, p in zip(found, adjusted([row["ks_p"] for row in found]) if found else [], strict=True):
+        row["ks_p"] = float(p)
+    return sorted(found, key=lambda row: -abs(row["cliffs_delta"]))
+
+
+def changes(monitor: Monitor, rows: Iterable[tuple[Any, float]]) -> list[dict[str, Any]]:
+    """When scores moved: alarms over (time, score) in order of time; at and since are the times."""
+    ordered = sorted(rows, key=lambda row: row[0])
+    alarms = [alarm for _, score in ordered if (alarm := monitor.add(score))]
+    return [
+        {"since": ordered[a.since - 1][0], "at": ordered[a.at - 1][0], "lower": a.lower, "mean": a.mean} for a in alarms
+    ]
+
+
+def _tests(before: Floats, after: Floats) -> dict[str, float]:
+    stats = load("scipy.stats", "comparing", "scipy", "calibrate")
+    ks, ranks = stats.ks_2samp(before, after), stats.mannwhitneyu(after, before)
+    return {
+        "mean_before": float(before.mean()),
+        "mean_after": float(after.mean()),
+        "ks": float(ks.statistic),
+        "ks_p": float(ks.pvalue),
+        "cliffs_delta": float(2 * ranks.statistic / (len(before) * len(after)) - 1),
+        "mann_whitney_p": float(ranks.pvalue),
+    }
