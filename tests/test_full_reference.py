@@ -21,10 +21,10 @@ from dgiqa.nn.datasets import Sample, load_csv
 from dgiqa.nn.deploy import export_twin
 from dgiqa.nn.deploy_dgiqa import TwinDGIQA
 from dgiqa.nn.full_reference import DGIQAFR, DGIQAFRConfig, head_of, reference_files, with_reference
-from dgiqa.nn.glintiqa import GlintIQA, GlintIQAConfig
+from dgiqa.nn.glintiqa import TRAINING, GlintIQA, GlintIQAConfig
 from dgiqa.nn.network import DGIQA, DGIQAConfig, closeness
 from dgiqa.nn.plain import PlainSamples, plain_predictor
-from dgiqa.nn.train import GLINTIQA, CropBatches, TrainConfig, learning_rate, losses, network_inputs, train
+from dgiqa.nn.train import CropBatches, TrainConfig, learning_rate, losses, network_inputs, train
 from dgiqa.nn.weights import save_weights
 
 SIZES = DGIQAConfig(
@@ -197,7 +197,7 @@ def test_glintiqa_learns_raw_labels_by_l1_with_its_frozen_layers_still(tmp_path:
     before = {name: p.clone() for name, p in model.named_parameters()}
     (fed,) = network_inputs(model, torch.full((1, 2, 2, 3), 255, dtype=torch.uint8), torch.zeros(1, 2, 2))
     assert torch.equal(fed, torch.ones(1, 3, 2, 2))
-    config = TrainConfig(**GLINTIQA | {"epochs": 2, "batch": 4, "crop": 64, "device": "cpu", "lr": 1e-3})
+    config = TrainConfig(**TRAINING | {"epochs": 2, "batch": 4, "crop": 64, "device": "cpu", "lr": 1e-3})
     train(model, samples, config, tmp_path / "run")
     row = (tmp_path / "run" / "losses.csv").read_text().splitlines()[1].split(",")
     assert float(row[3]) == pytest.approx(40, abs=5), "mean |label - score|, labels being 10 to 70"
@@ -210,7 +210,7 @@ def test_glintiqa_learns_raw_labels_by_l1_with_its_frozen_layers_still(tmp_path:
 
 
 def test_glintiqas_learning_rate_swings_every_sixty_steps() -> None:
-    config = TrainConfig(**GLINTIQA)
+    config = TrainConfig(**TRAINING)
     rates = [learning_rate(config, step, 10_000) for step in (0, 15, 30, 45, 60)]
     assert rates == pytest.approx([1e-5, 5e-6, 0, 5e-6, 1e-5], abs=1e-12)
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1e-5)

@@ -19,15 +19,7 @@ from dgiqa.cli import common
 from dgiqa.cli.common import OK, PROGRAM, RUNTIME_ERROR, SIGNALS, Stopped, explain, say
 
 FILES = {  # command -> the file of this folder that adds it to the application
-    **{
-        "score": "score",
-        "video": "video",
-        "scan": "scan",
-        "filter": "filter",
-        "report": "report",
-        "watch": "report",
-        "bench": "bench",
-    },
+    **{"score": "score", "video": "video", "scan": "scan", "filter": "filter", "bench": "bench"},
     **dict.fromkeys(("models", "doctor", "verify", "import-weights"), "bundles"),
     **{"calibrate": "calibrate", "compare": "compare", "build": "engines", "cache": "engines", "explain": "explaining"},
     **dict.fromkeys(("report", "watch"), "report"),

@@ -27,10 +27,10 @@ from dgiqa.nn.checkpoints import load_weights
 from dgiqa.nn.deploy import Attention
 from dgiqa.nn.depth import SMALL_PREPROCESS, SmallDepth
 from dgiqa.nn.full_reference import head_of
-from dgiqa.nn.glintiqa import GlintIQA
 from dgiqa.nn.network import DGIQA
 from dgiqa.nn.onnx_export import PHOTOGRAPHS, Export, ExportError, export_depth, export_quality, photographs, takes
 from dgiqa.nn.reference import TorchScorer, decode
+from dgiqa.nn.systems import system_of
 from dgiqa.parity import golden_files, verify_bundle
 from dgiqa.scorer import Scorer
 from dgiqa.spec import Preprocess
@@ -150,18 +150,20 @@ def import_weights(
     quality_net = load_weights(quality)
     common: dict[str, Any] = {"name": name, "photos": None if photos is None else photographs(photos)}
     common |= {"attention": attention, "overwrite": overwrite}
-    if isinstance(quality_net, GlintIQA):
+    if system := system_of(quality_net):
         if depth is not None or scale is None:
-            raise ValueError(f"{quality} holds GlintIQA: give no depth network, and its labels' scale, such as 1:5")
+            what = f"{quality} holds {system.title}"
+            raise ValueError(f"{what}: give no depth network, and its labels' scale, such as 1:5")
+        alone: Any = quality_net
         return build_bundle(
             target,
-            quality=quality_net,
+            quality=alone,
             depth=None,
-            preprocess=replace(quality_net.preprocess, tile=quality_net.config.image_size),
+            preprocess=replace(alone.preprocess, tile=alone.config.image_size),
             meaning=Meaning(range=scale, raw=True),
-            title=title or f"GlintIQA ({Path(quality).name})",
+            title=title or f"{system.title} ({Path(quality).name})",
             licence=licence or UNSTATED,
-            source=f"GlintIQA, {Path(quality).name}",
+            source=f"{system.title}, {Path(quality).name}",
             **common,
         )
     if not isinstance(quality_net, DGIQA):
@@ -169,7 +171,7 @@ def import_weights(
     if depth is None or scale is not None:
         raise ValueError(f"{quality} holds DGIQA: give a depth network, and no scale, as its scores lie in 0..1")
     depth_net = load_weights(depth, depth_version)
-    if isinstance(depth_net, DGIQA | GlintIQA):
+    if isinstance(depth_net, DGIQA) or system_of(depth_net):
         held = type(depth_net).__name__
         raise WeightsError(f"{depth} holds {held}, wanted a depth network: Depth Anything or the small one")
     small = isinstance(depth_net, SmallDepth)

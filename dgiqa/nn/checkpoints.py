@@ -14,8 +14,9 @@ from dgiqa.errors import WeightsError
 from dgiqa.nn.depth_anything import ENCODERS, DepthAnything, DepthAnythingConfig
 from dgiqa.nn.depth_layouts import blocks_read, published_names
 from dgiqa.nn.fitting import looks_like, network_of, saved_config
-from dgiqa.nn.glintiqa import GlintIQA, GlintIQAConfig
+from dgiqa.nn.glintiqa import TRAINING, GlintIQA, GlintIQAConfig
 from dgiqa.nn.network import DGIQA, FULL, DGIQAConfig
+from dgiqa.nn.systems import SYSTEMS, System
 from dgiqa.nn.weights import file_in, read_tensors
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def load_glintiqa(path: str | Path, config: GlintIQAConfig | None = None) -> Gli
 
 
 def load_weights(path: str | Path, depth_version: str | None = None) -> nn.Module:
-    """Load whichever of this package's networks a file holds, in eval mode: DGIQA, GlintIQA or a depth network.
+    """Load whichever of this package's networks a file holds, in eval mode: DGIQA, one of SYSTEMS or a depth network.
 
     depth_version: as `load_depth_anything`'s version, for that network.
     Raises WeightsError when it is none of them.
@@ -84,7 +85,7 @@ def load_weights(path: str | Path, depth_version: str | None = None) -> nn.Modul
     loaders: dict[str, Any] = {
         "DGIQA": load_dgiqa,
         "DGIQA-FR": load_dgiqa_fr,
-        "GlintIQA": load_glintiqa,
+        **{system.title: system.load for system in SYSTEMS.values()},
         "Depth Anything": lambda file: load_depth_anything(file, depth_version),
         "small depth": load_small_depth,
     }
@@ -137,3 +138,6 @@ def _encoder_of(tensors: Mapping[str, Tensor], path: str | Path) -> str:
         known = ", ".join(f"{name} ({width})" for width, name in widths.items())
         raise WeightsError(f"{path} has an encoder {token.shape[-1]} wide; known are {known}")
     return widths[token.shape[-1]]
+
+
+SYSTEMS["glintiqa"] = System("GlintIQA", GlintIQA, load_glintiqa, ("siem1.", "fusion1."), TRAINING)

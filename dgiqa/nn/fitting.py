@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dgiqa.errors import WeightsError
+from dgiqa.nn.systems import SYSTEMS
 from dgiqa.nn.weights import few
 
 LARGEST_SIZE = 4096  # of a saved configuration: channels, blocks, pixels; the largest published one is 1024
@@ -26,8 +27,7 @@ def looks_like(keys: Iterable[str]) -> str:
         ("depth_head.", "Depth Anything"),
         ("neck.fusion_stage.", "Depth Anything"),
         ("fc_reference.", "DGIQA-FR"),
-        ("siem1.", "GlintIQA"),
-        ("fusion1.", "GlintIQA"),
+        *((sign, system.title) for system in SYSTEMS.values() for sign in system.signs),
         ("tcb1.", "DGIQA"),
         ("dilated_stack.", "DGIQA"),
         ("stages.", "small depth"),

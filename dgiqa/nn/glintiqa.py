@@ -12,7 +12,7 @@ names follow their checkpoints, so that those load.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,11 @@ from dgiqa.nn.depth_anything import Attention, FeedForward
 from dgiqa.spec import QUALITY_RGB, Preprocess
 
 EXPANSION = 4  # of a bottleneck: channels out per channel inside
+# GlintIQA's, as its authors' code sets them; samples are pictures as they are, labels on their own scale.
+TRAINING: dict[str, Any] = {
+    **{"epochs": 300, "batch": 32, "lr": 1e-5, "lr_min": 0.0, "t_max_steps": 30, "lr_rises": True},
+    **{"optimizer": "adam", "weight_decay": 1e-5, "grad_clip": 0.0, "loss": "l1", "consistency": 0.0},
+}
 
 
 @dataclass(frozen=True)

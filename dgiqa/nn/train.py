@@ -54,6 +54,7 @@ from dgiqa.nn.datasets import (
 )
 from dgiqa.nn.network import DGIQA, FULL, SMALL
 from dgiqa.nn.predict import model_predictor, scores_of
+from dgiqa.nn.systems import SYSTEMS
 from dgiqa.nn.weights import read_state, save_weights
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, TILE
 from dgiqa.store import replacing
@@ -132,11 +133,6 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
 
-# GlintIQA's, as its authors' code sets them; samples are pictures as they are, labels on their own scale.
-GLINTIQA: dict[str, Any] = {
-    **{"epochs": 300, "batch": 32, "lr": 1e-5, "lr_min": 0.0, "t_max_steps": 30, "lr_rises": True},
-    **{"optimizer": "adam", "weight_decay": 1e-5, "grad_clip": 0.0, "loss": "l1", "consistency": 0.0},
-}
 _LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -726,7 +722,7 @@ def main(arguments: list[str] | None = None) -> int:
     """`python -m dgiqa.nn.train`: train on one dataset's training part; the test part is never looked at."""
     parser = argparse.ArgumentParser(prog="python -m dgiqa.nn.train", description=__doc__.split("\n\n")[0])
     add_data_options(parser)
-    add_network_options(parser, ("full", "small", "glintiqa"))
+    add_network_options(parser, ("full", "small", *SYSTEMS))
     parser.add_argument("--full-reference", action="store_true", help="compare with references: DGIQA-FR, appendix C.3")
     parser.add_argument("--difference", choices=DIFFERENCES, default=DIFFERENCES[0], help="of features, for that")
     parser.add_argument("--out", required=True, type=Path, help="folder for weights, curves and the checkpoint")
@@ -748,8 +744,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--resume", action=argparse.BooleanOptionalAction, default=True, help="go on from the checkpoint in --out"
     )
     add_config_options(parser)
-    if parser.parse_known_args(arguments)[0].network == "glintiqa":
-        parser.set_defaults(**GLINTIQA)
+    if system := SYSTEMS.get(parser.parse_known_args(arguments)[0].network):
+        parser.set_defaults(**system.training)
     options = parser.parse_args(arguments)
     return exit_code(lambda: _train_on_dataset(options))
 
@@ -771,7 +767,7 @@ def _train_on_dataset(options: argparse.Namespace) -> None:
     dataset = chosen_dataset(options)
     dataset, held_back = _parts(dataset, options.split, config.seed, options.validate)
     torch.manual_seed(config.seed)  # the network's first weights
-    task = _glintiqa if options.network == "glintiqa" else _full_reference if options.full_reference else _no_reference
+    task = _alone if options.network in SYSTEMS else _full_reference if options.full_reference else _no_reference
     made = task(options, dataset, held_back)
     if made is None:
         print(options.depth_cache)
@@ -827,15 +823,17 @@ def _full_reference(options: argparse.Namespace, dataset: IQADataset, held_back:
     return with_reference(start, options.difference), samples, predict
 
 
-def _glintiqa(options: argparse.Namespace, dataset: IQADataset, held_back: IQADataset | None) -> Task | None:
-    """GlintIQA, on pictures as they are and labels on their own scale; it has no depth."""
-    from dgiqa.nn.checkpoints import load_glintiqa
-    from dgiqa.nn.glintiqa import GlintIQA
+def _alone(options: argparse.Namespace, dataset: IQADataset, held_back: IQADataset | None) -> Task | None:
+    """One of SYSTEMS, on pictures as they are and labels on their own scale; it has no depth."""
     from dgiqa.nn.plain import PlainSamples, plain_predictor
 
+    system = SYSTEMS[options.network]
     if options.depth_only or options.full_reference:
-        raise ValueError("GlintIQA has neither depth nor a reference; leave --depth-only and --full-reference out")
-    model = (load_glintiqa(options.weights) if options.weights else GlintIQA()).freeze()
+        said = "has neither depth nor a reference; leave --depth-only and --full-reference out"
+        raise ValueError(f"{system.title} {said}")
+    model: Any = system.load(options.weights) if options.weights else system.make()
+    if hasattr(model, "freeze"):
+        model.freeze()
     ends = dataset.worst, dataset.best
     return model, PlainSamples(dataset.records, ends), plain_predictor(ends)
 

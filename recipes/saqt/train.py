@@ -26,8 +26,8 @@ from dgiqa.errors import DgiqaError
 from dgiqa.nn.checkpoints import load_dgiqa, load_glintiqa
 from dgiqa.nn.commands import exit_code
 from dgiqa.nn.datasets import DepthNetwork, Sample, bundle_depth, read_rgb, working_pair
-from dgiqa.nn.glintiqa import GlintIQA
-from dgiqa.nn.train import GLINTIQA, add_config_options, build_network, config_from, train
+from dgiqa.nn.glintiqa import TRAINING, GlintIQA
+from dgiqa.nn.train import add_config_options, build_network, config_from, train
 from recipes.saqt.match import ODD_NAMES, fitting
 from recipes.small.distortions import KADID_TYPES, distort
 
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, help="stop after this long; the same command goes on later")
     add_config_options(parser)
     if parser.parse_known_args(arguments)[0].network == "glintiqa":
-        parser.set_defaults(**GLINTIQA | {"epochs": 50, "batch": 128})
+        parser.set_defaults(**TRAINING | {"epochs": 50, "batch": 128})
     return exit_code(lambda: _run(parser.parse_args(arguments)))
 
 
