@@ -205,6 +205,33 @@ def test_damage_of_streams_without_times_is_an_error(
     assert any("damaged" in f.error for f in read(path))
 
 
+@pytest.mark.parametrize(("codec", "kind", "pixels"), [("ffv1", "mkv", "yuv420p"), ("wmv2", "asf", "yuv420p")])
+def test_damage_that_a_decoder_only_logs_is_an_error(
+    tmp_path: Path, photos: dict[str, UInt8], codec: str, kind: str, pixels: str
+) -> None:
+    path, options = tmp_path / f"a.{kind}", {"level": "3", "slicecrc": "1"} if codec == "ffv1" else {}
+    with av.open(str(path), "w") as made:
+        stream = made.add_stream(codec, 25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 160, 96, pixels
+        picture = np.ascontiguousarray(photos["astronaut"][:96, :160])
+        for shift in range(10):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(np.roll(picture, 3 * shift, 1)))
+            made.mux(stream.encode(frame))
+        made.mux(stream.encode())
+
+    def errors() -> list[str]:
+        with Video(path) as video:
+            return [frame.error for frame in video.frames(Sampling(0)) if frame.error]
+
+    before = av.logging.get_level()
+    assert errors() == []
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2 : len(whole) // 2 + 16] = b"\x5a" * 16
+    path.write_bytes(whole)
+    assert errors()
+    assert av.logging.get_level() == before
+
+
 def test_padding_with_zero_bytes_is_no_damage() -> None:
     padded = b"\0\0\1\x65data" + bytes(500) + b"\0\0\1\x41data" + bytes(500)
     assert not _zeroed(padded, "h264")

@@ -10,6 +10,7 @@ import heapq
 import math
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from dgiqa.image import jpeg
 from dgiqa.video import sei
 from dgiqa.video.joined import second_recording
 from dgiqa.video.sampling import Ticks
-from dgiqa.video.source import Opened, import_av, reason_of
+from dgiqa.video.source import ONLY_LOGGING, Opened, import_av, reason_of
 
 HELD_BYTES = 64 << 20  # most compressed data held back to see whether a group of pictures is needed
 B_FRAMES = ("h264", "hevc")
@@ -259,7 +260,8 @@ class Decoding:
         try:
             if packet is not None and _zeroed(bytes(packet), self.opened.codec):
                 raise av.InvalidDataError(0, "zero bytes in place of its data")
-            frames = self.stream.codec_context.decode(packet)
+            with _said(self.opened.codec) as said:
+                frames = self.stream.codec_context.decode(packet)
         except av.FFmpegError as error:
             self.damage = f"a damaged packet: {error.strerror or error}"
             if self.made_up and self.sent:
@@ -275,10 +277,9 @@ class Decoding:
                 yield from self._lost(pts)
             if frame.key_frame:
                 self.damage = ""
-            if frame.is_corrupt:
-                yield self._next(pts, None, "the decoder marked this frame as corrupt: a damaged packet")
-            else:
-                yield self._next(pts, frame, "")
+            damage = "the decoder marked this frame as corrupt: a damaged packet" if frame.is_corrupt else ""
+            damage = f"a damaged packet: {said[0][2].strip()}" if said else damage
+            yield self._next(pts, None if damage else frame, damage)
 
     def _stamp(self, packet: Any) -> Any:
         """A packet's time in the container's ticks. As a set, those of decoding begin with 0 in AVI, others with 1."""
@@ -386,6 +387,22 @@ class Decoding:
         if declared is None or self.clock.jumped_s or self.ticks.over or self.end_s < declared:
             return False
         return declared - self.last_s > max(SHORT_S, 0.02 * declared, 2 / (self.opened.rate or 25.0))
+
+
+@contextmanager
+def _said(codec: str) -> Iterator[list[tuple[int, str, str]]]:
+    """What a decoder logs as an error meanwhile, as (level, name, message), where it says damage in no other way."""
+    if codec not in ONLY_LOGGING:
+        yield []
+        return
+    logging = import_av().logging
+    level = logging.get_level()
+    logging.set_level(logging.ERROR)
+    try:
+        with logging.Capture() as said:  # of this thread: such decoders run in it
+            yield said
+    finally:
+        logging.set_level(level)
 
 
 def _damage_of_gif(path: str) -> str:

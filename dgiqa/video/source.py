@@ -29,6 +29,8 @@ MAX_PIXELS = 40_000_000  # of a frame, unless a limit is given; 8K has 33 millio
 MAX_RATE = 1000.0  # frames per second; above it is a clock's rate
 ATTACHED_PICTURE = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
 INDEXED = ("mov", "matroska", "avi", "asf", "ogg", "nut")  # not mpegts, mpeg, flv or streams without a container
+# Decoders that paint over damage, and log it in the thread that asks for the picture if they have no others
+ONLY_LOGGING = frozenset({"ffv1", "wmv1", "wmv2", "msmpeg4", "msmpeg4v1", "msmpeg4v2"})
 PLAYLIST_BYTES = 1 << 20  # a playlist of ten hours has 200 kB
 _ADDRESS = re.compile(r"(https?|rtsps?|rtmps?|srt|udp|rtp|tcp)://", re.IGNORECASE)
 _ALWAYS_LIVE = re.compile(r"(rtsps?|rtmps?|srt|udp|rtp|tcp)://", re.IGNORECASE)
@@ -184,6 +186,8 @@ def open_container(source: VideoSource, name: str, timeout_s: float, max_pixels:
     # An address that does not say how long it is has no end that could be waited for
     live = is_address(source) and duration_s is None
     stream.thread_type = "SLICE" if live else "AUTO"  # frame threads delay a live picture
+    if context.name in ONLY_LOGGING:
+        context.thread_count = 1
     local = _is_file(source)
     return Opened(
         name=name,
