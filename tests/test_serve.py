@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import concurrent.futures
 import contextlib
@@ -37,10 +38,11 @@ from dgiqa.sources.inputs import Network
 uvicorn = pytest.importorskip("uvicorn")
 pytest.importorskip("fastapi")
 
-from dgiqa.serve import intake  # noqa: E402
+from dgiqa.serve import envelope, intake  # noqa: E402
 from dgiqa.serve import run as running  # noqa: E402
 from dgiqa.serve.app import create_app  # noqa: E402
 from dgiqa.serve.intake import Limits  # noqa: E402
+from dgiqa.serve.metrics import Metrics  # noqa: E402
 
 ROOT = Path(dgiqa.__file__).parent.parent
 BODY = 1 << 20
@@ -296,6 +298,26 @@ def test_a_full_queue_says_come_later_and_loses_nothing(server: Server, photo: b
             assert all(int(headers["retry-after"]) >= 1 for _, headers, _ in early)
         statuses = sorted(answer.result()[0] for answer in answers)
     assert statuses == [200] * 8 + [429] * 16
+
+
+@pytest.mark.parametrize(("headers", "read"), [([], 4), ([(b"expect", b"100-continue")], 0)])
+def test_a_refusal_waits_until_the_body_is_off_the_connection(headers: list[tuple[bytes, bytes]], read: int) -> None:
+    done: list[str] = []
+
+    async def receive() -> dict[str, Any]:
+        done.append("read")
+        return {"type": "http.request", "body": b"x", "more_body": len(done) < 4}
+
+    async def send(message: Any) -> None:
+        done.append(message["type"])
+
+    async def refuses(scope: Any, receive: Any, send: Any) -> None:
+        await envelope._say(send, 429, "the queue is full")
+
+    scope = {"type": "http", "method": "POST", "path": "/score", "headers": headers}
+    app = envelope.Envelope(refuses, Metrics(lambda: 0, version="", bundle="", backend=""), None)
+    asyncio.run(app(scope, receive, send))
+    assert done == ["read"] * read + ["http.response.start", "http.response.body"]
 
 
 def test_what_is_not_scored_in_time_is_504(hasty: Server, server: Server, photo: bytes) -> None:

@@ -1,13 +1,19 @@
-"""What every request goes through: an id, the token, the count and the log; and an answer whatever happens inside."""
+"""What every request goes through: an id, the token, the count and the log; and an answer whatever happens inside.
+
+An answer waits until the request's body was taken off the connection, also where nothing reads it. A client that still
+sends when the connection is closed gets a reset instead of the answer: at four times the load, one 429 in a thousand.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import logging
 import re
 import time
 import uuid
+from contextlib import suppress
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,6 +23,7 @@ from dgiqa.serve.metrics import Metrics
 LOG = logging.getLogger("dgiqa.serve")
 PROBES = ("/v2/health/live", "/v2/health/ready")
 OPEN = ("/", *PROBES)  # without a token: the page asks for it
+LINGER_S, LINGER_BYTES = 2.0, 8 << 20  # what is at most read of a body that nobody wants
 _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 SAFETY = {
     "X-Content-Type-Options": "nosniff",
@@ -42,9 +49,12 @@ class Envelope:
         identity = identity if _ID.fullmatch(identity) else uuid.uuid4().hex
         extra = [(key.encode(), value.encode()) for key, value in ({"X-Request-ID": identity} | SAFETY).items()]
 
+        body = _Body(receive, wanted="expect" not in headers)  # such a client waits to be told before it sends
+
         async def sending(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
+                await body.discard()
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), *extra]
             await send(message)
@@ -56,7 +66,7 @@ class Envelope:
                     sending, 401, "wanted the header Authorization: Bearer TOKEN", ("WWW-Authenticate", "Bearer")
                 )
             else:
-                await self.app(scope, receive, sending)
+                await self.app(scope, body.receive, sending)
         except Exception:
             LOG.exception("id=%s", identity)
             scope["cause"] = "failed"
@@ -76,6 +86,28 @@ class Envelope:
         """Whether the token is right, in a time that does not tell how much of it is."""
         wanted = f"Bearer {self.token}"
         return self.token is None or hmac.compare_digest(authorization.encode("latin-1"), wanted.encode())
+
+
+class _Body:
+    """What a client sends. wanted: whether more of it comes."""
+
+    def __init__(self, receive: Receive, *, wanted: bool) -> None:
+        self._receive, self.wanted = receive, wanted
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self.wanted = message["type"] == "http.request" and message.get("more_body", False)
+        return message
+
+    async def discard(self) -> None:
+        """Read the rest, within bounds, and forget it."""
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._read(LINGER_BYTES), LINGER_S)
+        self.wanted = False
+
+    async def _read(self, most: int) -> None:
+        while self.wanted and most > 0:
+            most -= len((await self.receive()).get("body", b""))
 
 
 async def _say(send: Send, status: int, error: str, *headers: tuple[str, str]) -> None:
