@@ -32,7 +32,8 @@ def scan_on_ray(
     as many as the cluster has GPUs, where the backend runs on those, else groups of `threads` cores. `job.out` and the
     shards have to be reachable under their names from every machine, as a bucket or a shared folder is, and this
     package has to be installed there.
-    Raises DgiqaError for a shard that cost ATTEMPTS actors their lives, and BackendError without Ray.
+    A run that Ray gives up is begun again with the shards that are left. Raises DgiqaError where ATTEMPTS runs in a row
+    brought no shard, and BackendError without Ray.
     """
     try:
         import ray.data
@@ -45,23 +46,39 @@ def scan_on_ray(
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")  # there is no other way to bound tries
+    left, failures = dict.fromkeys(shards), 0
     try:
-        most, cores, needed = _share(ray.nodes(), job, threads)
-        found = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map(
-            _ShardScorer,
-            fn_constructor_args=(job, cores),
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(actors or most, most, len(shards))),
-            max_restarts=-1,
-            max_task_retries=ATTEMPTS,
-            **needed,
-        )
-        for row in found.iter_rows():
-            yield Done(**json.loads(row["done"]))
-    except ray.exceptions.RayError as error:
-        raise DgiqaError(f"Ray gave up ({' '.join(str(error).split())[-500:]}); --resume goes on") from error
+        while left:
+            try:
+                for done in _run(list(left), job, actors, threads):
+                    del left[done.shard]
+                    failures = 0
+                    yield done
+            except ray.exceptions.RayError as error:  # noqa: PERF203 - a machine that is gone costs all retries
+                failures += 1
+                if failures == ATTEMPTS:
+                    why = " ".join(str(error).split())[-500:]
+                    raise DgiqaError(f"Ray gave up {ATTEMPTS} times in a row ({why}); --resume goes on") from error
     finally:
         if begun:
             ray.shutdown()
+
+
+def _run(shards: list[str], job: Job, actors: int | None, threads: int | None) -> Iterator[Done]:
+    """One run of Ray Data over the machines that the cluster has now."""
+    import ray.data
+
+    most, cores, needed = _share(ray.nodes(), job, threads)
+    found = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map(
+        _ShardScorer,
+        fn_constructor_args=(job, cores),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(actors or most, most, len(shards))),
+        max_restarts=-1,
+        max_task_retries=ATTEMPTS,
+        **needed,
+    )
+    for row in found.iter_rows():
+        yield Done(**json.loads(row["done"]))
 
 
 class _ShardScorer:
