@@ -228,8 +228,8 @@ class NoDevice:
     def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
         return DeviceArray(256, shape, np.dtype(dtype))
 
-    def download(self, source: int, nbytes: int) -> np.ndarray[Any, Any]:
-        return np.zeros(nbytes, np.uint8)
+    def numpy(self, array: DeviceArray) -> np.ndarray[Any, Any]:
+        return np.zeros(array.shape, array.dtype)
 
     def bind(self, feeds: Any, outputs: Any, lane: Any) -> NoDevice:
         self.arrays = dict(feeds) | (outputs or {"score": DeviceArray(256, (len(feeds),), np.dtype(np.float32))})

@@ -328,7 +328,7 @@ def test_the_commands_train_evaluate_and_draw(dataset, tmp_path, monkeypatch, ca
     weighted = ["consistency", *data, *short, "--seeds", "1", "--lambdas", "0", "1", "--out", str(tmp_path / "l")]
     assert evaluate.main(weighted) == 0
     assert [row["weight of the consistency loss"] for row in table(tmp_path / "l" / "curve.csv")] == ["0.0", "1.0"]
-    assert "consistency" in (tmp_path / "l" / "lambda0" / "seed0" / "loss.csv").read_text().splitlines()[0]
+    assert "consistency" in (tmp_path / "l" / "lambda0" / "seed0" / train.LOSSES).read_text().splitlines()[0]
     for kind, level in (("good", 180), ("bad", 50)):
         for i in range(3):
             write(tmp_path / kind / f"{i}.png", level + i)

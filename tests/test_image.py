@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 import tracemalloc
 import warnings
 import zlib
@@ -201,7 +202,8 @@ def test_the_first_of_several_frames_is_taken(kind: str) -> None:
         (b"P6\n0 0\n255\n", "starts like PPM, but its header"),
     ],
 )
-def test_what_is_no_image_is_named(file: bytes, message: str) -> None:
+def test_what_is_no_image_is_named(file: bytes, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(ImageError, match=message):
         decode(file)
 

@@ -39,7 +39,7 @@ from recipes.small.reasons import REASONS, human_share
 Float = NDArray[np.float64]
 KEPT, AT_LEAST = 0.98, 0.95  # share of what people called good that `upload` lets pass
 LET_IN = 0.05  # share of pictures beyond use that it should not exceed
-BEYOND_USE = tuple(kind for kind in measures.BAD if human_share(kind, LEVELS) < 0.3)
+LEFT = 0.3  # share of the quality below which a picture is beyond use
 PURE = {"archive": (FAIR, 0.95), "curation": (GOOD, 0.9)}  # least opinion, and how much of what passes has it
 FEWEST = 20  # pictures that pass, for a share of them to mean something
 INSIDE = 0.8
@@ -138,7 +138,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = opinions_kept(o.biq)
     found, wanted = judge(path for path, _ in rows), np.array([mos for _, mos in rows])
     worst = scores_of_the_worst(judge, clean[: max(1, o.most // 2)])
-    presets = presets_of(found, wanted, np.concatenate([worst[kind] for kind in BEYOND_USE]))
+    presets = presets_of(
+        found, wanted, np.concatenate([worst[kind] for kind in worst if human_share(kind, LEVELS) < LEFT])
+    )
     meaning = {
         "thresholds": thresholds_of(judge, clean, o.rounds),
         "presets": presets,
