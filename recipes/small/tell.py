@@ -13,6 +13,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from itertools import count, repeat
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -35,6 +39,7 @@ from recipes.small.learn import network_from, to_input
 from recipes.small.measures import average_precision, reason_pictures
 from recipes.small.reasons import REASONS
 
+CLEAN = 0.6  # opinion above which a photograph has hardly a fault of its own that its chain would not name
 HELD_OUT = 10  # one photograph of so many
 
 
@@ -48,18 +53,32 @@ def seen(network: DGIQA, rgb: NDArray[np.uint8]) -> Tensor:
     return statistics([m.float() for m in maps])
 
 
-def gather(network: DGIQA, paths: Sequence[Path]) -> tuple[Tensor, NDArray[np.float32], NDArray[np.int64]]:
+def gather(weights: Path, paths: Sequence[Path], workers: int) -> tuple[Tensor, NDArray[np.float32], NDArray[np.int64]]:
     """Of one chain of each photograph: what the head reads f32 [n,4,C], reasons f32 [n,K], the photograph's number."""
     values, wanted, source = [], [], []
-    for number, path in enumerate(watched(paths, len(paths), "photographs")):
-        pictures, reasons = reason_pictures([read_rgb(path)], number, rounds=1)
-        values += [seen(network, picture) for picture in pictures]
-        wanted.append(reasons)
-        source += [number] * len(pictures)
-    return torch.stack(values), np.concatenate(wanted).astype(np.float32), np.array(source)
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        chains = pool.map(_chain, repeat(weights), count(), paths, chunksize=4)
+        for number, (found, reasons) in enumerate(watched(chains, len(paths), "photographs")):
+            values.append(torch.from_numpy(found))
+            wanted.append(reasons)
+            source += [number] * len(reasons)
+    return torch.cat(values), np.concatenate(wanted).astype(np.float32), np.array(source)
 
 
-def fit(values: Tensor, wanted: Tensor, epochs: int = 40, seed: int = 0) -> nn.Sequential:
+@cache
+def _opened(weights: Path) -> DGIQA:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    network = network_from(weights, "").eval()
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _chain(weights: Path, number: int, path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    pictures, reasons = reason_pictures([read_rgb(path)], number, rounds=1)
+    return torch.stack([seen(_opened(weights), picture) for picture in pictures]).numpy(), reasons
+
+
+def fit(values: Tensor, wanted: Tensor, epochs: int = 60, seed: int = 0) -> nn.Sequential:
     """A head for values f32 [n,places,C] and reasons f32 [n,K]: 1 is there, 0 is not, 0.5 undecided."""
     torch.manual_seed(seed)
     head = fault_head(values.shape[2] // 2, wanted.shape[1])
@@ -102,7 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, help="folder of BIQ2021")
     parser.add_argument("--opinions", type=Path, help="working pictures of its opinions")
     parser.add_argument("--pictures", type=Path, help="instead of both: a folder of clean photographs")
-    parser.add_argument("--count", type=int, default=1500, help="photographs; default: %(default)s")
+    parser.add_argument("--count", type=int, default=4000, help="photographs; default: %(default)s")
+    parser.add_argument("--workers", type=int, default=2, help="processes that prepare pictures; default: %(default)s")
     parser.add_argument("--out", type=Path, required=True)
     o = parser.parse_args(arguments)
     if (o.root and o.opinions and not o.pictures) == (o.pictures is not None):
@@ -110,10 +130,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     network = network_from(o.weights, "").eval()
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    sources = judged_photographs(o.root, o.opinions) if o.root else clean_photographs(o.pictures, 1.0)
+    judged = judged_photographs(o.root, o.opinions) if o.root else clean_photographs(o.pictures, 1.0)
+    sources = [source for source in judged if source[1] > CLEAN]
     order = np.random.default_rng(11).permutation(max(o.count, len(sources)))[: o.count]
-    values, wanted, source = gather(network, [sources[i % len(sources)][0] for i in order])
+    values, wanted, source = gather(o.weights, [sources[i % len(sources)][0] for i in order], o.workers)
     held_out = source % HELD_OUT == 0
     head = fit(values[~held_out], torch.from_numpy(wanted[~held_out]))
     found = precision(head, values[held_out], wanted[held_out])
