@@ -203,7 +203,7 @@ def test_the_first_of_several_frames_is_taken(kind: str) -> None:
     ],
 )
 def test_what_is_no_image_is_named(file: bytes, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setitem(sys.modules, "pillow_heif.as_plugin", None)
     with pytest.raises(ImageError, match=message):
         decode(file)
 
