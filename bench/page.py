@@ -69,7 +69,7 @@ def versions(folder: Path) -> str:
     found = json.loads(path.read_text(encoding="utf-8"))
     sizes = ", ".join(f"{ratio:.2f} at {size}" for size, ratio in found["ratio"].items())
     return (
-        f"**Rows of `small` are of its first version** (up to commit {found['other']}). The model that ships now takes "
+        f"**Times of `small` are of its first version** (up to commit {found['other']}). The one that ships takes "
         f"{found['mean_ratio']:.2f} times as long per image on one thread of ONNX Runtime in fp32: {sizes} "
         "(`bench/versions.py`). The full-size networks are the same."
     )
