@@ -61,7 +61,10 @@ def test_fastapi_refuses_uploads_below_the_gate(
 ) -> None:
     pytest.importorskip("fastapi")
     pytest.importorskip("multipart")
-    from fastapi.testclient import TestClient
+    try:
+        from fastapi.testclient import TestClient
+    except RuntimeError as error:  # Starlette's client asks for httpx or httpx2, by its version
+        pytest.skip(str(error))
 
     monkeypatch.setenv("DGIQA_BUNDLE", str(tiny_bundle.path))
     monkeypatch.setenv("DGIQA_GATE", str((wanted[0] + wanted[1]) / 2))
