@@ -9,12 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from holding import held
 from numpy.typing import NDArray
 
 import dgiqa
@@ -30,16 +30,6 @@ ROOT = Path(dgiqa.__file__).parent.parent
 def scorer(tiny_bundle: Bundle) -> Iterator[Scorer]:
     with Scorer(tiny_bundle, threads=2) as scorer:
         yield scorer
-
-
-@contextmanager
-def held(scorer: Scorer) -> Iterator[None]:
-    """No network runs inside."""
-    networks = scorer.stages.networks
-    with ExitStack() as stack:
-        for _ in range(networks.parallel):
-            stack.enter_context(networks.turn)
-        yield
 
 
 def pictures(count: int) -> list[NDArray[np.uint8]]:

@@ -20,13 +20,13 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from holding import held
 from PIL import Image
 
 import dgiqa
@@ -95,16 +95,6 @@ class Server:
     def close(self) -> None:
         self.server.should_exit = True
         self.thread.join()
-
-
-@contextmanager
-def held(scorer: Scorer) -> Iterator[None]:
-    """No network runs inside."""
-    networks = scorer.stages.networks
-    with ExitStack() as stack:
-        for _ in range(networks.parallel):
-            stack.enter_context(networks.turn)
-        yield
 
 
 @pytest.fixture(scope="module")
