@@ -166,11 +166,9 @@ def explain(stages: Stages, source: Source, *, name: str | None = None, cam: Cam
         near = {each: preprocess.depth_image(depth, height, width, each) for each in (p, closer)}
 
     def scored(working: UInt8, windows: NDArray[np.int32], p: spec.Preprocess) -> Float32:
-        scores = []
-        for feeds in forward.tiles(working, near[p], windows, p, networks.batch):
-            with networks.turn:
-                scores.append(networks.quality.run(feeds)[spec.QUALITY_OUTPUT])
-        mapped = networks.mapped(np.concatenate(scores))
+        turn, batch = networks.turn, networks.batch
+        scores = forward.tile_scores(networks.quality, working, near[p], windows, p, batch=batch, turn=turn)
+        mapped = networks.mapped(scores)
         stages.pooled(mapped)  # BackendError for what is not finite
         return mapped
 

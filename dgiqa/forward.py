@@ -108,9 +108,22 @@ def tiles(
         yield _named(preprocess.cut_tiles(rgb, near, part, p.tile, normalisation=p.normalisation))
 
 
-def tile_scores(network: Network, rgb: UInt8, near: UInt8 | None, windows: str | Int32, p: spec.Preprocess) -> Float32:
-    """Scores f32 [n] of a working image's windows, as `tiles` takes them."""
-    return np.concatenate([network.run(feeds)[spec.QUALITY_OUTPUT] for feeds in tiles(rgb, near, windows, p)])
+def tile_scores(
+    network: Network,
+    rgb: UInt8,
+    near: UInt8 | None,
+    windows: str | Int32,
+    p: spec.Preprocess,
+    *,
+    batch: int = BATCH,
+    turn: AbstractContextManager[Any] | None = None,
+) -> Float32:
+    """Scores f32 [n] of a working image's windows, as `tiles` takes them. turn: held while the network runs."""
+    scores = []
+    for feeds in tiles(rgb, near, windows, p, batch):
+        with turn or nullcontext():
+            scores.append(network.run(feeds)[spec.QUALITY_OUTPUT])
+    return np.concatenate(scores)
 
 
 def _named(tiles: Sequence[Float32] | Float32) -> dict[str, Float32]:
@@ -378,10 +391,15 @@ def open_stages(
     opened = {
         network.file: _open(bundle, network, backend, precision, engine, **options) for network in bundle.networks
     }
-    depth, quality = opened.get(spec.DEPTH_FILE), opened[spec.QUALITY_FILE]
+    label = _label(opened[spec.QUALITY_FILE], opened.get(spec.DEPTH_FILE), precision)
+    return Stages(bundle, networks_of(bundle, opened, parallel, batch), label, precision, **settings)
+
+
+def networks_of(bundle: Bundle, opened: Mapping[str, Session], parallel: int = 1, batch: int | None = None) -> Networks:
+    """The bundle's networks, opened by file, as it wants them fed and its scores mapped."""
     p = bundle.preprocess
-    networks = Networks(depth, quality, parallel, p.tile, batch, bundle.meaning.mapped, p.normalisation)
-    return Stages(bundle, networks, _label(quality, depth, precision), precision, **settings)
+    depth, quality = opened.get(spec.DEPTH_FILE), opened[spec.QUALITY_FILE]
+    return Networks(depth, quality, parallel, p.tile, batch, bundle.meaning.mapped, p.normalisation)
 
 
 def file_of(bundle: Bundle, file: str, engine: Engine | None) -> Path:

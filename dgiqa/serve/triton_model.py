@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from dgiqa import spec
 from dgiqa.bundle import read_manifest
 from dgiqa.errors import BackendError, ImageError
-from dgiqa.forward import Networks, Stages
-from dgiqa.report.rows import Row, error_row, to_json
+from dgiqa.forward import Stages, networks_of
+from dgiqa.report.rows import Row, error_row
 from dgiqa.serve import v2
 from dgiqa.serve.triton import network_name
 
@@ -64,15 +64,7 @@ class TritonPythonModel:
             )
             for network in bundle.networks
         }
-        p = bundle.preprocess
-        networks = Networks(
-            opened.get(spec.DEPTH_FILE),
-            opened[spec.QUALITY_FILE],
-            parallel=1,
-            tile=p.tile,
-            mapped=bundle.meaning.mapped,
-            normalisation=p.normalisation,
-        )
+        networks = networks_of(bundle, opened)
         self.stages = Stages(bundle, networks, "triton", gate=None if gate is None else float(gate))
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -86,11 +78,7 @@ class TritonPythonModel:
             rows = [self._row(f"{v2.ENCODED}[{i}]", bytes(image)) for i, image in enumerate(images)]
         except BackendError as error:
             return triton.InferenceResponse(error=triton.TritonError(str(error)))
-        columns = {
-            "SCORE": np.array([row["score"] for row in rows], np.float32),  # None becomes NaN
-            "STD_ERROR": np.array([row["std_error"] for row in rows], np.float32),
-            "ROW": np.array([to_json(row).encode() for row in rows], np.object_),
-        }
+        columns = {output["name"]: _array(output["datatype"], v2.column(output["name"], rows)) for output in v2.OUTPUTS}
         return triton.InferenceResponse([triton.Tensor(name, values) for name, values in columns.items()])
 
     def _row(self, name: str, image: bytes) -> Row:
@@ -99,3 +87,10 @@ class TritonPythonModel:
         except ImageError as error:
             stages = self.stages
             return error_row(name, str(error), bundle=stages.bundle.id, backend=stages.backend, tiling=stages.tiling)
+
+
+def _array(datatype: str, values: list[Any]) -> NDArray[Any]:
+    """One of the protocol's columns as Triton takes it; None becomes NaN."""
+    if datatype == "FP32":
+        return np.array(values, np.float32)
+    return np.array([text.encode() for text in values], np.object_)

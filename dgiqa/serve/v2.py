@@ -68,22 +68,23 @@ def parsed(headers: Mapping[str, str], body: bytes, most: int) -> tuple[dict[str
     return asked, [(f"{tensor['name']}[{i}]", image) for i, image in enumerate(images)]
 
 
+def column(output: str, rows: Sequence[dict[str, Any]]) -> list[Any]:
+    """The values of an output, one of OUTPUTS, for rows; None for a number that a row lacks."""
+    return [to_json(row) if output == "ROW" else row[output.lower()] for row in rows]
+
+
 def answer(asked: dict[str, Any], model: str, rows: Sequence[dict[str, Any]]) -> tuple[dict[str, str], bytes]:
     """(headers, body) of the answer to a request, from a row per image. A row without a score is NaN, or null."""
-    found: dict[str, Sequence[Any]] = {
-        "SCORE": [row["score"] for row in rows],
-        "STD_ERROR": [row["std_error"] for row in rows],
-        "ROW": [to_json(row) for row in rows],
-    }
     outputs, tail = [], bytearray()
     for output, binary in _outputs(asked):
         tensor: dict[str, Any] = {"name": output["name"], "datatype": output["datatype"], "shape": [len(rows)]}
+        values = column(output["name"], rows)
         if binary:
-            packed = _packed(found[output["name"]], output["datatype"])
+            packed = _packed(values, output["datatype"])
             tensor["parameters"] = {"binary_data_size": len(packed)}
             tail += packed
         else:
-            tensor["data"] = found[output["name"]]
+            tensor["data"] = values
         outputs.append(tensor)
     identity = {"id": asked["id"]} if isinstance(asked.get("id"), str) else {}
     head = to_json({"model_name": model, "model_version": "1", **identity, "outputs": outputs}).encode()
