@@ -21,6 +21,8 @@ from dgiqa.pipeline import Task, checked_workers, schedule
 from dgiqa.score import Score
 from dgiqa.work import Work
 
+_CLOSED = "the scorer was closed; make another one"
+
 
 class Inbox:
     """A running pass. stages: the opened networks, or a function that opens them, called in the pass's thread.
@@ -68,12 +70,12 @@ class Inbox:
     def close(self) -> None:
         """Take no more; return when all that were handed in have their results."""
         with self._lock:
-            self._ended = self._ended or ValueError("the scorer was closed; make another one")
+            self._ended = self._ended or ValueError(_CLOSED)
             self._queue.put(None)
         self._thread.join()
 
     def _run(self) -> None:
-        error: BaseException = ValueError("the scorer was closed; make another one")
+        error: BaseException = ValueError(_CLOSED)
         try:
             stages = self._stages if isinstance(self._stages, Stages) else self._stages()
             more = self._more_for(stages)
