@@ -1,13 +1,12 @@
 """How far scores move in every precision and backend that is here: 200 distorted photographs against fp32.
 
-    python bench/precision.py [--networks small full glintiqa] [--images 200] [--compare] [--json FILE]
+    python bench/precision.py [--networks small full glintiqa] [--images 200] [--json FILE]
 
 Photographs of scikit-image and scikit-learn under all types and levels of `recipes.small.distortions`, seeds fixed;
 always both networks, from pixels to score. `builder.quantize` makes the files. The small bundle's reference is its fp32
 ONNX file on ONNX Runtime, since its PyTorch weights are not shipped (its manifest says how far the file is from
 PyTorch). `full` and `glintiqa` are networks of the published sizes (untrained.py) with PyTorch as the reference: an
-hour each on two cores. Rows of networks that are not asked for stay in the file. --compare adds other ways to make
-int8 files of the small bundle.
+hour each on two cores. Rows of networks that are not asked for stay in the file.
 Scores are kept in --work one by one, and a run that was stopped goes on; after a change to the code, --fresh.
 """
 
@@ -29,9 +28,8 @@ from numpy.typing import NDArray
 
 from dgiqa import metrics, spec
 from dgiqa.builder.calibrate import score_tiles
-from dgiqa.builder.quantize import METHODS, quantize_bundle
 from dgiqa.bundle import Bundle, load_bundle
-from dgiqa.errors import BackendError, DgiqaError
+from dgiqa.errors import BackendError
 from dgiqa.machine import usable_cores
 from dgiqa.parity import BUDGETS
 from dgiqa.runtime.backends import ONNXRUNTIME, OPENVINO, backends
@@ -134,23 +132,6 @@ def measure(bundle: Bundle, expected: NDArray[np.float64], o: argparse.Namespace
     return rows
 
 
-def compare_methods(bundle: Bundle, expected: NDArray[np.float64], o: argparse.Namespace) -> list[dict[str, Any]]:
-    """Other ways to int8: every layer quantised and the search off, so that the calibration alone decides."""
-    rows = []
-    for method in METHODS:
-        out = o.work / f"{bundle.id}-{method}"
-        try:
-            quantize_bundle(bundle, "int8", out, calibration=o.calib, method=method, budget=np.inf)
-        except (DgiqaError, ValueError) as error:
-            print(f"{method}: {error}", flush=True)
-            continue
-        files = {network.file: out / network.file for network in bundle.networks}
-        row = compared(expected, engine_scores(bundle, files, (ONNXRUNTIME, "int8"), o.images, o))
-        rows.append({"method": method} | row | {"bytes": _size(files)})
-        print(rows[-1], flush=True)
-    return rows
-
-
 def table(rows: Sequence[dict[str, Any]]) -> str:
     head = "| bundle | backend | precision | max abs. difference | mean | SROCC | size | target met |"
     return "\n".join([head, "|---|---|---|---|---|---|---|---|", *map(_line, rows)])
@@ -212,7 +193,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=200, help="how many distorted photographs")
     parser.add_argument("--calib", type=Path, nargs="+", help="what to calibrate `small` on (default: golden images)")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["small"], help="which, see above")
-    parser.add_argument("--compare", action="store_true", help="also other methods for int8")
     parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures go")
     parser.add_argument("--work", type=Path, default=untrained.WORK, help="files and scores kept here")
     parser.add_argument("--fresh", action="store_true", help="forget the scores that are kept")
@@ -244,8 +224,6 @@ def main() -> None:
     record["calibration"] = [str(path) for path in o.calib or []] or "golden images"
     for name in o.networks:
         bundle, expected = reference(name, o)
-        if o.compare and name == "small":
-            record["methods"] = compare_methods(bundle, expected, o)
         where = {"commit": environment["commit"], "machine": machine_line(environment)}
         rows = [row | where for row in measure(bundle, expected, o)]
         record["rows"] = [row for row in record["rows"] if row["bundle"] != bundle.name] + rows

@@ -18,7 +18,6 @@ EXTRAS = {
     "nvml": "the names of NVIDIA GPUs; gpu, tensorrt and rtx bring it",
     "pycuda": "PyCUDA's arrays and streams beside TensorRT",
     "build": "fp16 and int8 files",
-    "modelopt": "int8 files by NVIDIA's ModelOpt",
     "calibrate": "own labels",
     "video": "videos, their curve and their Parquet files",
     "heic": "HEIC photographs",

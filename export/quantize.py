@@ -18,7 +18,7 @@ from dgiqa.errors import DgiqaError
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, quantise, print what was left out and how far scores moved; 0 if both files were written, 1 if not."""
-    from dgiqa.builder.quantize import METHODS, quantize_bundle, sensitivity_table
+    from dgiqa.builder.quantize import quantize_bundle, sensitivity_table
 
     parser = argparse.ArgumentParser(description="Write a bundle's networks in a lower precision.")
     precision = parser.add_mutually_exclusive_group(required=True)
@@ -27,15 +27,14 @@ def main(arguments: list[str] | None = None) -> int:
     precision.add_argument("--fp8", dest="precision", action="store_const", const="fp8")
     parser.add_argument("--bundle", default="small", help="a bundle's name or its directory")
     parser.add_argument("--calib", type=Path, nargs="+", help="folder of photographs, 500 if you have them")
-    parser.add_argument("--method", choices=METHODS, help=f"who places Q/DQ in int8 files [{METHODS[0]}]")
     parser.add_argument("--rest", choices=("fp32", "fp16"), help="of an int8 file: fp16 for GPUs [fp32]")
     parser.add_argument("--out", required=True, type=Path, help="directory to write quality.onnx and depth.onnx into")
     options = vars(parser.parse_args(arguments))
     options["calibration"] = options.pop("calib")
-    given = {name: value for name in ("method", "rest") if (value := options.pop(name))}
-    if given and options["precision"] != "int8":
-        parser.error(f"{', '.join(f'--{name}' for name in given)}: of int8 files only; leave out, or give --int8")
-    options |= given
+    if (rest := options.pop("rest")) is not None:
+        if options["precision"] != "int8":
+            parser.error("--rest: of int8 files only; leave out, or give --int8")
+        options["rest"] = rest
     try:
         made = quantize_bundle(**options, progress=lambda line: print(line, file=sys.stderr))
     except (DgiqaError, ValueError) as error:

@@ -462,25 +462,6 @@ def test_int8_is_not_offered_where_it_gains_nothing() -> None:
         choose("openvino", "fp8")
 
 
-def test_who_places_quantisers_is_asked_for_and_belongs_to_the_key(
-    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-
-    def quantised(bundle: Bundle, precision: str, out: Path, **options: Any) -> None:
-        asked.append((options["method"], out.name.split(".")[1]))
-        raise ParityError("scores are over the budget")
-
-    monkeypatch.setattr("dgiqa.builder.quantize.quantize_bundle", quantised)
-    for method in ("builtin", "modelopt"):
-        with pytest.raises(ParityError, match="over the budget"):
-            build(tiny_bundle, backend="onnxruntime", precision="int8", method=method)
-    assert [method for method, _ in asked] == ["builtin", "modelopt"]
-    assert len({place for _, place in asked}) == 2
-    with pytest.raises(ValueError, match="places Q/DQ of int8, and this is fp16; leave it out"):
-        build(tiny_bundle, backend="onnxruntime", precision="fp16", method="modelopt")
-
-
 def test_fp8_is_refused_on_a_gpu_without_such_units(
     tiny_bundle: Bundle, tensorrt: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,6 @@ from dgiqa.builder.precision import (  # noqa: E402
     layers_with_kernels,
     like_half,
     load_model,
-    narrow_weights,
     residual_inputs,
     store_half,
     tensor_types,
@@ -312,20 +311,6 @@ def test_no_processor_clips_the_sums_of_int8_layers(backend: str, op: str, tmp_p
     x = np.ones([d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim], "f")
     (got,) = opened(backend, model, tmp_path).run({"x": x}).values()
     np.testing.assert_allclose(got, 64 if op == "MatMul" else 576, rtol=2e-3)  # scales are float16 numbers
-
-
-def test_weights_of_other_makers_are_narrowed_for_cpus(layers_model: Any, x: NDArray[np.float32]) -> None:
-    wide = to_int8(layers_model, ranges(layers_model, x), weighted_layers(layers_model), weight_levels=LEVELS)
-    narrow = narrow_weights(wide)
-    levels = {i.name: onnx.numpy_helper.to_array(i).astype(int) for i in narrow.graph.initializer if len(i.dims) >= 2}
-    assert len(levels) == 4
-    assert all(np.abs(values).max() == CPU_WEIGHT_LEVELS for values in levels.values())
-    assert layer_types(narrow) == Counter(int8=4)
-    before, after = (
-        np.concatenate([values.ravel() for values in dequantised_weights(model)]) for model in (wide, narrow)
-    )
-    assert 0 < np.abs(after - before).max() <= np.abs(before).max() / LEVELS
-    assert narrow_weights(narrow).SerializeToString() == narrow.SerializeToString()
 
 
 def dequantised_weights(model: Any) -> list[NDArray[np.float32]]:
@@ -854,7 +839,7 @@ def test_an_overflow_becomes_an_fp32_island(
 
 
 def test_wrong_arguments_name_the_choices(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    for wrong in ({"precision": "int4"}, {"rest": "bf16"}, {"method": "magic"}):
+    for wrong in ({"precision": "int4"}, {"rest": "bf16"}):
         arguments = {"precision": "int8", **wrong}
         with pytest.raises(ValueError, match="choose one of"):
             quantize_bundle(tiny_bundle, out=tmp_path / "out", **arguments)
@@ -862,42 +847,17 @@ def test_wrong_arguments_name_the_choices(tiny_bundle: Bundle, tmp_path: Path) -
         quantize_bundle("no-such-bundle", "fp16", tmp_path / "out")
 
 
-def test_modelopt_that_is_not_installed_is_asked_for_by_name(
-    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "modelopt.onnx.quantization", None)
-    monkeypatch.setattr(quantize_module, "measure", lambda *_: pytest.fail("calibrated for minutes before it was said"))
-    with pytest.raises(BackendError, match=r"dgiqa-rt\[modelopt\]"):
-        quantize_bundle(tiny_bundle, "int8", tmp_path / "out", method="modelopt")
-
-
 @pytest.mark.parametrize("rest", ["fp32", "fp16"])
-@pytest.mark.parametrize("method", ["builtin", "modelopt"])
 def test_files_for_cpus_have_narrow_weights_and_those_for_gpus_all_levels(
-    bad_layer_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, rest: str
+    bad_layer_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rest: str
 ) -> None:
-    def in_place_of_modelopt(models: Any, layers: Any, *_: Any, **__: Any) -> Any:
-        ones = {file: dict.fromkeys([n.input[0] for n in model.graph.node], 1.0) for file, model in models.items()}
-        return {f: to_int8(model, ones[f], layers[f], weight_levels=LEVELS) for f, model in models.items()}
-
-    monkeypatch.setattr(quantize_module, "check_modelopt", lambda: None)
-    monkeypatch.setattr(quantize_module, "modelopt_int8", in_place_of_modelopt)
     monkeypatch.setattr(quantize_module, "layers_with_kernels", lambda model, _: list(weighted_layers(model)))
-    made = quantize_bundle(bad_layer_bundle, "int8", tmp_path / "out", method=method, rest=rest, budget=np.inf)
+    made = quantize_bundle(bad_layer_bundle, "int8", tmp_path / "out", rest=rest, budget=np.inf)
     for path in made.files.values():
         tensors = [i for i in load_model(path).graph.initializer if i.data_type == INT8 and len(i.dims) >= 2]
         largest = [np.abs(onnx.numpy_helper.to_array(i).astype(int)).max() for i in tensors]
         assert largest
         assert max(largest) == {"fp32": CPU_WEIGHT_LEVELS, "fp16": LEVELS}[rest]
-
-
-@pytest.mark.slow
-def test_modelopt_keeps_to_the_layers_and_the_budget(small: Bundle, tmp_path: Path) -> None:
-    pytest.importorskip("modelopt.onnx.quantization", reason="ModelOpt is not installed", exc_type=ImportError)
-    files = sorted((small.path / "golden").glob("*.png"))
-    made = quantize_bundle(small, "int8", tmp_path / "out", calibration=files, method="modelopt")
-    for path in made.files.values():
-        assert check_precision(path, "int8")["int8"] > 10
 
 
 def test_errors_that_are_not_numbers_count_as_infinite(tiny_bundle: Bundle, photos: dict[str, Any]) -> None:
@@ -951,11 +911,6 @@ def test_the_command_refuses_what_means_nothing_in_fp16(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], script: Callable[[str], ModuleType]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        script("export/quantize.py").main(["--fp16", "--rest", "fp16", "--method", "builtin", "--out", str(tmp_path)])
+        script("export/quantize.py").main(["--fp16", "--rest", "fp16", "--out", str(tmp_path)])
     assert stopped.value.code == 2
-    assert "--method, --rest: of int8 files only" in capsys.readouterr().err
-
-
-def test_fp8_is_placed_here(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="leave it out for fp8"):
-        quantize_bundle(tiny_bundle, "fp8", tmp_path, method="modelopt")
+    assert "--rest: of int8 files only" in capsys.readouterr().err

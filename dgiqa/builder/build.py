@@ -51,7 +51,6 @@ def build(
     plugins: Sequence[Path] = (),
     plan: PlanOptions = USUAL,
     calibration: Sequence[Path] | None = None,
-    method: str = "builtin",
     device: int | None = None,
     force: bool = False,
     progress: Progress = lambda line: None,
@@ -60,7 +59,7 @@ def build(
 
     precision: one of spec.PRECISIONS. For ONNX Runtime and OpenVINO, fp32 and bf16 run the bundle's own files: what is
     kept is the proof. calibration: images, or folders of them, for int8 and fp8 (500 or more are advised), by default
-    the bundle's own golden images. method: who places Q/DQ in int8 files, see `quantize.quantize_bundle`.
+    the bundle's own golden images.
     TensorRT only: batch, tiles a run (fewest, usual, most); buckets, (height, width) of depth inputs that the plan
     takes besides those of square, 4:3 and 16:9 images, upright too; workspace in bytes; timing_cache, a file of
     measured kernels; plugins, libraries that serve operators; plan, where else it runs, see PlanOptions.
@@ -78,10 +77,6 @@ def build(
     if precision == "int8" and (note := _int8_gains(backend)):
         progress(note)
     profile: dict[str, Any] = {}
-    if method != "builtin":
-        if precision != "int8":
-            raise ValueError(f"method is {method!r}, which places Q/DQ of int8, and this is {precision}; leave it out")
-        profile["method"] = method
     if calibration is not None and precision in EIGHT_BITS:
         profile["calibration"] = _digest(calibration)
     if plan.chosen and backend != backends.TENSORRT:
@@ -204,7 +199,6 @@ def _typed(order: _Order) -> tuple[dict[str, Path], dict[str, Any]]:
             order.key["precision"],
             order.folder,
             calibration=order.calibration,
-            method=order.key["profile"].get("method", "builtin"),
             rest="fp16" if order.key["engine"] in (backends.TENSORRT, backends.CUDA, backends.RTX) else "fp32",
             progress=order.progress,
         )

@@ -125,15 +125,6 @@ def score_tiles(rgb: UInt8, networks: Networks, p: spec.Preprocess) -> NDArray[n
     return _picture(rgb, networks, p).scores
 
 
-def network_feeds(
-    rgb: UInt8, networks: Networks, p: spec.Preprocess
-) -> Iterator[tuple[str, dict[str, NDArray[np.float32]]]]:
-    """What each network is fed for a photograph, as (file, inputs): the depth network's image, then the grid tiles."""
-    seen: list[tuple[str, dict[str, NDArray[np.float32]]]] = []
-    _picture(rgb, {file: _Recorded(file, network, seen) for file, network in networks.items()}, p)
-    yield from seen
-
-
 def measure(
     photographs: Iterable[UInt8],
     models: Mapping[str, Any],

@@ -179,27 +179,6 @@ def layers_with_kernels(model: Any, kind: str) -> list[str]:
     return [node.name for node in nodes if _has_kernel(node.op_type, shapes[node.input[1]], kind)]
 
 
-def narrow_weights(model: Any) -> Any:
-    """Bring int8 weights that exceed CPU_WEIGHT_LEVELS within them: levels halved, scales doubled.
-
-    For files that others quantised. A weight is rounded twice; `to_int8` does it once.
-    """
-    onnx = import_onnx()
-    result, graph = _copy(model)
-    constants = {i.name: i for i in model.graph.initializer}
-    nodes = [_clone(node) for node in model.graph.node]
-    halved: dict[tuple[str, str], tuple[str, str]] = {}
-    for node in (n for n in nodes if n.op_type == "DequantizeLinear" and _exceeds(constants.get(n.input[0]))):
-        key = node.input[0], node.input[1]
-        if key not in halved:
-            halved[key] = names = f"{key[0]}_narrow", f"{key[1]}_of_{key[0]}_narrow"
-            levels, scales = (onnx.numpy_helper.to_array(constants[name]) for name in key)
-            narrow = np.rint(levels / 2).astype(np.int8), (scales * 2).astype(scales.dtype)
-            graph.initializer.extend(map(onnx.numpy_helper.from_array, narrow, names))
-        node.input[0], node.input[1] = halved[key]
-    return _with_nodes(result, nodes)
-
-
 def to_half(model: Any, keep: Collection[str] = ()) -> Any:
     """Compute in float16 between float32 inputs and outputs; nodes named in `keep` stay float32.
 
@@ -504,14 +483,6 @@ def _dequantised(
 def _bytes(tensor: Any) -> bytes:
     """The values of a constant, whatever its type; all zero bytes are zeros."""
     return bytes(tensor.raw_data) or bytes(import_onnx().numpy_helper.to_array(tensor).tobytes())
-
-
-def _exceeds(constant: Any) -> bool:
-    """Whether this is an int8 matrix with values outside CPU_WEIGHT_LEVELS."""
-    onnx = import_onnx()
-    if constant is None or constant.data_type != onnx.TensorProto.INT8 or len(constant.dims) < 2:
-        return False
-    return bool(np.abs(onnx.numpy_helper.to_array(constant).astype(int)).max(initial=0) > CPU_WEIGHT_LEVELS)
 
 
 def _half_scales(scales: NDArray[Any]) -> NDArray[np.float32]:

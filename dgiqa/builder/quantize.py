@@ -27,7 +27,6 @@ from dgiqa.builder.calibrate import (
     photographs,
     probe_photographs,
 )
-from dgiqa.builder.modelopt import check_modelopt, modelopt_int8
 from dgiqa.builder.precision import (
     CPU_WEIGHT_LEVELS,
     EIGHT_BITS,
@@ -37,7 +36,6 @@ from dgiqa.builder.precision import (
     like_half,
     load_model,
     mostly,
-    narrow_weights,
     residual_inputs,
     store_half,
     to_fp8,
@@ -55,13 +53,11 @@ Progress = Callable[[str], None]
 Models = dict[str, Any]  # file name -> onnx.ModelProto
 Convert = Callable[[str, frozenset[str]], Any]  # (file, names of the parts to change) -> onnx.ModelProto
 
-METHODS = ("builtin", "modelopt")
 MAX_INT8_SIZE = 0.30  # of the fp32 file; fp32 islands of an fp16 file still store fp16, so they cost nothing
 # The search aims at this share of the budget: it sees a dozen photographs, and users have others. On 200 distorted
 # ones the largest int8 difference of the small bundle was 4.2 times what the search ended with.
 SEARCH_SHARE = 0.2
 NOTICEABLE = 0.25  # of what the search aims at: a sixteenth of its square, and errors of layers add up in squares
-MODELOPT_IMAGES = 32  # ModelOpt's calibrators hold every tensor of every image in memory
 
 
 @dataclass
@@ -109,7 +105,7 @@ class Group:
 class Quantized:
     """files: {spec.DEPTH_FILE, spec.QUALITY_FILE -> path}. report: how they were made and how far they are, for JSON.
 
-    report: "precision", "rest", "method", "calibration" (what the images were), "budget", "error"
+    report: "precision", "rest", "calibration" (what the images were), "budget", "error"
     (of the photographs that were tried: "max", "mean", "images"), "parts" (the sensitivity table, a `Group.row` each,
     most costly first; empty if all could be changed), "left_out", and per file "layers" (precision -> count), "bytes",
     "size_ratio".
@@ -126,7 +122,6 @@ def quantize_bundle(
     *,
     calibration: Sequence[Path] | None = None,
     rest: str = "fp32",
-    method: str = METHODS[0],
     budget: float | None = None,
     progress: Progress = lambda line: None,
 ) -> Quantized:
@@ -138,9 +133,8 @@ def quantize_bundle(
     an fp8 file is fp16. Files for CPUs have CPU_WEIGHT_LEVELS, so that they give the same scores on every processor.
     Those for GPUs have LEVELS, and Q/DQ as TensorRT fuses it: only where it has kernels, and on what is added to a
     convolution's result.
-    calibration: image files and folders, see `calibrate.photographs`. method: "builtin" places Q/DQ as said; "modelopt"
-    lets NVIDIA ModelOpt place those of an int8 file, without the layers that the search left out. budget: largest
-    |score difference| of an image, parity.BUDGETS by default.
+    calibration: image files and folders, see `calibrate.photographs`. budget: largest |score difference| of an image,
+    parity.BUDGETS by default.
     The bundle is left as it is, and `out` gets all files or none.
     Raises ParityError if the budget cannot be met within MAX_INT8_SIZE and with most layers changed, EngineError if a
     graph cannot be changed, BackendError if a package is missing, ValueError for arguments that mean nothing,
@@ -149,9 +143,9 @@ def quantize_bundle(
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     budget = BUDGETS.get(precision, 0.0) if budget is None else budget
     rest = "fp16" if precision == "fp8" else rest
-    _check_arguments(precision, rest, method)
-    if method == "modelopt" and precision == "int8":
-        check_modelopt()  # now, not after minutes of search
+    for name, got, wanted in (("precision", precision, spec.QUANTIZED), ("rest", rest, ("fp32", "fp16"))):
+        if got not in wanted:
+            raise ValueError(f"{name} is {got!r}; choose one of: {', '.join(wanted)}")
     names = [network.file for network in bundle.networks]
     models = {file: load_model(bundle.file(file)) for file in names}
     pictures, described = photographs(bundle, calibration, progress)
@@ -172,15 +166,10 @@ def quantize_bundle(
     changed = {file: _changed_nodes(parts, file) for file in names}
     if precision == "fp16":
         write = _to_half_of(models, to_half)
-        made = {file: write(file, changed[file]) for file in names}
-    elif method == "modelopt":
-        few = itertools.islice(pictures(), MODELOPT_IMAGES)
-        made = modelopt_int8(models, changed, few, bundle.preprocess)
-        made = made if rest == "fp16" else {file: narrow_weights(model) for file, model in made.items()}
     else:
         levels = CPU_WEIGHT_LEVELS if rest == "fp32" else LEVELS
         write = _to_eight_bits_of(models, largest, precision, rest, levels)
-        made = {file: write(file, changed[file]) for file in names}
+    made = {file: write(file, changed[file]) for file in names}
     if precision in EIGHT_BITS and rest == "fp16":
         made = {file: to_half(model) for file, model in made.items()}
     made = {file: store_half(model) for file, model in made.items()}
@@ -191,7 +180,6 @@ def quantize_bundle(
         for path in folder.iterdir():
             os.replace(path, Path(out, path.name))
     report |= {"precision": precision, "rest": rest if precision in EIGHT_BITS else "fp16", "calibration": described}
-    report |= {"method": method} if precision in EIGHT_BITS else {}
     return Quantized({file: Path(out) / file for file in names}, report)
 
 
@@ -376,16 +364,3 @@ def _report(
     error = {"max": max(errors.worst, worst), "mean": float(abs(errors.images).mean()), "images": len(errors.images)}
     left_out = [f"{row['file']}: {row['name']}" for row in table if row["left_out"]]
     return {"budget": budget, "error": error, "parts": table, "left_out": left_out, "files": files}
-
-
-def _check_arguments(precision: str, rest: str, method: str) -> None:
-    if precision == "fp8" and method != METHODS[0]:
-        raise ValueError(f"method is {method!r}, which places int8 here; leave it out for fp8")
-    choices = (
-        ("precision", precision, spec.QUANTIZED),
-        ("rest", rest, ("fp32", "fp16")),
-        ("method", method, METHODS),
-    )
-    for name, got, wanted in choices:
-        if got not in wanted:
-            raise ValueError(f"{name} is {got!r}; choose one of: {', '.join(wanted)}")

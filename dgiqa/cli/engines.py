@@ -18,13 +18,6 @@ if TYPE_CHECKING:
     from dgiqa.runtime.engines import Engine
 
 
-class Method(str, Enum):
-    """dgiqa.builder.quantize.METHODS."""
-
-    builtin = "builtin"
-    modelopt = "modelopt"
-
-
 class Hardware(str, Enum):
     """dgiqa.builder.plan.HARDWARE."""
 
@@ -84,9 +77,6 @@ def build(  # noqa: PLR0917 - the command line's options
             help="TensorRT: a library that serves operators; repeatable.",
         ),
     ] = None,
-    method: Annotated[
-        Method, typer.Option(help="Who places Q/DQ in int8 files; NVIDIA ModelOpt is an extra.")
-    ] = Method.builtin,
     device: options.Device = None,
     version_compatible: Annotated[
         bool, typer.Option("--version-compatible", help="TensorRT: run with other versions of this major one, too.")
@@ -120,8 +110,6 @@ def build(  # noqa: PLR0917 - the command line's options
     from dgiqa.builder.build import build as build_engine
 
     precision = _precision(fp32=fp32, fp16=fp16, int8=int8, fp8=fp8, bf16=bf16)
-    if method is not Method.builtin and precision != "int8":
-        raise typer.BadParameter(f"it places Q/DQ of int8, and this is {precision}", param_hint="--method")
     if calib and precision not in spec.QUANTIZED:
         raise typer.BadParameter(
             f"{precision} runs the model's own files; give --int8, --fp8 or --fp16", param_hint="--calib"
@@ -137,7 +125,6 @@ def build(  # noqa: PLR0917 - the command line's options
         plugins=plugin or [],
         plan=_plan(version_compatible, exclude_lean_runtime, hardware, level),
         calibration=[calib] if calib else None,
-        method=method.value,
         device=device,
         force=force,
         progress=say,
