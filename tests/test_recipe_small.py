@@ -78,7 +78,7 @@ def test_a_group_never_gets_better_and_names_its_reasons(kind):
     for seed in range(3):
         rgb = picture(seed)
         made = chains.group(kind, rgb, np.random.default_rng(seed))
-        shares = chains.judge(made, working.working_square(rgb), flat_scale())
+        shares = chains.judge(made, chains.compared(rgb), flat_scale())
         assert len(made) == len(shares) == chains.SIZE
         assert all(one.rgb.shape == rgb.shape and one.rgb.dtype == np.uint8 for one in made)
         assert all(0 <= later <= earlier <= 1 for earlier, later in itertools.pairwise(shares))
@@ -89,12 +89,12 @@ def test_black_and_white_is_no_fault():
     rgb = picture(4)
     made = chains.group("grey", rgb, np.random.default_rng(1))
     assert made[1].rgb.std(axis=2).max() < 30
-    assert chains.judge(made[:2], working.working_square(rgb), flat_scale()) == [1.0, 1.0]
+    assert chains.judge(made[:2], chains.compared(rgb), flat_scale()) == [1.0, 1.0]
 
 
 def test_a_blank_wall_is_worth_nothing_however_it_is_noisy():
     made = chains.group("nothing", picture(), np.random.default_rng(2))
-    assert chains.judge(made, working.working_square(picture()), flat_scale()) == [0, 0, 0, 0]
+    assert chains.judge(made, chains.compared(picture()), flat_scale()) == [0, 0, 0, 0]
 
 
 def test_the_scale_rises_with_the_metrics_and_labels_stay_below_the_photographs():
@@ -113,7 +113,7 @@ def test_the_scale_rises_with_the_metrics_and_labels_stay_below_the_photographs(
 def folder(path: Path, count: int, labels: dict[str, np.ndarray]) -> Path:
     rgb, depth = working.create(path, count)
     for i in range(count):
-        rgb[i], depth[i] = working.working_square(picture(i)), 10 * i
+        rgb[i], depth[i] = working.square(picture(i)), 10 * i
     working.save_labels(path, labels)
     return path
 

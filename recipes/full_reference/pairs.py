@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         made = group(paths, o.seed, number)
         for n, (picture, what, much) in enumerate(made):
             at = (1 + WORSE) * number + n
-            rgb[at] = working.working_square(picture)
+            rgb[at] = working.square(picture)
             depth[at] = network(rgb[at])
             row = {
                 "source": number,

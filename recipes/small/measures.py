@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 import io
+import itertools
 import json
 import re
 import subprocess
@@ -300,13 +301,24 @@ def special(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
     }
 
 
-def series(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
-    """KADID's types at five levels: how often neighbours are in order, and SROCC with people's mean opinion."""
-    result, everything, human = {}, [], []
-    from recipes.small.scale import HUMAN
+def series(judge: Judge, clean: Sequence[Bytes], scale_file: Path | None) -> dict[str, Any]:
+    """KADID's types at five levels: how often neighbours are in order, and SROCC with people's mean opinion.
 
+    scale_file: of `chains`; SROCC is then also with the labels that `chains` would give these pictures, each its own.
+    """
+    result, everything, human, labels = {}, [], [], []
+    from recipes.small.labels import full_reference
+    from recipes.small.scale import HUMAN, Scale
+
+    scale = Scale.load(scale_file) if scale_file else None
+    squares = [chains.compared(a) for a in clean]
     for kind in KADID_TYPES:
-        found = np.array([judge(distort(a, kind, level, n) for n, a in enumerate(clean)) for level in range(1, 6)])
+        versions = [[distort(a, kind, level, n) for n, a in enumerate(clean)] for level in range(1, 6)]
+        found = np.array([judge(pictures) for pictures in versions])
+        if scale:
+            for level, pictures in enumerate(versions, 1):
+                for square, picture in zip(squares, pictures, strict=True):
+                    labels.append(scale.single(kind, level, full_reference(square, chains.compared(picture)[None])[0]))
         wanted = np.array(HUMAN[kind])
         order = (found[:-1] > found[1:]) if wanted[0] > wanted[-1] else (found[:-1] < found[1:])
         result[kind] = {"in_order": float(order.mean()), "mean": found.mean(1).tolist()}
@@ -316,6 +328,7 @@ def series(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
         "types": result,
         "types_in_order": sum(r["in_order"] >= 0.9 for r in result.values()),
         "srocc_kadid_means": srocc(np.concatenate(everything), np.concatenate(human)),
+        "srocc_labels": srocc(np.concatenate(everything), np.array(labels)) if scale else None,
     }
 
 
@@ -338,17 +351,25 @@ def depth(judge: Judge, pairs: Path | None) -> dict[str, dict[str, float]]:
     }
 
 
-def reason_pictures(clean: Sequence[Bytes], seed: int, rounds: int = 6) -> tuple[list[Bytes], Float]:
+def reason_pictures(clean: Sequence[Bytes], seed: int, rounds: int = 20) -> tuple[list[Bytes], Float]:
     """Chains of clean pictures, saved as users save them, and their reasons f [n,K]: 1 is there, 0.5 undecided."""
+    rng = np.random.default_rng(seed)
+    groups = (
+        chains.group(chains.KINDS[rng.choice(len(chains.KINDS), p=chains.SHARES)], a, rng)
+        for _ in range(rounds)
+        for a in clean
+    )
+    return saved_chains(groups, rng)
+
+
+def saved_chains(groups: Iterable[list[chains.Made]], rng: np.random.Generator) -> tuple[list[Bytes], Float]:
+    """Pictures of groups in order, saved as users save them, and their reasons f [n,K]."""
     from recipes.small.reasons import REASONS
 
-    rng, wanted, found = np.random.default_rng(seed), [], []
-    for _ in range(rounds):
-        for a in clean:
-            kind = chains.KINDS[rng.choice(len(chains.KINDS), p=chains.SHARES)]
-            for one in chains.group(kind, a, rng):
-                wanted.append([one.reasons.get(name, 0.0) for name in REASONS])
-                found.append(encoding.ordinary(one.rgb, rng))
+    found, wanted = [], []
+    for one in itertools.chain.from_iterable(groups):
+        found.append(encoding.ordinary(one.rgb, rng))
+        wanted.append([one.reasons.get(name, 0.0) for name in REASONS])
     return found, np.array(wanted)
 
 
@@ -420,6 +441,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--clean", type=Path, required=True)
     parser.add_argument("--large", type=Path)
     parser.add_argument("--stereo", type=Path, help="folder of real pairs: NAME_left.png, NAME_gt.png (disparity)")
+    parser.add_argument("--scale", type=Path, help="scale.json beside the chains, for the labels of single distortions")
     parser.add_argument("--most", type=int, default=30, help="clean pictures that are used")
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--out", type=Path, required=True)
@@ -432,8 +454,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parts["opinions"] = lambda: opinions(judge, rows)
     parts |= {
         f.__name__: functools.partial(f, judge, clean)
-        for f in (special, unseen, additions, video, decoders, saves, reasons, series)
+        for f in (special, unseen, additions, video, decoders, saves, reasons)
     }
+    parts["series"] = lambda: series(judge, clean, o.scale)
     parts["depth"] = lambda: depth(judge, o.stereo)
     if o.large:
         parts["sizes"] = lambda: sizes(judge, read(o.large, 20))

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rgb, depth = working.create(o.out, len(records))
     network = working.Depth(o.depth)
     for i, record in enumerate(watched(records, len(records), "photographs")):
-        rgb[i] = working.working_square(read_rgb(record.path))
+        rgb[i] = working.square(read_rgb(record.path))
         depth[i] = network(rgb[i])
     names, scores = [r.name for r in records], [r.score for r in records]
     working.save_labels(o.out, {"mos": np.array(scores, np.float32), "name": np.array(names)})

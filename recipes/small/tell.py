@@ -34,10 +34,11 @@ from dgiqa.nn.network import DGIQA, fault_head, statistics
 from dgiqa.nn.weights import save_weights
 from dgiqa.preprocess import working_image
 from dgiqa.spec import TILE
-from recipes.small.chains import clean_photographs, judged_photographs
+from recipes.small.chains import clean_photographs, group, judged_photographs
+from recipes.small.distortions import TYPES
 from recipes.small.learn import network_from, to_input
-from recipes.small.measures import average_precision, reason_pictures
-from recipes.small.reasons import REASONS
+from recipes.small.measures import average_precision, reason_pictures, saved_chains
+from recipes.small.reasons import REASONS, WHY
 
 CLEAN = 0.6  # opinion above which a photograph has hardly a fault of its own that its chain would not name
 HELD_OUT = 10  # one photograph of so many
@@ -74,7 +75,15 @@ def _opened(weights: Path) -> DGIQA:
 
 
 def _chain(weights: Path, number: int, path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    pictures, reasons = reason_pictures([read_rgb(path)], number, rounds=1)
+    """Every second chain has one distortion, whose reason is drawn evenly: in mixtures half of the reasons are rare."""
+    rgb = read_rgb(path)
+    if number % 2:
+        pictures, reasons = reason_pictures([rgb], number, rounds=1)
+    else:
+        rng = np.random.default_rng(number)
+        wanted = REASONS[rng.integers(len(REASONS))]
+        types = [kind for kind in TYPES if WHY.get(kind) == wanted]
+        pictures, reasons = saved_chains([group("single", rgb, rng, types)], rng)
     return torch.stack([seen(_opened(weights), picture) for picture in pictures]).numpy(), reasons
 
 
