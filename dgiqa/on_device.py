@@ -20,7 +20,6 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -31,7 +30,7 @@ from dgiqa import preprocess, spec
 from dgiqa.errors import BackendError, DgiqaError, ImageError
 from dgiqa.forward import Networks
 from dgiqa.runtime import cuda
-from dgiqa.runtime.cuda import DeviceArray, Recent, Replay
+from dgiqa.runtime.cuda import DeviceArray, Lane, Recent, Replay
 from dgiqa.runtime.kernels import RANGE_WORDS, DepthMap, Image, Kernels, Nv12, is_finite, normalised_levels
 from dgiqa.work import Work
 
@@ -54,30 +53,7 @@ class Bound(Protocol):
 class Network(Protocol):
     """A session that reads and writes arrays on the device, as TrtSession and OrtSession do."""
 
-    def bind(self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None, lane: Any) -> Bound: ...
-
-
-class Lane(Protocol):
-    """A stream and its memory, as cuda.Lane is. Pointers are the device's."""
-
-    handle: int
-    at: int
-
-    def current(self) -> AbstractContextManager[None]: ...
-
-    def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray: ...
-
-    def copy(self, target: int, source: int, nbytes: int) -> None: ...
-
-    def put(self, target: DeviceArray, source: NDArray[Any]) -> None: ...
-
-    def numpy(self, array: DeviceArray) -> NDArray[Any]: ...
-
-    def follow(self, stream: Any) -> None: ...
-
-    def sync(self) -> None: ...
-
-    def close(self) -> None: ...
+    def bind(self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None, lane: Lane) -> Bound: ...
 
 
 @dataclass(frozen=True)
@@ -427,7 +403,7 @@ def open_device_scorer(depth: Any, quality: Any, p: spec.Preprocess) -> DeviceSc
     if kernels.emulated:
         raise BackendError(f"{kernels.path} emulates the kernels on a CPU; set DGIQA_KERNELS to a CUDA build of it")
     context = context_of(quality)
-    lanes: list[Any] = [cuda.Lane(context) for _ in range(LANES)]
+    lanes = [Lane(context) for _ in range(LANES)]
     together = min(getattr(depth, "most_at_once", 1), 8)
     record = all(getattr(each, name, True) for each in (depth, quality) for name in ("recordable", "graphs"))
     options: dict[str, Any] = {"together": together, "record": record, "home": context}

@@ -34,7 +34,50 @@ _TOO_NEW = re.compile(
 )
 
 
-class OrtSession:
+class Opened:
+    """A file that ONNX Runtime has opened: what it takes and gives, whatever computes it.
+
+    options, providers: as InferenceSession takes them. Raises BackendError if onnxruntime is too old for the file,
+    BundleError if it is missing or no model.
+    """
+
+    backend: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    recordable = False  # as part of a CUDA graph: each run waits
+
+    def __init__(self, ort: Any, source: str | Path | bytes, options: Any, **providers: Any) -> None:
+        in_memory = isinstance(source, bytes)
+        label = "the given bytes" if in_memory else str(source)
+        if not in_memory and not Path(label).is_file():
+            raise BundleError(f"{label} is missing; wanted an ONNX file")
+        try:
+            self._session = ort.InferenceSession(source if in_memory else label, options, **providers)
+        except Exception as error:  # onnxruntime's exception classes share no public base
+            raise _explain(label, ort.__version__, error) from error
+        self._ort, self._specs = ort, {node.name: node for node in self._session.get_inputs()}
+        self.inputs = tuple(self._specs)
+        self.outputs = tuple(node.name for node in self._session.get_outputs())
+
+    @property
+    def most_at_once(self) -> int:
+        """The largest batch that makes sense: a free first axis takes any, and a few fill a GPU."""
+        return 1 if isinstance(self._specs[self.inputs[0]].shape[0], int) else 8
+
+    def check(self, feeds: Mapping[str, Any], *, on_gpu: bool) -> None:
+        """ValueError for wrong names, dtypes or shapes. on_gpu: whether arrays there are taken, too."""
+        if feeds.keys() != self._specs.keys():
+            raise ValueError(f"got inputs {sorted(feeds)}, wanted {sorted(self._specs)}")
+        for name, array in feeds.items():
+            _check_input(self._specs[name], array, on_gpu)
+
+    def sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+        """The sizes of named dimensions, for inputs of these shapes."""
+        named = (zip(self._specs[name].shape, shape, strict=True) for name, shape in shapes.items())
+        return {d: n for each in named for d, n in each if isinstance(d, str)}
+
+
+class OrtSession(Opened):
     """ONNX Runtime on the CPU, or with device="cuda" on an NVIDIA GPU (not yet run on one: tested against a stand-in).
 
     source: an ONNX file or its bytes (one that stands alone). threads: of one run on the CPU, by default all
@@ -45,11 +88,6 @@ class OrtSession:
     Raises BackendError if onnxruntime is missing, too old for the file, or would not run on the device asked for;
     BundleError if the file is not a model.
     """
-
-    backend: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    recordable = False  # as part of a CUDA graph: each run waits
 
     def __init__(
         self,
@@ -66,35 +104,17 @@ class OrtSession:
         if cuda_graph and device != "cuda":
             raise ValueError(f'cuda_graph needs device="cuda", got {device!r}')
         ort = _import_onnxruntime()
-        label = "the given bytes" if isinstance(source, bytes) else str(source)
-        if not isinstance(source, bytes) and not Path(source).is_file():
-            raise BundleError(f"{label} is missing; wanted an ONNX file")
         options = _options(ort, threads or usable_cores())
         providers = _cuda_provider(ort, gpu, cuda_graph, tf32) if device == "cuda" else [_PROVIDERS["cpu"]]
-        try:
-            model = source if isinstance(source, bytes) else str(source)
-            self._session = ort.InferenceSession(model, options, providers=providers, disabled_optimizers=_DISABLED)
-        except Exception as error:  # onnxruntime's exception classes share no public base
-            raise _explain(label, ort.__version__, error) from error
+        super().__init__(ort, source, options, providers=providers, disabled_optimizers=_DISABLED)
         _check_providers(self._session.get_providers(), device)
         self.backend = f"onnxruntime-{device} {ort.__version__}"
-        self._specs = {node.name: node for node in self._session.get_inputs()}
-        self.inputs = tuple(self._specs)
-        self.outputs = tuple(node.name for node in self._session.get_outputs())
-        self._ort, self._kind, self.device, self._graph = ort, device, gpu, cuda_graph
+        self._kind, self.device, self._graph = device, gpu, cuda_graph
         self._graphs = itertools.count(1)
-
-    @property
-    def most_at_once(self) -> int:
-        """The largest batch that makes sense: a free first axis takes any, and a few fill a GPU."""
-        return 1 if isinstance(self._specs[self.inputs[0]].shape[0], int) else 8
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Every output by name. ValueError for wrong names, dtypes or shapes, BackendError if the engine fails."""
-        if feeds.keys() != self._specs.keys():
-            raise ValueError(f"got inputs {sorted(feeds)}, wanted {sorted(self._specs)}")
-        for name, array in feeds.items():
-            _check_input(self._specs[name], array, on_gpu=self._kind != "cpu")
+        self.check(feeds, on_gpu=self._kind != "cpu")
         try:
             if self._kind != "cpu":
                 return self._run_on_gpu(feeds)
@@ -115,10 +135,8 @@ class OrtSession:
             fix = "use the primary one (PyCUDA: import pycuda.autoprimaryctx)"
             raise BackendError(f"ONNX Runtime computes in the GPU's primary context, and another one is current; {fix}")
         arrays = {name: cuda.as_device_array(feed, lane.handle) for name, feed in feeds.items()}
-        sizes: dict[str, int] = {}
-        for name, array in arrays.items():
-            _check_input(self._specs[name], array, on_gpu=True)
-            sizes |= {d: n for d, n in zip(self._specs[name].shape, array.shape, strict=True) if isinstance(d, str)}
+        self.check(arrays, on_gpu=True)
+        sizes = self.sizes({name: array.shape for name, array in arrays.items()})
         for node in self._session.get_outputs():
             if node.name in (outputs or {}):
                 arrays[node.name] = cuda.as_device_array((outputs or {})[node.name])

@@ -24,7 +24,7 @@ from dgiqa import machine
 from dgiqa.errors import BackendError, BundleError
 from dgiqa.runtime import cuda
 from dgiqa.runtime.backends import INSTALL, RTX, serves_rtx
-from dgiqa.runtime.ort import _DTYPES, NO_GRAPH, _check_input, _explain, _import_onnxruntime, _options
+from dgiqa.runtime.ort import _DTYPES, NO_GRAPH, Opened, _import_onnxruntime, _options
 from dgiqa.store import private, sha256_of, user_cache
 
 OLDEST = (1, 24)  # onnxruntime that takes the plugin
@@ -32,7 +32,7 @@ GPU, NVIDIA = "gpu", 0x10DE  # a kind of ONNX Runtime's devices, and a vendor in
 _GRAPHS = 8  # shapes that have a captured graph; further ones run without
 
 
-class RtxSession:
+class RtxSession(Opened):
     """TensorRT for RTX on one GPU.
 
     source: an ONNX file, fp32 or fp16. device: the GPU's ordinal, of those that the plugin serves. graphs: capture a
@@ -42,18 +42,13 @@ class RtxSession:
     Raises BackendError if the plugin is missing, too old, or serves no GPU here; BundleError if the file is no model.
     """
 
-    backend: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    recordable = False  # as part of a CUDA graph: each run waits
-
     def __init__(
         self, source: str | Path, *, device: int | None = None, graphs: bool = False, cache: bool = True
     ) -> None:
         path = Path(source)
         if not path.is_file():
             raise BundleError(f"{path} is missing; wanted an ONNX file")
-        self._ort = ort = _import_onnxruntime()
+        ort = _import_onnxruntime()
         self.device = 0 if device is None else device
         options = _options(ort, machine.usable_cores())
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")  # asked for this, or an error
@@ -61,14 +56,8 @@ class RtxSession:
         if cache:
             settings["nv_runtime_cache_path"] = str(private(user_cache() / RTX / sha256_of(path)))
         options.add_provider_for_devices([gpus()[self.device]], settings)
-        try:
-            self._session = ort.InferenceSession(str(path), options)
-        except Exception as error:  # onnxruntime's exception classes share no public base
-            raise _explain(str(path), ort.__version__, error) from error
+        super().__init__(ort, path, options)
         self.backend = f"{RTX} {plugin_version()}"
-        self._specs = {node.name: node for node in self._session.get_inputs()}
-        self.inputs = tuple(self._specs)
-        self.outputs = tuple(node.name for node in self._session.get_outputs())
         self._turn, self._graphs = threading.Lock(), graphs
         self._captured: dict[Any, _Placed] = {}
 
@@ -104,23 +93,13 @@ class RtxSession:
                 raise ValueError(f"output {name!r} is {arrays[name].shape}, wanted {tuple(value.shape())}")
         return RtxBound(self, placed, lane, arrays)
 
-    @property
-    def most_at_once(self) -> int:
-        """The largest batch that makes sense: a free first axis takes any, and a few fill a GPU."""
-        return 1 if isinstance(self._specs[self.inputs[0]].shape[0], int) else 8
-
     def _checked(self, feeds: Mapping[str, Any], *, on_gpu: bool) -> tuple[tuple[str, Any], ...]:
-        if feeds.keys() != self._specs.keys():
-            raise ValueError(f"got inputs {sorted(feeds)}, wanted {sorted(self._specs)}")
-        for name, array in feeds.items():
-            _check_input(self._specs[name], array, on_gpu=on_gpu)
+        self.check(feeds, on_gpu=on_gpu)
         return tuple(sorted((name, array.shape) for name, array in feeds.items()))
 
     def _placed(self, shapes: Mapping[str, tuple[int, ...]], graph: int | None) -> _Placed:
         """Arrays of ONNX Runtime's on the GPU for these shapes. graph: the number of the graph that they get."""
-        sizes: dict[str, int] = {}
-        for name, shape in shapes.items():
-            sizes |= {d: n for d, n in zip(self._specs[name].shape, shape, strict=True) if isinstance(d, str)}
+        sizes = self.sizes(shapes)
         nodes = [*self._specs.values(), *self._session.get_outputs()]
         dtypes = {node.name: np.dtype(_DTYPES[node.type]) for node in nodes}
         made, place = self._ort.OrtValue.ortvalue_from_shape_and_type, (GPU, self.device, NVIDIA)

@@ -53,43 +53,32 @@ def open_session(
     the file, BundleError if it is not a model.
     """
     chosen = choose(backend, precision, path)
-    if device is not None and chosen not in (CUDA, RTX, TENSORRT):
+    on_cpu = chosen not in (CUDA, RTX, TENSORRT)
+    if device is not None and on_cpu:
         raise ValueError(f"device {device} names a GPU, and {chosen} runs on the CPU; leave it out")
-    if graphs and chosen not in (CUDA, RTX, TENSORRT):
+    if graphs and on_cpu:
         raise ValueError(f"a GPU records graphs, and {chosen} runs on the CPU; leave them out")
-    session = _open(path, chosen, precision, threads, parallel, plugins, device, graphs)
-    _OPENED.add(session)
-    return session
-
-
-def _open(  # noqa: PLR0917 - what open_session was given
-    path: str | Path,
-    chosen: str,
-    precision: str,
-    threads: int | None,
-    parallel: int,
-    plugins: Sequence[Path],
-    device: int | None,
-    graphs: bool | None,
-) -> Session:
+    session: Session
     if chosen == TENSORRT:
         from dgiqa.runtime.trt import TrtSession
 
-        return TrtSession(Path(path), plugins=plugins, device=device, graphs=graphs is not False)
-    if chosen == OPENVINO:
+        session = TrtSession(Path(path), plugins=plugins, device=device, graphs=graphs is not False)
+    elif chosen == OPENVINO:
         from dgiqa.runtime.ov import OvSession
 
-        return OvSession(path, precision=precision, threads=threads, streams=parallel)
-    if chosen == RTX:
+        session = OvSession(path, precision=precision, threads=threads, streams=parallel)
+    elif chosen == RTX:
         from dgiqa.runtime.rtx import RtxSession
 
-        return RtxSession(path, device=device, graphs=bool(graphs))
-    from dgiqa.runtime.ort import OrtSession
+        session = RtxSession(path, device=device, graphs=bool(graphs))
+    else:
+        from dgiqa.runtime.ort import OrtSession
 
-    each = max(1, (machine.usable_cores() if threads is None else threads) // parallel)
-    if chosen == CUDA:
-        return OrtSession(path, threads=each, device="cuda", gpu=device or 0, cuda_graph=bool(graphs))
-    return OrtSession(path, threads=each)
+        each = max(1, (machine.usable_cores() if threads is None else threads) // parallel)
+        on_gpu: dict[str, Any] = {"device": "cuda", "gpu": device or 0, "cuda_graph": bool(graphs)}
+        session = OrtSession(path, threads=each, **(on_gpu if chosen == CUDA else {}))
+    _OPENED.add(session)
+    return session
 
 
 def identity(backend: str, device: int | None = None) -> dict[str, str]:
