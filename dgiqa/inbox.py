@@ -35,6 +35,7 @@ class Inbox:
     ) -> None:
         self._stages, self._workers, self._batch = stages, checked_workers(workers, batch), batch
         self._queue: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()
+        self._bell = threading.Event()  # something was handed in
         self._futures: set[Future[Score]] = set()
         self._lock = threading.Lock()
         self._ended: BaseException | None = None
@@ -64,6 +65,7 @@ class Inbox:
                 raise self._ended
             self._futures.add(asked.future)
             self._queue.put(asked)
+        self._bell.set()
         asked.future.add_done_callback(self._futures.discard)
         return asked.future
 
@@ -72,6 +74,7 @@ class Inbox:
         with self._lock:
             self._ended = self._ended or ValueError(_CLOSED)
             self._queue.put(None)
+        self._bell.set()
         self._thread.join()
 
     def _run(self) -> None:
@@ -79,7 +82,8 @@ class Inbox:
         try:
             stages = self._stages if isinstance(self._stages, Stages) else self._stages()
             more = self._more_for(stages)
-            for _ in schedule(stages.networks, more, batch=self._batch, workers=self._workers):
+            options: dict[str, Any] = {"batch": self._batch, "workers": self._workers, "bell": self._bell}
+            for _ in schedule(stages.networks, more, ordered=False, **options):
                 pass
         except BaseException as broken:  # it belongs to whoever waits
             error = broken

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
@@ -65,48 +64,57 @@ def schedule(
     batch: int | None = None,
     workers: int,
     ahead: int | None = None,
+    bell: threading.Event | None = None,
+    ordered: bool = True,
 ) -> Generator[R]:
     """Results of tasks, in order. Closing it ends the threads after the stage they are in, waiting JOIN_S at most.
 
-    more: the next task. Asked with True it may wait for one, and None is the end; with False None means "not yet".
-    workers: threads that prepare. ahead: tasks being prepared at a time, by default twice as many.
+    more: the next task. Asked with True it may wait for one, and None is the end; with False None means "not yet", and
+    `bell` is rung when there is one. workers: threads that prepare. ahead: tasks being prepared at a time, by default
+    twice as many. ordered: False gives results as they come, so that none waits behind a larger image.
     """
-    batch, ahead = batch or networks.batch, ahead or 2 * workers
+    batch, ahead, bell = batch or networks.batch, ahead or 2 * workers, bell or threading.Event()
     most = (networks.parallel + 1) * batch  # failures behind items that are not complete are not let pile up
-    coming, running = deque[Task[R]](), deque[Task[R]]()  # being prepared; arranged, their results to come
+    coming, running = list[Task[R]](), list[Task[R]]()  # being prepared; arranged, their results to come
     stop = threading.Event()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="dgiqa")
+
+    def ring(_: object = None) -> None:
+        bell.set()  # something came, was prepared, ran or made room: look again
+
     try:
-        with Batches(networks) as batches:
-
-            def settled(*, wait: bool) -> Iterator[R]:
-                _tell_failed(running, batches.settle(wait=wait))
-                while running and all(work.complete for work in running[0].works):
-                    yield running.popleft().finish()
-
+        with Batches(networks, ring) as batches:
             while True:
+                bell.clear()
                 while len(coming) < ahead and (task := more(not (coming or running))) is not None:
                     task.prepared = pool.submit(task.prepare, stop)
+                    task.prepared.add_done_callback(ring)
                     coming.append(task)
-                task = None  # or its pixels would be held while results are yielded
                 if not coming and not running:
                     return
-                # In order, so the head is waited for; but first by settling batches, for their results may be due.
-                if coming:
-                    while batches.running and not coming[0].prepared.done():
-                        yield from settled(wait=True)
-                    wait([coming[0].prepared])
-                    running.append(coming.popleft())
-                    running[-1].arrange()
+                while waiting(running) < batch and len(running) < most and (task := _first(coming, _prepared, ordered)):
+                    running.append(task)
+                    task.arrange()
                 # Full batches, but when nothing else is known to come: a live stream must not wait for tiles, and the
                 # last ones are shared out among the runs, or all but one would stand still.
                 idle = not coming
-                size = share(waiting(_works(running)), batch, networks.parallel) if idle else batch
+                size = share(waiting(running), batch, networks.parallel) if idle else batch
                 # A failure must not wait behind a few tiles either, so such a batch runs before it is full.
-                while (tiles := waiting(_works(running))) and (idle or tiles >= batch or _behind(running) >= batch):
+                while (
+                    not batches.full
+                    and (left := waiting(running))
+                    and (idle or left >= batch or _behind(running) >= batch)
+                ):
                     batches.start(take(_works(running), size))
-                    yield from settled(wait=batches.full)
-                yield from settled(wait=idle or len(running) >= most)
+                    ring()
+                for parts, error in batches.settle():
+                    _tell_failed(running, parts, error)
+                    ring()
+                while task := _first(running, _complete, ordered):
+                    result, task = task.finish(), None  # or its pixels would be held while results are yielded
+                    yield result
+                    ring()
+                bell.wait()
     finally:
         stop.set()
         pool.shutdown(wait=False, cancel_futures=True)
@@ -208,11 +216,11 @@ class Batches:
     A context manager; leaving it waits for the runs that go on.
     """
 
-    def __init__(self, networks: Networks) -> None:
-        self.networks = networks
+    def __init__(self, networks: Networks, ring: Callable[[object], None]) -> None:
+        self.networks, self._ring = networks, ring
         self._most = networks.parallel + 1  # cutting 4 tiles takes 0.8 ms, their run 31: one more feeds all
         self._pool = ThreadPoolExecutor(self._most, thread_name_prefix="dgiqa-batch")
-        self._running: deque[tuple[list[Part], Future[list[PartScores]]]] = deque()
+        self._running: list[tuple[list[Part], Future[list[PartScores]]]] = []
 
     @property
     def running(self) -> int:
@@ -225,24 +233,20 @@ class Batches:
         return len(self._running) >= self._most
 
     def start(self, parts: list[Part]) -> None:
-        """Run a batch of `take`n tiles."""
+        """Run a batch of `take`n tiles; `ring` is called when it is done."""
         self._running.append((parts, self._pool.submit(self.networks.score, parts)))
+        self._running[-1][1].add_done_callback(self._ring)
 
-    def settle(self, *, wait: bool = False) -> tuple[list[Part], Exception | None] | None:
-        """Enter the scores of the oldest batch into its images, if it is done; wait: until it is.
-
-        Returns its parts and what went wrong with it, if anything did; None if there is none.
-        """
-        if not self._running or not (wait or self._running[0][1].done()):
-            return None
-        parts, future = self._running.popleft()
-        if (error := future.exception()) is not None:
-            if not isinstance(error, Exception):
+    def settle(self) -> Iterator[tuple[list[Part], Exception | None]]:
+        """Enter the scores of batches that are done into their images: the parts of each, and what went wrong."""
+        for batch in [batch for batch in self._running if batch[1].done()]:
+            self._running.remove(batch)
+            parts, error = batch[0], batch[1].exception()
+            if not isinstance(error, Exception | None):
                 raise error
-            return parts, error
-        for part, found in zip(parts, future.result(), strict=True):
-            enter(part, found)
-        return parts, None
+            for part, found in zip(parts, () if error else batch[1].result(), strict=not error):
+                enter(part, found)
+            yield parts, error
 
     def __enter__(self) -> Batches:
         return self
@@ -253,9 +257,9 @@ class Batches:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def waiting(works: Iterable[Work]) -> int:
-    """Windows of these works that no batch has taken."""
-    return sum(work.left for work in works)
+def waiting(tasks: Iterable[Task[Any]]) -> int:
+    """Windows of these tasks that no batch has taken."""
+    return sum(work.left for work in _works(tasks))
 
 
 def share(tiles: int, batch: int, parallel: int) -> int:
@@ -277,18 +281,30 @@ def _works(running: Iterable[Task[Any]]) -> Iterator[Work]:
 
 def _behind(running: Sequence[Task[Any]]) -> int:
     """How many tasks stand in the queue from the first on that has tiles waiting."""
-    first = next((i for i, task in enumerate(running) if waiting(task.works)), len(running))
+    first = next((i for i, task in enumerate(running) if waiting([task])), len(running))
     return len(running) - first
 
 
-def _tell_failed(running: Iterable[Task[Any]], batch: tuple[list[Part], Exception | None] | None) -> None:
+def _tell_failed(running: Iterable[Task[Any]], parts: list[Part], error: Exception | None) -> None:
     """Tell the tasks of a batch that failed."""
-    parts, error = batch or ((), None)
-    if error is not None:
-        failed = {id(part.work) for part in parts}
-        for task in running:
-            if any(id(work) in failed for work in task.works):
-                task.fail(error)
+    failed = {id(part.work) for part in parts if error}
+    for task in running:
+        if error and any(id(work) in failed for work in task.works):
+            task.fail(error)
+
+
+def _first(tasks: list[Task[R]], ready: Callable[[Task[R]], bool], ordered: bool) -> Task[R] | None:
+    """Take out the first task that is ready; if they are ordered, only the head can be."""
+    at = next((at for at, task in enumerate(tasks[:1] if ordered else tasks) if ready(task)), None)
+    return None if at is None else tasks.pop(at)
+
+
+def _prepared(task: Task[Any]) -> bool:
+    return task.prepared.done()
+
+
+def _complete(task: Task[Any]) -> bool:
+    return all(work.complete for work in task.works)
 
 
 def _named(item: Any) -> tuple[str, Source]:

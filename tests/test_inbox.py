@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 import dgiqa
 from dgiqa.bundle import Bundle
 from dgiqa.errors import BackendError, ImageError
+from dgiqa.forward import Stages
 from dgiqa.inbox import Inbox
 from dgiqa.scorer import Scorer
 
@@ -78,6 +79,34 @@ def test_the_loop_goes_on_while_images_are_scored(scorer: Scorer) -> None:
     finally:
         for _ in range(scorer.stages.networks.parallel - 1):
             gate.release()
+
+
+def test_an_image_is_prepared_while_the_networks_run_and_waits_for_no_slower_one(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run goes on, and one image cannot be prepared, until the third one has its score."""
+    done, running, prepare = threading.Event(), threading.Event(), Stages.prepare
+    quality = scorer.stages.networks.quality
+    run = quality.run
+
+    def slow(self: Stages, source: Any, *arguments: Any, **options: Any) -> Any:
+        assert len(source) != 123 or done.wait(60)
+        return prepare(self, source, *arguments, **options)
+
+    def first_waits(feeds: Any) -> Any:
+        if not running.is_set():
+            running.set()
+            assert done.wait(60)
+        return run(feeds)
+
+    monkeypatch.setattr(Stages, "prepare", slow)
+    monkeypatch.setattr(quality, "run", first_waits)
+    futures = [scorer.inbox.submit(np.zeros((60, 60, 3), np.uint8))]
+    assert running.wait(60)
+    futures += [scorer.inbox.submit(np.zeros((rows, 60, 3), np.uint8)) for rows in (123, 60)]
+    assert futures.pop().result(30).tiles
+    done.set()
+    assert all(future.result(30).tiles for future in futures)
 
 
 def test_one_bad_image_is_its_own_error_and_the_others_go_on(scorer: Scorer) -> None:

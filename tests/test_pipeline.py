@@ -21,7 +21,7 @@ from dgiqa.bundle import Bundle
 from dgiqa.cli import app
 from dgiqa.errors import BackendError
 from dgiqa.forward import BATCH, BATCH_SIDE_BY_SIDE, Networks, Stages
-from dgiqa.pipeline import Batches, share, waiting
+from dgiqa.pipeline import Batches, share
 from dgiqa.runtime.backends import CUDA, ONNXRUNTIME, OPENVINO, OPENVINO_FROM_BYTES, TENSORRT, parallel_runs
 from dgiqa.score import Failure, Score
 from dgiqa.scorer import Scorer
@@ -76,14 +76,15 @@ def test_as_many_runs_at_a_time_as_asked_for(
     networks = scorer.stages.networks
     works = [scorer.stages.prepare(crop, "x", "grid") for crop in crops]
     monkeypatch.setattr(networks.quality, "run", watched(networks.quality.run))
-    with Batches(networks) as batches:
-        while waiting(works):
-            batches.start(take(works, 2))
-            assert batches.full == (batches.running > parallel)  # one more is being cut
-            batches.settle(wait=batches.full)
-            assert batches.running <= parallel
-        while batches.settle(wait=True):
-            pass
+    bell = threading.Event()
+    with Batches(networks, lambda _: bell.set()) as batches:
+        while batches.running or any(work.left for work in works):
+            while not batches.full and any(work.left for work in works):
+                batches.start(take(works, 2))
+            assert batches.running <= parallel + 1  # one more is being cut
+            assert bell.wait(60)
+            bell.clear()
+            assert not any(error for _, error in batches.settle())
     assert all(work.complete for work in works)
     assert max(most) == parallel
     monkeypatch.setattr(networks.depth, "run", watched(networks.depth.run))
@@ -279,7 +280,7 @@ def test_take_takes_each_window_once(photos: Photos) -> None:
     while parts := take(works, 2):
         batches.append([(works.index(part.work), part.begin, part.count) for part in parts])
     assert batches == [[(0, 0, 2)], [(0, 2, 1), (3, 0, 1)], [(3, 1, 2)], [(3, 3, 1)]]
-    assert waiting(works) == 0
+    assert not any(work.left for work in works)
 
 
 def test_networks_give_back_what_they_hold(tiny_bundle: Bundle) -> None:

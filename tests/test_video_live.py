@@ -298,7 +298,7 @@ def test_a_live_source_faster_than_the_scorer_loses_old_frames_and_counts_them(
 ) -> None:
     path = write(tmp_path / "camera.mkv", numbered(120, 96, 96))
     original = Networks.score
-    monkeypatch.setattr(Networks, "score", lambda *a: (time.sleep(0.1), original(*a))[1])
+    monkeypatch.setattr(Networks, "score", lambda *a: (time.sleep(0.3), original(*a))[1])
     reading = Reading(live=True, attempts=1)
     run = VideoRun(scorer.stages, [path], Sampling(every=0), reading=reading)
     rows = [r for r in run.rows() if r["status"] == "ok"]

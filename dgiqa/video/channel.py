@@ -22,6 +22,7 @@ class Channel:
             raise ValueError(f"capacity must be at least 1 frame, got {capacity}")
         self.capacity = capacity
         self.dropped = 0
+        self.bell = threading.Event()  # rung by every frame, and by the end: whoever scores looks again
         self._frames: deque[Frame] = deque()
         self._changed = threading.Condition()
         self._open = True
@@ -37,6 +38,7 @@ class Channel:
                 return False
             self._frames.append(frame)
             self._changed.notify_all()
+            self.bell.set()
             return True
 
     def get(self, *, wait: bool = True) -> Frame | None:
@@ -57,6 +59,7 @@ class Channel:
         with self._changed:
             self._open = False
             self._changed.notify_all()
+            self.bell.set()
 
     def _drop_oldest(self, source: str) -> None:
         """Drop the source's own oldest frame: a busy camera must not push out a quiet one."""

@@ -126,7 +126,8 @@ class FrameScorer:
     def results(self) -> Generator[Result]:
         """A result per frame, in the order of arrival, until the channel is finished. Closing it ends the threads."""
         ahead = self.workers + 1  # a frame may be 25 MB
-        return schedule(self.stages.networks, self._next, batch=self.batch, workers=self.workers, ahead=ahead)
+        bell, workers = self.channel.bell, self.workers
+        return schedule(self.stages.networks, self._next, batch=self.batch, workers=workers, ahead=ahead, bell=bell)
 
     def source(self, name: str) -> _Source:
         """What is remembered of a source."""
