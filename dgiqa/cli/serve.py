@@ -29,7 +29,7 @@ def serve(  # noqa: PLR0917 - the command line's options
         typer.Option(
             min=1,
             metavar="N",
-            help="Images that wait or are scored; more are answered 429.  [default: 2 per usable core]",
+            help="Images that wait or are scored; more are answered 429.  [default: 1 per usable core]",
         ),
     ] = None,
     max_body: Annotated[
@@ -62,7 +62,7 @@ def serve(  # noqa: PLR0917 - the command line's options
     from dgiqa.scorer import Scorer
 
     try:
-        from dgiqa.serve.app import create_app, default_queue
+        from dgiqa.serve.app import create_app
         from dgiqa.serve.intake import Limits
         from dgiqa.serve.run import run
     except ModuleNotFoundError as error:
@@ -74,7 +74,8 @@ def serve(  # noqa: PLR0917 - the command line's options
         opening["parallel"] = None
     with options.usage("--tiling"):
         scorer = Scorer(**opening, gate=gate)
-    limits = Limits(queue or default_queue(), body=max_body << 20, timeout_s=request_timeout)
+    waiting = {"queue": queue} if queue else {}
+    limits = Limits(**waiting, body=max_body << 20, timeout_s=request_timeout)
     with scorer, contextlib.suppress(Stopped):  # its handler answers the signal once more after the server did
         run(create_app(scorer, limits, network=network, token=os.environ.get("DGIQA_SERVE_TOKEN") or None), host, port)
 

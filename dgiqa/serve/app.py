@@ -25,7 +25,6 @@ from starlette.responses import Response
 
 from dgiqa._version import __version__
 from dgiqa.errors import ImageError
-from dgiqa.machine import preparing_threads
 from dgiqa.meaning import WORDS, verdict
 from dgiqa.report.html import render
 from dgiqa.report.rows import SCHEMA, Row, Summary, error_row, to_json
@@ -56,15 +55,6 @@ _ERRORS = {
 def _openapi(json_schema: dict[str, Any], *binary: str) -> dict[str, Any]:
     content = dict.fromkeys(binary, _BINARY) | {"application/json": {"schema": json_schema}}
     return {"requestBody": {"required": True, "content": content}}
-
-
-def default_queue() -> int:
-    """Images that may wait or be scored: as few as keep all cores busy.
-
-    Two cores: 2 per core score 0.93 of the images a second of `score_many`, 1 per core 0.84. At four times the load the
-    p99 of those accepted is 5.4 and 2.3 times that of a server at rest.
-    """
-    return 2 * preparing_threads()
 
 
 class Service:
@@ -145,7 +135,7 @@ def create_app(
 
     network: what may be fetched from addresses; None: nothing. token: what clients send as a bearer token.
     """
-    service = Service(scorer, limits or Limits(default_queue()), network)
+    service = Service(scorer, limits or Limits(), network)
     about = "Scores how good photographs look, from 0 to 1. Whatever is no 200 says why in error."
     options: dict[str, Any] = {"docs_url": None, "redoc_url": None, "lifespan": service.running}
     app = FastAPI(title="dgiqa-rt", version=__version__, description=about, **options)

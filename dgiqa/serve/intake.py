@@ -8,7 +8,7 @@ import binascii
 import json
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anyio
@@ -17,6 +17,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from dgiqa.errors import ImageError
+from dgiqa.machine import preparing_threads
 from dgiqa.sources import remote
 from dgiqa.sources.inputs import Network
 
@@ -32,10 +33,11 @@ class Limits:
     """What one request may be, and how much of everybody's is held at a time.
 
     body: bytes of one request. received: bytes of all bodies that are coming in. images: of a batch. queue: images
-    that wait or are being scored; more are told to come later. timeout_s: for a body to come, and then for its answer.
+    that wait or are being scored; more are told to come later. As many as cores keep these busy: what waits besides
+    waits as long as each of them takes. timeout_s: for a body to come, and then for its answer.
     """
 
-    queue: int
+    queue: int = field(default_factory=preparing_threads)
     body: int = 64 << 20
     received: int = 512 << 20
     images: int = 64
