@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from dgiqa.errors import BackendError
 from dgiqa.nn.attention import FusedCrossAttention
-from dgiqa.nn.deploy_dgiqa import TwinDGIQA
 from dgiqa.nn.network import DGIQA
 
 Branch = Callable[[], Tensor]
@@ -83,7 +82,7 @@ def side_by_side(stream: torch.cuda.Stream) -> Callable[[Branch, Branch], tuple[
 
 
 def score_branches(
-    network: DGIQA | TwinDGIQA,
+    network: DGIQA,
     rgb: Tensor,
     depth: Tensor,
     run: Callable[[Branch, Branch], tuple[Tensor, Tensor]] = in_turn,
@@ -108,7 +107,7 @@ class GraphedDGIQA:
     """
 
     def __init__(
-        self, network: DGIQA | TwinDGIQA, batch: int, dtype: torch.dtype = torch.float16, *, compiled: str | None = None
+        self, network: DGIQA, batch: int, dtype: torch.dtype = torch.float16, *, compiled: str | None = None
     ) -> None:
         if not torch.cuda.is_available():
             raise BackendError(

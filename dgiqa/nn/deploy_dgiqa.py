@@ -23,14 +23,14 @@ from dgiqa.nn.deploy_swin import WindowOrderSwin, is_foldable_swin
 from dgiqa.nn.network import DGIQA, TCB, CrossAttention, SelfAttention, comparable, statistics
 
 
-class TwinDGIQA(nn.Module):
+class TwinDGIQA(DGIQA):
     """rgb, depth f32 [N,3,S,S] -> score f32 [N]: what `DGIQA` computes in eval mode, for export only.
 
     network: a DGIQA whose maps are 1, 2, 4 and 8 times the smallest one, see `has_twin`. fold: see `WindowOrderSwin`.
     """
 
     def __init__(self, network: DGIQA, fold: bool = False) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # the reference's own would make weights
         self.config = config = network.config
         self.branches = nn.ModuleList([Branch(network, network.backbone, "", fold)])
         self.attentions = nn.ModuleList()
@@ -46,23 +46,10 @@ class TwinDGIQA(nn.Module):
             self.fc_compared = network.fc_compared
         self.cells = config.image_size // STRIDES[-1]
 
-    def forward(self, rgb: Tensor, depth: Tensor) -> Tensor:
-        return self.score(self.features(rgb, depth))
-
     def score(self, features: Tensor) -> Tensor:
-        """As `DGIQA.score`: f32 [N]."""
         return torch.sigmoid(self.fc(features).reshape(-1))
 
-    def features(self, rgb: Tensor, depth: Tensor) -> Tensor:
-        """As `DGIQA.features`: f32 [N,C]."""
-        return self.features_and_faults(rgb, depth)[0]
-
-    def features_and_faults(self, rgb: Tensor, depth: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As `DGIQA.features_and_faults`: f32 [N,C], and f32 [N,K] or None."""
-        return self.outputs(rgb, depth)[:2]
-
     def outputs(self, rgb: Tensor, depth: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """As `DGIQA.outputs`."""
         half = cast(Branch, self.branches[0])
         maps = half.maps(rgb)
         guide = self.branch(depth, "_depth") if self.config.depth_car else None

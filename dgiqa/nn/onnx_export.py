@@ -30,7 +30,6 @@ from dgiqa import spec
 from dgiqa.errors import DgiqaError, WeightsError
 from dgiqa.nn.checkpoints import load_dgiqa, load_weights
 from dgiqa.nn.deploy import Attention, export_twin
-from dgiqa.nn.deploy_dgiqa import TwinDGIQA
 from dgiqa.nn.depth import SMALL_PREPROCESS, SmallDepth
 from dgiqa.nn.depth_anything import ENCODERS, DepthAnything
 from dgiqa.nn.network import DGIQA, FULL, SMALL
@@ -285,7 +284,7 @@ def _with_all_outputs(network: nn.Module) -> tuple[nn.Module, list[str]]:
     (score f32 [n], reasons f32 [n,K] where it has them, features f32 [n,C], compared f32 [n,D] where it has that). It
     is a copy with another `forward`, not a module around it, so that weights keep their names in the file.
     """
-    if not isinstance(network, DGIQA | TwinDGIQA):
+    if not isinstance(network, DGIQA):
         return network, [spec.QUALITY_OUTPUT]
     whole = copy.copy(network)
     whole.forward = types.MethodType(_all_outputs, whole)  # type: ignore[method-assign]
@@ -294,7 +293,7 @@ def _with_all_outputs(network: nn.Module) -> tuple[nn.Module, list[str]]:
     return whole, [spec.QUALITY_OUTPUT, *reasons, spec.QUALITY_FEATURES, *compared]
 
 
-def _all_outputs(network: DGIQA | TwinDGIQA, rgb: Tensor, depth: Tensor) -> tuple[Tensor, ...]:
+def _all_outputs(network: DGIQA, rgb: Tensor, depth: Tensor) -> tuple[Tensor, ...]:
     features, faults, seen = network.outputs(rgb, depth)
     reasons = () if faults is None else (torch.sigmoid(faults),)
     return (network.score(features), *reasons, features, *(() if seen is None else (seen,)))

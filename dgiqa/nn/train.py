@@ -18,7 +18,6 @@ import dataclasses
 import functools
 import math
 import os
-import random
 import re
 import sys
 import time
@@ -308,12 +307,13 @@ class _Run:
         self.average = copy.deepcopy(model).eval() if config.ema else None
         self.parallel = _parallel(model, device, world)
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
+        self.told = time.monotonic()  # of its progress
         self.pending: list[LossRow] = []  # not written yet
         self.checkpoint_path = out / CHECKPOINT
 
     def start(self) -> None:
         """Seed everything and begin the curves; an older run's files are removed."""
-        _seed(self.config.seed + self.rank)
+        torch.manual_seed(self.config.seed + self.rank)
         self.out.mkdir(parents=True, exist_ok=True)
         if self.rank == 0:
             for name in (CHECKPOINT, WEIGHTS, BEST, VALIDATION):
@@ -333,19 +333,19 @@ class _Run:
             generator=torch.Generator(),  # its own, or starting the loader would move the global one
         )
         self.clock = time.monotonic() - self.seconds
+        first = self.step, self.clock + self.seconds
         self.parallel.train()
-        with _Progress(total, self.step, shown=self.rank == 0) as progress:
-            for batch in loader:
-                self._step(batch, total)
-                epoch_ended = self.step % per_epoch == 0
-                out_of_time = self._agree(deadline is not None and time.monotonic() > deadline)
-                progress.show(self.step, self.step / per_epoch, self.pending)
-                if epoch_ended and validation is not None:
-                    self._validate(validation)
-                if epoch_ended or out_of_time or self.step % self.config.checkpoint_steps == 0:
-                    self.save()
-                if out_of_time:
-                    break
+        for batch in loader:
+            self._step(batch, total)
+            epoch_ended = self.step % per_epoch == 0
+            out_of_time = self._agree(deadline is not None and time.monotonic() > deadline)
+            self._tell(first, total)
+            if epoch_ended and validation is not None:
+                self._validate(validation)
+            if epoch_ended or out_of_time or self.step % self.config.checkpoint_steps == 0:
+                self.save()
+            if out_of_time:
+                break
         if self.rank == 0:
             save_weights(self.average or self.model, self.out / WEIGHTS)
 
@@ -368,6 +368,18 @@ class _Run:
         self.step += 1
         self.seconds = time.monotonic() - self.clock
         self.pending.append((self.step, epoch, lr, terms.detach(), self.seconds))
+
+    def _tell(self, first: tuple[int, float], total: int) -> None:
+        """A line on stderr every half minute, and one at the end. first: the step and the time that this call began."""
+        now, (step, began) = time.monotonic(), first
+        if self.rank or (now - self.told < PROGRESS_SECONDS and self.step < total):
+            return
+        self.told = now
+        rate = (self.step - step) / (now - began)
+        loss = float(torch.stack([row[3][0] for row in self.pending]).mean())
+        epoch, left = self.step / self.batches.steps_per_epoch, (total - self.step) / rate / 60
+        line = f"step {self.step}/{total}, epoch {epoch:.2f}, loss {loss:.5f}, {rate:.2f} steps/s, {left:.1f} min left"
+        print(line, file=sys.stderr, flush=True)
 
     def _agree(self, flag: bool) -> bool:
         """True on every process when it is on one: they must leave the loop together."""
@@ -556,20 +568,11 @@ def _processes(config: TrainConfig) -> Iterator[tuple[torch.device, int, int]]:
         dist.destroy_process_group()
 
 
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)  # for datasets that draw from it; ours do not
-    torch.manual_seed(seed)
-
-
 def _random_state() -> dict[str, Any]:
-    """The global generators as tensors and plain types, which weights_only loading accepts."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()
+    """The generators that dropout draws from. Batches draw from none: they follow from the seed."""
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
-        "python": random.getstate(),
     }
 
 
@@ -577,10 +580,6 @@ def _set_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == torch.cuda.device_count():  # elsewhere the curve could not be the same anyway
         torch.cuda.set_rng_state_all(state["cuda"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
@@ -609,44 +608,6 @@ def _cut(path: Path, step: int) -> None:
             csv.writer(file).writerows([header, *kept])
 
     _replace(path, write)
-
-
-class _Progress:
-    """A bar on a terminal, elsewhere a line every half minute; both on stderr."""
-
-    def __init__(self, total: int, first: int, *, shown: bool) -> None:
-        self.total, self.first, self.shown = total, first, shown
-        self.started = self.last = time.monotonic()
-        self.bar: Any = None
-
-    def __enter__(self) -> _Progress:
-        if self.shown and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self.bar = Progress(console=Console(stderr=True))
-            self.task = self.bar.add_task("train", total=self.total)
-            self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def show(self, step: int, epoch: float, pending: list[LossRow]) -> None:
-        """step: steps done; epoch: passes done; pending: the last steps' loss rows."""
-        now = time.monotonic()
-        if self.bar is not None:
-            self.bar.update(self.task, completed=step, description=f"epoch {epoch:.2f}")
-        elif self.shown and (now - self.last >= PROGRESS_SECONDS or step == self.total):
-            self.last = now
-            rate = (step - self.first) / (now - self.started)
-            loss = float(torch.stack([row[3][0] for row in pending]).mean())
-            left = (self.total - step) / rate / 60
-            line = (
-                f"step {step}/{self.total}, epoch {epoch:.2f}, loss {loss:.5f}, {rate:.2f} steps/s, {left:.1f} min left"
-            )
-            print(line, file=sys.stderr, flush=True)
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
