@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 Line = dict[str, Any]
 
 FULL, GLINTIQA = "untrained-full", "untrained-glintiqa"
-BATCH = 8
-GOALS = (
-    ("ONNX Runtime fp32", ("onnxruntime fp32",), 1.25),
-    ("OpenVINO fp32", ("openvino fp32",), 1.6),
-    ("OpenVINO int8 or bf16", ("openvino int8", "openvino bf16"), 4.0),
-)
 SHORT = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
@@ -26,32 +20,6 @@ def record(folder: Path) -> Line | None:
     """What bench/precision.py wrote into the folder of results; None if it was not run."""
     path = folder / "precision.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def goals(cases: Sequence[Line], accuracy: Line | None) -> Iterator[tuple[str, str, str, bool]]:
-    """(goal, wanted, measured, whether it is met): ratios of the full-size quality network at BATCH tiles.
-
-    accuracy: of bench/precision.py; an engine that it did not find within its parity budget does not count.
-    """
-    rows = accuracy["rows"] if accuracy is not None else []
-    kept = {f"{row['backend']} {row['precision']}": row for row in rows if row["bundle"] == FULL and row["met"]}
-    for line in cases:
-        if line["case"] != {"size": "full", "network": "quality", "batch": BATCH}:
-            continue
-        for title, names, wanted in GOALS:
-            able = [row for row in line["results"] if row["name"] in names and row["name"] in kept]
-            if able:
-                best = max(able, key=lambda row: row["ratio"]["median"])
-                row = kept[best["name"]]
-                ratio, moved, commit = best["ratio"]["median"], row["max_difference"], row["commit"][:10]
-                goal = f"full-size quality network, {BATCH} tiles, against eager PyTorch, {title}"
-                yield (
-                    goal,
-                    f"≥ {wanted:g}x",
-                    f"{ratio:.2f}x ({best['name']}) [{line['machine']}]; "
-                    f"scores move by up to {moved:.1e} (measured at commit {commit})",
-                    ratio >= wanted,
-                )
 
 
 def engines(cases: Sequence[Line]) -> str:

@@ -17,9 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 import engines_page
 import plots
-from peers import EAGER, STREAM
 from stamp import machine_line
-from startup import PEERS
 from timer import RESULTS, lines
 
 BENCHES = ("peers", "pipeline", "scale", "engines")
@@ -109,7 +107,6 @@ def page(
 
 def _sections(results: Results, drawn: Sequence[str], accuracy: Line | None) -> Iterator[str]:
     peers, pipeline, scale, engines = (results[bench] for bench in BENCHES)
-    yield _section("What was aimed for", _goals(results, accuracy))
     yield _section("Against what people would use", "\n\n".join(_peers(peers)))
     yield _section("Every way of running it", "\n\n".join(_engines(pipeline)), drawn, plots.PARETO)
     yield _section("Each engine on each network", engines_page.engines(engines))
@@ -125,54 +122,6 @@ def _section(title: str, body: str, drawn: Sequence[str] = (), plot: str = "") -
 
 
 # ---- the sections ----
-
-
-def _goals(results: Results, accuracy: Line | None) -> str:
-    """Each goal with what was measured, and whether that meets it."""
-    rows = [*_measured_goals(results), *(_goal(*goal) for goal in engines_page.goals(results["engines"], accuracy))]
-    return _table(("goal", "wanted", "measured", ""), rows) if rows else ""
-
-
-def _measured_goals(results: Results) -> Iterator[tuple[str, str, str, str]]:
-    for encoder, wanted in (("vits", 40), ("vitl", 250)):
-        for line in _where(results["peers"], part=f"authors-{encoder}"):
-            ratio = _named(line, STREAM)["ratio"]["median"]
-            goal = f"`small` with default settings, images/s against the authors' pipeline with {_depth(encoder)} depth"
-            yield _goal(goal, f"≥ {wanted}x", f"{ratio:.0f}x {_on(line)}", ratio >= wanted)
-    for line in _where(results["peers"], part="networks"):
-        yield from _engine_goals(line)
-    for line in _where(results["pipeline"], part="startup"):
-        if line["rows"][0]["name"] == PEERS:
-            share = 1 / line["rows"][1]["ratio"]["median"]
-            yield _goal(
-                f"start-up to first score against `{PEERS}`", "≤ 0.33x", f"{share:.2f}x {_on(line)}", share <= 1 / 3
-            )
-    for line in _where(results["pipeline"], part="settings", group="engines"):
-        alone, label = line["rows"][0]["alone"], _label(line["rows"][0]["setting"])
-        goal = (
-            f"end-to-end pace against the slowest stage alone: networks on a device of their own (a stand-in), {label}"
-        )
-        yield _goal(goal, "≥ 85%", f"{alone['device']:.0%} {_on(line)}", alone["device"] >= 0.85)
-        shown = f"{alone['efficiency']:.0%} of {alone['slowest']} alone, {alone['networks']:.0%} of both networks alone"
-        shown += f", {alone['work']:.0%} of all stages in a row {_on(line)}; sharing the cores, they can hardly do more"
-        yield _goal(f"the same where all stages share the cores, {label}", "≥ 85%", shown, alone["efficiency"] >= 0.85)
-
-
-def _engine_goals(line: Line) -> Iterator[tuple[str, str, str, str]]:
-    """The fastest engine in fp32, and the fastest in reduced precision, against eager PyTorch."""
-    ours = [row for row in line["rows"] if row["name"] != EAGER and "unavailable" not in row]
-    for title, reduced, wanted in (("fp32", False, 1.8), ("reduced precision", True, 4.5)):
-        able = [row for row in ours if (" fp32" not in row["name"]) == reduced]
-        if able:
-            best = max(able, key=lambda row: row["ratio"]["median"])
-            ratio = best["ratio"]["median"]
-            shown = f"{ratio:.2f}x ({best['name']}, drift {best['drift']:.0e}) {_on(line)}"
-            goal = f"full-size networks, same tiles, against eager PyTorch, {title}"
-            yield _goal(goal, f"≥ {wanted}x", shown, ratio >= wanted)
-
-
-def _goal(goal: str, wanted: str, measured: str, met: bool) -> tuple[str, str, str, str]:
-    return goal, wanted, measured, "met" if met else "**not met**"
 
 
 def _peers(peers: Sequence[Line]) -> Iterator[str]:
@@ -253,6 +202,7 @@ def _floor(pipeline: Sequence[Line]) -> Iterator[str]:
             )
             for line in _where(pipeline, part="settings", bundle=bundle, group="engines"):
                 yield _limits(line, peaks, flops)
+                yield _pace(line)
 
 
 def _limits(line: Line, peaks: Line, flops: Line) -> str:
@@ -278,6 +228,17 @@ def _limits(line: Line, peaks: Line, flops: Line) -> str:
         shown = ", ".join(f"{name} {ms:.1f}" for name, ms in rest.items())
         table.append((_label(row["setting"]), "the rest", f"{sum(rest.values()):.1f}", "", "", shown))
     return _table(("", "stage", "ms", "floor, ms", "of the floor's pace", "limited by"), table)
+
+
+def _pace(line: Line) -> str:
+    """What the first engine's pipeline keeps of the pace of its stages alone."""
+    row = line["rows"][0]
+    alone = {name: f"{row['alone'][name]:.0%}" for name in ("device", "efficiency", "networks", "work")}
+    return (
+        f"{_label(row['setting'])}: end to end it keeps {alone['device']} of the pace of networks on a device of their "
+        f"own (a stand-in). Where all stages share the cores: {alone['efficiency']} of {row['alone']['slowest']} "
+        f"alone, {alone['networks']} of both networks alone, {alone['work']} of all stages in a row {_on(line)}."
+    )
 
 
 def _startup(pipeline: Sequence[Line]) -> Iterator[str]:
@@ -354,14 +315,6 @@ def _where(found: Iterable[Line], **wanted: Any) -> list[Line]:
 def _on(line: Line) -> str:
     """The number of the machine that a line came from, as it stands in the list of them."""
     return f"[{line['machine']}]"
-
-
-def _named(line: Line, name: str) -> Line:
-    return next(row for row in line["rows"] if row["name"] == name)
-
-
-def _depth(encoder: str) -> str:
-    return {"vits": "ViT-S", "vitl": "ViT-L"}[encoder]
 
 
 def _label(setting: Mapping[str, Any]) -> str:

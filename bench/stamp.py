@@ -12,14 +12,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from dgiqa.machine import usable_cores
+from dgiqa import machine
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = (
     *("numpy", "opencv-python-headless", "pillow", "onnxruntime", "openvino", "tensorrt", "onnx"),
     *("torch", "timm", "piq", "scikit-image"),
 )
-FEATURES = ("avx2", "avx512f", "avx512_vnni", "amx_bf16", "amx_int8")  # of x86, that engines make use of
 # A figure stands as long as these do; the date, the load and the commit (of a README, say) may change.
 IDENTITY = ("machine", "cpu", "cores", "python", "versions", "gpu", "code")
 
@@ -36,11 +35,11 @@ def environment_stamp() -> dict[str, Any]:
         "commit": _git("rev-parse", "HEAD") + (" with changes" if changed else ""),
         "code": _code(),
         "machine": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu_name(),
-        "cpu_features": [flag for flag in FEATURES if flag in _cpuinfo("flags").split()],
-        "cores": usable_cores(),
-        "memory_gb": _memory_gb(),
-        "gpu": _gpu(),
+        "cpu": machine.cpuinfo("model name") or platform.processor(),
+        "cpu_features": machine.cpu_instructions(),
+        "cores": machine.usable_cores(),
+        "memory_gb": round((machine.memory_mb() or 0) / 1024, 1) or None,
+        "gpu": "; ".join(f"{gpu['name']}, driver {gpu['driver']}" for gpu in machine.nvidia_gpus()) or None,
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
@@ -83,28 +82,3 @@ def _code() -> str:
     for path in sorted((ROOT / "dgiqa").rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
-
-
-def _gpu() -> str | None:
-    from dgiqa.machine import nvidia_gpus
-
-    return "; ".join(f"{gpu['name']}, driver {gpu['driver']}" for gpu in nvidia_gpus()) or None
-
-
-def _memory_gb() -> float | None:
-    from dgiqa.machine import memory_mb
-
-    usable = memory_mb()
-    return None if usable is None else round(usable / 1024, 1)
-
-
-def _cpu_name() -> str:
-    return _cpuinfo("model name") or platform.processor()
-
-
-def _cpuinfo(field: str) -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")

@@ -61,13 +61,13 @@ def memory_mb() -> int | None:
 def cpu_name() -> str:
     """The processor's own name and its INSTRUCTIONS: they decide how int8 and bf16 round and what they gain, and
     virtual machines give one name ("Intel(R) Xeon(R) Processor", "AMD EPYC") to processors with and without them."""
-    name = _cpuinfo("model name") or platform.processor() or platform.machine()
+    name = cpuinfo("model name") or platform.processor() or platform.machine()
     return f"{name} ({', '.join(found)})" if (found := cpu_instructions()) else name
 
 
 def cpu_instructions() -> list[str]:
     """Those of INSTRUCTIONS that this processor has; none where that is unknown."""
-    flags = _cpuinfo("flags").split()
+    flags = cpuinfo("flags").split()
     return [name for name in INSTRUCTIONS if name in flags]
 
 
@@ -184,7 +184,7 @@ def onnxruntime_wheels() -> dict[str, str]:
     return {name: wheels[name] for name in rival_wheels("onnxruntime", wheels)}
 
 
-def _cpuinfo(field: str) -> str:
+def cpuinfo(field: str) -> str:
     """What Linux says of the first processor; empty where it does not."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
