@@ -9,7 +9,7 @@
     tilings        the small bundle on 20 random crops against the grid: time saved, and what it does to the scores
     metrics        no-reference metrics of IQA-PyTorch (random weights: timing only), and BRISQUE, NIQE and PIQE
 
-The networks of this package's side carry weights drawn from a fixed seed: the arithmetic, and so the time, is that of
+Full-size networks are those of untrained.py, with weights of a fixed seed: the arithmetic, and so the time, is that of
 trained ones; their scores are compared, engine against PyTorch, but mean nothing. Each subject runs in a process of its
 own; those that need other packages in an environment of their own, made once under --work.
 """
@@ -27,13 +27,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 import peer_metrics
+import untrained
 from pictures import photographs
 from pipeline import drift
 from subjects import Subject, SubjectError, main_or_subject, own_command
 from timer import Ledger, compare, parsed, parser
 
-from dgiqa import speed
-from dgiqa.bundle import MANIFEST, Bundle, load_bundle
+from dgiqa import spec, speed
+from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.errors import DgiqaError
 from dgiqa.machine import preparing_threads, usable_cores
 from dgiqa.runtime.backends import backends
@@ -74,13 +75,13 @@ def main() -> None:
 
 def _measured(group: str, paths: list[str], options: Any) -> dict[str, Any]:
     """The group's line."""
-    full = options.work / ("tiny" if options.quick else "full")
     if group == "tilings":
         return tilings(paths)
     if group.startswith("authors"):
         entries, pairs = authors(group.removeprefix("authors-"), options.quick), 2 if group.endswith("vitl") else 5
     elif group == "networks":
-        entries, pairs = networks(full, options.quick, () if options.quick else options.build), 7
+        bundle = untrained.bundle(_size(options.quick), untrained.WORK)
+        entries, pairs = networks(bundle, options.quick, () if options.quick else options.build), 7
     elif group == "compile":
         entries, pairs = compiled(options.quick), 5
     else:
@@ -97,21 +98,18 @@ def authors(encoder: str, quick: bool) -> list[Entry]:
     return [theirs, *_small()]
 
 
-def networks(folder: Path, quick: bool, reduced: Sequence[str] = ()) -> list[Entry]:
-    """The same networks on the same tiles, exported once into a bundle at `folder`.
+def networks(bundle: Bundle, quick: bool, reduced: Sequence[str] = ()) -> list[Entry]:
+    """The same networks on the same tiles.
 
     reduced: precisions to build OpenVINO engines of, unless they are there; one over its budget is left out.
     """
-    if not (folder / MANIFEST).is_file():
-        export_full(folder, quick)
-    bundle = load_bundle(folder)
     for precision in reduced:
         _build(bundle, precision)
     settings, missing = speed.candidates(bundle, backends())
     for item in missing:
         print(f"not measured: {item.backend} {item.precision}: {item.fix}", file=sys.stderr)
     ours = [
-        _runtime(f"{s.backend} {s.precision}{', a stream' * (request == 'many')}", str(folder), s, request)
+        _runtime(f"{s.backend} {s.precision}{', a stream' * (request == 'many')}", str(bundle.path), s, request)
         for s in settings
         for request in ("score", "many")
     ]
@@ -226,17 +224,6 @@ def _build(bundle: Bundle, precision: str) -> None:
         print(f"not built: {error}", file=sys.stderr)
 
 
-def export_full(folder: Path, quick: bool) -> None:
-    """Write the networks of `_torch_networks` as a bundle at `folder`."""
-    from dgiqa.nn.bundling import build_bundle
-
-    quality, depth, p = _torch_networks("vits", quick)
-    labels = {"licence": "Apache-2.0", "source": "random weights of a fixed seed"}
-    build_bundle(
-        folder, quality=quality, depth=depth, preprocess=p, name=folder.name, title="untrained, for timing", **labels
-    )
-
-
 # ---- in a subject's process ----
 
 
@@ -280,17 +267,17 @@ def _torch_subject(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, A
 
 def _torch_networks(encoder: str, quick: bool) -> tuple[Any, Any, Any]:
     """(quality, depth, preprocessing): of the published sizes, or small ones for a quick run; the same every time."""
-    import torch
+    networks = untrained.modules(_size(quick))
+    if encoder == "vitl":
+        from dgiqa.nn.depth_anything import DepthAnything
 
-    from dgiqa.nn.depth import SMALL_PREPROCESS, SmallDepth
-    from dgiqa.nn.depth_anything import DepthAnything
-    from dgiqa.nn.network import DGIQA, SMALL
-    from dgiqa.spec import Preprocess
+        networks[spec.DEPTH_FILE] = DepthAnything(encoder).eval()
+    p = load_bundle("small").preprocess if quick else spec.Preprocess()
+    return networks[spec.QUALITY_FILE], networks[spec.DEPTH_FILE], p
 
-    torch.manual_seed(0)
-    if quick:
-        return DGIQA(SMALL).eval(), SmallDepth().eval(), SMALL_PREPROCESS
-    return DGIQA().eval(), DepthAnything(encoder).eval(), Preprocess()
+
+def _size(quick: bool) -> str:
+    return "small" if quick else "full"
 
 
 # ---- the command line ----

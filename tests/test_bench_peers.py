@@ -14,6 +14,7 @@ import peers
 import pictures
 from peers import Entry
 
+from dgiqa.bundle import load_bundle
 from dgiqa.speed import Setting
 
 PEER = """
@@ -78,7 +79,7 @@ def test_a_quick_comparison_with_pytorch(photo: str) -> None:
 
 
 def test_every_engine_that_runs_here_meets_eager_pytorch(bundle_dir: Path) -> None:
-    names = [entry.name for entry in peers.networks(bundle_dir, quick=True)]
+    names = [entry.name for entry in peers.networks(load_bundle(bundle_dir), quick=True)]
     assert names[:3] == [peers.EAGER, "onnxruntime fp32", "onnxruntime fp32, a stream"]
 
 
