@@ -125,7 +125,7 @@ def test_a_damaged_engine_is_an_error_and_built_again_when_asked(tiny_bundle: Bu
     first = build(tiny_bundle, backend="onnxruntime")
     for damage in (
         lambda: first.files[spec.DEPTH_FILE].write_bytes(first.files[spec.DEPTH_FILE].read_bytes()[:100]),
-        lambda: (first.path / engines.RECORD).write_text('{"format": 1, "key": []}'),
+        lambda: (first.path / engines.RECORD).write_text('{"format": 2, "key": []}'),
     ):
         damage()
         with pytest.raises(EngineError, match=r"was altered; build it again: .* --force|no fp16 engine"):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ import pytest
 import dgiqa
 from dgiqa import spec
 from dgiqa.bundle import Bundle, write_bundle
-from dgiqa.cli.engines import _facts, _print_certificate
-from dgiqa.errors import BackendError, DgiqaError, EngineError
+from dgiqa.errors import BackendError, EngineError
 from dgiqa.runtime import engines
 from dgiqa.runtime.engines import Engine
 from dgiqa.scorer import Scorer
@@ -42,6 +40,13 @@ def keep(bundle: Bundle, precision: str = "fp16", **changes: object) -> Engine:
             (folder / name).write_bytes(bundle.file(name).read_bytes())
         (folder / "scratch.tmp").write_text("left by a tool")
         return engines.store(folder, key, {name: folder / name for name in engines.NETWORKS}, CERTIFICATE)
+
+
+def forge(engine: Engine, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Rewrite an engine's record as `store` would have written it."""
+    path = engine.path / engines.RECORD
+    record = change(json.loads(path.read_text()))
+    path.write_text(json.dumps(record | {"sha256": engines._digest(record)}))
 
 
 def test_what_was_stored_is_found_whole(tiny_bundle: Bundle) -> None:
@@ -94,10 +99,8 @@ def test_a_stale_engine_names_both_sides_and_is_not_loaded(
 def test_an_engine_of_before_quantizers_had_versions_is_stale_and_one_that_nothing_quantised_is_not(
     tiny_bundle: Bundle,
 ) -> None:
-    path = keep(tiny_bundle).path / engines.RECORD
-    record = json.loads(path.read_text())
-    del record["key"]["quantizer"]
-    path.write_text(json.dumps(record))
+    kept = keep(tiny_bundle)
+    forge(kept, lambda record: record | {"key": {k: v for k, v in record["key"].items() if k != "quantizer"}})
     with pytest.raises(EngineError, match="is stale: built for quantizer none; here is quantizer"):
         engines.find(tiny_bundle, "onnxruntime", "fp16")
     assert "quantizer" not in engines.engine_key(tiny_bundle, "onnxruntime", "fp32")
@@ -156,8 +159,8 @@ def test_what_belongs_to_somebody_else_is_not_loaded(tiny_bundle: Bundle) -> Non
         "{",
         "[]",
         '{"format": 99}',
-        '{"format": 1, "key": {}, "networks": {}, "files": {}}',
-        json.dumps({"format": 1, "key": [], "networks": {"depth.onnx": "../x"}, "files": {"../x": {}}}),
+        '{"format": 2, "key": {}, "networks": {}, "files": {}}',
+        '{"format": 2, "sha256": []}',
     ],
 )
 def test_a_damaged_record_is_left_out_and_named(tiny_bundle: Bundle, text: str) -> None:
@@ -182,54 +185,34 @@ def edited(record: Any, at: tuple[str, ...], value: Any) -> Any:
     return {**record, at[0]: edited(record[at[0]], at[1:], value)}
 
 
-def test_a_record_with_anything_of_another_kind_in_it_is_never_worse_than_an_error(tiny_bundle: Bundle) -> None:
+def test_a_record_that_was_edited_anywhere_is_refused(tiny_bundle: Bundle) -> None:
     engine = keep(tiny_bundle)
     path = engine.path / engines.RECORD
     whole = json.loads(path.read_text())
     for at in places(whole):
-        for value in (None, -1, 10**400, "x", [], {}, {"../x": "y"}):
+        for value in (None, -1, 10**400, "x", [], {"../x": "y"}):
             path.write_text(json.dumps(edited(whole, at, value)))
-            for found in engines.list_engines():
-                _facts(found)
-                _print_certificate(found)
-            assert all(name == engine.name for name in engines.damaged())
-            for attempt in (
-                lambda: engines.find(tiny_bundle, "onnxruntime", "fp16"),
-                lambda: engines.load(engine.path, tiny_bundle),
-            ):
-                with contextlib.suppress(DgiqaError):  # anything else fails the test
-                    attempt()
+            assert engines.list_engines() == []
+            assert list(engines.damaged()) == [engine.name]
+            with pytest.raises(EngineError, match=r"is not an engine|has format"):
+                engines.load(engine.path, tiny_bundle)
 
 
 @pytest.mark.parametrize(
-    ("change", "why"),
+    "change",
     [
-        ({"networks": {}}, r"its networks are \[\]"),  # the bundle's fp32 files would run under the name of fp16
-        ({"networks": {spec.DEPTH_FILE: "depth.onnx"}}, r"its networks are \['depth\.onnx'\]"),
-        ({"networks": dict.fromkeys(engines.NETWORKS, "nowhere")}, r"it has no files \['nowhere'\]"),
-        ({"files": {"../depth.onnx": {"sha256": ""}}}, r"its files \['\.\./depth\.onnx'\] lie elsewhere"),
-        ({"key": {"plugins": {"/tmp/evil.so": ""}}}, r"its files \['/tmp/evil\.so'\] lie elsewhere"),
-        ({"key": {"plugins": {"..": ""}}}, r"its files \['\.\.'\] lie elsewhere"),
-        ({"key": {"precision": "fp64"}}, "its engine is 'onnxruntime' in 'fp64'"),
-        ({"key": {"engine": "another"}}, "its engine is 'another' in 'fp16'"),
-        ({"key": {"device": 5}}, r"its record\.key\.device is 5"),
-        ({"certificate": {"share": None}}, r"its record\.certificate\.share is null"),
-        ({"created": None}, r"its record\.created is null"),
+        {"files": {"../depth.onnx": {"sha256": ""}}},
+        {"networks": {spec.DEPTH_FILE: "/tmp/depth.onnx"}},
+        {"key": {"plugins": {"/tmp/evil.so": ""}}},
+        {"key": {"plugins": {"..": ""}}},
     ],
 )
-def test_a_record_that_no_build_writes_is_refused_and_says_why(
-    tiny_bundle: Bundle, change: dict[str, Any], why: str
-) -> None:
+def test_files_of_a_forged_record_do_not_lie_elsewhere(tiny_bundle: Bundle, change: dict[str, Any]) -> None:
     engine = keep(tiny_bundle)
-    record = json.loads((engine.path / engines.RECORD).read_text())
-    for name, value in change.items():
-        record[name] = {**record[name], **value} if name in ("key", "certificate") else value
-    (engine.path / engines.RECORD).write_text(json.dumps(record))
-    with pytest.raises(EngineError, match=rf"is not an engine \({why}"):
+    forge(engine, lambda record: record | {name: {**record[name], **value} for name, value in change.items()})
+    with pytest.raises(EngineError, match=r"is not an engine \(its files \['.*'\] lie elsewhere"):
         engines.load(engine.path, tiny_bundle)
-    assert re.search(why, engines.damaged()[engine.name])
-    with pytest.raises(EngineError, match="no fp16 engine"):
-        engines.find(tiny_bundle, "onnxruntime", "fp16")
+    assert "lie elsewhere" in engines.damaged()[engine.name]
 
 
 def test_a_path_that_the_user_names_is_loaded_from_anywhere(tiny_bundle: Bundle, tmp_path: Path, photos: dict) -> None:
@@ -362,9 +345,8 @@ def test_an_engine_with_weights_in_another_file_is_refused(tiny_bundle: Bundle) 
     made = keep(tiny_bundle)
     model = onnx.load(made.files[spec.QUALITY_FILE])
     onnx.save(model, made.files[spec.QUALITY_FILE], save_as_external_data=True, location="w.bin", size_threshold=0)
-    record = json.loads((made.path / engines.RECORD).read_text())
-    record["files"][spec.QUALITY_FILE]["sha256"] = sha256_of(made.files[spec.QUALITY_FILE])
-    (made.path / engines.RECORD).write_text(json.dumps(record))
+    hashed = {spec.QUALITY_FILE: {"sha256": sha256_of(made.files[spec.QUALITY_FILE])}}
+    forge(made, lambda record: record | {"files": record["files"] | hashed})
     with pytest.raises(
         EngineError, match=r"quality\.onnx keeps weights in other files.*; or build it again: dgiqa-rt build"
     ):
