@@ -19,7 +19,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import cv2
 import numpy as np
@@ -132,14 +132,13 @@ def dgiqa_rt(words: list[str]) -> None:
     for parameter in command.params:
         given = values.get(parameter.name)
         if given is not None and getattr(parameter, "param_type_name", "") == "option":
-            choices = [str(getattr(c, "value", c)) for c in _choices(parameter)]
+            choices = _choices(parameter)
             assert not choices or given in choices, f"{parameter.name} is none of {choices}"
 
 
-def _choices(parameter: Any) -> list[Any]:
-    described = getattr(parameter, "type_descriptor", None)
-    kind = getattr(described, "annotation", None) or getattr(parameter, "type", None)
-    return list(getattr(kind, "__members__", {}).values()) or list(getattr(kind, "choices", ()))
+def _choices(parameter: Any) -> tuple[Any, ...]:
+    kind = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
+    return get_args(kind) if get_origin(kind) is Literal else ()
 
 
 def parsed(words: list[str]) -> None:

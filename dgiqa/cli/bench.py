@@ -22,7 +22,7 @@ def bench(  # noqa: PLR0917 - the command line's options
         typer.Argument(metavar="IMAGE", help="Images to measure with; at most 32.  [default: the model's own]"),
     ] = None,
     bundle: options.Bundle = "small",
-    backend: Annotated[Backend, typer.Option(help="Measure this one only.")] = Backend.auto,
+    backend: Annotated[Backend, typer.Option(help="Measure this one only.")] = "auto",
     max_drift: Annotated[
         float | None,
         typer.Option(
@@ -56,7 +56,7 @@ def bench(  # noqa: PLR0917 - the command line's options
     found = survey(
         loaded,
         read(paths) if paths else photographs(loaded),
-        backends=None if backend is Backend.auto else [backend.value],
+        backends=None if backend == "auto" else [backend],
         max_drift=MAX_DRIFT if max_drift is None else max_drift,
         seconds=SECONDS if seconds is None else seconds,
         progress=(lambda line: None) if quiet else say,

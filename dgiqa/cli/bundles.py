@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -30,14 +29,6 @@ if TYPE_CHECKING:
     from dgiqa.doctor import Check
     from dgiqa.parity import ParityReport, Reference, Sweep
     from dgiqa.scorer import Scorer
-
-
-class Attention(str, Enum):
-    """How a full-size network's window attention is written; dgiqa.nn.deploy.ATTENTIONS."""
-
-    standard = "standard"
-    folded = "folded"
-    op = "op"
 
 
 models_app = typer.Typer(rich_markup_mode=None, help="The models (bundles) that can be used by name.")
@@ -155,13 +146,8 @@ def _print_checks(checks: list[Check]) -> None:
     console.print(f"\n{verdict}")
 
 
-class DepthVersion(str, Enum):
-    v1 = "v1"
-    v2 = "v2"
-
-
 DepthVersionOption = Annotated[
-    DepthVersion | None,
+    Literal["v1", "v2"] | None,
     typer.Option("--depth-version", help="Which Depth Anything the depth weights are, where nothing else tells."),
 ]
 
@@ -205,7 +191,7 @@ def verify(
     loaded = load_bundle(bundle)
     if (depth is None) == (quality is not None and len(loaded.networks) > 1):
         raise typer.BadParameter("--quality and --depth go together, unless there is no depth network")
-    torch = _in_torch(loaded, quality, depth, depth_version and depth_version.value) if quality else None
+    torch = _in_torch(loaded, quality, depth, depth_version) if quality else None
     with Scorer(loaded, **opening) as scorer:
         report = verify_bundle(loaded, scorer, tolerance)
         swept = _swept(scorer, torch, tolerance, quick) if torch or not quick else None
@@ -263,7 +249,7 @@ def import_weights(
         Path | None, typer.Option(metavar="DIR", help="Photographs to compare on.  [default: scikit-image's]")
     ] = None,
     attention: Annotated[
-        Attention | None,
+        Literal["standard", "folded", "op"] | None,  # dgiqa.nn.deploy.ATTENTIONS
         typer.Option(
             help="Window attention with windows folded into heads, as TensorRT fuses it; as standard operators "
             "otherwise; or as one operator, for build --plugin.  [default: folded, where there are windows]"
@@ -293,8 +279,8 @@ def import_weights(
         title=title,
         licence=licence,
         photos=photos,
-        attention=attention.value if attention else None,
-        depth_version=depth_version and depth_version.value,
+        attention=attention,
+        depth_version=depth_version,
         scale=None if scale is None else _scale(scale),
         overwrite=overwrite,
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dgiqa.cli import options
-from dgiqa.cli.common import Backend, app, data_stream, print_json, say, stdout
+from dgiqa.cli.common import app, data_stream, print_json, say, stdout
 from dgiqa.errors import BackendError
 from dgiqa.extras import load, needs
 
@@ -61,7 +61,7 @@ def calibrate(  # noqa: PLR0917 - the command line's options
         Path | None,
         typer.Option(metavar="FILE", help="Write precision and recall at every threshold to a .json or .png file."),
     ] = None,
-    backend: options.Backend = Backend.auto,
+    backend: options.Backend = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model of that name.")] = False,
     json_: options.Json = False,
 ) -> None:
@@ -89,7 +89,7 @@ def calibrate(  # noqa: PLR0917 - the command line's options
     target = (out or user_cache() / "bundles") / name
     if target.exists() and not overwrite:
         raise typer.BadParameter(f"{target} exists; choose another name or give --overwrite", param_hint="--name")
-    study = _studied(base, table, images or labels.parent, backend.value)
+    study = _studied(base, table, images or labels.parent, backend)
     try:
         with options.usage("--precision, --recall"):
             shipped = layer_of(base, study) if adapt else None

@@ -9,8 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Generator
-from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO, TypeVar
 
 import typer
 from typer.core import TyperGroup
@@ -62,34 +61,9 @@ app = typer.Typer(
 )
 
 
-class Backend(str, Enum):
-    """What runs the networks."""
-
-    auto = "auto"
-    onnxruntime = "onnxruntime"
-    openvino = "openvino"
-    onnxruntime_cuda = "onnxruntime-cuda"
-    tensorrt = "tensorrt"
-    tensorrt_rtx = "tensorrt-rtx"
-
-
-class Precision(str, Enum):
-    """What the networks compute in."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-    int8 = "int8"
-    fp8 = "fp8"
-    bf16 = "bf16"
-
-
-class Format(str, Enum):
-    """How rows are written to standard output."""
-
-    table = "table"
-    jsonl = "jsonl"
-    csv = "csv"
-    json = "json"
+Backend = Literal["auto", "onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
+Precision = Literal["fp32", "fp16", "int8", "fp8", "bf16"]
+Format = Literal["table", "jsonl", "csv", "json"]  # of rows on standard output
 
 
 class Report(Protocol):

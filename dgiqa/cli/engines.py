@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import re
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from dgiqa import spec
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, Backend, app, data_stream, print_json, say, stdout
+from dgiqa.cli.common import EXIT_CODES, app, data_stream, print_json, say, stdout
 
 if TYPE_CHECKING:
     from dgiqa.builder.plan import PlanOptions
     from dgiqa.runtime.engines import Engine
 
 
-class Hardware(str, Enum):
-    """dgiqa.builder.plan.HARDWARE."""
-
-    ampere_plus = "ampere+"
-    same = "same"
-
+Hardware = Literal["ampere+", "same"]  # dgiqa.builder.plan.HARDWARE
 
 cache_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The engines built on this machine.")
 app.add_typer(cache_app, name="cache")
@@ -39,7 +33,7 @@ def build(  # noqa: PLR0917 - the command line's options
     ] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="OpenVINO on processors that have it.")] = False,
     bundle: options.Bundle = "small",
-    backend: options.Backend = Backend.auto,
+    backend: options.Backend = "auto",
     calib: Annotated[
         Path | None,
         typer.Option(
@@ -116,7 +110,7 @@ def build(  # noqa: PLR0917 - the command line's options
         )
     engine = build_engine(
         bundle,
-        backend=backend.value,
+        backend=backend,
         precision=precision,
         batch=_batch(batch),
         buckets=[_size(text) for text in depth or []],
@@ -198,7 +192,7 @@ def _plan(version_compatible: bool, exclude_lean_runtime: bool, hardware: Hardwa
     from dgiqa.builder.plan import PlanOptions
 
     with options.usage("--exclude-lean-runtime"):
-        return PlanOptions(version_compatible, exclude_lean_runtime, hardware.value if hardware else "", level)
+        return PlanOptions(version_compatible, exclude_lean_runtime, hardware or "", level)
 
 
 def _batch(text: str) -> tuple[int, int, int]:

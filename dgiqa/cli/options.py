@@ -6,7 +6,6 @@ import contextlib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from enum import Enum
 from functools import update_wrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -128,8 +127,8 @@ Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Look in subf
 OPENING: dict[str, tuple[Any, Any]] = {
     "bundle": (Bundle, "small"),
     "tiling": (Tiling, "grid"),
-    "backend": (Backend, common.Backend.auto),
-    "precision": (Precision, common.Precision.fp32),
+    "backend": (Backend, "auto"),
+    "precision": (Precision, "fp32"),
     "build": (Build, False),
     "engine": (Engine, None),
     "device": (Device, None),
@@ -182,7 +181,7 @@ def joined(
 
 
 def _opening(values: dict[str, Any]) -> dict[str, Any]:
-    found = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
+    found = dict(values)
     if found.get("build"):
         found["build"] = common.say
     if "parallel" in found:
@@ -239,7 +238,7 @@ def check_stdin(argument: str) -> None:
 def shown_format(wanted: common.Format | None, output: str | None) -> str | None:
     """What standard output gets; None when the rows go to a file only."""
     if wanted:
-        return wanted.value
+        return wanted
     if output:
         return None
     return "table" if common.stdout().isatty() else "jsonl"

@@ -202,9 +202,9 @@ def _write_beside(report: Report, sidecar: str | None, html: str | None, name: s
 
 
 def _wanted_format(format_: Format | None, json_: bool) -> Format | None:
-    if json_ and format_ and format_ is not Format.json:
-        raise typer.BadParameter(f"--json and --format {format_.value} contradict each other", param_hint="--format")
-    return Format.json if json_ else format_
+    if json_ and format_ and format_ != "json":
+        raise typer.BadParameter(f"--json and --format {format_} contradict each other", param_hint="--format")
+    return "json" if json_ else format_
 
 
 def _inputs(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, Backend, Precision, Stopped, app, say
+from dgiqa.cli.common import EXIT_CODES, Stopped, app, say
 from dgiqa.extras import needs
 
 Preset = Annotated[
@@ -84,8 +84,8 @@ def serve(  # noqa: PLR0917 - the command line's options
 def triton_repo(  # noqa: PLR0917 - the command line's options
     out: Annotated[str, typer.Argument(metavar="OUT", help="The folder to make.")],
     bundle: options.Bundle = "small",
-    backend: options.Backend = Backend.onnxruntime,
-    precision: options.Precision = Precision.fp32,
+    backend: options.Backend = "onnxruntime",
+    precision: options.Precision = "fp32",
     engine: options.Engine = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="The networks run on a GPU; plans always do.")] = False,
     instances: Annotated[int, typer.Option(min=1, metavar="N", help="Images that are prepared at a time.")] = 2,
@@ -113,8 +113,8 @@ def triton_repo(  # noqa: PLR0917 - the command line's options
     built = None
     if engine is not None:
         built = engines.load(engine, opened)
-    elif precision is not Precision.fp32 or backend is Backend.tensorrt:
-        built = engines.find(opened, backend.value, precision.value)
+    elif precision != "fp32" or backend == "tensorrt":
+        built = engines.find(opened, backend, precision)
     on_gpu = gpu or (built is not None and built.backend == "tensorrt")
     written = write_repository(out, opened, engine=built, gpu=on_gpu, instances=instances, gate=gate)
     say(f"{opened.id} written to {written}; tritonserver --model-repository {written}")

@@ -6,8 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -28,20 +27,6 @@ if TYPE_CHECKING:
     from dgiqa.report.files import Report
     from dgiqa.video import Summary
     from dgiqa.video.sampling import Sampling
-
-
-class Bars(str, Enum):
-    """What becomes of black bars."""
-
-    crop = "crop"
-    keep = "keep"
-
-
-class Decoder(str, Enum):
-    """What decodes."""
-
-    cpu = "cpu"
-    nvdec = "nvdec"
 
 
 @app.command(epilog=EXIT_CODES)
@@ -82,11 +67,13 @@ def video(  # noqa: PLR0917 - the command line's options
     deinterlace: Annotated[
         bool, typer.Option("--deinterlace", help="Deinterlace frames marked as interlaced.")
     ] = False,
-    bars: Annotated[Bars, typer.Option(help="crop: score the picture without the black bars around it.")] = Bars.crop,
+    bars: Annotated[
+        Literal["crop", "keep"], typer.Option(help="crop: score the picture without the black bars around it.")
+    ] = "crop",
     decoder: Annotated[
-        Decoder,
+        Literal["cpu", "nvdec"],
         typer.Option(help="nvdec: decode local files on the GPU, where their frames stay to be scored."),
-    ] = Decoder.cpu,
+    ] = "cpu",
     reuse_depth: Annotated[
         bool, typer.Option("--reuse-depth", help="Compute depth only when the picture has moved enough.")
     ] = False,
@@ -179,7 +166,7 @@ def video(  # noqa: PLR0917 - the command line's options
         raise typer.BadParameter("name the master that it drops from: --against MASTER", param_hint="--max-drop")
     if against is not None:
         scored = {"--raw": raw, "--live": live, "--reuse-depth": reuse, "--plot": plot, "--html": html, "--srt": srt}
-        scored |= {"--decoder": decoder is not Decoder.cpu}
+        scored |= {"--decoder": decoder != "cpu"}
         _check_against(sources, scored | {"--ffmetadata": ffmetadata, "--fail-under": gate})
         _against(opening, sources[0], against, sampling, (output, shown), max_drop, quiet)
     with Report() as report:
@@ -191,10 +178,10 @@ def video(  # noqa: PLR0917 - the command line's options
             timeout_s=timeout,
             attempts=attempts,
             deinterlace=deinterlace,
-            bars=bars.value,  # type: ignore[arg-type]
+            bars=bars,
             max_pixels=opening["max_pixels"],
             streams=streams,
-            decoder=decoder.value,  # type: ignore[arg-type]
+            decoder=decoder,
         )
         run = VideoRun(scorer.stages, sources, sampling, reading=reading, reuse=reuse, workers=workers)
         report.summary = summary = Summary(
