@@ -23,7 +23,6 @@ from dgiqa._version import __version__
 from dgiqa.extras import install
 
 OK, WARN, FAIL = "ok", "warn", "fail"
-MINIMUM_PYTHON = (3, 10)
 MINIMUM_MEMORY_MB = 1024  # the small model needs 400 MB for one photograph
 
 
@@ -44,8 +43,9 @@ class Check:
 def examine(bundle: str = "small") -> list[Check]:
     """All checks in reading order. The last two load the bundle and score one synthetic image with it."""
     wheels = machine.installed_wheels()
+    python = platform.python_version()
     checks = [
-        _python(),
+        Check("python", OK, f"{python} ({sys.executable})", data=python),
         _guarded("machine", _machine),
         _memory(),
         _module("numpy", "numpy"),
@@ -92,14 +92,6 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
         return Check(
             name, FAIL, f"{type(error).__name__}: {error}", "mend the first failure above, then run this again"
         )
-
-
-def _python() -> Check:
-    version = platform.python_version()
-    found = f"{version} ({sys.executable})"
-    if sys.version_info < MINIMUM_PYTHON:
-        return Check("python", FAIL, found, f"use Python {MINIMUM_PYTHON[0]}.{MINIMUM_PYTHON[1]} or newer", version)
-    return Check("python", OK, found, data=version)
 
 
 def _machine() -> Check:

@@ -87,11 +87,11 @@ def nvidia_gpus() -> list[dict[str, str]]:
     time."""
 
     def asked(nvml: Any) -> list[dict[str, str]]:
-        driver = _text(nvml.nvmlSystemGetDriverVersion())
+        driver = nvml.nvmlSystemGetDriverVersion()
         handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
         return [
             {
-                "name": _text(nvml.nvmlDeviceGetName(handle)),
+                "name": nvml.nvmlDeviceGetName(handle),
                 "driver": driver,
                 "memory": f"{nvml.nvmlDeviceGetMemoryInfo(handle).total >> 20} MiB",
             }
@@ -132,7 +132,7 @@ def _kinds(nvml: Any) -> list[tuple[str, str, str, str]]:
     for number in range(nvml.nvmlDeviceGetCount()):
         handle = nvml.nvmlDeviceGetHandleByIndex(number)
         capability = "{}.{}".format(*nvml.nvmlDeviceGetCudaComputeCapability(handle))
-        uuid, name = _text(nvml.nvmlDeviceGetUUID(handle)), _text(nvml.nvmlDeviceGetName(handle))
+        uuid, name = nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle)
         found.append((str(number), uuid, name, capability))
     return found
 
@@ -157,10 +157,6 @@ def _from_driver(ask: Callable[[Any], T]) -> T:
     if isinstance(got, str | Exception):
         raise BackendError(f"the NVIDIA driver does not name the GPU ({got}); install or restart it")
     return cast(T, got)
-
-
-def _text(value: str | bytes) -> str:
-    return value if isinstance(value, str) else value.decode()  # bytes before nvidia-ml-py 11.515
 
 
 def installed_wheels() -> dict[str, str]:

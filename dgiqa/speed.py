@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 
 from dgiqa import spec
 from dgiqa.bundle import Bundle, load_golden
-from dgiqa.errors import BackendError, BundleError, EngineError, ImageError
+from dgiqa.errors import BackendError, EngineError, ImageError
 from dgiqa.machine import preparing_threads, usable_cores
 from dgiqa.parity import BUDGETS
 from dgiqa.runtime import backends as runtime
@@ -239,27 +238,9 @@ def read(paths: Iterable[str]) -> list[bytes]:
     return [item.source if isinstance(item.source, bytes) else Path(str(item.source)).read_bytes() for item in files]
 
 
-def photographs(bundle: Bundle, count: int = PHOTOGRAPHS) -> list[bytes]:
-    """JPEGs of SIZE to measure with: the bundle's golden images resized, or pictures drawn from noise without them."""
-    try:
-        files = [bundle.path / golden.file for golden in load_golden(bundle)]
-    except BundleError:
-        return [_jpeg(_drawn(seed)) for seed in range(count)]
-    pictures = [cv2.imread(str(path), cv2.IMREAD_COLOR) for path in files]
-    return [_jpeg(np.asarray(cv2.resize(p, SIZE, interpolation=cv2.INTER_CUBIC))) for p in pictures if p is not None][
-        :count
-    ]
-
-
-def _drawn(seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """A picture with detail at every scale, uint8 [768,1024,3], the same on every machine."""
-    rng = np.random.default_rng(seed)
-    picture = np.zeros((SIZE[1], SIZE[0], 3), np.float32)
-    for octave in range(2, 9):
-        noise = rng.normal(0, 1, (2**octave, 2**octave, 3)).astype(np.float32)
-        picture += cv2.resize(noise, SIZE, interpolation=cv2.INTER_CUBIC) * 2.0**-octave
-    return np.asarray((picture - picture.min()) / np.ptp(picture) * 255, np.uint8)
-
-
-def _jpeg(picture: np.ndarray[Any, Any]) -> bytes:
-    return bytes(cv2.imencode(".jpg", picture)[1].tobytes())
+def photographs(bundle: Bundle) -> list[bytes]:
+    """JPEGs of SIZE to measure with: the bundle's golden images, resized. BundleError if it has none."""
+    files = [bundle.path / golden.file for golden in load_golden(bundle)]
+    pictures = [cv2.imread(str(path), cv2.IMREAD_COLOR) for path in files[:PHOTOGRAPHS]]
+    resized = [cv2.resize(p, SIZE, interpolation=cv2.INTER_CUBIC) for p in pictures if p is not None]
+    return [cv2.imencode(".jpg", picture)[1].tobytes() for picture in resized]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 
 def nvml(
-    *gpus: tuple[str | bytes, tuple[int, int]], uuids: tuple[str, ...] = (), seconds: float = 0, says: str = ""
+    *gpus: tuple[str, tuple[int, int]], uuids: tuple[str, ...] = (), seconds: float = 0, says: str = ""
 ) -> SimpleNamespace:
     """gpus: (name, compute capability) each, of 23 GB. seconds: how long the driver takes. says: its error."""
 

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dgiqa import speed
-from dgiqa.bundle import Bundle, load_bundle, write_bundle
+from dgiqa.bundle import Bundle
 from dgiqa.cli import app
 from dgiqa.errors import BackendError, EngineError
 from dgiqa.scorer import Scorer
@@ -110,13 +110,3 @@ def test_drift_is_the_largest_difference_from_the_reference(tiny_bundle: Bundle)
     assert speed.measure(tiny_bundle, [setting], images, reference, 0.1)[0].drift == 0
     shifted = [reference[0] + 0.25, *reference[1:]]
     assert speed.measure(tiny_bundle, [setting], images, shifted, 0.1)[0].drift == pytest.approx(0.25)
-
-
-def test_a_bundle_without_golden_images_is_measured_on_drawn_ones(
-    tmp_path: Path, tiny_bundle: Bundle, tiny_graphs: dict[str, bytes]
-) -> None:
-    facts = {"title": "", "licence": "", "source": ""}
-    write_bundle(tmp_path / "bare", name="bare", files=tiny_graphs, preprocess=tiny_bundle.preprocess, **facts)
-    images = speed.photographs(load_bundle(tmp_path / "bare"), 2)
-    assert len(set(images)) == 2
-    assert all(image.startswith(b"\xff\xd8") for image in images)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,15 +79,6 @@ def test_a_file_brings_back_network_and_config(tmp_path):
     image = torch.randn(1, 3, 64, 64)
     assert again.config == NARROW
     assert torch.equal(again(image), model(image))
-
-
-def test_a_file_without_counts_holds_one_block_a_stage(tmp_path):
-    from safetensors.torch import save_file
-
-    path, lone = tmp_path / "depth.safetensors", replace(NARROW, blocks=(1, 1, 1, 1))
-    config = json.dumps({"widths": lone.widths, "decoder": lone.decoder})
-    save_file(SmallDepth(lone).state_dict(), path, {"model": "small_depth", "config": config})
-    assert load_small_depth(str(path)).config == lone
 
 
 def test_another_models_file_is_refused(tmp_path):

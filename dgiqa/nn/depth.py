@@ -9,7 +9,7 @@ coordinates, and the average of the whole picture is added where the map is smal
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -104,15 +104,9 @@ def load_small_depth(path: str) -> SmallDepth:
     if metadata.get("model") != "small_depth":
         held = metadata.get("model", "no named model")
         raise WeightsError(f"{path} holds {held}, not small_depth; train one with python -m recipes.small.train_depth")
-    if (config := saved_config(metadata, _saved_sizes)) is None:
+    if (config := saved_config(metadata, SmallDepthConfig)) is None:
         raise WeightsError(f"{path} does not say its sizes; save it again with save_small_depth")
     return cast(SmallDepth, network_of(lambda: SmallDepth(config), tensors, path, "small depth"))
-
-
-def _saved_sizes(**sizes: Any) -> SmallDepthConfig:
-    return SmallDepthConfig(
-        **{"blocks": (1, 1, 1, 1)} | sizes
-    )  # the first files do not count their blocks: one a stage
 
 
 def _convolution(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
