@@ -64,12 +64,12 @@ class Opened:
         """The largest batch that makes sense: a free first axis takes any, and a few fill a GPU."""
         return 1 if isinstance(self._specs[self.inputs[0]].shape[0], int) else 8
 
-    def check(self, feeds: Mapping[str, Any], *, on_gpu: bool) -> None:
-        """ValueError for wrong names, dtypes or shapes. on_gpu: whether arrays there are taken, too."""
+    def check(self, feeds: Mapping[str, Any], kind: Any = np.ndarray) -> None:
+        """ValueError for wrong names, dtypes or shapes, and for arrays of another kind."""
         if feeds.keys() != self._specs.keys():
             raise ValueError(f"got inputs {sorted(feeds)}, wanted {sorted(self._specs)}")
         for name, array in feeds.items():
-            _check_input(self._specs[name], array, on_gpu)
+            _check_input(self._specs[name], array, kind)
 
     def sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
         """The sizes of named dimensions, for inputs of these shapes."""
@@ -82,9 +82,7 @@ class OrtSession(Opened):
 
     source: an ONNX file or its bytes (one that stands alone). threads: of one run on the CPU, by default all
     usable cores. gpu: the GPU's ordinal. cuda_graph: what `bind` makes runs by a CUDA graph that is captured once; all
-    of the network must be on the GPU for that. tf32: let the GPU round fp32 factors to 10 bits; off, as scores move.
-    On "cuda", feeds may also be arrays in GPU memory, C-contiguous and complete (the stream that wrote them
-    synchronised); they are read in place. Outputs are numpy arrays; with `bind` nothing comes to the host.
+    of the network must be on the GPU for that. `run` has numpy arrays; with `bind` nothing comes to the host.
     Raises BackendError if onnxruntime is missing, too old for the file, or would not run on the device asked for;
     BundleError if the file is not a model.
     """
@@ -97,7 +95,6 @@ class OrtSession(Opened):
         device: Literal["cpu", "cuda"] = "cpu",
         gpu: int = 0,
         cuda_graph: bool = False,
-        tf32: bool = False,
     ) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
@@ -105,7 +102,7 @@ class OrtSession(Opened):
             raise ValueError(f'cuda_graph needs device="cuda", got {device!r}')
         ort = _import_onnxruntime()
         options = _options(ort, threads or usable_cores())
-        providers = _cuda_provider(ort, gpu, cuda_graph, tf32) if device == "cuda" else [_PROVIDERS["cpu"]]
+        providers = _cuda_provider(ort, gpu, cuda_graph) if device == "cuda" else [_PROVIDERS["cpu"]]
         super().__init__(ort, source, options, providers=providers, disabled_optimizers=_DISABLED)
         _check_providers(self._session.get_providers(), device)
         self.backend = f"onnxruntime-{device} {ort.__version__}"
@@ -114,11 +111,12 @@ class OrtSession(Opened):
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Every output by name. ValueError for wrong names, dtypes or shapes, BackendError if the engine fails."""
-        self.check(feeds, on_gpu=self._kind != "cpu")
+        self.check(feeds)
+        options = self._ort.RunOptions() if self._graph else None
+        if options:
+            options.add_run_config_entry(*NO_GRAPH)
         try:
-            if self._kind != "cpu":
-                return self._run_on_gpu(feeds)
-            return dict(zip(self.outputs, self._session.run(None, dict(feeds)), strict=True))
+            return dict(zip(self.outputs, self._session.run(None, dict(feeds), options), strict=True))
         except Exception as error:
             shapes = {name: array.shape for name, array in feeds.items()}
             raise BackendError(f"{self.backend} failed on inputs of shape {shapes}: {error}") from error
@@ -135,7 +133,7 @@ class OrtSession(Opened):
             fix = "use the primary one (PyCUDA: import pycuda.autoprimaryctx)"
             raise BackendError(f"ONNX Runtime computes in the GPU's primary context, and another one is current; {fix}")
         arrays = {name: cuda.as_device_array(feed, lane.handle) for name, feed in feeds.items()}
-        self.check(arrays, on_gpu=True)
+        self.check(arrays, cuda.DeviceArray)
         sizes = self.sizes({name: array.shape for name, array in arrays.items()})
         for node in self._session.get_outputs():
             if node.name in (outputs or {}):
@@ -146,22 +144,6 @@ class OrtSession(Opened):
                     raise ValueError(f"output {node.name!r} has shape {node.shape}, which no input decides; give it")
                 arrays[node.name] = lane.empty(shape, _DTYPES[node.type])
         return OrtBound(self, lane, arrays)
-
-    def _run_on_gpu(self, feeds: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        """Through an I/O binding: what lies on the GPU is used there, and nothing is copied twice."""
-        binding = self._session.io_binding()
-        for name, array in feeds.items():
-            if isinstance(array, np.ndarray):
-                binding.bind_cpu_input(name, np.ascontiguousarray(array))
-            else:
-                self.place(binding.bind_input, name, cuda.as_device_array(array))
-        for name in self.outputs:
-            binding.bind_output(name, self._kind, self.device)
-        options = self._ort.RunOptions()
-        if self._graph:
-            options.add_run_config_entry(*NO_GRAPH)
-        self._session.run_with_iobinding(binding, options)
-        return dict(zip(self.outputs, binding.copy_outputs_to_cpu(), strict=True))
 
     # What follows is for this module: the steps that runs and bindings have in common.
 
@@ -232,7 +214,7 @@ def _options(ort: Any, threads: int) -> Any:
     return options
 
 
-def _cuda_provider(ort: Any, gpu: int, graph: bool, tf32: bool) -> list[Any]:
+def _cuda_provider(ort: Any, gpu: int, graph: bool) -> list[Any]:
     """The CUDA provider and what is set for it; shape arithmetic may stay on the CPU, so that provider follows."""
     if _PROVIDERS["cuda"] not in ort.get_available_providers():
         raise BackendError(f"the installed onnxruntime has no CUDA provider{_clash()}; {INSTALL[CUDA]}")
@@ -241,7 +223,7 @@ def _cuda_provider(ort: Any, gpu: int, graph: bool, tf32: bool) -> list[Any]:
             ort.preload_dlls()
     settings = {
         "device_id": str(gpu),
-        "use_tf32": str(int(tf32)),
+        "use_tf32": "0",  # it would round fp32 factors to 10 bits
         "enable_cuda_graph": str(int(graph)),
         # By default every new input size is benchmarked exhaustively, and depth inputs come in many sizes.
         "cudnn_conv_algo_search": "HEURISTIC",
@@ -277,18 +259,12 @@ def _explain(label: str, version: str, error: Exception) -> BackendError | Bundl
     return BundleError(f"onnxruntime {version} cannot read {label} as a model ({text}); copy or rebuild the bundle")
 
 
-def _check_input(node: Any, array: Any, on_gpu: bool) -> None:
+def _check_input(node: Any, array: Any, kind: Any) -> None:
     """Names of dimensions match any size; numbers must match."""
     wanted = _DTYPES.get(node.type)
-    if isinstance(array, np.ndarray):
-        dtype: Any = array.dtype
-    elif on_gpu and cuda.is_device_array(array):
-        array = cuda.as_device_array(array)
-        dtype = array.dtype
-    else:
-        raise ValueError(f"input {node.name!r} is {type(array).__name__}, wanted {node.type}")
-    if wanted is None or dtype != wanted:
-        raise ValueError(f"input {node.name!r} is {dtype}, wanted {node.type}")
+    if not isinstance(array, kind) or wanted is None or array.dtype != wanted:
+        got = array.dtype if isinstance(array, kind) else type(array).__name__
+        raise ValueError(f"input {node.name!r} is {got}, wanted {node.type}")
     fits = len(array.shape) == len(node.shape) and all(
         not isinstance(want, int) or want == have for want, have in zip(node.shape, array.shape, strict=True)
     )

@@ -63,7 +63,7 @@ class RtxSession(Opened):
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Every output by name. ValueError for wrong names, dtypes or shapes, BackendError if the engine fails."""
-        shapes = self._checked(feeds, on_gpu=False)
+        shapes = self._checked(feeds)
         try:
             if self._graphs and (shapes in self._captured or len(self._captured) < _GRAPHS):
                 with self._turn:
@@ -83,7 +83,7 @@ class RtxSession(Opened):
         lane: whose work comes before a run. ValueError as in run, BackendError without cuda-python.
         """
         arrays = {name: cuda.as_device_array(feed, lane.handle) for name, feed in feeds.items()}
-        placed = self._placed(dict(self._checked(arrays, on_gpu=True)), None)
+        placed = self._placed(dict(self._checked(arrays, cuda.DeviceArray)), None)
         for name in self.outputs:
             given = (outputs or {}).get(name)
             value = placed.values[name]
@@ -93,8 +93,8 @@ class RtxSession(Opened):
                 raise ValueError(f"output {name!r} is {arrays[name].shape}, wanted {tuple(value.shape())}")
         return RtxBound(self, placed, lane, arrays)
 
-    def _checked(self, feeds: Mapping[str, Any], *, on_gpu: bool) -> tuple[tuple[str, Any], ...]:
-        self.check(feeds, on_gpu=on_gpu)
+    def _checked(self, feeds: Mapping[str, Any], kind: Any = np.ndarray) -> tuple[tuple[str, Any], ...]:
+        self.check(feeds, kind)
         return tuple(sorted((name, array.shape) for name, array in feeds.items()))
 
     def _placed(self, shapes: Mapping[str, tuple[int, ...]], graph: int | None) -> _Placed:
