@@ -63,7 +63,8 @@ def found_quarter(found: Explanation, place: tuple[slice, slice]) -> dict[str, b
     quarters = (middles[:, 0] >= height) * 2 + (middles[:, 1] >= width)
     means = [found.tile_scores[quarters == quarter].mean() for quarter in range(4)]
     mine = int(quarters[inside][0])
-    return {"lowest tile": bool(inside[found.tile_scores.argmin()]), "mean of tiles": int(np.argmin(means)) == mine}
+    lowest = np.flatnonzero((found.windows == (found.lowest[0].y, found.lowest[0].x)).all(1))[0]
+    return {"lowest tile": bool(inside[lowest]), "mean of tiles": int(np.argmin(means)) == mine}
 
 
 def planted_blur(scorer: Scorer, pictures: list[Picture], sigma: float) -> dict[str, Any]:

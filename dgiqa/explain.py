@@ -25,6 +25,7 @@ from dgiqa import forward, preprocess, spec
 from dgiqa.forward import Stages
 from dgiqa.image.sources import Source, decode_within, name_of, open_source
 from dgiqa.last_layer import CamSession
+from dgiqa.work import Work
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
@@ -37,6 +38,8 @@ SIDE = 720  # longest side of a picture that is shown, pixels
 LEGEND = 26  # pixels below it
 GAP = 6  # pixels between drawings
 LOWEST = 3  # how many tiles of the map are named
+FLAT = 0.25  # of the contrast that the middle tile has: below it there is nothing to judge by
+COARSE = 16  # pixels that are averaged before contrast is measured, so that blur does not lower it
 CAM_CELL = 8  # pixels of the working image
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
@@ -60,7 +63,8 @@ class Explanation:
 
     source, bundle, height, width, score: as in Score. value: mean of the map, which is not the picture's score.
     map: f32 [rows,columns] in [0, 1], cells of equal size over the whole picture. windows: int32 [n,2], top-left (y, x)
-    of the map's tiles in pixels of the image as decoded, which are `side` (height, width) large; tile_scores: f32 [n].
+    of the map's tiles in pixels of the image as decoded, which are `side` (height, width) large; tile_scores: f32 [n];
+    flat: bool [n], tiles that show next to nothing, such as a clear sky, whose scores mean little.
     deciding: the score's own tiles, `deciding_side` large, the one that lowers it most first. by_depth: mean of the map
     in each quarter of the picture by depth, the farthest first; None where the model has no depth or the picture none.
     cam: f32 [rows,columns], logit of each place of the score's tiles, or None if it was not asked for; cam_flat: the
@@ -77,6 +81,7 @@ class Explanation:
     windows: NDArray[np.int32]
     side: tuple[float, float]
     tile_scores: Float32
+    flat: NDArray[np.bool_]
     deciding: tuple[Tile, ...]
     deciding_side: tuple[float, float]
     by_depth: tuple[float, ...] | None
@@ -86,9 +91,9 @@ class Explanation:
 
     @property
     def lowest(self) -> list[Tile]:
-        """The three tiles of the map that are lowest; none overlaps another by half a side both ways."""
+        """The three lowest tiles of the map, flat ones last; none overlaps another by half a side both ways."""
         found: list[int] = []
-        for i in np.argsort(self.tile_scores, kind="stable"):
+        for i in np.lexsort((self.tile_scores, self.flat)):
             apart = np.abs(self.windows[found] - self.windows[i]) >= np.array(self.side) / 2
             if len(found) < LOWEST and apart.any(1).all():
                 found.append(int(i))
@@ -155,50 +160,44 @@ def explain(stages: Stages, source: Source, *, name: str | None = None, cam: Cam
     preprocess.check_size(opened.height, opened.width, stages.p)
     with stages.room.hold(opened.memory, lambda: False):
         rgb = decode_within(opened, stages.decode_timeout_s).rgb
-    height, width = rgb.shape[:2]
-    networks, size, p = stages.networks, np.array([height, width]), stages.p
-    closer = _closer(p, height, width)
-    near: dict[spec.Preprocess, UInt8 | None] = dict.fromkeys((p, closer))
-    if networks.depth is not None:
-        feeds = {spec.DEPTH_INPUT: preprocess.depth_input(rgb, p)}
-        with networks.turn:
-            depth = networks.depth.run(feeds)[spec.DEPTH_OUTPUT]
-        near = {each: preprocess.depth_image(depth, height, width, each) for each in (p, closer)}
-
-    def scored(working: UInt8, windows: NDArray[np.int32], p: spec.Preprocess) -> Float32:
-        turn, batch = networks.turn, networks.batch
-        scores = forward.tile_scores(networks.quality, working, near[p], windows, p, batch=batch, turn=turn)
-        mapped = networks.mapped(scores)
-        stages.pooled(mapped)  # BackendError for what is not finite
-        return mapped
-
-    working, usual = (preprocess.working_image(rgb, each) for each in (closer, p))
-    windows = overlapping(working.shape[0], working.shape[1], p.tile)
-    own = preprocess.windows_for(stages.tiling, usual.shape[0], usual.shape[1], p.tile)
-    tile_scores, own_scores = scored(working, windows, closer), scored(usual, own, p)
-    quality = quality_map((working.shape[0], working.shape[1]), windows, tile_scores, p.tile)
-    scale, own_scale = size / working.shape[:2], size / usual.shape[:2]
-    seen, finer, flat = near[p], near[closer], None
-    if cam is not None and seen is not None:
-        flat = cam_map(cam, usual, np.full_like(seen, round(float(seen.mean()))), own, p)
+    p, size = stages.p, np.array(rgb.shape[:2])
+    work = stages.prepare(rgb, name or name_of(source), stages.tiling)
+    finer = _finer(work, rgb, p)
+    stages.run([work, finer])
+    score, _ = stages.finish(work), stages.pooled(finer.tile_scores)  # BackendError for what is not finite
+    quality = quality_map((finer.rgb.shape[0], finer.rgb.shape[1]), finer.windows, finer.tile_scores, p.tile)
+    scale, own_scale = size / finer.rgb.shape[:2], size / work.rgb.shape[:2]
+    cams = [work.depth] if work.depth is None else [work.depth, np.full_like(work.depth, round(work.depth.mean()))]
+    maps = [] if cam is None else [cam_map(cam, work.rgb, near, work.windows, p) for near in cams]
     return Explanation(
-        source=name or name_of(source),
+        source=work.source,
         bundle=stages.bundle.id,
-        height=height,
-        width=width,
-        score=float(own_scores.mean(dtype=np.float64)),
+        height=work.height,
+        width=work.width,
+        score=score.value,
         value=float(quality.mean(dtype=np.float64)),
         map=quality,
-        windows=np.round(windows * scale).astype(np.int32),
+        windows=np.round(finer.windows * scale).astype(np.int32),
         side=_sides(p.tile * scale),
-        tile_scores=tile_scores,
-        deciding=_deciding(np.round(own * own_scale).astype(int), own_scores),
+        tile_scores=finer.tile_scores,
+        flat=flat(finer.rgb, finer.windows, p.tile),
+        deciding=_deciding(np.round(work.windows * own_scale).astype(int), work.tile_scores),
         deciding_side=_sides(p.tile * own_scale),
-        by_depth=None if finer is None else by_depth(quality, finer),
-        cam=None if cam is None else cam_map(cam, usual, seen, own, p),
-        cam_flat=flat,
-        picture=working,
+        by_depth=None if finer.depth is None else by_depth(quality, finer.depth),
+        cam=maps[0] if maps else None,
+        cam_flat=maps[1] if maps[1:] else None,
+        picture=finer.rgb,
     )
+
+
+def _finer(work: Work, rgb: UInt8, p: spec.Preprocess) -> Work:
+    """The same picture at ZOOM times its working size, as far as it has pixels for it, with overlapping windows."""
+    short = p.short_side and max(p.short_side, min(ZOOM * p.short_side, work.height, work.width))
+    working = preprocess.working_image(rgb, replace(p, short_side=short))
+    depth = None if work.depth is None else np.asarray(cv2.resize(work.depth, working.shape[1::-1]), np.uint8)
+    windows = overlapping(working.shape[0], working.shape[1], p.tile)
+    scores = np.full(len(windows), np.nan, np.float32)
+    return replace(work, rgb=working, depth=depth, windows=windows, tile_scores=scores, timings_ms={}, extra={})
 
 
 def cam_map(cam: CamSession, rgb: UInt8, near: UInt8 | None, windows: NDArray[np.int32], p: spec.Preprocess) -> Float32:
@@ -237,6 +236,14 @@ def _counts(height: int, width: int, tile: int, stride: float) -> tuple[int, int
     return rows, columns
 
 
+def flat(rgb: UInt8, windows: NDArray[np.int32], tile: int) -> NDArray[np.bool_]:
+    """Which windows (y, x) of a picture have next to no contrast beside the others, bool [n]."""
+    grey, side = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), max(2, tile // COARSE)
+    parts = (grey[y : y + tile, x : x + tile] for y, x in windows)
+    contrast = np.array([cv2.resize(part, (side, side), interpolation=cv2.INTER_AREA).std() for part in parts])
+    return np.asarray(contrast < FLAT * np.median(contrast))
+
+
 def quality_map(size: tuple[int, int], windows: NDArray[np.int32], scores: Float32, tile: int) -> Float32:
     """Scores f32 [n] of windows (y, x) in a picture of `size` -> f32 [rows,columns], cells of about a sixth of a tile.
 
@@ -266,13 +273,6 @@ def by_depth(quality: Float32, near: UInt8) -> tuple[float, ...] | None:
     if np.ptp(depth) < 1 or len(order) < QUANTILES:
         return None
     return tuple(float(quality.ravel()[part].mean()) for part in np.array_split(order, QUANTILES))
-
-
-def _closer(p: spec.Preprocess, height: int, width: int) -> spec.Preprocess:
-    """The preprocessing with a working size of up to ZOOM times, as far as the picture has pixels for it."""
-    if not p.short_side:
-        return p
-    return replace(p, short_side=max(p.short_side, min(ZOOM * p.short_side, height, width)))
 
 
 def _sides(lengths: NDArray[np.float64]) -> tuple[float, float]:

@@ -236,10 +236,14 @@ class Stages:
     def score(self, source: Source, *, name: str | None = None, tiling: str | None = None) -> Score:
         """All of it, in this thread. Raises ImageError if there is no image, BackendError if a network fails."""
         work = self.prepare(source, name or name_of(source), tiling or self.tiling, look=True)
-        while parts := take([work], self.networks.batch):
+        self.run([work])
+        return self.finish(work)
+
+    def run(self, works: list[Work]) -> None:
+        """The quality network over all windows of these works, in batches."""
+        while parts := take(works, self.networks.batch):
             for part, found in zip(parts, self.networks.score(parts), strict=True):
                 enter(part, found)
-        return self.finish(work)
 
     def prepare(
         self,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dgiqa.bundle import Bundle
 from dgiqa.errors import ImageError
-from dgiqa.explain import MAX_TILES, _deciding, by_depth, cam_map, overlapping, quality_map
+from dgiqa.explain import MAX_TILES, _deciding, by_depth, cam_map, flat, overlapping, quality_map
 from dgiqa.scorer import Scorer
 from dgiqa.spec import Preprocess
 
@@ -51,6 +51,26 @@ def test_quarters_of_the_picture_by_depth_begin_with_the_farthest() -> None:
     assert by_depth(quality, near) == pytest.approx((0.1, 0.2, 0.3, 0.4))
     assert by_depth(quality, near[:, ::-1]) == pytest.approx((0.4, 0.3, 0.2, 0.1))
     assert by_depth(quality, np.full((4, 4), 9, np.uint8)) is None
+
+
+def test_a_tile_that_shows_nothing_is_flat_and_a_blurred_one_is_not(photos: dict[str, NDArray[np.uint8]]) -> None:
+    """A clear sky scores low, and is not what is wrong with a picture."""
+    picture = cv2.resize(photos["coffee"], (192, 192), interpolation=cv2.INTER_AREA)
+    picture[:64, :64] = 200
+    picture[128:, 128:] = cv2.GaussianBlur(picture[128:, 128:], (0, 0), 6)
+    windows = np.array([(y, x) for y in (0, 64, 128) for x in (0, 64, 128)], np.int32)
+    assert flat(picture, windows, 64).tolist() == [True] + [False] * 8
+    assert not flat(np.zeros_like(picture), windows, 64).any(), "all alike"
+
+
+def test_flat_tiles_are_named_last(tiny_bundle: Bundle, photos: dict[str, NDArray[np.uint8]]) -> None:
+    with Scorer(tiny_bundle) as scorer:
+        found = scorer.explain(photos["coffee"])
+    first = found.lowest[0]
+    flat = (found.windows == (first.y, first.x)).all(1)
+    other = replace(found, flat=flat).lowest[0]
+    assert (other.y, other.x) != (first.y, first.x)
+    assert other.score == pytest.approx(float(found.tile_scores[~flat].min()))
 
 
 @pytest.mark.slow
