@@ -190,17 +190,17 @@ def test_a_full_disk_leaves_no_marker(
     from dgiqa.report import files
 
     command = ("scan", f"{shards}/{{000..001}}.tar", "--out", tmp_path, "--bundle", bundle_dir)
-    write = files.OutputFile.write
+    write = files.ParquetRows.write
     count = 0
 
-    def full(self: Any, text: Any) -> None:
+    def full(self: Any, row: Any) -> None:
         nonlocal count
         count += 1
         if count > EACH + 4:
-            raise OSError(28, "No space left on device", self.name)
-        write(self, text)
+            raise OSError(28, "No space left on device", "scores")
+        write(self, row)
 
-    monkeypatch.setattr(files.OutputFile, "write", full)
+    monkeypatch.setattr(files.ParquetRows, "write", full)
     ended = run_here(*command)
     assert ended.returncode == 1
     assert b"No space left" in ended.stderr

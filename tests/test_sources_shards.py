@@ -11,10 +11,12 @@ import tarfile
 import zipfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import run_here
 
+from dgiqa import sources
 from dgiqa.sources import Input, expand, shards
 from dgiqa.sources.inputs import braces
 from dgiqa.sources.shards import members, sample_key
@@ -34,6 +36,24 @@ def tar(path: Path, names: list[str], data: bytes = IMAGE, mode: str = "w") -> P
 
 def found(path: Path) -> list[Input]:
     return list(expand([str(path)]))
+
+
+def test_images_are_read_a_few_at_a_time_and_large_ones_one_by_one(tmp_path: Path, monkeypatch: Any) -> None:
+    names, taken = [f"{n}.jpg" for n in range(100)], 0
+    whole = shards._image
+
+    def counting(*arguments: Any) -> Input:
+        nonlocal taken
+        taken += 1
+        return whole(*arguments)
+
+    monkeypatch.setattr(shards, "_image", counting)
+    for data, most in ((IMAGE, sources.BURST), (IMAGE + bytes(1 << 20), 1)):
+        taken, path = 0, tar(tmp_path / "s.tar", names, data)
+        for number, item in enumerate(expand([str(path)]), 1):
+            assert item.key == str(number - 1)
+            assert taken - number < most
+        assert taken == 100
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])

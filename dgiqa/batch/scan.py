@@ -24,8 +24,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dgiqa.errors import DgiqaError
-from dgiqa.report.files import OutputFile, Report, writer_for
-from dgiqa.report.rows import Row, Summary, error_row
+from dgiqa.report.files import OutputFile, ParquetRows
+from dgiqa.report.rows import Row, Summary, columns, error_row
 from dgiqa.score import Failure, Score
 from dgiqa.scorer import Scorer
 from dgiqa.sources import Input, Reading, expand, remote
@@ -143,14 +143,20 @@ def score_shard(scorer: Scorer, shard: str, job: Job) -> Done:
 
 
 def _score_shard(scorer: Scorer, shard: str, job: Job, stem: str) -> Done:
-    left_out = Counter[str]()
-    with Report() as report:
-        file = OutputFile(f"{stem}.parquet", spooled=True)
-        report.write_to(writer_for("parquet", file, details=job.details), file)
-        report.summary = summary = Summary(run=job.settings)
-        for row in rows_of(scorer, expand([shard], left_out=left_out, reading=job.reading), job.threads, job.details):
-            report.add(row)
-        report.complete = True
+    left_out, summary = Counter[str](), Summary(run=job.settings)
+    inputs = expand([shard], left_out=left_out, reading=job.reading)
+    file = OutputFile(f"{stem}.parquet")
+    try:
+        target = file.stream()
+        with ParquetRows(target, columns("image", details=job.details)) as writer:
+            for row in rows_of(scorer, inputs, job.threads, job.details):
+                summary.add(row)
+                writer.write(row)
+            writer.finish(summary.as_dict(complete=True))
+        target.flush()
+        file.commit()
+    finally:
+        file.discard()
     rows = summary.scored + summary.failed
     done = Done(shard, rows, summary.scored, summary.failed, round(summary.seconds, 3), dict(left_out))
     with replacing(f"{stem}{MARKER}") as path, open(path, "w", encoding="utf-8") as stream:

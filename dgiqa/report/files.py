@@ -9,7 +9,6 @@ import contextlib
 import csv
 import glob
 import io
-import itertools
 import json
 import os
 import secrets
@@ -174,32 +173,61 @@ class SpooledWriter:
         raise NotImplementedError
 
 
+class ParquetRows:
+    """Rows straight into groups of a Parquet file: a typed column each, the summary in its metadata under "dgiqa".
+
+    target: a binary file. A context manager; without `finish` the file is not whole. Needs pyarrow.
+    """
+
+    def __init__(self, target: Any, names: tuple[str, ...]) -> None:
+        self._arrow, self._schema = _parquet_schema(names)
+        self._documents = [c.name for c in SCHEMA if c.type == "json" and c.name in names]
+        self._file = self._arrow.parquet.ParquetWriter(target, self._schema)
+        self._rows: list[Row] = []
+
+    def write(self, row: Row) -> None:
+        """Hold the row until its group is full."""
+        if self._documents:
+            row |= {name: None if row[name] is None else to_json(row[name]) for name in self._documents}
+        self._rows.append(row)
+        if len(self._rows) == ROW_GROUP:
+            self._group()
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        if self._rows:
+            self._group()
+        self._file.add_key_value_metadata({"dgiqa": to_json(summary)})
+        self._file.close()
+
+    def __enter__(self) -> ParquetRows:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.is_open = False  # else pyarrow writes on, into a file that is closed
+
+    def _group(self) -> None:
+        rows, self._rows = self._rows, []
+        try:
+            table = self._arrow.Table.from_pylist(rows, schema=self._schema)
+        except UnicodeEncodeError:  # bytes of a name that are not UTF-8
+            readable_rows = [json.loads(to_json(row)) for row in rows]
+            table = self._arrow.Table.from_pylist(readable_rows, schema=self._schema)
+        self._file.write_table(table)
+
+
 class ParquetWriter(SpooledWriter):
-    """A typed column each; the summary is in the file's metadata under "dgiqa". Needs pyarrow."""
+    """The spooled rows as a Parquet file. Needs pyarrow, which is looked for at once."""
 
     def __init__(self, file: OutputFile, names: tuple[str, ...]) -> None:
         super().__init__(file)
-        self._parquet = load("pyarrow.parquet", "Parquet", "pyarrow", "table", instead="end in .csv")
-        import pyarrow
-
-        self._arrow = pyarrow
-        text = pyarrow.string()
-        types = {"list": pyarrow.list_(text), "json": text, "string": text}
-        self._schema = pyarrow.schema(
-            [(c.name, types.get(c.type) or getattr(pyarrow, c.type)()) for c in SCHEMA if c.name in names]
-        )
-        self._documents = [c.name for c in SCHEMA if c.type == "json" and c.name in names]
+        self._names = names
+        _parquet_schema(names)
 
     def _fill(self, lines: Iterator[str], target: Any, summary: dict[str, Any]) -> None:
-        writer = self._parquet.ParquetWriter(target, self._schema)
-        while rows := [self._typed(line) for line in itertools.islice(lines, ROW_GROUP)]:
-            writer.write_table(self._arrow.Table.from_pylist(rows, schema=self._schema))
-        writer.add_key_value_metadata({"dgiqa": to_json(summary)})
-        writer.close()
-
-    def _typed(self, line: str) -> Row:
-        row: Row = json.loads(line)
-        return row | {name: None if row[name] is None else to_json(row[name]) for name in self._documents}
+        with ParquetRows(target, self._names) as writer:
+            for line in lines:
+                writer.write(json.loads(line))
+            writer.finish(summary)
 
 
 class SqliteWriter(SpooledWriter):
@@ -296,6 +324,10 @@ class OutputFile:
     def flush(self) -> None:
         """Nothing waits to be written."""
 
+    def stream(self) -> io.BufferedWriter:
+        """The file in binary, for what is written as a whole; to be flushed before `commit`."""
+        return io.BufferedWriter(self._raw)
+
     def commit(self) -> None:
         """Give the file its name, in one step, with the mode and owner that the file of that name had."""
         if self.partial:
@@ -330,7 +362,7 @@ class OutputFile:
         if not self.partial:
             raise OSError(f"{self.name} is a pipe or a device, which Parquet cannot be written to; use .jsonl")
         begun, target_path = time.monotonic(), _partial(self.path, secrets.token_hex(4))
-        target = self._create(target_path)
+        target = io.BufferedWriter(self._create(target_path))  # which writes all of it, or raises
         try:
             with open(self.partial, encoding="utf-8") as lines:
                 yield lines, target
@@ -473,6 +505,17 @@ class _Unread:
             function(value)
         except BrokenPipeError:
             self.report.unread = True
+
+
+def _parquet_schema(names: tuple[str, ...]) -> tuple[Any, Any]:
+    """(pyarrow, the types of these columns)."""
+    load("pyarrow.parquet", "Parquet", "pyarrow", "table", instead="end in .csv")
+    import pyarrow
+
+    text = pyarrow.string()
+    types = {"list": pyarrow.list_(text), "json": text, "string": text}
+    columns = [(c.name, types.get(c.type) or getattr(pyarrow, c.type)()) for c in SCHEMA if c.name in names]
+    return pyarrow, pyarrow.schema(columns)
 
 
 def _cell(name: str, value: Any) -> Any:
