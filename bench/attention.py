@@ -26,6 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from graph import DOCS, inputs, markdown, nodes, put_between
+from markdown import number
 from stamp import identity
 from timer import Ledger, compare, lines, parsed, parser
 
@@ -150,8 +151,7 @@ def table(measurements: Iterable[Mapping[str, Any]]) -> str:
 def _cells(line: Mapping[str, Any]) -> list[str]:
     case, rows = line["case"], {row["name"]: row for row in line["rows"]}
     ratios = [f"{rows[way]['ratio']['median']:.2f}x" if way in rows else "" for way in (FOLDED, PLUGIN)]
-    ms = rows[PLAIN]["ms"]["median"]
-    plain = f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"
+    plain = number(rows[PLAIN]["ms"]["median"])
     return [case["backend"], f"{case['tiles']} tiles", plain, *ratios, f"{max(line['difference'].values()):.1e}"]
 
 

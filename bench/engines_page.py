@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+from markdown import table
 
 Line = dict[str, Any]
 
@@ -28,16 +29,17 @@ def engines(cases: Sequence[Line]) -> str:
         return ""
     baseline = cases[0]["results"][0]["baseline"]
     names = list(dict.fromkeys(row["name"] for line in cases for row in line["results"] if row["name"] != baseline))
-    rows = [f"| network | input | {baseline} | {' | '.join(names)} |", "|---" * (len(names) + 3) + "|"]
+    rows = []
     for line in sorted(cases, key=_order):
         case, found = line["case"], {row["name"]: row for row in line["results"]}
         what = case.get("input") or ("1 tile" if case["batch"] == 1 else f"{case['batch']} tiles")
         cells = [f"{found[baseline]['ms']['median']:.0f} ms", *(_cell(found.get(name)) for name in names)]
-        rows.append(f"| {case['network']}, {case['size']} | {what} [{line['machine']}] | {' | '.join(cells)} |")
+        rows.append((f"{case['network']}, {case['size']}", f"{what} [{line['machine']}]", *cells))
     return (
         "Each network alone (weights of a fixed seed), each engine in a process of its own, all in turn, two sizes: "
         "those published (`full`) and those of the default bundle (`small`). Ratio of the times, round by round; in "
-        "brackets the largest difference from PyTorch, of a tile's score or of the depth's range.\n\n" + "\n".join(rows)
+        "brackets the largest difference from PyTorch, of a tile's score or of the depth's range.\n\n"
+        + table(("network", "input", baseline, *names), rows)
     )
 
 
@@ -45,14 +47,19 @@ def precisions(accuracy: Line | None) -> str:
     """How far scores move in each precision and engine, as Markdown; "" if nothing was measured."""
     if accuracy is None:
         return ""
-    head = "| networks | engine | precision | largest difference | mean | SROCC | of the bytes | within its budget |"
-    rows = [head, "|---" * 8 + "|"]
-    for row in accuracy["rows"]:
-        differences = f"{row['max_difference']:.1e} | {row['mean_difference']:.1e} | {row['srocc']:.4f}"
+    return f"{_said_of(accuracy)}\n\n{precision_table(accuracy['rows'])}"
+
+
+def precision_table(rows: Sequence[Line]) -> str:
+    """Of the rows of bench/precision.py."""
+    head = ("networks", "engine", "precision", "largest difference", "mean", "SROCC", "of the bytes")
+    made = []
+    for row in rows:
+        differences = f"{row['max_difference']:.1e}", f"{row['mean_difference']:.1e}", f"{row['srocc']:.4f}"
         engine, met = SHORT.get(row["backend"], row["backend"]), "yes" if row["met"] else "**no**"
-        names = f"{row['bundle'].removeprefix('untrained-')} | {engine} | {row['precision']}"
-        rows.append(f"| {names} | {differences} | {row['size_ratio']:.2f} | {met} |")
-    return f"{_said_of(accuracy)}\n\n" + "\n".join(rows)
+        names = row["bundle"].removeprefix("untrained-"), engine, row["precision"]
+        made.append((*names, *differences, f"{row['size_ratio']:.2f}", met))
+    return table((*head, "within its budget"), made)
 
 
 def _said_of(accuracy: Line) -> str:

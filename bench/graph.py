@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
+from markdown import last_cases, number
+from markdown import table as as_table
 from stamp import identity, machine_line
 from timer import Ledger, compare, lines, parsed, parser
 
@@ -130,16 +132,9 @@ def markdown(
     head: Sequence[str], cells: Callable[[Mapping[str, Any]], list[str]], measurements: Iterable[Mapping[str, Any]]
 ) -> str:
     """A table of the last line of every case, and below it the machines that they came from."""
-    cases: dict[str, Mapping[str, Any]] = {}
-    stamps: dict[str, dict[str, Any]] = {}
-    for line in measurements:
-        if "stamp_id" in line:
-            stamps[line["stamp_id"]] = dict(line)
-        else:
-            cases[str(line["case"])] = line
-    rows = [head, ["---"] * len(head), *map(cells, cases.values())]
-    machines = dict.fromkeys(machine_line(stamps[line["stamp"]]) for line in cases.values())
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n\n" + "".join(f"- {m}\n" for m in machines)
+    cases = last_cases(measurements)
+    machines = dict.fromkeys(machine_line(stamp) for _, stamp in cases)
+    return as_table(head, [cells(line) for line, _ in cases]) + "\n\n" + "".join(f"- {m}\n" for m in machines)
 
 
 def write_table(path: Path, measurements: Iterable[Mapping[str, Any]]) -> None:
@@ -162,8 +157,7 @@ def _cells(line: Mapping[str, Any]) -> list[str]:
     size = f"{case['size']} tiles" if isinstance(case["size"], int) else "x".join(map(str, case["size"]))
     ratios = [f"{rows[name]['ratio']['median']:.2f}x" if name in rows else "" for name in (TWIN, ANY)]
     count = " to ".join(f"{line['nodes'][name]:,}" for name in (REFERENCE, TWIN))
-    ms = rows[REFERENCE]["ms"]["median"]
-    return [NAMES[case["network"]], size, case["backend"], f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}", *ratios, count]
+    return [NAMES[case["network"]], size, case["backend"], number(rows[REFERENCE]["ms"]["median"]), *ratios, count]
 
 
 def _options() -> argparse.Namespace:

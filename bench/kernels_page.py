@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from markdown import table
 
 OURS = "ours"
 LEVELS = {
@@ -111,13 +115,12 @@ def _kernels(record: dict[str, Any]) -> list[str]:
         *([] if measured else [PREDICTION]),
         FAIR,
         "",
-        "| kernel | tiles | floor | ours | before | best other | times ours |",
-        "|---|---|---|---|---|---|---|",
     ]
-    return [*lines, *(_row(row) for row in record["rows"]), ""]
+    head = ("kernel", "tiles", "floor", "ours", "before", "best other", "times ours")
+    return [*lines, table(head, map(_row, record["rows"])), ""]
 
 
-def _row(row: dict[str, Any]) -> str:
+def _row(row: dict[str, Any]) -> list[str]:
     times = {name: t["median"] for name, t in row["measured_us"].items()} if row["measured_us"] else row["predicted_us"]
     others = {name: us for name, us in times.items() if name != OURS}
     best = min(others, key=lambda name: others[name]) if others else None
@@ -125,7 +128,7 @@ def _row(row: dict[str, Any]) -> str:
     spread = (
         f" [{row['measured_us'][OURS]['p10']:.4g}, {row['measured_us'][OURS]['p90']:.4g}]" if row["measured_us"] else ""
     )
-    cells = [
+    return [
         row["case"],
         "-" if row["case"].startswith("preprocessing") else f"{row['tiles']}",
         f"{row['floor_us']:.4g}",
@@ -134,7 +137,6 @@ def _row(row: dict[str, Any]) -> str:
         "-" if best is None else f"{best}: {others[best]:.4g}" + ("" if row["measured_us"] else " *predicted*"),
         "-" if best is None else f"{others[best] / times[OURS]:.2f}",
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def _network(record: dict[str, Any]) -> list[str]:
@@ -150,25 +152,22 @@ def _network(record: dict[str, Any]) -> list[str]:
         "Floor in milliseconds: the sum of every operation's own floor (model). A dependent launch in a CUDA graph",
         "takes 2 to 4 us more; the two backbones run side by side in `bench/cuda_graph.py`.",
         "",
-        f"| fused | launches | {' | '.join(f'tiles: {n}' for n in counts)} |",
-        f"|---|---|{'---|' * len(counts)}",
     ]
+    floors, shares = [], []
     for level in record["levels"]:
-        floors = " | ".join(f"{level['floor_ms'][n]:.4g}" for n in counts)
-        lines.append(f"| {LEVELS[level['level']]} | {level['launches']} | {floors} |")
-    lines += ["", f"Share of that floor at {counts[-1]} tiles, per cent:", "", f"| | {' | '.join(groups)} |"]
-    lines.append(f"|---|{'---|' * len(groups)}")
-    for level in record["levels"]:
-        shares = " | ".join(f"{100 * level['share_at_most_tiles'].get(name, 0):.0f}" for name in groups)
-        lines.append(f"| {LEVELS[level['level']]} | {shares} |")
+        name, share = LEVELS[level["level"]], level["share_at_most_tiles"]
+        floors.append((name, str(level["launches"]), *(f"{level['floor_ms'][n]:.4g}" for n in counts)))
+        shares.append((name, *(f"{100 * share.get(group, 0):.0f}" for group in groups)))
+    lines.append(table(("fused", "launches", *(f"tiles: {n}" for n in counts)), floors))
+    lines += ["", f"Share of that floor at {counts[-1]} tiles, per cent:", "", table(("", *groups), shares)]
     return [*lines, ""]
 
 
 def _cpu(record: dict[str, Any]) -> list[str]:
-    table = record["cpu_ms_per_image"]
-    if not table:
+    spent = record["cpu_ms_per_image"]
+    if not spent:
         return []
-    stamp, steps = record["environment"], list(next(iter(table.values())))
+    stamp, steps = record["environment"], list(next(iter(spent.values())))
     gpu = {row["case"]: row for row in record["rows"]}
     lines = [
         "## What the CPU spends on preprocessing",
@@ -177,15 +176,13 @@ def _cpu(record: dict[str, Any]) -> list[str]:
         f"{stamp['cpu']}. Device path: what is left for the CPU when `Scorer.score` is given an image on a GPU, "
         "without the driver's part. The last column is the three kernels on the GPU.",
         "",
-        f"| image | {' | '.join(steps)} | GPU |",
-        f"|---|{'---|' * (len(steps) + 1)}",
     ]
-    for name, row in table.items():
+    rows = []
+    for name, row in spent.items():
         kernels = gpu[f"preprocessing {name}"]
         mark = "" if kernels["measured_us"] else " *predicted*"
-        cells = [f"{row[step]:.3g}" for step in steps] + [f"{_ours_us(kernels) / 1e3:.2g}{mark}"]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
+        rows.append((name, *(f"{row[step]:.3g}" for step in steps), f"{_ours_us(kernels) / 1e3:.2g}{mark}"))
+    return [*lines, table(("image", *steps, "GPU"), rows)]
 
 
 def _ours_us(row: dict[str, Any]) -> float:

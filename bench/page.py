@@ -17,6 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 import engines_page
 import plots
+from markdown import last_cases, number, table
 from stamp import machine_line
 from timer import RESULTS, lines
 
@@ -47,15 +48,10 @@ def load(folder: Path) -> tuple[Results, list[str]]:
     results: Results = {}
     machines: dict[str, int] = {}
     for bench in BENCHES:
-        cases, stamps = {}, {}
-        for line in lines(folder / f"{bench}.jsonl"):
-            if "stamp_id" in line:
-                stamps[line["stamp_id"]] = line
-            else:
-                cases[json.dumps(line["case"], sort_keys=True)] = line
-        for line in cases.values():
-            line["machine"] = machines.setdefault(machine_line(stamps[line["stamp"]]), len(machines) + 1)
-        results[bench] = list(cases.values())
+        results[bench] = []
+        for line, stamp in last_cases(lines(folder / f"{bench}.jsonl")):
+            machine = machines.setdefault(machine_line(stamp), len(machines) + 1)
+            results[bench].append(line | {"machine": machine})
     return results, list(machines)
 
 
@@ -142,16 +138,16 @@ def _peers(peers: Sequence[Line]) -> Iterator[str]:
 
 
 def _peer_table(rows: Sequence[Line]) -> str:
-    table = []
+    made = []
     for row in rows:
         if "unavailable" in row:
-            table.append((row["name"], "not measured", "", "", f"{row['note']}; {row['unavailable']}".strip("; ")))
+            made.append((row["name"], "not measured", "", "", f"{row['note']}; {row['unavailable']}".strip("; ")))
             continue
         first = f"first {row['first_ms'] / 1e3:.1f} s" if row["name"] == "torch.compile" else ""
         drift = f"drift {row['drift']:.1e}" if "drift" in row else ""
         notes = "; ".join(note for note in (drift, first, row["note"]) if note)
-        table.append((row["name"], _ms(row["ms"]), f"{row['ratio']['median']:.2f}x", str(row["samples"]), notes))
-    return _table(("", "ms per image [p10, p90]", "speed", "rounds", ""), table)
+        made.append((row["name"], _ms(row["ms"]), f"{row['ratio']['median']:.2f}x", str(row["samples"]), notes))
+    return table(("", "ms per image [p10, p90]", "speed", "rounds", ""), made)
 
 
 def _tilings(line: Line) -> str:
@@ -162,7 +158,7 @@ def _tilings(line: Line) -> str:
         if isinstance(value, dict) and "srocc" in value
     ]
     head = f"Tilings, `small`, {line['case']['images']} photographs: {_on(line)}"
-    return f"{head}\n\n{_table(('', 'ms per image [p10, p90]', 'speed'), rows)}\n\n" + "\n".join(f"- {s}" for s in said)
+    return f"{head}\n\n{table(('', 'ms per image [p10, p90]', 'speed'), rows)}\n\n" + "\n".join(f"- {s}" for s in said)
 
 
 def _engines(pipeline: Sequence[Line]) -> Iterator[str]:
@@ -184,7 +180,7 @@ def _engines(pipeline: Sequence[Line]) -> Iterator[str]:
         ]
         head = ("", "one image, ms [p10, p90]", "speed", f"{line['case']['images']} images: images/s", "speed")
         drift = ("stream", "largest drift", "mean", "SROCC", "peak MB")
-        yield f"`{line['case']['bundle']}`, {line['case']['group']}: {_on(line)}\n\n{_table((*head, *drift), rows)}"
+        yield f"`{line['case']['bundle']}`, {line['case']['group']}: {_on(line)}\n\n{table((*head, *drift), rows)}"
 
 
 def _floor(pipeline: Sequence[Line]) -> Iterator[str]:
@@ -206,7 +202,7 @@ def _floor(pipeline: Sequence[Line]) -> Iterator[str]:
 
 
 def _limits(line: Line, peaks: Line, flops: Line) -> str:
-    table = []
+    made = []
     for row in line["rows"]:
         rate = plots.peak_rate(peaks, row["setting"])
         stages = row["one"]["stages"]
@@ -223,11 +219,11 @@ def _limits(line: Line, peaks: Line, flops: Line) -> str:
                 else "bytes (rate not measured)"
             )
             ms = stages[stage]["median"]
-            table.append((_label(row["setting"]), stage, f"{ms:.1f}", f"{floor:.1f}", f"{floor / ms:.0%}", limit))
+            made.append((_label(row["setting"]), stage, f"{ms:.1f}", f"{floor:.1f}", f"{floor / ms:.0%}", limit))
         rest = {name: value["median"] for name, value in stages.items() if name not in ("depth", "quality")}
         shown = ", ".join(f"{name} {ms:.1f}" for name, ms in rest.items())
-        table.append((_label(row["setting"]), "the rest", f"{sum(rest.values()):.1f}", "", "", shown))
-    return _table(("", "stage", "ms", "floor, ms", "of the floor's pace", "limited by"), table)
+        made.append((_label(row["setting"]), "the rest", f"{sum(rest.values()):.1f}", "", "", shown))
+    return table(("", "stage", "ms", "floor, ms", "of the floor's pace", "limited by"), made)
 
 
 def _pace(line: Line) -> str:
@@ -247,7 +243,7 @@ def _startup(pipeline: Sequence[Line]) -> Iterator[str]:
             (f"`{r['name']}`", _ms(r["ms"]), f"{1 / r['ratio']['median']:.2f}x", f"{r['peak_mb']:.0f}")
             for r in line["rows"]
         ]
-        yield _table((f"whole process {_on(line)}", "ms [p10, p90]", "time", "peak MB"), rows)
+        yield table((f"whole process {_on(line)}", "ms [p10, p90]", "time", "peak MB"), rows)
 
 
 def _scale(scale: Sequence[Line]) -> Iterator[str]:
@@ -281,14 +277,14 @@ def _scale(scale: Sequence[Line]) -> Iterator[str]:
     }
     for axis, (title, cells, head) in titles.items():
         for line in _where(scale, axis=axis):
-            yield f"{title} {_on(line)}\n\n{_table(head, [cells(row) for row in line['rows']])}"
+            yield f"{title} {_on(line)}\n\n{table(head, [cells(row) for row in line['rows']])}"
 
 
 def _attempts(attempts: Sequence[Mapping[str, str]]) -> str:
     if not attempts:
         return ""
     rows = [tuple(attempt[name] for name in ("what", "predicted", "measured", "verdict")) for attempt in attempts]
-    return "## What was tried\n\n" + _table(("what", "predicted", "measured", ""), rows)
+    return "## What was tried\n\n" + table(("what", "predicted", "measured", ""), rows)
 
 
 def _rerun() -> str:
@@ -322,16 +318,7 @@ def _label(setting: Mapping[str, Any]) -> str:
 
 
 def _ms(spread: Mapping[str, float]) -> str:
-    return f"{_number(spread['median'])} [{_number(spread['p10'])}, {_number(spread['p90'])}]"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    body = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in body)
+    return f"{number(spread['median'])} [{number(spread['p10'])}, {number(spread['p90'])}]"
 
 
 def _options() -> argparse.Namespace:

@@ -17,7 +17,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -39,6 +39,7 @@ from dgiqa.store import replacing, sha256_of
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parent.parent))  # for recipes/
 import untrained
+from engines_page import precision_table
 from stamp import environment_stamp, machine_line
 
 from recipes.small.distortions import LEVELS, TYPES, distort
@@ -128,13 +129,8 @@ def measure(bundle: Bundle, expected: NDArray[np.float64], o: argparse.Namespace
         names = {"bundle": bundle.name, "backend": backend, "precision": precision}
         spread = {"images": len(expected), "spread": float(expected.std())}
         rows.append(names | row | spread | {"met": bool(met)})
-        print(_line(rows[-1]), flush=True)
+        print(rows[-1], flush=True)
     return rows
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    head = "| bundle | backend | precision | max abs. difference | mean | SROCC | size | target met |"
-    return "\n".join([head, "|---|---|---|---|---|---|---|---|", *map(_line, rows)])
 
 
 def torch_score(size: str, bundle: Bundle) -> Score:
@@ -180,14 +176,6 @@ def _size(files: dict[str, Path]) -> int:
     return sum(path.stat().st_size for path in files.values())
 
 
-def _line(row: dict[str, Any]) -> str:
-    figures = (
-        f"{row['max_difference']:.1e} | {row['mean_difference']:.1e} | {row['srocc']:.4f} | {row['size_ratio']:.3f}"
-    )
-    met = "yes" if row["met"] else "no"
-    return f"| {row['bundle']} | {row['backend']} | {row['precision']} | {figures} | {met} |"
-
-
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=200, help="how many distorted photographs")
@@ -229,7 +217,7 @@ def main() -> None:
         record["rows"] = [row for row in record["rows"] if row["bundle"] != bundle.name] + rows
     o.json.parent.mkdir(parents=True, exist_ok=True)
     o.json.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"\n{table(record['rows'])}")
+    print(f"\n{precision_table(record['rows'])}")
 
 
 if __name__ == "__main__":
