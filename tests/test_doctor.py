@@ -71,7 +71,7 @@ def test_an_idle_gpu_is_a_warning(tiny_bundle: Bundle, monkeypatch: pytest.Monke
 
 
 def test_gpus_are_named_by_their_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpus = (("NVIDIA A10", (8, 6)), (b"NVIDIA L4", (8, 9)))
+    gpus = (("NVIDIA A10", (8, 6)), ("NVIDIA L4", (8, 9)))
     monkeypatch.setitem(sys.modules, "pynvml", nvml(*gpus))
     assert machine.nvidia_gpus() == [
         {"name": "NVIDIA A10", "driver": "580.1", "memory": "23034 MiB"},
