@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from typing import Any
@@ -14,6 +15,7 @@ from dgiqa.errors import DgiqaError
 from dgiqa.extras import load
 from dgiqa.report.files import FORMULA, ROW_GROUP
 from dgiqa.report.rows import SCHEMA, Row
+from dgiqa.sources.inputs import is_address
 
 _TYPES = {column.name: column.type for column in SCHEMA}
 _NEEDED = {"path", "score", "status"}
@@ -22,18 +24,44 @@ _NEEDED = {"path", "score", "status"}
 def read_rows(path: str) -> Iterator[Row]:
     """The rows of a .parquet, .jsonl, .json, .csv or .sqlite file, or of the Parquet files of a folder, by name.
 
-    Raises DgiqaError for what holds no rows of ours.
+    Either may be in a bucket. Raises DgiqaError for what holds no rows of ours.
     """
-    if os.path.isdir(path):
-        names = sorted(name for name in os.listdir(path) if name.endswith(".parquet") and ".partial-" not in name)
-        if not names:
-            raise DgiqaError(
-                f"{path} holds no .parquet files; name a file that `score -o` or a folder that `scan` wrote"
-            )
-        for name in names:
-            yield from read_rows(os.path.join(path, name))
-        return
-    yield from _checked(path)
+    if is_address(path):
+        yield from _of_bucket(path)
+    elif os.path.isdir(path):
+        for name in _parquet_files(path, os.listdir(path)):
+            yield from _checked(os.path.join(path, name))
+    else:
+        yield from _checked(path)
+
+
+def _parquet_files(folder: str, names: Iterable[str]) -> list[str]:
+    found = sorted(name for name in names if name.endswith(".parquet") and ".partial-" not in name)
+    if not found:
+        raise DgiqaError(f"{folder} holds no .parquet files; name a file that `score -o` or a folder that `scan` wrote")
+    return found
+
+
+def _of_bucket(address: str) -> Iterator[Row]:
+    """One file after the other is fetched and read."""
+    from dgiqa.sources import remote
+
+    if address.partition("://")[0].lower() not in remote.BUCKETS:
+        raise DgiqaError(f"{address} is no bucket; download it, or name one of {', '.join(remote.BUCKETS)}")
+    system, path = remote.bucket(address.rstrip("/"))
+    try:
+        names = [path] if system.isfile(path) else _parquet_files(address, system.find(path))
+        with tempfile.TemporaryDirectory() as folder:
+            for name in names:
+                here = os.path.join(folder, os.path.basename(name))
+                system.get_file(name, here)
+                yield from _checked(here)
+                os.unlink(here)
+    except (DgiqaError, ImportError):
+        raise
+    except Exception as error:  # each of the libraries has its own
+        why = " ".join(str(error).split())[:200]
+        raise DgiqaError(f"{address} cannot be read ({type(error).__name__}: {why}); check who may read it") from error
 
 
 def _checked(path: str, reader: Callable[[str], Iterator[Row]] | None = None) -> Iterator[Row]:
