@@ -15,8 +15,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("av")
 
 from dgiqa.nn.backbones import import_timm  # noqa: E402
+from dgiqa.nn.depth import SMALL_PREPROCESS  # noqa: E402
 from dgiqa.nn.network import DGIQA, SMALL  # noqa: E402
 from dgiqa.nn.weights import save_weights  # noqa: E402
+from dgiqa.preprocess import working_image  # noqa: E402
+from dgiqa.spec import TILE  # noqa: E402
 from recipes.small import chains, encoding, learn, scale, working  # noqa: E402
 from recipes.small.depthwise import quicken  # noqa: E402
 from recipes.small.reasons import REASONS  # noqa: E402
@@ -116,6 +119,17 @@ def folder(path: Path, count: int, labels: dict[str, np.ndarray]) -> Path:
         rgb[i], depth[i] = working.square(picture(i)), 10 * i
     working.save_labels(path, labels)
     return path
+
+
+def test_a_tile_that_is_learned_from_is_as_sharp_as_one_that_is_scored(tmp_path):
+    rgb = picture(3, 512, 512)  # as large as the photographs with opinions
+    stored, _depth = working.create(tmp_path, 1)
+    stored[0] = working.square(rgb)
+    working.save_labels(tmp_path, {"mos": np.zeros(1, np.float32)})
+    learned = learn.Pictures(tmp_path).crop(0, learn.Place(0, 0, learn.SEEN))[0]
+    scored = working_image(rgb, SMALL_PREPROCESS)[:TILE, :TILE]
+    sharp = [cv2.Laplacian(tile, cv2.CV_32F).std() for tile in (learned, scored)]
+    assert sharp[0] / sharp[1] == pytest.approx(1, abs=0.05)  # 0.71 when 384 pixels were stored
 
 
 @pytest.mark.slow
