@@ -1,8 +1,9 @@
 """The last layer of a quality network's ONNX file: score = sigmoid(w . features + b), features = mean(maps S [C,h,w]).
 
 The gradient of the logit by the maps is w / (h w) everywhere. So w . S is their Grad-CAM (Selvaraju et al., arXiv
-1610.02391) exactly, up to that factor and before its ReLU, and its mean plus b is the logit. The `onnx` package reads
-the file; nothing needs torch.
+1610.02391) exactly, up to that factor and before its ReLU, and its mean plus b is the logit. Features may go on behind
+these means (`DGIQAConfig.statistics`); their share of the logit has no place. The `onnx` package reads the file;
+nothing needs torch.
 """
 
 from __future__ import annotations
@@ -39,8 +40,12 @@ class CamSession:
 
     def logits(self, feeds: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """Tiles' inputs -> f32 [n,h,w]: the logit of each place; their mean is the tile's."""
-        maps = self._session.run(feeds)[self._maps]
-        return np.asarray(np.einsum("nchw,c->nhw", maps, self._weight) + self._bias, np.float32)
+        found = self._session.run(feeds)
+        maps, features = found[self._maps], found[spec.QUALITY_FEATURES]
+        mapped = maps.shape[1]
+        places = np.einsum("nchw,c->nhw", maps, self._weight[:mapped])
+        rest = features[:, mapped:] @ self._weight[mapped:] + self._bias
+        return np.asarray(places + rest[:, None, None], np.float32)
 
 
 def last_layer(graph: Any, path: str | Path) -> tuple[str, str]:
@@ -64,10 +69,10 @@ def last_layer(graph: Any, path: str | Path) -> tuple[str, str]:
 
 
 def _averaged(graph: Any, path: str | Path) -> str:
-    """Name of the maps [n,C,h,w] whose mean the features are."""
+    """Name of the maps [n,C,h,w] whose mean the features are, or begin with."""
     makers = {name: node for node in graph.node for name in node.output}
     node = makers.get(spec.QUALITY_FEATURES)
-    while node is not None and node.op_type in ("Reshape", "Squeeze", "Flatten"):
+    while node is not None and node.op_type in ("Reshape", "Squeeze", "Flatten", "Concat"):
         node = makers.get(node.input[0])
     if node is None or node.op_type not in ("ReduceMean", "GlobalAveragePool"):
         raise BundleError(f"{path}: its features are no means of maps, and Grad-CAM needs these; export it again")

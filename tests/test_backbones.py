@@ -13,7 +13,7 @@ from dgiqa.errors import WeightsError  # noqa: E402
 from dgiqa.nn.backbones import create_backbone, feature_maps, import_timm, load_lite  # noqa: E402
 from dgiqa.nn.checkpoints import load_dgiqa  # noqa: E402
 from dgiqa.nn.deploy import export_twin  # noqa: E402
-from dgiqa.nn.network import DGIQA, DGIQAConfig  # noqa: E402
+from dgiqa.nn.network import DGIQA, DGIQAConfig, statistics, with_statistics  # noqa: E402
 from dgiqa.nn.weights import save_weights  # noqa: E402
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 
@@ -114,6 +114,19 @@ def test_the_depth_half_may_be_another_network(tmp_path: Path) -> None:
     assert again.config == TWO_HALVES
     assert faults.shape == (2, 3)
     assert torch.allclose(faults, wanted, atol=1e-5)
+
+
+def test_a_last_layer_that_also_reads_statistics_scores_as_before(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = DGIQA(TWO_HALVES).eval()
+    save_weights(with_statistics(network), tmp_path / "wide.safetensors")
+    wide = load_dgiqa(tmp_path / "wide.safetensors")
+    rgb, depth = torch.randn(2, 2, 3, 224, 224)
+    with torch.no_grad():
+        features, narrow = wide.features(rgb, depth), network.features(rgb, depth)
+        maps = feature_maps(wide.backbone, rgb)
+        torch.testing.assert_close(features, torch.cat([narrow, statistics(maps)], 1))
+        torch.testing.assert_close(wide(rgb, depth), network(rgb, depth), atol=1e-6, rtol=0)
 
 
 def test_halves_that_cannot_be_joined_are_refused() -> None:

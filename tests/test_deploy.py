@@ -72,8 +72,9 @@ def images(n: int = 2, size: int = 224) -> tuple[Tensor, Tensor]:
         dataclasses.replace(NARROW_SWIN, depth_car=False),
         dataclasses.replace(NARROW_SWIN, dilated=False),
         dataclasses.replace(SMALL, depth_car=False, dilated=False, image_size=96),
+        dataclasses.replace(SMALL, statistics=True),
     ],
-    ids=["small", "swin", "no depth-car", "no dilated", "96 pixels"],
+    ids=["small", "swin", "no depth-car", "no dilated", "96 pixels", "statistics"],
 )
 def test_dgiqa_twin_is_the_network(config: object) -> None:
     network = stirred(DGIQA(config))  # type: ignore[arg-type]
@@ -84,6 +85,13 @@ def test_dgiqa_twin_is_the_network(config: object) -> None:
         assert isinstance(twin, TwinDGIQA)
         assert difference(twin.features(rgb, depth), wanted) < EXACT
         assert twin(rgb, depth).shape == (2,)
+
+
+@pytest.mark.parametrize(
+    "head", [{"reasons": 3}, {"statistics": True}, {"compared": 3}], ids=lambda head: next(iter(head))
+)
+def test_a_swin_whose_whole_maps_are_read_has_no_twin(head: dict[str, int]) -> None:
+    assert type(export_twin(DGIQA(dataclasses.replace(NARROW_SWIN, **head)))) is DGIQA
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
 
-def test_places_are_grad_cam_by_torchs_gradients_and_average_to_the_logit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("statistics", [False, True])
+def test_places_are_grad_cam_by_torchs_gradients_and_average_to_the_logit(tmp_path: Path, statistics: bool) -> None:
     torch = pytest.importorskip("torch")
     from dgiqa.nn.network import DGIQA, DGIQAConfig
     from dgiqa.nn.onnx_export import export_quality
@@ -25,16 +27,17 @@ def test_places_are_grad_cam_by_torchs_gradients_and_average_to_the_logit(tmp_pa
     torch.manual_seed(0)
     options = {"channels": (8, 8, 16, 16), "stem_type": "deep", "stem_width": 8}
     sizes = DGIQAConfig("resnet10t", options, tcb_channels=(4, 4, 8, 8), reduction=2, heads=2, dilated_channels=8)
-    network = DGIQA(sizes).eval()
+    network = DGIQA(replace(sizes, statistics=statistics)).eval()
     with torch.no_grad():
-        network.fc.weight.mul_(40)
+        network.fc.weight[:, : sizes.dilated_channels].mul_(40)
     cam = CamSession(export_quality(network, tmp_path / "quality.onnx").path)
     rgb, depth = torch.randn(2, 2, 3, 224, 224)
     places = cam.logits({spec.QUALITY_RGB: rgb.numpy(), spec.QUALITY_DEPTH: depth.numpy()})
     wanted = grad_cam(network, rgb, depth)  # the gradient is of the mean: a 49th of the weights
-    np.testing.assert_allclose(places, 49 * wanted + network.fc.bias.item(), rtol=1e-3, atol=1e-3)
     with torch.no_grad():
-        np.testing.assert_allclose(places.mean((1, 2)), network(rgb, depth).logit(), atol=1e-3)
+        rest = network(rgb, depth).logit().numpy() - 49 * wanted.mean((1, 2))  # what no place of the stack decides
+        assert statistics or rest == pytest.approx(network.fc.bias.item(), abs=1e-3)
+        np.testing.assert_allclose(places, 49 * wanted + rest[:, None, None], rtol=1e-3, atol=1e-3)
 
 
 def test_networks_whose_gradient_is_no_constant_are_refused(rgb_bundle: Bundle) -> None:

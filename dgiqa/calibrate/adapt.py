@@ -59,19 +59,16 @@ def fit_layer(pictures: Sequence[Seen], labels: Floats, shipped: Layer) -> Layer
     """The layer for labels f64 [n] in [0, 1]; among strengths, the best of cross-validation."""
     features = np.array([seen.features.mean(0, dtype=np.float64) for seen in pictures])
 
-    def error(strength: float) -> float:
-        found = cross_validated(labels, lambda train, test: predicted(train, test, strength))
-        return metrics.rmse(found, labels)
+    def predicted(train: NDArray[np.intp], test: NDArray[np.intp]) -> Floats:  # [pictures, strengths]
+        layers = _fitted(features[train], labels[train], shipped, STRENGTHS)
+        return np.stack([_sigmoid(features[test] @ layer.weight + layer.bias) for layer in layers], 1)
 
-    def predicted(train: NDArray[np.intp], test: NDArray[np.intp], strength: float) -> Floats:
-        layer = _fitted(features[train], labels[train], shipped, strength)
-        return _sigmoid(features[test] @ layer.weight + layer.bias)
-
-    errors = {strength: error(strength) for strength in STRENGTHS}
+    found = cross_validated(labels, predicted)
+    errors = {strength: metrics.rmse(found[:, n], labels) for n, strength in enumerate(STRENGTHS)}
     best = min(errors, key=lambda s: errors[s])
     if errors[best] > CLEAR_GAIN * errors[math.inf]:
         best = math.inf
-    return _fitted(features, labels, shipped, best)
+    return _fitted(features, labels, shipped, (best,))[0]
 
 
 def adapted_out_of_fold(pictures: Sequence[Seen], labels: Floats, shipped: Layer) -> Floats:
@@ -114,23 +111,38 @@ def with_layer(path: str | Path, layer: Layer) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _fitted(features: Floats, labels: Floats, shipped: Layer, strength: float) -> Layer:
+def _fitted(features: Floats, labels: Floats, shipped: Layer, strengths: Sequence[float]) -> list[Layer]:
     """Logistic regression by Newton's method; labels may lie between 0 and 1. The penalty leaves scale and offset."""
     logits = features @ shipped.weight + shipped.bias
     mean, deviation = features.mean(0), features.std(0)
     deviation = np.where(deviation > 1e-6 * (1e-12 + np.abs(mean)), deviation, np.inf)  # a constant one says nothing
-    standard = (features - mean) / deviation if math.isfinite(strength) else features[:, :0]
-    x = np.concatenate([logits[:, None], np.ones((len(logits), 1)), standard], 1)
+    standard = (features - mean) / deviation
+    # The penalty is the same in all directions, so only those are needed in which pictures differ: fewer than pictures.
+    directions = np.linalg.svd(standard, full_matrices=False)[2]
+    x = np.concatenate([logits[:, None], np.ones((len(logits), 1)), standard @ directions.T], 1)
+    found, layers = np.array([1.0, 0.0, *[0.0] * len(directions)]), []
+    for strength in strengths:
+        used = x if math.isfinite(strength) else x[:, :2]
+        found = _minimum(used, labels, strength, found[: used.shape[1]])
+        scale, offset = float(found[0]), float(found[1])
+        change = found[2:] @ directions[: len(found) - 2] / deviation
+        layers.append(
+            Layer(scale * shipped.weight + change, scale * shipped.bias + offset - float(change @ mean), strength)
+        )
+        found = np.pad(found, (0, x.shape[1] - len(found)))
+    return layers
+
+
+def _minimum(x: Floats, labels: Floats, strength: float, now: Floats) -> Floats:
+    """Where the penalised loss is least, sought from `now` on. x: f64 [n,2+k]: logits, ones, directions."""
     # Scale and offset as well are held, lightly: labels that part perfectly would send them to infinity.
-    penalty = len(labels) * np.array([1e-3, 1e-6, *[strength] * standard.shape[1]])
-    start = np.array([1.0, 0.0, *[0.0] * standard.shape[1]])
-    found = start.copy()
+    penalty = len(labels) * np.array([1e-3, 1e-6, *[strength] * (x.shape[1] - 2)])
+    start = np.array([1.0, 0.0, *[0.0] * (x.shape[1] - 2)])
     for _ in range(NEWTON_STEPS):
-        found = _newton_step(x, labels, penalty, start, found)
-    scale, offset = float(found[0]), float(found[1])
-    change = found[2:] / deviation if standard.shape[1] else np.zeros(features.shape[1])
-    bias = scale * shipped.bias + offset - float(change @ mean)
-    return Layer(scale * shipped.weight + change, bias, strength)
+        before, now = now, _newton_step(x, labels, penalty, start, now)
+        if np.abs(x @ (now - before)).max() < 1e-4:
+            break
+    return now
 
 
 def _newton_step(x: Floats, labels: Floats, penalty: Floats, start: Floats, now: Floats) -> Floats:

@@ -85,18 +85,15 @@ def map_out_of_fold(tiles: Sequence[NDArray[np.floating[Any]]], labels: Floats) 
 
 
 def cross_validated(labels: Floats, predict: Callable[[NDArray[np.intp], NDArray[np.intp]], Floats]) -> Floats:
-    """predict(indices to fit to, indices to predict) for every fold -> predictions f64 [n].
+    """predict(indices to fit to, indices to predict) for every fold -> predictions f64 [n,...], as it gives them.
 
     Folds are the same every time, and have good and bad pictures alike.
     """
     order = np.argsort(labels + np.random.default_rng(0).uniform(0, 1e-9, len(labels)))
     fold = np.empty(len(labels), np.intp)
     fold[order] = np.arange(len(labels)) % FOLDS
-    found = np.empty(len(labels))
-    for number in range(FOLDS):
-        test = np.flatnonzero(fold == number)
-        found[test] = predict(np.flatnonzero(fold != number), test)
-    return found
+    parts = [predict(np.flatnonzero(fold != number), np.flatnonzero(fold == number)) for number in range(FOLDS)]
+    return np.concatenate(parts)[np.argsort(np.argsort(fold, kind="stable"), kind="stable")]
 
 
 def srocc_interval(scores: Floats, labels: Floats) -> Interval:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dgiqa.nn.backbones import STRIDES, feature_maps
 from dgiqa.nn.deploy_layers import linear, scaled_projections, with_pooled_shortcuts
 from dgiqa.nn.deploy_swin import WindowOrderSwin, is_foldable_swin
-from dgiqa.nn.network import DGIQA, TCB, CrossAttention, SelfAttention, comparable, statistics
+from dgiqa.nn.network import DGIQA, TCB, CrossAttention, SelfAttention, with_heads
 
 
 class TwinDGIQA(DGIQA):
@@ -53,9 +53,7 @@ class TwinDGIQA(DGIQA):
         half = cast(Branch, self.branches[0])
         maps = half.maps(rgb)
         guide = self.branch(depth, "_depth") if self.config.depth_car else None
-        faults = self.fc_reasons(statistics([_as_map(m) for m in maps])) if self.config.reasons else None
-        seen = comparable(self.fc_compared, maps) if self.config.compared else None
-        return self.join(half.tokens(maps), guide), faults, seen
+        return with_heads(self, self.join(half.tokens(maps), guide), maps)
 
     def branch(self, image: Tensor, suffix: str = "") -> Tensor:
         """As `DGIQA.branch`, but tokens: [N,3,S,S] -> [N,T,C]."""
@@ -72,11 +70,13 @@ class TwinDGIQA(DGIQA):
 def has_twin(network: DGIQA) -> bool:
     """Whether the network's maps are powers of two apart, so that resizing reads the middle of each cell.
 
-    A Swin's twin has tokens in an order of their own, which cannot be compared cell by cell.
+    A Swin's twin returns only the tokens that the bridges read, and in an order of their own: heads that read whole
+    maps would read something else.
     """
     config = network.config
-    ordered = not (config.compared and is_foldable_swin(network.backbone))
-    return config.tcb and config.image_size % STRIDES[-1] == 0 and ordered
+    whole = config.compared or config.reasons or config.statistics
+    fits = config.image_size % STRIDES[-1] == 0 and not (whole and is_foldable_swin(network.backbone))
+    return config.tcb and fits
 
 
 class Branch(nn.Module):
@@ -117,10 +117,6 @@ class Branch(nn.Module):
         return (
             torch.cat(bridged, 2) if isinstance(self.backbone, WindowOrderSwin) else _to_tokens(torch.cat(bridged, 1))
         )
-
-
-def _as_map(x: Tensor) -> Tensor:  # tokens [N,T,C] -> [N,C,T,1], for what does not ask about places
-    return x if x.ndim == 4 else x.transpose(1, 2)[..., None]
 
 
 class MapBridge(nn.Module):

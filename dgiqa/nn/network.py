@@ -7,7 +7,7 @@ Assessment", arXiv 2505.24002, section 3. Module names follow the published chec
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ class DGIQAConfig:
     depth_backbone, depth_backbone_options: the depth half's, where it is another; None: the same as the RGB half's.
     reasons: columns of a second head, one per kind of fault, beside the score; the paper's network has none. It reads
         statistics of the RGB half's maps, because the last features tell how good a picture is, and no longer why.
+    statistics: the last layer also reads these statistics, behind the features of the paper. Where a score is to follow
+        new labels (`calibrate.adapt`), they tell of pictures what the paper's few features do not.
     compared: channels that each map of the RGB half is projected to, for comparing a picture with its reference; the
         paper's DGIQA-FR compares the last features instead (`full_reference.DGIQAFR`).
     The three switches at the end are the paper's ablations (tables 4 and 5).
@@ -41,6 +43,7 @@ class DGIQAConfig:
     dropout: float = 0.1
     image_size: int = 224
     reasons: int = 0
+    statistics: bool = False
     compared: int = 0
     tcb: bool = True
     depth_car: bool = True
@@ -169,9 +172,10 @@ class DGIQA(nn.Module):
         if config.dilated:
             self.dilated_stack = _dilated_stack(width, config.dilated_channels, config.dilations)
             width = config.dilated_channels
-        self.fc = nn.Linear(width, 1)
+        seen = sum(halves[""])
+        self.fc = nn.Linear(width + 2 * seen * config.statistics, 1)
         if config.reasons:
-            self.fc_reasons = fault_head(sum(halves[""]), config.reasons)
+            self.fc_reasons = fault_head(seen, config.reasons)
         if config.compared:
             self.fc_compared = nn.ModuleList(Projection(channels, config.compared) for channels in halves[""])
 
@@ -195,9 +199,7 @@ class DGIQA(nn.Module):
         """`features_and_faults`, and `comparable` of the maps; None where config.compared is 0."""
         maps = feature_maps(self.backbone, rgb)
         guide = self.branch(depth, "_depth") if self.config.depth_car else None
-        faults = self.fc_reasons(statistics(maps)).float() if self.config.reasons else None
-        seen = comparable(self.fc_compared, maps) if self.config.compared else None
-        return self.join(self._fuse(maps, ""), guide), faults, seen
+        return with_heads(self, self.join(self._fuse(maps, ""), guide), maps)
 
     def branch(self, image: Tensor, suffix: str = "") -> Tensor:
         """One backbone and its bridges, RGB's ("") or the depth image's ("_depth"): [N,3,S,S] -> [N,C,7,7]."""
@@ -249,6 +251,27 @@ def comparable(projections: nn.ModuleList, maps: Sequence[Tensor]) -> Tensor:
 def closeness(picture: Tensor, reference: Tensor, channels: int) -> Tensor:
     """`comparable` of both, f32 [...,channels*cells] -> how close they look, f32 [...] in (0, 1)."""
     return torch.sigmoid(TOP - (reference - picture).abs().mean(-1) * channels)
+
+
+def with_heads(network: Any, features: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """`DGIQA.outputs`, from the features f32 [N,C] of the dilated stack and the maps of the RGB half."""
+    config = network.config
+    about = statistics(maps) if config.reasons or config.statistics else features
+    return (
+        torch.cat([features, about], 1) if config.statistics else features,
+        network.fc_reasons(about).float() if config.reasons else None,
+        comparable(network.fc_compared, maps) if config.compared else None,
+    )
+
+
+def with_statistics(network: DGIQA) -> DGIQA:
+    """The same network with `statistics` in its last layer, weighted by 0."""
+    made = DGIQA(replace(network.config, statistics=True))
+    state = network.state_dict()
+    weight = state["fc.weight"]
+    state["fc.weight"] = F.pad(weight, (0, made.fc.in_features - weight.shape[1]))
+    made.load_state_dict(state)
+    return made.train(network.training)
 
 
 def statistics(maps: Sequence[Tensor]) -> Tensor:

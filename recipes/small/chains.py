@@ -21,7 +21,6 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -108,8 +107,9 @@ def group(kind: str, rgb: Bytes, rng: np.random.Generator, types: Sequence[str] 
     types: what a "single" draws from.
     """
     seed = int(rng.integers(2**31))
+    if kind == "single":
+        return _single(rgb, rng, seed, types)
     return {
-        "single": partial(_single, types=types),
         "mixture": _mixture,
         "codec": _codec,
         "small": _small,
@@ -120,7 +120,7 @@ def group(kind: str, rgb: Bytes, rng: np.random.Generator, types: Sequence[str] 
 
 
 def _single(rgb: Bytes, rng: np.random.Generator, seed: int, types: Sequence[str]) -> list[Made]:
-    kind = types[rng.integers(len(types))]
+    kind = types[int(rng.integers(len(types)))]
     made = [Made(rgb, 1.0, {})]
     for level in sorted(rng.choice(5, SIZE - 1, replace=False) + 1):
         after = apply(rgb, kind, int(level), seed)

@@ -5,7 +5,8 @@
 
 A step of `learn` sees few pictures of each fault, at scales that differ from those of scoring. Here chains of thousands
 of photographs go through preprocessing and backbone once, as they do when they are scored, and the head then learns
-from all of them in a minute.
+from all of them in a minute. The last layer then also reads what this head reads, with weights of 0, so that
+`dgiqa-rt calibrate --adapt` can weight it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from dgiqa.nn.backbones import feature_maps
 from dgiqa.nn.commands import watched
 from dgiqa.nn.datasets import read_rgb
 from dgiqa.nn.depth import SMALL_PREPROCESS
-from dgiqa.nn.network import DGIQA, fault_head, statistics
+from dgiqa.nn.network import DGIQA, fault_head, statistics, with_statistics
 from dgiqa.nn.weights import save_weights
 from dgiqa.preprocess import working_image
 from dgiqa.spec import TILE
@@ -148,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = precision(head, values[held_out], wanted[held_out])
     print(found, "mean", round(float(np.mean(list(found.values()))), 3))
     network.fc_reasons = head
-    save_weights(network, o.out)
+    save_weights(network if network.config.statistics else with_statistics(network), o.out)
     return 0
 
 
