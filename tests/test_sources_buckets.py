@@ -7,7 +7,6 @@ install azurite`), and of the Hugging Face Hub it is what `HfFileSystem` asks fo
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import json
 import os
@@ -15,6 +14,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -32,6 +32,7 @@ from dgiqa.batch.scan import MARKER, output_name
 from dgiqa.report.read import read_rows
 
 pytest.importorskip("pyarrow")
+ROOT = Path(__file__).parent.parent
 EACH = 3
 AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # published
 
@@ -169,19 +170,18 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
-def test_shards_of_the_hub_are_scored(shards: list[Path], bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = pytest.importorskip("huggingface_hub")
+def test_shards_of_the_hub_are_scored(shards: list[Path], bundle_dir: Path) -> None:
+    pytest.importorskip("huggingface_hub")
     pytest.importorskip("fsspec")
     files = {f"data/{path.name}": path.read_bytes() for path in shards[2:]}
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Files", (Hub,), {"files": files}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(
-        importlib.import_module("huggingface_hub.constants"), "ENDPOINT", f"http://127.0.0.1:{server.server_port}"
-    )
-    hub.HfFileSystem.clear_instance_cache()
-    done = run_here("score", "hf://datasets/u/set/data/*.tar", "--remote", "--bundle", bundle_dir, "-f", "jsonl")
+    address = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}  # read when the library is imported
+    place = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "dgiqa", "score", "hf://datasets/u/set/data/*.tar", "--remote", "-f", "jsonl"]
+    command += ["--bundle", str(bundle_dir)]
+    done = subprocess.run(command, capture_output=True, check=False, env=os.environ | address | place)
     server.shutdown()
-    hub.HfFileSystem.clear_instance_cache()
     assert done.stdout.count(b'"status": "ok"') == 2 * EACH, done.stdout + done.stderr
     assert "hf://datasets/u/set/data/003.tar/é/3-0.png" in done.stdout.decode()
 
