@@ -141,14 +141,7 @@ def tiny_bundle(
     encode: Callable[..., bytes],
 ) -> Bundle:
     """A complete bundle, golden images included, that loads and scores in milliseconds. Never write into it."""
-    pytest.importorskip("onnxruntime")
-    root = tmp_path_factory.mktemp("bundles")
-    draft = write_bundle(root / "draft", name="tiny", title="draft", files=tiny_graphs, preprocess=PREPROCESS, **LABELS)
-    images = [encode(photo[::4, ::4]) for photo in photos.values()]
-    with Scorer(draft) as scorer:
-        golden = golden_files(images, scorer.score)
-    files = {**tiny_graphs, **golden}
-    return write_bundle(root / "tiny", name="tiny", title="for tests", files=files, preprocess=PREPROCESS, **LABELS)
+    return _with_golden(tmp_path_factory, "tiny", tiny_graphs, (photos, encode), preprocess=PREPROCESS)
 
 
 @pytest.fixture(scope="session")
@@ -156,8 +149,6 @@ def telling_bundle(
     tmp_path_factory: pytest.TempPathFactory, photos: dict[str, NDArray[np.uint8]], encode: Callable[..., bytes]
 ) -> Bundle:
     """As the tiny one, with reasons, features, presets and a scale as well. Never write into it."""
-    pytest.importorskip("onnxruntime")
-    root = tmp_path_factory.mktemp("telling")
     graphs = {spec.DEPTH_FILE: _depth_graph(), spec.QUALITY_FILE: _quality_graph(PREPROCESS.tile, extra=True)}
     meaning = Meaning(
         reasons=(Reason("blur", 0.5), Reason("noise", 0.4), Reason("dark", 0.6)),
@@ -165,11 +156,8 @@ def telling_bundle(
         kind="mos",
         interval=0.1,
     )
-    common: dict[str, Any] = {"preprocess": PREPROCESS, "meaning": meaning, "features": 8, **LABELS}
-    draft = write_bundle(root / "draft", name="telling", title="draft", files=graphs, **common)
-    with Scorer(draft) as scorer:
-        golden = golden_files([encode(photo[::4, ::4]) for photo in photos.values()], scorer.score)
-    return write_bundle(root / "telling", name="telling", title="for tests", files={**graphs, **golden}, **common)
+    common: dict[str, Any] = {"preprocess": PREPROCESS, "meaning": meaning, "features": 8}
+    return _with_golden(tmp_path_factory, "telling", graphs, (photos, encode), **common)
 
 
 @pytest.fixture(scope="session")
@@ -177,15 +165,23 @@ def rgb_bundle(
     tmp_path_factory: pytest.TempPathFactory, photos: dict[str, NDArray[np.uint8]], encode: Callable[..., bytes]
 ) -> Bundle:
     """As the tiny one, of a network that sees the image alone, as it is, and scores on a scale of 1 to 5."""
-    pytest.importorskip("onnxruntime")
-    root = tmp_path_factory.mktemp("rgb")
     preprocess = spec.Preprocess(1, 0, 1, short_side=0, tile=64, normalisation="half")
     graphs = {spec.QUALITY_FILE: _quality_graph(preprocess.tile, near=False)}
-    common: dict[str, Any] = {"preprocess": preprocess, "meaning": Meaning(range=(-1.0, 3.0), raw=True), **LABELS}
-    draft = write_bundle(root / "draft", name="rgb", title="draft", files=graphs, **common)
+    common: dict[str, Any] = {"preprocess": preprocess, "meaning": Meaning(range=(-1.0, 3.0), raw=True)}
+    return _with_golden(tmp_path_factory, "rgb", graphs, (photos, encode), **common)
+
+
+def _with_golden(
+    tmp_path_factory: pytest.TempPathFactory, name: str, graphs: dict[str, bytes], pictures: Any, **common: Any
+) -> Bundle:
+    """A bundle of these graphs that holds its own scores of the photographs, a quarter of their size."""
+    pytest.importorskip("onnxruntime")
+    root, (photos, encode) = tmp_path_factory.mktemp(name), pictures
+    common |= LABELS
+    draft = write_bundle(root / "draft", name=name, title="draft", files=graphs, **common)
     with Scorer(draft) as scorer:
         golden = golden_files([encode(photo[::4, ::4]) for photo in photos.values()], scorer.score)
-    return write_bundle(root / "rgb", name="rgb", title="for tests", files={**graphs, **golden}, **common)
+    return write_bundle(root / name, name=name, title="for tests", files={**graphs, **golden}, **common)
 
 
 @pytest.fixture(scope="session")
