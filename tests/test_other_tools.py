@@ -92,6 +92,24 @@ def test_a_celery_task_gives_rows(  # noqa: PLR0917 - fixtures
     assert "not an image" in rows[2]["error"]
 
 
+def test_an_rq_worker_gives_rows(  # noqa: PLR0917 - fixtures
+    example: Example, pictures: list[bytes], wanted: list[Any], tiny_bundle: Bundle, tmp_path: Path, monkeypatch: Any
+) -> None:
+    rq, fakeredis = pytest.importorskip("rq"), pytest.importorskip("fakeredis")
+    monkeypatch.setenv("DGIQA_BUNDLE", str(tiny_bundle.path))
+    jobs, connection = example("rq_jobs"), fakeredis.FakeStrictRedis()
+    queue = rq.Queue("quality", connection=connection)
+    waiting = []
+    for number, data in enumerate(pictures):
+        (tmp_path / f"{number}.png").write_bytes(data)
+        waiting.append(queue.enqueue("rq_jobs.score", str(tmp_path / f"{number}.png")))
+    assert rq.SimpleWorker([queue], connection=connection).work(burst=True)
+    rows = [job.return_value() for job in waiting]
+    assert [row["score"] for row in rows] == [value and round(value, 6) for value in wanted]
+    assert "not an image" in rows[2]["error"]
+    assert jobs.scorer.cache_info().misses == 1
+
+
 def test_pandas_and_polars_get_a_column(
     table: ModuleType, pictures: list[bytes], wanted: list[Any], tiny_bundle: Bundle
 ) -> None:
