@@ -485,3 +485,13 @@ def test_import_weights_refuses_what_is_no_checkpoint(tmp_path: Path) -> None:
     assert "weights.pth is not a checkpoint" in done.stderr.decode()
     assert "Traceback" not in done.stderr.decode()
     assert not (tmp_path / "out").exists()
+
+
+def test_opencvs_complaints_are_not_printed_beside_an_error_row(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(data.astronaut()[:96, :128]).save(stream, "JPEG2000")
+    (tmp_path / "cut.jp2").write_bytes(stream.getvalue()[:3000])
+    path = os.pathsep.join([PACKAGE_PARENT, *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = run("score", "--bundle", tiny_bundle.path, tmp_path / "cut.jp2", "-q", PYTHONPATH=path)
+    assert b"JPEG2000" in done.stdout
+    assert b"OpenCV" not in done.stderr

@@ -12,6 +12,7 @@ from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from made_pictures import encode
@@ -20,7 +21,7 @@ from skimage import data
 
 from dgiqa.bundle import Bundle
 from dgiqa.errors import ImageError
-from dgiqa.image import Decoded, Opened, decode, jpeg, of_pillow, open_image
+from dgiqa.image import Decoded, Opened, decode, jp2, jpeg, of_pillow, open_image
 from dgiqa.image.sources import Room, decode_within, open_source
 from dgiqa.score import Failure, Score
 from dgiqa.scorer import Scorer
@@ -408,3 +409,94 @@ def test_jpeg_2000_is_as_pillow_reads_it_and_damage_is_an_error(mode: str, optio
     for share in (0.3, 0.7, 0.95):
         with pytest.raises(ImageError, match=r"truncated or damaged JPEG2000|JPEG2000: damaged"):
             decode(data[: int(share * len(data))])
+
+
+def jp2_of(levels: np.ndarray[Any, Any], bits: int) -> bytes:
+    """A lossless JPEG 2000 file of fewer than 8 bits: Pillow writes 8, whose middle is moved to that of `bits`."""
+    moved = (levels.astype(np.int16) + 128 - (1 << bits - 1)).astype(np.uint8)
+    out = bytearray(encode(Image.fromarray(moved), "JPEG2000", mct=0))
+    at, count = out.index(b"\xff\x4f\xff\x51") + 40, 1 if levels.ndim == 2 else 3
+    out[at + 2 : at + 2 + 3 * count : 3] = bytes([bits - 1] * count)
+    return bytes(out)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("colour", [False, True])
+def test_few_bits_of_jpeg_2000_reach_white(bits: int, colour: bool) -> None:
+    most = (1 << bits) - 1
+    levels = np.asarray(photo((64, 48)) if colour else photo((64, 48)).convert("L")) >> 8 - bits
+    shown = decode(jp2_of(levels, bits))
+    wanted = np.rint(levels * 255.0 / most)
+    np.testing.assert_array_equal(shown, wanted if colour else np.dstack([wanted] * 3))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_the_brightest_of_deep_jpeg_2000_is_white(channels: int) -> None:
+    levels = np.linspace(0, 65535, 64 * 48 * channels).astype(np.uint16).reshape(48, 64, channels)
+    levels[0, :, :] = 65535
+    data = cv2.imencode(".jp2", levels)[1].tobytes()
+    shown = decode(data)
+    assert (shown[0] == 255).all()
+    if channels == 3:
+        np.testing.assert_array_equal(shown, levels[..., ::-1] >> 8)
+
+
+def test_jpeg_2000_whose_colours_pillow_misplaces_is_refused() -> None:
+    data = bytearray(encode(photo((63, 48)), "JPEG2000"))
+    at = data.index(b"\xff\x4f\xff\x51") + 40 + 2 + 3 + 1
+    data[at] = 2  # pixels from one sample of the second component to the next
+    with pytest.raises(ImageError, match="fewer samples, in a picture or tiles of odd width"):
+        open_image(bytes(data))
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+def test_a_periodic_drawing_in_jpeg_2000_is_scored_and_its_damage_is_not(lossless: bool) -> None:
+    stripes = np.zeros((512, 512), np.uint8)
+    stripes[np.arange(512) // 4 % 2 == 1] = 255
+    options: dict[str, Any] = {} if lossless else {"irreversible": True, "quality_mode": "dB", "quality_layers": [40]}
+    data = encode(Image.fromarray(stripes), "JPEG2000", **options)
+    assert jp2.longest_zeros(data, jp2.header(data)) is not None
+    np.testing.assert_allclose(decode(data)[..., 0].astype(int), stripes, atol=0 if lossless else 16)
+    photograph = bytearray(encode(photo((512, 512)), "JPEG2000", **options))
+    photograph[len(photograph) // 2 : len(photograph) // 2 + 600] = bytes(600)
+    with pytest.raises(ImageError, match="zero bytes"):
+        decode(bytes(photograph))
+
+
+def jpeg_with(factors: tuple[int, int, int], data: bytes) -> bytes:
+    """A JPEG whose frame says other sampling factors, as 0x21 for 2 x 1."""
+    out, at = bytearray(data), data.index(b"\xff\xc0")
+    for component, factor in enumerate(factors):
+        out[at + 11 + 3 * component] = factor
+    return bytes(out)
+
+
+def test_a_sampling_that_is_seldom_is_read_by_pillow() -> None:
+    # 2 x 1 blocks of luma and of the second chroma component, 1 x 1 of the first: eight MCUs of five blocks
+    grey = Image.new("RGB", (128, 8), (120, 120, 120))
+    data = jpeg_with((0x21, 0x11, 0x21), encode(grey, "JPEG", subsampling="4:4:4"))
+    assert not jpeg.inspect(data).plain
+    assert jpeg.inspect(jpeg_with((0x21, 0x11, 0x11), data)).plain
+    assert open_image(data).decode().rgb.shape == (8, 128, 3)
+
+
+def arithmetic(data: bytes) -> bytes:
+    """A JPEG that says it is coded arithmetically."""
+    return data.replace(b"\xff\xc0", b"\xff\xc9", 1)
+
+
+def test_arithmetic_jpegs_are_looked_through_for_lost_data_too() -> None:
+    whole = arithmetic(encode(photo(), "JPEG", quality=90))
+    assert not jpeg.inspect(whole).plain
+    with pytest.raises(ImageError, match="truncated"):
+        decode(whole[:-2000])
+    at = len(whole) // 2
+    with pytest.raises(ImageError, match="zero bytes"):
+        decode(whole[:at] + bytes(200) + whole[at + 200 :])
+
+
+def test_a_progressive_jpeg_that_ends_after_some_scans_says_so() -> None:
+    data = encode(photo(), "JPEG", progressive=True, quality=80)
+    scans = [found.start() for found in re.finditer(b"\xff\xc4", data)]
+    shown = open_image(data[: scans[-1]] + jpeg.END).decode()
+    assert shown.notes == ("not all of its scans are there",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 import zlib
@@ -216,6 +217,58 @@ def test_raw_photographs_are_named(raw: dict[str, int]) -> None:
         decode(Tiff().page([small.tobytes()], **(tags(small, 8) | raw)).bytes())
 
 
+def test_a_palette_of_eight_bits_in_sixteen_is_not_black() -> None:
+    levels, ramp = picture()[..., 0], np.arange(256)
+    palette = np.concatenate([ramp, 255 - ramp, ramp // 2]).tolist()
+    data = Tiff().page([levels.tobytes()], **tags(levels, 8, _262=3, _320=palette)).bytes()
+    np.testing.assert_array_equal(decode(data), np.stack([levels, 255 - levels, levels // 2], -1))
+
+
+def test_bits_in_reverse_are_not_taken_for_damage() -> None:
+    levels, reverse = picture()[..., 0], bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+    piece = zlib.compress(levels.tobytes()).translate(reverse)
+    data = Tiff().page([piece], **tags(levels, 8, _259=8, _266=2)).bytes()
+    np.testing.assert_array_equal(decode(data)[..., 0], levels)
+
+
+def test_float64_and_grey_with_multiplied_alpha_show_their_picture() -> None:
+    levels = picture()[..., 0]
+    data = Tiff().page([(levels / 255).tobytes()], **tags(levels, 64, _339=3)).bytes()
+    np.testing.assert_array_equal(decode(data)[..., 0], levels)
+    both = np.dstack([levels // 2, np.full_like(levels, 128)])
+    data = Tiff().page([both.tobytes()], **tags(both, 8, _338=1)).bytes()
+    np.testing.assert_allclose(decode(data)[..., 0].astype(int), levels // 2 + 127, atol=1)
+
+
+def test_a_compression_that_is_not_read_is_named() -> None:
+    levels = picture()[..., 0]
+    data = Tiff().page([b"x"], **tags(levels, 8, _259=34712)).bytes()
+    with pytest.raises(ImageError, match="compressed as JPEG 2000, which is not read; save it with LZW, Deflate"):
+        decode(data)
+    with pytest.raises(ImageError, match="BigTIFF with the high byte first"):
+        decode(b"MM\0+\0\x08\0\0" + bytes(100))
+
+
+@pytest.mark.parametrize("kind", ["grey16", "float", "planes"])
+def test_profiles_of_deep_tiffs_are_converted(kind: str) -> None:
+    levels = picture() if kind != "grey16" else picture()[..., 0]
+    profile = GREY_LIGHT if kind == "grey16" else ADOBE
+    more = {"_34675": list(struct.unpack(f"<{len(profile) // 4}I", profile))}  # as LONGs; their bytes are what counts
+    if kind == "float":
+        data = Tiff().page([(levels / 255).astype("<f4").tobytes()], **tags(levels, 32, _339=3, **more)).bytes()
+    elif kind == "planes":
+        planes = [(levels[..., c].astype("<u2") * 257).tobytes() for c in range(3)]
+        data = Tiff().page(planes, **tags(levels, 16, _284=2, **more)).bytes()
+    else:
+        data = Tiff().page([(levels.astype("<u2") * 257).tobytes()], **tags(levels, 16, **more)).bytes()
+    at = data.index(struct.pack("<HHI", 34675, 4, len(profile) // 4))
+    data = data[:at] + struct.pack("<HHI", 34675, 7, len(profile)) + data[at + 8 :]
+    rgb, note = read(data)
+    assert "to sRGB" in note
+    wanted = decode(encode(Image.fromarray(levels), "PNG", icc_profile=profile))
+    np.testing.assert_allclose(rgb.astype(int), wanted, atol=1)
+
+
 @pytest.mark.parametrize("orientation", [3, 6])
 def test_deep_tiffs_are_turned_upright_too(orientation: int) -> None:
     grey = picture()[..., 0]
@@ -311,6 +364,41 @@ def with_chunks(data: bytes, *chunks: bytes) -> bytes:
     return data[:33] + b"".join(chunks) + data[33:]
 
 
+@pytest.mark.parametrize("bits", [2, 4, 16])
+def test_a_grey_that_is_transparent_is_white_at_every_depth(bits: int) -> None:
+    most = (1 << bits) - 1
+    levels = (picture()[..., 0].astype(int) * most // 255).astype(np.uint16)
+    stored = levels.astype(">u2").view(np.uint8).reshape(len(levels), -1) if bits == 16 else packed(levels, bits)
+    rows = np.frombuffer(stored, np.uint8).reshape(len(levels), -1) if bits < 16 else stored
+    key = int(levels[3, 5])
+    parts = [struct.pack(">IIBBBBB", levels.shape[1], levels.shape[0], bits, 0, 0, 0, 0), struct.pack(">H", key)]
+    parts.append(zlib.compress(np.pad(rows, ((0, 0), (1, 0))).tobytes()))
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, body in zip((b"IHDR", b"tRNS", b"IDAT", b"IEND"), (*parts, b""), strict=True):
+        data += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    rgb, note = read(data)
+    shown = levels >> 8 if bits == 16 else levels * 255 // most
+    np.testing.assert_array_equal(rgb[..., 0], np.where(levels == key, 255, shown))
+    assert note == "transparent parts laid over white"
+
+
+def test_a_png_that_only_its_writer_understands_is_refused() -> None:
+    data = encode(Image.fromarray(picture()), "PNG")
+    with pytest.raises(ImageError, match="with a chunk b'CgBI', without which"):
+        decode(with_chunks(data, chunk(b"CgBI", 1)))
+    palette = bytearray(encode(Image.fromarray(picture()).quantize(8), "PNG"))
+    at = palette.index(b"PLTE")
+    palette[at : at + 4] = b"ptLe"
+    with pytest.raises(ImageError, match="palette is missing"):
+        decode(bytes(palette))
+
+
+def test_a_gamma_beyond_reason_is_ignored() -> None:
+    data = encode(Image.fromarray(picture()), "PNG")
+    for gamma in (1, 0x7FFFFFFF):
+        assert (decode(with_chunks(data, chunk(b"gAMA", gamma))) == picture()).all()
+
+
 P3 = chunk(b"cHRM", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
 SRGB_PRIMARIES = chunk(b"cHRM", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
 
@@ -381,6 +469,30 @@ def test_hdr_avif_is_tone_mapped_or_refused() -> None:
         assert "HDR (PQ)" in str(error)  # noqa: PT017 - either is right, by OpenCV's version
 
 
+# White over a quarter of grey, 10 bits in PQ; its clean aperture is the lower left, 10 x 8 of 16 x 16 pixels
+DEEP_AVIF = base64.b64decode(
+    "AAAAIGZ0eXBhdmlmAAAAAGF2aWZtaWYxbWlhZk1BMUEAAAEbbWV0YQAAAAAAAAAoaGRscgAAAAAAAAAAcGljdAAAAAAAAAAAAAAAAGxpYmF2aWYA"
+    "AAAADnBpdG0AAAAAAAEAAAAeaWxvYwAAAABEAAABAAEAAAABAAABQwAAABwAAAAoaWluZgAAAAAAAQAAABppbmZlAgAAAAABAABhdjAxQ29sb3IA"
+    "AAAAk2lwcnAAAABzaXBjbwAAABRpc3BlAAAAAAAAABAAAAAQAAAAEHBpeGkAAAAAAwoKCgAAAAxhdjFDgSBAAAAAABNjb2xybmNseAAJABAACYAA"
+    "AAAoY2xhcAAAAAoAAAABAAAACAAAAAH////9AAAAAQAAAAQAAAABAAAAGGlwbWEAAAAAAAAAAQABBQECgwSFAAAAJG1kYXQSAAoIOAz/2MJEAmQy"
+    "DkSgAMMMMUB/uVQUZ0RJ"
+)
+
+
+@needs_avif
+@pytest.mark.parametrize("hdr", [True, False])
+def test_all_bits_of_an_avif_count_and_its_clean_aperture_alone_is_shown(hdr: bool) -> None:
+    data = DEEP_AVIF if hdr else DEEP_AVIF.replace(struct.pack(">3H", 9, 16, 9), struct.pack(">3H", 1, 13, 6))
+    try:
+        rgb, _ = read(data)
+    except ImageError as error:
+        assert hdr and "not read by this OpenCV" in str(error)  # noqa: PT017, PT018
+        return
+    assert rgb.shape == (8, 10, 3)
+    assert rgb[:, :8].max() < 60
+    assert rgb[:, 8:].min() > 140
+
+
 def matrix_profile(name: bytes, colorants: tuple[tuple[float, ...], ...], gamma: float) -> bytes:
     """A version-2 ICC profile of three colorants (in D50's XYZ) and one gamma."""
     fixed = [struct.pack(">4s4x3i", b"XYZ ", *(round(v * 65536) for v in xyz)) for xyz in colorants]
@@ -404,6 +516,16 @@ def matrix_profile(name: bytes, colorants: tuple[tuple[float, ...], ...], gamma:
 
 ADOBE = matrix_profile(
     b"Adobe RGB (1998)", ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457)), 2.2
+)
+_CURVE = struct.pack(">4s4xIH2x", b"curv", 1, 256)
+GREY_LIGHT = (  # linear light of grey
+    struct.pack(">I4xI4s4s4s", 204, 0x02100000, b"mntr", b"GRAY", b"XYZ ").ljust(36, b"\0")
+    + b"acsp".ljust(32, b"\0")
+    + struct.pack(">3i", 63190, 65536, 54061).ljust(60, b"\0")
+    + struct.pack(">I4sII4sII", 2, b"kTRC", 156, 16, b"wtpt", 172, 20)
+    + _CURVE
+    + struct.pack(">4s4x3i", b"XYZ ", 63190, 65536, 54061)
+    + bytes(12)
 )
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 

@@ -48,6 +48,7 @@ def main() -> None:
     _fill_closed_streams()
     SIGNALS.catch()
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # whichever command imports ONNX Runtime, see runtime/ort.py
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")  # its complaints, beside an error row
     told = False
     try:
         application(sys.argv[1] if len(sys.argv) > 1 else "")(prog_name=PROGRAM)

@@ -23,8 +23,8 @@ from PIL import Image
 
 from dgiqa.errors import ImageError
 from dgiqa.extras import install
-from dgiqa.image import colours, jpeg, png, pnm, tiff, zeros
-from dgiqa.image.arrays import BAND, as_rgb, check_levels, over_white, rgb_of, upright
+from dgiqa.image import colours, jp2, jpeg, png, pnm, tiff, zeros
+from dgiqa.image.arrays import AS_STORED, BAND, as_rgb, check_levels, over_white, rgb_of, to_uint8, upright
 from dgiqa.image.kinds import HEAD, RAW, identify
 from dgiqa.image.raw import BYTES_PER_PIXEL, NOTE, RawError, open_raw
 
@@ -181,9 +181,10 @@ def _open_jpeg(kind: str, plugin: str, data: bytes) -> Opened:
 
     def read(stop: Stop | None) -> Decoded:
         if scans.ended:
-            return decoded(stop)
+            found = decoded(stop)
+            return found if scans.complete else Decoded(found.rgb, (*found.notes, "not all of its scans are there"))
         try:
-            if scans.complete and not whole.endswith(bytes(4) + jpeg.END):
+            if scans.plain and scans.complete and not whole.endswith(bytes(4) + jpeg.END):
                 found = decoded(stop)
                 return Decoded(found.rgb, (*found.notes, "its end marker is missing, its pixels are all there"))
         except ImageError as error:
@@ -192,13 +193,14 @@ def _open_jpeg(kind: str, plugin: str, data: bytes) -> Opened:
 
     def decoded(stop: Stop | None) -> Decoded:
         if direct:
-            return _finish_levels(jpeg.pixels(whole, scans.components), image)
+            levels = jpeg.pixels(whole, scans.components)
+            return _finish_array(levels, _orientation(image), image.info.get("icc_profile"))
         if scans.plain:
             jpeg.pixels(whole, scans.components, eighth=True)
         return _loaded(image if scans.ended else _pillow(kind, plugin, whole), kind, stop)
 
     if direct:
-        copied = _is_turned(image) or scans.components == 1 or image.info.get("icc_profile")
+        copied = _orientation(image) in AS_STORED or scans.components == 1 or image.info.get("icc_profile")
         memory += len(data) + pixels * (scans.components + (3 if copied else 0)) + _OF_BAND * min(pixels, BAND)
     else:
         memory += _memory(image, kind, data)
@@ -208,6 +210,11 @@ def _open_jpeg(kind: str, plugin: str, data: bytes) -> Opened:
 def _open_png(kind: str, plugin: str, data: bytes) -> Opened:
     meant = png.colours(data)  # before Pillow, which takes each chunk in Python
     image = _pillow(kind, plugin, data)
+    key, most = image.info.get("transparency"), (1 << data[24]) - 1
+    if (
+        isinstance(key, int) and most in (3, 15) and key <= most
+    ):  # Pillow scales the levels, and not what is transparent
+        image.info["transparency"] = key * (255 // most)
 
     def read(stop: Stop | None) -> Decoded:
         png.check_sums(data)
@@ -250,8 +257,8 @@ def _open_tiff(kind: str, plugin: str, data: bytes) -> Opened:
 
         def read_array(stop: Stop | None) -> Decoded:
             tiff.check_pieces(data, page)
-            found = _finish_array(tiff.read(data, page), 1)
-            return Decoded(found.rgb, notes)
+            found = _finish_array(tiff.read(data, page), 1, page.profile)
+            return Decoded(found.rgb, found.notes + notes)
 
         return Opened(kind, page.width, page.height, memory, data, read_array)
     try:
@@ -266,6 +273,8 @@ def _open_tiff(kind: str, plugin: str, data: bytes) -> Opened:
         tiff.check_pieces(data, page)
         image.seek(page.number)
         image.load()  # newer Pillows turn it upright, and say so by its size
+        if page.palette:
+            image.putpalette(page.palette, "RGB;L")
         turned = image.size != (page.width, page.height) or not image.getexif().get(_ORIENTATION)
         found = _finish(image, kind, 1 if turned else page.orientation)
         image.close()
@@ -276,26 +285,31 @@ def _open_tiff(kind: str, plugin: str, data: bytes) -> Opened:
 
 
 def _open_jp2(kind: str, plugin: str, data: bytes) -> Opened:
-    image = _pillow(kind, plugin, data)
+    header, image = jp2.header(data), _pillow(kind, plugin, data)
+    bits = max(header.bits)
 
     def read(stop: Stop | None) -> Decoded:
-        zeros.check_jp2(data)
-        # Pillow holds Python's lock while it decodes: for ten seconds no thread would go on, and no signal be heard
-        levels = _plain_jp2(data) if zeros.is_plain_jp2(data) else None
-        return _loaded(image, kind, stop) if levels is None else _finish_levels(levels, image)
+        lost = jp2.longest_zeros(data, header)
+        found = decoded(stop)
+        if lost is not None and not jp2.is_periodic(found.rgb):
+            raise zeros.lost(lost)
+        return found
+
+    def decoded(stop: Stop | None) -> Decoded:
+        # Pillow holds Python's lock while it decodes: for ten seconds no thread would go on, and no signal be heard.
+        # Of deep colours it makes the brightest black.
+        levels = _by_opencv(data, bits) if header.plain or (bits > 8 and not header.converted) else None
+        if levels is not None:
+            return _finish_array(levels, _orientation(image), image.info.get("icc_profile"))
+        if bits > 8 and image.mode != "I;16":
+            raise ImageError(f"{bits} bits per channel in an unusual layout; save it with 8 bits per channel")
+        if bits >= 8 or header.palette:
+            return _loaded(image, kind, stop)
+        image.load()  # with levels that are shifted, so that white is not white
+        table = [round((level >> 8 - bits) * 255 / ((1 << bits) - 1)) for level in range(256)]
+        return _finish(image.point(table * len(image.getbands())), kind, _orientation(image))
 
     return Opened(kind, *image.size, _memory(image, kind, data), data, read)
-
-
-def _plain_jp2(data: bytes) -> UInt8 | None:
-    """Grey [H,W,1] or colour [H,W,3] by OpenCV, None where it does not read the file."""
-    try:
-        levels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        return None
-    if levels is None or levels.dtype != np.uint8:
-        return None
-    return np.asarray(levels[..., None] if levels.ndim == 2 else cv2.cvtColor(levels, cv2.COLOR_BGR2RGB))
 
 
 def _open_webp(kind: str, plugin: str, data: bytes) -> Opened:
@@ -311,10 +325,10 @@ def _open_webp(kind: str, plugin: str, data: bytes) -> Opened:
 
     def read(stop: Stop | None) -> Decoded:
         zeros.check_webp(data, size[0] * size[1])
-        levels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        levels = _by_opencv(data)
         if levels is None:
             raise ImageError(f"truncated or damaged, {len(data)} bytes; fetch or save it again")
-        return _finish_array(levels[..., [2, 1, 0, 3][: levels.shape[2]]], 1)
+        return _finish_array(levels, 1)
 
     return Opened(kind, *size, len(data) + 15 * size[0] * size[1], data, read)
 
@@ -335,17 +349,21 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 def _open_heif(kind: str, plugin: str, data: bytes) -> Opened:
     """AVIF, and HEIC by pillow-heif."""
     image = _heic(data) if kind == "HEIC" else _pillow(kind, plugin, data)
-    meant = _nclx(data)
+    head = data[: data.find(b"mdat") if b"mdat" in data else None]
+    meant = _nclx(head)
+    box = _clean_aperture(head, *image.size) if kind == "AVIF" else None
 
     def read(stop: Stop | None) -> Decoded:
         zeros.check_heif(data)
         convert, note, hdr = colours.conversion(meant)
         if image.info.get("icc_profile") and not hdr:
-            return _loaded(image, kind, stop)
+            return _loaded(image, kind, stop, box=box)
         if convert and hdr:
-            levels, orientation = (_all_bits(data), _orientation(image)) if kind == "AVIF" else (_deep_heic(data), 1)
-            return _converted(levels, convert, note, orientation)
-        return _loaded(image, kind, stop, meant=meant)
+            if kind == "HEIC":
+                return _converted(_deep_heic(data), convert, note, 1)
+            left, top, right, bottom = box or (0, 0, *image.size)
+            return _converted(_all_bits(data, _depth(head))[top:bottom, left:right], convert, note, _orientation(image))
+        return _loaded(image, kind, stop, meant=meant, box=box)
 
     return Opened(kind, *image.size, _memory(image, kind, data), data, read)
 
@@ -370,14 +388,31 @@ def _deep_heic(data: bytes) -> NDArray[Any]:
     return np.asarray(heif)
 
 
-def _nclx(data: bytes) -> png.Colours | None:
+def _nclx(head: bytes) -> png.Colours | None:
     """What a HEIF container's colour box says: primaries, transfer and matrix as 16-bit numbers, then the range."""
-    end = data.find(b"mdat")
-    found = re.search(rb"colrnclx(.{7})", data[: end if end > 0 else len(data)], re.DOTALL)
+    found = re.search(rb"colrnclx(.{7})", head, re.DOTALL)
     if found is None:
         return None
-    primaries, transfer, matrix = struct.unpack(">3H", found[1][:6])
-    return png.Colours(primaries, transfer, matrix, found[1][6] >> 7)
+    primaries, transfer, matrix, last = struct.unpack(">3HB", found[1])
+    return png.Colours(primaries, transfer, matrix, last >> 7)
+
+
+def _depth(head: bytes) -> int:
+    """Bits per channel of an AVIF file."""
+    found = re.search(rb"av1C..(.)", head, re.DOTALL)
+    flags = found[1][0] if found else 0
+    return 8 + (2 if flags & 0x40 else 0) + (2 if flags & 0x20 else 0)
+
+
+def _clean_aperture(head: bytes, width: int, height: int) -> tuple[int, int, int, int] | None:
+    """The part of an AVIF file's pixels that is the picture: left, top, right, bottom. None where it is all of them."""
+    found = re.search(rb"\0\0\0\x28clap(.{32})", head, re.DOTALL)
+    w, wd, h, hd, x, xd, y, yd = struct.unpack(">4IiIiI", found[1]) if found else (0,) * 8
+    if not (wd and hd and xd and yd):
+        return None
+    left, top = (width - w / wd) / 2 + x / xd, (height - h / hd) / 2 + y / yd
+    box = tuple(map(round, (left, top, left + w / wd, top + h / hd)))
+    return box if 0 <= box[0] < box[2] <= width and 0 <= box[1] < box[3] <= height else None  # libavif's rule
 
 
 _OPEN: dict[str, Callable[[str, str, bytes], Opened]] = {
@@ -413,15 +448,16 @@ def _loaded(
     *,
     meant: png.Colours | png.Gamma | None = None,
     check: Callable[[], None] | None = None,
+    box: tuple[int, int, int, int] | None = None,
 ) -> Decoded:
-    """Load a file's image, check what was loaded, and give its memory back."""
+    """Load a file's image, check what was loaded, and give its memory back. box: the part of it that is the picture."""
     if isinstance(image.fp, _Source):
         image.fp.stop = stop
     try:
         image.load()
         if check:
             check()
-        return _finish(image, kind, _orientation(image), meant)
+        return _finish(image.crop(box) if box else image, kind, _orientation(image), meant)
     finally:
         image.close()
 
@@ -449,7 +485,8 @@ def _header(kind: str, factory: Callable[[io.BytesIO], Image.Image], data: bytes
 
 def _unreadable(kind: str, data: bytes, error: Exception) -> ImageError:
     return ImageError(
-        f"starts like {kind}, but its header cannot be read, {len(data)} bytes ({type(error).__name__}: {error})"
+        f"starts like {kind}, but its header cannot be read, {len(data)} bytes ({type(error).__name__}: {error}); "
+        "fetch it again, or convert it to PNG or JPEG"
     )
 
 
@@ -477,10 +514,6 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _is_turned(image: Image.Image) -> bool:
-    return _orientation(image) not in (0, 1)
-
-
 # ---- pixels
 
 
@@ -488,12 +521,17 @@ def _finish(image: Image.Image, kind: str, orientation: int, meant: png.Colours 
     """A loaded Pillow image of any mode. meant: its colours, where the file says them apart from a profile."""
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
         levels = np.asarray(image)  # I: 16-bit PGM and, in older Pillows, PNG
-        return _finish_array(levels.astype(np.uint16) if image.mode == "I" else levels, orientation)
+        levels = levels.astype(np.uint16) if image.mode == "I" else levels
+        key = image.info.get("transparency")
+        hidden = levels == key if isinstance(key, int) else np.False_
+        levels = np.where(hidden, np.uint16(65535), levels) if hidden.any() else levels
+        found = _finish_array(levels, orientation, image.info.get("icc_profile") if meant is None else None)
+        return Decoded(found.rgb, found.notes + (("transparent parts laid over white",) if hidden.any() else ()))
     alpha = "transparency" in image.info or image.mode in _HAS_ALPHA
     notes = []
     if kind == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
         alpha, notes = False, ["its alpha is zero everywhere and taken as opaque, as viewers do"]
-    base = image.mode if image.mode in ("L", "CMYK") and not alpha else "RGB"
+    base = "CMYK" if image.mode == "CMYK" else "L" if image.mode in ("L", "LA", "La") else "RGB"
     convert, note = colours.from_profile(image.info.get("icc_profile"), base) if meant is None else (None, "")
     widen, wide_note, _ = colours.conversion(meant)
     notes += [text for text in (note, wide_note) if text]
@@ -503,7 +541,7 @@ def _finish(image: Image.Image, kind: str, orientation: int, meant: png.Colours 
         band = image if bottom - top == image.height else image.crop((0, top, image.width, bottom))
         if not alpha:
             return rgb_of(widened(coloured(band)))
-        rgba = band.convert("RGBA")
+        rgba = (band.convert("LA") if band.mode == "La" else band).convert("RGBA")
         levels = np.array(rgba)
         least.append(levels[..., 3].min())
         most.append(levels[..., 3].max())
@@ -528,35 +566,47 @@ def _finish(image: Image.Image, kind: str, orientation: int, meant: png.Colours 
     return Decoded(rgb, tuple(notes))
 
 
-def _finish_levels(levels: UInt8, image: Image.Image) -> Decoded:
-    """Grey [H,W,1] or colour [H,W,3] of a file of which Pillow read the header: its profile and its orientation."""
-    grey, orientation = levels.shape[2] == 1, _orientation(image)
-    convert, note = colours.from_profile(image.info.get("icc_profile"), "L" if grey else "RGB")
-    if not (grey or convert or _is_turned(image)):
-        return Decoded(levels, (note,) if note else ())
+def _finish_array(levels: NDArray[Any], orientation: int, profile: bytes | None = None) -> Decoded:
+    """Levels [H,W], [H,W,1], [H,W,3] or [H,W,4] of a type that `as_rgb` takes; `profile` says their colours."""
+    check_levels(levels)
+    grey = levels.ndim == 2 or levels.shape[2] == 1
+    convert, note = colours.from_profile(profile, "L" if grey else "RGB")
+    notes = (note,) if note else ()
+    if levels.dtype == np.uint8 and levels.shape[2:] == (3,) and convert is None and orientation not in AS_STORED:
+        return Decoded(levels, notes)
 
     def rows_of(top: int, bottom: int) -> UInt8:
-        band = levels[top:bottom]
-        return rgb_of(np.asarray(convert(Image.fromarray(band[..., 0] if grey else band))) if convert else band)
+        band = to_uint8(levels[top:bottom])
+        if convert is None:
+            return rgb_of(band)
+        colour = np.asarray(convert(Image.fromarray(band.reshape(band.shape[:2]) if grey else band[..., :3])))
+        return rgb_of(np.dstack([colour, band[..., 3]]) if levels.shape[2:] == (4,) else colour)
 
-    return Decoded(upright(levels.shape[:2], orientation, rows_of), (note,) if note else ())
-
-
-def _finish_array(levels: NDArray[Any], orientation: int) -> Decoded:
-    """Levels [H,W], [H,W,1], [H,W,3] or [H,W,4] of a type that `as_rgb` takes."""
-    check_levels(levels)
-    size = (levels.shape[0], levels.shape[1])
-    return Decoded(upright(size, orientation, lambda top, bottom: rgb_of(levels[top:bottom])))
+    return Decoded(upright((levels.shape[0], levels.shape[1]), orientation, rows_of), notes)
 
 
-def _all_bits(data: bytes) -> NDArray[Any]:
-    """PNG and AVIF by OpenCV, which alone gives all of their bits: [H,W], [H,W,3] or [H,W,4] in RGB order."""
-    levels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+def _all_bits(data: bytes, depth: int = 16) -> NDArray[Any]:
+    """PNG and AVIF of so many bits per channel, as `_by_opencv`."""
+    levels = _by_opencv(data, depth)
     if levels is None:
         raise ImageError("deep or HDR, damaged or not read by this OpenCV; convert it to an SDR image in sRGB")
+    return levels
+
+
+def _by_opencv(data: bytes, depth: int = 16) -> NDArray[Any] | None:
+    """All bits, which Pillow does not give: uint8 or uint16 [H,W], [H,W,3] or [H,W,4] in RGB order; None if it fails.
+
+    depth: of what OpenCV leaves as it is stored, and is spread over 16 bits here.
+    """
+    try:
+        levels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return None
+    if levels is None or levels.dtype not in (np.uint8, np.uint16):
+        return None
     if levels.ndim == 3 and levels.shape[2] >= 3:
-        levels = levels[..., [2, 1, 0, 3][: levels.shape[2]]]
-    return np.asarray(levels)
+        levels = cv2.cvtColor(levels, cv2.COLOR_BGR2RGB if levels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
+    return np.asarray(levels if levels.dtype == np.uint8 else levels << 16 - depth)
 
 
 def _converted(levels: NDArray[Any], convert: colours.ToSrgb, note: str, orientation: int) -> Decoded:

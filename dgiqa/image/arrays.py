@@ -15,7 +15,7 @@ UInt8 = NDArray[np.uint8]
 BAND = 1 << 20  # pixels that are converted at a time, so that copies of a large image stay small
 
 # By EXIF's orientation: an upright array -> its view with rows and columns as they are stored.
-_AS_STORED: dict[int, Callable[[UInt8], UInt8]] = {
+AS_STORED: dict[int, Callable[[UInt8], UInt8]] = {
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
     4: lambda a: a[::-1],
@@ -43,7 +43,7 @@ def as_rgb(array: NDArray[Any]) -> UInt8:
 
 def rgb_of(array: NDArray[Any]) -> UInt8:
     """As `as_rgb`, of an array or a part of one that was checked."""
-    levels = _to_uint8(array)
+    levels = to_uint8(array)
     if levels.ndim == 2 or levels.shape[2] == 1:
         return np.repeat(levels.reshape(*levels.shape[:2], 1), 3, axis=2)
     return np.ascontiguousarray(levels if levels.shape[2] == 3 else over_white(levels))
@@ -97,7 +97,7 @@ def upright(size: tuple[int, int], orientation: int, rows_of: Callable[[int, int
     """
     height, width = size
     whole = rows_of(0, height) if height * width <= BAND else None
-    turn = _AS_STORED.get(orientation)
+    turn = AS_STORED.get(orientation)
     if whole is not None and turn is None:
         return whole
     out = np.empty((width, height, 3) if orientation in _SIDEWAYS else (height, width, 3), np.uint8)
@@ -125,7 +125,8 @@ def _check_depth(high: int) -> None:
             )
 
 
-def _to_uint8(array: NDArray[Any]) -> UInt8:
+def to_uint8(array: NDArray[Any]) -> UInt8:
+    """Levels of a type that `as_rgb` takes, in 8 bits."""
     if array.dtype == np.uint8:
         return array
     if array.dtype.kind == "u":

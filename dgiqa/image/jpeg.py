@@ -15,43 +15,52 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from dgiqa.errors import ImageError
+from dgiqa.image import zeros
 
 END = b"\xff\xd9"
 MAX_SCANS = 500  # encoders make about ten
 MAX_WORK = 4_000_000_000  # pixels times scans, each of which is as much work as the whole picture: some 20 s
 MAX_METADATA = 1 << 25  # bytes before the first scan. Pillow takes time with the square of it
 MAX_FILL = 1 << 16  # bytes of padding before a marker
-ZEROS = 64  # zero bytes in a row that no encoder writes where they mean values
 
 _MARKER = re.compile(rb"\xff+([^\xff\0])")
 _AFTER_SCAN = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")
 _NO_LIMIT = 1 << 31
 _SPACES = {1: "GRAY", 3: "RGB", 4: "CMYK"}
+# What TurboJPEG gives pixels of: luma's samples for each of both chroma components', across and down
+_SAMPLINGS = frozenset({(1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4)})
 _SOF = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
+_ARITHMETIC = 0xC9  # and above
+_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _HUFFMAN = frozenset({0xC0, 0xC1, 0xC2})
 _HARMLESS = re.compile("JFIF|Adobe|ICC|Invalid SOS parameters for sequential")  # what libjpeg says of odd headers
 
 
 @dataclass
 class _Frame:
-    """What the segments so far have said. blocks: per component, 8 x 8 blocks in an MCU. left: bits of every
-    coefficient that no scan has brought yet, per component."""
+    """What the segments so far have said. sampling: per component, 8 x 8 blocks in an MCU across and down. left: bits
+    of every coefficient that no scan has brought yet, per component."""
 
     kind: int = 0
     bits: int = 0
     width: int = 0
     height: int = 0
-    blocks: dict[int, int] = field(default_factory=dict)
+    sampling: dict[int, tuple[int, int]] = field(default_factory=dict)
     left: dict[int, list[int]] = field(default_factory=dict)
     zero_symbol: dict[int, tuple[int, int]] = field(default_factory=dict)  # table -> what all zero bits mean, bits
     scans: int = 0
+
+    def blocks(self, component: int) -> int:
+        """8 x 8 blocks of a component in an MCU."""
+        across, down = self.sampling.get(component, (1, 1))
+        return across * down
 
 
 @dataclass(frozen=True)
 class Scans:
     """ended: there is an end marker. complete: every bit of every coefficient has had its scan.
 
-    components: 1 grey, 3 colour, 4 ink. plain: of 8 bits and Huffman codes, as nearly all are.
+    components: 1 grey, 3 colour, 4 ink. plain: of 8 bits, Huffman codes and a usual sampling, as nearly all are.
     """
 
     ended: bool
@@ -102,8 +111,10 @@ def pixels(data: bytes, components: int, *, eighth: bool = False) -> NDArray[np.
 
 
 def _scans(frame: _Frame, *, ended: bool) -> Scans:
-    components = len(frame.blocks)
-    plain = frame.kind in _HUFFMAN and frame.bits == 8 and components in _SPACES
+    components, (luma, *chroma) = len(frame.sampling), [*frame.sampling.values()] or [(1, 1)]
+    ratios = {(luma[0] / c[0], luma[1] / c[1]) for c in chroma[:2]}
+    usual = len(ratios) < 2 and ratios <= _SAMPLINGS and (components < 4 or chroma[2] == luma)
+    plain = frame.kind in _HUFFMAN and frame.bits == 8 and components in _SPACES and usual
     return Scans(ended, _complete(frame), frame.width, frame.height, components, plain)
 
 
@@ -112,8 +123,8 @@ def _table(code: int, segment: bytes, frame: _Frame) -> None:
         frame.kind, frame.bits, count = code, segment[0], segment[5]
         frame.height, frame.width = int.from_bytes(segment[1:3], "big"), int.from_bytes(segment[3:5], "big")
         parts = [segment[6 + 3 * i : 9 + 3 * i] for i in range(count)]
-        frame.blocks = {p[0]: (p[1] >> 4) * (p[1] & 15) for p in parts if len(p) == 3}
-        frame.left = {component: [14] * 64 for component in frame.blocks}
+        frame.sampling = {p[0]: (p[1] >> 4 or 1, p[1] & 15 or 1) for p in parts if len(p) == 3}
+        frame.left = {component: [14] * 64 for component in frame.sampling}
     elif code == 0xC4:
         while len(segment) >= 17:
             counts, table = segment[1:17], segment[0]
@@ -139,10 +150,8 @@ def _scan(data: bytes, at: int, header: bytes, frame: _Frame) -> int:
         for left in (frame.left[c] for c in components if c in frame.left):
             left[first : last + 1] = [low] * len(left[first : last + 1])
         most = _most_zeros(frame, components, first, header[-1] >> 4)
-        if most < end - at and (zeros := data.find(bytes(most + 1), at, end)) >= 0:
-            raise ImageError(
-                f"damaged: zero bytes from {zeros:,} on in place of the picture's data; fetch or copy it again"
-            )
+        if most < end - at and (first_zero := data.find(bytes(most + 1), at, end)) >= 0:
+            raise zeros.lost(first_zero)
     return end
 
 
@@ -154,20 +163,20 @@ def _most_zeros(frame: _Frame, components: dict[int, int], first: int, refines: 
     there are as many as it has blocks. Elsewhere they mean values, of which no picture has hundreds alike.
     """
     if frame.kind not in _HUFFMAN:
-        return _NO_LIMIT
+        return zeros.LEAST if frame.kind >= _ARITHMETIC else _NO_LIMIT
     progressive = frame.kind == 0xC2
     if progressive and refines:
-        return _NO_LIMIT if first else ZEROS + _mcus(frame) * sum(frame.blocks.get(c, 1) for c in components) // 8
+        return _NO_LIMIT if first else zeros.LEAST + _mcus(frame) * sum(map(frame.blocks, components)) // 8
     if progressive and first:  # "nothing more" is said once for a whole row of blocks
-        return ZEROS
+        return zeros.LEAST
     bits = 0
     for component, tables in components.items():
         used = (tables >> 4,) if progressive else (tables >> 4, 16 + (tables & 15))
         meant = [frame.zero_symbol.get(table, (-1, 1)) for table in used]
         if any(symbol for symbol, _ in meant):
-            return ZEROS
-        bits += frame.blocks.get(component, 1) * sum(n for _, n in meant)
-    return ZEROS + _mcus(frame) * bits // 8
+            return zeros.LEAST
+        bits += frame.blocks(component) * sum(n for _, n in meant)
+    return zeros.LEAST + _mcus(frame) * bits // 8
 
 
 def _mcus(frame: _Frame) -> int:
@@ -176,6 +185,6 @@ def _mcus(frame: _Frame) -> int:
 
 
 def _complete(frame: _Frame) -> bool:
-    if frame.kind != 0xC2:
+    if frame.kind not in _PROGRESSIVE:
         return frame.scans > 0
     return all(not any(left) for left in frame.left.values())

@@ -10,6 +10,8 @@ from typing import NamedTuple
 from dgiqa.errors import ImageError
 
 MAX_CHUNKS = 250_000  # Pillow takes each of them in Python
+_CRITICAL = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
+_GAMMAS = (0.01, 100)  # libpng ignores others
 _PIECE = 1 << 20  # bytes that are inflated at a time
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -46,10 +48,15 @@ class Gamma(NamedTuple):
 
 
 def colours(data: bytes) -> Colours | Gamma | None:
-    """What the chunks before the pixels say of their colours: cICP first, then profiles (None), then gAMA and cHRM."""
-    exponent, chromaticities, profile = 0.0, None, False
+    """What the chunks before the pixels say of their colours: cICP first, then profiles (None), then gAMA and cHRM.
+
+    Raises ImageError where a chunk is needed and lacks, or cannot be understood.
+    """
+    exponent, chromaticities, profile, palette = 0.0, None, False, data[25:26] != b"\3"
     for kind, start, end in chunks(data):
         body = data[start:end]
+        if kind[:1].isupper() and kind not in _CRITICAL:  # Apple's CgBI, for one: blue first, and no zlib
+            raise ImageError(f"PNG: with a chunk {kind!r}, without which its pixels mean nothing; save it again")
         if kind == b"cICP" and len(body) == 4:
             return Colours(*body)
         if kind == b"gAMA" and len(body) == 4:
@@ -57,9 +64,12 @@ def colours(data: bytes) -> Colours | Gamma | None:
         elif kind == b"cHRM" and len(body) == 32:
             chromaticities = tuple(value / 100_000 for value in struct.unpack(">8I", body))
         elif kind == b"IDAT":
+            if not palette:
+                raise ImageError("PNG: damaged: its palette is missing; fetch or save it again")
             break
+        palette = palette or kind == b"PLTE"
         profile = profile or kind in (b"iCCP", b"sRGB")
-    return Gamma(exponent, chromaticities) if exponent and not profile else None
+    return Gamma(exponent, chromaticities) if _GAMMAS[0] <= exponent <= _GAMMAS[1] and not profile else None
 
 
 def check_sums(data: bytes) -> None:

@@ -21,9 +21,13 @@ MAX_PAGES = 100  # looked at for one that is not a reduced copy
 _REDUCED, _WIDTH, _HEIGHT, _BITS, _MEANING, _ORIENTATION = 254, 256, 257, 258, 262, 274
 _SAMPLES, _PLANAR, _SUB_IFDS, _FORMAT, _DNG = 277, 284, 330, 339, 50706
 _OLD_KIND, _COMPRESSION, _TABLES = 255, 259, 347
+_FILL_ORDER, _PALETTE, _PROFILE = 266, 320, 34675
 _PIECES = ((273, 279), (324, 325))  # where strips and tiles begin, and how many bytes they have
 _CFA, _LINEAR_RAW = 32803, 34892
 _JPEG, _DEFLATE = 7, frozenset({8, 32946})
+# What neither Pillow nor OpenCV reads, by TIFF's numbers
+_UNREAD = {34661: "JBIG", 34712: "JPEG 2000", 34887: "LERC", 34933: "PNG", 34934: "JPEG XR", 22610: "JPEG XR"}
+_UNREAD |= {33003: "JPEG 2000", 33004: "JPEG 2000", 33005: "JPEG 2000", 50001: "WebP", 50002: "JPEG XL"}
 _AT_A_TIME = 1 << 20  # bytes that are inflated at a time
 _SPARE = 1 << 26  # bytes of tiles beyond a small picture
 _TYPES = {2: "signed", 3: "float", 5: "complex", 6: "complex"}
@@ -33,7 +37,8 @@ class Page(NamedTuple):
     """number: of the page that is the picture. opencv: Pillow gets such pixels wrong. inverted: white is zero.
 
     pixels: what they are, in words. pieces: first and last byte, exclusive, of its strips or tiles.
-    compression: how they are compressed, by TIFF's numbers. tables: of JPEG, which all pieces share.
+    compression: how they are compressed, by TIFF's numbers. tables: of JPEG, which all pieces share. profile: ICC's.
+    palette: all red, all green, all blue, if 8 bits of each of its 16 are used, which Pillow takes for black.
     """
 
     number: int
@@ -49,6 +54,8 @@ class Page(NamedTuple):
     compression: int
     pieces: tuple[tuple[int, int], ...]
     tables: bytes
+    profile: bytes
+    palette: bytes
 
 
 def page_of(data: bytes) -> Page:
@@ -134,6 +141,10 @@ def _inflated(piece: bytes, most: int) -> int:
 
 
 def _pages(data: bytes) -> Iterator[Any]:
+    if data.startswith(b"MM\0+"):
+        raise ImageError(
+            "a BigTIFF with the high byte first, which Pillow does not read; save it with the low one first"
+        )
     file = io.BytesIO(data)
     seen: set[int] = set()
     try:
@@ -185,7 +196,7 @@ def _page(number: int, tags: Any) -> Page:
         )
     if len(set(bits)) > 1:
         raise ImageError(f"{', '.join(map(str, bits))} bits per sample; save as 8 or 16 bits per channel")
-    deep = kind == 3 and samples > 1
+    deep = kind == 3 and (samples > 1 or bits[0] == 64)
     odd = bits[0] not in (1, 2, 4, 8, 16, 32, 64)
     inverted = meaning == 0 and samples == 1 and bits[0] > 8
     if kind == 3 and inverted:
@@ -193,7 +204,10 @@ def _page(number: int, tags: Any) -> Page:
     planar = planes and samples > 1 and (deep or odd or bits[0] == 16)
     if planar and (samples, int(bits[0]), kind) != (3, 16, 1):
         raise ImageError(f"{samples} planes of {bits[0]} bits; save it with its channels side by side (contiguous)")
-    compression = int(_one(tags, _COMPRESSION, 1))
+    compression, palette = int(_one(tags, _COMPRESSION, 1)), tags.get(_PALETTE, ())
+    if compression in _UNREAD:
+        raise ImageError(f"compressed as {_UNREAD[compression]}, which is not read; save it with LZW, Deflate or none")
+    checked = (compression == _JPEG or compression in _DEFLATE) and _one(tags, _FILL_ORDER, 1) == 1
     opencv = deep or odd or planar or (bits[0] == 16 and inverted)
     return Page(
         number,
@@ -207,8 +221,10 @@ def _page(number: int, tags: Any) -> Page:
         int(_one(tags, _ORIENTATION, 1)),
         f"{samples} {'channel' if samples == 1 else 'channels'} of {bits[0]} bits",
         compression,
-        tuple(_pieces(tags)) if compression == _JPEG or compression in _DEFLATE else (),
+        tuple(_pieces(tags)) if checked else (),
         bytes(tags.get(_TABLES, b"")),
+        bytes(tags.get(_PROFILE, b"")),
+        bytes(palette) if meaning == 3 and 0 < max(palette, default=0) < 256 else b"",
     )
 
 
