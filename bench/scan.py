@@ -6,6 +6,8 @@ throughput  tar shards in, Parquet out, against the bare loop over the same pict
             images/s, resident memory after each shard, keys compared byte for byte, one in ten of them not ASCII. With
             networks of a few operators, which cost next to nothing, so that what is not scoring shows; and fewer images
             with `small`
+workers     one and two processes of one thread each, ours (`--workers`) and Ray's (`--ray local`), with `small`:
+            images/s after each has done a shard, so without the start; how many cores were idle meanwhile
 kills       `score -o FILE --resume` and `scan --resume`, killed (SIGKILL) at random moments until so many kills hit:
             rows lost, doubled or changed against a run that was not interrupted
 """
@@ -13,6 +15,7 @@ kills       `score -o FILE --resume` and `scan --resume`, killed (SIGKILL) at ra
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import random
 import signal
@@ -28,6 +31,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 sys.path.insert(0, str(Path(__file__).parent))
 from pictures import photograph
 from scale import Handlers, tiny_bundle
@@ -35,6 +40,7 @@ from subjects import Subject, main_or_subject, own_command, resident_mb
 from timer import Ledger, parsed, parser
 
 from dgiqa.batch.scan import Job, output_name, score_shard
+from dgiqa.bundle import load_bundle
 from dgiqa.report.files import left_behind
 from dgiqa.report.read import read_rows
 from dgiqa.scorer import Scorer
@@ -52,6 +58,9 @@ def main() -> None:
             {"axis": "throughput", "bundle": bundle, "images": count}, partial(throughput, bundle, count)
         )
         print({name: value for name, value in figures.items() if name not in ("case", "stamp")}, flush=True)
+    shards = 4 if options.quick else 10
+    figures = ledger.case({"axis": "workers", "shards": shards}, partial(workers, shards))
+    print({name: value for name, value in figures.items() if name not in ("case", "stamp")}, flush=True)
     for kind in FORMATS:
         figures = ledger.case(
             {"axis": "kills", "format": kind, "kills": options.kills}, partial(kills, kind, options.kills)
@@ -77,6 +86,36 @@ def throughput(bundle: str, count: int) -> dict[str, Any]:
         "resident_mb": [resident[0], resident[len(resident) // 2], resident[-1]],
         "keys_equal": all(row["keys_equal"] for row in rows),
     }
+
+
+def workers(shards: int) -> dict[str, Any]:
+    """Images a second of one worker and of two, and what is not theirs of the machine's time."""
+    from dgiqa.batch.on_ray import scan_on_ray
+    from dgiqa.batch.scan import scan
+
+    os.environ |= {"RAY_worker_niceness": "0"}  # by itself Ray lets its workers stand back behind all else
+    pictures = [photograph(n, (384, 384)) for n in range(20)]
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        names = [str(_shard(Path(folder, f"{n}.tar"), len(pictures), 100 * n, pictures)) for n in range(shards)]
+        bundle = load_bundle("small")
+        for kind, count in itertools.product(("processes", "ray"), (1, 2)):
+            out = Path(folder, f"{kind}{count}")
+            out.mkdir()
+            arguments = {"bundle": str(bundle.path), "threads": 1, "parallel": 1}
+            job = Job(str(out), arguments, {"bundle": bundle.id}, threads=1)
+            ours = kind == "processes"
+            run = scan(names, job, workers=count) if ours else scan_on_ray(names, job, actors=count, threads=1)
+            rows, started, spent = 0, 0.0, psutil.cpu_times()
+            for number, done in enumerate(run, 1):
+                rows += done.rows if started else 0
+                if number == count:
+                    started, spent = time.perf_counter(), psutil.cpu_times()
+            seconds, idle = time.perf_counter() - started, psutil.cpu_times().idle - spent.idle
+            found[f"{kind}_{count}_per_s"] = round(rows / seconds, 2)
+            found[f"{kind}_{count}_idle_cores"] = round(idle / seconds, 2)
+            found[f"{kind}_{count}_ratio"] = round(found[f"{kind}_{count}_per_s"] / found[f"{kind}_1_per_s"], 3)
+    return found
 
 
 def kills(kind: str, wanted: int) -> dict[str, Any]:
@@ -129,8 +168,8 @@ def _encoded(number: int) -> bytes:
     return photograph(number % PICTURES, (64, 64))
 
 
-def _shard(path: Path, count: int, start: int) -> Path:
-    pictures = [_encoded(n) for n in range(min(count, PICTURES))]
+def _shard(path: Path, count: int, start: int, pictures: list[bytes] | None = None) -> Path:
+    pictures = pictures or [_encoded(n) for n in range(min(count, PICTURES))]
     with tarfile.open(path, "w") as archive:
         for number in range(count):
             data = pictures[number % len(pictures)]

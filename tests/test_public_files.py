@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import dgiqa
-from dgiqa.cli.common import app
+from dgiqa.cli import app
 
 yaml = pytest.importorskip("yaml")
 tomllib = pytest.importorskip("tomllib")  # Python 3.11
