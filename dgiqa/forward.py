@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from dgiqa import bars, preprocess, spec
 from dgiqa.attributes import SHORT_SIDE, Attributes, measure, note_of
 from dgiqa.bundle import Bundle
-from dgiqa.errors import BackendError, BundleError
+from dgiqa.errors import BackendError, BundleError, ImageError
 from dgiqa.image import MAX_MEMORY, MAX_PIXELS, Opened
 from dgiqa.image.sources import TIMEOUT_S, Room, Source, decode_within, name_of, open_source
 from dgiqa.meaning import verdict
@@ -33,6 +33,9 @@ from dgiqa.runtime.session import Session, open_session
 from dgiqa.score import Score, mean_and_error
 from dgiqa.timing import StageClock, ms_since
 from dgiqa.work import Part, PartScores, Work, enter, take
+
+if TYPE_CHECKING:
+    from dgiqa.on_device import DeviceScorer
 
 UInt8 = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
@@ -50,16 +53,6 @@ class Network(Protocol):
     """Whatever runs a network: a `runtime.session.Session`, or a stand-in for one."""
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]: ...
-
-
-class OnGpu(Protocol):
-    """What scores pictures that lie on a GPU, as `on_device.OnDevice` does."""
-
-    def __call__(self, source: Any, name: str, tiling: str, stream: Any = None) -> Work: ...
-
-    def to_host(self, source: Any, stream: Any = None) -> UInt8: ...
-
-    def close(self) -> None: ...
 
 
 def _untimed(stage: str) -> AbstractContextManager[None]:
@@ -202,6 +195,49 @@ class Networks:
             if memory.shape[1] >= count:
                 return memory
         return np.empty((1 if self.depth is None else 2, count, 3, self.tile, self.tile), np.float32)
+
+
+class OnGpu:
+    """Pictures on a GPU through a bundle's networks, opened when the first one comes: (source, name, tiling) -> Work.
+
+    Raises BackendError for networks on a CPU, without a GPU, cuda-python or the library of kernels.
+    """
+
+    def __init__(self, networks: Networks, p: spec.Preprocess, max_pixels: int) -> None:
+        self._networks, self._p, self._max_pixels = networks, p, max_pixels
+        self._opening = threading.Lock()
+        self._scorer: DeviceScorer | None = None
+
+    def to_host(self, source: Any, stream: Any = None) -> UInt8:
+        """A copy of a picture, uint8 [H,W,3] RGB."""
+        return self._opened().to_host(source, stream)
+
+    def __call__(self, source: Any, name: str, tiling: str, stream: Any = None) -> Work:
+        from dgiqa.on_device import device_image
+
+        scorer = self._opened()
+        image, _ = device_image(source, stream)
+        if image.height * image.width > self._max_pixels:
+            raise ImageError(f"{image.width} x {image.height}, limit {self._max_pixels:,} pixels; raise max_pixels")
+        found = scorer.score(source, tiling, batch=self._networks.batch, stream=stream)
+        there = np.broadcast_to(np.uint8(0), found.working_size)  # the working image's place; its pixels never came
+        scores, n = self._networks.mapped(found.tile_scores), len(found.windows)
+        timings = {"device": found.ms}
+        return Work(name, tiling, *found.size, there, there, found.windows, timings, scores, n, n, extra=found.extra)
+
+    def _opened(self) -> DeviceScorer:
+        from dgiqa.on_device import open_device_scorer
+
+        with self._opening:
+            if self._scorer is None:
+                self._scorer = open_device_scorer(self._networks.depth, self._networks.quality, self._p)
+            return self._scorer
+
+    def close(self) -> None:
+        with self._opening:
+            if self._scorer is not None:
+                self._scorer.close()
+            self._scorer = None
 
 
 @dataclass(frozen=True, eq=False)

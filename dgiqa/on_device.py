@@ -28,11 +28,9 @@ from numpy.typing import NDArray
 
 from dgiqa import preprocess, spec
 from dgiqa.errors import BackendError, DgiqaError, ImageError
-from dgiqa.forward import Networks
 from dgiqa.runtime import cuda
 from dgiqa.runtime.cuda import DeviceArray, Lane, Recent, Replay
 from dgiqa.runtime.kernels import RANGE_WORDS, DepthMap, Image, Kernels, Nv12, is_finite, normalised_levels
-from dgiqa.work import Work
 
 LANES = 2  # one is prepared while the other runs
 SIZES = 4  # image sizes whose memory each lane keeps
@@ -350,45 +348,6 @@ class _Plan:
     def _at(array: DeviceArray, i: int) -> int:
         """Where item i of an array lies."""
         return array.pointer + i * (array.nbytes // array.shape[0])
-
-
-class OnDevice:
-    """Images on a GPU through a bundle's networks, opened when the first one comes: (source, name, tiling) -> Work.
-
-    Raises BackendError for networks on a CPU, without a GPU, cuda-python or the library of kernels.
-    """
-
-    def __init__(self, networks: Networks, p: spec.Preprocess, max_pixels: int) -> None:
-        self._networks, self._p, self._max_pixels = networks, p, max_pixels
-        self._opening = threading.Lock()
-        self._scorer: DeviceScorer | None = None
-
-    def to_host(self, source: Any, stream: Any = None) -> NDArray[np.uint8]:
-        """A copy of a picture, uint8 [H,W,3] RGB."""
-        return self._opened().to_host(source, stream)
-
-    def __call__(self, source: Any, name: str, tiling: str, stream: Any = None) -> Work:
-        scorer = self._opened()
-        image, _ = device_image(source, stream)
-        if image.height * image.width > self._max_pixels:
-            raise ImageError(f"{image.width} x {image.height}, limit {self._max_pixels:,} pixels; raise max_pixels")
-        found = scorer.score(source, tiling, batch=self._networks.batch, stream=stream)
-        there = np.broadcast_to(np.uint8(0), found.working_size)  # the working image's place; its pixels never came
-        scores, n = self._networks.mapped(found.tile_scores), len(found.windows)
-        timings = {"device": found.ms}
-        return Work(name, tiling, *found.size, there, there, found.windows, timings, scores, n, n, extra=found.extra)
-
-    def _opened(self) -> DeviceScorer:
-        with self._opening:
-            if self._scorer is None:
-                self._scorer = open_device_scorer(self._networks.depth, self._networks.quality, self._p)
-            return self._scorer
-
-    def close(self) -> None:
-        with self._opening:
-            if self._scorer is not None:
-                self._scorer.close()
-            self._scorer = None
 
 
 def open_device_scorer(depth: Any, quality: Any, p: spec.Preprocess) -> DeviceScorer:

@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from dgiqa import pipeline, spec
 from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.errors import BackendError, EngineError
-from dgiqa.forward import BATCH, Stages, check_tiling, file_of, open_stages
+from dgiqa.forward import BATCH, OnGpu, Stages, check_tiling, file_of, open_stages
 from dgiqa.image import MAX_MEMORY, MAX_PIXELS
 from dgiqa.image.sources import TIMEOUT_S, Room, Source, name_of
 from dgiqa.inbox import Inbox
 from dgiqa.machine import usable_cores
-from dgiqa.on_device import OnDevice
 from dgiqa.runtime import engines
 from dgiqa.runtime.backends import TENSORRT, choose, parallel_runs
 from dgiqa.runtime.engines import Engine
@@ -315,7 +314,7 @@ class Scorer:
 def _opened(bundle: Bundle, **options: Any) -> Stages:
     """The bundle's networks, for pictures on a GPU as well."""
     stages = open_stages(bundle, **options)
-    return replace(stages, on_gpu=OnDevice(stages.networks, stages.p, stages.max_pixels))
+    return replace(stages, on_gpu=OnGpu(stages.networks, stages.p, stages.max_pixels))
 
 
 def _engine(
