@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command import run_here
 from rich.text import Text
 
 from dgiqa.errors import BackendError
@@ -621,9 +622,9 @@ def test_the_progress_line_stays_on_one_line_and_goes_away() -> None:
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    file = OutputFile(str(tmp_path / "a.parquet"), spooled=True)
     with pytest.raises(
         BackendError, match=r'^Parquet needs pyarrow .*; pip install "dgiqa-rt\[table\]", or end in .csv'
     ):
-        writer_for("parquet", file)
-    file.discard()
+        format_of("a.parquet")
+    done = run_here("score", "none.jpg", "-o", tmp_path / "a.parquet")
+    assert (done.returncode, os.listdir(tmp_path)) == (5, [])

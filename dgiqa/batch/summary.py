@@ -83,9 +83,11 @@ class Gathering:
         if not self._scores and not self._failures:
             raise DgiqaError("got no rows; wanted a file that `score -o` or a folder that `scan` wrote")
         self._trim()
+        shown = min(SHOWN, (len(self._scores) + 1) // 2)  # no image is among the worst and the best
+        worst, best = self._worst[:shown], self._best[: len(self._scores) - shown]
         scores = np.array(self._scores, np.float64)
         further = {name: values for name, (_, values) in self._further.items()}
-        return Population(scores, self._names, self._worst, self._best, self._failures, self._settings, **further)
+        return Population(scores, self._names, worst, best, self._failures, self._settings, **further)
 
     def _trim(self) -> None:
         self._worst = sorted(self._worst, key=lambda kept: kept["score"])[:SHOWN]

@@ -63,12 +63,14 @@ class Sink(Protocol):
 
 
 def format_of(path: str) -> str:
-    """The format a file name asks for. Raises ValueError naming the suffixes there are."""
+    """The format a file name asks for. Raises ValueError naming those there are, BackendError without pyarrow."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in FILE_FORMATS:
         raise ValueError(
             f"{path!r} ends in {suffix or 'no suffix'}; end it in .csv, .jsonl, .json, .parquet or .sqlite"
         )
+    if suffix == ".parquet":
+        _parquet_schema((), instead="end in .csv")
     return FILE_FORMATS[suffix]
 
 
@@ -216,12 +218,11 @@ class ParquetRows:
 
 
 class ParquetWriter(SpooledWriter):
-    """The spooled rows as a Parquet file. Needs pyarrow, which is looked for at once."""
+    """The spooled rows as a Parquet file."""
 
     def __init__(self, file: OutputFile, names: tuple[str, ...]) -> None:
         super().__init__(file)
         self._names = names
-        _parquet_schema(names)
 
     def _fill(self, lines: Iterator[str], target: Any, summary: dict[str, Any]) -> None:
         with ParquetRows(target, self._names) as writer:
@@ -507,9 +508,9 @@ class _Unread:
             self.report.unread = True
 
 
-def _parquet_schema(names: tuple[str, ...]) -> tuple[Any, Any]:
-    """(pyarrow, the types of these columns)."""
-    load("pyarrow.parquet", "Parquet", "pyarrow", "table", instead="end in .csv")
+def _parquet_schema(names: tuple[str, ...], instead: str = "") -> tuple[Any, Any]:
+    """(pyarrow, the types of these columns). Raises BackendError without pyarrow, with what to do instead."""
+    load("pyarrow.parquet", "Parquet", "pyarrow", "table", instead=instead)
     import pyarrow
 
     text = pyarrow.string()
