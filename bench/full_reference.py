@@ -1,10 +1,10 @@
-"""A full-reference model and classical metrics look at pictures that it never saw, beside metrics tuned on people.
+"""A full-reference score and classical metrics look at pictures that it never saw, beside metrics tuned on people.
 
     pip install piq ssimulacra2 cvvdp imageio-ffmpeg
     python bench/full_reference.py --pictures UNSEEN --bundle BUNDLE --out bench/results/full-reference
 
 Groups of `recipes.full_reference.pairs`, from other pictures and seeds. SSIMULACRA 2 was fitted to what people said of
-compressed pictures, and the model learnt from it; ColorVideoVDP and VMAF were fitted to what others said, and nothing
+compressed pictures, and the score learnt from it; ColorVideoVDP and VMAF were fitted to what others said, and nothing
 here learnt from them. What metrics say is kept in metrics.csv; a run that was stopped goes on behind its last row.
 
 With `--people`, pictures of CID22's validation part are stored in 16 ways, of which people said 13,485 times which of

@@ -165,7 +165,6 @@ def write_bundle(
     meaning: Meaning | None = None,
     full_reference: FullReference | None = None,
     features: int = 0,
-    compared: int = 0,
     versions: Mapping[str, str] | None = None,
     parity: Mapping[str, Any] | None = None,
     model_card: Mapping[str, Any] | None = None,
@@ -178,8 +177,8 @@ def write_bundle(
     files: path in the bundle -> contents, or the file to copy; `quality.onnx` is required, and `depth.onnx` where the
     quality network takes a depth image.
     licence, source: of every file, unless `origins[file]` gives its own {"licence", "source"}.
-    meaning: of the scores. full_reference: compares two pictures. features, compared: how many of these the quality
-    network gives with each score; 0: none.
+    meaning: of the scores. full_reference: compares two pictures. features: how many of these the quality network
+    gives with each score; 0: none.
     created: ISO 8601 time, now by default. overwrite: replace an existing bundle (never another kind of directory).
     Raises BundleError if the target exists or the result does not verify, ValueError for arguments that make no bundle.
     """
@@ -199,7 +198,7 @@ def write_bundle(
         "score": {"range": [0, 1], "higher_is_better": True},
         "tensors": _tensors(
             spec.networks(files, (preprocess or Preprocess()).tile),
-            (len(meaning.reasons) if meaning else 0, features, compared),
+            (len(meaning.reasons) if meaning else 0, features),
         ),
         **(meaning.as_manifest() if meaning else {}),
         **(full_reference.as_manifest() if full_reference else {}),
@@ -448,10 +447,10 @@ def _preprocess_record(p: Preprocess) -> dict[str, Any]:
     return record
 
 
-def _tensors(networks: tuple[spec.Network, ...], counts: tuple[int, int, int]) -> dict[str, Any]:
+def _tensors(networks: tuple[spec.Network, ...], counts: tuple[int, int]) -> dict[str, Any]:
     """The networks' inputs and outputs, for readers in other languages.
 
-    counts: columns of reasons, features and what is compared; 0: there is no such output.
+    counts: columns of reasons and features; 0: there is no such output.
     """
     columns = {name: ("n", count) for name, count in zip(_COLUMNS, counts, strict=True) if count}
 
@@ -467,7 +466,7 @@ def _tensors(networks: tuple[spec.Network, ...], counts: tuple[int, int, int]) -
     }
 
 
-_COLUMNS = (spec.QUALITY_REASONS, spec.QUALITY_FEATURES, spec.QUALITY_COMPARED)
+_COLUMNS = (spec.QUALITY_REASONS, spec.QUALITY_FEATURES)
 
 
 def _store(root: Path, name: str, contents: Path | bytes) -> dict[str, Any]:

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from dgiqa import spec
 from dgiqa.errors import BundleError, ImageError
 from dgiqa.forward import Stages
+from dgiqa.full_reference import likeness
 from dgiqa.image.sources import Source, name_of
 from dgiqa.report.rows import Row, columns, rounded, row_of
 from dgiqa.score import Score, mean_and_error
-from dgiqa.work import Work, enter, take
+from dgiqa.work import Work
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +28,8 @@ class Comparison:
 
     score, reference: of each alone. drop: reference's value less the picture's, above 0 where quality was lost;
     drop_error: its standard error over the pairs of tiles, None for a single tile. tile_drops: f32 [n].
-    full_reference: how close the picture is to its reference, in [0, 1], where the model tells it, else None;
-    tile_full_reference: of each tile, f32 [n].
+    full_reference: how close the picture looks to its reference, in [0, 1]: by the model where it has learned that, and
+    then tile_full_reference is f32 [n], of each tile; else by `full_reference.likeness`. None for pictures on a GPU.
     """
 
     score: Score
@@ -72,9 +73,7 @@ def compare(
     sizes = [f"{work.width} x {work.height}" for work in works]
     if sizes[0] != sizes[1]:
         raise ImageError(f"{works[0].source} is {sizes[0]}, its reference {sizes[1]}; resize one to the other's size")
-    while parts := take(works, stages.networks.batch):
-        for part, found in zip(parts, stages.networks.score(parts), strict=True):
-            enter(part, found)
+    stages.run(works)
     return compared(stages, works[0], works[1])
 
 
@@ -85,10 +84,11 @@ def compared(stages: Stages, picture: Work, reference: Work) -> Comparison:
     drop, error = mean_and_error(drops)
     near: dict[str, Any] = {}
     if (head := stages.bundle.full_reference) is not None:
-        by = spec.QUALITY_COMPARED if spec.QUALITY_COMPARED in picture.extra else spec.QUALITY_FEATURES
-        features = [work.extra.get(by) for work in (picture, reference)]
+        features = [work.extra.get(spec.QUALITY_FEATURES) for work in (picture, reference)]
         if features[0] is None or features[1] is None:
             raise BundleError(f"{stages.bundle.id} compares features, and its network gives none; export it again")
         tiles = head.score(features[0], features[1])
         near = {"full_reference": float(tiles.mean(dtype=np.float64)), "tile_full_reference": tiles}
+    elif picture.rgb.ndim == reference.rgb.ndim == 3:  # pixels of what lies on a GPU never came
+        near = {"full_reference": likeness(picture.rgb, reference.rgb)}
     return Comparison(scores[0], scores[1], drop, error, drops, **near)

@@ -29,14 +29,12 @@ DEPTH_INPUT = "image"
 DEPTH_OUTPUT = "depth"
 # Quality: rgb, depth f32 [n,3,224,224] -> score f32 [n] in [0, 1], higher = better; and, in newer files,
 # reasons f32 [n,K], probability in [0, 1] of each fault that the manifest names;
-# features f32 [n,C], what the score is sigmoid(w . features + b) of;
-# compared f32 [n,D], what a picture and its reference are compared by, where that is not the features.
+# features f32 [n,C], what the score is sigmoid(w . features + b) of.
 QUALITY_RGB = "rgb"
 QUALITY_DEPTH = "depth"
 QUALITY_OUTPUT = "score"
 QUALITY_REASONS = "reasons"
 QUALITY_FEATURES = "features"
-QUALITY_COMPARED = "compared"
 # Kinds of faults that a `reasons` column may stand for, in the order in which they are told.
 REASONS = (
     *("blur", "noise", "compression", "dark", "bright", "low contrast", "colour", "low resolution", "sharpened"),
@@ -95,6 +93,6 @@ def networks(files: Collection[str], tile: int = TILE) -> tuple[Network, ...]:
     tiles = ("n", 3, tile, tile)
     near = {QUALITY_DEPTH: tiles} if DEPTH_FILE in files else {}
     depth = Network(DEPTH_FILE, {DEPTH_INPUT: (1, 3, "h", "w")}, {DEPTH_OUTPUT: (1, "h", "w")})
-    further = (QUALITY_REASONS, QUALITY_FEATURES, QUALITY_COMPARED)
+    further = (QUALITY_REASONS, QUALITY_FEATURES)
     quality = Network(QUALITY_FILE, {QUALITY_RGB: tiles, **near}, {QUALITY_OUTPUT: ("n",)}, further)
     return (depth, quality) if near else (quality,)

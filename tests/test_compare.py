@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from command import run_here
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 from dgiqa.bundle import Bundle, load_bundle, write_bundle
 from dgiqa.errors import BundleError, ImageError
-from dgiqa.full_reference import KEY, FullReference, parse_full_reference
+from dgiqa.full_reference import KEY, WEIGHTS, FullReference, differences, likeness, parse_full_reference
+from dgiqa.preprocess import working_image
 from dgiqa.report.rows import columns
 from dgiqa.scorer import Scorer
 
@@ -117,11 +119,45 @@ def test_sizes_that_differ_are_refused(comparing: Bundle, photos: Photos) -> Non
         scorer.compare(photos["coffee"][:90, :100], photos["coffee"][:90, :120], name="a")
 
 
-def test_a_model_without_that_layer_says_the_drop_alone(tiny_bundle: Bundle, photos: Photos) -> None:
+def test_a_model_without_that_layer_says_how_alike_the_working_images_are(tiny_bundle: Bundle, photos: Photos) -> None:
+    photo = photos["coffee"]
     with Scorer(tiny_bundle) as scorer:
-        found = scorer.compare(photos["coffee"][::2, ::2], photos["coffee"][1::2, ::2])
-    assert found.full_reference is None
-    assert found.as_row()["drop"] is not None
+        found = scorer.compare(photo // 2, photo)
+        p = scorer.bundle.preprocess
+    seen = [working_image(image, p) for image in (photo // 2, photo)]
+    assert found.full_reference == pytest.approx(likeness(*seen))
+    assert found.tile_full_reference is None
+
+
+def test_likeness_falls_with_every_fault_and_is_highest_for_equal_pictures(photos: Photos) -> None:
+    photo = photos["coffee"]
+    noise = np.random.default_rng(0).normal(size=photo.shape)
+    top = 1 / (1 + np.exp(-4))
+    assert likeness(photo, photo) == pytest.approx(top)
+    worse = {
+        "blur": [cv2.GaussianBlur(photo, (0, 0), sigma) for sigma in (0.7, 1.5, 4)],
+        "noise": [np.clip(photo + sigma * noise, 0, 255).astype(np.uint8) for sigma in (4, 15, 50)],
+        "darkness": [(photo * share).astype(np.uint8) for share in (0.9, 0.6, 0.2)],
+        "colour": [photo // step * step for step in (8, 40, 100)],
+    }
+    for kind, pictures in worse.items():
+        found = [top, *(likeness(picture, photo) for picture in pictures), 0]
+        assert np.diff(found).max() < 0, kind
+    assert likeness(photo[:, ::-1], photo) < 0.2
+
+
+def test_what_is_changed_less_than_eyes_see_changes_next_to_nothing(photos: Photos) -> None:
+    photo = photos["coffee"]
+    assert likeness(photo ^ 1, photo) > 0.95
+
+
+@pytest.mark.parametrize("shape", [(224, 224), (227, 1001)])
+def test_every_size_has_its_differences(shape: tuple[int, int]) -> None:
+    made = np.random.default_rng(0).integers(0, 255, (2, *shape, 3), np.uint8)
+    found = differences(made[0], made[1])
+    assert found.shape == WEIGHTS.shape == (4, 3, 3)
+    assert (found > 0).all()
+    assert (differences(made[0], made[0]) == 0).all()
 
 
 def test_features_of_another_width_are_an_error(comparing: Bundle, photos: Photos, tmp_path: Path) -> None:

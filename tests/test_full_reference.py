@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,10 @@ from torch import nn
 from dgiqa.errors import DgiqaError, WeightsError
 from dgiqa.nn.checkpoints import load_weights
 from dgiqa.nn.datasets import Sample, load_csv
-from dgiqa.nn.deploy import export_twin
-from dgiqa.nn.deploy_dgiqa import TwinDGIQA
-from dgiqa.nn.full_reference import DGIQAFR, DGIQAFRConfig, head_of, reference_files, with_reference
+from dgiqa.nn.fitting import saved_config
+from dgiqa.nn.full_reference import DGIQAFR, DGIQAFRConfig, reference_files, with_reference
 from dgiqa.nn.glintiqa import TRAINING, GlintIQA, GlintIQAConfig
-from dgiqa.nn.network import DGIQA, DGIQAConfig, closeness
+from dgiqa.nn.network import DGIQA, DGIQAConfig
 from dgiqa.nn.plain import PlainSamples, plain_predictor
 from dgiqa.nn.train import CropBatches, TrainConfig, learning_rate, losses, network_inputs, train
 from dgiqa.nn.weights import save_weights
@@ -99,34 +99,10 @@ def test_weights_bring_the_difference_and_start_from_a_networks(tmp_path: Path) 
     assert all(torch.equal(value, grown[name]) for name, value in start.state_dict().items())
 
 
-def projecting() -> DGIQA:
-    """A DGIQA that compares maps of its RGB half."""
-    torch.manual_seed(0)
-    return DGIQA(dataclasses.replace(SIZES, compared=3)).eval()
-
-
-def test_projected_maps_are_compared_where_the_network_has_them() -> None:
-    model, picture, reference = projecting(), tiles(1), tiles(2)
-    with torch.no_grad():
-        features, faults, seen = model.outputs(*picture)
-        original = model.outputs(*reference)[2]
-        assert seen is not None
-        assert original is not None
-        assert faults is None
-        assert torch.equal(features, model.features(*picture)), "features and scores are those of before"
-        assert seen.shape == original.shape == (2, 4 * 3 * 4)
-        near = closeness(seen, original, 12)
-        assert torch.allclose(closeness(seen, seen, 12), torch.sigmoid(torch.tensor(4.0)).expand(2))
-        assert (near < 0.98).all()
-        head = head_of(model, features.shape[1], seen.shape[1])
-        assert head is not None
-        assert np.allclose(head.score(seen.numpy(), original.numpy()), near.numpy(), atol=1e-6)
-        twin = export_twin(model)
-        assert isinstance(twin, TwinDGIQA)
-        for got, wanted in zip(twin.outputs(*picture), (features, None, seen), strict=True):
-            assert got is None if wanted is None else torch.allclose(got, wanted, atol=1e-5)
-    assert head_of(DGIQA(SIZES), 6, 0) is None
-    assert with_reference(model).config.compared == 0, "DGIQA-FR compares its features"
+def test_what_other_versions_could_do_is_passed_over_where_it_is_off() -> None:
+    saved = dataclasses.asdict(SIZES)
+    assert saved_config({"config": json.dumps(saved | {"gone": 0})}, DGIQAConfig) == SIZES
+    assert saved_config({"config": json.dumps(saved | {"gone": 3})}, DGIQAConfig) is None
 
 
 class Pairs:
@@ -224,7 +200,7 @@ def test_glintiqas_learning_rate_swings_every_sixty_steps() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("difference", ["signed", "absolute", "projected"])
+@pytest.mark.parametrize("difference", ["signed", "absolute"])
 def test_a_bundle_compares_as_pytorch_does(difference: str, tmp_path: Path) -> None:
     from dgiqa.nn.bundling import import_weights
     from dgiqa.nn.checkpoints import load_weights as load
@@ -233,7 +209,7 @@ def test_a_bundle_compares_as_pytorch_does(difference: str, tmp_path: Path) -> N
     from dgiqa.scorer import Scorer
 
     skimage = pytest.importorskip("skimage.data")
-    model, depth = projecting() if difference == "projected" else made(difference), SmallDepth().eval()
+    model, depth = made(difference), SmallDepth().eval()
     model.config.__dict__["image_size"] = 224  # tiles as the small depth network's bundle has them
     save_weights(model, tmp_path / "fr.safetensors")
     save_small_depth(depth, str(tmp_path / "d.safetensors"))
@@ -248,10 +224,6 @@ def test_a_bundle_compares_as_pytorch_does(difference: str, tmp_path: Path) -> N
         for rgb in (worse, photo):
             near = depth_image(load(tmp_path / "d.safetensors")(depth_input(rgb, p)), *rgb.shape[:2], p)
             fed += network_tiles(rgb, near, p, "grid")
-        if difference == "projected":
-            seen = [model.outputs(*fed[i : i + 2])[2] for i in (0, 2)]
-            wanted = closeness(*seen, 12)  # type: ignore[arg-type]
-        else:
-            wanted = model(*fed)[:, 0]
+        wanted = model(*fed)[:, 0]
     assert found.tile_full_reference is not None
     assert np.abs(found.tile_full_reference - wanted.numpy()).max() < 1e-4

@@ -26,7 +26,7 @@ from dgiqa.meaning import WORDS, Meaning, Reason
 from dgiqa.nn.checkpoints import load_weights
 from dgiqa.nn.deploy import Attention
 from dgiqa.nn.depth import SMALL_PREPROCESS, SmallDepth
-from dgiqa.nn.full_reference import head_of
+from dgiqa.nn.full_reference import DGIQAFR
 from dgiqa.nn.network import DGIQA
 from dgiqa.nn.onnx_export import PHOTOGRAPHS, Export, ExportError, export_depth, export_quality, photographs, takes
 from dgiqa.nn.reference import TorchScorer, decode
@@ -98,7 +98,7 @@ def build_bundle(
         exports[spec.QUALITY_FILE] = export_quality(
             quality, file, tile=preprocess.tile, photos=pictures, attention=attention
         )
-        features, compared = _columns(exports[spec.QUALITY_FILE].path)
+        features = _features(exports[spec.QUALITY_FILE].path)
         golden_pngs = [_png(image) for image in golden or [_small(picture, preprocess) for picture in pictures[:4]]]
         files = {**{file: export.path for file, export in exports.items()}, **golden_files(golden_pngs, truth)}
         arguments: dict[str, Any] = {
@@ -111,8 +111,7 @@ def build_bundle(
             "preprocess": preprocess,
             "meaning": meaning,
             "features": features,
-            "compared": compared,
-            "full_reference": head_of(quality, features, compared),
+            "full_reference": quality.head(features) if isinstance(quality, DGIQAFR) else None,
             "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
             "model_card": model_card,
             "created": created,
@@ -232,16 +231,13 @@ def _golden_origins() -> dict[str, dict[str, str]]:
     }
 
 
-def _columns(path: Path) -> tuple[int, int]:
-    """How many features the exported network gives of each tile, and how many numbers to compare; 0 for none."""
+def _features(path: Path) -> int:
+    """How many features the exported network gives of each tile; 0 for none."""
     import onnx
 
     outputs = {o.name: o for o in onnx.load(path, load_external_data=False).graph.output}
-
-    def columns(name: str) -> int:
-        return int(outputs[name].type.tensor_type.shape.dim[1].dim_value) if name in outputs else 0
-
-    return columns(spec.QUALITY_FEATURES), columns(spec.QUALITY_COMPARED)
+    found = outputs.get(spec.QUALITY_FEATURES)
+    return int(found.type.tensor_type.shape.dim[1].dim_value) if found else 0
 
 
 def _small(image: NDArray[np.uint8], p: Preprocess) -> NDArray[np.uint8]:

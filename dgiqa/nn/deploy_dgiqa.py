@@ -42,14 +42,12 @@ class TwinDGIQA(DGIQA):
         self.fc = network.fc
         if config.reasons:
             self.fc_reasons = network.fc_reasons
-        if config.compared:
-            self.fc_compared = network.fc_compared
         self.cells = config.image_size // STRIDES[-1]
 
     def score(self, features: Tensor) -> Tensor:
         return torch.sigmoid(self.fc(features).reshape(-1))
 
-    def outputs(self, rgb: Tensor, depth: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def features_and_faults(self, rgb: Tensor, depth: Tensor) -> tuple[Tensor, Tensor | None]:
         half = cast(Branch, self.branches[0])
         maps = half.maps(rgb)
         guide = self.branch(depth, "_depth") if self.config.depth_car else None
@@ -74,7 +72,7 @@ def has_twin(network: DGIQA) -> bool:
     maps would read something else.
     """
     config = network.config
-    whole = config.compared or config.reasons or config.statistics
+    whole = config.reasons or config.statistics
     fits = config.image_size % STRIDES[-1] == 0 and not (whole and is_foldable_swin(network.backbone))
     return config.tcb and fits
 

@@ -60,10 +60,12 @@ def network_of(make: Callable[[], nn.Module], tensors: Mapping[str, Tensor], pat
 def saved_config(metadata: Mapping[str, str], kind: Any) -> Any:
     """The configuration that was saved beside the weights, or None if there is none or it is another network's.
 
+    What other versions of the network could do besides is passed over where it is off.
     WeightsError if it holds more than sizes: timm also takes names of files, and of models on a hub.
     """
     try:
         saved = json.loads(metadata["config"])
+        saved = {name: value for name, value in saved.items() if value or name in kind.__dataclass_fields__}
         config = kind(**_with_tuples(saved))
         odd = [f"{name}={value!r}" for name, value in _entries(saved) if name in _SOURCES or not _is_size(value)]
     except (KeyError, TypeError, ValueError, RecursionError):

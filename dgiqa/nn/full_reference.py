@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from dgiqa import forward
 from dgiqa.errors import DgiqaError
-from dgiqa.full_reference import DIFFERENCES, FullReference
+from dgiqa.full_reference import DIFFERENCES, TOP, FullReference
 from dgiqa.nn.datasets import DepthNetwork, IQADataset, Record, Sample, working_pair
-from dgiqa.nn.network import DGIQA, TOP, DGIQAConfig
+from dgiqa.nn.network import DGIQA, DGIQAConfig
 from dgiqa.nn.predict import mean_scores
 from dgiqa.spec import Preprocess
 
@@ -79,19 +79,9 @@ class DGIQAFR(DGIQA):
         return FullReference(tuple(weights.tolist()), bias, self.config.difference, features // len(weights))
 
 
-def head_of(network: nn.Module, features: int, compared: int) -> FullReference | None:
-    """What compares two pictures, for the manifest of a network that can. features, compared: how many it gives."""
-    if isinstance(network, DGIQAFR):
-        return network.head(features)
-    if isinstance(network, DGIQA) and network.config.compared:  # `network.closeness`
-        channels = len(network.fc_compared) * network.config.compared
-        return FullReference((-1.0,) * channels, TOP, "absolute", compared // channels)
-    return None
-
-
 def with_reference(network: DGIQA, difference: str = "signed") -> DGIQAFR:
     """A DGIQAFR that starts from a network's weights."""
-    sizes = {name: getattr(network.config, name) for name in DGIQAConfig.__dataclass_fields__} | {"compared": 0}
+    sizes = {name: getattr(network.config, name) for name in DGIQAConfig.__dataclass_fields__}
     made = DGIQAFR(DGIQAFRConfig(**sizes, difference=difference))
     made.load_state_dict(network.state_dict(), strict=False)
     return made

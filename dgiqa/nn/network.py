@@ -26,8 +26,6 @@ class DGIQAConfig:
         statistics of the RGB half's maps, because the last features tell how good a picture is, and no longer why.
     statistics: the last layer also reads these statistics, behind the features of the paper. Where a score is to follow
         new labels (`calibrate.adapt`), they tell of pictures what the paper's few features do not.
-    compared: channels that each map of the RGB half is projected to, for comparing a picture with its reference; the
-        paper's DGIQA-FR compares the last features instead (`full_reference.DGIQAFR`).
     The three switches at the end are the paper's ablations (tables 4 and 5).
     """
 
@@ -44,7 +42,6 @@ class DGIQAConfig:
     image_size: int = 224
     reasons: int = 0
     statistics: bool = False
-    compared: int = 0
     tcb: bool = True
     depth_car: bool = True
     dilated: bool = True
@@ -63,9 +60,6 @@ SMALL = DGIQAConfig(
     heads=4,
     dilated_channels=96,
 )
-
-
-TOP = 4.0  # of the sigmoid: a picture beside itself scores 0.982
 
 
 class TCB(nn.Module):
@@ -176,8 +170,6 @@ class DGIQA(nn.Module):
         self.fc = nn.Linear(width + 2 * seen * config.statistics, 1)
         if config.reasons:
             self.fc_reasons = fault_head(seen, config.reasons)
-        if config.compared:
-            self.fc_compared = nn.ModuleList(Projection(channels, config.compared) for channels in halves[""])
 
     def forward(self, rgb: Tensor, depth: Tensor) -> Tensor:
         return self.score(self.features(rgb, depth))
@@ -193,10 +185,6 @@ class DGIQA(nn.Module):
 
     def features_and_faults(self, rgb: Tensor, depth: Tensor) -> tuple[Tensor, Tensor | None]:
         """`features` f32 [N,C], and the logit of each kind of fault, f32 [N,K]; None where config.reasons is 0."""
-        return self.outputs(rgb, depth)[:2]
-
-    def outputs(self, rgb: Tensor, depth: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """`features_and_faults`, and `comparable` of the maps; None where config.compared is 0."""
         maps = feature_maps(self.backbone, rgb)
         guide = self.branch(depth, "_depth") if self.config.depth_car else None
         return with_heads(self, self.join(self._fuse(maps, ""), guide), maps)
@@ -228,39 +216,13 @@ class DGIQA(nn.Module):
         return torch.cat([F.interpolate(m, size=size, mode="bilinear", align_corners=False) for m in maps], 1)
 
 
-class Projection(nn.Module):
-    """A map [N,Cin,H,W] becomes what is compared of it, f32 [N,Cout,cells]: where much is going on, less is seen."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.signal = nn.Conv2d(in_channels, out_channels, 1)
-        self.masking = nn.Conv2d(in_channels, out_channels, 1)
-
-    def forward(self, x: Tensor, side: int) -> Tensor:
-        """side: rows and columns of cells."""
-        x = F.relu(self.signal(x)) / (1 + F.relu(self.masking(x)))
-        return F.avg_pool2d(x, x.shape[-1] // side).flatten(2)
-
-
-def comparable(projections: nn.ModuleList, maps: Sequence[Tensor]) -> Tensor:
-    """Each map through its `Projection`, with the last one's pixels as cells: f32 [N,C*cells], for `closeness`."""
-    side = maps[-1].shape[-1]
-    return torch.cat([project(m, side) for project, m in zip(projections, maps, strict=True)], 1).flatten(1)
-
-
-def closeness(picture: Tensor, reference: Tensor, channels: int) -> Tensor:
-    """`comparable` of both, f32 [...,channels*cells] -> how close they look, f32 [...] in (0, 1)."""
-    return torch.sigmoid(TOP - (reference - picture).abs().mean(-1) * channels)
-
-
-def with_heads(network: Any, features: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """`DGIQA.outputs`, from the features f32 [N,C] of the dilated stack and the maps of the RGB half."""
+def with_heads(network: Any, features: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """`DGIQA.features_and_faults`, from the features f32 [N,C] of the dilated stack and the maps of the RGB half."""
     config = network.config
     about = statistics(maps) if config.reasons or config.statistics else features
     return (
         torch.cat([features, about], 1) if config.statistics else features,
         network.fc_reasons(about).float() if config.reasons else None,
-        comparable(network.fc_compared, maps) if config.compared else None,
     )
 
 

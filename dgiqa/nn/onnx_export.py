@@ -281,22 +281,21 @@ def _exported(network: nn.Module, attention: Attention | None, twin: bool) -> nn
 def _with_all_outputs(network: nn.Module) -> tuple[nn.Module, list[str]]:
     """The network with every output that it has, and their names; one that is no DGIQA only scores.
 
-    (score f32 [n], reasons f32 [n,K] where it has them, features f32 [n,C], compared f32 [n,D] where it has that). It
-    is a copy with another `forward`, not a module around it, so that weights keep their names in the file.
+    (score f32 [n], reasons f32 [n,K] where it has them, features f32 [n,C]). It is a copy with another `forward`, not a
+    module around it, so that weights keep their names in the file.
     """
     if not isinstance(network, DGIQA):
         return network, [spec.QUALITY_OUTPUT]
     whole = copy.copy(network)
     whole.forward = types.MethodType(_all_outputs, whole)  # type: ignore[method-assign]
     reasons = [spec.QUALITY_REASONS] if network.config.reasons else []
-    compared = [spec.QUALITY_COMPARED] if network.config.compared else []
-    return whole, [spec.QUALITY_OUTPUT, *reasons, spec.QUALITY_FEATURES, *compared]
+    return whole, [spec.QUALITY_OUTPUT, *reasons, spec.QUALITY_FEATURES]
 
 
 def _all_outputs(network: DGIQA, rgb: Tensor, depth: Tensor) -> tuple[Tensor, ...]:
-    features, faults, seen = network.outputs(rgb, depth)
+    features, faults = network.features_and_faults(rgb, depth)
     reasons = () if faults is None else (torch.sigmoid(faults),)
-    return (network.score(features), *reasons, features, *(() if seen is None else (seen,)))
+    return (network.score(features), *reasons, features)
 
 
 def _graph(
@@ -406,7 +405,7 @@ def _difference(
     name: str, expected: NDArray[Any], got: NDArray[Any], measure: Callable[[NDArray[Any], NDArray[Any]], float]
 ) -> float:
     """In the file's unit; features have none, so theirs is a part of the largest."""
-    if name in (spec.QUALITY_FEATURES, spec.QUALITY_COMPARED):
+    if name == spec.QUALITY_FEATURES:
         return _largest_difference(expected, got) / max(float(np.abs(expected).max()), 1e-30)
     return measure(expected, got)
 

@@ -70,7 +70,7 @@ SCHEMA = (
     Column("reference_score", "float64", "How good the reference looks, from 0 to 1.", PAIR),
     Column("drop", "float64", "The reference's score less the picture's: what was lost.", PAIR),
     Column("drop_error", "float64", "Standard error of the drop over pairs of tiles; null for a single one.", PAIR),
-    Column("full_reference", "float64", "How close both look, 0 to 1; null where the model has no such part.", PAIR),
+    Column("full_reference", "float64", "How close both look, 0 to 1; null for pictures on a GPU.", PAIR),
 )
 
 

@@ -1,10 +1,10 @@
-"""Clean photographs become groups of pictures: each photograph, and worse ones of it that metrics have measured.
+"""Clean photographs become pairs: each photograph beside worse ones of it, what sets both apart, and SSIMULACRA 2.
 
-    python -m recipes.full_reference.pairs --pictures CLEAN --depth depth.onnx --out data/pairs --groups 600
+    python -m recipes.full_reference.pairs --pictures CLEAN --out pairs.npz --groups 700
 
-The first picture of a group is the reference. One in two others has one of thirty distortion types at one of five
-levels, the rest were saved by a codec, shrunk, or spoilt twice. Metrics look at the pictures as they are, and the
-stored ones are as large as training wants them (`recipes.small.working`). `--metrics` names further ones, for tests.
+A group is a reference and worse pictures of it. One in two has one of thirty distortion types at one of five levels,
+the rest were saved by a codec, shrunk, or spoilt twice. The metric looks at the pictures as they are; differences are
+of their working images.
 """
 
 from __future__ import annotations
@@ -15,19 +15,26 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dgiqa.full_reference import differences
 from dgiqa.nn.datasets import read_rgb
-from recipes.small import encoding, working
+from dgiqa.preprocess import working_image
+from dgiqa.spec import Preprocess
+from dgiqa.store import replacing
+from recipes.small import encoding
 from recipes.small.chains import shrink
 from recipes.small.distortions import LEVELS, TYPES, distort
+from recipes.small.working import reduce
 
 Bytes = NDArray[np.uint8]
 SIDE = 512  # of the square that is distorted and measured, pixels
+SEEN = Preprocess(version=2)  # what differences are taken of
 WORSE = 7  # pictures of a group beside the reference
 KINDS = ("single", "codec", "small", "mixture")
 SHARES = (0.5, 0.32, 0.08, 0.1)
@@ -46,7 +53,7 @@ def square(rgb: Bytes, rng: np.random.Generator) -> Bytes:
     height, width = rgb.shape[:2]
     side = int(rng.integers(SIDE, min(height, width) + 1)) if min(height, width) > SIDE else min(height, width)
     y, x = rng.integers(0, height - side + 1), rng.integers(0, width - side + 1)
-    return working.reduce(np.ascontiguousarray(rgb[y : y + side, x : x + side]), SIDE, SIDE)
+    return reduce(np.ascontiguousarray(rgb[y : y + side, x : x + side]), SIDE, SIDE)
 
 
 def worse(rgb: Bytes, kind: str, rng: np.random.Generator) -> tuple[Bytes, str, float]:
@@ -101,36 +108,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--pictures", type=Path, required=True, nargs="+", help="folders, or files of one path a line")
-    parser.add_argument("--depth", type=Path, required=True, help="the bundle's depth.onnx")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--groups", type=int, default=600)
+    parser.add_argument("--out", type=Path, required=True, help="an .npz; a run that was stopped goes on")
+    parser.add_argument("--groups", type=int, default=700)
     parser.add_argument("--seed", type=int, default=0)
     o = parser.parse_args(arguments)
     cv2.setNumThreads(1)
     paths = [p for given in o.pictures for p in photographs(given)]
-    network, found, done = working.Depth(o.depth), {}, 0
-    if (o.out / "labels.npz").exists():  # of a run that was stopped
-        rgb, depth, labels = working.load(o.out, "r+")
-        found = {name: list(values) for name, values in labels.items()}
-        done = len(found["source"]) // (1 + WORSE)
-    else:
-        rgb, depth = working.create(o.out, (1 + WORSE) * o.groups)
-    for number in range(done, o.groups):
-        made = group(paths, o.seed, number)
-        for n, (picture, what, much) in enumerate(made):
-            at = (1 + WORSE) * number + n
-            rgb[at] = working.square(picture)
-            depth[at] = network(rgb[at])
-            row = {
-                "source": number,
-                "what": what,
-                "much": much,
-                "ssimulacra2": ssimulacra2(made[0][0], picture) if n else 100.0,
-            }
-            for name, value in row.items():
+    found: dict[str, list[Any]] = (
+        {name: list(values) for name, values in np.load(o.out).items()} if o.out.exists() else {}
+    )
+    for number in range(len(found.get("what", ())) // WORSE, o.groups):
+        (reference, _, _), *made = group(paths, o.seed, number)
+        seen = working_image(reference, SEEN)
+        for picture, what, much in made:
+            row = {"what": what, "much": much, "ssimulacra2": ssimulacra2(reference, picture)}
+            for name, value in (row | {"apart": differences(working_image(picture, SEEN), seen)}).items():
                 found.setdefault(name, []).append(value)
         if number % 20 == 19 or number == o.groups - 1:
-            working.save_labels(o.out, {name: np.array(values) for name, values in found.items()})
+            arrays: dict[str, Any] = {name: np.array(values) for name, values in found.items()}
+            with replacing(o.out) as partial, partial.open("wb") as file:
+                np.savez(file, **arrays)
             print(number + 1, flush=True)
     return 0
 

@@ -60,7 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quality", required=True, type=Path, help="weights of recipes.small.learn")
     parser.add_argument("--depth", required=True, type=Path, help="weights of the depth network")
     parser.add_argument("--out", required=True, type=Path, help="the bundle's directory; its name is the bundle's")
-    parser.add_argument("--compare", type=Path, help="weights of recipes.full_reference.learn")
     parser.add_argument("--meaning", type=Path, help="JSON of recipes.small.meaning")
     parser.add_argument("--card", type=Path, help="JSON object of figures for the manifest's model card")
     parser.add_argument("--licence", default=WITH_BIQ, help="default: %(default)s")
@@ -69,13 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from dgiqa.nn.bundling import build_bundle
     from dgiqa.nn.checkpoints import load_dgiqa
     from dgiqa.nn.depth import SMALL_PREPROCESS, load_small_depth
-    from dgiqa.nn.weights import read_tensors
-    from recipes.full_reference.learn import with_comparison
 
     try:
         quality = load_dgiqa(o.quality)
-        if o.compare:
-            quality = with_comparison(quality, read_tensors(o.compare)[0])
         bundle = build_bundle(
             o.out,
             quality=quality,
