@@ -49,7 +49,7 @@ def main() -> None:
     for row in rows:
         print(f"{row['labels']:>7} {row['way']:<7} {shown(row['srocc']):>22} {shown(row['rmse']):>22}")
     if options.json:
-        options.json.write_text(json.dumps({"bundle": options.bundle, "rows": rows}, indent=1) + "\n")
+        options.json.write_text(json.dumps({"bundle": load_bundle(options.bundle).id, "rows": rows}, indent=1) + "\n")
 
 
 def study(bundle: str, table: Path, images: Path, most: int, cache: Path | None) -> Study:
