@@ -44,6 +44,14 @@ def test_a_page_shows_figures_pictures_and_failures_and_fetches_nothing(
     assert "http" not in page.replace("http-equiv", "")
 
 
+def test_a_table_of_three_columns_is_enough(tmp_path: Path) -> None:
+    """Joined and reduced by other tools, it has lost the notes and the reasons of failures."""
+    (tmp_path / "t.csv").write_text("path,score,status\na.jpg,0.5,ok\nb.jpg,,error\n")
+    done = run_here("report", tmp_path / "t.csv", "-o", tmp_path / "r.html")
+    assert done.returncode == 0, done.stderr
+    assert "no reason given" in (tmp_path / "r.html").read_text()
+
+
 def test_a_shift_is_told_with_its_size_and_the_images_that_moved() -> None:
     generator = np.random.default_rng(0)
     old = generator.uniform(0.3, 0.6, 400).tolist()

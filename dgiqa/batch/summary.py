@@ -62,7 +62,7 @@ class Gathering:
 
     def add(self, row: Row) -> None:
         if row["score"] is None:
-            self._failures[_cause(row["error"])] += 1
+            self._failures[_cause(row.get("error") or "no reason given")] += 1
             return
         for column, values in self._further.values():
             if column is not None and column not in row:

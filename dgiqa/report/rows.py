@@ -195,7 +195,7 @@ class Summary:
 
 def remarks(row: Row) -> str:
     """A row's reasons in words and its note: "blurred, noisy; looks like a screenshot"; empty without any."""
-    return "; ".join(filter(None, (words(row.get("reasons") or []), row["note"] or "")))
+    return "; ".join(filter(None, (words(row.get("reasons") or []), row.get("note") or "")))
 
 
 def gate_sentence(below: int, of: int, noun: str, gate: float) -> str:
