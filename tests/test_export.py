@@ -61,7 +61,7 @@ def lively(model: DGIQA) -> DGIQA:
 @pytest.fixture(scope="module")
 def quality() -> DGIQA:
     torch.manual_seed(0)
-    return lively(DGIQA(SMALL))
+    return lively(DGIQA(dataclasses.replace(SMALL, reasons=3)))
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,7 @@ def test_tensors_have_the_contracts_names_and_shapes(quality_file: Export, depth
         spec.QUALITY_RGB: tile,
         spec.QUALITY_DEPTH: tile,
         spec.QUALITY_OUTPUT: ["batch"],
+        spec.QUALITY_REASONS: ["batch", 3],
         spec.QUALITY_FEATURES: ["batch", SMALL.dilated_channels],
     }
     sides = ["14*rows", "14*columns"]
@@ -189,10 +190,10 @@ def test_a_bundle_of_a_network_with_reasons_tells_pytorchs(depth: DepthAnything,
 
 
 @pytest.mark.parametrize("head", ["fc_reasons", "features"])
-def test_wrong_reasons_or_features_are_not_written(head: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    network = lively(DGIQA(dataclasses.replace(TINY_QUALITY, reasons=3)))
-    sabotaged = copy.deepcopy(network)
+def test_wrong_reasons_or_features_are_not_written(
+    head: str, quality: DGIQA, quality_file: Export, tmp_path: Path
+) -> None:
+    sabotaged = copy.deepcopy(quality)
     with torch.no_grad():
         if head == "features":  # scaled, and the last layers made up for it
             sabotaged.dilated_stack[-2].weight.mul_(2)
@@ -202,11 +203,10 @@ def test_wrong_reasons_or_features_are_not_written(head: str, tmp_path: Path) ->
             sabotaged.fc_reasons[-1].bias.add_(0.1)
     rgb, depth = onnx_export._tiles_of(onnx_export.photographs(), Preprocess())
     cases = {"batch 3": {spec.QUALITY_RGB: rgb[:3], spec.QUALITY_DEPTH: depth[:3]}}
-    path = export_quality(sabotaged, tmp_path / "other.onnx").path
     budget = (onnx_export._largest_difference, onnx_export.SCORE_TOLERANCE, "score")
-    whole = onnx_export._with_all_outputs(network)[0]
+    whole = onnx_export._with_all_outputs(sabotaged)[0]
     with torch.no_grad(), pytest.raises(ExportError, match="batch 3"):
-        onnx_export._write_checked(whole, [(onnx.load(path), False)], tmp_path / "q.onnx", cases, budget)
+        onnx_export._write_checked(whole, [(onnx.load(quality_file.path), False)], tmp_path / "q.onnx", cases, budget)
 
 
 @pytest.mark.parametrize("sabotage", ["bias", "weight", "nan"])
