@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -31,7 +31,7 @@ import untrained
 from pictures import photographs
 from pipeline import drift
 from subjects import Subject, SubjectError, main_or_subject, own_command
-from timer import Ledger, compare, parsed, parser
+from timer import Ledger, compare, parsed, parser, show
 
 from dgiqa import spec, speed
 from dgiqa.bundle import Bundle, load_bundle
@@ -70,7 +70,7 @@ def main() -> None:
         line = ledger.case(
             {"part": group, "quick": options.quick, "images": options.images}, partial(_measured, group, paths, options)
         )
-        _show(group, line)
+        show(group, line)
 
 
 def _measured(group: str, paths: list[str], options: Any) -> dict[str, Any]:
@@ -308,21 +308,6 @@ def _options() -> Any:
     options.images = options.images or (3 if options.quick else 32)
     options.work = options.work.resolve()
     return options
-
-
-def _show(group: str, line: Mapping[str, Any]) -> None:
-    print(group)
-    for row in line["rows"]:
-        if "unavailable" in row:
-            print(f"  {row['name']:36} not measured: {row['unavailable']}")
-            continue
-        drift = f"  drift {row['drift']:.1e}" if "drift" in row else ""
-        print(
-            f"  {row['name']:36}{row['ms']['median']:10.1f} ms an image {row['ratio']['median']:8.2f}x{drift}",
-            flush=True,
-        )
-    for name in set(line) - {"case", "stamp", "rows"}:
-        print(f"  {name}: {line[name]}")
 
 
 if __name__ == "__main__":

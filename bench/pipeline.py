@@ -38,7 +38,7 @@ from floor import machine_peaks, network_flops
 from pictures import photographs
 from startup import startup
 from subjects import Subject, main_or_subject, own_command, peak_mb, resident_mb
-from timer import Ledger, Result, compare, parsed, parser
+from timer import Ledger, Result, compare, parsed, parser, show
 
 from dgiqa import forward, metrics, pipeline, preprocess, spec, speed
 from dgiqa.attributes import measure
@@ -78,7 +78,7 @@ def main() -> None:
             key = {"part": "settings", "bundle": bundle.id, "group": group, "images": options.images}
             stream = options.stream if group == "engines" else 0
             work = partial(measure_group, name, members, expected, stream=stream, seconds=options.seconds)
-            _show(bundle.id, group, ledger.case(key, work))
+            show(f"{bundle.id}: {group}", ledger.case(key, work))
 
 
 def groups(bundle: Bundle, quick: bool) -> dict[str, list[Setting]]:
@@ -368,20 +368,6 @@ def _options() -> Any:
         if getattr(options, name) is None:
             setattr(options, name, value)
     return options
-
-
-def _show(bundle: str, group: str, line: Mapping[str, Any]) -> None:
-    print(f"{bundle}: {group}")
-    for row in line["rows"]:
-        s, one, many = row["setting"], row["one"], row["many"]
-        sizes = f"batch {s['batch'] or 'auto'} threads {s['threads']} workers {s['workers']}"
-        name = f"{s['backend']} {s['precision']} {sizes}"
-        times = f"{one['ms']['median']:8.1f} ms {one['ratio']['median']:5.2f}x"
-        rate = f"{many['images_per_second']:8.2f}/s {many['ratio']['median']:5.2f}x"
-        rest = f"drift {row['drift']['largest']:.1e}  {row['peak_mb']:.0f} MB"
-        if alone := row.get("alone"):
-            rest += f"  {alone['efficiency']:.0%} of {alone['slowest']} alone, {alone['work']:.0%} of all work"
-        print(f"  {name:58}{times}{rate}  {rest}", flush=True)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from pictures import photograph
 from subjects import Subject, main_or_subject, own_command, peak_mb, resident_mb
-from timer import Ledger, compare, parsed, parser
+from timer import Ledger, compare, parsed, parser, show
 
 from dgiqa import spec
 from dgiqa.bundle import load_bundle, write_bundle
@@ -63,7 +63,7 @@ def main() -> None:
     }
     for axis, work in axes.items():
         key = {"axis": axis, "bundle": load_bundle(options.bundle).id, "quick": options.quick}
-        _show(axis, ledger.case(key | ({"longest": longest} if axis == "images" else {}), work))
+        show(axis, ledger.case(key | ({"longest": longest} if axis == "images" else {}), work))
 
 
 def sizes(bundle: str, megapixels: Sequence[float]) -> dict[str, Any]:
@@ -241,14 +241,6 @@ def _options() -> Any:
     made.add_argument("--bundle", default="small", help="name or folder of a bundle  [default: %(default)s]")
     made.add_argument("--all", action="store_true", help="100,000 images instead of 10,000")
     return parsed(made, "scale.jsonl")
-
-
-def _show(axis: str, line: Mapping[str, Any]) -> None:
-    print(axis)
-    for row in line["rows"]:
-        shown = {name: value for name, value in row.items() if isinstance(value, int | float) and name != "samples"}
-        times = f"  {row['ms']['median']:.1f} ms" if "ms" in row else ""
-        print("  " + "  ".join(f"{name} {value:g}" for name, value in shown.items()) + times, flush=True)
 
 
 if __name__ == "__main__":

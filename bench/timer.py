@@ -158,6 +158,23 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(text)
 
 
+def show(title: str, line: Mapping[str, Any]) -> None:
+    """A case's rows on standard output: what they are called, and their numbers; of spreads the medians."""
+    print(title)
+    for row in line["rows"]:
+        print("  " + "  ".join(_shown(row)), flush=True)
+
+
+def _shown(row: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in row.items():
+        if isinstance(value, Mapping) and "median" not in value:
+            yield from _shown(value)
+        elif name in ("bundle", "backend", "precision", "unavailable") or (name == "name" and value[0] != "{"):
+            yield str(value)
+        elif isinstance(value, int | float | Mapping):
+            yield f"{name} {value['median'] if isinstance(value, Mapping) else value:.4g}"
+
+
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """What every bench's command line has: --out, --fresh, --quick."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
