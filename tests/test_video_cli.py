@@ -19,6 +19,8 @@ from command import run_here
 from video_clips import UInt8, numbered, swaying, write
 
 from dgiqa.cli.common import ENVIRONMENT, RUNTIME_ERROR
+from dgiqa.report.read import read_rows
+from dgiqa.report.rows import columns
 from dgiqa.video import VIDEO_COLUMNS
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
@@ -105,6 +107,27 @@ def test_parquet_has_typed_columns_and_the_summary(
     assert table.column("score").to_pylist() == [r["score"] for r in rows]
     metadata = parquet.read_metadata(tmp_path / "out.parquet").metadata
     assert json.loads(metadata[b"dgiqa"])["videos"][str(clip)]["scored"] == 16
+
+
+def test_a_video_is_one_row_that_filter_and_report_read(
+    run: Run, clip: Path, tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    (tmp_path / "no.mp4").write_bytes(b"no video")
+    for suffix in ("csv", "parquet", "sqlite"):
+        path = tmp_path / f"a.{suffix}"
+        done = run(clip, tmp_path / "no.mp4", "--every", "0.25s", "--per-video", "--gate", "0.01", "-o", path)
+        assert done.returncode == 3, done.stderr
+        video, broken = read_rows(str(path))
+        assert tuple(video) == columns("video")
+        scores = [row["score"] for row in rows]
+        assert video["score"] == pytest.approx(sum(scores) / 16, abs=1e-6)
+        assert (video["frames"], video["lowest"], video["highest"]) == (16, min(scores), max(scores))
+        assert (video["verdict"], video["bundle"]) == ("pass", rows[0]["bundle"])
+        assert (broken["path"], broken["status"], broken["score"]) == (str(tmp_path / "no.mp4"), "error", None)
+        assert broken["error"]
+        assert run_here("filter", path, "--worst", "1").stdout.decode().strip() == str(clip)
+    shown = run(clip, "--every", "0.25s", "--per-video", "--format", "table").stdout.decode()
+    assert [line.split()[0] for line in shown.splitlines()] == ["score", f"{video['score']:.4f}"]
 
 
 def test_the_gate_fails_on_the_mean_and_on_an_interval(run: Run, clip: Path, rows: list[dict[str, Any]]) -> None:

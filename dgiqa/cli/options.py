@@ -258,14 +258,22 @@ def write_rows(
     ordered: (whether the best are shown first, how many of them alone).
     """
     from dgiqa.batch.choose import ChosenWriter
-    from dgiqa.report.files import SPOOLED, format_of, writer_for
+    from dgiqa.report.files import SPOOLED, Writer, format_of, writer_for
+
+    def made(name: str, stream: Any) -> Writer:
+        writer = writer_for(name, stream, kind, details=details)
+        if kind != "video":
+            return writer
+        from dgiqa.video.pooling import VideoRows
+
+        return VideoRows(writer)
 
     if output:
         with usage("--output"):
             target = format_of(output)
         file = common.opened(output, spooled=target in SPOOLED)
-        report.write_to(writer_for(target, file, kind, details=details), file)
+        report.write_to(made(target, file), file)
     if shown:
         stream = common.stdout() if shown == "table" else common.data_stream()
-        writer = writer_for(shown, stream, kind, details=details)
+        writer = made(shown, stream)
         report.write_to(ChosenWriter(writer, ordered[1]) if any(ordered) else writer)

@@ -92,6 +92,9 @@ def video(  # noqa: PLR0917 - the command line's options
         str | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write rows to FILE: .jsonl, .csv, .json or .parquet."),
     ] = None,
+    per_video: Annotated[
+        bool, typer.Option("--per-video", help="A row per video, at the end, instead of one per frame.")
+    ] = False,
     format_: options.Format = None,
     plot: Annotated[str | None, typer.Option(metavar="FILE.png", help="Draw the curve; needs matplotlib.")] = None,
     html: Annotated[str | None, typer.Option(metavar="FILE.html", help="Write a page that needs no network.")] = None,
@@ -129,6 +132,7 @@ def video(  # noqa: PLR0917 - the command line's options
     Examples:
       dgiqa-rt video clip.mp4 --every 0.5s --html report.html
       dgiqa-rt video -r renditions/ --preset upload -o frames.parquet
+      dgiqa-rt video -r clips/ --per-video -o clips.csv
       dgiqa-rt video encoded.mp4 --preset upload --gate-interval 2
       dgiqa-rt video encoded.mp4 --against master.mov --max-drop 0.05
       dgiqa-rt video rtsp://camera/1 rtsp://camera/2 --fps 1 -o cameras.jsonl
@@ -166,11 +170,12 @@ def video(  # noqa: PLR0917 - the command line's options
         raise typer.BadParameter("name the master that it drops from: --against MASTER", param_hint="--max-drop")
     if against is not None:
         scored = {"--raw": raw, "--live": live, "--reuse-depth": reuse, "--plot": plot, "--html": html, "--srt": srt}
-        scored |= {"--decoder": decoder != "cpu"}
+        scored |= {"--decoder": decoder != "cpu", "--per-video": per_video}
         _check_against(sources, scored | {"--ffmetadata": ffmetadata, "--fail-under": gate})
         _against(opening, sources[0], against, sampling, (output, shown), max_drop, quiet)
     with Report() as report:
-        _open(report, output, shown, gate, plot=plot, html=html, srt=srt, ffmetadata=ffmetadata)
+        options.write_rows(report, output, shown, "video" if per_video else "frame")
+        _open(report, gate, plot=plot, html=html, srt=srt, ffmetadata=ffmetadata)
         scorer = Scorer(**opening, gate=gate)
         reading = Reading(
             raw=raw_frames,
@@ -245,14 +250,13 @@ def _against(  # noqa: PLR0917 - what the command was given
     raise typer.Exit(GATE_FAILED if failed else INPUTS_FAILED if lost.failed or mean is None else OK)
 
 
-def _open(report: Report, output: str | None, shown: str | None, gate: float | None, **sinks: str | None) -> None:
-    """Open all that is written, before anything slow: it may not be writable."""
+def _open(report: Report, gate: float | None, **sinks: str | None) -> None:
+    """Open what is drawn, before anything slow: it may not be writable."""
     from dgiqa.report import files
     from dgiqa.report.page import HtmlReport
     from dgiqa.report.plot import TimelinePlot
     from dgiqa.report.subtitles import Chapters, Subtitles
 
-    options.write_rows(report, output, shown, "frame")
     makers: dict[str, Callable[[str], files.Sink]] = {
         "plot": lambda path: TimelinePlot(path, gate),
         "html": lambda path: HtmlReport(path, gate),

@@ -16,9 +16,9 @@ from dgiqa.meaning import words
 
 SCHEMA_VERSION = 1  # raised when a column changes its meaning or goes away; new columns may be added at the end
 
-Kind = Literal["image", "frame", "pair"]
+Kind = Literal["image", "frame", "pair", "video"]
 Row = dict[str, Any]
-KINDS: tuple[Kind, ...] = ("image", "frame", "pair")
+KINDS: tuple[Kind, ...] = ("image", "frame", "pair", "video")
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,14 @@ class Column:
 FRAME: tuple[Kind, ...] = ("frame",)
 IMAGE: tuple[Kind, ...] = ("image",)
 PAIR: tuple[Kind, ...] = ("pair",)
-ALONE: tuple[Kind, ...] = ("image", "frame")
+VIDEO: tuple[Kind, ...] = ("video",)
+ALONE: tuple[Kind, ...] = ("image", "frame", "video")
 SCHEMA = (
     Column("path", "string", "The input as it was named, or its path below the folder that was named."),
     Column("time_s", "float64", "The frame's time in seconds; null for pairs of images.", ("frame", "pair")),
     Column("frame", "int64", "The frame's number in the video, from 0.", FRAME),
     Column("scene", "int64", "The scene that the frame is in, counted from 0.", FRAME),
-    Column("score", "float64", "How good the picture looks, from 0 to 1; null with an error."),
+    Column("score", "float64", "How good the picture looks, from 0 to 1, of a video the mean; null with an error."),
     Column("std_error", "float64", "Standard error of the score over the tiles; null for a single tile."),
     Column("width", "int64", "Width in pixels, as decoded and turned upright."),
     Column("height", "int64", "Height in pixels."),
@@ -71,6 +72,16 @@ SCHEMA = (
     Column("drop", "float64", "The reference's score less the picture's: what was lost.", PAIR),
     Column("drop_error", "float64", "Standard error of the drop over pairs of tiles; null for a single one.", PAIR),
     Column("full_reference", "float64", "How close both look, 0 to 1; null for pictures on a GPU.", PAIR),
+    Column("frames", "int64", "How many frames were scored.", VIDEO),
+    Column("failed_frames", "int64", "How many could not be.", VIDEO),
+    Column("harmonic_mean", "float64", "Harmonic mean over the frames: bad ones weigh more.", VIDEO),
+    Column("p5", "float64", "The score below which 5 % of the frames are.", VIDEO),
+    Column("lowest", "float64", "The lowest score.", VIDEO),
+    Column("lowest_s", "float64", "When that was, in seconds.", VIDEO),
+    Column("highest", "float64", "The highest score.", VIDEO),
+    Column("worst_mean", "float64", "Mean of the worst interval.", VIDEO),
+    Column("worst_start_s", "float64", "Where that begins, in seconds.", VIDEO),
+    Column("worst_end_s", "float64", "Where it ends.", VIDEO),
 )
 
 
@@ -246,8 +257,9 @@ _PAGE = """# Rows
 
 Made from `dgiqa/report/rows.py` by `python -m dgiqa.report.rows`; do not edit.
 
-`score` gives one row per image, `video` one per scored frame, and `compare` one per pair of a picture and its
-reference. CSV, JSON lines, JSON, Parquet and `Score.as_row()` have the same columns in the same order. This is version
+`score` gives one row per image, `video` one per scored frame (with `--per-video` one per video), and `compare` one per
+pair of a picture and its reference. CSV, JSON lines, JSON, Parquet and `Score.as_row()` have the same columns in the
+same order. This is version
 {version} of the schema: it is raised when a column changes its meaning or goes away, and new columns come at the end.
 
 | column | type | rows of | meaning |

@@ -30,7 +30,7 @@ class TableWriter:
 
     def __init__(self, stream: TextIO, kind: Kind = "image") -> None:
         self.stream = stream
-        self.frames, self.pairs = kind == "frame", kind == "pair"
+        self.frames, self.pairs, self.videos = kind == "frame", kind == "pair", kind == "video"
         self.unicode = can_encode(stream, "×±…━╸")
         self.begun = False
 
@@ -52,7 +52,8 @@ class TableWriter:
         return console_for(self.stream)
 
     def _header(self) -> None:
-        about, name = ("scene", "video") if self.frames else ("drop", "pair") if self.pairs else ("size", "image")
+        words = {self.frames: ("scene", "video"), self.pairs: ("drop", "pair"), self.videos: ("frames", "video")}
+        about, name = words.get(True, ("size", "image"))
         error = "±" if self.unicode else "+-"
         cells = {"time_s": "seconds", "score": "score", "std_error": error, "bar": "", "about": about, "name": name}
         self._print(cells, dict.fromkeys(cells, "dim"))
@@ -75,6 +76,8 @@ class TableWriter:
     def _about(self, row: Row) -> str:
         if self.pairs:
             return f"{row['drop']:+.4f}"
+        if self.videos:
+            return str(row["frames"])
         return str(row["scene"]) if self.frames else f"{row['width']}{'×' if self.unicode else 'x'}{row['height']}"
 
     def _print(self, cells: Mapping[str, RenderableType], styles: dict[str, str], said: str = "") -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dgiqa.report.rows import rounded
+from dgiqa.report.files import Writer
+from dgiqa.report.rows import Row, rounded, row_of
 
 BINS = 10_000  # of the histogram that percentiles come from: exact to 1e-4
 SMALLEST = 1e-6  # a score of 0 would make the harmonic mean 0 whatever the others are
@@ -125,3 +126,40 @@ class Pooled:
                 "mean": rounded(worst.mean, 6),
             },
         }
+
+
+class VideoRows:
+    """A writer that is given frames, and hands on a row per video at the end."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self._origin: dict[str, Any] = {}
+        self._errors: dict[str, str] = {}
+
+    def write(self, row: Row) -> None:
+        self._origin = {name: row[name] for name in ("bundle", "backend", "tiling")}
+        if row["error"]:
+            self._errors.setdefault(row["path"], row["error"])
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        for path, found in summary["videos"].items():
+            worst = found["worst_interval"] or {}
+            failed = found["mean"] is None
+            row = row_of(
+                "video",
+                path=path,
+                score=found["mean"],
+                status="error" if failed else "ok",
+                error=self._errors.get(path, "no frame was scored") if failed else "",
+                verdict=found["verdict"],
+                reasons=list(found["reasons"]),
+                note="; ".join(found["notes"]) or None,
+                frames=found["scored"],
+                failed_frames=found["failed"],
+                **{name: found[name] for name in ("harmonic_mean", "p5")},
+                **{"lowest": found["min"], "lowest_s": found["min_s"], "highest": found["max"]},
+                **{f"worst_{name}": worst.get(name) for name in ("mean", "start_s", "end_s")},
+                **self._origin,
+            )
+            self._writer.write(row)
+        self._writer.finish(summary)
