@@ -40,13 +40,19 @@ class Comparison:
     full_reference: float | None = None
     tile_full_reference: NDArray[np.float32] | None = field(default=None, repr=False)
 
-    def as_row(self, *, max_drop: float | None = None) -> Row:
-        """The comparison as a row of `dgiqa-rt compare`; see docs/rows.md. max_drop: what decides its verdict."""
+    def as_row(self, *, max_drop: float | None = None, fail_under: float | None = None) -> Row:
+        """The comparison as a row of `dgiqa-rt compare`; see docs/rows.md.
+
+        max_drop, fail_under: of drop and of full_reference, what its verdict is decided by.
+        """
+        lost = max_drop is not None and self.drop > max_drop
+        far = fail_under is not None and (self.full_reference or 0) < fail_under
+        judged = max_drop is not None or fail_under is not None
         picture, reference = self.score.as_row(), self.reference.as_row()
         row = row_of("pair") | {name: picture[name] for name in picture.keys() & set(columns("pair"))}
         return row | {
             "ms": rounded(picture["ms"] + reference["ms"], 2),
-            "verdict": None if max_drop is None else "pass" if self.drop <= max_drop else "fail",
+            "verdict": ("fail" if lost or far else "pass") if judged else None,
             "reference": self.reference.source,
             "reference_score": reference["score"],
             "drop": rounded(self.drop, 6),

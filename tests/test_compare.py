@@ -207,6 +207,10 @@ def test_a_csv_of_pairs_and_a_gate(folders: Path, comparing: Bundle) -> None:
     pair = pair if drop > 0 else pair[::-1]
     code, rows = rows_of(*pair, "--bundle", comparing.path, "--max-drop", abs(drop) / 2)
     assert (code, rows[0]["verdict"]) == (4, "fail")
+    near = float(str(rows[0]["full_reference"]))
+    for limit, wanted in ((near - 0.01, (0, "pass")), (near + 0.01, (4, "fail"))):
+        code, rows = rows_of(*pair, "--bundle", comparing.path, "--fail-under", limit)
+        assert (code, rows[0]["verdict"]) == wanted
 
 
 def test_pairs_go_into_a_database(folders: Path, comparing: Bundle) -> None:

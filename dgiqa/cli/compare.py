@@ -37,6 +37,10 @@ def compare(
         float | None,
         typer.Option(min=0.0, max=1.0, metavar="X", help="Exit with 4 if any picture loses more than X."),
     ] = None,
+    fail_under: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, metavar="X", help="Exit with 4 if full_reference is below X for any picture."),
+    ] = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Compare pictures with their references: both scores, and what was lost.
@@ -49,6 +53,7 @@ def compare(
     Examples:
       dgiqa-rt compare small.jpg original.png
       dgiqa-rt compare encoded/ originals/ -o drops.csv --max-drop 0.05
+      dgiqa-rt compare encoded/ originals/ -o drops.csv --fail-under 0.9
       dgiqa-rt compare pairs.csv
     """
     from dgiqa.report.files import Report, format_of
@@ -64,12 +69,14 @@ def compare(
     with Report() as report:
         options.write_rows(report, output, shown, "pair")
         scorer = Scorer(**opening)
-        report.needed = max_drop is not None
+        gates = {"max_drop": max_drop, "fail_under": fail_under}
+        limits = {"lost more than": max_drop, "look less close than": fail_under}
+        limited = " or ".join(f"{what} {limit:g}" for what, limit in limits.items() if limit is not None)
+        report.needed = bool(limited)
         report.summary = summary = Summary(len(pairs))
-        stop = fill(report, _rows(scorer, pairs, max_drop))
-    if max_drop is not None and summary.scored and not quiet:
-        lost = f"{summary.below} of {summary.scored} pictures {'loses' if summary.below == 1 else 'lose'}"
-        say(f"{lost} more than {max_drop:g}", prefix="")
+        stop = fill(report, _rows(scorer, pairs, gates))
+    if limited and summary.scored and not quiet:
+        say(f"{summary.below} of {summary.scored} pictures {limited}", prefix="")
     if stop:
         raise stop
     raise typer.Exit(GATE_FAILED if summary.below else INPUTS_FAILED if summary.failed else OK)
@@ -125,7 +132,7 @@ def _matched(pictures: Path, references: Path) -> Iterator[Pair]:
             yield item.name, "", f"{what} in {references}; name the pair in a CSV"
 
 
-def _rows(scorer: Scorer, pairs: list[Pair], max_drop: float | None) -> Generator[tuple[Row, None]]:
+def _rows(scorer: Scorer, pairs: list[Pair], gates: dict[str, float | None]) -> Generator[tuple[Row, None]]:
     from dgiqa.errors import DgiqaError
     from dgiqa.report.rows import row_of
 
@@ -138,7 +145,7 @@ def _rows(scorer: Scorer, pairs: list[Pair], max_drop: float | None) -> Generato
             except (DgiqaError, OSError) as failed:
                 error = str(failed)
             else:
-                yield found.as_row(max_drop=max_drop), None
+                yield found.as_row(**gates), None
                 continue
         row = row_of("pair", path=picture, reference=reference or None, status="error", error=error, **origin)
         yield row, None
