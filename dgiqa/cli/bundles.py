@@ -21,11 +21,10 @@ from dgiqa.cli.common import (
     say,
     stdout,
 )
-from dgiqa.errors import BackendError
-from dgiqa.extras import needs
+from dgiqa.extras import load
 
 if TYPE_CHECKING:
-    from dgiqa.bundle import Bundle, BundleSummary
+    from dgiqa.bundle import BundleSummary
     from dgiqa.doctor import Check
     from dgiqa.parity import ParityReport, Reference, Sweep
     from dgiqa.scorer import Scorer
@@ -191,7 +190,10 @@ def verify(
     loaded = load_bundle(bundle)
     if (depth is None) == (quality is not None and len(loaded.networks) > 1):
         raise typer.BadParameter("--quality and --depth go together, unless there is no depth network")
-    torch = _in_torch(loaded, quality, depth, depth_version) if quality else None
+    torch: Reference | None = None
+    if quality:
+        reference = load("dgiqa.nn.reference", "comparing with PyTorch", "torch", "cpu", "torch")
+        torch = reference.open_reference(loaded, quality, depth, depth_version)
     with Scorer(loaded, **opening) as scorer:
         report = verify_bundle(loaded, scorer, tolerance)
         swept = _swept(scorer, torch, tolerance, quick) if torch or not quick else None
@@ -202,14 +204,6 @@ def verify(
         if swept:
             _print_sweep(swept)
     raise typer.Exit(OK if report.passed and (swept is None or swept.passed) else GATE_FAILED)
-
-
-def _in_torch(bundle: Bundle, quality: Path, depth: Path | None, depth_version: str | None) -> Reference:
-    try:
-        from dgiqa.nn.reference import open_reference
-    except ImportError as error:
-        raise BackendError(needs("comparing with PyTorch", str(error.name), "cpu", "torch")) from error
-    return open_reference(bundle, quality, depth, depth_version)
 
 
 def _swept(scorer: Scorer, torch: Reference | None, tolerance: float | None, quick: bool) -> Sweep | None:
@@ -265,11 +259,7 @@ def import_weights(
     """
     from dgiqa.store import user_cache
 
-    try:
-        from dgiqa.nn import bundling
-    except ImportError as error:
-        raise BackendError(needs("importing weights", str(error.name), "cpu", "export")) from error
-
+    bundling = load("dgiqa.nn.bundling", "importing weights", "torch", "cpu", "export")
     say(f"importing {quality}{f' and {depth}' if depth else ''}; this takes a few minutes")
     bundle = bundling.import_weights(
         quality,
