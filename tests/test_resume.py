@@ -72,6 +72,25 @@ def test_rows_of_a_new_file_are_under_its_name_while_the_run_goes_on(
     assert os.listdir(tmp_path) == [path.name]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs locks of files")
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_it_does_not_go_on_with_what_another_run_still_writes(
+    tmp_path: Path, pictures: Path, bundle_dir: Path, suffix: str
+) -> None:
+    path = tmp_path / f"a.{suffix}"
+    with Report() as report:
+        file = OutputFile(str(path), spooled=suffix in files.SPOOLED)
+        report.write_to(writer_for(suffix, file), file)
+        report.grow()
+        report.add(row_of("image", path="0.jpg", score=0.5))
+        done = run_here("score", pictures, "-o", path, "--resume", "--bundle", bundle_dir)
+        assert done.returncode == 1
+        assert b"another run still writes" in done.stderr
+        report.add(row_of("image", path="1.jpg", score=0.5))
+        report.complete = True
+    assert len(list(read_rows(str(path)))) == 2
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("kept", [3, COUNT])
 def test_it_scores_what_the_file_has_not(

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,10 @@ from command import run_here
 from numpy.typing import NDArray
 
 import dgiqa
-from dgiqa.batch.scan import MARKER, output_name, part_of
+from dgiqa.batch.scan import MARKER, Job, output_name, part_of, score_shard
+from dgiqa.report import files
 from dgiqa.report.read import read_rows
+from dgiqa.scorer import Scorer
 
 pytest.importorskip("pyarrow")
 EACH = 12
@@ -162,6 +165,29 @@ def test_kills_at_random_moments_lose_and_double_nothing(
     assert facts(tmp_path) == whole
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs locks of files")
+def test_two_runs_with_one_output_do_not_take_each_others_files(
+    tmp_path: Path, shards: Path, bundle_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second scores a shard that the first is in the middle of."""
+    job = Job(str(tmp_path), {"bundle": str(bundle_dir)}, {})
+    shard, once = str(shards / "000.tar"), threading.Event()
+    write = files.ParquetRows.write
+
+    def meanwhile(self: Any, row: Any) -> None:
+        if not once.is_set():
+            once.set()
+            with Scorer(bundle_dir, threads=1) as other:
+                score_shard(other, shard, job)
+        write(self, row)
+
+    monkeypatch.setattr(files.ParquetRows, "write", meanwhile)
+    with Scorer(bundle_dir, threads=1) as scorer:
+        assert score_shard(scorer, shard, job).rows == EACH
+    assert len(facts(tmp_path)) == EACH
+    assert sorted(os.listdir(tmp_path)) == [output_name(shard) + suffix for suffix in (MARKER, ".parquet")]
+
+
 @pytest.mark.slow
 def test_a_worker_that_is_killed_costs_nothing(
     tmp_path: Path, shards: Path, bundle_dir: Path, whole: list[tuple[Any, ...]]
@@ -187,8 +213,6 @@ def test_a_worker_that_is_killed_costs_nothing(
 def test_a_full_disk_leaves_no_marker(
     tmp_path: Path, shards: Path, bundle_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dgiqa.report import files
-
     command = ("scan", f"{shards}/{{000..001}}.tar", "--out", tmp_path, "--bundle", bundle_dir)
     write = files.ParquetRows.write
     count = 0

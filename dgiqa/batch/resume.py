@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from dgiqa.errors import DgiqaError
 from dgiqa.meaning import verdict
-from dgiqa.report.files import left_behind
+from dgiqa.report.files import in_use, left_behind
 from dgiqa.report.read import rows_so_far
 from dgiqa.report.rows import DETAIL_COLUMNS, Row, readable
 from dgiqa.sources import Input
@@ -27,6 +27,8 @@ class Earlier:
         there = os.path.isfile(path) and os.path.getsize(path)
         self._files = [*([path] if there else []), *self.left]
         self._taken: Counter[_Name] = Counter()
+        for file in filter(in_use, self._files):
+            raise DgiqaError(f"another run still writes {file}; let it end, or name another file")
 
     def rows(self, origin: dict[str, str], gate: float | None = None, details: bool = False) -> Iterator[Row]:
         """Every row once, whichever of the files it is in; its verdict is that of `gate`.

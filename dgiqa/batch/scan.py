@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dgiqa.errors import DgiqaError
-from dgiqa.report.files import OutputFile, ParquetRows
+from dgiqa.report.files import OutputFile, ParquetRows, in_use
 from dgiqa.report.rows import Row, Summary, columns, error_row
 from dgiqa.score import Failure, Score
 from dgiqa.scorer import Scorer
@@ -132,7 +132,8 @@ def score_shard(scorer: Scorer, shard: str, job: Job) -> Done:
     name = output_name(shard)
     if not is_address(job.out):
         for left in glob.glob(os.path.join(glob.escape(job.out), f"{glob.escape(name)}.partial-*")):
-            os.unlink(left)  # of a run that was killed; its rows are scored again
+            if not in_use(left):  # of a run that was killed; its rows are scored again
+                os.unlink(left)
         return _score_shard(scorer, shard, job, os.path.join(job.out, name))
     with tempfile.TemporaryDirectory() as folder:
         done = _score_shard(scorer, shard, job, os.path.join(folder, name))

@@ -174,10 +174,10 @@ def writable(open_: Callable[[str], T], path: str) -> T:
 
 def opened(path: str, *, spooled: bool = False) -> OutputFile:
     """The file that rows go to, and a word about rows that a killed run left beside it."""
-    from dgiqa.report.files import OutputFile, left_behind
+    from dgiqa.report.files import OutputFile, in_use, left_behind
 
     for partial in left_behind(path):
-        say(f"rows of a run that was killed, or still goes on, are in {partial}")
+        say(f"rows of a run that {'still goes on' if in_use(partial) else 'was killed'} are in {partial}")
     return writable(lambda name: OutputFile(name, spooled=spooled), path)
 
 

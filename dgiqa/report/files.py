@@ -18,11 +18,18 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any, Protocol, TextIO, TypeVar
 
 from dgiqa.extras import load
 from dgiqa.report.rows import SCHEMA, SCHEMA_VERSION, Kind, Row, Summary, Tally, columns, readable, to_json
 from dgiqa.report.terminal import ProgressLine, TableWriter
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
 
 FILE_FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".json": "json", ".parquet": "parquet", ".sqlite": "sqlite"}
 SPOOLED = ("parquet", "sqlite")  # written as JSON lines first, which a killed run leaves readable
@@ -390,11 +397,28 @@ class OutputFile:
             with contextlib.suppress(PermissionError):
                 os.fchown(descriptor, self._old.st_uid, self._old.st_gid)
             os.fchmod(descriptor, mode)
+        if fcntl:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return io.FileIO(descriptor, "w")
 
 
+def in_use(path: str) -> bool:
+    """Whether an OutputFile of some process still writes to this file, where that can be told."""
+    if not fcntl:  # Windows, which keeps others from removing it
+        return False
+    try:
+        with open(path, "rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def left_behind(path: str) -> list[str]:
-    """Partial files of earlier runs that were to write `path` and were killed."""
+    """Partial files of runs that were to write `path` and were killed, or go on (`in_use`)."""
     path = os.path.realpath(path)
     stem, suffix = os.path.splitext(path)
     found = {_partial(path, "*", end, glob.escape(stem)) for end in (suffix, ".jsonl")}

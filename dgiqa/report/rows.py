@@ -283,8 +283,8 @@ model's hash, its preprocessing and settings.
 SQLite hold the rows so far, made anew every few seconds. A file that is there already is replaced when the run ends,
 also when you stop it, when the terminal closes or when the disk is full; until then the rows are beside it in
 `NAME.partial-XXXXXXXX.EXT`, those of Parquet and SQLite as JSON lines. What a kill or power cut leaves, `score
---resume` takes up; a run without it says where it is, and never deletes it. `scan --resume` scores the shard again.
-Mode and owner of a file that is replaced stay.
+--resume` takes up, unless its run still goes on; a run without it says where it is, and never deletes it. `scan
+--resume` scores the shard again. Mode and owner of a file that is replaced stay.
 A pipe or device is written into, never replaced.
 """
 
