@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
 
 import typer
 from typer.core import TyperGroup
@@ -18,7 +18,7 @@ from dgiqa.errors import BackendError, DgiqaError, ParityError
 from dgiqa.extras import install
 
 if TYPE_CHECKING:
-    from dgiqa.report.files import OutputFile
+    from dgiqa.report.files import OutputFile, Report
 
 PROGRAM = "dgiqa-rt"
 OK, RUNTIME_ERROR, USAGE, INPUTS_FAILED, GATE_FAILED, ENVIRONMENT = range(6)
@@ -64,16 +64,6 @@ app = typer.Typer(
 Backend = Literal["auto", "onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["fp32", "fp16", "int8", "fp8", "bf16"]
 Format = Literal["table", "jsonl", "csv", "json"]  # of rows on standard output
-
-
-class Report(Protocol):
-    """Where the results of a run go. complete: whether all of them came."""
-
-    complete: bool
-    unread: bool
-
-    def add(self, row: Any, result: Any = None) -> None:
-        """Write one of them."""
 
 
 _SIGNAL_WORDS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}

@@ -17,6 +17,9 @@ Preset = Annotated[
 ]
 
 
+Gate = Annotated[float | None, typer.Option(min=0.0, max=1.0, metavar="X", help="The verdict passes from X on.")]
+
+
 @app.command(epilog=EXIT_CODES)
 @options.joined(reading=["private_network", "max_bytes", "timeout"])
 def serve(  # noqa: PLR0917 - the command line's options
@@ -43,9 +46,7 @@ def serve(  # noqa: PLR0917 - the command line's options
     *,
     reading: Any,
     opening: dict[str, Any],
-    gate: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, metavar="X", help="The verdict passes from X on.")
-    ] = None,
+    gate: Gate = None,
     preset: Preset = None,
 ) -> None:
     """Serve scores over HTTP, with a page to drop a picture on, and the Open Inference Protocol.
@@ -89,9 +90,7 @@ def triton_repo(  # noqa: PLR0917 - the command line's options
     engine: options.Engine = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="The networks run on a GPU; plans always do.")] = False,
     instances: Annotated[int, typer.Option(min=1, metavar="N", help="Images that are prepared at a time.")] = 2,
-    gate: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, metavar="X", help="The verdict passes from X on.")
-    ] = None,
+    gate: Gate = None,
     preset: Preset = None,
 ) -> None:
     """Write a model repository for Triton Inference Server: encoded images in, scores and rows out.

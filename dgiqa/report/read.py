@@ -15,7 +15,7 @@ from dgiqa.errors import DgiqaError
 from dgiqa.extras import load
 from dgiqa.report.files import FORMULA, ROW_GROUP
 from dgiqa.report.rows import SCHEMA, Row
-from dgiqa.sources.inputs import is_address
+from dgiqa.sources.inputs import is_address, told
 
 _TYPES = {column.name: column.type for column in SCHEMA}
 _NEEDED = {"path", "score", "status"}
@@ -60,8 +60,7 @@ def _of_bucket(address: str) -> Iterator[Row]:
     except (DgiqaError, ImportError):
         raise
     except Exception as error:  # each of the libraries has its own
-        why = " ".join(str(error).split())[:200]
-        raise DgiqaError(f"{address} cannot be read ({type(error).__name__}: {why}); check who may read it") from error
+        raise DgiqaError(f"{address} cannot be read ({told(error)}); check who may read it") from error
 
 
 def _checked(path: str, reader: Callable[[str], Iterator[Row]] | None = None) -> Iterator[Row]:

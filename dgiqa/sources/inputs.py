@@ -104,3 +104,9 @@ def braces(text: str) -> Iterator[str]:
 def has_braces(text: str) -> bool:
     """Whether `braces` would give several."""
     return _RANGE.search(text) is not None
+
+
+def told(error: Exception) -> str:
+    """An error of another library in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -22,7 +22,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from dgiqa._version import __version__
 from dgiqa.errors import ImageError
 from dgiqa.extras import needs
-from dgiqa.sources.inputs import Network
+from dgiqa.sources.inputs import Network, told
 
 # Scheme -> (what fsspec calls it, the package that reads it)
 BUCKETS = {
@@ -99,7 +99,7 @@ def opened(address: str, network: Network | None, *, deadline: bool = False) -> 
     except ImageError:
         raise
     except Exception as error:  # each of the libraries has its own
-        raise ImageError(f"cannot be fetched ({_told(error)}); check the address and who may read it") from error
+        raise ImageError(f"cannot be fetched ({told(error)}); check the address and who may read it") from error
     with stream:
         yield _Timed(stream, network.timeout_s) if deadline else stream
 
@@ -140,7 +140,7 @@ def matching(address: str, network: Network | None) -> list[str]:
         else:
             return []
     except Exception as error:
-        raise ImageError(f"cannot be listed ({_told(error)}); check the address and who may read it") from error
+        raise ImageError(f"cannot be listed ({told(error)}); check the address and who may read it") from error
     return [f"{scheme}://{name.lstrip('/')}" for name in found]
 
 
@@ -260,7 +260,7 @@ class _Request(io.RawIOBase):
     def _failed(self, error: Exception) -> ImageError:
         if self._late.is_set() or isinstance(error, TimeoutError):
             return ImageError(f"did not come within {self._network.timeout_s:g} s; --timeout allows more")
-        return ImageError(f"cannot be fetched ({_told(error)}); check the address")
+        return ImageError(f"cannot be fetched ({told(error)}); check the address")
 
 
 def connected(host: str, port: int, network: Network) -> socket.socket:
@@ -300,8 +300,3 @@ def is_public(address: str) -> bool:
         if ip.ipv4_mapped is not None:
             return True
     return ip.is_global and not ip.is_multicast
-
-
-def _told(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

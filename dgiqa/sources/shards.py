@@ -18,7 +18,7 @@ from typing import IO, Any, BinaryIO
 
 from dgiqa.errors import ImageError
 from dgiqa.image.kinds import HEAD, identify
-from dgiqa.sources.inputs import PHOTO_SUFFIXES, Input, suffix_of
+from dgiqa.sources.inputs import PHOTO_SUFFIXES, Input, suffix_of, told
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 ZIP_SUFFIXES = (".zip",)
@@ -81,7 +81,7 @@ def _of_tar(name: str, stream: BinaryIO, counts: Counter[str]) -> Iterator[Input
                 archive.members.clear()  # type: ignore[attr-defined]  # it would keep every header it saw
         _drain(plain)
     except Exception as error:  # tarfile, zlib, lzma, a connection: each has its own
-        yield Input(name, error=f"cannot be read on from here ({_told(error)}); copy or write the archive again")
+        yield Input(name, error=f"cannot be read on from here ({told(error)}); copy or write the archive again")
 
 
 class _Ending:
@@ -131,7 +131,7 @@ def _of_zip(name: str, stream: BinaryIO, counts: Counter[str]) -> Iterator[Input
     try:
         archive = zipfile.ZipFile(stream)
     except Exception as error:
-        yield Input(name, error=f"cannot be read ({_told(error)}); a zip from an address has to be downloaded first")
+        yield Input(name, error=f"cannot be read ({told(error)}); a zip from an address has to be downloaded first")
         return
     with archive:
         if _overlap(archive.infolist()):
@@ -152,7 +152,7 @@ def _of_zip_member(shown: str, key: str, archive: zipfile.ZipFile, member: zipfi
         with archive.open(member) as content:
             return _image(shown, key, content)
     except Exception as error:  # of each of the ways to compress; a wrong password, a wrong header
-        return Input(shown, error=f"cannot be read ({_told(error)}); write the archive again", key=key)
+        return Input(shown, error=f"cannot be read ({told(error)}); write the archive again", key=key)
 
 
 def _name_in_zip(member: zipfile.ZipInfo) -> str:
@@ -203,8 +203,3 @@ def _drain(stream: Any) -> None:
         if not stream.read(_PIECE):
             return
     raise tarfile.ReadError(f"more than {_AFTER} bytes after its end")
-
-
-def _told(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from dgiqa.errors import ImageError
 from dgiqa.extras import needs
-from dgiqa.sources.inputs import Input, Reading, is_address, suffix_of
+from dgiqa.sources.inputs import Input, Reading, is_address, suffix_of, told
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
 _LONGEST_CELL = 1 << 28
@@ -46,7 +46,7 @@ def rows(name: str, stream: BinaryIO, reading: Reading) -> Iterator[Input]:
     except ImportError as error:
         yield Input(name, error=needs("Parquet", "pyarrow", "table", error=error))
     except Exception as error:  # pyarrow's, csv's and json's, of damaged files
-        yield Input(name, error=f"cannot be read on from here ({_told(error)})")
+        yield Input(name, error=f"cannot be read on from here ({told(error)})")
 
 
 def images(
@@ -160,7 +160,7 @@ def _check_columns(names: list[str], column: str | None, key: str | None) -> str
 def _input(value: Any, key: Any, place: str, folder: str, reading: Reading) -> Input:
     """A cell and its row's key as an input. place: what an image without a name of its own is called."""
     if isinstance(value, Exception):
-        return Input(place, error=f"not a line of JSON ({_told(value)})")
+        return Input(place, error=f"not a line of JSON ({told(value)})")
     value, key = _plain(value), _plain(key)
     name = None if key is None else key if isinstance(key, str) else _text(key)
     if isinstance(value, dict):  # of Hugging Face
@@ -212,7 +212,3 @@ def _text(key: Any) -> str:
     if isinstance(key, bytes):
         return os.fsdecode(key)
     return str(key)
-
-
-def _told(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
