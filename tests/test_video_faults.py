@@ -78,6 +78,60 @@ def test_a_second_recording_that_nobody_reads_is_an_error(tmp_path: Path, kind: 
     assert not any(f.error for f in read(both, Sampling(every=0.2, end=0.7)))
 
 
+CHAINED: dict[str, dict[str, Any]] = {
+    "mkv": {},
+    "ts": {},
+    "webm": {"codec": "libvpx"},
+    "ogv": {"codec": "libtheora", "options": {"q": "9"}},
+    "mpg": {"codec": "mpeg2video"},
+    "wmv": {"codec": "wmv2"},
+    "mxf": {"codec": "mpeg2video"},
+    "ivf": {"codec": "libvpx"},
+    "y4m": {"codec": "wrapped_avframe"},
+}
+
+
+def is_refused(path: Path) -> bool:
+    try:
+        return any(f.error for f in read(path))
+    except ImageError:
+        return True
+
+
+@pytest.mark.parametrize("kind", CHAINED)
+def test_a_file_that_is_cut_or_has_lost_a_part_is_an_error(tmp_path: Path, kind: str) -> None:
+    how = CHAINED[kind]
+    if how.get("codec", "libx264") not in av.codecs_available:
+        pytest.skip("this PyAV cannot write it")
+    path = write(tmp_path / f"whole.{kind}", numbered(50), **how)
+    whole = path.read_bytes()
+    assert [f.error for f in read(path)] == [""] * 50
+    for at in (len(whole) - 301, len(whole) * 9 // 10 | 1):  # both within a part, and the first within the last second
+        path.write_bytes(whole[:at])
+        assert is_refused(path)
+    middle = len(whole) // 2
+    for hole in (b"", bytes(2001)) if kind not in ("ts", "wmv", "y4m") else ():
+        path.write_bytes(whole[:middle] + hole + whole[middle + 2001 :])
+        assert is_refused(path)
+
+
+def test_zero_bytes_in_a_stream_without_a_container_are_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.m2v", numbered(50), codec="mpeg2video", kind="mpeg2video", options={"bf": "0"})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) // 2))
+    assert f"damaged or cut off at byte {len(whole) // 2:,}"[:30] in read(path)[-1].error
+
+
+def test_pictures_before_time_0_are_given(tmp_path: Path) -> None:
+    """Where the first packet has no time, FFmpeg takes a later one for the beginning."""
+    ticks = Sampling(every=0).ticks(None)
+    assert ticks.due(-0.04)
+    assert ticks.due(0.0)
+    ticks = Sampling(every=1).ticks(None)
+    assert [t for t in (-0.04, 0.0, 0.96, 1.0, 2.0) if ticks.due(t)] == [-0.04, 1.0, 2.0]
+    assert not Sampling(start=1).ticks(None).due(0.5)
+
+
 @pytest.mark.parametrize("kind", ["mpg", "mkv", "h264"])
 def test_recordings_that_are_joined_are_read_to_the_end(tmp_path: Path, kind: str) -> None:
     how: dict[str, Any] = {"codec": "mpeg2video"} if kind == "mpg" else {"options": {"bf": "0"}}

@@ -133,3 +133,31 @@ def test_time_goes_on_as_in_the_program(tmp_path: Path, photos: dict[str, UInt8]
         data += part.read_bytes()
     joined.write_bytes(data)
     compare(joined)
+
+
+def test_fields_of_different_times_are_as_in_the_program(tmp_path: Path, photos: dict[str, UInt8]) -> None:
+    """Chroma is taken line by line, not field by field."""
+    frames = list(swaying(photos["coffee"], 32, width=SIDES[0], height=SIDES[1]))
+    woven = [first.copy() for first in frames[::2]]
+    for frame, second in zip(woven, frames[8::2], strict=False):
+        frame[1::2] = second[1::2]
+    options = {"flags": "+ildct+ilme", "x264-params": "tff=1"}
+    compare(write(tmp_path / "woven.ts", woven[:12], gop=6, options=options))
+
+
+def test_tiff_in_quicktime_is_read_though_it_has_tags_that_ffmpeg_does_not_know(
+    tmp_path: Path, photos: dict[str, UInt8]
+) -> None:
+    compare(write(tmp_path / "a.mov", swaying(photos["coffee"], 5), codec="tiff", layout="rgb24"))
+
+
+@pytest.mark.parametrize("change", ["crop_left=16:crop_top=8:crop_right=6", "rotate=90:display_orientation=insert"])
+def test_what_the_stream_crops_and_turns_is_as_in_the_program(
+    tmp_path: Path, photos: dict[str, UInt8], change: str
+) -> None:
+    assert FFMPEG is not None
+    plain = write(tmp_path / "plain.mp4", swaying(photos["coffee"], 12, width=SIDES[0], height=SIDES[1]), gop=12)
+    path = tmp_path / "changed.mp4"
+    command = [FFMPEG, "-v", "error", "-i", str(plain), "-c", "copy", "-bsf:v", f"h264_metadata={change}", str(path)]
+    subprocess.run(command, check=True, timeout=60)
+    compare(path)

@@ -49,8 +49,10 @@ def to_rgb(frame: av.VideoFrame, *, deinterlace: bool = False, turn: Turn | None
     frame is marked as interlaced. HDR (PQ, HLG) is tone-mapped by `tone_map`. What is transparent is laid over white,
     as in images. Raises ImageError for colours without a defined way to RGB.
     """
-    if deinterlace and frame.interlaced_frame:
-        frame = _deinterlaced(frame)
+    if (
+        frame.interlaced_frame
+    ):  # FFmpeg's newer scaler takes chroma of marked frames field by field, its program does not
+        frame = _filtered(frame, *(("estdif", "mode=frame") if deinterlace else ("setfield", "prog")))
     if frame.color_trc in (PQ, HLG):
         rgb = tone_map(_reformat(frame, "rgb48le"), "PQ" if frame.color_trc == PQ else "HLG")
     else:
@@ -96,7 +98,9 @@ class Planes:
 def notes(frame: av.VideoFrame, *, deinterlace: bool = False) -> str:
     """Remarks on the picture for a reader of the score, or nothing."""
     parts = []
-    if frame.interlaced_frame:
+    if (
+        frame.interlaced_frame
+    ):  # FFmpeg's newer scaler takes chroma of marked frames field by field, its program does not
         parts.append("interlaced, deinterlaced by estdif" if deinterlace else "interlaced")
     if frame.color_trc in (PQ, HLG):
         parts.append(f"HDR ({'PQ' if frame.color_trc == PQ else 'HLG'}) tone-mapped to SDR")
@@ -109,8 +113,11 @@ def turn_of(frame: av.VideoFrame) -> Turn | None:
     Not for every frame: PyAV's side data and their frame hold each other, so that a frame asked for them lives until
     Python looks for cycles. At 1080p that was 3 MB per frame, hundreds of frames long.
     """
-    side_data: Any = frame.side_data
-    data = bytes(side_data.get("DISPLAYMATRIX") or b"")
+    try:
+        side_data: Any = frame.side_data
+        data = bytes(side_data.get("DISPLAYMATRIX") or b"")
+    except ValueError:  # of a kind that PyAV has no name for, such as EXIF of a JPEG
+        data = b""
     if len(data) < 36:
         return None
     a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()
@@ -158,20 +165,20 @@ def _turned(rgb: UInt8, turn: Turn | None) -> UInt8:
     return np.ascontiguousarray(rgb)
 
 
-def _deinterlaced(frame: av.VideoFrame) -> av.VideoFrame:
-    """One frame through estdif, which needs no neighbours: sampled frames have none."""
+def _filtered(frame: av.VideoFrame, name: str, options: str) -> av.VideoFrame:
+    """One frame through a filter that needs no neighbours: sampled frames have none."""
     import av
 
     graph = av.filter.Graph()
     source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
-    deinterlacer = graph.add("estdif", "mode=frame")
-    source.link_to(deinterlacer)
-    deinterlacer.link_to(graph.add("buffersink"))
+    filter_ = graph.add(name, options)
+    source.link_to(filter_)
+    filter_.link_to(graph.add("buffersink"))
     graph.configure()
     graph.push(frame)
     graph.push(None)
     result = graph.pull()
     assert isinstance(result, av.VideoFrame)
-    for name in ("colorspace", "color_range", "color_trc", "color_primaries"):
-        setattr(result, name, getattr(frame, name))
+    for kept in ("colorspace", "color_range", "color_trc", "color_primaries"):
+        setattr(result, kept, getattr(frame, kept))
     return result

@@ -18,14 +18,14 @@ from PIL import Image
 
 from dgiqa.errors import ImageError
 from dgiqa.image import jpeg
+from dgiqa.image.zeros import LEAST
 from dgiqa.video import sei
-from dgiqa.video.joined import second_recording
 from dgiqa.video.sampling import Ticks
 from dgiqa.video.source import ONLY_LOGGING, Opened, import_av, reason_of
+from dgiqa.video.whole import unseen
 
 HELD_BYTES = 64 << 20  # most compressed data held back to see whether a group of pictures is needed
 B_FRAMES = ("h264", "hevc")
-ZEROS = 64  # zero bytes in a row, a lost sector's
 SEEK_AHEAD_S = 10.0  # a sample so far ahead is sought, not read up to
 SHORT_S = 1.0  # a stream that ends so much before its declared end was truncated
 JUMP_S = 10.0  # FFmpeg's dts_delta_threshold: a clock that steps further has jumped
@@ -177,11 +177,12 @@ class Decoding:
                 f"the video ends at {max(self.last_s, 0.0):.2f} s of {self.opened.duration_s:.2f} s: it is truncated"
             )
         if not ended and self.opened.path and not self.ticks.over and self.last_s <= self.end_s:
-            ended = self._unseen(self.opened.path)
-        if not ended and self.last_s < 0 and not self.packets:
+            ended = unseen(self.opened.path, self.opened.format)
+            ended = ended or (_damage_of_gif(self.opened.path) if self.opened.format == "gif" else "")
+        if not ended and not self.packets:
             ended = "there is no frame in it"
         if ended:
-            yield Picture(max(self.last_s, self.ticks.target), None, error=ended)
+            yield Picture(max(self.last_s, self.ticks.target, 0.0), None, error=ended)
 
     def _decoded(self) -> Iterator[Picture]:
         """Everything from the demuxer, group of pictures by group of pictures.
@@ -374,13 +375,6 @@ class Decoding:
         where = "in a pipe" if self.opened.pipe is not None else "from a server without range requests"
         return f"; an MP4 {where} needs its index first: ffmpeg -i in.mp4 -c copy -movflags +faststart out.mp4"
 
-    def _unseen(self, path: str) -> str:
-        """What a file holds that its demuxer does not give, or shows as if it were whole; "" where nothing is amiss."""
-        at = second_recording(path, self.opened.format)
-        if at is not None:
-            return f"another recording begins at byte {at:,}, which was not looked at: split it there"
-        return _damage_of_gif(path) if self.opened.format == "gif" else ""
-
     def _short(self) -> bool:
         """Whether the demuxer ended well before the declared end, and the sampling did not end it."""
         declared = self.opened.duration_s
@@ -425,11 +419,11 @@ def _zeroed(packet: bytes, codec: str) -> bool:
 
     H.264 and HEVC never write three of them in a row but before a start code and at a packet's end.
     """
-    at = packet.find(bytes(ZEROS))
+    at = packet.find(bytes(LEAST))
     if at < 0:
         return False
     if codec in B_FRAMES:
-        return re.search(rb"\0{%d}[^\0\1]" % ZEROS, packet[at:]) is not None
+        return re.search(rb"\0{%d}[^\0\1]" % LEAST, packet[at:]) is not None
     if codec != "mjpeg":
         return False
     try:

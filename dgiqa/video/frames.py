@@ -245,7 +245,7 @@ class Video:
 
     def _turn_of(self, frame: Any) -> colour.Turn | None:
         """A frame's own orientation, looked up again only when its rotation changes."""
-        if self._rotation != frame.rotation:
+        if self._rotation is None or frame.rotation not in (0, self._rotation):
             self._rotation, self._turn = frame.rotation, colour.turn_of(frame)
         return self._turn
 

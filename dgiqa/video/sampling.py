@@ -80,7 +80,7 @@ class Ticks:
         self.start = start
         self.step = step
         self.left = count
-        self.target = start  # nothing before this time is of interest
+        self.target = start or -math.inf  # nothing before this time is of interest; some files begin before 0
 
     @property
     def over(self) -> bool:
@@ -94,7 +94,7 @@ class Ticks:
         self.left -= 1
         if self.step:
             # On the grid, not after the frame: rounding and dropped frames must not add up
-            passed = math.floor((time_s + ROUNDING_S - self.start) / self.step) + 1
+            passed = max(0, math.floor((time_s + ROUNDING_S - self.start) / self.step)) + 1
             self.target = self.start + passed * self.step
         return True
 

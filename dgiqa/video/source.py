@@ -140,6 +140,7 @@ class Opened:
 
 
 AVFMT_TS_DISCONT = 0x200
+UNALIGNED = 1  # FFmpeg's AV_CODEC_FLAG_UNALIGNED: what a stream crops on the left is left out as well
 
 
 def open_raw(source: VideoSource, raw: Raw, name: str, timeout_s: float, max_pixels: int | None = None) -> Opened:
@@ -179,8 +180,11 @@ def open_container(source: VideoSource, name: str, timeout_s: float, max_pixels:
     context = stream.codec_context
     # A decoder stops at an error instead of painting over it: a made-up picture is not the video's quality. H.264's
     # marks what it painted, and would otherwise stop at messages beside the picture (SEI), which cameras get wrong.
-    explode = {} if context.name == "h264" else {"err_detect": "explode"}
+    explode = (
+        {} if context.name in ("h264", "tiff") else {"err_detect": "explode"}
+    )  # tiff stops at tags it does not know
     context.options = {"max_pixels": str(2 * (max_pixels or MAX_PIXELS))} | explode
+    context.flags |= UNALIGNED
     origin_s = (container.start_time or 0) / 1e6
     duration_s = _declared_duration(container, stream, origin_s)
     # An address that does not say how long it is has no end that could be waited for

@@ -1,0 +1,148 @@
+"""What FFmpeg's demuxers pass over without a word: the rest of a file behind damage or a cut, and another recording.
+
+Files are chains of parts that say how long they are. Where a chain breaks, a demuxer looks for a part that it knows, or
+ends as if that were the end.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_LOST = 1024  # zero bytes in a row that no stream without a container has
+_BARE = ("h264", "hevc", "mpegvideo", "m4v", "dv")
+_TS = 188  # bytes of a packet
+_MARKS = {"flv": b"FLV\x01", "nut": b"nut/multimedia container\0"}  # what a recording begins with
+_FLV_HEADER = (b"\x01\0\0\0\x09\0\0\0\0", b"\x04\0\0\0\x09\0\0\0\0", b"\x05\0\0\0\x09\0\0\0\0")  # video, sound, both
+_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+
+Part = Callable[[Any, int], int]  # bytes of a file, where a part begins -> its length, 0 where none begins
+
+
+def unseen(path: str | os.PathLike[str], container: str) -> str:
+    """What a file that was read to its end hides, "" where that is nothing. container: FFmpeg's name of the format."""
+    if not os.path.getsize(path):
+        return ""
+    names = container.split(",")
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if (at := _second_recording(data, names)) is not None:
+            return f"another recording begins at byte {at:,}, which was not looked at: split it there"
+        at = _break(data, names)
+    return "" if at is None else f"damaged or cut off at byte {at:,}, so that not all of it was looked at"
+
+
+def _second_recording(data: mmap.mmap, names: list[str]) -> int | None:
+    if "mov" in names:
+        return _second_movie(data)
+    if "asf" in names:
+        return next((at for at, _ in _chain(data, _asf) if at and data[at : at + 16] == _ASF), None)
+    mark = next((_MARKS[name] for name in names if name in _MARKS), None)
+    at = -1 if mark is None else data.find(mark, len(mark))
+    while mark is not None and "flv" in names and at >= 0 and data[at + 4 : at + 13] not in _FLV_HEADER:
+        at = data.find(mark, at + 1)
+    return at if at >= 0 else None
+
+
+def _second_movie(data: mmap.mmap) -> int | None:
+    """Where the second `ftyp` of MP4 or QuickTime is, unless it is in fragments, of which FFmpeg reads all."""
+    types: list[bytes] = []
+    for at, _ in _chain(data, _box):
+        kind = data[at + 4 : at + 8]
+        if kind == b"moof":
+            return None
+        if kind in (b"ftyp", b"moov") and kind in types:
+            return at
+        types.append(kind)
+    return None
+
+
+def _break(data: mmap.mmap, names: list[str]) -> int | None:
+    """Where the chain of parts breaks, or zero bytes took the place of data."""
+    if any(name in _BARE for name in names) and (at := data.find(bytes(_LOST))) >= 0:
+        return at
+    if "mpegts" in names:  # of which FFmpeg reports what lacks before its end
+        rest = len(data) % _TS
+        return len(data) - rest if rest and data[0] == data[_TS] == ord("G") else None
+    part = next((_PARTS[name] for name in names if name in _PARTS), None)
+    for at, length in _chain(data, part) if part else ():
+        if not length or at + length > len(data):
+            return at or None  # not even its first part: FFmpeg knows another layout
+    return None
+
+
+def _chain(data: mmap.mmap, part: Part) -> Iterator[tuple[int, int]]:
+    """Where each part begins, and its length; the last one may have none, or reach over the end."""
+    at, length = 0, 1
+    while length and at < len(data):
+        try:
+            length = part(data, at)
+        except IndexError:  # it ends within its header
+            length = 0
+        yield at, length
+        at += length
+
+
+def _box(data: mmap.mmap, at: int) -> int:
+    size = int.from_bytes(data[at : at + 4], "big")
+    size = int.from_bytes(data[at + 8 : at + 16], "big") if size == 1 else size
+    return size if size >= 8 else 0
+
+
+def _asf(data: mmap.mmap, at: int) -> int:
+    size = int.from_bytes(data[at + 16 : at + 24], "little")
+    return size if size >= 24 else 0
+
+
+def _matroska(data: mmap.mmap, at: int) -> int:
+    """A length of all ones is not known: the part is what is left."""
+    first = at + 9 - data[at].bit_length()  # behind the identifier
+    bytes_ = 9 - data[first].bit_length() if first < len(data) and data[at] else 9
+    size = int.from_bytes(data[first : first + bytes_], "big") & ((1 << 7 * bytes_) - 1)
+    known = size != (1 << 7 * bytes_) - 1
+    return 0 if bytes_ > 8 else first + bytes_ - at + size if known else len(data) - at
+
+
+def _ogg(data: mmap.mmap, at: int) -> int:
+    segments = data[at + 26] if data[at : at + 4] == b"OggS" and at + 27 <= len(data) else -1
+    return 27 + segments + sum(data[at + 27 : at + 27 + segments]) if segments >= 0 else 0
+
+
+def _program_stream(data: mmap.mmap, at: int) -> int:
+    """MPEG's packs, packets and its end."""
+    code = data[at + 3] if data[at : at + 3] == b"\0\0\1" else 0
+    if code == 0xBA:
+        return 14 + (data[at + 13] & 7) if data[at + 4] >> 6 == 1 else 12
+    length = int.from_bytes(data[at + 4 : at + 6], "big")
+    if 0xE0 <= code < 0xF0 and not length:  # not said
+        return len(data) - at
+    return 4 if code == 0xB9 else 6 + length if code > 0xB9 else 0
+
+
+def _mxf(data: mmap.mmap, at: int) -> int:
+    first = data[at + 16] if data[at : at + 4] == b"\x06\x0e\x2b\x34" and at + 16 < len(data) else 0xFF
+    count = first & 0x7F if first & 0x80 else 0
+    size = int.from_bytes(data[at + 17 : at + 17 + count], "big") if count else first
+    return 17 + count + size if count <= 8 else 0
+
+
+def _ivf(data: mmap.mmap, at: int) -> int:
+    return 12 + int.from_bytes(data[at : at + 4], "little") if at else 32
+
+
+def _dv(data: mmap.mmap, at: int) -> int:
+    return (144_000 if data[at + 3] & 0x80 else 120_000) if data[at : at + 2] == b"\x1f\x07" else 0
+
+
+def _y4m(data: mmap.mmap, at: int) -> int:
+    """The first two frames say how long each is."""
+    first = data.find(b"\nFRAME") + 1
+    second = data.find(b"FRAME", first + 5)
+    return first if not at else (second if second > 0 else len(data)) - first
+
+
+_PARTS: dict[str, Part] = {
+    **{"matroska": _matroska, "ogg": _ogg, "mpeg": _program_stream, "mxf": _mxf, "asf": _asf},
+    **{"ivf": _ivf, "dv": _dv, "yuv4mpegpipe": _y4m},
+}
