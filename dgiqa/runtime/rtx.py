@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from dgiqa import machine
 from dgiqa.errors import BackendError, BundleError
+from dgiqa.extras import load
 from dgiqa.runtime import cuda
 from dgiqa.runtime.backends import INSTALL, RTX, serves_rtx
 from dgiqa.runtime.ort import _DTYPES, NO_GRAPH, Opened, _import_onnxruntime, _options
@@ -200,11 +201,7 @@ def _not_served() -> str:
 
 
 def _import_plugin() -> Any:
-    try:
-        import onnxruntime_ep_nv_tensorrt_rtx as plugin
-    except ImportError as error:
-        raise BackendError(f"{RTX} cannot be imported ({error}); {INSTALL[RTX]}") from error
-    return plugin
+    return load("onnxruntime_ep_nv_tensorrt_rtx", RTX, "onnxruntime-ep-nv-tensorrt-rtx-cu13", "rtx")
 
 
 def _version(text: str) -> tuple[int, ...]:
