@@ -83,6 +83,7 @@ def throughput(bundle: str, count: int) -> dict[str, Any]:
         "bare_per_s": round(count / bare, 1),
         "scan_per_s": round(count / scanned, 1),
         "ratio": round(statistics.median(row["bare_s"] / row["scan_s"] for row in rows), 4),
+        "cpu_ratio": round(statistics.median(row["cpu_ratio"] for row in rows), 4),  # hardly depends on others
         "resident_mb": [resident[0], resident[len(resident) // 2], resident[-1]],
         "keys_equal": all(row["keys_equal"] for row in rows),
     }
@@ -195,12 +196,12 @@ def subject(options: dict[str, Any]) -> tuple[Handlers, dict[str, Any]]:
 
     def shard(images: int, number: int) -> dict[str, Any]:
         path = _shard(Path(options["folder"], f"{number}.tar"), images, number)
-        started = time.perf_counter()
+        started, spent = time.perf_counter(), time.process_time()
         for _ in scorer.score_many(pictures[n % PICTURES] for n in range(images)):
             pass
-        between = time.perf_counter()
+        between, spent_between = time.perf_counter(), time.process_time()
         done = score_shard(scorer, str(path), job)
-        ended = time.perf_counter()
+        ended, spent_ended = time.perf_counter(), time.process_time()
         assert asdict(done)["scored"] == images, done
         keys = (row["key"] for row in _rows(out, path))
         equal = all(key == _key(number, n) for n, key in enumerate(keys))
@@ -208,6 +209,7 @@ def subject(options: dict[str, Any]) -> tuple[Handlers, dict[str, Any]]:
         return {
             "bare_s": between - started,
             "scan_s": ended - between,
+            "cpu_ratio": (spent_between - spent) / (spent_ended - spent_between),
             "keys_equal": equal,
             "resident_mb": round(resident_mb(), 1),
         }

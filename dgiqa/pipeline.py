@@ -98,11 +98,12 @@ def schedule(
                 # last ones are shared out among the runs, or all but one would stand still.
                 idle = not coming
                 size = share(waiting(running), batch, networks.parallel) if idle else batch
-                # A failure must not wait behind a few tiles either, so such a batch runs before it is full.
+                # A failure must not wait behind a few tiles either, so such a batch runs before it is full; and where
+                # somebody waits for each image, not for all of them, no run stands still while there are tiles.
                 while (
                     not batches.full
                     and (left := waiting(running))
-                    and (idle or left >= batch or _behind(running) >= batch)
+                    and (idle or left >= batch or _behind(running) >= batch or (not ordered and batches.free))
                 ):
                     batches.start(take(_works(running), size))
                     ring()
@@ -225,6 +226,11 @@ class Batches:
     def running(self) -> int:
         """Batches that are on their way or done, and not settled."""
         return len(self._running)
+
+    @property
+    def free(self) -> bool:
+        """Whether another batch would run at once."""
+        return len(self._running) < self.networks.parallel
 
     @property
     def full(self) -> bool:

@@ -109,6 +109,23 @@ def test_an_image_is_prepared_while_the_networks_run_and_waits_for_no_slower_one
     assert all(future.result(30).tiles for future in futures)
 
 
+def test_a_few_tiles_do_not_wait_for_an_image_that_is_long_in_preparation(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, prepare = threading.Event(), Stages.prepare
+
+    def slow(self: Stages, source: Any, *arguments: Any, **options: Any) -> Any:
+        assert len(source) != 123 or done.wait(60)
+        return prepare(self, source, *arguments, **options)
+
+    monkeypatch.setattr(Stages, "prepare", slow)
+    large = scorer.inbox.submit(np.zeros((123, 60, 3), np.uint8))
+    small = scorer.inbox.submit(np.zeros((60, 60, 3), np.uint8), tiling="official:1")
+    assert small.result(30).tiles == 1 < scorer.stages.networks.batch
+    done.set()
+    assert large.result(30).tiles
+
+
 def test_one_bad_image_is_its_own_error_and_the_others_go_on(scorer: Scorer) -> None:
     async def mixed() -> list[Any]:
         sources = [pictures(1)[0], b"no image", "gone.jpg", pictures(1)[0]]
