@@ -365,7 +365,8 @@ def _open_heif(kind: str, plugin: str, data: bytes) -> Opened:
             return _converted(_all_bits(data, _depth(head))[top:bottom, left:right], convert, note, _orientation(image))
         return _loaded(image, kind, stop, meant=meant, box=box)
 
-    return Opened(kind, *image.size, _memory(image, kind, data), data, read)
+    deeper = 8 * image.width * image.height if _depth(head) > 8 else 0
+    return Opened(kind, *image.size, _memory(image, kind, data) + deeper, data, read)
 
 
 def _open_raw(kind: str, plugin: str, data: bytes) -> Opened:
@@ -606,7 +607,9 @@ def _by_opencv(data: bytes, depth: int = 16) -> NDArray[Any] | None:
         return None
     if levels.ndim == 3 and levels.shape[2] >= 3:
         levels = cv2.cvtColor(levels, cv2.COLOR_BGR2RGB if levels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
-    return np.asarray(levels if levels.dtype == np.uint8 else levels << 16 - depth)
+    if levels.dtype == np.uint16:
+        levels <<= 16 - depth
+    return np.asarray(levels)
 
 
 def _converted(levels: NDArray[Any], convert: colours.ToSrgb, note: str, orientation: int) -> Decoded:
