@@ -148,7 +148,7 @@ def test_likeness_falls_with_every_fault_and_is_highest_for_equal_pictures(photo
 
 def test_what_is_changed_less_than_eyes_see_changes_next_to_nothing(photos: Photos) -> None:
     photo = photos["coffee"]
-    assert likeness(photo ^ 1, photo) > 0.95
+    assert likeness(photo ^ np.uint8(1), photo) > 0.95
 
 
 @pytest.mark.parametrize("shape", [(224, 224), (227, 1001)])

@@ -213,9 +213,12 @@ def test_a_bundle_compares_as_pytorch_does(difference: str, tmp_path: Path) -> N
     model.config.__dict__["image_size"] = 224  # tiles as the small depth network's bundle has them
     save_weights(model, tmp_path / "fr.safetensors")
     save_small_depth(depth, str(tmp_path / "d.safetensors"))
-    bundle = import_weights(tmp_path / "fr.safetensors", tmp_path / "d.safetensors", tmp_path / "b", name="b")
     photo = np.ascontiguousarray(skimage.coffee()[::2, ::2])
     worse = (photo // 3).astype(np.uint8)
+    (tmp_path / "photos").mkdir()  # the export is compared on one small picture; others try it on many
+    Image.fromarray(photo).save(tmp_path / "photos" / "coffee.png")
+    weights = tmp_path / "fr.safetensors", tmp_path / "d.safetensors"
+    bundle = import_weights(*weights, tmp_path / "b", name="b", photos=tmp_path / "photos")
     with Scorer(bundle) as scorer:
         found = scorer.compare(worse, photo)
     fed = []
