@@ -232,10 +232,10 @@ def test_a_row_that_fails_is_told_and_the_others_go_on(on_a_gpu: list[Any], monk
 def test_scoring_on_a_device_leaves_the_cpu_little_to_do() -> None:
     call = kernel_subjects.device_path_call(3000, 4000)
     call()
-    started = time.perf_counter()
+    started = time.process_time()
     for _ in range(20):
         call()
-    assert (time.perf_counter() - started) / 20 < 1e-3  # measured 0.05 ms
+    assert (time.process_time() - started) / 20 < 1e-3  # measured 0.05 ms
 
 
 def test_without_a_gpu_measuring_is_refused() -> None:
