@@ -103,8 +103,18 @@ class _Header(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        return cls._checked(super().frombuf, buf, encoding, errors)
+
+    @classmethod
+    def _frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str, **more: Any) -> _Header:
+        """What newer Pythons call instead."""
+        read: Any = getattr(super(), "_frombuf")  # noqa: B009
+        return cls._checked(read, buf, encoding, errors, **more)
+
+    @staticmethod
+    def _checked(read: Any, buf: bytes | bytearray, *how: str, **more: Any) -> Any:
         try:
-            found = super().frombuf(buf, encoding, errors)
+            found = read(buf, *how, **more)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
         except tarfile.HeaderError as error:
