@@ -102,11 +102,11 @@ class _Header(tarfile.TarInfo):
     """A header that is an error if it cannot be read; tarfile takes that, and a file that breaks off, for the end."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Any:
         return cls._checked(super().frombuf, buf, encoding, errors)
 
     @classmethod
-    def _frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str, **more: Any) -> _Header:
+    def _frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str, **more: Any) -> Any:
         """What newer Pythons call instead."""
         read: Any = getattr(super(), "_frombuf")  # noqa: B009
         return cls._checked(read, buf, encoding, errors, **more)
