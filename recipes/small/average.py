@@ -89,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, nargs="+", required=True)
     parser.add_argument("--opinions", type=Path)
     parser.add_argument("--chains", type=Path, nargs="*", default=[])
+    parser.add_argument("--most", type=int, help="photographs with opinions; default: all that are trained on")
     parser.add_argument("--few", type=int, default=2000, help="pictures of each folder of chains; default: %(default)s")
     parser.add_argument("--workers", type=int, default=2, help="processes that look at pictures; default: %(default)s")
     parser.add_argument("--out", type=Path, required=True)
@@ -101,8 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         opinions = Pictures(o.opinions)
         batches = Batches(opinions, None, Settings())
         seen = gathered(o.out, o.opinions, batches.validation, o.workers)
-        features = [gathered(o.out, o.opinions, batches.training, o.workers)]
-        labels = [opinions.labels["mos"][batches.training]]
+        judged = batches.training[: o.most]
+        features = [gathered(o.out, o.opinions, judged, o.workers)]
+        labels = [opinions.labels["mos"][judged]]
         for folder in o.chains:
             chains = Pictures(folder)
             index = np.flatnonzero(~Batches(None, chains, Settings()).held_out)

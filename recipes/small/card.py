@@ -389,8 +389,8 @@ def variants_section(m: Figures, free: Figures) -> list[str]:
     ]
     return [
         "### Without BIQ2021",
-        f"The same recipe with clean photographs in the place of BIQ2021, so that no opinion about photographs is "
-        f"learned (`{free['bundle']}`, not in the wheel):",
+        f"The recipe's first runs with clean photographs in the place of BIQ2021, so that no opinion about photographs "
+        f"is learned (`{free['bundle']}`, not in the wheel):",
         *table(("measure", "this model", "without BIQ2021"), rows),
     ]
 
@@ -402,7 +402,8 @@ WHAT_IT_IS_NOT = """\
 - No judge of composition, taste or content. It was trained on what people say of the technical quality of photographs.
 - Not made for screenshots, drawings, text, medical or satellite pictures. `note` says when a picture looks like one.
 - Not tested on artefacts of generators or of neural codecs.
-- No proof for your pictures: people's opinions differ from set to set. Fifty own labels and `dgiqa-rt calibrate` tell.
+- No proof for your pictures: people's opinions differ from set to set. Some hundred own labels and
+  [`dgiqa-rt calibrate --adapt`](how-to/calibrate.md) bring it to yours.
 - Not sharp about small differences: two pictures within the interval may well be the other way round for people."""
 
 TRAINING = """\
