@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import cv2
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from dgiqa.nn.network import DGIQA, FULL, SMALL, CrossAttention  # noqa: E402
+from dgiqa.nn.network import DGIQA, FULL, SMALL, CrossAttention, softened  # noqa: E402
 from dgiqa.nn.train import build_network  # noqa: E402
 
 # Names and shapes of the published checkpoints (the paper's layout); {i} and {j} run over stages and blocks.
@@ -198,3 +200,12 @@ def batch_norm(name: str, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     for part in ("weight", "bias", "running_mean", "running_var"):
         yield f"{name}.{part}", (width,)
     yield f"{name}.num_batches_tracked", ()
+
+
+def test_a_softened_tile_is_what_opencv_smooths() -> None:
+    tile = np.random.default_rng(0).normal(size=(20, 24, 3)).astype(np.float32)
+    row = np.array((0.05, 0.9, 0.05), np.float32)
+    wanted = cv2.sepFilter2D(tile, -1, row, row, borderType=cv2.BORDER_CONSTANT)
+    found = softened(torch.from_numpy(tile).permute(2, 0, 1)[None], 0.05)[0].permute(1, 2, 0)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert softened(found, 0.0) is found

@@ -205,28 +205,17 @@ def test_the_mean_of_two_runs_is_their_mean():
     torch.testing.assert_close(average([one, other]).fc.weight, wanted)
 
 
-def test_the_last_layer_is_fitted_to_opinions_that_the_maps_statistics_tell(tmp_path, monkeypatch, capsys):
-    from recipes.small import average
+def test_a_timid_network_is_made_as_bold_as_people():
+    from recipes.small.average import rescaled
 
-    monkeypatch.setattr(learn, "VALIDATION", 6)
-    monkeypatch.setattr(average, "PART", 7)
-    torch.manual_seed(0)
-    network = DGIQA(dataclasses.replace(SMALL, depth_car=False)).eval()
-    save_weights(network, tmp_path / "one.safetensors")
-    dark = np.arange(24) % 2  # half of the pictures: nothing that a random network's score would follow
-    opinions = folder(tmp_path / "a", 24, {"mos": (0.8 - 0.5 * dark).astype(np.float32)})
-    rgb = np.load(opinions / "rgb.npy", mmap_mode="r+")
-    rgb[dark == 1] //= 4
-    chain = {"label": np.full(8, 0.3, np.float32), "source": np.arange(8)}
-    chained = folder(tmp_path / "b", 8, chain)
-    np.load(chained / "rgb.npy", mmap_mode="r+")[:] //= 4
-    arguments = [f"--weights={tmp_path / 'one.safetensors'}", f"--opinions={opinions}", f"--chains={chained}"]
-    assert average.main([*arguments, "--workers=1", f"--out={tmp_path / 'out.safetensors'}"]) == 0
-    made = learn.load_dgiqa(tmp_path / "out.safetensors")
-    assert made.config.statistics
-    found = learn.predict(made, learn.Pictures(opinions), np.arange(24))
-    assert found[dark == 0].min() > found[dark == 1].max() + 0.2
-    assert "strength inf" in capsys.readouterr().out
+    rng = np.random.default_rng(0)
+    network = DGIQA(dataclasses.replace(SMALL, depth_car=False))
+    weight, bias = network.fc.weight.detach().clone(), network.fc.bias.detach().clone()
+    logits = rng.normal(0.4, 0.5, (200, 4))
+    wanted = 1 / (1 + np.exp(-(2 * logits - 0.3)))
+    rescaled(network, 1 / (1 + np.exp(-logits)), wanted.mean(1))
+    torch.testing.assert_close(network.fc.weight, 2 * weight, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(network.fc.bias, 2 * bias - 0.3, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.slow

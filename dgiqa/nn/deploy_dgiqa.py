@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dgiqa.nn.backbones import STRIDES, feature_maps
 from dgiqa.nn.deploy_layers import linear, scaled_projections, with_pooled_shortcuts
 from dgiqa.nn.deploy_swin import WindowOrderSwin, is_foldable_swin
-from dgiqa.nn.network import DGIQA, TCB, CrossAttention, SelfAttention, with_heads
+from dgiqa.nn.network import DGIQA, TCB, CrossAttention, SelfAttention, softened, with_heads
 
 
 class TwinDGIQA(DGIQA):
@@ -49,13 +49,13 @@ class TwinDGIQA(DGIQA):
 
     def features_and_faults(self, rgb: Tensor, depth: Tensor) -> tuple[Tensor, Tensor | None]:
         half = cast(Branch, self.branches[0])
-        maps = half.maps(rgb)
+        maps = half.maps(softened(rgb, self.config.soften))
         guide = self.branch(depth, "_depth") if self.config.depth_car else None
         return with_heads(self, self.join(half.tokens(maps), guide), maps)
 
     def branch(self, image: Tensor, suffix: str = "") -> Tensor:
         """As `DGIQA.branch`, but tokens: [N,3,S,S] -> [N,T,C]."""
-        return self.branches[1 if suffix else 0](image)
+        return self.branches[1](image) if suffix else self.branches[0](softened(image, self.config.soften))
 
     def join(self, tokens: Tensor, guide: Tensor | None) -> Tensor:
         """As `DGIQA.join`: tokens of RGB and, with Depth-CAR, of depth, [N,T,C] -> f32 [N,C]."""

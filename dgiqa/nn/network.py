@@ -26,6 +26,8 @@ class DGIQAConfig:
         statistics of the RGB half's maps, because the last features tell how good a picture is, and no longer why.
     statistics: the last layer also reads these statistics, behind the features of the paper. Where a score is to follow
         new labels (`calibrate.adapt`), they tell of pictures what the paper's few features do not.
+    soften: weight of both neighbours, in rows and in columns, with which the RGB half smooths its tile first; 0: it
+        does not. A network that learned from tiles that were reduced twice sees such tiles again.
     The three switches at the end are the paper's ablations (tables 4 and 5).
     """
 
@@ -42,6 +44,7 @@ class DGIQAConfig:
     image_size: int = 224
     reasons: int = 0
     statistics: bool = False
+    soften: float = 0.0
     tcb: bool = True
     depth_car: bool = True
     dilated: bool = True
@@ -185,13 +188,19 @@ class DGIQA(nn.Module):
 
     def features_and_faults(self, rgb: Tensor, depth: Tensor) -> tuple[Tensor, Tensor | None]:
         """`features` f32 [N,C], and the logit of each kind of fault, f32 [N,K]; None where config.reasons is 0."""
-        maps = feature_maps(self.backbone, rgb)
+        maps = self.maps(rgb)
         guide = self.branch(depth, "_depth") if self.config.depth_car else None
         return with_heads(self, self.join(self._fuse(maps, ""), guide), maps)
 
     def branch(self, image: Tensor, suffix: str = "") -> Tensor:
         """One backbone and its bridges, RGB's ("") or the depth image's ("_depth"): [N,3,S,S] -> [N,C,7,7]."""
-        return self._fuse(feature_maps(self.depth_backbone if suffix else self.backbone, image), suffix)
+        return self._fuse(self.maps(image, suffix), suffix)
+
+    def maps(self, image: Tensor, suffix: str = "") -> list[Tensor]:
+        """The four maps of one backbone, RGB's ("") or the depth image's ("_depth")."""
+        if suffix:
+            return feature_maps(self.depth_backbone, image)
+        return feature_maps(self.backbone, softened(image, self.config.soften))
 
     def join(self, fused: Tensor, guide: Tensor | None) -> Tensor:
         """The part after both branches: [N,C,7,7] of RGB and, with Depth-CAR, of depth -> f32 [N,C]."""
@@ -214,6 +223,14 @@ class DGIQA(nn.Module):
             maps = [getattr(self, f"tcb{level}{suffix}")(m) for level, m in enumerate(maps, 1)]
         size = maps[-1].shape[-2:]
         return torch.cat([F.interpolate(m, size=size, mode="bilinear", align_corners=False) for m in maps], 1)
+
+
+def softened(image: Tensor, neighbour: float) -> Tensor:
+    """Normalised f32 [N,3,H,W], each pixel a weighted mean of the nine around it; `neighbour`: `DGIQAConfig.soften`."""
+    if not neighbour:
+        return image
+    row = image.new_tensor((neighbour, 1 - 2 * neighbour, neighbour))
+    return F.conv2d(image, torch.outer(row, row).expand(3, 1, 3, 3), padding=1, groups=3)
 
 
 def with_heads(network: Any, features: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:

@@ -27,7 +27,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dgiqa.nn.backbones import feature_maps
 from dgiqa.nn.commands import watched
 from dgiqa.nn.datasets import read_rgb
 from dgiqa.nn.depth import SMALL_PREPROCESS
@@ -51,7 +50,7 @@ def seen(network: DGIQA, rgb: NDArray[np.uint8]) -> Tensor:
     height, width = small.shape[0] - TILE, small.shape[1] - TILE
     tiles = np.stack([small[y : y + TILE, x : x + TILE] for y in (0, height) for x in (0, width)])
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        maps = feature_maps(network.backbone, to_input(tiles, tiles[..., 0])[0])
+        maps = network.maps(to_input(tiles, tiles[..., 0])[0])
     return statistics([m.float() for m in maps])
 
 
