@@ -8,7 +8,7 @@ chains: SROCC 0.845 and 0.836 before the fourth run, 0.835 and 0.894 after it, 0
 networks is timid, so with `--opinions` the last layer's scale and offset are fitted to those 600 photographs.
 
 The first four runs learned from tiles that were reduced twice, the fifth from tiles as scoring makes them. `--soften`
-smooths what their mean sees a little: with 0.05, SROCC on the 600 photographs is 0.842, without it 0.837.
+smooths a little what their mean sees: with 0.05, SROCC on the 600 photographs is 0.842, without it 0.837.
 """
 
 from __future__ import annotations
