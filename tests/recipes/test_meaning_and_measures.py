@@ -149,9 +149,9 @@ def test_correlations_of_peers_have_an_interval_around_them():
     assert found["interval"][0] < found["srocc"] < found["interval"][1]
 
 
-def test_one_frame_by_three_decoders_has_nearly_one_score(clean, monkeypatch):
+def test_a_frame_of_a_photograph_has_nearly_one_score_by_three_decoders(photos, monkeypatch):
     pytest.importorskip("imageio_ffmpeg")
     monkeypatch.setattr(measures, "DECODED", {"libx264": {"crf": "23"}})
-    found = measures.decoders(measures.Judge("small"), measures.read(clean, 1))
-    assert found["libx264"]["frames"] == 1
+    found = measures.decoders(measures.Judge("small"), [photos["chelsea"], photos["coffee"]])
+    assert found["libx264"]["frames"] == 2
     assert found["libx264"]["furthest"] <= 0.02
