@@ -27,7 +27,7 @@ from scipy.special import expit, logit
 
 from dgiqa.nn.network import DGIQA
 from dgiqa.nn.weights import save_weights
-from recipes.small.learn import Batches, Pictures, Settings, network_from, tile_outputs
+from recipes.small.learn import Batches, Pictures, Settings, network_from, tile_scores
 
 
 @torch.no_grad()
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(1)
         pictures = Pictures(o.opinions)
         index = Batches(pictures, None, Settings()).validation
-        rescaled(network, tile_outputs(network, pictures, index)[0], pictures.labels["mos"][index])
+        rescaled(network, tile_scores(network, pictures, index), pictures.labels["mos"][index])
     save_weights(network, o.out)
     return 0
 

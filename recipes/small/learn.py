@@ -402,25 +402,24 @@ def save(path: Path, network: nn.Module, average: nn.Module, optimiser: Any, ste
 
 def predict(network: DGIQA, pictures: Pictures, indices: NDArray[np.int64], side: int = SEEN) -> NDArray[np.float32]:
     """Scores f32 [n] of pictures by the four corner tiles of each, as scoring does with a square picture."""
-    return np.asarray(tile_outputs(network, pictures, indices, side)[0].mean(1))
+    return np.asarray(tile_scores(network, pictures, indices, side).mean(1))
 
 
 @torch.inference_mode()
-def tile_outputs(
+def tile_scores(
     network: DGIQA, pictures: Pictures, indices: NDArray[np.int64], side: int = SEEN
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Scores f32 [n,4] and features f32 [n,4,C] of the four corner tiles of pictures."""
+) -> NDArray[np.float32]:
+    """Scores f32 [n,4] of the four corner tiles of pictures."""
     network.eval()
-    end, scores, features = working.SIDE - side, [], []
+    end, found = working.SIDE - side, []
     for start in range(0, len(indices), 8):
         crops = [
             pictures.crop(i, Place(y, x, side)) for i in indices[start : start + 8] for y in (0, end) for x in (0, end)
         ]
         with torch.autocast("cpu", torch.bfloat16):
-            seen = network.features(*to_input(np.stack([c[0] for c in crops]), np.stack([c[1] for c in crops])))
-        scores.append(network.score(seen.float()).reshape(-1, 4).numpy())
-        features.append(seen.float().reshape(-1, 4, seen.shape[1]).numpy())
-    return np.concatenate(scores), np.concatenate(features)
+            score = network(*to_input(np.stack([c[0] for c in crops]), np.stack([c[1] for c in crops])))
+        found.append(score.float().reshape(-1, 4).numpy())
+    return np.concatenate(found)
 
 
 def validate(network: DGIQA, batches: Batches) -> dict[str, float]:
