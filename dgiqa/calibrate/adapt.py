@@ -60,7 +60,7 @@ def fit_layer(pictures: Sequence[Seen], labels: Floats, shipped: Layer) -> Layer
     features = np.array([seen.features.mean(0, dtype=np.float64) for seen in pictures])
 
     def predicted(train: NDArray[np.intp], test: NDArray[np.intp]) -> Floats:  # [pictures, strengths]
-        layers = fitted_layers(features[train], labels[train], shipped, STRENGTHS)
+        layers = _fitted(features[train], labels[train], shipped, STRENGTHS)
         return np.stack([_sigmoid(features[test] @ layer.weight + layer.bias) for layer in layers], 1)
 
     found = cross_validated(labels, predicted)
@@ -68,7 +68,7 @@ def fit_layer(pictures: Sequence[Seen], labels: Floats, shipped: Layer) -> Layer
     best = min(errors, key=lambda s: errors[s])
     if errors[best] > CLEAR_GAIN * errors[math.inf]:
         best = math.inf
-    return fitted_layers(features, labels, shipped, (best,))[0]
+    return _fitted(features, labels, shipped, (best,))[0]
 
 
 def adapted_out_of_fold(pictures: Sequence[Seen], labels: Floats, shipped: Layer) -> Floats:
@@ -111,7 +111,7 @@ def with_layer(path: str | Path, layer: Layer) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def fitted_layers(features: Floats, labels: Floats, shipped: Layer, strengths: Sequence[float]) -> list[Layer]:
+def _fitted(features: Floats, labels: Floats, shipped: Layer, strengths: Sequence[float]) -> list[Layer]:
     """The layer for labels f64 [n] in [0, 1] and features f64 [n,C], for every strength of the penalty.
 
     Logistic regression by Newton's method. The penalty leaves scale and offset.
