@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dgiqa.nn.backbones import STRIDES, feature_maps
 from dgiqa.nn.deploy_layers import linear, scaled_projections, with_pooled_shortcuts
 from dgiqa.nn.deploy_swin import WindowOrderSwin, is_foldable_swin
-from dgiqa.nn.network import DGIQA, TCB, CrossAttention, SelfAttention, softened, with_heads
+from dgiqa.nn.network import DGIQA, TCB, CrossAttention, SelfAttention, softened
 
 
 class TwinDGIQA(DGIQA):
@@ -47,15 +47,16 @@ class TwinDGIQA(DGIQA):
     def score(self, features: Tensor) -> Tensor:
         return torch.sigmoid(self.fc(features).reshape(-1))
 
-    def features_and_faults(self, rgb: Tensor, depth: Tensor) -> tuple[Tensor, Tensor | None]:
-        half = cast(Branch, self.branches[0])
-        maps = half.maps(softened(rgb, self.config.soften))
-        guide = self.branch(depth, "_depth") if self.config.depth_car else None
-        return with_heads(self, self.join(half.tokens(maps), guide), maps)
+    def maps(self, image: Tensor, suffix: str = "") -> list[Tensor]:
+        """As `DGIQA.maps`; of a folded Swin, tokens [N,T,C] in an order of their own."""
+        return self._half(suffix).maps(image if suffix else softened(image, self.config.soften))
 
-    def branch(self, image: Tensor, suffix: str = "") -> Tensor:
-        """As `DGIQA.branch`, but tokens: [N,3,S,S] -> [N,T,C]."""
-        return self.branches[1](image) if suffix else self.branches[0](softened(image, self.config.soften))
+    def _fuse(self, maps: list[Tensor], suffix: str) -> Tensor:
+        """As `DGIQA._fuse`, but tokens: [N,T,C]."""
+        return self._half(suffix).tokens(maps)
+
+    def _half(self, suffix: str) -> Branch:
+        return cast(Branch, self.branches[1 if suffix else 0])
 
     def join(self, tokens: Tensor, guide: Tensor | None) -> Tensor:
         """As `DGIQA.join`: tokens of RGB and, with Depth-CAR, of depth, [N,T,C] -> f32 [N,C]."""
@@ -99,9 +100,6 @@ class Branch(nn.Module):
             self.bridges = nn.ModuleList(
                 MapBridge(bridge, cells, ratio) for bridge, ratio in zip(bridges, ratios, strict=True)
             )
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.tokens(self.maps(image))
 
     def maps(self, image: Tensor) -> list[Tensor]:
         """The backbone's four maps: [N,C,H,W], or tokens [N,T,C] in an order of their own where it is a folded Swin."""

@@ -190,7 +190,12 @@ class DGIQA(nn.Module):
         """`features` f32 [N,C], and the logit of each kind of fault, f32 [N,K]; None where config.reasons is 0."""
         maps = self.maps(rgb)
         guide = self.branch(depth, "_depth") if self.config.depth_car else None
-        return with_heads(self, self.join(self._fuse(maps, ""), guide), maps)
+        features = self.join(self._fuse(maps, ""), guide)
+        if not (self.config.reasons or self.config.statistics):
+            return features, None
+        about = statistics(maps)
+        faults = self.fc_reasons(about).float() if self.config.reasons else None
+        return torch.cat([features, about], 1) if self.config.statistics else features, faults
 
     def branch(self, image: Tensor, suffix: str = "") -> Tensor:
         """One backbone and its bridges, RGB's ("") or the depth image's ("_depth"): [N,3,S,S] -> [N,C,7,7]."""
@@ -231,16 +236,6 @@ def softened(image: Tensor, neighbour: float) -> Tensor:
         return image
     row = image.new_tensor((neighbour, 1 - 2 * neighbour, neighbour))
     return F.conv2d(image, torch.outer(row, row).expand(3, 1, 3, 3), padding=1, groups=3)
-
-
-def with_heads(network: Any, features: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """`DGIQA.features_and_faults`, from the features f32 [N,C] of the dilated stack and the maps of the RGB half."""
-    config = network.config
-    about = statistics(maps) if config.reasons or config.statistics else features
-    return (
-        torch.cat([features, about], 1) if config.statistics else features,
-        network.fc_reasons(about).float() if config.reasons else None,
-    )
 
 
 def with_statistics(network: DGIQA) -> DGIQA:
