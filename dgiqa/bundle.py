@@ -92,7 +92,8 @@ class BundleSummary:
 class Golden:
     """The score of one golden image. file: its path in the bundle. tiling: the one it was scored with.
 
-    reasons: mean probability over the tiles of each column; empty where the network has none.
+    reasons: mean probability over the tiles of each column; empty where the network has none. full_reference: of what
+    `parity.beside` makes of the image, where the bundle compares pictures.
     """
 
     file: str
@@ -101,6 +102,7 @@ class Golden:
     score: float
     tile_scores: tuple[float, ...]
     reasons: tuple[float, ...] = ()
+    full_reference: float | None = None
 
 
 def load_bundle(name_or_path: str | Path) -> Bundle:
@@ -148,7 +150,7 @@ def load_golden(bundle: Bundle) -> list[Golden]:
 
 def golden_lines(golden: Iterable[Golden]) -> bytes:
     """The file golden.jsonl, as `load_golden` reads it."""
-    records = ({key: value for key, value in asdict(each).items() if value != ()} for each in golden)
+    records = ({key: value for key, value in asdict(each).items() if value not in ((), None)} for each in golden)
     return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()
 
 
@@ -389,7 +391,9 @@ def _parse_golden(bundle: Bundle, number: int, line: str) -> Golden:
         tile_scores = tuple(float(s) for s in record["tile_scores"])
         reasons = tuple(float(p) for p in record.get("reasons", ()))
         tiling = record["tiling"] if "tiling" in record else record["tiles"]  # of bundles made up to November 2026
-        golden = Golden(record["file"], record["sha256"], tiling, float(record["score"]), tile_scores, reasons)
+        near = record.get("full_reference")
+        near = None if near is None else float(near)
+        golden = Golden(record["file"], record["sha256"], tiling, float(record["score"]), tile_scores, reasons, near)
         if wrong := _misfit(golden):
             raise ValueError(wrong)
     except (ArithmeticError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -405,7 +409,8 @@ def _misfit(golden: Golden) -> str:
     for name in ("file", "sha256", "tiling"):
         if not isinstance(value := getattr(golden, name), str):
             return f"{name} is {value!r:.40}"
-    if not all(math.isfinite(score) for score in (golden.score, *golden.tile_scores, *golden.reasons)):
+    scores = (golden.score, *golden.tile_scores, *golden.reasons, golden.full_reference or 0.0)
+    if not all(map(math.isfinite, scores)):
         return "a score is not finite"
     return "" if _TILING.fullmatch(golden.tiling) else f"tiling is {golden.tiling!r:.40}"
 

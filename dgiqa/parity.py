@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa.bundle import GOLDEN, Bundle, Golden, golden_lines, load_golden
+from dgiqa.compare import compare as compare_pictures
 from dgiqa.errors import ParityError
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ TOLERANCE = BUDGETS["fp32"]
 
 @dataclass(frozen=True)
 class ParityRow:
-    """One golden image. difference: of the image's score; tile_difference: the largest of its tiles' scores.
+    """One golden image. difference: of the image's score, or of its full-reference score where that differs more;
+    tile_difference: the largest of its tiles' scores.
 
     reasons_difference: the largest of its reasons' probabilities; infinite where there are not as many as wanted.
     """
@@ -212,23 +214,42 @@ def certify(bundle: Bundle, scorer: Candidate) -> dict[str, Any]:
     return record | {"images": len(report.rows)}
 
 
-def golden_files(images: Iterable[bytes], score: Callable[[bytes], Score], suffix: str = ".png") -> dict[str, bytes]:
+def golden_files(
+    images: Iterable[bytes],
+    score: Callable[[bytes], Score],
+    suffix: str = ".png",
+    *,
+    near: Callable[[bytes], float | None] = lambda data: None,
+) -> dict[str, bytes]:
     """The files that make a bundle verifiable, ready for `bundle.write_bundle`: golden/01.png … and golden.jsonl.
 
     images: encoded images. score: what defines the truth; the reference pipeline, or the scorer that was compared
-    with it.
+    with it. near: the full-reference score of what `beside` makes of an image, where the bundle compares pictures.
     """
     files, golden = {}, []
     for number, data in enumerate(images, 1):
         name, result = f"golden/{number:02d}{suffix}", score(data)
         files[name], digest = data, hashlib.sha256(data).hexdigest()
         scores, reasons = tuple(result.tile_scores.tolist()), tuple(result.reasons.values())
-        golden.append(Golden(name, digest, result.tiling, result.value, scores, reasons))
+        golden.append(Golden(name, digest, result.tiling, result.value, scores, reasons, near(data)))
     return {**files, GOLDEN: golden_lines(golden)}
+
+
+def beside(data: bytes) -> tuple[UInt8, UInt8]:
+    """A golden image's bytes -> (a worse picture, the image itself), uint8 [H,W,3], for a full-reference score."""
+    from dgiqa.image import decode
+
+    rgb = decode(data)
+    return DISTORTIONS["noise 10"](rgb), rgb
 
 
 def _row(bundle: Bundle, golden: Golden, scorer: Candidate) -> ParityRow:
     got = scorer.score(bundle.path / golden.file, tiling=golden.tiling)
+    apart = [abs(got.value - golden.score)]
+    if golden.full_reference is not None:
+        pair = beside((bundle.path / golden.file).read_bytes())
+        near = compare_pictures(getattr(scorer, "stages", scorer), *pair, tiling=golden.tiling).full_reference
+        apart.append(math.nan if near is None else abs(near - golden.full_reference))
     pairs = list(zip(got.tile_scores.tolist(), golden.tile_scores, strict=False))
     tile_difference = max((abs(a - b) for a, b in pairs), default=math.nan)
     if len(got.tile_scores) != len(golden.tile_scores):  # another tiling is another model, whatever the mean says
@@ -238,7 +259,7 @@ def _row(bundle: Bundle, golden: Golden, scorer: Candidate) -> ParityRow:
         golden.tiling,
         golden.score,
         got.value,
-        abs(got.value - golden.score),
+        _worst(apart),
         tile_difference,
         _reasons_difference(list(got.reasons.values()), golden.reasons),
     )

@@ -13,7 +13,8 @@ import pytest
 from dgiqa import spec
 from dgiqa.bundle import Bundle, load_bundle, write_bundle
 from dgiqa.errors import BundleError
-from dgiqa.parity import TOLERANCE, ParityRow, compare, golden_files, verify_bundle
+from dgiqa.full_reference import FullReference
+from dgiqa.parity import TOLERANCE, ParityRow, beside, compare, golden_files, verify_bundle
 from dgiqa.scorer import Scorer
 
 ROW = ParityRow("golden/01.png", "grid", 0.5, 0.5, 0.0, 0.0)
@@ -88,6 +89,29 @@ def test_a_golden_line_with_other_tiles_fails(tiny_bundle: Bundle, tmp_path: Pat
     labels = {"name": "b", "title": "b", "licence": "x", "source": "y"}
     bundle = write_bundle(tmp_path / "b", files=files, preprocess=tiny_bundle.preprocess, **labels)
     assert not verify_bundle(bundle, Scorer(bundle)).passed
+
+
+def test_a_full_reference_score_is_verified_as_well(telling_bundle: Bundle, tmp_path: Path) -> None:
+    image = (telling_bundle.path / "golden/01.png").read_bytes()
+    head = FullReference((0.1,) * 8, 1.0)
+    common = {"preprocess": telling_bundle.preprocess, "meaning": telling_bundle.meaning, "features": 8}
+    common |= {"name": "b", "title": "b", "licence": "x", "source": "y", "full_reference": head}
+    networks = {name: telling_bundle.file(name) for name in (spec.DEPTH_FILE, spec.QUALITY_FILE)}
+
+    def released(near: float | None) -> Bundle:
+        files = networks | golden_files([image], Scorer(telling_bundle).score, near=lambda data: near)
+        return write_bundle(tmp_path / "b", files=files, **common, overwrite=True)
+
+    with Scorer(released(None)) as scorer:
+        near = scorer.compare(*beside(image)).full_reference
+        assert verify_bundle(scorer.bundle, scorer).passed
+    assert near is not None
+    assert abs(near - 0.731) > 1e-3, "the pictures differ"
+    for moved, passes in ((0.0, True), (2e-4, False)):
+        with Scorer(bundle := released(near + moved)) as scorer:
+            report = verify_bundle(bundle, scorer)
+        assert report.passed == passes
+        assert report.max_difference == pytest.approx(moved, abs=1e-6)
 
 
 def test_a_scorer_of_another_bundle_is_refused(tiny_bundle: Bundle) -> None:

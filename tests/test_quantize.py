@@ -29,6 +29,7 @@ from dgiqa.builder.calibrate import (
 )
 from dgiqa.bundle import Bundle, load_bundle, load_golden
 from dgiqa.errors import BackendError, BundleError, EngineError, ImageError, ParityError
+from dgiqa.full_reference import FullReference
 from dgiqa.parity import BUDGETS
 from dgiqa.store import sha256_of
 
@@ -884,6 +885,36 @@ def test_errors_are_those_of_scores_on_the_bundles_scale(rgb_bundle: Bundle, pho
     probe = make_probe([photos["coffee"][::4, ::4]], networks, rgb_bundle.preprocess, rgb_bundle.meaning.mapped)
     errors = probe.errors({spec.QUALITY_FILE: Off()})
     assert (errors.worst, errors.rms) == (pytest.approx(0.01, abs=1e-5), pytest.approx(0.01, abs=1e-5))
+
+
+def test_what_compares_pictures_is_held_to_the_budget_as_well(telling_bundle: Bundle, tmp_path: Path) -> None:
+    """A last layer that makes much of small differences of features, where the score of one picture moves little."""
+    quantize_bundle(telling_bundle, "fp16", tmp_path / "alone")
+    compares = dataclasses.replace(telling_bundle, full_reference=FullReference((40.0, -40.0) * 4, 0.0))
+    with pytest.raises(ParityError, match=r"within 0.002 of score, .*choose fp32"):
+        quantize_bundle(compares, "fp16", tmp_path / "beside")
+
+
+def test_errors_of_every_second_picture_are_those_beside_the_one_before(
+    telling_bundle: Bundle, photos: dict[str, Any]
+) -> None:
+    class Off:
+        def run(self, feeds: dict[str, Any]) -> dict[str, Any]:
+            found = quality.run(feeds)
+            return found | {spec.QUALITY_FEATURES: found[spec.QUALITY_FEATURES] * np.float32(1.1)}
+
+    networks = {file: OrtSession(telling_bundle.file(file)) for file in FILES}
+    quality, head = networks[spec.QUALITY_FILE], FullReference((1.0,) * 8, 0.0)
+    pictures = [photo[::4, ::4] // dark for photo in photos.values() for dark in (1, 2)]
+    probe = make_probe(pictures, networks, telling_bundle.preprocess, telling_bundle.meaning.mapped, head)
+    errors = probe.errors({spec.QUALITY_FILE: Off()})
+    assert not errors.images[: len(pictures)].any(), "scores of one picture stay"
+    wanted = [probe.pictures[i].wanted[spec.QUALITY_FEATURES] for i in (1, 0)]
+    moved = head.score(*(np.float32(1.1) * each for each in wanted)) - head.score(*wanted)
+    assert errors.images[len(pictures)] == pytest.approx(moved.mean(), abs=1e-6)
+    assert len(errors.images) == 1.5 * len(pictures)
+    assert abs(moved.mean()) > 1e-3
+    assert len(probe.few().pictures) % 2 == 0
 
 
 def test_no_picture_to_measure_on_is_said_so(tiny_bundle: Bundle) -> None:

@@ -10,6 +10,7 @@ percentile, the same four layers left out, since strong distortions live in what
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from dgiqa import forward, preprocess, spec
 from dgiqa.bundle import Bundle, load_golden
 from dgiqa.errors import BundleError, ImageError
+from dgiqa.full_reference import FullReference
 from dgiqa.image import decode
 from dgiqa.parity import DISTORTIONS
 from dgiqa.runtime.ort import OrtSession
@@ -32,6 +34,7 @@ UInt8 = NDArray[np.uint8]
 Progress = Callable[[str], None]
 Distort = Callable[[UInt8], UInt8]
 Mapped = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+Outputs = dict[str, NDArray[np.float32]]
 Networks = Mapping[str, Any]  # spec.DEPTH_FILE, where there is one, and spec.QUALITY_FILE -> session
 
 MAX_IMAGES = 500  # for calibration; more cost time and move thresholds no further
@@ -62,30 +65,31 @@ class _Picture:
     depth: UInt8 | None  # [H,W], what the depth network made of it
     size: tuple[int, int]  # height, width of the photograph
     windows: NDArray[np.int32]  # [n,2]
-    scores: NDArray[np.float32]  # [n], of the fp32 networks, not mapped
+    wanted: Outputs  # of the fp32 quality network, f32 [n,...] each
 
 
 @dataclass(frozen=True)
 class Probe:
     """A few photographs with the scores that the fp32 networks give them.
 
-    mapped: what the bundle makes of tile scores f32 [n], since its scores are what may not move.
+    mapped: what the bundle makes of tile scores f32 [n], since its scores are what may not move. head: compares every
+    second photograph with the one before, of the same size; its scores may not move either. A last layer that weighs
+    differences of features can make more of an error than the one that scores a picture alone.
     """
 
     pictures: tuple[_Picture, ...]
     networks: Networks
     p: spec.Preprocess
     mapped: Mapped
+    head: FullReference | None = None
 
     def errors(self, changed: Networks) -> Errors:
         """How far scores move when these sessions replace the networks of the same names."""
         seen = self.seen_by(changed[spec.DEPTH_FILE]) if spec.DEPTH_FILE in changed else self
         quality = changed.get(spec.QUALITY_FILE, self.networks[spec.QUALITY_FILE])
-        moved = [
-            self.mapped(forward.tile_scores(quality, picture.rgb, picture.depth, picture.windows, self.p))
-            - self.mapped(picture.scores)
-            for picture in seen.pictures
-        ]
+        wanted = [picture.wanted for picture in seen.pictures]
+        got = [_outputs(quality, picture.rgb, picture.depth, picture.windows, self.p) for picture in seen.pictures]
+        moved = [a - b for a, b in zip(self._scores(got), self._scores(wanted), strict=True)]
         images = np.array([tiles.mean(dtype=np.float64) for tiles in moved])
         return Errors(images, np.concatenate(moved).astype(np.float64))
 
@@ -95,7 +99,7 @@ class Probe:
         def seen(picture: _Picture) -> _Picture:
             made = depth.run({spec.DEPTH_INPUT: picture.image})[spec.DEPTH_OUTPUT]
             if not np.isfinite(made).all():
-                return replace(picture, scores=np.full_like(picture.scores, np.nan))
+                return replace(picture, wanted={k: np.full_like(v, np.nan) for k, v in picture.wanted.items()})
             return replace(picture, depth=preprocess.depth_image(made, *picture.size, self.p))
 
         return replace(self, pictures=tuple(map(seen, self.pictures)))
@@ -106,23 +110,39 @@ class Probe:
         Every other photograph is distorted, and so is every other one of these.
         """
         chosen = []
-        for picture in self.pictures[::3]:
+        for number, picture in enumerate(self.pictures):
             ends = np.unique([0, len(picture.windows) - 1])
-            chosen.append(replace(picture, windows=picture.windows[ends], scores=picture.scores[ends]))
+            if number % 3 == 0 if self.head is None else number % 4 < 2:  # every other pair
+                wanted = {name: found[ends] for name, found in picture.wanted.items()}
+                chosen.append(replace(picture, windows=picture.windows[ends], wanted=wanted))
         return replace(self, pictures=tuple(chosen))
 
+    def _scores(self, outputs: Sequence[Outputs]) -> list[NDArray[np.float32]]:
+        """Of each photograph and, where they are compared, each pair: f32 [n] of its tiles."""
+        scores = [self.mapped(found[spec.QUALITY_OUTPUT]) for found in outputs]
+        if self.head is not None:
+            features = [found[spec.QUALITY_FEATURES] for found in outputs]
+            scores += map(self.head.score, features[1::2], features[::2])
+        return scores
 
-def make_probe(photographs: Iterable[UInt8], networks: Networks, p: spec.Preprocess, mapped: Mapped) -> Probe:
+
+def make_probe(
+    photographs: Iterable[UInt8],
+    networks: Networks,
+    p: spec.Preprocess,
+    mapped: Mapped,
+    head: FullReference | None = None,
+) -> Probe:
     """Score photographs, uint8 [H,W,3] RGB, with the fp32 networks. Raises ValueError if there is none."""
     pictures = tuple(_picture(rgb, networks, p) for rgb in photographs)
     if not pictures:
         raise ValueError("got no photograph to measure scores on, wanted at least one that can be read")
-    return Probe(pictures, networks, p, mapped)
+    return Probe(pictures, networks, p, mapped, head)
 
 
 def score_tiles(rgb: UInt8, networks: Networks, p: spec.Preprocess) -> NDArray[np.float32]:
     """Scores f32 [n] of a photograph's grid tiles, uint8 [H,W,3] RGB; their mean is the photograph's score."""
-    return _picture(rgb, networks, p).scores
+    return _picture(rgb, networks, p).wanted[spec.QUALITY_OUTPUT]
 
 
 def measure(
@@ -176,12 +196,11 @@ def photographs(
 def probe_photographs(bundle: Bundle, calibration: Callable[[], Iterator[UInt8]]) -> Iterator[UInt8]:
     """Every golden image as it is and under one distortion each; without golden images, the first for calibration."""
     try:
-        golden = load_golden(bundle)
+        pictures = _read([bundle.path / golden.file for golden in load_golden(bundle)], lambda _: None)
     except BundleError:
-        yield from (rgb for _, rgb in zip(range(12), calibration(), strict=False))
-        return
+        pictures = itertools.islice(calibration(), 0, 12, 2)  # every other one is distorted
     distort = list(_distortions().values())[1:]
-    for number, rgb in enumerate(_read([bundle.path / g.file for g in golden], lambda _: None)):
+    for number, rgb in enumerate(pictures):
         yield rgb
         yield distort[number % len(distort)](rgb)
 
@@ -227,8 +246,15 @@ def _picture(rgb: UInt8, networks: Networks, p: spec.Preprocess) -> _Picture:
         image = fed[0][1][spec.DEPTH_INPUT]
     working = preprocess.working_image(rgb, p)
     windows = preprocess.grid_windows(working.shape[0], working.shape[1], p.tile)
-    scores = forward.tile_scores(networks[spec.QUALITY_FILE], working, depth, windows, p)
-    return _Picture(image, working, depth, (rgb.shape[0], rgb.shape[1]), windows, scores)
+    wanted = _outputs(networks[spec.QUALITY_FILE], working, depth, windows, p)
+    return _Picture(image, working, depth, (rgb.shape[0], rgb.shape[1]), windows, wanted)
+
+
+def _outputs(network: Any, rgb: UInt8, near: UInt8 | None, windows: NDArray[np.int32], p: spec.Preprocess) -> Outputs:
+    """Scores of a working image's windows and, where the quality network gives them, features."""
+    runs = [network.run(feeds) for feeds in forward.tiles(rgb, near, windows, p)]
+    names = [name for name in (spec.QUALITY_OUTPUT, spec.QUALITY_FEATURES) if name in runs[0]]
+    return {name: np.concatenate([found[name] for found in runs]) for name in names}
 
 
 def _distortions() -> dict[str, Distort]:

@@ -150,7 +150,8 @@ def quantize_bundle(
     models = {file: load_model(bundle.file(file)) for file in names}
     pictures, described = photographs(bundle, calibration, progress)
     fp32 = {file: OrtSession(bundle.file(file)) for file in names}
-    probe = make_probe(probe_photographs(bundle, pictures), fp32, bundle.preprocess, bundle.meaning.mapped)
+    tried = probe_photographs(bundle, pictures)
+    probe = make_probe(tried, fp32, bundle.preprocess, bundle.meaning.mapped, bundle.full_reference)
     if precision == "fp16":
         parts, convert = _layers_and_operator_types(models), _to_half_of(models, like_half)
         room = dict.fromkeys(names, 0)
@@ -361,6 +362,6 @@ def _report(
             raise ParityError(f"{found} within {budget:g} of score, wanted {share} or more; {fix}")
         files[file] = {"layers": dict(layers), "bytes": size, "size_ratio": round(size / full, 4)}
     table = [group.row for group in groups]
-    error = {"max": max(errors.worst, worst), "mean": float(abs(errors.images).mean()), "images": len(errors.images)}
+    error = {"max": max(errors.worst, worst), "mean": float(abs(errors.images).mean()), "images": len(probe.pictures)}
     left_out = [f"{row['file']}: {row['name']}" for row in table if row["left_out"]]
     return {"budget": budget, "error": error, "parts": table, "left_out": left_out, "files": files}

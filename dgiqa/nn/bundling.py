@@ -31,7 +31,7 @@ from dgiqa.nn.network import DGIQA
 from dgiqa.nn.onnx_export import PHOTOGRAPHS, Export, ExportError, export_depth, export_quality, photographs, takes
 from dgiqa.nn.reference import TorchScorer, decode
 from dgiqa.nn.systems import system_of
-from dgiqa.parity import golden_files, verify_bundle
+from dgiqa.parity import beside, golden_files, verify_bundle
 from dgiqa.scorer import Scorer
 from dgiqa.spec import Preprocess
 
@@ -89,6 +89,9 @@ def build_bundle(
     def truth(data: bytes) -> Any:
         return reference.score(decode(data), GOLDEN_TILING)
 
+    def near(data: bytes) -> float | None:
+        return reference.near(*beside(data), GOLDEN_TILING) if isinstance(quality, DGIQAFR) else None
+
     with tempfile.TemporaryDirectory() as scratch:
         exports = {}
         if depth is not None:
@@ -100,7 +103,10 @@ def build_bundle(
         )
         features = _features(exports[spec.QUALITY_FILE].path)
         golden_pngs = [_png(image) for image in golden or [_small(picture, preprocess) for picture in pictures[:4]]]
-        files = {**{file: export.path for file, export in exports.items()}, **golden_files(golden_pngs, truth)}
+        files = {
+            **{file: export.path for file, export in exports.items()},
+            **golden_files(golden_pngs, truth, near=near),
+        }
         arguments: dict[str, Any] = {
             "name": name,
             "title": title,

@@ -103,6 +103,12 @@ class TorchScorer:
         tile_scores = self._mapped(scores.numpy())
         return TorchScore(float(tile_scores.mean(dtype=np.float64)), tile_scores, tiling, reasons)
 
+    def near(self, picture: NDArray[np.uint8], reference: NDArray[np.uint8], tiling: str = "grid") -> float:
+        """Full-reference score of two pictures, uint8 [H,W,3] each; the quality network is a DGIQA-FR."""
+        with torch.no_grad():
+            both = [_fed(source, self._depth, self._p, tiling) for source in (picture, reference)]
+            return float(self._quality(*both[0], *both[1])[:, 0].double().mean())
+
 
 def open_reference(
     bundle: Bundle, quality: str | Path, depth: str | Path | None, depth_version: str | None = None
