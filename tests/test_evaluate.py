@@ -340,11 +340,16 @@ def test_the_commands_train_evaluate_and_draw(dataset, tmp_path, monkeypatch, ca
     assert "--good and --degraded" in capsys.readouterr().err
 
 
-def test_fewer_crops_are_drawn_from_the_most(dataset, tmp_path, tiny_bundle):
+def test_fewer_crops_are_drawn_from_the_most_and_the_grid_stands_beside_them(dataset, tmp_path, tiny_bundle, capsys):
     data = ["--dataset", "csv", "--root", str(tmp_path / "data"), "--bundle", str(tiny_bundle.path)]
     assert evaluate.main(["crops", *data, "--counts", "1", "4", "--out", str(tmp_path / "k")]) == 0
     rows = table(tmp_path / "k" / "curve.csv")
-    assert len(rows) == 2 * evaluate.CROP_DRAWS
+    assert len(rows) == 2 * evaluate.CROP_DRAWS + 1
+    assert rows[-1]["random crops"] == "grid"
+    *_, fewest, most, grid = capsys.readouterr().out.splitlines()
+    assert fewest.startswith("random crops 1: SROCC ")
+    assert most.endswith("+- 0.0000")
+    assert grid.startswith(f"random crops grid: SROCC {float(rows[-1]['srocc']):.4f}")
     assert np.ptp([float(row["plcc"]) for row in rows if row["random crops"] == "4"]) < 1e-6  # all, in another order
     assert cv2.imread(str(tmp_path / "k" / "curve.png")).std() > 1
     tiles = np.arange(12.0).reshape(3, 4)
@@ -352,13 +357,16 @@ def test_fewer_crops_are_drawn_from_the_most(dataset, tmp_path, tiny_bundle):
     assert ((some > tiles.min(1)) & (some < tiles.max(1))).all()
 
 
-def test_features_lie_in_a_plane_beside_those_of_another_set(dataset, tmp_path, telling_bundle):
+def test_features_lie_in_a_plane_beside_those_of_another_set(dataset, tmp_path, telling_bundle, capsys):
     pytest.importorskip("sklearn")
     data = ["--dataset", "csv", "--root", str(tmp_path / "data"), "--bundle", str(telling_bundle.path)]
     also = ["--also", "csv", str(tmp_path / "data")]
     assert evaluate.main(["tsne", *data, *also, "--out", str(tmp_path / "s")]) == 0
     rows = table(tmp_path / "s" / "tsne.csv")
     assert [row["set"] for row in rows] == ["1: data"] * 12 + ["2: data"] * 12
+    assert capsys.readouterr().out.startswith("1: data: 12 pictures, SROCC of opinion with that of neighbours ")
+    line = np.linspace((0, 0), (1, 1), 40)
+    assert evaluate._near(line, np.arange(40.0)) > 0.95
     assert cv2.imread(str(tmp_path / "s" / "tsne.png")).std() > 1
 
 

@@ -17,9 +17,10 @@ import argparse
 import csv
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dgiqa.errors import DgiqaError
-from dgiqa.metrics import histogram_overlap, overlap
+from dgiqa.metrics import histogram_overlap, overlap, srocc
 from dgiqa.nn import plots
 from dgiqa.nn.checkpoints import load_dgiqa
 from dgiqa.nn.commands import exit_code, watched
@@ -90,6 +91,7 @@ PAPER_ABLATION = {  # tables 4 and 5: (left out, trained on, tested on)
     ("tcb", "koniq10k", "flive"): (0.457, 0.509),
 }
 COUNTS, CROP_DRAWS = (1, 2, 3, 5, 10, 15, 20, 25, 30, 40, 50), 20  # numbers of crops, draws of each
+NEIGHBOURS = 10  # in a plane of features
 TILING_HELP = "grid, or official:20 for the authors' random crops; default: %(default)s"
 SPLIT_HELP = "80:20 by seed, or as published (KonIQ-10k, LIVE-FB, a CSV's split column); default: %(default)s"
 
@@ -347,13 +349,11 @@ def _protocol(options: argparse.Namespace) -> None:
 def _consistency(options: argparse.Namespace) -> None:
     """The protocol once for each weight of the loss, each in its own folder."""
     config = config_from(options)
-    results = []
+    rows = []
     for weight in options.lambdas:
         changed = dataclasses.replace(config, consistency=weight)
-        found = _trained(options, changed, options.out / f"lambda{weight:g}")
-        results.append(dataclasses.replace(found, name=f"{weight:g}", paper=None))
-    _curve(options.lambdas, [result.rows for result in results], options.out, "weight of the consistency loss")
-    print(format_table(results))
+        rows.append(_trained(options, changed, options.out / f"lambda{weight:g}").rows)
+    _curve(options.lambdas, rows, options.out, "weight of the consistency loss")
 
 
 def _trained(options: argparse.Namespace, config: TrainConfig, out: Path) -> Result:
@@ -397,10 +397,19 @@ def _tsne(options: argparse.Namespace) -> None:
     points = [(name, *place, score) for name, found, scores in sets for place, score in zip(found, scores, strict=True)]
     _write_csv(options.out / "tsne.csv", [("set", "x", "y", "score"), *points])
     plots.draw_embedding(sets, options.out / "tsne.png")
+    for name, found, scores in sets:
+        print(f"{name}: {len(found)} pictures, SROCC of opinion with that of neighbours {_near(found, scores):.3f}")
+
+
+def _near(places: NDArray[np.floating], scores: NDArray[np.floating]) -> float:
+    """How well places f [n,2] order scores [n]: SROCC with the mean of each one's NEIGHBOURS nearest others."""
+    apart = np.linalg.norm(places[:, None] - places[None], axis=2)
+    nearest = np.argsort(apart, axis=1)[:, 1 : 1 + NEIGHBOURS]
+    return srocc(scores[nearest].mean(1), scores)
 
 
 def _crops(options: argparse.Namespace) -> None:
-    """Every picture is scored once with the most crops; fewer are drawn from these."""
+    """Every picture is scored once with the most crops, of which fewer are drawn, and once with the grid."""
     from dgiqa.scorer import Scorer
 
     dataset = chosen_dataset(options)
@@ -410,7 +419,9 @@ def _crops(options: argparse.Namespace) -> None:
     rows = [
         [scores_of(_some(tiles, count, draws), dataset.scores) for _ in range(CROP_DRAWS)] for count in options.counts
     ]
-    _curve(options.counts, rows, options.out, "random crops")
+    with Scorer(options.bundle, tiling="grid") as scorer:
+        values = np.array([score.value for score in _scores(scorer, dataset)])
+    _curve(options.counts, rows, options.out, "random crops", {"grid": scores_of(values, dataset.scores)})
 
 
 def _scores(scorer: Scorer, dataset: IQADataset) -> Iterator[Score]:
@@ -424,15 +435,30 @@ def _some(tiles: NDArray[np.floating], count: int, draws: np.random.Generator) -
     return draws.permuted(tiles, axis=1)[:, :count].mean(1)
 
 
-def _curve(values: Sequence[float], rows: Sequence[Sequence[dict[str, float]]], out: Path, what: str) -> None:
-    """curve.csv and curve.png of metrics by a value, which has a row for each seed or draw."""
+def _curve(
+    values: Sequence[float],
+    rows: Sequence[Sequence[dict[str, float]]],
+    out: Path,
+    what: str,
+    levels: Mapping[str, dict[str, float]] = MappingProxyType({}),
+) -> None:
+    """curve.csv and curve.png of metrics by a value, which has a row for each seed or draw, and a line for each.
+
+    levels: metrics of something that has no such value.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    lines = [
-        (value, *(row[key] for key in METRICS)) for value, found in zip(values, rows, strict=True) for row in found
-    ]
+    found = [*zip(values, rows, strict=True), *((name, [row]) for name, row in levels.items())]
+    lines = [(value, *(row[key] for key in METRICS)) for value, each in found for row in each]
     _write_csv(out / "curve.csv", [(what, *METRICS), *lines])
-    curves = {key.upper(): [[row[key] for row in found] for found in rows] for key in ("srocc", "plcc")}
-    plots.draw_curves(values, curves, out / "curve.png", what)
+    keys = ("srocc", "plcc")
+    for value, each in found:
+        spread = (
+            f"{key.upper()} {np.mean(v):.4f} +- {np.std(v):.4f}" for key in keys for v in [[r[key] for r in each]]
+        )
+        print(f"{what} {value}:", *spread)
+    curves = {key.upper(): [[row[key] for row in each] for each in rows] for key in keys}
+    straight = {f"{key.upper()}, {name}": row[key] for key in keys for name, row in levels.items()}
+    plots.draw_curves(values, curves, out / "curve.png", what, straight)
 
 
 def _density(options: argparse.Namespace) -> None:

@@ -49,13 +49,22 @@ def draw_embedding(sets: Sequence[tuple[str, NDArray[Any], NDArray[Any]]], path:
 
 
 def draw_curves(
-    values: Sequence[float], curves: Mapping[str, Sequence[Sequence[float]]], path: Path, what: str
+    values: Sequence[float],
+    curves: Mapping[str, Sequence[Sequence[float]]],
+    path: Path,
+    what: str,
+    levels: Mapping[str, float],
 ) -> None:
-    """Mean of each curve at each value, and the deviation over its repetitions. what: the axis of the values."""
+    """Mean of each curve at each value, and the deviation over its repetitions. what: the axis of the values.
+
+    levels: dashed lines across; the first has the first curve's colour, and so on.
+    """
     figure, axes = _figure()
     for name, repeated in curves.items():
         means, spread = ([float(of(each)) for each in repeated] for of in (np.mean, np.std))
         axes.errorbar(values, means, yerr=spread, marker="o", capsize=3, label=name)
+    for number, (name, level) in enumerate(levels.items()):
+        axes.axhline(level, color=f"C{number}", linestyle="--", linewidth=1, label=name)
     axes.set(xlabel=what, ylabel="correlation with people's opinion")
     axes.legend()
     _save(figure, path)
