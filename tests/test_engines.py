@@ -61,6 +61,14 @@ def test_what_was_stored_is_found_whole(tiny_bundle: Bundle) -> None:
     assert found.bytes == sum(p.stat().st_size for p in found.files.values())
 
 
+def test_an_engine_takes_the_place_of_an_older_one_of_its_key_and_leaves_nothing_beside_it(tiny_bundle: Bundle) -> None:
+    older = keep(tiny_bundle)
+    newer = keep(tiny_bundle)
+    assert (newer.path, newer.created > older.created) == (older.path, True)
+    assert [path.name for path in older.path.parent.iterdir() if path.suffix != ".lock"] == [older.name]
+    assert engines.load(newer.path, tiny_bundle) == newer
+
+
 def test_a_missing_engine_names_the_command_that_builds_it(tiny_bundle: Bundle) -> None:
     keep(tiny_bundle, "int8")
     command = rf"dgiqa-rt build --bundle {re.escape(str(tiny_bundle.path))} --fp16 --backend onnxruntime$"

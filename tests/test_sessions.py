@@ -37,6 +37,20 @@ def affine(opset: int = spec.OPSET, ir_version: int = 9, kind: str = "Add", doma
     return model.SerializeToString()
 
 
+@pytest.mark.parametrize(("asked", "recorded"), [(None, True), (True, True), (False, False)])
+def test_tensorrt_records_graphs_unless_it_may_not(
+    monkeypatch: pytest.MonkeyPatch, asked: bool | None, recorded: bool
+) -> None:
+    from dgiqa.runtime import session as room
+    from dgiqa.runtime import trt
+
+    seen: list[bool] = []
+    monkeypatch.setattr(room, "choose", lambda *asked: "tensorrt")
+    monkeypatch.setattr(trt, "TrtSession", lambda path, *, graphs, **rest: seen.append(graphs) or affine)
+    open_session("a.plan", "tensorrt", graphs=asked)
+    assert seen == [recorded]
+
+
 @pytest.fixture
 def session() -> OrtSession:
     return OrtSession(affine(), threads=1)

@@ -120,6 +120,20 @@ def test_out_of_time_leaves_weights_and_a_run_that_goes_on(tmp_path):
     assert [row[0] for row in rows(tmp_path / "losses.csv")[1:]] == [str(i) for i in range(1, 21)]
 
 
+def test_the_mean_of_the_weights_is_what_is_judged_and_saved(tmp_path):
+    from safetensors.torch import load_file
+
+    saved = []
+    for ema in (0.0, 0.9):
+        judged: list[torch.Tensor] = []
+        config, out = dataclasses.replace(CONFIG, epochs=2, ema=ema), tmp_path / str(ema)
+        seen = lambda model, judged=judged: judged.append(model.head.weight.clone()) or {"srocc": 0.5}  # noqa: E731
+        train(Tiny(), Pictures(), config, out, validation=seen)
+        saved.append(load_file(out / "weights.safetensors")["head.weight"])
+        assert torch.equal(saved[-1], judged[-1])
+    assert not torch.equal(*saved)
+
+
 def test_a_run_says_how_it_ends(tmp_path, capsys):
     train(Tiny(), Pictures(), dataclasses.replace(CONFIG, epochs=1), tmp_path, validation=lambda model: {"srocc": 0.5})
     assert "step 5/5, epoch 1.00, loss " in capsys.readouterr().err
