@@ -139,7 +139,7 @@ def _plan(onnx: Path, plugins: list[Path]) -> Path:
         half.write_bytes(to_half(load_model(onnx)).SerializeToString())
         shape = tuple((n, 3, spec.TILE, spec.TILE) for n in (1, 8, max(TILES)))
         shapes = dict.fromkeys((spec.QUALITY_RGB, spec.QUALITY_DEPTH), shape)
-        build_plan(half, plan, shapes=shapes, plugins=plugins, progress=print)  # type: ignore[arg-type]
+        build_plan(half, plan, shapes=[shapes], plugins=plugins, progress=print)  # type: ignore[list-item]
     return plan
 
 

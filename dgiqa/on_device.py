@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from dgiqa import preprocess, spec
 from dgiqa.errors import BackendError, DgiqaError, ImageError
 from dgiqa.runtime import cuda
-from dgiqa.runtime.cuda import DeviceArray, Lane, Recent, Replay
+from dgiqa.runtime.cuda import DeviceArray, Lane
 from dgiqa.runtime.kernels import RANGE_WORDS, DepthMap, Image, Kernels, Nv12, is_finite, normalised_levels
 
 LANES = 2  # one is prepared while the other runs
@@ -44,8 +44,6 @@ class Bound(Protocol):
     arrays: dict[str, DeviceArray]
 
     def put(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Network(Protocol):
@@ -90,9 +88,9 @@ class _Request:
 class DeviceScorer:
     """A bundle's two networks with the kernels between them, all on one device. Safe from several threads.
 
-    depth, quality: sessions that take device arrays. together: images of one size per run of the depth network, which
-    are those that wait when a lane is free. sizes: image sizes whose memory is kept, least recently used first out.
-    record: as CUDA graphs. home: the context that images must be of, where that is known.
+    depth, quality: sessions that take device arrays. lanes: each keeps the memory of the image sizes that came last.
+    together: images of one size per run of the depth network, which are those that wait when a lane is free. home: the
+    context that images must be of, where that is known.
     """
 
     def __init__(
@@ -104,15 +102,11 @@ class DeviceScorer:
         kernels: Kernels,
         lanes: Sequence[Lane],
         together: int = 1,
-        sizes: int = SIZES,
-        record: bool = True,
         home: cuda.Context | None = None,
     ) -> None:
         self._home = home
         self._networks, self._p, self._kernels = (depth, quality), p, kernels
-        self._together, self._record = together, record
-        self._lanes = list(lanes)
-        self._plans = {lane: Recent(sizes) for lane in self._lanes}
+        self._together, self._lanes = together, list(lanes)
         self._free: queue.SimpleQueue[Lane] = queue.SimpleQueue()
         self._waiting: deque[_Request] = deque()
         self._turn = threading.Lock()
@@ -164,10 +158,6 @@ class DeviceScorer:
             return
         for _ in self._lanes:
             self._free.get()
-        for lane, plans in self._plans.items():
-            with lane.current():
-                lane.sync()
-                plans.close()
         del self._levels
         for lane in self._lanes:
             with lane.current():
@@ -179,7 +169,7 @@ class DeviceScorer:
         image, producer = device_image(source, stream)
         if self._home is not None:
             try:
-                cuda.check_home(image.luma if isinstance(image, Nv12) else image.pointer, self._home)
+                self._home.check_home(image.luma if isinstance(image, Nv12) else image.pointer)
             except ValueError as error:
                 raise ImageError(str(error)) from error
         return image, [s for s in (stream, producer) if s is not None]
@@ -211,17 +201,14 @@ class DeviceScorer:
                     request.found.set_exception(error)
 
     def _scored(self, lane: Lane, requests: list[_Request]) -> list[DeviceScores | DgiqaError]:
-        plan = self._plan(lane, requests[0], len(requests))
+        like, count = requests[0], len(requests)
+        plan: _Plan = lane.recent((*like.like, count), lambda: _Plan(self, lane, like, count))
         for i, request in enumerate(requests):
             for stream in request.after:
                 lane.follow(stream)
             _place(request.image, plan.place(i), lane, self._kernels)
         plan.run()
         return plan.results(requests)
-
-    def _plan(self, lane: Lane, like: _Request, count: int) -> _Plan:
-        made: _Plan = self._plans[lane].get_or_make((*like.like, count), lambda: _Plan(self, lane, like, count))
-        return made
 
 
 class _Plan:
@@ -252,14 +239,13 @@ class _Plan:
         for name, columns in self._columns.items():
             self._starts[name], nbytes = nbytes, nbytes + 4 * columns * total
         self._found = lane.empty((nbytes,), np.uint8)
-        self._replay = Replay(lane, record=scorer._record)
 
     def place(self, i: int) -> int:
         """Where the work finds an image."""
         return self._at(self.pixels, i)
 
     def run(self) -> None:
-        self._replay(self._work)
+        self._lane.replay(self, self._work)
 
     def results(self, requests: list[_Request]) -> list[DeviceScores | DgiqaError]:
         """Wait; the scores of each image, or what was wrong with it."""
@@ -276,11 +262,6 @@ class _Plan:
             ms, extra = (time.perf_counter() - request.started) * 1e3, {name: each[i] for name, each in rows.items()}
             found.append(DeviceScores(scores[i].reshape(-1), self.windows, self.size, self.short, ms, extra))
         return found
-
-    def close(self) -> None:
-        self._replay.close()
-        for bound in (self._run_depth, *self._run_quality.values()):
-            bound.close()
 
     def _work(self) -> None:
         """Everything from the kept copies to the kept scores; nothing in it depends on the images."""
@@ -362,11 +343,10 @@ def open_device_scorer(depth: Any, quality: Any, p: spec.Preprocess) -> DeviceSc
     if kernels.emulated:
         raise BackendError(f"{kernels.path} emulates the kernels on a CPU; set DGIQA_KERNELS to a CUDA build of it")
     context = context_of(quality)
-    lanes = [Lane(context) for _ in range(LANES)]
-    together = min(getattr(depth, "most_at_once", 1), 8)
     record = all(getattr(each, name, True) for each in (depth, quality) for name in ("recordable", "graphs"))
-    options: dict[str, Any] = {"together": together, "record": record, "home": context}
-    return DeviceScorer(depth, quality, p, kernels=kernels, lanes=lanes, **options)
+    lanes = [Lane(context, keep=SIZES, record=record) for _ in range(LANES)]
+    together = min(getattr(depth, "most_at_once", 1), 8)
+    return DeviceScorer(depth, quality, p, kernels=kernels, lanes=lanes, together=together, home=context)
 
 
 def context_of(session: Any) -> cuda.Context:
@@ -393,7 +373,7 @@ def device_image(source: Any, stream: Any = None) -> tuple[Image | Nv12, int | N
     if isinstance(source, Nv12):
         return source, None
     try:
-        array = cuda.view_of(source, stream)
+        array = cuda.view_of(source, stream or 0)
     except TypeError as error:
         raise ImageError(str(error)) from error
     shape, dtype = array.shape, array.dtype

@@ -343,7 +343,7 @@ def fake_core(driver: FakeDriver) -> ModuleType:
 
         @staticmethod
         def from_handle(handle: int) -> Stream:
-            return Stream(handle, owned=False)
+            return Stream(0 if handle == 1 else handle, owned=False)  # two names of the default stream
 
         def __cuda_stream__(self) -> tuple[int, int]:
             return 0, self._at
@@ -482,12 +482,10 @@ def fake_core(driver: FakeDriver) -> ModuleType:
             )
 
     module = ModuleType("cuda.core")
-    module.__version__ = "0.3.2"  # type: ignore[attr-defined] # asked for where names are missing
     classes = (Stream, Buffer, LegacyPinnedMemoryResource, Device, GraphBuilder, Graph)
     vars(module).update(
         {each.__name__: each for each in classes}, utils=SimpleNamespace(StridedMemoryView=StridedMemoryView)
     )
-    vars(module).update(LEGACY_DEFAULT_STREAM=Stream(0, owned=False), PER_THREAD_DEFAULT_STREAM=Stream(2, owned=False))
     return module
 
 
@@ -576,9 +574,6 @@ class FakeEngine:
     def get_tensor_dtype(self, name: str) -> Any:
         return SimpleNamespace(name=self.type)
 
-    def get_tensor_location(self, name: str) -> str:
-        return "device"
-
     def get_tensor_mode(self, name: str) -> str:
         return "out" if name == "score" else "in"
 
@@ -639,6 +634,11 @@ def fake_tensorrt(driver: FakeDriver, version: str = "11.4.0.106") -> ModuleType
     class IProgressMonitor:
         pass
 
+    def nptype(trt_type: Any) -> type:
+        if trt_type.name != "FLOAT":
+            raise TypeError("Could not resolve TensorRT datatype to an equivalent numpy datatype.")
+        return np.float32
+
     module = ModuleType("tensorrt")
     vars(module).update(
         __version__=version,
@@ -647,9 +647,9 @@ def fake_tensorrt(driver: FakeDriver, version: str = "11.4.0.106") -> ModuleType
         Runtime=Runtime,
         LayerInformationFormat=SimpleNamespace(JSON="json"),
         TensorIOMode=SimpleNamespace(INPUT="in"),
-        TensorLocation=SimpleNamespace(DEVICE="device"),
         ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"),
         ProfilingVerbosity=SimpleNamespace(NONE="none", DETAILED="detailed"),
+        nptype=nptype,
     )
     return module
 
@@ -674,8 +674,9 @@ def write_plan(path: Path, **about: Any) -> Path:
 def install(monkeypatch: pytest.MonkeyPatch, driver: FakeDriver) -> FakeDriver:
     """`from cuda.bindings import driver` and `import tensorrt` give the fakes for one test."""
     package, bindings, core = ModuleType("cuda"), ModuleType("cuda.bindings"), fake_core(driver)
-    bindings.driver, package.bindings, package.core = driver, bindings, core  # type: ignore[attr-defined]
+    package.bindings, package.core = bindings, core  # type: ignore[attr-defined]
     for module in (package, bindings, core):
         monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", driver)
     monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(driver))
     return driver

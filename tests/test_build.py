@@ -30,7 +30,7 @@ from dgiqa.errors import BackendError, EngineError, ParityError
 from dgiqa.image import decode
 from dgiqa.parity import BUDGETS
 from dgiqa.runtime import backends as room_of_names
-from dgiqa.runtime import engines, plans
+from dgiqa.runtime import engines, trt
 from dgiqa.runtime.backends import PLAIN_INT8, backends, choose
 from dgiqa.scorer import Scorer
 
@@ -278,7 +278,7 @@ def test_a_disk_that_refuses_is_an_error_that_names_the_place_and_leaves_nothing
 def tensorrt(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A stand-in for the room that builds and runs plans; a plan is the ONNX file it was made of."""
     from dgiqa.builder import plan
-    from dgiqa.runtime import cuda, plans, trt
+    from dgiqa.runtime import cuda, trt
     from dgiqa.runtime.ort import OrtSession
 
     types, layers = {"fp16": 5, "fp32": 1}, {"fp16": 5}
@@ -289,7 +289,7 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         asked.options.append(rest["options"])
         asked.plugins += plugins
         shutil.copy(onnx, plan)
-        return SimpleNamespace(layers=6, precisions=asked.types, bytes=plan.stat().st_size, seconds=1.0)
+        return asked.types
 
     def context(device: int | None) -> Any:
         asked.devices.append(device)
@@ -301,8 +301,8 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     here = {"version": "11.4.0.106", "gpu": "NVIDIA Z1", "compute_capability": "9.0"}
     monkeypatch.setattr(plan, "build_plan", build_plan)
-    monkeypatch.setattr(plans, "layer_precisions", lambda plan, plugins=(): dict(asked.layers))
-    monkeypatch.setattr(plans, "identity", lambda device: here)
+    monkeypatch.setattr(trt, "layer_precisions", lambda plan, plugins=(): dict(asked.layers))
+    monkeypatch.setattr(trt, "identity", lambda device: here)
     monkeypatch.setattr(cuda, "Context", context)
     monkeypatch.setattr(trt, "TrtSession", session)
     monkeypatch.setattr(
@@ -347,10 +347,10 @@ def test_plans_are_built_for_the_shapes_asked_for_and_found_again(
 def test_a_plan_that_was_built_for_more_is_loaded_where_it_runs(
     tiny_bundle: Bundle, tensorrt: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = plans.identity(None)
+    here = trt.identity(None)
 
     def elsewhere(**changed: str) -> None:
-        monkeypatch.setattr(plans, "identity", lambda device=None: here | changed)
+        monkeypatch.setattr(trt, "identity", lambda device=None: here | changed)
 
     for options, fits, misfits in (
         (PlanOptions(), {}, {"version": "11.5.0"}),
@@ -410,7 +410,7 @@ def test_the_lean_runtime_stands_in_where_tensorrt_is_not(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "tensorrt", None)  # put back afterwards
     monkeypatch.delitem(sys.modules, "tensorrt")
     assert "tensorrt" in backends()
-    assert plans.import_tensorrt().__name__ == "tensorrt_lean"
+    assert trt.import_tensorrt().__name__ == "tensorrt_lean"
     assert sys.modules["tensorrt"] is sys.modules["tensorrt_lean"]
     del sys.modules["tensorrt_lean"]
 
@@ -465,12 +465,12 @@ def test_int8_is_not_offered_where_it_gains_nothing() -> None:
 def test_fp8_is_refused_on_a_gpu_without_such_units(
     tiny_bundle: Bundle, tensorrt: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = plans.identity(None)
-    monkeypatch.setattr(plans, "identity", lambda device=None: here | {"gpu": "A100", "compute_capability": "8.0"})
+    here = trt.identity(None)
+    monkeypatch.setattr(trt, "identity", lambda device=None: here | {"gpu": "A100", "compute_capability": "8.0"})
     with pytest.raises(BackendError, match=r"A100 has compute capability 8\.0, and fp8 needs 8\.9 or later"):
         build(tiny_bundle, backend="tensorrt", precision="fp8")
     assert nothing_left()
-    monkeypatch.setattr(plans, "identity", lambda device=None: here | {"compute_capability": "12.0"})
+    monkeypatch.setattr(trt, "identity", lambda device=None: here | {"compute_capability": "12.0"})
     with pytest.raises(ParityError, match="can be fp8"):  # asked for, and this bundle's layers are too narrow
         build(tiny_bundle, backend="tensorrt", precision="fp8")
 

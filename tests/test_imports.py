@@ -150,7 +150,7 @@ def module_of(name: str) -> str:
 def test_only_rooms_of_engines_import_one() -> None:
     engines = {"onnxruntime", "openvino", "tensorrt"}
     users = {room for room, path in MODULES.items() for name, _, _ in imports(path) if name.split(".")[0] in engines}
-    assert users <= {"runtime.ort", "runtime.ov", "runtime.trt", "runtime.plans", "builder.plan", "builder.quantize"}
+    assert users <= {"runtime.ort", "runtime.ov", "runtime.trt", "builder.plan", "builder.quantize"}
 
 
 def clean(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:

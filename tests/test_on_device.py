@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import gc
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import gpu_fakes
 import numpy as np
@@ -40,17 +42,19 @@ def view(array: DeviceArray) -> NDArray[Any]:
     return np.frombuffer(raw, array.dtype).reshape(array.shape)
 
 
-class HostLane:
+class HostLane(cuda.Lane):
     """A stream and memory of a device that is host memory; it counts what crosses over, and whom it followed."""
 
-    def __init__(self, handle: int = 5) -> None:
+    def __init__(self, handle: int = 5, keep: int = 4) -> None:
         self.handle, self.at = handle, 0
+        self._keep, self._record, self._kept, self.graphs = keep, False, OrderedDict(), WeakKeyDictionary()
+        self.current = nullcontext  # type: ignore[assignment]
         self.allocations, self.uploads, self.downloads = 0, [], []  # type: ignore[var-annotated]
         self.followed: list[Any] = []
         self.closed = False
 
-    def current(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    def take(self, source: Any) -> DeviceArray:
+        return cuda.view_of(source)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
         self.allocations += 1
@@ -75,6 +79,7 @@ class HostLane:
         pass
 
     def close(self) -> None:
+        self._kept.clear()
         self.closed = True
 
 
@@ -88,12 +93,11 @@ class Bound:
         self.arrays = {**feeds, **fresh, **(outputs or {})}
 
     def put(self) -> None:
-        assert id(self) in self.network.open, "used after it was closed"
         self.network.runs.append(next(iter(self.feeds.values())).shape[0])
         for name, array in self.network.run({name: view(feed) for name, feed in self.feeds.items()}).items():
             view(self.arrays[name])[...] = array
 
-    def close(self) -> None:
+    def __del__(self) -> None:
         self.network.open.remove(id(self))
 
 
@@ -145,11 +149,11 @@ def networks_of(host: Scorer) -> tuple[Any, Any]:
     return networks.depth, networks.quality
 
 
-def on_device(host: Scorer, kernels: Kernels, **options: Any) -> Device:
+def on_device(host: Scorer, kernels: Kernels, *, sizes: int = 4, **options: Any) -> Device:
     assert host._alone is not None
     networks = host._alone.networks
-    lane, depth, quality = HostLane(), HostNetwork(networks.depth), HostNetwork(networks.quality)
-    options = {"lanes": [lane], "record": False, **options}
+    lane, depth, quality = HostLane(keep=sizes), HostNetwork(networks.depth), HostNetwork(networks.quality)
+    options = {"lanes": [lane], **options}
     scorer = DeviceScorer(depth, quality, host.bundle.preprocess, kernels=kernels, **options)
     return Device(scorer, lane, depth, quality)
 
@@ -511,9 +515,6 @@ class LateBinding:
     def put(self) -> None:
         self.driver.put(self.bound.lane.handle, self.bound.put)
 
-    def close(self) -> None:
-        self.bound.close()
-
 
 def test_on_streams_that_run_as_late_as_they_may(
     host: Scorer, kernels: Kernels, photos: dict[str, NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
@@ -521,10 +522,10 @@ def test_on_streams_that_run_as_late_as_they_may(
     """Lanes themselves, on a driver that notices a missing wait and memory that is gone. One graph per size."""
     driver = gpu_fakes.install(monkeypatch, FakeDriver(total=1 << 28))
     before, context = driver.alive(), cuda.Context()
-    lanes = [cuda.Lane(context) for _ in range(2)]
+    lanes = [cuda.Lane(context, keep=2) for _ in range(2)]
     networks = [Late(driver, HostNetwork(session)) for session in networks_of(host) if session]
     late: Any = Late(driver, kernels)
-    scorer = DeviceScorer(*networks, host.bundle.preprocess, kernels=late, lanes=lanes, sizes=2, together=2)
+    scorer = DeviceScorer(*networks, host.bundle.preprocess, kernels=late, lanes=lanes, together=2)
     producer = cuda.Lane(context)
     turned = [photos["chelsea"], photos["chelsea"][::-1], photos["chelsea"][:, ::-1]]
 

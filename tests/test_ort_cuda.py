@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from dgiqa import machine, spec
 from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.errors import BackendError
-from dgiqa.runtime.cuda import DeviceArray
+from dgiqa.runtime.cuda import DeviceArray, view_of
 from dgiqa.runtime.ort import OrtSession
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -152,7 +153,6 @@ def test_arrays_of_the_host_are_run_and_those_of_the_gpu_are_bound(monkeypatch: 
     for wrong, message in (
         (OnGpu((3, 2), "<f8"), "'x' is float64"),
         (OnGpu((3, 5)), r"shape \[3, 5\], wanted \['batch', 2\]"),
-        (OnGpu((3, 2), strides=(4, 12)), "wanted C-contiguous"),
     ):
         with pytest.raises(ValueError, match=message):
             session.bind({"x": wrong}, None, lane)  # type: ignore[arg-type]
@@ -167,6 +167,9 @@ class HostLane:
     def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
         memory = np.full(shape, np.nan, dtype)
         return DeviceArray(memory.ctypes.data, shape, memory.dtype, None, memory)
+
+    def take(self, source: Any) -> DeviceArray:
+        return view_of(source)
 
     def sync(self) -> None:
         self.waits += 1
@@ -197,7 +200,6 @@ def test_bound_arrays_stay_on_the_gpu(monkeypatch: pytest.MonkeyPatch, graph: bo
         np.testing.assert_array_equal(other.arrays["y"].owner, own.owner)  # sized by the name of its dimension
     assert (host.asked["devices"], lane.waits) == ({1}, 4)
     assert host.asked["graphs"] == (["1", "2"] * 2 if graph else [None] * 4)  # one graph for each set of addresses
-    bound.close()
 
 
 def test_arrays_are_bound_only_where_onnxruntime_computes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +216,7 @@ def test_the_real_onnxruntime_takes_what_is_bound(tiny_bundle: Bundle) -> None:
     tile = tiny_bundle.preprocess.tile
     rng = np.random.default_rng(0)
     feeds = {name: lane.empty((4, 3, tile, tile), np.float32) for name in session.inputs}
-    session.__dict__.update(_kind="cpu ", _graph=True)
+    session.__dict__.update(_kind="cpu ", graphs=itertools.count(1))
     session.place = lambda bind, name, array: bind(  # type: ignore[method-assign]
         name, "cpu", 0, array.dtype.type, list(array.shape), array.pointer
     )

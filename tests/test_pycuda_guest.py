@@ -65,6 +65,7 @@ def test_gpu_arrays_are_scored_in_place_on_a_pycuda_stream_and_context(
     from pycuda import driver, gpuarray
 
     from dgiqa.builder.plan import build_plan
+    from dgiqa.runtime.cuda import Lane
     from dgiqa.runtime.trt import TrtSession
 
     bundle = load_bundle("small")
@@ -77,15 +78,20 @@ def test_gpu_arrays_are_scored_in_place_on_a_pycuda_stream_and_context(
     driver.init()
     context = driver.Device(0).make_context()  # not the primary one
     try:
-        build_plan(bundle.file(spec.QUALITY_FILE), tmp_path / "plan", shapes=dict.fromkeys(feeds, tiles))
+        build_plan(bundle.file(spec.QUALITY_FILE), tmp_path / "plan", shapes=[dict.fromkeys(feeds, tiles)])
         stream = driver.Stream()
         placed = {name: gpuarray.to_gpu_async(array, stream=stream) for name, array in feeds.items()}
-        with TrtSession(tmp_path / "plan") as session:
-            score = gpuarray.empty(wanted.shape, np.float32)
-            for _ in range(4):  # plain, recorded, replayed
-                session.run(placed, {spec.QUALITY_OUTPUT: score}, stream=stream)
-                stream.synchronize()
-                np.testing.assert_allclose(score.get(), wanted, atol=1e-4)
+        session = TrtSession(tmp_path / "plan")
+        score, lane = gpuarray.empty(wanted.shape, np.float32), Lane(session.context)
+        lane.follow(stream)
+        bound = session.bind(placed, {spec.QUALITY_OUTPUT: score}, lane)
+        for _ in range(4):  # plain, recorded, replayed
+            bound.run()
+            lane.sync()
+            np.testing.assert_allclose(score.get(), wanted, atol=1e-4)
+        del bound
+        session.close()
+        lane.close()
         del placed, stream, score  # before the context goes
     finally:
         context.pop()

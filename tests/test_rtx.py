@@ -147,25 +147,25 @@ def test_a_session_asks_for_this_plugin_alone_and_keeps_what_it_compiles(
     assert found == {"engine": "tensorrt-rtx", "version": "0.5.0", "device": "RTX 4090", "compute_capability": "8.9"}
 
 
-def test_graphs_have_arrays_of_their_own_for_each_shape(
-    tiny_bundle: Bundle, plugin: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("graphs", [False, True])
+def test_arrays_on_the_gpu_are_bound_and_stay_there(
+    tiny_bundle: Bundle, plugin: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, graphs: bool
 ) -> None:
-    pytest.importorskip("onnxruntime", minversion="1.24", reason="its arrays lie on a GPU of a vendor from 1.24 on")
-    monkeypatch.setattr(rtx, "_GRAPHS", 2)
-    path = tiny_bundle.file("quality.onnx")
-    session, plain = rtx.RtxSession(path, graphs=True, cache=False), open_session(path, "onnxruntime")
-    assert plugin.made[0].settings == {"enable_cuda_graph": "1"}
-    for tiles in (1, 2, 1, 3, 2):
-        here = feeds(tiny_bundle, tiles)
-        for name, array in session.run(here).items():
-            np.testing.assert_array_equal(array, plain.run(here)[name])
-    assert len(session._captured) == 2
-
-
-def test_arrays_on_the_gpu_are_bound_and_stay_there(tiny_bundle: Bundle, plugin: SimpleNamespace) -> None:
+    """With graphs, each set of addresses has a graph of its own, and runs from the host, which have none, use none."""
     pytest.importorskip("onnxruntime", minversion="1.24", reason="its arrays lie on a GPU of a vendor from 1.24 on")
     path = tiny_bundle.file("quality.onnx")
-    session, plain, lane = rtx.RtxSession(path, cache=False), open_session(path, "onnxruntime"), HostLane()
+    session, plain, lane = (
+        rtx.RtxSession(path, graphs=graphs, cache=False),
+        open_session(path, "onnxruntime"),
+        HostLane(),
+    )
+    numbered: list[tuple[str, str]] = []
+
+    class RunOptions(ort.RunOptions):  # type: ignore[misc, unused-ignore]
+        def add_run_config_entry(self, name: str, value: str) -> None:
+            numbered.append((name, value))
+
+    monkeypatch.setattr(rtx._import_onnxruntime(), "RunOptions", RunOptions)
     here = feeds(tiny_bundle, 2)
     placed = {name: lane.empty(array.shape, array.dtype) for name, array in here.items()}
     own = {"score": lane.empty((2,), np.float32)}
@@ -179,8 +179,10 @@ def test_arrays_on_the_gpu_are_bound_and_stay_there(tiny_bundle: Bundle, plugin:
         np.testing.assert_array_equal(lane.numpy(own["score"]), wanted["score"])
         for name, array in wanted.items():
             np.testing.assert_array_equal(lane.numpy(other.arrays[name]), array)
-    assert plugin.made[0].settings == {"enable_cuda_graph": "0"}
-    with pytest.raises(ValueError, match=r"output 'score' is \(3,\), wanted \(2,\)"):
+    session.run(here)
+    assert plugin.made[0].settings == {"enable_cuda_graph": str(int(graphs))}
+    assert numbered == ([("gpu_graph_id", number) for number in ("1", "2", "-1")] if graphs else [])
+    with pytest.raises(ValueError, match=r"output 'score' is float32 \(3,\), wanted tensor\(float\) \(2,\)"):
         session.bind(placed, {"score": lane.empty((3,), np.float32)}, lane)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="got inputs"):
         session.bind({}, None, lane)  # type: ignore[arg-type]

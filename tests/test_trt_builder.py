@@ -24,12 +24,7 @@ from dgiqa.bundle import load_bundle
 
 HERE = Path(__file__).resolve().parent / "trt_builder"
 ROOT = HERE.parent.parent
-CHECKED = (
-    "builder/plan",
-    "runtime/trt",
-    "runtime/plans",
-    "runtime/cuda",
-)  # the modules that call TensorRT and the driver
+CHECKED = ("builder/plan", "runtime/trt", "runtime/cuda")  # the modules that call TensorRT and the driver
 FOLDER = os.environ.get("DGIQA_TRT_BUILDER", "")
 PLUGIN = os.environ.get("DGIQA_TRT_PLUGIN", "")
 PRECISIONS = ("fp32", "fp16", "int8", "fp8")

@@ -211,7 +211,7 @@ def _planned(order: _Order, onnx: Mapping[str, Path]) -> tuple[dict[str, Path], 
     """Network -> plan, and network -> layers per precision as TensorRT's inspector reads them from the plan."""
     from dgiqa.builder.plan import build_plan
     from dgiqa.runtime import cuda
-    from dgiqa.runtime.plans import layer_precisions
+    from dgiqa.runtime.trt import layer_precisions
 
     plans, layers = {}, {}
     context = cuda.Context(order.device)  # the builder works in a thread of its own, where none is current
@@ -219,7 +219,7 @@ def _planned(order: _Order, onnx: Mapping[str, Path]) -> tuple[dict[str, Path], 
     for name, path in onnx.items():
         plans[name] = order.folder / f"{Path(name).stem}.plan"
         order.progress(f"building the {Path(name).stem} plan for {order.key['device']}; this takes minutes")
-        info = build_plan(
+        typed = build_plan(
             path,
             plans[name],
             context=context,
@@ -230,10 +230,9 @@ def _planned(order: _Order, onnx: Mapping[str, Path]) -> tuple[dict[str, Path], 
             options=PlanOptions(**order.key["profile"].get("plan", {})),
             progress=order.progress,
         )
-        order.progress(f"{info.layers} layers, {info.bytes / 1e6:.1f} MB, {info.seconds:.0f} s")
         with context.current():
             layers[name] = dict(layer_precisions(plans[name], plugins=libraries))
-        _check_typed(name, order.key["precision"], info.precisions)
+        _check_typed(name, order.key["precision"], typed)
     return plans, layers
 
 

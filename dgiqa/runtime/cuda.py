@@ -14,100 +14,169 @@ import gc
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from dgiqa.errors import BackendError
-from dgiqa.extras import install
+from dgiqa.extras import load
 
-ALIGNMENT = 256  # bytes: what TensorRT asks of the address of every input and output
 _LEGACY_STREAM = 1  # the default stream where 0 would say "none given": in DLPack and the CUDA array interface
-_DLPACK_CUDA, _DLPACK_MANAGED = 2, 13
+_DLPACK_DEVICES = (2, 13)  # memory of a GPU, and managed memory
 
 
 class Context:
     """A CUDA context: the caller's where one of the device is current, else the device's primary one.
 
     device: its ordinal among those that CUDA shows, by default the current one, else the first.
-    `with context.current():` makes it the thread's own meanwhile. Raises BackendError without a GPU or cuda-python.
+    Raises BackendError without a GPU or cuda-python.
     """
 
     def __init__(self, device: int | None = None) -> None:
         with explained():
-            here = _core().Device()  # the current context's device, else the first
-            wanted = here if device is None else _core().Device(device)
+            here, wanted = _core().Device(), _core().Device(device)
             held = driver("cuCtxGetCurrent")
             wanted.set_current()  # cuda.core keeps the primary context from here on
-            theirs = held != _bindings().CUcontext(0) and here.device_id == wanted.device_id
             primary = driver("cuCtxGetCurrent")
+            driver("cuCtxSetCurrent", held)
+            theirs = held != _core("bindings.driver").CUcontext(0) and here.device_id == wanted.device_id
             self.handle = held if theirs else primary
             self.primary: bool = self.handle == primary
-            driver("cuCtxSetCurrent", held)
             self.device: int = wanted.device_id
             self.gpu: str = wanted.name
             self.compute_capability = ".".join(map(str, wanted.compute_capability))
 
     @contextmanager
     def current(self) -> Iterator[None]:
+        """The thread's own meanwhile."""
         driver("cuCtxPushCurrent", self.handle)
         try:
             yield
         finally:
             driver("cuCtxPopCurrent")
 
+    def check_home(self, pointer: int) -> None:
+        """ValueError if memory is the host's, or of another device or context. Memory pools have no context."""
+        names = _core("bindings.driver").CUpointer_attribute
+        try:
+            device = driver("cuPointerGetAttribute", names.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, pointer)
+            home = driver("cuPointerGetAttribute", names.CU_POINTER_ATTRIBUTE_CONTEXT, pointer)
+        except BackendError as error:
+            raise ValueError(f"{pointer:#x} is no CUDA memory ({error}); pass host data as a numpy array") from error
+        if device != self.device:
+            raise ValueError(f"the array is on GPU {device}, the networks on GPU {self.device}; copy it there first")
+        if home not in (self.handle, _core("bindings.driver").CUcontext(0)):
+            raise ValueError("the array is of another CUDA context than the networks; open them in the array's")
+
 
 class Lane:
-    """A stream that does not wait for the legacy default stream, and memory that whatever is put there computes in.
+    """A stream that does not wait for the legacy default stream, and what is put there again and again.
 
-    `at` is where that memory lies: it moves when something needs more than anything before. What puts or copies needs
-    `with lane.current():` around it.
+    keep: how many things `recent` keeps. record: whether `replay` records graphs. `at` is where the memory lies that
+    whatever is put there computes in; it moves when something needs more than anything before. What puts or copies
+    needs `with lane.current():` around it.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, *, keep: int = 0, record: bool = True) -> None:
         with explained(), context.current():
             device = _core().Device(context.device)
             device.set_current()  # asked for once per thread; it puts the primary context in the place of ours
             driver("cuCtxSetCurrent", context.handle)
             self.stream, self._pool = device.create_stream(), device.memory_resource
-        self.context, self.handle, self.at = context, stream_handle(self.stream), 0
-        self._scratch: Any = None
-
-    def current(self) -> AbstractContextManager[None]:
-        """The lane's context, as the thread's own meanwhile."""
-        return self.context.current()
+        self.context, self.current, self.handle = context, context.current, stream_handle(self.stream)
+        self.at = 0
+        self._scratch: DeviceArray | None = None
+        self._keep, self._record, self._kept = keep, record, OrderedDict[Any, Any]()
+        self.graphs: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # by owner; False where none is possible
 
     def scratch(self, nbytes: int) -> None:
         """Let at least so many bytes be at `at`, in the order of the stream."""
-        if self._scratch is None or self._scratch.size < nbytes:
-            old, self._scratch = self._scratch, self._allocate(nbytes)
-            self.at = int(self._scratch.handle)
-            if old is not None:
-                old.close(self.stream)
+        if self._scratch is None or self._scratch.nbytes < nbytes:
+            self._scratch = self.empty((nbytes,), np.uint8)
+            self.at = self._scratch.pointer
+            if self.graphs:
+                self.sync()  # what is recorded may be running
+                self.graphs.clear()
+
+    def recent(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What was made for a key that is one of the last `keep`, or is made now."""
+        if key not in self._kept:
+            while len(self._kept) >= self._keep:  # first, so that its memory is there for the new one
+                self._kept.popitem(last=False)
+            self._kept[key] = make()
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def replay(self, owner: Any, work: Callable[[], None]) -> None:
+        """Put an owner's work here, always the same: plainly at first, then recorded, and from then on replayed.
+
+        What cannot be recorded (networks with loops, or shapes that depend on data) is put here plainly ever after.
+        What was recorded goes with its owner, and where the memory moves.
+        """
+        graph: Any = self.graphs.get(owner, False) if self._record else False
+        if graph is None:
+            graph = self.graphs[owner] = self._recorded(work)
+        if graph:
+            with explained():
+                graph.launch(self.stream)
+        else:
+            work()
+            self.graphs.setdefault(owner)
+
+    def _recorded(self, work: Callable[[], None]) -> Any:
+        """Its graph; False where that is impossible."""
+        self.sync()  # once: what is being recorded may not be running
+        builder, collects = self.stream.create_graph_builder(), gc.isenabled()
+        gc.disable()  # what is freed meanwhile on this stream would be recorded, or refuse the recording
+        try:
+            builder.begin_building("thread_local")  # other threads may allocate
+            work()
+            return builder.end_building().complete()
+        except Exception:  # the plain run that follows raises what is wrong beyond recording
+            with suppress(Exception):
+                builder.end_building()  # or what was recorded so far is kept for good
+            return False
+        finally:
+            builder.close()
+            if collects:
+                gc.enable()
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
         """Fresh device memory, there from this point of the stream on; it goes back to its pool with the array."""
-        buffer = self._allocate(math.prod(shape) * np.dtype(dtype).itemsize)
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+        with explained(), self.current():
+            buffer = self._pool.allocate(max(nbytes, 1), stream=self.stream)
         return DeviceArray(int(buffer.handle), shape, np.dtype(dtype), self.handle, buffer)
+
+    def take(self, source: Any) -> DeviceArray:
+        """An array of another library where it is, once its producer is done.
+
+        Raises TypeError for what is on no CUDA device, ValueError where it is not C-contiguous or not of this context.
+        """
+        array = view_of(source, self.stream)
+        if array.strides is not None:
+            got = f"shape {array.shape} with strides of {array.strides} bytes"
+            raise ValueError(f"got {got}, wanted C-contiguous data; copy it first")
+        self.context.check_home(array.pointer)
+        if array.stream is not None:
+            self.follow(array.stream)
+        return array
 
     def copy(self, target: int, source: int, nbytes: int) -> None:
         """Between any two addresses. With the host's, the driver stages it: it is read, or there, on return."""
-        if nbytes:
-            buffer = _core().Buffer
-            with explained():
-                buffer.from_handle(source, nbytes).copy_to(buffer.from_handle(target, nbytes), stream=self.stream)
+        buffer = _core().Buffer
+        with explained():
+            buffer.from_handle(source, nbytes).copy_to(buffer.from_handle(target, nbytes), stream=self.stream)
 
-    def put(self, target: DeviceArray, source: NDArray[Any] | DeviceArray) -> None:
-        """Copy an array of the host or the device, of the same shape and dtype, into one of the device."""
-        if isinstance(source, np.ndarray):
-            source = np.ascontiguousarray(source)
-            self.copy(target.pointer, source.ctypes.data, source.nbytes)
-        else:
-            self.copy(target.pointer, source.pointer, source.nbytes)
+    def put(self, target: DeviceArray, source: NDArray[Any]) -> None:
+        """Copy an array of the host into one of the device, of the same shape and dtype."""
+        source = np.ascontiguousarray(source)
+        self.copy(target.pointer, source.ctypes.data, source.nbytes)
 
     def numpy(self, array: DeviceArray) -> NDArray[Any]:
         """A copy on the host, once everything before is done."""
@@ -118,9 +187,9 @@ class Lane:
 
     def follow(self, stream: Any) -> None:
         """What is put here from now on starts after what is on that stream (a handle, or anything with one)."""
-        if stream_handle(stream) != self.handle:
+        if (handle := stream_handle(stream)) != self.handle:
             with explained():
-                self.stream.wait(stream_of(stream))
+                self.stream.wait(_core().Stream.from_handle(handle or _LEGACY_STREAM))
 
     def sync(self) -> None:
         """Block until everything here is done. Other threads go on meanwhile."""
@@ -130,88 +199,10 @@ class Lane:
     def close(self) -> None:
         """Release stream and memory, once everything here is done."""
         self.sync()
-        if self._scratch is not None:
-            self._scratch.close(self.stream)
-            self._scratch = None
+        self._kept.clear()
+        self.graphs.clear()
+        self._scratch = None
         self.stream.close()
-
-    def _allocate(self, nbytes: int) -> Any:
-        with explained(), self.context.current():
-            return self._pool.allocate(max(nbytes, 1), stream=self.stream)
-
-
-class Replay:
-    """Work that is put on a lane again and again: plainly at first, then recorded, and from then on replayed.
-
-    What cannot be recorded (networks with loops, or shapes that depend on data) is put there plainly ever after.
-    lane: a Lane, or what stands in for one. Each call is given the work, which must be the same.
-    """
-
-    def __init__(self, lane: Any, *, record: bool = True) -> None:
-        self._lane, self._may = lane, record
-        self._graph: Any = None
-        self._at = -1  # where the lane's memory was, when it was put there or recorded last
-
-    def __call__(self, work: Callable[[], None]) -> None:
-        if self._at != self._lane.at:
-            self.close()
-        elif self._graph is None and self._may:
-            self._graph = self._record(work)
-            self._may = self._graph is not None
-        if self._graph is not None:
-            with explained():
-                self._graph.launch(self._lane.stream)
-        else:
-            work()
-            self._at = self._lane.at
-
-    @property
-    def recorded(self) -> bool:
-        """Whether there is a graph."""
-        return self._graph is not None
-
-    def close(self) -> None:
-        graph, self._graph = self._graph, None
-        if graph is not None:
-            self._lane.sync()
-            graph.close()
-
-    def _record(self, work: Callable[[], None]) -> Any:
-        self._lane.sync()  # once: what is being recorded may not be running
-        builder = self._lane.stream.create_graph_builder()
-        collects = gc.isenabled()
-        gc.disable()  # what is freed meanwhile on this stream would be recorded, or refuse the recording
-        try:
-            builder.begin_building("thread_local")  # other threads may allocate
-            work()
-            return builder.end_building().complete()
-        except Exception:  # the plain run that follows raises what is wrong beyond recording
-            with suppress(Exception):
-                builder.end_building()  # or what was recorded so far is kept for good
-            return None
-        finally:
-            builder.close()
-            if collects:
-                gc.enable()
-
-
-class Recent(OrderedDict[Any, Any]):
-    """What was asked for last, by key, at most `most` of it; what goes is closed."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self._most = most
-
-    def get_or_make(self, key: Any, make: Callable[[], Any]) -> Any:
-        if key not in self:
-            self.close(self._most - 1)  # first, so that its memory is there for the new one
-            self[key] = make()
-        self.move_to_end(key)
-        return self[key]
-
-    def close(self, keep: int = 0) -> None:
-        while len(self) > keep:
-            self.popitem(last=False)[1].close()
 
 
 @dataclass(frozen=True)
@@ -234,29 +225,22 @@ class DeviceArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {
-            "version": 3,
-            "shape": self.shape,
-            "typestr": self.dtype.str,
-            "data": (self.pointer, False),
-            "strides": self.strides,
-            "stream": None if self.stream is None else self.stream or _LEGACY_STREAM,
-        }
+        stream = None if self.stream is None else self.stream or _LEGACY_STREAM
+        about = {"version": 3, "shape": self.shape, "typestr": self.dtype.str, "strides": self.strides}
+        return about | {"data": (self.pointer, False), "stream": stream}
 
 
 def is_device_array(source: Any) -> bool:
     """Whether view_of would take it: NumPy arrays and other host memory are not."""
-    if hasattr(source, "__cuda_array_interface__"):
-        return True
-    device = getattr(source, "__dlpack_device__", None)
-    return device is not None and int(device()[0]) in (_DLPACK_CUDA, _DLPACK_MANAGED)
+    on = getattr(source, "__dlpack_device__", lambda: (0, 0))
+    return hasattr(source, "__cuda_array_interface__") or int(on()[0]) in _DLPACK_DEVICES
 
 
-def view_of(source: Any, stream: Any = None) -> DeviceArray:
+def view_of(source: Any, stream: Any = 0) -> DeviceArray:
     """An array of PyCUDA, CuPy, PyTorch, NVDEC, ... where it is on the device, with its strides; nothing is copied.
 
-    source: offers __cuda_array_interface__ or DLPack. stream: a producer that speaks DLPack makes it wait, by default
-    the legacy default stream, and it is the result's. Otherwise that is the producer's stream, if it names one.
+    source: offers __cuda_array_interface__ or DLPack. stream: a producer that speaks DLPack makes it wait, and it is
+    the result's. Otherwise that is the producer's stream, if it names one.
     Raises TypeError for something that is not on a CUDA device.
     """
     if isinstance(source, DeviceArray):
@@ -267,7 +251,7 @@ def view_of(source: Any, stream: Any = None) -> DeviceArray:
         shape, dtype, strides = tuple(interface["shape"]), np.dtype(interface["typestr"]), interface.get("strides")
         pointer, producer = int(interface["data"][0]), interface.get("stream")
     elif is_device_array(source):
-        producer = _LEGACY_STREAM if stream is None else stream_handle(stream) or _LEGACY_STREAM
+        producer = stream_handle(stream) or _LEGACY_STREAM
         with explained():
             source = _core().utils.StridedMemoryView.from_dlpack(source, stream_ptr=producer)
         shape, dtype, pointer = source.shape, source.dtype, source.ptr
@@ -280,53 +264,21 @@ def view_of(source: Any, stream: Any = None) -> DeviceArray:
     return DeviceArray(pointer, shape, dtype, producer, source, None if packed else tuple(strides))
 
 
-def as_device_array(source: Any, stream: Any = None) -> DeviceArray:
-    """As view_of; ValueError if it is not C-contiguous."""
-    array = view_of(source, stream)
-    if array.strides is not None:
-        got = f"shape {array.shape} with strides of {array.strides} bytes"
-        raise ValueError(f"got {got}, wanted C-contiguous data; copy it first")
-    return array
-
-
-def check_home(pointer: int, context: Context) -> None:
-    """ValueError if memory is the host's, or of another device or context. Memory pools have no context."""
-    names = _bindings().CUpointer_attribute
-    try:
-        device = driver("cuPointerGetAttribute", names.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, pointer)
-        home = driver("cuPointerGetAttribute", names.CU_POINTER_ATTRIBUTE_CONTEXT, pointer)
-    except BackendError as error:
-        raise ValueError(f"{pointer:#x} is no CUDA memory ({error}); pass host data as a numpy array") from error
-    if device != context.device:
-        raise ValueError(f"the array is on GPU {device}, the networks on GPU {context.device}; copy it there first")
-    if home not in (context.handle, _bindings().CUcontext(0)):
-        raise ValueError("the array is of another CUDA context than the networks; open them in the array's")
-
-
 def stream_handle(source: Any) -> int:
     """The handle of a stream: an int, or cuda.core's, PyCUDA's, PyTorch's or CuPy's. TypeError for anything else."""
-    if isinstance(source, int):
-        return source
+    handle = source
     if protocol := getattr(source, "__cuda_stream__", None):
-        return int((protocol() if callable(protocol) else protocol)[1])
-    for name in ("cuda_stream", "ptr", "handle"):
-        handle = getattr(source, name, None)
-        handle = getattr(handle, "value", handle)  # ctypes
-        if handle is not None:
-            return int(handle)
-    raise TypeError(f"got {type(source).__qualname__}, wanted a CUDA stream or its handle")
-
-
-def stream_of(source: Any) -> Any:
-    """A stream as cuda.core's; it does not keep the source alive."""
-    core, handle = _core(), stream_handle(source)
-    defaults = {0: core.LEGACY_DEFAULT_STREAM, 1: core.LEGACY_DEFAULT_STREAM, 2: core.PER_THREAD_DEFAULT_STREAM}
-    return source if isinstance(source, core.Stream) else defaults.get(handle) or core.Stream.from_handle(handle)
+        handle = (protocol() if callable(protocol) else protocol)[1]
+    for name in ("cuda_stream", "ptr", "handle", "value"):  # the last of ctypes
+        handle = getattr(handle, name, handle)
+    if not isinstance(handle, int):
+        raise TypeError(f"got {type(source).__qualname__}, wanted a CUDA stream or its handle")
+    return handle
 
 
 def driver(name: str, *arguments: Any) -> Any:
     """What a function of the driver that cuda.core lacks returns beside its status: nothing, one value or several."""
-    status, *values = getattr(_bindings(), name)(*arguments)
+    status, *values = getattr(_core("bindings.driver"), name)(*arguments)
     if int(status):
         raise BackendError(f"{name} failed: {getattr(status, 'name', status)}")
     return values[0] if len(values) == 1 else (tuple(values) or None)
@@ -346,18 +298,5 @@ def explained() -> Iterator[None]:
         raise BackendError(f"CUDA failed: {' '.join(str(error).split())}") from error
 
 
-def _core() -> Any:
-    try:
-        import cuda.core
-    except ImportError as error:
-        raise BackendError(f"cuda-python cannot be imported ({error}); {install('cuda')}") from error
-    if not hasattr(cuda.core, "Device"):  # before 1.0 it was all experimental
-        got = getattr(cuda.core, "__version__", "")
-        raise BackendError(f"got cuda-core {got}, wanted 1.0 or newer; {install('cuda')}")
-    return cuda.core
-
-
-def _bindings() -> Any:
-    from cuda.bindings import driver
-
-    return driver
+def _core(name: str = "core") -> Any:
+    return load(f"cuda.{name}", "what lies on a GPU", "cuda-python", "cuda")

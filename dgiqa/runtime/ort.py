@@ -6,7 +6,8 @@ import contextlib
 import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,6 @@ _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(u
 # The other two take a Clip or Relu away that quantisation does anyway. With our symmetric types it never does, and they
 # fail on the type of fp8 files (onnxruntime 1.32).
 _DISABLED = ["WeightBiasQuantization", "ClipQuantRewrite", "ReluQuantRewrite"]
-NO_GRAPH = ("gpu_graph_id", "-1")  # of a run, where the session records: else it would replay one's old addresses
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # What onnxruntime says of a file from the future: its opset, its file format, an operator without a kernel; and, up to
 # 1.31, of layers in fp8, which it takes for int8.
@@ -45,6 +45,7 @@ class Opened:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     recordable = False  # as part of a CUDA graph: each run waits
+    graphs: Iterator[int] | None = None  # their numbers, where `bind` makes what is captured once
 
     def __init__(self, ort: Any, source: str | Path | bytes, options: Any, **providers: Any) -> None:
         in_memory = isinstance(source, bytes)
@@ -71,10 +72,40 @@ class Opened:
         for name, array in feeds.items():
             _check_input(self._specs[name], array, kind)
 
-    def sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-        """The sizes of named dimensions, for inputs of these shapes."""
-        named = (zip(self._specs[name].shape, shape, strict=True) for name, shape in shapes.items())
-        return {d: n for each in named for d, n in each if isinstance(d, str)}
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Every output by name. ValueError for wrong names, dtypes or shapes, BackendError if the engine fails."""
+        self.check(feeds)
+        try:
+            # addresses change from run to run, and a graph would replay those of the first
+            found = self._session.run(None, dict(feeds), self.run_options(-1))
+        except Exception as error:
+            shapes = {name: array.shape for name, array in feeds.items()}
+            raise BackendError(f"{self.backend} failed on inputs of shape {shapes}: {error}") from error
+        return dict(zip(self.outputs, found, strict=True))
+
+    def run_options(self, graph: int) -> Any:
+        """Of a run by the graph of this number, where the session records; -1: by none."""
+        options = self._ort.RunOptions()
+        if self.graphs:
+            options.add_run_config_entry("gpu_graph_id", str(graph))
+        return options
+
+    def placed(
+        self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None, lane: cuda.Lane
+    ) -> dict[str, cuda.DeviceArray]:
+        """Inputs and outputs on the GPU, by name: outputs that are not given are fresh arrays. ValueError as in run."""
+        arrays = {name: lane.take(array) for name, array in (*feeds.items(), *(outputs or {}).items())}
+        self.check({name: arrays[name] for name in feeds}, cuda.DeviceArray)
+        named = (zip(self._specs[name].shape, arrays[name].shape, strict=True) for name in self.inputs)
+        sizes = {name: size for pairs in named for name, size in pairs if isinstance(name, str)}
+        for node in self._session.get_outputs():
+            shape, dtype = tuple(d if isinstance(d, int) else sizes.get(d, 0) for d in node.shape), _DTYPES[node.type]
+            if node.name not in arrays and not all(shape):
+                raise ValueError(f"output {node.name!r} has shape {node.shape}, which no input decides; give it")
+            array = arrays[node.name] = arrays.get(node.name) or lane.empty(shape, dtype)
+            if array.dtype != dtype or (all(shape) and array.shape != shape):
+                raise ValueError(f"output {node.name!r} is {array.dtype} {array.shape}, wanted {node.type} {shape}")
+        return arrays
 
 
 class OrtSession(Opened):
@@ -106,20 +137,7 @@ class OrtSession(Opened):
         super().__init__(ort, source, options, providers=providers, disabled_optimizers=_DISABLED)
         _check_providers(self._session.get_providers(), device)
         self.backend = f"onnxruntime-{device} {ort.__version__}"
-        self._kind, self.device, self._graph = device, gpu, cuda_graph
-        self._graphs = itertools.count(1)
-
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Every output by name. ValueError for wrong names, dtypes or shapes, BackendError if the engine fails."""
-        self.check(feeds)
-        options = self._ort.RunOptions() if self._graph else None
-        if options:
-            options.add_run_config_entry(*NO_GRAPH)
-        try:
-            return dict(zip(self.outputs, self._session.run(None, dict(feeds), options), strict=True))
-        except Exception as error:
-            shapes = {name: array.shape for name, array in feeds.items()}
-            raise BackendError(f"{self.backend} failed on inputs of shape {shapes}: {error}") from error
+        self._kind, self.device, self.graphs = device, gpu, itertools.count(1) if cuda_graph else None
 
     def bind(self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None, lane: cuda.Lane) -> OrtBound:
         """The network between fixed arrays on the GPU. An output that is not given gets a fresh array.
@@ -132,54 +150,31 @@ class OrtSession(Opened):
         if not lane.context.primary:
             fix = "use the primary one (PyCUDA: import pycuda.autoprimaryctx)"
             raise BackendError(f"ONNX Runtime computes in the GPU's primary context, and another one is current; {fix}")
-        arrays = {name: cuda.as_device_array(feed, lane.handle) for name, feed in feeds.items()}
-        self.check(arrays, cuda.DeviceArray)
-        sizes = self.sizes({name: array.shape for name, array in arrays.items()})
-        for node in self._session.get_outputs():
-            if node.name in (outputs or {}):
-                arrays[node.name] = cuda.as_device_array((outputs or {})[node.name])
-            else:
-                shape = tuple(size if isinstance(size, int) else sizes.get(size, 0) for size in node.shape)
-                if not all(shape):
-                    raise ValueError(f"output {node.name!r} has shape {node.shape}, which no input decides; give it")
-                arrays[node.name] = lane.empty(shape, _DTYPES[node.type])
-        return OrtBound(self, lane, arrays)
-
-    # What follows is for this module: the steps that runs and bindings have in common.
-
-    def place(self, bind: Any, name: str, array: cuda.DeviceArray) -> None:
-        bind(name, self._kind, self.device, array.dtype.type, list(array.shape), array.pointer)
-
-    def bound(self, arrays: Mapping[str, cuda.DeviceArray]) -> tuple[Any, Any]:
-        """ONNX Runtime's binding of these arrays, and the options of its runs."""
-        binding, options = self._session.io_binding(), self._ort.RunOptions()
+        arrays, binding = self.placed(feeds, outputs, lane), self._session.io_binding()
         for name, array in arrays.items():
             self.place(binding.bind_input if name in self.inputs else binding.bind_output, name, array)
-        if self._graph:  # each set of addresses has a graph of its own
-            options.add_run_config_entry(NO_GRAPH[0], str(next(self._graphs)))
-        return binding, options
+        return OrtBound(self, lane, arrays, binding)
 
-    def execute(self, binding: Any, options: Any) -> None:
-        try:
-            self._session.run_with_iobinding(binding, options)
-        except Exception as error:
-            raise BackendError(f"{self.backend} failed: {error}") from error
+    def place(self, bind: Any, name: str, array: cuda.DeviceArray) -> None:
+        """Tell ONNX Runtime's binding where an array lies."""
+        bind(name, self._kind, self.device, array.dtype.type, list(array.shape), array.pointer)
 
 
 class OrtBound:
-    """Inputs and outputs at fixed places on the GPU, by name, and the network between them. Made by OrtSession.bind."""
+    """Inputs and outputs at fixed places on the GPU, by name, and the network between them: see OrtSession.bind."""
 
-    def __init__(self, session: OrtSession, lane: cuda.Lane, arrays: dict[str, cuda.DeviceArray]) -> None:
-        self.arrays, self._session, self._lane = arrays, session, lane
-        self._binding, self._options = session.bound(arrays)
+    def __init__(self, session: Opened, lane: cuda.Lane, arrays: dict[str, cuda.DeviceArray], binding: Any) -> None:
+        self.arrays, self._backend, self._lane = arrays, session.backend, lane
+        options = session.run_options(next(session.graphs or iter([-1])))  # each set of addresses has its own graph
+        self._compute = partial(session._session.run_with_iobinding, binding, options)
 
     def put(self) -> None:
         """Run, on ONNX Runtime's own stream: after what is on the lane, and done when this returns."""
         self._lane.sync()
-        self._session.execute(self._binding, self._options)
-
-    def close(self) -> None:
-        self._binding = None
+        try:
+            self._compute()
+        except Exception as error:
+            raise BackendError(f"{self._backend} failed: {error}") from error
 
 
 def onnxruntime_version() -> str:

@@ -88,9 +88,9 @@ def identity(backend: str, device: int | None = None) -> dict[str, str]:
     """
     choose(backend)
     if backend == TENSORRT:
-        from dgiqa.runtime import plans
+        from dgiqa.runtime import trt
 
-        found = plans.identity(device)
+        found = trt.identity(device)
     elif backend == RTX:
         from dgiqa.runtime import rtx
 

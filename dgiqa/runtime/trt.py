@@ -1,34 +1,49 @@
-"""A TensorRT plan becomes a session: {name: array} -> {name: array}, arrays on the host or on the device.
+"""A TensorRT plan becomes a session: {name: array} -> {name: array}. And what a plan is bound to, needs and holds.
 
-One primitive carries it all: a Bound is the network between arrays at fixed places. `run` copies into one and out of
-it, `bind` makes one of the caller's arrays. Checked against stand-ins that do the work of a stream as late as they may:
-not yet run on a GPU. `plans` finds and loads, `builder.plan` builds.
+One primitive carries it all: a Bound is the network between arrays at fixed places on the device. `run` copies into one
+and out of it, `bind` makes one of the caller's arrays. Checked against stand-ins that do the work of a stream as late
+as they may: not yet run on a GPU. `builder.plan` builds plans.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import json
 import queue
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dgiqa.errors import BackendError, EngineError
+from dgiqa.extras import install
 from dgiqa.runtime import cuda
-from dgiqa.runtime.cuda import ALIGNMENT, DeviceArray, Lane, Recent, Replay
-from dgiqa.runtime.plans import Log, Shape, as_shape, execution_of, import_tensorrt, load_plan
+from dgiqa.runtime.cuda import DeviceArray, Lane
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-KEPT = 4  # shapes whose arrays and graphs each stream keeps
-_DTYPES = {
-    **{"FLOAT": np.float32, "HALF": np.float16, "INT8": np.int8, "UINT8": np.uint8},
-    **{"INT32": np.int32, "INT64": np.int64, "BOOL": np.bool_},
+Shape = tuple[int, ...]
+OLDEST = (10, 12)  # the first with strong typing in full
+STREAMS = 2  # runs that can be under way at once
+KEPT = 4  # shapes whose arrays and graphs each of them keeps
+ALIGNMENT = 256  # bytes: what TensorRT asks of the address of every input and output
+# The inspector's words for a tensor ("Half", "Row major linear FP16 format"), and parts of kernels' names, such as
+# sm80_xmma_fprop_implicit_gemm_f16f16_f16f16_f16_nhwckrsc_... or ..._i8i8_i8i32_f32_...: narrowest first.
+_TOLD = {
+    "fp8": re.compile(r"fp8|float8|e4m3", re.IGNORECASE),
+    "int8": re.compile(r"\bint8|i8i8|_imma|_int8", re.IGNORECASE),
+    "bf16": re.compile(r"bf16|bfloat16", re.IGNORECASE),
+    "fp16": re.compile(r"\bhalf|fp16|\bfloat16|f16f16|_f16_|hgemm|h(16)?816", re.IGNORECASE),
+    "fp32": re.compile(r"\bfloat\b|fp32|\bfloat32|f32f32|sgemm|scudnn", re.IGNORECASE),
 }
 
 
@@ -36,272 +51,294 @@ class TrtSession:
     """A TensorRT plan, ready to run from any thread.
 
     plan: a file written by build_plan (loading a plan runs its code: only load your own). plugins: libraries it needs.
-    device: the GPU's ordinal. streams: runs that can be under way at once. graphs: record a CUDA graph when shapes
-    come for the second time. Lives in the CUDA context that is current when it is opened, if that is the device's.
+    device: the GPU's ordinal. graphs: record a CUDA graph when shapes come for the second time. Lives in the CUDA
+    context that is current when it is opened, if that is the device's.
     Raises BackendError without TensorRT or a GPU, EngineError for a plan that does not load here.
     """
 
+    engine: trt.ICudaEngine | None = None
+
     def __init__(
-        self,
-        plan: str | Path,
-        *,
-        plugins: Sequence[Path] = (),
-        device: int | None = None,
-        streams: int = 2,
-        graphs: bool = True,
+        self, plan: str | Path, *, plugins: Sequence[Path] = (), device: int | None = None, graphs: bool = True
     ) -> None:
-        if streams < 1:
-            raise ValueError(f"got {streams} streams, wanted at least 1")
-        self.backend = f"tensorrt {import_tensorrt().__version__}"
-        self.context, self.log, self.graphs = cuda.Context(device), Log(), graphs
-        self.engine: trt.ICudaEngine | None = None
-        self._streams, self._free = streams, queue.LifoQueue[_Lane]()
-        for _ in range(streams):
-            self._free.put(_Lane(self.context))
+        trt = import_tensorrt()
+        self.backend, self.graphs = f"tensorrt {trt.__version__}", graphs
+        self.context, self.log = cuda.Context(device), logger()
+        self._free: queue.LifoQueue[Lane] = queue.LifoQueue()
+        for _ in range(STREAMS):
+            self._free.put(Lane(self.context, keep=KEPT, record=graphs))
         with self.context.current():
             self.engine = engine = load_plan(Path(plan), plugins, self.log)
-            self.tensors = _describe(engine)
-        self.inputs = tuple(name for name, tensor in self.tensors.items() if tensor.limits)
-        self.outputs = tuple(name for name, tensor in self.tensors.items() if not tensor.limits)
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        self.dtypes = {name: _dtype(engine, name) for name in names}
+        self.inputs = tuple(n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT)
+        self.outputs = tuple(n for n in names if n not in self.inputs)
+        self._profiles = [
+            {name: _limits(engine, name, i) for name in self.inputs}
+            for i in range(max(1, engine.num_optimization_profiles))
+        ]
 
-    def run(
-        self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None = None, *, stream: Any = None
-    ) -> dict[str, Any]:
-        """Every output by name, for inputs that are numpy arrays or C-contiguous arrays on the device.
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Every output by name. ValueError for wrong names, dtypes or shapes, BackendError if the engine fails."""
+        lane = self._free.get()
+        try:
+            self._check(feeds)
+            for name, array in feeds.items():
+                if not isinstance(array, np.ndarray) or array.dtype != self.dtypes[name]:
+                    got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+                    raise ValueError(f"input {name!r} is {got}, wanted an array of {self.dtypes[name]}")
+            shapes = {name: feeds[name].shape for name in self.inputs}
+            with lane.current():
+                try:
+                    bound: Bound = lane.recent(tuple(shapes.values()), lambda: Bound(self, lane, shapes, {}))
+                    for name, array in feeds.items():
+                        lane.put(bound.arrays[name], array)
+                    bound.run()
+                    return {name: lane.numpy(bound.arrays[name]) for name in self.outputs}
+                finally:
+                    lane.sync()  # whatever happened, what was given may change from here on
+        finally:
+            self._free.put(lane)
 
-        outputs: arrays on the device to write to, by name; they are ready once `stream` is (an int, or a stream of
-        PyCUDA, cuda.core, PyTorch, CuPy), which is waited for before anything is read. All others come as numpy arrays.
-        Raises ValueError for wrong names, dtypes, layouts and shapes, BackendError if the engine fails.
-        """
-        with self._lane() as lane:
-            arrays = self.checked(feeds, lane)
-            wanted = {name: cuda.as_device_array(array, lane.handle) for name, array in (outputs or {}).items()}
-            try:
-                if stream is not None:
-                    lane.follow(stream)
-                shapes = {name: array.shape for name, array in arrays.items()}
-                bound: Bound = lane.recent.get_or_make(tuple(shapes.items()), lambda: self._bound_for(shapes, lane))
-                bound.check_outputs(wanted)
-                for name, array in arrays.items():
-                    lane.put(bound.arrays[name], array)
-                bound.run()
-                for name, array in wanted.items():
-                    lane.put(array, bound.arrays[name])
-                got = {name: lane.numpy(bound.arrays[name]) for name in self.outputs if name not in wanted}
-                if stream is None:
-                    lane.sync()
-                else:
-                    cuda.stream_of(stream).wait(lane.stream)
-                return got | wanted
-            except BaseException:
-                lane.sync()  # what was given may change from here on
-                raise
-
-    def bind(
-        self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None = None, lane: Lane | None = None
-    ) -> Bound:
+    def bind(self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None, lane: Lane) -> Bound:
         """The network between fixed arrays on the device. An output that is not given gets a fresh array.
 
-        lane: where it will run, which others may share, one after the other; by default one of its own. ValueError as
-        in run, and for addresses that are not aligned to 256 bytes.
+        lane: where it will run, which others may share, one after the other. ValueError as in run, and for addresses
+        that are not aligned to 256 bytes.
         """
-        with self.context.current():
-            lane = lane or Lane(self.context)
-            given = {name: cuda.as_device_array(array) for name, array in (outputs or {}).items()}
-            return Bound(self, lane, self.checked(feeds, lane), given)
+        self._check(feeds)
+        with lane.current():
+            given = {name: lane.take(array) for name, array in (*feeds.items(), *(outputs or {}).items())}
+            return Bound(self, lane, {name: given[name].shape for name in self.inputs}, given)
 
     @property
     def most_at_once(self) -> int:
         """The largest batch."""
-        return max(high[0] for _, high in self.tensors[self.inputs[0]].limits)
-
-    def close(self) -> None:
-        """Wait for what is under way and release all memory, the engine's as well. Further runs raise ValueError."""
-        if self.engine is None:
-            return
-        lanes = [self._free.get() for _ in range(self._streams)]
-        with self.context.current():  # contexts before the engine, all of it in the CUDA context it was made in
-            for lane in lanes:
-                lane.close()
-            self.engine = None
-        for lane in lanes:
-            self._free.put(lane)
-
-    def __enter__(self) -> TrtSession:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "engine", None) is not None and not sys.is_finalizing():
-            with suppress(BackendError):  # the caller may have destroyed the context, and all that was in it
-                self.close()
-
-    @contextmanager
-    def _lane(self) -> Iterator[_Lane]:
-        lane = self._free.get()
-        try:
-            if self.engine is None:
-                raise ValueError("the session is closed; open it again")
-            with self.context.current():
-                yield lane
-        finally:
-            self._free.put(lane)
-
-    def checked(self, feeds: Mapping[str, Any], lane: Lane) -> dict[str, Any]:
-        """The inputs, of the right names and types, and if they are on a device, on this one; the lane awaits them."""
-        if feeds.keys() != set(self.inputs):
-            raise ValueError(f"got inputs {sorted(feeds)}, wanted {sorted(self.inputs)}")
-        arrays = {}
-        for name in self.inputs:
-            array = feeds[name]
-            if cuda.is_device_array(array):
-                array = cuda.as_device_array(array, lane.handle)
-                cuda.check_home(array.pointer, self.context)
-                if array.stream is not None:
-                    lane.follow(array.stream)
-            elif not isinstance(array, np.ndarray):
-                kind = type(array).__name__
-                raise ValueError(f"input {name!r} is {kind}, wanted a numpy array or an array on the device")
-            if array.dtype != self.tensors[name].dtype:
-                raise ValueError(f"{name!r} is {array.dtype}, wanted {self.tensors[name].dtype}")
-            arrays[name] = array
-        return arrays
+        return max(limits[self.inputs[0]][1][0] for limits in self._profiles)
 
     def profile_for(self, shapes: Mapping[str, Shape]) -> int:
         """The first profile that takes these shapes together. ValueError if there is none."""
-        profiles = range(len(self.tensors[self.inputs[0]].limits))
-        for profile in profiles:
-            if all(_fits(shape, self.tensors[name].limits[profile]) for name, shape in shapes.items()):
+
+        def fits(shape: Shape, low: Shape, high: Shape) -> bool:
+            return len(shape) == len(low) and all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True))
+
+        for profile, limits in enumerate(self._profiles):
+            if all(fits(shape, *limits[name]) for name, shape in shapes.items()):
                 return profile
-        limits = [{name: self.tensors[name].limits[profile] for name in shapes} for profile in profiles]
-        taken = (", ".join(f"{name!r} {low} to {high}" for name, (low, high) in each.items()) for each in limits)
-        got = ", ".join(f"{name!r} {shape}" for name, shape in shapes.items())
-        raise ValueError(
-            f"got shapes {got}; this plan takes {', or '.join(taken)}; build one for it: dgiqa-rt build "
-            "with --batch or --depth"
-        )
+        takes = [f"{name!r} {low} to {high}" for each in self._profiles for name, (low, high) in each.items()]
+        got = f"got shapes {dict(shapes)}; this plan takes {', or '.join(takes)}"
+        raise ValueError(f"{got}; build one for it: dgiqa-rt build with --batch or --depth")
 
     def expect(self, done: Any, what: str) -> None:
         """BackendError, in TensorRT's own words, unless it did what it was to do."""
         if not done:
             raise BackendError(f"{self.backend} {what}: {self.log.text()}")
 
-    def _bound_for(self, shapes: Mapping[str, Shape], lane: Lane) -> Bound:
-        self.profile_for(shapes)  # before memory is taken
-        return Bound(self, lane, {n: lane.empty(shape, self.tensors[n].dtype) for n, shape in shapes.items()}, {})
+    def close(self) -> None:
+        """Wait for what is under way and release all memory, the engine's as well. Further runs raise ValueError."""
+        if self.engine is None or sys.is_finalizing():
+            return
+        lanes = [self._free.get() for _ in range(STREAMS)]
+        with suppress(BackendError), self.context.current():  # whose owner may have ended it, and all that was in it
+            for lane in lanes:
+                lane.close()
+            self.engine = None  # after what executes it, and in the CUDA context that it was made in
+        for lane in lanes:
+            self._free.put(lane)
+
+    __del__ = close
+
+    def _check(self, feeds: Mapping[str, Any]) -> None:
+        if self.engine is None:
+            raise ValueError("the session is closed; open it again")
+        if feeds.keys() != set(self.inputs):
+            raise ValueError(f"got inputs {sorted(feeds)}, wanted {sorted(self.inputs)}")
 
 
 class Bound:
-    """Inputs and outputs at fixed places on the device, and the network between them. Made by TrtSession.bind.
+    """Inputs and outputs at fixed places on the device, by name, and the network between them: see TrtSession.bind.
 
-    arrays: by name. What computes is the memory of its lane, which all that runs there shares.
+    What computes is the memory of its lane, which all that runs there shares.
     """
 
     def __init__(
-        self, session: TrtSession, lane: Lane, feeds: Mapping[str, DeviceArray], given: Mapping[str, DeviceArray]
+        self, session: TrtSession, lane: Lane, shapes: Mapping[str, Shape], given: Mapping[str, DeviceArray]
     ) -> None:
         assert session.engine is not None
-        self._lane, self._session, self._replay = lane, session, Replay(lane, record=session.graphs)
-        profile = session.profile_for({name: array.shape for name, array in feeds.items()})
-        self._execution: trt.IExecutionContext | None = execution_of(session.engine, session.log)
-        execution = self._execution
+        profile = session.profile_for(shapes)  # before memory is taken
+        self._session, self._lane, self._at = session, lane, 0
+        self._execution = execution = execution_of(session.engine, session.log)
         if profile:
             session.expect(execution.set_optimization_profile_async(profile, lane.handle), "refused a profile")
-        for name, array in feeds.items():
-            done = execution.set_input_shape(name, array.shape)
-            session.expect(done, f"refused shape {array.shape} of {name!r}")
-        self._made = {name: as_shape(execution.get_tensor_shape(name)) for name in session.outputs}
-        self.check_outputs(given)
-        fresh = {n: lane.empty(s, session.tensors[n].dtype) for n, s in self._made.items() if n not in given}
-        self.arrays = {**feeds, **fresh, **given}
-        if odd := [name for name, array in self.arrays.items() if array.pointer % ALIGNMENT]:
-            raise ValueError(f"{odd} lie at addresses that are no multiples of {ALIGNMENT} bytes; copy them first")
-        for name, array in self.arrays.items():
+        for name, shape in shapes.items():
+            session.expect(execution.set_input_shape(name, shape), f"refused shape {shape} of {name!r}")
+        if odd := given.keys() - session.dtypes.keys():
+            raise ValueError(f"got arrays for {sorted(odd)}, wanted outputs of {session.outputs}")
+        self.arrays: dict[str, DeviceArray] = {}
+        for name, dtype in session.dtypes.items():
+            shape = as_shape(execution.get_tensor_shape(name))
+            self.arrays[name] = array = given[name] if name in given else lane.empty(shape, dtype)
+            if (array.dtype, array.shape) != (dtype, shape):
+                raise ValueError(f"{name!r} is {array.dtype} {array.shape}, wanted {dtype} {shape}")
+            if array.pointer % ALIGNMENT:
+                raise ValueError(f"{name!r} lies at an address that is no multiple of {ALIGNMENT}; copy it first")
             session.expect(execution.set_tensor_address(name, array.pointer), f"refused the address of {name!r}")
-        self._need, self._at = int(execution.update_device_memory_size_for_shapes()), 0
+        self._need = int(execution.update_device_memory_size_for_shapes())
         lane.scratch(self._need)  # it may move, so this comes before any recording
-
-    def check_outputs(self, given: Mapping[str, DeviceArray]) -> None:
-        """ValueError unless these can be written to."""
-        for name, array in given.items():
-            if name not in self._made:
-                raise ValueError(f"output {name!r} is {array.dtype} {array.shape}, wanted one of {tuple(self._made)}")
-            wanted = self._session.tensors[name].dtype, self._made[name]
-            if (array.dtype, array.shape) != wanted:
-                raise ValueError(f"output {name!r} is {array.dtype} {array.shape}, wanted {' '.join(map(str, wanted))}")
-            cuda.check_home(array.pointer, self._session.context)
 
     def run(self) -> None:
         """Put one run on the lane: plainly at first, recorded the second time, replayed from then on."""
-        self._replay(self.put)
+        self._lane.replay(self, self.put)
 
     def put(self) -> None:
         """Put one plain run on the lane: what a graph of one's own records.
 
         TensorRT wants to have run once before it is recorded.
         """
-        if self._execution is None:
-            raise ValueError("this binding is closed; bind the arrays again")
         if self._at != self._lane.at:  # something larger came, and the memory moved
             self._execution.set_device_memory(self._lane.at, self._need)
             self._at = self._lane.at
         self._session.expect(self._execution.execute_async_v3(self._lane.handle), "did not run")
 
-    def close(self) -> None:
-        """Release the graph and the execution context, once what was put on the lane is done."""
-        if self._execution is not None:
-            with self._session.context.current():
-                self._lane.sync()
-                self._replay.close()
-                self._execution, self.arrays = None, {}
-
     def __del__(self) -> None:
-        if getattr(self, "_execution", None) is not None and not sys.is_finalizing():
-            with suppress(BackendError):  # as in TrtSession
-                self.close()
+        if not sys.is_finalizing():
+            with suppress(BackendError, AttributeError), self._lane.current():  # as in TrtSession; or it was not made
+                self._lane.sync()
+                self._lane.graphs.pop(self, None)
+                del self._execution
 
 
-class _Lane(Lane):
-    """A lane of a session's own, with the networks bound to it for the shapes that came last."""
-
-    def __init__(self, context: cuda.Context) -> None:
-        super().__init__(context)
-        self.recent = Recent(KEPT)
-
-    def close(self) -> None:
-        self.recent.close()
-        super().close()
+def identity(device: int | None = None) -> dict[str, str]:
+    """A plan built here is bound to these: version, gpu (name), compute_capability. BackendError without TensorRT."""
+    version, context = str(import_tensorrt().__version__), cuda.Context(device)
+    return {"version": version, "gpu": context.gpu, "compute_capability": context.compute_capability}
 
 
-@dataclass(frozen=True)
-class _Tensor:
-    """An input or output of an engine. limits: an input's smallest and largest shape in each profile."""
+def import_tensorrt() -> Any:
+    """The module; or the small runtime of version-compatible plans under its name. BackendError: missing or too old."""
+    try:
+        if "tensorrt" not in sys.modules and not importlib.util.find_spec("tensorrt"):
+            with suppress(ModuleNotFoundError):  # it has all that running takes
+                sys.modules["tensorrt"] = importlib.import_module("tensorrt_lean")
+        trt = importlib.import_module("tensorrt")
+    except (ImportError, OSError) as error:
+        instead = f"{install('tensorrt')}, or take --backend onnxruntime"
+        raise BackendError(f"TensorRT cannot be imported ({error}); {instead}") from error
+    if tuple(map(int, str(trt.__version__).split(".")[:2])) < OLDEST:
+        wanted = ".".join(map(str, OLDEST))
+        raise BackendError(f"got TensorRT {trt.__version__}, wanted {wanted} or newer; pip install -U tensorrt")
+    return trt
 
-    dtype: np.dtype[Any]
-    limits: tuple[tuple[Shape, Shape], ...] = ()
 
-
-def _fits(shape: Shape, limits: tuple[Shape, Shape]) -> bool:
-    low, high = limits
-    return len(shape) == len(low) and all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True))
-
-
-def _describe(engine: trt.ICudaEngine) -> dict[str, _Tensor]:
-    """Inputs and outputs by name."""
+def logger() -> Any:
+    """TensorRT's logger, whose `text()` is its last warnings and errors, for error messages."""
     import tensorrt as trt
 
-    tensors = {}
+    kept = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING)
+    lines: deque[str] = deque(maxlen=8)
+
+    class Logger(trt.ILogger):  # type: ignore[misc, unused-ignore]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
+            if severity in kept:
+                lines.append(" ".join(msg.split()))
+
+        def text(self) -> str:
+            return " | ".join(lines) or "it gave no reason"
+
+    return Logger()
+
+
+@cache
+def load_plugins(libraries: tuple[Path, ...]) -> frozenset[str]:
+    """Load each library once per process; the names of the operators that all plugins together serve."""
+    if not libraries:
+        return frozenset()
+    import tensorrt as trt
+
+    registry = trt.get_plugin_registry()
+    for library in libraries:
+        if not library.is_file() or registry.load_library(str(library)) is None:
+            raise EngineError(f"{library} is no plugin library for TensorRT {trt.__version__}; build it again")
+    return frozenset(creator.name for creator in registry.all_creators)
+
+
+def load_plan(plan: Path, plugins: Sequence[Path], log: Any) -> trt.ICudaEngine:
+    """The engine of a plan. EngineError where it is missing or does not load here."""
+    import tensorrt as trt
+
+    if not plan.is_file():
+        raise EngineError(f"{plan} is missing; build it: dgiqa-rt build")
+    load_plugins(tuple(plugins))
+    runtime = trt.Runtime(log)
+    runtime.engine_host_code_allowed = True  # of version-compatible plans; engines are verified before they come here
+    engine = runtime.deserialize_cuda_engine(plan.read_bytes())
+    if engine is None:
+        raise EngineError(f"TensorRT {trt.__version__} cannot load {plan.name} ({log.text()}); build it again here")
+    return engine
+
+
+def execution_of(engine: trt.ICudaEngine, log: Any) -> trt.IExecutionContext:
+    """An execution context without memory to compute in. BackendError where TensorRT makes none."""
+    import tensorrt as trt
+
+    execution = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    if execution is None:
+        raise BackendError(f"TensorRT {trt.__version__} made no execution context: {log.text()}")
+    execution.nvtx_verbosity = trt.ProfilingVerbosity.NONE  # or it is as detailed as what the plan tells of itself
+    return execution
+
+
+def as_shape(dimensions: trt.Dims) -> Shape:
+    """TensorRT's dimensions as a tuple."""
+    return tuple(dimensions[axis] for axis in range(len(dimensions)))
+
+
+def layer_precisions(plan: Path, *, plugins: Sequence[Path] = ()) -> Counter[str]:
+    """Layers of an engine per precision: "fp32", "fp16", "int8", ..., "other" for layers that hold no such tensor.
+
+    A layer counts under the narrowest type it reads or writes, else that of its weights, else what the name of its
+    kernel says; "unknown" is what shows none of them. Loading a plan needs its GPU. Raises BackendError without
+    TensorRT, EngineError for a plan that does not load here.
+    """
+    trt, log = import_tensorrt(), logger()
+    engine = load_plan(plan, plugins, log)
+    execution = execution_of(engine, log)
     for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
-        kind = engine.get_tensor_dtype(name).name
-        if kind not in _DTYPES or engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
-            raise EngineError(f"{name!r} is a {kind} that numpy lacks or a shape kept on the host; keep such inside")
-        limits: tuple[tuple[Shape, Shape], ...] = ()
-        if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
-            shape, profiles = as_shape(engine.get_tensor_shape(name)), range(engine.num_optimization_profiles)
-            found = [engine.get_tensor_profile_shape(name, i) for i in profiles] if -1 in shape else []
-            # a network of fixed shapes need not have a profile
-            limits = tuple((as_shape(s[0]), as_shape(s[2])) for s in found) or ((shape, shape),) * max(1, len(profiles))
-        tensors[name] = _Tensor(np.dtype(_DTYPES[kind]), limits)
-    return tensors
+        if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT and -1 in as_shape(engine.get_tensor_shape(name)):
+            execution.set_input_shape(name, as_shape(engine.get_tensor_profile_shape(name, 0)[1]))
+    inspector = engine.create_engine_inspector()
+    inspector.execution_context = execution  # without one whose shapes are set it shows no types
+    told = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    return Counter(map(_layer_precision, json.loads(told)["Layers"]))
+
+
+def _layer_precision(layer: dict[str, Any]) -> str:
+    tensors = [*layer.get("Inputs", []), *layer.get("Outputs", [])]
+    words = " ".join(str(value) for tensor in tensors for key, value in tensor.items() if "datatype" in key.lower())
+    weights = [part.get("Type", "") for part in (layer.get("Weights"), layer.get("Bias")) if isinstance(part, dict)]
+    for text in (words, " ".join(weights), str(layer.get("TacticName", ""))):
+        for precision, told in _TOLD.items():
+            if told.search(text):
+                return precision
+    return "unknown" if "N/A" in words else "other"
+
+
+def _dtype(engine: trt.ICudaEngine, name: str) -> np.dtype[Any]:
+    import tensorrt as trt
+
+    try:
+        dtype: np.dtype[Any] = np.dtype(trt.nptype(engine.get_tensor_dtype(name)))
+    except TypeError as error:
+        raise EngineError(f"{name!r} is of a type that numpy lacks; keep such inside the network") from error
+    return dtype
+
+
+def _limits(engine: trt.ICudaEngine, name: str, profile: int) -> tuple[Shape, Shape]:
+    """Smallest and largest shape of an input; one of a fixed shape need not be in a profile."""
+    if -1 not in (shape := as_shape(engine.get_tensor_shape(name))):
+        return shape, shape
+    low, _, high = engine.get_tensor_profile_shape(name, profile)
+    return as_shape(low), as_shape(high)

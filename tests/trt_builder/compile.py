@@ -1,7 +1,7 @@
 """One line of JSON on stdin -> one file compiled by dgiqa.builder.plan.build_plan -> one line of JSON on stdout.
 
 Runs in the environment that environment.py makes; {"onnx", "plan", "shapes", "plugins", "timing_cache", "options",
-"interrupt_s"} goes in, {"layers", "precisions", "bytes", "seconds", "messages"} or {"error", "kind"} comes out.
+"interrupt_s"} goes in, {"layers", "precisions", "bytes", "messages"} or {"error", "kind"} comes out.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
         for each in (asked if isinstance(asked, list) else [asked])
     ]
     try:
-        info = build_plan(
+        types = build_plan(
             Path(task["onnx"]),
             Path(task["plan"]),
             shapes=profiles,
@@ -47,7 +47,8 @@ def main() -> None:
     except (DgiqaError, Interrupted) as error:
         print(json.dumps({"error": str(error), "kind": type(error).__name__}))
     else:
-        print(json.dumps({**vars(info), "messages": messages}))
+        size = Path(task["plan"]).stat().st_size
+        print(json.dumps({"layers": types.total(), "precisions": types, "bytes": size, "messages": messages}))
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ REPAIRS = (
     (r"channel_axis: (int|typing.SupportsInt)\)", r"channel_axis: \1 = ...)"),  # after ones with a default
     (r"(class IHostMemory:\n)", r"\1    def __buffer__(self, flags: int) -> memoryview: ...\n"),  # see its description
     (r"\A", "__version__: str\n"),
+    (r"\Z", "\ndef nptype(trt_type: DataType) -> type: ...\n"),
 )
 HERE = Path(__file__).resolve().parent
 
