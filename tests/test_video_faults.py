@@ -115,6 +115,46 @@ def test_a_file_that_is_cut_or_has_lost_a_part_is_an_error(tmp_path: Path, kind:
         assert is_refused(path)
 
 
+def test_packets_that_mpeg_ts_lacks_are_an_error_and_joined_recordings_lack_none(tmp_path: Path) -> None:
+    """Of a picture that no other needs, FFmpeg's program says nothing."""
+    parts = [part(25 * i, 25, 1.0 * i, tmp_path / "part.ts") for i in range(2)]
+    path = tmp_path / "a.ts"
+    path.write_bytes(b"".join(parts))
+    assert [f.error for f in read(path)] == [""] * 50
+    whole = parts[0]
+    of_video = [at for at in range(0, len(whole), 188) if (whole[at + 1] & 31, whole[at + 2]) == (1, 0)]
+    lost = of_video[len(of_video) // 2]
+    path.write_bytes(whole[:lost] + whole[lost + 188 :])
+    assert f"damaged or cut off at byte {lost:,}"[:26] in read(path)[-1].error
+
+
+@pytest.mark.parametrize(
+    ("codec", "kind", "header"), [("libx265", "hevc", b"\x40\1\x0c"), ("libx264", "h264", b"\x09")]
+)
+def test_a_stream_that_ends_before_a_picture_is_an_error(tmp_path: Path, codec: str, kind: str, header: bytes) -> None:
+    path = write(tmp_path / f"a.{kind}", numbered(5), codec=codec, options=QUIET if kind == "hevc" else {})
+    assert [f.error for f in read(path)] == [""] * 5
+    path.write_bytes(path.read_bytes() + b"\0\0\1" + header + b"\x10")
+    assert "damaged or cut off" in read(path)[-1].error
+
+
+def test_sectors_that_wmv_lacks_are_an_error(tmp_path: Path, photos: dict[str, UInt8]) -> None:
+    path = write(tmp_path / "a.wmv", swaying(photos["coffee"], 40), codec="wmv2")
+    whole = path.read_bytes()
+    assert [f.error for f in read(path)] == [""] * 40
+    for at in range(len(whole) // 4 // 512 * 512, len(whole) - 1024, 4096):
+        path.write_bytes(whole[:at] + bytes(512) + whole[at + 512 :])
+        assert is_refused(path)
+
+
+@pytest.mark.parametrize("kind", ["mxf", "asf"])
+def test_containers_that_know_no_times_of_pictures_give_them_in_order(tmp_path: Path, kind: str) -> None:
+    """FFmpeg takes the order of decoding for their times."""
+    found = read(write(tmp_path / f"a.{kind}", numbered(40), options={"bf": "3"}))
+    assert [(f.error, round(f.time_s * RATE)) for f in found] == [("", i) for i in range(40)]
+    assert [level(f.rgb) for f in found if f.rgb is not None] == pytest.approx(list(range(40)), abs=3)
+
+
 def test_zero_bytes_in_a_stream_without_a_container_are_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "a.m2v", numbered(50), codec="mpeg2video", kind="mpeg2video", options={"bf": "0"})
     whole = path.read_bytes()

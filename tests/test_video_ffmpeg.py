@@ -78,6 +78,29 @@ CLIPS: dict[str, dict[str, Any]] = {
     "jpeg2000.mkv": {"codec": "jpeg2000", "layout": "yuv420p"},
     "raw.y4m": {"codec": "wrapped_avframe"},
     "raw.mov": {"codec": "rawvideo", "layout": "yuyv422"},
+    "h264.3gp": {},
+    "h264-422.mp4": {"layout": "yuv422p"},
+    "h264-444.mp4": {"layout": "yuv444p"},
+    "hevc.mov": {"codec": "libx265", "options": X265},
+    "hevc-10bit.mp4": {"codec": "libx265", "options": X265, "layout": "yuv420p10le"},
+    "h263.3gp": {"codec": "h263", "sides": (176, 144)},
+    "vp8.mkv": {"codec": "libvpx"},
+    "vp9.mkv": {"codec": "libvpx-vp9"},
+    "vp9-odd.webm": {"codec": "libvpx-vp9", "sides": (161, 121)},
+    "vp9-444.webm": {"codec": "libvpx-vp9", "layout": "yuv444p"},
+    "av1.mkv": {"codec": "libsvtav1", "options": {"preset": "10"}},
+    "theora.ogv": {"codec": "libtheora", "options": {"q": "9"}},
+    "wmv1.wmv": {"codec": "wmv1"},
+    "msmpeg4.avi": {"codec": "msmpeg4"},
+    "mpeg4-b.avi": {"codec": "mpeg4", "options": {"bf": "2"}},
+    "mpeg2.mxf": {"codec": "mpeg2video", "options": {"bf": "2", "q": "3"}},
+    "mpeg2-422.ts": {"codec": "mpeg2video", "layout": "yuv422p", "options": {"q": "3"}},
+    "prores4444.mov": {"codec": "prores_ks", "layout": "yuv444p10le"},
+    "ffv1-odd.mkv": {"codec": "ffv1", "sides": (161, 121)},
+    "mjpeg-odd.mov": {"codec": "mjpeg", "layout": "yuvj420p", "sides": (161, 121)},
+    "dv.avi": {"codec": "dvvideo", "layout": "yuv420p", "sides": (720, 576)},
+    "vfr.mp4": {"times": [0.0, 0.04, 0.2, 0.24, 0.4, 0.44, 0.48, 1.0, 1.04, 1.2]},
+    "vfr.mkv": {"times": [0.1 * i**1.3 for i in range(10)], "options": {"bf": "0"}},
 }
 
 
@@ -110,7 +133,32 @@ def test_pictures_and_times_are_those_of_the_program(tmp_path: Path, photos: dic
     how = dict(CLIPS[name])
     if how.get("codec", "libx264") not in av.codecs_available:
         pytest.skip("this PyAV cannot write it")
-    compare(write(tmp_path / name, swaying(photos["coffee"], 30, width=SIDES[0], height=SIDES[1]), gop=12, **how))
+    width, height = how.pop("sides", SIDES)
+    count = len(how.get("times", range(30)))
+    compare(write(tmp_path / name, swaying(photos["coffee"], count, width=width, height=height), gop=12, **how))
+
+
+@pytest.mark.parametrize("matrix", ["bt470bg", "bt709", "bt2020nc"])
+@pytest.mark.parametrize("scale", ["tv", "pc"])
+def test_colours_are_read_by_their_tags_as_in_the_program(
+    tmp_path: Path, photos: dict[str, UInt8], matrix: str, scale: str
+) -> None:
+    clip = write(
+        tmp_path / "a.mp4", swaying(photos["coffee"], 6, width=SIDES[0], height=SIDES[1]), options={"crf": "8"}
+    )
+    assert FFMPEG is not None
+    tags = ["-colorspace", matrix, "-color_range", scale]
+    again = [FFMPEG, "-v", "error", "-i", str(clip), "-vf", f"setparams=colorspace={matrix}:range={scale}", *tags]
+    subprocess.run([*again, "-c:v", "libx264", str(tmp_path / "b.mp4")], check=True, timeout=60)
+    compare(tmp_path / "b.mp4")
+
+
+def test_an_edit_list_is_followed_as_in_the_program(tmp_path: Path, photos: dict[str, UInt8]) -> None:
+    clip = write(tmp_path / "a.mp4", swaying(photos["coffee"], 40, width=SIDES[0], height=SIDES[1]), gop=12)
+    assert FFMPEG is not None
+    cut = [FFMPEG, "-v", "error", "-ss", "0.7", "-i", str(clip), "-c", "copy", str(tmp_path / "b.mp4")]
+    subprocess.run(cut, check=True, timeout=60)
+    compare(tmp_path / "b.mp4")
 
 
 def test_a_playlist_is_as_in_the_program(tmp_path: Path, photos: dict[str, UInt8]) -> None:

@@ -130,9 +130,9 @@ class Decoding:
         self.stream = opened.stream
         self.ticks = ticks
         self.end_s = end_s
-        # AVI stores no timestamps, and those that FFmpeg makes up for the B-frames of H.264 and HEVC go back and forth:
-        # as a set they are right, so that each picture takes the lowest that is left
-        self.made_up = opened.format == "avi" and opened.codec in B_FRAMES
+        # AVI, ASF and MXF without an index store no times of pictures, and those that FFmpeg makes up for the
+        # B-frames of H.264 and HEVC go back and forth: as a set they are right, so each picture takes the lowest left
+        self.made_up = opened.format in ("avi", "mxf", "asf") and opened.codec in B_FRAMES
         self.seekable = opened.indexed
         self.length_s = opened.duration_s or math.inf
         self.origin_s = opened.origin_s
@@ -143,6 +143,7 @@ class Decoding:
         self.before: Any = None  # the packet before, as (time, whether it may be a second field)
         self.floor: int | None = None  # timestamp of the first key frame since the decoder was empty
         self.packets = 0
+        self.holes = False  # whether the demuxer marked a packet from which something is missing
         self.number: int | None = 0  # of the next frame, where packets cannot tell
         self.last_s = -1.0
         self.step_s = 1 / 25  # between the last two pictures, for those without timestamps
@@ -177,8 +178,10 @@ class Decoding:
                 f"the video ends at {max(self.last_s, 0.0):.2f} s of {self.opened.duration_s:.2f} s: it is truncated"
             )
         if not ended and self.opened.path and not self.ticks.over and self.last_s <= self.end_s:
-            ended = unseen(self.opened.path, self.opened.format)
-            ended = ended or (_damage_of_gif(self.opened.path) if self.opened.format == "gif" else "")
+            counted = self.stream.id if self.holes and not self.clock.jumped_s else None
+            ended = unseen(self.opened.path, self.opened.format, counted)
+            look = {"gif": _damage_of_gif, "asf": _damage_of_asf}.get(self.opened.format)
+            ended = ended or (look(self.opened.path) if look else "")
         if not ended and not self.packets:
             ended = "there is no frame in it"
         if ended:
@@ -231,6 +234,7 @@ class Decoding:
                 return
             if not self.made_up and (jump := self.clock.correct(packet)):
                 self.note = f"the file's clock jumps by {jump:+.2f} s here; time goes on"
+            self.holes |= packet.is_corrupt
             yield packet
 
     def _count(self, packet: Any) -> None:
@@ -284,7 +288,8 @@ class Decoding:
 
     def _stamp(self, packet: Any) -> Any:
         """A packet's time in the container's ticks. As a set, those of decoding begin with 0 in AVI, others with 1."""
-        return packet.dts if packet.pts is None or (self.made_up and packet.dts is not None) else packet.pts
+        by_dts = packet.pts is None or (self.opened.format == "avi" and self.made_up and packet.dts is not None)
+        return packet.dts if by_dts else packet.pts
 
     def _expect(self, packet: Any) -> None:
         """Remember which timestamps must come out. Not those that need what is before the first key frame."""
@@ -385,7 +390,7 @@ class Decoding:
 
 @contextmanager
 def _said(codec: str) -> Iterator[list[tuple[int, str, str]]]:
-    """What a decoder logs as an error meanwhile, as (level, name, message), where it says damage in no other way."""
+    """What FFmpeg logs as an error meanwhile, as (level, name, message), where it says damage in no other way."""
     if codec not in ONLY_LOGGING:
         yield []
         return
@@ -397,6 +402,14 @@ def _said(codec: str) -> Iterator[list[tuple[int, str, str]]]:
             yield said
     finally:
         logging.set_level(level)
+
+
+def _damage_of_asf(path: str) -> str:
+    """What FFmpeg's demuxer logs and passes over, "" where that is nothing."""
+    with _said("wmv2") as said, import_av().open(path) as container:
+        for _ in container.demux(video=0):
+            pass
+    return f"damaged, so that not all of it was looked at: {said[0][2].strip()}" if said else ""
 
 
 def _damage_of_gif(path: str) -> str:

@@ -180,9 +180,8 @@ def open_container(source: VideoSource, name: str, timeout_s: float, max_pixels:
     context = stream.codec_context
     # A decoder stops at an error instead of painting over it: a made-up picture is not the video's quality. H.264's
     # marks what it painted, and would otherwise stop at messages beside the picture (SEI), which cameras get wrong.
-    explode = (
-        {} if context.name in ("h264", "tiff") else {"err_detect": "explode"}
-    )  # tiff stops at tags it does not know
+    detect = "crccheck+explode" + ("+bitstream+buffer" if context.name in ONLY_LOGGING else "")
+    explode = {} if context.name in ("h264", "tiff") else {"err_detect": detect}  # tiff stops at tags it does not know
     context.options = {"max_pixels": str(2 * (max_pixels or MAX_PIXELS))} | explode
     context.flags |= UNALIGNED
     origin_s = (container.start_time or 0) / 1e6

@@ -8,21 +8,34 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 _LOST = 1024  # zero bytes in a row that no stream without a container has
 _BARE = ("h264", "hevc", "mpegvideo", "m4v", "dv")
+# Units that belong in front of a picture, by the byte behind their start code
+_HEADERS = {
+    "h264": re.compile(rb"[\x06-\x09\x26-\x29\x46-\x49\x66-\x69]"),
+    "hevc": re.compile(rb"[\x40-\x47\x4e]"),
+    "mpegvideo": re.compile(rb"[\0\xb2\xb3\xb5\xb8]"),
+}
 _TS = 188  # bytes of a packet
 _MARKS = {"flv": b"FLV\x01", "nut": b"nut/multimedia container\0"}  # what a recording begins with
 _FLV_HEADER = (b"\x01\0\0\0\x09\0\0\0\0", b"\x04\0\0\0\x09\0\0\0\0", b"\x05\0\0\0\x09\0\0\0\0")  # video, sound, both
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 
 Part = Callable[[Any, int], int]  # bytes of a file, where a part begins -> its length, 0 where none begins
 
 
-def unseen(path: str | os.PathLike[str], container: str) -> str:
-    """What a file that was read to its end hides, "" where that is nothing. container: FFmpeg's name of the format."""
+def unseen(path: str | os.PathLike[str], container: str, counted: int | None = None) -> str:
+    """What a file that was read to its end hides, "" where that is nothing. container: FFmpeg's name of the format.
+
+    counted: the stream of MPEG-TS whose packets are counted, where FFmpeg missed some.
+    """
     if not os.path.getsize(path):
         return ""
     names = container.split(",")
@@ -30,6 +43,7 @@ def unseen(path: str | os.PathLike[str], container: str) -> str:
         if (at := _second_recording(data, names)) is not None:
             return f"another recording begins at byte {at:,}, which was not looked at: split it there"
         at = _break(data, names)
+        at = _missing(data, counted) if at is None and counted is not None and "mpegts" in names else at
     return "" if at is None else f"damaged or cut off at byte {at:,}, so that not all of it was looked at"
 
 
@@ -62,6 +76,11 @@ def _break(data: mmap.mmap, names: list[str]) -> int | None:
     """Where the chain of parts breaks, or zero bytes took the place of data."""
     if any(name in _BARE for name in names) and (at := data.find(bytes(_LOST))) >= 0:
         return at
+    last = data.rfind(b"\0\0\1") + 3
+    if any(name in _HEADERS and _HEADERS[name].match(data, last) for name in names):
+        return last - 3
+    if "asf" in names and (at := _lost_of_asf(data)) is not None:
+        return at
     if "mpegts" in names:  # of which FFmpeg reports what lacks before its end
         rest = len(data) % _TS
         return len(data) - rest if rest and data[0] == data[_TS] == ord("G") else None
@@ -69,6 +88,37 @@ def _break(data: mmap.mmap, names: list[str]) -> int | None:
     for at, length in _chain(data, part) if part else ():
         if not length or at + length > len(data):
             return at or None  # not even its first part: FFmpeg knows another layout
+    return None
+
+
+def _missing(data: mmap.mmap, pid: int) -> int | None:
+    """Where packets of a stream in MPEG-TS are missing, by their counter.
+
+    Where recordings were joined, all counters begin anew, that of the table of programs (stream 0) with 0.
+    """
+    heads = np.frombuffer(data, np.uint8, len(data) // _TS * _TS).reshape(-1, _TS)[:, :6].astype(np.int32)
+    if (lost := heads[:, 0] != ord("G")).any():
+        return int(lost.argmax()) * _TS
+    pids = (heads[:, 1] & 31) << 8 | heads[:, 2]
+    counts = (heads[:, 3] & 16) > 0  # of packets with a payload
+    told = (heads[:, 3] & 32 > 0) & (heads[:, 4] > 0) & (heads[:, 5] & 128 > 0)  # that it steps
+    anew = np.flatnonzero((pids == 0) & (heads[:, 3] & 15 == 0))
+    of = np.flatnonzero((pids == pid) & counts)
+    steps = np.diff(heads[of, 3]) & 15
+    for i in np.flatnonzero((steps > 1) & ~told[of[1:]]):
+        if not ((anew > of[i]) & (anew < of[i + 1])).any():
+            return int(of[i] + 1) * _TS
+    return None
+
+
+def _lost_of_asf(data: mmap.mmap) -> int | None:
+    """Where a packet of ASF lacks the byte that all begin with."""
+    for at, size in _chain(data, _asf):
+        if data[at : at + 16] == _ASF_DATA and (count := int.from_bytes(data[at + 40 : at + 48], "little")):
+            length = (size - 50) // count or 1
+            firsts = data[at + 50 : at + size : length]
+            odd = next((i for i, first in enumerate(firsts) if first != firsts[0]), None)
+            return None if odd is None else at + 50 + odd * length
     return None
 
 
