@@ -148,7 +148,7 @@ def test_arrays_of_the_host_are_run_and_those_of_the_gpu_are_bound(monkeypatch: 
     session, lane = opened(monkeypatch, StandIn()), HostLane()
     x = np.arange(6, dtype=np.float32).reshape(3, 2)
     np.testing.assert_array_equal(session.run({"x": x})["y"], 2 * x)
-    with pytest.raises(ValueError, match=r"input 'x' is OnGpu, wanted tensor\(float\)"):
+    with pytest.raises(ValueError, match=r"input 'x' is OnGpu, wanted an array of float32"):
         session.run({"x": OnGpu((3, 2))})  # type: ignore[dict-item]
     for wrong, message in (
         (OnGpu((3, 2), "<f8"), "'x' is float64"),

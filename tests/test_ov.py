@@ -146,7 +146,7 @@ def test_a_result_is_the_callers_own(tiny_bundle: Bundle) -> None:
     ("wrong", "message"),
     [
         ({"rgb": np.zeros((1, 3, 64, 64), np.float32)}, r"got inputs \['rgb'\], wanted \['depth', 'rgb'\]"),
-        (feeds(1, 64) | {"rgb": np.zeros((1, 3, 64, 64))}, "'rgb' is float64, wanted float32"),
+        (feeds(1, 64) | {"rgb": np.zeros((1, 3, 64, 64))}, "'rgb' is float64, wanted an array of float32"),
         (feeds(2, 64) | {"rgb": np.zeros((1, 3, 64, 64), np.float32)}, r"different sizes, \{'rgb': 1, 'depth': 2\}"),
         (feeds(1, 64) | {"rgb": np.zeros((1, 4, 64, 64), np.float32)}, r"'rgb' has shape \[1, 4, 64, 64\], wanted"),
     ],

@@ -78,7 +78,7 @@ def test_a_file_opens_like_its_bytes_and_auto_says_what_it_took(tmp_path) -> Non
     [
         ({}, r"got inputs \[\], wanted \['x'\]"),
         ({"x": np.zeros((1, 2), np.float32), "z": np.zeros(1)}, r"got inputs \['x', 'z'\]"),
-        ({"x": np.zeros((1, 2))}, r"'x' is float64, wanted tensor\(float\)"),
+        ({"x": np.zeros((1, 2))}, r"'x' is float64, wanted an array of float32"),
         ({"x": [[1.0, 2.0]]}, r"'x' is list"),
         ({"x": np.zeros((1, 3), np.float32)}, r"'x' has shape \[1, 3\], wanted \['n', 2\]"),
         ({"x": np.zeros(2, np.float32)}, r"'x' has shape \[2\]"),

@@ -18,8 +18,9 @@ from dgiqa.errors import BackendError, BundleError
 from dgiqa.machine import onnxruntime_wheels, usable_cores
 from dgiqa.runtime import cuda
 from dgiqa.runtime.backends import CUDA, INSTALL, ONNXRUNTIME
+from dgiqa.runtime.inputs import Input, check
 
-_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+_DTYPES = {f"tensor({name})": np.dtype(kind) for name, kind in (("float", "f4"), ("float16", "f2"), ("uint8", "u1"))}
 # It rounds biases to int32 behind Q/DQ, in steps that float16 cannot hold: in int8 files whose rest is fp16, depths
 # moved by 36 % of their range (onnxruntime 1.31). Time is the same without it.
 # The other two take a Clip or Relu away that quantisation does anyway. With our symmetric types it never does, and they
@@ -56,25 +57,19 @@ class Opened:
             self._session = ort.InferenceSession(source if in_memory else label, options, **providers)
         except Exception as error:  # onnxruntime's exception classes share no public base
             raise _explain(label, ort.__version__, error) from error
-        self._ort, self._specs = ort, {node.name: node for node in self._session.get_inputs()}
-        self.inputs = tuple(self._specs)
+        nodes = self._session.get_inputs()
+        self._ort, self._inputs = ort, {n.name: Input(_DTYPES.get(n.type), tuple(n.shape)) for n in nodes}
+        self.inputs = tuple(self._inputs)
         self.outputs = tuple(node.name for node in self._session.get_outputs())
 
     @property
     def most_at_once(self) -> int:
         """The largest batch that makes sense: a free first axis takes any, and a few fill a GPU."""
-        return 1 if isinstance(self._specs[self.inputs[0]].shape[0], int) else 8
-
-    def check(self, feeds: Mapping[str, Any], kind: Any = np.ndarray) -> None:
-        """ValueError for wrong names, dtypes or shapes, and for arrays of another kind."""
-        if feeds.keys() != self._specs.keys():
-            raise ValueError(f"got inputs {sorted(feeds)}, wanted {sorted(self._specs)}")
-        for name, array in feeds.items():
-            _check_input(self._specs[name], array, kind)
+        return 1 if isinstance(self._inputs[self.inputs[0]].shape[0], int) else 8
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Every output by name. ValueError for wrong names, dtypes or shapes, BackendError if the engine fails."""
-        self.check(feeds)
+        check(self._inputs, feeds)
         try:
             # addresses change from run to run, and a graph would replay those of the first
             found = self._session.run(None, dict(feeds), self.run_options(-1))
@@ -95,8 +90,8 @@ class Opened:
     ) -> dict[str, cuda.DeviceArray]:
         """Inputs and outputs on the GPU, by name: outputs that are not given are fresh arrays. ValueError as in run."""
         arrays = {name: lane.take(array) for name, array in (*feeds.items(), *(outputs or {}).items())}
-        self.check({name: arrays[name] for name in feeds}, cuda.DeviceArray)
-        named = (zip(self._specs[name].shape, arrays[name].shape, strict=True) for name in self.inputs)
+        check(self._inputs, {name: arrays[name] for name in feeds}, cuda.DeviceArray)
+        named = (zip(self._inputs[name].shape, arrays[name].shape, strict=True) for name in self.inputs)
         sizes = {name: size for pairs in named for name, size in pairs if isinstance(name, str)}
         for node in self._session.get_outputs():
             shape, dtype = tuple(d if isinstance(d, int) else sizes.get(d, 0) for d in node.shape), _DTYPES[node.type]
@@ -252,16 +247,3 @@ def _explain(label: str, version: str, error: Exception) -> BackendError | Bundl
         reason = too_new[0].rstrip(". ")
         return BackendError(f"{label} needs a newer onnxruntime than {version} ({reason}); pip install -U onnxruntime")
     return BundleError(f"onnxruntime {version} cannot read {label} as a model ({text}); copy or rebuild the bundle")
-
-
-def _check_input(node: Any, array: Any, kind: Any) -> None:
-    """Names of dimensions match any size; numbers must match."""
-    wanted = _DTYPES.get(node.type)
-    if not isinstance(array, kind) or wanted is None or array.dtype != wanted:
-        got = array.dtype if isinstance(array, kind) else type(array).__name__
-        raise ValueError(f"input {node.name!r} is {got}, wanted {node.type}")
-    fits = len(array.shape) == len(node.shape) and all(
-        not isinstance(want, int) or want == have for want, have in zip(node.shape, array.shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(f"input {node.name!r} has shape {list(array.shape)}, wanted {node.shape}")

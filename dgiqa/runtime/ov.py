@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from dgiqa.errors import BackendError, BundleError, EngineError
 from dgiqa.machine import usable_cores
 from dgiqa.runtime.backends import INSTALL, OPENVINO
+from dgiqa.runtime.inputs import Input, check
 from dgiqa.store import discard, locked, private, replacing, sha256_of, user_cache
 
 _HASH = ".sha256"  # beside what OpenVINO compiled
@@ -84,7 +85,7 @@ class OvSession:
             self._model = self._core.read_model(path)
         except Exception as error:
             raise self._unreadable(error) from error
-        self._specs = {_name(port): _Input(port) for port in self._model.inputs}
+        self._specs = {_name(port): _input(port) for port in self._model.inputs}
         self.inputs, self.outputs = tuple(self._specs), tuple(_name(port) for port in self._model.outputs)
         of_any_size = any(length is None for wanted in self._specs.values() for length in wanted.shape[1:])
         self._each_its_own = precision in ("int8", "bf16") and of_any_size
@@ -95,10 +96,7 @@ class OvSession:
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Every output by name. ValueError for wrong names, dtypes or shapes, BackendError if the engine fails or would
         not run in the precision asked for."""
-        if feeds.keys() != self._specs.keys():
-            raise ValueError(f"got inputs {sorted(feeds)}, wanted {sorted(self._specs)}")
-        for name, array in feeds.items():
-            self._specs[name].check(name, array)
+        check(self._specs, feeds)
         _check_batch(self._specs, feeds)
         shapes = tuple(feeds[name].shape for name in self.inputs)
         arrays = [np.ascontiguousarray(feeds[name]) for name in self.inputs]
@@ -314,26 +312,13 @@ def _check_precision(compiled: Any, wanted: str) -> None:
         raise BackendError(f"asked openvino for {wanted}, got {got}; choose another --precision or --backend")
 
 
-class _Input:
+def _input(port: Any) -> Input:
     """What an input takes. Read once: OpenVINO's own answers deadlock when two threads ask for the first time."""
-
-    def __init__(self, port: Any) -> None:
-        self.dtype = np.dtype(port.element_type.to_dtype())
-        self.shape = [None if length.is_dynamic else length.get_length() for length in port.partial_shape]
-
-    def check(self, name: str, array: NDArray[Any]) -> None:
-        if not isinstance(array, np.ndarray) or array.dtype != self.dtype:
-            got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-            raise ValueError(f"input {name!r} is {got}, wanted {self.dtype}")
-        fits = len(array.shape) == len(self.shape) and all(
-            want in (None, have) for want, have in zip(self.shape, array.shape, strict=True)
-        )
-        if not fits:
-            wanted = ["?" if length is None else length for length in self.shape]
-            raise ValueError(f"input {name!r} has shape {list(array.shape)}, wanted {wanted}")
+    sizes = [None if length.is_dynamic else length.get_length() for length in port.partial_shape]
+    return Input(np.dtype(port.element_type.to_dtype()), tuple(sizes))
 
 
-def _check_batch(specs: Mapping[str, _Input], feeds: Mapping[str, NDArray[Any]]) -> None:
+def _check_batch(specs: Mapping[str, Input], feeds: Mapping[str, NDArray[Any]]) -> None:
     """OpenVINO forgets that inputs share their free first dimension, and reads past the end of the shorter one."""
     sizes = {name: feeds[name].shape[0] for name, wanted in specs.items() if wanted.shape[0] is None}
     if len(set(sizes.values())) > 1:

@@ -27,6 +27,7 @@ from dgiqa.errors import BackendError, EngineError
 from dgiqa.extras import install
 from dgiqa.runtime import cuda
 from dgiqa.runtime.cuda import DeviceArray, Lane
+from dgiqa.runtime.inputs import Input, check
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -73,6 +74,8 @@ class TrtSession:
         self.dtypes = {name: _dtype(engine, name) for name in names}
         self.inputs = tuple(n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT)
         self.outputs = tuple(n for n in names if n not in self.inputs)
+        shapes = {n: as_shape(engine.get_tensor_shape(n)) for n in self.inputs}
+        self._inputs = {n: Input(self.dtypes[n], tuple(None if d < 0 else d for d in s)) for n, s in shapes.items()}
         self._profiles = [
             {name: _limits(engine, name, i) for name in self.inputs}
             for i in range(max(1, engine.num_optimization_profiles))
@@ -82,11 +85,7 @@ class TrtSession:
         """Every output by name. ValueError for wrong names, dtypes or shapes, BackendError if the engine fails."""
         lane = self._free.get()
         try:
-            self._check(feeds)
-            for name, array in feeds.items():
-                if not isinstance(array, np.ndarray) or array.dtype != self.dtypes[name]:
-                    got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-                    raise ValueError(f"input {name!r} is {got}, wanted an array of {self.dtypes[name]}")
+            check(self._opened(), feeds)
             shapes = {name: feeds[name].shape for name in self.inputs}
             with lane.current():
                 try:
@@ -106,9 +105,9 @@ class TrtSession:
         lane: where it will run, which others may share, one after the other. ValueError as in run, and for addresses
         that are not aligned to 256 bytes.
         """
-        self._check(feeds)
         with lane.current():
             given = {name: lane.take(array) for name, array in (*feeds.items(), *(outputs or {}).items())}
+            check(self._opened(), {name: given[name] for name in feeds}, DeviceArray)
             return Bound(self, lane, {name: given[name].shape for name in self.inputs}, given)
 
     @property
@@ -118,12 +117,9 @@ class TrtSession:
 
     def profile_for(self, shapes: Mapping[str, Shape]) -> int:
         """The first profile that takes these shapes together. ValueError if there is none."""
-
-        def fits(shape: Shape, low: Shape, high: Shape) -> bool:
-            return len(shape) == len(low) and all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True))
-
         for profile, limits in enumerate(self._profiles):
-            if all(fits(shape, *limits[name]) for name, shape in shapes.items()):
+            sides = [side for name, shape in shapes.items() for side in zip(shape, *limits[name], strict=True)]
+            if all(low <= size <= high for size, low, high in sides):
                 return profile
         takes = [f"{name!r} {low} to {high}" for each in self._profiles for name, (low, high) in each.items()]
         got = f"got shapes {dict(shapes)}; this plan takes {', or '.join(takes)}"
@@ -148,11 +144,10 @@ class TrtSession:
 
     __del__ = close
 
-    def _check(self, feeds: Mapping[str, Any]) -> None:
+    def _opened(self) -> dict[str, Input]:
         if self.engine is None:
             raise ValueError("the session is closed; open it again")
-        if feeds.keys() != set(self.inputs):
-            raise ValueError(f"got inputs {sorted(feeds)}, wanted {sorted(self.inputs)}")
+        return self._inputs
 
 
 class Bound:

@@ -1,0 +1,29 @@
+"""What the inputs of a network must be, whatever engine runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Input(NamedTuple):
+    """dtype: None where numpy has none that the engine takes. shape: sizes, and names or None where any will do."""
+
+    dtype: np.dtype[Any] | None
+    shape: tuple[int | str | None, ...]
+
+
+def check(inputs: Mapping[str, Input], feeds: Mapping[str, Any], kind: Any = np.ndarray) -> None:
+    """ValueError unless these are arrays of this kind with the inputs' names, types and sizes."""
+    if feeds.keys() != inputs.keys():
+        raise ValueError(f"got inputs {sorted(feeds)}, wanted {sorted(inputs)}")
+    for name, array in feeds.items():
+        dtype, shape = inputs[name]
+        if not isinstance(array, kind) or dtype is None or array.dtype != dtype:
+            got = array.dtype if isinstance(array, kind) else type(array).__name__
+            raise ValueError(f"input {name!r} is {got}, wanted an array of {dtype}")
+        wrong = [want for want, have in zip(shape, array.shape, strict=False) if isinstance(want, int) and want != have]
+        if wrong or len(array.shape) != len(shape):
+            raise ValueError(f"input {name!r} has shape {list(array.shape)}, wanted {list(shape)}")
