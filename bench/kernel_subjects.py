@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -25,7 +27,7 @@ from dgiqa.nn.attention import TOKENS as WINDOW_TOKENS
 from dgiqa.nn.attention import WINDOW, attention, cross_attention, pack_bias, seam_mask
 from dgiqa.on_device import DeviceScorer
 from dgiqa.preprocess import depth_size, short_size, windows_for
-from dgiqa.runtime.cuda import DeviceArray
+from dgiqa.runtime.cuda import DeviceArray, Lane
 from dgiqa.runtime.kernels import DepthMap, Image, Kernels, normalised_levels
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
@@ -213,17 +215,15 @@ class Unlaunched(Kernels):
         ctypes.addressof(params)
 
 
-class NoDevice:
-    """Memory, networks and an image that are nowhere: what is left of scoring is this package's own work."""
-
-    handle = at = 0
+class NoDevice(Lane):
+    """A lane, networks and an image that are nowhere: what is left of scoring is this package's own work."""
 
     def __init__(self, height: int, width: int) -> None:
         interface = {"version": 3, "shape": (height, width, 3), "typestr": "|u1", "data": (256, False), "stream": None}
         self.__cuda_array_interface__ = interface | {"strides": None}
-
-    def current(self) -> AbstractContextManager[None]:
-        return nullcontext()
+        self.handle = self.at = 0
+        self._keep, self._record, self._kept, self.graphs = 1, False, OrderedDict(), WeakKeyDictionary()
+        self.current = nullcontext  # type: ignore[assignment]
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
         return DeviceArray(256, shape, np.dtype(dtype))
@@ -238,13 +238,13 @@ class NoDevice:
     def _nothing(self, *arguments: Any) -> None:
         pass
 
-    copy = upload = follow = put = sync = close = _nothing
+    copy = follow = put = sync = close = _nothing  # type: ignore[assignment]
 
 
 def device_path_call(height: int, width: int) -> Call:
     """Score one image on the device path, without a device."""
     nowhere: Any = NoDevice(height, width)
-    scorer = DeviceScorer(nowhere, nowhere, Preprocess(), kernels=Unlaunched(), lanes=[nowhere], record=False)
+    scorer = DeviceScorer(nowhere, nowhere, Preprocess(), kernels=Unlaunched(), lanes=[nowhere])
     return lambda: scorer.score(nowhere)
 
 

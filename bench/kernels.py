@@ -1,13 +1,12 @@
-"""What the CUDA kernels cost against their floors and the best honest baselines; without a GPU, what that should be.
+"""What the CUDA kernels cost against their floors and the best honest baselines, and preparing an image on the CPU.
 
-    python bench/kernels.py [--torch-op build/libdgiqa_torch.so] [--tiles 20 640] [--page docs/kernels.md] [--skip-cpu]
+    python bench/kernels.py [--torch-op build/libdgiqa_torch.so] [--tiles 1 20] [--page docs/kernels.md] [--skip-cpu]
                             [--minutes 8] [--seconds 5] [--max-autotune] [--only WORD]
 
 On a GPU every subject is captured 20 times in a CUDA graph on inputs of more than three times the L2 cache, warmed up
 and timed up to 200 times in turn with the others; the kernels' library is found as dgiqa.runtime.kernels says. The
-floor is the bytes over the copy bandwidth measured in the same run. Without a GPU the same table is filled from the
-model in roofline.py, and every such figure is marked as predicted. What the CPU spends on the same work is measured
-anywhere.
+floor is the bytes over the copy bandwidth measured in the same run. Without a GPU the table has floors alone. What the
+CPU spends on the same work is measured anywhere.
 
 Rows that cost little come first, each is written as soon as it is there, and none begins after --minutes: on a GPU that
 is lent for ten, what was measured stays. 640 tiles and torch.compile's search are only made when they are asked for.
@@ -27,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 import roofline
-from roofline import H200, Level, Machine, Op
+from roofline import H200, Machine, Op
 from stamp import environment_stamp
 
 from dgiqa.store import replacing
@@ -36,10 +35,9 @@ RESULTS = Path(__file__).parent / "results" / "kernels.json"
 PAGE = Path(__file__).parent.parent / "docs" / "kernels.md"
 SIZES = {"1024 x 768": (768, 1024), "1920 x 1080": (1080, 1920), "4000 x 3000": (3000, 4000)}
 OURS, WHOLE = "ours", "whole network"
-REACHED = 0.8  # of the ceilings: what a kernel is asked to reach, and everything is predicted with
 WARM_UP, PAIRS, LAUNCHES = 10, 200, 20
 SECONDS, MINUTES = 5.0, 8.0  # of one row's rounds; after which none begins
-PREDICTED, MEASURED = (20, 640), (1, 20)  # tiles
+TILES = (1, 20)
 FLUSH = 3  # inputs of this many times the L2 cache
 
 Call = Callable[[], Any]
@@ -47,18 +45,24 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table. ops: ours; baselines: what the others do, in the model. make: the subjects on a GPU.
-
-    launches: of ours that wait for one another, all by default.
-    """
+    """One line of the table. ops: ours, none where they are too many to have a floor. make: the subjects on a GPU."""
 
     name: str
     tiles: int
     ops: list[Op]
-    baselines: dict[str, list[Op]]
     make: Callable[[Any, int], dict[str, Call]]
     clock: str = "graph"
-    launches: int | None = None
+
+    def row(self, machine: Machine) -> dict[str, Any]:
+        """What is known without measuring."""
+        floor = sum(machine.floor_us(op, self.tiles) for op in self.ops)
+        return {
+            "case": self.name,
+            "tiles": self.tiles,
+            "bytes": sum(op.bytes(self.tiles) for op in self.ops) or None,
+            "floor_us": _rounded(floor) if self.ops else None,
+            "measured_us": None,
+        }
 
 
 def cases(tiles: Sequence[int]) -> Iterator[Case]:
@@ -73,35 +77,9 @@ def cases(tiles: Sequence[int]) -> Iterator[Case]:
         yield _whole(n)
 
 
-def predicted_us(machine: Machine, ops: Sequence[Op], tiles: int, launches: int | None = None) -> float:
-    """Floors at a share of the ceilings, and the launches that wait for one another: by default all."""
-    in_turn = len(ops) if launches is None else launches
-    return roofline.network_us(machine, ops, tiles) / REACHED + machine.launch_us * in_turn
-
-
-def predict(case: Case, machine: Machine) -> dict[str, Any]:
-    """A row from the model alone."""
-    times = {name: predicted_us(machine, ops, case.tiles) for name, ops in case.baselines.items()}
-    times[OURS] = predicted_us(machine, case.ops, case.tiles, case.launches)
-    return {
-        "case": case.name,
-        "tiles": case.tiles,
-        "flops": sum(op.flops for op in case.ops) * case.tiles,
-        "bytes": sum(op.bytes(case.tiles) for op in case.ops),
-        "floor_us": _rounded(roofline.network_us(machine, case.ops, case.tiles)),
-        "predicted_us": {name: _rounded(us) for name, us in times.items()},
-        "measured_us": None,
-    }
-
-
 def cheap_first(found: Iterable[Case], machine: Machine) -> list[Case]:
-    """In order of what a round costs; the whole network, which has to be compiled as well, comes last."""
-
-    def cost(case: Case) -> tuple[bool, float]:
-        ops = [*case.baselines.values(), case.ops]
-        return case.name == WHOLE, sum(predicted_us(machine, each, case.tiles) for each in ops)
-
-    return sorted(found, key=cost)
+    """In order of their floors; the whole network, which has to be compiled as well, comes last."""
+    return sorted(found, key=lambda case: case.row(machine)["floor_us"] or 1e9 * case.tiles)
 
 
 def measure(case: Case, row: dict[str, Any], gpu: Any, l2_bytes: int, seconds: float = SECONDS) -> None:
@@ -109,7 +87,7 @@ def measure(case: Case, row: dict[str, Any], gpu: Any, l2_bytes: int, seconds: f
     from timer import compare
 
     per_set = sum(op.reads for op in case.ops) * case.tiles
-    calls = case.make(gpu, max(1, math.ceil(FLUSH * l2_bytes / per_set)))
+    calls = case.make(gpu, math.ceil(FLUSH * l2_bytes / per_set) if per_set else 1)
     options: Any = {"clock": case.clock, "launches": LAUNCHES, "seconds": seconds}
     results = compare(calls, pairs=PAIRS, warmup=WARM_UP, baseline=OURS, **options)
     row["measured_us"] = {r.name: {key: _rounded(1e3 * ms) for key, ms in r.ms.as_dict().items()} for r in results}
@@ -171,40 +149,6 @@ def cpu_milliseconds(pairs: int = 7) -> dict[str, dict[str, float]]:
     return table
 
 
-def levels(machine: Machine, tiles: Sequence[int]) -> list[dict[str, Any]]:
-    """What each further fusion brings to the whole network's floor, and where the rest is."""
-    table = []
-    for level in Level:
-        ops = roofline.dgiqa(level)
-        groups = roofline.by_group(machine, ops, max(tiles))
-        table.append(
-            {
-                "level": level.name,
-                "launches": len(ops),
-                "floor_ms": {str(n): _rounded(roofline.network_us(machine, ops, n) / 1e3) for n in (1, *tiles)},
-                "share_at_most_tiles": {name: _rounded(us / sum(groups.values())) for name, us in groups.items()},
-            }
-        )
-    return table
-
-
-def groups(machine: Machine, tiles: int) -> list[dict[str, Any]]:
-    """The parts of the network around our attention: what they do, and their floor."""
-    ops = roofline.dgiqa(Level.ATTENTION)
-    floors = roofline.by_group(machine, ops, tiles)
-    parts = {name: [op for op in ops if op.group == name] for name in floors}
-    return [
-        {
-            "name": name,
-            "flops": sum(op.flops for op in part) * tiles,
-            "bytes": sum(op.bytes(tiles) for op in part),
-            "floor_us": _rounded(floors[name]),
-        }
-        for name, part in parts.items()
-        if any(op.flops for op in part) and name != "attention"
-    ]
-
-
 def record(
     tiles: Sequence[int] | None,
     gpu: Any,
@@ -215,17 +159,15 @@ def record(
     seconds: float = SECONDS,
     only: str = "",
 ) -> dict[str, Any]:
-    """Everything, ready for JSON. keep: given all of it after each row. gpu: what `_gpu` gave, or None to predict."""
-    begun, tiles = time.monotonic(), tiles or (MEASURED if gpu else PREDICTED)
+    """Everything, ready for JSON. keep: given all of it after each row. gpu: what `_gpu` gave; None: floors alone."""
+    begun = time.monotonic()
     machine, l2_bytes = measured_machine() if gpu else (H200, 0)
-    wanted = [case for case in cases(tiles) if only in case.name]
+    wanted = [case for case in cases(tiles or TILES) if only in case.name]
     found = {
         "environment": environment_stamp(),
-        "status": "measured" if gpu else "predicted: no GPU has run any of these kernels",
+        "status": "measured" if gpu else "no GPU has run any of these kernels",
         "machine": {"name": machine.name, "flops": machine.flops, "bytes_per_second": machine.bandwidth},
         "rows": [],
-        "levels": levels(machine, tiles),
-        "groups": groups(machine, max(tiles)),
         "cpu_ms_per_image": None if gpu or not cpu else cpu_milliseconds(),
         "left_out": [],
     }
@@ -233,7 +175,7 @@ def record(
         if gpu and time.monotonic() - begun > 60 * minutes:
             found["left_out"].append(f"{case.name}, {case.tiles} tiles: not begun within {minutes:g} minutes")
             continue
-        row = predict(case, machine)
+        row = case.row(machine)
         if gpu:
             try:
                 measure(case, row, gpu, l2_bytes, seconds)
@@ -261,27 +203,20 @@ def add_before(new: dict[str, Any], old: dict[str, Any] | None) -> None:
 
 def _window_attention(stage: int, tiles: int) -> Case:
     """The shifted half of the blocks, where there is one: the harder case."""
-    shifted = stage < 4
-    baselines = roofline.unfused_attention(stage, shifted)
 
     def make(gpu: Any, sets: int) -> dict[str, Call]:
         return gpu.subjects.window_attention_calls(
-            stage, tiles, shifted, device="cuda", dtype=gpu.half, sets=sets, mode=gpu.mode
+            stage, tiles, stage < 4, device="cuda", dtype=gpu.half, sets=sets, mode=gpu.mode
         )
 
-    return Case(f"window attention, stage {stage}", tiles, [roofline.window_attention(stage)], baselines, make)
+    return Case(f"window attention, stage {stage}", tiles, [roofline.window_attention(stage)], make)
 
 
 def _depth_car(tiles: int) -> Case:
-    ours, plain = roofline.depth_car_attention(), roofline.depth_car_attention(head_dim=60)
-    pad = Op("depth-car", "pad", 0, 0, plain.reads, ours.reads)
-    cut = Op("depth-car", "cut", 0, 0, ours.writes, plain.writes)
-    baselines = {"SDPA, heads padded to 64": [ours], "SDPA, heads of 60": [pad, ours, cut]}
-
     def make(gpu: Any, sets: int) -> dict[str, Call]:
         return gpu.subjects.depth_car_calls(tiles, device="cuda", dtype=gpu.half, sets=sets)
 
-    return Case("Depth-CAR attention", tiles, [ours], baselines, make)
+    return Case("Depth-CAR attention", tiles, [roofline.depth_car_attention()], make)
 
 
 def _preprocess(name: str, size: tuple[int, int]) -> Case:
@@ -291,25 +226,16 @@ def _preprocess(name: str, size: tuple[int, int]) -> Case:
     p = Preprocess()
     short = preprocess.short_size(*size, p.short_side)
     n = len(preprocess.windows_for("grid", *short, p.tile))
-    depth = preprocess.depth_size(*size, p)
-    ops = roofline.preprocess_kernels(*size, depth, short, n)
-    baselines = {"torch operations": roofline.torch_preprocess(*size, depth, n)}
 
     def make(gpu: Any, sets: int) -> dict[str, Call]:
         return gpu.subjects.preprocess_calls(*size, device="cuda", kernels=gpu.kernels, sets=sets)
 
-    return Case(f"preprocessing {name}", 1, ops, baselines, make)
+    ops = roofline.preprocess_kernels(*size, preprocess.depth_size(*size, p), short, n)
+    return Case(f"preprocessing {name}", 1, ops, make)
 
 
 def _whole(tiles: int) -> Case:
-    baselines = {"compiled": roofline.dgiqa(Level.COMPILED), "eager": roofline.dgiqa(Level.EAGER)}
-    branch = roofline.swin(Level.ATTENTION) + roofline.bridges(Level.ATTENTION)
-    ops = roofline.dgiqa(Level.ATTENTION)
-
-    def make(gpu: Any, sets: int) -> dict[str, Call]:
-        return gpu.whole(tiles)
-
-    return Case(WHOLE, tiles, ops, baselines, make, clock="cuda", launches=len(ops) - len(branch))
+    return Case(WHOLE, tiles, [], lambda gpu, sets: gpu.whole(tiles), clock="cuda")
 
 
 class _Gpu:
@@ -374,16 +300,16 @@ def _rounded(value: float) -> float:
 
 
 def _line(row: dict[str, Any]) -> str:
-    ours = row["measured_us"][OURS]["median"] if row["measured_us"] else row["predicted_us"][OURS]
-    mark = "" if row["measured_us"] else " predicted"
-    return f"{row['case']:28} {row['tiles']:5} tiles  floor {row['floor_us']:9.4g} us  ours {ours:9.4g} us{mark}"
+    floor = f"  floor {row['floor_us']:9.4g} us" if row["floor_us"] else ""
+    ours = f"  ours {row['measured_us'][OURS]['median']:9.4g} us" if row["measured_us"] else ""
+    return f"{row['case']:28} {row['tiles']:5} tiles{floor}{ours}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, default=RESULTS)
-    parser.add_argument("--page", type=Path, default=PAGE, help="Markdown; the roofline plot is written beside it")
-    parser.add_argument("--tiles", type=int, nargs="+", help=f"{PREDICTED} without a GPU, {MEASURED} on one")
+    parser.add_argument("--page", type=Path, default=PAGE, help="Markdown")
+    parser.add_argument("--tiles", type=int, nargs="+", help=f"{TILES} by default")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="on a GPU no row begins later than this")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="on a GPU no round of a row begins later")
     parser.add_argument("--max-autotune", action="store_true", help="let torch.compile search: minutes per row")
@@ -408,7 +334,6 @@ def main() -> None:
     add_before(new, old)
     keep(new)
     options.page.write_text(kernels_page.page(new), encoding="utf-8")
-    kernels_page.plot(new, options.page.with_suffix(".png"))
 
 
 if __name__ == "__main__":

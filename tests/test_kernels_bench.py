@@ -1,4 +1,4 @@
-"""The roofline model agrees with torch's FLOP counter, a bench's subjects compute the same, and the page is honest."""
+"""A bench's subjects compute the same, its rows come in time, and the page is honest."""
 
 from __future__ import annotations
 
@@ -18,49 +18,16 @@ import kernel_subjects  # noqa: E402
 import kernels as bench  # noqa: E402
 import kernels_page  # noqa: E402
 import roofline  # noqa: E402
-from roofline import H200, Level, Op  # noqa: E402
+from roofline import H200, Op  # noqa: E402
 
 from dgiqa.runtime.kernels import Kernels  # noqa: E402
 from dgiqa.spec import IMAGENET_STD  # noqa: E402
 
 
-def test_the_models_flops_are_torchs() -> None:
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from dgiqa.nn.network import DGIQA
-
-    with torch.device("meta"):
-        network, tile = DGIQA().eval(), torch.zeros(1, 3, 224, 224)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the fused CPU kernel is not counted
-        network(tile, tile)
-    counted = counter.get_total_flops()
-    for level in Level:
-        modelled = sum(op.flops for op in roofline.dgiqa(level))
-        if level < Level.PRUNED:
-            assert modelled == pytest.approx(counted, rel=1e-9), level.name
-        else:
-            assert modelled < 0.95 * counted
-
-
-def test_weights_are_read_once() -> None:
-    parameters = 102.88e6 * roofline.HALF  # the paper's
-    weights = sum(op.weights for op in roofline.dgiqa(Level.COMPILED))
-    assert weights == pytest.approx(parameters, rel=0.01)
-
-
-@pytest.mark.parametrize("tiles", [1, 20, 640])
-def test_every_fusion_lowers_the_floor(tiles: int) -> None:
-    floors = [roofline.network_us(H200, roofline.dgiqa(level), tiles) for level in Level]
-    assert floors == sorted(floors, reverse=True)
-    assert len(set(floors)) == len(floors)
-
-
 def test_a_floor_is_the_slower_of_bytes_and_arithmetic() -> None:
-    moved, computed = Op("", "", 1e9, 0, 4.3e9, 0), Op("", "", 790e9, 0, 1, 0)
+    moved, computed = Op(1e9, 0, 4.3e9, 0), Op(790e9, 0, 1, 0)
     assert H200.floor_us(moved) == pytest.approx(1000)
     assert H200.floor_us(computed, tiles=2) == pytest.approx(2000)
-    assert roofline.network_us(H200, [moved, computed], 1) == pytest.approx(2000)
 
 
 @pytest.mark.parametrize(("stage", "shifted"), [(3, True), (3, False), (4, False)])
@@ -79,10 +46,8 @@ def test_window_attention_subjects_agree(stage: int, shifted: bool) -> None:
 
 def test_the_kernel_is_compared_with_attention_that_moves_no_windows() -> None:
     for stage in (1, 2, 3, 4):
-        ours, others = roofline.window_attention(stage), roofline.unfused_attention(stage, stage < 4)
-        folded = sum(op.bytes(640) for op in others["SDPA, windows folded"])
-        assert ours.bytes(640) <= folded < 1.01 * ours.bytes(640)
-        assert min(others, key=lambda name: bench.predicted_us(H200, others[name], 640)) == "SDPA, windows folded"
+        ours, folded = (roofline.window_attention(stage, folded=way).bytes(640) for way in (False, True))
+        assert ours <= folded < 1.01 * ours
 
 
 def test_depth_car_subjects_agree() -> None:
@@ -101,22 +66,19 @@ def test_preprocessing_subjects_agree_to_a_level(kernels: Kernels) -> None:
         assert mine.std() > 0.1
 
 
-def predicted() -> dict[str, Any]:
-    rows = [bench.predict(case, H200) for case in bench.cases([20])]
+def floors() -> dict[str, Any]:
     return {
         "environment": {"commit": "0123456789ab", "date": "2026-01-01", "cores": 2, "cpu": "a CPU"},
-        "status": "predicted: no GPU has run any of these kernels",
+        "status": "no GPU has run any of these kernels",
         "machine": {"name": H200.name, "flops": H200.flops, "bytes_per_second": H200.bandwidth},
-        "rows": rows,
-        "levels": bench.levels(H200, [20]),
-        "groups": bench.groups(H200, 20),
+        "rows": [case.row(H200) for case in bench.cases([20])],
         "cpu_ms_per_image": None,
     }
 
 
 def as_if_measured(record: dict[str, Any]) -> dict[str, Any]:
     for row in record["rows"]:
-        row["measured_us"] = {n: {"p10": us, "median": us, "p90": us} for n, us in row["predicted_us"].items()}
+        row["measured_us"] = {n: {"p10": us, "median": us, "p90": us} for n, us in (("ours", 20.0), ("SDPA", 30.0))}
     return record | {"status": "measured"}
 
 
@@ -125,23 +87,24 @@ def table_rows(page: str) -> list[str]:
     return [line for line in kernels.splitlines() if line.startswith("| ")][2:]
 
 
-def test_what_no_gpu_has_confirmed_says_predicted() -> None:
-    record = predicted()
+def test_a_page_without_a_gpu_has_floors_alone() -> None:
+    record = floors()
     page = kernels_page.page(record)
-    assert "**Nothing on this page about GPUs has been measured" in page
+    assert "**No GPU has run these kernels" in page
     rows = table_rows(page)
     assert len(rows) == len(record["rows"])
-    assert all(row.count("*predicted*") == 2 for row in rows)  # ours, and the best other
+    assert all(row.endswith("| - | - | - | - |") for row in rows)
+    assert "| window attention, stage 1 | 20 | 48.18 | 11.21 |" in rows[0]
 
 
-def test_what_was_measured_does_not() -> None:
-    page = kernels_page.page(as_if_measured(predicted()))
-    assert "predicted" not in page.partition("## The whole network")[0]
-    assert "Nothing on this page" not in page
+def test_what_was_measured_stands_beside_its_floor() -> None:
+    page = kernels_page.page(as_if_measured(floors()))
+    assert table_rows(page)[0].endswith("| 11.21 | 20 [20, 20] | - | SDPA: 30 | 1.50 |")
+    assert "No GPU" not in page
 
 
 def test_the_version_before_stands_beside_each_figure_of_the_same_gpu() -> None:
-    old, new = as_if_measured(predicted()), as_if_measured(predicted())
+    old, new = as_if_measured(floors()), as_if_measured(floors())
     bench.add_before(new, None)
     assert "before_us" not in new["rows"][0]
     bench.add_before(new, old | {"machine": old["machine"] | {"name": "another GPU"}})
@@ -152,12 +115,9 @@ def test_the_version_before_stands_beside_each_figure_of_the_same_gpu() -> None:
     assert "| 123 |" in table_rows(kernels_page.page(new))[0]
 
 
-def test_the_committed_page_is_the_committed_record(tmp_path: Path) -> None:
+def test_the_committed_page_is_the_committed_record() -> None:
     record = json.loads(bench.RESULTS.read_text())
     assert bench.PAGE.read_text(encoding="utf-8") == kernels_page.page(record)
-    kernels_page.plot(record, tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").stat().st_size > 10_000
-    assert bench.PAGE.with_suffix(".png").is_file()
     measured = record["status"] == "measured"
     assert all((row["measured_us"] is not None) == measured for row in record["rows"])
 
@@ -170,8 +130,8 @@ def test_a_measured_row_holds_microseconds_and_ratios(monkeypatch: pytest.Monkey
         asked.append(sets)
         return {"slow": lambda: time.sleep(0.003), "ours": lambda: time.sleep(0.001)}
 
-    ops, row = [Op("", "", reads=1000)], {}
-    bench.measure(bench.Case("sleep", 2, ops, {}, make, clock="wall"), row, None, l2_bytes=10_000)
+    ops, row = [Op(reads=1000)], {}
+    bench.measure(bench.Case("sleep", 2, ops, make, clock="wall"), row, None, l2_bytes=10_000)
     assert asked == [15]  # three times the cache, in sets of 2000 bytes
     assert 1000 < row["measured_us"]["ours"]["median"] < 3000 < row["measured_us"]["slow"]["median"]
     assert 1.5 < row["times_ours"]["slow"] < 4
@@ -179,16 +139,16 @@ def test_a_measured_row_holds_microseconds_and_ratios(monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A GPU of which every round takes as long as the model says, by a clock that is put forward; rows in order."""
+    """A GPU of which each of six subjects takes ten times its floor, by a clock that is put forward; rows in order."""
     now, measured = [0.0], []
 
     def measure(case: Any, row: dict[str, Any], gpu: Any, l2_bytes: int, seconds: float) -> None:
-        round_s = 1e-6 * bench.LAUNCHES * sum(row["predicted_us"].values())
+        round_s = 6e-6 * bench.LAUNCHES * (10 * (row["floor_us"] or 25 * case.tiles) + 20)
         making_s = 60 if case.name == bench.WHOLE else 3  # torch.compile's
         rounds = bench.WARM_UP + min(bench.PAIRS, 1 + seconds / round_s)
         now[0] += making_s + rounds * round_s
         measured.append(f"{case.name} {case.tiles}")
-        row["measured_us"] = {n: {"p10": us, "median": us, "p90": us} for n, us in row["predicted_us"].items()}
+        row["measured_us"] = {"ours": {"p10": 1.0, "median": 1.0, "p90": 1.0}}
 
     monkeypatch.setattr(bench, "measure", measure)
     monkeypatch.setattr(bench, "measured_machine", lambda: (H200, 60 << 20))
@@ -244,4 +204,4 @@ def test_without_a_gpu_measuring_is_refused() -> None:
     case = next(bench.cases([20]))
     subject = {"ours": lambda: None}
     with pytest.raises(RuntimeError, match="needs a GPU"):
-        bench.measure(bench.Case(case.name, 20, case.ops, {}, lambda gpu, sets: subject), {}, None, 1 << 20)
+        bench.measure(bench.Case(case.name, 20, case.ops, lambda gpu, sets: subject), {}, None, 1 << 20)
