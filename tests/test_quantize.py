@@ -839,6 +839,24 @@ def test_an_overflow_becomes_an_fp32_island(
     assert made.report["error"]["max"] <= BUDGETS["fp16"]
 
 
+def test_weights_of_an_fp32_island_are_not_rounded(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = load_model(tiny_bundle.file(spec.QUALITY_FILE))
+    convolution = next(n.name for n in original.graph.node if n.op_type == "Conv")
+
+    def leave_out(parts: list[Part], *_: Any, **__: Any) -> tuple[list[Group], float]:
+        for part in parts:
+            part.left_out = (part.file, part.name) == (spec.QUALITY_FILE, convolution)
+        return [], 0.0
+
+    monkeypatch.setattr(quantize_module, "_search", leave_out)
+    made = quantize_bundle(tiny_bundle, "fp16", tmp_path / "out")
+    held = {i.name: onnx.numpy_helper.to_array(i) for i in load_model(made.files[spec.QUALITY_FILE]).graph.initializer}
+    wanted = next(i for i in original.graph.initializer if i.name == "w")
+    assert np.array_equal(held["w"], onnx.numpy_helper.to_array(wanted))
+
+
 def test_wrong_arguments_name_the_choices(tiny_bundle: Bundle, tmp_path: Path) -> None:
     for wrong in ({"precision": "int4"}, {"rest": "bf16"}):
         arguments = {"precision": "int8", **wrong}

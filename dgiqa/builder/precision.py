@@ -261,13 +261,18 @@ def like_half(model: Any, keep: Collection[str] = ()) -> Any:
     return _with_nodes(result, nodes)
 
 
-def store_half(model: Any) -> Any:
-    """Keep large float32 constants as float16 with a Cast behind them: half the bytes, the same types downstream."""
+def store_half(model: Any, keep: Collection[str] = ()) -> Any:
+    """Keep large float32 constants as float16 with a Cast behind them: half the bytes, the same types downstream.
+
+    keep: nodes whose constants stay as they are.
+    """
     onnx = import_onnx()
     result, graph = _copy(model)
     nodes: list[Any] = []
+    exact = {name for node in model.graph.node if node.name in keep for name in node.input}
     for constant in model.graph.initializer:
-        if constant.data_type == onnx.TensorProto.FLOAT and np.prod(constant.dims) >= _STORED_FROM:
+        large = constant.data_type == onnx.TensorProto.FLOAT and np.prod(constant.dims) >= _STORED_FROM
+        if large and constant.name not in exact:
             graph.initializer.remove(constant)
             graph.initializer.append(_half_tensor(constant, f"{constant.name}_stored"))
             nodes.append(_cast(f"{constant.name}_stored", constant.name, False))
