@@ -340,6 +340,15 @@ def test_the_commands_train_evaluate_and_draw(dataset, tmp_path, monkeypatch, ca
     assert "--good and --degraded" in capsys.readouterr().err
 
 
+def test_the_small_network_starts_from_a_wheels_weights(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(train, "load_lite", lambda source, backbone: loaded.append((source, backbone)))
+    model = train.build_network("small", pretrained=True)
+    assert loaded == [(train.LITE, model.backbone)]
+    train.build_network("small")
+    assert len(loaded) == 1
+
+
 def test_fewer_crops_are_drawn_from_the_most_and_the_grid_stands_beside_them(dataset, tmp_path, tiny_bundle, capsys):
     data = ["--dataset", "csv", "--root", str(tmp_path / "data"), "--bundle", str(tiny_bundle.path)]
     assert evaluate.main(["crops", *data, "--counts", "1", "4", "--out", str(tmp_path / "k")]) == 0

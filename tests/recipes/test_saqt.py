@@ -20,7 +20,9 @@ torch = pytest.importorskip("torch")
 from dgiqa.errors import DgiqaError  # noqa: E402
 from dgiqa.nn.backbones import import_timm  # noqa: E402
 from dgiqa.nn.datasets import load_dataset, random_split  # noqa: E402
+from dgiqa.nn.systems import SYSTEMS, System  # noqa: E402
 from dgiqa.nn.weights import save_weights  # noqa: E402
+from dgiqa.spec import QUALITY_RGB, Preprocess  # noqa: E402
 from recipes.saqt import match, train  # noqa: E402
 from recipes.small.distortions import KADID_TYPES  # noqa: E402
 
@@ -231,24 +233,49 @@ def test_pictures_are_distorted_as_kadid_does():
         assert train.as_judged(textured, kind, 5, 1).shape == textured.shape
 
 
+def learning(data: Path, out: Path, network: str, *more: str) -> list[str]:
+    line = f"--data {data} --network {network} --out {out} --epochs 1 --batch 4 --crop 96 --device cpu --workers 0"
+    return [*line.split(), "--minutes", "0.0005", *more]
+
+
 def test_a_network_learns_from_what_was_matched(matched, tmp_path):
-    line = ["--data", matched, "--network", "small", "--out", tmp_path / "run", "--depth-cache", tmp_path / "depth"]
-    options = [
-        "--epochs",
-        "1",
-        "--batch",
-        "4",
-        "--crop",
-        "96",
-        "--device",
-        "cpu",
-        "--workers",
-        "0",
-        "--minutes",
-        "0.0005",
-    ]
-    assert train.main([str(value) for value in [*line, *options]]) == 0
+    cache = ["--depth-cache", str(tmp_path / "depth")]
+    assert train.main(learning(matched, tmp_path / "run", "small", *cache)) == 0
     assert (tmp_path / "run/weights.safetensors").exists()
+
+
+def test_a_further_network_needs_no_line_here(matched, tmp_path, monkeypatch):
+    class Mean(torch.nn.Module):
+        inputs, preprocess, config = (QUALITY_RGB,), Preprocess(), None
+
+        def __init__(self):
+            super().__init__()
+            self.last = torch.nn.Linear(3, 1)
+
+        def forward(self, rgb):
+            return self.last(rgb.mean((2, 3))).flatten()
+
+    monkeypatch.setitem(SYSTEMS, "mean", System("Mean", Mean, lambda path: Mean(), ("last.",), {"consistency": 0.0}))
+    assert train.main(learning(matched, tmp_path / "run", "mean")) == 0
+    assert (tmp_path / "run/weights.safetensors").exists()
+
+
+def test_the_bench_sees_what_a_killed_match_leaves(script, tmp_path, monkeypatch):
+    bench = script("bench/saqt.py")
+    monkeypatch.setattr(bench, "EVERY_S", 0.02)
+    stub = """
+import sys, time, pathlib
+out = pathlib.Path(sys.argv[2]); out.mkdir(exist_ok=True); (out / "labels.csv").write_text("a")
+file = out / "matches.csv"; done = file.read_bytes().count(b"\\n") if file.exists() else 0
+for row in range(done, 41):
+    with file.open("a") as stream: stream.write(f"{row}\\n")
+    time.sleep(0.02)
+"""
+    found = bench.measure([sys.executable, "-c", stub], tmp_path, 40)
+    assert (found["rows"], found["same_bytes"]) == (40, True)
+    assert 16 <= found["killed_at"] < 40
+    assert 0 < found["matches_per_s"] < 60
+    assert 0 < min(found["mb_by_quarter"]) < 100
 
 
 def test_what_cannot_be_matched_is_an_error(kadid, weights, tmp_path):
