@@ -47,9 +47,10 @@ class RefusedError(Exception):
 
 
 class Queue:
-    """A stream: `work[:done]` has run. recording: what is put on it while it is being captured."""
+    """A stream: `work[:done]` has run. recording: what is put on it while it is being captured. home: its context."""
 
-    def __init__(self) -> None:
+    def __init__(self, home: int = PRIMARY) -> None:
+        self.home = home
         self.work: list[Callable[[], None] | Wait] = []
         self.done = 0
         self.recording: list[Callable[[], None] | Wait] | None = None
@@ -88,7 +89,9 @@ class FakeDriver:
         self.blocks: dict[str, dict[int, tuple[Any, int, int]]] = {"cuMemAlloc": {}, "cuMemAllocHost": {}}
         self.queues = {handle: Queue() for handle in (0, 1, 2)}
         self.home, self.ordinal = PRIMARY, 0  # the context and the GPU that memory says it is of
+        self.direct = False  # whether copies from and to the host's memory wait for nobody, as where both share it
         self.graphs: dict[int, list[Callable[[], None] | Wait]] = {}
+        self.launched: dict[int, tuple[Queue, int]] = {}  # graph -> where its last run ends
         self.calls: Counter[str] = Counter()
         self.next = 1000
         self.random = random.Random(0)
@@ -252,7 +255,9 @@ class FakeDriver:
                     self.check(name, address, nbytes)
             ctypes.memmove(target, source, nbytes)
 
-        if None in kinds:  # pageable memory: the copy is staged, and the call returns when it is done
+        if (
+            None in kinds and not self.direct
+        ):  # pageable memory: the copy is staged, and the call returns when it is done
             queue = self._queue(stream)
             self.finish(queue, len(queue.work))
             work()
@@ -261,7 +266,7 @@ class FakeDriver:
 
     def _cuStreamCreate(self) -> int:
         handle = self._handle()
-        self.queues[handle] = Queue()
+        self.queues[handle] = Queue(self.contexts()[-1])
         return handle
 
     def _cuStreamDestroy(self, stream: int) -> None:
@@ -296,8 +301,12 @@ class FakeDriver:
     def _cuGraphLaunch(self, graph: int, stream: int) -> None:
         for work in self.graphs[graph]:
             self.put(stream, work)
+        self.launched[graph] = self._queue(stream), len(self._queue(stream).work)
 
     def _cuGraphDestroy(self, graph: int) -> None:
+        queue, upto = self.launched.pop(graph, (Queue(), 0))
+        if queue.done < upto:
+            self.faults.append("a graph was destroyed while it was running")
         del self.graphs[graph]
 
 
@@ -494,7 +503,8 @@ class FakeExecution:
 
     def __init__(self, engine: FakeEngine) -> None:
         self.engine, self.shapes, self.addresses = engine, {}, {}
-        self.scratch = (0, 0)
+        self.scratch, self.profile = (0, 0), 0
+        self.nvtx_verbosity = "detailed"
         self.version, self.ran = 0, -1
 
     def update_device_memory_size_for_shapes(self) -> int:
@@ -511,7 +521,12 @@ class FakeExecution:
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.version += self.shapes.get(name) != shape
         self.shapes[name] = shape
-        return all(a <= n <= b for a, n, b in zip(self.engine.low[name], shape, self.engine.high[name], strict=True))
+        low, _, high = self.engine.get_tensor_profile_shape(name, self.profile)
+        return all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True))
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        self.profile = index
+        return True
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return (self.shapes["rgb"][0],) if name == "score" else self.shapes[name]
@@ -529,6 +544,7 @@ class FakeExecution:
             return False
         shapes, addresses, (scratch, size) = dict(self.shapes), dict(self.addresses), self.scratch
         assert size >= SCRATCH * shapes["rgb"][0]
+        assert self.nvtx_verbosity == "none", "each layer would be marked"
         recording = driver.queues[int(stream)].recording is not None
         if recording and self.engine.uncapturable:
             self.engine.logger.log("ERROR", "operation not permitted when stream is capturing")
@@ -560,7 +576,8 @@ class FakeEngine:
         self.driver, self.logger = driver, logger
         self.device_memory_size_v2 = SCRATCH
         self.names = ["rgb", "depth", "score"]
-        self.num_optimization_profiles = int(about["batch"][0] != about["batch"][1])
+        self.batches = about.get("profiles", [about["batch"]])  # (smallest, largest) of each
+        self.num_optimization_profiles = len(self.batches) * (about["batch"][0] != about["batch"][1])
         self.num_io_tensors = len(self.names)
         self.low = dict.fromkeys(("rgb", "depth"), (about["batch"][0], *TILE))
         self.high = dict.fromkeys(("rgb", "depth"), (about["batch"][1], *TILE))
@@ -582,8 +599,8 @@ class FakeEngine:
         return self.low[name] if fixed else (-1, *TILE) if name != "score" else (-1,)
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
-        assert -1 in self.get_tensor_shape(name), "an engine of fixed shapes has no profile"
-        return [self.low[name], self.low[name], self.high[name]]
+        low, high = self.batches[profile]
+        return [(n, *TILE) for n in (low, low, high)]
 
     def create_execution_context(self, strategy: str) -> FakeExecution:
         assert strategy == "user managed"
@@ -621,15 +638,17 @@ def fake_tensorrt(driver: FakeDriver, version: str = "11.4.0.106") -> ModuleType
 
     class Runtime:
         def __init__(self, logger: Any) -> None:
-            self.logger = logger
+            self.logger, self.engine_host_code_allowed = logger, False
 
         def deserialize_cuda_engine(self, data: bytes) -> FakeEngine | None:
             assert driver.contexts(), "an engine is loaded into a context"
             try:
-                return FakeEngine(driver, self.logger, json.loads(data))
+                about = json.loads(data)
             except ValueError:
                 self.logger.log("ERROR", "the magic tag does not match")
                 return None
+            allowed = self.engine_host_code_allowed or not about.get("version_compatible")
+            return FakeEngine(driver, self.logger, about) if allowed else None
 
     class IProgressMonitor:
         pass
@@ -666,7 +685,7 @@ def pinned(lane: Any, array: np.ndarray) -> np.ndarray:
 
 
 def write_plan(path: Path, **about: Any) -> Path:
-    """A plan for the fake TensorRT. about: batch (smallest, largest), broken, uncapturable, type, layers."""
+    """A plan for the fake TensorRT. about: batch (smallest, largest), profiles, broken, layers, ... of FakeEngine."""
     path.write_text(json.dumps({"batch": (1, 8), **about}))
     return path
 

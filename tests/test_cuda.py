@@ -89,6 +89,7 @@ def test_the_callers_context_is_used_and_left_as_it_was(driver: FakeDriver) -> N
     thread.start()
     thread.join()
     assert len(streams) == 1
+    assert {driver.queues[each.handle].home for each in (lane, *streams)} == {99}
 
 
 def test_what_is_dropped_or_closed_goes_back(driver: FakeDriver) -> None:
@@ -115,6 +116,13 @@ def test_copies_wait_for_the_stream_and_come_back_whole(driver: FakeDriver, lane
         lane.put(source, data[:, ::-1])  # gaps are closed on the way
         lane.copy(copied.pointer, source.pointer, source.nbytes)
         np.testing.assert_array_equal(lane.numpy(copied), data[:, ::-1])
+
+
+def test_a_copy_on_the_host_is_there_also_where_the_driver_stages_nothing(driver: FakeDriver, lane: cuda.Lane) -> None:
+    source, _pinned = filled(np.arange(600, dtype=np.float32), lane)
+    driver.direct = True
+    with lane.current():
+        np.testing.assert_array_equal(lane.numpy(source), np.arange(600))
 
 
 def test_one_stream_follows_another(driver: FakeDriver, lane: cuda.Lane) -> None:
@@ -147,6 +155,9 @@ def test_work_is_recorded_the_second_time_and_replayed(driver: FakeDriver, lane:
         lane.replay(owner, work)
         lane.replay(owner, work)
         assert (driver.calls["cuStreamBeginCapture"], driver.calls["cuGraphLaunch"]) == (2, 5)
+        lane.scratch(1 << 15)  # and what is running is waited for before it goes
+        lane.replay(owner, work)
+        lane.replay(owner, work)
         assert driver.alive()["graphs"] == 1
     del owner
     assert driver.alive()["graphs"] == 0

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import gpu_fakes
 import numpy as np
@@ -104,6 +105,21 @@ def test_a_plan_of_one_shape_needs_no_profile(driver: FakeDriver, tmp_path: Path
     with opened(write_plan(tmp_path / "fixed.plan", batch=(4, 4))) as session:
         np.testing.assert_allclose(session.run(feeds(4))["score"], wanted(feeds(4)), rtol=1e-5)
         with pytest.raises(ValueError, match=r"'rgb' has shape \[3, 3, 4, 4\], wanted \[4, 3, 4, 4\]"):
+            session.run(feeds(3))
+
+
+def test_a_plan_for_other_versions_brings_its_own_runtime(driver: FakeDriver, tmp_path: Path) -> None:
+    with opened(write_plan(tmp_path / "p", version_compatible=True)) as session:
+        np.testing.assert_allclose(session.run(feeds(2))["score"], wanted(feeds(2)), rtol=1e-5)
+
+
+def test_shapes_run_in_the_first_profile_that_takes_them(driver: FakeDriver, tmp_path: Path) -> None:
+    with opened(write_plan(tmp_path / "p", profiles=[(1, 2), (4, 8)])) as session:
+        assert session.most_at_once == 8
+        for n in (2, 8, 4, 1):
+            np.testing.assert_allclose(session.run(feeds(n))["score"], wanted(feeds(n)), rtol=1e-5)
+        between = r"plan takes 'rgb' \(1, .*\) to \(2, .*, or 'rgb' \(4, .*\) to \(8, .*build one for it"
+        with pytest.raises(ValueError, match=between):
             session.run(feeds(3))
 
 
@@ -386,7 +402,11 @@ def test_arrays_are_bound_once_and_run_where_others_run(
         with pytest.raises(ValueError, match="'rgb' lies at an address that is no multiple of 256"):
             session.bind(on_device(arrays, producer, offset=8), None, producer)
     assert driver.alive()["graphs"] == 2 + 1  # the last of the session's own runs
-    del bound, other
+    with producer.current():
+        bound.run()
+        other.run()
+    del bound, other  # which wait for what runs, wherever they are dropped
+    assert driver.destroyed == [("execution", PRIMARY)] * 3
     assert driver.alive()["graphs"] == 1
 
 
@@ -523,6 +543,33 @@ def test_progress_is_told_now_and_then_and_its_errors_stop_the_build(driver: Fak
     stopped.phase_start("building", "", 2)
     assert not stopped.step_complete("building", 0)
     assert isinstance(stopped.error, KeyboardInterrupt)
+
+
+def test_what_whoever_is_told_raises_ends_the_build_and_is_raised(
+    driver: FakeDriver, plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder, told = mock.MagicMock(), mock.Mock(side_effect=[None, None, BrokenPipeError("nobody listens")])
+    builder.create_network.return_value.configure_mock(num_inputs=0, num_layers=7)
+
+    def compiles(network: Any, config: Any) -> None:
+        config.progress_monitor.told -= 60  # seconds ago
+        assert not config.progress_monitor.step_complete("timing", 0)
+
+    builder.build_serialized_network = compiles
+    flags = SimpleNamespace(STRONGLY_TYPED=1)
+    made = {"Builder": lambda log: builder, "NetworkDefinitionCreationFlag": flags}
+    for name in ("OnnxParser", "BuilderFlag", "HardwareCompatibilityLevel", "MemoryPoolType"):
+        made[name] = mock.MagicMock()
+    for name, value in made.items():
+        monkeypatch.setattr(sys.modules["tensorrt"], name, value, raising=False)
+    with pytest.raises(BrokenPipeError, match="nobody listens"):
+        build_plan(plan, tmp_path / "made.plan", shapes=[{}], progress=told)
+    assert [call.args[0] for call in told.call_args_list] == [
+        "reading quality.plan",
+        "compiling 7 layers",
+        "timing 1/?",
+    ]
+    assert not (tmp_path / "made.plan").exists()
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="signals of POSIX")

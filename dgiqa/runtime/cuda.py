@@ -189,7 +189,7 @@ class Lane:
         """What is put here from now on starts after what is on that stream (a handle, or anything with one)."""
         if (handle := stream_handle(stream)) != self.handle:
             with explained():
-                self.stream.wait(_core().Stream.from_handle(handle or _LEGACY_STREAM))
+                self.stream.wait(_core().Stream.from_handle(handle))
 
     def sync(self) -> None:
         """Block until everything here is done. Other threads go on meanwhile."""
