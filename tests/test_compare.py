@@ -179,8 +179,9 @@ def folders(photos: Photos, encode: Callable[..., bytes], tmp_path: Path) -> Pat
         (tmp_path / "encoded" / f"{name}.jpg").write_bytes(encode(photo, "JPEG", quality=10))
     (tmp_path / "encoded" / "alone.png").write_bytes(encode(photo))
     (tmp_path / "pairs.csv").write_text(
-        "image,reference\nencoded/coffee.jpg,originals/coffee.png\nencoded/no.jpg,originals/coffee.png\n"
+        "image,reference\nencoded/coffee.jpg,originals/coffee.png\nencoded/no.jpg,originals/coffee.png\n,a.png\n"
     )
+    (tmp_path / "empty.csv").touch()
     return tmp_path
 
 
@@ -201,7 +202,9 @@ def test_two_folders_are_matched_by_name(folders: Path, comparing: Bundle) -> No
 def test_a_csv_of_pairs_and_a_gate(folders: Path, comparing: Bundle) -> None:
     code, rows = rows_of(folders / "pairs.csv", "--bundle", comparing.path)
     assert code == 3
-    assert [row["status"] for row in rows] == ["ok", "error"]
+    assert [row["status"] for row in rows] == ["ok", "error", "error"]
+    assert str(rows[2]["path"]).endswith("pairs.csv, pair 3")
+    assert rows[2]["error"] == "the CSV names no image or no reference"
     drop = float(str(rows[0]["drop"]))
     pair = (folders / "encoded" / "coffee.jpg", folders / "originals" / "coffee.png")
     pair = pair if drop > 0 else pair[::-1]
@@ -226,6 +229,7 @@ NO_PAIRS = [
     (["a.png"], "has no REFERENCE"),
     (["{}/encoded", "a.png"], "two pictures or two folders"),
     (["{}/none.csv"], "none.csv"),
+    (["{}/empty.csv"], "columns none, as it is empty"),
 ]
 
 

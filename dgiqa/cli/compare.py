@@ -102,13 +102,20 @@ def _listed(table: Path) -> Iterator[Pair]:
         with table.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             if not {"image", "reference"} <= set(rows.fieldnames or ()):
-                raise ValueError(f"{table} has the columns {rows.fieldnames}, wanted image and reference")
+                got = ", ".join(rows.fieldnames or ()) or "none, as it is empty"
+                raise ValueError(f"{table} has the columns {got}; wanted image and reference")
             found = [(row["image"] or "", row["reference"] or "") for row in rows]
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{table} cannot be read: {error}") from error
     if not found:
         raise ValueError(f"{table} lists no pair")
-    yield from ((str(table.parent / image), str(table.parent / original), "") for image, original in found)
+    for number, pair in enumerate(found, 1):
+        image, original = (str(table.parent / name) if name else "" for name in pair)
+        yield (
+            image or f"{table}, pair {number}",
+            original,
+            "" if all(pair) else "the CSV names no image or no reference",
+        )
 
 
 def _matched(pictures: Path, references: Path) -> Iterator[Pair]:
