@@ -299,7 +299,7 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         asked.devices.append(device)
         return OrtSession(Path(plan).read_bytes())
 
-    here = {"version": "11.4.0.106", "gpu": "NVIDIA Z1", "compute_capability": "9.0"}
+    here = {"version": "11.4.0.106", "device": "NVIDIA Z1", "compute_capability": "9.0"}
     monkeypatch.setattr(plan, "build_plan", build_plan)
     monkeypatch.setattr(trt, "layer_precisions", lambda plan, plugins=(): dict(asked.layers))
     monkeypatch.setattr(trt, "identity", lambda device: here)
@@ -355,11 +355,11 @@ def test_a_plan_that_was_built_for_more_is_loaded_where_it_runs(
     for options, fits, misfits in (
         (PlanOptions(), {}, {"version": "11.5.0"}),
         (PlanOptions(version_compatible=True), {"version": "11.5.0"}, {"version": "12.0"}),
-        (PlanOptions(hardware="same"), {"gpu": "NVIDIA Z2"}, {"gpu": "NVIDIA Z2", "compute_capability": "12.0"}),
+        (PlanOptions(hardware="same"), {"device": "NVIDIA Z2"}, {"device": "NVIDIA Z2", "compute_capability": "12.0"}),
         (
             PlanOptions(hardware="ampere+"),
-            {"gpu": "NVIDIA Z2", "compute_capability": "12.0"},
-            {"gpu": "NVIDIA T4", "compute_capability": "7.5"},
+            {"device": "NVIDIA Z2", "compute_capability": "12.0"},
+            {"device": "NVIDIA T4", "compute_capability": "7.5"},
         ),
     ):
         elsewhere()
@@ -466,7 +466,7 @@ def test_fp8_is_refused_on_a_gpu_without_such_units(
     tiny_bundle: Bundle, tensorrt: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = trt.identity(None)
-    monkeypatch.setattr(trt, "identity", lambda device=None: here | {"gpu": "A100", "compute_capability": "8.0"})
+    monkeypatch.setattr(trt, "identity", lambda device=None: here | {"device": "A100", "compute_capability": "8.0"})
     with pytest.raises(BackendError, match=r"A100 has compute capability 8\.0, and fp8 needs 8\.9 or later"):
         build(tiny_bundle, backend="tensorrt", precision="fp8")
     assert nothing_left()

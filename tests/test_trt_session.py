@@ -433,7 +433,7 @@ def test_a_plan_that_cannot_be_used_is_refused(driver: FakeDriver, tmp_path: Pat
 
 
 def test_identity_is_what_a_plan_is_bound_to(driver: FakeDriver) -> None:
-    assert identity() == {"version": "11.4.0.106", "gpu": "Imagined H200", "compute_capability": "9.0"}
+    assert identity() == {"version": "11.4.0.106", "device": "Imagined H200", "compute_capability": "9.0"}
 
 
 def test_a_missing_or_old_tensorrt_is_told_apart(monkeypatch: pytest.MonkeyPatch, plan: Path) -> None:

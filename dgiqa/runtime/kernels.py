@@ -234,61 +234,52 @@ def is_finite(range_words: NDArray[np.uint32]) -> bool:
     return not range_words[2]
 
 
+def _fields(kind: Any, *names: str) -> list[tuple[str, Any]]:
+    return [(name, kind) for name in names]
+
+
 class _Image(ctypes.Structure):
     _fields_ = (
-        ("data", c_void_p),
-        ("row_stride", c_int64),
-        ("pixel_stride", c_int64),
-        ("channel_stride", c_int64),
-        ("height", c_int32),
-        ("width", c_int32),
+        *_fields(c_void_p, "data"),
+        *_fields(c_int64, "row_stride", "pixel_stride", "channel_stride"),
+        *_fields(c_int32, "height", "width"),
     )
 
 
 class _Nv12(ctypes.Structure):
     _fields_ = (
-        ("luma", c_void_p),
-        ("chroma", c_void_p),
-        ("luma_stride", c_int64),
-        ("chroma_stride", c_int64),
-        ("height", c_int32),
-        ("width", c_int32),
-        *((name, c_int32) for name in ("y_offset", "y_scale", "v_to_r", "v_to_g", "u_to_g", "u_to_b")),
-        ("out", c_void_p),
+        *_fields(c_void_p, "luma", "chroma"),
+        *_fields(c_int64, "luma_stride", "chroma_stride"),
+        *_fields(c_int32, "height", "width"),
+        *_fields(c_int32, "y_offset", "y_scale", "v_to_r", "v_to_g", "u_to_g", "u_to_b"),
+        *_fields(c_void_p, "out"),
     )
 
 
 class _DepthInput(ctypes.Structure):
     _fields_ = (
-        ("image", _Image),
-        ("height", c_int32),
-        ("width", c_int32),
-        ("scale", c_float * 3),
-        ("shift", c_float * 3),
-        ("out", c_void_p),
-        ("out_type", c_int32),
+        *_fields(_Image, "image"),
+        *_fields(c_int32, "height", "width"),
+        *_fields(c_float * 3, "scale", "shift"),
+        *_fields(c_void_p, "out"),
+        *_fields(c_int32, "out_type"),
     )
 
 
 class _Reduce(ctypes.Structure):
     _fields_ = (
-        ("image", _Image),
-        ("height", c_int32),
-        ("width", c_int32),
-        ("levels", c_void_p),
-        ("out", c_void_p),
-        ("out_type", c_int32),
+        *_fields(_Image, "image"),
+        *_fields(c_int32, "height", "width"),
+        *_fields(c_void_p, "levels", "out"),
+        *_fields(c_int32, "out_type"),
     )
 
 
 class _Depth(ctypes.Structure):
     _fields_ = (
-        ("map", c_void_p),
-        ("map_height", c_int32),
-        ("map_width", c_int32),
-        ("height", c_int32),
-        ("width", c_int32),
-        ("range", c_void_p),
+        *_fields(c_void_p, "map"),
+        *_fields(c_int32, "map_height", "map_width", "height", "width"),
+        *_fields(c_void_p, "range"),
     )
 
 
@@ -296,15 +287,9 @@ class _Tiles(ctypes.Structure):
     _fields_ = (
         ("image", _Image),
         ("depth", _Depth),
-        ("short_height", c_int32),
-        ("short_width", c_int32),
-        ("tile", c_int32),
-        ("count", c_int32),
-        ("windows", c_void_p),
-        ("levels", c_void_p),
-        ("rgb_out", c_void_p),
-        ("depth_out", c_void_p),
-        ("out_type", c_int32),
+        *_fields(c_int32, "short_height", "short_width", "tile", "count"),
+        *_fields(c_void_p, "windows", "levels", "rgb_out", "depth_out"),
+        *_fields(c_int32, "out_type"),
     )
 
 

@@ -108,12 +108,6 @@ def gpus() -> list[Any]:
     return found
 
 
-def identity(device: int | None = None) -> dict[str, str]:
-    """What is compiled here is bound to these: version (of the plugin), gpu (name), compute_capability."""
-    name, capability = machine.gpu(device or 0)
-    return {"version": plugin_version(), "gpu": name, "compute_capability": capability}
-
-
 def plugin_version() -> str:
     return str(_import_plugin().__version__)
 

@@ -90,22 +90,21 @@ def identity(backend: str, device: int | None = None) -> dict[str, str]:
     if backend == TENSORRT:
         from dgiqa.runtime import trt
 
-        found = trt.identity(device)
-    elif backend == RTX:
+        return {"engine": backend, **trt.identity(device)}
+    if backend == RTX:
         from dgiqa.runtime import rtx
 
-        found = rtx.identity(device)
+        version = rtx.plugin_version()
     elif backend == OPENVINO:
-        found = {"version": metadata.version("openvino"), "gpu": machine.cpu_name()}
+        version = metadata.version("openvino")
     else:
         from dgiqa.runtime.ort import onnxruntime_version
 
-        found = {"version": onnxruntime_version()}
-        if backend == CUDA:
-            found["gpu"], found["compute_capability"] = machine.gpu(device or 0)
-        else:
-            found["gpu"] = machine.cpu_name()
-    return {"engine": backend, **{"device" if name == "gpu" else name: value for name, value in found.items()}}
+        version = onnxruntime_version()
+    if backend not in (CUDA, RTX):
+        return {"engine": backend, "version": version, "device": machine.cpu_name()}
+    name, capability = machine.gpu(device or 0)
+    return {"engine": backend, "version": version, "device": name, "compute_capability": capability}
 
 
 def _keep_in_child() -> None:

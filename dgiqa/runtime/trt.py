@@ -201,9 +201,9 @@ class Bound:
 
 
 def identity(device: int | None = None) -> dict[str, str]:
-    """A plan built here is bound to these: version, gpu (name), compute_capability. BackendError without TensorRT."""
+    """A plan is bound to these: version, device (name), compute_capability. BackendError without TensorRT."""
     version, context = str(import_tensorrt().__version__), cuda.Context(device)
-    return {"version": version, "gpu": context.gpu, "compute_capability": context.compute_capability}
+    return {"version": version, "device": context.gpu, "compute_capability": context.compute_capability}
 
 
 def import_tensorrt() -> Any:
