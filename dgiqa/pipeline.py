@@ -10,6 +10,7 @@ wait for tiles are a few batches.
 
 from __future__ import annotations
 
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -75,7 +76,7 @@ def schedule(
     batch, ahead, bell = batch or networks.batch, ahead or 2 * workers, bell or threading.Event()
     most = (networks.parallel + 1) * batch  # failures behind items that are not complete are not let pile up
     coming, running = list[Task[R]](), list[Task[R]]()  # being prepared; arranged, their results to come
-    stop = threading.Event()
+    stop, process = threading.Event(), os.getpid()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="dgiqa")
 
     def ring(_: object = None) -> None:
@@ -85,6 +86,8 @@ def schedule(
         with Batches(networks, ring) as batches:
             while True:
                 bell.clear()
+                if os.getpid() != process:
+                    raise BackendError(f"these results are of process {process}, not of its fork; take them there")
                 while len(coming) < ahead and (task := more(not (coming or running))) is not None:
                     task.prepared = pool.submit(task.prepare, stop)
                     task.prepared.add_done_callback(ring)
@@ -118,7 +121,7 @@ def schedule(
     finally:
         stop.set()
         pool.shutdown(wait=False, cancel_futures=True)
-        if not wait([task.prepared for task in coming], timeout=JOIN_S).not_done:
+        if not wait([task.prepared for task in coming if not task.prepared.cancelled()], timeout=JOIN_S).not_done:
             pool.shutdown(wait=True)
 
 

@@ -311,7 +311,8 @@ def test_a_reader_that_leaves_ends_the_run_quietly(many: Path, model: list[str])
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_full_disk_is_an_error_and_no_traceback(photo: Path, model: list[str], unbuffered: str) -> None:
-    for arguments in (["score", *model, str(photo)], ["--version"]):  # fails in the run, and when Python ends
+    # Fails in the run, and when Python ends
+    for arguments, where in ((["score", *model, str(photo)], b"standard output: "), (["--version"], b"")):
         with open("/dev/full", "wb") as full:
             done = subprocess.run(
                 [*COMMAND, *arguments],
@@ -321,7 +322,7 @@ def test_a_full_disk_is_an_error_and_no_traceback(photo: Path, model: list[str],
                 check=False,
             )
         assert done.returncode == 1
-        assert done.stderr.startswith(b"error: No space left")
+        assert done.stderr.startswith(b"error: " + where + b"No space left")
         assert len(done.stderr.splitlines()) == 1
 
 
@@ -497,3 +498,38 @@ def test_opencvs_complaints_are_not_printed_beside_an_error_row(tiny_bundle: Bun
     done = run("score", "--bundle", tiny_bundle.path, tmp_path / "cut.jp2", "-q", PYTHONPATH=path)
     assert b"JPEG2000" in done.stdout
     assert b"OpenCV" not in done.stderr
+
+
+def test_what_is_read_is_not_written_over(photo: Path, model: list[str], tmp_path: Path) -> None:
+    names = tmp_path / "names.csv"
+    names.write_text(f"{photo}\n")
+    (tmp_path / "link.csv").symlink_to(names)
+    page = tmp_path / "page.html"
+    drawn = tmp_path / "a.png"
+    drawn.write_bytes(photo.read_bytes())
+    for arguments in (
+        ["score", *model, "--from-file", names, "-o", tmp_path / "link.csv"],
+        ["score", *model, names, "-o", names],
+        ["score", *model, photo, "--html", page, "-o", tmp_path / "b.csv", "--from-file", page],
+        ["explain", *model, drawn, "-o", drawn],
+        ["report", page, "-o", page],
+    ):
+        page.write_text("kept")
+        done = run(*arguments)
+        assert done.returncode == 2
+        assert b"the input as well; name another file" in b" ".join(done.stderr.split())
+        assert (names.read_text(), page.read_text()) == (f"{photo}\n", "kept")
+    assert drawn.read_bytes() == photo.read_bytes()
+
+
+def test_an_image_in_the_place_of_a_list_is_named(photo: Path, model: list[str]) -> None:
+    done = run("score", *model, "--from-file", photo)
+    assert done.returncode == 2
+    assert b"image, not a list of names" in done.stderr
+
+
+def test_a_table_of_nothing_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").touch()
+    done = run("filter", tmp_path / "a.csv")
+    assert done.returncode == 1
+    assert b"is empty, without the names of its columns" in done.stderr

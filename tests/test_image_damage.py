@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import struct
 import threading
@@ -10,7 +11,7 @@ import time
 import zlib
 from concurrent.futures import CancelledError
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -304,6 +305,41 @@ def test_a_pillow_image_is_as_its_file() -> None:
     np.testing.assert_array_equal(of_pillow(photo()).rgb, np.asarray(photo()))
     with pytest.raises(ImageError, match=r"got 288 x 192 pixels, limit 10"):
         of_pillow(photo(), max_pixels=10)
+
+
+def test_streams_of_all_kinds_are_read_and_what_breaks_them_is_an_image_error(tmp_path: Path) -> None:
+    file = encode(photo())
+    want = decode(file)
+
+    class Stream:
+        """read() alone, in pieces."""
+
+        def __init__(self, most: int, kind: type = bytes) -> None:
+            self.inside, self.most, self.kind = io.BytesIO(file), most, kind
+
+        def read(self, size: int = -1) -> Any:
+            return self.kind(self.inside.read(min(size, self.most)))
+
+    path = tmp_path / "a.png"
+    path.write_bytes(file)
+    entry = next(os.scandir(tmp_path))
+    later = io.BytesIO(b"mail" + file)
+    later.seek(4)
+    for source in (Stream(7), Stream(1 << 20, bytearray), memoryview(file), entry, later):
+        np.testing.assert_array_equal(open_source(cast("Any", source)).decode().rgb, want)
+
+    class Broken:
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+
+        def read(self, size: int = -1) -> bytes:
+            raise self.error
+
+    for error in (OSError("net gone"), ValueError("net gone"), RuntimeError("net gone")):
+        with pytest.raises(ImageError, match="the stream cannot be read: net gone"):
+            open_source(cast("Any", Broken(error)))
+    with path.open(encoding="latin-1") as text, pytest.raises(ImageError, match=r"got str, wanted .* binary mode"):
+        open_source(cast("Any", text))
 
 
 def test_a_stream_that_was_read_is_rewound() -> None:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from PIL import Image
 import dgiqa
 from dgiqa.bundle import Bundle
 from dgiqa.image import sources
+from dgiqa.pipeline import JOIN_S
 from dgiqa.score import Failure, Score
 from dgiqa.scorer import Scorer
 
@@ -66,12 +68,47 @@ def test_a_fork_is_refused_in_one_line_and_ends(tiny_bundle: Bundle, photo: Path
     assert len(done.stdout.splitlines()) == 1
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_results_that_a_fork_goes_on_taking_are_refused(tiny_bundle: Bundle, photo: Path) -> None:
+    code = """
+import os, sys
+from dgiqa import Scorer
+results = Scorer(sys.argv[1], threads=1).score_many([sys.argv[2]] * 50)
+next(results)
+child = os.fork()
+try:
+    count = len(list(results))
+except Exception as error:
+    print(type(error).__name__, error, flush=True)
+    sys.exit(7)
+assert child and count == 49 and os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+"""
+    command = [sys.executable, "-c", code, str(tiny_bundle.path), str(photo)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("BackendError these results are of process")
+
+
+def test_results_that_are_closed_early_wait_for_nothing(tiny_bundle: Bundle, photo: Path) -> None:
+    with Scorer(tiny_bundle, threads=1) as scorer:
+        results = scorer.score_many([photo] * 100, workers=2)
+        next(results)
+        started = time.monotonic()
+        results.close()  # type: ignore[attr-defined]
+        assert time.monotonic() - started < JOIN_S
+
+
 def test_a_scorer_is_pickled_by_what_it_was_opened_with(tiny_bundle: Bundle, photo: Path) -> None:
     scorer = Scorer(tiny_bundle, tiling="official:2", threads=1, gate=0.5)
     copy = pickle.loads(pickle.dumps(scorer))
     with scorer, copy:
         assert (copy.tiling, copy.gate) == ("official:2", 0.5)
         assert copy.score(photo).value == scorer.score(photo).value
+
+
+def test_an_image_that_is_given_up_says_so_in_other_processes_too() -> None:
+    error = pickle.loads(pickle.dumps(sources.GivenUpError("not decoded within 60 s", Future())))
+    assert (type(error).__name__, str(error)) == ("ImageError", "not decoded within 60 s")
 
 
 def test_failures_among_the_images_are_handed_on_in_their_places(tiny_bundle: Bundle, photo: Path) -> None:

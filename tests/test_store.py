@@ -123,3 +123,10 @@ def test_nothing_is_locked_in_a_folder_that_others_write_to(tmp_path: Path) -> N
     tmp_path.chmod(0o777)
     with pytest.raises(EngineError, match="chmod 700"), locked(tmp_path / "engine"):
         pass
+
+
+def test_an_error_of_writing_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    target = tmp_path / "gone" / "map.png"
+    with pytest.raises(FileNotFoundError) as found, replacing(target) as partial:
+        partial.write_bytes(b"")
+    assert found.value.filename == str(target)

@@ -215,7 +215,7 @@ def test_a_video_is_not_written_over(run: Run, tmp_path: Path) -> None:
     (tmp_path / "link.srt").symlink_to(clip)
     done = run(clip, "--srt", tmp_path / "link.srt")
     assert done.returncode == 2
-    assert b"SOURCE as well" in done.stderr
+    assert b"the input as well" in done.stderr
     assert clip.read_bytes() == before
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +155,35 @@ def test_containers_that_know_no_times_of_pictures_give_them_in_order(tmp_path: 
     found = read(write(tmp_path / f"a.{kind}", numbered(40), options={"bf": "3"}))
     assert [(f.error, round(f.time_s * RATE)) for f in found] == [("", i) for i in range(40)]
     assert [level(f.rgb) for f in found if f.rgb is not None] == pytest.approx(list(range(40)), abs=3)
+
+
+def test_streams_are_read_from_where_they_stand_and_those_at_their_end_anew(tmp_path: Path) -> None:
+    whole = write(tmp_path / "a.mp4", numbered(5)).read_bytes()
+    later, over = io.BytesIO(b"mail" + whole), io.BytesIO(whole)
+    later.seek(4)
+    over.seek(0, os.SEEK_END)
+    entry = next(os.scandir(tmp_path))
+    for source in (later, over, over, whole, memoryview(whole), entry):
+        assert [f.error for f in read(source)] == [""] * 5
+    with open(tmp_path / "a.mp4", encoding="latin-1") as text, pytest.raises(ImageError, match="opened in text mode"):
+        read(text)
+    with pytest.raises(ImageError, match="got NoneType, wanted a path, an address, bytes"):
+        read(None)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_named_pipe_is_read_once_and_given_up_without_a_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = write(tmp_path / "a.mkv", numbered(5)).read_bytes()
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(whole,))
+    writer.start()
+    assert [f.error for f in read(tmp_path / "pipe")] == [""] * 5
+    writer.join()
+    monkeypatch.setattr("dgiqa.video.source.TIMEOUT_S", 0.1)
+    with pytest.raises(ImageError, match="nobody writes into this pipe"):
+        read(tmp_path / "pipe")
 
 
 def test_zero_bytes_in_a_stream_without_a_container_are_an_error(tmp_path: Path) -> None:

@@ -187,6 +187,9 @@ def fill(report: Report, results: Generator[Any]) -> Stopped | None:
         if not report.unread:
             raise
         # Else whoever read standard output has seen enough.
+    except OSError as error:
+        error.filename = error.filename or "standard output"  # files name themselves
+        raise
     finally:
         SIGNALS.hold()  # what is left, closing the documents, is quick
     return None

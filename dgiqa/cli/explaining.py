@@ -45,6 +45,7 @@ def explain(
     suffix = Path(output).suffix.lower() if output else ".png"
     if suffix not in (".png", ".html"):
         raise typer.BadParameter(f"{output!r} ends in neither .png nor .html", param_hint="--output")
+    options.check_files([image], {"--output": output})
     with Scorer(**opening) as scorer:
         found = scorer.explain(image, cam=gradcam)
     if output:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import update_wrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -233,6 +234,19 @@ def check_stdin(argument: str) -> None:
         raise typer.BadParameter(
             "standard input (-) is closed or a terminal; pipe something into it", param_hint=argument
         )
+
+
+def check_files(sources: Iterable[str | None], files: Mapping[str, str | None]) -> None:
+    """Usage errors of where things go: nothing may be written twice, or over what is read. files: by their options."""
+    taken = {os.path.realpath(source): "the input" for source in sources if source}
+    for name, path in files.items():
+        if path is None or (os.path.exists(path) and not os.path.isfile(path)):  # a device takes all
+            continue
+        if other := taken.get(os.path.realpath(path)):
+            raise typer.BadParameter(f"{path} is {other} as well; name another file", param_hint=name)
+        taken[os.path.realpath(path)] = name
+    if (plot := files.get("--plot")) and not plot.lower().endswith(".png"):
+        raise typer.BadParameter(f"{plot!r} is written as PNG; end it in .png", param_hint="--plot")
 
 
 def shown_format(wanted: common.Format | None, output: str | None) -> str | None:

@@ -50,6 +50,7 @@ def report(  # noqa: PLR0917 - the command line's options
         raise typer.BadParameter("it prints a comparison; name the other scores by --against", param_hint="--json")
     if (by or time) and against is None:
         raise typer.BadParameter("--by and --time say more of a comparison; name the other scores by --against")
+    options.check_files([scores, against], {"--output": output})
     found = population(read_rows(scores), by, time)
     before = None if against is None else population(read_rows(against), by)
     if json_ and before is not None:

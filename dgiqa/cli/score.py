@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import sys
 from collections import Counter
 from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -25,6 +26,7 @@ from dgiqa.cli.common import (
     say,
     watched,
 )
+from dgiqa.errors import ImageError
 
 if TYPE_CHECKING:
     from dgiqa.batch.resume import Earlier
@@ -106,7 +108,7 @@ def score(
     from dgiqa.report.terminal import ProgressLine
 
     _check_sources(paths, from_file)
-    _check_output(output, resume)
+    _check_output(output, resume, html, [*(paths or []), from_file])
     shown = options.shown_format(_wanted_format(format_, json_), output)
     _check_order(sort, top, shown)
     left_out: Counter[str] = Counter()
@@ -167,10 +169,11 @@ def _check_sources(paths: list[str] | None, from_file: str | None) -> None:
         options.check_stdin("PATHS")
 
 
-def _check_output(output: str | None, resume: bool) -> None:
+def _check_output(output: str | None, resume: bool, html: str | None, sources: list[str | None]) -> None:
     """Usage errors of where rows go: a wrong suffix is said before anything is read."""
     from dgiqa.report.files import format_of
 
+    options.check_files(sources, {"--output": output, "--html": html})
     with options.usage("--output"):
         if output:
             format_of(output)
@@ -215,11 +218,23 @@ def _inputs(
     if from_file is None:
         return expand(paths, left_out=left_out, reading=reading)
     try:
-        stream = sys.stdin.buffer if from_file == "-" else open(from_file, "rb")  # noqa: SIM115 - read lazily
+        stream = sys.stdin.buffer if from_file == "-" else _list_of_names(from_file, null)
     except OSError as error:
         raise typer.BadParameter(f"{from_file}: {error.strerror}", param_hint="--from-file") from error
     rest = listed(stream, from_file, null=null, left_out=left_out, reading=reading)
     return itertools.chain(expand(paths, left_out=left_out, reading=reading), rest)
+
+
+def _list_of_names(path: str, null: bool) -> BinaryIO:
+    """The file, to be read lazily; an image in its place is wrong usage."""
+    from dgiqa.image.kinds import HEAD, identify
+
+    file = open(path, "rb")  # noqa: SIM115
+    with contextlib.suppress(ImageError):
+        kind, _ = identify(head := file.peek()[:HEAD])
+        if b"\0" in head and not null:  # else a list, whose first name begins with BM or P1
+            raise typer.BadParameter(f"{path} is a {kind} image, not a list of names", param_hint="--from-file")
+    return file
 
 
 def _counted(inputs: Iterator[Input], live: bool) -> tuple[Iterator[Input], int | None]:

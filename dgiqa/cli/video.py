@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -156,8 +155,9 @@ def video(  # noqa: PLR0917 - the command line's options
         )
     sources = list(videos([*(sources or []), *_listed(from_file)], recursive=recursive))
     _check_sources(sources, live, bool(srt or ffmetadata), raw)
-    _check_files(
-        sources, {"--output": output, "--plot": plot, "--html": html, "--srt": srt, "--ffmetadata": ffmetadata}
+    options.check_files(
+        [*sources, against, from_file],
+        {"--output": output, "--plot": plot, "--html": html, "--srt": srt, "--ffmetadata": ffmetadata},
     )
     with options.usage("--raw"):
         raw_frames = None if raw is None else Raw.parse(raw)
@@ -336,19 +336,6 @@ def _check_sources(sources: list[str], live: bool | None, one_only: bool, raw: s
         raise typer.BadParameter("--srt and --ffmetadata describe one video; name one", param_hint="SOURCE")
     if raw and live:
         raise typer.BadParameter("a raw pipe cannot be opened again; leave --live out", param_hint="--live")
-
-
-def _check_files(sources: list[str], files: dict[str, str | None]) -> None:
-    """Usage errors of where things go: nothing may be written twice, or over a video."""
-    taken = dict.fromkeys(map(os.path.realpath, sources), "SOURCE")
-    for name, path in files.items():
-        if path is None:
-            continue
-        if other := taken.get(os.path.realpath(path)):
-            raise typer.BadParameter(f"{path} is {other} as well; name another file", param_hint=name)
-        taken[os.path.realpath(path)] = name
-    if (plot := files["--plot"]) and not plot.lower().endswith(".png"):
-        raise typer.BadParameter(f"{plot!r} is written as PNG; end it in .png", param_hint="--plot")
 
 
 def _verdict(summary: Summary, quiet: bool) -> int:

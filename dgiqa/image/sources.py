@@ -35,6 +35,9 @@ class GivenUpError(ImageError):
         super().__init__(text)
         self.rest = rest
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ImageError, (str(self),)  # another process has no part in the rest
+
 
 class Room:
     """Memory that pictures being prepared share. One that needs more than all of it goes alone."""
@@ -120,8 +123,8 @@ def open_source(source: Source, max_pixels: int = MAX_PIXELS, max_memory: int | 
 
 def name_of(source: object) -> str:
     """The name of a source in its score."""
-    if isinstance(source, str | Path):
-        return str(source)
+    if isinstance(source, str | os.PathLike):
+        return os.fsdecode(source)
     if isinstance(source, bytes | bytearray | memoryview):
         return "<bytes>"
     if isinstance(source, np.ndarray):
@@ -135,26 +138,43 @@ def name_of(source: object) -> str:
 
 
 def _read(source: Any) -> bytes:
-    if isinstance(source, str | Path):
-        return _read_file(source)
-    data = _read_stream(source) if hasattr(source, "read") else source
+    if isinstance(source, str | os.PathLike):
+        return _read_file(os.fsdecode(source))
+    data = _read_stream(source) if hasattr(source, "read") else _as_bytes(source)
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"more than {MAX_BYTES} bytes; wanted one encoded image")
+    return data
+
+
+def _as_bytes(data: Any) -> bytes:
     if not isinstance(data, bytes | bytearray | memoryview):
         wanted = "wanted a path, bytes, an array, a Pillow image or a file opened in binary mode"
         raise ImageError(f"got {type(data).__name__}, {wanted}")
-    if len(data) > MAX_BYTES:
-        raise ImageError(f"more than {MAX_BYTES} bytes; wanted one encoded image")
     return bytes(data)
 
 
-def _read_stream(stream: Any) -> Any:
+def _read_stream(stream: Any) -> bytes:
     """From where it stands; one at its end is rewound: it was scored, or saved, before."""
-    head = stream.read(HEAD)
-    if not head and _rewound(stream):
-        head = stream.read(HEAD)
-    if not isinstance(head, bytes) or len(head) < HEAD:  # a short read may be all, or a socket's
-        return head + stream.read(MAX_BYTES + 1) if isinstance(head, bytes) else head
-    identify(head)  # before the rest is read
-    return head + stream.read(MAX_BYTES + 1 - HEAD)
+    try:
+        head = _filled(stream, HEAD)
+        if not head and _rewound(stream):
+            head = _filled(stream, HEAD)
+        if len(head) == HEAD:
+            identify(head)  # before the rest is read
+        return head + _filled(stream, MAX_BYTES + 1 - HEAD)
+    except ImageError:
+        raise
+    except Exception as error:  # a connection that broke, a file that is closed, or whatever else it is
+        raise ImageError(f"the stream cannot be read: {str(error) or type(error).__name__}") from error
+
+
+def _filled(stream: Any, size: int) -> bytes:
+    """So many bytes, or fewer at the end: sockets and pipes give them in pieces."""
+    pieces, missing = list[bytes](), size
+    while missing > 0 and (piece := _as_bytes(stream.read(missing))):
+        pieces.append(piece)
+        missing -= len(piece)
+    return b"".join(pieces)
 
 
 def _rewound(stream: Any) -> bool:
@@ -173,7 +193,8 @@ def _read_file(path: str | Path) -> bytes:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise ImageError(f"{path} is {kind}; wanted an image file")
+            pipe = ", or - and the image on standard input" if stat.S_ISFIFO(status.st_mode) else ""
+            raise ImageError(f"{path} is {kind}; wanted an image file{pipe}")
         if status.st_size > MAX_BYTES:
             raise ImageError(f"{path} has {status.st_size} bytes, wanted an image of at most {MAX_BYTES}")
         with open(path, "rb") as stream:

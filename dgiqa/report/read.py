@@ -114,6 +114,8 @@ def _json(path: str) -> Iterator[Row]:
 
 
 def _csv(path: str) -> Iterator[Row]:
+    if not os.path.getsize(path):
+        raise DgiqaError(f"{path} is empty, without the names of its columns; write it again")
     with open(path, encoding="utf-8", newline="") as stream:
         yield from _of_lines(stream)
 

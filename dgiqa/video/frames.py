@@ -10,11 +10,14 @@ sampling by scenes, twice as many pictures as are wanted of each.
 
 from __future__ import annotations
 
+import io
 import math
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -90,6 +93,10 @@ class Video:
         if bars not in ("crop", "keep"):
             raise ValueError(f"bars is {bars!r}; choose crop or keep")
         self.name = name or name_of(source)
+        if isinstance(source, os.PathLike):
+            source = Path(source)
+        elif isinstance(source, bytes | bytearray | memoryview):
+            source = io.BytesIO(source)
         self.deinterlace = deinterlace
         self.bars = bars
         self._source = source

@@ -7,8 +7,12 @@ else, a file that is no playlist names none, and formats that draw text or join 
 from __future__ import annotations
 
 import codecs
+import errno
+import io
 import os
 import re
+import select
+import stat
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -262,6 +266,51 @@ def read_exactly(pipe: Any, size: int) -> bytes:
     return bytes(data)
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    """As `os.open`, but for a named pipe that nobody writes into, which is given up after TIMEOUT_S."""
+    if not hasattr(os, "mkfifo") or not stat.S_ISFIFO(os.stat(path).st_mode):
+        return os.open(path, flags)
+    number = os.open(path, flags | os.O_NONBLOCK)
+    if not select.select([number], [], [], TIMEOUT_S)[0]:
+        os.close(number)
+        raise OSError(errno.ETIMEDOUT, f"nobody writes into this pipe for {TIMEOUT_S:g} s", path)
+    os.set_blocking(number, True)
+    return number
+
+
+def _from_here(stream: Any) -> Any:
+    """An open file from where it stands; one at its end is rewound: it was read before."""
+    if isinstance(stream, io.TextIOBase):
+        raise ImageError("the file was opened in text mode; open it in binary mode: open(path, 'rb')")
+    if not hasattr(stream, "read"):
+        wanted = "wanted a path, an address, bytes or a file opened in binary mode"
+        raise ImageError(f"got {type(stream).__name__}, {wanted}")
+    try:
+        at = stream.tell()
+        end = stream.seek(0, os.SEEK_END)
+        stream.seek(0 if at == end else at)
+    except (AttributeError, OSError, ValueError):  # it cannot seek
+        return stream
+    return stream if at in (0, end) else _Rest(stream, at)
+
+
+class _Rest:
+    """What is behind a place in a file, as a file of its own."""
+
+    def __init__(self, stream: Any, begin: int) -> None:
+        self._stream, self._begin = stream, begin
+        self.read = stream.read
+
+    def tell(self) -> int:
+        return int(self._stream.tell()) - self._begin
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return int(self._stream.seek(offset + (self._begin if whence == os.SEEK_SET else 0), whence)) - self._begin
+
+    def close(self) -> None:
+        """It is not ours."""
+
+
 class _Descriptor:
     """Standard input by its number: a thread blocked in a buffered reader would hold up the interpreter's end."""
 
@@ -355,7 +404,7 @@ def _for_ffmpeg(source: VideoSource) -> tuple[Any, dict[str, str]]:
         return source, {"protocol_whitelist": _NETWORK_PROTOCOLS, "format_whitelist": formats, **rtsp}
     binary = _binary(source)
     local = {"protocol_whitelist": _LOCAL_PROTOCOLS, "pattern_type": "none"}
-    if not isinstance(source, str | Path) or str(source) == STDIN:
+    if not _is_file(source):  # but a pipe, which can be read once
         formats = _formats_without(frozenset(_TEXT | _JOINING | _FETCHING))
         return binary, local | {"protocol_whitelist": "crypto,data", "format_whitelist": formats}
     binary.close()
@@ -403,14 +452,14 @@ def _check_playlist(path: Path, folder: Path, seen: set[str]) -> bool:
     return True
 
 
-def _binary(source: VideoSource) -> BinaryIO | _Descriptor:
+def _binary(source: VideoSource) -> Any:
     if isinstance(source, str) and source == STDIN:
         return _Descriptor(0)
     if not isinstance(source, str | Path):
-        return source
+        return _from_here(source)
     if os.path.isdir(source):
         raise ImageError(f"{source} is a folder; name a video file")
     try:
-        return open(source, "rb")
+        return open(source, "rb", opener=_open_at_once)
     except OSError as error:
         raise ImageError(f"{source} cannot be read: {error.strerror or error}") from error
