@@ -156,6 +156,9 @@ def _score_shard(scorer: Scorer, shard: str, job: Job, stem: str) -> Done:
             writer.finish(summary.as_dict(complete=True))
         target.flush()
         file.commit()
+    except OSError as error:  # of a disk that is full
+        error.filename = error.filename or file.name
+        raise
     finally:
         file.discard()
     rows = summary.scored + summary.failed

@@ -404,7 +404,7 @@ def _for_ffmpeg(source: VideoSource) -> tuple[Any, dict[str, str]]:
         return source, {"protocol_whitelist": _NETWORK_PROTOCOLS, "format_whitelist": formats, **rtsp}
     binary = _binary(source)
     local = {"protocol_whitelist": _LOCAL_PROTOCOLS, "pattern_type": "none"}
-    if not _is_file(source):  # but a pipe, which can be read once
+    if not isinstance(source, str | Path) or not _is_file(source):  # but a pipe, which can be read once
         formats = _formats_without(frozenset(_TEXT | _JOINING | _FETCHING))
         return binary, local | {"protocol_whitelist": "crypto,data", "format_whitelist": formats}
     binary.close()

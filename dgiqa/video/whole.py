@@ -76,11 +76,11 @@ def _break(data: mmap.mmap, names: list[str]) -> int | None:
     """Where the chain of parts breaks, or zero bytes took the place of data."""
     if any(name in _BARE for name in names) and (at := data.find(bytes(_LOST))) >= 0:
         return at
-    last = data.rfind(b"\0\0\1") + 3
-    if any(name in _HEADERS and _HEADERS[name].match(data, last) for name in names):
-        return last - 3
-    if "asf" in names and (at := _lost_of_asf(data)) is not None:
-        return at
+    if (header := next((_HEADERS[name] for name in names if name in _HEADERS), None)) is not None:
+        last = data.rfind(b"\0\0\1")
+        return last if header.match(data, last + 3) else None
+    if "asf" in names and (lost := _lost_of_asf(data)) is not None:
+        return lost
     if "mpegts" in names:  # of which FFmpeg reports what lacks before its end
         rest = len(data) % _TS
         return len(data) - rest if rest and data[0] == data[_TS] == ord("G") else None
