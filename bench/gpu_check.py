@@ -198,7 +198,7 @@ def scores(room: Room, backend: str, note: Note) -> None:
 def tensorrt(room: Room, precision: str, note: Note) -> None:
     """Both networks: build, read the layers' types back, compare, and run on device arrays with the caller's stream."""
     from dgiqa.builder.plan import build_plan
-    from dgiqa.runtime.trt import TrtSession, identity, layer_precisions
+    from dgiqa.runtime.trt import TrtSession, identity
 
     need_gpu()
     note("on", identity())
@@ -210,12 +210,11 @@ def tensorrt(room: Room, precision: str, note: Note) -> None:
         types = build_plan(path, plan, shapes=[shapes], context=context, timing_cache=timing)
         record: Record = {"build_s": time.monotonic() - started, "megabytes": plan.stat().st_size / 1e6}
         note(name, record := record | {"types": dict(types)})
-        with context.current():
-            layers = layer_precisions(plan)
-        note(name, record := record | {"layers": dict(layers)})
-        if not layers[precision] and "unknown" not in layers:
-            raise EngineError(f"{name} was built from {precision}, and no layer of the engine is: {dict(layers)}")
         with closing(TrtSession(plan)) as session:
+            layers = session.layer_precisions()
+            note(name, record := record | {"layers": dict(layers)})
+            if not layers[precision] and "unknown" not in layers:
+                raise EngineError(f"{name} was built from {precision}, and no layer of the engine is: {dict(layers)}")
             note(name, record := record | room.compare(name, session, precision))
             note(name, record := record | {"bound": _bound(room, name, session)})
             calls = room.calls if name == spec.QUALITY_FILE and precision == "fp16" else 200

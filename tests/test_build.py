@@ -295,16 +295,21 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         asked.devices.append(device)
         return SimpleNamespace(current=nullcontext)
 
-    def session(plan: Path, *, plugins: Any = (), device: int | None = None, graphs: bool = True) -> OrtSession:
-        asked.devices.append(device)
-        return OrtSession(Path(plan).read_bytes())
+    class Session(OrtSession):
+        def __init__(self, plan: Path, *, plugins: Any = (), device: int | None = None, graphs: bool = True) -> None:
+            asked.devices.append(device)
+            super().__init__(Path(plan).read_bytes())
+
+        def layer_precisions(self) -> dict[str, int]:
+            return dict(asked.layers)
+
+        def close(self) -> None: ...
 
     here = {"version": "11.4.0.106", "device": "NVIDIA Z1", "compute_capability": "9.0"}
     monkeypatch.setattr(plan, "build_plan", build_plan)
-    monkeypatch.setattr(trt, "layer_precisions", lambda plan, plugins=(): dict(asked.layers))
     monkeypatch.setattr(trt, "identity", lambda device: here)
     monkeypatch.setattr(cuda, "Context", context)
-    monkeypatch.setattr(trt, "TrtSession", session)
+    monkeypatch.setattr(trt, "TrtSession", Session)
     monkeypatch.setattr(
         room_of_names, "_lacking", lambda backend: "" if backend in ("tensorrt", "onnxruntime") else "is not"
     )

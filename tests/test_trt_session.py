@@ -29,7 +29,7 @@ from dgiqa.builder.plan import build_plan, monitor_of
 from dgiqa.errors import BackendError, EngineError
 from dgiqa.runtime import cuda
 from dgiqa.runtime import trt as room_of_plans
-from dgiqa.runtime.trt import KEPT, TrtSession, identity, layer_precisions, logger
+from dgiqa.runtime.trt import KEPT, TrtSession, identity, logger
 
 NOTHING = dict.fromkeys(("device", "pinned", "streams", "graphs"), 0)
 PRIMARY = gpu_fakes.PRIMARY
@@ -466,8 +466,8 @@ def test_a_layer_counts_under_the_narrowest_type_it_touches(driver: FakeDriver, 
         layer(),
     ]
     path = write_plan(tmp_path / "p", layers=layers)  # of dynamic shapes
-    with cuda.Context().current():
-        counts = layer_precisions(path)
+    with opened(path) as session:
+        counts = session.layer_precisions()
     assert counts == Counter(fp16=2, int8=1, fp32=1, bf16=1, fp8=1, other=2)
 
 
@@ -512,9 +512,9 @@ DYNAMIC = [
 def test_layers_are_read_from_weights_and_kernels_where_tensors_hide_their_types(
     driver: FakeDriver, tmp_path: Path
 ) -> None:
-    with cuda.Context().current():
-        assert layer_precisions(write_plan(tmp_path / "p", layers=DYNAMIC)) == Counter(fp16=1, int8=1, unknown=1)
-    assert driver.destroyed[0][0] == "execution"
+    with opened(write_plan(tmp_path / "p", layers=DYNAMIC)) as session:
+        assert session.layer_precisions() == Counter(fp16=1, int8=1, unknown=1)
+        assert driver.destroyed == [("execution", PRIMARY)]
 
 
 def test_a_place_for_measured_kernels_is_checked_before_a_build(driver: FakeDriver, plan: Path, tmp_path: Path) -> None:

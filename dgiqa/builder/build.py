@@ -211,7 +211,7 @@ def _planned(order: _Order, onnx: Mapping[str, Path]) -> tuple[dict[str, Path], 
     """Network -> plan, and network -> layers per precision as TensorRT's inspector reads them from the plan."""
     from dgiqa.builder.plan import build_plan
     from dgiqa.runtime import cuda
-    from dgiqa.runtime.trt import layer_precisions
+    from dgiqa.runtime.trt import TrtSession
 
     plans, layers = {}, {}
     context = cuda.Context(order.device)  # the builder works in a thread of its own, where none is current
@@ -230,8 +230,9 @@ def _planned(order: _Order, onnx: Mapping[str, Path]) -> tuple[dict[str, Path], 
             options=PlanOptions(**order.key["profile"].get("plan", {})),
             progress=order.progress,
         )
-        with context.current():
-            layers[name] = dict(layer_precisions(plans[name], plugins=libraries))
+        opened = TrtSession(plans[name], plugins=libraries, device=order.device)
+        layers[name] = dict(opened.layer_precisions())
+        opened.close()
         _check_typed(name, order.key["precision"], typed)
     return plans, layers
 

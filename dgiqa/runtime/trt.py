@@ -112,6 +112,25 @@ class TrtSession:
         """The largest batch."""
         return max(limits[self.inputs[0]][1][0] for limits in self._profiles)
 
+    def layer_precisions(self) -> Counter[str]:
+        """Layers per precision: "fp32", "fp16", "int8", ..., "other" for layers that hold no such tensor.
+
+        A layer counts under the narrowest type it reads or writes, else that of its weights, else what the name of its
+        kernel says; "unknown" is what shows none of them.
+        """
+        import tensorrt as trt
+
+        engine, inputs = self.engine, self._opened()
+        assert engine is not None
+        with self.context.current():
+            execution, inspector = execution_of(engine, self.log), engine.create_engine_inspector()
+            for name in (name for name, wanted in inputs.items() if None in wanted.shape):
+                execution.set_input_shape(name, as_shape(engine.get_tensor_profile_shape(name, 0)[1]))
+            inspector.execution_context = execution  # without one whose shapes are set it shows no types
+            told = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+            del inspector, execution
+        return Counter(map(_layer_precision, told["Layers"]))
+
     def profile_for(self, shapes: Mapping[str, Shape]) -> int:
         """The first profile that takes these shapes together. ValueError if there is none."""
         for profile, limits in enumerate(self._profiles):
@@ -286,25 +305,6 @@ def execution_of(engine: trt.ICudaEngine, log: Any) -> trt.IExecutionContext:
 def as_shape(dimensions: trt.Dims) -> Shape:
     """TensorRT's dimensions as a tuple."""
     return tuple(dimensions[axis] for axis in range(len(dimensions)))
-
-
-def layer_precisions(plan: Path, *, plugins: Sequence[Path] = ()) -> Counter[str]:
-    """Layers of an engine per precision: "fp32", "fp16", "int8", ..., "other" for layers that hold no such tensor.
-
-    A layer counts under the narrowest type it reads or writes, else that of its weights, else what the name of its
-    kernel says; "unknown" is what shows none of them. Loading a plan needs its GPU. Raises BackendError without
-    TensorRT, EngineError for a plan that does not load here.
-    """
-    trt, log = import_tensorrt(), logger()
-    engine = load_plan(plan, plugins, log)
-    execution = execution_of(engine, log)
-    for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
-        if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT and -1 in as_shape(engine.get_tensor_shape(name)):
-            execution.set_input_shape(name, as_shape(engine.get_tensor_profile_shape(name, 0)[1]))
-    inspector = engine.create_engine_inspector()
-    inspector.execution_context = execution  # without one whose shapes are set it shows no types
-    told = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-    return Counter(map(_layer_precision, json.loads(told)["Layers"]))
 
 
 def _layer_precision(layer: dict[str, Any]) -> str:
