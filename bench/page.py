@@ -107,7 +107,7 @@ def _sections(results: Results, drawn: Sequence[str], accuracy: Line | None) -> 
     yield _section("Every way of running it", "\n\n".join(_engines(pipeline)), drawn, plots.PARETO)
     yield _section("Each engine on each network", engines_page.engines(engines))
     yield _section("How far scores move", engines_page.precisions(accuracy))
-    yield _section("Where the time goes, and the floor", "\n\n".join(_floor(pipeline)), drawn, plots.STAGES)
+    yield _section("Where the time goes", "\n\n".join(_stages(pipeline)), drawn, plots.STAGES)
     yield _section("From starting the process to the first score", "\n\n".join(_startup(pipeline)))
     yield _section("How cost grows", "\n\n".join(_scale(scale)), drawn, plots.SCALE)
 
@@ -183,58 +183,12 @@ def _engines(pipeline: Sequence[Line]) -> Iterator[str]:
         yield f"`{line['case']['bundle']}`, {line['case']['group']}: {_on(line)}\n\n{table((*head, *drift), rows)}"
 
 
-def _floor(pipeline: Sequence[Line]) -> Iterator[str]:
-    """Each stage's time beside what its bytes or FLOPs take at the measured rates."""
-    for peaks in _where(pipeline, part="peaks"):
-        rates = ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in peaks["gflops"].items())
-        copying = f"copying {peaks['copy_gb_per_s']:.1f} GB/s"
-        yield f"Measured in the same run: matrix product {rates}; {copying}. {_on(peaks)}"
-        for flops in _where(pipeline, part="flops"):
-            bundle = flops["case"]["bundle"]
-            shape = "x".join(map(str, flops["depth"]["shapes"]["image"][2:]))
-            yield (
-                f"`{bundle}`: depth {flops['depth']['gflop']:.2f} GFLOP ({shape}), quality "
-                f"{flops['quality']['gflop']:.2f} GFLOP a tile."
-            )
-            for line in _where(pipeline, part="settings", bundle=bundle, group="engines"):
-                yield _limits(line, peaks, flops)
-                yield _pace(line)
-
-
-def _limits(line: Line, peaks: Line, flops: Line) -> str:
-    made = []
-    for row in line["rows"]:
-        rate = plots.peak_rate(peaks, row["setting"])
-        stages = row["one"]["stages"]
-        tiles = plots.tiles_of(row)
-        for stage, network, runs in (("depth", flops["depth"], 1), ("quality", flops["quality"], tiles)):
-            by_flops = network["gflop"] * runs / rate * 1e3 if rate else None
-            by_bytes = network["mb"] / 1e3 / peaks["copy_gb_per_s"] * 1e3
-            floor = max(by_flops or 0.0, by_bytes)
-            limit = (
-                "arithmetic"
-                if by_flops and by_flops > by_bytes
-                else "bytes"
-                if by_flops
-                else "bytes (rate not measured)"
-            )
-            ms = stages[stage]["median"]
-            made.append((_label(row["setting"]), stage, f"{ms:.1f}", f"{floor:.1f}", f"{floor / ms:.0%}", limit))
-        rest = {name: value["median"] for name, value in stages.items() if name not in ("depth", "quality")}
-        shown = ", ".join(f"{name} {ms:.1f}" for name, ms in rest.items())
-        made.append((_label(row["setting"]), "the rest", f"{sum(rest.values()):.1f}", "", "", shown))
-    return table(("", "stage", "ms", "floor, ms", "of the floor's pace", "limited by"), made)
-
-
-def _pace(line: Line) -> str:
-    """What the first engine's pipeline keeps of the pace of its stages alone."""
-    row = line["rows"][0]
-    alone = {name: f"{row['alone'][name]:.0%}" for name in ("device", "efficiency", "networks", "work")}
-    return (
-        f"{_label(row['setting'])}: end to end it keeps {alone['device']} of the pace of networks on a device of their "
-        f"own (a stand-in). Where all stages share the cores: {alone['efficiency']} of {row['alone']['slowest']} "
-        f"alone, {alone['networks']} of both networks alone, {alone['work']} of all stages in a row {_on(line)}."
-    )
+def _stages(pipeline: Sequence[Line]) -> Iterator[str]:
+    for line in _where(pipeline, part="settings", group="engines"):
+        names = list(line["rows"][0]["one"]["stages"])
+        cells = [[f"{row['one']['stages'][name]['median']:.1f}" for name in names] for row in line["rows"]]
+        rows = [(_label(row["setting"]), *found) for row, found in zip(line["rows"], cells, strict=True)]
+        yield f"`{line['case']['bundle']}`, ms of one image: {_on(line)}\n\n{table(('', *names), rows)}"
 
 
 def _startup(pipeline: Sequence[Line]) -> Iterator[str]:

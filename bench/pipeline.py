@@ -7,14 +7,10 @@ ratios are taken round by round against ONNX Runtime in fp32 with the default ba
 
     one     one image after the other: ms, and ms per stage
     many    32 images through score_many: images/s
-    stream  the same images again and again (--stream of them): images/s and memory
-    alone   every stage by itself on as many threads as it has in the pipeline, and the share of the slowest one's pace
-            that the whole pipeline keeps; once more with networks that take as long but need no core, as if they ran on
-            a device of their own (stream and alone: for every engine, not for every variation of it)
+    stream  the same images again and again (--stream of them): images/s and memory; for engines, not their variations
     drift   largest and mean |score difference|, and SROCC, against the fp32 reference on the same 32 photographs
 
-and once: the time from starting `dgiqa-rt score` to the first row, beside `import torch, timm`; and the floor, which is
-the machine's measured matrix-product rate and memory bandwidth applied to the networks' FLOPs and bytes.
+and once: the time from starting `dgiqa-rt score` to the first row, beside `import torch, timm`.
 """
 
 from __future__ import annotations
@@ -24,7 +20,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
@@ -34,24 +29,20 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from floor import machine_peaks, network_flops
 from pictures import photographs
 from startup import startup
 from subjects import Subject, main_or_subject, own_command, peak_mb, resident_mb
 from timer import Ledger, Result, compare, parsed, parser, show
 
-from dgiqa import forward, metrics, pipeline, preprocess, spec, speed
-from dgiqa.attributes import measure
+from dgiqa import metrics, speed
 from dgiqa.bundle import Bundle, load_bundle
-from dgiqa.forward import STAGES, Networks
-from dgiqa.image import decode
 from dgiqa.machine import usable_cores
 from dgiqa.report.files import writer_for
 from dgiqa.runtime.backends import backends
 from dgiqa.score import Score
 from dgiqa.scorer import Scorer
 from dgiqa.speed import Setting
-from dgiqa.timing import interleaved, spread
+from dgiqa.timing import spread
 
 Turns = tuple[Result, list[dict[str, Any]]]  # times that were measured in turn, and what was answered
 
@@ -62,10 +53,8 @@ STREAM = 200
 def main() -> None:
     options = _options()
     ledger = Ledger(options.out, fresh=options.fresh)
-    ledger.case({"part": "peaks"}, machine_peaks)
     for name in options.bundle:
         bundle = load_bundle(name)
-        ledger.case({"part": "flops", "bundle": bundle.id}, partial(network_flops, bundle))
         ledger.case(
             {"part": "startup", "bundle": bundle.id}, partial(startup, name, *((1, False) if options.quick else ()))
         )
@@ -115,7 +104,7 @@ def reference_scores(bundle: Bundle, setting: Setting, images: int) -> dict[str,
 def measure_group(
     bundle: str, settings: Sequence[Setting], reference: Sequence[float], *, stream: int, seconds: float
 ) -> dict[str, Any]:
-    """Start a process per setting and let them take turns. stream: its length; 0 leaves it and the stages alone out."""
+    """Start a process per setting and let them take turns. stream: its length; 0 leaves it out."""
     images = len(reference)
     with ExitStack() as stack:
         subjects = {}
@@ -163,9 +152,6 @@ def _row(setting: Setting, subject: Subject, one: Turns, many: Turns, sizes: tup
     images, stream = sizes
     per_image = spread([answer["ms"] / images for answer in many[1]])
     more = {"stream": subject.ask("stream", images=stream)} if stream else {}
-    peak = subject.ask("memory")["peak_mb"]  # before every stage's inputs are kept
-    if stream:
-        more["alone"] = efficiency(**subject.ask("alone"), per_image=per_image.median)
     stages = {name: spread([answer["stages"][name] for answer in one[1]]).as_dict() for name in one[1][0]["stages"]}
     return {
         "setting": asdict(setting),
@@ -173,23 +159,8 @@ def _row(setting: Setting, subject: Subject, one: Turns, many: Turns, sizes: tup
         "one": one[0].as_dict() | {"stages": stages},
         "many": {"images_per_second": round(1e3 / per_image.median, 3), "ratio": many[0].ratio.as_dict()},
         "scores": many[1][-1]["scores"],
-        "tiles_per_image": float(np.mean([answer["tiles"] for answer in one[1]])),
-        "peak_mb": round(peak, 1),
+        "peak_mb": round(subject.ask("memory")["peak_mb"], 1),
     } | more
-
-
-def efficiency(stages: Mapping[str, float], device: float, per_image: float) -> dict[str, Any]:
-    """What the whole pipeline keeps of the pace of its slowest stage alone; all in ms per image.
-
-    networks: the same for both networks, which take turns. work: the same for all stages in a row, each with all it may
-    use; on a CPU they share the cores, so that 1 means that no core waits, and more is the gain of overlapping.
-    device: the pace (per image) of the same pipeline around networks that need no core, as a share of what they take.
-    """
-    slowest = max(stages, key=stages.__getitem__)
-    both = stages["depth"] + stages["quality"]
-    costs = {"efficiency": stages[slowest], "networks": both, "work": sum(stages.values())}
-    shares = {name: round(cost / per_image, 3) for name, cost in costs.items()}
-    return {"stages": dict(stages), "slowest": slowest} | shares | {"device": round(both / device, 3)}
 
 
 # ---- in the subject's process ----
@@ -212,7 +183,7 @@ def subject(options: dict[str, Any]) -> tuple[dict[str, Callable[..., dict[str, 
         scored = time.perf_counter()
         _write([score])
         stages = score.timings_ms | {"output": (time.perf_counter() - scored) * 1e3}
-        return {"ms": (scored - started) * 1e3, "stages": stages, "tiles": len(score.windows)}
+        return {"ms": (scored - started) * 1e3, "stages": stages}
 
     def many(number: int) -> dict[str, Any]:
         started = time.perf_counter()
@@ -230,111 +201,8 @@ def subject(options: dict[str, Any]) -> tuple[dict[str, Callable[..., dict[str, 
         return {"images": images, "images_per_second": round(images / seconds, 3), "resident_mb": resident}
 
     handlers = {"load": load, "one": one, "many": many, "stream": stream}
-    handlers |= {"alone": lambda: alone(scorer, pictures, setting), "memory": lambda: {"peak_mb": peak_mb()}}
+    handlers |= {"memory": lambda: {"peak_mb": peak_mb()}}
     return handlers, {"backend": scorer.backend}
-
-
-def alone(scorer: Scorer, pictures: Sequence[bytes], setting: Setting) -> dict[str, Any]:
-    """ms per image of every stage by itself: preparation on the workers' threads, as many runs as go on at a time.
-
-    And of the pipeline around networks that take as long and need no core (`on_a_device`).
-    """
-    works = [prepared(scorer, data) for data in pictures]
-    p, networks = scorer.bundle.preprocess, scorer.stages.networks
-    rgb_tiles, depth_tiles = (np.concatenate([w[part] for w in works]) for part in ("rgb_tiles", "depth_tiles"))
-    step = setting.batch or networks.batch
-    batches = [slice(i, i + step) for i in range(0, len(rgb_tiles), step)]
-    each: dict[str, tuple[Callable[[Any], object], Sequence[Any], int]] = {
-        "decode": (lambda w: decode(w["data"]), works, setting.workers),
-        "depth_input": (lambda w: preprocess.depth_input(w["rgb"], p), works, setting.workers),
-        "depth": (lambda w: networks.depth.run({spec.DEPTH_INPUT: w["image"]}), works, networks.parallel),
-        "depth_image": (lambda w: preprocess.depth_image(w["depth"], *w["rgb"].shape[:2], p), works, setting.workers),
-        "tiles": (lambda w: cut(w["rgb"], w["near"], p), works, setting.workers),
-        "attributes": (lambda w: measure(w["rgb"]), works, setting.workers),
-        "quality": (
-            lambda b: networks.quality.run({spec.QUALITY_RGB: rgb_tiles[b], spec.QUALITY_DEPTH: depth_tiles[b]}),
-            batches,
-            networks.parallel,
-        ),
-    }
-    calls = {stage: partial(_all, *work) for stage, work in each.items()}
-    assert each.keys() == set(STAGES)
-    times = interleaved(calls, pairs=3, warmup=1)
-    stages = {stage: spread(ms).median / len(pictures) for stage, ms in times.items()}
-    return {"stages": stages, "device": on_a_device(scorer, pictures, setting, stages, len(rgb_tiles))}
-
-
-class Waits:
-    """Stands in for a network on a device of its own: answers after a while, and needs no core meanwhile."""
-
-    def __init__(self, answer: Callable[[Any], dict[str, Any]], ms: Callable[[Any], float]) -> None:
-        self._answer, self._ms = answer, ms
-
-    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        time.sleep(self._ms(feeds) / 1e3)
-        return self._answer(feeds)
-
-
-def on_a_device(
-    scorer: Scorer, pictures: Sequence[bytes], setting: Setting, stages: Mapping[str, float], tiles: int
-) -> float:
-    """ms per image of the pipeline around networks that take what `stages` says, one run at a time, but no core."""
-    per_tile = stages["quality"] * len(pictures) / tiles
-
-    def depth(feeds: Mapping[str, Any]) -> dict[str, Any]:
-        return {spec.DEPTH_OUTPUT: np.ascontiguousarray(feeds[spec.DEPTH_INPUT][:, 0])}
-
-    def quality(feeds: Mapping[str, Any]) -> dict[str, Any]:
-        return {spec.QUALITY_OUTPUT: np.full(len(feeds[spec.QUALITY_RGB]), 0.5, np.float32)}
-
-    networks = (
-        Waits(depth, lambda feeds: stages["depth"]),
-        Waits(quality, lambda f: per_tile * len(f[spec.QUALITY_RGB])),
-    )
-    stand_ins = Networks(*networks, 1, scorer.bundle.preprocess.tile, setting.batch)
-    stages_of = replace(scorer.stages, networks=stand_ins)
-
-    def all_of_them() -> None:
-        for _ in pipeline.score_many(stages_of, pictures, on_error="raise", workers=setting.workers):
-            pass
-
-    times = interleaved({"all": all_of_them}, pairs=3, warmup=1)["all"]
-    return spread(times).median / len(pictures)
-
-
-def prepared(scorer: Scorer, data: bytes) -> dict[str, Any]:
-    """Everything that lies between a picture's bytes and its score, kept."""
-    p, kept = scorer.bundle.preprocess, dict[str, Any]()
-
-    class Kept:
-        """The depth network, noting what goes in and comes out."""
-
-        def run(self, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
-            found = scorer.stages.networks.depth.run(feeds)
-            kept.update(image=feeds[spec.DEPTH_INPUT], depth=found[spec.DEPTH_OUTPUT])
-            return found
-
-    rgb = decode(data)
-    near = forward.depth_image(rgb, Kept(), p)
-    feeds = cut(rgb, near, p)
-    tiles = {"rgb_tiles": feeds[spec.QUALITY_RGB], "depth_tiles": feeds[spec.QUALITY_DEPTH]}
-    return {"data": data, "rgb": rgb, "near": near} | kept | tiles
-
-
-def cut(rgb: Any, near: Any, p: spec.Preprocess) -> dict[str, Any]:
-    """The stage that Score calls "tiles": the image resized, windows laid, tiles cut and normalised."""
-    (feeds,) = forward.tiles(preprocess.working_image(rgb, p), near, "grid", p, batch=preprocess.MAX_CROPS)
-    return feeds
-
-
-def _all(work: Callable[[Any], object], items: Sequence[Any], workers: int) -> None:
-    if workers == 1:
-        for item in items:
-            work(item)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(work, items):
-            pass
 
 
 def _scored(scorer: Scorer, pictures: Iterable[bytes], workers: int) -> Iterator[Score]:

@@ -34,17 +34,6 @@ def label(setting: Mapping[str, Any]) -> str:
     return f"{setting['backend']} {setting['precision']}, {sizes}"
 
 
-def peak_rate(peaks: Line, setting: Mapping[str, Any]) -> float | None:
-    """GFLOP/s that this backend's own matrix product reached in this precision; None where it was not measured."""
-    rate = peaks["gflops"].get(f"{setting['backend']} {setting['precision']}")
-    return None if rate is None else float(rate)
-
-
-def tiles_of(row: Line) -> float:
-    """Tiles of the photographs that the stages were timed on."""
-    return float(row["tiles_per_image"])
-
-
 def _write(path: Path, work: Callable[[Any, Any], None], data: Any) -> None:
     from matplotlib import pyplot
 

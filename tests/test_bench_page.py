@@ -52,10 +52,7 @@ def setting_row(precision: str, ms: float, rate: float, drift: float) -> dict[st
         "one": {"ms": spread(ms), "ratio": spread(1.0), "stages": stages},
         "many": {"images_per_second": rate, "ratio": spread(1.0)},
         "stream": {"images": 10, "images_per_second": rate, "resident_mb": [100.0]},
-        "alone": {"stages": {"quality": 40.0}, "slowest": "quality"}
-        | {"efficiency": 0.871, "networks": 0.9, "work": 1.1, "device": 0.93},
         "drift": {"largest": drift, "mean": drift / 2, "srocc": 0.999},
-        "tiles_per_image": 6.0,
         "peak_mb": 210.0,
     }
 
@@ -73,9 +70,6 @@ def results(tmp_path: Path) -> Path:
     peers.case({"part": "networks", "images": 32}, lambda: {"rows": engines})
     broken = {"name": "TOPIQ-NR", "unavailable": "ImportError: facexlib", "note": ""}
     peers.case({"part": "metrics", "images": 32}, lambda: {"rows": [row(SMALL, 51, 1.0), broken]})
-    pipeline.case({"part": "peaks"}, lambda: {"gflops": {"openvino fp32": 300.0}, "copy_gb_per_s": 20.0})
-    network = {"gflop": 1.0, "mb": 10.0, "nodes": 9, "shapes": {"image": [1, 3, 256, 352]}}
-    pipeline.case({"part": "flops", "bundle": "small@1"}, lambda: {"depth": network, "quality": network})
     pipeline.case(
         {"part": "startup"}, lambda: {"rows": [row(PEERS, 2000, 1, peak_mb=400), row("ours", 400, 5, peak_mb=180)]}
     )
@@ -109,10 +103,7 @@ def test_every_figure_finds_its_place(results: Path, tmp_path: Path, monkeypatch
     assert "| 41.5 |" in text  # images/s of bf16
     assert "| tiny | 10,000 | 1.50 | 99 |" in text
     assert "one copy fewer | 3 % | 2 % | kept |" in text
-    # 6 tiles of 1 GFLOP at 300 GFLOP/s are 20 ms, twice what the stage took here
-    assert "| quality | 10.0 | 20.0 | 200% | arithmetic |" in text
-    assert "keeps 93% of the pace" in text
-    assert "87% of quality alone, 90% of both networks alone, 110% of all stages in a row [1]" in text
+    assert f"| openvino bf16, batch 8, 2 threads, 2 workers |{' 5.0 |' * 7}" in text  # ms of each stage
     assert "cores of" in text  # the machine
     assert "| quality, full | 8 tiles [1] | 1000 ms | 1.56x (1e-03) | 5.00x (1e-03) | 4.33x (1e-03) |" in text
     assert "| full | OpenVINO | bf16 | 7.8e-02 | 1.0e-07 | 0.9987 | 0.26 | **no** |" in text
