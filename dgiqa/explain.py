@@ -201,18 +201,22 @@ def _finer(work: Work, rgb: UInt8, p: spec.Preprocess) -> Work:
 
 
 def cam_map(cam: CamSession, rgb: UInt8, near: UInt8 | None, windows: NDArray[np.int32], p: spec.Preprocess) -> Float32:
-    """Logits of the places of a working image's windows -> f32 [rows,columns] of CAM_CELL pixels; means of overlaps."""
+    """Logits of the places of a working image's windows -> f32 [rows,columns] of CAM_CELL pixels.
+
+    Where windows overlap, a mean that trusts a window's middle more than its edge, beyond which the network sees zeros.
+    """
     places = np.concatenate([cam.logits(feeds) for feeds in forward.tiles(rgb, near, windows, p)])
     side = p.tile // CAM_CELL
+    inward = _inward((np.arange(side) + 0.5) / side - 0.5)
+    weight = np.outer(inward, inward)
     total = np.zeros([math.ceil(length / CAM_CELL) for length in rgb.shape[:2]], np.float64)
     count = np.zeros_like(total)
     for (y, x), logits in zip(windows // CAM_CELL, places, strict=True):
-        total[y : y + side, x : x + side] += cv2.resize(logits, (side, side))[
-            : total.shape[0] - y, : total.shape[1] - x
-        ]
-        count[y : y + side, x : x + side] += 1
+        there = slice(total.shape[0] - y), slice(total.shape[1] - x)
+        total[y : y + side, x : x + side] += (weight * cv2.resize(logits, (side, side)))[there]
+        count[y : y + side, x : x + side] += weight[there]
     mean = total.sum() / count.sum()  # where no tile of a random tiling lies
-    return np.where(count > 0, total / np.maximum(count, 1), mean).astype(np.float32)
+    return np.where(count > 0, total / np.maximum(count, 1e-9), mean).astype(np.float32)
 
 
 def overlapping(height: int, width: int, tile: int) -> NDArray[np.int32]:
@@ -254,13 +258,14 @@ def quality_map(size: tuple[int, int], windows: NDArray[np.int32], scores: Float
     y, x = ((np.arange(count) + 0.5) * side / count for count, side in ((rows, size[0]), (columns, size[1])))
     middles = windows + tile / 2
 
-    def weights(at: NDArray[Any], middle: NDArray[Any]) -> NDArray[Any]:  # [cells], [n] -> [n,cells]
-        near = 1 - np.abs(at[None] - middle[:, None]) / (tile / 2)
-        return np.asarray(np.clip(near, 1e-3, None) ** 2)
-
-    wy, wx = weights(y, middles[:, 0]), weights(x, middles[:, 1])
+    wy, wx = (_inward((at[None] - middles[:, i, None]) / tile) for i, at in enumerate((y, x)))  # [n,cells]
     total = np.einsum("nr,nc->rc", wy, wx)
     return np.asarray(np.einsum("n,nr,nc->rc", scores.astype(np.float64), wy, wx) / total, np.float32)
+
+
+def _inward(apart: NDArray[Any]) -> NDArray[np.float64]:
+    """Weight of a place by its distance from a tile's middle, in sides of the tile: falls to nearly 0 at its edge."""
+    return np.asarray(np.clip(1 - 2 * np.abs(apart), 1e-3, None) ** 2)
 
 
 def by_depth(quality: Float32, near: UInt8) -> tuple[float, ...] | None:

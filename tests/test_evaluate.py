@@ -369,10 +369,13 @@ def test_fewer_crops_are_drawn_from_the_most_and_the_grid_stands_beside_them(dat
 def test_features_lie_in_a_plane_beside_those_of_another_set(dataset, tmp_path, telling_bundle, capsys):
     pytest.importorskip("sklearn")
     data = ["--dataset", "csv", "--root", str(tmp_path / "data"), "--bundle", str(telling_bundle.path)]
-    also = ["--also", "csv", str(tmp_path / "data")]
+    lines = (tmp_path / "data" / "labels.csv").read_text().splitlines()
+    (tmp_path / "data" / "some.csv").write_text("\n".join(lines[:7]) + "\n")
+    also = ["--worst", "0", "--best", "20", "--also", "csv", str(tmp_path / "data" / "some.csv")]
     assert evaluate.main(["tsne", *data, *also, "--out", str(tmp_path / "s")]) == 0
     rows = table(tmp_path / "s" / "tsne.csv")
-    assert [row["set"] for row in rows] == ["1: data"] * 12 + ["2: data"] * 12
+    assert [row["set"] for row in rows] == ["1: data"] * 12 + ["2: some"] * 6
+    assert [row["score"] for row in rows[:6]] == [row["score"] for row in rows[12:]], "one scale for both"
     assert capsys.readouterr().out.startswith("1: data: 12 pictures, SROCC of opinion with that of neighbours ")
     line = np.linspace((0, 0), (1, 1), 40)
     assert evaluate._near(line, np.arange(40.0)) > 0.95

@@ -135,7 +135,9 @@ def test_the_map_of_places_has_the_tiles_logits_where_they_lie() -> None:
     rgb = np.zeros((64, 100, 3), np.uint8)
     found = cam_map(Cam(), rgb, None, np.array([[0, 0], [0, 36]], np.int32), replace(Preprocess(), tile=64))  # type: ignore[arg-type]
     assert found.shape == (8, 13)
-    assert np.array_equal(found[0], [0] * 4 + [0.5] * 4 + [1] * 4 + [pytest.approx(found.mean(), abs=0.1)])
+    assert np.array_equal(found[0, [*range(4), *range(8, 12)]], [0] * 4 + [1] * 4)
+    assert found[0, 4:8] == pytest.approx([1 / 50, 9 / 34, 25 / 34, 49 / 50]), "middles count more than edges"
+    assert found[0, 12] == pytest.approx(found.mean(), abs=0.1)
 
 
 @pytest.mark.slow

@@ -296,7 +296,8 @@ def load_csv(path: Path, worst: float | None = None, best: float | None = None) 
         )
         for row, score in zip(table, scores, strict=True)
     ]
-    return _dataset(path.parent.name, path.parent, rows, worst=worst, best=best)
+    name = path.parent.name if path.stem == "labels" else path.stem
+    return _dataset(name, path.parent, rows, worst=worst, best=best)
 
 
 LOADERS: dict[str, Callable[[Path], IQADataset]] = {

@@ -38,6 +38,7 @@ from dgiqa.nn.datasets import (
     RecordSamples,
     bundle_depth,
     fill_depth_cache,
+    load_csv,
     load_dataset,
     official_split,
     random_split,
@@ -383,7 +384,9 @@ def _trained(options: argparse.Namespace, config: TrainConfig, out: Path) -> Res
 def _tsne(options: argparse.Namespace) -> None:
     from dgiqa.scorer import Scorer
 
-    datasets = [chosen_dataset(options), *(load_dataset(name, Path(root)) for name, root in options.also)]
+    scale = {"worst": options.worst, "best": options.best}  # tables are on one scale, if one is given
+    others = [load_csv(Path(r), **scale) if n == "csv" else load_dataset(n, Path(r)) for n, r in options.also]
+    datasets = [chosen_dataset(options), *others]
     with Scorer(options.bundle, features=True) as scorer:
         features = [[score.features for score in _scores(scorer, dataset)] for dataset in datasets]
     known = [each for rows in features for each in rows if each is not None]

@@ -65,7 +65,7 @@ def draw_curves(
         axes.errorbar(values, means, yerr=spread, marker="o", capsize=3, label=name)
     for number, (name, level) in enumerate(levels.items()):
         axes.axhline(level, color=f"C{number}", linestyle="--", linewidth=1, label=name)
-    axes.set(xlabel=what, ylabel="correlation with people's opinion")
+    axes.set(xlabel=what, ylabel="correlation with people's opinion", xticks=values)
     axes.legend()
     _save(figure, path)
 
