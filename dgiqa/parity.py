@@ -209,7 +209,7 @@ def certify(bundle: Bundle, scorer: Candidate) -> dict[str, Any]:
     if not report.passed:
         worst = max(report.rows, key=_badness)
         found = f"scores differ by up to {report.max_difference:.1e} ({worst.file}), allowed is {report.tolerance:g}"
-        raise ParityError(f"{report.backend}: {found}; nothing was kept, choose another precision or calibration")
+        raise ParityError(f"{report.backend}: {found}; choose another precision or calibration")
     record = {key: value for key, value in report.as_dict().items() if key != "rows"}
     return record | {"images": len(report.rows)}
 

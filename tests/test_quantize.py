@@ -487,7 +487,7 @@ def test_a_file_is_refused_when_it_has_not_the_precision_asked_for(
             if asked == made:
                 assert check_precision(path, asked)[asked] == 4
             else:
-                with pytest.raises(EngineError, match=f"compute in {asked}"):
+                with pytest.raises(ParityError, match=f"compute in {asked}"):
                     check_precision(path, asked)
     with pytest.raises(ValueError, match="bf16"):
         check_precision(path, "bf16")

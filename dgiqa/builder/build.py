@@ -145,6 +145,8 @@ def _named_failures(target: Path) -> Iterator[None]:
     """What the disk refuses is an EngineError that says where; the system's own often names no file."""
     try:
         yield
+    except ParityError as error:
+        raise ParityError(f"{error}; nothing was kept") from error
     except OSError as error:
         what = f"{target.name} was not built in {target.parent} ({error}), and nothing was kept"
         raise EngineError(f"{what}; make room there, or set XDG_CACHE_HOME to another folder") from error
@@ -152,16 +154,12 @@ def _named_failures(target: Path) -> Iterator[None]:
 
 def _check_fp8(key: Mapping[str, Any]) -> None:
     """BackendError for fp8 on a GPU that has no units for it."""
-    if key["precision"] == "fp8" and _capability(key["compute_capability"]) < FP8_FROM:
+    if key["precision"] == "fp8" and tuple(map(int, key["compute_capability"].split("."))) < FP8_FROM:
         wanted = ".".join(map(str, FP8_FROM))
         where = f"{key['device']} has compute capability {key['compute_capability']}"
         raise BackendError(
             f"{where}, and fp8 needs {wanted} or later (Ada, Hopper, Blackwell); choose --int8 or --fp16"
         )
-
-
-def _capability(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split("."))
 
 
 def _int8_gains(backend: str) -> str:
@@ -172,18 +170,30 @@ def _int8_gains(backend: str) -> str:
 
 
 def _made(order: _Order, plugins: Sequence[Path]) -> tuple[dict[str, Path], dict[str, Any]]:
-    """Network -> its file in order.folder (none where the bundle's own runs), and what was found in the files."""
+    """Network -> its file in order.folder (none where the bundle's own runs), and what was found in the files.
+
+    ParityError unless most layers of a file are of the precision, and some of what was compiled of it show it.
+    """
+    from dgiqa.builder.precision import check_precision
+
     for plugin in plugins:
         shutil.copyfile(plugin, order.folder / plugin.name)
     onnx, report = _typed(order)
     made = {name: path for name, path in onnx.items() if path.parent == order.folder}
-    types = {name: _checked_types(path, order.key["precision"]) for name, path in made.items()}
-    layers: dict[str, dict[str, int]] = {}
+    precision, layers = order.key["precision"], dict[str, dict[str, int]]()
+    types = {name: dict(check_precision(path, precision)) for name, path in made.items()}
     if order.key["engine"] == backends.TENSORRT:
         made, layers = _planned(order, onnx)
     elif order.key["engine"] == backends.OPENVINO:
-        layers = _openvino_layers(onnx, order.key["precision"])
-    _check_layers(order.key["precision"], order.key["engine"], layers)
+        from dgiqa.runtime.ov import OvSession
+
+        compiled = {name: OvSession(path, precision=precision, cache=False) for name, path in onnx.items()}
+        layers = {name: dict(opened.layer_precisions()) for name, opened in compiled.items()}
+        precision = "fp32" if precision == "fp16" else precision  # on a CPU that is how weights are stored
+    for name, counts in layers.items():
+        shown = sum(count for kind, count in counts.items() if kind not in ("unknown", "other"))
+        if not counts.get(precision) and (shown or "unknown" not in counts):
+            raise ParityError(f"asked for {precision}, and the engine of {name} has {counts}")
     return made, {"types": types, "layers": layers, "quantisation": report}
 
 
@@ -193,17 +203,14 @@ def _typed(order: _Order) -> tuple[dict[str, Path], dict[str, Any]]:
         return {network.file: order.bundle.file(network.file) for network in order.bundle.networks}, {}
     from dgiqa.builder.quantize import quantize_bundle
 
-    try:
-        made = quantize_bundle(
-            order.bundle,
-            order.key["precision"],
-            order.folder,
-            calibration=order.calibration,
-            rest="fp16" if order.key["engine"] in (backends.TENSORRT, backends.CUDA, backends.RTX) else "fp32",
-            progress=order.progress,
-        )
-    except ParityError as error:  # the budget cannot be met
-        raise ParityError(f"{error}; nothing was kept") from error
+    made = quantize_bundle(
+        order.bundle,
+        order.key["precision"],
+        order.folder,
+        calibration=order.calibration,
+        rest="fp16" if order.key["engine"] in (backends.TENSORRT, backends.CUDA, backends.RTX) else "fp32",
+        progress=order.progress,
+    )
     return dict(made.files), dict(made.report)
 
 
@@ -233,15 +240,9 @@ def _planned(order: _Order, onnx: Mapping[str, Path]) -> tuple[dict[str, Path], 
         opened = TrtSession(plans[name], plugins=libraries, device=order.device)
         layers[name] = dict(opened.layer_precisions())
         opened.close()
-        _check_typed(name, order.key["precision"], typed)
+        if not typed.get(order.key["precision"]):
+            raise ParityError(f"asked for {order.key['precision']}, and the network of {name} has {dict(typed)}")
     return plans, layers
-
-
-def _openvino_layers(onnx: Mapping[str, Path], precision: str) -> dict[str, dict[str, int]]:
-    from dgiqa.runtime.ov import OvSession
-
-    compiled = {name: OvSession(path, precision=precision, cache=False) for name, path in onnx.items()}
-    return {name: dict(opened.layer_precisions()) for name, opened in compiled.items()}
 
 
 def _shapes(network: spec.Network, profile: Mapping[str, Any]) -> list[dict[str, tuple[Shape, Shape, Shape]]]:
@@ -265,32 +266,6 @@ def _shapes(network: spec.Network, profile: Mapping[str, Any]) -> list[dict[str,
             usual = group[min(1, len(group) - 1)]  # 4:3, where there is one
             made.append({spec.DEPTH_INPUT: ((1, 3, *low), (1, 3, *usual), (profile["images"], 3, *high))})
     return made
-
-
-def _checked_types(path: Path, precision: str) -> dict[str, int]:
-    """Weighted layers of an ONNX file per type. ParityError unless most are of the precision asked for."""
-    from dgiqa.builder.precision import check_precision
-
-    try:
-        return dict(check_precision(path, precision))
-    except EngineError as error:
-        raise ParityError(f"{error}; nothing was kept") from error
-
-
-def _check_layers(precision: str, backend: str, layers: Mapping[str, Mapping[str, int]]) -> None:
-    """ParityError where layers of a network show their types and none is of the precision asked for."""
-    if backend == backends.OPENVINO and precision == "fp16":
-        precision = "fp32"  # on a CPU fp16 is how weights are stored; the session asks for fp32 arithmetic
-    for name, counts in layers.items():
-        shown = sum(count for kind, count in counts.items() if kind not in ("unknown", "other"))
-        if not counts.get(precision) and (shown or "unknown" not in counts):
-            raise ParityError(f"asked for {precision}, and the engine of {name} has {dict(counts)}; nothing was kept")
-
-
-def _check_typed(name: str, precision: str, types: Mapping[str, int]) -> None:
-    """ParityError unless layers of the strongly typed network, from which a plan is built, are of the precision."""
-    if not types.get(precision):
-        raise ParityError(f"asked for {precision}, and the network of {name} has {dict(types)}; nothing was kept")
 
 
 def _sizes(bundle: Bundle, files: Mapping[str, Path]) -> dict[str, float]:

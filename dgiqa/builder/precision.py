@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dgiqa.errors import EngineError
+from dgiqa.errors import EngineError, ParityError
 from dgiqa.extras import load
 
 WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")  # the layers that hold the weights and do the arithmetic
@@ -108,12 +108,12 @@ def mostly(precision: str, layers: Mapping[str, int]) -> bool:
 
 
 def check_precision(source: Path, precision: str) -> Counter[str]:
-    """`layer_types`, or EngineError unless they are `mostly` of this precision."""
+    """`layer_types`, or ParityError unless they are `mostly` of this precision."""
     found = layer_types(source)
     if not mostly(precision, found):
         held = ", ".join(f"{n} in {kind}" for kind, n in found.most_common()) or "no layers with weights"
         fix = f"make it with export/quantize.py --{precision}" if precision != "fp32" else "export it again"
-        raise EngineError(f"{source} was to compute in {precision}, but has {held}; {fix}")
+        raise ParityError(f"{source} was to compute in {precision}, but has {held}; {fix}")
     return found
 
 
