@@ -248,7 +248,8 @@ def _row(bundle: Bundle, golden: Golden, scorer: Candidate) -> ParityRow:
     apart = [abs(got.value - golden.score)]
     if golden.full_reference is not None:
         pair = beside((bundle.path / golden.file).read_bytes())
-        near = compare_pictures(getattr(scorer, "stages", scorer), *pair, tiling=golden.tiling).full_reference
+        stages: Any = getattr(scorer, "stages", scorer)
+        near = compare_pictures(stages, *pair, tiling=golden.tiling).full_reference
         apart.append(math.nan if near is None else abs(near - golden.full_reference))
     pairs = list(zip(got.tile_scores.tolist(), golden.tile_scores, strict=False))
     tile_difference = max((abs(a - b) for a, b in pairs), default=math.nan)
