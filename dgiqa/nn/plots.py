@@ -44,7 +44,9 @@ def draw_embedding(sets: Sequence[tuple[str, NDArray[Any], NDArray[Any]]], path:
     axes.set(xticks=[], yticks=[])
     figure.colorbar(drawn, label="people's opinion")
     if len(sets) > 1:
-        figure.legend(loc="outside lower center", ncols=len(sets), frameon=False)
+        legend = figure.legend(loc="outside lower center", ncols=len(sets), frameon=False)
+        for handle in legend.legend_handles:
+            handle.set(array=None, color="grey")  # the marker tells sets apart; colour is a score
     _save(figure, path)
 
 
