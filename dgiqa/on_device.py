@@ -158,7 +158,6 @@ class DeviceScorer:
             return
         for _ in self._lanes:
             self._free.get()
-        del self._levels
         for lane in self._lanes:
             with lane.current():
                 lane.close()

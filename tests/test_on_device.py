@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 from weakref import WeakKeyDictionary
 
 import gpu_fakes
@@ -51,7 +53,7 @@ class HostLane(cuda.Lane):
         self.current = nullcontext  # type: ignore[assignment]
         self.allocations, self.uploads, self.downloads = 0, [], []  # type: ignore[var-annotated]
         self.followed: list[Any] = []
-        self.closed = False
+        self.waits, self.closed = 0, False
 
     def take(self, source: Any) -> DeviceArray:
         return cuda.view_of(source)
@@ -76,7 +78,7 @@ class HostLane(cuda.Lane):
         self.followed.append(stream)
 
     def sync(self) -> None:
-        pass
+        self.waits += 1
 
     def close(self) -> None:
         self._kept.clear()
@@ -514,6 +516,42 @@ class LateBinding:
 
     def put(self) -> None:
         self.driver.put(self.bound.lane.handle, self.bound.put)
+
+
+@pytest.mark.parametrize(
+    ("depth", "quality", "recorded"),
+    [
+        ({}, {}, True),
+        ({"graphs": True}, {"graphs": True}, True),
+        ({"graphs": False}, {"graphs": True}, False),
+        ({}, {"recordable": False}, False),
+    ],
+)
+def test_a_graph_is_recorded_where_both_networks_may_be_in_it(
+    monkeypatch: pytest.MonkeyPatch, depth: dict[str, bool], quality: dict[str, bool], recorded: bool
+) -> None:
+    gpu_fakes.install(monkeypatch, FakeDriver())
+    kernels, context = SimpleNamespace(emulated=False), cuda.Context()
+    monkeypatch.setattr(on_device_room, "Kernels", lambda: kernels)
+    sessions = [SimpleNamespace(backend="tensorrt", bind=None, context=context, **way) for way in (depth, quality)]
+    scorer = on_device_room.open_device_scorer(*sessions, spec.Preprocess())
+    assert {lane._record for lane in scorer._lanes} == {recorded}
+    scorer.close()
+
+
+def test_a_picture_whose_scoring_fails_is_read_no_more(
+    host: Scorer, kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = gpu_fakes.install(monkeypatch, FakeDriver(total=1 << 28))
+    context, late = cuda.Context(), Late(driver, kernels)
+    networks = [Late(driver, HostNetwork(session)) for session in networks_of(host) if session]
+    lane, producer = cuda.Lane(context, keep=1), cuda.Lane(context)
+    scorer = DeviceScorer(*networks, host.bundle.preprocess, kernels=late, lanes=[lane])  # type: ignore[arg-type]
+    monkeypatch.setattr(late, "depth_range", mock.Mock(side_effect=BackendError("the launch was refused")))
+    with pytest.raises(BackendError, match="the launch was refused"):
+        scorer.score(producer.empty((90, 120, 3), np.uint8))
+    assert not driver.queues[lane.handle].pending()
+    scorer.close()
 
 
 def test_on_streams_that_run_as_late_as_they_may(

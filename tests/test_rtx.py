@@ -179,6 +179,7 @@ def test_arrays_on_the_gpu_are_bound_and_stay_there(
         np.testing.assert_array_equal(lane.numpy(own["score"]), wanted["score"])
         for name, array in wanted.items():
             np.testing.assert_array_equal(lane.numpy(other.arrays[name]), array)
+    assert lane.waits == 2 * 2 * 3  # before each run, and for its outputs
     session.run(here)
     assert plugin.made[0].settings == {"enable_cuda_graph": str(int(graphs))}
     assert numbered == ([("gpu_graph_id", number) for number in ("1", "2", "-1")] if graphs else [])

@@ -1,7 +1,7 @@
 """One line of JSON on stdin -> one file compiled by dgiqa.builder.plan.build_plan -> one line of JSON on stdout.
 
 Runs in the environment that environment.py makes; {"onnx", "plan", "shapes", "plugins", "timing_cache", "options",
-"interrupt_s"} goes in, {"layers", "precisions", "bytes", "messages"} or {"error", "kind"} comes out.
+"interrupt_s"} goes in, {"layers", "precisions", "bytes", "seconds", "messages"} or {"error", "kind"} comes out.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def main() -> None:
         {name: tuple(map(tuple, triple)) for name, triple in each.items()}
         for each in (asked if isinstance(asked, list) else [asked])
     ]
+    begun = time.monotonic()
     try:
         types = build_plan(
             Path(task["onnx"]),
@@ -48,7 +50,8 @@ def main() -> None:
         print(json.dumps({"error": str(error), "kind": type(error).__name__}))
     else:
         size = Path(task["plan"]).stat().st_size
-        print(json.dumps({"layers": types.total(), "precisions": types, "bytes": size, "messages": messages}))
+        found = {"layers": types.total(), "precisions": types, "bytes": size, "seconds": time.monotonic() - begun}
+        print(json.dumps({**found, "messages": messages}))
 
 
 if __name__ == "__main__":
