@@ -173,7 +173,7 @@ class FakeDriver:
             return getattr(self, f"_{name}")(*arguments)
 
     def _queue(self, stream: Any) -> Queue:
-        if int(stream) not in self.queues:
+        if stream is None or int(stream) not in self.queues:
             raise RefusedError(Status.CUDA_ERROR_INVALID_HANDLE)
         return self.queues[int(stream)]
 
@@ -348,7 +348,7 @@ def fake_core(driver: FakeDriver) -> ModuleType:
 
     class Stream:
         def __init__(self, handle: int, owned: bool = True) -> None:
-            self._at, self._handle = handle, Handle(handle) if owned else None
+            self._at, self._handle, self._owned = handle, Handle(handle) if owned else None, owned
 
         @staticmethod
         def from_handle(handle: int) -> Stream:
@@ -358,7 +358,7 @@ def fake_core(driver: FakeDriver) -> ModuleType:
             return 0, self._at
 
         def sync(self) -> None:
-            do("cuStreamSynchronize", self._at)
+            do("cuStreamSynchronize", self._at if self._handle or not self._owned else None)
 
         def wait(self, event_or_stream: Stream) -> None:
             do("cuStreamWaitStream", self._at, event_or_stream._at)

@@ -408,6 +408,11 @@ def test_arrays_are_bound_once_and_run_where_others_run(
     del bound, other  # which wait for what runs, wherever they are dropped
     assert driver.destroyed == [("execution", PRIMARY)] * 3
     assert driver.alive()["graphs"] == 1
+    late = session.bind(placed, None, producer)
+    with producer.current():
+        producer.close()
+    del late  # after its lane
+    assert driver.destroyed == [("execution", PRIMARY)] * 4
 
 
 def test_a_binding_is_part_of_a_graph_of_ones_own(session: TrtSession, producer: cuda.Lane) -> None:

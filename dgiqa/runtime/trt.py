@@ -214,9 +214,11 @@ class Bound:
     def __del__(self) -> None:
         if not sys.is_finalizing():
             with suppress(BackendError, AttributeError), self._lane.current():  # as in TrtSession; or it was not made
-                self._lane.sync()
-                self._lane.graphs.pop(self, None)
-                del self._execution
+                try:
+                    self._lane.sync()
+                finally:  # also where the lane was closed before
+                    self._lane.graphs.pop(self, None)
+                    del self._execution
 
 
 def identity(device: int | None = None) -> dict[str, str]:
