@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from video_clips import RATE, UInt8, av, level, numbered, swaying, write
 
 from dgiqa.bundle import Bundle
@@ -184,6 +185,12 @@ def test_a_named_pipe_is_read_once_and_given_up_without_a_writer(
     monkeypatch.setattr("dgiqa.video.source.TIMEOUT_S", 0.1)
     with pytest.raises(ImageError, match="nobody writes into this pipe"):
         read(tmp_path / "pipe")
+
+
+def test_an_animation_in_webp_says_what_to_do(tmp_path: Path) -> None:
+    first, *others = [Image.fromarray(frame) for frame in list(numbered(90))[::30]]
+    first.save(tmp_path / "a.webp", save_all=True, append_images=others)
+    assert read(tmp_path / "a.webp")[0].error == "FFmpeg reads no animation in WebP; save it as WebM, APNG or GIF"
 
 
 def test_zero_bytes_in_a_stream_without_a_container_are_an_error(tmp_path: Path) -> None:

@@ -259,6 +259,9 @@ class Decoding:
         av = import_av()
         if packet is not None:
             self.packets += 1
+            if self.opened.codec == "webp" and bytes(packet)[30:34] == b"ANIM":
+                yield self._next(None, None, "FFmpeg reads no animation in WebP; save it as WebM, APNG or GIF")
+                return
             self._expect(packet)
             if self.opened.codec == "hevc":
                 packet = sei.without_damage(packet, self.stream.codec_context)
