@@ -84,6 +84,7 @@ def test_a_second_recording_that_nobody_reads_is_an_error(tmp_path: Path, kind: 
 CHAINED: dict[str, dict[str, Any]] = {
     "mkv": {},
     "ts": {},
+    "avi": {"codec": "mpeg4"},
     "webm": {"codec": "libvpx"},
     "ogv": {"codec": "libtheora", "options": {"q": "9"}},
     "mpg": {"codec": "mpeg2video"},
@@ -113,12 +114,14 @@ def test_a_file_that_is_cut_or_has_lost_a_part_is_an_error(tmp_path: Path, kind:
         path.write_bytes(whole[:at])
         assert is_refused(path)
     middle = len(whole) // 2
-    for hole in (b"", bytes(2001)) if kind not in ("ts", "wmv", "y4m") else ():
+    for hole in (b"", bytes(2001)) if kind not in ("avi", "ts", "wmv", "y4m") else ():
         path.write_bytes(whole[:middle] + hole + whole[middle + 2001 :])
         assert is_refused(path)
 
 
-def test_packets_that_mpeg_ts_lacks_are_an_error_and_joined_recordings_lack_none(tmp_path: Path) -> None:
+def test_packets_that_mpeg_ts_lacks_are_an_error_and_joined_recordings_lack_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of a picture that no other needs, FFmpeg's program says nothing."""
     parts = [part(25 * i, 25, 1.0 * i, tmp_path / "part.ts") for i in range(2)]
     path = tmp_path / "a.ts"
@@ -129,6 +132,10 @@ def test_packets_that_mpeg_ts_lacks_are_an_error_and_joined_recordings_lack_none
     lost = of_video[len(of_video) // 2]
     path.write_bytes(whole[:lost] + whole[lost + 188 :])
     assert f"damaged or cut off at byte {lost:,}"[:26] in read(path)[-1].error
+    monkeypatch.setattr("dgiqa.video.whole._TS_AT_A_TIME", 10)
+    assert f"damaged or cut off at byte {lost:,}"[:26] in read(path)[-1].error
+    path.write_bytes(b"".join(parts))
+    assert [f.error for f in read(path)] == [""] * 50
 
 
 @pytest.mark.parametrize(

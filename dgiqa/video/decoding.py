@@ -143,7 +143,6 @@ class Decoding:
         self.before: Any = None  # the packet before, as (time, whether it may be a second field)
         self.floor: int | None = None  # timestamp of the first key frame since the decoder was empty
         self.packets = 0
-        self.holes = False  # whether the demuxer marked a packet from which something is missing
         self.number: int | None = 0  # of the next frame, where packets cannot tell
         self.last_s = -1.0
         self.step_s = 1 / 25  # between the last two pictures, for those without timestamps
@@ -178,7 +177,7 @@ class Decoding:
                 f"the video ends at {max(self.last_s, 0.0):.2f} s of {self.opened.duration_s:.2f} s: it is truncated"
             )
         if not ended and self.opened.path and not self.ticks.over and self.last_s <= self.end_s:
-            counted = self.stream.id if self.holes and not self.clock.jumped_s else None
+            counted = None if self.clock.jumped_s else self.stream.id
             ended = unseen(self.opened.path, self.opened.format, counted)
             look = {"gif": _damage_of_gif, "asf": _damage_of_asf}.get(self.opened.format)
             ended = ended or (look(self.opened.path) if look else "")
@@ -234,7 +233,6 @@ class Decoding:
                 return
             if not self.made_up and (jump := self.clock.correct(packet)):
                 self.note = f"the file's clock jumps by {jump:+.2f} s here; time goes on"
-            self.holes |= packet.is_corrupt
             yield packet
 
     def _count(self, packet: Any) -> None:

@@ -23,6 +23,7 @@ _HEADERS = {
     "mpegvideo": re.compile(rb"[\0\xb2\xb3\xb5\xb8]"),
 }
 _TS = 188  # bytes of a packet
+_TS_AT_A_TIME = 1 << 18  # packets, 49 MB
 _MARKS = {"flv": b"FLV\x01", "nut": b"nut/multimedia container\0"}  # what a recording begins with
 _FLV_HEADER = (b"\x01\0\0\0\x09\0\0\0\0", b"\x04\0\0\0\x09\0\0\0\0", b"\x05\0\0\0\x09\0\0\0\0")  # video, sound, both
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
@@ -34,7 +35,7 @@ Part = Callable[[Any, int], int]  # bytes of a file, where a part begins -> its 
 def unseen(path: str | os.PathLike[str], container: str, counted: int | None = None) -> str:
     """What a file that was read to its end hides, "" where that is nothing. container: FFmpeg's name of the format.
 
-    counted: the stream of MPEG-TS whose packets are counted, where FFmpeg missed some.
+    counted: the stream of MPEG-TS whose packets are counted.
     """
     if not os.path.getsize(path):
         return ""
@@ -96,18 +97,21 @@ def _missing(data: mmap.mmap, pid: int) -> int | None:
 
     Where recordings were joined, all counters begin anew, that of the table of programs (stream 0) with 0.
     """
-    heads = np.frombuffer(data, np.uint8, len(data) // _TS * _TS).reshape(-1, _TS)[:, :6].astype(np.int32)
-    if (lost := heads[:, 0] != ord("G")).any():
-        return int(lost.argmax()) * _TS
-    pids = (heads[:, 1] & 31) << 8 | heads[:, 2]
-    counts = (heads[:, 3] & 16) > 0  # of packets with a payload
-    told = (heads[:, 3] & 32 > 0) & (heads[:, 4] > 0) & (heads[:, 5] & 128 > 0)  # that it steps
-    anew = np.flatnonzero((pids == 0) & (heads[:, 3] & 15 == 0))
-    of = np.flatnonzero((pids == pid) & counts)
-    steps = np.diff(heads[of, 3]) & 15
-    for i in np.flatnonzero((steps > 1) & ~told[of[1:]]):
-        if not ((anew > of[i]) & (anew < of[i + 1])).any():
-            return int(of[i] + 1) * _TS
+    count, begin = len(data) // _TS, 0
+    while begin < count and data[0] == data[_TS] == ord("G"):
+        length = min(count - begin, _TS_AT_A_TIME)
+        heads = np.frombuffer(data, np.uint8, length * _TS, begin * _TS).reshape(-1, _TS)[:, :6].astype(np.int32)
+        if (lost := heads[:, 0] != ord("G")).any():
+            return (begin + int(lost.argmax())) * _TS
+        pids = (heads[:, 1] & 31) << 8 | heads[:, 2]
+        told = (heads[:, 3] & 32 > 0) & (heads[:, 4] > 0) & (heads[:, 5] & 128 > 0)  # that its counter steps
+        anew = np.flatnonzero((pids == 0) & (heads[:, 3] & 15 == 0))
+        of = np.flatnonzero((pids == pid) & (heads[:, 3] & 16 > 0))  # those with a payload are counted
+        steps = np.diff(heads[of, 3]) & 15
+        for i in np.flatnonzero((steps > 1) & ~told[of[1:]]):
+            if not ((anew > of[i]) & (anew < of[i + 1])).any():
+                return (begin + int(of[i]) + 1) * _TS
+        begin += int(of[-1]) if len(of) > 1 and length == _TS_AT_A_TIME else length
     return None
 
 
@@ -138,6 +142,14 @@ def _box(data: mmap.mmap, at: int) -> int:
     size = int.from_bytes(data[at : at + 4], "big")
     size = int.from_bytes(data[at + 8 : at + 16], "big") if size == 1 else size
     return size if size >= 8 else 0
+
+
+def _riff(data: mmap.mmap, at: int) -> int:
+    """The chunks of AVI; what is behind the last is nobody's."""
+    name, length = data[at : at + 4], 8 + int.from_bytes(data[at + 4 : at + 8], "little")
+    if not name.strip().isalnum():
+        return len(data) - at
+    return 12 if name == b"RIFF" else length + (length % 2 and at + length < len(data))
 
 
 def _asf(data: mmap.mmap, at: int) -> int:
@@ -193,6 +205,6 @@ def _y4m(data: mmap.mmap, at: int) -> int:
 
 
 _PARTS: dict[str, Part] = {
-    **{"matroska": _matroska, "ogg": _ogg, "mpeg": _program_stream, "mxf": _mxf, "asf": _asf},
+    **{"matroska": _matroska, "ogg": _ogg, "mpeg": _program_stream, "mxf": _mxf, "asf": _asf, "avi": _riff},
     **{"ivf": _ivf, "dv": _dv, "yuv4mpegpipe": _y4m},
 }
