@@ -27,6 +27,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dgiqa.runtime.trt import logger
+
 PRIMARY = 7  # the handle of the primary context
 TILE = (3, 4, 4)
 SCRATCH = 4096  # bytes the engine computes in
@@ -637,8 +639,11 @@ def fake_tensorrt(driver: FakeDriver, version: str = "11.4.0.106") -> ModuleType
         Severity = str
 
     class Runtime:
+        known: Any = None  # the first logger, which alone is told anything
+
         def __init__(self, logger: Any) -> None:
-            self.logger, self.engine_host_code_allowed = logger, False
+            Runtime.known = Runtime.known or logger
+            self.logger, self.engine_host_code_allowed = Runtime.known, False
 
         def deserialize_cuda_engine(self, data: bytes) -> FakeEngine | None:
             assert driver.contexts(), "an engine is loaded into a context"
@@ -698,4 +703,5 @@ def install(monkeypatch: pytest.MonkeyPatch, driver: FakeDriver) -> FakeDriver:
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", driver)
     monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(driver))
+    logger.cache_clear()
     return driver

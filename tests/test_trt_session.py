@@ -369,11 +369,12 @@ def test_arrays_of_another_context_or_gpu_are_refused(driver: FakeDriver, plan: 
     driver.contexts().clear()
 
 
-def test_an_engine_that_fails_says_what_tensorrt_said(driver: FakeDriver, tmp_path: Path) -> None:
-    with opened(write_plan(tmp_path / "p", broken=True)) as session:
+def test_an_engine_that_fails_says_what_tensorrt_said(driver: FakeDriver, session: TrtSession, tmp_path: Path) -> None:
+    """Also beside another, whose logger alone TensorRT tells anything."""
+    with opened(write_plan(tmp_path / "p", broken=True)) as broken:
         for _ in range(3):
             with pytest.raises(BackendError, match=r"tensorrt 11\.4\.0\.106 did not run: the engine is broken"):
-                session.run(feeds(1))
+                broken.run(feeds(1))
 
 
 def test_too_little_memory_is_an_error_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, plan: Path) -> None:

@@ -64,12 +64,12 @@ class TrtSession:
     ) -> None:
         trt = import_tensorrt()
         self.backend, self.graphs = f"tensorrt {trt.__version__}", graphs
-        self.context, self.log = cuda.Context(device), logger()
+        self.context = cuda.Context(device)
         self._free: queue.LifoQueue[Lane] = queue.LifoQueue()
         for _ in range(STREAMS):
             self._free.put(Lane(self.context, keep=KEPT, record=graphs))
         with self.context.current():
-            self.engine = engine = load_plan(Path(plan), plugins, self.log)
+            self.engine = engine = load_plan(Path(plan), plugins)
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         self.dtypes = {name: _dtype(engine, name) for name in names}
         self.inputs = tuple(n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT)
@@ -123,7 +123,7 @@ class TrtSession:
         engine, inputs = self.engine, self._opened()
         assert engine is not None
         with self.context.current():
-            execution, inspector = execution_of(engine, self.log), engine.create_engine_inspector()
+            execution, inspector = execution_of(engine), engine.create_engine_inspector()
             for name in (name for name, wanted in inputs.items() if None in wanted.shape):
                 execution.set_input_shape(name, as_shape(engine.get_tensor_profile_shape(name, 0)[1]))
             inspector.execution_context = execution  # without one whose shapes are set it shows no types
@@ -144,7 +144,7 @@ class TrtSession:
     def expect(self, done: Any, what: str) -> None:
         """BackendError, in TensorRT's own words, unless it did what it was to do."""
         if not done:
-            raise BackendError(f"{self.backend} {what}: {self.log.text()}")
+            raise BackendError(f"{self.backend} {what}: {logger().text()}")
 
     def close(self) -> None:
         """Wait for what is under way and release all memory, the engine's as well. Further runs raise ValueError."""
@@ -178,7 +178,7 @@ class Bound:
         assert session.engine is not None
         profile = session.profile_for(shapes)  # before memory is taken
         self._session, self._lane, self._at = session, lane, 0
-        self._execution = execution = execution_of(session.engine, session.log)
+        self._execution = execution = execution_of(session.engine)
         if profile:
             session.expect(execution.set_optimization_profile_async(profile, lane.handle), "refused a profile")
         for name, shape in shapes.items():
@@ -243,8 +243,12 @@ def import_tensorrt() -> Any:
     return trt
 
 
+@cache
 def logger() -> Any:
-    """TensorRT's logger, whose `text()` is its last warnings and errors, for error messages."""
+    """TensorRT's logger, whose `text()` is its last warnings and errors, for error messages; they are told once.
+
+    One for the process: while anything that knows a logger lives, TensorRT ignores every other.
+    """
     import tensorrt as trt
 
     kept = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING)
@@ -259,7 +263,9 @@ def logger() -> Any:
                 lines.append(" ".join(msg.split()))
 
         def text(self) -> str:
-            return " | ".join(lines) or "it gave no reason"
+            told = " | ".join(lines) or "it gave no reason"
+            lines.clear()
+            return told
 
     return Logger()
 
@@ -278,28 +284,30 @@ def load_plugins(libraries: tuple[Path, ...]) -> frozenset[str]:
     return frozenset(creator.name for creator in registry.all_creators)
 
 
-def load_plan(plan: Path, plugins: Sequence[Path], log: Any) -> trt.ICudaEngine:
+def load_plan(plan: Path, plugins: Sequence[Path]) -> trt.ICudaEngine:
     """The engine of a plan. EngineError where it is missing or does not load here."""
     import tensorrt as trt
 
     if not plan.is_file():
         raise EngineError(f"{plan} is missing; build it: dgiqa-rt build")
     load_plugins(tuple(plugins))
-    runtime = trt.Runtime(log)
+    runtime = trt.Runtime(logger())
     runtime.engine_host_code_allowed = True  # of version-compatible plans; engines are verified before they come here
     engine = runtime.deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
-        raise EngineError(f"TensorRT {trt.__version__} cannot load {plan.name} ({log.text()}); build it again here")
+        raise EngineError(
+            f"TensorRT {trt.__version__} cannot load {plan.name} ({logger().text()}); build it again here"
+        )
     return engine
 
 
-def execution_of(engine: trt.ICudaEngine, log: Any) -> trt.IExecutionContext:
+def execution_of(engine: trt.ICudaEngine) -> trt.IExecutionContext:
     """An execution context without memory to compute in. BackendError where TensorRT makes none."""
     import tensorrt as trt
 
     execution = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
     if execution is None:
-        raise BackendError(f"TensorRT {trt.__version__} made no execution context: {log.text()}")
+        raise BackendError(f"TensorRT {trt.__version__} made no execution context: {logger().text()}")
     execution.nvtx_verbosity = trt.ProfilingVerbosity.NONE  # or it is as detailed as what the plan tells of itself
     return execution
 
