@@ -16,7 +16,7 @@ from video_clips import RATE, UInt8, av, level, numbered, swaying, write
 from dgiqa.bundle import Bundle
 from dgiqa.errors import ImageError
 from dgiqa.scorer import Scorer
-from dgiqa.video import sei
+from dgiqa.video import colour, sei
 from dgiqa.video.decoding import _zeroed
 from dgiqa.video.frames import Frame, Video
 from dgiqa.video.sampling import Sampling
@@ -85,6 +85,7 @@ CHAINED: dict[str, dict[str, Any]] = {
     "mkv": {},
     "ts": {},
     "avi": {"codec": "mpeg4"},
+    "flv": {"options": {"bf": "0"}},
     "webm": {"codec": "libvpx"},
     "ogv": {"codec": "libtheora", "options": {"q": "9"}},
     "mpg": {"codec": "mpeg2video"},
@@ -114,7 +115,7 @@ def test_a_file_that_is_cut_or_has_lost_a_part_is_an_error(tmp_path: Path, kind:
         path.write_bytes(whole[:at])
         assert is_refused(path)
     middle = len(whole) // 2
-    for hole in (b"", bytes(2001)) if kind not in ("avi", "ts", "wmv", "y4m") else ():
+    for hole in (b"", bytes(2001)) if kind not in ("ts", "wmv", "y4m") else ():
         path.write_bytes(whole[:middle] + hole + whole[middle + 2001 :])
         assert is_refused(path)
 
@@ -194,10 +195,35 @@ def test_a_named_pipe_is_read_once_and_given_up_without_a_writer(
         read(tmp_path / "pipe")
 
 
+def test_a_picture_that_cannot_be_converted_is_an_error_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damage may leave FFmpeg with colours that nobody converts."""
+    thumbnail, calls = colour.luma_thumbnail, iter(range(9))
+
+    def once(frame: Any) -> UInt8:
+        if next(calls) == 2:
+            raise OSError(95, "Operation not supported")
+        return thumbnail(frame)
+
+    monkeypatch.setattr(colour, "luma_thumbnail", once)
+    found = read(write(tmp_path / "a.mp4", numbered(5)))
+    assert ["not supported" in f.error for f in found] == [False, False, True, False, False]
+
+
 def test_an_animation_in_webp_says_what_to_do(tmp_path: Path) -> None:
     first, *others = [Image.fromarray(frame) for frame in list(numbered(90))[::30]]
     first.save(tmp_path / "a.webp", save_all=True, append_images=others)
     assert read(tmp_path / "a.webp")[0].error == "FFmpeg reads no animation in WebP; save it as WebM, APNG or GIF"
+
+
+def test_avi_from_a_pipe_which_knows_no_lengths_is_whole(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.avi", numbered(10), codec="mpeg4")
+    data = bytearray(path.read_bytes())
+    for at in (4, data.index(b"movi") - 4):
+        data[at : at + 4] = b"\xff" * 4
+    path.write_bytes(data)
+    assert [f.error for f in read(path)] == [""] * 10
 
 
 def test_zero_bytes_in_a_stream_without_a_container_are_an_error(tmp_path: Path) -> None:

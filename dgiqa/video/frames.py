@@ -43,6 +43,7 @@ from dgiqa.video.source import (
 
 UInt8 = NDArray[np.uint8]
 
+CONVERTING = (ImageError, ValueError, OSError)  # FFmpeg's errors are OSErrors or ValueErrors
 HELD_FRAMES = 4  # too dark to tell whether there are bars: so many wait for a lighter one
 
 
@@ -168,10 +169,9 @@ class Video:
         for picture in pictures:
             if stop and stop.is_set():
                 return
-            if picture.error:
+            if (thumb := self._thumb(picture)) is None:
                 yield self._failed(picture, cuts.scene)
                 continue
-            thumb = self._thumb(picture.image)
             yield self._converted(picture, thumb, cuts.scene_of(thumb))
 
     def _per_scene(self, pictures: Iterator[Picture], count: int, stop: threading.Event | None) -> Iterator[Frame]:
@@ -190,10 +190,9 @@ class Video:
         for picture in pictures:
             if stop and stop.is_set():
                 break
-            if picture.error:
+            if (thumb := self._thumb(picture)) is None:
                 failed.append(self._failed(picture, scene))
                 continue
-            thumb = self._thumb(picture.image)
             if cuts.scene_of(thumb) != scene:
                 yield from chosen()
                 scene = cuts.scene
@@ -237,8 +236,15 @@ class Video:
     def _failed(self, picture: Picture, scene: int) -> Frame:
         return Frame(self.name, picture.time_s, picture.number, scene=scene, error=picture.error, note=picture.note)
 
-    def _thumb(self, image: Any) -> UInt8:
-        return sampling.thumbnail(image) if isinstance(image, np.ndarray) else colour.luma_thumbnail(image)
+    def _thumb(self, picture: Picture) -> UInt8 | None:
+        """None where there is an error, or FFmpeg cannot convert the picture, which then has one."""
+        image = picture.image
+        try:
+            if not picture.error:
+                return sampling.thumbnail(image) if isinstance(image, np.ndarray) else colour.luma_thumbnail(image)
+        except CONVERTING as error:
+            picture.error = str(error)
+        return None
 
     def _converted(self, picture: Picture, thumb: UInt8, scene: int) -> Frame:
         image, note = picture.image, picture.note
@@ -246,7 +252,7 @@ class Video:
             if not isinstance(image, np.ndarray):
                 note = "; ".join(filter(None, [note, colour.notes(image, deinterlace=self.deinterlace)]))
                 image = colour.to_rgb(image, deinterlace=self.deinterlace, turn=self._turn_of(image))
-        except (ImageError, ValueError, OSError) as error:  # FFmpeg's errors are OSErrors or ValueErrors
+        except CONVERTING as error:
             return replace(self._failed(picture, scene), error=str(error), note=note)
         return Frame(self.name, picture.time_s, picture.number, image, thumb, scene, note=note)
 

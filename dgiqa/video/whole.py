@@ -145,11 +145,29 @@ def _box(data: mmap.mmap, at: int) -> int:
 
 
 def _riff(data: mmap.mmap, at: int) -> int:
-    """The chunks of AVI; what is behind the last is nobody's."""
-    name, length = data[at : at + 4], 8 + int.from_bytes(data[at + 4 : at + 8], "little")
+    """The chunks of AVI, those within lists as well; what is behind all is nobody's. A pipe got no lengths of lists."""
+    name, size, whole = data[at : at + 4], _little(data, at + 4), _little(data, 4)
+    length = 8 + size
     if not name.strip().isalnum():
-        return len(data) - at
-    return 12 if name == b"RIFF" else length + (length % 2 and at + length < len(data))
+        return 0 if at < 8 + whole else len(data) - at
+    if name == b"RIFF" or (name == b"LIST" and (not size or at + length <= len(data))):
+        return 12
+    if at + length == len(data) < 8 + whole:  # cut between two chunks
+        return length + 1
+    return length + (length % 2 and at + length < len(data) and not data[at + length : at + length + 4].isalnum())
+
+
+def _little(data: mmap.mmap, at: int) -> int:
+    """The length there, 0 where it is not known."""
+    size = int.from_bytes(data[at : at + 4], "little")
+    return 0 if size == (1 << 32) - 1 else size
+
+
+def _flv(data: mmap.mmap, at: int) -> int:
+    """Tags of sound, pictures and metadata, each followed by its length."""
+    if not at:
+        return int.from_bytes(data[5:9], "big") + 4
+    return 15 + int.from_bytes(data[at + 1 : at + 4], "big") if data[at] & 31 in (8, 9, 18) else 0
 
 
 def _asf(data: mmap.mmap, at: int) -> int:
@@ -158,12 +176,14 @@ def _asf(data: mmap.mmap, at: int) -> int:
 
 
 def _matroska(data: mmap.mmap, at: int) -> int:
-    """A length of all ones is not known: the part is what is left."""
+    """Elements, those within segments and clusters as well. A length of all ones is not known: it is what is left."""
     first = at + 9 - data[at].bit_length()  # behind the identifier
-    bytes_ = 9 - data[first].bit_length() if first < len(data) and data[at] else 9
+    bytes_ = 9 - data[first].bit_length() if first < len(data) and data[at] >= 16 else 9
     size = int.from_bytes(data[first : first + bytes_], "big") & ((1 << 7 * bytes_) - 1)
     known = size != (1 << 7 * bytes_) - 1
-    return 0 if bytes_ > 8 else first + bytes_ - at + size if known else len(data) - at
+    length = first + bytes_ - at + size if known else len(data) - at
+    inside = data[at:first] in (b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75") and at + length <= len(data)
+    return 0 if bytes_ > 8 else first + bytes_ - at if inside else length
 
 
 def _ogg(data: mmap.mmap, at: int) -> int:
@@ -205,6 +225,14 @@ def _y4m(data: mmap.mmap, at: int) -> int:
 
 
 _PARTS: dict[str, Part] = {
-    **{"matroska": _matroska, "ogg": _ogg, "mpeg": _program_stream, "mxf": _mxf, "asf": _asf, "avi": _riff},
+    **{
+        "matroska": _matroska,
+        "ogg": _ogg,
+        "mpeg": _program_stream,
+        "mxf": _mxf,
+        "asf": _asf,
+        "avi": _riff,
+        "flv": _flv,
+    },
     **{"ivf": _ivf, "dv": _dv, "yuv4mpegpipe": _y4m},
 }
