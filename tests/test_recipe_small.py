@@ -16,7 +16,7 @@ pytest.importorskip("av")
 
 from dgiqa.nn.backbones import import_timm  # noqa: E402
 from dgiqa.nn.depth import SMALL_PREPROCESS  # noqa: E402
-from dgiqa.nn.network import DGIQA, SMALL  # noqa: E402
+from dgiqa.nn.network import DGIQA, SMALL, softened  # noqa: E402
 from dgiqa.nn.weights import save_weights  # noqa: E402
 from dgiqa.preprocess import working_image  # noqa: E402
 from dgiqa.spec import TILE  # noqa: E402
@@ -132,6 +132,27 @@ def test_a_tile_that_is_learned_from_is_as_sharp_as_one_that_is_scored(tmp_path)
     assert sharp[0] / sharp[1] == pytest.approx(1, abs=0.05)  # 0.71 when 384 pixels were stored
 
 
+def test_a_photograph_answers_by_the_mean_score_of_its_crops(tmp_path):
+    opinions = learn.Pictures(folder(tmp_path, 8, {"mos": np.linspace(0.2, 0.9, 8, dtype=np.float32)}))
+    settings = learn.Settings(judged=4, views=2, pairs=0, same=0, invariance=0)
+    batches = learn.Batches(opinions, None, settings)
+    batches.training = np.arange(8)
+    label = batches(0)["label"]
+    assert label[0] == label[1] != label[2] == label[3]
+    score = torch.from_numpy(label) + torch.tensor([0.1, -0.1, -0.2, 0.2])
+    batch = {"label": label, "of": np.zeros(0, np.int64), "reasons": np.zeros((0, len(REASONS)), np.float32)}
+    assert learn.losses(score, None, batch, settings)["opinion"] < 1e-12
+    single = dataclasses.replace(settings, views=1)
+    assert learn.losses(score, None, batch, single)["opinion"] == pytest.approx(0.025)
+
+
+def test_crops_are_smoothed_as_the_network_smooths():
+    rgb = picture(5, 64, 64)
+    wanted = softened(torch.from_numpy(rgb).permute(2, 0, 1)[None].float(), 0.1)[0].permute(1, 2, 0)
+    found = learn.smoothed(rgb, 0.1)
+    assert np.abs(found[1:-1, 1:-1] - wanted.numpy()[1:-1, 1:-1]).max() <= 0.51
+
+
 @pytest.mark.slow
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
     monkeypatch.setattr(learn, "VALIDATION", 2)
@@ -228,13 +249,13 @@ def test_the_head_for_reasons_learns_them_on_a_network_that_stays(tmp_path):
     Image.fromarray(picture(0, 240, 300)).save(tmp_path / "a.png")
     save_weights(network, tmp_path / "w.safetensors")
     values, wanted, source = tell.gather(tmp_path / "w.safetensors", [tmp_path / "a.png"] * 2, workers=1)
-    assert values.shape[:2] == (2 * chains.SIZE, 4)
+    assert values.shape[0] == 2 * chains.SIZE
     assert wanted.shape == (2 * chains.SIZE, len(REASONS))
     assert set(source) == {0, 1}
 
     rng = np.random.default_rng(0)
     noisy = [rng.normal(90, 40 if i % 2 else 2, (240, 300, 3)).clip(0, 255).astype(np.uint8) for i in range(40)]
-    values = torch.stack([tell.seen(network, rgb) for rgb in noisy])
+    values = tell.seen(network, np.stack([tell.tile(rgb, i % 4) for i, rgb in enumerate(noisy)]))
     reasons = np.zeros((40, len(REASONS)), np.float32)
     reasons[1::2, REASONS.index("noise")] = 1
     head = tell.fit(values, torch.from_numpy(reasons), epochs=400)

@@ -68,11 +68,14 @@ CHAIN_VALIDATION = 10  # one source picture of so many
 class Settings:
     """What a run learns with. judged, pairs, toned, same: crops of each kind in a batch (a pair is two crops).
 
+    views: crops of one photograph, of `judged`, whose mean score answers for it, as in scoring: people saw it whole.
+    soft: most that a crop is smoothed, as `DGIQAConfig.soften` counts; pictures come from cameras of every sharpness.
     frozen: leading stages of the RGB backbone that keep ImageNet's weights; two of them save 40 % of a step.
     """
 
     steps: int = 2000
     judged: int = 16
+    views: int = 1
     pairs: int = 8
     toned: int = 0
     same: int = 8
@@ -87,17 +90,19 @@ class Settings:
     chain: float = 1.0
     rank: float = 1.0
     reason: float = 0.1
+    soft: float = 0.0
     invariance: float = 1.0
     seed: int = 0
 
 
 class Place(NamedTuple):
-    """A square of a stored picture, which becomes a tile: its corner, side and whether it is mirrored."""
+    """A square of a stored picture, which becomes a tile: corner, side, whether it is mirrored, how much smoothed."""
 
     y: int
     x: int
     side: int
     flip: bool = False
+    soft: float = 0.0
 
 
 class Pictures:
@@ -124,6 +129,8 @@ class Pictures:
             y, x, side = (round(share * v) for v in (place.y, place.x, place.side))
             window = np.asarray(a[index - self.starts[part], y : y + side, x : x + side])
             tile = working.reduce(window, TILE, TILE)
+            if place.soft and tile.ndim == 3:
+                tile = smoothed(tile, place.soft)
             found.append(tile[:, ::-1] if place.flip else tile)
         return found[0], found[1]
 
@@ -174,9 +181,10 @@ class Batches:
         depth: list[Any] = []
         label: list[float] = []
         if self.opinions:
-            for index in self._epoch(step, self.s.judged):
-                self._add(self.opinions, index, self._place(rng), rgb, depth)
-                label.append(self.opinions.labels["mos"][index])
+            for index in self._epoch(step, self.s.judged // self.s.views):
+                for _ in range(self.s.views):
+                    self._add(self.opinions, index, self._place(rng), rgb, depth)
+                    label.append(self.opinions.labels["mos"][index])
         reasons: list[Any] = []
         if self.chains:
             for number in rng.integers(0, len(self.groups), self.s.pairs):
@@ -213,12 +221,19 @@ class Batches:
     def _place(self, rng: np.random.Generator) -> Place:
         side = int(rng.integers(SIDES[0], SIDES[1] + 1))
         y, x = rng.integers(0, working.SIDE - side + 1, 2)
-        return Place(int(y), int(x), side, bool(rng.random() < 0.5))
+        soft = self.s.soft * float(rng.random()) if self.s.soft else 0.0
+        return Place(int(y), int(x), side, bool(rng.random() < 0.5), soft)
 
     def _add(self, pictures: Pictures, index: int, place: Place, rgb: list[Any], depth: list[Any]) -> None:
         a, b = pictures.crop(index, place)
         rgb.append(a)
         depth.append(b)
+
+
+def smoothed(rgb: NDArray[np.uint8], neighbour: float) -> NDArray[np.uint8]:
+    """`dgiqa.nn.network.softened` of a picture u8 [H,W,3]."""
+    row = np.array((neighbour, 1 - 2 * neighbour, neighbour))
+    return np.asarray(cv2.sepFilter2D(rgb, -1, row, row))
 
 
 def toned(
@@ -294,8 +309,9 @@ def losses(score: Tensor, logits: Tensor | None, batch: dict[str, Any], s: Setti
     judged = len(label) - len(batch["reasons"])
     parts = {"invariance": s.invariance * F.mse_loss(score[len(label) :], score[: len(label)][of])}
     if judged:
-        parts["opinion"] = F.mse_loss(score[:judged], label[:judged])
-        parts["correlation"] = s.correlation * (1 - _correlation(score[:judged], label[:judged]))
+        found, opinion = (v[:judged].reshape(-1, s.views).mean(1) for v in (score, label))
+        parts["opinion"] = F.mse_loss(found, opinion)
+        parts["correlation"] = s.correlation * (1 - _correlation(found, opinion))
     if len(batch["reasons"]) and logits is not None:
         chain, wanted = score[judged : len(label)], label[judged:]
         gap = wanted[::2] - wanted[1::2]

@@ -44,21 +44,26 @@ CLEAN = 0.6  # opinion above which a photograph has hardly a fault of its own th
 HELD_OUT = 10  # one photograph of so many
 
 
-def seen(network: DGIQA, rgb: NDArray[np.uint8]) -> Tensor:
-    """What the head reads of the four corner tiles of a picture u8 [H,W,3]: f32 [4,C]."""
+def tile(rgb: NDArray[np.uint8], corner: int) -> NDArray[np.uint8]:
+    """One of the four corner tiles u8 [S,S,3] of a picture u8 [H,W,3], as it is scored."""
     small = working_image(rgb, SMALL_PREPROCESS)
-    height, width = small.shape[0] - TILE, small.shape[1] - TILE
-    tiles = np.stack([small[y : y + TILE, x : x + TILE] for y in (0, height) for x in (0, width)])
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    y, x = (corner // 2) * (small.shape[0] - TILE), (corner % 2) * (small.shape[1] - TILE)
+    return small[y : y + TILE, x : x + TILE]
+
+
+@torch.inference_mode()
+def seen(network: DGIQA, tiles: NDArray[np.uint8]) -> Tensor:
+    """What the head reads of tiles u8 [n,S,S,3]: f32 [n,C]."""
+    with torch.autocast("cpu", torch.bfloat16):
         maps = network.maps(to_input(tiles, tiles[..., 0])[0])
     return statistics([m.float() for m in maps])
 
 
 def gather(weights: Path, paths: Sequence[Path], workers: int) -> tuple[Tensor, NDArray[np.float32], NDArray[np.int64]]:
-    """Of one chain of each photograph: what the head reads f32 [n,4,C], reasons f32 [n,K], the photograph's number."""
+    """Of one chain of each photograph: what the head reads f32 [n,C], reasons f32 [n,K], the photograph's number."""
     values, wanted, source = [], [], []
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        chains = pool.map(_chain, repeat(weights), count(), paths, chunksize=4)
+        chains = pool.map(_seen, repeat(weights), count(), paths, chunksize=4)
         for number, (found, reasons) in enumerate(watched(chains, len(paths), "photographs")):
             values.append(torch.from_numpy(found))
             wanted.append(reasons)
@@ -74,35 +79,42 @@ def _opened(weights: Path) -> DGIQA:
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def _chain(weights: Path, number: int, path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Every second chain has one distortion, whose reason is drawn evenly: in mixtures half of the reasons are rare."""
-    rgb = read_rgb(path)
+def _seen(weights: Path, number: int, path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    network = _opened(weights)
+    tiles, reasons = chain_of(number, path)
+    return seen(network, tiles).numpy(), reasons
+
+
+def chain_of(number: int, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """A tile of each picture of a photograph's chain, u8 [n,S,S,3], and reasons f [n,K].
+
+    Every second chain has one distortion, whose reason is drawn evenly: in mixtures half of the reasons are rare.
+    """
+    rgb, rng = read_rgb(path), np.random.default_rng(number)
     if number % 2:
         pictures, reasons = reason_pictures([rgb], number, rounds=1)
     else:
-        rng = np.random.default_rng(number)
         wanted = REASONS[rng.integers(len(REASONS))]
         types = [kind for kind in TYPES if WHY.get(kind) == wanted]
         pictures, reasons = saved_chains([group("single", rgb, rng, types)], rng)
-    return torch.stack([seen(_opened(weights), picture) for picture in pictures]).numpy(), reasons
+    return np.stack([tile(picture, int(rng.integers(4))) for picture in pictures]), reasons
 
 
-def fit(values: Tensor, wanted: Tensor, epochs: int = 60, seed: int = 0) -> nn.Sequential:
-    """A head for values f32 [n,places,C] and reasons f32 [n,K]: 1 is there, 0 is not, 0.5 undecided."""
+def fit(values: Tensor, wanted: Tensor, epochs: int = 30, seed: int = 0) -> nn.Sequential:
+    """A head for values f32 [n,C] and reasons f32 [n,K]: 1 is there, 0 is not, 0.5 undecided."""
     torch.manual_seed(seed)
-    head = fault_head(values.shape[2] // 2, wanted.shape[1])
+    head = fault_head(values.shape[1] // 2, wanted.shape[1])
     with torch.no_grad():  # each column has mean 0 and deviation 1 before the first linear layer
-        plain = F.layer_norm(values.flatten(0, 1), values.shape[2:])
+        plain = F.layer_norm(values, values.shape[1:])
         deviation, mean = torch.std_mean(plain, 0)
         head[0].load_state_dict({"weight": 1 / (deviation + 1e-5), "bias": -mean / (deviation + 1e-5)})
     head[0].requires_grad_(False)
-    optimiser = torch.optim.AdamW([p for p in head.parameters() if p.requires_grad], lr=2e-3, weight_decay=0.05)
+    optimiser = torch.optim.AdamW([p for p in head.parameters() if p.requires_grad], lr=2e-3, weight_decay=0.3)
     steps = epochs * len(values) // 128
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=max(2, steps))
     for _ in watched(range(max(2, steps)), max(2, steps), "steps"):
         index = torch.randint(len(values), (128,))
-        place = torch.randint(values.shape[1], (128,))
-        x = F.dropout(head[0](values[index, place]), 0.2)
+        x = F.dropout(head[0](values[index]), 0.2)
         loss = F.binary_cross_entropy_with_logits(head[1:](x), wanted[index])
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -114,7 +126,7 @@ def fit(values: Tensor, wanted: Tensor, epochs: int = 60, seed: int = 0) -> nn.S
 def precision(head: nn.Module, values: Tensor, wanted: NDArray[np.float32]) -> dict[str, float]:
     """Average precision of every reason that occurs."""
     with torch.inference_mode():
-        told = torch.sigmoid(head(values)).mean(1).numpy()
+        told = torch.sigmoid(head(values)).numpy()
     return {
         name: round(average_precision(told[:, k], wanted[:, k]), 3)
         for k, name in enumerate(REASONS)
@@ -130,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, help="folder of BIQ2021")
     parser.add_argument("--opinions", type=Path, help="working pictures of its opinions")
     parser.add_argument("--pictures", type=Path, help="instead of both: a folder of clean photographs")
-    parser.add_argument("--count", type=int, default=4000, help="photographs; default: %(default)s")
+    parser.add_argument("--count", type=int, default=13000, help="chains of photographs; default: %(default)s")
     parser.add_argument("--workers", type=int, default=2, help="processes that prepare pictures; default: %(default)s")
     parser.add_argument("--out", type=Path, required=True)
     o = parser.parse_args(arguments)
