@@ -222,6 +222,8 @@ def test_avi_from_a_pipe_which_knows_no_lengths_is_whole(tmp_path: Path) -> None
     data = bytearray(path.read_bytes())
     for at in (4, data.index(b"movi") - 4):
         data[at : at + 4] = b"\xff" * 4
+    at = data.index(b"strh") + 40  # how many pictures
+    data[at : at + 4] = (10_000).to_bytes(4, "little")
     path.write_bytes(data)
     assert [f.error for f in read(path)] == [""] * 10
 

@@ -190,6 +190,10 @@ def open_container(source: VideoSource, name: str, timeout_s: float, max_pixels:
     context.flags |= UNALIGNED
     origin_s = (container.start_time or 0) / 1e6
     duration_s = _declared_duration(container, stream, origin_s)
+    if container.format.name == "avi" and _is_file(source):
+        with open(source, "rb") as head:  # type: ignore[arg-type]
+            if head.read(8)[4:] == b"\xff" * 4:  # written into a pipe: nothing in its header is its length
+                duration_s = None
     # An address that does not say how long it is has no end that could be waited for
     live = is_address(source) and duration_s is None
     stream.thread_type = "SLICE" if live else "AUTO"  # frame threads delay a live picture
