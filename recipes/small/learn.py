@@ -307,7 +307,9 @@ def losses(score: Tensor, logits: Tensor | None, batch: dict[str, Any], s: Setti
     """Every part of the loss by name, weighted. score f32 [n], logits f32 [n,K] of `batch`'s crops in order."""
     label, of = torch.from_numpy(batch["label"]), torch.from_numpy(batch["of"])
     judged = len(label) - len(batch["reasons"])
-    parts = {"invariance": s.invariance * F.mse_loss(score[len(label) :], score[: len(label)][of])}
+    parts = {}
+    if len(of):
+        parts["invariance"] = s.invariance * F.mse_loss(score[len(label) :], score[: len(label)][of])
     if judged:
         found, opinion = (v[:judged].reshape(-1, s.views).mean(1) for v in (score, label))
         parts["opinion"] = F.mse_loss(found, opinion)
