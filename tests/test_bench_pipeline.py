@@ -15,6 +15,7 @@ import startup
 import timer
 from subjects import Subject, SubjectError
 
+from dgiqa.forward import STAGES
 from dgiqa.image import decode
 from dgiqa.speed import Setting
 
@@ -40,7 +41,7 @@ def test_a_quick_run_writes_every_part_and_a_second_one_measures_nothing(
     assert cases["startup"]["rows"][0]["ms"]["median"] > 50
     for line in (line for line in timer.lines(out) if line.get("case", {}).get("part") == "settings"):
         for row in line["rows"]:
-            assert set(row["one"]["stages"]) == {*pipeline.STAGES, "output"}
+            assert set(row["one"]["stages"]) == {*STAGES, "output"}
             assert row["many"]["images_per_second"] > 0
             assert row["drift"]["largest"] < 1e-4
             assert row["peak_mb"] > 30

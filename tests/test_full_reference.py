@@ -164,12 +164,13 @@ def test_glintiqa_learns_raw_labels_by_l1_with_its_frozen_layers_still(tmp_path:
     table.write_text("image,score\n" + "".join(f"{n}.png,{10 + 20 * n}\n" for n in range(4)))
     dataset = load_csv(table, worst=100, best=0)
     ends = dataset.worst, dataset.best
-    samples = PlainSamples(dataset.records, ends, GlintIQA.preprocess)
+    small = dataclasses.replace(GlintIQA.preprocess, tile=64)
+    samples = PlainSamples(dataset.records, ends, small)
     assert [samples[i].score for i in range(4)] == pytest.approx([10, 30, 50, 70])
     assert samples[2].rgb.shape == (70, 68, 3)
     torch.manual_seed(0)
     model = GlintIQA(GLINT).freeze()
-    model.preprocess = model.preprocess.__class__(1, 0, 1, short_side=0, tile=64, normalisation="half")  # type: ignore[misc]
+    model.preprocess = small  # type: ignore[misc]
     before = {name: p.clone() for name, p in model.named_parameters()}
     (fed,) = network_inputs(model, torch.full((1, 2, 2, 3), 255, dtype=torch.uint8), torch.zeros(1, 2, 2))
     assert torch.equal(fed, torch.ones(1, 3, 2, 2))
