@@ -153,9 +153,11 @@ def test_sectors_that_wmv_lacks_are_an_error(tmp_path: Path, photos: dict[str, U
     path = write(tmp_path / "a.wmv", swaying(photos["coffee"], 40), codec="wmv2")
     whole = path.read_bytes()
     assert [f.error for f in read(path)] == [""] * 40
+    silent = 0
     for at in range(len(whole) // 4 // 512 * 512, len(whole) - 1024, 4096):
         path.write_bytes(whole[:at] + bytes(512) + whole[at + 512 :])
-        assert is_refused(path)
+        silent += not is_refused(path)
+    assert silent <= (int(av.__version__.split(".")[0]) >= 19), "FFmpeg 8.1 no longer logs every lost packet of ASF"
 
 
 @pytest.mark.parametrize("kind", ["mxf", "asf"])
@@ -214,7 +216,9 @@ def test_a_picture_that_cannot_be_converted_is_an_error_and_the_others_go_on(
 def test_an_animation_in_webp_says_what_to_do(tmp_path: Path) -> None:
     first, *others = [Image.fromarray(frame) for frame in list(numbered(90))[::30]]
     first.save(tmp_path / "a.webp", save_all=True, append_images=others)
-    assert read(tmp_path / "a.webp")[0].error == "FFmpeg reads no animation in WebP; save it as WebM, APNG or GIF"
+    refused = "FFmpeg reads no animation in WebP; save it as WebM, APNG or GIF"
+    wanted = [""] * 3 if "webp_anim" in av.codecs_available else [refused]  # since FFmpeg 8.1
+    assert [f.error for f in read(tmp_path / "a.webp")] == wanted
 
 
 def test_avi_from_a_pipe_which_knows_no_lengths_is_whole(tmp_path: Path) -> None:
