@@ -61,12 +61,13 @@ def run(line: list[str], out: Path, kill_at: int | None = None) -> list[Seen]:
     return seen
 
 
-def speed(seen: list[Seen]) -> dict[str, float]:
+def speed(seen: list[Seen]) -> dict[str, float | None]:
+    """None: nothing passed on that clock, of which the processor's ticks every ten milliseconds."""
     first, last = seen[0], max(seen, key=lambda each: (each.rows, -each.clock_s))  # the last row, when it came
-    rows = last.rows - first.rows
+    rows, clock_s, cpu_s = last.rows - first.rows, last.clock_s - first.clock_s, last.cpu_s - first.cpu_s
     return {
-        "matches_per_s": round(rows / (last.clock_s - first.clock_s), 2),
-        "matches_per_cpu_s": round(rows / (last.cpu_s - first.cpu_s), 2),
+        "matches_per_s": round(rows / clock_s, 2) if clock_s else None,
+        "matches_per_cpu_s": round(rows / cpu_s, 2) if cpu_s else None,
     }
 
 
