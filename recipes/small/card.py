@@ -127,6 +127,23 @@ def sizes_section(m: Figures) -> list[str]:
     ]
 
 
+def details_section(m: Figures) -> list[str]:
+    if "details" not in m:
+        return []
+    d = m["details"]
+    return [
+        "## What is too fine for it",
+        f"The networks see a picture at a short side of {d['seen_at']} pixels, as somebody does who sees the whole of "
+        "it on a small screen. A fault of the size of a pixel is lost on the way there. Whoever looks at large "
+        f"pictures at full size should score cut-outs. {d['pictures']} photographs with short sides from "
+        f"{d['short_side']} pixels on, mean scores:",
+        *table(
+            ("fault", "whole photograph", "its middle, 512 x 512"),
+            ((name, _2(row["whole"]), _2(row["square"])) for name, row in d["rows"].items()),
+        ),
+    ]
+
+
 def video_section(m: Figures) -> list[str]:
     if "video" not in m:
         return []
@@ -446,6 +463,7 @@ def card(m: Figures, peers: Figures, pictures: Figures, free: Figures) -> str:
         additions_section(m),
         unseen_section(m),
         sizes_section(m),
+        details_section(m),
         video_section(m),
         special_section(m),
         series_section(m),

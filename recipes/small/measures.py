@@ -219,6 +219,34 @@ def sizes(judge: Judge, large: Sequence[Bytes]) -> dict[str, Any]:
     }
 
 
+def details(judge: Judge, large: Sequence[Bytes]) -> dict[str, Any]:
+    """Faults of the size of a pixel in large pictures: mean score of the whole picture, and of its middle square."""
+    rng = np.random.default_rng(6)
+    faults: dict[str, Callable[[Bytes], Bytes]] = {
+        "none": lambda a: a,
+        "blur, sigma 1": lambda a: cv2.GaussianBlur(a, (0, 0), 1),
+        "blur, sigma 2": lambda a: cv2.GaussianBlur(a, (0, 0), 2),
+        "blur, sigma 4": lambda a: cv2.GaussianBlur(a, (0, 0), 4),
+        "enlarged 4 times": lambda a: cv2.resize(
+            _reduced(a, min(a.shape[:2]) // 4), a.shape[1::-1], interpolation=cv2.INTER_CUBIC
+        ),
+        "noise, deviation 10": lambda a: np.clip(a + rng.normal(0, 10, a.shape), 0, 255).astype(np.uint8),
+        "JPEG 10": lambda a: encoding.save(a, "jpeg", 10),
+        "HEVC crf 38": lambda a: encoding.save(a, "hevc", 38),
+    }
+    rows: dict[str, dict[str, float]] = {}
+    for name, fault in faults.items():
+        spoilt = [np.ascontiguousarray(fault(a)) for a in large]
+        rows[name] = {"whole": float(judge(spoilt).mean()), "square": float(judge(map(_middle, spoilt)).mean())}
+    short_side, seen_at = min(min(a.shape[:2]) for a in large), judge.scorer.bundle.preprocess.short_side
+    return {"pictures": len(large), "short_side": short_side, "seen_at": seen_at, "rows": rows}
+
+
+def _middle(a: Bytes, side: int = 512) -> Bytes:
+    y, x = (max(0, (length - side) // 2) for length in a.shape[:2])
+    return np.ascontiguousarray(a[y : y + side, x : x + side])
+
+
 def _reduced(a: Bytes, side: int) -> Bytes:
     scale = side / min(a.shape[:2])
     return a if scale >= 1 else np.asarray(cv2.resize(a, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
@@ -460,6 +488,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts["depth"] = lambda: depth(judge, o.stereo)
     if o.large:
         parts["sizes"] = lambda: sizes(judge, read(o.large, 20))
+        parts["details"] = lambda: details(judge, read(o.large, 10))
     weights = judge.scorer.bundle.manifest["files"][QUALITY_FILE]["sha256"]
     stored = json.loads(o.out.read_text()) if o.out.exists() else {}
     if stored.get("weights") != weights:  # another model's figures; presets and names may change

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -133,6 +134,26 @@ def test_measures_of_opinions_count_what_passes(biq: Path, clean: Path, telling_
     assert curve[0] == 1
     assert curve == sorted(curve, reverse=True)
     assert np.sum(stored["opinions"]["joint"]) == 10
+
+
+def test_fine_faults_are_made_at_full_size_and_the_middle_is_cut_out_of_what_they_leave(telling_bundle: Bundle):
+    seen = []
+
+    class Judge:
+        scorer = SimpleNamespace(bundle=telling_bundle)
+
+        def __call__(self, pictures):
+            seen.append([a.copy() for a in pictures])
+            return np.array([a.std() for a in seen[-1]])
+
+    large = np.random.default_rng(2).integers(0, 256, (560, 700, 3), np.uint8)
+    found = measures.details(Judge(), [large])
+    assert (found["short_side"], found["seen_at"]) == (560, telling_bundle.preprocess.short_side)
+    for whole, square in zip(seen[::2], seen[1::2], strict=True):
+        assert np.array_equal(square[0], whole[0][24:536, 94:606])
+    blurs = [found["rows"][name]["whole"] for name in ("none", "blur, sigma 1", "blur, sigma 2", "blur, sigma 4")]
+    assert blurs == sorted(blurs, reverse=True)
+    assert found["rows"]["enlarged 4 times"]["whole"] < blurs[0] / 2
 
 
 def test_lists_of_numbers_stand_on_one_line():
