@@ -179,8 +179,8 @@ class Decoding:
         if not ended and self.opened.path and not self.ticks.over and self.last_s <= self.end_s:
             counted = None if self.clock.jumped_s else self.stream.id
             ended = unseen(self.opened.path, self.opened.format, counted)
-            look = {"gif": _damage_of_gif, "asf": _damage_of_asf}.get(self.opened.format)
-            ended = ended or (look(self.opened.path) if look else "")
+            if not ended and self.opened.format == "gif":
+                ended = _damage_of_gif(self.opened.path)
         if not ended and not self.packets:
             ended = "there is no frame in it"
         if ended:
@@ -403,14 +403,6 @@ def _said(codec: str) -> Iterator[list[tuple[int, str, str]]]:
             yield said
     finally:
         logging.set_level(level)
-
-
-def _damage_of_asf(path: str) -> str:
-    """What FFmpeg's demuxer logs and passes over, "" where that is nothing."""
-    with _said("wmv2") as said, import_av().open(path) as container:
-        for _ in container.demux(video=0):
-            pass
-    return f"damaged, so that not all of it was looked at: {said[0][2].strip()}" if said else ""
 
 
 def _damage_of_gif(path: str) -> str:

@@ -27,6 +27,8 @@ _TS_AT_A_TIME = 1 << 18  # packets, 49 MB
 _MARKS = {"flv": b"FLV\x01", "nut": b"nut/multimedia container\0"}  # what a recording begins with
 _FLV_HEADER = (b"\x01\0\0\0\x09\0\0\0\0", b"\x04\0\0\0\x09\0\0\0\0", b"\x05\0\0\0\x09\0\0\0\0")  # video, sound, both
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_FIELDS = (0, 1, 2, 4)  # bytes that ASF's numbers have
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 
 Part = Callable[[Any, int], int]  # bytes of a file, where a part begins -> its length, 0 where none begins
@@ -35,7 +37,7 @@ Part = Callable[[Any, int], int]  # bytes of a file, where a part begins -> its 
 def unseen(path: str | os.PathLike[str], container: str, counted: int | None = None) -> str:
     """What a file that was read to its end hides, "" where that is nothing. container: FFmpeg's name of the format.
 
-    counted: the stream of MPEG-TS whose packets are counted.
+    counted: the stream of MPEG-TS or ASF whose packets are counted, by its number in the file.
     """
     if not os.path.getsize(path):
         return ""
@@ -44,7 +46,8 @@ def unseen(path: str | os.PathLike[str], container: str, counted: int | None = N
         if (at := _second_recording(data, names)) is not None:
             return f"another recording begins at byte {at:,}, which was not looked at: split it there"
         at = _break(data, names)
-        at = _missing(data, counted) if at is None and counted is not None and "mpegts" in names else at
+        count = next((_COUNTS[name] for name in names if name in _COUNTS), None)
+        at = count(data, counted) if at is None and counted is not None and count else at
     return "" if at is None else f"damaged or cut off at byte {at:,}, so that not all of it was looked at"
 
 
@@ -80,8 +83,6 @@ def _break(data: mmap.mmap, names: list[str]) -> int | None:
     if (header := next((_HEADERS[name] for name in names if name in _HEADERS), None)) is not None:
         last = data.rfind(b"\0\0\1")
         return last if header.match(data, last + 3) else None
-    if "asf" in names and (lost := _lost_of_asf(data)) is not None:
-        return lost
     if "mpegts" in names:  # of which FFmpeg reports what lacks before its end
         rest = len(data) % _TS
         return len(data) - rest if rest and data[0] == data[_TS] == ord("G") else None
@@ -115,15 +116,51 @@ def _missing(data: mmap.mmap, pid: int) -> int | None:
     return None
 
 
-def _lost_of_asf(data: mmap.mmap) -> int | None:
-    """Where a packet of ASF lacks the byte that all begin with."""
-    for at, size in _chain(data, _asf):
-        if data[at : at + 16] == _ASF_DATA and (count := int.from_bytes(data[at + 40 : at + 48], "little")):
-            length = (size - 50) // count or 1
-            firsts = data[at + 50 : at + size : length]
-            odd = next((i for i, first in enumerate(firsts) if first != firsts[0]), None)
-            return None if odd is None else at + 50 + odd * length
-    return None
+def _lost_of_asf(data: mmap.mmap, stream: int) -> int | None:
+    """Where packets of ASF are missing, by their count in the header, and the pieces of objects (pictures) in them."""
+    begin, size = next(((at, size) for at, size in _chain(data, _asf) if data[at : at + 16] == _ASF_DATA), (0, 0))
+    header = data.find(_ASF_PROPERTIES, 0, begin)
+    length, end = _little(data, header + 92), min(begin + size, len(data))
+    due: tuple[int, int] | None = None
+    for at in range(begin + 50, end, length) if length else ():
+        for of, number, place, follows in _pieces_of_asf(data[at : at + length]):
+            if not of or (of == stream and (number, place) != (due or (number, 0))):
+                return at
+            due = follows if of == stream else due
+    counted = int.from_bytes(data[header + 56 : header + 64], "little")
+    live = data[header + 88] & 1  # its header was written before its packets
+    return end if (due and due[1]) or (not live and counted * length > end - begin) else None
+
+
+def _pieces_of_asf(packet: bytes) -> Iterator[tuple[int, int, int, tuple[int, int] | None]]:
+    """Of each piece in a packet: stream, object, place in it, and the object and place of the piece that follows.
+
+    Streams begin with 1; one that is 0 is none.
+    """
+    at = 0
+
+    def field(kind: int) -> int:
+        """The number that is next, by what two bits say of its length."""
+        nonlocal at
+        begin, at = at, at + _FIELDS[kind & 3]
+        return int.from_bytes(packet[begin:at], "little")
+
+    corrects = field(1)  # by so many bytes, as a rule
+    at = 1 + (corrects & 15) if corrects & 128 else 0
+    lengths, kinds = field(1), field(1)
+    _, _, padding = field(lengths >> 5), field(lengths >> 1), field(lengths >> 3)
+    at += 6  # times
+    several = field(1) if lengths & 1 else 1
+    for _ in range(several & 63):
+        stream, number, place, beside = field(1) & 127, field(kinds >> 4), field(kinds >> 2), field(kinds)
+        whole = int.from_bytes(packet[at : at + 4], "little")
+        at += beside
+        after = place + (field(several >> 6) if lengths & 1 else len(packet) - padding - at)
+        at += after - place
+        follows = (number, after) if after < whole else ((number + 1) % (1 << 8 * _FIELDS[kinds >> 4 & 3]), 0)
+        yield stream, number, place, follows if beside >= 8 else None
+    if at > len(packet):
+        yield 0, 0, 0, None
 
 
 def _chain(data: mmap.mmap, part: Part) -> Iterator[tuple[int, int]]:
@@ -172,7 +209,11 @@ def _flv(data: mmap.mmap, at: int) -> int:
 
 def _asf(data: mmap.mmap, at: int) -> int:
     size = int.from_bytes(data[at + 16 : at + 24], "little")
-    return size if size >= 24 else 0
+    if size <= 50 and data[at : at + 16] == _ASF_DATA:  # written into a pipe: as long as packets begin alike
+        length = _little(data, data.find(_ASF_PROPERTIES, 0, at) + 92) or 1
+        firsts = data[at + 50 :: length]
+        return 50 + length * (len(firsts) - len(firsts.lstrip(firsts[:1])))
+    return size if size >= 24 else len(data) - at if at and at + 24 > len(data) else 0  # FFmpeg's rest in a pipe
 
 
 def _matroska(data: mmap.mmap, at: int) -> int:
@@ -236,3 +277,4 @@ _PARTS: dict[str, Part] = {
     },
     **{"ivf": _ivf, "dv": _dv, "yuv4mpegpipe": _y4m},
 }
+_COUNTS = {"mpegts": _missing, "asf": _lost_of_asf}  # a file and the number of a stream -> where packets lack
