@@ -199,6 +199,19 @@ def test_two_folders_are_matched_by_name(folders: Path, comparing: Bundle) -> No
     assert by_name["rocket.jpg"]["full_reference"] is not None
 
 
+def test_subfolders_are_matched_by_their_names_too(folders: Path, comparing: Bundle) -> None:
+    for folder in ("encoded", "originals"):
+        (folders / "all" / folder).mkdir(parents=True)
+        (folders / folder).rename(folders / "all" / folder / "day")
+    places = folders / "all" / "encoded", folders / "all" / "originals"
+    code, rows = rows_of(*places, "--bundle", comparing.path)
+    assert (code, [row["error"] for row in rows]) == (3, ["a folder without images; -r looks in its subfolders too"])
+    code, rows = rows_of(*places, "-r", "--bundle", comparing.path)
+    references = {Path(str(row["path"])).name: row["reference"] for row in rows}
+    assert references["coffee.jpg"] == str(places[1] / "day" / "coffee.png")
+    assert references["alone.png"] is None
+
+
 def test_a_csv_of_pairs_and_a_gate(folders: Path, comparing: Bundle) -> None:
     code, rows = rows_of(folders / "pairs.csv", "--bundle", comparing.path)
     assert code == 3

@@ -127,17 +127,29 @@ def test_the_lowest_tiles_are_not_three_times_the_same_place(tiny_bundle: Bundle
         assert max(abs(one.y - other.y) / found.side[0], abs(one.x - other.x) / found.side[1]) >= 0.5
 
 
-def test_the_map_of_places_has_the_tiles_logits_where_they_lie() -> None:
-    class Cam:
-        def logits(self, feeds: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-            return np.arange(len(feeds["rgb"]), dtype=np.float32)[:, None, None] * np.ones((1, 7, 7), np.float32)
+class Cam:
+    """Logits of a tile: the brightness of each place, and what the network does at that place of any tile."""
 
-    rgb = np.zeros((64, 100, 3), np.uint8)
-    found = cam_map(Cam(), rgb, None, np.array([[0, 0], [0, 36]], np.int32), replace(Preprocess(), tile=64))  # type: ignore[arg-type]
-    assert found.shape == (8, 13)
-    assert np.array_equal(found[0, [*range(4), *range(8, 12)]], [0] * 4 + [1] * 4)
-    assert found[0, 4:8] == pytest.approx([1 / 50, 9 / 34, 25 / 34, 49 / 50]), "middles count more than edges"
-    assert found[0, 12] == pytest.approx(found.mean(), abs=0.1)
+    def __init__(self, pattern: NDArray[np.float32]) -> None:
+        self.pattern = pattern
+
+    def logits(self, feeds: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        return feeds["rgb"].mean(1).reshape(-1, 8, 8, 8, 8).mean((2, 4)) + self.pattern
+
+
+@pytest.mark.parametrize("size", [(64, 64), (91, 301)])
+def test_the_map_of_places_shows_the_picture_and_not_where_in_a_tile_a_place_lies(size: tuple[int, int]) -> None:
+    rgb = np.zeros((*size, 3), np.uint8)
+    rgb[:, size[1] // 2 :] = 255
+    p = replace(Preprocess(), tile=64)
+    plain = cam_map(Cam(np.zeros((8, 8), np.float32)), rgb, None, p)  # type: ignore[arg-type]
+    assert plain.shape == (size[0] // 8, (size[1] - 64) // 8 + 8)
+    assert plain[:, -1].min() > plain[:, 0].max() + 2, "bright is right"
+    lattice = np.zeros((8, 8), np.float32)
+    lattice[3] = lattice[:, 4] = 9
+    found = cam_map(Cam(lattice), rgb, None, p)  # type: ignore[arg-type]
+    if size != (64, 64):  # in a single tile nothing tells them apart
+        assert np.ptp(found - plain) < 2
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,6 +34,7 @@ def compare(
     opening: dict[str, Any],
     output: options.Output = None,
     format_: options.Format = None,
+    recursive: options.Recursive = False,
     max_drop: Annotated[
         float | None,
         typer.Option(min=0.0, max=1.0, metavar="X", help="Exit with 4 if any picture loses more than X."),
@@ -47,7 +49,8 @@ def compare(
 
     drop is the reference's score less the picture's. drop_error is its standard error: tiles of both are paired, so it
     is smaller than either score's. full_reference says how close the two look, from 0 to 0.982 for equal pictures. Two
-    folders are matched by names, whatever the suffixes. A CSV has the columns image and reference, relative to itself.
+    folders are matched by names, with -r those in subfolders too, whatever the suffixes. A CSV has the columns image
+    and reference, relative to itself.
 
     \b
     Examples:
@@ -65,7 +68,7 @@ def compare(
             format_of(output)
     shown = options.shown_format(format_, output)
     with options.usage("IMAGE"):
-        pairs = list(_pairs(picture, reference))
+        pairs = list(_pairs(picture, reference, recursive))
     with Report() as report:
         options.write_rows(report, output, shown, "pair")
         scorer = Scorer(**opening)
@@ -82,7 +85,7 @@ def compare(
     raise typer.Exit(GATE_FAILED if summary.below else INPUTS_FAILED if summary.failed else OK)
 
 
-def _pairs(picture: str, reference: str | None) -> Iterator[Pair]:
+def _pairs(picture: str, reference: str | None, recursive: bool) -> Iterator[Pair]:
     """Pairs of file names. ValueError for arguments that name none."""
     path = Path(picture)
     if reference is None:
@@ -92,7 +95,7 @@ def _pairs(picture: str, reference: str | None) -> Iterator[Pair]:
     elif path.is_dir() != Path(reference).is_dir():
         raise ValueError(f"got {picture} and {reference}, wanted two pictures or two folders")
     elif path.is_dir():
-        yield from _matched(path, Path(reference))
+        yield from _matched(picture, reference, recursive)
     else:
         yield picture, reference, ""
 
@@ -118,24 +121,26 @@ def _listed(table: Path) -> Iterator[Pair]:
         )
 
 
-def _matched(pictures: Path, references: Path) -> Iterator[Pair]:
+def _matched(pictures: str, references: str, recursive: bool) -> Iterator[Pair]:
     """Pictures of one folder with those of the same name, or the same but for the suffix, in the other."""
     from dgiqa.sources import expand
 
-    originals = [item.name for item in expand([str(references)])]
-    exact = {Path(name).name: name for name in originals}
+    originals = {
+        os.path.relpath(item.name, references): item.name for item in expand([references], recursive=recursive)
+    }
     stems: dict[str, list[str]] = {}
-    for name in originals:
-        stems.setdefault(Path(name).stem, []).append(name)
-    for item in expand([str(pictures)]):
-        path = Path(item.name)
-        alike = stems.get(path.stem, [])
+    for name, path in originals.items():
+        stems.setdefault(os.path.splitext(name)[0], []).append(path)
+    for item in expand([pictures], recursive=recursive):
+        name = os.path.relpath(item.name, pictures)
+        stem = os.path.splitext(name)[0]
+        alike = stems.get(stem, [])
         if item.error:
             yield item.name, "", item.error
-        elif path.name in exact or len(alike) == 1:
-            yield item.name, exact.get(path.name) or alike[0], ""
+        elif name in originals or len(alike) == 1:
+            yield item.name, originals.get(name) or alike[0], ""
         else:
-            what = f"{len(alike)} pictures are called {path.stem}" if alike else f"no picture is called {path.stem}"
+            what = f"{len(alike)} pictures are called {stem}" if alike else f"no picture is called {stem}"
             yield item.name, "", f"{what} in {references}; name the pair in a CSV"
 
 
