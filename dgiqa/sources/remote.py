@@ -173,6 +173,7 @@ class _Request(io.RawIOBase):
         self._timer.daemon = True
         self._waited_s, self._got = 0.0, 0
         self._response = self._open(address)
+        self._left = self._response.length  # None where the server named no length
 
     def __enter__(self) -> _Request:
         return self
@@ -187,19 +188,24 @@ class _Request(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any, /) -> int:
+        if self._left == 0:
+            return 0
         begun = time.monotonic()
-        try:
-            count = self._response.readinto(buffer)
+        try:  # not readinto, which waits until the buffer is full
+            piece = self._response.read1(len(buffer))
         except (OSError, http.client.HTTPException) as error:
             raise self._failed(error) from error
+        count = len(piece)
+        buffer[:count] = piece
         self._waited_s, self._got = self._waited_s + time.monotonic() - begun, self._got + count
+        self._left = None if self._left is None else self._left - count
         slow = self._waited_s > self._network.timeout_s and self._got < _SLOWEST * self._waited_s
         if slow and not self._whole:
             raise ImageError(f"comes too slowly, {self._got} bytes in {self._waited_s:.1f} s; fetch it first")
         if self._late.is_set():
             raise self._failed(TimeoutError())
-        if not count and len(buffer) and self._response.length:  # None where the server named no length
-            raise ImageError(f"broke off, {self._response.length} bytes are missing; fetch it again")
+        if not count and len(buffer) and self._left:
+            raise ImageError(f"broke off, {self._left} bytes are missing; fetch it again")
         return count
 
     def _open(self, address: str) -> http.client.HTTPResponse:
