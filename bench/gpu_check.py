@@ -50,6 +50,7 @@ from dgiqa.runtime.kernels import Kernels
 from dgiqa.runtime.ort import OrtSession
 from dgiqa.runtime.session import Session, open_session
 from dgiqa.store import replacing
+from dgiqa.timing import wall_ms
 
 sys.path.insert(0, str(Path(__file__).parent))
 from stamp import environment_stamp
@@ -108,8 +109,8 @@ class Room:
         key, wanted = next(iter(self.expected(name).items()))
         scale = 1.0 if name == spec.QUALITY_FILE else float(np.ptp(wanted))  # of a depth map: share of its range
         difference = float(np.abs(got[key].astype(np.float64) - wanted).max() / scale)
-        times = [_seconds(lambda: session.run(feeds)) for _ in range(TIMED_RUNS)]
-        record = {"backend": session.backend, "difference": difference, "run_ms": 1e3 * median(times)}
+        times = [wall_ms(lambda: session.run(feeds)) for _ in range(TIMED_RUNS)]
+        record = {"backend": session.backend, "difference": difference, "run_ms": median(times)}
         # Noise is no photograph: tiles of it err more than an image's mean score, for which the budget is.
         if not difference <= 10 * BUDGETS[precision]:
             raise EngineError(f"{name} in {precision} differs by {difference:.2e}, wanted 10 x {BUDGETS[precision]:g}")
@@ -376,12 +377,6 @@ def _check_lost(megabytes: float) -> float:
     if megabytes > LEAK_MB:
         raise BackendError(f"{megabytes:.0f} MB of device memory are gone after all calls, wanted at most {LEAK_MB}")
     return megabytes
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -54,18 +54,13 @@ def main() -> None:
     options = _options()
     ledger = Ledger(options.out, fresh=options.fresh)
     for bundle, count in {"tiny": options.images, "small": 20 if options.quick else 1000}.items():
-        figures = ledger.case(
-            {"axis": "throughput", "bundle": bundle, "images": count}, partial(throughput, bundle, count)
-        )
-        print({name: value for name, value in figures.items() if name not in ("case", "stamp")}, flush=True)
+        key = {"axis": "throughput", "bundle": bundle, "images": count}
+        print(ledger.case(key, partial(throughput, bundle, count)), flush=True)
     shards = 4 if options.quick else 10
-    figures = ledger.case({"axis": "workers", "shards": shards}, partial(workers, shards))
-    print({name: value for name, value in figures.items() if name not in ("case", "stamp")}, flush=True)
+    print(ledger.case({"axis": "workers", "shards": shards}, partial(workers, shards)), flush=True)
     for kind in FORMATS:
-        figures = ledger.case(
-            {"axis": "kills", "format": kind, "kills": options.kills}, partial(kills, kind, options.kills)
-        )
-        print(kind, {name: value for name, value in figures.items() if name not in ("case", "stamp")}, flush=True)
+        key = {"axis": "kills", "format": kind, "kills": options.kills}
+        print(ledger.case(key, partial(kills, kind, options.kills)), flush=True)
 
 
 def throughput(bundle: str, count: int) -> dict[str, Any]:

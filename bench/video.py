@@ -1,9 +1,9 @@
 """What video costs on this machine: memory over length, our share of the time, what reuse saves and what it moves.
 
-    python bench/video.py [--json bench/results/video.json] [--only memory,overhead,reuse,localised,full] [--fresh]
+    python bench/video.py [--only memory overhead reuse localised full]     ->  bench/results/video.jsonl
 
 Clips are made from photographs. Ratios compare runs that take turns in this process; memory is that of the command in a
-process of its own. A part that the results hold for this machine, these versions and this code is not measured again.
+process of its own. A part that was measured on this machine, with these versions and this code, is not measured again.
 The full-size networks (paper's DGIQA, Depth Anything ViT-S) are untrained: their arithmetic, and so their time, is that
 of trained ones; their scores mean nothing, so no drift is stated for them. They need torch and some minutes: only with
 --only full.
@@ -11,7 +11,6 @@ of trained ones; their scores mean nothing, so no drift is stated for them. They
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from numpy.typing import NDArray
 from dgiqa import Scorer, forward, preprocess, spec
 from dgiqa.forward import Networks
 from dgiqa.machine import usable_cores
+from dgiqa.timing import interleaved, ratios
 from dgiqa.video import Summary, VideoRun
 from dgiqa.video.frames import Video
 from dgiqa.video.reuse import Reuse
@@ -40,7 +40,7 @@ from dgiqa.video.sampling import Sampling
 
 sys.path.insert(0, str(Path(__file__).parent))
 import untrained
-from stamp import environment_stamp, identity
+from timer import Ledger, parsed, parser
 
 UInt8 = NDArray[np.uint8]
 RATE = 25
@@ -54,7 +54,6 @@ except SystemExit as leave:
     assert not leave.code, leave.code
 print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 """
-PARTS = ("memory", "overhead", "reuse", "localised")
 
 
 def memory(folder: Path) -> dict[str, float]:
@@ -117,24 +116,15 @@ def overhead_at(path: Path, width: int, height: int, rounds: int = 5) -> dict[st
             assert len(list(VideoRun(scorer.stages, [path], sampling).rows())) == len(inputs)
 
         calls = {"bare": bare, "side": side, "loop": loop, "ours": ours}
-        turns = [{name: seconds_of(call) for name, call in calls.items()} for _ in range(rounds + 1)][1:]
-    per_frame = {f"{name}_ms_per_frame": median(t[name] for t in turns) / len(inputs) * 1e3 for name in calls}
-    return per_frame | {
-        f"over_{name}": median(turn["ours"] / turn[name] for turn in turns) - 1 for name in ("bare", "side", "loop")
-    }
+        ms = interleaved(calls, pairs=rounds, warmup=1)
+    per_frame = {f"{name}_ms_per_frame": median(times) / len(inputs) for name, times in ms.items()}
+    return per_frame | {f"over_{name}": ratios(ms["ours"], ms[name]).median - 1 for name in ("bare", "side", "loop")}
 
 
 def networks_alone(networks: Networks, inputs: tuple[dict[str, Any], dict[str, Any]]) -> None:
     """Both networks on one frame's ready-made inputs."""
     networks.depth.run(inputs[0])
     networks.quality.run(inputs[1])
-
-
-def seconds_of(call: Callable[[], None]) -> float:
-    """Wall time of one call."""
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
 
 
 def reuse(folder: Path, bundle: str = "small", frames: int = 100, rounds: int = 2) -> dict[str, dict[str, float]]:
@@ -150,12 +140,6 @@ def reuse(folder: Path, bundle: str = "small", frames: int = 100, rounds: int = 
                 path = write(folder / "still.mp4", still(photograph(name, 1280, 720), frames, noise))
                 for label, setting in (("depth", Reuse()), ("depth+tiles", Reuse(tiles=True))):
                     figures[f"{name}, noise {noise:g}, {label}"] = compared(scorer, path, setting, rounds)
-                    print(
-                        "   ",
-                        f"{name}, noise {noise:g}, {label}",
-                        figures[f"{name}, noise {noise:g}, {label}"],
-                        flush=True,
-                    )
     best = {label: [f for k, f in figures.items() if k.endswith(f", {label}")] for label in ("depth", "depth+tiles")}
     for label, found in best.items():
         figures[f"median, {label}"] = {key: median(f[key] for f in found) for key in found[0]}
@@ -293,32 +277,17 @@ def repeated(source: Path, path: Path, times: int) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="also write the figures here, and take up what it holds")
-    parser.add_argument("--only", default=",".join(PARTS), help="parts to measure, separated by commas")
-    parser.add_argument("--fresh", action="store_true", help="measure again what the results hold")
-    options = parser.parse_args()
-    stamp = environment_stamp()
-    record: dict[str, Any] = {"environment": stamp, "identity": identity(stamp)}
-    if options.json and options.json.exists():
-        known = json.loads(options.json.read_text())
-        if known.get("identity") == record["identity"] and not options.fresh:
-            record = known
-    calls: dict[str, Callable[[Path], Any]] = {
-        "memory": memory,
-        "overhead": overhead,
-        "reuse": reuse,
-        "localised": localised,
-        "full": full,
+    parts: dict[str, Callable[[Path], dict[str, Any]]] = {
+        each.__name__: each for each in (memory, overhead, reuse, localised, full)
     }
-    for name in options.only.split(","):
-        if name not in record:
-            with tempfile.TemporaryDirectory() as folder:
-                record[name] = calls[name](Path(folder))
-        print(f"{name}: {json.dumps(record[name], indent=2)}", flush=True)
-        if options.json:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(record, indent=2) + "\n")
+    made = parser(__doc__)
+    made.add_argument("--only", nargs="+", choices=parts, default=[*parts][:-1], help="parts to measure")
+    options = parsed(made, "video.jsonl")
+    ledger = Ledger(options.out, fresh=options.fresh)
+    for name in ["localised"] if options.quick else options.only:
+        with tempfile.TemporaryDirectory() as folder:
+            line = ledger.case({"part": name}, partial(parts[name], Path(folder)))
+        print(json.dumps(line, indent=2), flush=True)
 
 
 if __name__ == "__main__":
