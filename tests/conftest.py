@@ -64,6 +64,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--gpu", action="store_true", help="what needs a GPU or TensorRT fails where it cannot run")
 
 
+@pytest.fixture(autouse=True)
+def the_same_numbers() -> None:
+    """What a test draws without a seed of its own does not depend on the tests before it."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(7)
+
+
 @pytest.fixture
 def need_gpu(request: pytest.FixtureRequest) -> Callable[..., None]:
     """need_gpu("tensorrt", "cuda", ...): skip without an NVIDIA GPU or one of these backends or modules, naming it.

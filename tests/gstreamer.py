@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE_S
 
 SYSTEM_PYTHON = "/usr/bin/python3"
 BINDINGS = Path("/usr/lib/python3/dist-packages/gi")
@@ -26,7 +27,7 @@ def need(python: str, modules: str, elements: str, environment: dict[str, str] |
     if not os.access(python, os.X_OK):
         pytest.skip(f"needs {python} with GStreamer's bindings ({PACKAGES})")
     command = [python, "-c", CHECK, modules, elements]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=environment, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         pytest.skip(f"needs GStreamer ({PACKAGES}); {python} lacks: {reason}")

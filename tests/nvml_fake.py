@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from types import SimpleNamespace
 
 
 def nvml(
-    *gpus: tuple[str, tuple[int, int]], uuids: tuple[str, ...] = (), seconds: float = 0, says: str = ""
+    *gpus: tuple[str, tuple[int, int]],
+    uuids: tuple[str, ...] = (),
+    waits: Callable[[], object] | None = None,
+    says: str = "",
 ) -> SimpleNamespace:
-    """gpus: (name, compute capability) each, of 23 GB. seconds: how long the driver takes. says: its error."""
+    """gpus: (name, compute capability) each, of 23 GB. waits: what the driver waits for. says: its error."""
 
     def init() -> None:
-        time.sleep(seconds)
+        if waits:
+            waits()
         if says:
             raise RuntimeError(says)
 

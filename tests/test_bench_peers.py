@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import PATIENCE_S
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 import peer_metrics
@@ -18,15 +19,11 @@ from dgiqa.bundle import load_bundle
 from dgiqa.speed import Setting
 
 PEER = """
-import sys, time
+import sys
 sys.path.insert(0, {bench!r})
-from peer_metrics import timed
 from subjects import serve
-seconds, score = map(float, sys.argv[1:])
-def one(data):
-    time.sleep(seconds)
-    return score
-serve(lambda: ({{"score": lambda paths: timed(paths, one)}}, {{}}))
+ms, score = map(float, sys.argv[1:])
+serve(lambda: ({{"score": lambda paths: {{"ms": ms, "scores": [score for _ in paths]}}}}, {{}}))
 """
 
 
@@ -37,24 +34,29 @@ def photo(tmp_path: Path) -> str:
     return str(path)
 
 
-def peer(name: str, seconds: float, score: float, **options: object) -> Entry:
+def peer(name: str, ms: float, score: float, **options: object) -> Entry:
     code = PEER.format(bench=str(Path(peers.__file__).parent))
-    return Entry(name, (sys.executable, "-c", code, str(seconds), str(score)), **options)  # type: ignore[arg-type]
+    return Entry(name, (sys.executable, "-c", code, str(ms), str(score)), **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
+def test_scoring_files_is_timed_for_each(photo: str) -> None:
+    found = peer_metrics.timed([photo, photo], len)
+    assert found["ms"] > 0
+    assert found["scores"] == [Path(photo).stat().st_size] * 2
+
+
 def test_the_first_is_the_baseline_and_scores_are_compared_with_it(photo: str) -> None:
-    entries = [peer(peers.EAGER, 0.1, 0.5), peer("faster", 0.01, 0.53, note="a note")]
-    slow, fast = peers.measure_group(entries, [photo], pairs=3, seconds=10)["rows"]
+    entries = [peer(peers.EAGER, 100, 0.5), peer("faster", 10, 0.53, note="a note")]
+    slow, fast = peers.measure_group(entries, [photo], pairs=3, seconds=PATIENCE_S)["rows"]
     assert (slow["name"], slow["ratio"]["median"], slow["drift"]) == (peers.EAGER, 1.0, 0.0)
-    assert 2 < fast["ratio"]["median"] < 11
+    assert fast["ratio"]["median"] == 10
     assert fast["drift"] == pytest.approx(0.03)
     assert fast["note"] == "a note"
 
 
 def test_one_that_cannot_run_says_why_and_the_others_go_on(photo: str) -> None:
     broken = Entry("broken", (sys.executable, "-c", "import no_such_package"))
-    rows = peers.measure_group([peer("works", 0.001, 0.5), broken], [photo], pairs=2, seconds=10)["rows"]
+    rows = peers.measure_group([peer("works", 1, 0.5), broken], [photo], pairs=2, seconds=PATIENCE_S)["rows"]
     by_name = {row["name"]: row for row in rows}
     assert "No module named 'no_such_package'" in by_name["broken"]["unavailable"]
     assert by_name["works"]["samples"] == 2

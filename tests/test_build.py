@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from typer.testing import CliRunner
+from waiting import PATIENCE_S
 
 from dgiqa import forward, machine, preprocess, spec
 from dgiqa.builder import quantize
@@ -533,7 +534,7 @@ def test_a_real_gpu_builds_and_scores(need_gpu: Callable[..., None]) -> None:
 
 def command(*arguments: str | Path, program: Sequence[str] = ("-m", "dgiqa")) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, *program, *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
+    return subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE_S, cwd=ROOT, check=False)
 
 
 @pytest.mark.slow

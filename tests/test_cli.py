@@ -26,6 +26,7 @@ import pytest
 from command import run_here
 from PIL import Image
 from skimage import data
+from waiting import PATIENCE_S
 
 import dgiqa.spec
 from dgiqa.bundle import Bundle, load_bundle, write_bundle
@@ -52,7 +53,7 @@ def run(
     if "PYTHONPATH" in env:
         command = [*COMMAND, *map(str, arguments)]
         done = subprocess.run(
-            command, input=stdin, capture_output=True, cwd=cwd, env=environment(**env), timeout=120, check=False
+            command, input=stdin, capture_output=True, cwd=cwd, env=environment(**env), timeout=PATIENCE_S, check=False
         )
     else:
         done = run_here(*arguments, stdin=stdin, cwd=cwd, env=env)
@@ -115,7 +116,7 @@ def test_commands_run_as_a_process_and_leave_nothing_on_standard_error_that_pyth
     model = ["--bundle", str(tiny_bundle.path)] if named[0] in ("score", "doctor") else []
     model = [str(tiny_bundle.path)] if named[0] == "verify" else model
     with start(*named, *model, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        out, errors = process.communicate(timeout=120)
+        out, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, errors
     assert out or named[0] == "cache"
     assert b"Warning" not in errors
@@ -287,7 +288,7 @@ def test_an_interrupted_run_keeps_its_rows(
         process.stdin.flush()
         first = json.loads(process.stdout.readline())
         process.send_signal(number)
-        lines, errors = process.communicate(timeout=60)
+        lines, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code
     assert b"Traceback" not in errors
     assert b"kept" in errors
@@ -304,7 +305,7 @@ def test_a_reader_that_leaves_ends_the_run_quietly(many: Path, model: list[str])
         json.loads(process.stdout.readline())
         process.stdout.close()
         errors = process.stderr.read()
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE_S) == 0
     assert errors == b""
 
 
@@ -341,7 +342,7 @@ def on_a_terminal(*arguments: object, width: int = 100, **env: str) -> tuple[str
 
 def read_terminal(descriptor: int) -> Iterator[bytes]:
     with contextlib.suppress(OSError):  # how Linux says that the other side is closed
-        while select.select([descriptor], [], [], 60)[0]:
+        while select.select([descriptor], [], [], PATIENCE_S)[0]:
             yield os.read(descriptor, 4096)
 
 
@@ -463,19 +464,22 @@ def test_help_and_version_are_quick_because_they_import_nothing_heavy() -> None:
     assert "Exit codes" in done.stdout
 
 
-def test_help_takes_less_than_three_tenths_of_a_second() -> None:
-    def least_s(*command: str) -> float:
-        """Processor time, which waiting for a busy machine does not count in."""
-        times = []
-        for _ in range(5):
-            before = os.times()
-            subprocess.run([sys.executable, *command], capture_output=True, env=environment(), check=True)
-            after = os.times()
-            times.append(sum(after[2:4]) - sum(before[2:4]))  # of children: user's and system's
-        return min(times)
+def test_help_costs_little_more_than_the_libraries_that_draw_it() -> None:
+    """0.2 s where they take 0.14; in turn, so that a busy machine slows both."""
 
-    # A bare interpreter takes 0.02 s; on a slow machine the limit grows with it.
-    assert least_s("-m", "dgiqa", "--help") < 0.3 * max(1, least_s("-c", "pass") / 0.02)
+    def cpu_s(*command: str) -> float:
+        before = os.times()
+        subprocess.run([sys.executable, *command], capture_output=True, env=environment(), check=True)
+        after = os.times()
+        return sum(after[2:4]) - sum(before[2:4])  # of children: user's and system's
+
+    ours, theirs = list[float](), list[float]()
+    for _ in range(20):
+        theirs.append(cpu_s("-c", "import typer, typer.rich_utils, rich.table, rich.markdown, importlib.metadata"))
+        ours.append(cpu_s("-m", "dgiqa", "--help"))
+        if len(ours) > 2 and min(ours) <= 2.5 * min(theirs):
+            return
+    pytest.fail(f"--help takes {min(ours):.2f} s of the processor, the libraries {min(theirs):.2f} s")
 
 
 def test_import_weights_refuses_what_is_no_checkpoint(tmp_path: Path) -> None:

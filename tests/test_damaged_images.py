@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from damage import damaged
 from PIL import Image, features
+from waiting import PATIENCE_S
 
 from dgiqa.bundle import Bundle
 
 COUNT = 3200
-PATIENCE_S = 20  # for one row; a picture here takes milliseconds
 
 
 def seeds() -> dict[str, bytes]:

@@ -1,9 +1,9 @@
 """The model that ships: small, labelled for what it is, and its score falls as pictures it never saw get worse."""
 
 import itertools
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -127,15 +127,22 @@ def test_it_fits_in_the_wheel():
 def test_one_command_is_quick_and_small(tmp_path):
     photograph = tmp_path / "photograph.jpg"
     cv2.imwrite(str(photograph), cv2.resize(load_sample_image("china.jpg"), (1024, 768)))
-    seconds, peak_mb = [], []
-    for _ in range(3):
-        started = time.perf_counter()
-        command = [sys.executable, "-c", SCORE_AND_TELL_PEAK, "score", str(photograph)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - started)
-        peak_mb.append(int(done.stderr.split("VmHWM:")[1].split()[0]) / 1024)
-    assert min(seconds) < 1.5  # 0.43 s on a quiet machine
-    assert max(peak_mb) < 400
+
+    def of_a_process(code, *arguments):
+        before = os.times()
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        after = os.times()
+        return sum(after[2:4]) - sum(before[2:4]), done.stderr  # of children: user's and system's
+
+    ours, libraries = [], []
+    for _ in range(20):  # in turn, so that a busy machine slows both
+        libraries.append(of_a_process("import numpy, cv2, PIL.Image, onnxruntime")[0])
+        seconds, told = of_a_process(SCORE_AND_TELL_PEAK, "score", str(photograph))
+        ours.append(seconds)
+        assert int(told.split("VmHWM:")[1].split()[0]) / 1024 < 400
+        if len(ours) > 2 and min(ours) < 6 * min(libraries):
+            return
+    pytest.fail(f"it takes {min(ours):.2f} s of the processor, the libraries {min(libraries):.2f} s")
 
 
 def test_it_says_what_it_is():

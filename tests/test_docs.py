@@ -247,6 +247,7 @@ def _clips(folder: Path, rgb: Any) -> None:
 @pytest.mark.parametrize("block", [b for b in blocks("console") if b.run], ids=str)
 def test_commands_of_the_pages_run(block: Block, place: Path) -> None:
     listing = b"\0".join(str(path.relative_to(place)).encode() for path in sorted((place / "photos").glob("*.jpg")))
+    own_cache = {"XDG_CACHE_HOME": str(place / "cache")}
     for words in commands(block.body):
         if words[0] != "dgiqa-rt" or words[1:] == ["doctor"]:
             continue
@@ -261,12 +262,12 @@ def test_commands_of_the_pages_run(block: Block, place: Path) -> None:
                 [sys.executable, "-m", "dgiqa", *words[1:]],
                 input=bytes(2 * 1280 * 720 * 3),
                 cwd=place,
-                env=os.environ | {"PYTHONPATH": path},
+                env=os.environ | own_cache | {"PYTHONPATH": path},
                 capture_output=True,
                 check=False,
             )
         else:
-            end = run_here(*words[1:], stdin=stdin, cwd=place)
+            end = run_here(*words[1:], stdin=stdin, cwd=place, env=own_cache)
         allowed = {block.exit_code} | ({4} if {"--preset", "--fail-under", "--max-drop"} & set(words) else set())
         assert end.returncode in allowed, f"{' '.join(words)} ended with {end.returncode}: {end.stderr.decode()}"
 
@@ -275,6 +276,7 @@ def test_commands_of_the_pages_run(block: Block, place: Path) -> None:
 @pytest.mark.parametrize("block", [b for b in blocks("python") if b.run], ids=str)
 def test_python_of_the_pages_runs(block: Block, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
     for name in ("before.csv", "after.csv"):
         (place / name).write_text("score\n0.7\n0.6\n")
     program = place / "program.py"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import PATIENCE_S
 
 import dgiqa
 from dgiqa import spec
@@ -302,7 +303,7 @@ def test_two_processes_that_build_the_same_engine_make_it_once(tiny_bundle: Bund
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path})
         for _ in range(2)
     ]
-    outputs = [process.communicate(timeout=120)[0].splitlines() for process in running]
+    outputs = [process.communicate(timeout=PATIENCE_S)[0].splitlines() for process in running]
     assert [process.returncode for process in running] == [0, 0]
     assert sorted(map(len, outputs)) == [1, 2], "one builds, the other waits and takes what was built"
     assert outputs[0][-1] == outputs[1][-1]

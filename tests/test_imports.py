@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE_S
 
 import dgiqa
 from dgiqa.bundle import Bundle
@@ -167,7 +168,7 @@ def clean(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-c", guard + code, *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         env=os.environ | {"PYTHONPATH": path},
         check=False,
     )

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 from holding import held
 from numpy.typing import NDArray
+from waiting import PATIENCE_S, SLACKS, until
 
 import dgiqa
 from dgiqa.bundle import Bundle
@@ -47,16 +47,18 @@ def test_concurrent_calls_give_the_scores_of_single_ones(scorer: Scorer) -> None
 
 
 def test_concurrent_calls_share_batches(scorer: Scorer) -> None:
-    runs: list[int] = []
-    scorer.stages.networks.told = runs.append
-
-    async def all_of_them() -> None:
+    async def all_of_them(seconds: float) -> None:
         with held(scorer):
             waiting = [asyncio.create_task(scorer.ascore(each)) for each in pictures(8)]
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(seconds)  # they are prepared
         await asyncio.gather(*waiting)
 
-    asyncio.run(all_of_them())
+    for slack in SLACKS:
+        runs: list[int] = []
+        scorer.stages.networks.told = runs.append
+        asyncio.run(all_of_them(0.1 * slack))
+        if max(runs) == scorer.stages.networks.batch:
+            break
     assert len(runs) < sum(runs)
     assert max(runs) == scorer.stages.networks.batch
 
@@ -90,23 +92,23 @@ def test_an_image_is_prepared_while_the_networks_run_and_waits_for_no_slower_one
     run = quality.run
 
     def slow(self: Stages, source: Any, *arguments: Any, **options: Any) -> Any:
-        assert len(source) != 123 or done.wait(60)
+        assert len(source) != 123 or done.wait(PATIENCE_S)
         return prepare(self, source, *arguments, **options)
 
     def first_waits(feeds: Any) -> Any:
         if not running.is_set():
             running.set()
-            assert done.wait(60)
+            assert done.wait(PATIENCE_S)
         return run(feeds)
 
     monkeypatch.setattr(Stages, "prepare", slow)
     monkeypatch.setattr(quality, "run", first_waits)
     futures = [scorer.inbox.submit(np.zeros((60, 60, 3), np.uint8))]
-    assert running.wait(60)
+    assert running.wait(PATIENCE_S)
     futures += [scorer.inbox.submit(np.zeros((rows, 60, 3), np.uint8)) for rows in (123, 60)]
-    assert futures.pop().result(30).tiles
+    assert futures.pop().result(PATIENCE_S).tiles
     done.set()
-    assert all(future.result(30).tiles for future in futures)
+    assert all(future.result(PATIENCE_S).tiles for future in futures)
 
 
 def test_a_few_tiles_do_not_wait_for_an_image_that_is_long_in_preparation(
@@ -115,15 +117,15 @@ def test_a_few_tiles_do_not_wait_for_an_image_that_is_long_in_preparation(
     done, prepare = threading.Event(), Stages.prepare
 
     def slow(self: Stages, source: Any, *arguments: Any, **options: Any) -> Any:
-        assert len(source) != 123 or done.wait(60)
+        assert len(source) != 123 or done.wait(PATIENCE_S)
         return prepare(self, source, *arguments, **options)
 
     monkeypatch.setattr(Stages, "prepare", slow)
     large = scorer.inbox.submit(np.zeros((123, 60, 3), np.uint8))
     small = scorer.inbox.submit(np.zeros((60, 60, 3), np.uint8), tiling="official:1")
-    assert small.result(30).tiles == 1 < scorer.stages.networks.batch
+    assert small.result(PATIENCE_S).tiles == 1 < scorer.stages.networks.batch
     done.set()
-    assert large.result(30).tiles
+    assert large.result(PATIENCE_S).tiles
 
 
 def test_one_bad_image_is_its_own_error_and_the_others_go_on(scorer: Scorer) -> None:
@@ -158,14 +160,15 @@ def test_a_batch_that_fails_is_the_error_of_its_images_and_not_of_the_next(
 
 
 def test_a_cancelled_image_that_waits_is_never_prepared(scorer: Scorer) -> None:
-    inbox = scorer.inbox
+    inbox = Inbox(scorer.stages, workers=1)
     with held(scorer):
         futures = [inbox.submit(each) for each in pictures(12)]
-        time.sleep(0.05)
+        until(futures[0].running)
         assert futures[-1].cancel()
         assert not futures[0].cancel()
-    assert [future.result(10).tiles > 0 for future in futures[:-1]] == [True] * 11
+    assert [future.result(PATIENCE_S).tiles > 0 for future in futures[:-1]] == [True] * 11
     assert inbox.pending == 0
+    inbox.close()
 
 
 def test_closing_waits_for_what_was_handed_in_and_takes_no_more(tiny_bundle: Bundle) -> None:
@@ -181,14 +184,17 @@ def test_closing_waits_for_what_was_handed_in_and_takes_no_more(tiny_bundle: Bun
 
 
 def test_networks_that_do_not_open_are_everybodys_error() -> None:
+    handed_in = threading.Event()
+
     def opens() -> Any:
-        time.sleep(0.05)
+        handed_in.wait(PATIENCE_S)
         raise BackendError("no such device")
 
     inbox = Inbox(opens)
     waiting = inbox.submit(b"x")
+    handed_in.set()
     with pytest.raises(BackendError, match="no such device"):
-        waiting.result(5)
+        waiting.result(PATIENCE_S)
     assert not inbox.alive
     with pytest.raises(BackendError, match="no such device"):
         inbox.submit(b"x")
@@ -216,6 +222,6 @@ asyncio.run(scorer.ascore(picture))
 """
     place = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-c", program, str(tiny_bundle.path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=place, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=place, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("BackendError this Scorer was opened in process")

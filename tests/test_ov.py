@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import PATIENCE_S
 
 from dgiqa import spec
 from dgiqa.bundle import Bundle, load_bundle
@@ -107,7 +108,7 @@ for thread in threads: thread.join()
 def test_the_first_runs_may_come_from_many_threads(small: Bundle) -> None:
     """OpenVINO's Python part deadlocks when two threads ask it for a type for the first time in a process."""
     for _ in range(3):
-        subprocess.run([sys.executable, "-c", FIRST_RUNS, small.file(spec.DEPTH_FILE)], check=True, timeout=60)
+        subprocess.run([sys.executable, "-c", FIRST_RUNS, small.file(spec.DEPTH_FILE)], check=True, timeout=PATIENCE_S)
 
 
 def test_threads_may_run_it_at_once(tiny_bundle: Bundle) -> None:
@@ -367,7 +368,7 @@ os.kill(os.getpid(), signal.SIGTERM)
 
 def test_a_signal_is_heard_after_another_thread_let_a_session_go(small: Bundle) -> None:
     command = [sys.executable, "-c", SIGNAL_AFTER_A_SESSION, small.file(spec.DEPTH_FILE)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
 
 

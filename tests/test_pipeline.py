@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
+from waiting import PATIENCE_S
 
 from dgiqa import machine, spec
 from dgiqa.bundle import Bundle
@@ -66,7 +67,7 @@ def test_as_many_runs_at_a_time_as_asked_for(
             most.append(len(inside))
             if len(inside) == parallel:
                 together.set()
-            assert together.wait(60)
+            assert together.wait(PATIENCE_S)
             time.sleep(0.001)
             inside.discard(threading.get_ident())
             return run(feeds)
@@ -82,7 +83,7 @@ def test_as_many_runs_at_a_time_as_asked_for(
             while not batches.full and any(work.left for work in works):
                 batches.start(take(works, 2))
             assert batches.running <= parallel + 1  # one more is being cut
-            assert bell.wait(60)
+            assert bell.wait(PATIENCE_S)
             bell.clear()
             assert not any(error for _, error in batches.settle())
     assert all(work.complete for work in works)
@@ -210,14 +211,12 @@ def test_what_is_complete_does_not_wait_for_the_next_image(
     first_is_out, prepare = threading.Event(), Stages.prepare
 
     def slow(self: Stages, source: Any, *arguments: Any, **options: Any) -> Any:
-        assert len(source) != 123 or first_is_out.wait(60)
+        assert len(source) != 123 or first_is_out.wait(PATIENCE_S)  # or the second is a Failure
         return prepare(self, source, *arguments, **options)
 
     monkeypatch.setattr(Stages, "prepare", slow)
     results = Scorer(tiny_bundle, threads=2).score_many([crops[0], np.zeros((123, 123, 3), np.uint8)], batch=1)
-    started = time.monotonic()
     next(results)
-    assert time.monotonic() - started < 30
     first_is_out.set()
     assert isinstance(next(results), Score)
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from command import run_here
 from numpy.typing import NDArray
+from waiting import PATIENCE_S
 
 import dgiqa
 from dgiqa.batch.resume import Earlier
@@ -218,6 +219,6 @@ def test_kills_lose_and_double_nothing(tmp_path: Path, pictures: Path, bundle_di
         kills += 1
         if process.wait() != -signal.SIGKILL:
             break
-    assert start(*command).wait(120) == 3
+    assert start(*command).wait(PATIENCE_S) == 3
     assert facts(path) == facts(whole)
     assert left_behind(str(path)) == []

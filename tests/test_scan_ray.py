@@ -6,7 +6,6 @@ import io
 import os
 import tarfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from command import run_here
 from numpy.typing import NDArray
+from waiting import PATIENCE_S, until
 
 from dgiqa.batch.on_ray import _share, scan_on_ray
 from dgiqa.batch.scan import MARKER, Job
@@ -66,47 +66,86 @@ def facts(out: Path) -> list[tuple[Any, ...]]:
     return sorted((row["path"], row["key"], row["score"], row["error"]) for row in read_rows(str(out)))
 
 
+# No row is written while as many shards are done as the name of a file in the folder says; its content is where.
+HOLDS = """
+import os, sys, time
+from pathlib import Path
+def held():
+    for hold in Path({folder!r}).glob("[0-9]*"):
+        try:
+            if sum(name.endswith({marker!r}) for name in os.listdir(hold.read_text())) >= int(hold.name):
+                return True
+        except FileNotFoundError:  # it has just been let go
+            pass
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "dgiqa.batch.scan":
+            sys.meta_path.remove(self)
+            from dgiqa.report.files import ParquetRows
+            write = ParquetRows.write
+            def waits(self, row):
+                while held():
+                    time.sleep(0.01)
+                write(self, row)
+            ParquetRows.write = waits
+sys.meta_path.insert(0, Finder())
+"""
+
+
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
+def holds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("holds")
+
+
+@pytest.fixture(scope="module")
+def cluster(holds: Path) -> Iterator[Any]:
     """A head that scores nothing, and three nodes of one core each."""
     ray = pytest.importorskip("ray")
     pytest.importorskip("ray.data")
     from ray.cluster_utils import Cluster
 
-    # Of a machine that runs other things beside the tests.
-    os.environ |= {"RAY_worker_niceness": "0", "RAY_raylet_start_wait_time_s": "200"}
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **LITTLE})
-    made.nodes = [made.add_node(num_cpus=1, **LITTLE) for _ in range(3)]
-    ray.init(made.address, log_to_driver=False, logging_level="ERROR")
-    yield made
-    ray.shutdown()
-    made.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")  # of a machine that runs other things beside the tests
+        patch.setenv("RAY_raylet_start_wait_time_s", str(PATIENCE_S))
+        (holds / "sitecustomize.py").write_text(HOLDS.format(folder=str(holds), marker=MARKER))
+        patch.setenv("PYTHONPATH", str(holds), prepend=os.pathsep)
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **LITTLE})
+        made.nodes = [made.add_node(num_cpus=1, **LITTLE) for _ in range(3)]
+        ray.init(made.address, log_to_driver=False, logging_level="ERROR")
+        yield made
+        ray.shutdown()
+        made.shutdown()
 
 
 @pytest.mark.slow
 def test_a_killed_worker_and_a_killed_node_lose_nothing(
-    tmp_path: Path, shards: list[str], tiny_bundle: Bundle, cluster: Any
+    tmp_path: Path, shards: list[str], tiny_bundle: Bundle, cluster: Any, holds: Path
 ) -> None:
+    """Both are in the middle of a shard."""
     psutil = pytest.importorskip("psutil")
     whole = tmp_path / "whole"
     run_here("scan", *shards, "--out", whole, "--bundle", tiny_bundle.path)
     out, killed = tmp_path / "out", list[str]()
     out.mkdir()
+    for count in (2, 5):
+        (holds / str(count)).write_text(str(out))
+
+    def worker() -> Any:
+        processes = psutil.process_iter(["cmdline"])
+        return next((p for p in processes if any("ShardScorer" in word for word in p.info["cmdline"] or [])), None)
 
     def kill() -> None:
         def done(count: int) -> None:
-            until = time.monotonic() + 120
-            while sum(name.endswith(MARKER) for name in os.listdir(out)) < count and time.monotonic() < until:
-                time.sleep(0.01)
+            until(lambda: sum(name.endswith(MARKER) for name in os.listdir(out)) >= count)
 
         done(2)
-        for process in psutil.process_iter(["cmdline"]):
-            if any("ShardScorer" in word for word in process.info["cmdline"] or []) and not killed:
-                process.kill()
-                killed.append("worker")
+        until(worker).kill()
+        killed.append("worker")
+        (holds / "2").unlink()
         done(5)
         cluster.remove_node(cluster.nodes.pop(), allow_graceful=False)
         killed.append("node")
+        (holds / "5").unlink()
 
     killer = threading.Thread(target=kill)
     killer.start()

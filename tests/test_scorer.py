@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from waiting import PATIENCE_S
 
 from dgiqa import forward, pipeline, preprocess, spec
 from dgiqa.bundle import Bundle, write_bundle
@@ -273,7 +274,7 @@ def test_closing_waits_for_a_stage_not_for_the_whole_image(
     def depth_input(rgb: NDArray[np.uint8], p: spec.Preprocess) -> NDArray[np.float32]:
         if len(rgb) == 123:
             entered.set()
-            slow.wait(60)
+            slow.wait(PATIENCE_S)
         return np.zeros((1, 3, 64, 64), np.float32)
 
     run = tiny._alone.networks.depth.run
@@ -282,7 +283,7 @@ def test_closing_waits_for_a_stage_not_for_the_whole_image(
     monkeypatch.setattr(tiny._alone.networks.depth, "run", lambda feeds: (reached_depth.append(1), run(feeds))[1])
     results = tiny.score_many([crops[0], *[np.zeros((123, 123, 3), np.uint8)] * 50], workers=2, batch=1)
     next(results)
-    entered.wait(60)
+    entered.wait(PATIENCE_S)
     before = len(reached_depth)
     results.close()
     assert len(reached_depth) == before

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from test_serve import Server
+from waiting import PATIENCE_S
 
 from dgiqa.bundle import Bundle
 from dgiqa.scorer import Scorer
@@ -49,7 +50,7 @@ def page(browser: Any) -> Iterator[Any]:
 
 def dropped(page: Any, name: str, data: bytes) -> None:
     page.evaluate(DROP, [name, base64.b64encode(data).decode()])
-    playwright.expect(page.locator("#said")).not_to_contain_text("…", timeout=60_000)
+    playwright.expect(page.locator("#said")).not_to_contain_text("…", timeout=PATIENCE_S * 1000)
 
 
 def test_a_dropped_picture_shows_score_tiles_and_reasons(page: Any, tmp_path: Path) -> None:
@@ -67,7 +68,7 @@ def test_a_dropped_picture_shows_score_tiles_and_reasons(page: Any, tmp_path: Pa
             .filter((value, i) => i % 4 == 0 && value > 150 && value < 200).length"""
         assert page.locator("#picture").evaluate(red) > 500  # the tiles' frames
         page.locator("#preset").select_option(label=page.locator("#preset option").nth(1).inner_text())
-        playwright.expect(page.locator("#cards")).to_contain_text("verdict", timeout=60_000)
+        playwright.expect(page.locator("#cards")).to_contain_text("verdict", timeout=PATIENCE_S * 1000)
         page.screenshot(path=str(tmp_path / "page.png"), full_page=True)
         server.close()
 
@@ -89,5 +90,5 @@ def test_a_token_is_asked_for_when_it_is_wanted(page: Any, tiny_bundle: Bundle) 
         dropped(page, "a.jpg", PICTURE.read_bytes())
         page.locator("#token").fill("secret")
         page.locator("#token").press("Enter")
-        playwright.expect(page.locator("#cards")).to_contain_text("score", timeout=60_000)
+        playwright.expect(page.locator("#cards")).to_contain_text("score", timeout=PATIENCE_S * 1000)
         server.close()

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE_S
 
 import dgiqa
 from dgiqa.errors import EngineError
@@ -51,7 +52,7 @@ def test_what_cannot_take_its_place_is_not_left_over(tmp_path: Path) -> None:
 
 def test_threads_that_write_one_file_do_not_mix(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    both_are_inside = threading.Barrier(2, timeout=30)
+    both_are_inside = threading.Barrier(2, timeout=PATIENCE_S)
     names: list[Path] = []
 
     def write(letter: str) -> None:
@@ -82,7 +83,7 @@ from pathlib import Path
 from dgiqa.store import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(600)  # until it is killed
 """
 
 
@@ -104,7 +105,7 @@ def test_a_lock_ends_with_its_process_and_one_process_has_it_at_a_time(tmp_path:
         waiting.start()
         assert not entered.wait(0.2)
         process.kill()
-        assert entered.wait(30)
+        assert entered.wait(PATIENCE_S)
         waiting.join()
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import PATIENCE_S, until
 
 torch = pytest.importorskip("torch")
 # ruff: noqa: E402 - the skip comes before what needs torch
@@ -38,16 +39,18 @@ CONFIG = TrainConfig(
 class Pictures:
     """20 pictures of different sizes whose depth is a copy of their red channel."""
 
-    def __init__(self, delay: float = 0.0) -> None:
+    def __init__(self, stands_after: float = math.inf) -> None:
         rng = np.random.default_rng(0)
-        self.delay = delay
+        self.left = stands_after
         self.images = [rng.integers(0, 256, (20 + i % 3, 24 + i % 5, 3), np.uint8) for i in range(20)]
 
     def __len__(self) -> int:
         return 20
 
     def __getitem__(self, index: int) -> Sample:
-        time.sleep(self.delay)
+        self.left -= 1
+        if self.left < 0:
+            time.sleep(PATIENCE_S)  # until it is killed
         image = self.images[index]
         return Sample(image, image[..., 0], (index % 4) / 4)
 
@@ -67,12 +70,12 @@ class Tiny(torch.nn.Module):
         return torch.sigmoid(self.head(self.body(torch.cat([rgb, depth], 1)).mean((2, 3)))).reshape(-1)
 
 
-def run_to_the_end(out: str, delay: str, minutes: str = "9", workers: str = "0") -> None:
+def run_to_the_end(out: str, stands_after: str, minutes: str = "999", workers: str = "0") -> None:
     """What other processes run (see the end of this file)."""
     torch.set_num_threads(1)
     judged = lambda model: {"srocc": float(next(model.parameters()).sum())}  # noqa: E731
     config = dataclasses.replace(CONFIG, workers=int(workers))
-    train(Tiny(), Pictures(float(delay)), config, out, validation=judged, minutes=float(minutes))
+    train(Tiny(), Pictures(float(stands_after)), config, out, validation=judged, minutes=float(minutes))
 
 
 def rows(path: Path) -> list[list[str]]:
@@ -83,8 +86,8 @@ def rows(path: Path) -> list[list[str]]:
     return [[row[column] for column in kept] for row in (head, *others)]
 
 
-def start(out: Path, delay: float) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, __file__, str(out), str(delay)], env=environment())
+def start(out: Path, stands_after: float = math.inf) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, __file__, str(out), str(stands_after)], env=environment())
 
 
 def environment() -> dict[str, str]:
@@ -94,17 +97,16 @@ def environment() -> dict[str, str]:
 
 @pytest.mark.slow
 def test_a_killed_and_resumed_run_ends_in_the_same_curve_and_weights(tmp_path):
-    assert start(tmp_path / "whole", 0).wait() == 0
-    process = start(tmp_path / "killed", 0.05)
+    assert start(tmp_path / "whole").wait() == 0
+    process = start(tmp_path / "killed", stands_after=42)
     losses_file = tmp_path / "killed" / "losses.csv"
-    while process.poll() is None and not (losses_file.exists() and len(losses_file.read_bytes().splitlines()) > 7):
-        time.sleep(0.01)
+    until(lambda: losses_file.exists() and len(losses_file.read_bytes().splitlines()) > 7)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
     assert len(rows(losses_file)) < 21
     with open(losses_file, "a") as file:
         file.write("19,3,half a li")  # what a kill in the middle of a write leaves
-    assert start(tmp_path / "killed", 0).wait() == 0
+    assert start(tmp_path / "killed").wait() == 0
     assert len(rows(losses_file)) == 21
     for name in ("losses.csv", "validation.csv"):
         assert rows(tmp_path / "killed" / name) == rows(tmp_path / "whole" / name)
@@ -202,7 +204,7 @@ def test_workers_change_nothing(tmp_path):
     # OpenVINO running was seen to die of a segmentation fault.
     for workers in ("0", "2"):
         subprocess.run(
-            [sys.executable, __file__, str(tmp_path / workers), "0", "9", workers], env=environment(), check=True
+            [sys.executable, __file__, str(tmp_path / workers), "inf", "999", workers], env=environment(), check=True
         )
     assert rows(tmp_path / "0" / "losses.csv") == rows(tmp_path / "2" / "losses.csv")
 
@@ -211,8 +213,8 @@ def test_workers_change_nothing(tmp_path):
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 def test_two_processes_train_one_network_and_go_on_together(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for minutes in ("0", "9"):
-        launch = [*command, __file__, str(tmp_path), "0", minutes]
+    for minutes in ("0", "999"):
+        launch = [*command, __file__, str(tmp_path), "inf", minutes]
         # gloo was seen aborting a process on its way out; the same command then goes on from the checkpoint.
         if subprocess.run(launch, env=environment(), check=False).returncode:
             subprocess.run(launch, env=environment(), check=True)

@@ -187,10 +187,10 @@ def test_lying_and_standing_pictures_have_a_profile_each(compile: Compile) -> No
 def test_a_signal_ends_a_build_wherever_it_comes_and_nothing_is_written(compile: Compile, tmp_path: Path) -> None:
     """TensorRT calls back for every line of its log and every step, and swallows what is raised there."""
     path, plan = load_bundle("small").path / spec.QUALITY_FILE, tmp_path / "plan"
-    whole_s = compile(path, SHAPES[spec.QUALITY_FILE])["seconds"]
+    steps = compile(path, SHAPES[spec.QUALITY_FILE])["steps"]
     plan.unlink()
     for part in (0.1, 0.3, 0.6):
-        stopped = compile(path, SHAPES[spec.QUALITY_FILE], interrupt_s=part * whole_s)
+        stopped = compile(path, SHAPES[spec.QUALITY_FILE], interrupt_at=int(part * steps))
         assert stopped == {"error": "interrupted", "kind": "Interrupted"}
         assert not list(tmp_path.iterdir())
 

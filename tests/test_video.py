@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from video_clips import RATE, UInt8, blurred, damage, numbered, swaying, write
+from waiting import PATIENCE_S, until
 
 from dgiqa import forward
 from dgiqa.bundle import Bundle
@@ -156,9 +156,8 @@ def test_a_slow_consumer_does_not_grow_a_queue(scorer: Scorer, tmp_path: Path) -
     made = VideoRun(scorer.stages, [path], Sampling(every=0))
     rows = made.rows()
     next(rows)
-    time.sleep(0.5)
     channel = made._channel
-    assert len(channel._frames) <= channel.capacity
+    until(lambda: len(channel._frames) == channel.capacity)
     decoded = made.progress[str(path)]
     assert not decoded.ended  # the reader waits
     rows.close()  # type: ignore[attr-defined]
@@ -337,11 +336,11 @@ def test_frames_are_pushed_and_rows_pulled_from_different_threads(scorer: Scorer
         threads = [threading.Thread(target=push, args=(name,)) for name in ("left", "right")]
         for thread in threads:
             thread.start()
-        rows = [stream.pull(timeout=20) for _ in range(48)]
+        rows = [stream.pull(timeout=PATIENCE_S) for _ in range(48)]
         for thread in threads:
             thread.join()
         stream.finish()
-        assert stream.pull(timeout=5) is None
+        assert stream.pull(timeout=PATIENCE_S) is None
     for name in ("left", "right"):
         own = [r for r in rows if r is not None and r["path"] == name]
         assert [r["time_s"] for r in own] == [round(i / RATE, 3) for i in range(24)]
@@ -405,7 +404,7 @@ def test_what_is_no_picture_is_refused_at_the_push_and_a_closed_stream_takes_not
             stream.push(np.zeros((3, 96, 128), np.uint8), 0.0)
         stream.finish()
         assert not stream.push(np.zeros((96, 128, 3), np.uint8), 0.0)
-        assert stream.pull(timeout=5) is None
+        assert stream.pull(timeout=PATIENCE_S) is None
 
 
 def test_a_pipe_of_raw_frames_is_scored(scorer: Scorer, photos: dict[str, UInt8]) -> None:

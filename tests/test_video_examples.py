@@ -12,6 +12,7 @@ from pathlib import Path
 import gstreamer
 import pytest
 from video_clips import UInt8, swaying, write
+from waiting import PATIENCE_S
 
 from dgiqa.scorer import Scorer
 
@@ -25,7 +26,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory, photos: dict[str, UInt8]) -> 
 
 def attempt(command: list[str], *paths: Path) -> subprocess.CompletedProcess[str]:
     environment = gstreamer.environment([ROOT, *paths])
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=environment, check=False)
 
 
 def run(command: list[str], *paths: Path) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from video_clips import RATE, UInt8, av, swaying, write
+from waiting import PATIENCE_S
 
 from dgiqa.video.frames import Video
 from dgiqa.video.sampling import Sampling
@@ -110,7 +111,7 @@ def reference(path: Path, shape: tuple[int, ...]) -> tuple[list[float], UInt8]:
     flags = "bilinear+accurate_rnd+full_chroma_int"
     filters = f"showinfo,scale=flags={flags},format=rgb24"
     command = [FFMPEG, "-v", "info", "-i", str(path), "-an", "-vf", filters, "-fps_mode", "passthrough"]
-    done = subprocess.run([*command, "-f", "rawvideo", "-"], capture_output=True, check=True, timeout=60)
+    done = subprocess.run([*command, "-f", "rawvideo", "-"], capture_output=True, check=True, timeout=PATIENCE_S)
     times = [float(t) for t in re.findall(r"pts_time:\s*(-?[\d.]+)", done.stderr.decode("utf-8", "replace"))]
     return times, np.frombuffer(done.stdout, np.uint8).reshape(-1, *shape)
 
@@ -149,7 +150,7 @@ def test_colours_are_read_by_their_tags_as_in_the_program(
     assert FFMPEG is not None
     tags = ["-colorspace", matrix, "-color_range", scale]
     again = [FFMPEG, "-v", "error", "-i", str(clip), "-vf", f"setparams=colorspace={matrix}:range={scale}", *tags]
-    subprocess.run([*again, "-c:v", "libx264", str(tmp_path / "b.mp4")], check=True, timeout=60)
+    subprocess.run([*again, "-c:v", "libx264", str(tmp_path / "b.mp4")], check=True, timeout=PATIENCE_S)
     compare(tmp_path / "b.mp4")
 
 
@@ -157,7 +158,7 @@ def test_an_edit_list_is_followed_as_in_the_program(tmp_path: Path, photos: dict
     clip = write(tmp_path / "a.mp4", swaying(photos["coffee"], 40, width=SIDES[0], height=SIDES[1]), gop=12)
     assert FFMPEG is not None
     cut = [FFMPEG, "-v", "error", "-ss", "0.7", "-i", str(clip), "-c", "copy", str(tmp_path / "b.mp4")]
-    subprocess.run(cut, check=True, timeout=60)
+    subprocess.run(cut, check=True, timeout=PATIENCE_S)
     compare(tmp_path / "b.mp4")
 
 
@@ -207,5 +208,5 @@ def test_what_the_stream_crops_and_turns_is_as_in_the_program(
     plain = write(tmp_path / "plain.mp4", swaying(photos["coffee"], 12, width=SIDES[0], height=SIDES[1]), gop=12)
     path = tmp_path / "changed.mp4"
     command = [FFMPEG, "-v", "error", "-i", str(plain), "-c", "copy", "-bsf:v", f"h264_metadata={change}", str(path)]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=PATIENCE_S)
     compare(path)

@@ -13,13 +13,12 @@ from typing import Any
 import pytest
 from damage import damaged
 from video_clips import av, numbered, write
+from waiting import PATIENCE_S
 
 from dgiqa.errors import DgiqaError
 from dgiqa.video.frames import Video
 from dgiqa.video.sampling import Sampling
 
-PATIENCE_S = 20.0
-START_S = 120.0  # a process of its own imports everything first
 VIDEOS = 300
 KINDS: dict[str, dict[str, Any]] = {
     "h264.mp4": {},
@@ -78,14 +77,13 @@ class Decoder:
         self.process: Any = None
 
     def __call__(self, path: Path) -> str:
-        patience_s = PATIENCE_S if self.process else PATIENCE_S + START_S
         if not self.process:
             self._start()
         try:
             self.pipe.send(path)
-            if self.pipe.poll(patience_s):
+            if self.pipe.poll(PATIENCE_S):
                 return str(self.pipe.recv())
-            problem = f"nothing after {PATIENCE_S:g} s"
+            problem = f"nothing after {PATIENCE_S} s"
         except (EOFError, ConnectionError):
             self.process.join()
             problem = f"a crash, exit code {self.process.exitcode}"

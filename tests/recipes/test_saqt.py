@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+from waiting import PATIENCE_S, until
 
 torch = pytest.importorskip("torch")
 
@@ -153,14 +155,13 @@ def test_references_of_the_test_part_lend_nothing_and_pictures_of_them_are_left_
 
 def test_a_run_that_is_killed_goes_on_to_the_same_rows(kadid, pristine, weights, matched, tmp_path):
     out = tmp_path / "killed"
-    slow = "import time, recipes.saqt.match as m; m.CHUNK = 2; row = m._row\n"
-    slow += "def slowly(*a):\n    time.sleep(0.15)\n    return row(*a)\n"
-    slow += "m._row = slowly; import sys; sys.exit(m.main(sys.argv[1:]))"
-    line = [sys.executable, "-c", slow, *command(kadid, pristine, weights, out)]
+    stands = "import sys, time, recipes.saqt.match as m; m.CHUNK = 2; row, left = m._row, list(range(8))\n"
+    stands += f"m._row = lambda *a: (left.pop() if left else time.sleep({PATIENCE_S}), row(*a))[1]\n"
+    stands += "sys.exit(m.main(sys.argv[1:]))"
+    line = [sys.executable, "-c", stands, *command(kadid, pristine, weights, out)]
     process = subprocess.Popen(line, cwd=Path(__file__).parents[2])
-    file, end = out / "matches.csv", time.monotonic() + 60
-    while time.monotonic() < end and not (file.exists() and file.read_bytes().count(b"\n") > 4):
-        time.sleep(0.02)
+    file = out / "matches.csv"
+    until(lambda: file.exists() and file.read_bytes().count(b"\n") > 8)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     before = file.read_bytes()
@@ -262,19 +263,30 @@ def test_a_further_network_needs_no_line_here(matched, tmp_path, monkeypatch):
 
 def test_the_bench_sees_what_a_killed_match_leaves(script, tmp_path, monkeypatch):
     bench = script("bench/saqt.py")
-    monkeypatch.setattr(bench, "EVERY_S", 0.02)
-    stub = """
+    looks, now = tmp_path / "looks", [0.0]
+
+    def look(seconds):
+        now[0] += seconds
+        with looks.open("a") as stream:
+            stream.write(".")
+        time.sleep(0.002)
+
+    looks.touch()
+    monkeypatch.setattr(bench, "time", SimpleNamespace(sleep=look, monotonic=lambda: now[0]))
+    stub = f"""
 import sys, time, pathlib
 out = pathlib.Path(sys.argv[2]); out.mkdir(exist_ok=True); (out / "labels.csv").write_text("a")
 file = out / "matches.csv"; done = file.read_bytes().count(b"\\n") if file.exists() else 0
-for row in range(done, 41):
-    with file.open("a") as stream: stream.write(f"{row}\\n")
-    time.sleep(60 if (out.name, done, row) == ("killed", 0, 20) else 0.02)  # until it is killed
+looks = pathlib.Path({str(looks)!r})
+for row in range(done, 41):  # one whenever somebody looked, and none any more where it is killed
+    seen = looks.stat().st_size
+    with file.open("a") as stream: stream.write(f"{{row}}\\n")
+    while looks.stat().st_size < seen + 2 or (out.name, done, row) == ("killed", 0, 20): time.sleep(0.001)
 """
     found = bench.measure([sys.executable, "-c", stub], tmp_path, 40)
     assert (found["rows"], found["same_bytes"]) == (40, True)
     assert 16 <= found["killed_at"] < 40
-    assert 0 < found["matches_per_s"] < 60
+    assert 0 < found["matches_per_s"] <= 1 / bench.EVERY_S
     assert 0 < min(found["mb_by_quarter"]) < 100
 
 
