@@ -486,6 +486,28 @@ def test_jpeg_2000_whose_colours_pillow_misplaces_is_refused() -> None:
         open_image(bytes(data))
 
 
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        (struct.pack(">I4sH9H", 28, b"cdef", 3, 0, 0, 3, 1, 0, 2, 2, 0, 1), "neither colours in order nor plain alpha"),
+        (struct.pack(">I4sH3H", 16, b"cdef", 1, 3, 2, 0), "neither colours in order nor plain alpha"),  # multiplied
+        (struct.pack(">I4sH3H", 16, b"cdef", 1, 3, 65535, 65535), "neither colours in order nor plain alpha"),
+        (struct.pack(">I4s6H", 20, b"cmap", 0, 0x102, 0, 0x101, 0, 0x100), "whose columns are not red, green and blue"),
+        (struct.pack(">I4s3BI", 15, b"colr", 1, 0, 0, 14), "space number 14"),  # CIE Lab
+        (struct.pack(">I4sH9H", 28, b"cdef", 3, 0, 0, 1, 1, 0, 2, 2, 0, 3), ""),
+        (struct.pack(">I4s6H", 20, b"cmap", 0, 0x100, 0, 0x101, 0, 0x102), ""),
+    ],
+)
+def test_jpeg_2000_whose_channels_mean_something_else_is_refused(box: bytes, message: str) -> None:
+    data = encode(photo((64, 48)), "JPEG2000")
+    at = data.index(b"colr") - 4
+    if not message:
+        jp2.header(data[:at] + box + data[at:])
+        return
+    with pytest.raises(ImageError, match=message):
+        jp2.header(data[:at] + box + data[at:])
+
+
 @pytest.mark.parametrize("lossless", [True, False])
 def test_a_periodic_drawing_in_jpeg_2000_is_scored_and_its_damage_is_not(lossless: bool) -> None:
     stripes = np.zeros((512, 512), np.uint8)

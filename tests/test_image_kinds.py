@@ -386,6 +386,41 @@ def test_a_grey_that_is_transparent_is_white_at_every_depth(bits: int) -> None:
     assert note == "transparent parts laid over white"
 
 
+def test_a_deep_colour_that_is_transparent_is_told_from_one_with_the_same_high_bytes() -> None:
+    levels = picture().astype(np.uint16) * 257
+    levels[0], levels[1] = (0x1234, 0x5678, 0x9ABC), (0x1200, 0x5600, 0x9A00)
+    data = cv2.imencode(".png", levels[..., ::-1])[1].tobytes()
+    body = b"tRNS" + struct.pack(">3H", 0x1234, 0x5678, 0x9ABC)
+    rgb, note = read(with_chunks(data, struct.pack(">I", 6) + body + struct.pack(">I", zlib.crc32(body))))
+    assert (rgb[0] == 255).all()
+    np.testing.assert_array_equal(rgb[1:], levels[1:] >> 8)
+    assert note == "transparent parts laid over white"
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP"])
+def test_around_the_first_picture_of_an_animation_there_is_nothing(kind: str) -> None:
+    """Browsers show none of the background's colour that Pillow fills it with."""
+    frames = [Image.new("RGB", (16, 12), colour) for colour in ((200, 10, 10), (10, 200, 10))]
+    options = {"lossless": True} if kind == "WEBP" else {"background": 1}
+    data = bytearray(encode(frames[0], kind, save_all=True, append_images=frames[1:], **options))
+    if kind == "GIF":
+        data[6:10] = struct.pack("<HH", 32, 24)
+    else:
+        data[20] &= 0xEF  # it says that nothing is transparent
+        data[24:30] = bytes((31, 0, 0, 23, 0, 0))
+    rgb, note = read(bytes(data))
+    np.testing.assert_allclose(rgb[:12, :16], np.broadcast_to((200, 10, 10), (12, 16, 3)), atol=3)
+    assert (rgb[12:] == 255).all()
+    assert (rgb[:, 16:] == 255).all()
+    assert note == "transparent parts laid over white"
+
+
+def test_an_animation_is_its_first_picture_not_what_stands_in_for_it() -> None:
+    frames = [Image.new("RGB", (16, 12), colour) for colour in ((200, 10, 10), (10, 200, 10), (10, 10, 200))]
+    data = encode(frames[0], "PNG", save_all=True, append_images=frames[1:], default_image=True)
+    np.testing.assert_array_equal(decode(data), np.asarray(frames[1]))
+
+
 def test_a_png_that_only_its_writer_understands_is_refused() -> None:
     data = encode(Image.fromarray(picture()), "PNG")
     with pytest.raises(ImageError, match="with a chunk b'CgBI', without which"):

@@ -47,6 +47,7 @@ Stop = Callable[[], bool]
 MAX_PIXELS = 200_000_000  # refused before decoding: today's largest phone sensor
 MAX_MEMORY = 13 << 26  # bytes (832 MiB) that one picture may take while it is decoded, its file included
 
+LAID = "transparent parts laid over white"
 _ORIENTATION = 0x0112
 _HAS_ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 # Bytes per pixel: of Pillow's image by its mode, and of what a format's decoder holds beside it. Measured.
@@ -163,9 +164,15 @@ def of_pillow(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Decoded:
 
 
 def _open_with_pillow(kind: str, plugin: str, data: bytes) -> Opened:
-    image = _pillow(kind, plugin, data)
+    return _opened(_pillow(kind, plugin, data), kind, data)
 
-    return Opened(kind, *image.size, _memory(image, kind, data), data, lambda stop: _loaded(image, kind, stop))
+
+def _opened(
+    image: Image.Image, kind: str, data: bytes, read: Callable[[Stop | None], Decoded] | None = None, more: int = 0
+) -> Opened:
+    """more: bytes that decoding takes beyond what Pillow does."""
+    memory = _memory(image, kind, data) + more
+    return Opened(kind, *image.size, memory, data, read or (lambda stop: _loaded(image, kind, stop)))
 
 
 def _open_jpeg(kind: str, plugin: str, data: bytes) -> Opened:
@@ -210,22 +217,25 @@ def _open_jpeg(kind: str, plugin: str, data: bytes) -> Opened:
 def _open_png(kind: str, plugin: str, data: bytes) -> Opened:
     meant = png.colours(data)  # before Pillow, which takes each chunk in Python
     image = _pillow(kind, plugin, data)
-    key, most = image.info.get("transparency"), (1 << data[24]) - 1
-    if (
-        isinstance(key, int) and most in (3, 15) and key <= most
-    ):  # Pillow scales the levels, and not what is transparent
+    key, most = image.info.get("transparency"), (1 << data[24]) - 1  # by its bits per channel
+    if isinstance(key, int) and key <= most in (3, 15):  # Pillow scales the levels, and not what is transparent
         image.info["transparency"] = key * (255 // most)
+    deep_key = most > 255 and isinstance(key, tuple)  # Pillow compares the high bytes alone
 
     def read(stop: Stop | None) -> Decoded:
         png.check_sums(data)
         convert, note, hdr = colours.conversion(meant)
-        if convert and (hdr or data[24] == 16):  # bits per channel
+        if deep_key or (convert and (hdr or most > 255)):
             png.check_rows(data)
-            return _converted(_all_bits(data), convert, note, _orientation(image))
+            levels, orientation = _all_bits(data), _orientation(image)
+            if convert:
+                return _converted(levels, convert, note, orientation)
+            return _finish_array(levels, orientation, None if meant else image.info.get("icc_profile"))
+        if image.info.get("default_image"):  # an animation, whose first picture is another
+            image.seek(1)
         return _loaded(image, kind, stop, meant=meant, check=lambda: _check_last_rows(image, data))
 
-    memory = _memory(image, kind, data)
-    return Opened(kind, *image.size, memory + (20 * image.width * image.height if meant else 0), data, read)
+    return _opened(image, kind, data, read, 20 * image.width * image.height if meant or deep_key else 0)
 
 
 def _check_last_rows(image: Image.Image, data: bytes) -> None:
@@ -309,19 +319,36 @@ def _open_jp2(kind: str, plugin: str, data: bytes) -> Opened:
         table = [round((level >> 8 - bits) * 255 / ((1 << bits) - 1)) for level in range(256)]
         return _finish(image.point(table * len(image.getbands())), kind, _orientation(image))
 
-    return Opened(kind, *image.size, _memory(image, kind, data), data, read)
+    return _opened(image, kind, data, read)
+
+
+def _open_gif(kind: str, plugin: str, data: bytes) -> Opened:
+    image: Any = _pillow(kind, plugin, data)
+    left, top, right, bottom = image.tile[0][1]
+    if (left, top, right, bottom) == (0, 0, *image.size):
+        return _opened(image, kind, data)
+
+    def read(stop: Stop | None) -> Decoded:
+        found = _loaded(image, kind, stop)
+        rgb = np.full_like(found.rgb, 255)  # around its first frame, where Pillow shows the background colour
+        rgb[top:bottom, left:right] = found.rgb[top:bottom, left:right]
+        return Decoded(rgb, (LAID,))
+
+    return _opened(image, kind, data, read)
 
 
 def _open_webp(kind: str, plugin: str, data: bytes) -> Opened:
     size = _webp_size(data)
     if not _over_pillows_limit(size[0] * size[1]):
-        image = _pillow(kind, plugin, data)
+        # Around its first frame an animation is transparent, be it said or not
+        animated = data[12:16] == b"VP8X" and data[20] & 2
+        image = _pillow(kind, plugin, data[:20] + bytes([data[20] | 16]) + data[21:] if animated else data)
 
         def read_pillow(stop: Stop | None) -> Decoded:
             zeros.check_webp(data, image.width * image.height)
             return _loaded(image, kind, stop)
 
-        return Opened(kind, *image.size, _memory(image, kind, data), data, read_pillow)
+        return _opened(image, kind, data, read_pillow)
 
     def read(stop: Stop | None) -> Decoded:
         zeros.check_webp(data, size[0] * size[1])
@@ -365,8 +392,7 @@ def _open_heif(kind: str, plugin: str, data: bytes) -> Opened:
             return _converted(_all_bits(data, _depth(head))[top:bottom, left:right], convert, note, _orientation(image))
         return _loaded(image, kind, stop, meant=meant, box=box)
 
-    deeper = 8 * image.width * image.height if _depth(head) > 8 else 0
-    return Opened(kind, *image.size, _memory(image, kind, data) + deeper, data, read)
+    return _opened(image, kind, data, read, 8 * image.width * image.height if _depth(head) > 8 else 0)
 
 
 def _open_raw(kind: str, plugin: str, data: bytes) -> Opened:
@@ -421,6 +447,7 @@ _OPEN: dict[str, Callable[[str, str, bytes], Opened]] = {
     "PNG": _open_png,
     "PPM": _open_ppm,
     "TIFF": _open_tiff,
+    "GIF": _open_gif,
     "WEBP": _open_webp,
     "JPEG2000": _open_jp2,
     "AVIF": _open_heif,
@@ -527,7 +554,7 @@ def _finish(image: Image.Image, kind: str, orientation: int, meant: png.Colours 
         hidden = levels == key if isinstance(key, int) else np.False_
         levels = np.where(hidden, np.uint16(65535), levels) if hidden.any() else levels
         found = _finish_array(levels, orientation, image.info.get("icc_profile") if meant is None else None)
-        return Decoded(found.rgb, found.notes + (("transparent parts laid over white",) if hidden.any() else ()))
+        return Decoded(found.rgb, found.notes + ((LAID,) if hidden.any() else ()))
     alpha = "transparency" in image.info or image.mode in _HAS_ALPHA
     notes = []
     if kind == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
@@ -563,7 +590,7 @@ def _finish(image: Image.Image, kind: str, orientation: int, meant: png.Colours 
     except ValueError as error:  # CIE Lab, for one
         raise ImageError(f"{image.mode} pixels have no defined way to RGB; save as RGB") from error
     if alpha and min(least) < 255:
-        notes.append("transparent parts laid over white" if max(most) else "transparent everywhere: a white picture")
+        notes.append(LAID if max(most) else "transparent everywhere: a white picture")
     return Decoded(rgb, tuple(notes))
 
 
@@ -572,7 +599,9 @@ def _finish_array(levels: NDArray[Any], orientation: int, profile: bytes | None 
     check_levels(levels)
     grey = levels.ndim == 2 or levels.shape[2] == 1
     convert, note = colours.from_profile(profile, "L" if grey else "RGB")
-    notes = (note,) if note else ()
+    notes: tuple[str, ...] = (note,) if note else ()
+    if levels.shape[2:] == (4,) and levels[..., 3].min() < levels[..., 3].max():
+        notes += (LAID,)
     if levels.dtype == np.uint8 and levels.shape[2:] == (3,) and convert is None and orientation not in AS_STORED:
         return Decoded(levels, notes)
 

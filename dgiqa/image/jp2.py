@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dgiqa.errors import ImageError
 from dgiqa.image import zeros
 
+_SPACES = frozenset({12, 16, 17, 18})  # CMYK, sRGB, grey, sYCC
 _LAGS = 64  # pixels after which a drawing may repeat
 _SAME = 0.02  # of its edges that differ a lag further: 0.003 of periodic drawings, from 0.07 on of damaged photographs
 
@@ -38,7 +39,7 @@ class Header(NamedTuple):
 
 
 def header(data: bytes) -> Header:
-    """Raises ImageError for colours that Pillow would put in the wrong place."""
+    """Raises ImageError for colours and channels that Pillow would take for others."""
     start = data.find(b"\xff\x4f\xff\x51") + 2
     right, bottom, left, top, tile = struct.unpack_from(">5I", data, start + 6)
     width = right - left
@@ -47,9 +48,26 @@ def header(data: bytes) -> Header:
     steps = tuple((c[1], c[2]) for c in each)
     if any(width % across or min(tile, width) % across or left % across for across, _ in steps):
         raise ImageError("colours with fewer samples, in a picture or tiles of odd width; convert it to PNG or JPEG")
+    _check_channels(data[:start])
     head, bits = data[:start], tuple(1 + (c[0] & 0x7F) for c in each)
     converted = re.search(rb"colr\x01..\0\0\0[^\x10\x11]|pclr", head, re.DOTALL) is not None
     return Header(start, width, bottom - top, bits, steps, converted, b"pclr" in head, b"cdef" in head)
+
+
+def _check_channels(head: bytes) -> None:
+    """Raise ImageError unless channels are colours in order, then alpha, in a colour space that is read."""
+    space = re.search(rb"colr\x01..(.{4})", head, re.DOTALL)
+    if space and (number := int.from_bytes(space[1], "big")) not in _SPACES:
+        raise ImageError(f"colours in JPEG 2000's space number {number}, which is not read; convert it to sRGB")
+    at = head.find(b"cdef")
+    count = int.from_bytes(head[at + 4 : at + 6], "big") if at >= 0 else 0
+    for channel, kind, colour in struct.iter_unpack(">3H", head[at + 6 : at + 6 + 6 * count]):
+        if kind > 1 or (kind == 0 and colour != channel + 1):
+            raise ImageError("channels that are neither colours in order nor plain alpha; convert it to PNG or JPEG")
+    at = head.find(b"cmap")
+    columns = head[at + 4 : at - 4 + int.from_bytes(head[at - 4 : at], "big")] if at >= 4 else b""
+    if any(column != (0, 1, i) for i, column in enumerate(struct.iter_unpack(">HBB", columns))):
+        raise ImageError("a palette whose columns are not red, green and blue; convert it to PNG or JPEG")
 
 
 def longest_zeros(data: bytes, header: Header) -> int | None:
