@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent))
 from graph import DOCS, inputs, markdown, nodes, put_between
 from markdown import number
 from stamp import identity

@@ -21,7 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import untrained
 from numpy.typing import NDArray
+from subjects import Served, Subject, SubjectError, main_or_subject, own_command
+from timer import Ledger, compare, parsed, parser
 
 from dgiqa import forward, preprocess, spec
 from dgiqa.bundle import Bundle
@@ -29,11 +32,6 @@ from dgiqa.image import decode
 from dgiqa.machine import usable_cores
 from dgiqa.runtime.backends import ONNXRUNTIME, OPENVINO, backends
 from dgiqa.runtime.session import open_session
-
-sys.path.insert(0, str(Path(__file__).parent))
-import untrained
-from subjects import Served, Subject, SubjectError, main_or_subject, own_command
-from timer import Ledger, compare, parsed, parser
 
 NETWORKS = {"quality": spec.QUALITY_FILE, "depth": spec.DEPTH_FILE}
 DEPTH_SIZES = {"full": ((518, 518), (518, 686)), "small": ((256, 256), (256, 352))}

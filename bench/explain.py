@@ -13,24 +13,21 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import precision
 from numpy.typing import NDArray
+from stamp import environment_stamp
 
 from dgiqa import forward
 from dgiqa.explain import Explanation
 from dgiqa.image import decode
 from dgiqa.scorer import Scorer
 from dgiqa.sources import expand
-
-sys.path.insert(0, str(Path(__file__).parent))
-import precision
-from stamp import environment_stamp
 
 RESULTS = Path(__file__).parent / "results" / "explain.json"
 SIGMAS = (3.0, 6.0)  # pixels of a picture of about 512

@@ -36,6 +36,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from stamp import environment_stamp
 
 from dgiqa import spec
 from dgiqa.bundle import Bundle, load_bundle, load_golden
@@ -51,9 +52,6 @@ from dgiqa.runtime.ort import OrtSession
 from dgiqa.runtime.session import Session, open_session
 from dgiqa.store import replacing
 from dgiqa.timing import wall_ms
-
-sys.path.insert(0, str(Path(__file__).parent))
-from stamp import environment_stamp
 
 PRECISIONS = ("fp32", "fp16", "int8")
 BATCHES = (1, 8, 32)  # tiles

@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent))
 from markdown import last_cases, number
 from markdown import table as as_table
 from stamp import identity, machine_line

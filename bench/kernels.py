@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
 import roofline
 from roofline import H200, Machine, Op
 from stamp import environment_stamp

@@ -22,7 +22,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
 from subjects import serve
 
 IQA_PYTORCH = "pyiqa==0.1.16"

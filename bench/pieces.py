@@ -13,14 +13,10 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import sys
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import cv2
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent))
 from pictures import SIZE, photograph
 from stamp import environment_stamp
 from timer import RESULTS
@@ -64,7 +60,7 @@ def pieces() -> dict[str, Call]:
     }
 
 
-def ratios(calls: dict[str, Call], rounds: int = 15, expected: Mapping[str, float] | None = None) -> dict[str, float]:
+def ratios(calls: dict[str, Call], rounds: int = 8, expected: Mapping[str, float] | None = None) -> dict[str, float]:
     """Shortest time of each call / shortest time of the reference: what others on the machine add is left out.
 
     expected: ratios that are about right.

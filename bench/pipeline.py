@@ -23,12 +23,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent))
 from pictures import photographs
 from startup import startup
 from subjects import Subject, main_or_subject, own_command, peak_mb, resident_mb

@@ -36,7 +36,6 @@ from dgiqa.runtime.backends import ONNXRUNTIME, OPENVINO, backends
 from dgiqa.runtime.session import open_session
 from dgiqa.store import replacing, sha256_of
 
-sys.path.insert(0, str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parent.parent))  # for recipes/
 import untrained
 from engines_page import precision_table

@@ -19,8 +19,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
-
-sys.path.insert(0, str(Path(__file__).parent))
 from stamp import ROOT, environment_stamp
 
 RESULTS = Path(__file__).parent / "results" / "saqt.json"

@@ -14,7 +14,6 @@ images     a stream of JPEGs of five sizes: ms per image and resident memory aft
 from __future__ import annotations
 
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,8 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent))
 from pictures import photograph
 from subjects import Subject, main_or_subject, own_command, peak_mb, resident_mb
 from timer import Ledger, compare, parsed, parser, show

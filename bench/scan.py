@@ -32,8 +32,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-
-sys.path.insert(0, str(Path(__file__).parent))
 from pictures import photograph
 from scale import Handlers, tiny_bundle
 from subjects import Subject, main_or_subject, own_command, resident_mb

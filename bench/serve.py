@@ -32,8 +32,6 @@ from typing import Any
 
 import numpy as np
 import psutil
-
-sys.path.insert(0, str(Path(__file__).parent))
 from stamp import environment_stamp
 
 from dgiqa.scorer import Scorer

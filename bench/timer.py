@@ -19,13 +19,11 @@ import argparse
 import contextlib
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-sys.path.insert(0, str(Path(__file__).parent))
 from stamp import environment_stamp, identity
 
 from dgiqa.machine import usable_cores

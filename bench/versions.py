@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent))
 from subjects import Served, Subject, main_or_subject, own_command
 
 ROOT = Path(__file__).parent.parent

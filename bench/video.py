@@ -27,7 +27,9 @@ from typing import Any
 import av
 import cv2
 import numpy as np
+import untrained
 from numpy.typing import NDArray
+from timer import Ledger, parsed, parser
 
 from dgiqa import Scorer, forward, preprocess, spec
 from dgiqa.forward import Networks
@@ -37,10 +39,6 @@ from dgiqa.video import Summary, VideoRun
 from dgiqa.video.frames import Video
 from dgiqa.video.reuse import Reuse
 from dgiqa.video.sampling import Sampling
-
-sys.path.insert(0, str(Path(__file__).parent))
-import untrained
-from timer import Ledger, parsed, parser
 
 UInt8 = NDArray[np.uint8]
 RATE = 25

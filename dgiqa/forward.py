@@ -100,24 +100,6 @@ def tiles(
         yield _named(preprocess.cut_tiles(rgb, near, part, p.tile, normalisation=p.normalisation))
 
 
-def tile_scores(
-    network: Network,
-    rgb: UInt8,
-    near: UInt8 | None,
-    windows: str | Int32,
-    p: spec.Preprocess,
-    *,
-    batch: int = BATCH,
-    turn: AbstractContextManager[Any] | None = None,
-) -> Float32:
-    """Scores f32 [n] of a working image's windows, as `tiles` takes them. turn: held while the network runs."""
-    scores = []
-    for feeds in tiles(rgb, near, windows, p, batch):
-        with turn or nullcontext():
-            scores.append(network.run(feeds)[spec.QUALITY_OUTPUT])
-    return np.concatenate(scores)
-
-
 def _named(tiles: Sequence[Float32] | Float32) -> dict[str, Float32]:
     """What the quality network calls tiles of the image and, where it takes them, of the depth image."""
     return dict(zip((spec.QUALITY_RGB, spec.QUALITY_DEPTH), tiles, strict=False))

@@ -217,7 +217,6 @@ def certify(bundle: Bundle, scorer: Candidate) -> dict[str, Any]:
 def golden_files(
     images: Iterable[bytes],
     score: Callable[[bytes], Score],
-    suffix: str = ".png",
     *,
     near: Callable[[bytes], float | None] = lambda data: None,
 ) -> dict[str, bytes]:
@@ -228,7 +227,7 @@ def golden_files(
     """
     files, golden = {}, []
     for number, data in enumerate(images, 1):
-        name, result = f"golden/{number:02d}{suffix}", score(data)
+        name, result = f"golden/{number:02d}.png", score(data)
         files[name], digest = data, hashlib.sha256(data).hexdigest()
         scores, reasons = tuple(result.tile_scores.tolist()), tuple(result.reasons.values())
         golden.append(Golden(name, digest, result.tiling, result.value, scores, reasons, near(data)))

@@ -101,9 +101,10 @@ def _is_here(name: str) -> bool:
 
 @pytest.fixture(scope="session")
 def script() -> Callable[[str], ModuleType]:
-    """script("export/to_onnx.py") -> a file that is in no package, as a module."""
+    """script("export/to_onnx.py") -> a file that is in no package, as a module; it imports its neighbours."""
 
     def load(path: str) -> ModuleType:
+        sys.path.append(str((ROOT / path).parent))
         found = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
         assert found is not None
         assert found.loader is not None

@@ -89,7 +89,6 @@ def export_quality(
     path: str | Path,
     *,
     tile: int = spec.TILE,
-    opset: int = spec.OPSET,
     photos: Sequence[NDArray[np.uint8]] | None = None,
     attention: Attention | None = None,
     twin: bool = True,
@@ -113,7 +112,7 @@ def export_quality(
         # A network that keeps its maps is exported as it is written: the twin averages them.
         exported = _exported(network, attention, twin and getattr(network.config, "difference", "signed") == "signed")
         whole, names = _with_all_outputs(exported)
-        graph = _graph(whole, cases["batch 3"], names, ({0: batch},) * len(fed), opset, attention=attention)
+        graph = _graph(whole, cases["batch 3"], names, ({0: batch},) * len(fed), attention=attention)
         budget = (_largest_difference, SCORE_TOLERANCE, "score")
         candidates = _candidates(graph, exported is network)
         return _write_checked(_with_all_outputs(network)[0], candidates, Path(path), cases, budget)
@@ -125,7 +124,6 @@ def export_depth(
     *,
     preprocess: Preprocess | None = None,
     size: tuple[int, int] | None = None,
-    opset: int = spec.OPSET,
     photos: Sequence[NDArray[np.uint8]] | None = None,
     twin: bool = True,
 ) -> Export:
@@ -143,7 +141,7 @@ def export_depth(
     dynamic = {0: batch} if size else {0: batch, 2: cell * rows, 3: cell * columns}
     with _frozen(model) as network:
         exported = _exported(network, None, twin)
-        graph = _graph(exported, cases["batch 2"], [spec.DEPTH_OUTPUT], (dynamic,), opset)
+        graph = _graph(exported, cases["batch 2"], [spec.DEPTH_OUTPUT], (dynamic,))
         budget = (_share_of_range, DEPTH_TOLERANCE, "depth range")
         return _write_checked(network, _candidates(graph, exported is network), Path(path), cases, budget)
 
@@ -303,7 +301,6 @@ def _graph(
     example: Feeds,
     outputs: Sequence[str],
     dynamic: tuple[Any, ...],
-    opset: int,
     *,
     attention: Attention | None = None,
 ) -> Any:
@@ -322,7 +319,7 @@ def _graph(
             tuple(example.values()),
             dynamo=True,
             verbose=False,
-            opset_version=opset,
+            opset_version=spec.OPSET,
             input_names=list(example),
             output_names=list(outputs),
             dynamic_shapes=dynamic,

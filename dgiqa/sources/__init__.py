@@ -107,7 +107,6 @@ def listed(
     name: str,
     *,
     null: bool = False,
-    recursive: bool = False,
     left_out: Counter[str] | None = None,
     reading: Reading | None = None,
 ) -> Iterator[Input]:
@@ -119,7 +118,7 @@ def listed(
     skipped. A byte order mark is dropped, and a list in UTF-16, as PowerShell writes it, or in UTF-32 is read as such.
     left_out, reading: as in `expand`.
     """
-    reading = reading or Reading(recursive)
+    reading = reading or Reading()
     entry = None
     for entry in _entries(stream, b"\0" if null else b"\n"):
         yield from _argument(os.fsdecode(entry), reading, left_out)
