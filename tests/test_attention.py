@@ -181,7 +181,10 @@ def onnx() -> Any:
     return pytest.importorskip("onnx")
 
 
-@pytest.mark.parametrize("shape", [(14, 14, 3, 3), (14, 7, 2, 0), (10, 17, 1, 3)])
+SLOW = [pytest.param(shape, marks=pytest.mark.slow) for shape in ((14, 14, 3, 3), (14, 7, 2, 0))]
+
+
+@pytest.mark.parametrize("shape", [(10, 17, 1, 3), *SLOW])
 def test_an_exported_block_runs_its_op_in_a_plain_onnx_runtime(onnx: Any, shape: tuple[int, int, int, int]) -> None:
     block, x = swin_block(*shape), torch.randn(3, *shape[:2], 32 * shape[2])
     model = exported(attention.FusedSwinBlock(block), (x[:2],), op=True)

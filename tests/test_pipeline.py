@@ -236,7 +236,7 @@ def test_a_slow_run_does_not_let_failures_pile_up(
     run = scorer.stages.networks.quality.run
     monkeypatch.setattr(scorer.stages.networks.quality, "run", lambda feeds: (time.sleep(0.02), run(feeds))[1])
     results = scorer.score_many(mostly_bad(), workers=2, batch=8)
-    for yielded in range(1, 301):
+    for yielded in range(1, 121):
         assert isinstance(next(results), Score | Failure)
         assert taken - yielded <= 2 * 2 + (2 + 2) * 8
     results.close()

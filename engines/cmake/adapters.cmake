@@ -9,10 +9,11 @@ endif()
 if(torch_python)
   execute_process(
     COMMAND ${torch_python} -c "
-import torch, pathlib
-root = pathlib.Path(torch.__file__).parent
+import importlib.metadata, importlib.util, pathlib
+root = pathlib.Path(importlib.util.find_spec('torch').origin).parent  # not imported: that takes seconds
 stable = (root / 'include/torch/csrc/stable/library.h').exists()
-print(root if stable and torch.__version__ >= (2, 10) else '')"
+version = tuple(map(int, importlib.metadata.version('torch').split('.')[:2]))
+print(root if stable and version >= (2, 10) else '')"
     OUTPUT_VARIABLE torch_root OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
 endif()
 if(NOT torch_root AND TORCH_PYTHON)
