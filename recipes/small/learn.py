@@ -7,7 +7,7 @@ Every step sees four kinds of crops at once:
 1. Photographs with the mean opinion of thirty people: squared error, and one minus the correlation within the batch.
 2. Pairs of one picture in one place, the second at least as distorted as the first: squared error to their labels
    (`scale`), a ranking loss for their difference, and cross-entropy for the reasons of the fault.
-3. The same with photographs that are made worse on the spot: darker, brighter, paler, discoloured, compressed.
+3. The same with photographs whose tones are made worse on the spot: darker, brighter, paler, without colour.
 4. Changes that nobody minds (mirror, two pixels, a level of dither, JPEG 95, 97 % of the size, another codec at good
    quality, black and white): the score must not move.
 
@@ -46,34 +46,21 @@ from dgiqa.nn.weights import save_weights
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, TILE
 from recipes.small import encoding, scale, working
 from recipes.small.depthwise import quicken
-from recipes.small.distortions import EFFECTS, LEVELS, distort
-from recipes.small.reasons import REASONS, certain, human_share, reasons_of
+from recipes.small.distortions import LEVELS, distort
+from recipes.small.reasons import REASONS, human_share, reasons_of
 
 VALIDATION = 600  # photographs with opinions that are never trained on, to watch the run by
 SEEN = round(working.SIDE * TILE / SMALL_PREPROCESS.short_side)  # side of the squares that become tiles when scoring
 SIDES = (SEEN * 7 // 8, SEEN * 9 // 8)  # and when learning
-WORSE = {  # made on the spot, because a crop shows them as the whole picture does: type, and how often it is drawn
-    "darken": 3,
-    "brighten": 1,
-    "mean_shift": 1,
-    "contrast_change": 1,
-    "color_saturation_1": 1,
-    "color_saturation_2": 1,
-    "quantization": 1,
-    "color_diffusion": 2,
-    "color_shift": 2,
-    "codec": 6,
-}
-IN_PIXELS = ("color_diffusion", "color_shift")  # of the stored picture
-# Falling qualities, and the share that is left: of 20 photographs by MDSI and HaarPSI, as `chains` reads them.
-CODECS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "jpeg": ((95, 85, 70, 55, 40, 25, 15, 8, 4), (1, 0.99, 0.97, 0.94, 0.91, 0.78, 0.57, 0.30, 0.08)),
-    "webp": ((95, 80, 60, 50, 35, 20, 10, 4, 1), (1, 0.97, 0.92, 0.88, 0.82, 0.71, 0.61, 0.53, 0.45)),
-    "avif": ((90, 75, 60, 45, 35, 25, 15, 8), (1, 0.98, 0.95, 0.89, 0.77, 0.63, 0.51, 0.45)),
-    "h264": ((12, 18, 23, 28, 32, 36, 40, 44, 49), (0.98, 0.95, 0.87, 0.68, 0.52, 0.36, 0.19, 0.11, 0.09)),
-    "hevc": ((12, 18, 24, 28, 33, 37, 41, 45, 49), (0.99, 0.96, 0.92, 0.81, 0.62, 0.49, 0.32, 0.17, 0.12)),
-}
-APART = 0.004  # least difference that two unequal pictures should have
+TONES = (  # each pixel by itself, so that a crop shows them as the whole picture does
+    "darken",
+    "brighten",
+    "mean_shift",
+    "contrast_change",
+    "color_saturation_1",
+    "color_saturation_2",
+    "quantization",
+)
 CHAIN_VALIDATION = 10  # one source picture of so many
 
 
@@ -83,7 +70,6 @@ class Settings:
 
     views: crops of one photograph, of `judged`, whose mean score answers for it, as in scoring: people saw it whole.
     soft: most that a crop is smoothed, as `DGIQAConfig.soften` counts; pictures come from cameras of every sharpness.
-    order: weight of the share by which the worse of a pair is not `APART` below the better, however alike they are.
     frozen: leading stages of the RGB backbone that keep ImageNet's weights; two of them save 40 % of a step.
     """
 
@@ -103,7 +89,6 @@ class Settings:
     correlation: float = 0.05
     chain: float = 1.0
     rank: float = 1.0
-    order: float = 0.0
     reason: float = 0.1
     soft: float = 0.0
     invariance: float = 1.0
@@ -217,7 +202,7 @@ class Batches:
                         values.append(value)
         of = rng.choice(len(rgb), self.s.same, replace=False)
         for index in of:
-            a, b = unseen_change(rgb[index], depth[index], rng, judged=index < self.s.judged)
+            a, b = unseen_change(rgb[index], depth[index], rng)
             rgb.append(a)
             depth.append(b)
         return {
@@ -254,46 +239,20 @@ def smoothed(rgb: NDArray[np.uint8], neighbour: float) -> NDArray[np.uint8]:
 def toned(
     rgb: NDArray[np.uint8], depth: NDArray[np.uint8], opinion: float, rng: np.random.Generator
 ) -> list[tuple[Any, ...]]:
-    """A crop at two levels of one of `WORSE`, the milder first: (rgb, depth, label, reasons) of each."""
-    kinds, odds = tuple(WORSE), np.array(tuple(WORSE.values()), float)
-    kind, seed = kinds[rng.choice(len(kinds), p=odds / odds.sum())], int(rng.integers(2**31))
-    if kind == "codec":
-        return [(a, depth, scale.label(opinion, share), why) for a, share, why in _coded(rgb, rng)]
+    """A crop at two levels of one change of its tones, the milder first: (rgb, depth, label, reasons) of each."""
+    kind, seed = TONES[rng.integers(len(TONES))], int(rng.integers(2**31))
     made = []
     for level in sorted(int(v) for v in rng.choice(LEVELS + 1, 2, replace=False)):
-        strength = EFFECTS[kind][1][level - 1] * TILE / SEEN if level and kind in IN_PIXELS else None
-        after = distort(rgb, kind, level, seed, strength=strength) if level else rgb
+        after = distort(rgb, kind, level, seed) if level else rgb
         why = reasons_of(kind, level, rgb, after) if level else {}
         worth = scale.label(opinion, human_share(kind, level)) if level else opinion
-        made.append((after, depth, worth, _as_list(why)))
+        made.append((after, depth, worth, [why.get(name, 0.0) for name in REASONS]))
     return made
 
 
-def _coded(rgb: NDArray[np.uint8], rng: np.random.Generator) -> list[tuple[Any, float, list[float]]]:
-    """A crop after one codec at two qualities, the better first: (rgb, share left, reasons) of each."""
-    codec = tuple(CODECS)[rng.integers(len(CODECS))]
-    qualities, shares = CODECS[codec]
-    first = float(rng.uniform(0, len(shares) - 1.5))
-    made = []
-    for step in (first, first + float(rng.uniform(0.5, min(3.0, len(shares) - 1 - first)))):
-        quality, share = (float(np.interp(step, np.arange(len(v)), v)) for v in (qualities, shares))
-        made.append((encoding.save(rgb, codec, quality), share, _as_list({"compression": certain(share)})))
-    return made
-
-
-def _as_list(reasons: dict[str, float]) -> list[float]:
-    return [reasons.get(name, 0.0) for name in REASONS]
-
-
-def unseen_change(
-    rgb: NDArray[np.uint8], depth: NDArray[np.uint8], rng: np.random.Generator, *, judged: bool = True
-) -> tuple[Any, Any]:
-    """One change that nobody minds, of a crop u8 [S,S,3] and its depth u8 [S,S].
-
-    judged: by people; where a distortion was made, black and white might hide it.
-    """
-    odds = np.array((0.1, 0.1, 0.1, 0.1, 0.12, 0.18, 0.2 * judged, 0.1))
-    kind = ("mirror", "move", *UNSEEN)[rng.choice(len(odds), p=odds / odds.sum())]
+def unseen_change(rgb: NDArray[np.uint8], depth: NDArray[np.uint8], rng: np.random.Generator) -> tuple[Any, Any]:
+    """One change that nobody minds, of a crop u8 [S,S,3] and its depth u8 [S,S]."""
+    kind = ("mirror", "move", *UNSEEN)[rng.choice(len(UNSEEN) + 2, p=(0.1, 0.1, 0.12, 0.12, 0.14, 0.2, 0.1, 0.12))]
     if kind == "mirror":
         return rgb[:, ::-1], depth[:, ::-1]
     if kind == "move":
@@ -359,10 +318,7 @@ def losses(score: Tensor, logits: Tensor | None, batch: dict[str, Any], s: Setti
         chain, wanted = score[judged : len(label)], label[judged:]
         gap = wanted[::2] - wanted[1::2]
         parts["chain"] = s.chain * F.mse_loss(chain, wanted)
-        found_gap = chain[::2] - chain[1::2]
-        parts["rank"] = s.rank * (F.relu(0.7 * gap - found_gap) ** 2).mean()
-        if s.order:
-            parts["order"] = s.order * F.relu(APART - found_gap)[gap > 0].sum() / len(gap)
+        parts["rank"] = s.rank * (F.relu(0.7 * gap - (chain[::2] - chain[1::2])) ** 2).mean()
         found = logits[judged : len(label)]
         parts["reason"] = s.reason * F.binary_cross_entropy_with_logits(found, torch.from_numpy(batch["reasons"]))
     return parts
