@@ -106,5 +106,8 @@ def interleaved(
 
 
 def ratios(baseline: Sequence[float], samples: Sequence[float]) -> Spread:
-    """Spread of baseline / sample, round by round: 2.0 = twice as fast as the baseline in the same round."""
-    return spread([a / b for a, b in zip(baseline, samples, strict=True)])
+    """Spread of baseline / sample, round by round: 2.0 = twice as fast as the baseline in the same round.
+
+    What took less than the clock's tick counts as a nanosecond.
+    """
+    return spread([max(a, 1e-6) / max(b, 1e-6) for a, b in zip(baseline, samples, strict=True)])

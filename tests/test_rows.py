@@ -13,6 +13,7 @@ import sys
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -601,6 +602,14 @@ def test_the_gate_is_one_sentence() -> None:
     assert gate_sentence(1, 1, "video", 0.45) == "1 of 1 video is below 0.45"
     assert gate_sentence(0, 1, "video", 0.45) == "0 of 1 video is below 0.45"
     assert gate_sentence(0, 2, "image", 0.5) == "0 of 2 images are below 0.5"
+
+
+def test_a_clock_that_stands_still_divides_nothing_by_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dgiqa.report.rows.time", SimpleNamespace(perf_counter=lambda: 5.0))
+    summary = Summary(40, started=5.0)
+    summary.add(make_score().as_row())
+    assert summary.progress()[0] == 1 / 40
+    assert summary.as_dict(complete=True)["images_per_second"] > 0
 
 
 def test_the_progress_line_stays_on_one_line_and_goes_away() -> None:

@@ -42,6 +42,11 @@ def test_a_ratio_is_taken_pair_by_pair_so_that_a_slow_spell_cancels() -> None:
     assert timing.ratios(baseline, ours) == timing.Spread(2.0, 2.0, 2.0)
 
 
+def test_what_takes_less_than_a_tick_of_the_clock_divides_nothing_by_zero() -> None:
+    assert timing.ratios([0.0, 0.0], [0.0, 0.0]).median == 1.0
+    assert timing.ratios([0.0], [5.0]).median > 0
+
+
 def test_a_faster_call_has_a_ratio_above_one() -> None:
     calls = {"slow": lambda: 8.0, "fast": lambda: 1.0}
     slow, fast = timer.compare(calls, pairs=5, clock="own", facts={"fast": {"batch": 8}}, threads=1)

@@ -174,8 +174,8 @@ class Summary:
 
     @property
     def seconds(self) -> float:
-        """Time since the summary was begun."""
-        return time.perf_counter() - self.started
+        """Time since the summary was begun, never 0: clocks of some machines tick seldom."""
+        return max(time.perf_counter() - self.started, 1e-9)
 
     def progress(self) -> tuple[float | None, list[str]]:
         done = self.scored + self.failed

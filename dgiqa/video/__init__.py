@@ -254,7 +254,7 @@ class Summary:
         sources = self.run.progress.values()
         if not self.scored + self.failed:
             return None, ["opening"]
-        elapsed = time.perf_counter() - self.started
+        elapsed = max(time.perf_counter() - self.started, 1e-9)
         done = sum(p.done_s for p in sources)
         parts = [f"{self.scored} frames", f"{self.scored / elapsed:.1f} frames/s", f"{done / elapsed:.2f}x"]
         known = [p.length_s for p in sources if p.length_s is not None]
