@@ -187,6 +187,27 @@ def test_containers_that_know_no_times_of_pictures_give_them_in_order(tmp_path: 
     assert [level(f.rgb) for f in found if f.rgb is not None] == pytest.approx(list(range(40)), abs=3)
 
 
+@pytest.mark.parametrize(("codec", "options"), [("libvpx", {"auto-alt-ref": "0"}), ("libvpx-vp9", {})])
+def test_transparent_webm_is_laid_over_white(tmp_path: Path, codec: str, options: dict[str, str]) -> None:
+    """As in browsers; FFmpeg's own decoders show what is beneath."""
+
+    def prepare(container: Any, stream: Any) -> None:
+        stream.metadata["alpha_mode"] = "1"
+
+    def mark(frame: Any) -> None:
+        plane = frame.planes[3]
+        alpha = np.full((plane.height, plane.line_size), 255, np.uint8)
+        alpha[:, : plane.width // 2] = 0
+        plane.update(alpha.tobytes())
+
+    how: dict[str, Any] = {"layout": "yuva420p", "prepare": prepare, "mark": mark, "options": options}
+    found = read(write(tmp_path / "a.webm", numbered(5), codec=codec, **how), bars="keep")
+    assert [(f.error, round(f.time_s * RATE)) for f in found] == [("", i) for i in range(5)]
+    pictures = [f.rgb for f in found if f.rgb is not None]
+    assert min(p[:, :40].min() for p in pictures) > 250
+    assert [level(p[:, 56:]) for p in pictures] == pytest.approx(range(5), abs=4)
+
+
 def test_streams_are_read_from_where_they_stand_and_those_at_their_end_anew(tmp_path: Path) -> None:
     whole = write(tmp_path / "a.mp4", numbered(5)).read_bytes()
     later, over = io.BytesIO(b"mail" + whole), io.BytesIO(whole)

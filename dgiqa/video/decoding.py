@@ -262,12 +262,12 @@ class Decoding:
                 return
             self._expect(packet)
             if self.opened.codec == "hevc":
-                packet = sei.without_damage(packet, self.stream.codec_context)
+                packet = sei.without_damage(packet, self.opened.decoder)
         try:
             if packet is not None and _zeroed(bytes(packet), self.opened.codec):
                 raise av.InvalidDataError(0, "zero bytes in place of its data")
             with _said(self.opened.codec) as said:
-                frames = self.stream.codec_context.decode(packet)
+                frames = self.opened.decoder.decode(packet)
         except av.FFmpegError as error:
             self.damage = f"a damaged packet: {error.strerror or error}"
             if self.made_up and self.sent:
@@ -313,7 +313,7 @@ class Decoding:
 
     def _flush(self) -> None:
         """Forget what is inside the decoder."""
-        self.stream.codec_context.flush_buffers()
+        self.opened.decoder.flush_buffers()
         self.sent.clear()
         self.second.clear()
         self.floor, self.damage = None, ""

@@ -57,6 +57,8 @@ class NvdecVideo(Video):
         super().__init__(source, **reading)
         if not self.opened.local or self._raw:
             raise RefusedError(f"nvdec reads local video files only; {_INSTEAD}")
+        if self.opened.decoder is not self.opened.stream.codec_context:
+            raise RefusedError(f"nvdec leaves out what is transparent; {_INSTEAD}")
         self._lane = cuda.Lane(context)
 
     def frames(self, wanted: Sampling, stop: threading.Event | None = None) -> Iterator[Frame]:

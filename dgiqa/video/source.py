@@ -86,10 +86,10 @@ class RefusedError(ImageError):
 class Opened:
     """A source that can be read, once.
 
-    container, stream: PyAV's; None of frames without a container. pipe: what bytes are read from, where that is not
-    FFmpeg. origin_s: the container's time that is called 0. duration_s, rate, width, height: as declared, None or 0
-    where unknown. codec: its name. live: whether it ends is not known. indexed: whether seeking is exact. path: of a
-    regular file, "" of anything else.
+    container, stream, decoder: PyAV's; None of frames without a container. pipe: what bytes are read from, where that
+    is not FFmpeg. origin_s: the container's time that is called 0. duration_s, rate, width, height: as declared, None
+    or 0 where unknown. codec: its name. live: whether it ends is not known. indexed: whether seeking is exact. path: of
+    a regular file, "" of anything else.
     """
 
     name: str
@@ -101,6 +101,7 @@ class Opened:
     timeout_s: float
     container: Any = None
     stream: Any = None
+    decoder: Any = None
     pipe: Any = None
     origin_s: float = 0.0
     live: bool = False
@@ -137,7 +138,7 @@ class Opened:
         """Release the file or the connection, but for `kept`, which is the caller's."""
         if self.container is not None:
             # Decoding threads end here, without Python's lock. PyAV ends them with it, and one that logs wants it, too.
-            self.stream.codec_context.flush_buffers()
+            self.decoder.flush_buffers()
             self.container.close()
         if self.pipe is not None and self.pipe is not kept:
             self.pipe.close()
@@ -178,10 +179,10 @@ def open_container(source: VideoSource, name: str, timeout_s: float, max_pixels:
     try:
         stream = _video_stream(container, name)
         _check_size(name, stream.width, stream.height, max_pixels)
+        context = _decoder(stream)
     except ImageError:
         container.close()
         raise
-    context = stream.codec_context
     # A decoder stops at an error instead of painting over it: a made-up picture is not the video's quality. H.264's
     # marks what it painted, and would otherwise stop at messages beside the picture (SEI), which cameras get wrong.
     detect = "crccheck+explode" + ("+bitstream+buffer" if context.name in ONLY_LOGGING else "")
@@ -196,13 +197,13 @@ def open_container(source: VideoSource, name: str, timeout_s: float, max_pixels:
                 duration_s = None
     # An address that does not say how long it is has no end that could be waited for
     live = is_address(source) and duration_s is None
-    stream.thread_type = "SLICE" if live else "AUTO"  # frame threads delay a live picture
+    context.thread_type = "SLICE" if live else "AUTO"  # frame threads delay a live picture
     if context.name in ONLY_LOGGING:
         context.thread_count = 1
     local = _is_file(source)
     return Opened(
         name=name,
-        codec=context.name,
+        codec=stream.codec_context.name,
         width=stream.width,
         height=stream.height,
         rate=_rate(stream),
@@ -210,12 +211,27 @@ def open_container(source: VideoSource, name: str, timeout_s: float, max_pixels:
         timeout_s=timeout_s,
         container=container,
         stream=stream,
+        decoder=context,
         pipe=pipe,
         origin_s=origin_s,
         live=live,
         indexed=local and any(n in INDEXED for n in container.format.name.split(",")),
         path=str(source) if local else "",
     )
+
+
+def _decoder(stream: Any) -> Any:
+    """PyAV's for a stream, or libvpx's where pictures are transparent: FFmpeg's own ones leave the alpha out."""
+    context = stream.codec_context
+    other = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(context.name)
+    if other is None or ("alpha_mode", "1") not in ((key.lower(), value) for key, value in stream.metadata.items()):
+        return context
+    try:
+        decoder = import_av().CodecContext.create(other, "r")
+    except ValueError as error:
+        raise RefusedError(f"transparent {context.name}, which needs FFmpeg with {other}; save it as ProRes") from error
+    decoder.colorspace, decoder.color_range = context.colorspace, context.color_range
+    return decoder
 
 
 def import_av() -> Any:
