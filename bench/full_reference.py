@@ -9,6 +9,9 @@ here learnt from them. What metrics say is kept in metrics.csv; a run that was s
 
 With `--people`, pictures of CID22's validation part are stored in 16 ways, of which people said 13,485 times which of
 two is closer to the original (mucped23: github.com/google-research/google-research, Apache-2.0). `pip install pyjpegli`
+
+With `--large`, large pictures are stored in 13 ways, and the score at their own size and at the model's working size is
+held against Butteraugli (`apt install libjxl-devtools`), which nothing here learnt from.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -33,11 +37,16 @@ from PIL import Image
 
 sys.path.append(str(Path(__file__).parent.parent))  # for recipes/
 from dgiqa import Scorer
+from dgiqa.bundle import load_bundle
 from dgiqa.errors import ParityError
+from dgiqa.full_reference import likeness
 from dgiqa.metrics import srocc
 from dgiqa.nn.backbones import import_timm
 from dgiqa.nn.datasets import read_rgb
+from dgiqa.preprocess import working_image
+from dgiqa.spec import Preprocess
 from recipes.full_reference import pairs
+from recipes.small import encoding
 
 Bytes = NDArray[np.uint8]
 Say = Callable[[Bytes, Bytes], Sequence[float]]  # (reference, picture) uint8 [H,W,3] -> how good it is, by each metric
@@ -51,6 +60,10 @@ ELO = {  # of JPEG by (encoder, quality, chroma)
     **{("jpegli", q, 420): elo for q, elo in ((65, 1601), (70, 1692), (75, 1824), (80, 1981), (85, 2135), (90, 2297))},
     ("jpegli", 95, 420): 2482,
 }
+LARGE = [  # ways of spoiling a large picture, and how much
+    *(("jpeg", quality) for quality in (5, 12, 25, 50, 75, 90)),
+    *(("webp", 10), ("webp", 50), ("avif", 20), ("avif", 50), ("blur", 1), ("noise", 6), ("half", 2)),
+]
 ROW = ("group", "what", "much")
 
 
@@ -89,6 +102,15 @@ def vmaf(reference: Bytes, rgb: Bytes) -> float:
         line = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", files[0], "-i", files[1], "-lavfi", as_video, "-f", "null", "-"]
         said = subprocess.run(line, capture_output=True, text=True, check=True).stderr
     return float(re.findall(r"VMAF score: ([\d.]+)", said)[0])
+
+
+def butteraugli(reference: Bytes, rgb: Bytes) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        files = [str(Path(folder, name)) for name in ("reference.ppm", "picture.ppm")]
+        for file, image in zip(files, (reference, rgb), strict=True):
+            Image.fromarray(image).save(file)
+        said = subprocess.run(["butteraugli_main", *files], capture_output=True, text=True, check=True).stdout
+    return -float(re.findall(r"3-norm: ([\d.]+)", said)[0])
 
 
 METRICS: dict[str, Callable[[Bytes, Bytes], float]] = {
@@ -154,6 +176,32 @@ def beside_people(paths: Sequence[Path], scorer: Scorer) -> dict[str, float]:
     return {name: round(srocc(v, elo), 4) for name, v in zip((*METRICS, *MODEL), np.array(means).T, strict=True)}
 
 
+def spoilt(rgb: Bytes, what: str, much: float) -> Bytes:
+    """A large picture in one of LARGE's ways."""
+    if what == "blur":
+        return np.asarray(cv2.GaussianBlur(rgb, (0, 0), much), np.uint8)
+    if what == "noise":
+        return np.clip(rgb + np.random.default_rng(0).normal(size=rgb.shape) * much, 0, 255).astype(np.uint8)
+    if what == "half":
+        size = rgb.shape[1], rgb.shape[0]
+        half = cv2.resize(rgb, (size[0] // 2, size[1] // 2), interpolation=cv2.INTER_AREA)
+        return np.asarray(cv2.resize(half, size, interpolation=cv2.INTER_CUBIC), np.uint8)
+    return encoding.save(rgb, what, much)
+
+
+def at_own_size(paths: Sequence[Path], p: Preprocess) -> dict[str, float]:
+    """Rank correlations with Butteraugli of the score of large pictures, at their own size and at the working size."""
+    rows = []
+    for path in paths:
+        rgb = read_rgb(path)
+        for way in LARGE:
+            made = spoilt(rgb, *way)
+            sizes = (made, rgb), (working_image(made, p), working_image(rgb, p))
+            rows.append([butteraugli(rgb, made), *(likeness(*pair) for pair in sizes)])
+    metric, own, working = np.array(rows).T
+    return {"pairs": len(rows), "own size": srocc(own, metric), "working size": srocc(working, metric)}
+
+
 def parity(paths: Sequence[Path], groups: int, seed: int, bundle: str) -> dict[str, float | str]:
     """How far whole full-reference scores move at most, in every precision and backend that is here, or why not."""
     made = [pairs.group(paths, seed, number) for number in range(groups)]
@@ -182,6 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pictures", type=Path, required=True, nargs="+")
     parser.add_argument("--bundle", default="small")
     parser.add_argument("--people", type=Path, nargs="*", default=[], help="pictures of CID22's validation part")
+    parser.add_argument("--large", type=Path, nargs="*", default=[], help="large pictures")
     parser.add_argument("--parity", type=int, default=0, help="groups whose scores are compared in every precision")
     parser.add_argument("--groups", type=int, default=146)
     parser.add_argument("--seed", type=int, default=777)
@@ -198,12 +247,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         people = beside_people(o.people, scorer) if o.people else {}
     found = {"pairs": len(rows), "srocc": table([a | b for a, b in zip(rows, own, strict=True)])}
     found |= {"bundle": o.bundle, "identical": [round(min(same), 4), round(max(same), 4)], "people": people}
+    found["large"] = at_own_size(o.large, load_bundle(o.bundle).preprocess) if o.large else {}
     found["parity"] = parity(paths, o.parity, o.seed, o.bundle) if o.parity else {}
     (o.out / "table.json").write_text(json.dumps(found, indent=1))
     print(f"{len(rows)} pairs; identical pictures {found['identical']}")
     for name, row in found["srocc"].items():
         print(f"{name:16s}", *(f"{label} {value:.3f}  " for label, value in row.items()), people.get(name, ""))
-    print(*(f"{name} {moved}  " for name, moved in found["parity"].items()))
+    print(*(f"{name} {value}  " for part in ("large", "parity") for name, value in found[part].items()))
     return 0
 
 

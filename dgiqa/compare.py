@@ -29,7 +29,8 @@ class Comparison:
     score, reference: of each alone. drop: reference's value less the picture's, above 0 where quality was lost;
     drop_error: its standard error over the pairs of tiles, None for a single tile. tile_drops: f32 [n].
     full_reference: how close the picture looks to its reference, in [0, 1]: by the model where it has learned that, and
-    then tile_full_reference is f32 [n], of each tile; else by `full_reference.likeness`. None for pictures on a GPU.
+    then tile_full_reference is f32 [n], of each tile; else by `full_reference.likeness`, of the pictures at their own
+    size. None for pictures on a GPU.
     """
 
     score: Score
@@ -73,7 +74,7 @@ def compare(
     """Compare two pictures of one size. Raises ImageError if they are not, and as `Stages.score` does."""
     named = ((picture, name), (reference, reference_name))
     works = [
-        stages.prepare(source, called or name_of(source), tiling or stages.tiling, look=True)
+        stages.prepare(source, called or name_of(source), tiling or stages.tiling, look=True, keep=True)
         for source, called in named
     ]
     sizes = [f"{work.width} x {work.height}" for work in works]
@@ -95,6 +96,6 @@ def compared(stages: Stages, picture: Work, reference: Work) -> Comparison:
             raise BundleError(f"{stages.bundle.id} compares features, and its network gives none; export it again")
         tiles = head.score(features[0], features[1])
         near = {"full_reference": float(tiles.mean(dtype=np.float64)), "tile_full_reference": tiles}
-    elif picture.rgb.ndim == reference.rgb.ndim == 3:  # pixels of what lies on a GPU never came
-        near = {"full_reference": likeness(picture.rgb, reference.rgb)}
+    elif picture.pixels is not None and reference.pixels is not None:  # those of what lies on a GPU never came
+        near = {"full_reference": likeness(picture.pixels, reference.pixels)}
     return Comparison(scores[0], scores[1], drop, error, drops, **near)

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -272,13 +272,14 @@ class Stages:
         stop: threading.Event | None = None,
         near: UInt8 | None = None,
         look: bool = False,
+        keep: bool = False,
         stream: Any = None,
     ) -> Work:
         """First half: source -> working image, depth image and windows. Given up between stages once stop is set.
 
         near: the depth image to use, uint8 of the working size, instead of the depth network's. look: measure the
-        picture's attributes. A picture on a GPU comes back complete, after what is on `stream`; `near` says nothing to
-        it, and only with copy_back it is looked at.
+        picture's attributes. keep: its pixels, too. A picture on a GPU comes back complete, after what is on `stream`;
+        `near` and `keep` say nothing to it, and only with copy_back it is looked at.
         """
         if self.on_gpu is not None and is_on_gpu(source):
             work = self.on_gpu(source, name, tiling, stream)
@@ -290,10 +291,10 @@ class Stages:
             opened = open_source(source, self.max_pixels, self.max_memory)
         preprocess.check_size(opened.height, opened.width, self.p)
         with self.room.hold(opened.memory, clock.stopped):
-            return self._prepare_opened(opened, name, tiling, clock=clock, near=near, look=look)
+            return self._prepare_opened(opened, name, tiling, clock=clock, near=near, look=look, keep=keep)
 
     def _prepare_opened(
-        self, opened: Opened, name: str, tiling: str, *, clock: StageClock, near: UInt8 | None, look: bool
+        self, opened: Opened, name: str, tiling: str, *, clock: StageClock, near: UInt8 | None, look: bool, keep: bool
     ) -> Work:
         with clock("decode"):
             decoded = decode_within(opened, self.decode_timeout_s, clock.stopped)
@@ -310,13 +311,15 @@ class Stages:
             with clock("attributes"):
                 attributes, found = self._seen(rgb, working)
             notes += found
+        pixels = rgb if keep else None
         del decoded, rgb  # before the depth image, which may be as large
         if prepared is not None and depth is not None:
             near = depth_image_from(prepared, size, depth, self.p, clock=clock, turn=self.networks.turn)
         with clock("tiles"):
             windows = preprocess.windows_for(tiling, working.shape[0], working.shape[1], self.p.tile)
         scores, ms = np.full(len(windows), np.nan, np.float32), {s: clock.ms[s] for s in STAGES if s in clock.ms}
-        return Work(name, tiling, height, width, working, near, windows, ms, scores, attributes=attributes, notes=notes)
+        work = Work(name, tiling, height, width, working, near, windows, ms, scores, attributes=attributes, notes=notes)
+        return replace(work, pixels=pixels)
 
     def _look(self, work: Work, rgb: UInt8 | None) -> None:
         """Enter what shows on the host in a picture's pixels, or that nobody looked."""

@@ -13,6 +13,8 @@ weighed. `recipes.full_reference` found the weights.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,14 +35,15 @@ KEY = "full_reference"  # in a manifest
 
 TOP = 4.0  # of the sigmoid: a picture beside itself scores 0.982
 OPPONENT = np.array([[0.299, 0.587, 0.114], [0.5, -0.4187, -0.0813], [-0.1687, -0.3313, 0.5]], np.float32)
+TILE, TILES = 512, 16  # side in pixels, and how many of a picture at most: all of 2048 x 2048
 SURROUNDINGS = 2.5  # standard deviation of what is near, pixels of each size
 MASKING = 0.05  # contrast at which a difference begins to hide in what is near
 WEIGHTS = np.array(  # [size,channel,kind] of `differences`
     [
-        [[8.702, 0.942, 3.489], [0, 0.229, 0], [1.4, 0, 0]],
-        [[0.147, 1.172, 2.27], [0, 0, 0], [0, 0, 0]],
-        [[0, 3.298, 0], [0, 0, 0.986], [0, 0.654, 1.447]],
-        [[0, 1.814, 0], [0, 0, 0], [0, 0.547, 1.527]],
+        [[4.019, 0.736, 0.957], [0, 0, 0], [0, 0, 0]],
+        [[2.101, 0, 3.824], [5.53, 0, 0], [0, 0, 0]],
+        [[1.236, 2.776, 0.207], [0.499, 0, 1.453], [0, 0, 0.044]],
+        [[1.004, 4.875, 0], [0.551, 0, 0.137], [0, 0, 3.505]],
     ]
 )
 
@@ -76,40 +79,54 @@ class FullReference:
 
 
 def likeness(picture: UInt8, reference: UInt8) -> float:
-    """How close two pictures look, uint8 [H,W,3] each, in [0, 0.982]; the latter only where they are equal."""
+    """How close two pictures look, uint8 [H,W,3] each, in [0, 0.982]; the latter only where they are equal.
+
+    Of a picture of more than 4 megapixels, TILES tiles are looked at, evenly spread.
+    """
     return float(1 / (1 + np.exp((WEIGHTS * differences(picture, reference)).sum() - TOP)))
 
 
 def differences(picture: UInt8, reference: UInt8) -> NDArray[np.float64]:
     """What sets two pictures apart, uint8 [H,W,3] each -> f64 [sizes,channels,3]. All are 0 for equal pictures.
 
-    Sizes are the whole, a half, a quarter and an eighth; channels are luma and two of colour; the kinds are the mean
-    difference of what is near, and the 4-norms of the differences of contrast, on a logarithmic scale, and of detail,
-    by the contrast around it.
+    Sizes are the whole, a half, a quarter and an eighth; channels are luma and two of colour, which the whole leaves
+    out; the kinds are the mean difference of what is near, and the 4-norms of the differences of contrast, on a
+    logarithmic scale, and of detail, by the contrast around it.
     """
+    parts = [_apart(picture[part], reference[part]) for part in _tiles(picture.shape[0], picture.shape[1])]
+    found = np.mean(parts, 0)
+    found[..., 1:] **= 0.25
+    return np.asarray(found)
+
+
+def _tiles(height: int, width: int) -> list[tuple[slice, slice]]:
+    """At most TILES tiles, evenly spread, or the whole of a picture that is no larger than one."""
+    rows, columns = (max(1, math.ceil(side / TILE)) for side in (height, width))
+    while rows * columns > TILES:
+        rows, columns = (rows - 1, columns) if rows > columns else (rows, columns - 1)
+    corners = (np.linspace(0, max(0, side - TILE), n).astype(int) for side, n in ((height, rows), (width, columns)))
+    return [(slice(y, y + TILE), slice(x, x + TILE)) for y, x in itertools.product(*corners)]
+
+
+def _apart(picture: UInt8, reference: UInt8) -> NDArray[np.float64]:
+    """`differences` of a tile, before the fourth roots."""
     both = [np.asarray(image @ (OPPONENT.T / 255), np.float32) for image in (picture, reference)]
-    found = []
-    for _ in range(len(WEIGHTS)):
-        (mean, contrast, detail), (mean0, contrast0, detail0) = map(_seen, both)
-        far = np.stack([_norm4(contrast - contrast0), _norm4(detail - detail0)], 1)
-        found.append(np.column_stack([np.abs(mean - mean0).mean((0, 1)), far]))
-        both = [
-            np.asarray(cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), np.float32)
-            for image in both
-        ]
-    return np.asarray(found, np.float64)
+    found = np.zeros(WEIGHTS.shape)
+    for halved, into in enumerate(found):
+        if halved:
+            size = [max(1, round(side / 2)) for side in both[0].shape[1::-1]]
+            both = [np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.float32) for image in both]
+        (mean, contrast, detail), (mean0, contrast0, detail0) = (_seen(x if halved else x[..., 0]) for x in both)
+        far = np.abs(mean - mean0), (contrast - contrast0) ** 4, (detail - detail0) ** 4
+        into[: 3 if halved else 1] = np.stack([each.mean((0, 1), dtype=np.float64) for each in far], -1)
+    return found
 
 
 def _seen(image: Float32) -> tuple[Float32, Float32, Float32]:
-    """Mean of what is near, logarithm of its contrast, and detail by that contrast, all [H,W,3]."""
+    """Mean of what is near, logarithm of its contrast, and detail by that contrast; all as image, [H,W] or [H,W,3]."""
     mean = cv2.GaussianBlur(image, (0, 0), SURROUNDINGS)
     contrast = cv2.GaussianBlur(np.abs(image - mean), (0, 0), SURROUNDINGS)
     return mean, np.log(contrast + 0.02), (image - mean) / (contrast + MASKING)
-
-
-def _norm4(apart: Float32) -> NDArray[np.float64]:
-    """Fourth root of the mean fourth power over [H,W]: the worst places count most."""
-    return np.asarray(((apart * apart) ** 2).mean((0, 1), dtype=np.float64) ** 0.25)
 
 
 def parse_full_reference(manifest: Mapping[str, Any]) -> FullReference | None:

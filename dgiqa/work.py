@@ -34,6 +34,7 @@ class Work:
     attributes: Attributes | None = None
     notes: tuple[str, ...] = ()  # what to know about the picture besides
     extra: dict[str, Float32] = field(default_factory=dict)  # further outputs of the network, [n,columns]
+    pixels: UInt8 | None = None  # [height,width,3] as decoded, where they were to be kept
 
     @property
     def left(self) -> int:

@@ -14,6 +14,7 @@ import pytest
 from command import run_here
 from numpy.typing import NDArray
 
+from dgiqa import full_reference
 from dgiqa.bundle import Bundle, load_bundle, write_bundle
 from dgiqa.errors import BundleError, ImageError
 from dgiqa.full_reference import KEY, WEIGHTS, FullReference, differences, likeness, parse_full_reference
@@ -119,14 +120,35 @@ def test_sizes_that_differ_are_refused(comparing: Bundle, photos: Photos) -> Non
         scorer.compare(photos["coffee"][:90, :100], photos["coffee"][:90, :120], name="a")
 
 
-def test_a_model_without_that_layer_says_how_alike_the_working_images_are(tiny_bundle: Bundle, photos: Photos) -> None:
+def test_a_model_without_that_layer_says_how_alike_the_pictures_are_at_their_own_size(
+    tiny_bundle: Bundle, photos: Photos
+) -> None:
     photo = photos["coffee"]
+    fine = cv2.GaussianBlur(photo, (0, 0), 2)
     with Scorer(tiny_bundle) as scorer:
-        found = scorer.compare(photo // 2, photo)
+        found = scorer.compare(fine, photo)
         p = scorer.bundle.preprocess
-    seen = [working_image(image, p) for image in (photo // 2, photo)]
-    assert found.full_reference == pytest.approx(likeness(*seen))
+    assert found.full_reference == pytest.approx(likeness(fine, photo))
+    seen = likeness(working_image(fine, p), working_image(photo, p))
+    assert likeness(fine, photo) < seen - 0.3, "detail that the model does not see counts"
     assert found.tile_full_reference is None
+
+
+def test_of_a_large_picture_tiles_are_looked_at_that_are_spread_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(full_reference, "TILE", 32)
+    monkeypatch.setattr(full_reference, "TILES", 6)
+    picture = np.random.default_rng(0).integers(0, 255, (64, 300, 3), np.uint8)
+    seen = np.zeros(picture.shape[:2], int)
+    for part in full_reference._tiles(64, 300):
+        assert seen[part].shape == (32, 32)
+        seen[part] += 1
+    assert (seen[:, 0].min(), seen[:, -1].min(), seen.max(), seen.sum()) == (1, 1, 1, 6 * 32 * 32)
+    assert len(full_reference._tiles(20, 90)) == 3, "all of a picture that has no more"
+    assert likeness(picture[:1, :1], picture[:1, :1]) == pytest.approx(0.982, abs=1e-3), "one pixel"
+    spoilt = picture.copy()
+    spoilt[:, 150:] //= 2
+    apart = differences(spoilt, picture)
+    assert 0.3 < apart[1, 0, 0] / differences(picture // 2, picture)[1, 0, 0] < 0.7
 
 
 def test_likeness_falls_with_every_fault_and_is_highest_for_equal_pictures(photos: Photos) -> None:
@@ -151,12 +173,14 @@ def test_what_is_changed_less_than_eyes_see_changes_next_to_nothing(photos: Phot
     assert likeness(photo ^ np.uint8(1), photo) > 0.95
 
 
-@pytest.mark.parametrize("shape", [(224, 224), (227, 1001)])
+@pytest.mark.parametrize("shape", [(24, 25), (224, 224), (227, 1001)])
 def test_every_size_has_its_differences(shape: tuple[int, int]) -> None:
     made = np.random.default_rng(0).integers(0, 255, (2, *shape, 3), np.uint8)
     found = differences(made[0], made[1])
     assert found.shape == WEIGHTS.shape == (4, 3, 3)
-    assert (found > 0).all()
+    assert (found[1:] > 0).all()
+    assert (found[0, 0] > 0).all()
+    assert (found[0, 1:] == 0).all(), "colour is seen at half the size"
     assert (differences(made[0], made[0]) == 0).all()
 
 

@@ -99,6 +99,19 @@ def test_weights_bring_the_difference_and_start_from_a_networks(tmp_path: Path) 
     assert all(torch.equal(value, grown[name]) for name, value in start.state_dict().items())
 
 
+def test_before_it_learns_a_picture_is_as_far_from_its_reference_as_their_logits() -> None:
+    torch.manual_seed(0)
+    start, picture, reference = DGIQA(SIZES).eval(), tiles(1), tiles(2)
+    with torch.no_grad():
+        logits = [torch.logit(start(*pair)) for pair in (picture, reference)]
+        found = with_reference(start).eval()(*picture, *reference)[:, 0]
+        assert torch.allclose(torch.logit(found), 4 - 2 * (logits[1] - logits[0]), atol=1e-4)
+        absolute = with_reference(start, "absolute").eval()
+        assert (absolute(*picture, *reference)[:, 0] < absolute(*picture, *picture)[:, 0]).all()
+        with pytest.raises(ValueError, match="take signed"):
+            with_reference(DGIQA(dataclasses.replace(SIZES, statistics=True)), "absolute")
+
+
 def test_what_other_versions_could_do_is_passed_over_where_it_is_off() -> None:
     saved = dataclasses.asdict(SIZES)
     assert saved_config({"config": json.dumps(saved | {"gone": 0})}, DGIQAConfig) == SIZES

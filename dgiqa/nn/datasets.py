@@ -187,11 +187,7 @@ def load_kadid10k(root: Path) -> IQADataset:
     """
     labels = _file("kadid10k", root, "dmos.csv")
     rows = [
-        _Row(
-            row["dist_img"],
-            _number(labels, row["dmos"]),
-            row["ref_img"].lower(),
-        )
+        _Row(row["dist_img"], _number(labels, row["dmos"]), row["ref_img"].lower())
         for row in _table(labels, ("dist_img", "ref_img", "dmos"))
     ]
     folder = _first_folder("kadid10k", root, ("images", "distorted_images"))
@@ -288,12 +284,7 @@ def load_csv(path: Path, worst: float | None = None, best: float | None = None) 
         raise DgiqaError(f"{path}: scores from {worst} to {best} are further apart than a number can say; correct them")
     _check_splits(path, (row["split"] for row in table if row.get("split")))
     rows = [
-        _Row(
-            row["image"],
-            score,
-            row.get("reference") or None,
-            SPLITS.get(row.get("split") or ""),
-        )
+        _Row(row["image"], score, row.get("reference") or None, SPLITS.get(row.get("split") or ""))
         for row, score in zip(table, scores, strict=True)
     ]
     name = path.parent.name if path.stem == "labels" else path.stem
@@ -495,13 +486,7 @@ class _Row(NamedTuple):
 def _dataset(name: str, folder: Path, rows: Sequence[_Row], *, worst: float, best: float) -> IQADataset:
     paths = find_pictures(name, folder, [row.name for row in rows])
     records = tuple(
-        Record(
-            row.name,
-            path,
-            float(np.clip((row.label - worst) / (best - worst), 0, 1)),
-            row.reference,
-            row.split,
-        )
+        Record(row.name, path, float(np.clip((row.label - worst) / (best - worst), 0, 1)), row.reference, row.split)
         for row, path in zip(rows, paths, strict=True)
     )
     return IQADataset(name, records, worst, best)

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from dgiqa.errors import DgiqaError
 from dgiqa.metrics import histogram_overlap, overlap, srocc
@@ -50,13 +49,14 @@ from dgiqa.nn.train import (
     add_config_options,
     add_data_options,
     add_network_options,
-    build_network,
     chosen_dataset,
     config_from,
     device_of,
+    first_network,
     train,
 )
 from dgiqa.score import Failure, Score
+from dgiqa.sources import IMAGE_SUFFIXES
 from dgiqa.store import replacing
 
 if TYPE_CHECKING:
@@ -104,7 +104,6 @@ NATURAL = {
     "gopro": (("**/sharp/*.png",), ("**/blur/*.png",)),
     "d2g": ((), ()),  # scene folders of several exposures: the brightest is good, the darkest degraded
 }
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -115,13 +114,12 @@ class Result:
     rows: tuple[dict[str, float], ...]
     paper: tuple[float, float] | None = None
 
-    def mean(self) -> dict[str, float]:
-        """Mean over the seeds, as the paper reports."""
-        return {key: float(np.mean([row[key] for row in self.rows])) for key in METRICS}
-
-    def median(self) -> dict[str, float]:
-        """Median over the seeds, as many other works report."""
-        return {key: float(np.median([row[key] for row in self.rows])) for key in METRICS}
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Mean over the seeds, as the paper reports, and median, as many other works do."""
+        kinds = {"mean": np.mean, "median": np.median}
+        return {
+            kind: {key: float(of([row[key] for row in self.rows])) for key in METRICS} for kind, of in kinds.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -240,7 +238,9 @@ def folder_pictures(folder: Path) -> list[Path]:
     """The pictures in a folder, sorted. Raises DgiqaError when there are fewer than two."""
     found = sorted(path for path in folder.iterdir() if _is_picture(path)) if folder.is_dir() else []
     if len(found) < 2:
-        raise DgiqaError(f"{len(found)} pictures in {folder}; wanted a folder with two or more {', '.join(PICTURES)}")
+        raise DgiqaError(
+            f"{len(found)} pictures in {folder}; wanted a folder with two or more {', '.join(IMAGE_SUFFIXES)}"
+        )
     return found
 
 
@@ -250,7 +250,7 @@ def format_table(results: Sequence[Result]) -> str:
     head = f"{'':{wide}}{'seeds':>7}  {'':7}" + "".join(f"{key:>14}" for key in METRICS) + f"{'paper srocc/plcc':>20}"
     lines = [head]
     for result in results:
-        for kind, values in (("mean", result.mean()), ("median", result.median())):
+        for kind, values in result.summary().items():
             paper = f"{result.paper[0]:.3f}/{result.paper[1]:.3f}" if result.paper and kind == "mean" else ""
             numbers = "".join(f"{values[key]:14.4f}" for key in METRICS)
             lines.append(f"{result.name:{wide}}{len(result.rows):7}  {kind:7}{numbers}{paper:>20}".rstrip())
@@ -262,7 +262,7 @@ def write_results(results: Sequence[Result], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     lines: list[tuple[Any, ...]] = [("experiment", "seed", *METRICS, "paper_srocc", "paper_plcc")]
     for result in results:
-        rows = [*enumerate(result.rows), ("mean", result.mean()), ("median", result.median())]
+        rows = [*enumerate(result.rows), *result.summary().items()]
         paper = result.paper or ("", "")
         lines += [(result.name, seed, *(f"{row[key]:.6f}" for key in METRICS), *paper) for seed, row in rows]
     _write_csv(out / "results.csv", lines)
@@ -367,10 +367,7 @@ def _trained(options: argparse.Namespace, config: TrainConfig, out: Path) -> Res
     def fit(training: IQADataset, seed: int) -> Predict:
         print(f"seed {seed} of {options.seeds}: {len(training.records)} pictures", file=sys.stderr, flush=True)
         torch.manual_seed(config.seed + seed)
-        if options.weights:
-            model: nn.Module = load_dgiqa(options.weights)
-        else:
-            model = build_network(options.network, options.without, options.pretrained)
+        model = first_network(options)
         samples = RecordSamples(training.records, network, options.depth_cache)
         # With the published parts, a seed's batches and crops are all that its training has of its own.
         seeded = dataclasses.replace(config, seed=config.seed + seed) if official else config
@@ -388,7 +385,7 @@ def _tsne(options: argparse.Namespace) -> None:
     others = [load_csv(Path(r), **scale) if n == "csv" else load_dataset(n, Path(r)) for n, r in options.also]
     datasets = [chosen_dataset(options), *others]
     with Scorer(options.bundle, features=True) as scorer:
-        features = [[score.features for score in _scores(scorer, dataset)] for dataset in datasets]
+        features = [[score.features for score in _scores(scorer, _paths(dataset))] for dataset in datasets]
     known = [each for rows in features for each in rows if each is not None]
     if len(known) < sum(map(len, features)):
         raise DgiqaError(f"{options.bundle} gives no features, and t-SNE needs some; import its weights again")
@@ -417,20 +414,20 @@ def _crops(options: argparse.Namespace) -> None:
 
     dataset = chosen_dataset(options)
     with Scorer(options.bundle, tiling=f"official:{max(options.counts)}") as scorer:
-        tiles = np.stack([score.tile_scores for score in _scores(scorer, dataset)])
+        tiles = np.stack([score.tile_scores for score in _scores(scorer, _paths(dataset))])
     draws = np.random.default_rng(0)
     rows = [
         [scores_of(_some(tiles, count, draws), dataset.scores) for _ in range(CROP_DRAWS)] for count in options.counts
     ]
     with Scorer(options.bundle, tiling="grid") as scorer:
-        values = np.array([score.value for score in _scores(scorer, dataset)])
+        values = np.array([score.value for score in _scores(scorer, _paths(dataset))])
     _curve(options.counts, rows, options.out, "random crops", {"grid": scores_of(values, dataset.scores)})
 
 
-def _scores(scorer: Scorer, dataset: IQADataset) -> Iterator[Score]:
-    """A dataset's pictures, scored in their order; one that cannot be scored is an error."""
-    scores = scorer.score_many(_paths(dataset), on_error="raise")
-    return watched((score for score in scores if not isinstance(score, Failure)), len(dataset.records), "scored")
+def _scores(scorer: Scorer, paths: Sequence[Path]) -> Iterator[Score]:
+    """Pictures, scored in their order; one that cannot be scored is an error here, not a gap."""
+    scores = scorer.score_many(paths, on_error="raise")
+    return watched((score for score in scores if not isinstance(score, Failure)), len(paths), "scored")
 
 
 def _some(tiles: NDArray[np.floating], count: int, draws: np.random.Generator) -> NDArray[np.floating]:
@@ -492,15 +489,10 @@ def _chosen(options: argparse.Namespace) -> Any:
 
 
 def _predict(predictor: Any) -> Predict:
-    """Whatever scores pictures as a function of files; one that it cannot score is an error here, not a gap."""
+    """Whatever scores pictures as a function of files."""
     if not hasattr(predictor, "score_many"):
         return predictor
-
-    def predict(paths: Sequence[Path]) -> NDArray[np.floating]:
-        scores = predictor.score_many(paths, on_error="raise")
-        return np.array([score.value for score in watched(scores, len(paths), "scored")])
-
-    return predict
+    return lambda paths: np.array([score.value for score in _scores(predictor, paths)])
 
 
 def _paths(dataset: IQADataset) -> list[Path]:
@@ -508,7 +500,7 @@ def _paths(dataset: IQADataset) -> list[Path]:
 
 
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURES
+    return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _exposures(root: Path) -> tuple[list[Path], list[Path]]:

@@ -24,6 +24,7 @@ from dgiqa.nn.network import DGIQA, DGIQAConfig
 from dgiqa.nn.predict import mean_scores
 from dgiqa.spec import Preprocess
 
+STEEP = 2.0  # of the difference of logits, at the start
 REFERENCE_FOLDERS = (".", "images", "reference_images", "refimgs", "ref_imgs", "src_imgs", "references")
 
 
@@ -43,6 +44,8 @@ class DGIQAFR(DGIQA):
         config = config or DGIQAFRConfig()
         if config.difference not in DIFFERENCES:
             raise ValueError(f"difference is {config.difference!r}; it can be {' or '.join(DIFFERENCES)}")
+        if config.difference == "absolute" and config.statistics:
+            raise ValueError("an absolute difference is of maps, and this network's last layer reads more; take signed")
         super().__init__(config)
         self.fc_reference = nn.Linear(self.fc.in_features, 1)
         nn.init.normal_(self.fc_reference.weight, std=0.02)
@@ -80,10 +83,12 @@ class DGIQAFR(DGIQA):
 
 
 def with_reference(network: DGIQA, difference: str = "signed") -> DGIQAFR:
-    """A DGIQAFR that starts from a network's weights."""
+    """A DGIQAFR that starts from a network's weights, and with the difference of both scores' logits."""
     sizes = {name: getattr(network.config, name) for name in DGIQAConfig.__dataclass_fields__}
     made = DGIQAFR(DGIQAFRConfig(**sizes, difference=difference))
-    made.load_state_dict(network.state_dict(), strict=False)
+    state = network.state_dict()
+    weight = state["fc.weight"].abs() if difference == "absolute" else state["fc.weight"]
+    made.load_state_dict(state | {"fc_reference.weight": -STEEP * weight}, strict=False)
     return made
 
 

@@ -75,7 +75,7 @@ def draw_curves(
 def draw_results(results: Sequence[Any], path: Path) -> None:
     """SROCC bars of `evaluate.Result`s, the paper's as a mark."""
     figure, axes = _figure(2 + 0.5 * len(results))
-    means = [result.mean()["srocc"] for result in results]
+    means = [result.summary()["mean"]["srocc"] for result in results]
     spread = [np.std([row["srocc"] for row in result.rows]) for result in results]
     axes.barh(range(len(results)), means, xerr=spread, color="C0", label="here, mean and deviation over seeds")
     paper = [(result.paper[0], i) for i, result in enumerate(results) if result.paper]

@@ -688,6 +688,17 @@ def build_network(name: str, without: str | None = None, pretrained: bool = Fals
     return model
 
 
+def first_network(options: argparse.Namespace) -> nn.Module:
+    """The network that the options of `add_network_options` ask for, from its weights where they are given."""
+    if (system := SYSTEMS.get(options.network)) is None:
+        if options.weights:
+            return load_dgiqa(options.weights)
+        return build_network(options.network, options.without, options.pretrained)
+    model = system.load(options.weights) if options.weights else system.make()
+    getattr(model, "freeze", lambda: None)()
+    return model
+
+
 def main(arguments: list[str] | None = None) -> int:
     """`python -m dgiqa.nn.train`: train on one dataset's training part; the test part is never looked at."""
     parser = argparse.ArgumentParser(prog="python -m dgiqa.nn.train", description=__doc__.split("\n\n")[0])
@@ -765,12 +776,11 @@ def _no_reference(options: argparse.Namespace, dataset: IQADataset, held_back: I
     fill_depth_cache((*dataset.records, *(held_back.records if held_back else ())), depth, options.depth_cache)
     if options.depth_only:
         return None
-    model = load_dgiqa(options.weights) if options.weights else build_network(*_network(options))
 
     def predict(model: nn.Module, records: Sequence[Record]) -> NDArray[np.floating]:
         return model_predictor(model, depth, options.depth_cache)([record.path for record in records])
 
-    return model, RecordSamples(dataset.records, depth, options.depth_cache), predict
+    return first_network(options), RecordSamples(dataset.records, depth, options.depth_cache), predict
 
 
 def _full_reference(options: argparse.Namespace, dataset: IQADataset, held_back: IQADataset | None) -> Task | None:
@@ -784,32 +794,24 @@ def _full_reference(options: argparse.Namespace, dataset: IQADataset, held_back:
     fill_depth_cache((*whole.records, *originals), depth, options.depth_cache)
     if options.depth_only:
         return None
-    start = load_dgiqa(options.weights) if options.weights else build_network(*_network(options))
     samples = PairSamples(dataset.records, references, depth, options.depth_cache)
 
     def predict(model: nn.Module, records: Sequence[Record]) -> NDArray[np.floating]:
         return pair_predictor(model, references, depth, options.depth_cache)(records)  # type: ignore[arg-type]
 
-    return with_reference(start, options.difference), samples, predict
+    return with_reference(first_network(options), options.difference), samples, predict  # type: ignore[arg-type]
 
 
 def _alone(options: argparse.Namespace, dataset: IQADataset, held_back: IQADataset | None) -> Task | None:
     """One of SYSTEMS, on pictures as they are and labels on their own scale; it has no depth."""
     from dgiqa.nn.plain import PlainSamples, plain_predictor
 
-    system = SYSTEMS[options.network]
     if options.depth_only or options.full_reference:
         said = "has neither depth nor a reference; leave --depth-only and --full-reference out"
-        raise ValueError(f"{system.title} {said}")
-    model: Any = system.load(options.weights) if options.weights else system.make()
-    if hasattr(model, "freeze"):
-        model.freeze()
+        raise ValueError(f"{SYSTEMS[options.network].title} {said}")
+    model: Any = first_network(options)
     ends = dataset.worst, dataset.best
     return model, PlainSamples(dataset.records, ends, model.preprocess), plain_predictor(ends)
-
-
-def _network(options: argparse.Namespace) -> tuple[str, str | None, bool]:
-    return options.network, options.without, options.pretrained
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ Float = NDArray[np.float64]
 HELD_OUT = 10  # one group of so many is never learnt from
 HUMAN_SHARE = 0.3
 CODECS = ("jpeg", "jpeg2000")
-SPARSE = 3e-5  # loss per unit of weight: what says the same as another goes
+SPARSE = 3e-4  # loss per unit of weight: what says the same as another goes
 
 
 def labels(what: NDArray[np.str_], level: Float, measured: Float) -> Float:

@@ -3,8 +3,7 @@
     python -m recipes.full_reference.pairs --pictures CLEAN --out pairs.npz --groups 700
 
 A group is a reference and worse pictures of it. One in two has one of thirty distortion types at one of five levels,
-the rest were saved by a codec, shrunk, or spoilt twice. The metric looks at the pictures as they are; differences are
-of their working images.
+the rest were saved by a codec, shrunk, or spoilt twice.
 """
 
 from __future__ import annotations
@@ -24,8 +23,6 @@ from PIL import Image
 
 from dgiqa.full_reference import differences
 from dgiqa.nn.datasets import read_rgb
-from dgiqa.preprocess import working_image
-from dgiqa.spec import Preprocess
 from dgiqa.store import replacing
 from recipes.small import encoding
 from recipes.small.chains import shrink
@@ -34,7 +31,6 @@ from recipes.small.working import reduce
 
 Bytes = NDArray[np.uint8]
 SIDE = 512  # of the square that is distorted and measured, pixels
-SEEN = Preprocess(version=2)  # what differences are taken of
 WORSE = 7  # pictures of a group beside the reference
 KINDS = ("single", "codec", "small", "mixture")
 SHARES = (0.5, 0.32, 0.08, 0.1)
@@ -119,10 +115,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     for number in range(len(found.get("what", ())) // WORSE, o.groups):
         (reference, _, _), *made = group(paths, o.seed, number)
-        seen = working_image(reference, SEEN)
         for picture, what, much in made:
             row = {"what": what, "much": much, "ssimulacra2": ssimulacra2(reference, picture)}
-            for name, value in (row | {"apart": differences(working_image(picture, SEEN), seen)}).items():
+            for name, value in (row | {"apart": differences(picture, reference)}).items():
                 found.setdefault(name, []).append(value)
         if number % 20 == 19 or number == o.groups - 1:
             arrays: dict[str, Any] = {name: np.array(values) for name, values in found.items()}

@@ -40,6 +40,7 @@ from dgiqa.nn.commands import exit_code
 from dgiqa.nn.datasets import IQADataset, load_dataset, random_split, read_rgb
 from dgiqa.nn.full_reference import reference_files
 from dgiqa.nn.weights import read_tensors
+from dgiqa.sources import IMAGE_SUFFIXES
 from dgiqa.store import replacing
 from recipes.small.distortions import KADID_TYPES, LEVELS
 from recipes.small.working import MEAN, STD, reduce
@@ -53,7 +54,6 @@ SIDE = 384  # larger pictures are reduced to this short side, which KADID-10k's 
 SAME = 0.95  # cosine from which two pictures show the same
 CHUNK = 32  # rows that are written at once
 ODD_NAMES = "surrogateescape"  # file names that are no UTF-8 keep their bytes
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 COLUMNS = ("source_image", "target_reference", "cosine_similarity", "error")
 
 
@@ -123,17 +123,14 @@ class Index:
     def __init__(self, names: Sequence[str], features: Float32, lending: Sequence[bool]) -> None:
         self.names, self.features, self.lending = names, features, np.array(lending)
 
-    def nearest(self, features: Float32) -> list[tuple[str, float, str]]:
-        """f32 [n,D] -> (reference, cosine, why it is refused) of each; features have length 1."""
-        cosines = features @ self.features.T  # [n,R]; 4 us a picture of 81 references, whose features take 48,000
-        found = []
-        for row in cosines:
-            best = int(np.where(self.lending, row, -2).argmax())
-            held = int(np.where(self.lending, -2, row).argmax())
-            leak = not self.lending.all() and row[held] >= SAME
-            error = f"shows what {self.names[held]} of the test part shows ({row[held]:.3f})" if leak else ""
-            found.append((self.names[best], float(row[best]), error))
-        return found
+    def nearest(self, features: Float32) -> tuple[str, float, str]:
+        """A picture's f32 [D], of length 1 -> (reference, cosine, why it is refused)."""
+        cosines = self.features @ features  # [R]; 4 us with 81 references, where the features take 48,000
+        best = int(np.where(self.lending, cosines, -2).argmax())
+        held = int(np.where(self.lending, -2, cosines).argmax())
+        leak = not self.lending.all() and cosines[held] >= SAME
+        error = f"shows what {self.names[held]} of the test part shows ({cosines[held]:.3f})" if leak else ""
+        return self.names[best], float(cosines[best]), error
 
 
 def match(pictures: Sequence[tuple[str, Path]], index: Index, features: Features, out: Path) -> None:
@@ -159,7 +156,7 @@ def _row(name: str, path: Path, index: Index, features: Features) -> tuple[str, 
         found = features(read_rgb(path))
     except ImageError as error:
         return name, "", "", str(error)
-    reference, cosine, refused = index.nearest(found[None])[0]
+    reference, cosine, refused = index.nearest(found)
     return name, "" if refused else reference, f"{cosine:.6f}", refused
 
 
@@ -223,7 +220,7 @@ def _run(o: argparse.Namespace) -> None:
         writer = csv.writer(stream)
         writer.writerow(("reference", "type", "level", "score"))
         writer.writerows((n, *cell, score) for n in names if n in lending for cell, score in sorted(labels[n].items()))
-    found = sorted(p for p in o.pictures.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    found = sorted(p for p in o.pictures.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     pictures = [(p.relative_to(o.pictures).as_posix(), p) for p in found]
     match(pictures, Index(names, known, [name in lending for name in names]), features, o.out)
     facts = statistics(_whole_rows(o.out / "matches.csv"), [name for name in names if name in lending])

@@ -20,14 +20,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from dgiqa.errors import DgiqaError
-from dgiqa.nn.checkpoints import load_dgiqa
 from dgiqa.nn.commands import exit_code
 from dgiqa.nn.datasets import DepthNetwork, Sample, bundle_depth, read_rgb, working_pair
 from dgiqa.nn.systems import SYSTEMS
-from dgiqa.nn.train import add_config_options, build_network, config_from, train
+from dgiqa.nn.train import add_config_options, add_network_options, config_from, first_network, train
 from recipes.saqt.match import ODD_NAMES, fitting
 from recipes.small.distortions import KADID_TYPES, distort
 
@@ -89,13 +87,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "python -m recipes.saqt.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="what recipes.saqt.match wrote")
-    parser.add_argument("--network", choices=(*SYSTEMS, "full", "small"), default="glintiqa")
-    parser.add_argument("--weights", type=Path, help="start from this checkpoint")
+    add_network_options(parser, (*SYSTEMS, "full", "small"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--depth", default="small", help="bundle whose depth network is used; default: %(default)s")
     parser.add_argument("--depth-cache", type=Path, default=Path("runs/depth"), help="default: %(default)s")
     parser.add_argument("--minutes", type=float, help="stop after this long; the same command goes on later")
     add_config_options(parser)
+    parser.set_defaults(network="glintiqa")
     if system := SYSTEMS.get(parser.parse_known_args(arguments)[0].network):
         parser.set_defaults(**{**system.training, "epochs": 50, "batch": 128})
     return exit_code(lambda: _run(parser.parse_args(arguments)))
@@ -104,18 +102,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(o: argparse.Namespace) -> None:
     config = config_from(o)
     torch.manual_seed(config.seed)
-    system = SYSTEMS.get(o.network)
-    if system is not None:
-        model: nn.Module = system.load(o.weights) if o.weights else system.make()
-        getattr(model, "freeze", lambda: None)()
-    else:
-        model = load_dgiqa(o.weights) if o.weights else build_network(o.network)
-    depth = None if system else bundle_depth(o.depth)
-    samples = Transferred(o.data, depth, o.depth_cache, BEST if system else 1.0, config.seed)
+    alone = o.network in SYSTEMS
+    samples = Transferred(
+        o.data, None if alone else bundle_depth(o.depth), o.depth_cache, BEST if alone else 1.0, config.seed
+    )
     if not samples.pictures:
         raise DgiqaError(f"{o.data} has no matched picture; run recipes.saqt.match first")
     print(f"{len(samples.pictures)} pictures, {len(samples)} samples an epoch", file=sys.stderr)
-    print(train(model, samples, config, o.out, minutes=o.minutes))
+    print(train(first_network(o), samples, config, o.out, minutes=o.minutes))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ pytest.importorskip("torch")
 pytest.importorskip("av")
 
 from dgiqa.full_reference import differences
-from dgiqa.spec import Preprocess
 from recipes.full_reference import learn, pairs
 
 
@@ -32,7 +31,6 @@ def quick(monkeypatch):
         pairs, "ssimulacra2", lambda a, b: float(np.clip(100 - np.abs(a.astype(int) - b).mean() * 4, -50, 99))
     )
     monkeypatch.setattr(pairs, "SIDE", 96)
-    monkeypatch.setattr(pairs, "SEEN", Preprocess(version=2, short_side=48))
 
 
 def test_a_group_is_the_reference_and_worse_pictures_and_the_same_for_one_seed(tmp_path, quick):
