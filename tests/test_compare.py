@@ -228,8 +228,11 @@ def test_subfolders_are_matched_by_their_names_too(folders: Path, comparing: Bun
         (folders / "all" / folder).mkdir(parents=True)
         (folders / folder).rename(folders / "all" / folder / "day")
     places = folders / "all" / "encoded", folders / "all" / "originals"
-    code, rows = rows_of(*places, "--bundle", comparing.path)
+    code, rows = rows_of(places[0], places[1] / "day", "--bundle", comparing.path)
     assert (code, [row["error"] for row in rows]) == (3, ["a folder without images; -r looks in its subfolders too"])
+    done = run_here("compare", places[0] / "day", places[1], "--bundle", comparing.path)
+    assert done.returncode == 2
+    assert b"without images" in done.stderr
     code, rows = rows_of(*places, "-r", "--bundle", comparing.path)
     references = {Path(str(row["path"])).name: row["reference"] for row in rows}
     assert references["coffee.jpg"] == str(places[1] / "day" / "coffee.png")

@@ -116,10 +116,9 @@ class Result:
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Mean over the seeds, as the paper reports, and median, as many other works do."""
-        kinds = {"mean": np.mean, "median": np.median}
-        return {
-            kind: {key: float(of([row[key] for row in self.rows])) for key in METRICS} for kind, of in kinds.items()
-        }
+        table = np.array([[row[key] for key in METRICS] for row in self.rows])
+        found = {"mean": table.mean(0), "median": np.median(table, 0)}
+        return {kind: dict(zip(METRICS, values.tolist(), strict=True)) for kind, values in found.items()}
 
 
 @dataclass(frozen=True)
