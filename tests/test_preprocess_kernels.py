@@ -364,10 +364,9 @@ def test_a_decoders_picture_becomes_the_rgb_of_the_video_path(
     rng = np.random.default_rng(matrix)
     rows = rng.integers(64, 193, (height * 3 // 2, width), dtype=np.uint8)  # neighbours that jump, within the gamut
     rows[:height] = rng.integers(16, 236, (height, width))
-    planar = colour.Planes(width, height)
     chroma = rows[height:].reshape(height // 2, width // 2, 2)
     planes = np.concatenate([rows[:height].ravel(), chroma[..., 0].ravel(), chroma[..., 1].ravel()])
-    frame = planar.frame(planes.reshape(height * 3 // 2, width))
+    frame = colour.of_planes(planes.reshape(height * 3 // 2, width))
     assert isinstance(frame, av.VideoFrame)
     frame.colorspace, frame.color_range = colorspace, colour.FULL if full else colour.LIMITED
     assert colour.matrix_number(frame.colorspace, height) == matrix

@@ -228,9 +228,8 @@ def _open_png(kind: str, plugin: str, data: bytes) -> Opened:
         if deep_key or (convert and (hdr or most > 255)):
             png.check_rows(data)
             levels, orientation = _all_bits(data), _orientation(image)
-            if convert:
-                return _converted(levels, convert, note, orientation)
-            return _finish_array(levels, orientation, None if meant else image.info.get("icc_profile"))
+            found = _finish_array(levels, orientation, None if meant else image.info.get("icc_profile"), convert)
+            return Decoded(found.rgb, tuple(filter(None, (note, *found.notes))))
         if image.info.get("default_image"):  # an animation, whose first picture is another
             image.seek(1)
         return _loaded(image, kind, stop, meant=meant, check=lambda: _check_last_rows(image, data))
@@ -338,26 +337,25 @@ def _open_gif(kind: str, plugin: str, data: bytes) -> Opened:
 
 
 def _open_webp(kind: str, plugin: str, data: bytes) -> Opened:
-    size = _webp_size(data)
-    if not _over_pillows_limit(size[0] * size[1]):
+    width, height = _webp_size(data)
+    image = None
+    if not _over_pillows_limit(width * height):
         # Around its first frame an animation is transparent, be it said or not
         animated = data[12:16] == b"VP8X" and data[20] & 2
         image = _pillow(kind, plugin, data[:20] + bytes([data[20] | 16]) + data[21:] if animated else data)
 
-        def read_pillow(stop: Stop | None) -> Decoded:
-            zeros.check_webp(data, image.width * image.height)
-            return _loaded(image, kind, stop)
-
-        return _opened(image, kind, data, read_pillow)
-
     def read(stop: Stop | None) -> Decoded:
-        zeros.check_webp(data, size[0] * size[1])
+        zeros.check_webp(data, width * height)
+        if image is not None:
+            return _loaded(image, kind, stop)
         levels = _by_opencv(data)
         if levels is None:
             raise ImageError(f"truncated or damaged, {len(data)} bytes; fetch or save it again")
         return _finish_array(levels, 1)
 
-    return Opened(kind, *size, len(data) + 15 * size[0] * size[1], data, read)
+    if image is not None:
+        return _opened(image, kind, data, read)
+    return Opened(kind, width, height, len(data) + 15 * width * height, data, read)
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
@@ -386,10 +384,10 @@ def _open_heif(kind: str, plugin: str, data: bytes) -> Opened:
         if image.info.get("icc_profile") and not hdr:
             return _loaded(image, kind, stop, box=box)
         if convert and hdr:
-            if kind == "HEIC":
-                return _converted(_deep_heic(data), convert, note, 1)
             left, top, right, bottom = box or (0, 0, *image.size)
-            return _converted(_all_bits(data, _depth(head))[top:bottom, left:right], convert, note, _orientation(image))
+            levels = _deep_heic(data) if kind == "HEIC" else _all_bits(data, _depth(head))[top:bottom, left:right]
+            found = _finish_array(levels, 1 if kind == "HEIC" else _orientation(image), None, convert)
+            return Decoded(found.rgb, (note, *found.notes))
         return _loaded(image, kind, stop, meant=meant, box=box)
 
     return _opened(image, kind, data, read, 8 * image.width * image.height if _depth(head) > 8 else 0)
@@ -594,23 +592,36 @@ def _finish(image: Image.Image, kind: str, orientation: int, meant: png.Colours 
     return Decoded(rgb, tuple(notes))
 
 
-def _finish_array(levels: NDArray[Any], orientation: int, profile: bytes | None = None) -> Decoded:
-    """Levels [H,W], [H,W,1], [H,W,3] or [H,W,4] of a type that `as_rgb` takes; `profile` says their colours."""
-    check_levels(levels)
-    grey = levels.ndim == 2 or levels.shape[2] == 1
+def _finish_array(
+    levels: NDArray[Any], orientation: int, profile: bytes | None = None, widen: colours.ToSrgb | None = None
+) -> Decoded:
+    """Levels [H,W], [H,W,1], [H,W,3] or [H,W,4] of a type that `as_rgb` takes. profile, widen: of their colours."""
+    if not widen:
+        check_levels(levels)
+    grey, alpha = levels.ndim == 2 or levels.shape[2] == 1, levels.shape[2:] == (4,)
     convert, note = colours.from_profile(profile, "L" if grey else "RGB")
     notes: tuple[str, ...] = (note,) if note else ()
-    if levels.shape[2:] == (4,) and levels[..., 3].min() < levels[..., 3].max():
+    if alpha and levels[..., 3].min() < levels[..., 3].max():
         notes += (LAID,)
-    if levels.dtype == np.uint8 and levels.shape[2:] == (3,) and convert is None and orientation not in AS_STORED:
+    if (
+        levels.dtype == np.uint8
+        and levels.shape[2:] == (3,)
+        and not convert
+        and not widen
+        and orientation not in AS_STORED
+    ):
         return Decoded(levels, notes)
 
     def rows_of(top: int, bottom: int) -> UInt8:
-        band = to_uint8(levels[top:bottom])
-        if convert is None:
+        part = levels[top:bottom]
+        band = to_uint8(part)
+        if widen:
+            colour = widen(np.dstack([part] * 3) if grey else np.ascontiguousarray(part[..., :3]))
+        elif convert:
+            colour = np.asarray(convert(Image.fromarray(band.reshape(band.shape[:2]) if grey else band[..., :3])))
+        else:
             return rgb_of(band)
-        colour = np.asarray(convert(Image.fromarray(band.reshape(band.shape[:2]) if grey else band[..., :3])))
-        return rgb_of(np.dstack([colour, band[..., 3]]) if levels.shape[2:] == (4,) else colour)
+        return rgb_of(np.dstack([colour, band[..., 3]]) if alpha else colour)
 
     return Decoded(upright((levels.shape[0], levels.shape[1]), orientation, rows_of), notes)
 
@@ -639,18 +650,3 @@ def _by_opencv(data: bytes, depth: int = 16) -> NDArray[Any] | None:
     if levels.dtype == np.uint16:
         levels <<= 16 - depth
     return np.asarray(levels)
-
-
-def _converted(levels: NDArray[Any], convert: colours.ToSrgb, note: str, orientation: int) -> Decoded:
-    """Levels of 8 or 16 bits, [H,W], [H,W,3] or [H,W,4], to sRGB."""
-
-    def rows_of(top: int, bottom: int) -> UInt8:
-        part = levels[top:bottom]
-        rgb = convert(np.ascontiguousarray(np.dstack([part] * 3) if part.ndim == 2 else part[..., :3]))
-        if part.ndim == 2 or part.shape[-1] < 4:
-            return rgb
-        alpha = part[..., 3] if part.dtype == np.uint8 else (part[..., 3] >> 8).astype(np.uint8)
-        return over_white(np.dstack([rgb, alpha]))
-
-    rgb = upright((levels.shape[0], levels.shape[1]), orientation, rows_of)
-    return Decoded(np.ascontiguousarray(rgb), (note,))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -102,16 +102,11 @@ def upright(size: tuple[int, int], orientation: int, rows_of: Callable[[int, int
         return whole
     out = np.empty((width, height, 3) if orientation in _SIDEWAYS else (height, width, 3), np.uint8)
     stored = out if turn is None else turn(out)
-    for top, bottom in bands(height, width):
-        stored[top:bottom] = rows_of(top, bottom) if whole is None else whole[top:bottom]
-    return out
-
-
-def bands(height: int, width: int) -> Iterator[tuple[int, int]]:
-    """First and last row, exclusive, of the parts that an image is converted in."""
     step = max(1, BAND // width)
     for top in range(0, height, step):
-        yield top, min(top + step, height)
+        bottom = min(top + step, height)
+        stored[top:bottom] = rows_of(top, bottom) if whole is None else whole[top:bottom]
+    return out
 
 
 def _check_depth(high: int) -> None:

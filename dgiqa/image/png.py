@@ -84,18 +84,26 @@ def check_sums(data: bytes) -> None:
 def check_rows(data: bytes) -> None:
     """Raise ImageError unless the pixels' stream holds all rows. Inflates it once more: for doubtful files."""
     wanted = _inflated_size(data)
-    inflate, found = zlib.decompressobj(), 0
-    for kind, start, end in chunks(data):
-        if kind != b"IDAT":
-            continue
-        rest = data[start:end]
-        while rest and not inflate.eof and found < wanted:
-            found += len(inflate.decompress(rest, _PIECE))
-            rest = inflate.unconsumed_tail
-    while not inflate.eof and found < wanted and (more := inflate.decompress(inflate.unconsumed_tail, _PIECE)):
-        found += len(more)
+    found = inflated(b"".join(data[start:end] for kind, start, end in chunks(data) if kind == b"IDAT"), wanted)
     if found < wanted:
         raise ImageError(f"truncated: its pixels end after {100 * found // wanted} %; fetch or save it again")
+
+
+def inflated(data: bytes, most: int) -> int:
+    """Bytes that zlib makes of data, at most some more than `most`.
+
+    Raises ImageError if it cannot, or they have another checksum at their end, if it is there.
+    """
+    inflate, rest, found = zlib.decompressobj(), data, 0
+    try:
+        while not inflate.eof and found <= most:
+            piece = inflate.decompress(rest, _PIECE)
+            found, rest = found + len(piece), inflate.unconsumed_tail
+            if not (piece or rest):
+                break
+    except zlib.error as error:
+        raise ImageError(f"damaged: {error}; fetch or copy it again") from error
+    return found
 
 
 def _inflated_size(data: bytes) -> int:

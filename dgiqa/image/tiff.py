@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from dgiqa.errors import ImageError
-from dgiqa.image import jpeg
+from dgiqa.image import jpeg, png
 from dgiqa.image.raw import RawError
 
 MAX_PAGES = 100  # looked at for one that is not a reduced copy
@@ -28,7 +27,6 @@ _JPEG, _DEFLATE = 7, frozenset({8, 32946})
 # What neither Pillow nor OpenCV reads, by TIFF's numbers
 _UNREAD = {34661: "JBIG", 34712: "JPEG 2000", 34887: "LERC", 34933: "PNG", 34934: "JPEG XR", 22610: "JPEG XR"}
 _UNREAD |= {33003: "JPEG 2000", 33004: "JPEG 2000", 33005: "JPEG 2000", 50001: "WebP", 50002: "JPEG XL"}
-_AT_A_TIME = 1 << 20  # bytes that are inflated at a time
 _SPARE = 1 << 26  # bytes of tiles beyond a small picture
 _TYPES = {2: "signed", 3: "float", 5: "complex", 6: "complex"}
 
@@ -120,24 +118,9 @@ def check_pieces(data: bytes, page: Page) -> None:
             if scans.plain and left >= 0:
                 jpeg.pixels(whole, scans.components, eighth=True)
         elif page.compression in _DEFLATE:
-            left -= _inflated(piece, left)
+            left -= png.inflated(piece, left)
         if left < 0:
             raise ImageError("damaged: its strips or tiles hold more than the picture; save it again")
-
-
-def _inflated(piece: bytes, most: int) -> int:
-    """Bytes that a piece inflates to, at most some more than `most`.
-
-    Raises ImageError if it cannot be inflated, or has another checksum at its end, if it has an end.
-    """
-    inflate, rest, found = zlib.decompressobj(), piece, 0
-    try:
-        while rest and not inflate.eof and found <= most:
-            found += len(inflate.decompress(rest, _AT_A_TIME))
-            rest = inflate.unconsumed_tail
-    except zlib.error as error:
-        raise ImageError(f"damaged: {error}; fetch or copy it again") from error
-    return found
 
 
 def _pages(data: bytes) -> Iterator[Any]:

@@ -317,7 +317,7 @@ def _walk(top: str, recursive: bool, others: Counter[str]) -> Iterator[Input]:
         for entry in entries:
             suffix = os.path.splitext(entry.name)[1].lower()
             if suffix in PHOTO_SUFFIXES:
-                if _is(entry.is_file) or _is_broken_link(entry):
+                if _is(entry.is_file) or (entry.is_symlink() and not os.path.exists(entry.path)):
                     yield _file(entry.path)
                 elif not _is(entry.is_dir):
                     others["pipes or devices"] += 1
@@ -332,10 +332,6 @@ def _is(question: Callable[[], bool]) -> bool:
         return question()
     except OSError:  # a link in a circle, or into a folder that cannot be entered
         return False
-
-
-def _is_broken_link(entry: os.DirEntry[str]) -> bool:
-    return entry.is_symlink() and not os.path.exists(entry.path)
 
 
 def _entries(stream: BinaryIO, separator: bytes) -> Iterator[bytes]:

@@ -14,6 +14,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from itertools import repeat
 from typing import Any, BinaryIO
 
 from dgiqa.errors import ImageError
@@ -70,16 +71,11 @@ def _pairs(table: Any, column: str, key: str | None) -> Iterator[tuple[Any, Any]
         return _of_arrow(table, column, key)
     if hasattr(table, "columns") and hasattr(table, "__getitem__"):
         _check_columns(list(table.columns), column, key)
-        return zip(table[column], table[key] if key else _nothing(), strict=False)
+        return zip(table[column], table[key] if key else repeat(None), strict=False)
     raise TypeError(
         f"got {type(table).__name__}, wanted a pandas, Polars or PyArrow table or a datasets.Dataset; "
         "collect a lazy one first, and choose one split of a DatasetDict"
     )
-
-
-def _nothing() -> Iterator[None]:
-    while True:
-        yield None
 
 
 def _of_dataset(dataset: Any, column: str, key: str | None) -> Iterator[tuple[Any, Any]]:
@@ -98,7 +94,7 @@ def _of_dataset(dataset: Any, column: str, key: str | None) -> Iterator[tuple[An
 def _of_arrow(table: Any, column: str, key: str | None) -> Iterator[tuple[Any, Any]]:
     _check_columns(table.schema.names, column, key)
     for batch in table.to_batches(max_chunksize=_ROWS) if hasattr(table, "to_batches") else table:
-        yield from zip(batch.column(column), batch.column(key) if key else _nothing(), strict=False)
+        yield from zip(batch.column(column), batch.column(key) if key else repeat(None), strict=False)
 
 
 def _cells(name: str, stream: BinaryIO, reading: Reading) -> Iterator[tuple[Any, Any]]:
@@ -117,7 +113,7 @@ def _of_parquet(stream: BinaryIO, reading: Reading) -> Iterator[tuple[Any, Any]]
     column = _check_columns(file.schema_arrow.names, reading.column, reading.key)
     wanted = [column, *([reading.key] if reading.key else [])]
     for batch in file.iter_batches(batch_size=_ROWS, columns=list(dict.fromkeys(wanted))):
-        yield from zip(batch.column(column), batch.column(reading.key) if reading.key else _nothing(), strict=False)
+        yield from zip(batch.column(column), batch.column(reading.key) if reading.key else repeat(None), strict=False)
 
 
 def _of_csv(text: io.TextIOWrapper, delimiter: str, reading: Reading) -> Iterator[tuple[Any, Any]]:
@@ -162,7 +158,7 @@ def _input(value: Any, key: Any, place: str, folder: str, reading: Reading) -> I
     if isinstance(value, Exception):
         return Input(place, error=f"not a line of JSON ({told(value)})")
     value, key = _plain(value), _plain(key)
-    name = None if key is None else key if isinstance(key, str) else _text(key)
+    name = None if key is None else os.fsdecode(key) if isinstance(key, str | bytes) else str(key)
     if isinstance(value, dict):  # of Hugging Face
         content, path = value.get("bytes"), value.get("path")
         value, place = (content, str(path or place)) if content is not None else (path, place)
@@ -206,9 +202,3 @@ def addressed(address: str, reading: Reading, key: str | None = None) -> Input:
 
 def _plain(value: Any) -> Any:
     return value.as_py() if hasattr(value, "as_py") else value
-
-
-def _text(key: Any) -> str:
-    if isinstance(key, bytes):
-        return os.fsdecode(key)
-    return str(key)

@@ -28,14 +28,8 @@ Turn = tuple[int, int, int, int]
 # Numbers of ITU-T H.273, which FFmpeg uses
 MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}  # -> swscale's numbers; PyAV names the last from version 18 on
 UNSPECIFIED, RGB = 2, 0
-NAMED = {
-    8: "YCgCo",
-    10: "BT.2020 constant luminance",
-    11: "YDzDx",
-    12: "chromaticity-derived",
-    13: "chromaticity-derived",
-}
-NAMED |= {14: "ICtCp", 15: "IPT-C2 (Dolby Vision)", 16: "YCgCo-Re", 17: "YCgCo-Ro"}
+NAMED = {8: "YCgCo", 10: "BT.2020 constant luminance", 11: "YDzDx", 12: "chromaticity-derived"}
+NAMED |= {13: NAMED[12], 14: "ICtCp", 15: "IPT-C2 (Dolby Vision)", 16: "YCgCo-Re", 17: "YCgCo-Ro"}
 LIMITED, FULL = 1, 2
 
 # Flags of FFmpeg's scaler, by number: PyAV names the last two from version 18 on
@@ -49,14 +43,13 @@ def to_rgb(frame: av.VideoFrame, *, deinterlace: bool = False, turn: Turn | None
     frame is marked as interlaced. HDR (PQ, HLG) is tone-mapped by `tone_map`. What is transparent is laid over white,
     as in images. Raises ImageError for colours without a defined way to RGB.
     """
-    if (
-        frame.interlaced_frame
-    ):  # FFmpeg's newer scaler takes chroma of marked frames field by field, its program does not
+    if frame.interlaced_frame:  # whose chroma FFmpeg's newer scaler takes field by field, its program does not
         frame = _filtered(frame, *(("estdif", "mode=frame") if deinterlace else ("setfield", "prog")))
     if frame.color_trc in (PQ, HLG):
         rgb = tone_map(_reformat(frame, "rgb48le"), "PQ" if frame.color_trc == PQ else "HLG")
     else:
-        rgb = over_white(_reformat(frame, "rgba")) if _has_alpha(frame) else _reformat(frame, "rgb24")
+        alpha = frame.format.name == "pal8" or any(c.is_alpha for c in frame.format.components)
+        rgb = over_white(_reformat(frame, "rgba")) if alpha else _reformat(frame, "rgb24")
     return _turned(rgb, turn)
 
 
@@ -66,41 +59,22 @@ def luma_thumbnail(frame: av.VideoFrame) -> UInt8:
     return np.asarray(small.to_ndarray(), np.uint8)
 
 
-class Planes:
-    """Turns planes without a container into frames whose chroma samples lie where video codecs put them: left.
+def of_planes(planes: UInt8) -> av.VideoFrame:
+    """Planes uint8 [H*3/2,W] (Y, then U, then V) as a frame whose chroma samples lie where video codecs put them: left.
 
     Without it FFmpeg takes them to lie in the middle, as in JPEG, and colours at edges move by up to 20 levels.
     """
+    import av
 
-    def __init__(self, width: int, height: int) -> None:
-        import av
-
-        self._graph = graph = av.filter.Graph()
-        self._ticks = Fraction(1, 1000)
-        source = graph.add_buffer(width=width, height=height, format=av.VideoFormat("yuv420p"), time_base=self._ticks)
-        sited, sink = graph.add("setparams", "chroma_location=left"), graph.add("buffersink")
-        source.link_to(sited)
-        sited.link_to(sink)
-        graph.configure()
-
-    def frame(self, planes: UInt8) -> av.VideoFrame:
-        """Planes uint8 [H*3/2,W] (Y, then U, then V) as a yuv420p frame."""
-        import av
-
-        frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
-        frame.pts, frame.time_base = 0, self._ticks
-        self._graph.push(frame)
-        result = self._graph.pull()
-        assert isinstance(result, av.VideoFrame)
-        return result
+    frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+    frame.pts, frame.time_base = 0, Fraction(1, 1000)
+    return _filtered(frame, "setparams", "chroma_location=left")
 
 
 def notes(frame: av.VideoFrame, *, deinterlace: bool = False) -> str:
     """Remarks on the picture for a reader of the score, or nothing."""
     parts = []
-    if (
-        frame.interlaced_frame
-    ):  # FFmpeg's newer scaler takes chroma of marked frames field by field, its program does not
+    if frame.interlaced_frame:
         parts.append("interlaced, deinterlaced by estdif" if deinterlace else "interlaced")
     if frame.color_trc in (PQ, HLG):
         parts.append(f"HDR ({'PQ' if frame.color_trc == PQ else 'HLG'}) tone-mapped to SDR")
@@ -144,10 +118,6 @@ def _reformat(frame: av.VideoFrame, layout: str) -> NDArray[Any]:
     options["src_color_range"] = FULL if full else LIMITED
     options["dst_color_range"] = FULL
     return np.asarray(frame.to_ndarray(**options))
-
-
-def _has_alpha(frame: av.VideoFrame) -> bool:
-    return frame.format.name == "pal8" or any(c.is_alpha for c in frame.format.components)
 
 
 def _turned(rgb: UInt8, turn: Turn | None) -> UInt8:

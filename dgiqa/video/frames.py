@@ -118,10 +118,8 @@ class Video:
             ticks = wanted.ticks(self._length_s(wanted), self.opened.rate)
         except ValueError as error:
             raise RefusedError(f"{self.name}: {error}") from error
-        pictures = self._pictures(ticks, wanted)
-        found = self._per_scene(pictures, wanted.per_scene, stop) if wanted.per_scene else self._by_time(pictures, stop)
         none = True
-        for frame in self._without_bars(found):
+        for frame in self._without_bars(self._sampled(ticks, wanted, stop)):
             none = False
             yield frame
         if none and not (stop and stop.is_set()):
@@ -150,10 +148,12 @@ class Video:
                     last_s = max(last_s, packet.pts * clock.tick_s - opened.origin_s)
         return last_s + clock.frame_s if clock.jumped_s else declared
 
-    def _pictures(self, ticks: Ticks, wanted: Sampling) -> Iterator[Picture]:
+    def _sampled(self, ticks: Ticks, wanted: Sampling, stop: threading.Event | None) -> Iterator[Frame]:
         if self._raw:
-            return self._raw_pictures(self._raw, ticks, wanted.end)
-        return Decoding(self.opened, ticks, wanted.end).pictures()
+            pictures = self._raw_pictures(self._raw, ticks, wanted.end)
+        else:
+            pictures = Decoding(self.opened, ticks, wanted.end).pictures()
+        return self._per_scene(pictures, wanted.per_scene, stop) if wanted.per_scene else self._by_time(pictures, stop)
 
     def _nothing_in(self, wanted: Sampling) -> str:
         """Why nothing was sampled: a gate must not pass because nothing was looked at."""
@@ -263,10 +263,8 @@ class Video:
         return self._turn
 
     def _raw_pictures(self, raw: Raw, ticks: Ticks, end_s: float) -> Iterator[Picture]:
-        made = None
-        if raw.layout == "yuv420p":
+        if planar := raw.layout == "yuv420p":
             import_av()
-            made = colour.Planes(raw.width, raw.height)
         number = 0
         while not ticks.over and number / raw.rate <= end_s:
             data = read_exactly(self.opened.pipe, raw.frame_bytes)
@@ -278,6 +276,6 @@ class Video:
                 return
             if ticks.due(time_s):
                 levels = np.frombuffer(data, np.uint8)
-                shape = (-1, raw.width) if made else (raw.height, raw.width, 3)
-                yield Picture(time_s, number, made.frame(levels.reshape(shape)) if made else levels.reshape(shape))
+                levels = levels.reshape((-1, raw.width) if planar else (raw.height, raw.width, 3))
+                yield Picture(time_s, number, colour.of_planes(levels) if planar else levels)
             number += 1

@@ -48,7 +48,8 @@ def follow(
                     yield from video.frames(wanted, stop)
                     return
                 wanted = _by_time(wanted)
-                reason = yield from _connection(joined.next(video.frames(_from_now_on(wanted), stop)), wanted)
+                now_on = replace(wanted, start=0.0, end=math.inf)  # its clock says nothing about ours
+                reason = yield from _connection(joined.next(video.frames(now_on, stop)), wanted)
                 if reason is None or stop.is_set():
                     return
         except BackendError:
@@ -88,11 +89,6 @@ def _what_next(wait_s: float | None, attempts: int) -> str:
     if wait_s is not None:
         return f"trying again in {wait_s:g} s"
     return f"given up after {attempts} attempts in a row" if attempts > 1 else "given up"
-
-
-def _from_now_on(wanted: Sampling) -> Sampling:
-    """The sampling of one connection: its clock says nothing about ours, so that start and end are applied to ours."""
-    return replace(wanted, start=0.0, end=math.inf)
 
 
 def _by_time(wanted: Sampling) -> Sampling:

@@ -65,21 +65,12 @@ class NvdecVideo(Video):
         """The frames to score, in order of time. Sampling by scenes is refused."""
         if wanted.per_scene:
             raise RefusedError(f"{self.name}: scenes are found on the CPU; {_INSTEAD}")
-        try:
-            ticks = wanted.ticks(self._length_s(wanted), self.opened.rate)
-        except ValueError as error:
-            raise RefusedError(f"{self.name}: {error}") from error
-        none = True
-        for frame in self._without_bars(self._due(ticks, wanted.end, stop)):
-            none = False
-            yield frame
-        if none and not (stop and stop.is_set()):
-            yield Frame(self.name, wanted.start, None, error=self._nothing_in(wanted))
+        return super().frames(wanted, stop)
 
-    def _due(self, ticks: Ticks, end_s: float, stop: threading.Event | None) -> Iterator[Frame]:
+    def _sampled(self, ticks: Ticks, wanted: Sampling, stop: threading.Event | None) -> Iterator[Frame]:
         reference, cuts = self._reference(), SceneCuts()
         for number, (time_s, picture) in enumerate(self._decoded(reference[0])):
-            if (stop and stop.is_set()) or ticks.over or time_s > end_s:
+            if (stop and stop.is_set()) or ticks.over or time_s > wanted.end:
                 return
             due = ticks.due(time_s)
             if not due and number >= len(reference):

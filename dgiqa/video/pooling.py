@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -118,13 +118,8 @@ class Pooled:
             "min": rounded(self.low, 6),
             "min_s": rounded(self.low_s, 3),
             "max": rounded(self.high, 6),
-            "worst_interval": None
-            if worst is None
-            else {
-                "start_s": rounded(worst.start_s, 3),
-                "end_s": rounded(worst.end_s, 3),
-                "mean": rounded(worst.mean, 6),
-            },
+            "worst_interval": worst
+            and {name: rounded(value, 6 if name == "mean" else 3) for name, value in asdict(worst).items()},
         }
 
 

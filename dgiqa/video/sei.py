@@ -19,11 +19,8 @@ def without_damage(packet: Any, context: Any) -> Any:
     bad = [(start, end) for start, payload, end in units if end - payload > 2 and _is_damaged(data[payload:end])]
     if not bad:
         return packet
-    kept, position = bytearray(), 0
-    for start, end in bad:
-        kept += data[position:start]
-        position = end
-    copy = type(packet)(bytes(kept + data[position:]))
+    ends = [0, *(end for _, end in bad)]
+    copy = type(packet)(b"".join(data[a:b] for a, b in zip(ends, [*(start for start, _ in bad), None], strict=True)))
     for name in ("pts", "dts", "duration", "time_base", "stream"):
         setattr(copy, name, getattr(packet, name))
     copy.is_keyframe = packet.is_keyframe

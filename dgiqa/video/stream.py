@@ -90,8 +90,7 @@ class FrameStream:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Rows until `finish` was called and all frames are done."""
-        while (row := self.pull()) is not None:
-            yield row
+        return iter(self.pull, None)
 
     def finish(self) -> None:
         """No more frames will be pushed."""

@@ -265,16 +265,6 @@ def _y4m(data: mmap.mmap, at: int) -> int:
     return first if not at else (second if second > 0 else len(data)) - first
 
 
-_PARTS: dict[str, Part] = {
-    **{
-        "matroska": _matroska,
-        "ogg": _ogg,
-        "mpeg": _program_stream,
-        "mxf": _mxf,
-        "asf": _asf,
-        "avi": _riff,
-        "flv": _flv,
-    },
-    **{"ivf": _ivf, "dv": _dv, "yuv4mpegpipe": _y4m},
-}
+_PARTS: dict[str, Part] = {"matroska": _matroska, "ogg": _ogg, "mpeg": _program_stream, "mxf": _mxf, "asf": _asf}
+_PARTS |= {"avi": _riff, "flv": _flv, "ivf": _ivf, "dv": _dv, "yuv4mpegpipe": _y4m}
 _COUNTS = {"mpegts": _missing, "asf": _lost_of_asf}  # a file and the number of a stream -> where packets lack
