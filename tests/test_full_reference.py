@@ -107,6 +107,7 @@ def test_before_it_learns_a_picture_is_as_far_from_its_reference_as_their_logits
         found = with_reference(start).eval()(*picture, *reference)[:, 0]
         assert torch.allclose(torch.logit(found), 4 - 2 * (logits[1] - logits[0]), atol=1e-4)
         absolute = with_reference(start, "absolute").eval()
+        assert with_reference(absolute) is absolute, "one that has learned goes on"
         assert (absolute(*picture, *reference)[:, 0] < absolute(*picture, *picture)[:, 0]).all()
         with pytest.raises(ValueError, match="take signed"):
             with_reference(DGIQA(dataclasses.replace(SIZES, statistics=True)), "absolute")

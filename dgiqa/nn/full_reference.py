@@ -83,7 +83,9 @@ class DGIQAFR(DGIQA):
 
 
 def with_reference(network: DGIQA, difference: str = "signed") -> DGIQAFR:
-    """A DGIQAFR that starts from a network's weights, and with the difference of both scores' logits."""
+    """A DGIQAFR that starts from a network's weights and the difference of both scores' logits; one stays itself."""
+    if isinstance(network, DGIQAFR):
+        return network
     sizes = {name: getattr(network.config, name) for name in DGIQAConfig.__dataclass_fields__}
     made = DGIQAFR(DGIQAFRConfig(**sizes, difference=difference))
     state = network.state_dict()

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from dgiqa.errors import DgiqaError, WeightsError
 from dgiqa.full_reference import DIFFERENCES
 from dgiqa.nn.backbones import load_lite
-from dgiqa.nn.checkpoints import load_dgiqa
+from dgiqa.nn.checkpoints import load_dgiqa, load_weights
 from dgiqa.nn.commands import PROGRESS_SECONDS, exit_code
 from dgiqa.nn.datasets import (
     LOADERS,
@@ -799,7 +799,10 @@ def _full_reference(options: argparse.Namespace, dataset: IQADataset, held_back:
     def predict(model: nn.Module, records: Sequence[Record]) -> NDArray[np.floating]:
         return pair_predictor(model, references, depth, options.depth_cache)(records)  # type: ignore[arg-type]
 
-    return with_reference(first_network(options), options.difference), samples, predict  # type: ignore[arg-type]
+    start = load_weights(options.weights) if options.weights else first_network(options)
+    if not isinstance(start, DGIQA):
+        raise ValueError(f"{options.weights} holds {type(start).__name__}; wanted DGIQA's weights or DGIQA-FR's")
+    return with_reference(start, options.difference), samples, predict
 
 
 def _alone(options: argparse.Namespace, dataset: IQADataset, held_back: IQADataset | None) -> Task | None:
