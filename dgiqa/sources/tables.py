@@ -157,7 +157,7 @@ def _input(value: Any, key: Any, place: str, folder: str, reading: Reading) -> I
     """A cell and its row's key as an input. place: what an image without a name of its own is called."""
     if isinstance(value, Exception):
         return Input(place, error=f"not a line of JSON ({told(value)})")
-    value, key = _plain(value), _plain(key)
+    value, key = (cell.as_py() if hasattr(cell, "as_py") else cell for cell in (value, key))
     name = None if key is None else os.fsdecode(key) if isinstance(key, str | bytes) else str(key)
     if isinstance(value, dict):  # of Hugging Face
         content, path = value.get("bytes"), value.get("path")
@@ -198,7 +198,3 @@ def addressed(address: str, reading: Reading, key: str | None = None) -> Input:
         return Input(address, error=str(error), key=key)
     assert reading.network is not None
     return Input(address, source=Fetched(address, reading.network), key=key)
-
-
-def _plain(value: Any) -> Any:
-    return value.as_py() if hasattr(value, "as_py") else value

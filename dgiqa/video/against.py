@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import cv2
@@ -33,6 +34,7 @@ SURE = 0.8  # an offset must bring thumbnails this much closer than none does; s
 Z95 = 1.96
 
 Thumbs = list[tuple[float, NDArray[np.uint8]]]  # time, luma uint8 [36,64]
+_opened = partial(Video, bars="keep")
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,7 @@ class Lost:
         """Ends of the mean drop's 95 % interval over frames; None for fewer than two."""
         if len(self.drops) < 2:
             return None
-        half = Z95 * float(np.std(self.drops, ddof=1)) / math.sqrt(len(self.drops))
-        mean = float(np.mean(self.drops))
+        mean, half = float(np.mean(self.drops)), Z95 * float(np.std(self.drops, ddof=1)) / math.sqrt(len(self.drops))
         return mean - half, mean + half
 
     def add(self, row: Row) -> None:
@@ -215,10 +216,6 @@ def _compared(  # noqa: PLR0917 - a pair, and what it is called
     found = compare(stages, picture, reference, name=name, reference_name=original, tiling=tiling)
     row = found.as_row()
     return row | {"note": "; ".join(filter(None, (row["note"], note))) or None}
-
-
-def _opened(source: VideoSource) -> Video:
-    return Video(source, bars="keep")
 
 
 def _thumbs(source: VideoSource, start_s: float, end_s: float) -> Thumbs:

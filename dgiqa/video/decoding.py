@@ -177,8 +177,7 @@ class Decoding:
                 f"the video ends at {max(self.last_s, 0.0):.2f} s of {self.opened.duration_s:.2f} s: it is truncated"
             )
         if not ended and self.opened.path and not self.ticks.over and self.last_s <= self.end_s:
-            counted = None if self.clock.jumped_s else self.stream.id
-            ended = unseen(self.opened.path, self.opened.format, counted)
+            ended = unseen(self.opened.path, self.opened.format, None if self.clock.jumped_s else self.stream.id)
             if not ended and self.opened.format == "gif":
                 ended = _damage_of_gif(self.opened.path)
         if not ended and not self.packets:

@@ -120,9 +120,8 @@ class _Joined:
                 self.began = time.monotonic() if self.began is None else self.began
                 first_number = self.number - (frame.number or 0)
             number = None if frame.number is None else first_number + frame.number
-            moved = replace(
-                frame, time_s=frame.time_s - first_s + offset, number=number, scene=frame.scene + first_scene
-            )
+            time_s = frame.time_s - first_s + offset
+            moved = replace(frame, time_s=time_s, number=number, scene=frame.scene + first_scene)
             self.last_s, self.scene = max(self.last_s, moved.time_s), moved.scene
             self.number = self.number if number is None else number + 1
             self.failures = self.failures if frame.error else 0

@@ -177,9 +177,8 @@ class _Job(Task[Result]):
             return _Prepared(self.stages.prepare(rgb, self.frame.source, self.scorer.tiling))
         height, width = rgb.shape[:2]
         if height * width > self.stages.max_pixels:
-            raise ImageError(
-                f"a frame of {width} x {height}, limit {self.stages.max_pixels:,} pixels; raise max_pixels"
-            )
+            limit = f"limit {self.stages.max_pixels:,} pixels; raise max_pixels"
+            raise ImageError(f"a frame of {width} x {height}, {limit}")
         old_depth = old.result().work.depth if old is not None and old.exception() is None else None
         reused = self.plan == "reuse" and old_depth is not None
         near = old_depth if reused else None
