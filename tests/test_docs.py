@@ -164,8 +164,11 @@ def parsed(words: list[str]) -> None:
 
 
 def _options_are_named(file: Path, words: list[str]) -> None:
-    """Options of programs whose parser would need PyTorch: their names stand in the file, or in a file beside it."""
-    text = "".join(path.read_text() for path in {file, *file.parent.glob("*.py")})
+    """Options of programs whose parser would need PyTorch: named in the file, one beside it or one that it imports."""
+    imported = re.findall(r"^from ((?:dgiqa|recipes)[\w.]+) import", file.read_text(), re.MULTILINE)
+    others = (ROOT / (name.replace(".", "/") + ".py") for name in imported)
+    files = {file, *file.parent.glob("*.py"), *(other for other in others if other.is_file())}
+    text = "".join(path.read_text() for path in files)
     for option in (word for word in words if word.startswith("--")):
         assert f'"{option}"' in text or f"{option[2:].replace('-', '_')}:" in text, f"{file.name} has no {option}"
 

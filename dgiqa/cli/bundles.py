@@ -86,7 +86,8 @@ def _print_bundle(facts: dict[str, Any]) -> None:
         by_licence.setdefault(str(licence), []).append(file)
     lines = [facts["title"], *(f"{licence}: {_few(files)}" for licence, files in by_licence.items())]
     if facts["presets"]:
-        lines.append("presets: " + ", ".join(f"{preset} {value:g}" for preset, value in facts["presets"].items()))
+        presets = {name: max(f"{value:.2f}", f"{value:g}", key=len) for name, value in facts["presets"].items()}
+        lines.append("presets: " + ", ".join(f"{name} {value}" for name, value in presets.items()))
     lines += [
         f"{name}: {value if isinstance(value, str) else to_json(value)}" for name, value in facts["figures"].items()
     ]
