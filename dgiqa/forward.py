@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -318,8 +318,20 @@ class Stages:
         with clock("tiles"):
             windows = preprocess.windows_for(tiling, working.shape[0], working.shape[1], self.p.tile)
         scores, ms = np.full(len(windows), np.nan, np.float32), {s: clock.ms[s] for s in STAGES if s in clock.ms}
-        work = Work(name, tiling, height, width, working, near, windows, ms, scores, attributes=attributes, notes=notes)
-        return replace(work, pixels=pixels)
+        return Work(
+            name,
+            tiling,
+            height,
+            width,
+            working,
+            near,
+            windows,
+            ms,
+            scores,
+            attributes=attributes,
+            notes=notes,
+            pixels=pixels,
+        )
 
     def _look(self, work: Work, rgb: UInt8 | None) -> None:
         """Enter what shows on the host in a picture's pixels, or that nobody looked."""
