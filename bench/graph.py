@@ -1,17 +1,28 @@
-"""Each network's export twin against the network exported as written: same weights, same engine, run in turn.
+"""Exported graphs: each network's twin against the network as written, and window attention in three ways.
 
-    python bench/graph.py [--only small ...]       ->  bench/results/graph.jsonl, and the table in docs/graph.md
+    python bench/graph.py [--only small ... attention] [--plugin build/libdgiqa_tensorrt.so]
     python bench/graph.py --quick                  a few cases, to see that it works; the docs stay as they are
 
-On OpenVINO the twin is also run by the network that takes any shape, which a session uses for all shapes but the first.
-Exports are kept under --work as long as the code stays the same; an interrupted run goes on where it was.
+Same weights, same engine, run in turn -> bench/results/graph.jsonl, and the tables in docs/graph.md. On OpenVINO the
+twin is also run by the network that takes any shape, which a session uses for all shapes but the first. "attention" is
+the full-size quality network:
+
+    plain    bias and mask are added one after the other
+    folded   shifted windows become heads, and one constant is added: what fused attention takes, and the default
+    plugin   one operator for each attention, served by our kernel
+
+Where TensorRT and a GPU are, attention is timed in fp16 plans fed from the GPU's memory, by the clock; there and
+elsewhere in ONNX Runtime and OpenVINO, fp32, by CPU time of one thread. Exports and plans are kept under --work as long
+as the code stays the same; an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +34,7 @@ from stamp import identity, machine_line
 from timer import Ledger, compare, lines, parsed, parser
 
 from dgiqa import spec
-from dgiqa.runtime.backends import ONNXRUNTIME, OPENVINO, backends
+from dgiqa.runtime.backends import ONNXRUNTIME, OPENVINO, TENSORRT, backends
 from dgiqa.runtime.session import Session, open_session
 
 SIZES: dict[str, tuple[Any, ...]] = {  # what one run is fed: tiles, or height and width of a depth input
@@ -31,6 +42,8 @@ SIZES: dict[str, tuple[Any, ...]] = {  # what one run is fed: tiles, or height a
     "small depth": ((256, 352), (256, 256)),
     "full": (1, 6, 8),
     "vits": ((518, 686), (518, 518)),
+    "attention": (1, 8, 20),
+    "narrow": (1,),  # attention of a few layers, to see that it works
 }
 NAMES = {
     "small": "quality, small",
@@ -38,71 +51,129 @@ NAMES = {
     "full": "quality, full size",
     "vits": "Depth Anything ViT-S",
 }
-CPU = (ONNXRUNTIME, OPENVINO)
 REFERENCE, TWIN, ANY = "as written", "twin", "twin, any shape"
+PLAIN, FOLDED, PLUGIN = "plain", "folded", "plugin"
+# Options of the exporter; the first is the baseline
+WAYS: dict[str, dict[str, Any]] = {REFERENCE: {"twin": False}, TWIN: {}}
+ATTENTION: dict[str, dict[str, Any]] = {
+    PLAIN: {"attention": "standard"},
+    FOLDED: {"attention": "folded"},
+    PLUGIN: {"attention": "op"},
+}
 PAIRS = 20  # fewer than the runs after which an OpenVINO session compiles a second network of fixed shapes
+ON_A_GPU = 200
 DOCS = Path(__file__).parent.parent / "docs" / "graph.md"
-BEGIN, END = "<!-- bench/graph.py: begin -->\n", "<!-- bench/graph.py: end -->\n"
 Line = dict[str, Any]
 
 
 def main() -> int:
     options = _options()
     ledger = Ledger(options.out, fresh=options.fresh)
-    work = options.work / identity(ledger.stamp)
+    options.work /= identity(ledger.stamp)
     for network in options.only:
-        for backend in [name for name in CPU if name in backends()]:
+        ways = ways_of(network)
+        for backend in backends_for(network):
+            named = [way for way in ways if way != PLUGIN or (backend == TENSORRT and options.plugin)]
             for size in SIZES[network][: 1 if options.quick else None]:
                 case = {"network": network, "backend": backend, "size": size}
-                line = ledger.case(case, partial(measured, **case, folder=work, pairs=3 if options.quick else PAIRS))
+                case |= {"ways": named} if ways is ATTENTION else {}
+                line = ledger.case(case, partial(measured, network, backend, size, named, options))
                 print(*_cells(line), sep="  ", flush=True)
     if not options.quick:
-        write_table(options.docs, lines(options.out))
+        for name, made in tables(lines(options.out)).items():
+            put_between(options.docs, *marks(name), made)
     return 0
 
 
-def measured(network: str, backend: str, size: Any, folder: Path, pairs: int) -> Line:
-    """Times of both graphs, ms, and the reference's over theirs pair by pair; how far their outputs are apart."""
-    files = exported(network, folder)
-    feeds = inputs(size)
-    sessions: dict[str, Session] = {name: open_session(path, backend) for name, path in files.items()}
-    if backend == OPENVINO:
+def ways_of(network: str) -> dict[str, dict[str, Any]]:
+    return WAYS if network in NAMES else ATTENTION
+
+
+def backends_for(network: str) -> list[str]:
+    wanted = (ONNXRUNTIME, OPENVINO) if network in NAMES else (TENSORRT, ONNXRUNTIME, OPENVINO)
+    return [name for name in wanted if name in backends()]
+
+
+def measured(network: str, backend: str, size: Any, ways: Sequence[str], options: argparse.Namespace) -> Line:
+    """Times of the graphs, ms, and the first one's over theirs pair by pair; how far outputs are from its, of 1."""
+    files = {way: exported(network, way, options.work) for way in ways}
+    counts = {way: nodes(path) for way, path in files.items()}
+    feeds: Mapping[str, Any] = inputs(size)
+    alone: dict[str, Any] = {} if network in NAMES else {"threads": 1}
+    plugins = {PLUGIN: [options.plugin]}
+    if backend == TENSORRT:
+        import torch
+
+        files = {way: _plan(path, plugins.get(way, [])) for way, path in files.items()}
+        feeds = {name: torch.from_numpy(array).cuda() for name, array in feeds.items()}
+    sessions: dict[str, Session] = {
+        way: open_session(path, backend, plugins=plugins.get(way, []), **alone) for way, path in files.items()
+    }
+    if backend == OPENVINO and TWIN in files:
         sessions[ANY] = open_session(files[TWIN], backend)
         sessions[ANY].run(inputs(size + 1 if isinstance(size, int) else (size[0], size[1] + 224)))
-    outputs = {name: next(iter(session.run(feeds).values())) for name, session in sessions.items()}
-    calls = {name: partial(session.run, feeds) for name, session in sessions.items()}
-    results = compare(calls, pairs=pairs, seconds=45)
-    return {
-        "rows": [result.as_dict() for result in results],
-        "difference": float(np.abs(outputs[TWIN] - outputs[REFERENCE]).max()),
-        "nodes": {name: nodes(path) for name, path in files.items()},
-    }
+    name = spec.QUALITY_FEATURES if alone else None
+    first = {way: session.run(feeds) for way, session in sessions.items()}
+    outputs = {way: np.asarray(found[name or next(iter(found))]) for way, found in first.items()}
+    calls: dict[str, Any] = {way: partial(session.run, feeds) for way, session in sessions.items()}
+    if cpu := bool(alone) and backend != TENSORRT:
+        calls = {way: partial(cpu_ms, call) for way, call in calls.items()}
+    pairs = 3 if options.quick else ON_A_GPU if backend == TENSORRT else PAIRS
+    results = compare(calls, pairs=pairs, seconds=options.seconds, clock="own" if cpu else "wall")
+    wanted = outputs[ways[0]]
+    apart = {way: float(np.abs(got - wanted).max() / np.abs(wanted).max()) for way, got in outputs.items()}
+    return {"rows": [result.as_dict() for result in results], "difference": apart, "nodes": counts}
 
 
-def exported(network: str, folder: Path) -> dict[str, Path]:
-    """Both files, untrained: no zeros are left in the weights that a tool could drop."""
-    files = {name: folder / f"{network.replace(' ', '-')}-{name.replace(' ', '-')}.onnx" for name in (REFERENCE, TWIN)}
-    for name, path in files.items():
-        if not path.is_file():
-            _export(network, path, twin=name == TWIN)
-    return files
+def cpu_ms(call: Any) -> float:
+    """Milliseconds of this process's CPU that a call takes: steady on a machine that does other things, too."""
+    started = time.process_time()
+    call()
+    return 1e3 * (time.process_time() - started)
 
 
-def _export(network: str, path: Path, twin: bool) -> None:
-    import torch
+def exported(network: str, way: str, folder: Path) -> Path:
+    """The file, untrained: no zeros are left in the weights that a tool could drop."""
+    path = folder / f"{network}-{way}.onnx".replace(" ", "-")
+    if not path.is_file():
+        import torch
 
-    from dgiqa.nn.depth import SMALL_PREPROCESS, SmallDepth
-    from dgiqa.nn.depth_anything import ENCODERS, DepthAnything
-    from dgiqa.nn.network import DGIQA, FULL, SMALL
-    from dgiqa.nn.onnx_export import export_depth, export_quality, untrained
+        from dgiqa.nn.depth import SMALL_PREPROCESS, SmallDepth
+        from dgiqa.nn.depth_anything import ENCODERS, DepthAnything
+        from dgiqa.nn.network import DGIQA, FULL, SMALL
+        from dgiqa.nn.onnx_export import export_depth, export_quality, untrained
 
-    torch.manual_seed(0)
-    if network in ENCODERS:
-        export_depth(untrained(DepthAnything(network)), path, twin=twin)
-    elif network == "small depth":
-        export_depth(untrained(SmallDepth()), path, preprocess=SMALL_PREPROCESS, twin=twin)
-    else:
-        export_quality(untrained(DGIQA(SMALL if network == "small" else FULL)), path, twin=twin)
+        torch.manual_seed(0)
+        how = ways_of(network)[way]
+        if network in ENCODERS:
+            export_depth(untrained(DepthAnything(network)), path, **how)
+        elif network == "small depth":
+            export_depth(untrained(SmallDepth()), path, preprocess=SMALL_PREPROCESS, **how)
+        else:
+            config = SMALL if network == "small" else narrow() if network == "narrow" else FULL
+            export_quality(untrained(DGIQA(config)), path, **how)
+    return path
+
+
+def narrow() -> Any:
+    """A Swin of a few layers."""
+    from dgiqa.nn.network import FULL
+
+    swin = {"embed_dim": 32, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)}
+    return dataclasses.replace(FULL, backbone_options=swin, tcb_channels=(16, 16, 16, 32), heads=4, dilated_channels=32)
+
+
+def _plan(onnx: Path, plugins: list[Path]) -> Path:
+    from dgiqa.builder.plan import build_plan
+    from dgiqa.builder.precision import load_model, to_half
+
+    plan, half = onnx.with_suffix(".plan"), onnx.with_suffix(".fp16.onnx")
+    if not plan.is_file():
+        half.write_bytes(to_half(load_model(onnx)).SerializeToString())
+        shape = tuple((n, 3, spec.TILE, spec.TILE) for n in SIZES["attention"])
+        shapes = dict.fromkeys((spec.QUALITY_RGB, spec.QUALITY_DEPTH), shape)
+        build_plan(half, plan, shapes=[shapes], plugins=plugins, progress=print)  # type: ignore[list-item]
+    return plan
 
 
 def inputs(size: Any) -> dict[str, np.ndarray[Any, Any]]:
@@ -120,24 +191,23 @@ def nodes(path: Path) -> int:
     return len(onnx.load(path).graph.node)
 
 
-def table(measurements: Iterable[Mapping[str, Any]]) -> str:
-    """The last line of every case as Markdown, with the machines that they came from."""
-    head = ("network", "one run", "engine", "as written, ms", TWIN, ANY, "nodes")
-    return markdown(head, _cells, measurements)
+def tables(measurements: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The last line of every case as Markdown, with the machines that they came from: twins, and attention."""
+    cases, made = last_cases(measurements), {}
+    for name, head, members in (
+        ("twins", ("network", "one run", "engine", "as written, ms", TWIN, ANY, "nodes"), NAMES),
+        ("attention", ("engine", "one run", "plain, ms", FOLDED, PLUGIN, "features apart"), ("attention",)),
+    ):
+        own = [(line, stamp) for line, stamp in cases if line["case"]["network"] in members]
+        machines = dict.fromkeys(machine_line(stamp) for _, stamp in own)
+        rows = as_table(head, [_cells(line) for line, _ in own])
+        made[name] = rows + "\n\n" + "".join(f"- {machine}\n" for machine in machines)
+    return made
 
 
-def markdown(
-    head: Sequence[str], cells: Callable[[Mapping[str, Any]], list[str]], measurements: Iterable[Mapping[str, Any]]
-) -> str:
-    """A table of the last line of every case, and below it the machines that they came from."""
-    cases = last_cases(measurements)
-    machines = dict.fromkeys(machine_line(stamp) for _, stamp in cases)
-    return as_table(head, [cells(line) for line, _ in cases]) + "\n\n" + "".join(f"- {m}\n" for m in machines)
-
-
-def write_table(path: Path, measurements: Iterable[Mapping[str, Any]]) -> None:
-    """Put the table between the page's marks. Raises ValueError if it has none."""
-    put_between(path, BEGIN, END, table(measurements))
+def marks(name: str) -> tuple[str, str]:
+    """What stands around a table on the page."""
+    return f"<!-- bench/graph.py, {name}: begin -->\n", f"<!-- bench/graph.py, {name}: end -->\n"
 
 
 def put_between(path: Path, begin: str, end: str, made: str) -> None:
@@ -153,16 +223,23 @@ def put_between(path: Path, begin: str, end: str, made: str) -> None:
 def _cells(line: Mapping[str, Any]) -> list[str]:
     case, rows = line["case"], {row["name"]: row for row in line["rows"]}
     size = f"{case['size']} tiles" if isinstance(case["size"], int) else "x".join(map(str, case["size"]))
-    ratios = [f"{rows[name]['ratio']['median']:.2f}x" if name in rows else "" for name in (TWIN, ANY)]
-    count = " to ".join(f"{line['nodes'][name]:,}" for name in (REFERENCE, TWIN))
-    return [NAMES[case["network"]], size, case["backend"], number(rows[REFERENCE]["ms"]["median"]), *ratios, count]
+    twins = case["network"] in NAMES
+    first, *others = (REFERENCE, TWIN, ANY) if twins else (PLAIN, FOLDED, PLUGIN)
+    times = [number(rows[first]["ms"]["median"])]
+    times += [f"{rows[name]['ratio']['median']:.2f}x" if name in rows else "" for name in others]
+    if twins:
+        count = " to ".join(f"{line['nodes'][name]:,}" for name in (REFERENCE, TWIN))
+        return [NAMES[case["network"]], size, case["backend"], *times, count]
+    return [case["backend"], size, *times, f"{max(line['difference'].values()):.1e}"]
 
 
 def _options() -> argparse.Namespace:
     made = parser(__doc__)
-    made.add_argument("--only", nargs="+", choices=tuple(SIZES), default=tuple(SIZES), help="networks to measure")
+    made.add_argument("--only", nargs="+", choices=tuple(SIZES), default=[*NAMES, "attention"], help="what to measure")
+    made.add_argument("--plugin", type=Path, help="the TensorRT plugin that CMake builds")
+    made.add_argument("--seconds", type=float, default=45, help="that one case may take  [%(default)s]")
     made.add_argument("--work", type=Path, default=Path("data/graph"), help="where exports are kept  [%(default)s]")
-    made.add_argument("--docs", type=Path, default=DOCS, help="the page that has the table  [%(default)s]")
+    made.add_argument("--docs", type=Path, default=DOCS, help="the page that has the tables  [%(default)s]")
     return parsed(made, "graph.jsonl")
 
 

@@ -11,7 +11,7 @@ FAIR = (
     '"SDPA, windows folded" gets tokens in window order, as the exported networks keep them, and one mask for all '
     "images: it moves the bytes that ours moves. The other SDPA works on maps in image order and moves the windows "
     "apart and back, which takes two thirds of its time. So our kernel is a demonstrator until a GPU shows that it "
-    "gains against the first: `python bench/attention.py` compares whole networks."
+    "gains against the first: `python bench/graph.py --only attention` compares whole networks."
 )
 
 

@@ -126,14 +126,14 @@ def test_folded_window_attention_compiles_with_one_addend_a_block(compile: Compi
     """A Swin of eight blocks, four of them shifted in each of two branches."""
     torch = pytest.importorskip("torch")
     sys.path.insert(0, str(ROOT / "bench"))
-    import attention as bench
+    import graph as bench
 
     from dgiqa.builder.precision import load_model, to_half
     from dgiqa.nn.network import DGIQA
     from dgiqa.nn.onnx_export import export_quality
 
     torch.manual_seed(0)
-    network = DGIQA(bench._narrow()).eval()
+    network = DGIQA(bench.narrow()).eval()
     layers = {}
     for way in ("standard", "folded"):
         exported = export_quality(network, tmp_path / f"{way}.onnx", attention=way)  # type: ignore[arg-type]
