@@ -1,11 +1,11 @@
 """How fast each engine runs each network on this CPU, as ratios against eager PyTorch fp32 in the same run.
 
-    python bench/engines.py [--only full/quality] [--batches 1 8 20] [--seconds 60] [--skip-int8] [--work DIR]
+    python bench/engines.py [--only full/quality] [--batches 1 8 20] [--seconds 60] [--skip-int8] [--compile]
 
 The networks of untrained.py (weights of a fixed seed; fp16 is left out, CPUs compute it in fp32). Each
 engine runs in a process of its own, and all take turns, so that whatever else the machine does hits all of them.
-The outputs for photographs say how far each engine is from PyTorch. Figures are added to the JSON lines file case by
-case, and a run that was stopped goes on.
+The outputs for photographs say how far each engine is from PyTorch; --compile adds torch.compile. Figures are added to
+the JSON lines file case by case, and a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -43,9 +43,11 @@ Feeds = dict[str, NDArray[np.float32]]
 Run = Callable[[Feeds], NDArray[Any]]
 
 
-def engines(bundle: Bundle, file: str, work: Path, *, int8: bool) -> dict[str, dict[str, str]]:
+def engines(bundle: Bundle, file: str, work: Path, *, int8: bool, compiled: bool) -> dict[str, dict[str, Any]]:
     """Name -> what its process must know to run this file of the bundle; the baseline first."""
-    found = {BASELINE: {"size": bundle.path.name, "file": file}}
+    found: dict[str, dict[str, Any]] = {BASELINE: {"size": bundle.path.name, "file": file}}
+    if compiled:
+        found["torch compiled fp32"] = found[BASELINE] | {"compiled": True}
     for precision in ("fp32", "bf16", "int8") if int8 else ("fp32", "bf16"):
         path = untrained.files(bundle, precision, work)[file]
         for backend in (ONNXRUNTIME, OPENVINO):
@@ -111,7 +113,7 @@ def _milliseconds(subject: Subject, inputs: str) -> float:
 # ---- in a subject's process ----
 
 
-def subject(engine: Mapping[str, str]) -> Served:
+def subject(engine: Mapping[str, Any]) -> Served:
     """What answers "run": the inputs of an npz file through one engine -> its own milliseconds."""
     run = _session(**engine) if "path" in engine else _eager(**engine)
 
@@ -136,11 +138,12 @@ def _session(path: str, backend: str, precision: str) -> Run:
     return lambda feeds: session.run(feeds)[session.outputs[0]]
 
 
-def _eager(size: str, file: str) -> Run:
+def _eager(size: str, file: str, compiled: bool = False) -> Run:
     import torch
 
     torch.set_num_threads(usable_cores())
     network = untrained.modules(size)[file]
+    network = torch.compile(network) if compiled else network
 
     def run(feeds: Feeds) -> NDArray[Any]:
         with torch.inference_mode():
@@ -200,6 +203,7 @@ def _options() -> Namespace:
     made.add_argument("--batches", nargs="+", type=int, default=[1, 8, 20], help="tiles a run of the quality network")
     made.add_argument("--seconds", type=float, default=60.0, help="begin no round of a case after this long")
     made.add_argument("--work", type=Path, default=untrained.WORK, help="where networks are kept")
+    made.add_argument("--compile", action="store_true", help="also what torch.compile makes of the networks")
     made.add_argument("--skip-int8", action="store_true", help="quantising the full networks takes half an hour, once")
     options = parsed(made, "engines.jsonl")
     everything = [f"{size}/quality" for size in untrained.SIZES] + [f"{size}/depth" for size in DEPTH_SIZES]
@@ -223,7 +227,7 @@ def main() -> None:
 
 
 def _started(stack: ExitStack, bundle: Bundle, file: str, options: Namespace) -> dict[str, Subject]:
-    found = engines(bundle, file, options.work, int8=not options.skip_int8)
+    found = engines(bundle, file, options.work, int8=not options.skip_int8, compiled=options.compile)
     return {name: stack.enter_context(Subject(own_command(__file__, engine))) for name, engine in found.items()}
 
 

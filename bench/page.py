@@ -10,32 +10,122 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import engines_page
 import plots
-from markdown import last_cases, number, table
+from markdown import figures, last_cases, table, words
 from stamp import machine_line
 from timer import RESULTS, lines
 
+from dgiqa.forward import STAGES
+
 BENCHES = ("peers", "pipeline", "scale", "engines")
 TRIED = "tried.json"
+UNTRAINED = "untrained-"  # and the size: bundles of bench/untrained.py
 Line = dict[str, Any]
 Results = dict[str, list[Line]]
 
 
+class Part(NamedTuple):
+    """Lines of a bench with `case` among what they are of: each a table below `lead`, its cells divided by |.
+
+    All but the first two are format strings as in `markdown.words`: lead and head of the line, cells of each row.
+    """
+
+    bench: str
+    case: str
+    lead: str
+    head: str
+    cells: str
+
+
+PEERS = (" | ms per image [p10, p90] | speed | rounds | ", "{name} | {ms} | {ratio:x} | {samples} | {notes}")
+TILINGS = (" | ms per image [p10, p90] | speed", "{name} | {ms} | {ratio:x}")
+SETTINGS = (
+    " | one image, ms [p10, p90] | speed | {case[images]} images: images/s | speed | stream | largest drift | mean"
+    " | SROCC | peak MB",
+    "{label} | {one[ms]} | {one[ratio]:x} | {many[images_per_second]:.1f} | {many[ratio]:x} | "
+    "{stream[images_per_second]:.1f} | {drift[largest]:.1e} | {drift[mean]:.1e} | {drift[srocc]:.4f} | {peak_mb:.0f}",
+)
+OUTPUT = (*STAGES, "output")
+OF_STAGES = " | ".join(("", *OUTPUT)), " | ".join(("{label}", *(f"{{one[stages][{name}]:.1f}}" for name in OUTPUT)))
+STARTUP = (" | ms [p10, p90] | time | peak MB", "`{name}` | {ms} | {ratio:1/x} | {peak_mb:.0f}")
+SIZES = ("megapixels | ms [p10, p90] | peak MB", "{megapixels:g} | {ms} | {peak_mb:.0f}")
+BATCHES = ("batch | ms per tile [p10, p90] | resident MB", "{batch} | {ms_per_tile} | {resident_mb:.0f}")
+PROCESSES = (
+    "processes | images/s together | speed | peak MB together",
+    "{processes} | {images_per_second:.1f} | {ratio:x} | {peak_mb:.0f}",
+)
+IMAGES = (
+    "bundle | after images | ms per image since the last line | resident MB",
+    "{bundle} | {images:,} | {ms_per_image:.2f} | {resident_mb:.0f}",
+)
+AUTHORS = (
+    "The authors' pipeline (full-size networks, eager PyTorch, 20 random crops) with ViT-S depth, 1024x768 photographs:"
+)
+LONG = "A long run (`tiny`: networks of a few operators, so that the pipeline's own cost shows):"
+SECTIONS: dict[str, list[Part]] = {
+    "Against what people would use": [
+        Part("peers", "authors-vits", AUTHORS, *PEERS),
+        Part("peers", "authors-vitl", "The same with ViT-L depth, their default:", *PEERS),
+        Part("peers", "metrics", "Other no-reference metrics, one photograph at a time:", *PEERS),
+        Part("peers", "tilings", "Tilings, `small`, {case[images]} photographs:", *TILINGS),
+    ],
+    "Every way of running it": [Part("pipeline", "settings", "`{case[bundle]}`, {case[group]}:", *SETTINGS)],
+    "Each engine on each network": [],
+    "How far scores move": [],
+    "Where the time goes": [Part("pipeline", "engines", "`{case[bundle]}`, ms of one image:", *OF_STAGES)],
+    "From starting the process to the first score": [Part("pipeline", "startup", "Whole processes:", *STARTUP)],
+    "How cost grows": [
+        Part("scale", "sizes", "One image of growing size:", *SIZES),
+        Part("scale", "tiles", "Tiles of one image:", "tiles | ms [p10, p90]", "{tiles} | {ms}"),
+        Part("scale", "batches", "Tiles in one run of the quality network:", *BATCHES),
+        Part("scale", "processes", "Processes side by side, the cores shared out among them:", *PROCESSES),
+        Part("scale", "images", LONG, *IMAGES),
+    ],
+}
+PLOTS = {
+    "Every way of running it": plots.PARETO,
+    "Where the time goes": plots.STAGES,
+    "How cost grows": plots.SCALE,
+}
+PRECISIONS = (
+    "networks | engine | precision | largest difference | mean | SROCC | of the bytes | within its budget",
+    "{networks} | {engine} | {precision} | {max_difference:.1e} | {mean_difference:.1e} | {srocc:.4f} | "
+    "{size_ratio:.2f} | {verdict}",
+)
+SINCE = (
+    "**Times of `small` are of its first version** (up to commit {other}). The one that ships takes {mean_ratio:.2f} "
+    "times as long per image on one thread of ONNX Runtime in fp32: {sizes} (`bench/versions.py`). The full-size "
+    "networks are the same."
+)
+IN_TURN = "Every comparison is taken in turn (A, B, A, B, …) in one run; a ratio is the median of the rounds' ratios."
+RERUN = """## Measure it yourself
+
+    dgiqa-rt bench                 # how fast is it here, and with which options: two minutes, no PyTorch
+    python bench/pipeline.py       # every way of running a bundle
+    python bench/peers.py          # against PyTorch and other metrics; makes environments for them under data/peers
+    python bench/scale.py          # how cost grows
+    python bench/engines.py        # each engine on each network
+    python bench/precision.py      # how far scores move in each precision; --networks full glintiqa: an hour each
+    python bench/page.py           # this page
+
+An interrupted run goes on where it was; `--fresh` measures again, `--quick` shows that it works."""
+
+
 def main() -> None:
-    options = _options()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results  [default: %(default)s]")
+    parser.add_argument("--docs", type=Path, default=RESULTS.parent.parent / "docs", help="where the page goes")
+    options = parser.parse_args()
     results, machines = load(options.results)
     if not any(results.values()):
         sys.exit(f"{options.results} holds no results; run bench/pipeline.py, bench/peers.py and bench/scale.py first")
     options.docs.mkdir(parents=True, exist_ok=True)
     drawn = plots.draw(results, options.docs)
-    precisions, since = engines_page.record(options.results), versions(options.results)
-    text = page(results, machines, drawn, tried(options.results), precisions, since=since)
-    (options.docs / "performance.md").write_text(text, encoding="utf-8")
+    (options.docs / "performance.md").write_text(page(options.results, results, machines, drawn), encoding="utf-8")
     print(options.docs / "performance.md", *(options.docs / name for name in drawn), sep="\n")
 
 
@@ -54,231 +144,131 @@ def load(folder: Path) -> tuple[Results, list[str]]:
     return results, list(machines)
 
 
-def versions(folder: Path) -> str:
-    """How the default model's time has changed since the rows of this page, as `bench/versions.py` measured it."""
-    path = folder / "versions.json"
-    if not path.is_file():
-        return ""
-    found = json.loads(path.read_text(encoding="utf-8"))
-    sizes = ", ".join(f"{ratio:.2f} at {size}" for size, ratio in found["ratio"].items())
-    return (
-        f"**Times of `small` are of its first version** (up to commit {found['other']}). The one that ships takes "
-        f"{found['mean_ratio']:.2f} times as long per image on one thread of ONNX Runtime in fp32: {sizes} "
-        "(`bench/versions.py`). The full-size networks are the same."
-    )
+def record(folder: Path, name: str) -> Any:
+    """What a bench wrote into a JSON file; None if it was not run."""
+    path = folder / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def tried(folder: Path) -> list[Mapping[str, str]]:
-    """What was tried to make it faster: [{"what", "predicted", "measured", "verdict"}], written by hand."""
-    path = folder / TRIED
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-
-
-def page(
-    results: Results,
-    machines: Sequence[str],
-    drawn: Sequence[str],
-    attempts: Sequence[Mapping[str, str]],
-    accuracy: Line | None = None,
-    *,
-    since: str = "",
-) -> str:
-    """The whole page as Markdown. since: what `versions` says."""
+def page(folder: Path, results: Results, machines: Sequence[str], drawn: Sequence[str]) -> str:
+    """The whole page as Markdown."""
+    made = {
+        "Each engine on each network": engines(results["engines"]),
+        "How far scores move": precisions(record(folder, "precision.json")),
+    }
+    no_gpu = " Times of other machines differ; ratios differ less. Nothing on this page was run on a GPU."
     parts = [
         "# Performance\n\nWritten by `python bench/page.py`. Every measured figure comes from `bench/results/`; "
         "what was tried is noted by hand.\n",
         "Measured on, by the numbers in brackets:\n\n" + "\n".join(f"{i}. {m}" for i, m in enumerate(machines, 1)),
-        "Every comparison is taken in turn (A, B, A, B, …) in one run; a ratio is the median of the rounds' ratios. "
-        "Times of other machines differ; ratios differ less. Nothing on this page was run on a GPU.\n"
-        if not any("NVIDIA" in machine for machine in machines)
-        else "Every comparison is taken in turn (A, B, A, B, …) in one run; a ratio is the median of the rounds'.\n",
-        since,
-        *(section for section in _sections(results, drawn, accuracy) if section),
-        _attempts(attempts),
-        _rerun(),
+        IN_TURN + (no_gpu if not any("NVIDIA" in machine for machine in machines) else ""),
+        versions(folder),
     ]
-    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+    for title, members in SECTIONS.items():
+        body = made.get(title) or "\n\n".join(text for part in members for text in tables(part, results))
+        picture = f"\n\n![{title}]({PLOTS[title]})" if PLOTS.get(title) in drawn else ""
+        parts.append(f"## {title}\n\n{body}{picture}" if body else f"## {title}\n\nNot measured yet.")
+    if attempts := record(folder, TRIED):
+        head, cells = "what | predicted | measured | ", "{what} | {predicted} | {measured} | {verdict}"
+        parts.append(f"## What was tried\n\n{figures(head, cells, attempts)}")
+    return "\n\n".join(part.strip() for part in (*parts, RERUN) if part) + "\n"
 
 
-def _sections(results: Results, drawn: Sequence[str], accuracy: Line | None) -> Iterator[str]:
-    peers, pipeline, scale, engines = (results[bench] for bench in BENCHES)
-    yield _section("Against what people would use", "\n\n".join(_peers(peers)))
-    yield _section("Every way of running it", "\n\n".join(_engines(pipeline)), drawn, plots.PARETO)
-    yield _section("Each engine on each network", engines_page.engines(engines))
-    yield _section("How far scores move", engines_page.precisions(accuracy))
-    yield _section("Where the time goes", "\n\n".join(_stages(pipeline)), drawn, plots.STAGES)
-    yield _section("From starting the process to the first score", "\n\n".join(_startup(pipeline)))
-    yield _section("How cost grows", "\n\n".join(_scale(scale)), drawn, plots.SCALE)
-
-
-def _section(title: str, body: str, drawn: Sequence[str] = (), plot: str = "") -> str:
-    picture = f"\n\n![{title}]({plot})" if plot in drawn else ""
-    return f"## {title}\n\n{body}{picture}" if body else f"## {title}\n\nNot measured yet."
-
-
-# ---- the sections ----
-
-
-def _peers(peers: Sequence[Line]) -> Iterator[str]:
-    titles = {
-        "authors-vits": "The authors' pipeline (full-size networks, eager PyTorch, 20 random crops) with ViT-S depth, "
-        "1024x768 photographs:",
-        "authors-vitl": "The same with ViT-L depth, their default:",
-        "networks": "The same full-size networks on the same tiles (grid). Their weights are random: drift compares "
-        "engines, not models.",
-        "compile": "torch.compile on the same networks; `first` is the call that compiles:",
-        "metrics": "Other no-reference metrics, one photograph at a time:",
-    }
-    for group, title in titles.items():
-        for line in _where(peers, part=group):
-            yield f"{title} {_on(line)}\n\n{_peer_table(line['rows'])}"
-    for line in _where(peers, part="tilings"):
-        yield _tilings(line)
-
-
-def _peer_table(rows: Sequence[Line]) -> str:
-    made = []
-    for row in rows:
-        if "unavailable" in row:
-            made.append((row["name"], "not measured", "", "", f"{row['note']}; {row['unavailable']}".strip("; ")))
-            continue
-        first = f"first {row['first_ms'] / 1e3:.1f} s" if row["name"] == "torch.compile" else ""
-        drift = f"drift {row['drift']:.1e}" if "drift" in row else ""
-        notes = "; ".join(note for note in (drift, first, row["note"]) if note)
-        made.append((row["name"], _ms(row["ms"]), f"{row['ratio']['median']:.2f}x", str(row["samples"]), notes))
-    return table(("", "ms per image [p10, p90]", "speed", "rounds", ""), made)
-
-
-def _tilings(line: Line) -> str:
-    rows = [(row["name"], _ms(row["ms"]), f"{row['ratio']['median']:.2f}x") for row in line["rows"]]
-    said = [
-        f"{name}: mean |difference| {value['mean']:.4f}, largest {value['largest']:.4f}, SROCC {value['srocc']:.3f}"
-        for name, value in line.items()
-        if isinstance(value, dict) and "srocc" in value
-    ]
-    head = f"Tilings, `small`, {line['case']['images']} photographs: {_on(line)}"
-    return f"{head}\n\n{table(('', 'ms per image [p10, p90]', 'speed'), rows)}\n\n" + "\n".join(f"- {s}" for s in said)
-
-
-def _engines(pipeline: Sequence[Line]) -> Iterator[str]:
-    for line in _where(pipeline, part="settings"):
-        rows = [
-            (
-                _label(row["setting"]),
-                _ms(row["one"]["ms"]),
-                f"{row['one']['ratio']['median']:.2f}x",
-                f"{row['many']['images_per_second']:.1f}",
-                f"{row['many']['ratio']['median']:.2f}x",
-                f"{row['stream']['images_per_second']:.1f}" if "stream" in row else "",
-                f"{row['drift']['largest']:.1e}",
-                f"{row['drift']['mean']:.1e}",
-                f"{row['drift']['srocc']:.4f}",
-                f"{row['peak_mb']:.0f}",
-            )
-            for row in line["rows"]
-        ]
-        head = ("", "one image, ms [p10, p90]", "speed", f"{line['case']['images']} images: images/s", "speed")
-        drift = ("stream", "largest drift", "mean", "SROCC", "peak MB")
-        yield f"`{line['case']['bundle']}`, {line['case']['group']}: {_on(line)}\n\n{table((*head, *drift), rows)}"
-
-
-def _stages(pipeline: Sequence[Line]) -> Iterator[str]:
-    for line in _where(pipeline, part="settings", group="engines"):
-        names = list(line["rows"][0]["one"]["stages"])
-        cells = [[f"{row['one']['stages'][name]['median']:.1f}" for name in names] for row in line["rows"]]
-        rows = [(_label(row["setting"]), *found) for row, found in zip(line["rows"], cells, strict=True)]
-        yield f"`{line['case']['bundle']}`, ms of one image: {_on(line)}\n\n{table(('', *names), rows)}"
-
-
-def _startup(pipeline: Sequence[Line]) -> Iterator[str]:
-    for line in _where(pipeline, part="startup"):
-        rows = [
-            (f"`{r['name']}`", _ms(r["ms"]), f"{1 / r['ratio']['median']:.2f}x", f"{r['peak_mb']:.0f}")
-            for r in line["rows"]
-        ]
-        yield table((f"whole process {_on(line)}", "ms [p10, p90]", "time", "peak MB"), rows)
-
-
-def _scale(scale: Sequence[Line]) -> Iterator[str]:
-    titles: dict[str, tuple[str, Callable[[Line], tuple[str, ...]], tuple[str, ...]]] = {
-        "sizes": (
-            "One image of growing size:",
-            lambda r: (f"{r['megapixels']:g}", _ms(r["ms"]), f"{r['peak_mb']:.0f}"),
-            ("megapixels", "ms [p10, p90]", "peak MB"),
-        ),
-        "tiles": ("Tiles of one image:", lambda r: (str(r["tiles"]), _ms(r["ms"])), ("tiles", "ms [p10, p90]")),
-        "batches": (
-            "Tiles in one run of the quality network:",
-            lambda r: (str(r["batch"]), _ms(r["ms_per_tile"]), f"{r['resident_mb']:.0f}"),
-            ("batch", "ms per tile [p10, p90]", "resident MB"),
-        ),
-        "processes": (
-            "Processes side by side, the cores shared out among them:",
-            lambda r: (
-                str(r["processes"]),
-                f"{r['images_per_second']:.1f}",
-                f"{r['ratio']['median']:.2f}x",
-                f"{r['peak_mb']:.0f}",
-            ),
-            ("processes", "images/s together", "speed", "peak MB together"),
-        ),
-        "images": (
-            "A long run (`tiny`: networks of a few operators, so that the pipeline's own cost shows):",
-            lambda r: (r["bundle"], f"{r['images']:,}", f"{r['ms_per_image']:.2f}", f"{r['resident_mb']:.0f}"),
-            ("bundle", "after images", "ms per image since the last line", "resident MB"),
-        ),
-    }
-    for axis, (title, cells, head) in titles.items():
-        for line in _where(scale, axis=axis):
-            yield f"{title} {_on(line)}\n\n{table(head, [cells(row) for row in line['rows']])}"
-
-
-def _attempts(attempts: Sequence[Mapping[str, str]]) -> str:
-    if not attempts:
+def versions(folder: Path) -> str:
+    """How the default model's time has changed since the rows of this page, as `bench/versions.py` measured it."""
+    if not (found := record(folder, "versions.json")):
         return ""
-    rows = [tuple(attempt[name] for name in ("what", "predicted", "measured", "verdict")) for attempt in attempts]
-    return "## What was tried\n\n" + table(("what", "predicted", "measured", ""), rows)
+    return words(
+        SINCE, found | {"sizes": ", ".join(f"{ratio:.2f} at {size}" for size, ratio in found["ratio"].items())}
+    )
 
 
-def _rerun() -> str:
-    return """## Measure it yourself
-
-    dgiqa-rt bench                 # how fast is it here, and with which options: two minutes, no PyTorch
-    python bench/pipeline.py       # every way of running a bundle
-    python bench/peers.py          # against PyTorch and other metrics; makes environments for them under data/peers
-    python bench/scale.py          # how cost grows
-    python bench/engines.py        # each engine on each network
-    python bench/precision.py      # how far scores move in each precision; --networks full glintiqa: an hour each
-    python bench/page.py           # this page
-
-An interrupted run goes on where it was; `--fresh` measures again, `--quick` shows that it works."""
+def tables(part: Part, results: Results) -> Iterator[str]:
+    """Every line of a part."""
+    for line in (line for line in results[part.bench] if part.case in line["case"].values()):
+        made = figures(words(part.head, line), part.cells, [told(row) for row in line["rows"]])
+        yield f"{words(part.lead, line)} [{line['machine']}]\n\n{made}"
+        said = "- {0}: mean |difference| {mean:.4f}, largest {largest:.4f}, SROCC {srocc:.3f}"
+        compared = {name: value for name, value in line.items() if isinstance(value, dict) and "srocc" in value}
+        if compared:
+            yield "\n".join(said.format(name, **value) for name, value in compared.items())
 
 
-# ---- small things ----
+def told(row: Line) -> Line:
+    """A row with the words that it is told in."""
+    if "unavailable" in row:
+        return {"name": row["name"], "ms": "not measured", "notes": f"{row['note']}; {row['unavailable']}".strip("; ")}
+    label = {"label": plots.label(row["setting"])} if "setting" in row else {}
+    return row | {"notes": row.get("note", "")} | label
 
 
-def _where(found: Iterable[Line], **wanted: Any) -> list[Line]:
-    return [line for line in found if all(line["case"].get(name) == value for name, value in wanted.items())]
+def engines(cases: Sequence[Line]) -> str:
+    """Every case in a row, every engine in a column, as Markdown; "" if nothing was measured."""
+    if not cases:
+        return ""
+    baseline = cases[0]["results"][0]["baseline"]
+    names = list(dict.fromkeys(row["name"] for line in cases for row in line["results"] if row["name"] != baseline))
+    rows = []
+    for line in sorted(cases, key=_order):
+        case, found = line["case"], {row["name"]: row for row in line["results"]}
+        what = case.get("input") or ("1 tile" if case["batch"] == 1 else f"{case['batch']} tiles")
+        cells = [words("{ratio:x} ({max_difference:.0e})", found[name]) if name in found else "" for name in names]
+        first = f"{found[baseline]['ms']['median']:.0f} ms"
+        rows.append((f"{case['network']}, {case['size']}", f"{what} [{line['machine']}]", first, *cells))
+    return (
+        "Each network alone (weights of a fixed seed), each engine in a process of its own, all in turn, two sizes: "
+        "those published (`full`) and those of the default bundle (`small`). Ratio of the times, round by round; in "
+        "brackets the largest difference from PyTorch, of a tile's score or of the depth's range.\n\n"
+        + table(("network", "input", baseline, *names), rows)
+    )
 
 
-def _on(line: Line) -> str:
-    """The number of the machine that a line came from, as it stands in the list of them."""
-    return f"[{line['machine']}]"
+def _order(line: Line) -> tuple[str, str, int, str]:
+    """Full before small, depth last, small batches first."""
+    case = line["case"]
+    return case["size"], {"quality": "a"}.get(case["network"], "b"), case.get("batch", 0), case.get("input", "")
 
 
-def _label(setting: Mapping[str, Any]) -> str:
-    return plots.label(setting)
+def precisions(accuracy: Line | None) -> str:
+    """How far scores move in each precision and engine, as Markdown; "" if nothing was measured."""
+    if accuracy is None:
+        return ""
+    first = {row["bundle"]: row for row in accuracy["rows"]}
+    said = [
+        "{small[images]} distorted photographs, {side} pixels along the longer side, from pixels to score through both "
+        "networks. `small` is compared with its own fp32 file on ONNX Runtime; its scores of these photographs have a "
+        "standard deviation of {small[spread]:.2f}."
+    ]
+    for name, what in (
+        ("full", "the published sizes"),
+        ("glintiqa", "GlintIQA as published, which has no depth network,"),
+    ):
+        if f"{UNTRAINED}{name}" in first:
+            said.append(
+                f"`{name}`, {what} with weights of a fixed seed, is compared with eager PyTorch in fp32 on "
+                f"{{{UNTRAINED}{name}[images]}} photographs; standard deviation {{{UNTRAINED}{name}[spread]:.3f}}."
+            )
+    on: dict[str, list[str]] = {}
+    for row in accuracy["rows"]:
+        on.setdefault(row["machine"], [])
+    for name, row in first.items():
+        on[row["machine"]].append(f"`{name.removeprefix(UNTRAINED)}`")
+    told = [words(text, first | accuracy) for text in said] + [f"{', '.join(n)} on {m}." for m, n in on.items()]
+    return f"{' '.join(told)}\n\n{precision_table(accuracy['rows'])}"
 
 
-def _ms(spread: Mapping[str, float]) -> str:
-    return f"{number(spread['median'])} [{number(spread['p10'])}, {number(spread['p90'])}]"
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results  [default: %(default)s]")
-    parser.add_argument("--docs", type=Path, default=RESULTS.parent.parent / "docs", help="where the page goes")
-    return parser.parse_args()
+def precision_table(rows: Sequence[Line]) -> str:
+    """Of the rows of bench/precision.py."""
+    engine = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+    more = (
+        {
+            "networks": row["bundle"].removeprefix(UNTRAINED),
+            "engine": engine.get(row["backend"], row["backend"]),
+            "verdict": "yes" if row["met"] else "**no**",
+        }
+        for row in rows
+    )
+    return figures(*PRECISIONS, [row | told for row, told in zip(rows, more, strict=True)])
 
 
 if __name__ == "__main__":

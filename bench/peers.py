@@ -1,22 +1,19 @@
 """The same photographs through this package and through what people would use instead, in turn, on one machine.
 
-    python bench/peers.py [--quick] [--fresh] [--skip authors-vitl compile metrics ...]    ->  bench/results/peers.jsonl
+    python bench/peers.py [--quick] [--fresh] [--skip authors-vitl metrics ...]    ->  bench/results/peers.jsonl
 
     authors-vits   the authors' published pipeline (full-size networks in eager PyTorch, 20 random crops, ViT-S depth)
     authors-vitl   the same with their default depth network, ViT-L: half a minute an image
-    networks       the same full-size networks on the same tiles (grid): eager PyTorch against each engine here
-    compile        eager PyTorch against torch.compile, full-size networks, grid tiles
     tilings        the small bundle on 20 random crops against the grid: time saved, and what it does to the scores
     metrics        no-reference metrics of IQA-PyTorch (random weights: timing only), and BRISQUE, NIQE and PIQE
 
 Full-size networks are those of untrained.py, with weights of a fixed seed: the arithmetic, and so the time, is that of
-trained ones; their scores are compared, engine against PyTorch, but mean nothing. Each subject runs in a process of its
+trained ones; what engines make of the same networks is measured by engines.py. Each subject runs in a process of its
 own; those that need other packages in an environment of their own, made once under --work.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -33,15 +30,12 @@ from subjects import Subject, SubjectError, main_or_subject, own_command
 from timer import Ledger, compare, parsed, parser, show
 
 from dgiqa import spec, speed
-from dgiqa.bundle import Bundle, load_bundle
-from dgiqa.errors import DgiqaError
+from dgiqa.bundle import load_bundle
 from dgiqa.machine import preparing_threads, usable_cores
-from dgiqa.runtime.backends import backends
 from dgiqa.speed import Setting
 
 SMALL, STREAM = "small, one at a time", "small, a stream"
-EAGER = "eager PyTorch"
-GROUPS = ("authors-vits", "authors-vitl", "networks", "compile", "tilings", "metrics")
+GROUPS = ("authors-vits", "authors-vitl", "tilings", "metrics")
 
 
 @dataclass(frozen=True)
@@ -78,11 +72,6 @@ def _measured(group: str, paths: list[str], options: Any) -> dict[str, Any]:
         return tilings(paths)
     if group.startswith("authors"):
         entries, pairs = authors(group.removeprefix("authors-"), options.quick), 2 if group.endswith("vitl") else 5
-    elif group == "networks":
-        bundle = untrained.bundle(_size(options.quick), untrained.WORK)
-        entries, pairs = networks(bundle, options.quick, () if options.quick else options.build), 7
-    elif group == "compile":
-        entries, pairs = compiled(options.quick), 5
     else:
         entries, pairs = peer_entries(options.work), 3
     return measure_group(entries, paths, 2 if options.quick else pairs, options.seconds)
@@ -93,31 +82,8 @@ def _measured(group: str, paths: list[str], options: Any) -> dict[str, Any]:
 
 def authors(encoder: str, quick: bool) -> list[Entry]:
     """The published pipeline, and the default settings of this package."""
-    theirs = _torch(f"authors' pipeline, {encoder}", encoder, "official:20", quick, warm=encoder != "vitl")
-    return [theirs, *_small()]
-
-
-def networks(bundle: Bundle, quick: bool, reduced: Sequence[str] = ()) -> list[Entry]:
-    """The same networks on the same tiles.
-
-    reduced: precisions to build OpenVINO engines of, unless they are there; one over its budget is left out.
-    """
-    for precision in reduced:
-        _build(bundle, precision)
-    settings, missing = speed.candidates(bundle, backends())
-    for item in missing:
-        print(f"not measured: {item.backend} {item.precision}: {item.fix}", file=sys.stderr)
-    ours = [
-        _runtime(f"{s.backend} {s.precision}{', a stream' * (request == 'many')}", str(bundle.path), s, request)
-        for s in settings
-        for request in ("score", "many")
-    ]
-    return [_torch(EAGER, "vits", "grid", quick), *ours]
-
-
-def compiled(quick: bool) -> list[Entry]:
-    """What torch.compile makes of the eager networks."""
-    return [_torch(EAGER, "vits", "grid", quick), _torch("torch.compile", "vits", "grid", quick, compiled=True)]
+    command = tuple(own_command(__file__, {"encoder": encoder, "quick": quick}))
+    return [Entry(f"authors' pipeline, {encoder}", command, warm=encoder != "vitl"), *_small()]
 
 
 def peer_entries(work: Path) -> list[Entry]:
@@ -163,64 +129,41 @@ def measure_group(entries: Sequence[Entry], paths: Sequence[str], pairs: int, se
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
         subjects: dict[tuple[str, ...], Subject] = {}
-        ready, scores = [], {}
+        ready = []
         for entry in entries:
             try:
                 if entry.command not in subjects:
                     subjects[entry.command] = stack.enter_context(Subject(list(entry.command), _threads()))
-                first = subjects[entry.command].ask(entry.request, paths=paths[:1]) if entry.warm else {}
+                if entry.warm:
+                    subjects[entry.command].ask(entry.request, paths=paths[:1])
             except SubjectError as error:
                 rows.append({"name": entry.name, "unavailable": str(error), "note": entry.note})
                 continue
-            ready.append((entry, first))
+            ready.append(entry)
 
         def ask(entry: Entry) -> float:
-            answer = subjects[entry.command].ask(entry.request, paths=paths[: entry.images])
-            scores[entry.name] = answer["scores"]
-            return float(answer["ms"])
+            return float(subjects[entry.command].ask(entry.request, paths=paths[: entry.images])["ms"])
 
         if not ready:
             return {"rows": rows}
-        calls = {entry.name: partial(ask, entry) for entry, _ in ready}
+        calls = {entry.name: partial(ask, entry) for entry in ready}
         results = compare(calls, pairs=pairs, warmup=0, clock="own", seconds=seconds)
-    base = scores[results[0].name]
-    for (entry, first), result in zip(ready, results, strict=True):
-        shared = list(zip(scores[entry.name], base, strict=False))  # the same photographs first
-        row = result.as_dict() | {"first_ms": first.get("ms"), "note": entry.note}
-        row |= {"drift": max(abs(a - b) for a, b in shared)} if entries[0].name == EAGER else {}
-        rows.append(row)
-    return {"rows": rows}
-
-
-def _torch(name: str, encoder: str, tiling: str, quick: bool, *, compiled: bool = False, warm: bool = True) -> Entry:
-    options = {"encoder": encoder, "tiling": tiling, "quick": quick, "compile": compiled}
-    return Entry(name, tuple(own_command(__file__, options)), warm=warm)
+    return {"rows": rows + [result.as_dict() | {"note": e.note} for e, result in zip(ready, results, strict=True)]}
 
 
 def _runtime(name: str, bundle: str, setting: Setting, request: str = "score", tiling: str = "grid") -> Entry:
     options = {"bundle": bundle, "tiling": tiling, **asdict(setting)}
-    images = 4 if request == "many" else 1  # seconds each, for networks of the published sizes
-    return Entry(name, tuple(own_command(__file__, options)), request, images=images)
+    return Entry(name, tuple(own_command(__file__, options)), request, images=32 if request == "many" else 8)
 
 
 def _small() -> list[Entry]:
     """The small bundle as it is used without any option."""
-    one = Entry(SMALL, _runtime(SMALL, "small", _default()).command, "score", images=8)
-    return [one, Entry(STREAM, one.command, "many", images=32)]
+    return [_runtime(SMALL, "small", _default()), _runtime(STREAM, "small", _default(), "many")]
 
 
 def _default() -> Setting:
     cores = usable_cores()
     return Setting("auto", threads=cores, workers=preparing_threads(cores))
-
-
-def _build(bundle: Bundle, precision: str) -> None:
-    from dgiqa.builder.build import build
-
-    try:
-        build(bundle, backend="openvino", precision=precision, progress=lambda line: print(line, file=sys.stderr))
-    except DgiqaError as error:
-        print(f"not built: {error}", file=sys.stderr)
 
 
 # ---- in a subject's process ----
@@ -254,29 +197,18 @@ def _torch_subject(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, A
     from dgiqa.nn.reference import decode, score_reference
 
     torch.set_num_threads(usable_cores())
-    quality, depth, p = _torch_networks(options["encoder"], options["quick"])
-    if options["compile"]:
-        quality, depth = torch.compile(quality), torch.compile(depth)
-
-    def one(data: bytes) -> float:
-        return score_reference(decode(data), depth, quality, p, options["tiling"])[0]
-
-    return {"score": lambda paths: peer_metrics.timed(paths, one)}, {"backend": f"torch {torch.__version__}"}
-
-
-def _torch_networks(encoder: str, quick: bool) -> tuple[Any, Any, Any]:
-    """(quality, depth, preprocessing): of the published sizes, or small ones for a quick run; the same every time."""
-    networks = untrained.modules(_size(quick))
-    if encoder == "vitl":
+    networks = untrained.modules("small" if options["quick"] else "full")
+    quality, depth = networks[spec.QUALITY_FILE], networks[spec.DEPTH_FILE]
+    if options["encoder"] == "vitl":
         from dgiqa.nn.depth_anything import DepthAnything
 
-        networks[spec.DEPTH_FILE] = DepthAnything(encoder).eval()
-    p = load_bundle("small").preprocess if quick else spec.Preprocess()
-    return networks[spec.QUALITY_FILE], networks[spec.DEPTH_FILE], p
+        depth = DepthAnything("vitl").eval()
+    p = load_bundle("small").preprocess if options["quick"] else spec.Preprocess()
 
+    def one(data: bytes) -> float:
+        return score_reference(decode(data), depth, quality, p, "official:20")[0]
 
-def _size(quick: bool) -> str:
-    return "small" if quick else "full"
+    return {"score": lambda paths: peer_metrics.timed(paths, one)}, {"backend": f"torch {torch.__version__}"}
 
 
 # ---- the command line ----
@@ -300,7 +232,6 @@ def _options() -> Any:
     made = parser(__doc__)
     made.add_argument("--work", type=Path, default=Path("data/peers"), help="environments and exports  [%(default)s]")
     made.add_argument("--skip", nargs="*", default=[], choices=GROUPS, help="groups to leave out")
-    made.add_argument("--build", nargs="*", default=["bf16"], help="engines to build for `networks`  [%(default)s]")
     made.add_argument("--images", type=int, help="photographs  [default: 32, quick 3]")
     made.add_argument("--seconds", type=float, default=100.0, help="begin no round of a group after this long")
     options = parsed(made, "peers.jsonl")

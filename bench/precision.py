@@ -38,7 +38,7 @@ from dgiqa.store import replacing, sha256_of
 
 sys.path.append(str(Path(__file__).parent.parent))  # for recipes/
 import untrained
-from engines_page import precision_table
+from page import precision_table
 from stamp import environment_stamp, machine_line
 
 from recipes.small.distortions import LEVELS, TYPES, distort

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 pytest.importorskip("matplotlib")
 import page
 import plots
-from peers import EAGER, SMALL, STREAM
+from peers import SMALL, STREAM
 from stamp import environment_stamp
 from startup import PEERS
 from timer import Ledger
@@ -65,9 +65,6 @@ def results(tmp_path: Path) -> Path:
     small = [row(SMALL, 51.0, 60.0), row(STREAM, 43.0, 77.0)]
     peers.case({"part": "authors-vits", "images": 32}, lambda: {"rows": [row("authors", 4321, 1.0), *small]})
     peers.case({"part": "authors-vitl", "images": 32}, lambda: {"rows": [row("authors", 34567, 1.0), *small]})
-    engines = [row(EAGER, 2000, 1.0, drift=0.0), row("onnxruntime fp32", 900, 2.22, drift=1e-7)]
-    engines.append(row("openvino bf16, a stream", 500, 4.13, drift=0.003))
-    peers.case({"part": "networks", "images": 32}, lambda: {"rows": engines})
     broken = {"name": "TOPIQ-NR", "unavailable": "ImportError: facexlib", "note": ""}
     peers.case({"part": "metrics", "images": 32}, lambda: {"rows": [row(SMALL, 51, 1.0), broken]})
     pipeline.case(

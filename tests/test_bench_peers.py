@@ -15,7 +15,6 @@ import peers
 import pictures
 from peers import Entry
 
-from dgiqa.bundle import load_bundle
 from dgiqa.speed import Setting
 
 PEER = """
@@ -45,12 +44,11 @@ def test_scoring_files_is_timed_for_each(photo: str) -> None:
     assert found["scores"] == [Path(photo).stat().st_size] * 2
 
 
-def test_the_first_is_the_baseline_and_scores_are_compared_with_it(photo: str) -> None:
-    entries = [peer(peers.EAGER, 100, 0.5), peer("faster", 10, 0.53, note="a note")]
+def test_the_first_is_the_baseline(photo: str) -> None:
+    entries = [peer("slow", 100, 0.5), peer("faster", 10, 0.53, note="a note")]
     slow, fast = peers.measure_group(entries, [photo], pairs=3, seconds=PATIENCE_S)["rows"]
-    assert (slow["name"], slow["ratio"]["median"], slow["drift"]) == (peers.EAGER, 1.0, 0.0)
+    assert (slow["name"], slow["ratio"]["median"]) == ("slow", 1.0)
     assert fast["ratio"]["median"] == 10
-    assert fast["drift"] == pytest.approx(0.03)
     assert fast["note"] == "a note"
 
 
@@ -78,11 +76,6 @@ def test_a_quick_comparison_with_pytorch(photo: str) -> None:
     rows = peers.measure_group(peers.authors("vits", quick=True), [photo], pairs=1, seconds=10)["rows"]
     assert [row["name"] for row in rows] == ["authors' pipeline, vits", peers.SMALL, peers.STREAM]
     assert rows[1]["ratio"]["median"] > 1
-
-
-def test_every_engine_that_runs_here_meets_eager_pytorch(bundle_dir: Path) -> None:
-    names = [entry.name for entry in peers.networks(load_bundle(bundle_dir), quick=True)]
-    assert names[:3] == [peers.EAGER, "onnxruntime fp32", "onnxruntime fp32, a stream"]
 
 
 def test_a_classic_metric_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
