@@ -33,7 +33,7 @@ from dgiqa.store import replacing
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
 PAGE = Path(__file__).parent.parent / "docs" / "kernels.md"
 SIZES = {"1024 x 768": (768, 1024), "1920 x 1080": (1080, 1920), "4000 x 3000": (3000, 4000)}
-OURS, WHOLE = "ours", "whole network"
+OURS = "ours"
 WARM_UP, PAIRS, LAUNCHES = 10, 200, 20
 SECONDS, MINUTES = 5.0, 8.0  # of one row's rounds; after which none begins
 TILES = (1, 20)
@@ -44,7 +44,7 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table. ops: ours, none where they are too many to have a floor. make: the subjects on a GPU."""
+    """One line of the table. ops: ours. make: the subjects on a GPU."""
 
     name: str
     tiles: int
@@ -58,27 +58,25 @@ class Case:
         return {
             "case": self.name,
             "tiles": self.tiles,
-            "bytes": sum(op.bytes(self.tiles) for op in self.ops) or None,
-            "floor_us": _rounded(floor) if self.ops else None,
+            "bytes": sum(op.bytes(self.tiles) for op in self.ops),
+            "floor_us": _rounded(floor),
             "measured_us": None,
         }
 
 
 def cases(tiles: Sequence[int]) -> Iterator[Case]:
-    """Attention per stage and number of tiles, preprocessing per image size, the whole network."""
+    """Attention per stage and number of tiles, preprocessing per image size."""
     for n in tiles:
         for stage in (1, 2, 3, 4):
             yield _window_attention(stage, n)
         yield _depth_car(n)
     for name, size in SIZES.items():
         yield _preprocess(name, size)
-    for n in dict.fromkeys((1, *tiles)):
-        yield _whole(n)
 
 
 def cheap_first(found: Iterable[Case], machine: Machine) -> list[Case]:
-    """In order of their floors; the whole network, which has to be compiled as well, comes last."""
-    return sorted(found, key=lambda case: case.row(machine)["floor_us"] or 1e9 * case.tiles)
+    """In order of their floors."""
+    return sorted(found, key=lambda case: case.row(machine)["floor_us"])
 
 
 def measure(case: Case, row: dict[str, Any], gpu: Any, l2_bytes: int, seconds: float = SECONDS) -> None:
@@ -233,10 +231,6 @@ def _preprocess(name: str, size: tuple[int, int]) -> Case:
     return Case(f"preprocessing {name}", 1, ops, make)
 
 
-def _whole(tiles: int) -> Case:
-    return Case(WHOLE, tiles, [], lambda gpu, sets: gpu.whole(tiles), clock="cuda")
-
-
 class _Gpu:
     """What cases need on a GPU, loaded once."""
 
@@ -245,47 +239,12 @@ class _Gpu:
         import torch
 
         from dgiqa.nn.attention import load_kernels
-        from dgiqa.nn.network import DGIQA
         from dgiqa.runtime.kernels import Kernels
 
         if torch_op is None:
             sys.exit("on a GPU, name the built torch op: --torch-op build/libdgiqa_torch.so")
         load_kernels(torch_op)
-        self.subjects, self.half, self.kernels = kernel_subjects, torch.float16, Kernels()
-        torch.manual_seed(0)
-        self._network, self.mode = DGIQA().eval(), mode
-
-    def whole(self, tiles: int) -> dict[str, Call]:
-        """One graph per step with our attention or PyTorch's, and the network as it is, compiled and eager."""
-        import copy
-
-        import torch
-        from cuda_graph import GraphedDGIQA
-
-        from dgiqa.nn.attention import with_attention_op
-        from dgiqa.nn.deploy import export_twin
-
-        plain = copy.deepcopy(self._network).to("cuda", self.half)
-        compiled, ours = torch.compile(plain, mode=self.mode), with_attention_op(self._network)
-        twin = export_twin(self._network, "op")
-        fused = self.subjects.without_graphs(self.mode)
-        inputs = torch.randn(2, tiles, 3, 224, 224, device="cuda", dtype=self.half)
-
-        def of(network: Any) -> Call:
-            def call() -> Any:
-                with torch.inference_mode():
-                    return network(inputs[0], inputs[1])
-
-            return call
-
-        return {
-            "compiled": of(compiled),
-            "eager": of(plain),
-            "one graph, PyTorch's attention": GraphedDGIQA(self._network, tiles, self.half).replay,
-            "one graph, ours, not compiled": GraphedDGIQA(ours, tiles, self.half).replay,
-            "ours, without dead pixels": GraphedDGIQA(twin, tiles, self.half, compiled=fused).replay,
-            OURS: GraphedDGIQA(ours, tiles, self.half, compiled=fused).replay,
-        }
+        self.subjects, self.half, self.kernels, self.mode = kernel_subjects, torch.float16, Kernels(), mode
 
 
 def _gpu(torch_op: Path | None, mode: str = "default") -> _Gpu | None:
@@ -299,9 +258,8 @@ def _rounded(value: float) -> float:
 
 
 def _line(row: dict[str, Any]) -> str:
-    floor = f"  floor {row['floor_us']:9.4g} us" if row["floor_us"] else ""
     ours = f"  ours {row['measured_us'][OURS]['median']:9.4g} us" if row["measured_us"] else ""
-    return f"{row['case']:28} {row['tiles']:5} tiles{floor}{ours}"
+    return f"{row['case']:28} {row['tiles']:5} tiles  floor {row['floor_us']:9.4g} us{ours}"
 
 
 def main() -> None:
