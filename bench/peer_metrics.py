@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 import types
 import venv
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from subjects import serve
+from subjects import serve, timed
 
 IQA_PYTORCH = "pyiqa==0.1.16"
 # Of its thirty dependencies those that these five networks import. One torch for all: ours, so that times compare.
@@ -41,13 +40,6 @@ CLASSIC_SUPPORT = (
     *("opencv-python-headless==4.10.0.84", "libsvm-official==3.37.0", "requests"),
 )
 SLOW = ("MANIQA",)  # a warm-up would cost more than it is worth
-
-
-def timed(paths: list[str], score: Callable[[bytes], float]) -> dict[str, Any]:
-    """Score files one after the other, reading included: mean ms per image, and the scores."""
-    started = time.perf_counter()
-    scores = [score(Path(path).read_bytes()) for path in paths]
-    return {"ms": (time.perf_counter() - started) * 1e3 / len(paths), "scores": scores}
 
 
 def iqa_environment(work: Path) -> Path:

@@ -14,25 +14,24 @@ own; those that need other packages in an environment of their own, made once un
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import peer_metrics
+import scoring
 import untrained
-from pictures import photographs
+from pictures import saved
 from pipeline import drift
-from subjects import Subject, SubjectError, main_or_subject, own_command
-from timer import Ledger, compare, parsed, parser, show
+from subjects import Served, Subject, SubjectError, main_or_subject, own_command, timed
+from timer import Ledger, in_turn, parsed, parser, show
 
-from dgiqa import spec, speed
+from dgiqa import spec
 from dgiqa.bundle import load_bundle
-from dgiqa.machine import preparing_threads, usable_cores
-from dgiqa.speed import Setting
+from dgiqa.machine import usable_cores
 
 SMALL, STREAM = "small, one at a time", "small, a stream"
 GROUPS = ("authors-vits", "authors-vitl", "tilings", "metrics")
@@ -56,7 +55,8 @@ class Entry:
 def main() -> None:
     options = _options()
     ledger = Ledger(options.out, fresh=options.fresh)
-    paths = _pictures(options.work, options.images, (320, 240) if options.quick else (1024, 768))
+    size = (320, 240) if options.quick else (1024, 768)
+    paths = saved(options.work / f"pictures-{size[0]}x{size[1]}", options.images, size)
     for group in GROUPS:
         if group in options.skip:
             continue
@@ -83,12 +83,16 @@ def _measured(group: str, paths: list[str], options: Any) -> dict[str, Any]:
 def authors(encoder: str, quick: bool) -> list[Entry]:
     """The published pipeline, and the default settings of this package."""
     command = tuple(own_command(__file__, {"encoder": encoder, "quick": quick}))
-    return [Entry(f"authors' pipeline, {encoder}", command, warm=encoder != "vitl"), *_small()]
+    return [Entry(f"authors' pipeline, {encoder}", command, warm=encoder != "vitl"), *small()]
+
+
+def small() -> list[Entry]:
+    return [of_bundle(SMALL, "small"), of_bundle(STREAM, "small", "stream", 32)]
 
 
 def peer_entries(work: Path) -> list[Entry]:
     """Other no-reference metrics. Those with random weights have no accuracy here: their times are what is compared."""
-    entries = _small()[:1]
+    entries = small()[:1]
     for name, (environment, note) in peer_metrics.METRICS.items():
         python = environment(work)
         command = (str(python), "-W", "ignore", peer_metrics.__file__, "--serve", name)
@@ -102,21 +106,13 @@ def tilings(paths: Sequence[str]) -> dict[str, Any]:
     The differences between two seeds of random crops say how much of a difference from the grid is the crops' own.
     """
     tiles = {"official:20": "20 random crops", "official:20:7": "20 other random crops", "grid": "grid"}
-    scores: dict[str, list[float]] = {name: [] for name in tiles.values()}
     with ExitStack() as stack:
-        setting = _default()
-        subjects = {
-            name: stack.enter_context(Subject(list(_runtime(name, "small", setting, tiling=tiling).command)))
-            for tiling, name in tiles.items()
-        }
-
-        def ask(name: str) -> float:
-            answer = subjects[name].ask("score", paths=[paths[len(scores[name]) % len(paths)]])
-            scores[name].append(answer["scores"][0])
-            return float(answer["ms"])
-
-        calls = {name: partial(ask, name) for name in subjects}
-        results = compare(calls, pairs=len(paths), warmup=0, clock="own", threads=setting.threads)
+        setting = scoring.default()
+        subjects = {n: stack.enter_context(scoring.start("small", setting, tiling)) for tiling, n in tiles.items()}
+        each = {name: iter(paths) for name in subjects}
+        asks = {name: lambda s=s, p=each[name]: s.ask("score", paths=[next(p)]) for name, s in subjects.items()}
+        results, answers = in_turn(asks, pairs=len(paths), warmup=0, threads=setting.threads)
+    scores = {name: [answer["scores"][0] for answer in found] for name, found in answers.items()}
     return {
         "rows": [result.as_dict() for result in results],
         "grid against random crops": drift(scores["grid"], scores["20 random crops"]),
@@ -135,63 +131,34 @@ def measure_group(entries: Sequence[Entry], paths: Sequence[str], pairs: int, se
                 if entry.command not in subjects:
                     subjects[entry.command] = stack.enter_context(Subject(list(entry.command), _threads()))
                 if entry.warm:
-                    subjects[entry.command].ask(entry.request, paths=paths[:1])
+                    _asked(subjects[entry.command], entry, paths[:1])
             except SubjectError as error:
                 rows.append({"name": entry.name, "unavailable": str(error), "note": entry.note})
                 continue
             ready.append(entry)
 
-        def ask(entry: Entry) -> float:
-            return float(subjects[entry.command].ask(entry.request, paths=paths[: entry.images])["ms"])
-
         if not ready:
             return {"rows": rows}
-        calls = {entry.name: partial(ask, entry) for entry in ready}
-        results = compare(calls, pairs=pairs, warmup=0, clock="own", seconds=seconds)
+        asks = {e.name: partial(_asked, subjects[e.command], e, paths) for e in ready}
+        results, _ = in_turn(asks, pairs=pairs, warmup=0, seconds=seconds)
     return {"rows": rows + [result.as_dict() | {"note": e.note} for e, result in zip(ready, results, strict=True)]}
 
 
-def _runtime(name: str, bundle: str, setting: Setting, request: str = "score", tiling: str = "grid") -> Entry:
-    options = {"bundle": bundle, "tiling": tiling, **asdict(setting)}
-    return Entry(name, tuple(own_command(__file__, options)), request, images=32 if request == "many" else 8)
+def _asked(subject: Subject, entry: Entry, paths: Sequence[str]) -> dict[str, Any]:
+    paths = paths[: entry.images]
+    return subject.ask(entry.request, paths=paths, **({"lengths": [len(paths)]} if entry.request == "stream" else {}))
 
 
-def _small() -> list[Entry]:
-    """The small bundle as it is used without any option."""
-    return [_runtime(SMALL, "small", _default()), _runtime(STREAM, "small", _default(), "many")]
-
-
-def _default() -> Setting:
-    cores = usable_cores()
-    return Setting("auto", threads=cores, workers=preparing_threads(cores))
+def of_bundle(name: str, bundle: str, request: str = "score", images: int = 8) -> Entry:
+    """A bundle as it is used without any option."""
+    return Entry(name, tuple(scoring.command(bundle, scoring.default())), request, images=images)
 
 
 # ---- in a subject's process ----
 
 
-def subject(options: dict[str, Any]) -> tuple[dict[str, Callable[..., dict[str, Any]]], dict[str, Any]]:
-    """What answers "score" (paths -> mean ms per image, scores) and, for bundles, "many"."""
-    return _runtime_subject(options) if "bundle" in options else _torch_subject(options)
-
-
-def _runtime_subject(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    names = ("backend", "precision", "batch", "threads", "workers")
-    setting = Setting(**{name: options[name] for name in names})
-    scorer = setting.open(load_bundle(options["bundle"]))
-    scorer.tiling = options["tiling"]
-
-    def score(paths: list[str]) -> dict[str, Any]:
-        return peer_metrics.timed(paths, lambda data: scorer.score(data).value)
-
-    def many(paths: list[str]) -> dict[str, Any]:
-        started = time.perf_counter()
-        scores = speed.stream(scorer, [Path(path).read_bytes() for path in paths], setting.workers)
-        return {"ms": (time.perf_counter() - started) * 1e3 / len(paths), "scores": scores}
-
-    return {"score": score, "many": many}, {"backend": scorer.backend}
-
-
-def _torch_subject(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def subject(options: dict[str, Any]) -> Served:
+    """The published pipeline: paths -> mean ms per image, scores."""
     import torch
 
     from dgiqa.nn.reference import decode, score_reference
@@ -208,7 +175,7 @@ def _torch_subject(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, A
     def one(data: bytes) -> float:
         return score_reference(decode(data), depth, quality, p, "official:20")[0]
 
-    return {"score": lambda paths: peer_metrics.timed(paths, one)}, {"backend": f"torch {torch.__version__}"}
+    return {"score": lambda paths: timed(paths, one)}, {"backend": f"torch {torch.__version__}"}
 
 
 # ---- the command line ----
@@ -217,15 +184,6 @@ def _torch_subject(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, A
 def _threads() -> dict[str, str]:
     """Every subject may use the cores that we may."""
     return {"OMP_NUM_THREADS": str(usable_cores())}
-
-
-def _pictures(work: Path, count: int, size: tuple[int, int]) -> list[str]:
-    folder = work / f"pictures-{size[0]}x{size[1]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{number:03}.jpg" for number in range(count)]
-    for path, data in zip(paths, photographs(count, size), strict=True):
-        path.write_bytes(data)
-    return [str(path) for path in paths]
 
 
 def _options() -> Any:

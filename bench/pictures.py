@@ -23,6 +23,15 @@ def photographs(count: int, size: tuple[int, int] = SIZE) -> list[bytes]:
     return [photograph(number, size) for number in range(count)]
 
 
+def saved(folder: Path, count: int, size: tuple[int, int] = SIZE) -> list[str]:
+    """The same as files in a folder, which is made: their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{number:03}.jpg" for number in range(count)]
+    for path, data in zip(paths, photographs(count, size), strict=True):
+        path.write_bytes(data)
+    return [str(path) for path in paths]
+
+
 def photograph(number: int, size: tuple[int, int] = SIZE) -> bytes:
     """The JPEG of that number: a crop of one of the originals, resized to `size`, then spoilt in one of five ways."""
     rng = np.random.default_rng(number)

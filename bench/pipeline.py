@@ -15,33 +15,30 @@ and once: the time from starting `dgiqa-rt score` to the first row, beside `impo
 
 from __future__ import annotations
 
-import io
 import json
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pictures import photographs
+import scoring
+from pictures import photographs, saved
 from startup import startup
-from subjects import Subject, main_or_subject, own_command, peak_mb, resident_mb
-from timer import Ledger, Result, compare, parsed, parser, show
+from subjects import Subject
+from timer import Ledger, in_turn, parsed, parser, show
 
 from dgiqa import metrics, speed
 from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.machine import usable_cores
-from dgiqa.report.files import writer_for
 from dgiqa.runtime.backends import backends
-from dgiqa.score import Score
-from dgiqa.scorer import Scorer
 from dgiqa.speed import Setting
 from dgiqa.timing import spread
-
-Turns = tuple[Result, list[dict[str, Any]]]  # times that were measured in turn, and what was answered
 
 IMAGES = 32
 STREAM = 200
@@ -102,23 +99,42 @@ def measure_group(
     bundle: str, settings: Sequence[Setting], reference: Sequence[float], *, stream: int, seconds: float
 ) -> dict[str, Any]:
     """Start a process per setting and let them take turns. stream: its length; 0 leaves it out."""
-    images = len(reference)
+    images, rows = len(reference), []
     with ExitStack() as stack:
-        subjects = {}
-        for setting in settings:
-            started = Subject(own_command(__file__, {"bundle": bundle, **asdict(setting)}))
-            subjects[json.dumps(asdict(setting))] = stack.enter_context(started)
-        for each in subjects.values():
-            each.ask("load", images=images)
-        one = _turns(subjects, "one", seconds)
-        many = _turns(subjects, "many", seconds)
-        rows = [
-            _row(setting, subject, one[name], many[name], (images, stream))
-            for setting, (name, subject) in zip(settings, subjects.items(), strict=True)
-        ]
-    for row in rows:
-        row["drift"] = drift(row.pop("scores"), reference)
+        paths = saved(Path(stack.enter_context(tempfile.TemporaryDirectory())), images)
+        subjects = {json.dumps(asdict(s)): stack.enter_context(scoring.start(bundle, s)) for s in settings}
+        asks = {name: partial(_next, subject, cycle(paths)) for name, subject in subjects.items()}
+        ones, of_one = in_turn(asks, pairs=50, seconds=seconds)
+        asks = {name: partial(s.ask, "stream", paths=paths, lengths=[images]) for name, s in subjects.items()}
+        many, of_many = in_turn(asks, pairs=50, seconds=seconds)
+        for setting, one, all_of_them in zip(settings, ones, many, strict=True):
+            subject, answers = subjects[one.name], of_one[one.name]
+            stages = {n: spread([a["stages"][n] for a in answers]).as_dict() for n in answers[0]["stages"]}
+            row = {
+                "setting": asdict(setting),
+                "backend": subject.ready["backend"],
+                "one": one.as_dict() | {"stages": stages},
+                "many": {
+                    "images_per_second": round(1e3 / all_of_them.ms.median, 3),
+                    "ratio": all_of_them.ratio.as_dict(),
+                },
+            }
+            if stream:
+                lengths = [n * stream // 10 for n in range(1, 11)] if stream >= 10 else list(range(1, stream + 1))
+                found = subject.ask("stream", paths=paths, lengths=lengths)
+                resident = [each["resident_mb"] for each in found["rows"]]
+                speed = round(1e3 / found["ms"], 3)
+                row["stream"] = {"images": stream, "images_per_second": speed, "resident_mb": resident}
+            row |= {
+                "peak_mb": subject.ask("memory")["peak_mb"],
+                "drift": drift(of_many[one.name][-1]["scores"], reference),
+            }
+            rows.append(row)
     return {"rows": rows}
+
+
+def _next(subject: Subject, paths: Iterator[str]) -> dict[str, Any]:
+    return subject.ask("score", paths=[next(paths)])
 
 
 def drift(scores: Sequence[float], reference: Sequence[float]) -> dict[str, float]:
@@ -129,89 +145,6 @@ def drift(scores: Sequence[float], reference: Sequence[float]) -> dict[str, floa
         "mean": float(difference.mean()),
         "srocc": metrics.srocc(scores, reference) if len(scores) > 1 else 1.0,
     }
-
-
-def _turns(subjects: Mapping[str, Subject], request: str, seconds: float) -> dict[str, Turns]:
-    """Ask all in turn: the times that they measured themselves, and their answers."""
-    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in subjects}
-
-    def ask(name: str) -> float:
-        answers[name].append(subjects[name].ask(request, number=len(answers[name])))
-        return float(answers[name][-1]["ms"])
-
-    calls = {name: partial(ask, name) for name in subjects}
-    results = compare(calls, pairs=50, warmup=1, seconds=seconds, clock="own")
-    return {result.name: (result, answers[result.name][1:]) for result in results}  # the first is the warm-up
-
-
-def _row(setting: Setting, subject: Subject, one: Turns, many: Turns, sizes: tuple[int, int]) -> dict[str, Any]:
-    """Everything about one setting. sizes: photographs scored together, length of the stream."""
-    images, stream = sizes
-    per_image = spread([answer["ms"] / images for answer in many[1]])
-    more = {"stream": subject.ask("stream", images=stream)} if stream else {}
-    stages = {name: spread([answer["stages"][name] for answer in one[1]]).as_dict() for name in one[1][0]["stages"]}
-    return {
-        "setting": asdict(setting),
-        "backend": subject.ready["backend"],
-        "one": one[0].as_dict() | {"stages": stages},
-        "many": {"images_per_second": round(1e3 / per_image.median, 3), "ratio": many[0].ratio.as_dict()},
-        "scores": many[1][-1]["scores"],
-        "peak_mb": round(subject.ask("memory")["peak_mb"], 1),
-    } | more
-
-
-# ---- in the subject's process ----
-
-
-def subject(options: dict[str, Any]) -> tuple[dict[str, Callable[..., dict[str, Any]]], dict[str, Any]]:
-    """A scorer with one setting, and what it can be asked."""
-    setting = Setting(**{name: value for name, value in options.items() if name != "bundle"})
-    bundle = load_bundle(options["bundle"])
-    scorer = setting.open(bundle)
-    pictures: list[bytes] = []
-
-    def load(images: int) -> dict[str, Any]:
-        pictures[:] = photographs(images)
-        return {}
-
-    def one(number: int) -> dict[str, Any]:
-        started = time.perf_counter()
-        score = scorer.score(pictures[number % len(pictures)])
-        scored = time.perf_counter()
-        _write([score])
-        stages = score.timings_ms | {"output": (time.perf_counter() - scored) * 1e3}
-        return {"ms": (scored - started) * 1e3, "stages": stages}
-
-    def many(number: int) -> dict[str, Any]:
-        started = time.perf_counter()
-        scores = list(_scored(scorer, pictures, setting.workers))
-        _write(scores)
-        return {"ms": (time.perf_counter() - started) * 1e3, "scores": [score.value for score in scores]}
-
-    def stream(images: int) -> dict[str, Any]:
-        endless = (pictures[i % len(pictures)] for i in range(images))
-        resident, started = [], time.perf_counter()
-        for done, _ in enumerate(_scored(scorer, endless, setting.workers), 1):
-            if done % max(1, images // 10) == 0:
-                resident.append(round(resident_mb(), 1))
-        seconds = time.perf_counter() - started
-        return {"images": images, "images_per_second": round(images / seconds, 3), "resident_mb": resident}
-
-    handlers = {"load": load, "one": one, "many": many, "stream": stream}
-    handlers |= {"memory": lambda: {"peak_mb": peak_mb()}}
-    return handlers, {"backend": scorer.backend}
-
-
-def _scored(scorer: Scorer, pictures: Iterable[bytes], workers: int) -> Iterator[Score]:
-    for score in scorer.score_many(pictures, on_error="raise", workers=workers):
-        assert isinstance(score, Score)
-        yield score
-
-
-def _write(scores: Iterable[Score]) -> None:
-    writer = writer_for("jsonl", io.StringIO())
-    for score in scores:
-        writer.write(score.as_row())
 
 
 # ---- the command line ----
@@ -236,4 +169,4 @@ def _options() -> Any:
 
 
 if __name__ == "__main__":
-    main_or_subject(main, subject)
+    main()

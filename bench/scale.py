@@ -19,21 +19,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict
 from functools import partial
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from pictures import photograph
-from subjects import Subject, main_or_subject, own_command, peak_mb, resident_mb
-from timer import Ledger, compare, parsed, parser, show
+import scoring
+from pictures import photograph, saved
+from scoring import default
+from timer import Ledger, in_turn, parsed, parser, show
 
 from dgiqa import spec
 from dgiqa.bundle import load_bundle, write_bundle
-from dgiqa.machine import preparing_threads, usable_cores
-from dgiqa.speed import Setting
+from dgiqa.machine import usable_cores
 
 MEGAPIXELS = (0.1, 0.3, 1, 3, 8, 12, 24)
 TILES = (1, 2, 4, 8, 16, 32)
@@ -42,7 +39,6 @@ LENGTHS = (10, 100, 1_000, 10_000, 100_000)
 TINY = spec.Preprocess(depth_lower_bound=64, depth_multiple=32, short_side=96, tile=64)
 SIZES = ((640, 480), (800, 600), (1024, 768), (720, 960), (1280, 720))  # width x height of the images of a stream
 THUMBNAILS = tuple((width // 8, height // 8) for width, height in SIZES)  # decoding them costs next to nothing
-Handlers = dict[str, Callable[..., dict[str, Any]]]
 
 
 def main() -> None:
@@ -65,46 +61,32 @@ def main() -> None:
 
 def sizes(bundle: str, megapixels: Sequence[float]) -> dict[str, Any]:
     """One image of each size, taken in turn after one ascending pass that shows the memory of each."""
-    with _start(bundle) as subject, tempfile.TemporaryDirectory() as folder:
-        paths = {f"{size:g}": _picture(Path(folder), size) for size in megapixels}
-        peaks = {name: subject.ask("score", path=path)["peak_mb"] for name, path in paths.items()}
-        stages: dict[str, dict[str, float]] = {}
-
-        def ask(name: str) -> float:
-            answer = subject.ask("score", path=paths[name])
-            stages[name] = answer["stages"]
-            return float(answer["ms"])
-
-        results = compare({name: partial(ask, name) for name in paths}, pairs=7, warmup=0, clock="own", seconds=30)
-    return {
-        "rows": [
-            {"megapixels": float(r.name), "peak_mb": peaks[r.name], "stages": stages[r.name], **r.as_dict()}
-            for r in results
-        ]
-    }
+    with scoring.start(bundle, default()) as subject, tempfile.TemporaryDirectory() as folder:
+        asks = {f"{n:g}": partial(subject.ask, "score", paths=[_picture(Path(folder), n)]) for n in megapixels}
+        peaks = {name: ask()["peak_mb"] for name, ask in asks.items()}
+        results, answers = in_turn(asks, pairs=7, warmup=0, seconds=30)
+    about = [
+        {"megapixels": float(r.name), "peak_mb": peaks[r.name], "stages": answers[r.name][-1]["stages"]}
+        for r in results
+    ]
+    return {"rows": [row | result.as_dict() for row, result in zip(about, results, strict=True)]}
 
 
 def tiles(bundle: str, counts: Sequence[int]) -> dict[str, Any]:
     """One photograph of 1024x768 with so many random crops."""
-    with _start(bundle) as subject, tempfile.TemporaryDirectory() as folder:
-        path = _picture(Path(folder), 1024 * 768 / 1e6)
-
-        def ask(count: int) -> float:
-            return float(subject.ask("score", path=path, tiling=f"official:{count}")["ms"])
-
-        results = compare({str(n): partial(ask, n) for n in counts}, pairs=15, warmup=1, clock="own", seconds=20)
+    with scoring.start(bundle, default()) as subject, tempfile.TemporaryDirectory() as folder:
+        paths = [_picture(Path(folder), 1024 * 768 / 1e6)]
+        asks = {str(n): partial(subject.ask, "score", paths=paths, tiling=f"official:{n}") for n in counts}
+        results, _ = in_turn(asks, pairs=15, seconds=20)
     return {"rows": [{"tiles": int(r.name), **r.as_dict()} for r in results]}
 
 
 def batches(bundle: str, counts: Sequence[int]) -> dict[str, Any]:
     """Runs of the quality network alone; resident memory grows with the batch, so it is read in ascending order."""
-    with _start(bundle) as subject:
-        resident = {str(n): subject.ask("batch", count=n)["resident_mb"] for n in counts}
-
-        def ask(count: int) -> float:
-            return float(subject.ask("batch", count=count)["ms_per_tile"])
-
-        results = compare({str(n): partial(ask, n) for n in counts}, pairs=15, warmup=0, clock="own", seconds=20)
+    with scoring.start(bundle, default()) as subject:
+        asks = {str(n): partial(subject.ask, "batch", count=n) for n in counts}
+        resident = {name: ask()["resident_mb"] for name, ask in asks.items()}
+        results, _ = in_turn(asks, pairs=15, warmup=0, seconds=20)
     return {
         "rows": [
             {"batch": int(r.name), "resident_mb": resident[r.name], "ms_per_tile": r.ms.as_dict()} for r in results
@@ -116,29 +98,26 @@ def processes(bundle: str, images: int) -> dict[str, Any]:
     """1 to N processes with `cores / processes` threads each, at least one; every one streams `images` photographs."""
     cores = usable_cores()
     counts = sorted({1, 2, cores // 2, cores, 2 * cores} - {0})
-    subjects: dict[int, list[Subject]] = {}
     with ExitStack() as stack:
-        for n in counts:
-            threads = max(1, cores // n)
-            subjects[n] = [
-                stack.enter_context(_start(bundle, threads=threads, workers=preparing_threads(threads)))
-                for _ in range(n)
-            ]
+        paths = _stream(Path(stack.enter_context(tempfile.TemporaryDirectory())), SIZES)
+        subjects = {
+            n: [stack.enter_context(scoring.start(bundle, default(max(1, cores // n)))) for _ in range(n)]
+            for n in counts
+        }
 
-        def ask(n: int) -> float:
+        def ask(n: int) -> dict[str, Any]:
+            each = math.ceil(images / n)
             started = time.perf_counter()
             with ThreadPoolExecutor(n) as pool:
-                list(pool.map(lambda each: each.ask("stream", images=math.ceil(images / n)), subjects[n]))
-            return (time.perf_counter() - started) * 1e3 / (n * math.ceil(images / n))
+                list(pool.map(lambda subject: subject.ask("stream", paths=paths, lengths=[each]), subjects[n]))
+            return {"ms": (time.perf_counter() - started) * 1e3 / (n * each)}
 
-        results = compare({str(n): partial(ask, n) for n in counts}, pairs=3, warmup=1, clock="own", seconds=60)
+        results, _ = in_turn({str(n): partial(ask, n) for n in counts}, pairs=3, seconds=60)
         memory = {str(n): sum(each.ask("memory")["peak_mb"] for each in subjects[n]) for n in counts}
-    return {
-        "rows": [
-            {"processes": int(r.name), "images_per_second": 1e3 / r.ms.median, "peak_mb": memory[r.name], **r.as_dict()}
-            for r in results
-        ]
-    }
+    rates = [
+        {"processes": int(r.name), "images_per_second": 1e3 / r.ms.median, "peak_mb": memory[r.name]} for r in results
+    ]
+    return {"rows": [row | result.as_dict() for row, result in zip(rates, results, strict=True)]}
 
 
 def images(longest: Mapping[str, int]) -> dict[str, Any]:
@@ -146,8 +125,10 @@ def images(longest: Mapping[str, int]) -> dict[str, Any]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name, count in longest.items():
-            with _start(str(tiny_bundle(Path(folder, "tiny"))) if name == "tiny" else name) as subject:
-                answer = subject.ask("lengths", lengths=[n for n in LENGTHS if n <= count])
+            bundle = str(tiny_bundle(Path(folder, "tiny"))) if name == "tiny" else name
+            paths = _stream(Path(folder), THUMBNAILS if name == "tiny" else SIZES)
+            with scoring.start(bundle, default()) as subject:
+                answer = subject.ask("stream", paths=paths, lengths=[n for n in LENGTHS if n <= count])
             rows += [{"bundle": name, **row} for row in answer["rows"]]
     return {"rows": rows}
 
@@ -172,12 +153,6 @@ def tiny_bundle(folder: Path) -> Path:
     return folder
 
 
-def _start(bundle: str, **options: int) -> Subject:
-    cores = usable_cores()
-    setting = Setting("auto", **({"threads": cores, "workers": preparing_threads(cores)} | options))
-    return Subject(own_command(__file__, {"bundle": bundle, **asdict(setting)}))
-
-
 def _picture(folder: Path, megapixels: float) -> str:
     """A 4:3 photograph of that size as a file."""
     width = round(math.sqrt(megapixels * 1e6 * 4 / 3))
@@ -186,48 +161,9 @@ def _picture(folder: Path, megapixels: float) -> str:
     return str(path)
 
 
-# ---- in a subject's process ----
-
-
-def subject(options: dict[str, Any]) -> tuple[Handlers, dict[str, Any]]:
-    """A scorer with one setting, and what it can be asked."""
-    setting = Setting(**{name: value for name, value in options.items() if name != "bundle"})
-    scorer = setting.open(load_bundle(options["bundle"]))
-    tile = scorer.bundle.preprocess.tile
-    pictures = [photograph(n, size) for n, size in enumerate(THUMBNAILS if scorer.bundle.name == "tiny" else SIZES)]
-
-    def score(path: str, tiling: str = "grid") -> dict[str, Any]:
-        started = time.perf_counter()
-        result = scorer.score(path, tiling=tiling)
-        ms = (time.perf_counter() - started) * 1e3
-        return {"ms": ms, "stages": result.timings_ms, "peak_mb": round(peak_mb(), 1)}
-
-    def batch(count: int) -> dict[str, Any]:
-        feeds = dict.fromkeys((spec.QUALITY_RGB, spec.QUALITY_DEPTH), np.zeros((count, 3, tile, tile), np.float32))
-        started = time.perf_counter()
-        scorer._alone.networks.quality.run(feeds)
-        ms = (time.perf_counter() - started) * 1e3
-        return {"ms_per_tile": ms / count, "resident_mb": round(resident_mb(), 1)}
-
-    def stream(images: int) -> dict[str, Any]:
-        for _ in scorer.score_many(islice(cycle(pictures), images), on_error="raise", workers=setting.workers):
-            pass
-        return {}
-
-    def lengths(lengths: list[int]) -> dict[str, Any]:
-        rows: list[dict[str, Any]] = []
-        last, since = 0, time.perf_counter()
-        endless = islice(cycle(pictures), lengths[-1])
-        for done, _ in enumerate(scorer.score_many(endless, on_error="raise", workers=setting.workers), 1):
-            if done in lengths:
-                now = time.perf_counter()
-                ms = (now - since) * 1e3 / (done - last)
-                rows.append({"images": done, "ms_per_image": round(ms, 4), "resident_mb": round(resident_mb(), 1)})
-                last, since = done, now
-        return {"rows": rows}
-
-    handlers: Handlers = {"score": score, "batch": batch, "stream": stream, "lengths": lengths}
-    return handlers | {"memory": lambda: {"peak_mb": round(peak_mb(), 1)}}, {"backend": scorer.backend}
+def _stream(folder: Path, sizes: Sequence[tuple[int, int]]) -> list[str]:
+    """Photographs of these sizes as files."""
+    return [saved(folder / f"{width}x{height}", 1, (width, height))[0] for width, height in sizes]
 
 
 # ---- the command line ----
@@ -241,4 +177,4 @@ def _options() -> Any:
 
 
 if __name__ == "__main__":
-    main_or_subject(main, subject)
+    main()

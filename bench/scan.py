@@ -1,4 +1,4 @@
-"""Sets from end to end: what `scan` costs beside scoring, and what kills do to files.
+"""Sets from end to end: what `scan` costs beside scoring, and what a second process gains.
 
 python bench/scan.py [--quick] [--fresh] [--images 100000]        ->  bench/results/scan.jsonl
 
@@ -8,8 +8,6 @@ throughput  tar shards in, Parquet out, against the bare loop over the same pict
             with `small`
 workers     one and two processes of one thread each, ours (`--workers`) and Ray's (`--ray local`), with `small`:
             images/s after each has done a shard, so without the start; how many cores were idle meanwhile
-kills       `score -o FILE --resume` and `scan --resume`, killed (SIGKILL) at random moments until so many kills hit:
-            rows lost, doubled or changed against a run that was not interrupted
 """
 
 from __future__ import annotations
@@ -17,11 +15,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
-import random
-import signal
 import statistics
-import subprocess
-import sys
 import tarfile
 import tempfile
 import time
@@ -33,17 +27,15 @@ from typing import Any
 
 import psutil
 from pictures import photograph
-from scale import Handlers, tiny_bundle
-from subjects import Subject, main_or_subject, own_command, resident_mb
+from scale import tiny_bundle
+from subjects import Served, Subject, main_or_subject, own_command, resident_mb
 from timer import Ledger, parsed, parser
 
 from dgiqa.batch.scan import Job, output_name, score_shard
 from dgiqa.bundle import load_bundle
-from dgiqa.report.files import left_behind
 from dgiqa.report.read import read_rows
 from dgiqa.scorer import Scorer
 
-FORMATS = ("csv", "jsonl", "json", "parquet", "sqlite", "scan")
 SHARD = 5000
 PICTURES = 200  # different ones; each is 64 x 64
 
@@ -56,9 +48,6 @@ def main() -> None:
         print(ledger.case(key, partial(throughput, bundle, count)), flush=True)
     shards = 4 if options.quick else 10
     print(ledger.case({"axis": "workers", "shards": shards}, partial(workers, shards)), flush=True)
-    for kind in FORMATS:
-        key = {"axis": "kills", "format": kind, "kills": options.kills}
-        print(ledger.case(key, partial(kills, kind, options.kills)), flush=True)
 
 
 def throughput(bundle: str, count: int) -> dict[str, Any]:
@@ -112,52 +101,6 @@ def workers(shards: int) -> dict[str, Any]:
     return found
 
 
-def kills(kind: str, wanted: int) -> dict[str, Any]:
-    """One set, killed `wanted` times at random moments and gone on with."""
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = tiny_bundle(Path(folder, "tiny"))
-        shards = [_shard(Path(folder, f"{n}.tar"), 400, n) for n in range(4)]
-        whole = _facts(*_run(kind, folder, "whole", bundle, shards))
-        moments, hits, runs = random.Random(kind), 0, 0
-        while hits < wanted:
-            process, path = _start(kind, folder, f"part{runs}" if runs == 0 else "part0", bundle, shards)
-            runs += 1
-            time.sleep(moments.uniform(0.2, 4))
-            process.send_signal(signal.SIGKILL)
-            if process.wait() == -signal.SIGKILL:
-                hits += 1
-            else:  # it was through: begin anew
-                assert _facts(process, path) == whole
-                _remove(path)
-        part = _facts(*_run(kind, folder, "part0", bundle, shards))
-        lost = len(whole) - len(set(whole) & set(part))
-        return {"kills": hits, "rows": len(whole), "lost_or_changed": lost, "doubled": len(part) - len(set(part))}
-
-
-def _start(kind: str, folder: str, name: str, bundle: Path, shards: list[Path]) -> tuple[subprocess.Popen[bytes], str]:
-    path = os.path.join(folder, name) + ("" if kind == "scan" else f".{kind}")
-    where = ["scan", *map(str, shards), "--out", path] if kind == "scan" else ["score", *map(str, shards), "-o", path]
-    command = [sys.executable, "-m", "dgiqa", *where, "--bundle", str(bundle), "--resume", "--threads", "1", "-q"]
-    return subprocess.Popen(command, stderr=subprocess.DEVNULL), path
-
-
-def _run(*arguments: Any) -> tuple[subprocess.Popen[bytes], str]:
-    process, path = _start(*arguments)
-    assert process.wait() == 0
-    assert not left_behind(path)
-    return process, path
-
-
-def _facts(_: object, path: str) -> list[str]:
-    """Every row but its time."""
-    return sorted(str({name: value for name, value in row.items() if name != "ms"}) for row in read_rows(path))
-
-
-def _remove(path: str) -> None:
-    for name in [os.path.join(path, name) for name in os.listdir(path)] if os.path.isdir(path) else [path]:
-        os.unlink(name)
-
-
 def _encoded(number: int) -> bytes:
     return photograph(number % PICTURES, (64, 64))
 
@@ -180,7 +123,7 @@ def _key(start: int, number: int) -> str:
 # ---- in the subject's process ----
 
 
-def subject(options: dict[str, Any]) -> tuple[Handlers, dict[str, Any]]:
+def subject(options: dict[str, Any]) -> Served:
     scorer = Scorer(options["bundle"], threads=1, parallel=1)
     pictures = [_encoded(n) for n in range(PICTURES)]
     out = os.path.join(options["folder"], "out")
@@ -217,10 +160,9 @@ def _rows(out: str, shard: Path) -> Iterator[dict[str, Any]]:
 def _options() -> Any:
     made = parser(__doc__)
     made.add_argument("--images", type=int, default=100_000, help="[default: %(default)s]")
-    made.add_argument("--kills", type=int, default=20, help="of each format  [default: %(default)s]")
     options = parsed(made, "scan.jsonl")
     if options.quick:
-        options.images, options.kills = 400, 1
+        options.images = 400
     return options
 
 

@@ -21,6 +21,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ from dgiqa.machine import usable_cores
 from dgiqa.timing import Call, Clock, Spread, interleaved, ratios, spread, wall_ms
 
 RESULTS = Path(__file__).parent / "results"
+Turns = tuple[list["Result"], dict[str, list[dict[str, Any]]]]
 ClockName = Literal["wall", "own", "cuda", "graph"]
 
 
@@ -104,6 +106,18 @@ def compare(
 def measure(call: Call, *, name: str = "call", repeats: int = 20, warmup: int = 2, **options: Any) -> Result:
     """Time one call; options as in `compare`."""
     return compare({name: call}, pairs=repeats, warmup=warmup, **options)[0]
+
+
+def in_turn(asks: Mapping[str, Callable[[], dict[str, Any]]], *, warmup: int = 1, **options: Any) -> Turns:
+    """Ask subjects in turn, each of which says its own "ms": times as of `compare`, and what was answered."""
+    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in asks}
+
+    def ask(name: str) -> float:
+        answers[name].append(asks[name]())
+        return float(answers[name][-1]["ms"])
+
+    results = compare({name: partial(ask, name) for name in asks}, warmup=warmup, clock="own", **options)
+    return results, {name: found[warmup:] for name, found in answers.items()}
 
 
 class Ledger:

@@ -15,10 +15,12 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from statistics import mean, median
 from typing import Any
 
-import numpy as np
 from subjects import Served, Subject, main_or_subject, own_command
 
 ROOT = Path(__file__).parent.parent
@@ -54,43 +56,36 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=ROOT / "examples/coffee.jpg")
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results/versions.json")
     o = parser.parse_args()
-    from stamp import environment_stamp
+    from stamp import environment_stamp  # not above: a subject imports the package of its own checkout
+    from timer import in_turn
 
     asked = {"bundle": o.bundle, "picture": str(o.picture.resolve())}
     folders = {"other": o.other.resolve(), "this": ROOT}
-    found: dict[tuple[str, str, str], list[float]] = defaultdict(list)  # (checkout, size, stage or "ms") -> ms
-    sides = {
-        name: Subject(own_command(__file__, asked | {"checkout": str(folder)}), {"OMP_NUM_THREADS": "1"})
-        for name, folder in folders.items()
-    }
-    for width, height in SIZES:
-        for turn in range(1 + o.rounds * REPEATS):
-            for name, side in sides.items():
-                answer = side.ask("score", width=width, height=height)
-                for what, ms in {"ms": answer["ms"], **answer["stages"]}.items():
-                    found[name, f"{width}x{height}", what] += [ms] if turn else []  # the first warms up
-    medians = {key: float(np.median(times)) for key, times in found.items()}
-    ms = {name: {size: m for (n, size, what), m in medians.items() if (n, what) == (name, "ms")} for name in sides}
+    ms: dict[str, dict[str, float]] = {name: {} for name in folders}
+    stages: dict[str, dict[str, float]] = {name: defaultdict(float) for name in folders}
+    with ExitStack() as stack:
+        sides = {
+            name: stack.enter_context(
+                Subject(own_command(__file__, asked | {"checkout": str(folder)}), {"OMP_NUM_THREADS": "1"})
+            )
+            for name, folder in folders.items()
+        }
+        for width, height in SIZES:
+            asks = {name: partial(side.ask, "score", width=width, height=height) for name, side in sides.items()}
+            results, answers = in_turn(asks, pairs=o.rounds * REPEATS)
+            for result in results:
+                ms[result.name][f"{width}x{height}"] = result.ms.median
+                for stage in answers[result.name][0]["stages"]:
+                    stages[result.name][stage] += median(a["stages"][stage] for a in answers[result.name])
     ratios = {size: ms["this"][size] / ms["other"][size] for size in ms["this"]}
-    stages = {
-        what: sum(m for (n, _, w), m in medians.items() if (n, w) == ("this", what)) / other
-        for what in dict.fromkeys(what for _, _, what in medians if what != "ms")
-        if (other := sum(m for (n, _, w), m in medians.items() if (n, w) == ("other", what)))
-    }
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=folders["other"], capture_output=True, text=True, check=True
     )
-    result = {
-        "other": commit.stdout.strip(),
-        "ms": ms,
-        "ratio": ratios,
-        "mean_ratio": float(np.mean([*ratios.values()])),
-    }
-    result |= {"stages": stages, "stamp": environment_stamp()}
+    result: dict[str, Any] = {"other": commit.stdout.strip(), "ms": ms, "ratio": ratios}
+    result |= {"mean_ratio": mean(ratios.values()), "stamp": environment_stamp()}
+    result["stages"] = {stage: stages["this"][stage] / other for stage, other in stages["other"].items() if other}
     o.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
-    for side in sides.values():
-        side.close()
 
 
 if __name__ == "__main__":

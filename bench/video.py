@@ -1,12 +1,10 @@
 """What video costs on this machine: memory over length, our share of the time, what reuse saves and what it moves.
 
-    python bench/video.py [--only memory overhead reuse localised full]     ->  bench/results/video.jsonl
+    python bench/video.py [--only memory overhead reuse localised]     ->  bench/results/video.jsonl
 
-Clips are made from photographs. Ratios compare runs that take turns in this process; memory is that of the command in a
-process of its own. A part that was measured on this machine, with these versions and this code, is not measured again.
-The full-size networks (paper's DGIQA, Depth Anything ViT-S) are untrained: their arithmetic, and so their time, is that
-of trained ones; their scores mean nothing, so no drift is stated for them. They need torch and some minutes: only with
---only full.
+Clips are made from photographs; `--bundle` names another model for reuse, which saves more of larger networks. Ratios
+compare runs that take turns in this process; memory is that of the command in a process of its own. A part that was
+measured on this machine, with these versions and this code, is not measured again.
 """
 
 from __future__ import annotations
@@ -27,7 +25,6 @@ from typing import Any
 import av
 import cv2
 import numpy as np
-import untrained
 from numpy.typing import NDArray
 from timer import Ledger, parsed, parser
 
@@ -196,20 +193,6 @@ def dip(times: list[float], scores: list[float]) -> tuple[float, float]:
     return below[0], below[-1]
 
 
-def full(folder: Path) -> dict[str, dict[str, float]]:
-    """Reuse with the full-size networks, untrained, 720p: seconds per frame and times faster."""
-    bundle = untrained.bundle("full", untrained.WORK)
-    path = write(folder / "still.mp4", still(photograph("rocket", 1280, 720), 12, 1.0))
-    figures = {}
-    with Scorer(bundle) as scorer:
-        for label, setting in (("depth", Reuse()), ("depth+tiles", Reuse(tiles=True))):
-            measured = compared(scorer, path, setting, 1)
-            figures[label] = {
-                k: measured[k] for k in ("times_faster", "frames_per_second", "depth_reused", "tiles_reused")
-            }
-    return figures
-
-
 def network_inputs(scorer: Scorer, rgb: UInt8) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the two networks get for one frame."""
     stages = scorer.stages
@@ -275,16 +258,18 @@ def repeated(source: Path, path: Path, times: int) -> Path:
 
 
 def main() -> None:
-    parts: dict[str, Callable[[Path], dict[str, Any]]] = {
-        each.__name__: each for each in (memory, overhead, reuse, localised, full)
+    parts: dict[str, Callable[..., dict[str, Any]]] = {
+        each.__name__: each for each in (memory, overhead, reuse, localised)
     }
     made = parser(__doc__)
-    made.add_argument("--only", nargs="+", choices=parts, default=[*parts][:-1], help="parts to measure")
+    made.add_argument("--only", nargs="+", choices=parts, default=[*parts], help="parts to measure")
+    made.add_argument("--bundle", default="small", help="of the part `reuse`  [default: %(default)s]")
     options = parsed(made, "video.jsonl")
     ledger = Ledger(options.out, fresh=options.fresh)
     for name in ["localised"] if options.quick else options.only:
         with tempfile.TemporaryDirectory() as folder:
-            line = ledger.case({"part": name}, partial(parts[name], Path(folder)))
+            other = {"bundle": options.bundle} if name == "reuse" and options.bundle != "small" else {}
+            line = ledger.case({"part": name} | other, partial(parts[name], Path(folder), **other))
         print(json.dumps(line, indent=2), flush=True)
 
 

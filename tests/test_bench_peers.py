@@ -15,8 +15,6 @@ import peers
 import pictures
 from peers import Entry
 
-from dgiqa.speed import Setting
-
 PEER = """
 import sys
 sys.path.insert(0, {bench!r})
@@ -61,9 +59,7 @@ def test_one_that_cannot_run_says_why_and_the_others_go_on(photo: str) -> None:
 
 
 def test_a_bundle_is_a_subject_like_any_other(bundle_dir: Path, photo: str) -> None:
-    entries = [
-        peers._runtime(request, str(bundle_dir), Setting("onnxruntime"), request) for request in ("score", "many")
-    ]
+    entries = [peers.of_bundle(request, str(bundle_dir), request) for request in ("score", "stream")]
     assert entries[0].command == entries[1].command  # so one process serves both
     one, many = peers.measure_group(entries, [photo] * 3, pairs=2, seconds=10)["rows"]
     assert one["ms"]["median"] > 0
