@@ -9,7 +9,6 @@ The server is a process of its own; clients are coroutines here and share its co
     unloaded    one request after the other: ms
     overload    requests at four times that throughput, whatever comes back: answers, and ms of those accepted
     leak        resident memory after each thousand of --requests
-    stop        SIGTERM amid requests: those that the server took, those answered, and connections that broke off
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from dgiqa.scorer import Scorer
 ROOT = Path(__file__).parent.parent
 PICTURES = [path.read_bytes() for path in sorted((ROOT / "examples").glob("*.jpg"))]
 OVERLOAD = 4
-Answer = tuple[int, float, str]  # status (0: none came, -1: no connection), ms, request id
+Answer = tuple[int, float]  # status (0: none came, -1: no connection), ms
 
 
 class Served:
@@ -86,10 +85,10 @@ def served(*options: str) -> Iterator[Served]:
         server.process.kill()
 
 
-async def ask(port: int, body: bytes, identity: str = "x") -> Answer:
+async def ask(port: int, body: bytes) -> Answer:
     """One POST /score on a connection of its own."""
     started, status = time.perf_counter(), -1
-    head = f"POST /score HTTP/1.1\r\nHost: a\r\nX-Request-ID: {identity}\r\nContent-Length: {len(body)}\r\n"
+    head = f"POST /score HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n"
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         status = 0
@@ -101,7 +100,7 @@ async def ask(port: int, body: bytes, identity: str = "x") -> Answer:
             writer.close()
     except OSError:
         pass
-    return status, (time.perf_counter() - started) * 1e3, identity
+    return status, (time.perf_counter() - started) * 1e3
 
 
 async def closed_loop(clients: int, count: int, asked: Callable[[int], Awaitable[Answer]]) -> list[Answer]:
@@ -128,7 +127,7 @@ def picture(number: int) -> bytes:
 
 
 def p(answers: list[Answer], share: float) -> float:
-    times = [ms for status, ms, _ in answers if status == 200]
+    times = [ms for status, ms in answers if status == 200]
     return round(float(np.percentile(times, share)), 1) if times else float("nan")
 
 
@@ -153,7 +152,7 @@ def measured(options: argparse.Namespace, tell: Callable[..., None]) -> None:
             bare_cpu += time.process_time() - cpu
             started, cpu = time.perf_counter(), server.cpu_s()
             answers = asyncio.run(closed_loop(options.queue, options.images, asked))
-            over.append(rate(sum(status == 200 for status, _, _ in answers), started))
+            over.append(rate(sum(status == 200 for status, _ in answers), started))
             over_cpu += server.cpu_s() - cpu
         ratio = float(np.median(np.divide(over, bare)))
         throughput = float(np.median(over))
@@ -165,7 +164,7 @@ def measured(options: argparse.Namespace, tell: Callable[..., None]) -> None:
         tell("unloaded", p50_ms=p(alone, 50), p99_ms=p(alone, 99))
 
         answers = asyncio.run(open_loop(OVERLOAD * throughput, options.seconds, asked))
-        statuses = Counter(status for status, _, _ in answers)
+        statuses = Counter(status for status, _ in answers)
         times = p(answers, 50), p(answers, 99)
         accepted = statuses[200] / options.seconds
         tell("overload", answers=dict(statuses), p50_ms=times[0], p99_ms=times[1], images_per_s=accepted)
@@ -175,24 +174,6 @@ def measured(options: argparse.Namespace, tell: Callable[..., None]) -> None:
             asyncio.run(closed_loop(options.queue, 1000, asked))
             tell("leak", requests=done + 1000, resident_mb=server.resident_mb())
         server.stop()
-
-    with served("--bundle", options.bundle, "--queue", "64") as server:
-        ids = itertools.count()
-
-        async def amid() -> list[Answer]:
-            asking = asyncio.create_task(closed_loop(16, 400, lambda _: ask(server.port, picture(0), str(next(ids)))))
-            await asyncio.sleep(2)
-            server.process.send_signal(signal.SIGTERM)
-            return await asking
-
-        answers = asyncio.run(amid())
-        code = server.process.wait(60)
-        server._reader.join()
-        taken = set(re.findall(r"id=(\d+) method=POST path='/score' status=200", "".join(server.log)))
-        answered = {identity for status, _, identity in answers if status == 200}
-        broken = sum(status == 0 for status, _, _ in answers)
-        lost = len(taken - answered)
-        tell("stop", exit_code=code, taken=len(taken), answered=len(answered), lost=lost, broken_off=broken)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,9 @@ def test_padded_heads_equal_multihead_attention(heads: int) -> None:
 
 
 def test_the_whole_network_through_the_ops_is_the_same() -> None:
-    network = loud(DGIQA(FULL)).double()
+    narrow = {"embed_dim": 32, "num_heads": (1, 2, 4, 8)}  # heads of 32 in the windows, of 60 in Depth-CAR, as FULL has
+    sizes = {"tcb_channels": (60, 60, 60, 60), "reduction": 4, "heads": 4, "dilated_channels": 16}
+    network = loud(DGIQA(replace(FULL, backbone_options=narrow, **sizes))).double()
     fused = attention.with_attention_op(network)
     kinds = [type(m).__name__ for m in fused.modules()]
     assert (kinds.count("FusedSwinBlock"), kinds.count("FusedCrossAttention")) == (24, 2)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command import run_here
 from typer.testing import CliRunner
 from waiting import PATIENCE_S
 
@@ -583,13 +584,13 @@ def test_options_that_mean_nothing_are_wrong_usage(wrong: tuple[str, ...]) -> No
 def test_exit_codes_tell_a_wrong_engine_from_a_missing_backend(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert command("build", "--fp16", "--int8").returncode == 2
-    assert command("build", "--batch", "8,1").returncode == 2
-    assert command("cache", "rm").returncode == 2
+    assert run_here("build", "--fp16", "--int8").returncode == 2
+    assert run_here("build", "--batch", "8,1").returncode == 2
+    assert run_here("cache", "rm").returncode == 2
     if "tensorrt" not in backends():
-        without = command("build", "--bundle", tiny_bundle.path, "--backend", "tensorrt")
+        without = run_here("build", "--bundle", tiny_bundle.path, "--backend", "tensorrt")
         assert without.returncode == 5
-        assert without.stderr.count("\n") == 1
+        assert without.stderr.count(b"\n") == 1
     code = (
         "import sys, dgiqa.parity as p; p.BUDGETS['fp16'] = 1e-12\n"
         "from dgiqa.cli import main; sys.argv = ['dgiqa-rt', *sys.argv[1:]]; main()"

@@ -262,9 +262,11 @@ def test_a_folder_without_weights_says_which_files_are_looked_for(tmp_path: Path
 def test_other_wrappers_and_prefixes_of_training_scripts(
     wrapper: str, prefix: str, swin: DGIQA, tmp_path: Path
 ) -> None:
-    state = {f"{prefix}{name}": value for name, value in swin.state_dict().items()}
-    torch.save({wrapper: state, "epoch": 7}, tmp_path / "last.ckpt")
-    assert_same(load_dgiqa(tmp_path / "last.ckpt", SWIN), swin)
+    state = {name: value for name, value in swin.state_dict().items() if value.ndim == 1}
+    torch.save({wrapper: {f"{prefix}{name}": value for name, value in state.items()}, "epoch": 7}, tmp_path / "a.ckpt")
+    read, _ = read_tensors(tmp_path / "a.ckpt")
+    assert list(read) == list(state)
+    assert all(torch.equal(read[name], value) for name, value in state.items())
 
 
 def test_numpy_numbers_beside_the_weights_are_read(swin: DGIQA, tmp_path: Path) -> None:
