@@ -70,6 +70,23 @@ def _command(path: str, command: Any) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+# ---- rows ----
+
+
+def rows() -> str:
+    """Every column of a row, which docs/rows.md holds itself: it is read beside the code, too."""
+    from dgiqa.report.rows import KINDS, SCHEMA, Column
+
+    words = {"string": "text", "float64": "number", "int64": "integer", "list": "list of texts", "json": "JSON"}
+
+    def whose(column: Column) -> str:
+        named = "all" if column.of == KINDS else " and ".join(f"{kind}s" for kind in column.of)
+        return f"{named}, with --details" if column.details else named
+
+    cells = [(f"`{c.name}`", words[c.type], whose(c), c.meaning) for c in SCHEMA]
+    return table(("column", "type", "rows of", "meaning"), cells)
+
+
 # ---- exit codes, budgets, manifest ----
 
 

@@ -33,6 +33,9 @@ class Column:
     details: bool = False
 
 
+_ESCAPES = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029)}
+_ESCAPED = re.compile(f"[{''.join(map(chr, _ESCAPES))}]")
+
 FRAME: tuple[Kind, ...] = ("frame",)
 IMAGE: tuple[Kind, ...] = ("image",)
 PAIR: tuple[Kind, ...] = ("pair",)
@@ -106,19 +109,13 @@ def rounded(value: float | None, digits: int) -> float | None:
     return None if value is None or not math.isfinite(value) else round(float(value), digits)
 
 
-def error_row(
-    name: str,
-    message: str,
-    *,
-    bundle: str = "",
-    backend: str = "",
-    tiling: str = "",
-    details: bool = False,
-    key: str | None = None,
-) -> Row:
-    """One input that could not be scored, as a row: status "error", the message, and no score."""
-    origin = {"bundle": bundle, "backend": backend, "tiling": tiling}
-    row = row_of("image", path=name, status="error", error=message, key=key, **origin)
+def error_row(name: str, message: str, *, details: bool = False, key: str | None = None, **origin: str) -> Row:
+    """One input that could not be scored, as a row: status "error", the message, and no score.
+
+    origin: the bundle, backend and tiling that it was to be scored with, "" where unknown.
+    """
+    unknown = {"bundle": "", "backend": "", "tiling": ""}
+    row = row_of("image", path=name, status="error", error=message, key=key) | unknown | origin
     return row | dict.fromkeys(DETAIL_COLUMNS) if details else row
 
 
@@ -174,8 +171,8 @@ class Summary:
 
     @property
     def seconds(self) -> float:
-        """Time since the summary was begun, never 0: clocks of some machines tick seldom."""
-        return max(time.perf_counter() - self.started, 1e-9)
+        """Time since the summary was begun."""
+        return seconds_since(self.started)
 
     def progress(self) -> tuple[float | None, list[str]]:
         done = self.scored + self.failed
@@ -204,6 +201,11 @@ class Summary:
         }
 
 
+def seconds_since(started: float) -> float:
+    """Time since one of `time.perf_counter`, never 0: clocks of some machines tick seldom."""
+    return max(time.perf_counter() - started, 1e-9)
+
+
 def remarks(row: Row) -> str:
     """A row's reasons in words and its note: "blurred, noisy; looks like a screenshot"; empty without any."""
     return "; ".join(filter(None, (words(row.get("reasons") or []), row.get("note") or "")))
@@ -214,11 +216,11 @@ def gate_sentence(below: int, of: int, noun: str, gate: float) -> str:
     return f"{below} of {of} {noun}{'s' * (of != 1)} {'is' if 1 in (below, of) else 'are'} below {gate:g}"
 
 
-def clock(seconds: float) -> str:
-    """ "2:05", or "1:00:00" from an hour on."""
+def clock(seconds: float, longest: float = 0.0) -> str:
+    """ "2:05", or "1:00:00" where it, or the longest that stands beside it, is an hour or more."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours or longest >= 3600 else f"{minutes}:{seconds:02}"
 
 
 def to_json(value: Any) -> str:
@@ -244,56 +246,6 @@ def readable(text: str) -> str:
     return text
 
 
-def schema_page() -> str:
-    """docs/rows.md: every column, its type and what it means."""
-    rows = [f"| `{c.name}` | {_TYPE_WORDS[c.type]} | {_whose(c)} | {c.meaning} |" for c in SCHEMA]
-    return _PAGE.format(version=SCHEMA_VERSION, rows="\n".join(rows))
-
-
-_ESCAPES = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029)}
-_ESCAPED = re.compile(f"[{''.join(map(chr, _ESCAPES))}]")
-_TYPE_WORDS = {"string": "text", "float64": "number", "int64": "integer", "list": "list of texts", "json": "JSON"}
-_PAGE = """# Rows
-
-Made from `dgiqa/report/rows.py` by `python -m dgiqa.report.rows`; do not edit.
-
-`score` gives one row per image, `video` one per scored frame (with `--per-video` one per video), and `compare` one per
-pair of a picture and its reference. CSV, JSON lines, JSON, Parquet and `Score.as_row()` have the same columns in the
-same order. This is version
-{version} of the schema: it is raised when a column changes its meaning or goes away, and new columns come at the end.
-
-| column | type | rows of | meaning |
-|---|---|---|---|
-{rows}
-
-**CSV.** Empty cells are null. A list is one text with commas. A path that begins with `=`, `+`, `-` or `@` gets `./` in
-front, and other such text an apostrophe, so that no spreadsheet runs it as a formula.
-A `key` that begins with an apostrophe gets one more: take one off, and it is as it was.
-
-**JSON lines and JSON.** One object per line; `--json` wraps them as `{{"schema_version", "rows", "summary"}}`.
-
-**Parquet.** Typed columns; the summary is in the file's metadata under `dgiqa`, and in `run` of it the
-model's hash, its preprocessing and settings.
-
-**SQLite.** The table `scores` has the columns, lists and documents as JSON; the table `run` has the summary.
-
-**Names that are not UTF-8.** Their bytes are written as `\\xNN`, so that every file is valid UTF-8.
-
-**Files.** A new file has its name from the first row on. CSV, JSON lines and JSON are whole after each row; Parquet and
-SQLite hold the rows so far, made anew every few seconds. A file that is there already is replaced when the run ends,
-also when you stop it, when the terminal closes or when the disk is full; until then the rows are beside it in
-`NAME.partial-XXXXXXXX.EXT`, those of Parquet and SQLite as JSON lines. What a kill or power cut leaves, `score
---resume` takes up, unless its run still goes on; a run without it says where it is, and never deletes it. `scan
---resume` scores the shard again. Mode and owner of a file that is replaced stay.
-A pipe or device is written into, never replaced.
-"""
-
-
-def _whose(column: Column) -> str:
-    whose = "all" if len(column.of) == len(KINDS) else " and ".join(f"{kind}s" for kind in column.of)
-    return f"{whose}, with --details" if column.details else whose
-
-
 def _strict(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -302,7 +254,3 @@ def _strict(value: Any) -> Any:
     if isinstance(value, dict):
         return {readable(key): _strict(item) for key, item in value.items()}
     return [_strict(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-if __name__ == "__main__":
-    print(schema_page(), end="")

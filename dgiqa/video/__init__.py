@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from dgiqa.forward import Stages
 from dgiqa.meaning import verdict
-from dgiqa.report.rows import FRAME_COLUMNS, Row, clock, rounded
+from dgiqa.report.rows import FRAME_COLUMNS, Row, clock, rounded, seconds_since
 from dgiqa.video.channel import CAPACITY, Channel, feed
 from dgiqa.video.frames import Video
 from dgiqa.video.live import ATTEMPTS, WAITS_S, follow
@@ -254,7 +254,7 @@ class Summary:
         sources = self.run.progress.values()
         if not self.scored + self.failed:
             return None, ["opening"]
-        elapsed = max(time.perf_counter() - self.started, 1e-9)
+        elapsed = seconds_since(self.started)
         done = sum(p.done_s for p in sources)
         parts = [f"{self.scored} frames", f"{self.scored / elapsed:.1f} frames/s", f"{done / elapsed:.2f}x"]
         known = [p.length_s for p in sources if p.length_s is not None]
