@@ -31,20 +31,13 @@ try:
 except ImportError:
     fcntl = None
 
-FILE_FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".json": "json", ".parquet": "parquet", ".sqlite": "sqlite"}
+FILE_FORMATS = ("csv", "jsonl", "json", "parquet", "sqlite")  # and the suffixes of their files
 SPOOLED = ("parquet", "sqlite")  # written as JSON lines first, which a killed run leaves readable
 ROW_GROUP = 1000  # rows of a Parquet file in memory at a time
 SHOW_S, SHOW_SHARE = 2.0, 0.02  # how often a spooled file shows the rows so far, and what that may take of the time
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that spreadsheets compute
 
 R = TypeVar("R", bound="Report")
-
-
-class Stream(Protocol):
-    """The stream that writers write to."""
-
-    def write(self, text: str, /) -> Any: ...
-    def flush(self) -> Any: ...
 
 
 class Writer(Protocol):
@@ -72,34 +65,32 @@ class Sink(Protocol):
 def format_of(path: str) -> str:
     """The format a file name asks for. Raises ValueError naming those there are, BackendError without pyarrow."""
     suffix = os.path.splitext(path)[1].lower()
-    if suffix not in FILE_FORMATS:
+    if suffix[1:] not in FILE_FORMATS:
         raise ValueError(
             f"{path!r} ends in {suffix or 'no suffix'}; end it in .csv, .jsonl, .json, .parquet or .sqlite"
         )
     if suffix == ".parquet":
         _parquet_schema((), instead="end in .csv")
-    return FILE_FORMATS[suffix]
+    return suffix[1:]
 
 
 def writer_for(name: str, stream: TextIO | OutputFile, kind: Kind = "image", *, details: bool = False) -> Writer:
     """The writer of a format for rows of that kind. Parquet needs an OutputFile."""
     if name == "table":
         return TableWriter(stream, kind)  # type: ignore[arg-type]
+    names = columns(kind, details=details)
     if name == "csv":
-        return CsvWriter(stream, columns(kind, details=details))
-    if name == "parquet":
+        return CsvWriter(stream, names)
+    if name in SPOOLED:
         assert isinstance(stream, OutputFile)
-        return ParquetWriter(stream, columns(kind, details=details))
-    if name == "sqlite":
-        assert isinstance(stream, OutputFile)
-        return SqliteWriter(stream, columns(kind, details=details))
+        return SpooledWriter(stream, names, _as_parquet if name == "parquet" else _as_sqlite)
     return JsonLinesWriter(stream) if name == "jsonl" else JsonWriter(stream)
 
 
 class JsonLinesWriter:
     """One JSON object per line."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: TextIO | OutputFile) -> None:
         self.stream = stream
 
     def write(self, row: Row) -> None:
@@ -113,7 +104,7 @@ class JsonLinesWriter:
 class JsonWriter:
     """One document {schema_version, rows, summary}, written row by row; in a file it is valid after each of them."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: TextIO | OutputFile) -> None:
         self.stream = stream
         self.before = f'{{"schema_version": {SCHEMA_VERSION}, "rows": [\n'
 
@@ -135,7 +126,7 @@ class JsonWriter:
 class CsvWriter:
     """A header, then one line per row; None is an empty cell."""
 
-    def __init__(self, stream: Stream, names: tuple[str, ...]) -> None:
+    def __init__(self, stream: TextIO | OutputFile, names: tuple[str, ...]) -> None:
         self.stream = stream
         self.names = names
         self.before = self._line(names)
@@ -159,27 +150,28 @@ class CsvWriter:
 
 
 class SpooledWriter:
-    """Rows for a file that is made as a whole: spooled as JSON lines, which a killed run leaves readable."""
+    """Rows for a file that is made as a whole: spooled as JSON lines, which a killed run leaves readable.
 
-    def __init__(self, file: OutputFile) -> None:
-        self._file = file
+    make: makes the file: (rows, a binary file, its columns, the summary).
+    """
+
+    def __init__(
+        self, file: OutputFile, names: tuple[str, ...], make: Callable[[Iterator[Row], Any, Any, Any], None]
+    ) -> None:
+        self._file, self._names, self._make = file, names, make
 
     def write(self, row: Row) -> None:
         self._file.write(to_json(row) + "\n")
 
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: dict[str, Any], *, final: bool = True) -> None:
         """Turn the spooled rows into the file."""
-        with self._file.rewritten() as (lines, target):
-            self._fill(lines, target, summary)
+        with self._file.rewritten(final) as (lines, target):
+            self._make(map(json.loads, lines), target, self._names, summary)
 
     def show(self, summary: Tally) -> None:
         """The same with the rows so far, where that is due; more may follow."""
         if self._file.due:
-            with self._file.rewritten(final=False) as (lines, target):
-                self._fill(lines, target, summary.as_dict(complete=False))
-
-    def _fill(self, lines: Iterator[str], target: Any, summary: dict[str, Any]) -> None:
-        raise NotImplementedError
+            self.finish(summary.as_dict(complete=False), final=False)
 
 
 class ParquetRows:
@@ -224,47 +216,27 @@ class ParquetRows:
         self._file.write_table(table)
 
 
-class ParquetWriter(SpooledWriter):
-    """The spooled rows as a Parquet file."""
-
-    def __init__(self, file: OutputFile, names: tuple[str, ...]) -> None:
-        super().__init__(file)
-        self._names = names
-
-    def _fill(self, lines: Iterator[str], target: Any, summary: dict[str, Any]) -> None:
-        with ParquetRows(target, self._names) as writer:
-            for line in lines:
-                writer.write(json.loads(line))
-            writer.finish(summary)
+def _as_parquet(rows: Iterator[Row], target: Any, names: tuple[str, ...], summary: dict[str, Any]) -> None:
+    with ParquetRows(target, names) as writer:
+        for row in rows:
+            writer.write(row)
+        writer.finish(summary)
 
 
-class SqliteWriter(SpooledWriter):
+def _as_sqlite(rows: Iterator[Row], target: Any, names: tuple[str, ...], summary: dict[str, Any]) -> None:
     """A table `scores` with a column each, and the summary in a table `run`."""
-
-    def __init__(self, file: OutputFile, names: tuple[str, ...]) -> None:
-        super().__init__(file)
-        self._columns = [column for column in SCHEMA if column.name in names]
-
-    def _fill(self, lines: Iterator[str], target: Any, summary: dict[str, Any]) -> None:
-        kinds = {"float64": "REAL", "int64": "INTEGER"}
-        typed = ", ".join(f'"{column.name}" {kinds.get(column.type, "TEXT")}' for column in self._columns)
-        marks = ", ".join("?" * len(self._columns))
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "scores.sqlite")
-            with contextlib.closing(sqlite3.connect(path)) as database, database:
-                database.execute(f"CREATE TABLE scores ({typed})")
-                rows = (self._values(json.loads(line)) for line in lines)
-                database.executemany(f"INSERT INTO scores VALUES ({marks})", rows)
-                database.execute("CREATE TABLE run (summary TEXT)")
-                database.execute("INSERT INTO run VALUES (?)", (to_json(summary),))
-            with open(path, "rb") as whole:
-                shutil.copyfileobj(whole, target)
-
-    def _values(self, row: Row) -> list[Any]:
-        cells = ((column, row.get(column.name)) for column in self._columns)
-        return [
-            to_json(cell) if cell is not None and column.type in ("json", "list") else cell for column, cell in cells
-        ]
+    kinds = {"float64": "REAL", "int64": "INTEGER"}
+    typed = ", ".join(f'"{column.name}" {kinds.get(column.type, "TEXT")}' for column in SCHEMA if column.name in names)
+    cells = ([to_json(v) if isinstance(v, list | dict) else v for v in map(row.get, names)] for row in rows)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "scores.sqlite")
+        with contextlib.closing(sqlite3.connect(path)) as database, database:
+            database.execute(f"CREATE TABLE scores ({typed})")
+            database.executemany(f"INSERT INTO scores VALUES ({', '.join('?' * len(names))})", cells)
+            database.execute("CREATE TABLE run (summary TEXT)")
+            database.execute("INSERT INTO run VALUES (?)", (to_json(summary),))
+        with open(path, "rb") as whole:
+            shutil.copyfileobj(whole, target)
 
 
 class OutputFile:
@@ -439,8 +411,9 @@ class Report:
         self.line: ProgressLine | None = None
         self.summary: Tally = Summary()
         self.complete = False
-        self.unread = False  # whoever read standard output has left
+        self.unread = False  # whoever read standard output has left: no reason to lose the rows of the files
         self.needed = False  # the verdict is wanted even if nobody reads rows
+        self._shown: Writer | None = None  # to standard output
         self._files: list[OutputFile] = []
         self._endings = contextlib.ExitStack()
 
@@ -452,10 +425,12 @@ class Report:
 
         shown: without a file, whether it is standard output, which somebody may stop reading.
         """
-        self.writers.append(writer if file or not shown else _Unread(self, writer))
+        self.writers.append(writer)
         if file:
             self._files.append(file)
-        self._end_with(self.writers[-1].finish, file)
+        elif shown:
+            self._shown = writer
+        self._end_with(lambda summary: self._tell(writer, writer.finish, summary), file)
 
     def grow(self) -> None:
         """From here on files have their names while their rows come, and replace those of before."""
@@ -475,7 +450,7 @@ class Report:
         if self.line:
             self.line.hide()
         for writer in self.writers:
-            writer.write(row)
+            self._tell(writer, writer.write, row)
         for sink in self.sinks:
             sink.add(row, result.picture)
         self.summary.add(row)
@@ -491,6 +466,16 @@ class Report:
         if self.line:
             self.line.hide()
         self._endings.close()
+
+    def _tell(self, writer: Writer, function: Callable[[Any], None], value: Any) -> None:
+        if self.unread and writer is self._shown:
+            return
+        try:
+            function(value)
+        except BrokenPipeError:
+            if writer is not self._shown:
+                raise
+            self.unread = True
 
     def _end_with(self, finish: Callable[[dict[str, Any]], None], file: OutputFile | None) -> None:
         if file:
@@ -509,27 +494,6 @@ class Report:
                 why = f"{error.strerror or error}: {file.name} could not be completed"
                 raise OSError(f"{why}; its rows are in {kept}") from error
             raise
-
-
-class _Unread:
-    """A writer to standard output, which somebody may stop reading: no reason to lose the rows of the files."""
-
-    def __init__(self, report: Report, writer: Writer) -> None:
-        self.report, self.writer = report, writer
-
-    def write(self, row: Row) -> None:
-        self._try(self.writer.write, row)
-
-    def finish(self, summary: dict[str, Any]) -> None:
-        self._try(self.writer.finish, summary)
-
-    def _try(self, function: Callable[[Any], None], value: Any) -> None:
-        if self.report.unread:
-            return
-        try:
-            function(value)
-        except BrokenPipeError:
-            self.report.unread = True
 
 
 def _parquet_schema(names: tuple[str, ...], instead: str = "") -> tuple[Any, Any]:

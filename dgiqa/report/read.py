@@ -63,12 +63,12 @@ def _of_bucket(address: str) -> Iterator[Row]:
         raise DgiqaError(f"{address} cannot be read ({told(error)}); check who may read it") from error
 
 
-def _checked(path: str, reader: Callable[[str], Iterator[Row]] | None = None) -> Iterator[Row]:
+def _checked(path: str, **options: bool) -> Iterator[Row]:
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in _READERS:
         raise DgiqaError(f"{path} ends in {suffix or 'no suffix'}; wanted {', '.join(_READERS)}")
     try:
-        for number, row in enumerate((reader or _READERS[suffix])(path)):
+        for number, row in enumerate(_READERS[suffix](path, **options)):
             if not number and not row.keys() >= _NEEDED:
                 missing = ", ".join(sorted(_NEEDED - row.keys()))
                 raise DgiqaError(f"{path} has no column {missing}; wanted rows that `score -o` or `scan` wrote")
@@ -87,7 +87,7 @@ def rows_so_far(path: str, *, whole: bool = True) -> Iterator[Row]:
     """
     read = not whole
     try:
-        for row in _checked(path, _whole_lines if path.lower().endswith(".csv") else None):
+        for row in _checked(path, **({"torn": True} if path.lower().endswith(".csv") else {})):
             read = True
             yield row
     except DgiqaError:
@@ -113,39 +113,23 @@ def _json(path: str) -> Iterator[Row]:
         yield from json.load(stream)["rows"]
 
 
-def _csv(path: str) -> Iterator[Row]:
-    if not os.path.getsize(path):
+def _csv(path: str, torn: bool = False) -> Iterator[Row]:
+    """torn: a last line without an end is left out."""
+    if not torn and not os.path.getsize(path):
         raise DgiqaError(f"{path} is empty, without the names of its columns; write it again")
     with open(path, encoding="utf-8", newline="") as stream:
-        yield from _of_lines(stream)
-
-
-def _whole_lines(path: str) -> Iterator[Row]:
-    """The rows of a CSV file; a last line without an end is left out."""
-    with open(path, encoding="utf-8", newline="") as stream:
-        yield from _of_lines(line for line in stream if line.endswith("\n"))
-
-
-def _of_lines(lines: Iterable[str]) -> Iterator[Row]:
-    for row in csv.DictReader(lines, strict=True):
-        if None in row or None in row.values():
-            raise ValueError("a line that breaks off")
-        yield {name: _cell(name, text) for name, text in row.items()}
+        for row in csv.DictReader((line for line in stream if line.endswith("\n") or not torn), strict=True):
+            if None in row or None in row.values():
+                raise ValueError("a line that breaks off")
+            yield {name: _cell(name, text) for name, text in row.items()}
 
 
 def _cell(name: str, text: str) -> Any:
     """A cell as it was before it was made safe for spreadsheets."""
     if not text:
         return "" if name == "error" else None
-    kind = _TYPES.get(name, "string")
-    if kind == "float64":
-        return float(text)
-    if kind == "int64":
-        return int(text)
-    if kind == "list":
-        return text.split(", ")
-    if kind == "json":
-        return json.loads(text)
+    if kind := _PARSED.get(_TYPES.get(name, "string")):
+        return kind(text)
     return text[1:] if text.startswith("'") and text[1:].startswith((*FORMULA, "'")) else text
 
 
@@ -165,7 +149,13 @@ def _unpacked(row: Row) -> Row:
     }
 
 
-_READERS: dict[str, Callable[[str], Iterator[Row]]] = {
+_PARSED: dict[str, Callable[[str], Any]] = {
+    "float64": float,
+    "int64": int,
+    "list": lambda text: text.split(", "),
+    "json": json.loads,
+}
+_READERS: dict[str, Callable[..., Iterator[Row]]] = {
     ".parquet": _parquet,
     ".jsonl": _json_lines,
     ".json": _json,
