@@ -51,18 +51,8 @@ class Curve:
         if self._scene is not None and row["scene"] != self._scene and len(self.scenes) < MAX_POINTS:
             self.scenes.append(row["time_s"])
         self._scene = row["scene"]
-        self._group.append(
-            Point(
-                row["time_s"],
-                row["score"],
-                row["std_error"] or 0.0,
-                row["scene"],
-                row["frame"],
-                row["reused"],
-                row["verdict"],
-                remarks(row),
-            )
-        )
+        kept = {name: row[name] for name in ("time_s", "score", "scene", "frame", "reused", "verdict")}
+        self._group.append(Point(**kept, std_error=row["std_error"] or 0.0, remarks=remarks(row)))
         if len(self._group) == self._stride:
             self._keep()
 

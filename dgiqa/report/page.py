@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa.meaning import words
-from dgiqa.report.curve import Curve, Curves, Point, lowest, span
+from dgiqa.report.curve import Curve, Curves, lowest, span
 from dgiqa.report.html import data_uri, render
-from dgiqa.report.rows import Row, gate_sentence, remarks
+from dgiqa.report.rows import Row, clock, gate_sentence, remarks
 
 MAX_TABLE = 500  # rows of the page's table: the lowest of each stretch when there are more
 MAX_DOTS = 300  # points of a curve that are marked and tell their values
@@ -80,6 +80,10 @@ class HtmlReport(Curves):
         """What the template says of one video."""
         points = curve.all_points()
         group = math.ceil(len(points) / MAX_TABLE) or 1
+        shown: list[tuple[float, Any]] = [
+            (p.time_s, p) for p in (lowest(points[i : i + group]) for i in range(0, len(points), group))
+        ]
+        shown += [(time_s, {"error": text}) for time_s, text in curve.errors]
         return {
             "name": name,
             "verdict": figures.get("verdict"),
@@ -88,7 +92,7 @@ class HtmlReport(Curves):
             "figures": list(_figures(figures)),
             "plot": _plot(curve, colour, self.gate, figures.get("worst_interval")) if points else None,
             "thinned": f" (the lowest of every {group} points)" if group > 1 or curve.thinned else "",
-            "rows": _table([lowest(points[i : i + group]) for i in range(0, len(points), group)], curve.errors),
+            "rows": sorted(shown, key=lambda row: row[0]),
         }
 
 
@@ -147,7 +151,8 @@ def _figures(figures: dict[str, Any]) -> Iterator[tuple[str | None, str]]:
         yield None if value is None else f"{value:.4f}", name
     worst = figures.get("worst_interval")
     if worst and worst["end_s"] > worst["start_s"]:
-        yield f"{worst['mean']:.4f}", f"worst interval, {_short(worst['start_s'])}–{_short(worst['end_s'])} s"
+        start, end = (f"{round(worst[side], 2):g}" for side in ("start_s", "end_s"))
+        yield f"{worst['mean']:.4f}", f"worst interval, {start}–{end} s"
 
 
 def _plot(curve: Curve, colour: str, gate: float | None, worst: dict[str, float] | None) -> dict[str, Any]:
@@ -176,7 +181,10 @@ def _plot(curve: Curve, colour: str, gate: float | None, worst: dict[str, float]
         "bottom": HEIGHT - BOTTOM,
         "colour": colour,
         "levels": [(f"{level:g}", y(level)) for level in (0, 0.25, 0.5, 0.75, 1)],
-        "times": [(_clock(time_s, last), x(time_s)) for time_s in _round_times(first, last)],
+        "times": [
+            (f"{time_s:g} s" if last < CLOCK_S else clock(time_s, last), x(time_s))
+            for time_s in _round_times(first, last)
+        ],
         "scenes": [x(time_s) for time_s in curve.scenes],
         "errors": [(x(time_s), text) for time_s, text in curve.errors],
         "gate": None if gate is None else y(gate),
@@ -185,30 +193,6 @@ def _plot(curve: Curve, colour: str, gate: float | None, worst: dict[str, float]
         "line": " ".join(f"{x(p.time_s)},{y(p.score)}" for p in points),
         "dots": [(x(p.time_s), y(p.score), f"{p.time_s:.2f} s: {p.score:.4f}") for p in marked],
     }
-
-
-def _table(points: list[Point], errors: list[tuple[float, str]]) -> list[dict[str, Any]]:
-    """The rows of the template's table, in order of time."""
-    rows = [(p.time_s, _point_row(p)) for p in points]
-    rows += [(time_s, {"time_s": f"{time_s:.3f}", "error": text}) for time_s, text in errors]
-    return [row for _, row in sorted(rows, key=lambda item: item[0])]
-
-
-def _point_row(p: Point) -> dict[str, Any]:
-    return {
-        "time_s": f"{p.time_s:.3f}",
-        "frame": "" if p.frame is None else p.frame,
-        "score": f"{p.score:.4f}",
-        "std_error": f"{p.std_error:.4f}",
-        "scene": p.scene,
-        "reused": p.reused,
-        "verdict": p.verdict or "",
-        "remarks": p.remarks,
-    }
-
-
-def _short(time_s: float) -> str:
-    return f"{round(time_s, 2):g}"
 
 
 def _made_by(summary: dict[str, Any], models: str) -> Iterator[str]:
@@ -231,11 +215,3 @@ def _round_times(first: float, last: float) -> list[float]:
         steps = [s for s in CLOCK_STEPS_S if s >= rough] or steps
     step = next(s for s in steps if s >= rough)
     return [round(i * step, 6) for i in range(math.ceil(first / step), math.floor(last / step) + 1)]
-
-
-def _clock(time_s: float, last: float) -> str:
-    """A time on the axis: seconds, minutes and seconds, or hours as well."""
-    if last < CLOCK_S:
-        return f"{time_s:g} s"
-    minutes, seconds = divmod(round(time_s), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if last >= 3600 else f"{minutes}:{seconds:02}"

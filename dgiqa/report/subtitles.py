@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dgiqa.report.files import OutputFile
 from dgiqa.report.rows import Row
-
-UInt8 = NDArray[np.uint8]
 
 
 class _Spans:
@@ -22,7 +17,7 @@ class _Spans:
         self._open: Row | None = None
         self._step_s = 1.0
 
-    def add(self, row: Row, picture: UInt8 | None) -> None:
+    def add(self, row: Row, picture: Any) -> None:
         """One frame; the one before it is written."""
         if self._open is not None:
             if row["path"] != self._open["path"]:

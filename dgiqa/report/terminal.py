@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 
 BAR_CELLS = 10
 ENDLESS = 10_000  # columns where no terminal ends a line
+# What a row tells besides its score, and what it is of.
+HEADINGS = {
+    "image": ("size", "image"),
+    "frame": ("scene", "video"),
+    "pair": ("drop", "pair"),
+    "video": ("frames", "video"),
+}
 
 
 class TableWriter:
@@ -30,14 +37,14 @@ class TableWriter:
 
     def __init__(self, stream: TextIO, kind: Kind = "image") -> None:
         self.stream = stream
-        self.frames, self.pairs, self.videos = kind == "frame", kind == "pair", kind == "video"
+        self.kind, self.frames = kind, kind == "frame"
         self.unicode = can_encode(stream, "×±…━╸")
         self.begun = False
 
     def write(self, row: Row) -> None:
         if not self.begun:
             self._header()
-        self.begun = True
+            self.begun = True
         if row["score"] is None:
             self._error(row)
         else:
@@ -52,8 +59,7 @@ class TableWriter:
         return console_for(self.stream)
 
     def _header(self) -> None:
-        words = {self.frames: ("scene", "video"), self.pairs: ("drop", "pair"), self.videos: ("frames", "video")}
-        about, name = words.get(True, ("size", "image"))
+        about, name = HEADINGS[self.kind]
         error = "±" if self.unicode else "+-"
         cells = {"time_s": "seconds", "score": "score", "std_error": error, "bar": "", "about": about, "name": name}
         self._print(cells, dict.fromkeys(cells, "dim"))
@@ -74,11 +80,9 @@ class TableWriter:
         self._print(cells, {"score": "red" if failed else "bold", "std_error": "dim"}, self._shown(remarks(row)))
 
     def _about(self, row: Row) -> str:
-        if self.pairs:
-            return f"{row['drop']:+.4f}"
-        if self.videos:
-            return str(row["frames"])
-        return str(row["scene"]) if self.frames else f"{row['width']}{'×' if self.unicode else 'x'}{row['height']}"
+        if self.kind == "image":
+            return f"{row['width']}{'×' if self.unicode else 'x'}{row['height']}"
+        return f"{row['drop']:+.4f}" if self.kind == "pair" else str(row[HEADINGS[self.kind][0]])
 
     def _print(self, cells: Mapping[str, RenderableType], styles: dict[str, str], said: str = "") -> None:
         """One line of the table; what is said of a picture is left out where there is no room for it."""
