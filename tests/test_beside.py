@@ -11,7 +11,8 @@ import pytest
 from command import run_here
 from numpy.typing import NDArray
 
-from dgiqa.batch.summary import by_settings, population
+from dgiqa.batch.drift import population
+from dgiqa.batch.summary import by_settings
 from dgiqa.report.read import read_rows
 from dgiqa.report.rows import row_of
 from dgiqa.report.sidecar import SUFFIX, SidecarWriter

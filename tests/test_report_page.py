@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from command import run_here
 
-from dgiqa.batch.drift import Monitor, changes, compared, drift
-from dgiqa.batch.summary import population
+from dgiqa.batch.drift import Monitor, changes, compared, drift, population
 from dgiqa.errors import DgiqaError
 from dgiqa.report.rows import Row, error_row, row_of, to_json
 

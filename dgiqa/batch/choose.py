@@ -8,16 +8,15 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from dgiqa.errors import DgiqaError
 from dgiqa.report.files import Writer
 from dgiqa.report.rows import Row, readable
 from dgiqa.sources.shards import TAR_SUFFIXES, sample_key
 
-Deed = Literal["link", "copy", "move"]
 MEMBER = re.compile(
     rf"(.*?(?:{'|'.join(map(re.escape, sorted(TAR_SUFFIXES, key=len, reverse=True)))}))/(.+)", re.DOTALL
 )
@@ -74,27 +73,14 @@ class ChosenWriter:
         self._writer.finish(summary)
 
 
-def kept(rows: Iterable[Row], numbers: Sequence[int]) -> Iterator[Row]:
-    """The rows of these numbers, which rise."""
-    wanted = iter(numbers)
-    following = next(wanted, None)
-    for number, row in enumerate(rows):
-        if number == following:
-            yield row
-            following = next(wanted, None)
-
-
-def carry(
-    rows: Sequence[Row], folder: str, deed: Deed, *, dry_run: bool, tell: Callable[[str], None]
-) -> tuple[int, list[str]]:
+def carry(rows: Iterable[Row], folder: str, deed: str, tell: Callable[[str], None] | None = None) -> Iterator[str]:
     """Link, copy or move the files of rows into a folder, below which they keep their places to each other.
 
-    Returns how many there were, and what went wrong. A file that is there already is left alone. tell: is given a line
-    for each where nothing is done yet (dry_run).
+    deed: "link", "copy" or "move". Yields what goes wrong. A file that is there already is left alone. tell: is given
+    a line for each, and nothing is done.
     """
     paths = list(dict.fromkeys(os.path.abspath(_on_disk(row["path"])) for row in rows))
     top = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
-    done, failures = 0, []
     for path in paths:
         target = os.path.join(folder, os.path.relpath(path, top))
         try:
@@ -102,52 +88,42 @@ def carry(
                 raise FileNotFoundError("no such file; members of archives go into new shards with --shards")
             if os.path.lexists(target):
                 raise FileExistsError(f"{target} is there already")
-            if dry_run:
+            if tell:
                 tell(f"{deed} {path} -> {target}")
             else:
                 os.makedirs(os.path.dirname(target), exist_ok=True)
                 _DEEDS[deed](path, target)
-            done += 1
         except OSError as error:
-            failures.append(f"{path}: {error.strerror or error}")
-    return done, failures
+            yield f"{path}: {error.strerror or error}"
 
 
-def write_shards(
-    rows: Iterable[Row], folder: str, *, dry_run: bool, tell: Callable[[str], None]
-) -> tuple[int, list[str]]:
+def write_shards(rows: Iterable[Row], folder: str, tell: Callable[[str], None] | None = None) -> Iterator[str]:
     """New tar shards with the samples of the rows, all their files, under the names of the old shards.
 
-    Returns how many samples there were, and what went wrong. A shard appears whole or not at all.
+    Yields what goes wrong. A shard appears whole or not at all. tell: as in `carry`.
     """
     wanted: dict[str, set[str]] = {}
-    failures = []
     for row in rows:
-        found = MEMBER.fullmatch(row["path"])
-        if found is None:
-            failures.append(f"{row['path']}: no member of a tar shard; wanted rows of shards")
-            continue
-        wanted.setdefault(found[1], set()).add(sample_key(found[2]))
+        if found := MEMBER.fullmatch(row["path"]):
+            wanted.setdefault(found[1], set()).add(sample_key(found[2]))
+        else:
+            yield f"{row['path']}: no member of a tar shard; wanted rows of shards"
     names = [os.path.basename(path) for path in wanted]
     if twice := {name for name in names if names.count(name) > 1}:
         raise DgiqaError(f"several shards are called {', '.join(sorted(twice))}; filter each set into its own folder")
-    done = 0
     for path, keys in wanted.items():
         target = os.path.join(folder, re.sub(r"\.(tgz|tbz2|txz|tar\.\w+)$", ".tar", os.path.basename(path)))
         try:
             if os.path.lexists(target):
                 raise FileExistsError(f"{target} is there already")
-            if dry_run:
+            if tell:
                 tell(f"{len(keys)} samples of {path} -> {target}")
-            else:
-                os.makedirs(folder, exist_ok=True)
-                if missing := keys - _write_shard(path, keys, target):
-                    failures.append(f"{path}: {len(missing)} samples are not in it any more, {min(missing)!r} for one")
-                    done -= len(missing)
-            done += len(keys)
+                continue
+            os.makedirs(folder, exist_ok=True)
+            if missing := keys - _write_shard(path, keys, target):
+                yield f"{path}: {len(missing)} samples are not in it any more, {min(missing)!r} for one"
         except (OSError, tarfile.TarError, EOFError) as error:
-            failures.append(f"{path}: {getattr(error, 'strerror', None) or error}")
-    return done, failures
+            yield f"{path}: {getattr(error, 'strerror', None) or error}"
 
 
 def _write_shard(path: str, keys: set[str], target: str) -> set[str]:

@@ -9,16 +9,21 @@ chapter 9. Its limit comes from the baseline's own distribution, since scores ar
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa.errors import DgiqaError
 from dgiqa.extras import load
+from dgiqa.report.rows import Row
 
+SHOWN = 24  # of the worst, of the best
 ONE_IN = 10_000  # scores between two false alarms, on average
 SHIFT = 0.5  # standard deviations: what is to be found soonest
 FEWEST = 100  # scores of a baseline
@@ -26,15 +31,71 @@ RESAMPLED = 1_000_000
 OUTSIDE = 0.01  # share of the baseline below which a score is an example of what changed
 
 Floats = NDArray[np.float64]
+Settings = tuple[str, str, str]  # a score's bundle, backend and tiling
 
 
-class Population(Protocol):
-    """What is compared, as `summary.Population` has it; sources and times are empty where rows name none."""
+class Population:
+    """Scores of a set, its extremes and why others have none; rows are added one by one, before anything is asked.
 
-    scores: Floats
-    names: list[str]
-    sources: list[Any]
-    times: list[Any]
+    source, time: columns that say where and when an image was made. names, settings (what it was made with: bundle,
+    backend and tiling), and sources and times, where columns for them were named: of each score, in the order of the
+    rows. failures: how many have no score, by cause.
+    """
+
+    def __init__(self, source: str | None = None, time: str | None = None) -> None:
+        self.names: list[str] = []
+        self.settings: list[Settings] = []
+        self.sources: list[Any] = []
+        self.times: list[Any] = []
+        self.failures = Counter[str]()
+        self._columns = [(column, values) for column, values in ((source, self.sources), (time, self.times)) if column]
+        self._scores: list[float] = []
+        self._known: dict[Settings, Settings] = {}
+        self._worst: list[Row] = []
+        self._best: list[Row] = []
+
+    def add(self, row: Row) -> None:
+        """Raises DgiqaError where the row lacks a column that was named."""
+        if row["score"] is None:
+            self.failures[_cause(row.get("error") or "no reason given")] += 1
+            return
+        for column, values in self._columns:
+            if column not in row:
+                raise DgiqaError(f"there is no column {column!r}; the rows have {', '.join(row)}")
+            values.append(row[column])
+        self._scores.append(row["score"])
+        self.names.append(row.get("key") or row["path"])
+        settings = (row.get("bundle") or "", row.get("backend") or "", row.get("tiling") or "")
+        self.settings.append(self._known.setdefault(settings, settings))
+        self._worst.append(row)
+        self._best.append(row)
+        if len(self._worst) > 20 * SHOWN:
+            self._trim()
+
+    @cached_property
+    def scores(self) -> Floats:
+        """f64 [n], in the order of the rows."""
+        return np.array(self._scores, np.float64)
+
+    def extremes(self) -> tuple[list[Row], list[Row]]:
+        """The worst rows and the best, SHOWN each at most. No image is among both."""
+        self._trim()
+        shown = min(SHOWN, (len(self._scores) + 1) // 2)
+        return self._worst[:shown], self._best[: len(self._scores) - shown]
+
+    def _trim(self) -> None:
+        self._worst = sorted(self._worst, key=lambda kept: kept["score"])[:SHOWN]
+        self._best = sorted(self._best, key=lambda kept: -kept["score"])[:SHOWN]
+
+
+def population(rows: Iterable[Row], source: str | None = None, time: str | None = None) -> Population:
+    """All rows of a set, as Population takes them. Raises DgiqaError without any row, or these columns."""
+    found = Population(source, time)
+    for row in rows:
+        found.add(row)
+    if not found.names and not found.failures:
+        raise DgiqaError("got no rows; wanted a file that `score -o` or a folder that `scan` wrote")
+    return found
 
 
 @dataclass(frozen=True)
@@ -154,6 +215,11 @@ def changes(monitor: Monitor, rows: Iterable[tuple[Any, float]]) -> list[dict[st
     return [
         {"since": ordered[a.since - 1][0], "at": ordered[a.at - 1][0], "lower": a.lower, "mean": a.mean} for a in alarms
     ]
+
+
+def _cause(error: str) -> str:
+    """What failures have in common: the message without its numbers and names."""
+    return re.sub(r"\d+", "N", error.split("; ", maxsplit=1)[0])[:120]
 
 
 def _tests(before: Floats, after: Floats) -> dict[str, float]:

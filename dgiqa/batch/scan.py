@@ -17,8 +17,8 @@ import re
 import signal
 import tempfile
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -112,11 +112,19 @@ def scan(shards: list[str], job: Job, *, workers: int = 1) -> Iterator[Done]:
     attempts, waiting, lost = Counter[str](), deque(shards), list[str]()
     while waiting:
         pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _open, (job,))
+        running: dict[str, Any] = {}  # shard -> its future
         try:
-            yield from _in_pool(pool, waiting, workers)
-            return
-        except BrokenProcessPool as broken:
-            for shard in broken.args[1]:  # nobody knows which of them it was
+            while waiting or running:
+                while waiting and len(running) < workers + 1:
+                    shard = waiting.popleft()
+                    running[shard] = None  # the pool may be broken by now
+                    running[shard] = pool.submit(_score_here, shard)
+                for future in wait(running.values(), return_when=FIRST_COMPLETED).done:
+                    done: Done = future.result()
+                    del running[done.shard]
+                    yield done
+        except BrokenProcessPool:
+            for shard in running:  # nobody knows which of them it was
                 attempts[shard] += 1
                 (lost if attempts[shard] >= ATTEMPTS else waiting).append(shard)
         finally:
@@ -150,7 +158,7 @@ def _score_shard(scorer: Scorer, shard: str, job: Job, stem: str) -> Done:
     try:
         target = file.stream()
         with ParquetRows(target, columns("image", details=job.details)) as writer:
-            for row in rows_of(scorer, inputs, job.threads, job.details):
+            for row in rows_of(scorer, inputs, job.threads, details=job.details):
                 summary.add(row)
                 writer.write(row)
             writer.finish(summary.as_dict(complete=True))
@@ -170,7 +178,9 @@ def _score_shard(scorer: Scorer, shard: str, job: Job, stem: str) -> Done:
     return done
 
 
-def rows_of(scorer: Scorer, inputs: Iterable[Input], workers: int | None, details: bool) -> Iterator[Row]:
+def rows_of(
+    scorer: Scorer, inputs: Iterable[Input], workers: int | None = None, *, details: bool = False
+) -> Generator[Row]:
     """A row per input, in their order; those that give no image come with their errors."""
     keys: deque[str | None] = deque()  # of the inputs that are being scored; results come in their order
 
@@ -199,25 +209,6 @@ def _open(job: Job) -> None:
 
 def _score_here(shard: str) -> Done:
     return score_shard(_opened[0], shard, _opened[1])
-
-
-def _in_pool(pool: ProcessPoolExecutor, waiting: deque[str], workers: int) -> Iterator[Done]:
-    """Results as they come. BrokenProcessPool has the shards that were with the processes as its second argument."""
-    running: dict[Future[Done], str] = {}
-    while waiting or running:
-        while waiting and len(running) < workers + 1:
-            shard = waiting.popleft()
-            try:
-                running[pool.submit(_score_here, shard)] = shard
-            except BrokenProcessPool as error:
-                raise BrokenProcessPool(str(error), [shard, *running.values()]) from error
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            try:
-                done = future.result()
-            except BrokenProcessPool as error:
-                raise BrokenProcessPool(str(error), list(running.values())) from error
-            del running[future]
-            yield done
 
 
 def _read_marker(job: Job, shard: str) -> dict[str, Any] | None:

@@ -3,116 +3,33 @@
 from __future__ import annotations
 
 import os
-import re
 import tarfile
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dgiqa.batch.choose import MEMBER
-from dgiqa.batch.drift import compared
-from dgiqa.errors import DgiqaError
+from dgiqa.batch.drift import SHOWN, Population, Settings, compared
 from dgiqa.image import decode
 from dgiqa.report.files import OutputFile
 from dgiqa.report.html import data_uri, render
 from dgiqa.report.page import thumbnail
 from dgiqa.report.rows import Row, remarks
 
-BINS, SHOWN, CAUSES = 40, 24, 20
+BINS, CAUSES = 40, 20
 WIDTH, HEIGHT = 960, 200
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
-
-
-Settings = tuple[str, str, str]  # a score's bundle, backend and tiling
-
-
-@dataclass
-class Population:
-    """Scores of a set, its extremes and why others have none. scores: f64 [n], in the order of the rows.
-
-    settings: what each score was made with. sources, times: of each score, where columns for them were named.
-    """
-
-    scores: NDArray[np.float64]
-    names: list[str]
-    worst: list[Row]
-    best: list[Row]
-    failures: Counter[str] = field(default_factory=Counter)
-    settings: list[Settings] = field(default_factory=list)
-    sources: list[Any] = field(default_factory=list)
-    times: list[Any] = field(default_factory=list)
-
-
-class Gathering:
-    """Rows, one by one -> their Population. source, time: columns that say where and when an image was made."""
-
-    def __init__(self, source: str | None = None, time: str | None = None) -> None:
-        self._further: dict[str, tuple[str | None, list[Any]]] = {"sources": (source, []), "times": (time, [])}
-        self._scores: list[float] = []
-        self._names: list[str] = []
-        self._settings: list[Settings] = []
-        self._known: dict[Settings, Settings] = {}
-        self._failures = Counter[str]()
-        self._worst: list[Row] = []
-        self._best: list[Row] = []
-
-    def add(self, row: Row) -> None:
-        if row["score"] is None:
-            self._failures[_cause(row.get("error") or "no reason given")] += 1
-            return
-        for column, values in self._further.values():
-            if column is not None and column not in row:
-                raise DgiqaError(f"there is no column {column!r}; the rows have {', '.join(row)}")
-            if column is not None:
-                values.append(row[column])
-        self._scores.append(row["score"])
-        self._names.append(row.get("key") or row["path"])
-        settings = (row.get("bundle") or "", row.get("backend") or "", row.get("tiling") or "")
-        self._settings.append(self._known.setdefault(settings, settings))
-        self._worst.append(row)
-        self._best.append(row)
-        if len(self._worst) > 20 * SHOWN:
-            self._trim()
-
-    def done(self) -> Population:
-        """Raises DgiqaError without any row."""
-        if not self._scores and not self._failures:
-            raise DgiqaError("got no rows; wanted a file that `score -o` or a folder that `scan` wrote")
-        self._trim()
-        shown = min(SHOWN, (len(self._scores) + 1) // 2)  # no image is among the worst and the best
-        worst, best = self._worst[:shown], self._best[: len(self._scores) - shown]
-        scores = np.array(self._scores, np.float64)
-        further = {name: values for name, (_, values) in self._further.items()}
-        return Population(scores, self._names, worst, best, self._failures, self._settings, **further)
-
-    def _trim(self) -> None:
-        self._worst = sorted(self._worst, key=lambda kept: kept["score"])[:SHOWN]
-        self._best = sorted(self._best, key=lambda kept: -kept["score"])[:SHOWN]
-
-
-def population(rows: Iterable[Row], source: str | None = None, time: str | None = None) -> Population:
-    """Gather what a page shows. source, time: as in Gathering. Raises DgiqaError without any row, or these columns."""
-    gathering = Gathering(source, time)
-    for row in rows:
-        gathering.add(row)
-    return gathering.done()
 
 
 class PageWriter:
     """A writer of rows that draws them as a page at the end. name: of the set."""
 
     def __init__(self, file: OutputFile, name: str) -> None:
-        self._file, self._name, self._gathering = file, name, Gathering()
-
-    def write(self, row: Row) -> None:
-        self._gathering.add(row)
+        self._file, self._name, self._rows = file, name, Population()
+        self.write = self._rows.add
 
     def finish(self, summary: dict[str, Any]) -> None:
-        self._file.write(page(self._gathering.done(), name=self._name))
+        self._file.write(page(self._rows, name=self._name))
 
 
 def by_settings(rows: Population) -> list[dict[str, Any]]:
@@ -156,6 +73,7 @@ def page(rows: Population, *, name: str, before: Population | None = None) -> st
         figures += [(f"{value:.4f}", f"{p} % below") for p, value in zip(PERCENTILES, values, strict=True)]
     moved = None if before is None else compared(before, rows)
     settings = by_settings(rows)
+    worst, best = ([_picture(row) for row in extreme] for extreme in rows.extremes())
     return render(
         "set.html",
         title=f"Quality of {name}",
@@ -164,18 +82,13 @@ def page(rows: Population, *, name: str, before: Population | None = None) -> st
         bar_width=f"{WIDTH / BINS - 2:.1f}",
         width=WIDTH,
         height=HEIGHT,
-        worst=[_picture(row) for row in rows.worst],
-        best=[_picture(row) for row in rows.best],
+        worst=worst,
+        best=best,
         settings=settings if len(settings) > 1 else [],
         failures=rows.failures.most_common(CAUSES),
         drift=moved,
         shown=SHOWN,
     )
-
-
-def _cause(error: str) -> str:
-    """What failures have in common: the message without its numbers and names."""
-    return re.sub(r"\d+", "N", error.split("; ", maxsplit=1)[0])[:120]
 
 
 def _picture(row: Row) -> dict[str, Any]:

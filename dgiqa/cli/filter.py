@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -51,7 +52,7 @@ def filter_(  # noqa: PLR0917 - the command line's options
       dgiqa-rt filter scores.csv --worst 100 --copy worst/ --dry-run
       dgiqa-rt filter results/ --top 30% --shards good/
     """
-    from dgiqa.batch.choose import Choice, kept
+    from dgiqa.batch.choose import Choice
     from dgiqa.report.read import read_rows
 
     places = {"link": link, "copy": copy, "move": move, "shards": shards, "output": output}
@@ -64,22 +65,15 @@ def filter_(  # noqa: PLR0917 - the command line's options
         )
 
     def rows() -> Iterator[Row]:
-        for path in scores:
-            yield from read_rows(path)
+        return itertools.chain.from_iterable(map(read_rows, scores))
 
-    total = 0
-
-    def counted() -> Iterator[Row]:
-        nonlocal total
-        for row in rows():
-            total += 1
-            yield row
-
-    numbers = choice.of(counted())
-    chosen: Iterator[Row] | Sequence[Row] = kept(rows(), numbers)
+    count = itertools.count()
+    numbers = set(choice.of(row for row, _ in zip(rows(), count, strict=False)))
+    total = next(count)
+    chosen: Iterable[Row] = (row for number, row in enumerate(rows()) if number in numbers)
     if sort:
         chosen = sorted(chosen, key=lambda row: row["score"] if worst else -row["score"])
-    failures = _act(chosen, places, "\0" if null else "\n", dry_run)
+    failures = list(_act(chosen, places, "\0" if null else "\n", dry_run))
     for line in failures:
         say(line, prefix="error: ")
     if not quiet:
@@ -87,28 +81,26 @@ def filter_(  # noqa: PLR0917 - the command line's options
     raise typer.Exit(INPUTS_FAILED if failures else OK)
 
 
-def _act(rows: Iterator[Row] | Sequence[Row], places: dict[str, str | None], end: str, dry_run: bool) -> list[str]:
+def _act(rows: Iterable[Row], places: dict[str, str | None], end: str, dry_run: bool) -> Iterator[str]:
+    """Do it, or say what would be done. Yields what goes wrong."""
     from dgiqa.batch.choose import carry, write_shards
 
     stream = data_stream()
-
-    def tell(line: str) -> None:
-        stream.write(line + "\n")
-
+    tell = (lambda line: stream.write(line + "\n")) if dry_run else None
     for deed in ("link", "copy", "move"):
         if folder := places[deed]:
-            return carry(list(rows), folder, deed, dry_run=dry_run, tell=tell)[1]  # type: ignore[arg-type]
+            yield from carry(rows, folder, deed, tell)
+            return
     if folder := places["shards"]:
-        return write_shards(rows, folder, dry_run=dry_run, tell=tell)[1]
-    if (path := places["output"]) and not dry_run:
+        yield from write_shards(rows, folder, tell)
+    elif (path := places["output"]) and not dry_run:
         _write(rows, path)
-        return []
-    for row in rows:
-        stream.write((row.get("key") or row["path"]) + end)
-    return []
+    else:
+        for row in rows:
+            stream.write((row.get("key") or row["path"]) + end)
 
 
-def _write(rows: Iterator[Row] | Sequence[Row], path: str) -> None:
+def _write(rows: Iterable[Row], path: str) -> None:
     """The rows as `score -o` would have written them."""
     from dgiqa.report.files import Report, format_of
     from dgiqa.report.rows import DETAIL_COLUMNS
@@ -120,8 +112,6 @@ def _write(rows: Iterator[Row] | Sequence[Row], path: str) -> None:
     details = first is not None and set(DETAIL_COLUMNS) <= first.keys()
     with Report() as report:
         options.write_rows(report, path, None, details=details)
-        if first is not None:
-            report.add(first)
-        for row in following:
+        for row in itertools.chain([] if first is None else [first], following):
             report.add(row)
         report.complete = True

@@ -42,8 +42,8 @@ def report(  # noqa: PLR0917 - the command line's options
       dgiqa-rt report scores.parquet -o report.html
       dgiqa-rt report november/ --against october/ --by camera --time taken
     """
-    from dgiqa.batch.drift import compared
-    from dgiqa.batch.summary import page, population
+    from dgiqa.batch.drift import compared, population
+    from dgiqa.batch.summary import page
     from dgiqa.report.read import read_rows
 
     if json_ and against is None:
@@ -84,8 +84,7 @@ def watch(
       dgiqa-rt score inbox/ -f jsonl | dgiqa-rt watch - --against october.jsonl
       dgiqa-rt watch november/ --against october/ --stop
     """
-    from dgiqa.batch.drift import Monitor
-    from dgiqa.batch.summary import population
+    from dgiqa.batch.drift import Monitor, population
     from dgiqa.report.read import read_rows
 
     monitor, alarms = Monitor(population(read_rows(against)).scores, one_in), 0
