@@ -229,9 +229,7 @@ def import_weights(
         Path | None, typer.Option(metavar="FILE", help="Depth Anything, or `small`'s network. GlintIQA has none.")
     ] = None,
     name: Annotated[str, typer.Option(metavar="NAME", help="What --bundle will call it.")],
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of bundles.  [default: this user's cache]")
-    ] = None,
+    out: options.Bundles = None,
     title: Annotated[str | None, typer.Option(metavar="TEXT", help="One line that says what it is.")] = None,
     scale: Annotated[
         str | None,
@@ -251,7 +249,7 @@ def import_weights(
         ),
     ] = None,
     depth_version: DepthVersionOption = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle of that name.")] = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Turn checkpoints, the authors' or your own, into a model that can be used by name.
 

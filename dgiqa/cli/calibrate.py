@@ -32,19 +32,15 @@ def calibrate(  # noqa: PLR0917 - the command line's options
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="What --bundle will call it.  [default: the model's name + -own]")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of bundles.  [default: this user's cache]")
-    ] = None,
+    out: options.Bundles = None,
     adapt: Annotated[
         bool, typer.Option("--adapt", help="Fit the network's last layer anew, instead of only mapping its scores.")
     ] = False,
     precision: Annotated[
-        float | None,
-        typer.Option(min=0.0, max=1.0, metavar="P", help="Threshold: of the pictures that pass, this share is good."),
+        float | None, options.share(metavar="P", help="Threshold: of the pictures that pass, this share is good.")
     ] = None,
     recall: Annotated[
-        float | None,
-        typer.Option(min=0.0, max=1.0, metavar="R", help="Threshold: of the good pictures, this share passes."),
+        float | None, options.share(metavar="R", help="Threshold: of the good pictures, this share passes.")
     ] = None,
     good: Annotated[
         float | None,
@@ -62,7 +58,7 @@ def calibrate(  # noqa: PLR0917 - the command line's options
         typer.Option(metavar="FILE", help="Write precision and recall at every threshold to a .json or .png file."),
     ] = None,
     backend: options.Backend = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model of that name.")] = False,
+    overwrite: options.Overwrite = False,
     json_: options.Json = False,
 ) -> None:
     """Put scores on the scale of your own labels, and choose a threshold for them.

@@ -35,13 +35,9 @@ def compare(
     output: options.Output = None,
     format_: options.Format = None,
     recursive: options.Recursive = False,
-    max_drop: Annotated[
-        float | None,
-        typer.Option(min=0.0, max=1.0, metavar="X", help="Exit with 4 if any picture loses more than X."),
-    ] = None,
+    max_drop: Annotated[float | None, options.share(help="Exit with 4 if any picture loses more than X.")] = None,
     fail_under: Annotated[
-        float | None,
-        typer.Option(min=0.0, max=1.0, metavar="X", help="Exit with 4 if full_reference is below X for any picture."),
+        float | None, options.share(help="Exit with 4 if full_reference is below X for any picture.")
     ] = None,
     quiet: options.Quiet = False,
 ) -> None:

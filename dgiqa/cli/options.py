@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,69 +21,26 @@ if TYPE_CHECKING:
     from dgiqa.report.rows import Kind
     from dgiqa.sources import Reading
 
+whole = partial(typer.Option, min=1, metavar="N")
+share = partial(typer.Option, min=0.0, max=1.0, metavar="X")
+
 Bundle = Annotated[str, typer.Option(metavar="NAME|DIR", help="The model: a name that `models` lists, or a folder.")]
-Tiling = Annotated[
-    str,
-    typer.Option(
-        metavar="TILING",
-        help="grid covers the whole image and repeats exactly; official:20[:SEED] draws the authors' random crops, "
-        "with albumentations 1.4.21 and later; official-1.3:20 and so on: with older ones, see docs.",
-    ),
-]
 Backend = Annotated[common.Backend, typer.Option(help="What runs the networks. One that is not there is an error.")]
 Precision = Annotated[
     common.Precision, typer.Option(help="What the networks compute in. All but fp32 need an engine that `build` made.")
 ]
-Build = Annotated[bool, typer.Option("--build", help="Build the engine first if it is missing or stale.")]
 Engine = Annotated[
     Path | None, typer.Option(metavar="DIR", help="An engine's folder, instead of looking in the cache.")
 ]
 Device = Annotated[
-    int | None,
-    typer.Option(min=0, metavar="N", help="The GPU, as CUDA counts them.  [default: the first]"),
+    int | None, typer.Option(min=0, metavar="N", help="The GPU, as CUDA counts them.  [default: the first]")
 ]
-Graphs = Annotated[
-    bool | None,
-    typer.Option("--graphs/--no-graphs", help="Let the GPU record CUDA graphs.  [default: with tensorrt]"),
-]
-Batch = Annotated[
-    int | None,
-    typer.Option(
-        min=1, metavar="N", help="Tiles per run of the quality network.  [default: 8; 4 where runs go on side by side]"
-    ),
-]
-Threads = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Threads that the networks use.  [default: usable cores]")
-]
-Parallel = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        metavar="N",
-        help="How many runs of a network go on at a time; they share the threads.  "
-        "[default: 1 for one image, a GPU or large networks, else one per thread]",
-    ),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(min=1, metavar="N", help="Threads that prepare images.  [default: usable cores, at most 16]"),
-]
-MaxPixels = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Refuse larger pictures.  [default: 200000000]")
-]
+Workers = Annotated[int | None, whole(help="Threads that prepare images.  [default: usable cores, at most 16]")]
 Preset = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
         help="The model's own threshold: upload, archive, curation, or own after `calibrate`. Exit with 4 below it.",
-    ),
-]
-MaxMemory = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        metavar="MIB",
-        help="Refuse pictures that take more memory to prepare.  [default: 832; any where --max-pixels is given]",
     ),
 ]
 Format = Annotated[
@@ -93,28 +50,6 @@ Format = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
-Column = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME", help="Of tables: the column that holds the images: paths, addresses, bytes or base64."
-    ),
-]
-Key = Annotated[str | None, typer.Option(metavar="NAME", help="Of tables: the column that names the images.")]
-Remote = Annotated[bool, typer.Option("--remote", help="Fetch what addresses name (https, s3, gs, az, hf).")]
-PrivateNetwork = Annotated[
-    bool, typer.Option("--private-network", help="Fetch from this machine and its networks, too.")
-]
-MaxBytes = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Refuse larger files behind addresses.  [default: 268435456]")
-]
-Timeout = Annotated[
-    float | None,
-    typer.Option(min=0.1, metavar="S", help="Seconds that an image behind an address may take.  [default: 30]"),
-]
-DecodeTimeout = Annotated[
-    float,
-    typer.Option("--decode-timeout", min=0.1, metavar="S", help="Give up an image that takes longer to decode."),
-]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary, only errors.")]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress line.")]
 Output = Annotated[
@@ -124,32 +59,88 @@ Output = Annotated[
     ),
 ]
 Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Look in subfolders of folders, too.")]
-# Options that end in one argument of their commands: name -> (how it is declared, its default)
-OPENING: dict[str, tuple[Any, Any]] = {
-    "bundle": (Bundle, "small"),
-    "tiling": (Tiling, "grid"),
-    "backend": (Backend, "auto"),
-    "precision": (Precision, "fp32"),
-    "build": (Build, False),
-    "engine": (Engine, None),
-    "device": (Device, None),
-    "graphs": (Graphs, None),
-    "batch": (Batch, None),
-    "threads": (Threads, None),
-    "parallel": (Parallel, None),
-    "max_pixels": (MaxPixels, None),
-    "max_memory": (MaxMemory, None),
-    "decode_timeout_s": (DecodeTimeout, 60.0),
-}
-READING: dict[str, tuple[Any, Any]] = {
-    "recursive": (Recursive, False),
-    "column": (Column, None),
-    "key": (Key, None),
-    "remote": (Remote, False),
-    "private_network": (PrivateNetwork, False),
-    "max_bytes": (MaxBytes, None),
-    "timeout": (Timeout, None),
-}
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a model of that name.")]
+Bundles = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of bundles.  [default: this user's cache]")]
+
+
+def _opening(
+    *,
+    bundle: Bundle = "small",
+    tiling: Annotated[
+        str,
+        typer.Option(
+            metavar="TILING",
+            help="grid covers the whole image and repeats exactly; official:20[:SEED] draws the authors' random "
+            "crops, with albumentations 1.4.21 and later; official-1.3:20 and so on: with older ones, see docs.",
+        ),
+    ] = "grid",
+    backend: Backend = "auto",
+    precision: Precision = "fp32",
+    build: Annotated[bool, typer.Option("--build", help="Build the engine first if it is missing or stale.")] = False,
+    engine: Engine = None,
+    device: Device = None,
+    graphs: Annotated[
+        bool | None,
+        typer.Option("--graphs/--no-graphs", help="Let the GPU record CUDA graphs.  [default: with tensorrt]"),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        whole(help="Tiles per run of the quality network.  [default: 8; 4 where runs go on side by side]"),
+    ] = None,
+    threads: Annotated[int | None, whole(help="Threads that the networks use.  [default: usable cores]")] = None,
+    parallel: Annotated[
+        int | None,
+        whole(
+            help="How many runs of a network go on at a time; they share the threads.  "
+            "[default: 1 for one image, a GPU or large networks, else one per thread]"
+        ),
+    ] = None,
+    max_pixels: Annotated[int | None, whole(help="Refuse larger pictures.  [default: 200000000]")] = None,
+    max_memory: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="MIB",
+            help="Refuse pictures that take more memory to prepare.  [default: 832; any where --max-pixels is given]",
+        ),
+    ] = None,
+    decode_timeout_s: Annotated[
+        float,
+        typer.Option("--decode-timeout", min=0.1, metavar="S", help="Give up an image that takes longer to decode."),
+    ] = 60.0,
+) -> None:
+    """Options that end in Scorer's arguments."""
+
+
+def _reading(
+    *,
+    recursive: Recursive = False,
+    column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Of tables: the column that holds the images: paths, addresses, bytes or base64."
+        ),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of tables: the column that names the images.")
+    ] = None,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="Fetch what addresses name (https, s3, gs, az, hf).")
+    ] = False,
+    private_network: Annotated[
+        bool, typer.Option("--private-network", help="Fetch from this machine and its networks, too.")
+    ] = False,
+    max_bytes: Annotated[int | None, whole(help="Refuse larger files behind addresses.  [default: 268435456]")] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=0.1, metavar="S", help="Seconds that an image behind an address may take.  [default: 30]"),
+    ] = None,
+) -> None:
+    """Options that end in a `sources.Reading`."""
+
+
+OPENING = inspect.signature(_opening, eval_str=True).parameters
+READING = inspect.signature(_reading, eval_str=True).parameters
 
 
 def joined(
@@ -157,21 +148,21 @@ def joined(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command these options in the places of its parameters `opening` (Scorer's arguments) and `reading`."""
     groups = {
-        "opening": ({name: OPENING[name] for name in opening}, _opening),
-        "reading": ({name: READING[name] for name in reading}, _reading),
+        "opening": ([OPENING[name] for name in opening], _arguments),
+        "reading": ([READING[name] for name in reading], _how_to_read),
     }
 
     def taking(command: Callable[..., None]) -> Callable[..., None]:
         parameters: list[inspect.Parameter] = []
         own = inspect.signature(command, eval_str=True)
         for each in own.parameters.values():
-            declared = groups[each.name][0] if each.name in groups else {each.name: (each.annotation, each.default)}
-            parameters += [each.replace(name=n, annotation=a, default=d) for n, (a, d) in declared.items()]
+            declared = groups[each.name][0] if each.name in groups else [each]
+            parameters += [option.replace(kind=each.kind) for option in declared]
 
         def run(**values: Any) -> None:
             for group in own.parameters.keys() & groups.keys():
                 declared, made = groups[group]
-                values[group] = made({name: values.pop(name) for name in declared})
+                values[group] = made({option.name: values.pop(option.name) for option in declared})
             command(**values)
 
         update_wrapper(run, command).__annotations__ = {p.name: p.annotation for p in parameters}
@@ -181,18 +172,17 @@ def joined(
     return taking
 
 
-def _opening(values: dict[str, Any]) -> dict[str, Any]:
-    found = dict(values)
-    if found.get("build"):
-        found["build"] = common.say
-    if "parallel" in found:
-        found["parallel"] = found["parallel"] or "auto"
-    if found.get("max_memory"):
-        found["max_memory"] <<= 20  # from MiB
-    return found
+def _arguments(values: dict[str, Any]) -> dict[str, Any]:
+    if values.get("build"):
+        values["build"] = common.say
+    if "parallel" in values:
+        values["parallel"] = values["parallel"] or "auto"
+    if values.get("max_memory"):
+        values["max_memory"] <<= 20  # from MiB
+    return values
 
 
-def _reading(values: dict[str, Any]) -> Reading:
+def _how_to_read(values: dict[str, Any]) -> Reading:
     from dgiqa.sources import Network, Reading
 
     limits = {"max_bytes": values["max_bytes"], "timeout_s": values["timeout"]}

@@ -22,9 +22,7 @@ def scan(
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the shards that are done.")] = False,
     workers: Annotated[
         int | None,
-        typer.Option(
-            min=1, metavar="N", help="Processes that score side by side.  [default: 1; with --ray what the cluster has]"
-        ),
+        options.whole(help="Processes that score side by side.  [default: 1; with --ray what the cluster has]"),
     ] = None,
     shard: Annotated[
         str | None,

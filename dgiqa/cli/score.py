@@ -55,7 +55,7 @@ def score(
     ] = False,
     *,
     reading: Any,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N inputs.")] = None,
+    limit: Annotated[int | None, options.whole(help="Stop after N inputs.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="List what would be scored; score nothing.")] = False,
     opening: dict[str, Any],
     workers: options.Workers = None,
@@ -77,10 +77,7 @@ def score(
     details: Annotated[
         bool, typer.Option("--details", help="Add each tile's score and window, and the time of each stage.")
     ] = False,
-    fail_under: Annotated[
-        float | None,
-        typer.Option(min=0.0, max=1.0, metavar="X", help="Exit with 4 if any image scores below X."),
-    ] = None,
+    fail_under: Annotated[float | None, options.share(help="Exit with 4 if any image scores below X.")] = None,
     preset: options.Preset = None,
     quiet: options.Quiet = False,
     no_progress: options.NoProgress = False,

@@ -15,9 +15,7 @@ from dgiqa.extras import needs
 Preset = Annotated[
     str | None, typer.Option(metavar="NAME", help="Or the model's own threshold: upload, archive, curation.")
 ]
-
-
-Gate = Annotated[float | None, typer.Option(min=0.0, max=1.0, metavar="X", help="The verdict passes from X on.")]
+Gate = Annotated[float | None, options.share(help="The verdict passes from X on.")]
 
 
 @app.command(epilog=EXIT_CODES)
@@ -29,11 +27,7 @@ def serve(  # noqa: PLR0917 - the command line's options
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
     queue: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Images that wait or are scored; more are answered 429.  [default: 1 per usable core]",
-        ),
+        options.whole(help="Images that wait or are scored; more are answered 429.  [default: 1 per usable core]"),
     ] = None,
     max_body: Annotated[
         int, typer.Option(min=1, metavar="MIB", help="Refuse requests with larger bodies, with 413.")
@@ -89,7 +83,7 @@ def triton_repo(  # noqa: PLR0917 - the command line's options
     precision: options.Precision = "fp32",
     engine: options.Engine = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="The networks run on a GPU; plans always do.")] = False,
-    instances: Annotated[int, typer.Option(min=1, metavar="N", help="Images that are prepared at a time.")] = 2,
+    instances: Annotated[int, options.whole(help="Images that are prepared at a time.")] = 2,
     gate: Gate = None,
     preset: Preset = None,
 ) -> None:

@@ -38,7 +38,7 @@ def video(  # noqa: PLR0917 - the command line's options
             help="Videos, folders and globs of them, http(s), HLS, RTSP or SRT addresses, or - for standard input.",
         ),
     ] = None,
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look in subfolders of folders, too.")] = False,
+    recursive: options.Recursive = False,
     from_file: Annotated[
         str | None, typer.Option(metavar="LIST", help="Also score the videos in this file, one per line.")
     ] = None,
@@ -62,7 +62,7 @@ def video(  # noqa: PLR0917 - the command line's options
     timeout: Annotated[
         float, typer.Option(min=0.1, metavar="S", help="A source silent for S seconds has stalled.")
     ] = 10.0,
-    attempts: Annotated[int, typer.Option(min=1, metavar="N", help="Give a live source up after N failures.")] = 10,
+    attempts: Annotated[int, options.whole(help="Give a live source up after N failures.")] = 10,
     deinterlace: Annotated[
         bool, typer.Option("--deinterlace", help="Deinterlace frames marked as interlaced.")
     ] = False,
@@ -86,7 +86,7 @@ def video(  # noqa: PLR0917 - the command line's options
     *,
     opening: dict[str, Any],
     workers: options.Workers = None,
-    streams: Annotated[int, typer.Option(min=1, metavar="N", help="Files decoded side by side.")] = 2,
+    streams: Annotated[int, options.whole(help="Files decoded side by side.")] = 2,
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write rows to FILE: .jsonl, .csv, .json or .parquet."),
@@ -102,10 +102,7 @@ def video(  # noqa: PLR0917 - the command line's options
         str | None, typer.Option(metavar="FILE", help="Write the score as chapters in FFmpeg's metadata format.")
     ] = None,
     fail_under: Annotated[
-        float | None,
-        typer.Option(
-            "--fail-under", "--gate", min=0.0, max=1.0, metavar="X", help="Exit with 4 if a video's mean is below X."
-        ),
+        float | None, options.share("--fail-under", "--gate", help="Exit with 4 if a video's mean is below X.")
     ] = None,
     gate_interval: Annotated[
         float | None,
@@ -116,8 +113,7 @@ def video(  # noqa: PLR0917 - the command line's options
         str | None, typer.Option(metavar="MASTER", help="What the video was encoded from: compare frame by frame.")
     ] = None,
     max_drop: Annotated[
-        float | None,
-        typer.Option(min=0.0, max=1.0, metavar="X", help="With --against: exit with 4 if the mean drop is over X."),
+        float | None, options.share(help="With --against: exit with 4 if the mean drop is over X.")
     ] = None,
     quiet: options.Quiet = False,
     no_progress: options.NoProgress = False,
