@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, Backend, app, print_json, say, stdout
+from dgiqa.cli.common import EXIT_CODES, Backend, app, print_json, say, show, stdout
 
 if TYPE_CHECKING:
     from dgiqa.speed import Row, Survey
@@ -69,23 +69,18 @@ def bench(  # noqa: PLR0917 - the command line's options
 
 def _print(found: Survey, bundle: str) -> None:
     """The table, the two recommendations, and what could be built."""
-    from rich.text import Text
-
     from dgiqa.report.terminal import console_for, print_table, printable
 
-    console = console_for(stdout())
-    console.print(f"{found.bundle} on {found.images} images; drift against {found.reference}\n", soft_wrap=True)
-    print_table(
-        console, [COLUMNS, *(_cells(row, found.max_drift) for row in found.rows)], numbers=range(2, len(COLUMNS))
-    )
+    show(f"{found.bundle} on {found.images} images; drift against {found.reference}\n")
+    rows = [_cells(row, found.max_drift) for row in found.rows]
+    print_table(console_for(stdout()), [COLUMNS, *rows], numbers=range(2, len(COLUMNS)))
     for purpose, row in (("latency", found.latency), ("throughput", found.throughput)):
         advice = row.setting.command(bundle) if row else f"nothing keeps to a drift of {found.max_drift:g}"
-        console.print(Text.assemble(f"\nfor {purpose}:\n  ", (printable(advice), "bold")), soft_wrap=True)
+        show(f"\nfor {purpose}:\n  ", (printable(advice), "bold"))
     if found.missing:
-        console.print("\nnot measured:")
+        show("\nnot measured:")
     for item in found.missing:
-        name = (f"{item.backend} {item.precision}", "yellow")
-        console.print(Text.assemble("  ", name, f": {printable(item.fix)}"), soft_wrap=True)
+        show("  ", (f"{item.backend} {item.precision}", "yellow"), f": {printable(item.fix)}")
 
 
 def _cells(row: Row, max_drift: float) -> tuple[str, ...]:

@@ -11,16 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dgiqa.cli import options
-from dgiqa.cli.common import (
-    ENVIRONMENT,
-    GATE_FAILED,
-    OK,
-    app,
-    data_stream,
-    print_json,
-    say,
-    stdout,
-)
+from dgiqa.cli.common import ENVIRONMENT, OK, app, data_stream, leave, print_json, say, show, stdout
 from dgiqa.extras import load
 
 if TYPE_CHECKING:
@@ -60,9 +51,8 @@ def _bundle_facts(summary: BundleSummary) -> dict[str, Any]:
     if summary.problem:
         return facts
     manifest = json.loads((summary.path / MANIFEST).read_text(encoding="utf-8"))
-    licences = {name: entry.get("licence", "unknown") for name, entry in manifest["files"].items()}
     return facts | {
-        "licences": licences,
+        "licences": {name: entry.get("licence", "unknown") for name, entry in manifest["files"].items()},
         "presets": manifest.get("presets", {}),
         "figures": manifest.get("model_card", {}),
         "parity": manifest.get("parity", {}),
@@ -70,33 +60,27 @@ def _bundle_facts(summary: BundleSummary) -> dict[str, Any]:
 
 
 def _print_bundle(facts: dict[str, Any]) -> None:
-    from rich.text import Text
-
     from dgiqa.report.rows import to_json
-    from dgiqa.report.terminal import console_for, printable
+    from dgiqa.report.terminal import printable
 
-    console = console_for(stdout())
-    name, about = (printable(facts["name"]), "bold"), f"  {facts['id']}  {facts['bytes'] / 1e6:.1f} MB"
-    console.print(Text.assemble(name, about), soft_wrap=True)
+    show((printable(facts["name"]), "bold"), f"  {facts['id']}  {facts['bytes'] / 1e6:.1f} MB")
     if facts["problem"]:
-        console.print(Text(f"  cannot be used: {printable(facts['problem'])}", "red"), soft_wrap=True)
+        show((f"  cannot be used: {printable(facts['problem'])}", "red"))
         return
     by_licence: dict[str, list[str]] = {}
     for file, licence in facts["licences"].items():
         by_licence.setdefault(str(licence), []).append(file)
-    lines = [facts["title"], *(f"{licence}: {_few(files)}" for licence, files in by_licence.items())]
+    lines = [facts["title"]]
+    for licence, files in by_licence.items():
+        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+        lines.append(f"{licence}: {', '.join(files[:3])}{more}")
     if facts["presets"]:
         presets = {name: max(f"{value:.2f}", f"{value:g}", key=len) for name, value in facts["presets"].items()}
         lines.append("presets: " + ", ".join(f"{name} {value}" for name, value in presets.items()))
-    lines += [
-        f"{name}: {value if isinstance(value, str) else to_json(value)}" for name, value in facts["figures"].items()
-    ]
+    for name, value in facts["figures"].items():
+        lines.append(f"{name}: {value if isinstance(value, str) else to_json(value)}")
     for line in (*lines, facts["path"]):
-        console.print(Text(f"  {printable(line)}"), soft_wrap=True)
-
-
-def _few(files: list[str]) -> str:
-    return ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+        show(f"  {printable(line)}")
 
 
 @models_app.command("path")
@@ -129,21 +113,16 @@ def doctor(
 
 
 def _print_checks(checks: list[Check]) -> None:
-    from rich.text import Text
-
     from dgiqa.doctor import healthy
-    from dgiqa.report.terminal import console_for, printable
+    from dgiqa.report.terminal import printable
 
-    console = console_for(stdout())
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     width = max(len(check.name) for check in checks)
     for check in checks:
-        status = (f"{check.status:<4}", colours[check.status])
-        console.print(Text.assemble(status, f"  {check.name:<{width}}  {printable(check.found)}"), soft_wrap=True)
+        show((f"{check.status:<4}", colours[check.status]), f"  {check.name:<{width}}  {printable(check.found)}")
         if check.fix:
-            console.print(Text(f"{'':<{width + 8}}-> {check.fix}"), soft_wrap=True)
-    verdict = "this machine can score images" if healthy(checks) else "this machine cannot score images yet"
-    console.print(f"\n{verdict}")
+            show(f"{'':<{width + 8}}-> {check.fix}")
+    show("\nthis machine can score images" if healthy(checks) else "\nthis machine cannot score images yet")
 
 
 DepthVersionOption = Annotated[
@@ -204,7 +183,7 @@ def verify(
         _print_parity(report)
         if swept:
             _print_sweep(swept)
-    raise typer.Exit(OK if report.passed and (swept is None or swept.passed) else GATE_FAILED)
+    leave(None, below=not report.passed or (swept is not None and not swept.passed))
 
 
 def _swept(scorer: Scorer, torch: Reference | None, tolerance: float | None, quick: bool) -> Sweep | None:
@@ -290,54 +269,41 @@ def _scale(text: str) -> tuple[float, float]:
 
 
 def _print_parity(report: ParityReport) -> None:
-    rows = [
-        (row, max(row.difference, row.tile_difference) <= report.tolerance, (row.difference, row.tile_difference))
-        for row in report.rows
-    ]
     _print_differences(
         ("here", "wanted", "difference", "worst tile", "image"),
-        [(r.got, r.expected, within, sizes, f"{r.file}, {r.tiling}") for r, within, sizes in rows],
+        [(r.got, r.expected, (r.difference, r.tile_difference), f"{r.file}, {r.tiling}") for r in report.rows],
+        report.tolerance,
     )
     used = f"{report.max_difference:.1e}, {report.share:.0%} of the tolerance of {report.tolerance:g}"
     about = f"largest difference {used}; {report.bundle} on {report.backend}"
-    _print_verdict("the same model" if report.passed else "NOT the same scores", report.passed, about)
+    verdict = ("the same model", "green") if report.passed else ("NOT the same scores", "red")
+    show("\n", verdict, f": {about}")
 
 
 def _print_sweep(swept: Sweep) -> None:
     print(file=stdout())
     _print_differences(
         ("here", "wanted", "difference", f"worst of {swept.images} distorted images"),
-        [
-            (r.got, r.expected, r.difference <= swept.tolerance, (r.difference,), f"{r.file}, {r.distortion}")
-            for r in swept.worst
-        ],
+        [(r.got, r.expected, (r.difference,), f"{r.file}, {r.distortion}") for r in swept.worst],
+        swept.tolerance,
     )
     used = f"largest difference {swept.max_difference:.1e}, {swept.share:.0%} of the tolerance of {swept.tolerance:g}"
     about = f"{used}, mean {swept.mean_difference:.1e}; SROCC {swept.srocc:.4f}; {swept.backend} against"
-    verdict = "within its budget" if swept.passed else "OVER its budget"
-    _print_verdict(verdict, swept.passed, f"{about} {swept.reference}")
+    verdict = ("within its budget", "green") if swept.passed else ("OVER its budget", "red")
+    show("\n", verdict, f": {about} {swept.reference}")
 
 
-def _print_differences(header: tuple[str, ...], rows: list[tuple[float, float, bool, tuple[float, ...], str]]) -> None:
-    """A table of (score here, score wanted, whether it is close enough, the differences, what was scored)."""
+def _print_differences(
+    header: tuple[str, ...], rows: list[tuple[float, float, tuple[float, ...], str]], tolerance: float
+) -> None:
+    """A table of (score here, score wanted, the differences, what was scored); red where one is over the tolerance."""
     from rich.text import Text
 
     from dgiqa.report.terminal import console_for, print_table, printable
 
-    lines: list[Sequence[str | Text]] = [
-        (f"{got:.4f}", f"{wanted:.4f}", *(Text(f"{d:.1e}", _colour(within)) for d in differences), printable(name))
-        for got, wanted, within, differences, name in rows
-    ]
+    lines: list[Sequence[str | Text]] = []
+    for got, wanted, differences, name in rows:
+        colour = "green" if max(differences) <= tolerance else "red"
+        told = (Text(f"{difference:.1e}", colour) for difference in differences)
+        lines.append((f"{got:.4f}", f"{wanted:.4f}", *told, printable(name)))
     print_table(console_for(stdout()), [header, *lines], numbers=range(2, len(header) - 1))
-
-
-def _print_verdict(verdict: str, passed: bool, about: str) -> None:
-    from rich.text import Text
-
-    from dgiqa.report.terminal import console_for
-
-    console_for(stdout()).print(Text.assemble("\n", (verdict, _colour(passed)), f": {about}"), soft_wrap=True)
-
-
-def _colour(good: bool) -> str:
-    return "green" if good else "red"

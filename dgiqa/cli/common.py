@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO, TypeVar
 
 import typer
 from typer.core import TyperGroup
@@ -122,6 +122,15 @@ def stdout() -> TextIO:
     return sys.stdout
 
 
+def show(*parts: str | tuple[str, str]) -> None:
+    """One line for the eye on standard output, of texts and of pairs (text, its style)."""
+    from rich.text import Text
+
+    from dgiqa.report.terminal import console_for
+
+    console_for(stdout()).print(Text.assemble(*parts), soft_wrap=True)
+
+
 def data_stream() -> TextIO:
     """Standard output for programs: UTF-8 whatever the locale; a plain name that is not UTF-8 keeps its bytes."""
     stream = stdout()
@@ -147,11 +156,12 @@ def print_json(facts: dict[str, Any]) -> None:
     print(to_json({"schema_version": 1, **facts}), file=data_stream())
 
 
-def watched() -> bool:
-    """Whether someone sees a progress line on standard error."""
-    from dgiqa.report.terminal import is_terminal
+def show_progress(report: Report) -> None:
+    """Draw a progress line on standard error, where someone sees it."""
+    from dgiqa.report.terminal import ProgressLine, is_terminal
 
-    return sys.stderr is not None and is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+    if sys.stderr is not None and is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb":
+        report.line = ProgressLine(sys.stderr)
 
 
 def writable(open_: Callable[[str], T], path: str) -> T:
@@ -193,6 +203,13 @@ def fill(report: Report, results: Generator[Any]) -> Stopped | None:
     finally:
         SIGNALS.hold()  # what is left, closing the documents, is quick
     return None
+
+
+def leave(stop: Stopped | None, *, below: object = False, failed: object = False) -> NoReturn:
+    """End a command: by the signal that ended its run, or with the code for what it found."""
+    if stop:
+        raise stop
+    raise typer.Exit(GATE_FAILED if below else INPUTS_FAILED if failed else OK)
 
 
 def explain(error: Exception) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, GATE_FAILED, INPUTS_FAILED, OK, app, fill, say
+from dgiqa.cli.common import EXIT_CODES, app, fill, leave, say
 
 if TYPE_CHECKING:
     from dgiqa.report.rows import Row
@@ -55,13 +55,11 @@ def compare(
       dgiqa-rt compare encoded/ originals/ -o drops.csv --fail-under 0.9
       dgiqa-rt compare pairs.csv
     """
-    from dgiqa.report.files import Report, format_of
+    from dgiqa.report.files import Report
     from dgiqa.report.rows import Summary
     from dgiqa.scorer import Scorer
 
-    with options.usage("--output"):
-        if output:  # a wrong suffix is said before anything is read
-            format_of(output)
+    options.check_suffix(output)
     shown = options.shown_format(format_, output)
     with options.usage("IMAGE"):
         pairs = list(_pairs(picture, reference, recursive))
@@ -76,9 +74,7 @@ def compare(
         stop = fill(report, _rows(scorer, pairs, gates))
     if limited and summary.scored and not quiet:
         say(f"{summary.below} of {summary.scored} pictures {limited}", prefix="")
-    if stop:
-        raise stop
-    raise typer.Exit(GATE_FAILED if summary.below else INPUTS_FAILED if summary.failed else OK)
+    leave(stop, below=summary.below, failed=summary.failed)
 
 
 def _pairs(picture: str, reference: str | None, recursive: bool) -> Iterator[Pair]:
@@ -110,11 +106,8 @@ def _listed(table: Path) -> Iterator[Pair]:
         raise ValueError(f"{table} lists no pair")
     for number, pair in enumerate(found, 1):
         image, original = (str(table.parent / name) if name else "" for name in pair)
-        yield (
-            image or f"{table}, pair {number}",
-            original,
-            "" if all(pair) else "the CSV names no image or no reference",
-        )
+        wrong = "" if all(pair) else "the CSV names no image or no reference"
+        yield image or f"{table}, pair {number}", original, wrong
 
 
 def _matched(pictures: str, references: str, recursive: bool) -> Iterator[Pair]:
@@ -147,14 +140,10 @@ def _rows(scorer: Scorer, pairs: list[Pair], gates: dict[str, float | None]) -> 
 
     origin = {"bundle": scorer.bundle.id, "backend": scorer.backend, "tiling": scorer.tiling}
     for picture, reference, wrong in pairs:
-        error = wrong
-        if not error:
-            try:
-                found = scorer.compare(picture, reference)
-            except (DgiqaError, OSError) as failed:
-                error = str(failed)
-            else:
-                yield found.as_row(**gates), None
-                continue
-        row = row_of("pair", path=picture, reference=reference or None, status="error", error=error, **origin)
+        try:
+            if wrong:
+                raise DgiqaError(wrong)
+            row = scorer.compare(picture, reference).as_row(**gates)
+        except (DgiqaError, OSError) as error:
+            row = row_of("pair", path=picture, reference=reference or None, status="error", error=str(error), **origin)
         yield row, None

@@ -13,11 +13,8 @@ from dgiqa.cli import options
 from dgiqa.cli.common import EXIT_CODES, app, data_stream, print_json, say, stdout
 
 if TYPE_CHECKING:
-    from dgiqa.builder.plan import PlanOptions
     from dgiqa.runtime.engines import Engine
 
-
-Hardware = Literal["ampere+", "same"]  # dgiqa.builder.plan.HARDWARE
 
 cache_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The engines built on this machine.")
 app.add_typer(cache_app, name="cache")
@@ -79,7 +76,7 @@ def build(  # noqa: PLR0917 - the command line's options
         bool, typer.Option("--exclude-lean-runtime", help="With it: leave out the runtime that tensorrt_lean brings.")
     ] = False,
     hardware: Annotated[
-        Hardware | None,
+        Literal["ampere+", "same"] | None,  # dgiqa.builder.plan.HARDWARE
         typer.Option(help="TensorRT: run on every GPU from Ampere on, or of the same compute capability."),
     ] = None,
     level: Annotated[
@@ -102,12 +99,15 @@ def build(  # noqa: PLR0917 - the command line's options
       dgiqa-rt score photo.jpg --precision int8
     """
     from dgiqa.builder.build import build as build_engine
+    from dgiqa.builder.plan import PlanOptions
 
     precision = _precision(fp32=fp32, fp16=fp16, int8=int8, fp8=fp8, bf16=bf16)
     if calib and precision not in spec.QUANTIZED:
         raise typer.BadParameter(
             f"{precision} runs the model's own files; give --int8, --fp8 or --fp16", param_hint="--calib"
         )
+    with options.usage("--exclude-lean-runtime"):
+        plan = PlanOptions(version_compatible, exclude_lean_runtime, hardware or "", level)
     engine = build_engine(
         bundle,
         backend=backend,
@@ -117,7 +117,7 @@ def build(  # noqa: PLR0917 - the command line's options
         workspace=int(workspace * 2**30),
         timing_cache=timing_cache,
         plugins=plugin or [],
-        plan=_plan(version_compatible, exclude_lean_runtime, hardware, level),
+        plan=plan,
         calibration=[calib] if calib else None,
         device=device,
         force=force,
@@ -186,13 +186,6 @@ def _precision(**asked: bool) -> str:
     if len(names) > 1:
         raise typer.BadParameter("an engine has one precision", param_hint=" ".join(f"--{name}" for name in names))
     return names[0] if names else "fp16"
-
-
-def _plan(version_compatible: bool, exclude_lean_runtime: bool, hardware: Hardware | None, level: int) -> PlanOptions:
-    from dgiqa.builder.plan import PlanOptions
-
-    with options.usage("--exclude-lean-runtime"):
-        return PlanOptions(version_compatible, exclude_lean_runtime, hardware or "", level)
 
 
 def _batch(text: str) -> tuple[int, int, int]:

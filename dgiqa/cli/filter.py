@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, INPUTS_FAILED, OK, app, data_stream, say
+from dgiqa.cli.common import EXIT_CODES, app, data_stream, leave, say
 
 if TYPE_CHECKING:
     from dgiqa.report.rows import Row
@@ -78,7 +78,7 @@ def filter_(  # noqa: PLR0917 - the command line's options
         say(line, prefix="error: ")
     if not quiet:
         say(f"{len(numbers)} of {total} rows chosen" + ("; nothing was done" if dry_run else ""), prefix="")
-    raise typer.Exit(INPUTS_FAILED if failures else OK)
+    leave(None, failed=failures)
 
 
 def _act(rows: Iterable[Row], places: dict[str, str | None], end: str, dry_run: bool) -> Iterator[str]:
@@ -102,11 +102,10 @@ def _act(rows: Iterable[Row], places: dict[str, str | None], end: str, dry_run: 
 
 def _write(rows: Iterable[Row], path: str) -> None:
     """The rows as `score -o` would have written them."""
-    from dgiqa.report.files import Report, format_of
+    from dgiqa.report.files import Report
     from dgiqa.report.rows import DETAIL_COLUMNS
 
-    with options.usage("--output"):
-        format_of(path)
+    options.check_suffix(path)
     following = iter(rows)
     first = next(following, None)
     details = first is not None and set(DETAIL_COLUMNS) <= first.keys()

@@ -218,6 +218,14 @@ def gated(
         return loaded, loaded.meaning.preset(preset)
 
 
+def check_suffix(output: str | None) -> str | None:
+    """The format of the rows in this file. A suffix of none is wrong usage, to be said before anything is read."""
+    from dgiqa.report.files import format_of
+
+    with usage("--output"):
+        return format_of(output) if output else None
+
+
 def check_stdin(argument: str) -> None:
     """Wrong usage of the argument that names standard input, if nothing can come from there."""
     if sys.stdin is None or sys.stdin.isatty():
@@ -262,7 +270,7 @@ def write_rows(
     ordered: (whether the best are shown first, how many of them alone).
     """
     from dgiqa.batch.choose import ChosenWriter
-    from dgiqa.report.files import SPOOLED, Writer, format_of, writer_for
+    from dgiqa.report.files import SPOOLED, Writer, writer_for
 
     def made(name: str, stream: Any) -> Writer:
         writer = writer_for(name, stream, kind, details=details)
@@ -272,9 +280,7 @@ def write_rows(
 
         return VideoRows(writer)
 
-    if output:
-        with usage("--output"):
-            target = format_of(output)
+    if output and (target := check_suffix(output)):
         file = common.opened(output, spooled=target in SPOOLED)
         report.write_to(made(target, file), file)
     if shown:

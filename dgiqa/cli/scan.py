@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, INPUTS_FAILED, OK, app, say
+from dgiqa.cli.common import EXIT_CODES, app, leave, say
 
 
 @app.command(epilog=EXIT_CODES)
@@ -96,4 +96,4 @@ def scan(
             say(f"{finished}/{total} {done.shard}: {said}", prefix="")
     if not quiet:
         say(f"{finished} of {total} shards done, {rows} rows now, in {out}", prefix="")
-    raise typer.Exit(INPUTS_FAILED if failed else OK)
+    leave(None, failed=failed)

@@ -7,31 +7,18 @@ import itertools
 import os
 import sys
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
 from dgiqa.cli import options
-from dgiqa.cli.common import (
-    EXIT_CODES,
-    GATE_FAILED,
-    INPUTS_FAILED,
-    OK,
-    Format,
-    app,
-    data_stream,
-    fill,
-    opened,
-    say,
-    watched,
-)
+from dgiqa.cli.common import EXIT_CODES, Format, app, data_stream, fill, leave, opened, say, show_progress
 from dgiqa.errors import ImageError
 
 if TYPE_CHECKING:
-    from dgiqa.batch.resume import Earlier
     from dgiqa.report.files import Report
-    from dgiqa.report.rows import Row, Summary
+    from dgiqa.report.rows import Summary
     from dgiqa.scorer import Scorer
     from dgiqa.sources import Input, Reading
 
@@ -102,23 +89,22 @@ def score(
     from dgiqa.batch.resume import Earlier
     from dgiqa.report.files import Report
     from dgiqa.report.rows import Summary, gate_sentence
-    from dgiqa.report.terminal import ProgressLine
 
     _check_sources(paths, from_file)
     _check_output(output, resume, html, [*(paths or []), from_file])
     shown = options.shown_format(_wanted_format(format_, json_), output)
     _check_order(sort, top, shown)
     left_out: Counter[str] = Counter()
-    inputs = _inputs(paths or [], from_file, null, reading, left_out)
-    if limit is not None:
-        inputs = itertools.islice(inputs, limit)
+    inputs: Iterator[Input] = itertools.islice(_inputs(paths or [], from_file, null, reading, left_out), limit)
     if dry_run:
-        code = _list(inputs, "\0" if null else "\n")
+        failed = _list(inputs, "\0" if null else "\n")
         _say_left_out(left_out)
-        raise typer.Exit(code)
+        leave(None, failed=failed)
 
+    from dgiqa.batch.scan import rows_of
     from dgiqa.forward import check_tiling
     from dgiqa.scorer import Scorer
+    from dgiqa.sources import counted
 
     with options.usage("--tiling"):
         check_tiling(opening["tiling"])
@@ -129,20 +115,25 @@ def score(
         # Before anything slow: it may not be writable.
         options.write_rows(report, output, shown, details=details, ordered=(sort, top))
         _write_beside(report, sidecar, html, ", ".join(paths or [str(from_file)]))
-        inputs, total = _counted(inputs, live=from_file == "-")
-        if watched() and not (quiet or no_progress):
-            report.line = ProgressLine(sys.stderr)
+        # A live list is not read ahead: its images would wait.
+        inputs, total = (inputs, None) if from_file == "-" else counted(inputs)
+        if not (quiet or no_progress):
+            show_progress(report)
         if total == 1 and opening["parallel"] == "auto":
             opening["parallel"] = 1
         scorer = Scorer(**opening, gate=fail_under)
         report.needed = fail_under is not None
+        origin = {"bundle": scorer.bundle.id, "backend": scorer.backend, "tiling": scorer.tiling}
+        run = origin | {"preprocess_version": scorer.bundle.preprocess.version, "precision": scorer.precision}
         # Its clock starts here: what came before was loading.
-        report.summary = summary = Summary(total, run=_made_with(scorer))
+        report.summary = summary = Summary(total, run=run)
         if earlier:
-            inputs = _go_on(report, earlier, scorer, inputs, details)
+            for row in earlier.rows(origin, scorer.gate, details):
+                report.add(row)
+            inputs = earlier.rest(inputs)
         if earlier or new:
             report.grow()
-        stop = fill(report, _rows(scorer, inputs, workers, details))
+        stop = fill(report, ((row, None) for row in rows_of(scorer, inputs, workers, details=details)))
     if earlier:
         earlier.forget()
     if not quiet:
@@ -150,9 +141,7 @@ def score(
         _say_left_out(left_out)
         if fail_under is not None and summary.scored:
             say(gate_sentence(summary.below, summary.scored, "image", fail_under), prefix="")
-    if stop:
-        raise stop
-    raise typer.Exit(GATE_FAILED if summary.below else INPUTS_FAILED if summary.failed else OK)
+    leave(stop, below=summary.below, failed=summary.failed)
 
 
 def _check_sources(paths: list[str] | None, from_file: str | None) -> None:
@@ -167,13 +156,9 @@ def _check_sources(paths: list[str] | None, from_file: str | None) -> None:
 
 
 def _check_output(output: str | None, resume: bool, html: str | None, sources: list[str | None]) -> None:
-    """Usage errors of where rows go: a wrong suffix is said before anything is read."""
-    from dgiqa.report.files import format_of
-
+    """Usage errors of where rows go."""
     options.check_files(sources, {"--output": output, "--html": html})
-    with options.usage("--output"):
-        if output:
-            format_of(output)
+    options.check_suffix(output)
     if resume and not output:
         raise typer.BadParameter("name the file that it goes on with: -o FILE", param_hint="--resume")
 
@@ -212,14 +197,14 @@ def _inputs(
 ) -> Iterator[Input]:
     from dgiqa.sources import expand, listed
 
+    found = expand(paths, left_out=left_out, reading=reading)
     if from_file is None:
-        return expand(paths, left_out=left_out, reading=reading)
+        return found
     try:
         stream = sys.stdin.buffer if from_file == "-" else _list_of_names(from_file, null)
     except OSError as error:
         raise typer.BadParameter(f"{from_file}: {error.strerror}", param_hint="--from-file") from error
-    rest = listed(stream, from_file, null=null, left_out=left_out, reading=reading)
-    return itertools.chain(expand(paths, left_out=left_out, reading=reading), rest)
+    return itertools.chain(found, listed(stream, from_file, null=null, left_out=left_out, reading=reading))
 
 
 def _list_of_names(path: str, null: bool) -> BinaryIO:
@@ -234,15 +219,8 @@ def _list_of_names(path: str, null: bool) -> BinaryIO:
     return file
 
 
-def _counted(inputs: Iterator[Input], live: bool) -> tuple[Iterator[Input], int | None]:
-    """The inputs, and how many there are where that is cheap. A live list is not read ahead: its images would wait."""
-    from dgiqa.sources import counted
-
-    return (inputs, None) if live else counted(inputs)
-
-
-def _list(inputs: Iterator[Input], end: str) -> int:
-    """--dry-run: names on standard output, what would fail on standard error."""
+def _list(inputs: Iterator[Input], end: str) -> bool:
+    """--dry-run: names on standard output, what would fail on standard error. Returns whether anything would."""
     from dgiqa.report.terminal import is_terminal, printable
 
     stream, failed = data_stream(), False
@@ -253,32 +231,7 @@ def _list(inputs: Iterator[Input], end: str) -> int:
             say(f"{item.name}: {item.error}")
         else:
             stream.write(shown(item.name) + end)
-    return INPUTS_FAILED if failed else OK
-
-
-def _go_on(report: Report, earlier: Earlier, scorer: Scorer, inputs: Iterator[Input], details: bool) -> Iterator[Input]:
-    """Add the rows of earlier runs; returns the inputs that have none."""
-    origin = {"bundle": scorer.bundle.id, "backend": scorer.backend, "tiling": scorer.tiling}
-    for row in earlier.rows(origin, scorer.gate, details):
-        report.add(row)
-    return earlier.rest(inputs)
-
-
-def _rows(scorer: Scorer, inputs: Iterator[Input], workers: int | None, details: bool) -> Generator[tuple[Row, None]]:
-    """A row per input, in the order of the inputs."""
-    from dgiqa.batch.scan import rows_of
-
-    for row in rows_of(scorer, inputs, workers, details):
-        yield row, None
-
-
-def _made_with(scorer: Scorer) -> dict[str, object]:
-    made: dict[str, object] = {
-        "bundle": scorer.bundle.id,
-        "preprocess_version": scorer.bundle.preprocess.version,
-        "tiling": scorer.tiling,
-    }
-    return made | {"backend": scorer.backend, "precision": scorer.precision}
+    return failed
 
 
 def _say_left_out(left_out: Counter[str]) -> None:

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
 from dgiqa.cli import options
-from dgiqa.cli.common import (
-    EXIT_CODES,
-    GATE_FAILED,
-    INPUTS_FAILED,
-    OK,
-    app,
-    fill,
-    say,
-    watched,
-    writable,
-)
+from dgiqa.cli.common import EXIT_CODES, app, fill, leave, say, show_progress, writable
 
 if TYPE_CHECKING:
     from dgiqa.report.files import Report
@@ -135,7 +125,6 @@ def video(  # noqa: PLR0917 - the command line's options
     """
     from dgiqa.forward import check_tiling
     from dgiqa.report.files import Report
-    from dgiqa.report.terminal import ProgressLine
     from dgiqa.scorer import Scorer
     from dgiqa.sources import videos
     from dgiqa.video import Reading, Summary, VideoRun
@@ -171,7 +160,7 @@ def video(  # noqa: PLR0917 - the command line's options
         _against(opening, sources[0], against, sampling, (output, shown), max_drop, quiet)
     with Report() as report:
         options.write_rows(report, output, shown, "video" if per_video else "frame")
-        _open(report, gate, plot=plot, html=html, srt=srt, ffmetadata=ffmetadata)
+        _open(report, gate, plot, html, srt, ffmetadata)
         scorer = Scorer(**opening, gate=gate)
         reading = Reading(
             raw=raw_frames,
@@ -188,16 +177,16 @@ def video(  # noqa: PLR0917 - the command line's options
         report.summary = summary = Summary(
             run, gate_interval or INTERVAL_S, gate=gate, interval_gate=gate_interval is not None
         )
-        if watched() and not (quiet or no_progress):
-            report.line = ProgressLine(sys.stderr)
+        if not (quiet or no_progress):
+            show_progress(report)
         report.needed = gate is not None
         stop = fill(report, run.results())
     if not quiet:
         written = output if report.complete or summary.scored + summary.failed else None
         _say_summary(summary, scorer.backend, written)
-    if stop:
-        raise stop
-    raise typer.Exit(_verdict(summary, quiet))
+    if stop is None:
+        _say_verdicts(summary, quiet)
+    leave(stop, below="fail" in summary.verdicts, failed=summary.failed)
 
 
 def _check_against(sources: list[str], others: dict[str, object]) -> None:
@@ -234,34 +223,29 @@ def _against(  # noqa: PLR0917 - what the command was given
     mean, interval = lost.mean, lost.interval
     if not quiet and mean is not None:
         said = "" if interval is None else f", 95 % interval {interval[0]:+.4f} to {interval[1]:+.4f}"
-        near = (
-            f"; full reference {sum(lost.full_reference) / len(lost.full_reference):.4f}" if lost.full_reference else ""
-        )
-        say(f"{encoded} is at {alignment} in {master}; {lost.scored} frames lost {mean:.4f} on average{said}{near}", "")
-    if stop:
-        raise stop
-    failed = max_drop is not None and mean is not None and mean > max_drop
-    if failed and not quiet:
+        if near := lost.full_reference:
+            said += f"; full reference {sum(near) / len(near):.4f}"
+        say(f"{encoded} is at {alignment} in {master}; {lost.scored} frames lost {mean:.4f} on average{said}", "")
+    below = max_drop is not None and mean is not None and mean > max_drop
+    if below and not (quiet or stop):
         say(f"{encoded} loses more than {max_drop:g} on average", prefix="gate: ")
-    raise typer.Exit(GATE_FAILED if failed else INPUTS_FAILED if lost.failed or mean is None else OK)
+    leave(stop, below=below, failed=lost.failed or mean is None)
 
 
-def _open(report: Report, gate: float | None, **sinks: str | None) -> None:
-    """Open what is drawn, before anything slow: it may not be writable."""
+def _open(report: Report, gate: float | None, *sinks: str | None) -> None:
+    """Open what is drawn (plot, page, subtitles, chapters), before anything slow: it may not be writable."""
     from dgiqa.report import files
     from dgiqa.report.page import HtmlReport
     from dgiqa.report.plot import TimelinePlot
     from dgiqa.report.subtitles import Chapters, Subtitles
 
-    makers: dict[str, Callable[[str], files.Sink]] = {
-        "plot": lambda path: TimelinePlot(path, gate),
-        "html": lambda path: HtmlReport(path, gate),
-        "srt": Subtitles,
-        "ffmetadata": Chapters,
-    }
-    for name, path in sinks.items():
+    makers: tuple[Callable[[str], files.Sink], ...] = (
+        *(partial(TimelinePlot, gate=gate), partial(HtmlReport, gate=gate)),
+        *(Subtitles, Chapters),
+    )
+    for make, path in zip(makers, sinks, strict=True):
         if path:
-            report.draw_to(writable(makers[name], path))
+            report.draw_to(writable(make, path))
 
 
 def _sampling(  # noqa: PLR0917 - the options it joins
@@ -334,8 +318,8 @@ def _check_sources(sources: list[str], live: bool | None, one_only: bool, raw: s
         raise typer.BadParameter("a raw pipe cannot be opened again; leave --live out", param_hint="--live")
 
 
-def _verdict(summary: Summary, quiet: bool) -> int:
-    """What is below the gate, one sentence about it, and the exit code."""
+def _say_verdicts(summary: Summary, quiet: bool) -> None:
+    """What is below the gate, and one sentence about it."""
     from dgiqa.report.rows import gate_sentence
 
     for line in summary.failures():
@@ -343,9 +327,6 @@ def _verdict(summary: Summary, quiet: bool) -> int:
     verdicts = summary.verdicts
     if verdicts and not quiet and summary.gate is not None:
         say(gate_sentence(verdicts.count("fail"), len(verdicts), "video", summary.gate), prefix="")
-    if "fail" in verdicts:
-        return GATE_FAILED
-    return INPUTS_FAILED if summary.failed else OK
 
 
 def _say_summary(summary: Summary, backend: str, output: str | None) -> None:
