@@ -1,4 +1,4 @@
-"""The extras of this package: what each is for, and the command that installs it."""
+"""The extras of this package, and the command that installs them."""
 
 from __future__ import annotations
 
@@ -7,37 +7,18 @@ from typing import Any
 
 from dgiqa.errors import BackendError
 
-# As in pyproject.toml, without those for working on the project itself.
-EXTRAS = {
-    "cpu": "ONNX Runtime, for the CPU",
-    "gpu": "ONNX Runtime, for NVIDIA GPUs; never together with cpu",
-    "openvino": "OpenVINO, faster for large networks on x86",
-    "tensorrt": "TensorRT, for NVIDIA's data-centre GPUs",
-    "rtx": "TensorRT for RTX, for NVIDIA's desktop GPUs",
-    "cuda": "pictures that lie on NVIDIA GPUs; gpu, tensorrt and rtx bring it",
-    "nvml": "the names of NVIDIA GPUs; gpu, tensorrt and rtx bring it",
-    "pycuda": "PyCUDA's arrays and streams beside TensorRT",
-    "build": "fp16 and int8 files",
-    "calibrate": "own labels",
-    "video": "videos, their curve and their Parquet files",
-    "heic": "HEIC photographs",
-    "raw": "raw photographs of cameras",
-    "table": "Parquet, in and out",
-    "serve": "the server, with OpenVINO to run the networks",
-    "s3": "s3:// addresses",
-    "gs": "gs:// addresses",
-    "az": "az:// addresses",
-    "hf": "hf:// addresses",
-    "ray": "sets scored by a Ray cluster",
-    "torch": "the networks in PyTorch",
-    "export": "own weights",
-    "train": "training",
-}
+# As in pyproject.toml, which says what each is for, without those for working on the project itself.
+EXTRAS = frozenset(
+    (
+        *("cpu", "gpu", "openvino", "tensorrt", "rtx", "cuda", "nvml", "pycuda", "build", "calibrate", "video", "heic"),
+        *("raw", "table", "serve", "s3", "gs", "az", "hf", "ray", "torch", "export", "train"),
+    )
+)
 
 
 def install(*extras: str) -> str:
     """The command that installs these extras: pip install "dgiqa-rt[cpu,torch]"."""
-    assert set(extras) <= EXTRAS.keys(), extras
+    assert EXTRAS.issuperset(extras), extras
     return f'pip install "dgiqa-rt[{",".join(extras)}]"'
 
 
