@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -56,14 +56,7 @@ class Setting:
 
     def open(self, bundle: Bundle) -> Scorer:
         """A Scorer that runs so. Raises BackendError or EngineError if that is not possible here."""
-        return Scorer(
-            bundle,
-            backend=self.backend,
-            precision=self.precision,
-            batch=self.batch,
-            threads=self.threads,
-            parallel=self.parallel,
-        )
+        return Scorer(bundle, **{name: value for name, value in vars(self).items() if name != "workers"})
 
     def command(self, bundle: str) -> str:
         """Scoring a folder with this setting, ready to paste."""
@@ -191,27 +184,26 @@ def measure(
     bundle: Bundle, settings: Sequence[Setting], images: Sequence[bytes], reference: Sequence[float], seconds: float
 ) -> list[Row]:
     """One row per setting; latency and throughput are timed in turn over all of them, round by round."""
+    scores: dict[Setting, list[float]] = {}
+
+    def score_next(scorer: Scorer, turn: Iterator[bytes]) -> None:  # all score the same image in one round
+        scorer.score(next(turn))
+
+    def score_all(setting: Setting, scorer: Scorer) -> None:
+        scores[setting] = stream(scorer, images, setting.workers)
+
     with ExitStack() as stack:
-        scorers = {str(s): stack.enter_context(s.open(bundle)) for s in settings}
-        turns = {name: itertools.cycle(images) for name in scorers}  # all score the same image in one round
-        scores: dict[str, list[float]] = {}
-
-        def score_next(name: str) -> None:
-            scorers[name].score(next(turns[name]))
-
-        def score_all(name: str, workers: int) -> None:
-            scores[name] = stream(scorers[name], images, workers)
-
-        one_by_one = {name: partial(score_next, name) for name in scorers}
+        scorers = {s: stack.enter_context(s.open(bundle)) for s in settings}
+        one_by_one = {str(s): partial(score_next, scorer, itertools.cycle(images)) for s, scorer in scorers.items()}
         alone = interleaved(one_by_one, pairs=4 * len(images), warmup=1, seconds=seconds / 2)
-        together = {str(s): partial(score_all, str(s), s.workers) for s in settings}
+        together = {str(s): partial(score_all, s, scorer) for s, scorer in scorers.items()}
         many = interleaved(together, pairs=5, warmup=0, seconds=seconds / 2)
     return [
         Row(
             setting=s,
             ms=spread(alone[str(s)]),
             images_per_second=len(images) * 1e3 / spread(many[str(s)]).median,
-            drift=max(abs(a - b) for a, b in zip(scores[str(s)], reference, strict=True)),
+            drift=max(abs(a - b) for a, b in zip(scores[s], reference, strict=True)),
         )
         for s in settings
     ]

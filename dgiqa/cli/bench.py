@@ -24,17 +24,12 @@ def bench(  # noqa: PLR0917 - the command line's options
     bundle: options.Bundle = "small",
     backend: Annotated[Backend, typer.Option(help="Measure this one only.")] = "auto",
     max_drift: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            metavar="X",
-            help="Recommend nothing whose scores differ by more from those in fp32.  [default: 0.02]",
-        ),
-    ] = None,
+        float,
+        typer.Option(min=0.0, metavar="X", help="Recommend nothing whose scores differ by more from those in fp32."),
+    ] = 0.02,
     seconds: Annotated[
-        float | None,
-        typer.Option(min=0.1, metavar="S", help="How long to measure; opening the networks adds to it.  [default: 90]"),
-    ] = None,
+        float, typer.Option(min=0.1, metavar="S", help="How long to measure; opening the networks adds to it.")
+    ] = 90.0,
     json_: options.Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
 ) -> None:
@@ -50,15 +45,15 @@ def bench(  # noqa: PLR0917 - the command line's options
       dgiqa-rt bench --bundle koniq --backend openvino --json
     """
     from dgiqa.bundle import load_bundle
-    from dgiqa.speed import MAX_DRIFT, SECONDS, photographs, read, survey
+    from dgiqa.speed import photographs, read, survey
 
     loaded = load_bundle(bundle)
     found = survey(
         loaded,
         read(paths) if paths else photographs(loaded),
         backends=None if backend == "auto" else [backend],
-        max_drift=MAX_DRIFT if max_drift is None else max_drift,
-        seconds=SECONDS if seconds is None else seconds,
+        max_drift=max_drift,
+        seconds=seconds,
         progress=(lambda line: None) if quiet else say,
     )
     if json_:
