@@ -14,7 +14,7 @@ import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import FastAPI, Query, Request
@@ -32,7 +32,7 @@ from dgiqa.score import Score
 from dgiqa.scorer import Scorer
 from dgiqa.serve import v2
 from dgiqa.serve.envelope import LOG, Envelope
-from dgiqa.serve.intake import Intake, Limits, RefusedError, busy
+from dgiqa.serve.intake import Intake, Limits, RefusedError, busy, malformed
 from dgiqa.serve.metrics import Metrics
 from dgiqa.sources.inputs import Network
 
@@ -41,6 +41,9 @@ _LISTED = {"type": "object", "properties": {name: {"type": "string"} for name in
 _TYPES = {"string": "string", "float64": "number", "int64": "integer", "list": "array", "json": "object"}
 _ROW = {c.name: {"type": _TYPES[c.type], "description": c.meaning} for c in SCHEMA if "image" in c.of}
 _ANSWER = {"description": "The row", "content": {"application/json": {"schema": {"properties": _ROW}}}}
+Gate = Annotated[float | None, Query(ge=0, le=1, description="The score from which the verdict is pass.")]
+Preset = Annotated[str | None, Query(description="Or the name of one of the model's thresholds.")]
+Details = Annotated[bool, Query(description="Add the tiles, the reasons' probabilities and the times.")]
 _ERRORS = {
     400: "malformed",
     403: "addresses are off",
@@ -121,11 +124,11 @@ class Service:
     def threshold(self, gate: float | None, preset: str | None) -> float | None:
         """The score from which an image of this request passes; None for the scorer's own."""
         if gate is not None and preset is not None:
-            raise RefusedError(400, "malformed", "gate and preset exclude each other")
+            raise malformed("gate and preset exclude each other")
         try:
             return self.scorer.bundle.meaning.preset(preset) if preset is not None else gate
         except ValueError as error:
-            raise RefusedError(400, "malformed", str(error)) from error
+            raise malformed(str(error)) from error
 
 
 def create_app(
@@ -140,7 +143,6 @@ def create_app(
     options: dict[str, Any] = {"docs_url": None, "redoc_url": None, "lifespan": service.running}
     app = FastAPI(title="dgiqa-rt", version=__version__, description=about, **options)
     app.add_middleware(Envelope, metrics=service.metrics, token=token)
-    app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _refused)
     _add_scoring(app, service)
@@ -157,9 +159,9 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
     @app.post("/score", openapi_extra=body, responses=responses, response_class=Response)
     async def score(
         request: Request,
-        gate: float | None = Query(None, ge=0, le=1, description="The score from which the verdict is pass."),
-        preset: str | None = Query(None, description="Or the name of one of the model's thresholds."),
-        details: bool = Query(False, description="Add the tiles, the reasons' probabilities and the times."),
+        gate: Gate = None,
+        preset: Preset = None,
+        details: Details = False,
         name: str = Query("<bytes>", description="What the row calls the image."),
     ) -> Response:
         """Score one image: its bytes as the body, a form's file, or JSON: {"data": BASE64} or {"url": ADDRESS}."""
@@ -167,7 +169,7 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
         service.admit()  # before the body is read, too
         images = await service.intake.images(request)
         if len(images) != 1:
-            raise RefusedError(400, "malformed", f"{len(images)} images; POST /score/batch takes several")
+            raise malformed(f"{len(images)} images; POST /score/batch takes several")
         (row,) = await service.rows(images, threshold, details=details)
         if row["status"] == "ok":
             return _json(row)
@@ -185,9 +187,9 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
     )
     async def score_batch(
         request: Request,
-        gate: float | None = Query(None, ge=0, le=1, description="As in /score."),
-        preset: str | None = Query(None, description="As in /score."),
-        details: bool = Query(False, description="As in /score."),
+        gate: Gate = None,
+        preset: Preset = None,
+        details: Details = False,
     ) -> Response:
         """Score several: a form's files, or JSON with "images". One that is no image is a row with its error."""
         threshold = service.threshold(gate, preset)
@@ -299,11 +301,9 @@ def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None
 
 async def _refused(request: Request, error: Exception) -> Response:
     """{"error": ...} for whatever ends a request early."""
-    if isinstance(error, RefusedError):
-        request.scope["cause"] = error.cause
-        return _json({"error": str(error)}, error.status, error.headers)
     if isinstance(error, HTTPException):
-        request.scope["cause"] = "not found" if error.status_code == 404 else "malformed"
+        usual = "not found" if error.status_code == 404 else "malformed"
+        request.scope["cause"] = getattr(error, "cause", usual)
         return _json({"error": error.detail}, error.status_code, dict(error.headers or {}))
     assert isinstance(error, RequestValidationError)
     request.scope["cause"] = "malformed"

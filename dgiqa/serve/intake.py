@@ -13,6 +13,7 @@ from typing import Any
 
 import anyio
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
@@ -44,12 +45,17 @@ class Limits:
     timeout_s: float = 30.0
 
 
-class RefusedError(Exception):
+class RefusedError(HTTPException):
     """An answer other than 200. cause: one word, for the metrics."""
 
     def __init__(self, status: int, cause: str, message: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status, self.cause, self.headers = status, cause, headers or {}
+        super().__init__(status, message, headers)
+        self.cause = cause
+
+
+def malformed(message: str) -> RefusedError:
+    """400: a request that nobody could answer."""
+    return RefusedError(400, "malformed", message)
 
 
 class Intake:
@@ -71,9 +77,7 @@ class Intake:
         else:
             found = [(named(request.query_params.get("name", "<bytes>")), data)]
         if not all(data for _, data in found):
-            raise RefusedError(
-                400, "malformed", "an image of no bytes; send an encoded image as the body or as a form's file"
-            )
+            raise malformed("an image of no bytes; send an encoded image as the body or as a form's file")
         return found
 
     async def body(self, request: Request) -> bytes:
@@ -122,9 +126,7 @@ class Intake:
 
     async def _listed(self, entry: Any) -> Image:
         if not isinstance(entry, dict) or len(entry.keys() & {"url", "data"}) != 1:
-            raise RefusedError(
-                400, "malformed", 'wanted {"url": ADDRESS} or {"data": BASE64}, and "name" where you like'
-            )
+            raise malformed('wanted {"url": ADDRESS} or {"data": BASE64}, and "name" where you like')
         if "data" in entry:
             return named(entry.get("name", "<bytes>")), from_base64(entry["data"])
         address = entry["url"]
@@ -158,7 +160,7 @@ def document(data: bytes) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise RefusedError(400, "malformed", f"no JSON document: {str(error)[:200]}") from error
+        raise malformed(f"no JSON document: {str(error)[:200]}") from error
 
 
 def from_base64(text: Any) -> bytes:
@@ -166,13 +168,13 @@ def from_base64(text: Any) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (TypeError, ValueError, binascii.Error) as error:
-        raise RefusedError(400, "malformed", "an image in JSON that is not base64") from error
+        raise malformed("an image in JSON that is not base64") from error
 
 
 def named(name: Any) -> str:
     """What the client calls its image: a label of its row, never a path."""
     if not isinstance(name, str) or len(name) > MAX_NAME:
-        raise RefusedError(400, "malformed", f"a name is a text of at most {MAX_NAME} characters")
+        raise malformed(f"a name is a text of at most {MAX_NAME} characters")
     return name
 
 
@@ -180,7 +182,7 @@ def _entries(found: Any, most: int) -> list[Any]:
     """The entries of {"images": [...]}, or of a document that is one itself."""
     entries = found.get("images", [found]) if isinstance(found, dict) else found
     if not isinstance(entries, list) or not 0 < len(entries) <= most:
-        raise RefusedError(400, "malformed", f"wanted one image, or a list of 1 to {most}")
+        raise malformed(f"wanted one image, or a list of 1 to {most}")
     return entries
 
 
@@ -205,7 +207,7 @@ def _form(request: Request, data: bytes, limits: Limits) -> list[Image]:
         found = asyncio.run(files())
     except (MultiPartException, KeyError, ValueError) as error:
         message = getattr(error, "message", None) or str(error)
-        raise RefusedError(400, "malformed", f"no complete form: {message[:200]}") from error
+        raise malformed(f"no complete form: {message[:200]}") from error
     if not found:
-        raise RefusedError(400, "malformed", "a form without a file; send one as -F image=@photo.jpg")
+        raise malformed("a form without a file; send one as -F image=@photo.jpg")
     return found

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dgiqa._version import __version__
 from dgiqa.report.rows import to_json
-from dgiqa.serve.intake import RefusedError, document, from_base64
+from dgiqa.serve.intake import document, from_base64, malformed
 
 LENGTH = "Inference-Header-Content-Length"
 SERVER = {"name": "dgiqa-rt", "version": __version__, "extensions": ["binary_tensor_data"]}
@@ -40,30 +40,30 @@ def parsed(headers: Mapping[str, str], body: bytes, most: int) -> tuple[dict[str
     """
     text = headers.get(LENGTH, str(len(body)))
     if not text.isdecimal() or int(text) > len(body):
-        raise _malformed(f"{LENGTH} is {text[:20]!r}, wanted at most the body's {len(body)} bytes")
+        raise malformed(f"{LENGTH} is {text[:20]!r}, wanted at most the body's {len(body)} bytes")
     asked = document(body[: int(text)])
     inputs = asked.get("inputs") if isinstance(asked, dict) else None
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
-        raise _malformed(f'"inputs" must hold one tensor, {ENCODED} or {PIXELS}')
+        raise malformed(f'"inputs" must hold one tensor, {ENCODED} or {PIXELS}')
     (tensor,) = inputs
     shape, kind = tensor.get("shape"), tensor.get("datatype")
     if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape):
-        raise _malformed(f"a shape is a list of positive integers, got {str(shape)[:80]}")
+        raise malformed(f"a shape is a list of positive integers, got {str(shape)[:80]}")
     parameters = tensor.get("parameters") or {}
     if not isinstance(parameters, dict):
-        raise _malformed("parameters are an object")
+        raise malformed("parameters are an object")
     size = parameters.get("binary_data_size")
     binary = None if size is None else body[int(text) :]
     if binary is not None and len(binary) != size:
-        raise _malformed(f"binary_data_size is {str(size)[:20]}, and {len(binary)} bytes follow the document")
+        raise malformed(f"binary_data_size is {str(size)[:20]}, and {len(binary)} bytes follow the document")
     if tensor.get("name") == ENCODED and kind == "BYTES" and len(shape) <= 2:
         images: Any = _encoded(tensor.get("data"), binary, math.prod(shape), most)
     elif tensor.get("name") == PIXELS and kind in _TYPES and len(shape) in (3, 4) and shape[-1] == 3:
         images = _pixels(tensor.get("data"), binary, shape, _TYPES[kind])
     else:
-        raise _malformed(f"got {str(tensor.get('name'))[:40]!r} of {str(kind)[:20]}, {shape}; wanted one of {INPUTS}")
+        raise malformed(f"got {str(tensor.get('name'))[:40]!r} of {str(kind)[:20]}, {shape}; wanted one of {INPUTS}")
     if not 0 < len(images) <= most:
-        raise _malformed(f"{len(images)} images, wanted 1 to {most}")
+        raise malformed(f"{len(images)} images, wanted 1 to {most}")
     _outputs(asked)  # before anything is scored
     return asked, [(f"{tensor['name']}[{i}]", image) for i, image in enumerate(images)]
 
@@ -101,7 +101,7 @@ def _outputs(asked: dict[str, Any]) -> list[tuple[dict[str, Any], bool]]:
     try:
         return [(known[each["name"]], _flag(each, "binary_data", default)) for each in wanted]
     except (KeyError, TypeError) as error:
-        raise _malformed(f"outputs are {', '.join(map(str, known))}") from error
+        raise malformed(f"outputs are {', '.join(map(str, known))}") from error
 
 
 def _flag(holder: dict[str, Any], name: str, default: bool) -> bool:
@@ -113,7 +113,7 @@ def _encoded(data: Any, binary: bytes | None, count: int, most: int) -> list[byt
     """Elements of a BYTES tensor: each behind its length in binary, as base64 in JSON."""
     if binary is None:
         if not isinstance(data, list) or len(data) != count:
-            raise _malformed(f"a shape of {count} elements, and other data; BYTES in JSON are a list of base64 texts")
+            raise malformed(f"a shape of {count} elements, and other data; BYTES in JSON are a list of base64 texts")
         return [from_base64(text) for text in data]
     found: list[bytes] = []
     at = 0
@@ -122,7 +122,7 @@ def _encoded(data: Any, binary: bytes | None, count: int, most: int) -> list[byt
         found.append(binary[at + 4 : at + 4 + length])
         at += 4 + length
     if at != len(binary) or len(found) != count:
-        raise _malformed(f"a BYTES tensor of {count} elements (at most {most}) that are not in its {len(binary)} bytes")
+        raise malformed(f"a BYTES tensor of {count} elements (at most {most}) that are not in its {len(binary)} bytes")
     return found
 
 
@@ -134,14 +134,10 @@ def _pixels(data: Any, binary: bytes | None, shape: list[int], kind: type[Any]) 
             raise ValueError("UINT8 values are whole numbers from 0 to 255")
         return flat.astype(kind, copy=False).reshape([1] * (4 - len(shape)) + shape)
     except (ValueError, TypeError, OverflowError) as error:
-        raise _malformed(f"pixels do not fit their shape {shape}: {str(error)[:200]}") from error
+        raise malformed(f"pixels do not fit their shape {shape}: {str(error)[:200]}") from error
 
 
 def _packed(values: Sequence[Any], datatype: str) -> bytes:
     if datatype == "FP32":
         return np.array([math.nan if value is None else value for value in values], "<f4").tobytes()
     return b"".join(struct.pack("<I", len(text)) + text for text in (value.encode() for value in values))
-
-
-def _malformed(message: str) -> RefusedError:
-    return RefusedError(400, "malformed", message)
