@@ -87,15 +87,12 @@ class Scorer:
         graphs: bool | None = None,
         copy_back: bool = False,
     ) -> None:
+        self._opened_with = dict(locals())  # what a pickle holds; an engine is built by then
+        for name in ("self", "bundle", "build"):
+            del self._opened_with[name]
         self._process = os.getpid()
-        self._opened_with: dict[str, Any] = {  # what a pickle holds; an engine is built by now
-            **{"backend": backend, "precision": precision, "engine": engine, "tiling": tiling, "batch": batch},
-            **{"threads": threads, "parallel": parallel, "max_pixels": max_pixels, "max_memory": max_memory},
-            **{"gate": gate, "features": features, "device": device, "graphs": graphs, "copy_back": copy_back},
-            "decode_timeout_s": decode_timeout_s,
-        }
-        limits = (("max_pixels", max_pixels), ("max_memory", max_memory))
-        for name, number in (("batch", batch), ("threads", threads), ("parallel", parallel), *limits):
+        for name in ("batch", "threads", "parallel", "max_pixels", "max_memory"):
+            number = self._opened_with[name]
             if isinstance(number, int) and number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
         if not decode_timeout_s > 0:
@@ -113,27 +110,18 @@ class Scorer:
         threads = usable_cores() if threads is None else threads
         chosen = choose(backend, precision)
         most = parallel_runs(file_of(self.bundle, spec.QUALITY_FILE, built), chosen, threads)
-        opened = partial(
-            _opened,
-            self.bundle,
-            backend=backend,
-            precision=precision,
-            engine=built,
-            threads=threads,
-            batch=batch or (BATCH if chosen == TENSORRT else None),  # memory is no matter there
-            tiling=tiling,
-            max_pixels=self.max_pixels,
-            max_memory=max_memory,
-            room=Room(max_memory or MAX_MEMORY),
-            decode_timeout_s=decode_timeout_s,
-            gate=self.gate,
-            features=features,
-            device=device,
-            graphs=graphs,
-            copy_back=copy_back,
-        )
+        taken = self._opened_with | {
+            **{"backend": backend, "precision": precision, "engine": built, "threads": threads, "gate": self.gate},
+            "batch": batch or (BATCH if chosen == TENSORRT else None),  # memory is no matter there
+            **{"max_pixels": self.max_pixels, "room": Room(max_memory or MAX_MEMORY)},
+        }
+
+        def opened(parallel: int) -> Stages:
+            stages = open_stages(self.bundle, **taken | {"parallel": parallel})
+            return replace(stages, on_gpu=OnGpu(stages.networks, stages.p, stages.max_pixels))
+
         shared = parallel == "auto" or (parallel is None and chosen == TENSORRT)  # runs there share no threads
-        self._alone: Stages | None = opened(parallel=most if shared else parallel or 1)
+        self._alone: Stages | None = opened(most if shared else parallel or 1)
         self._together = self._alone if parallel or shared or most == 1 else None
         self._open_together = partial(opened, parallel=most)
         self._opening = threading.Lock()
@@ -309,12 +297,6 @@ class Scorer:
         if self._alone is None:
             raise ValueError("this Scorer was closed; make another one")
         return self._alone
-
-
-def _opened(bundle: Bundle, **options: Any) -> Stages:
-    """The bundle's networks, for pictures on a GPU as well."""
-    stages = open_stages(bundle, **options)
-    return replace(stages, on_gpu=OnGpu(stages.networks, stages.p, stages.max_pixels))
 
 
 def _engine(
