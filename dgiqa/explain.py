@@ -13,7 +13,7 @@ scored its logit comes from, see `last_layer`; its places see far around them, s
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa import forward, preprocess, spec
+from dgiqa.errors import ImageError
 from dgiqa.forward import Stages
-from dgiqa.image.sources import Source, decode_within, name_of, open_source
+from dgiqa.image.sources import Source, name_of
 from dgiqa.last_layer import CamSession
 from dgiqa.work import Work
 
@@ -129,26 +130,21 @@ class Explanation:
     def panels(self) -> dict[str, UInt8]:
         """What it says -> a drawing of it, uint8 [h,w,3] RGB each: dark is low, the scale is below."""
         shown = _within(self.picture, SIDE)
-        drawn = {
-            "the picture, with the lowest tiles of the map": _boxed(
-                shown, self.lowest, self.side, shown.shape[0] / self.height
-            ),
-            "quality": _overlaid(shown, self.map),
-        }
+        boxed = _boxed(shown, self.lowest, self.side, shown.shape[0] / self.height)
+        drawn = {"the picture, with the lowest tiles of the map": boxed, "quality": _overlaid(shown, self.map)}
         cams = {"Grad-CAM": self.cam, "Grad-CAM without depth": self.cam_flat}
         known = {name: cam for name, cam in cams.items() if cam is not None}
-        if known:
-            ends = min(cam.min() for cam in known.values()), max(cam.max() for cam in known.values())
-            drawn |= {name: _overlaid(shown, cam, ends) for name, cam in known.items()}
-        return drawn
+        ends = [min(cam.min() for cam in known.values()), max(cam.max() for cam in known.values())] if known else []
+        return drawn | {name: _overlaid(shown, cam, ends) for name, cam in known.items()}
 
     def drawn(self) -> UInt8:
         """`panels` side by side, two in a row, uint8 [h,w,3] RGB."""
-        panels = [_titled(panel, name) for name, panel in self.panels().items()]
-        height, width = (max(panel.shape[i] for panel in panels) for i in (0, 1))
-        padded = [_padded(panel, height, width + GAP) for panel in panels]
-        padded += [np.full_like(padded[0], 255)] * (len(padded) % 2)
-        rows = [np.concatenate(padded[i : i + 2], 1) for i in range(0, len(padded), 2)]
+        panels = []
+        for name, panel in self.panels().items():  # all are of one size
+            panels.append(_widened(panel, top=LEGEND, right=GAP))
+            cv2.putText(panels[-1], name, (2, LEGEND - 8), FONT, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+        panels += [np.full_like(panels[0], 255)] * (len(panels) % 2)
+        rows = [np.concatenate(panels[i : i + 2], 1) for i in range(0, len(panels), 2)]
         return np.concatenate(rows, 0)[:, :-GAP]
 
 
@@ -157,12 +153,10 @@ def explain(stages: Stages, source: Source, *, name: str | None = None, cam: Cam
 
     Raises ImageError if there is no picture in the source, BackendError if a network fails.
     """
-    opened = open_source(source, stages.max_pixels, stages.max_memory)
-    preprocess.check_size(opened.height, opened.width, stages.p)
-    with stages.room.hold(opened.memory, lambda: False):
-        rgb = decode_within(opened, stages.decode_timeout_s).rgb
+    work = stages.prepare(source, name or name_of(source), stages.tiling, keep=True)
+    if (rgb := work.pixels) is None:
+        raise ImageError("the picture is on a GPU; copy it to the host to have it explained")
     p, size = stages.p, np.array(rgb.shape[:2])
-    work = stages.prepare(rgb, name or name_of(source), stages.tiling)
     finer = _finer(work, rgb, p)
     stages.run([work, finer])
     score, _ = stages.finish(work), stages.pooled(finer.tile_scores)  # BackendError for what is not finite
@@ -232,19 +226,11 @@ def overlapping(height: int, width: int, tile: int) -> NDArray[np.int32]:
     At most MAX_TILES, or as few as cover the picture where those are more.
     """
     stride = tile / STRIDES
-    while math.prod(counts := _counts(height, width, tile, stride)) > MAX_TILES and stride < tile:
+    rest = np.array([height, width]) - tile
+    while np.prod(counts := 1 + np.ceil(rest / stride).astype(int)) > MAX_TILES and stride < tile:
         stride = min(1.25 * stride, tile)
-    ys, xs = (
-        np.linspace(0, side - tile, count).round().astype(np.int32)
-        for side, count in zip((height, width), counts, strict=True)
-    )
+    ys, xs = (np.linspace(0, most, count).round().astype(np.int32) for most, count in zip(rest, counts, strict=True))
     return np.stack(np.meshgrid(ys, xs, indexing="ij"), axis=-1).reshape(-1, 2)
-
-
-def _counts(height: int, width: int, tile: int, stride: float) -> tuple[int, int]:
-    """How many tiles down and across."""
-    rows, columns = (1 + math.ceil((side - tile) / stride) for side in (height, width))
-    return rows, columns
 
 
 def flat(rgb: UInt8, windows: NDArray[np.int32], tile: int) -> NDArray[np.bool_]:
@@ -323,39 +309,28 @@ def _boxed(shown: UInt8, tiles: list[Tile], side: tuple[float, float], scale: fl
         for colour, width in (((0, 0, 0), 4), ((255, 255, 255), 2)):
             cv2.rectangle(drawn, (left, top), (right, bottom), colour, width)
             cv2.putText(drawn, f"{tile.score:.2f}", (left + 6, top + 20), FONT, 0.5, colour, width, cv2.LINE_AA)
-    return np.concatenate([drawn, np.full((LEGEND, drawn.shape[1], 3), 255, np.uint8)], 0)
+    return _widened(drawn, bottom=LEGEND)
 
 
-def _overlaid(shown: UInt8, values: Float32, ends: tuple[float, float] | None = None) -> UInt8:
+def _overlaid(shown: UInt8, values: Float32, ends: Sequence[float] = ()) -> UInt8:
     """Grey under the colours of a map whose ends are these, or its own, with its scale."""
     low, high = map(float, ends or (values.min(), values.max()))
     level = (values - low) / max(high - low, 1e-6)
     fine = np.asarray(cv2.resize(level, shown.shape[1::-1], interpolation=cv2.INTER_CUBIC)).clip(0, 1)
     colours = cv2.applyColorMap((255 * fine).astype(np.uint8), cv2.COLORMAP_VIRIDIS)[..., ::-1]
     grey = cv2.cvtColor(shown, cv2.COLOR_RGB2GRAY)[..., None]
-    overlaid = (0.45 * grey + 0.55 * colours).astype(np.uint8)
-    return np.concatenate([overlaid, _legend(shown.shape[1], low, high)], 0)
-
-
-def _titled(panel: UInt8, title: str) -> UInt8:
-    strip = np.full((LEGEND, panel.shape[1], 3), 255, np.uint8)
-    cv2.putText(strip, title, (2, LEGEND - 8), FONT, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
-    return np.concatenate([strip, panel], 0)
-
-
-def _padded(panel: UInt8, height: int, width: int) -> UInt8:
-    padded = np.full((height, width, 3), 255, np.uint8)
-    padded[: panel.shape[0], : panel.shape[1]] = panel
-    return padded
-
-
-def _legend(width: int, low: float, high: float) -> UInt8:
-    """A white strip with the scale of the map: its ends, and the colours between them."""
-    strip = np.full((LEGEND, width, 3), 255, np.uint8)
-    left, right = 60, width - 60
+    overlaid = _widened((0.45 * grey + 0.55 * colours).astype(np.uint8), bottom=LEGEND)
+    strip = overlaid[-LEGEND:]  # the scale: its ends, and the colours between them
+    left, right = 60, strip.shape[1] - 60
     if right > left:
         ramp = np.linspace(0, 255, right - left).astype(np.uint8)[None]
         strip[6:-6, left:right] = cv2.applyColorMap(np.repeat(ramp, LEGEND - 12, 0), cv2.COLORMAP_VIRIDIS)[..., ::-1]
     for text, at in ((f"{low:.2f}", left - 48), (f"{high:.2f}", right + 8)):
         cv2.putText(strip, text, (max(0, at), LEGEND - 8), FONT, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
-    return strip
+    return overlaid
+
+
+def _widened(picture: UInt8, *, top: int = 0, bottom: int = 0, right: int = 0) -> UInt8:
+    """The picture with white beside it."""
+    widened = cv2.copyMakeBorder(picture, top, bottom, 0, right, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+    return np.asarray(widened, np.uint8)

@@ -129,6 +129,10 @@ class Failure:
     # Only until it is raised: its traceback holds the decoded image, and a list of failures would hold them all.
     exception: Exception | None = field(default=None, repr=False, compare=False)
 
+    def __str__(self) -> str:
+        """The message, with its source where that does not name it."""
+        return self.message if self.source in self.message else f"{self.source}: {self.message}"
+
     def as_dict(self) -> dict[str, Any]:
         """The three strings, ready for JSON."""
         return {"source": self.source, "error": self.error, "message": self.message}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +77,7 @@ def test_a_calibrated_bundle_stands_alone_and_verifies(adapt: bool, folder: Path
     )  # fmt: skip
     assert code == 0, output
     assert f"{COUNT} labels, 1 pictures left out" in output
+    assert re.search(r"left out: .*missing\.png", output)
     shutil.move(tmp_path / "a" / "ours", tmp_path / "elsewhere")
     made = load_bundle(tmp_path / "elsewhere")
     with Scorer(made, gate="own", features=True) as scorer, Scorer(base) as before:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -189,3 +190,12 @@ def test_the_command_draws_a_picture_and_a_page(bundle_dir: Path, tmp_path: Path
     done = run_here("explain", tmp_path / "a&b.png", "--json", "--bundle", bundle_dir)
     assert json.loads(done.stdout)["by_depth"] is not None
     assert run_here("explain", tmp_path / "a&b.png", "-o", tmp_path / "map.svg").returncode == 2
+
+
+def test_what_is_no_picture_is_named(bundle_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no picture at all")
+    for name in ("notes.txt", "missing.png", "."):
+        path = tmp_path / name
+        done = run_here("explain", path, "--bundle", bundle_dir)
+        assert done.returncode == 1
+        assert done.stderr.count(os.fsencode(path)) == 1, done.stderr

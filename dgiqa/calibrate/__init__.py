@@ -110,7 +110,7 @@ def gather(labels: Labels, found: Iterable[Seen | Failure]) -> Study:
     kept = [i for i, answer in enumerate(answers) if isinstance(answer, Seen)]
     failures = tuple(answer for answer in answers if not isinstance(answer, Seen))
     if len(kept) < FEWEST:
-        why = f"; the first that failed: {failures[0].message}" if failures else ""
+        why = f"; the first that failed: {failures[0]}" if failures else ""
         raise LabelError(f"{len(kept)} labelled pictures could be scored, wanted {FEWEST} or more{why}")
     values = labels.values[kept]
     if np.ptp(values) == 0:
@@ -285,11 +285,8 @@ def _adapted_golden(base: Bundle, layer: Layer, files: Mapping[str, Path | bytes
 
 
 def _figures(scores: Floats, labels: Floats) -> dict[str, float | None]:
-    return {
-        "srocc": _number(metrics.srocc(scores, labels)),
-        "plcc": _number(metrics.plcc(scores, labels)),
-        "rmse": _number(metrics.rmse(scores, labels)),
-    }
+    figures = (metrics.srocc, metrics.plcc, metrics.rmse)
+    return {figure.__name__: _number(figure(scores, labels)) for figure in figures}
 
 
 def _number(value: float) -> float | None:

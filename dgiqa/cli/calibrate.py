@@ -118,7 +118,7 @@ def _studied(base: Any, table: Labels, folder: Path, backend: str) -> Study:
     with Scorer(plain(base), backend=backend, features=True) as scorer:
         study = gather(table, look(scorer, table, folder))
     for failure in study.failures:
-        say(f"left out: {failure.message}")
+        say(f"left out: {failure}")
     return study
 
 

@@ -10,6 +10,7 @@ import typer
 
 from dgiqa.cli import options
 from dgiqa.cli.common import app, print_json, say, stdout
+from dgiqa.errors import ImageError
 
 if TYPE_CHECKING:
     from dgiqa.explain import Explanation
@@ -40,6 +41,7 @@ def explain(
       dgiqa-rt explain photo.jpg --gradcam -o photo.html
     """
     from dgiqa.report.terminal import printable
+    from dgiqa.score import Failure
     from dgiqa.scorer import Scorer
 
     suffix = Path(output).suffix.lower() if output else ".png"
@@ -47,7 +49,10 @@ def explain(
         raise typer.BadParameter(f"{output!r} ends in neither .png nor .html", param_hint="--output")
     options.check_files([image], {"--output": output})
     with Scorer(**opening) as scorer:
-        found = scorer.explain(image, cam=gradcam)
+        try:
+            found = scorer.explain(image, cam=gradcam)
+        except ImageError as error:
+            raise ImageError(str(Failure(image, "ImageError", str(error)))) from error
     if output:
         _write(found, Path(output), suffix)
         say(f"written to {output}")
