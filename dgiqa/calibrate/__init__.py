@@ -107,19 +107,16 @@ def look(scorer: Scorer, labels: Labels, folder: str | Path) -> Iterator[Seen | 
 def gather(labels: Labels, found: Iterable[Seen | Failure]) -> Study:
     """Put labels and answers together, without those that failed. LabelError if too few are left."""
     answers = list(found)
-    kept = [i for i, answer in enumerate(answers) if isinstance(answer, Seen)]
-    failures = tuple(answer for answer in answers if not isinstance(answer, Seen))
+    pictures = {i: answer for i, answer in enumerate(answers) if isinstance(answer, Seen)}
+    kept, failures = list(pictures), tuple(answer for answer in answers if not isinstance(answer, Seen))
     if len(kept) < FEWEST:
         why = f"; the first that failed: {failures[0]}" if failures else ""
         raise LabelError(f"{len(kept)} labelled pictures could be scored, wanted {FEWEST} or more{why}")
     values = labels.values[kept]
     if np.ptp(values) == 0:
-        raise LabelError(
-            "all labelled pictures that could be scored have the same label; there is nothing to learn from"
-        )
+        raise LabelError("all pictures that could be scored have the same label; there is nothing to learn from")
     kept_labels = replace(labels, images=tuple(labels.images[i] for i in kept), values=values)
-    pictures = tuple(answer for answer in answers if isinstance(answer, Seen))
-    return Study(kept_labels, pictures, failures)
+    return Study(kept_labels, tuple(pictures.values()), failures)
 
 
 def calibrated(
@@ -139,27 +136,22 @@ def calibrated(
     labels = study.labels
     if metrics.srocc(study.scores, labels.values) < -0.2:
         raise LabelError("labels fall as scores rise; give --lower-is-better if the best pictures have the lowest ones")
-    tiles = [seen.scores for seen in study.pictures]
     layer: Layer | None = None
     knots: fit.Knots = ()
     if adapt_from:
         layer = fit_layer(study.pictures, labels.values, adapt_from)
         predicted = adapted_out_of_fold(study.pictures, labels.values, adapt_from)
     else:
+        tiles = [seen.scores for seen in study.pictures]
         knots, predicted = fit.fit_map(tiles, labels.values), fit.map_out_of_fold(tiles, labels.values)
     low, high = labels.range
     least = 0.5 if good is None else (good - low) / (high - low)
     is_good = labels.values >= least
-    if is_good.all() or not is_good.any():
-        points: list[fit.Point] = []
-        if precision is not None or recall is not None:
-            count = "all" if is_good.all() else "none"
-            raise ValueError(
-                f"{count} of the pictures count as good from {labels.own(least):g} on; give another --good"
-            )
-    else:
-        points = fit.curve(predicted, is_good)
+    alike = "all" if is_good.all() else "" if is_good.any() else "none"
     wanted = precision is not None or recall is not None
+    if alike and wanted:
+        raise ValueError(f"{alike} of the pictures count as good from {labels.own(least):g} on; give another --good")
+    points = [] if alike else fit.curve(predicted, is_good)
     chosen = fit.threshold_for(points, precision=precision, recall=recall) if wanted else None
     return Calibration(study, knots, layer, predicted, is_good, tuple(points), chosen)
 
@@ -238,11 +230,9 @@ def _meaning(base: Meaning, result: Calibration) -> Meaning:
     labels = result.study.labels
     moved = Meaning(knots=result.knots)
     # Presets are on the base's own scale: through its map backwards (none: as they are), then through the new one.
-    presets = (
-        {}
-        if result.layer
-        else {k: float(moved.mapped(base.unmapped(v).astype(np.float32))) for k, v in base.presets.items()}
-    )
+    presets = {k: float(moved.mapped(base.unmapped(v).astype(np.float32))) for k, v in base.presets.items()}
+    if result.layer:
+        presets = {}
     if result.chosen:
         presets[PRESET] = result.chosen.threshold
     return Meaning(

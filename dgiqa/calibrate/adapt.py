@@ -3,7 +3,7 @@
     features f32 [tiles,C] per picture, labels ─► logistic regression, held to the shipped layer ─► quality.onnx
 
 The shipped score is sigmoid(w . f + b). The new one is sigmoid(scale (w . f + b) + offset + change . f), where `change`
-is penalised and cross-validation decides how much: few labels move little but scale and offset. numpy alone; `onnx`
+is penalised and cross-validation decides how much: few labels move little but scale and offset. scipy finds it; `onnx`
 reads and writes the file, and nothing needs torch.
 """
 
@@ -27,7 +27,6 @@ Floats = NDArray[np.float64]
 # Weight of the penalty on the standardised changes, per label; infinite: scale and offset only.
 STRENGTHS = (math.inf, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 CLEAR_GAIN = 0.995  # of the RMSE with scale and offset alone: what a change has to come below
-NEWTON_STEPS = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +113,7 @@ def with_layer(path: str | Path, layer: Layer) -> bytes:
 def _fitted(features: Floats, labels: Floats, shipped: Layer, strengths: Sequence[float]) -> list[Layer]:
     """The layer for labels f64 [n] in [0, 1] and features f64 [n,C], for every strength of the penalty.
 
-    Logistic regression by Newton's method. The penalty leaves scale and offset.
+    Logistic regression. The penalty leaves scale and offset.
     """
     logits = features @ shipped.weight + shipped.bias
     mean, deviation = features.mean(0), features.std(0)
@@ -138,33 +137,23 @@ def _fitted(features: Floats, labels: Floats, shipped: Layer, strengths: Sequenc
 
 def _minimum(x: Floats, labels: Floats, strength: float, now: Floats) -> Floats:
     """Where the penalised loss is least, sought from `now` on. x: f64 [n,2+k]: logits, ones, directions."""
+    from scipy.optimize import minimize
+
     # Scale and offset as well are held, lightly: labels that part perfectly would send them to infinity.
     penalty = len(labels) * np.array([1e-3, 1e-6, *[strength] * (x.shape[1] - 2)])
     start = np.array([1.0, 0.0, *[0.0] * (x.shape[1] - 2)])
-    for _ in range(NEWTON_STEPS):
-        before, now = now, _newton_step(x, labels, penalty, start, now)
-        if np.abs(x @ (now - before)).max() < 1e-4:
-            break
-    return now
 
+    def loss(at: Floats) -> tuple[float, Floats]:  # and its gradient
+        logit, away = x @ at, at - start
+        value = (np.logaddexp(0, logit) - labels * logit).sum() + (penalty * away**2).sum() / 2
+        return float(value), x.T @ (_sigmoid(logit) - labels) + penalty * away
 
-def _newton_step(x: Floats, labels: Floats, penalty: Floats, start: Floats, now: Floats) -> Floats:
-    """One step, halved until it does not raise the loss."""
-    p = _sigmoid(x @ now)
-    gradient = x.T @ (p - labels) + penalty * (now - start)
-    hessian = (x * (p * (1 - p))[:, None]).T @ x + np.diag(penalty + 1e-9)
-    step = np.linalg.solve(hessian, gradient)
+    def hessian(at: Floats) -> Floats:
+        p = _sigmoid(x @ at)
+        return (x * (p * (1 - p))[:, None]).T @ x + np.diag(penalty)
 
-    def loss(at: Floats) -> float:
-        logit = x @ at
-        return float((np.logaddexp(0, logit) - labels * logit).sum() + (penalty * (at - start) ** 2).sum() / 2)
-
-    before = loss(now)
-    for _ in range(20):
-        if loss(now - step) <= before:
-            return now - step
-        step = step / 2
-    return now
+    found = minimize(loss, now, jac=True, hess=hessian, method="trust-exact", options={"gtol": 1e-6 * len(labels)})
+    return np.asarray(found.x)
 
 
 def _sigmoid(x: Floats) -> Floats:

@@ -158,11 +158,7 @@ def _knots_at(tiles: Sequence[NDArray[np.floating[Any]]]) -> Floats:
 def _basis(tiles: Sequence[NDArray[np.floating[Any]]], x: Floats) -> Floats:
     """How much every knot's value counts in every picture's mean: f64 [n, knots]."""
     hats = np.eye(len(x))
-    rows = []
-    for each in tiles:
-        scores = np.clip(np.asarray(each, np.float64), 0, 1)
-        rows.append([np.interp(scores, x, hat).mean() for hat in hats])
-    return np.array(rows)
+    return np.array([[np.interp(scores, x, hat).mean() for hat in hats] for scores in tiles])
 
 
 def _bends(x: Floats) -> Floats:
