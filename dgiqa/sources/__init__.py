@@ -28,7 +28,6 @@ from dgiqa.errors import ImageError
 from dgiqa.sources import shards, tables
 from dgiqa.sources.inputs import (
     IMAGE_SUFFIXES,
-    OTHER_PHOTO_SUFFIXES,
     PHOTO_SUFFIXES,
     VIDEO_SUFFIXES,
     Input,
@@ -43,7 +42,6 @@ from dgiqa.sources.tables import images
 
 __all__ = [
     "IMAGE_SUFFIXES",
-    "OTHER_PHOTO_SUFFIXES",
     "STDIN",
     "VIDEO_SUFFIXES",
     "Input",
@@ -152,16 +150,9 @@ def counted(inputs: Iterable[Input], ahead: int = COUNT_AHEAD) -> tuple[Iterator
     first: list[Input] = []
     for item in itertools.islice(stream, ahead + 1):
         first.append(item)
-        if item.name != STDIN and not isinstance(item.source, str | None) and not _is_fetched(item.source):
+        if item.name != STDIN and isinstance(item.source, bytes):
             return itertools.chain(first, stream), None
     return itertools.chain(first, stream), len(first) if len(first) <= ahead else None
-
-
-def _is_fetched(source: object) -> bool:
-    """Whether it holds an address alone, and no bytes yet."""
-    from dgiqa.sources.remote import Fetched
-
-    return isinstance(source, Fetched)
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:

@@ -225,11 +225,10 @@ class _Request(io.RawIOBase):
             length = response.length
             if self._whole and length is not None and length > self._network.max_bytes:
                 raise ImageError(f"{length} bytes, limit {self._network.max_bytes}; --max-bytes allows larger ones")
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except Exception as error:
             self._timer.cancel()
-            raise self._failed(error) from error
-        except ImageError:
-            self._timer.cancel()
+            if isinstance(error, OSError | http.client.HTTPException | ValueError):
+                raise self._failed(error) from error
             raise
         if not self._whole:
             self._timer.cancel()
@@ -239,21 +238,14 @@ class _Request(io.RawIOBase):
         parts = urlsplit(address)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ImageError(f"leads to {address[:100]!r}, which is not fetched; wanted http or https")
-        secure = parts.scheme == "https"
-        host, port = parts.hostname, parts.port or (443 if secure else 80)
-        self._socket = connected(host, port, self._network)
-        if secure:
-            self._socket = ssl.create_default_context().wrap_socket(self._socket, server_hostname=host)
-        connection = http.client.HTTPConnection(host, port)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        connection = kind(parts.hostname, parts.port or kind.default_port)
+        self._socket = connected(connection.host, connection.port, self._network)
+        if parts.scheme == "https":
+            self._socket = ssl.create_default_context().wrap_socket(self._socket, server_hostname=parts.hostname)
         connection.sock = self._socket
         path = quote(parts.path or "/", safe=_SAFE) + (f"?{quote(parts.query, safe=_SAFE)}" if parts.query else "")
-        named = f"[{host}]" if ":" in host else host.encode("idna").decode()
-        headers = {
-            "Host": named if parts.port is None else f"{named}:{port}",
-            "User-Agent": f"dgiqa-rt/{__version__}",
-            "Accept": "image/*, */*;q=0.5",
-            "Connection": "close",
-        }
+        headers = {"Accept": "image/*, */*;q=0.5", "User-Agent": f"dgiqa-rt/{__version__}", "Connection": "close"}
         connection.request("GET", path, headers=headers)
         return connection.getresponse()
 

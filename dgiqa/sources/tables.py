@@ -71,7 +71,7 @@ def _pairs(table: Any, column: str, key: str | None) -> Iterator[tuple[Any, Any]
         return _of_arrow(table, column, key)
     if hasattr(table, "columns") and hasattr(table, "__getitem__"):
         _check_columns(list(table.columns), column, key)
-        return zip(table[column], table[key] if key else repeat(None), strict=False)
+        return _paired(table, column, key)
     raise TypeError(
         f"got {type(table).__name__}, wanted a pandas, Polars or PyArrow table or a datasets.Dataset; "
         "collect a lazy one first, and choose one split of a DatasetDict"
@@ -94,7 +94,11 @@ def _of_dataset(dataset: Any, column: str, key: str | None) -> Iterator[tuple[An
 def _of_arrow(table: Any, column: str, key: str | None) -> Iterator[tuple[Any, Any]]:
     _check_columns(table.schema.names, column, key)
     for batch in table.to_batches(max_chunksize=_ROWS) if hasattr(table, "to_batches") else table:
-        yield from zip(batch.column(column), batch.column(key) if key else repeat(None), strict=False)
+        yield from _paired(batch, column, key)
+
+
+def _paired(columns: Any, column: str, key: str | None) -> Iterator[tuple[Any, Any]]:
+    return zip(columns[column], columns[key] if key else repeat(None), strict=False)
 
 
 def _cells(name: str, stream: BinaryIO, reading: Reading) -> Iterator[tuple[Any, Any]]:
@@ -113,7 +117,7 @@ def _of_parquet(stream: BinaryIO, reading: Reading) -> Iterator[tuple[Any, Any]]
     column = _check_columns(file.schema_arrow.names, reading.column, reading.key)
     wanted = [column, *([reading.key] if reading.key else [])]
     for batch in file.iter_batches(batch_size=_ROWS, columns=list(dict.fromkeys(wanted))):
-        yield from zip(batch.column(column), batch.column(reading.key) if reading.key else repeat(None), strict=False)
+        yield from _paired(batch, column, reading.key)
 
 
 def _of_csv(text: io.TextIOWrapper, delimiter: str, reading: Reading) -> Iterator[tuple[Any, Any]]:
