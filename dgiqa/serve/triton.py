@@ -10,7 +10,6 @@ batches. The Python model does that through Triton's scheduler (business logic s
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -75,7 +74,7 @@ def network_name(bundle: Bundle, file: str) -> str:
 
 
 def _top_config(bundle: Bundle, instances: int, gate: float | None) -> str:
-    parameters = {} if gate is None else {"gate": repr(gate)}
+    gates = [] if gate is None else [f'parameters {{ key: "gate" value {{ string_value: "{gate!r}" }} }}']
     tensors = [(tensor["name"], _TYPES[tensor["datatype"]], (-1,)) for tensor in (v2.INPUTS[0], *v2.OUTPUTS)]
     return "\n".join(
         [
@@ -85,10 +84,7 @@ def _top_config(bundle: Bundle, instances: int, gate: float | None) -> str:
             _tensors("input", tensors[:1]),
             _tensors("output", tensors[1:]),
             f"instance_group [ {{ kind: KIND_CPU count: {instances} }} ]",
-            *(
-                f'parameters {{ key: "{key}" value {{ string_value: {json.dumps(value)} }} }}'
-                for key, value in parameters.items()
-            ),
+            *gates,
             "",
         ]
     )
@@ -101,6 +97,7 @@ def _network_config(bundle: Bundle, network: spec.Network, *, plan: bool, gpu: b
     told = bundle.manifest["tensors"][network.file]["outputs"]
     outputs |= {name: told[name]["shape"] for name in network.further if name in told}
     sizes = dict(zip("hw", _warm_size(bundle), strict=True))
+    batching = f"dynamic_batching {{ preferred_batch_size: {[8, BATCH]} max_queue_delay_microseconds: {DELAY_US} }}"
     warm = {name: [sizes.get(str(n), n) for n in _dims(shape, batched)] for name, shape in network.inputs.items()}
     return "\n".join(
         [
@@ -110,10 +107,7 @@ def _network_config(bundle: Bundle, network: spec.Network, *, plan: bool, gpu: b
             f"max_batch_size: {BATCH if batched else 0}",
             _tensors("input", [(n, "TYPE_FP32", _dims(s, batched)) for n, s in network.inputs.items()]),
             _tensors("output", [(n, "TYPE_FP32", _dims(s, batched)) for n, s in outputs.items()]),
-            *(
-                [f"dynamic_batching {{ preferred_batch_size: {[8, BATCH]} max_queue_delay_microseconds: {DELAY_US} }}"]
-                * batched
-            ),
+            *[batching] * batched,
             f"instance_group [ {{ kind: {'KIND_GPU' if gpu else 'KIND_CPU'} count: 1 }} ]",
             _warm_up(warm, 8 if batched else 0),
             "",
