@@ -16,6 +16,7 @@ from dgiqa.errors import DgiqaError
 from dgiqa.report.files import Writer
 from dgiqa.report.rows import Row, readable
 from dgiqa.sources.shards import TAR_SUFFIXES, sample_key
+from dgiqa.store import replacing
 
 MEMBER = re.compile(
     rf"(.*?(?:{'|'.join(map(re.escape, sorted(TAR_SUFFIXES, key=len, reverse=True)))}))/(.+)", re.DOTALL
@@ -128,19 +129,14 @@ def write_shards(rows: Iterable[Row], folder: str, tell: Callable[[str], None] |
 
 def _write_shard(path: str, keys: set[str], target: str) -> set[str]:
     """Copy the samples; returns the keys that were found. Rows write bytes that are not UTF-8 as \\xNN, so keys do."""
-    partial, found = f"{target}.partial", set[str]()
-    try:
-        with tarfile.open(path, "r:*") as old, tarfile.open(partial, "w") as new:
-            for member in old:
-                key = readable(sample_key(member.name))
-                if member.isfile() and key in keys:
-                    found.add(key)
-                    content = old.extractfile(member)
-                    new.addfile(member, io.BytesIO(content.read()) if content else None)
-        os.replace(partial, target)
-    finally:
-        if os.path.exists(partial):
-            os.unlink(partial)
+    found = set[str]()
+    with replacing(target) as partial, tarfile.open(path, "r:*") as old, tarfile.open(partial, "w") as new:
+        for member in old:
+            key = readable(sample_key(member.name))
+            if member.isfile() and key in keys:
+                found.add(key)
+                content = old.extractfile(member)
+                new.addfile(member, io.BytesIO(content.read()) if content else None)
     return found
 
 

@@ -20,6 +20,7 @@ from dgiqa.errors import EngineError
 from dgiqa.forward import file_of
 from dgiqa.runtime.engines import Engine
 from dgiqa.serve import v2
+from dgiqa.store import scratch_in
 
 BATCH = 32  # most tiles in a run; what plans are built for by default
 DELAY_US = 2000  # that a tile waits for others
@@ -51,20 +52,19 @@ def write_repository(
         raise FileExistsError(f"{out} is there already; name a new folder, or delete it")
     if engine is not None and engine.plugins:
         raise EngineError(f"{engine.name} needs a plugin, which Triton would have to load; build it without kernels")
-    try:
+    with scratch_in(out.absolute().parent, out.name) as made:
         for network in bundle.networks:
-            folder = out / network_name(bundle, network.file)
+            folder = made / network_name(bundle, network.file)
             source = file_of(bundle, network.file, engine)
             plan = engine is not None and engine.backend == "tensorrt"
             _write(folder, _network_config(bundle, network, plan=plan, gpu=gpu))
             shutil.copyfile(source, folder / "1" / ("model.plan" if plan else "model.onnx"))
-        top = out / bundle.name
+        top = made / bundle.name
         _write(top, _top_config(bundle, instances, gate))
         (top / "1" / "model.py").write_text(MODEL_PY, encoding="utf-8")
         shutil.copyfile(bundle.path / MANIFEST, top / "1" / MANIFEST)
-    except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
-        raise
+        made.chmod(0o755)  # other users' servers read it
+        made.rename(out)
     return out
 
 
