@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,7 +169,7 @@ def write_calibrated(
     if result.layer:
         files[spec.QUALITY_FILE] = with_layer(base.path / spec.QUALITY_FILE, result.layer)
     if GOLDEN in files:
-        files[GOLDEN] = _golden(base, result, files)
+        files[GOLDEN] = _golden(base, result)
     count = len(result.study.labels.values)
     how = "last layer adapted" if result.layer else "scores mapped"
     card = {k: v for k, v in result.report().items() if k != "curve"}
@@ -245,22 +245,19 @@ def _meaning(base: Meaning, result: Calibration) -> Meaning:
     )
 
 
-def _golden(base: Bundle, result: Calibration, files: Mapping[str, Path | bytes]) -> bytes:
+def _golden(base: Bundle, result: Calibration) -> bytes:
     """golden.jsonl with the new scores of the same pictures."""
-    tile_scores = _adapted_golden(base, result.layer, files) if result.layer else _mapped_golden(base, result.knots)
+    released = (base.meaning.unmapped(golden.tile_scores).astype(np.float32) for golden in load_golden(base))
+    # Through a map goes what the base was released with: the chain to PyTorch holds.
+    moved = Meaning(knots=result.knots)
+    tile_scores = _adapted_golden(base, result.layer) if result.layer else map(moved.mapped, released)
     return golden_lines(
         replace(golden, score=float(scores.mean(dtype=np.float64)), tile_scores=tuple(scores.tolist()))
         for golden, scores in zip(load_golden(base), tile_scores, strict=True)
     )
 
 
-def _mapped_golden(base: Bundle, knots: fit.Knots) -> Iterator[NDArray[np.float32]]:
-    """What the base was released with, through the map: the chain to PyTorch holds."""
-    for golden in load_golden(base):
-        yield Meaning(knots=knots).mapped(base.meaning.unmapped(golden.tile_scores).astype(np.float32))
-
-
-def _adapted_golden(base: Bundle, layer: Layer, files: Mapping[str, Path | bytes]) -> Iterator[NDArray[np.float32]]:
+def _adapted_golden(base: Bundle, layer: Layer) -> Iterator[NDArray[np.float32]]:
     """What the layer says in float64 of the golden pictures, which the new file must reproduce."""
     from dgiqa.scorer import Scorer
 

@@ -56,11 +56,17 @@ def read_labels(path: str | Path, scale: tuple[float, float] | None = None, *, l
         raise LabelError(f"{path} has no labels; wanted rows of image,score or image,good|bad")
     numbers = np.array([number for _, number, _ in rows])
     binary = all(word for *_, word in rows) or (scale is None and set(numbers) <= {0.0, 1.0})
-    low, high = (0.0, 1.0) if binary else scale or _scale_of(numbers, path)
+    least, most = numbers.min(), numbers.max()
+    found = [(0.0, 1.0)] if binary else [scale] if scale else [s for s in SCALES if s[0] <= least and most <= s[1]]
+    if not found:
+        raise LabelError(
+            f"{path} has labels from {least:g} to {most:g}, on no usual scale; give --range LOWEST HIGHEST"
+        )
+    low, high = found[0]
     if any(word for *_, word in rows) and not binary:
         raise LabelError(f"{path} mixes words and numbers; use one or the other")
-    if numbers.min() < low or numbers.max() > high:
-        raise LabelError(f"{path} has labels from {numbers.min():g} to {numbers.max():g}, outside of {low:g}..{high:g}")
+    if least < low or most > high:
+        raise LabelError(f"{path} has labels from {least:g} to {most:g}, outside of {low:g}..{high:g}")
     opinions: dict[str, list[float]] = {}
     for image, number, _ in rows:
         opinions.setdefault(image, []).append((number - low) / (high - low))
@@ -113,11 +119,3 @@ def _label(cell: str) -> tuple[float, bool]:
         return float(word), False
     except ValueError:
         return math.nan, False
-
-
-def _scale_of(numbers: NDArray[np.float64], path: str | Path) -> tuple[float, float]:
-    for low, high in SCALES:
-        if low <= numbers.min() and numbers.max() <= high:
-            return low, high
-    found = f"{numbers.min():g} to {numbers.max():g}"
-    raise LabelError(f"{path} has labels from {found}, on no usual scale; give --range LOWEST HIGHEST")
