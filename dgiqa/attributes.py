@@ -97,7 +97,7 @@ def measure(rgb: UInt8, reduced: UInt8 | None = None) -> Attributes:
         dark_clipped=float(levels[:CLIPPED].sum()),
         bright_clipped=float(levels[256 - CLIPPED :].sum()),
         contrast=float(high - low) / 255,
-        entropy=_entropy(levels),
+        entropy=float(-(levels * np.log2(np.maximum(levels, 1e-12))).sum()),
         colourfulness=colourfulness,
         greyscale=bool(apart < GREY),
         **native,
@@ -155,11 +155,6 @@ def _histogram(pictures: Sequence[UInt8]) -> NDArray[np.float64]:
     """Share of each level in uint8 [h,w] pictures: f64 [256]."""
     counts = np.sum([cv2.calcHist([picture], [0], None, [256], [0, 256]) for picture in pictures], 0, np.float64)
     return np.asarray(counts.ravel() / counts.sum())  # [256,1] in older versions
-
-
-def _entropy(share: NDArray[np.float64]) -> float:
-    share = share[share > 0]
-    return float(-(share * np.log2(share)).sum())
 
 
 def _colour(rgb: UInt8) -> tuple[float, float]:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from dgiqa.forward import Stages
@@ -81,7 +82,7 @@ class Inbox:
         error: BaseException = ValueError(_CLOSED)
         try:
             stages = self._stages if isinstance(self._stages, Stages) else self._stages()
-            more = self._more_for(stages)
+            more = partial(self._more, stages)
             options: dict[str, Any] = {"batch": self._batch, "workers": self._workers, "bell": self._bell}
             for _ in schedule(stages.networks, more, ordered=False, **options):
                 pass
@@ -93,20 +94,17 @@ class Inbox:
             with suppress(InvalidStateError):  # it was cancelled, or is done
                 future.set_exception(error)
 
-    def _more_for(self, stages: Stages) -> Callable[[bool], _Asked | None]:
-        def more(wait: bool) -> _Asked | None:
-            while not self._last:
-                try:
-                    asked = self._queue.get(block=wait)
-                except queue.Empty:
-                    return None
-                self._last = asked is None
-                if asked is not None and asked.future.set_running_or_notify_cancel():
-                    asked.stages = stages
-                    return asked
-            return None
-
-        return more
+    def _more(self, stages: Stages, wait: bool) -> _Asked | None:
+        while not self._last:
+            try:
+                asked = self._queue.get(block=wait)
+            except queue.Empty:
+                return None
+            self._last = asked is None
+            if asked is not None and asked.future.set_running_or_notify_cancel():
+                asked.stages = stages
+                return asked
+        return None
 
 
 class _Asked(Task[None]):

@@ -13,6 +13,8 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
+
 Call = Callable[[], object]
 Clock = Callable[[Call], float]  # runs a call, returns its milliseconds
 
@@ -66,15 +68,7 @@ def spread(samples: Sequence[float]) -> Spread:
     """Median, p10 and p90 of one or more samples, linear between neighbours."""
     if not samples:
         raise ValueError("got no samples; wanted at least one")
-    ordered = sorted(samples)
-
-    def quantile(share: float) -> float:
-        place = share * (len(ordered) - 1)
-        low = int(place)
-        high = min(low + 1, len(ordered) - 1)
-        return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
-
-    return Spread(quantile(0.1), quantile(0.5), quantile(0.9))
+    return Spread(*np.percentile(samples, (10, 50, 90)).tolist())
 
 
 def interleaved(

@@ -139,5 +139,5 @@ def _pixels(data: Any, binary: bytes | None, shape: list[int], kind: type[Any]) 
 
 def _packed(values: Sequence[Any], datatype: str) -> bytes:
     if datatype == "FP32":
-        return np.array([math.nan if value is None else value for value in values], "<f4").tobytes()
+        return np.array(values, "<f4").tobytes()  # None becomes NaN
     return b"".join(struct.pack("<I", len(text)) + text for text in (value.encode() for value in values))
