@@ -130,11 +130,10 @@ def _reading(
     private_network: Annotated[
         bool, typer.Option("--private-network", help="Fetch from this machine and its networks, too.")
     ] = False,
-    max_bytes: Annotated[int | None, whole(help="Refuse larger files behind addresses.  [default: 268435456]")] = None,
+    max_bytes: Annotated[int, whole(help="Refuse larger files behind addresses.")] = 268435456,
     timeout: Annotated[
-        float | None,
-        typer.Option(min=0.1, metavar="S", help="Seconds that an image behind an address may take.  [default: 30]"),
-    ] = None,
+        float, typer.Option(min=0.1, metavar="S", help="Seconds that an image behind an address may take.")
+    ] = 30.0,
 ) -> None:
     """Options that end in a `sources.Reading`."""
 
@@ -185,9 +184,8 @@ def _arguments(values: dict[str, Any]) -> dict[str, Any]:
 def _how_to_read(values: dict[str, Any]) -> Reading:
     from dgiqa.sources import Network, Reading
 
-    limits = {"max_bytes": values["max_bytes"], "timeout_s": values["timeout"]}
-    given = {name: value for name, value in limits.items() if value is not None}
-    network = Network(values["private_network"], **given) if values.get("remote", True) else None
+    network = Network(values["private_network"], values["max_bytes"], values["timeout"])
+    network = network if values.get("remote", True) else None
     return Reading(values.get("recursive", False), values.get("column"), values.get("key"), network)
 
 
