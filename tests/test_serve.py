@@ -299,8 +299,10 @@ def test_a_refusal_waits_until_the_body_is_off_the_connection(headers: list[tupl
     async def send(message: Any) -> None:
         done.append(message["type"])
 
+    from starlette.responses import JSONResponse
+
     async def refuses(scope: Any, receive: Any, send: Any) -> None:
-        await envelope._say(send, 429, "the queue is full")
+        await JSONResponse({"error": "the queue is full"}, 429)(scope, receive, send)
 
     scope = {"type": "http", "method": "POST", "path": "/score", "headers": headers}
     app = envelope.Envelope(refuses, Metrics(lambda: 0, version="", bundle="", backend=""), None)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import logging
 import re
 import time
 import uuid
 from contextlib import suppress
-from typing import Any
 
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dgiqa.serve.metrics import Metrics
@@ -44,11 +44,9 @@ class Envelope:
             await self.app(scope, receive, send)
             return
         started, status = time.perf_counter(), 0
-        headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
+        headers = Headers(scope=scope)
         identity = headers.get("x-request-id", "")
         identity = identity if _ID.fullmatch(identity) else uuid.uuid4().hex
-        extra = [(key.encode(), value.encode()) for key, value in ({"X-Request-ID": identity} | SAFETY).items()]
-
         body = _Body(receive, wanted="expect" not in headers)  # such a client waits to be told before it sends
 
         async def sending(message: Message) -> None:
@@ -56,22 +54,23 @@ class Envelope:
             if message["type"] == "http.response.start":
                 await body.discard()
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *extra]
+                message.setdefault("headers", [])
+                MutableHeaders(scope=message).update({"X-Request-ID": identity} | SAFETY)
             await send(message)
 
         try:
             if scope["path"] not in OPEN and not self._knows(headers.get("authorization", "")):
                 scope["cause"] = "unauthorized"
-                await _say(
-                    sending, 401, "wanted the header Authorization: Bearer TOKEN", ("WWW-Authenticate", "Bearer")
-                )
+                error = {"error": "wanted the header Authorization: Bearer TOKEN"}
+                await JSONResponse(error, 401, {"WWW-Authenticate": "Bearer"})(scope, body.receive, sending)
             else:
                 await self.app(scope, body.receive, sending)
         except Exception:
             LOG.exception("id=%s", identity)
             scope["cause"] = "failed"
             if not status:
-                await _say(sending, 500, f"the server failed; its log has request {identity}")
+                error = {"error": f"the server failed; its log has request {identity}"}
+                await JSONResponse(error, 500)(scope, body.receive, sending)
         finally:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "other")
@@ -108,10 +107,3 @@ class _Body:
     async def _read(self, most: int) -> None:
         while self.wanted and most > 0:
             most -= len((await self.receive()).get("body", b""))
-
-
-async def _say(send: Send, status: int, error: str, *headers: tuple[str, str]) -> None:
-    named = [("Content-Type", "application/json"), *headers]
-    raw: list[Any] = [(key.encode(), value.encode()) for key, value in named]
-    await send({"type": "http.response.start", "status": status, "headers": raw})
-    await send({"type": "http.response.body", "body": json.dumps({"error": error}).encode()})
