@@ -38,39 +38,34 @@ _EXTRAS = {"s3fs": "s3", "gcsfs": "gs", "adlfs": "az", "huggingface_hub": "hf", 
 _PIECE = 1 << 16
 _SLOWEST = 1024  # bytes a second of a whole archive or table, waiting for it alone counted
 _SAFE = "%/:=&?~#+!$,;'@()*[]"  # what is left alone in an address that may or may not be quoted already
+_LATE = "did not come within {:g} s; --timeout allows more"
 _OFF = "is an address, and addresses are off; --remote turns them on"
 
 
-class Fetched(io.RawIOBase):
+class Fetched(io.BytesIO):
     """An image behind an address: fetched when it is first read, in whichever thread that is."""
 
     def __init__(self, address: str, network: Network) -> None:
         super().__init__()
         self.name = address
-        self._network = network
-        self._data: io.BytesIO | None = None
+        self._network: Network | None = network
 
-    def read(self, size: int = -1, /) -> bytes:
-        if self._data is None:
-            self._data = io.BytesIO(fetch(self.name, self._network))
-        return self._data.read(size)
-
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        return self._data.seek(offset, whence) if self._data else 0
-
-    def tell(self) -> int:
-        return self._data.tell() if self._data else 0
-
-    def readable(self) -> bool:
-        return True
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self._network is not None:
+            self.write(fetch(self.name, self._network))
+            self.seek(0)
+            self._network = None
+        return super().read(size)
 
 
 def fetch(address: str, network: Network) -> bytes:
     """The bytes behind an address, at most `network.max_bytes` of them. Raises ImageError for whatever goes wrong."""
     with opened(address, network, deadline=True) as stream:
-        data = bytearray()
+        data, until = bytearray(), time.monotonic() + network.timeout_s
         while piece := stream.read(_PIECE):
             data += piece
+            if time.monotonic() > until:
+                raise ImageError(_LATE.format(network.timeout_s))
             if len(data) > network.max_bytes:
                 raise ImageError(
                     f"more than {network.max_bytes} bytes; wanted one image, --max-bytes allows larger ones"
@@ -101,7 +96,7 @@ def opened(address: str, network: Network | None, *, deadline: bool = False) -> 
     except Exception as error:  # each of the libraries has its own
         raise ImageError(f"cannot be fetched ({told(error)}); check the address and who may read it") from error
     with stream:
-        yield _Timed(stream, network.timeout_s) if deadline else stream
+        yield stream
 
 
 def allowed(address: str, network: Network | None) -> str:
@@ -142,19 +137,6 @@ def matching(address: str, network: Network | None) -> list[str]:
     except Exception as error:
         raise ImageError(f"cannot be listed ({told(error)}); check the address and who may read it") from error
     return [f"{scheme}://{name.lstrip('/')}" for name in found]
-
-
-class _Timed:
-    """A stream of which all has to be read by a time."""
-
-    def __init__(self, stream: Any, timeout_s: float) -> None:
-        self._stream, self._timeout_s, self._until = stream, timeout_s, time.monotonic() + timeout_s
-
-    def read(self, size: int = -1) -> bytes:
-        if time.monotonic() > self._until:
-            raise ImageError(f"did not come within {self._timeout_s:g} s; --timeout allows more")
-        data: bytes = self._stream.read(size)
-        return data
 
 
 class _Request(io.RawIOBase):
@@ -257,7 +239,7 @@ class _Request(io.RawIOBase):
 
     def _failed(self, error: Exception) -> ImageError:
         if self._late.is_set() or isinstance(error, TimeoutError):
-            return ImageError(f"did not come within {self._network.timeout_s:g} s; --timeout allows more")
+            return ImageError(_LATE.format(self._network.timeout_s))
         return ImageError(f"cannot be fetched ({told(error)}); check the address")
 
 
