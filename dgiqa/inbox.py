@@ -26,15 +26,10 @@ _CLOSED = "the scorer was closed; make another one"
 
 
 class Inbox:
-    """A running pass. stages: the opened networks, or a function that opens them, called in the pass's thread.
+    """A running pass. stages: opens the networks, called in the pass's thread. workers: as in `Scorer.score_many`."""
 
-    workers, batch: as in `Scorer.score_many`.
-    """
-
-    def __init__(
-        self, stages: Stages | Callable[[], Stages], *, workers: int | None = None, batch: int | None = None
-    ) -> None:
-        self._stages, self._workers, self._batch = stages, checked_workers(workers, batch), batch
+    def __init__(self, stages: Callable[[], Stages], *, workers: int | None = None) -> None:
+        self._stages, self._workers = stages, checked_workers(workers, None)
         self._queue: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()
         self._bell = threading.Event()  # something was handed in
         self._futures: set[Future[Score]] = set()
@@ -81,10 +76,9 @@ class Inbox:
     def _run(self) -> None:
         error: BaseException = ValueError(_CLOSED)
         try:
-            stages = self._stages if isinstance(self._stages, Stages) else self._stages()
+            stages = self._stages()
             more = partial(self._more, stages)
-            options: dict[str, Any] = {"batch": self._batch, "workers": self._workers, "bell": self._bell}
-            for _ in schedule(stages.networks, more, ordered=False, **options):
+            for _ in schedule(stages.networks, more, ordered=False, workers=self._workers, bell=self._bell):
                 pass
         except BaseException as broken:  # it belongs to whoever waits
             error = broken

@@ -160,7 +160,7 @@ def test_a_batch_that_fails_is_the_error_of_its_images_and_not_of_the_next(
 
 
 def test_a_cancelled_image_that_waits_is_never_prepared(scorer: Scorer) -> None:
-    inbox = Inbox(scorer.stages, workers=1)
+    inbox = Inbox(lambda: scorer.stages, workers=1)
     with held(scorer):
         futures = [inbox.submit(each) for each in pictures(12)]
         until(futures[0].running)

@@ -115,13 +115,13 @@ class Monitor:
     """Alarms when the mean of a stream has moved from the baseline's, f64 [n], either way.
 
     one_in: scores between two false alarms on average, if scores are independent; frames of a video are not.
-    shift: standard deviations, what is to be found soonest. Raises DgiqaError for a baseline that tells too little.
+    Raises DgiqaError for a baseline that tells too little.
     """
 
-    def __init__(self, baseline: Floats, one_in: int = ONE_IN, shift: float = SHIFT) -> None:
+    def __init__(self, baseline: Floats, one_in: int = ONE_IN) -> None:
         if len(baseline) < FEWEST or not np.ptp(baseline):
             raise DgiqaError(f"got {len(baseline)} scores as the baseline, wanted {FEWEST} or more that differ")
-        self._mean, self._deviation, self._slack = float(baseline.mean()), float(baseline.std()), shift / 2
+        self._mean, self._deviation, self._slack = float(baseline.mean()), float(baseline.std()), SHIFT / 2
         draws = np.random.default_rng(0).choice((baseline - self._mean) / self._deviation, RESAMPLED)
         self._limits = tuple(_limit(sign * draws - self._slack, 2 * one_in) for sign in (-1, 1))
         self._seen = 0

@@ -58,15 +58,14 @@ def read_labels(path: str | Path, scale: tuple[float, float] | None = None, *, l
     binary = all(word for *_, word in rows) or (scale is None and set(numbers) <= {0.0, 1.0})
     least, most = numbers.min(), numbers.max()
     found = [(0.0, 1.0)] if binary else [scale] if scale else [s for s in SCALES if s[0] <= least and most <= s[1]]
+    there = f"{path} has labels from {least:g} to {most:g}"
     if not found:
-        raise LabelError(
-            f"{path} has labels from {least:g} to {most:g}, on no usual scale; give --range LOWEST HIGHEST"
-        )
+        raise LabelError(f"{there}, on no usual scale; give --range LOWEST HIGHEST")
     low, high = found[0]
     if any(word for *_, word in rows) and not binary:
         raise LabelError(f"{path} mixes words and numbers; use one or the other")
     if least < low or most > high:
-        raise LabelError(f"{path} has labels from {least:g} to {most:g}, outside of {low:g}..{high:g}")
+        raise LabelError(f"{there}, outside of {low:g}..{high:g}")
     opinions: dict[str, list[float]] = {}
     for image, number, _ in rows:
         opinions.setdefault(image, []).append((number - low) / (high - low))
