@@ -102,10 +102,11 @@ def build(  # noqa: PLR0917 - the command line's options
     from dgiqa.builder.plan import PlanOptions
 
     precision = _precision(fp32=fp32, fp16=fp16, int8=int8, fp8=fp8, bf16=bf16)
-    if calib and precision not in spec.QUANTIZED:
-        raise typer.BadParameter(
-            f"{precision} runs the model's own files; give --int8, --fp8 or --fp16", param_hint="--calib"
-        )
+    options.refuse(
+        calib and precision not in spec.QUANTIZED,
+        f"{precision} runs the model's own files; give --int8, --fp8 or --fp16",
+        "--calib",
+    )
     with options.usage("--exclude-lean-runtime"):
         plan = PlanOptions(version_compatible, exclude_lean_runtime, hardware or "", level)
     engine = build_engine(
@@ -160,8 +161,7 @@ def remove(
     """Remove engines."""
     from dgiqa.runtime import engines
 
-    if bool(names) == all_:
-        raise typer.BadParameter("name engines, or give --all", param_hint="ENGINE")
+    options.refuse(bool(names) == all_, "name engines, or give --all", "ENGINE")
     for name in names or []:
         say(f"removed {engines.remove(name)}")
     if all_:
@@ -183,8 +183,7 @@ def path(
 
 def _precision(**asked: bool) -> str:
     names = [name for name, wanted in asked.items() if wanted]
-    if len(names) > 1:
-        raise typer.BadParameter("an engine has one precision", param_hint=" ".join(f"--{name}" for name in names))
+    options.refuse(len(names) > 1, "an engine has one precision", " ".join(f"--{name}" for name in names))
     return names[0] if names else "fp16"
 
 

@@ -45,8 +45,7 @@ def explain(
     from dgiqa.scorer import Scorer
 
     suffix = Path(output).suffix.lower() if output else ".png"
-    if suffix not in (".png", ".html"):
-        raise typer.BadParameter(f"{output!r} ends in neither .png nor .html", param_hint="--output")
+    options.refuse(suffix not in (".png", ".html"), f"{output!r} ends in neither .png nor .html", "--output")
     options.check_files([image], {"--output": output})
     with Scorer(**opening) as scorer:
         try:

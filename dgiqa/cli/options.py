@@ -198,6 +198,12 @@ def usage(option: str) -> Iterator[None]:
         raise typer.BadParameter(str(error), param_hint=option) from error
 
 
+def refuse(wrong: object, message: str, option: str) -> None:
+    """Wrong usage of that option, if something is wrong."""
+    if wrong:
+        raise typer.BadParameter(message, param_hint=option)
+
+
 def gated(
     bundle: str, gate: float | None, preset: str | None, option: str
 ) -> tuple[str | bundles.Bundle, float | None]:
@@ -207,8 +213,7 @@ def gated(
     """
     if preset is None:
         return bundle, gate
-    if gate is not None:
-        raise typer.BadParameter(f"it and {option} exclude each other", param_hint="--preset")
+    refuse(gate is not None, f"it and {option} exclude each other", "--preset")
     from dgiqa.bundle import load_bundle
 
     loaded = load_bundle(bundle)
@@ -226,10 +231,11 @@ def check_suffix(output: str | None) -> str | None:
 
 def check_stdin(argument: str) -> None:
     """Wrong usage of the argument that names standard input, if nothing can come from there."""
-    if sys.stdin is None or sys.stdin.isatty():
-        raise typer.BadParameter(
-            "standard input (-) is closed or a terminal; pipe something into it", param_hint=argument
-        )
+    refuse(
+        sys.stdin is None or sys.stdin.isatty(),
+        "standard input (-) is closed or a terminal; pipe something into it",
+        argument,
+    )
 
 
 def check_files(sources: Iterable[str | None], files: Mapping[str, str | None]) -> None:

@@ -46,8 +46,7 @@ def report(  # noqa: PLR0917 - the command line's options
     from dgiqa.batch.summary import page
     from dgiqa.report.read import read_rows
 
-    if json_ and against is None:
-        raise typer.BadParameter("it prints a comparison; name the other scores by --against", param_hint="--json")
+    options.refuse(json_ and against is None, "it prints a comparison; name the other scores by --against", "--json")
     if (by or time) and against is None:
         raise typer.BadParameter("--by and --time say more of a comparison; name the other scores by --against")
     options.check_files([scores, against], {"--output": output})

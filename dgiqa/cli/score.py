@@ -147,10 +147,8 @@ def score(
 def _check_sources(paths: list[str] | None, from_file: str | None) -> None:
     """Usage errors of where images come from."""
     stdin_uses = (paths or []).count("-") + (from_file == "-")
-    if not paths and from_file is None:
-        raise typer.BadParameter("name a file, a folder, a glob, or - for standard input", param_hint="PATHS")
-    if stdin_uses > 1:
-        raise typer.BadParameter("standard input (-) can be read once only", param_hint="PATHS")
+    options.refuse(not paths and from_file is None, "name a file, a folder, a glob, or - for standard input", "PATHS")
+    options.refuse(stdin_uses > 1, "standard input (-) can be read once only", "PATHS")
     if stdin_uses:
         options.check_stdin("PATHS")
 
@@ -159,8 +157,7 @@ def _check_output(output: str | None, resume: bool, html: str | None, sources: l
     """Usage errors of where rows go."""
     options.check_files(sources, {"--output": output, "--html": html})
     options.check_suffix(output)
-    if resume and not output:
-        raise typer.BadParameter("name the file that it goes on with: -o FILE", param_hint="--resume")
+    options.refuse(resume and not output, "name the file that it goes on with: -o FILE", "--resume")
 
 
 def _check_order(sort: bool, top: str | None, shown: str | None) -> None:

@@ -134,10 +134,11 @@ def video(  # noqa: PLR0917 - the command line's options
 
     opening["bundle"], gate = options.gated(opening["bundle"], fail_under, preset, "--fail-under")
     sampling = _sampling(every, fps, frames, scenes, start, end, duration)
-    if gate_interval is not None and (gate is None or not 0 < gate_interval < math.inf):
-        raise typer.BadParameter(
-            "give seconds above 0, together with --fail-under or --preset", param_hint="--gate-interval"
-        )
+    options.refuse(
+        gate_interval is not None and (gate is None or not 0 < gate_interval < math.inf),
+        "give seconds above 0, together with --fail-under or --preset",
+        "--gate-interval",
+    )
     sources = list(videos([*(sources or []), *_listed(from_file)], recursive=recursive))
     _check_sources(sources, live, bool(srt or ffmetadata), raw)
     options.check_files(
@@ -191,8 +192,7 @@ def video(  # noqa: PLR0917 - the command line's options
 
 def _check_against(sources: list[str], others: dict[str, object]) -> None:
     """Usage errors of --against."""
-    if len(sources) > 1:
-        raise typer.BadParameter("one video is compared with its master; name one", param_hint="SOURCE")
+    options.refuse(len(sources) > 1, "one video is compared with its master; name one", "SOURCE")
     if used := [name for name, value in others.items() if value]:
         raise typer.BadParameter(f"{', '.join(used)} cannot be combined with it", param_hint="--against")
 
@@ -263,10 +263,8 @@ def _sampling(  # noqa: PLR0917 - the options it joins
     used = [name for name, value in given.items() if value is not None]
     if len(used) > 1:
         raise typer.BadParameter(f"{' and '.join(used)} exclude each other", param_hint=used[1])
-    if fps is not None and not fps > 0:
-        raise typer.BadParameter("wanted a number above 0", param_hint="--fps")
-    if end is not None and duration is not None:
-        raise typer.BadParameter("--end and --duration exclude each other", param_hint="--duration")
+    options.refuse(fps is not None and not fps > 0, "wanted a number above 0", "--fps")
+    options.refuse(end is not None and duration is not None, "--end and --duration exclude each other", "--duration")
     times = {}
     for name, text in {"--every": every, "--start": start, "--end": end, "--duration": duration}.items():
         with options.usage(name):
@@ -304,18 +302,12 @@ def _listed(path: str | None) -> list[str]:
 
 def _check_sources(sources: list[str], live: bool | None, one_only: bool, raw: str | None) -> None:
     """Usage errors of where videos come from."""
-    if not sources:
-        raise typer.BadParameter(
-            "name a video, a folder, a glob, an address, or - for standard input", param_hint="SOURCE"
-        )
+    options.refuse(not sources, "name a video, a folder, a glob, an address, or - for standard input", "SOURCE")
     if "-" in sources:
         options.check_stdin("SOURCE")
-    if len(set(sources)) < len(sources):
-        raise typer.BadParameter("a source is named twice", param_hint="SOURCE")
-    if one_only and len(sources) > 1:
-        raise typer.BadParameter("--srt and --ffmetadata describe one video; name one", param_hint="SOURCE")
-    if raw and live:
-        raise typer.BadParameter("a raw pipe cannot be opened again; leave --live out", param_hint="--live")
+    options.refuse(len(set(sources)) < len(sources), "a source is named twice", "SOURCE")
+    options.refuse(one_only and len(sources) > 1, "--srt and --ffmetadata describe one video; name one", "SOURCE")
+    options.refuse(raw and live, "a raw pipe cannot be opened again; leave --live out", "--live")
 
 
 def _say_verdicts(summary: Summary, quiet: bool) -> None:
