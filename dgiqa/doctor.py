@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from dgiqa import machine
@@ -23,6 +24,7 @@ from dgiqa._version import __version__
 from dgiqa.extras import install
 
 OK, WARN, FAIL = "ok", "warn", "fail"
+MODULES = {"numpy": "numpy", "cv2": "opencv-python-headless", "PIL": "pillow", "simplejpeg": "simplejpeg"}
 MINIMUM_MEMORY_MB = 1024  # the small model needs 400 MB for one photograph
 
 
@@ -42,32 +44,27 @@ class Check:
 
 def examine(bundle: str = "small") -> list[Check]:
     """All checks in reading order. The last two load the bundle and score one synthetic image with it."""
-    wheels = machine.installed_wheels()
-    python = platform.python_version()
-    checks = [
-        Check("python", OK, f"{python} ({sys.executable})", data=python),
-        _guarded("machine", _machine),
-        _memory(),
-        _module("numpy", "numpy"),
-        _module("cv2", "opencv-python-headless"),
-        _module("PIL", "pillow"),
-        _module("simplejpeg", "simplejpeg"),
-        _rivals("cv2", wheels, "pip uninstall -y {all} && pip install opencv-python-headless"),
-        _onnxruntime(),
-        _rivals("onnxruntime", wheels, f"pip uninstall -y {{all}} && {install('cpu')}  (NVIDIA: {install('gpu')})"),
-    ]
-    gpus = machine.nvidia_gpus()
-    checks += [_guarded("openvino", lambda: _openvino(wheels)), _providers(gpus)]
-    checks += [
-        _guarded("gpu", lambda: _gpu(gpus)),
-        _guarded("tensorrt", lambda: _tensorrt(gpus, wheels)),
-        _guarded("device memory", lambda: _device_memory(gpus, wheels)),
-        _guarded("engines", _engines),
-        _guarded("video", _video),
-        _extras(),
-    ]
-    checks += [_guarded("bundle", lambda: _bundle(bundle)), _guarded("score", lambda: _score(bundle))]
-    return checks
+    wheels, gpus = machine.installed_wheels(), machine.nvidia_gpus()
+    checks: dict[str, Callable[[], Check]] = {
+        "python": _python,
+        "machine": _machine,
+        "memory": _memory,
+        **{module: partial(_module, module, wheel) for module, wheel in MODULES.items()},
+        "cv2 wheels": partial(_rivals, "cv2", wheels, f"pip install {MODULES['cv2']}"),
+        "onnxruntime": _onnxruntime,
+        "onnxruntime wheels": partial(_rivals, "onnxruntime", wheels, f"{install('cpu')}  (NVIDIA: {install('gpu')})"),
+        "openvino": partial(_openvino, wheels),
+        "providers": partial(_providers, gpus),
+        "gpu": partial(_gpu, gpus),
+        "tensorrt": partial(_tensorrt, gpus, wheels),
+        "device memory": partial(_device_memory, gpus, wheels),
+        "engines": _engines,
+        "video": _video,
+        "optional": _extras,
+        "bundle": partial(_bundle, bundle),
+        "score": partial(_score, bundle),
+    }
+    return [_guarded(name, check) for name, check in checks.items()]
 
 
 def report(checks: list[Check]) -> dict[str, Any]:
@@ -89,9 +86,13 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
     try:
         return check()
     except Exception as error:  # whatever it is, it is the finding
-        return Check(
-            name, FAIL, f"{type(error).__name__}: {error}", "mend the first failure above, then run this again"
-        )
+        fix = "mend the first failure above, then run this again"
+        return Check(name, FAIL, f"{type(error).__name__}: {error}", fix)
+
+
+def _python() -> Check:
+    python = platform.python_version()
+    return Check("python", OK, f"{python} ({sys.executable})", data=python)
 
 
 def _machine() -> Check:
@@ -105,9 +106,8 @@ def _memory() -> Check:
     if usable is None:
         return Check("memory", WARN, "unknown", "nothing, if images are scored below")
     if usable < MINIMUM_MEMORY_MB:
-        return Check(
-            "memory", WARN, f"{usable} MB", f"give it {MINIMUM_MEMORY_MB} MB, or keep --max-pixels low", usable
-        )
+        fix = f"give it {MINIMUM_MEMORY_MB} MB, or keep --max-pixels low"
+        return Check("memory", WARN, f"{usable} MB", fix, usable)
     return Check("memory", OK, f"{usable / 1024:.1f} GB", data=usable)
 
 
@@ -119,9 +119,7 @@ def _module(module: str, wheel: str, install: str = "") -> Check:
     try:
         version = str(importlib.import_module(module).__version__)
     except Exception as error:
-        return Check(
-            module, FAIL, f"does not import: {error}", f"{install.replace('install', 'install --force-reinstall')}"
-        )
+        return Check(module, FAIL, f"does not import: {error}", install.replace("install", "install --force-reinstall"))
     return Check(module, OK, version, data=version)
 
 
@@ -138,7 +136,7 @@ def _rivals(folder: str, wheels: dict[str, str], fix: str) -> Check:
     name = f"{folder} wheels"
     if len(rivals) > 1:
         clash = f"{found}: both install the folder {folder}, and the last one installed wins"
-        return Check(name, WARN, clash, fix.format(all=" ".join(rivals)), rivals)
+        return Check(name, WARN, clash, f"pip uninstall -y {' '.join(rivals)} && {fix}", rivals)
     return Check(name, OK, found, data=rivals)
 
 
@@ -250,9 +248,7 @@ def _decoded_clip() -> list[tuple[int | None, str]]:
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
         for level in (60, 180):
             picture = np.full((48, 64, 3), level, np.uint8)
-            container.mux(
-                stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuvj420p"))
-            )
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format="yuvj420p")))
         container.mux(stream.encode())
     clip.seek(0)
     with Video(clip, name="clip") as video:

@@ -31,6 +31,8 @@ RESAMPLED = 1_000_000
 OUTSIDE = 0.01  # share of the baseline below which a score is an example of what changed
 
 Floats = NDArray[np.float64]
+# A side's cumulative sum, and since it was 0: the sum of the scores, their number, and where the first one stands.
+_NOTHING: tuple[float, float, int, Any] = (0.0, 0.0, 0, None)
 Settings = tuple[str, str, str]  # a score's bundle, backend and tiling
 
 
@@ -100,15 +102,20 @@ def population(rows: Iterable[Row], source: str | None = None, time: str | None 
 
 @dataclass(frozen=True)
 class Alarm:
-    """Scores of a stream have moved. at, since: the number of the score that told, and of the first that moved.
+    """Scores of a stream have moved. at, since: where the score that told stands, and the first that moved.
 
-    lower: whether they fell; mean: of the scores since.
+    lower: whether they fell; mean, count: of the scores since.
     """
 
-    at: int
-    since: int
+    at: Any
+    since: Any
     lower: bool
     mean: float
+    count: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {"at": self.at, "since": self.since, "lower": self.lower, "mean": self.mean}
 
 
 class Monitor:
@@ -124,31 +131,23 @@ class Monitor:
         self._mean, self._deviation, self._slack = float(baseline.mean()), float(baseline.std()), SHIFT / 2
         draws = np.random.default_rng(0).choice((baseline - self._mean) / self._deviation, RESAMPLED)
         self._limits = tuple(_limit(sign * draws - self._slack, 2 * one_in) for sign in (-1, 1))
-        self._seen = 0
-        self._reset()
+        self._seen, self._sums = 0, [_NOTHING] * 2
 
-    def add(self, score: float) -> Alarm | None:
-        """The next score; an alarm starts both sums anew."""
+    def add(self, score: float, place: Any = None) -> Alarm | None:
+        """The next score; an alarm starts both sums anew. place: where it stands, by default its number from 1."""
         self._seen += 1
+        place = self._seen if place is None else place
         for side, sign in enumerate((-1, 1)):
-            total, scores = self._sums[side]
+            total, summed, count, since = self._sums[side]
             total += sign * (score - self._mean) / self._deviation - self._slack
-            self._sums[side] = (total, (scores[0] + score, scores[1] + 1)) if total > 0 else (0.0, (0.0, 0))
+            longer = (total, summed + score, count + 1, since if count else place)
+            self._sums[side] = longer if total > 0 else _NOTHING
         for side, limit in enumerate(self._limits):
-            total, (summed, count) = self._sums[side]
+            total, summed, count, since = self._sums[side]
             if total > limit:
-                self._reset()
-                return Alarm(self._seen, self._seen - count + 1, side == 0, summed / count)
+                self._sums = [_NOTHING] * 2
+                return Alarm(place, since, side == 0, summed / count, count)
         return None
-
-    @property
-    def open(self) -> int:
-        """How many of the latest scores an alarm might yet begin with."""
-        return max(count for _, (_, count) in self._sums)
-
-    def _reset(self) -> None:
-        # per side: the sum; the sum and number of the scores since it was 0
-        self._sums: list[tuple[float, tuple[float, int]]] = [(0.0, (0.0, 0))] * 2
 
 
 def _limit(steps: Floats, one_in: int) -> float:
@@ -211,10 +210,7 @@ def by_source(before: Population, after: Population) -> list[dict[str, Any]]:
 def changes(monitor: Monitor, rows: Iterable[tuple[Any, float]]) -> list[dict[str, Any]]:
     """When scores moved: alarms over (time, score) in order of time; at and since are the times."""
     ordered = sorted(rows, key=lambda row: row[0])
-    alarms = [alarm for _, score in ordered if (alarm := monitor.add(score))]
-    return [
-        {"since": ordered[a.since - 1][0], "at": ordered[a.at - 1][0], "lower": a.lower, "mean": a.mean} for a in alarms
-    ]
+    return [alarm.as_dict() for time, score in ordered if (alarm := monitor.add(score, time))]
 
 
 def _cause(error: str) -> str:

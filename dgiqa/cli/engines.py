@@ -206,12 +206,9 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _facts(engine: Engine) -> dict[str, Any]:
-    return {
-        "name": engine.name,
+    plain = {name: getattr(engine, name) for name in ("name", "bytes", "created", "key")}
+    return plain | {
         "path": str(engine.path),
-        "bytes": engine.bytes,
-        "created": engine.created,
-        "key": engine.key,
         "max_difference": engine.certificate.get("max_difference"),
         "share_of_budget": engine.certificate.get("share"),
     }

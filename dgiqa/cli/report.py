@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import deque
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -87,25 +86,12 @@ def watch(
     from dgiqa.report.read import read_rows
 
     monitor, alarms = Monitor(population(read_rows(against)).scores, one_in), 0
-    places: deque[str] = deque()  # of the scores that an alarm might begin with
     for row in (row for row in _rows(scores) if row["score"] is not None):
-        places.append(row.get("key") or row["path"])
-        alarm = monitor.add(row["score"])
-        if alarm is None:
-            while len(places) > monitor.open:
-                places.popleft()
-        else:
+        if alarm := monitor.add(row["score"], row.get("key") or row["path"]):
             alarms += 1
-            facts = {
-                "at": places[-1],
-                "since": places[alarm.since - alarm.at - 1],
-                "lower": alarm.lower,
-                "mean": alarm.mean,
-            }
-            which, since = "lower" if alarm.lower else "higher", facts["since"]
-            text = f"scores are {which} since {since}: {alarm.mean:.4f} over {alarm.at - alarm.since + 1}"
-            print(json.dumps(facts) if json_ else text, file=stdout(), flush=True)
-            places.clear()
+            which = "lower" if alarm.lower else "higher"
+            text = f"scores are {which} since {alarm.since}: {alarm.mean:.4f} over {alarm.count}"
+            print(json.dumps(alarm.as_dict()) if json_ else text, file=stdout(), flush=True)
             if stop:
                 break
     if alarms:
