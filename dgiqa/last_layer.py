@@ -27,16 +27,14 @@ class CamSession:
     Raises BundleError unless its score is sigmoid(w . features + b) of averaged maps, BackendError without onnx.
     """
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         onnx = load("onnx", "Grad-CAM", "onnx", "build")
         model = onnx.load(str(path))
-        constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        names = last_layer(model.graph, path)
-        weight, bias = (onnx.numpy_helper.to_array(constants[name]) for name in names)
+        weight, bias = map(onnx.numpy_helper.to_array, last_layer(model.graph, path))
         self._maps = _averaged(model.graph, path)
         self._weight, self._bias = weight.reshape(-1).astype(np.float32), np.float32(bias.item())
         model.graph.output.append(onnx.helper.make_tensor_value_info(self._maps, onnx.TensorProto.FLOAT, None))
-        self._session = OrtSession(model.SerializeToString(), threads=threads)
+        self._session = OrtSession(model.SerializeToString())
 
     def logits(self, feeds: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """Tiles' inputs -> f32 [n,h,w]: the logit of each place; their mean is the tile's."""
@@ -48,10 +46,10 @@ class CamSession:
         return np.asarray(places + rest[:, None, None], np.float32)
 
 
-def last_layer(graph: Any, path: str | Path) -> tuple[str, str]:
-    """Names of the weight and the bias between the features and the score. Raises BundleError if there is more."""
+def last_layer(graph: Any, path: str | Path) -> tuple[Any, Any]:
+    """Weight and bias between the features and the score, as they stand in the graph. BundleError if there is more."""
     makers = {name: node for node in graph.node for name in node.output}
-    constants = {tensor.name for tensor in graph.initializer}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
     bias, sigmoid = "", False
     node = makers.get(spec.QUALITY_OUTPUT)
     expected = ("Sigmoid", "Reshape", "Squeeze", "Flatten", "Add")
@@ -64,7 +62,7 @@ def last_layer(graph: Any, path: str | Path) -> tuple[str, str]:
         bias = node.input[2] if node.op_type == "Gemm" and len(node.input) > 2 else bias
         users = sum(list(other.input).count(node.input[1]) for other in graph.node)
         if bias in constants and users == 1:
-            return node.input[1], bias
+            return constants[node.input[1]], constants[bias]
     raise BundleError(f"{path}: its score is not one linear layer of its features; export it again")
 
 

@@ -85,9 +85,7 @@ def shipped_layer(path: str | Path) -> Layer:
     import onnx
     from onnx import numpy_helper
 
-    model = onnx.load(str(path))
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    weight, bias = (numpy_helper.to_array(constants[name]) for name in last_layer(model.graph, path))
+    weight, bias = map(numpy_helper.to_array, last_layer(onnx.load(str(path)).graph, path))
     return Layer(weight.astype(np.float64).reshape(-1), float(bias.item()))
 
 
@@ -101,12 +99,11 @@ def with_layer(path: str | Path, layer: Layer) -> bytes:
 
     model = onnx.load(str(path))
     weight, bias = last_layer(model.graph, path)
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    for name, values in ((weight, layer.weight), (bias, np.array([layer.bias]))):
-        before = numpy_helper.to_array(constants[name])
+    for tensor, values in ((weight, layer.weight), (bias, np.array([layer.bias]))):
+        before, name = numpy_helper.to_array(tensor), tensor.name
         if before.size != values.size:
             raise BundleError(f"{path}: {name} has {before.size} values, wanted {values.size}; export it again")
-        constants[name].CopyFrom(numpy_helper.from_array(values.astype(before.dtype).reshape(before.shape), name))
+        tensor.CopyFrom(numpy_helper.from_array(values.astype(before.dtype).reshape(before.shape), name))
     return bytes(model.SerializeToString())
 
 
