@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,18 +72,16 @@ def _write(found: Explanation, path: Path, suffix: str) -> None:
     from dgiqa.store import replacing
 
     if suffix == ".html":
-        panels = {name: data_uri(_encoded(panel, "JPEG")) for name, panel in found.panels().items()}
+        panels = {name: data_uri(_encoded(panel, ".jpg")) for name, panel in found.panels().items()}
         data = render("explanation.html", title=found.source, found=found, panels=panels).encode()
     else:
-        data = _encoded(found.drawn(), "PNG")
+        data = _encoded(found.drawn(), ".png")
     with replacing(path) as partial:
         partial.write_bytes(data)
 
 
-def _encoded(drawing: Any, kind: str) -> bytes:
+def _encoded(drawing: Any, suffix: str) -> bytes:
     """uint8 [H,W,3] RGB as a file."""
-    from PIL import Image
+    import cv2
 
-    stream = io.BytesIO()
-    Image.fromarray(drawing).save(stream, kind, quality=90)
-    return stream.getvalue()
+    return cv2.imencode(suffix, drawing[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()

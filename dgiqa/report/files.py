@@ -149,7 +149,7 @@ class CsvWriter:
         return line.getvalue()[:-2] + "\n"
 
 
-class SpooledWriter:
+class SpooledWriter(JsonLinesWriter):
     """Rows for a file that is made as a whole: spooled as JSON lines, which a killed run leaves readable.
 
     make: makes the file: (rows, a binary file, its columns, the summary).
@@ -158,10 +158,8 @@ class SpooledWriter:
     def __init__(
         self, file: OutputFile, names: tuple[str, ...], make: Callable[[Iterator[Row], Any, Any, Any], None]
     ) -> None:
+        super().__init__(file)
         self._file, self._names, self._make = file, names, make
-
-    def write(self, row: Row) -> None:
-        self._file.write(to_json(row) + "\n")
 
     def finish(self, summary: dict[str, Any], *, final: bool = True) -> None:
         """Turn the spooled rows into the file."""
@@ -342,15 +340,17 @@ class OutputFile:
         if not self.partial:
             raise OSError(f"{self.name} is a pipe or a device, which Parquet cannot be written to; use .jsonl")
         begun, target_path = time.monotonic(), _partial(self.path, secrets.token_hex(4))
-        target = io.BufferedWriter(self._create(target_path))  # which writes all of it, or raises
+        raw = self._create(target_path)
         try:
             with open(self.partial, encoding="utf-8") as lines:
+                target = io.BufferedWriter(raw)  # which writes all of it, or raises
                 yield lines, target
-            target.close()
+            target.detach()  # and flushed
             if not final:
+                raw.close()
                 os.replace(target_path, self.path)
         except BaseException:
-            target.close()
+            raw.close()
             os.unlink(target_path)
             raise
         ended = time.monotonic()
@@ -358,13 +358,13 @@ class OutputFile:
         if final:
             self._raw.close()
             os.unlink(self.partial)
-            self.partial, self._raw = target_path, self._create(target_path, again=True)
+            self.partial, self._raw = target_path, raw
 
-    def _create(self, path: str, *, again: bool = False) -> io.FileIO:
+    def _create(self, path: str) -> io.FileIO:
         """A new file, never one that somebody put there; a mode that is narrower than usual holds from the start."""
         mode = stat.S_IMODE(self._old.st_mode) if self._old else 0o666
-        flags = os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
-        descriptor = os.open(path, flags | (0 if again else os.O_CREAT | os.O_EXCL), mode)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+        descriptor = os.open(path, flags, mode)
         if self._old and hasattr(os, "fchown"):
             with contextlib.suppress(PermissionError):
                 os.fchown(descriptor, self._old.st_uid, self._old.st_gid)
