@@ -119,21 +119,19 @@ def _fitted(features: Floats, labels: Floats, shipped: Layer, strengths: Sequenc
     # The penalty is the same in all directions, so only those are needed in which pictures differ: fewer than pictures.
     directions = np.linalg.svd(standard, full_matrices=False)[2]
     x = np.concatenate([logits[:, None], np.ones((len(logits), 1)), standard @ directions.T], 1)
-    found, layers = np.array([1.0, 0.0, *[0.0] * len(directions)]), []
+    layers = []
     for strength in strengths:
-        used = x if math.isfinite(strength) else x[:, :2]
-        found = _minimum(used, labels, strength, found[: used.shape[1]])
-        scale, offset = float(found[0]), float(found[1])
-        change = found[2:] @ directions[: len(found) - 2] / deviation
+        free = x.shape[1] if math.isfinite(strength) else 2
+        scale, offset, *moved = _minimum(x[:, :free], labels, strength)
+        change = np.array(moved) @ directions[: free - 2] / deviation
         layers.append(
-            Layer(scale * shipped.weight + change, scale * shipped.bias + offset - float(change @ mean), strength)
+            Layer(scale * shipped.weight + change, float(scale * shipped.bias + offset - change @ mean), strength)
         )
-        found = np.pad(found, (0, x.shape[1] - len(found)))
     return layers
 
 
-def _minimum(x: Floats, labels: Floats, strength: float, now: Floats) -> Floats:
-    """Where the penalised loss is least, sought from `now` on. x: f64 [n,2+k]: logits, ones, directions."""
+def _minimum(x: Floats, labels: Floats, strength: float) -> Floats:
+    """Where the penalised loss is least. x: f64 [n,2+k]: logits, ones, directions."""
     from scipy.optimize import minimize
 
     # Scale and offset as well are held, lightly: labels that part perfectly would send them to infinity.
@@ -149,7 +147,7 @@ def _minimum(x: Floats, labels: Floats, strength: float, now: Floats) -> Floats:
         p = _sigmoid(x @ at)
         return (x * (p * (1 - p))[:, None]).T @ x + np.diag(penalty)
 
-    found = minimize(loss, now, jac=True, hess=hessian, method="trust-exact", options={"gtol": 1e-6 * len(labels)})
+    found = minimize(loss, start, jac=True, hess=hessian, method="trust-exact", options={"gtol": 1e-6 * len(labels)})
     return np.asarray(found.x)
 
 
