@@ -34,7 +34,6 @@ from dgiqa.sources.inputs import (
     Network,
     Reading,
     braces,
-    has_braces,
     is_address,
     suffix_of,
 )
@@ -91,7 +90,7 @@ def named(argument: str, reading: Reading) -> Iterator[str | Input]:
     if not is_address(argument) and os.path.lexists(argument):
         yield argument
         return
-    for name in braces(argument) if has_braces(argument) else [argument]:
+    for name in braces(argument):
         if is_address(name):
             yield from _listed_bucket(name, reading)
         elif not os.path.lexists(name) and glob.has_magic(name):
@@ -306,7 +305,7 @@ def _walk(top: str, recursive: bool, others: Counter[str]) -> Iterator[Input]:
             continue
         visited.add((status.st_dev, status.st_ino))
         for entry in entries:
-            suffix = os.path.splitext(entry.name)[1].lower()
+            suffix = suffix_of(entry.name)
             if suffix in PHOTO_SUFFIXES:
                 if _is(entry.is_file) or (entry.is_symlink() and not os.path.exists(entry.path)):
                     yield _file(entry.path)

@@ -101,11 +101,6 @@ def braces(text: str) -> Iterator[str]:
             yield text[: found.start()] + value + rest
 
 
-def has_braces(text: str) -> bool:
-    """Whether `braces` would give several."""
-    return _RANGE.search(text) is not None
-
-
 def told(error: Exception) -> str:
     """An error of another library in one line."""
     text = " ".join(str(error).split())
