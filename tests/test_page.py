@@ -51,8 +51,10 @@ def row(time_s: float, score: float | None, path: str = "a.mp4", scene: int = 0,
 
 def written(sink: Any, rows: list[dict[str, Any]], summary: dict[str, Any] = SUMMARY) -> Path:
     for item in rows:
-        sink.add(item, PICTURE if item["score"] is not None else None)
-    sink.write(summary)
+        sink.write(item)
+        if isinstance(sink, HtmlReport):
+            sink.look(item, PICTURE if item["score"] is not None else None)
+    sink.finish(summary)
     sink.file.commit()
     return Path(sink.file.path)
 
@@ -297,8 +299,8 @@ def test_characters_with_a_meaning_in_metadata_files_are_escaped(tmp_path: Path)
 
 def test_subtitles_describe_one_video(tmp_path: Path) -> None:
     sink = Subtitles(str(tmp_path / "s.srt"))
-    sink.add(row(0, 0.5), None)
+    sink.write(row(0, 0.5))
     with pytest.raises(ValueError, match="one video"):
-        sink.add(row(0, 0.5, "b.mp4"), None)
+        sink.write(row(0, 0.5, "b.mp4"))
     sink.file.discard()
     assert list(tmp_path.iterdir()) == []

@@ -19,6 +19,7 @@ from dgiqa.extras import install
 
 if TYPE_CHECKING:
     from dgiqa.report.files import OutputFile, Report
+    from dgiqa.report.rows import Row
 
 PROGRAM = "dgiqa-rt"
 OK, RUNTIME_ERROR, USAGE, INPUTS_FAILED, GATE_FAILED, ENVIRONMENT = range(6)
@@ -181,13 +182,13 @@ def opened(path: str, *, spooled: bool = False) -> OutputFile:
     return writable(lambda name: OutputFile(name, spooled=spooled), path)
 
 
-def fill(report: Report, results: Generator[Any]) -> Stopped | None:
-    """Write every result. Returns the signal that ended it early, if one did, to be raised when all is closed."""
+def fill(report: Report, rows: Generator[Row]) -> Stopped | None:
+    """Write every row. Returns the signal that ended it early, if one did, to be raised when all is closed."""
     try:
-        with contextlib.closing(results):  # or its threads would go on
-            for row, result in results:
+        with contextlib.closing(rows):  # or its threads would go on
+            for row in rows:
                 SIGNALS.hold()
-                report.add(row, result)
+                report.add(row)
                 SIGNALS.release()
         report.complete = True
     except Stopped as stop:

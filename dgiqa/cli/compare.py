@@ -134,7 +134,7 @@ def _matched(pictures: str, references: str, recursive: bool) -> Iterator[Pair]:
             yield item.name, "", f"{what} in {references}; name the pair in a CSV"
 
 
-def _rows(scorer: Scorer, pairs: list[Pair], gates: dict[str, float | None]) -> Generator[tuple[Row, None]]:
+def _rows(scorer: Scorer, pairs: list[Pair], gates: dict[str, float | None]) -> Generator[Row]:
     from dgiqa.errors import DgiqaError
     from dgiqa.report.rows import row_of
 
@@ -146,4 +146,4 @@ def _rows(scorer: Scorer, pairs: list[Pair], gates: dict[str, float | None]) -> 
             row = scorer.compare(picture, reference).as_row(**gates)
         except (DgiqaError, OSError) as error:
             row = row_of("pair", path=picture, reference=reference or None, status="error", error=str(error), **origin)
-        yield row, None
+        yield row

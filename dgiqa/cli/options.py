@@ -185,8 +185,8 @@ def _how_to_read(values: dict[str, Any]) -> Reading:
     from dgiqa.sources import Network, Reading
 
     network = Network(values["private_network"], values["max_bytes"], values["timeout"])
-    network = network if values.get("remote", True) else None
-    return Reading(values.get("recursive", False), values.get("column"), values.get("key"), network)
+    allowed = network if values.get("remote", True) else None
+    return Reading(values.get("recursive", False), values.get("column"), values.get("key"), allowed)
 
 
 @contextlib.contextmanager

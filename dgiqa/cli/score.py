@@ -133,7 +133,7 @@ def score(
             inputs = earlier.rest(inputs)
         if earlier or new:
             report.grow()
-        stop = fill(report, ((row, None) for row in rows_of(scorer, inputs, workers, details=details)))
+        stop = fill(report, rows_of(scorer, inputs, workers, details=details))
     if earlier:
         earlier.forget()
     if not quiet:

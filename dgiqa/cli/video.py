@@ -14,6 +14,7 @@ from dgiqa.cli.common import EXIT_CODES, app, fill, leave, say, show_progress, w
 
 if TYPE_CHECKING:
     from dgiqa.report.files import Report
+    from dgiqa.report.rows import Row
     from dgiqa.video import Summary
     from dgiqa.video.sampling import Sampling
 
@@ -161,7 +162,7 @@ def video(  # noqa: PLR0917 - the command line's options
         _against(opening, sources[0], against, sampling, (output, shown), max_drop, quiet)
     with Report() as report:
         options.write_rows(report, output, shown, "video" if per_video else "frame")
-        _open(report, gate, plot, html, srt, ffmetadata)
+        look = _open(report, gate, plot, html, srt, ffmetadata)
         scorer = Scorer(**opening, gate=gate)
         reading = Reading(
             raw=raw_frames,
@@ -181,7 +182,7 @@ def video(  # noqa: PLR0917 - the command line's options
         if not (quiet or no_progress):
             show_progress(report)
         report.needed = gate is not None
-        stop = fill(report, run.results())
+        stop = fill(report, run.rows(look))
     if not quiet:
         written = output if report.complete or summary.scored + summary.failed else None
         _say_summary(summary, scorer.backend, written)
@@ -219,7 +220,7 @@ def _against(  # noqa: PLR0917 - what the command was given
         report.needed = True
         report.summary = lost = Lost()
         rows = compare_videos(scorer.stages, encoded, master, sampling, alignment=alignment)
-        stop = fill(report, ((row, None) for row in rows))
+        stop = fill(report, rows)
     mean, interval = lost.mean, lost.interval
     if not quiet and mean is not None:
         said = "" if interval is None else f", 95 % interval {interval[0]:+.4f} to {interval[1]:+.4f}"
@@ -232,20 +233,22 @@ def _against(  # noqa: PLR0917 - what the command was given
     leave(stop, below=below, failed=lost.failed or mean is None)
 
 
-def _open(report: Report, gate: float | None, *sinks: str | None) -> None:
-    """Open what is drawn (plot, page, subtitles, chapters), before anything slow: it may not be writable."""
-    from dgiqa.report import files
+def _open(report: Report, gate: float | None, *paths: str | None) -> Callable[[Row, Any], None] | None:
+    """Open what is drawn (plot, page, subtitles, chapters), before anything slow: it may not be writable.
+
+    Returns what wants to see each row's picture.
+    """
     from dgiqa.report.page import HtmlReport
     from dgiqa.report.plot import TimelinePlot
     from dgiqa.report.subtitles import Chapters, Subtitles
 
-    makers: tuple[Callable[[str], files.Sink], ...] = (
-        *(partial(TimelinePlot, gate=gate), partial(HtmlReport, gate=gate)),
-        *(Subtitles, Chapters),
-    )
-    for make, path in zip(makers, sinks, strict=True):
+    look, makers = None, (partial(TimelinePlot, gate=gate), partial(HtmlReport, gate=gate), Subtitles, Chapters)
+    for make, path in zip(makers, paths, strict=True):
         if path:
-            report.draw_to(writable(make, path))
+            drawn: Any = writable(make, path)
+            report.write_to(drawn, drawn.file)
+            look = getattr(drawn, "look", look)
+    return look
 
 
 def _sampling(  # noqa: PLR0917 - the options it joins

@@ -76,15 +76,14 @@ class Curve:
 
 
 class Curves:
-    """A sink of frames that keeps the curve of each video: what the picture and the page have in common."""
+    """A writer of frames that keeps the curve of each video: what the picture and the page have in common."""
 
     def __init__(self, path: str, gate: float | None = None) -> None:
         self.file = OutputFile(path)
         self.gate = gate
         self.curves: dict[str, Curve] = {}
 
-    def add(self, row: Row, picture: Any) -> None:
-        """One frame."""
+    def write(self, row: Row) -> None:
         self.curves.setdefault(row["path"], Curve()).add(row)
 
     def in_order(self, summary: dict[str, Any]) -> dict[str, Curve]:

@@ -50,18 +50,6 @@ class Writer(Protocol):
         """Write what comes after the last row."""
 
 
-class Sink(Protocol):
-    """Something a run over videos is written to beside its rows."""
-
-    file: OutputFile
-
-    def add(self, row: Row, picture: Any) -> None:
-        """One frame; picture: the working image uint8 [h,w,3], or None with an error."""
-
-    def write(self, summary: dict[str, Any]) -> None:
-        """Write the whole into the file."""
-
-
 def format_of(path: str) -> str:
     """The format a file name asks for. Raises ValueError naming those there are, BackendError without pyarrow."""
     suffix = os.path.splitext(path)[1].lower()
@@ -398,7 +386,7 @@ def left_behind(path: str) -> list[str]:
 
 
 class Report:
-    """Where the results of one run go: writers, sinks of pictures, a progress line, and the summary.
+    """Where the results of one run go: writers, a progress line, and the summary.
 
     A context manager, entered before its files are opened. However the run ends, the rows written so far are kept:
     documents are closed, and files get their names, each on its own, so that one that fails takes no other along.
@@ -407,7 +395,6 @@ class Report:
 
     def __init__(self) -> None:
         self.writers: list[Writer] = []
-        self.sinks: list[Sink] = []
         self.line: ProgressLine | None = None
         self.summary: Tally = Summary()
         self.complete = False
@@ -437,13 +424,8 @@ class Report:
         for file in self._files:
             file.grows = True
 
-    def draw_to(self, sink: Sink) -> None:
-        """Give every row and its picture to a sink."""
-        self.sinks.append(sink)
-        self._end_with(sink.write, sink.file)
-
-    def add(self, row: Row, result: Any = None) -> None:
-        """Write one row everywhere; result: the frame's, whose picture goes to the sinks.
+    def add(self, row: Row) -> None:
+        """Write one row everywhere.
 
         Raises BrokenPipeError once standard output was all that was wanted and nobody reads it.
         """
@@ -451,15 +433,13 @@ class Report:
             self.line.hide()
         for writer in self.writers:
             self._tell(writer, writer.write, row)
-        for sink in self.sinks:
-            sink.add(row, result.picture)
         self.summary.add(row)
         for writer in self.writers:
             if isinstance(writer, SpooledWriter):
                 writer.show(self.summary)
         if self.line:
             self.line.show(self.summary)
-        if self.unread and not self.needed and len(self.writers) + len(self.sinks) == 1:
+        if self.unread and not self.needed and len(self.writers) == 1:
             raise BrokenPipeError
 
     def __exit__(self, *error: object) -> None:

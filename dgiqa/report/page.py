@@ -43,15 +43,17 @@ class HtmlReport(Curves):
         self._best = _Extremes(+1)
         self._made_by = ""
 
-    def add(self, row: Row, picture: UInt8 | None) -> None:
-        """One frame; its thumbnail is made only if it is among the extremes so far."""
-        super().add(row, picture)
+    def write(self, row: Row) -> None:
+        super().write(row)
         self._made_by = f"{row['bundle']}, {row['backend']}"
+
+    def look(self, row: Row, picture: UInt8 | None) -> None:
+        """A frame's picture, uint8 [h,w,3]; its thumbnail is made only if it is among the extremes so far."""
         if row["score"] is not None and picture is not None:
             self._worst.add(row, picture)
             self._best.add(row, picture)
 
-    def write(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: dict[str, Any]) -> None:
         """Write the page."""
         curves = self.in_order(summary)
         several = len(curves) > 1

@@ -21,7 +21,7 @@ class TimelinePlot(Curves):
         self._matplotlib = load("matplotlib.figure", "a plot", "matplotlib", "video", instead="use --html")
         super().__init__(path, gate)
 
-    def write(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: dict[str, Any]) -> None:
         """Draw and write the PNG."""
         curves = self.in_order(summary)
         height = 2.6 * max(1, len(curves)) + 0.4

@@ -17,7 +17,7 @@ class _Spans:
         self._open: Row | None = None
         self._step_s = 1.0
 
-    def add(self, row: Row, picture: Any) -> None:
+    def write(self, row: Row) -> None:
         """One frame; the one before it is written."""
         if self._open is not None:
             if row["path"] != self._open["path"]:
@@ -26,7 +26,7 @@ class _Spans:
             self._emit(self._open, row["time_s"])
         self._open = row
 
-    def write(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: dict[str, Any]) -> None:
         """The last one; the others are written."""
         if self._open is not None:
             self._emit(self._open, self._open["time_s"] + self._step_s)

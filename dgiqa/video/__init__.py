@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -139,10 +139,12 @@ class VideoRun:
             for thread in threads:
                 thread.join(max(0.0, patience - time.monotonic()))
 
-    def rows(self) -> Iterator[Row]:
-        """The rows alone."""
+    def rows(self, look: Callable[[Row, Any], None] | None = None) -> Generator[Row]:
+        """The rows alone. look: is given each and its picture, uint8 [h,w,3] or None with an error, before."""
         with closing(self.results()) as results:
-            for row, _ in results:
+            for row, result in results:
+                if look:
+                    look(row, result.picture)
                 yield row
 
     def _read(self) -> None:

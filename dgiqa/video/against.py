@@ -10,7 +10,7 @@ Both are decoded and converted alike, black bars kept, and an encoded frame of a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -110,7 +110,7 @@ def compare_videos(
     *,
     alignment: Alignment | None = None,
     tiling: str | None = None,
-) -> Iterator[Row]:
+) -> Generator[Row]:
     """A row (`report.rows`, kind "pair") per sampled frame of the encoded video, beside its master's.
 
     alignment: by default `align` finds it. A frame that either cannot give is a row with an error.
