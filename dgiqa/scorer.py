@@ -116,7 +116,7 @@ class Scorer:
             **{"max_pixels": self.max_pixels, "room": Room(max_memory or MAX_MEMORY)},
         }
 
-        def opened(parallel: int) -> Stages:
+        def opened(parallel: int | Literal["auto"]) -> Stages:
             stages = open_stages(self.bundle, **taken | {"parallel": parallel})
             return replace(stages, on_gpu=OnGpu(stages.networks, stages.p, stages.max_pixels))
 

@@ -74,7 +74,7 @@ class ChosenWriter:
         self._writer.finish(summary)
 
 
-def carry(rows: Iterable[Row], folder: str, deed: str, tell: Callable[[str], None] | None = None) -> Iterator[str]:
+def carry(rows: Iterable[Row], folder: str, deed: str, tell: Callable[[str], object] | None = None) -> Iterator[str]:
     """Link, copy or move the files of rows into a folder, below which they keep their places to each other.
 
     deed: "link", "copy" or "move". Yields what goes wrong. A file that is there already is left alone. tell: is given
@@ -98,7 +98,7 @@ def carry(rows: Iterable[Row], folder: str, deed: str, tell: Callable[[str], Non
             yield f"{path}: {error.strerror or error}"
 
 
-def write_shards(rows: Iterable[Row], folder: str, tell: Callable[[str], None] | None = None) -> Iterator[str]:
+def write_shards(rows: Iterable[Row], folder: str, tell: Callable[[str], object] | None = None) -> Iterator[str]:
     """New tar shards with the samples of the rows, all their files, under the names of the old shards.
 
     Yields what goes wrong. A shard appears whole or not at all. tell: as in `carry`.
