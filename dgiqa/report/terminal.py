@@ -16,6 +16,7 @@ from dgiqa.report.rows import Kind, Row, Tally, remarks
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.text import Text
 
 BAR_CELLS = 10
 ENDLESS = 10_000  # columns where no terminal ends a line
@@ -130,14 +131,11 @@ class ProgressLine:
 
     def show(self, summary: Tally, *, force: bool = False) -> None:
         """Draw the line, ten times a second at most unless forced."""
-        from rich.segment import Segments
-
         now = time.perf_counter()
         if force or now - self.drawn_at > 0.1:
             self.hide()
             self.drawn_at = now
-            line, *_ = self.console.render_lines(self._line(summary), pad=False)
-            self.console.print(Segments(line), end="")
+            self.console.print(self._line(summary), end="", no_wrap=True, overflow="crop")
             self.stream.flush()
 
     def hide(self) -> None:
@@ -153,20 +151,17 @@ class ProgressLine:
     def console(self) -> Console:
         return console_for(self.stream, terminal=True)
 
-    def _line(self, summary: Tally) -> RenderableType:
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
+    def _line(self, summary: Tally) -> Text:
         from rich.text import Text
 
         share, parts = summary.progress()
+        line = Text()
+        if share is not None:
+            cells, mark = 20 if self.console.width >= 64 else BAR_CELLS, "━" if can_encode(self.stream, "━") else "-"
+            done = round(share * cells)
+            line = Text.assemble((mark * done, "cyan"), (mark * (cells - done), "dim"), "  ")
         failed = (f"{summary.failed} failed  ", "red") if summary.failed else ""
-        cells = 20 if self.console.width >= 64 else BAR_CELLS
-        bar = [] if share is None else [ProgressBar(1.0, share, cells, complete_style="cyan", finished_style="cyan")]
-        line = Table.grid(padding=(0, 2, 0, 0))
-        for _ in (*bar, "text"):
-            line.add_column(no_wrap=True)
-        line.add_row(*bar, Text.assemble(failed, "  ".join(parts)))
-        return line
+        return line.append_text(Text.assemble(failed, "  ".join(parts)))
 
 
 def console_for(stream: TextIO, *, terminal: bool | None = None) -> Console:
