@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,8 +14,7 @@ from dgiqa.errors import BackendError
 from dgiqa.extras import load, needs
 
 if TYPE_CHECKING:
-    from dgiqa.calibrate import Calibration, Study
-    from dgiqa.calibrate.labels import Labels
+    from dgiqa.calibrate import Calibration
 
 CURVE_SUFFIXES = (".json", ".png")
 
@@ -74,18 +73,26 @@ def calibrate(  # noqa: PLR0917 - the command line's options
       dgiqa-rt score new/ --bundle ours --preset own
     """
     from dgiqa.bundle import load_bundle
-    from dgiqa.calibrate import calibrated, layer_of, write_calibrated
+    from dgiqa.calibrate import calibrated, gather, layer_of, look, plain, write_calibrated
     from dgiqa.calibrate.labels import read_labels
+    from dgiqa.scorer import Scorer
     from dgiqa.store import user_cache
 
-    _check(precision, recall, curve)
+    both = precision is not None and recall is not None
+    options.refuse(both, "give --precision or --recall, and not both", "--precision")
+    unknown = curve and curve.suffix.lower() not in CURVE_SUFFIXES
+    options.refuse(unknown, f"{curve} ends in neither .json nor .png", "--curve")
     table = read_labels(labels, scale, lower_is_better=lower_is_better)
     base = load_bundle(bundle)
     name = name or f"{base.name}-own"
     target = (out or user_cache() / "bundles") / name
     if target.exists() and not overwrite:
         raise typer.BadParameter(f"{target} exists; choose another name or give --overwrite", param_hint="--name")
-    study = _studied(base, table, images or labels.parent, backend)
+    say(f"scoring {len(table.images)} labelled pictures")
+    with Scorer(plain(base), backend=backend, features=True) as scorer:
+        study = gather(table, look(scorer, table, images or labels.parent))
+    for failure in study.failures:
+        say(f"left out: {failure}")
     try:
         with options.usage("--precision, --recall"):
             shipped = layer_of(base, study) if adapt else None
@@ -100,26 +107,6 @@ def calibrate(  # noqa: PLR0917 - the command line's options
         return
     _print_report(result)
     print(made.path, file=data_stream())
-
-
-def _check(precision: float | None, recall: float | None, curve: Path | None) -> None:
-    if precision is not None and recall is not None:
-        raise typer.BadParameter("give --precision or --recall, and not both", param_hint="--precision")
-    if curve and curve.suffix.lower() not in CURVE_SUFFIXES:
-        raise typer.BadParameter(f"{curve} ends in neither .json nor .png", param_hint="--curve")
-
-
-def _studied(base: Any, table: Labels, folder: Path, backend: str) -> Study:
-    """What the networks say of the labelled pictures; those that fail are named."""
-    from dgiqa.calibrate import gather, look, plain
-    from dgiqa.scorer import Scorer
-
-    say(f"scoring {len(table.images)} labelled pictures")
-    with Scorer(plain(base), backend=backend, features=True) as scorer:
-        study = gather(table, look(scorer, table, folder))
-    for failure in study.failures:
-        say(f"left out: {failure}")
-    return study
 
 
 def _print_report(result: Calibration) -> None:

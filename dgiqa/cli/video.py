@@ -242,10 +242,11 @@ def _open(report: Report, gate: float | None, *paths: str | None) -> Callable[[R
     from dgiqa.report.plot import TimelinePlot
     from dgiqa.report.subtitles import Chapters, Subtitles
 
-    look, makers = None, (partial(TimelinePlot, gate=gate), partial(HtmlReport, gate=gate), Subtitles, Chapters)
+    look = None
+    makers: list[Any] = [partial(TimelinePlot, gate=gate), partial(HtmlReport, gate=gate), Subtitles, Chapters]
     for make, path in zip(makers, paths, strict=True):
         if path:
-            drawn: Any = writable(make, path)
+            drawn = writable(make, path)
             report.write_to(drawn, drawn.file)
             look = getattr(drawn, "look", look)
     return look
