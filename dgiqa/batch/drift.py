@@ -59,7 +59,8 @@ class Population:
     def add(self, row: Row) -> None:
         """Raises DgiqaError where the row lacks a column that was named."""
         if row["score"] is None:
-            self.failures[_cause(row.get("error") or "no reason given")] += 1
+            message = (row.get("error") or "no reason given").split("; ", maxsplit=1)[0]
+            self.failures[re.sub(r"\d+", "N", message)[:120]] += 1  # what several have in common
             return
         for column, values in self._columns:
             if column not in row:
@@ -211,11 +212,6 @@ def changes(monitor: Monitor, rows: Iterable[tuple[Any, float]]) -> list[dict[st
     """When scores moved: alarms over (time, score) in order of time; at and since are the times."""
     ordered = sorted(rows, key=lambda row: row[0])
     return [alarm.as_dict() for time, score in ordered if (alarm := monitor.add(score, time))]
-
-
-def _cause(error: str) -> str:
-    """What failures have in common: the message without its numbers and names."""
-    return re.sub(r"\d+", "N", error.split("; ", maxsplit=1)[0])[:120]
 
 
 def _tests(before: Floats, after: Floats) -> dict[str, float]:

@@ -62,7 +62,8 @@ def fit_map(tiles: Sequence[NDArray[np.floating[Any]]], labels: Floats) -> Knots
     It rises strictly from score 0 to 1; how smooth it is, cross-validation decides. Needs scipy.
     """
     x = _knots_at(tiles)
-    basis = _basis(tiles, x)
+    # How much every knot's value counts in every picture's mean: f64 [n, knots]
+    basis = np.array([[np.interp(scores, x, hat).mean() for hat in np.eye(len(x))] for scores in tiles])
     bends = _bends(x)
 
     def predict(train: NDArray[np.intp], test: NDArray[np.intp], strength: float) -> Floats:
@@ -153,12 +154,6 @@ def _knots_at(tiles: Sequence[NDArray[np.floating[Any]]]) -> Floats:
         if kept[-1] + 0.02 < x < 0.98:
             kept.append(float(x))
     return np.array([*kept, 1.0])
-
-
-def _basis(tiles: Sequence[NDArray[np.floating[Any]]], x: Floats) -> Floats:
-    """How much every knot's value counts in every picture's mean: f64 [n, knots]."""
-    hats = np.eye(len(x))
-    return np.array([[np.interp(scores, x, hat).mean() for hat in hats] for scores in tiles])
 
 
 def _bends(x: Floats) -> Floats:

@@ -10,7 +10,7 @@ from dgiqa.cli import options
 from dgiqa.cli.common import EXIT_CODES, Backend, app, print_json, say, show, stdout
 
 if TYPE_CHECKING:
-    from dgiqa.speed import Row, Survey
+    from dgiqa.speed import Survey
 
 COLUMNS = ("backend", "precision", "batch", "threads", "parallel", "ms per image", "p90", "images/s", "drift")
 
@@ -67,20 +67,17 @@ def _print(found: Survey, bundle: str) -> None:
     from dgiqa.report.terminal import console_for, print_table, printable
 
     show(f"{found.bundle} on {found.images} images; drift against {found.reference}\n")
-    rows = [_cells(row, found.max_drift) for row in found.rows]
-    print_table(console_for(stdout()), [COLUMNS, *rows], numbers=range(2, len(COLUMNS)))
-    for purpose, row in (("latency", found.latency), ("throughput", found.throughput)):
-        advice = row.setting.command(bundle) if row else f"nothing keeps to a drift of {found.max_drift:g}"
+    lines: list[tuple[str, ...]] = [COLUMNS]
+    for row in found.rows:
+        s, mark = row.setting, "" if row.drift <= found.max_drift else " !"  # over the limit
+        sizes = (s.backend, s.precision, str(s.batch or "auto"), str(s.threads), str(s.parallel or "auto"))
+        times = (f"{row.ms.median:.1f}", f"{row.ms.p90:.1f}", f"{row.images_per_second:.1f}")
+        lines.append((*sizes, *times, f"{row.drift:.1e}{mark}"))
+    print_table(console_for(stdout()), lines, numbers=range(2, len(COLUMNS)))
+    for purpose, best in (("latency", found.latency), ("throughput", found.throughput)):
+        advice = best.setting.command(bundle) if best else f"nothing keeps to a drift of {found.max_drift:g}"
         show(f"\nfor {purpose}:\n  ", (printable(advice), "bold"))
     if found.missing:
         show("\nnot measured:")
     for item in found.missing:
         show("  ", (f"{item.backend} {item.precision}", "yellow"), f": {printable(item.fix)}")
-
-
-def _cells(row: Row, max_drift: float) -> tuple[str, ...]:
-    """One line of the table; an exclamation mark after a drift over the limit."""
-    s, mark = row.setting, "" if row.drift <= max_drift else " !"
-    sizes = (s.backend, s.precision, str(s.batch or "auto"), str(s.threads), str(s.parallel or "auto"))
-    times = (f"{row.ms.median:.1f}", f"{row.ms.p90:.1f}", f"{row.images_per_second:.1f}")
-    return (*sizes, *times, f"{row.drift:.1e}{mark}")

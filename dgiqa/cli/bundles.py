@@ -16,7 +16,6 @@ from dgiqa.extras import load
 
 if TYPE_CHECKING:
     from dgiqa.bundle import BundleSummary
-    from dgiqa.doctor import Check
     from dgiqa.parity import ParityReport, Reference, Sweep
     from dgiqa.scorer import Scorer
 
@@ -103,26 +102,20 @@ def doctor(
     Exit code 5 when scoring cannot work on this machine.
     """
     from dgiqa.doctor import examine, healthy, report
+    from dgiqa.report.terminal import printable
 
     checks = examine(bundle)
+    well, width = healthy(checks), max(len(check.name) for check in checks)
     if json_:
         print_json(report(checks))
     else:
-        _print_checks(checks)
-    raise typer.Exit(OK if healthy(checks) else ENVIRONMENT)
-
-
-def _print_checks(checks: list[Check]) -> None:
-    from dgiqa.doctor import healthy
-    from dgiqa.report.terminal import printable
-
-    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
-    width = max(len(check.name) for check in checks)
-    for check in checks:
-        show((f"{check.status:<4}", colours[check.status]), f"  {check.name:<{width}}  {printable(check.found)}")
-        if check.fix:
-            show(f"{'':<{width + 8}}-> {check.fix}")
-    show("\nthis machine can score images" if healthy(checks) else "\nthis machine cannot score images yet")
+        colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+        for check in checks:
+            show((f"{check.status:<4}", colours[check.status]), f"  {check.name:<{width}}  {printable(check.found)}")
+            if check.fix:
+                show(f"{'':<{width + 8}}-> {check.fix}")
+        show(f"\nthis machine {'can' if well else 'cannot'} score images{'' if well else ' yet'}")
+    raise typer.Exit(OK if well else ENVIRONMENT)
 
 
 DepthVersionOption = Annotated[
@@ -180,9 +173,23 @@ def verify(
     if json_:
         print_json({**report.as_dict(), "sweep": swept.as_dict() if swept else None})
     else:
-        _print_parity(report)
-        if swept:
-            _print_sweep(swept)
+        _print_compared(
+            report,
+            ("here", "wanted", "difference", "worst tile", "image"),
+            [(r.got, r.expected, (r.difference, r.tile_difference), f"{r.file}, {r.tiling}") for r in report.rows],
+            ("the same model", "NOT the same scores"),
+            f"; {report.bundle} on {report.backend}",
+        )
+    if swept and not json_:
+        print(file=stdout())
+        figures = f"mean {swept.mean_difference:.1e}; SROCC {swept.srocc:.4f}"
+        _print_compared(
+            swept,
+            ("here", "wanted", "difference", f"worst of {swept.images} distorted images"),
+            [(r.got, r.expected, (r.difference,), f"{r.file}, {r.distortion}") for r in swept.worst],
+            ("within its budget", "OVER its budget"),
+            f", {figures}; {swept.backend} against {swept.reference}",
+        )
     leave(None, below=not report.passed or (swept is not None and not swept.passed))
 
 
@@ -268,42 +275,24 @@ def _scale(text: str) -> tuple[float, float]:
     return ends
 
 
-def _print_parity(report: ParityReport) -> None:
-    _print_differences(
-        ("here", "wanted", "difference", "worst tile", "image"),
-        [(r.got, r.expected, (r.difference, r.tile_difference), f"{r.file}, {r.tiling}") for r in report.rows],
-        report.tolerance,
-    )
-    used = f"{report.max_difference:.1e}, {report.share:.0%} of the tolerance of {report.tolerance:g}"
-    about = f"largest difference {used}; {report.bundle} on {report.backend}"
-    verdict = ("the same model", "green") if report.passed else ("NOT the same scores", "red")
-    show("\n", verdict, f": {about}")
-
-
-def _print_sweep(swept: Sweep) -> None:
-    print(file=stdout())
-    _print_differences(
-        ("here", "wanted", "difference", f"worst of {swept.images} distorted images"),
-        [(r.got, r.expected, (r.difference,), f"{r.file}, {r.distortion}") for r in swept.worst],
-        swept.tolerance,
-    )
-    used = f"largest difference {swept.max_difference:.1e}, {swept.share:.0%} of the tolerance of {swept.tolerance:g}"
-    about = f"{used}, mean {swept.mean_difference:.1e}; SROCC {swept.srocc:.4f}; {swept.backend} against"
-    verdict = ("within its budget", "green") if swept.passed else ("OVER its budget", "red")
-    show("\n", verdict, f": {about} {swept.reference}")
-
-
-def _print_differences(
-    header: tuple[str, ...], rows: list[tuple[float, float, tuple[float, ...], str]], tolerance: float
+def _print_compared(
+    found: ParityReport | Sweep,
+    header: tuple[str, ...],
+    rows: list[tuple[float, float, tuple[float, ...], str]],
+    verdicts: tuple[str, str],
+    about: str,
 ) -> None:
-    """A table of (score here, score wanted, the differences, what was scored); red where one is over the tolerance."""
+    """A table of (score here, score wanted, the differences, what was scored), red over the tolerance; the verdict."""
     from rich.text import Text
 
     from dgiqa.report.terminal import console_for, print_table, printable
 
     lines: list[Sequence[str | Text]] = []
     for got, wanted, differences, name in rows:
-        colour = "green" if max(differences) <= tolerance else "red"
+        colour = "green" if max(differences) <= found.tolerance else "red"
         told = (Text(f"{difference:.1e}", colour) for difference in differences)
         lines.append((f"{got:.4f}", f"{wanted:.4f}", *told, printable(name)))
     print_table(console_for(stdout()), [header, *lines], numbers=range(2, len(header) - 1))
+    verdict = (verdicts[0], "green") if found.passed else (verdicts[1], "red")
+    used = f"{found.max_difference:.1e}, {found.share:.0%} of the tolerance of {found.tolerance:g}"
+    show("\n", verdict, f": largest difference {used}{about}")

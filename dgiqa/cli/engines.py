@@ -101,7 +101,10 @@ def build(  # noqa: PLR0917 - the command line's options
     from dgiqa.builder.build import build as build_engine
     from dgiqa.builder.plan import PlanOptions
 
-    precision = _precision(fp32=fp32, fp16=fp16, int8=int8, fp8=fp8, bf16=bf16)
+    asked = {"fp32": fp32, "fp16": fp16, "int8": int8, "fp8": fp8, "bf16": bf16}
+    names = [name for name, wanted in asked.items() if wanted] or ["fp16"]
+    options.refuse(len(names) > 1, "an engine has one precision", " ".join(f"--{name}" for name in names))
+    precision = names[0]
     options.refuse(
         calib and precision not in spec.QUANTIZED,
         f"{precision} runs the model's own files; give --int8, --fp8 or --fp16",
@@ -127,7 +130,12 @@ def build(  # noqa: PLR0917 - the command line's options
     if json_:
         print_json({**_facts(engine), "certificate": engine.certificate})
         return
-    _print_certificate(engine)
+    found = engine.certificate
+    for kind, words in (("types", "weighted layers in the file"), ("layers", "layers in the engine")):
+        for network, counts in found[kind].items():
+            say(f"{network}: {words}: {', '.join(f'{n} {name}' for name, n in sorted(counts.items()))}")
+    say(f"{found['bytes'] / 1e6:.1f} MB, {found['share_of_fp32_bytes']:.2f} of the fp32 files")
+    say(_parity(engine))
     print(engine.path, file=data_stream())
 
 
@@ -181,12 +189,6 @@ def path(
     print(engines_folder() / name if name else engines_folder(), file=data_stream())
 
 
-def _precision(**asked: bool) -> str:
-    names = [name for name, wanted in asked.items() if wanted]
-    options.refuse(len(names) > 1, "an engine has one precision", " ".join(f"--{name}" for name in names))
-    return names[0] if names else "fp16"
-
-
 def _batch(text: str) -> tuple[int, int, int]:
     try:
         low, usual, high = (int(part) for part in text.split(","))
@@ -219,12 +221,3 @@ def _parity(engine: Engine) -> str:
     found = engine.certificate
     used = f"{found['share']:.0%} of the budget of {found['tolerance']:g}"
     return f"{engine.precision}: scores within {found['max_difference']:.1e}, {used}, over {found['images']} images"
-
-
-def _print_certificate(engine: Engine) -> None:
-    found = engine.certificate
-    for kind, words in (("types", "weighted layers in the file"), ("layers", "layers in the engine")):
-        for network, counts in found[kind].items():
-            say(f"{network}: {words}: {', '.join(f'{n} {name}' for name, n in sorted(counts.items()))}")
-    say(f"{found['bytes'] / 1e6:.1f} MB, {found['share_of_fp32_bytes']:.2f} of the fp32 files")
-    say(_parity(engine))

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from dgiqa.cli import options
 from dgiqa.cli.common import app, print_json, say, stdout
 from dgiqa.errors import ImageError
-
-if TYPE_CHECKING:
-    from dgiqa.explain import Explanation
 
 
 @app.command()
@@ -39,9 +36,11 @@ def explain(
       dgiqa-rt explain photo.jpg -o photo.html
       dgiqa-rt explain photo.jpg --gradcam -o photo.html
     """
+    from dgiqa.report.html import data_uri, render
     from dgiqa.report.terminal import printable
     from dgiqa.score import Failure
     from dgiqa.scorer import Scorer
+    from dgiqa.store import replacing
 
     suffix = Path(output).suffix.lower() if output else ".png"
     options.refuse(suffix not in (".png", ".html"), f"{output!r} ends in neither .png nor .html", "--output")
@@ -52,7 +51,13 @@ def explain(
         except ImageError as error:
             raise ImageError(str(Failure(image, "ImageError", str(error)))) from error
     if output:
-        _write(found, Path(output), suffix)
+        if suffix == ".html":
+            panels = {name: data_uri(_encoded(panel, ".jpg")) for name, panel in found.panels().items()}
+            data = render("explanation.html", title=found.source, found=found, panels=panels).encode()
+        else:
+            data = _encoded(found.drawn(), ".png")
+        with replacing(output) as partial:
+            partial.write_bytes(data)
         say(f"written to {output}")
     if json_:
         print_json(found.as_dict())
@@ -65,19 +70,6 @@ def explain(
     lines += [f"  of the score's tiles y {most.y}, x {most.x} decides: {most.score:.4f}, without it {most.pull:+.4f}"]
     lines += [f"  {found.near_and_far}"] if found.near_and_far else []
     print(*lines, sep="\n", file=stdout())
-
-
-def _write(found: Explanation, path: Path, suffix: str) -> None:
-    from dgiqa.report.html import data_uri, render
-    from dgiqa.store import replacing
-
-    if suffix == ".html":
-        panels = {name: data_uri(_encoded(panel, ".jpg")) for name, panel in found.panels().items()}
-        data = render("explanation.html", title=found.source, found=found, panels=panels).encode()
-    else:
-        data = _encoded(found.drawn(), ".png")
-    with replacing(path) as partial:
-        partial.write_bytes(data)
 
 
 def _encoded(drawing: Any, suffix: str) -> bytes:

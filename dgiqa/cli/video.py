@@ -126,6 +126,7 @@ def video(  # noqa: PLR0917 - the command line's options
     """
     from dgiqa.forward import check_tiling
     from dgiqa.report.files import Report
+    from dgiqa.report.rows import gate_sentence
     from dgiqa.scorer import Scorer
     from dgiqa.sources import videos
     from dgiqa.video import Reading, Summary, VideoRun
@@ -158,7 +159,9 @@ def video(  # noqa: PLR0917 - the command line's options
     if against is not None:
         scored = {"--raw": raw, "--live": live, "--reuse-depth": reuse, "--plot": plot, "--html": html, "--srt": srt}
         scored |= {"--decoder": decoder != "cpu", "--per-video": per_video}
-        _check_against(sources, scored | {"--ffmetadata": ffmetadata, "--fail-under": gate})
+        options.refuse(len(sources) > 1, "one video is compared with its master; name one", "SOURCE")
+        used = [name for name, value in (scored | {"--ffmetadata": ffmetadata, "--fail-under": gate}).items() if value]
+        options.refuse(used, f"{', '.join(used)} cannot be combined with it", "--against")
         _against(opening, sources[0], against, sampling, (output, shown), max_drop, quiet)
     with Report() as report:
         options.write_rows(report, output, shown, "video" if per_video else "frame")
@@ -184,18 +187,13 @@ def video(  # noqa: PLR0917 - the command line's options
         report.needed = gate is not None
         stop = fill(report, run.rows(look))
     if not quiet:
-        written = output if report.complete or summary.scored + summary.failed else None
-        _say_summary(summary, scorer.backend, written)
-    if stop is None:
-        _say_verdicts(summary, quiet)
-    leave(stop, below="fail" in summary.verdicts, failed=summary.failed)
-
-
-def _check_against(sources: list[str], others: dict[str, object]) -> None:
-    """Usage errors of --against."""
-    options.refuse(len(sources) > 1, "one video is compared with its master; name one", "SOURCE")
-    if used := [name for name, value in others.items() if value]:
-        raise typer.BadParameter(f"{', '.join(used)} cannot be combined with it", param_hint="--against")
+        _say_summary(summary, scorer.backend, output if report.complete or summary.scored + summary.failed else None)
+    verdicts = summary.verdicts
+    for line in [] if stop else summary.failures():
+        say(line, prefix="gate: ")
+    if gate is not None and verdicts and not (quiet or stop):
+        say(gate_sentence(verdicts.count("fail"), len(verdicts), "video", gate), prefix="")
+    leave(stop, below="fail" in verdicts, failed=summary.failed)
 
 
 def _against(  # noqa: PLR0917 - what the command was given
@@ -312,17 +310,6 @@ def _check_sources(sources: list[str], live: bool | None, one_only: bool, raw: s
     options.refuse(len(set(sources)) < len(sources), "a source is named twice", "SOURCE")
     options.refuse(one_only and len(sources) > 1, "--srt and --ffmetadata describe one video; name one", "SOURCE")
     options.refuse(raw and live, "a raw pipe cannot be opened again; leave --live out", "--live")
-
-
-def _say_verdicts(summary: Summary, quiet: bool) -> None:
-    """What is below the gate, and one sentence about it."""
-    from dgiqa.report.rows import gate_sentence
-
-    for line in summary.failures():
-        say(line, prefix="gate: ")
-    verdicts = summary.verdicts
-    if verdicts and not quiet and summary.gate is not None:
-        say(gate_sentence(verdicts.count("fail"), len(verdicts), "video", summary.gate), prefix="")
 
 
 def _say_summary(summary: Summary, backend: str, output: str | None) -> None:

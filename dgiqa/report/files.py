@@ -415,9 +415,10 @@ class Report:
         self.writers.append(writer)
         if file:
             self._files.append(file)
+            self._endings.callback(file.discard)
         elif shown:
             self._shown = writer
-        self._end_with(lambda summary: self._tell(writer, writer.finish, summary), file)
+        self._endings.callback(self._finish, writer, file)
 
     def grow(self) -> None:
         """From here on files have their names while their rows come, and replace those of before."""
@@ -457,16 +458,11 @@ class Report:
                 raise
             self.unread = True
 
-    def _end_with(self, finish: Callable[[dict[str, Any]], None], file: OutputFile | None) -> None:
-        if file:
-            self._endings.callback(file.discard)
-        self._endings.callback(self._finish, finish, file)
-
-    def _finish(self, finish: Callable[[dict[str, Any]], None], file: OutputFile | None) -> None:
+    def _finish(self, writer: Writer, file: OutputFile | None) -> None:
         if not (self.complete or self.summary.scored + self.summary.failed):
             return
         try:
-            finish(self.summary.as_dict(complete=self.complete))
+            self._tell(writer, writer.finish, self.summary.as_dict(complete=self.complete))
             if file:
                 file.commit()
         except OSError as error:

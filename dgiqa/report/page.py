@@ -57,10 +57,12 @@ class HtmlReport(Curves):
         """Write the page."""
         curves = self.in_order(summary)
         several = len(curves) > 1
+        judged = [figures["verdict"] for figures in summary["videos"].values() if figures.get("verdict")]
+        below = gate_sentence(judged.count("fail"), len(judged), "video", self.gate) if judged and self.gate else ""
         page = render(
             "video.html",
             title="Video quality over time",
-            sentence=self._sentence(summary),
+            sentence=below,
             legend=f"{self.legend()}; tinted: the worst interval".capitalize(),
             videos=[
                 self._video(name, curve, summary["videos"].get(name, {}), f"--c{i % COLOURS}")
@@ -72,19 +74,12 @@ class HtmlReport(Curves):
         )
         self.file.write(page)
 
-    def _sentence(self, summary: dict[str, Any]) -> str:
-        """ "1 of 3 videos is below 0.4", where there is a gate."""
-        verdicts = [figures.get("verdict") for figures in summary["videos"].values()]
-        judged = [verdict for verdict in verdicts if verdict]
-        return gate_sentence(judged.count("fail"), len(judged), "video", self.gate) if judged and self.gate else ""
-
     def _video(self, name: str, curve: Curve, figures: dict[str, Any], colour: str) -> dict[str, Any]:
         """What the template says of one video."""
         points = curve.all_points()
         group = math.ceil(len(points) / MAX_TABLE) or 1
-        shown: list[tuple[float, Any]] = [
-            (p.time_s, p) for p in (lowest(points[i : i + group]) for i in range(0, len(points), group))
-        ]
+        told = [lowest(points[i : i + group]) for i in range(0, len(points), group)]
+        shown: list[tuple[float, Any]] = [(p.time_s, p) for p in told]
         shown += [(time_s, {"error": text}) for time_s, text in curve.errors]
         return {
             "name": name,

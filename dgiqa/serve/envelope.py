@@ -58,8 +58,11 @@ class Envelope:
                 MutableHeaders(scope=message).update({"X-Request-ID": identity} | SAFETY)
             await send(message)
 
+        given, wanted = headers.get("authorization", ""), f"Bearer {self.token}"
+        # In a time that does not tell how much of it is right
+        known = self.token is None or hmac.compare_digest(given.encode("latin-1"), wanted.encode())
         try:
-            if scope["path"] not in OPEN and not self._knows(headers.get("authorization", "")):
+            if scope["path"] not in OPEN and not known:
                 scope["cause"] = "unauthorized"
                 error = {"error": "wanted the header Authorization: Bearer TOKEN"}
                 await JSONResponse(error, 401, {"WWW-Authenticate": "Bearer"})(scope, body.receive, sending)
@@ -80,11 +83,6 @@ class Envelope:
             told = (identity, scope["method"], scope["path"], status, outcome, seconds * 1e3)
             level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
             LOG.log(level, "id=%s method=%s path=%r status=%d outcome=%r ms=%.1f", *told)
-
-    def _knows(self, authorization: str) -> bool:
-        """Whether the token is right, in a time that does not tell how much of it is."""
-        wanted = f"Bearer {self.token}"
-        return self.token is None or hmac.compare_digest(authorization.encode("latin-1"), wanted.encode())
 
 
 class _Body:

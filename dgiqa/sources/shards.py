@@ -144,13 +144,16 @@ def _of_zip(name: str, stream: BinaryIO, counts: Counter[str]) -> Iterator[Input
         yield Input(name, error=f"cannot be read ({told(error)}); a zip from an address has to be downloaded first")
         return
     with archive:
-        if _overlap(archive.infolist()):
+        places = sorted((member.header_offset, member.compress_size) for member in archive.infolist())
+        if any(at + size > following for (at, size), (following, _) in itertools.pairwise(places)):
             yield Input(name, error="its members overlap, as in a zip bomb; write the archive again")
             return
         for member in archive.infolist():
             if member.is_dir():
                 continue
-            inside = _name_in_zip(member)
+            inside = member.orig_filename  # where no flag says UTF-8, zipfile takes its bytes for code page 437
+            if not member.flag_bits & _UTF8:
+                inside = os.fsdecode(inside.encode("cp437"))
             if suffix_of(inside) not in PHOTO_SUFFIXES:
                 counts[suffix_of(inside)] += 1
                 continue
@@ -163,17 +166,6 @@ def _of_zip_member(shown: str, key: str, archive: zipfile.ZipFile, member: zipfi
             return _image(shown, key, content)
     except Exception as error:  # of each of the ways to compress; a wrong password, a wrong header
         return Input(shown, error=f"cannot be read ({told(error)}); write the archive again", key=key)
-
-
-def _name_in_zip(member: zipfile.ZipInfo) -> str:
-    """The name as it was stored: where no flag says UTF-8, zipfile takes its bytes for code page 437."""
-    name = member.orig_filename
-    return name if member.flag_bits & _UTF8 else os.fsdecode(name.encode("cp437"))
-
-
-def _overlap(members: list[zipfile.ZipInfo]) -> bool:
-    places = sorted((member.header_offset, member.compress_size) for member in members)
-    return any(at + size > following for (at, size), (following, _) in itertools.pairwise(places))
 
 
 def _image(shown: str, key: str, content: IO[bytes], size: int | None = None) -> Input:
