@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dgiqa.errors import WeightsError
 from dgiqa.nn.weights import read_tensors
@@ -61,6 +62,18 @@ def create_backbone(name: str, image_size: int = 224, options: Mapping[str, Any]
         indices = [reductions.index(stride) for stride in STRIDES]
         model = timm.create_model(name, out_indices=indices, **arguments)
     return model if last_block else _without_last_block(model, name)
+
+
+def transformer_block(width: int, heads: int, scale: float | None = None) -> Any:
+    """timm's block of a vision transformer: pre-norm attention and feed-forward, [N,T,C] -> [N,T,C].
+
+    scale: what each is scaled by per channel before it is added, at first; None for no such scale.
+    """
+    import_timm()
+    from timm.models.vision_transformer import Block
+
+    norm = functools.partial(nn.LayerNorm, eps=1e-6)
+    return Block(width, heads, qkv_bias=True, init_values=scale, norm_layer=norm)
 
 
 def load_lite(source: str | Path, backbone: Any) -> None:

@@ -7,7 +7,7 @@ the bias commutes, too.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from dgiqa.nn.deploy_layers import linear
 from dgiqa.nn.depth_anything import PATCH, DenseHead, DepthAnything, FusionBlock, _upsample
-from dgiqa.nn.depth_anything import Block as ReferenceBlock
 
 
 class TwinDepthAnything(DepthAnything):
@@ -27,17 +26,17 @@ class TwinDepthAnything(DepthAnything):
     def __init__(self, network: DepthAnything) -> None:
         nn.Module.__init__(self)  # the reference's own would make weights
         self.config, self.pretrained = network.config, network.pretrained
-        self.pretrained.blocks = nn.ModuleList(Block(cast(ReferenceBlock, b)) for b in network.pretrained.blocks)
+        self.pretrained.blocks = nn.ModuleList(Block(block) for block in network.pretrained.blocks)
         self.depth_head = Head(network.depth_head)  # type: ignore[assignment]
 
 
 class Block(nn.Module):
     """The encoder's block, [N,T,C] -> [N,T,C]."""
 
-    def __init__(self, block: ReferenceBlock) -> None:
+    def __init__(self, block: Any) -> None:
         super().__init__()
         self.norm1, self.norm2 = block.norm1, block.norm2
-        self.heads = block.attn.heads
+        self.heads = block.attn.num_heads
         weight, bias = block.attn.qkv.weight, block.attn.qkv.bias
         scale = torch.ones_like(bias)
         scale[: bias.shape[0] // 3] = (bias.shape[0] // 3 // self.heads) ** -0.5  # of the scores, in the query

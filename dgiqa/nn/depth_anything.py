@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgiqa.nn.backbones import transformer_block
+
 PATCH = 14  # pixels per token and side
 NATIVE_GRID = 37  # the position embedding was trained on 518 / 14 tokens a side
 GRID_OFFSET = 0.1  # added to the grid's size before its scale is taken; the published weights were trained with it
@@ -74,7 +76,7 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + NATIVE_GRID**2, config.width))
         self.mask_token = nn.Parameter(torch.zeros(1, config.width))  # only pretraining used it; checkpoints carry it
         self.patch_embed = PatchEmbed(config.width)
-        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(transformer_block(config.width, config.heads, 1.0) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.normal_(self.cls_token, std=1e-6)
@@ -100,54 +102,6 @@ class PatchEmbed(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:  # [N,3,h,w] -> [N,C,h/14,w/14]
         return self.proj(image)
-
-
-class Block(nn.Module):
-    """Pre-norm attention and feed-forward, each scaled per channel before it is added."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, heads)
-        self.ls1 = LayerScale(width)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = FeedForward(width)
-        self.ls2 = LayerScale(width)
-
-    def forward(self, x: Tensor) -> Tensor:  # [N,T,C] -> [N,T,C]
-        x = x + self.ls1(self.attn(self.norm1(x)))
-        return x + self.ls2(self.mlp(self.norm2(x)))
-
-
-class Attention(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:  # [N,T,C] -> [N,T,C]
-        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # [N,heads,T,C/heads]
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class LayerScale(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma
-
-
-class FeedForward(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:  # [N,T,C] -> [N,T,C]
-        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class DenseHead(nn.Module):

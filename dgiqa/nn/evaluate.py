@@ -62,26 +62,22 @@ from dgiqa.store import replacing
 if TYPE_CHECKING:
     from dgiqa.scorer import Scorer
 
-# SROCC and PLCC (raw), mean over seeds, as the paper prints them.
-PAPER_SINGLE = {  # table 2: trained and tested on parts of the same set
-    "live": (0.982, 0.981),
-    "csiq": (0.971, 0.976),
-    "tid2013": (0.934, 0.940),
-    "kadid10k": (0.943, 0.945),
-    "clive": (0.891, 0.910),
-    "koniq10k": (0.934, 0.942),
-    "flive": (0.591, 0.685),
-}
-PAPER_CROSS = {  # table 3: (trained on, tested on)
-    ("koniq10k", "clive"): (0.808, 0.834),
-    ("koniq10k", "flive"): (0.462, 0.515),
-    ("flive", "koniq10k"): (0.769, 0.797),
-    ("kadid10k", "live"): (0.932, 0.909),
-    ("kadid10k", "tid2013"): (0.724, 0.733),
-    ("tid2013", "live"): (0.931, 0.922),
-}
-PAPER_ABLATION = {  # tables 4 and 5: (left out, trained on, tested on)
-    ("depth_car", "clive", "clive"): (0.877, 0.902),
+# SROCC and PLCC (raw), mean over seeds, as the paper prints them: (left out, trained on, tested on).
+PAPER = {
+    (None, "live", "live"): (0.982, 0.981),  # table 2: trained and tested on parts of the same set
+    (None, "csiq", "csiq"): (0.971, 0.976),
+    (None, "tid2013", "tid2013"): (0.934, 0.940),
+    (None, "kadid10k", "kadid10k"): (0.943, 0.945),
+    (None, "clive", "clive"): (0.891, 0.910),
+    (None, "koniq10k", "koniq10k"): (0.934, 0.942),
+    (None, "flive", "flive"): (0.591, 0.685),
+    (None, "koniq10k", "clive"): (0.808, 0.834),  # table 3
+    (None, "koniq10k", "flive"): (0.462, 0.515),
+    (None, "flive", "koniq10k"): (0.769, 0.797),
+    (None, "kadid10k", "live"): (0.932, 0.909),
+    (None, "kadid10k", "tid2013"): (0.724, 0.733),
+    (None, "tid2013", "live"): (0.931, 0.922),
+    ("depth_car", "clive", "clive"): (0.877, 0.902),  # tables 4 and 5
     ("dilated", "clive", "clive"): (0.888, 0.907),
     ("tcb", "clive", "clive"): (0.890, 0.907),
     ("depth_car", "koniq10k", "clive"): (0.783, 0.816),
@@ -148,7 +144,7 @@ def evaluate(predictor: Any, dataset: IQADataset, seeds: Iterable[int] = range(1
     used = {r.name: r.path for test in tests for r in test.records}
     predicted = dict(zip(used, _predict(predictor)(list(used.values())), strict=True))
     rows = [scores_of(np.array([predicted[r.name] for r in test.records]), test.scores) for test in tests]
-    return _single(dataset, rows, official)
+    return _line(dataset.name, rows, (None, dataset.name, dataset.name), official)
 
 
 def _parts(dataset: IQADataset, seed: int, official: bool) -> tuple[IQADataset, IQADataset]:
@@ -159,11 +155,14 @@ def _parts(dataset: IQADataset, seed: int, official: bool) -> tuple[IQADataset, 
     return random_split(dataset, seed)
 
 
-def _single(dataset: IQADataset, rows: Sequence[dict[str, float]], official: bool) -> Result:
-    """A line of table 2; the paper's figures stand beside random splits only, which are what it reports."""
-    if official:
-        return Result(f"{dataset.name}, official split", tuple(rows))
-    return Result(dataset.name, tuple(rows), PAPER_SINGLE.get(dataset.name))
+def _line(
+    name: str, rows: Sequence[dict[str, float]], paper: tuple[str | None, str, str], official: bool = False
+) -> Result:
+    """A line of the tables. paper: the key of its figures, which stand beside random splits only: so it reports."""
+    name += ", official split" if official else ""
+    if paper[0] is not None:
+        name += f"{',' if official else ''} without {paper[0]}"
+    return Result(name, tuple(rows), None if official else PAPER.get(paper))
 
 
 def evaluate_cross(
@@ -172,9 +171,8 @@ def evaluate_cross(
     """A predictor trained on all of `source`, on all of the dataset (table 3). without: what an ablation leaves out."""
     row = scores_of(_predict(predictor)(_paths(dataset)), dataset.scores)
     name = dataset.name if source is None else f"{source} -> {dataset.name}"
-    if without is None:
-        return Result(name, (row,), PAPER_CROSS.get((source or "", dataset.name)))
-    return Result(f"{name} without {without}", (row,), PAPER_ABLATION.get((without, source or "", dataset.name)))
+    trained = source if source != dataset.name or without else None  # table 2 is of parts of a set
+    return _line(name, [row], (without, trained or "", dataset.name))
 
 
 def run_protocol(
@@ -193,12 +191,7 @@ def run_protocol(
     for seed in seeds:
         training, test = _parts(dataset, seed, official)
         rows.append(scores_of(_predict(fit(training, seed))(_paths(test)), test.scores))
-    if without is None:
-        return _single(dataset, rows, official)
-    if official:
-        return Result(f"{dataset.name}, official split, without {without}", tuple(rows))
-    paper = PAPER_ABLATION.get((without, dataset.name, dataset.name))
-    return Result(f"{dataset.name} without {without}", tuple(rows), paper)
+    return _line(dataset.name, rows, (without, dataset.name, dataset.name), official)
 
 
 def separate(predictor: Any, good: Sequence[Path], degraded: Sequence[Path], name: str = "") -> Separation:

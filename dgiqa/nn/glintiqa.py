@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgiqa.nn.depth_anything import Attention, FeedForward
+from dgiqa.nn.backbones import import_timm, transformer_block
 from dgiqa.spec import QUALITY_RGB, Preprocess
 
 EXPANSION = 4  # of a bottleneck: channels out per channel inside
@@ -123,7 +123,7 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid**2, config.width))
         self.patch_embed = Patches(3, config.width, config.patch)
-        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(max(config.reads) + 1))
+        self.blocks = nn.ModuleList(transformer_block(config.width, config.heads) for _ in range(max(config.reads) + 1))
         for parameter in (self.cls_token, self.pos_embed):
             nn.init.trunc_normal_(parameter, std=0.02)
 
@@ -136,21 +136,6 @@ class VisionTransformer(nn.Module):
             if number in self.reads:
                 read.append(x[:, 1:])
         return read
-
-
-class Block(nn.Module):
-    """Pre-norm attention and feed-forward."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = FeedForward(width)
-
-    def forward(self, x: Tensor) -> Tensor:  # [N,T,C] -> [N,T,C]
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
 
 
 class Patches(nn.Module):
@@ -183,15 +168,21 @@ class ResNet(nn.Module):
 
     def __init__(self, stem: int, stages: tuple[int, int, int]) -> None:
         super().__init__()
+        import_timm()
+        from timm.models.resnet import Bottleneck
+
         self.conv1 = nn.Conv2d(3, stem, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)
         channels = stem
         for level, count in enumerate(stages):
-            inside = stem << level
-            blocks = [Bottleneck(channels, inside, 2 if level else 1)]
-            channels = EXPANSION * inside
-            blocks += [Bottleneck(channels, inside) for _ in range(count - 1)]
-            self.add_module(f"layer{level + 1}", nn.Sequential(*blocks))
+            inside, stride = stem << level, 2 if level else 1
+            out = EXPANSION * inside
+            shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+            first = Bottleneck(channels, inside, stride, shortcut)
+            self.add_module(
+                f"layer{level + 1}", nn.Sequential(first, *(Bottleneck(out, inside) for _ in range(count - 1)))
+            )
+            channels = out
 
     def forward(self, rgb: Tensor) -> list[Tensor]:
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(rgb))), 3, 2, 1)
@@ -200,26 +191,6 @@ class ResNet(nn.Module):
             x = getattr(self, f"layer{level}")(x)
             maps.append(x)
         return maps
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 (which has the stride) and 1x1 convolution beside the identity, or beside a 1x1 convolution."""
-
-    def __init__(self, channels: int, inside: int, stride: int = 1) -> None:
-        super().__init__()
-        out = EXPANSION * inside
-        self.conv1, self.bn1 = nn.Conv2d(channels, inside, 1, bias=False), nn.BatchNorm2d(inside)
-        self.conv2, self.bn2 = nn.Conv2d(inside, inside, 3, stride, 1, bias=False), nn.BatchNorm2d(inside)
-        self.conv3, self.bn3 = nn.Conv2d(inside, out, 1, bias=False), nn.BatchNorm2d(out)
-        self.downsample: nn.Sequential | None = None
-        if stride > 1 or channels != out:
-            self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = F.relu(self.bn2(self.conv2(x)))
-        return F.relu(self.bn3(self.conv3(x)) + shortcut)
 
 
 class ChannelAttention(nn.Module):
