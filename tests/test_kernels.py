@@ -103,6 +103,22 @@ def test_a_fault_that_no_test_notices_is_reported() -> None:
         assert old in (ENGINES / file).read_text(encoding="utf-8"), old
 
 
+@pytest.mark.slow
+def test_a_fault_is_not_caught_by_a_machine_that_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mutate
+
+    verdicts = {}
+    for name, script in {"ends": "exit 0", "fails": "exit 3", "computes": "while :; do :; done"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+        verdicts[name] = mutate.passes(tmp_path / name, cpu_s=1)
+    assert verdicts == {"ends": True, "fails": False, "computes": False}
+    (tmp_path / "ends").write_text("#!/bin/sh\nsleep 60\n")
+    monkeypatch.setattr(mutate, "HOUR_S", 0.1)
+    with pytest.raises(RuntimeError, match="neither ended nor used"):
+        mutate.passes(tmp_path / "ends")
+
+
 def call(shape: tuple[int, int, int, int], seed: int = 0) -> tuple[Any, ...]:
     """Half-precision inputs for (height, width, heads, shift): qkv, the bias [heads,49,49], qkv_bias."""
     import torch
