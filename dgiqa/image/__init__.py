@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -113,8 +113,10 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS, max_memory: int | None
         opened = (_open_raw if plugin == RAW else _OPEN.get(kind, _open_with_pillow))(kind, plugin, data)
     except ImageError:
         raise
-    except Exception as error:  # struct.error, IndexError, ...: of damaged headers
-        raise _unreadable(kind, data, error) from error
+    except Exception as error:  # SyntaxError, struct.error, OSError, ...: plugins raise many types on damaged headers
+        what = f"its header cannot be read, {len(data)} bytes ({type(error).__name__}: {error})"
+        fix = "fetch it again, or convert it to PNG or JPEG"
+        raise ImageError(f"starts like {kind}, but {what}; {fix}") from error
     pixels = opened.width * opened.height
     if pixels > max_pixels:
         raise ImageError(
@@ -272,7 +274,7 @@ def _open_tiff(kind: str, plugin: str, data: bytes) -> Opened:
         return Opened(kind, page.width, page.height, memory, data, read_array)
     try:
         image = _pillow(kind, plugin, data)
-    except ImageError as error:
+    except SyntaxError as error:
         if "unknown pixel mode" not in str(error) or page.number:
             raise
         fix = "save as grey or RGB with 8 or 16 bits per channel"
@@ -405,7 +407,7 @@ def _heic(data: bytes) -> Image.Image:
         plugin = import_module("pillow_heif.as_plugin")
     except ImportError as error:
         raise ImageError(f"this is a HEIC photograph; {install('heic')} to read it, or convert it to JPEG") from error
-    return _header("HEIC", plugin.HeifImageFile, data)
+    return cast(Image.Image, plugin.HeifImageFile(_Source(data)))
 
 
 def _deep_heic(data: bytes) -> NDArray[Any]:
@@ -499,21 +501,7 @@ def _pillow(kind: str, plugin: str, data: bytes) -> Image.Image:
         factory = Image.OPEN[kind][0]
     except (ImportError, KeyError) as error:
         raise ImageError(f"this Pillow was built without {kind}; install a newer one, or convert the file") from error
-    return _header(kind, lambda file: factory(file, ""), data)
-
-
-def _header(kind: str, factory: Callable[[io.BytesIO], Image.Image], data: bytes) -> Image.Image:
-    try:
-        return factory(_Source(data))
-    except Exception as error:  # SyntaxError, struct.error, OSError, ...: plugins raise many types on damaged headers
-        raise _unreadable(kind, data, error) from error
-
-
-def _unreadable(kind: str, data: bytes, error: Exception) -> ImageError:
-    return ImageError(
-        f"starts like {kind}, but its header cannot be read, {len(data)} bytes ({type(error).__name__}: {error}); "
-        "fetch it again, or convert it to PNG or JPEG"
-    )
+    return factory(_Source(data), "")
 
 
 def _over_pillows_limit(pixels: int) -> bool:
