@@ -93,10 +93,8 @@ class Opened:
         except CancelledError:
             raise
         except Exception as error:  # decoders raise many types on damaged data
-            raise ImageError(
-                f"truncated or damaged {self.kind}, {len(self._data)} bytes ({type(error).__name__}: {error}); "
-                "fetch or save it again"
-            ) from error
+            what = f"truncated or damaged {self.kind}, {len(self._data)} bytes" if self.kind else "it cannot be read"
+            raise ImageError(f"{what} ({type(error).__name__}: {error}); fetch or save it again") from error
 
 
 def open_image(data: bytes, max_pixels: int = MAX_PIXELS, max_memory: int | None = None) -> Opened:
@@ -144,22 +142,15 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, max_memory: int | None = N
 
 
 def of_pillow(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Decoded:
-    """The pixels of a Pillow image, as those of its file. Raises ImageError if they cannot be had."""
+    """The pixels of a Pillow image, as those of its file. Raises ImageError without any, and whatever Pillow does."""
     if image.width * image.height > max_pixels:
         raise ImageError(
             f"got {image.width} x {image.height} pixels, limit {max_pixels:,}; shrink it, or raise max_pixels"
         )
     if not image.width or not image.height:
         raise ImageError(f"got an empty image of {image.width} x {image.height}, wanted at least one pixel")
-    try:
-        image.load()
-        return _finish(image, image.format or "", _orientation(image))
-    except ImageError:
-        raise
-    except Exception as error:
-        raise ImageError(
-            f"the image cannot be read ({type(error).__name__}: {error}); fetch or save it again"
-        ) from error
+    image.load()
+    return _finish(image, image.format or "", _orientation(image))
 
 
 # ---- formats: each gives an Opened
