@@ -37,18 +37,47 @@ _HARMLESS = re.compile("JFIF|Adobe|ICC|Invalid SOS parameters for sequential")  
 
 
 @dataclass
-class _Frame:
-    """What the segments so far have said. sampling: per component, 8 x 8 blocks in an MCU across and down. left: bits
-    of every coefficient that no scan has brought yet, per component."""
+class Scans:
+    """What the segments so far have said. ended: there is an end marker.
 
+    sampling: per component, 8 x 8 blocks in an MCU across and down. left: bits of every coefficient that no scan has
+    brought yet, per component. zero_symbol: by table, what all zero bits mean, and how many bits.
+    """
+
+    ended: bool = False
     kind: int = 0
     bits: int = 0
     width: int = 0
     height: int = 0
     sampling: dict[int, tuple[int, int]] = field(default_factory=dict)
     left: dict[int, list[int]] = field(default_factory=dict)
-    zero_symbol: dict[int, tuple[int, int]] = field(default_factory=dict)  # table -> what all zero bits mean, bits
+    zero_symbol: dict[int, tuple[int, int]] = field(default_factory=dict)
     scans: int = 0
+
+    @property
+    def components(self) -> int:
+        """1 grey, 3 colour, 4 ink."""
+        return len(self.sampling)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every bit of every coefficient has had its scan."""
+        if self.kind not in _PROGRESSIVE:
+            return self.scans > 0
+        return not any(map(any, self.left.values()))
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is of 8 bits, Huffman codes and a usual sampling, as nearly all are."""
+        luma, *chroma = [*self.sampling.values()] or [(1, 1)]
+        ratios = {(luma[0] / c[0], luma[1] / c[1]) for c in chroma[:2]}
+        usual = len(ratios) < 2 and ratios <= _SAMPLINGS and (self.components < 4 or chroma[2] == luma)
+        return self.kind in _HUFFMAN and self.bits == 8 and self.components in _SPACES and usual
+
+    @property
+    def mcus(self) -> int:
+        """At most: a picture of one component has blocks of 8 x 8 whatever its sampling says."""
+        return -(-self.width // 8) * -(-self.height // 8)
 
     def blocks(self, component: int) -> int:
         """8 x 8 blocks of a component in an MCU."""
@@ -56,30 +85,16 @@ class _Frame:
         return across * down
 
 
-@dataclass(frozen=True)
-class Scans:
-    """ended: there is an end marker. complete: every bit of every coefficient has had its scan.
-
-    components: 1 grey, 3 colour, 4 ink. plain: of 8 bits, Huffman codes and a usual sampling, as nearly all are.
-    """
-
-    ended: bool
-    complete: bool
-    width: int
-    height: int
-    components: int
-    plain: bool
-
-
 def inspect(data: bytes) -> Scans:
     """Walk over a JPEG file's segments. Raises ImageError where what was saved is not there any more."""
-    frame, at = _Frame(), 2
+    frame, at = Scans(), 2
     while marker := _MARKER.search(data, at):
         if marker.end() - at > MAX_FILL:
             raise ImageError(f"{marker.end() - at:,} bytes of padding between two markers; save it again")
         code, at = marker[1][0], marker.end()
         if code == END[1]:
-            return _scans(frame, ended=True)
+            frame.ended = True
+            return frame
         if 0xD0 <= code <= 0xD8 or code == 0x01:
             continue
         length = int.from_bytes(data[at : at + 2], "big")
@@ -90,7 +105,7 @@ def inspect(data: bytes) -> Scans:
             _table(code, segment, frame)
         if not frame.scans and at > MAX_METADATA:
             raise ImageError(f"more than {MAX_METADATA:,} bytes before the picture; save it without its metadata")
-    return _scans(frame, ended=False)
+    return frame
 
 
 def pixels(data: bytes, components: int, *, eighth: bool = False) -> NDArray[np.uint8]:
@@ -110,15 +125,7 @@ def pixels(data: bytes, components: int, *, eighth: bool = False) -> NDArray[np.
         return np.asarray(simplejpeg.decode_jpeg(data, strict=False, **how))
 
 
-def _scans(frame: _Frame, *, ended: bool) -> Scans:
-    components, (luma, *chroma) = len(frame.sampling), [*frame.sampling.values()] or [(1, 1)]
-    ratios = {(luma[0] / c[0], luma[1] / c[1]) for c in chroma[:2]}
-    usual = len(ratios) < 2 and ratios <= _SAMPLINGS and (components < 4 or chroma[2] == luma)
-    plain = frame.kind in _HUFFMAN and frame.bits == 8 and components in _SPACES and usual
-    return Scans(ended, _complete(frame), frame.width, frame.height, components, plain)
-
-
-def _table(code: int, segment: bytes, frame: _Frame) -> None:
+def _table(code: int, segment: bytes, frame: Scans) -> None:
     if code in _SOF and len(segment) >= 6:
         frame.kind, frame.bits, count = code, segment[0], segment[5]
         frame.height, frame.width = int.from_bytes(segment[1:3], "big"), int.from_bytes(segment[3:5], "big")
@@ -134,7 +141,7 @@ def _table(code: int, segment: bytes, frame: _Frame) -> None:
             segment = segment[17 + sum(counts) :]
 
 
-def _scan(data: bytes, at: int, header: bytes, frame: _Frame) -> int:
+def _scan(data: bytes, at: int, header: bytes, frame: Scans) -> int:
     """Note a scan, and return where it ends."""
     frame.scans += 1
     if frame.scans > MAX_SCANS:
@@ -155,7 +162,7 @@ def _scan(data: bytes, at: int, header: bytes, frame: _Frame) -> int:
     return end
 
 
-def _most_zeros(frame: _Frame, components: dict[int, int], first: int, refines: int) -> int:
+def _most_zeros(frame: Scans, components: dict[int, int], first: int, refines: int) -> int:
     """Zero bytes in a row that an encoder may have written in a scan.
 
     components: their tables, as the scan's header gives them. first: its first coefficient. refines: the bit that it
@@ -166,7 +173,7 @@ def _most_zeros(frame: _Frame, components: dict[int, int], first: int, refines: 
         return zeros.LEAST if frame.kind >= _ARITHMETIC else _NO_LIMIT
     progressive = frame.kind == 0xC2
     if progressive and refines:
-        return _NO_LIMIT if first else zeros.LEAST + _mcus(frame) * sum(map(frame.blocks, components)) // 8
+        return _NO_LIMIT if first else zeros.LEAST + frame.mcus * sum(map(frame.blocks, components)) // 8
     if progressive and first:  # "nothing more" is said once for a whole row of blocks
         return zeros.LEAST
     bits = 0
@@ -176,15 +183,4 @@ def _most_zeros(frame: _Frame, components: dict[int, int], first: int, refines: 
         if any(symbol for symbol, _ in meant):
             return zeros.LEAST
         bits += frame.blocks(component) * sum(n for _, n in meant)
-    return zeros.LEAST + _mcus(frame) * bits // 8
-
-
-def _mcus(frame: _Frame) -> int:
-    """At most: a picture of one component has blocks of 8 x 8 whatever its sampling says."""
-    return -(-frame.width // 8) * -(-frame.height // 8)
-
-
-def _complete(frame: _Frame) -> bool:
-    if frame.kind not in _PROGRESSIVE:
-        return frame.scans > 0
-    return all(not any(left) for left in frame.left.values())
+    return zeros.LEAST + frame.mcus * bits // 8
