@@ -156,19 +156,19 @@ def _as_bytes(data: Any) -> bytes:
 def _read_stream(stream: Any) -> bytes:
     """From where it stands; one at its end is rewound: it was scored, or saved, before."""
     try:
-        head = _filled(stream, HEAD)
+        head = read_fully(stream, HEAD)
         if not head and _rewound(stream):
-            head = _filled(stream, HEAD)
+            head = read_fully(stream, HEAD)
         if len(head) == HEAD:
             identify(head)  # before the rest is read
-        return head + _filled(stream, MAX_BYTES + 1 - HEAD)
+        return head + read_fully(stream, MAX_BYTES + 1 - HEAD)
     except ImageError:
         raise
     except Exception as error:  # a connection that broke, a file that is closed, or whatever else it is
         raise ImageError(f"the stream cannot be read: {str(error) or type(error).__name__}") from error
 
 
-def _filled(stream: Any, size: int) -> bytes:
+def read_fully(stream: Any, size: int) -> bytes:
     """So many bytes, or fewer at the end: sockets and pipes give them in pieces."""
     pieces, missing = list[bytes](), size
     while missing > 0 and (piece := _as_bytes(stream.read(missing))):

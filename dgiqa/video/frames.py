@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from dgiqa import bars
 from dgiqa.errors import ImageError
+from dgiqa.image.sources import read_fully
 from dgiqa.video import colour, sampling
 from dgiqa.video.decoding import Clock, Decoding, Picture
 from dgiqa.video.sampling import Sampling, SceneCuts, ScenePicks, Ticks
@@ -38,7 +39,6 @@ from dgiqa.video.source import (
     name_of,
     open_container,
     open_raw,
-    read_exactly,
 )
 
 UInt8 = NDArray[np.uint8]
@@ -267,7 +267,7 @@ class Video:
             import_av()
         number = 0
         while not ticks.over and number / raw.rate <= end_s:
-            data = read_exactly(self.opened.pipe, raw.frame_bytes)
+            data = read_fully(self.opened.pipe, raw.frame_bytes)
             time_s = number / raw.rate
             if len(data) < raw.frame_bytes:
                 if data or not number:

@@ -275,17 +275,6 @@ def name_of(source: VideoSource) -> str:
     return name if isinstance(name, str) else "<stream>"
 
 
-def read_exactly(pipe: Any, size: int) -> bytes:
-    """That many bytes, or fewer at the end: a pipe gives them in pieces."""
-    data = bytearray()
-    while len(data) < size:
-        piece = pipe.read(size - len(data))
-        if not piece:
-            break
-        data += piece
-    return bytes(data)
-
-
 def _open_at_once(path: str, flags: int) -> int:
     """As `os.open`, but for a named pipe that nobody writes into, which is given up after TIMEOUT_S."""
     if not hasattr(os, "mkfifo") or not stat.S_ISFIFO(os.stat(path).st_mode):
