@@ -13,14 +13,12 @@ import platform
 import queue
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar, cast
 
 from dgiqa.errors import BackendError
 from dgiqa.extras import load
-
-T = TypeVar("T")
 
 # Extensions of x86 that change how engines compute.
 INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
@@ -86,22 +84,9 @@ def nvidia_gpus() -> list[dict[str, str]]:
     """NVIDIA GPUs as {name, driver, memory}, asked of the driver. [] where there is none, or it does not answer in
     time."""
 
-    def asked(nvml: Any) -> list[dict[str, str]]:
-        driver = nvml.nvmlSystemGetDriverVersion()
-        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
-        return [
-            {
-                "name": nvml.nvmlDeviceGetName(handle),
-                "driver": driver,
-                "memory": f"{nvml.nvmlDeviceGetMemoryInfo(handle).total >> 20} MiB",
-            }
-            for handle in handles
-        ]
-
-    try:
-        return _from_driver(asked)
-    except BackendError:
-        return []
+    with suppress(BackendError):
+        return [{key: each[key] for key in ("name", "driver", "memory")} for each in _from_driver()]
+    return []
 
 
 def gpu(device: int = 0) -> tuple[str, str]:
@@ -110,8 +95,8 @@ def gpu(device: int = 0) -> tuple[str, str]:
     CUDA numbers those that CUDA_VISIBLE_DEVICES lists, in its order; without that variable the fastest comes first,
     unless CUDA_DEVICE_ORDER is PCI_BUS_ID. Raises BackendError where the two counts may differ, and without such a GPU.
     """
-    found = _from_driver(_kinds)
-    index = {key: (name, capability) for number, uuid, name, capability in found for key in (number, uuid)}
+    found = _from_driver()
+    index = {each[key]: (each["name"], each["capability"]) for each in found for key in ("number", "uuid")}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     listed = list(map(str, range(len(found)))) if visible is None else [part.strip() for part in visible.split(",")]
     named = [next((at for key, at in index.items() if key.startswith(part)), None) for part in listed if part]
@@ -126,37 +111,37 @@ def gpu(device: int = 0) -> tuple[str, str]:
     return kind
 
 
-def _kinds(nvml: Any) -> list[tuple[str, str, str, str]]:
-    """(number, uuid, name, compute capability) of each GPU."""
-    found = []
-    for number in range(nvml.nvmlDeviceGetCount()):
-        handle = nvml.nvmlDeviceGetHandleByIndex(number)
-        capability = "{}.{}".format(*nvml.nvmlDeviceGetCudaComputeCapability(handle))
-        uuid, name = nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle)
-        found.append((str(number), uuid, name, capability))
-    return found
-
-
-def _from_driver(ask: Callable[[Any], T]) -> T:
-    """What `ask` gets of NVML, in a thread of its own: a driver that hangs is left alone after DRIVER_SECONDS."""
+def _from_driver() -> list[dict[str, str]]:
+    """What NVML says of each GPU, in a thread of its own: a driver that hangs is left alone after DRIVER_SECONDS."""
     nvml = load("pynvml", "asking the NVIDIA driver", "nvidia-ml-py", "nvml")
-    answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    answer: queue.SimpleQueue[list[dict[str, str]] | Exception] = queue.SimpleQueue()
+
+    def described(number: int) -> dict[str, str]:
+        handle = nvml.nvmlDeviceGetHandleByIndex(number)
+        return {
+            "number": str(number),
+            "uuid": nvml.nvmlDeviceGetUUID(handle),
+            "name": nvml.nvmlDeviceGetName(handle),
+            "capability": "{}.{}".format(*nvml.nvmlDeviceGetCudaComputeCapability(handle)),
+            "driver": nvml.nvmlSystemGetDriverVersion(),
+            "memory": f"{nvml.nvmlDeviceGetMemoryInfo(handle).total >> 20} MiB",
+        }
 
     def run() -> None:
         try:
             nvml.nvmlInit()
-            answer.put(ask(nvml))
+            answer.put([described(number) for number in range(nvml.nvmlDeviceGetCount())])
         except Exception as error:
             answer.put(error)
 
     threading.Thread(target=run, name="nvml", daemon=True).start()
     try:
-        got = answer.get(timeout=DRIVER_SECONDS)
+        got: list[dict[str, str]] | Exception | str = answer.get(timeout=DRIVER_SECONDS)
     except queue.Empty:
         got = f"no answer in {DRIVER_SECONDS} s"
-    if isinstance(got, str | Exception):
-        raise BackendError(f"the NVIDIA driver does not name the GPU ({got}); install or restart it")
-    return cast(T, got)
+    if isinstance(got, list):
+        return got
+    raise BackendError(f"the NVIDIA driver does not name the GPU ({got}); install or restart it")
 
 
 def installed_wheels() -> dict[str, str]:

@@ -26,7 +26,7 @@ def nvml(
         nvmlDeviceGetCount=lambda: len(gpus),
         nvmlDeviceGetHandleByIndex=lambda number: range(len(gpus))[number],
         nvmlDeviceGetName=lambda number: gpus[number][0],
-        nvmlDeviceGetUUID=lambda number: uuids[number],
+        nvmlDeviceGetUUID=lambda number: uuids[number] if uuids else f"GPU-{number}",
         nvmlDeviceGetMemoryInfo=lambda number: SimpleNamespace(total=23034 << 20),
         nvmlDeviceGetCudaComputeCapability=lambda number: gpus[number][1],
     )
