@@ -2,8 +2,8 @@
 
     rgb u8 [H,W,3] ──► prepare ──► Work (working image, depth image, windows) ──► Networks.score ──► finish ──► Score
 
-The pass is written here once. `Stages` is a bundle opened for it; `depth_map`, `depth_image`, `tiles` and `tile_scores`
-are its steps for those who bring a network of their own.
+The pass is written here once. `Stages` is a bundle opened for it; `depth_map`, `depth_image` and `tiles` are its steps
+for those who bring a network of their own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -55,10 +55,6 @@ class Network(Protocol):
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]: ...
 
 
-def _untimed(stage: str) -> AbstractContextManager[None]:
-    return nullcontext()
-
-
 def depth_map(rgb: UInt8, network: Network, p: spec.Preprocess) -> Float32:
     """Depth of rgb [H,W,3] by the depth network: f32 [1,h,w]."""
     return network.run({spec.DEPTH_INPUT: preprocess.depth_input(rgb, p)})[spec.DEPTH_OUTPUT]
@@ -66,23 +62,7 @@ def depth_map(rgb: UInt8, network: Network, p: spec.Preprocess) -> Float32:
 
 def depth_image(rgb: UInt8, network: Network, p: spec.Preprocess) -> UInt8:
     """The depth network's image of rgb [H,W,3]: uint8 of the working size."""
-    return depth_image_from(preprocess.depth_input(rgb, p), (rgb.shape[0], rgb.shape[1]), network, p)
-
-
-def depth_image_from(
-    prepared: Float32,
-    size: tuple[int, int],
-    network: Network,
-    p: spec.Preprocess,
-    *,
-    clock: Callable[[str], AbstractContextManager[None]] = _untimed,
-    turn: AbstractContextManager[Any] | None = None,
-) -> UInt8:
-    """As `depth_image`, from the network's input f32 [1,3,h,w] for a picture of `size`. turn: held while it runs."""
-    with turn or nullcontext(), clock("depth"):
-        depth = network.run({spec.DEPTH_INPUT: prepared})[spec.DEPTH_OUTPUT]
-    with clock("depth_image"):
-        return preprocess.depth_image(depth, *size, p)
+    return preprocess.depth_image(depth_map(rgb, network, p), rgb.shape[0], rgb.shape[1], p)
 
 
 def tiles(
@@ -299,7 +279,7 @@ class Stages:
         with clock("decode"):
             decoded = decode_within(opened, self.decode_timeout_s, clock.stopped)
         rgb, notes = decoded.rgb, decoded.notes
-        size = height, width = rgb.shape[0], rgb.shape[1]
+        height, width = rgb.shape[:2]
         prepared, depth = None, self.networks.depth
         if near is None and depth is not None:
             with clock("depth_input"):
@@ -314,7 +294,10 @@ class Stages:
         pixels = rgb if keep else None
         del decoded, rgb  # before the depth image, which may be as large
         if prepared is not None and depth is not None:
-            near = depth_image_from(prepared, size, depth, self.p, clock=clock, turn=self.networks.turn)
+            with self.networks.turn, clock("depth"):
+                seen = depth.run({spec.DEPTH_INPUT: prepared})[spec.DEPTH_OUTPUT]
+            with clock("depth_image"):
+                near = preprocess.depth_image(seen, height, width, self.p)
         with clock("tiles"):
             windows = preprocess.windows_for(tiling, working.shape[0], working.shape[1], self.p.tile)
         scores, ms = np.full(len(windows), np.nan, np.float32), {s: clock.ms[s] for s in STAGES if s in clock.ms}

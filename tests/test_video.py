@@ -15,7 +15,7 @@ import pytest
 from video_clips import RATE, UInt8, blurred, damage, numbered, swaying, write
 from waiting import PATIENCE_S, until
 
-from dgiqa import forward
+from dgiqa import preprocess
 from dgiqa.bundle import Bundle
 from dgiqa.cli.video import _about as about
 from dgiqa.errors import BackendError, ImageError
@@ -230,8 +230,8 @@ def test_reuse_saves_work_says_so_and_audits_itself(
     path = write(tmp_path / "still.mp4", still(photos["rocket"], 60, 1.0))
     plain, _ = run(scorer, path)
     depths = []
-    original = forward.depth_image_from
-    monkeypatch.setattr(forward, "depth_image_from", lambda *a, **k: (depths.append(1), original(*a, **k))[1])
+    original = preprocess.depth_image
+    monkeypatch.setattr(preprocess, "depth_image", lambda *a, **k: (depths.append(1), original(*a, **k))[1])
     rows, summary = run(scorer, path, reuse=Reuse(tiles=tiles, audit=8))
     assert len(depths) < 15
     assert {r["reused"] for r in rows} - {"depth"} == ({"", "depth+tiles"} if tiles else {""})

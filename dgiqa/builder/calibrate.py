@@ -210,19 +210,6 @@ def probe_photographs(bundle: Bundle, calibration: Callable[[], Iterator[UInt8]]
             yield distort[kind % len(distort)](rgb)
 
 
-@dataclass(frozen=True)
-class _Recorded:
-    """A network that notes what it is fed."""
-
-    file: str
-    network: Any
-    seen: list[tuple[str, dict[str, NDArray[np.float32]]]]
-
-    def run(self, feeds: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[Any]]:
-        self.seen.append((self.file, dict(feeds)))
-        return dict(self.network.run(feeds))
-
-
 class _Watched:
     """A network that keeps the largest magnitudes of inner tensors whenever it runs."""
 
@@ -244,15 +231,14 @@ class _Watched:
 
 
 def _picture(rgb: UInt8, networks: Networks, p: spec.Preprocess) -> _Picture:
-    fed: list[tuple[str, dict[str, NDArray[np.float32]]]] = []
-    image = depth = None
-    if spec.DEPTH_FILE in networks:
-        depth = forward.depth_image(rgb, _Recorded(spec.DEPTH_FILE, networks[spec.DEPTH_FILE], fed), p)
-        image = fed[0][1][spec.DEPTH_INPUT]
+    (height, width), image, depth = rgb.shape[:2], None, None
+    if (network := networks.get(spec.DEPTH_FILE)) is not None:
+        image = preprocess.depth_input(rgb, p)
+        depth = preprocess.depth_image(network.run({spec.DEPTH_INPUT: image})[spec.DEPTH_OUTPUT], height, width, p)
     working = preprocess.working_image(rgb, p)
     windows = preprocess.grid_windows(working.shape[0], working.shape[1], p.tile)
     wanted = _outputs(networks[spec.QUALITY_FILE], working, depth, windows, p)
-    return _Picture(image, working, depth, (rgb.shape[0], rgb.shape[1]), windows, wanted)
+    return _Picture(image, working, depth, (height, width), windows, wanted)
 
 
 def _outputs(network: Any, rgb: UInt8, near: UInt8 | None, windows: NDArray[np.int32], p: spec.Preprocess) -> Outputs:
