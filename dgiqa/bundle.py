@@ -30,7 +30,7 @@ from dgiqa.full_reference import FullReference, parse_full_reference
 from dgiqa.meaning import Meaning, parse_meaning
 from dgiqa.onnx_file import check_stands_alone
 from dgiqa.spec import Preprocess
-from dgiqa.store import ours, scratch_in, sha256_of, user_cache
+from dgiqa.store import ours, scratch_in, sha256_of, take_place, user_cache
 
 MANIFEST = "manifest.json"
 GOLDEN = "golden.jsonl"
@@ -216,7 +216,7 @@ def write_bundle(
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
         _close(folder)
         load_bundle(folder)
-        _move_into_place(folder, target)
+        take_place(folder, target)
     return load_bundle(target)
 
 
@@ -488,17 +488,3 @@ def _close(root: Path) -> None:
     """Let everybody read and nobody else write, whatever the user's umask says."""
     for path in root.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
-
-
-def _move_into_place(folder: Path, target: Path) -> None:
-    """A directory cannot be renamed over a full one: the old one steps aside first and comes back if that fails."""
-    if not target.exists():
-        folder.rename(target)
-        return
-    with scratch_in(target.parent, target.name) as aside:
-        old = target.rename(aside / "old")
-        try:
-            folder.rename(target)
-        except OSError:
-            old.rename(target)
-            raise

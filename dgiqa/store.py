@@ -47,6 +47,20 @@ def scratch_in(folder: Path, name: str) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def take_place(folder: Path, target: Path) -> None:
+    """Rename a folder. Over a full one none can be: the old one steps aside first and comes back if that fails."""
+    if not target.exists():
+        folder.rename(target)
+        return
+    with scratch_in(target.parent, target.name) as aside:
+        old = target.rename(aside / "old")
+        try:
+            folder.rename(target)
+        except OSError:
+            old.rename(target)
+            raise
+
+
 def ours(folder: Path) -> bool:
     """Whether nobody but this user (or root) can have put anything into the folder, or changed what is in it."""
     if not hasattr(os, "getuid"):  # Windows: the user's profile is private by its access list

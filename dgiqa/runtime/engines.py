@@ -27,7 +27,7 @@ from dgiqa.errors import BundleError, EngineError
 from dgiqa.onnx_file import check_stands_alone
 from dgiqa.runtime.backends import RTX, TENSORRT, choose
 from dgiqa.runtime.session import identity
-from dgiqa.store import closed, discard, locked, ours, private, scratch_in, sha256_of, user_cache
+from dgiqa.store import closed, discard, locked, ours, private, scratch_in, sha256_of, take_place, user_cache
 
 RECORD = "engine.json"
 FORMAT = 2  # raised whenever an older reader would misread a record
@@ -209,11 +209,7 @@ def store(path: Path, key: Mapping[str, Any], files: Mapping[str, Path], certifi
     (path / RECORD).write_text(text + "\n", encoding="utf-8")
     for extra in (p for p in path.iterdir() if p.name not in kept):
         shutil.rmtree(extra) if extra.is_dir() else extra.unlink()
-    old = target.with_name(f".{target.name}.old")  # a directory cannot be renamed over a full one
-    with contextlib.suppress(FileNotFoundError):
-        target.rename(old)
-    path.rename(target)
-    discard(old)
+    take_place(path, target)
     return _read(target)
 
 
