@@ -169,7 +169,7 @@ def test_a_channel_waits_for_files_and_drops_the_oldest_of_a_live_source() -> No
     for i in range(5):
         assert channel.put(Frame("camera", i, i), newest_wins=True)
     assert channel.dropped == 3
-    assert [channel.get(wait=False).time_s for _ in range(2)] == [3, 4]  # type: ignore[union-attr]
+    assert [channel.get(wait=False).time_s for _ in range(2)] == [3, 4]
     assert channel.put(Frame("file", 0, 0))
     assert channel.put(Frame("file", 1, 1))
     assert not channel.put(Frame("file", 2, 2), timeout=0.05)
@@ -211,7 +211,7 @@ def test_a_busy_camera_does_not_push_out_a_quiet_one() -> None:
     channel.put(Frame("quiet", 0, 0), newest_wins=True)
     for i in range(9):
         channel.put(Frame("busy", i, i), newest_wins=True)
-    assert [channel.get(wait=False).source for _ in range(3)] == ["quiet", "busy", "busy"]  # type: ignore[union-attr]
+    assert [channel.get(wait=False).source for _ in range(3)] == ["quiet", "busy", "busy"]
 
 
 def still(photo: UInt8, count: int, noise: float, seed: int = 0) -> Iterator[UInt8]:

@@ -1,13 +1,16 @@
-"""Frames on their way from the threads that read sources to the one that scores: a bounded queue.
+"""Frames on their way from the threads that read sources to the one that scores, and rows from there: a bounded queue.
 
 A full channel makes a file's reader wait; of a live source it drops the oldest frame and counts it.
 """
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from dgiqa.video.frames import Frame
 
@@ -15,7 +18,7 @@ CAPACITY = 4  # frames in a channel: a 4K frame is 25 MB
 
 
 class Channel:
-    """A bounded queue between threads, for any number of producers."""
+    """A bounded queue between threads, for any number of producers. Where the newest wins, it holds Frames."""
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         if capacity < 1:
@@ -23,11 +26,11 @@ class Channel:
         self.capacity = capacity
         self.dropped = 0
         self.bell = threading.Event()  # rung by every frame, and by the end: whoever scores looks again
-        self._frames: deque[Frame] = deque()
+        self._frames: deque[Any] = deque()
         self._changed = threading.Condition()
         self._open = True
 
-    def put(self, frame: Frame, *, newest_wins: bool = False, timeout: float | None = None) -> bool:
+    def put(self, frame: Any, *, newest_wins: bool = False, timeout: float | None = None) -> bool:
         """Add a frame: wait for room, or drop the oldest one of the same source. False if closed or out of time."""
         with self._changed:
             if newest_wins and len(self._frames) >= self.capacity and not frame.error:
@@ -41,13 +44,13 @@ class Channel:
             self.bell.set()
             return True
 
-    def get(self, *, wait: bool = True) -> Frame | None:
-        """The next frame; None when there is none yet (without waiting) or ever again."""
+    def get(self, *, wait: bool = True, timeout: float = math.inf) -> Any:
+        """The next frame; None when there is none yet (without waiting, or in `timeout` seconds) or ever again."""
+        end = time.monotonic() + timeout
         with self._changed:
-            if wait:
-                # Woken now and then, so that a signal's handler gets its turn on every platform
-                while not self._frames and self._open:
-                    self._changed.wait(0.5)
+            # Woken now and then, so that a signal's handler gets its turn on every platform
+            while wait and not self._frames and self._open and (left := end - time.monotonic()) > 0:
+                self._changed.wait(min(0.5, left))
             if not self._frames:
                 return None
             frame = self._frames.popleft()

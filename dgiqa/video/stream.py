@@ -8,9 +8,7 @@ Nothing grows: the channel and the waiting rows are bounded; a full one makes `p
 from __future__ import annotations
 
 import math
-import queue
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 from dgiqa.errors import ImageError
 from dgiqa.image import as_rgb
 from dgiqa.runtime.kernels import is_on_gpu
+from dgiqa.video.channel import Channel
 from dgiqa.video.frames import Frame
 from dgiqa.video.sampling import SceneCuts, thumbnail
 from dgiqa.video.scoring import FrameScorer, Result
@@ -36,14 +35,12 @@ class FrameStream:
     ) -> None:
         self.live = live
         self._scorer = scorer
-        self._rows: queue.Queue[dict[str, Any] | None] = queue.Queue(capacity)
+        self._rows = Channel(capacity)
         self._to_row = to_row
         self._lock = threading.Lock()
         self._cuts: dict[str, SceneCuts] = {}
         self._count: dict[str, int] = {}
         self._error: BaseException | None = None
-        self._closed = threading.Event()
-        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name="dgiqa-stream", daemon=True)
         self._thread.start()
 
@@ -74,19 +71,10 @@ class FrameStream:
 
     def pull(self, timeout: float | None = None) -> dict[str, Any] | None:
         """The next row, in the order of the pushes; None after the last one, or when none came in `timeout` seconds."""
-        end = math.inf if timeout is None else time.monotonic() + timeout
-        while not self._closed.is_set():
-            try:
-                row = self._rows.get(timeout=max(0.0, min(0.2, end - time.monotonic())))
-            except queue.Empty:
-                if self._ended.is_set() and self._rows.empty():
-                    break
-                if time.monotonic() >= end:
-                    return None
-                continue
-            return row
-        self._raise()
-        return None
+        row: dict[str, Any] | None = self._rows.get(timeout=math.inf if timeout is None else timeout)
+        if row is None:
+            self._raise()
+        return row
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Rows until `finish` was called and all frames are done."""
@@ -98,7 +86,7 @@ class FrameStream:
 
     def close(self) -> None:
         """End at once; rows not pulled are lost."""
-        self._closed.set()
+        self._rows.finish()
         self.finish()
         self._thread.join()
 
@@ -112,23 +100,14 @@ class FrameStream:
         results = self._scorer.results()
         try:
             for result in results:
-                if not self._hand_out(self._to_row(result)):
+                if not self._rows.put(self._to_row(result)):
                     break
         except BaseException as error:  # it belongs to whoever pulls
             self._error = error
         finally:
             results.close()
-            self._ended.set()
+            self._rows.finish()
             self._scorer.channel.finish()
-
-    def _hand_out(self, row: dict[str, Any]) -> bool:
-        while not self._closed.is_set():
-            try:
-                self._rows.put(row, timeout=0.2)
-            except queue.Full:
-                continue
-            return True
-        return False
 
     def _raise(self) -> None:
         if self._error is not None:
