@@ -16,7 +16,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class Engine:
     """A built engine. path: its directory. key: what it depends on, see `engine_key`.
 
     files: network ("depth.onnx", "quality.onnx") -> the file that runs in its place; empty where the bundle's own
-    files run. certificate: how its scores compare with the bundle's. created: ISO 8601.
+    files run. certificate: how its scores compare with the bundle's. created: ISO 8601. hashes: file -> sha256.
     """
 
     path: Path
@@ -47,6 +47,7 @@ class Engine:
     files: dict[str, Path]
     certificate: dict[str, Any]
     created: str = ""
+    hashes: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -238,8 +239,8 @@ def _found(path: Path) -> Engine | str:
         return str(error)
 
 
-def _record(path: Path) -> dict[str, Any]:
-    """What engine.json in this directory says. EngineError unless it is as `store` wrote it."""
+def _read(path: Path) -> Engine:
+    """The engine in this directory, its files unchecked. EngineError unless its record is as `store` wrote it."""
     try:
         with (path / RECORD).open("rb") as stream:
             record = json.loads(stream.read(MAX_TEXT_BYTES).decode("utf-8"))
@@ -247,12 +248,14 @@ def _record(path: Path) -> dict[str, Any]:
             raise EngineError(f"{path} has format {version!r}, this version reads {FORMAT}; build it again")
         if record["sha256"] != _digest(record):
             raise ValueError(f"its {RECORD} was altered")
-        names = [*record["networks"].values(), *record["files"], *record["key"]["plugins"]]
+        files = {network: path / name for network, name in record["networks"].items()}
+        hashes = {name: entry["sha256"] for name, entry in record["files"].items()} | record["key"]["plugins"]
+        names = [*record["networks"].values(), *hashes]
         if odd := [name for name in names if Path(name).name != name or name == ".."]:  # a stranger's may be forged
             raise ValueError(f"its files {odd} lie elsewhere")
+        return Engine(path, record["key"], files, record["certificate"], record["created"], hashes)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise EngineError(f"{path} is not an engine ({error}); wanted a directory that dgiqa-rt build made") from error
-    return dict(record)
 
 
 def _digest(record: Mapping[str, Any]) -> str:
@@ -261,27 +264,14 @@ def _digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def _read(path: Path) -> Engine:
-    """A record as it stands: its files are not checked."""
-    record = _record(path)
-    files = {network: path / name for network, name in record["networks"].items()}
-    return Engine(path, record["key"], files, record["certificate"], record["created"])
-
-
 def _verify(engine: Engine, fix: str) -> None:
     """The files are those that were built."""
-    wanted = {name: entry["sha256"] for name, entry in _record(engine.path)["files"].items()} | engine.key["plugins"]
-    for name, digest in wanted.items():
+    for name, digest in engine.hashes.items():
         if not (engine.path / name).is_file() or sha256_of(engine.path / name) != digest:
             raise EngineError(f"{engine.path / name} is missing or was altered; build it again: {fix} --force")
-    for path in engine.files.values():
-        if engine.backend != TENSORRT:
-            _check_stands_alone(path, fix)
-
-
-def _check_stands_alone(path: Path, fix: str) -> None:
     try:
-        check_stands_alone(path)
+        for path in engine.files.values() if engine.backend != TENSORRT else ():
+            check_stands_alone(path)
     except BundleError as error:
         raise EngineError(f"{error}; or build it again: {fix} --force") from error
 
