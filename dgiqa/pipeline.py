@@ -94,7 +94,11 @@ def schedule(
                     coming.append(task)
                 if not coming and not running:
                     return
-                while waiting(running) < batch and len(running) < most and (task := _first(coming, _prepared, ordered)):
+                while (
+                    waiting(running) < batch
+                    and len(running) < most
+                    and (task := _first(coming, lambda t: t.prepared.done(), ordered))
+                ):
                     running.append(task)
                     task.arrange()
                 # Full batches, but when nothing else is known to come: a live stream must not wait for tiles, and the
@@ -111,9 +115,12 @@ def schedule(
                     batches.start(take(_works(running), size))
                     ring()
                 for parts, error in batches.settle():
-                    _tell_failed(running, parts, error)
+                    failed = {id(part.work) for part in parts if error}
+                    for task in running:
+                        if error and any(id(work) in failed for work in task.works):
+                            task.fail(error)
                     ring()
-                while task := _first(running, _complete, ordered):
+                while task := _first(running, lambda t: all(work.complete for work in t.works), ordered):
                     result, task = task.finish(), None  # or its pixels would be held while results are yielded
                     yield result
                     ring()
@@ -291,26 +298,10 @@ def _behind(running: Sequence[Task[Any]]) -> int:
     return len(running) - first
 
 
-def _tell_failed(running: Iterable[Task[Any]], parts: list[Part], error: Exception | None) -> None:
-    """Tell the tasks of a batch that failed."""
-    failed = {id(part.work) for part in parts if error}
-    for task in running:
-        if error and any(id(work) in failed for work in task.works):
-            task.fail(error)
-
-
 def _first(tasks: list[Task[R]], ready: Callable[[Task[R]], bool], ordered: bool) -> Task[R] | None:
     """Take out the first task that is ready; if they are ordered, only the head can be."""
     at = next((at for at, task in enumerate(tasks[:1] if ordered else tasks) if ready(task)), None)
     return None if at is None else tasks.pop(at)
-
-
-def _prepared(task: Task[Any]) -> bool:
-    return task.prepared.done()
-
-
-def _complete(task: Task[Any]) -> bool:
-    return all(work.complete for work in task.works)
 
 
 def _named(item: Any) -> tuple[str, Source]:
