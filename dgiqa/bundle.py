@@ -214,7 +214,8 @@ def write_bundle(
         }
         text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-        _close(folder)
+        for path in folder.rglob("*"):  # everybody reads and nobody else writes, whatever the user's umask says
+            path.chmod(0o755 if path.is_dir() else 0o644)
         load_bundle(folder)
         take_place(folder, target)
     return load_bundle(target)
@@ -482,9 +483,3 @@ def _store(root: Path, name: str, contents: Path | bytes) -> dict[str, Any]:
     else:
         shutil.copyfile(contents, path)
     return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
-
-
-def _close(root: Path) -> None:
-    """Let everybody read and nobody else write, whatever the user's umask says."""
-    for path in root.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)

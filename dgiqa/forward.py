@@ -327,7 +327,9 @@ class Stages:
         work.timings_ms["attributes"] = ms_since(started)
 
     def _seen(self, rgb: UInt8, working: UInt8) -> tuple[Attributes, tuple[str, ...]]:
-        attributes = measure(rgb, working if _is_reduced(self.p, rgb) else None)
+        p = self.p  # whether the working image is what `measure` would reduce the image to
+        reduced = p.version >= 2 and p.short_side == SHORT_SIDE and min(rgb.shape[:2]) > SHORT_SIDE
+        attributes = measure(rgb, working if reduced else None)
         return attributes, (BARS_NOTE,) if any(bars.find(working)) else ()
 
     def finish(self, work: Work) -> Score:
@@ -446,8 +448,3 @@ def _label(quality: Session, depth: Session | None, precision: str) -> str:
     """What runs the networks, for the score: "openvino-cpu 2026.4.1 int8"."""
     other = "" if depth is None or depth.backend == quality.backend else f" (depth: {depth.backend})"
     return f"{quality.backend} {precision}{other}"
-
-
-def _is_reduced(p: spec.Preprocess, rgb: UInt8) -> bool:
-    """Whether the working image is what `attributes.measure` would reduce the image to."""
-    return p.version >= 2 and p.short_side == SHORT_SIDE and min(rgb.shape[:2]) > SHORT_SIDE

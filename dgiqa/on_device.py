@@ -191,7 +191,10 @@ class DeviceScorer:
             with lane.current():
                 try:
                     for request, scores in zip(requests, self._scored(lane, requests), strict=True):
-                        _settle(request, scores)
+                        if isinstance(scores, DgiqaError):
+                            request.found.set_exception(scores)
+                        else:
+                            request.found.set_result(scores)
                 finally:
                     lane.sync()  # whatever happened, nothing reads the images any more
         except Exception as error:
@@ -393,13 +396,6 @@ def _place(image: Image | Nv12, target: int, lane: Lane, kernels: Kernels) -> No
         lane.copy(target, image.pointer, row * image.height)
     else:  # the average of areas of one pixel
         kernels.reduce(image, (image.height, image.width), target, stream=lane.handle)
-
-
-def _settle(request: _Request, found: DeviceScores | DgiqaError) -> None:
-    if isinstance(found, DgiqaError):
-        request.found.set_exception(found)
-    else:
-        request.found.set_result(found)
 
 
 def _first(array: DeviceArray, n: int) -> DeviceArray:

@@ -185,7 +185,10 @@ def sweep(
     from dgiqa import metrics
 
     tolerance = BUDGETS[scorer.precision] if tolerance is None else tolerance
-    rows = [_sweep_row(*case, scorer, reference) for case in _distorted(scorer.bundle, quick)]
+    rows = []
+    for file, distortion, image in _distorted(scorer.bundle, quick):
+        expected, got = (which.score(image).value for which in (reference, scorer))
+        rows.append(SweepRow(file, distortion, expected, got, abs(got - expected)))
     differences = [row.difference for row in rows]
     scores = [[row.expected for row in rows], [row.got for row in rows]]
     comparable = all(len(set(side)) > 1 and all(map(math.isfinite, side)) for side in scores)
@@ -274,11 +277,6 @@ def _reasons_difference(got: Sequence[float], wanted: Sequence[float]) -> float:
 def _badness(row: ParityRow | SweepRow) -> tuple[bool, float]:
     """To sort by: NaN is worst."""
     return math.isnan(row.difference), row.difference
-
-
-def _sweep_row(file: str, distortion: str, image: UInt8, scorer: Candidate, reference: Reference) -> SweepRow:
-    expected, got = (which.score(image).value for which in (reference, scorer))
-    return SweepRow(file, distortion, expected, got, abs(got - expected))
 
 
 def _distorted(bundle: Bundle, quick: bool) -> Iterator[tuple[str, str, UInt8]]:

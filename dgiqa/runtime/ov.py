@@ -75,7 +75,7 @@ class OvSession:
         if not path.is_file():
             raise BundleError(f"{path} is missing; wanted an ONNX file")
         ov = _import_openvino()
-        self.backend = f"openvino-cpu {_release(ov)}"
+        self.backend = f"openvino-cpu {ov.__version__.split('-')[0]}"  # of "2026.4.1-22982-e213a147257-releases/2026/4"
         self._hint = _HINTS[precision]
         if self._hint == "bf16" and "bf16" not in cpu_precisions():
             raise BackendError("this processor has no bf16 instructions; choose --precision fp32 or int8")
@@ -195,7 +195,9 @@ class OvSession:
             compiled = self._core.compile_model(model, "CPU", settings)
         except Exception as error:
             raise self._unreadable(error) from error
-        _check_precision(compiled, self._hint)
+        got = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        if got != self._hint:
+            raise BackendError(f"asked openvino for {self._hint}, got {got}; choose another --precision or --backend")
         made = self._networks[shapes] = _Network(compiled)
         return made
 
@@ -283,11 +285,6 @@ def _import_openvino() -> Any:
     return openvino
 
 
-def _release(ov: Any) -> str:
-    """ "2026.4.1-22982-e213a147257-releases/2026/4" -> "2026.4.1"."""
-    return str(ov.__version__).split("-", 1)[0]
-
-
 def _settings(hint: str, threads: int, streams: int) -> dict[str, Any]:
     return {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": streams}
 
@@ -304,12 +301,6 @@ def _written(path: Path) -> tuple[int, int, int] | None:
 def _name(port: Any) -> str:
     """What the file calls an input or output. The port's own names include those of tensors merged with it."""
     return str(port.get_node().get_friendly_name()).split("/sink_port_", 1)[0]
-
-
-def _check_precision(compiled: Any, wanted: str) -> None:
-    got = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-    if got != wanted:
-        raise BackendError(f"asked openvino for {wanted}, got {got}; choose another --precision or --backend")
 
 
 def _input(port: Any) -> Input:

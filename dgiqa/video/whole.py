@@ -250,14 +250,6 @@ def _mxf(data: mmap.mmap, at: int) -> int:
     return 17 + count + size if count <= 8 else 0
 
 
-def _ivf(data: mmap.mmap, at: int) -> int:
-    return 12 + int.from_bytes(data[at : at + 4], "little") if at else 32
-
-
-def _dv(data: mmap.mmap, at: int) -> int:
-    return (144_000 if data[at + 3] & 0x80 else 120_000) if data[at : at + 2] == b"\x1f\x07" else 0
-
-
 def _y4m(data: mmap.mmap, at: int) -> int:
     """The first two frames say how long each is."""
     first = data.find(b"\nFRAME") + 1
@@ -266,5 +258,7 @@ def _y4m(data: mmap.mmap, at: int) -> int:
 
 
 _PARTS: dict[str, Part] = {"matroska": _matroska, "ogg": _ogg, "mpeg": _program_stream, "mxf": _mxf, "asf": _asf}
-_PARTS |= {"avi": _riff, "flv": _flv, "ivf": _ivf, "dv": _dv, "yuv4mpegpipe": _y4m}
+_PARTS |= {"avi": _riff, "flv": _flv, "yuv4mpegpipe": _y4m}
+_PARTS["ivf"] = lambda data, at: 12 + int.from_bytes(data[at : at + 4], "little") if at else 32
+_PARTS["dv"] = lambda data, at: 120_000 + 24_000 * (data[at + 3] >> 7) if data[at : at + 2] == b"\x1f\x07" else 0
 _COUNTS = {"mpegts": _missing, "asf": _lost_of_asf}  # a file and the number of a stream -> where packets lack
