@@ -19,7 +19,6 @@ from dgiqa.full_reference import likeness
 from dgiqa.image.sources import Source, name_of
 from dgiqa.report.rows import Row, columns, rounded, row_of
 from dgiqa.score import Score, mean_and_error
-from dgiqa.work import Work
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,21 +80,16 @@ def compare(
     if sizes[0] != sizes[1]:
         raise ImageError(f"{works[0].source} is {sizes[0]}, its reference {sizes[1]}; resize one to the other's size")
     stages.run(works)
-    return compared(stages, works[0], works[1])
-
-
-def compared(stages: Stages, picture: Work, reference: Work) -> Comparison:
-    """The comparison of two works that are complete, with the same windows."""
-    scores = [stages.finish(work) for work in (picture, reference)]
+    scores = [stages.finish(work) for work in works]
     drops = scores[1].tile_scores - scores[0].tile_scores
     drop, error = mean_and_error(drops)
     near: dict[str, Any] = {}
     if (head := stages.bundle.full_reference) is not None:
-        features = [work.extra.get(spec.QUALITY_FEATURES) for work in (picture, reference)]
+        features = [work.extra.get(spec.QUALITY_FEATURES) for work in works]
         if features[0] is None or features[1] is None:
             raise BundleError(f"{stages.bundle.id} compares features, and its network gives none; export it again")
         tiles = head.score(features[0], features[1])
         near = {"full_reference": float(tiles.mean(dtype=np.float64)), "tile_full_reference": tiles}
-    elif picture.pixels is not None and reference.pixels is not None:  # those of what lies on a GPU never came
-        near = {"full_reference": likeness(picture.pixels, reference.pixels)}
+    elif (own := works[0].pixels) is not None and (wanted := works[1].pixels) is not None:  # a GPU's never came
+        near = {"full_reference": likeness(own, wanted)}
     return Comparison(scores[0], scores[1], drop, error, drops, **near)
