@@ -308,10 +308,7 @@ def tensor_types(model: Any) -> dict[str, int]:
 
 def import_onnx() -> Any:
     """The onnx package, or BackendError that names what to install."""
-    onnx = load("onnx", "changing a graph's precision", "onnx", "build")
-    for part in ("numpy_helper", "shape_inference"):
-        load(f"onnx.{part}", "changing a graph's precision", "onnx", "build")
-    return onnx
+    return load("onnx", "changing a graph's precision", "onnx", "build")
 
 
 # counting
