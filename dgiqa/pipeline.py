@@ -147,27 +147,21 @@ def score_many(
     one = isinstance(sources, str | Path | bytes | bytearray) or hasattr(sources, "read")
     if one or (isinstance(sources, np.ndarray) and sources.ndim < 4):
         raise ValueError(f"got one {type(sources).__name__}, wanted several images; score() takes one")
-    return _score_many(stages, sources, on_error == "raise", workers, batch)
 
+    def results() -> Iterator[Score | Failure]:
+        opened = stages if isinstance(stages, Stages) else stages()
+        broken: list[Exception] = []
+        images = (_Image(opened, item, on_error == "raise") for item in _until_error(sources, broken))
+        found = schedule(opened.networks, lambda _: next(images, None), batch=batch, workers=workers)
+        with closing(found):
+            for result in found:
+                if isinstance(result, Failure) and result.exception:
+                    raise result.exception
+                yield result
+        if broken:
+            raise broken[0]
 
-def _score_many(
-    stages: Stages | Callable[[], Stages],
-    sources: Iterable[Source | tuple[str, Source] | Input | Failure],
-    keep: bool,
-    workers: int,
-    batch: int | None,
-) -> Iterator[Score | Failure]:
-    opened = stages if isinstance(stages, Stages) else stages()
-    broken: list[Exception] = []
-    items = _until_error(sources, broken)
-    images = (_Image(opened, item, keep) for item in items)
-    with closing(schedule(opened.networks, lambda _: next(images, None), batch=batch, workers=workers)) as results:
-        for result in results:
-            if isinstance(result, Failure) and result.exception:
-                raise result.exception
-            yield result
-    if broken:
-        raise broken[0]
+    return results()
 
 
 class _Image(Task["Score | Failure"]):
