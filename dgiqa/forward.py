@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa import bars, preprocess, spec
-from dgiqa.attributes import SHORT_SIDE, Attributes, measure, note_of
+from dgiqa.attributes import SHORT_SIDE, measure, note_of
 from dgiqa.bundle import Bundle
 from dgiqa.errors import BackendError, BundleError, ImageError
 from dgiqa.image import MAX_MEMORY, MAX_PIXELS, Opened
@@ -263,8 +263,12 @@ class Stages:
         """
         if self.on_gpu is not None and is_on_gpu(source):
             work = self.on_gpu(source, name, tiling, stream)
-            if look:
-                self._look(work, self.on_gpu.to_host(source, stream) if self.copy_back else None)
+            if look and self.copy_back:
+                started, rgb = time.perf_counter(), self.on_gpu.to_host(source, stream)
+                self._look(work, rgb, preprocess.working_image(rgb, self.p))
+                work.timings_ms["attributes"] = ms_since(started)
+            elif look:
+                work.notes += (UNSEEN_NOTE,)
             return work
         clock = StageClock(stop)
         with clock("decode"):
@@ -278,59 +282,36 @@ class Stages:
     ) -> Work:
         with clock("decode"):
             decoded = decode_within(opened, self.decode_timeout_s, clock.stopped)
-        rgb, notes = decoded.rgb, decoded.notes
+        rgb, prepared, depth = decoded.rgb, None, self.networks.depth
         height, width = rgb.shape[:2]
-        prepared, depth = None, self.networks.depth
         if near is None and depth is not None:
             with clock("depth_input"):
                 prepared = preprocess.depth_input(rgb, self.p)
         with clock("tiles"):
             working = preprocess.working_image(rgb, self.p)
-        attributes: Attributes | None = None
+            windows = preprocess.windows_for(tiling, working.shape[0], working.shape[1], self.p.tile)
+        scores = np.full(len(windows), np.nan, np.float32)
+        work = Work(name, tiling, height, width, working, near, windows, clock.ms, scores, notes=decoded.notes)
+        work.pixels = rgb if keep else None
         if look:
             with clock("attributes"):
-                attributes, found = self._seen(rgb, working)
-            notes += found
-        pixels = rgb if keep else None
+                self._look(work, rgb, working)
         del decoded, rgb  # before the depth image, which may be as large
         if prepared is not None and depth is not None:
             with self.networks.turn, clock("depth"):
                 seen = depth.run({spec.DEPTH_INPUT: prepared})[spec.DEPTH_OUTPUT]
             with clock("depth_image"):
-                near = preprocess.depth_image(seen, height, width, self.p)
-        with clock("tiles"):
-            windows = preprocess.windows_for(tiling, working.shape[0], working.shape[1], self.p.tile)
-        scores, ms = np.full(len(windows), np.nan, np.float32), {s: clock.ms[s] for s in STAGES if s in clock.ms}
-        return Work(
-            name,
-            tiling,
-            height,
-            width,
-            working,
-            near,
-            windows,
-            ms,
-            scores,
-            attributes=attributes,
-            notes=notes,
-            pixels=pixels,
-        )
+                work.depth = preprocess.depth_image(seen, height, width, self.p)
+        work.timings_ms = {stage: clock.ms[stage] for stage in STAGES if stage in clock.ms}
+        return work
 
-    def _look(self, work: Work, rgb: UInt8 | None) -> None:
-        """Enter what shows on the host in a picture's pixels, or that nobody looked."""
-        if rgb is None:
-            work.notes += (UNSEEN_NOTE,)
-            return
-        started = time.perf_counter()
-        work.attributes, notes = self._seen(rgb, preprocess.working_image(rgb, self.p))
-        work.notes += notes
-        work.timings_ms["attributes"] = ms_since(started)
-
-    def _seen(self, rgb: UInt8, working: UInt8) -> tuple[Attributes, tuple[str, ...]]:
+    def _look(self, work: Work, rgb: UInt8, working: UInt8) -> None:
+        """Enter what shows in a picture's pixels [H,W,3] and its working image."""
         p = self.p  # whether the working image is what `measure` would reduce the image to
         reduced = p.version >= 2 and p.short_side == SHORT_SIDE and min(rgb.shape[:2]) > SHORT_SIDE
-        attributes = measure(rgb, working if reduced else None)
-        return attributes, (BARS_NOTE,) if any(bars.find(working)) else ()
+        work.attributes = measure(rgb, working if reduced else None)
+        if any(bars.find(working)):
+            work.notes += (BARS_NOTE,)
 
     def finish(self, work: Work) -> Score:
         """The score of an image whose windows are all settled. Raises BackendError if one of them is not finite."""
