@@ -112,22 +112,26 @@ class Networks:
 
     def score(self, parts: list[Part]) -> list[PartScores]:
         """Cut the parts' tiles and run the quality network once over all of them; one answer per part."""
-        total = sum(part.count for part in parts)
+        ends = np.cumsum([part.count for part in parts]).tolist()
+        spans = [slice(end - part.count, end) for part, end in zip(parts, ends, strict=True)]
+        total, started = ends[-1], time.perf_counter()
         memory = self._tile_memory(total)
-        cut_ms = self._cut(parts, memory)
+        for part, span in zip(parts, spans, strict=True):
+            work, windows = part.work, part.work.windows[part.begin : part.begin + part.count]
+            into = tuple(memory[:, span])
+            preprocess.cut_tiles(work.rgb, work.depth, windows, self.tile, into, normalisation=self.normalisation)
+        cut_ms = ms_since(started) / total
         feeds = _named(memory[:, :total])
         with self.turn:
             started = time.perf_counter()
             found = dict(self.quality.run(feeds))
-            ms_per_tile = ms_since(started) / total
+            run_ms = ms_since(started) / total
         self._spare.append(memory)
         self.told(total)
         scores = self.mapped(found.pop(spec.QUALITY_OUTPUT))
-        ends = np.cumsum([part.count for part in parts])
-        spans = [slice(end - part.count, end) for part, end in zip(parts, ends, strict=True)]
         return [
-            PartScores(scores[span], ms, ms_per_tile * part.count, {name: each[span] for name, each in found.items()})
-            for part, span, ms in zip(parts, spans, cut_ms, strict=True)
+            PartScores(scores[span], cut_ms * n, run_ms * n, {name: each[span] for name, each in found.items()})
+            for n, span in zip((part.count for part in parts), spans, strict=True)
         ]
 
     def close(self) -> None:
@@ -135,20 +139,6 @@ class Networks:
         for session in filter(None, (self.depth, self.quality)):
             getattr(session, "close", lambda: None)()
         self._spare.clear()
-
-    def _cut(self, parts: list[Part], memory: Float32) -> list[float]:
-        """Put the parts' tiles into memory [1 or 2,>=n,3,tile,tile]: rgb, depth. Returns each part's ms."""
-        begin, each = 0, []
-        for part in parts:
-            started = time.perf_counter()
-            into, work = memory[:, begin : begin + part.count], part.work
-            windows = work.windows[part.begin : part.begin + part.count]
-            preprocess.cut_tiles(
-                work.rgb, work.depth, windows, self.tile, out=tuple(into), normalisation=self.normalisation
-            )
-            each.append(ms_since(started))
-            begin += part.count
-        return each
 
     def _tile_memory(self, count: int) -> Float32:
         """f32 [1 or 2,>=count,3,tile,tile], of an earlier batch if one is free: new pages take long."""
