@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from dgiqa import spec
 from dgiqa.errors import BackendError, DgiqaError, ImageError
 from dgiqa.forward import Stages, check_tiling
-from dgiqa.meaning import verdict
 from dgiqa.pipeline import Task, checked_workers, schedule
 from dgiqa.report.rows import Row, rounded, row_of
 from dgiqa.runtime.kernels import is_on_gpu
+from dgiqa.score import Score
 from dgiqa.video.channel import Channel
 from dgiqa.video.frames import Frame
 from dgiqa.video.reuse import DepthKeeper, Drift, Plan, Reuse, TileKeeper
@@ -28,33 +28,29 @@ from dgiqa.work import Work
 UInt8 = NDArray[np.uint8]
 
 
+_OF_SCORE = ("score", "std_error", "ms", "tiles", "width", "height", "verdict", "reasons")  # columns of an image's row
+
+
 @dataclass(eq=False)
 class Result:
-    """One frame's outcome. score is None with an error; std_error also with a single tile.
+    """One frame's outcome. score: None with an error. frame: without its pixels.
 
-    reused: "" (all computed), "depth" or "depth+tiles". tiles: how many; tiles_reused: of them, taken over.
+    reused: "" (all computed), "depth" or "depth+tiles". tiles_reused: how many tiles were taken over.
     drift: score with reuse minus score without, where both were computed; then `score` is the one without.
-    reasons: as in Score. picture: the working image, uint8 [h,w,3]. frame: without its pixels. ms: time in
-    preparation and networks.
+    picture: the working image, uint8 [h,w,3].
     """
 
     frame: Frame
-    score: float | None = None
-    std_error: float | None = None
+    score: Score | None = None
     error: str = ""
     reused: str = ""
-    tiles: int = 0
     tiles_reused: int = 0
     drift: float | None = None
-    width: int | None = None
-    height: int | None = None
-    ms: float | None = None
-    reasons: dict[str, float] = field(default_factory=dict)
     picture: UInt8 | None = field(default=None, repr=False)
 
     def as_row(self, stages: Stages) -> Row:
         """As a row of the command line's files. Scores are rounded to 6 decimals, times to milliseconds (ms: 0.01)."""
-        frame, score = self.frame, self.score
+        frame = self.frame
         row = row_of(
             "frame",
             path=frame.source,
@@ -63,26 +59,17 @@ class Result:
             scene=frame.scene,
             reused=self.reused,
             tiling=stages.tiling,
-            status="error" if score is None else "ok",
+            status="error" if self.score is None else "ok",
             error=self.error,
             bundle=stages.bundle.id,
             backend=stages.backend,
             note=frame.note or None,
         )
-        if score is None:
+        if self.score is None:
             return row
-        return row | {
-            "score": rounded(score, 6),
-            "std_error": rounded(self.std_error, 6),
-            "drift": rounded(self.drift, 6),
-            "ms": rounded(self.ms or 0.0, 2),
-            "tiles": self.tiles,
-            "tiles_reused": self.tiles_reused,
-            "width": self.width,
-            "height": self.height,
-            "verdict": verdict(score, stages.gate),
-            "reasons": stages.bundle.meaning.told(self.reasons) if self.reasons else None,
-        }
+        found = self.score.as_row()
+        row |= {"drift": rounded(self.drift, 6), "tiles_reused": self.tiles_reused}
+        return row | {name: found[name] for name in _OF_SCORE}
 
 
 @dataclass(eq=False)
@@ -226,27 +213,18 @@ class _Job(Task[Result]):
         if work is None:
             return Result(self.frame, error=self.error)
         source = self.scorer.source(self.frame.source)
-        scores, shadow = self._merged(work, source.tiles)
+        work.tile_scores, shadow = self._merged(work, source.tiles)
+        work.extra = self._merged_reasons(work, source.tiles)
         try:
-            score, std_error = self.stages.pooled(scores)
+            score = self.stages.finish(work)
         except BackendError as error:
             return Result(self.frame, error=str(error))
-        result = Result(
-            self.frame,
-            score=score,
-            std_error=std_error,
-            tiles=len(scores),
-            width=work.width,
-            height=work.height,
-            ms=sum(work.timings_ms.values()),
-            picture=None if self.on_gpu else work.rgb,
-            reasons=self.stages.reasons(self._merged_reasons(work, source.tiles)),
-        )
+        result = Result(self.frame, score, picture=None if self.on_gpu else work.rgb)
         if self.plan == "reuse" and self.todo is not None:
             result.tiles_reused = int((~self.todo).sum())
             result.reused = "depth+tiles" if result.tiles_reused else "depth"
         if shadow is not None and source.keeper and np.isfinite(shadow).all():
-            result.drift = float(shadow.mean(dtype=np.float64)) - score
+            result.drift = float(shadow.mean(dtype=np.float64)) - score.value
             source.keeper.audited(result.drift)
         return result
 
