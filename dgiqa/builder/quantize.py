@@ -153,23 +153,19 @@ def quantize_bundle(
     tried = probe_photographs(bundle, pictures)
     probe = make_probe(tried, fp32, bundle.preprocess, bundle.meaning.mapped, bundle.full_reference)
     if precision == "fp16":
-        parts, convert = _layers_and_operator_types(models), _to_half_of(models, like_half)
-        room = dict.fromkeys(names, 0)
+        parts, room = _layers_and_operator_types(models), dict.fromkeys(names, 0)
+        convert, write = (_to_half_of(models, change) for change in (like_half, to_half))
     else:
         progress(f"calibrating on {described}")
         inputs = {file: _quantised_tensors(model) for file, model in models.items()}
         largest = measure(pictures(), models, inputs, bundle.preprocess, progress)
         parts = _layers(models, precision if rest == "fp16" else None)
         # CPU_WEIGHT_LEVELS for GPUs, too: this is a CPU, which would blame layers for sums that it clips itself.
-        convert = _to_eight_bits_of(models, largest, precision, rest, CPU_WEIGHT_LEVELS)
+        levels = (CPU_WEIGHT_LEVELS, CPU_WEIGHT_LEVELS if rest == "fp32" else LEVELS)
+        convert, write = (_to_eight_bits_of(models, largest, precision, rest, n) for n in levels)
         room = _room(models, parts, convert)
     groups, worst = _search(parts, convert, probe, target=SEARCH_SHARE * budget, room=room, progress=progress)
     changed = {file: _changed_nodes(parts, file) for file in names}
-    if precision == "fp16":
-        write = _to_half_of(models, to_half)
-    else:
-        levels = CPU_WEIGHT_LEVELS if rest == "fp32" else LEVELS
-        write = _to_eight_bits_of(models, largest, precision, rest, levels)
     made = {file: write(file, changed[file]) for file in names}
     if precision in EIGHT_BITS and rest == "fp16":
         made = {file: to_half(model) for file, model in made.items()}
