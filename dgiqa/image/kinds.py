@@ -10,7 +10,7 @@ HEAD = 4096  # bytes that are looked at
 
 # (format, Pillow plugin, pattern). Anything else never reaches a parser.
 FORMATS = (
-    ("JPEG", "JpegImagePlugin", rb"\xff\xd8\xff"),
+    ("JPEG", "JpegImagePlugin", rb"\xff\xd8\xff(?!\xf7)"),  # but for JPEG-LS
     ("PNG", "PngImagePlugin", rb"\x89PNG\r\n\x1a\n"),
     ("WEBP", "WebPImagePlugin", rb"RIFF....WEBP"),
     ("BMP", "BmpImagePlugin", rb"BM"),
@@ -97,9 +97,6 @@ def identify(head: bytes) -> tuple[str, str]:
     for kind, pattern in _RAW:
         if re.match(pattern, head, re.DOTALL):
             return kind, RAW
-    for name, pattern in _FOREIGN[:1]:  # before JPEG, whose signature it carries
-        if re.match(pattern, head, re.DOTALL):
-            raise ImageError(f"this is {name}")
     for kind, plugin, pattern in FORMATS:
         if re.match(pattern, head, re.DOTALL):
             return kind, plugin
