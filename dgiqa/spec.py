@@ -40,7 +40,6 @@ REASONS = (
     *("blur", "noise", "compression", "dark", "bright", "low contrast", "colour", "low resolution", "sharpened"),
     "blocks",
 )
-PRESETS = ("upload", "archive", "curation")  # thresholds on the score that a manifest may give
 
 DEPTH_FILE = "depth.onnx"
 QUALITY_FILE = "quality.onnx"

@@ -61,8 +61,11 @@ def follow(
                 return
         joined.failures += 1
         wait_s = waits_s[min(joined.failures, len(waits_s)) - 1]
-        given_up = joined.failures >= attempts
-        broken = joined.error(f"{reason}; {_what_next(None if given_up else wait_s, attempts)}")
+        if given_up := joined.failures >= attempts:
+            following = f"given up after {attempts} attempts in a row" if attempts > 1 else "given up"
+        else:
+            following = f"trying again in {wait_s:g} s"
+        broken = joined.error(f"{reason}; {following}")
         yield broken
         if given_up or broken.time_s >= wanted.end or stop.wait(wait_s):
             return
@@ -83,12 +86,6 @@ def _connection(frames: Iterator[Frame], wanted: Sampling) -> Generator[Frame, N
         if not frame.error and frame.time_s + ROUNDING_S >= wanted.start:
             yield frame
     return last.error if last else "the source ended"
-
-
-def _what_next(wait_s: float | None, attempts: int) -> str:
-    if wait_s is not None:
-        return f"trying again in {wait_s:g} s"
-    return f"given up after {attempts} attempts in a row" if attempts > 1 else "given up"
 
 
 def _by_time(wanted: Sampling) -> Sampling:
