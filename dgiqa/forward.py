@@ -171,11 +171,9 @@ class OnGpu:
         image, _ = device_image(source, stream)
         if image.height * image.width > self._max_pixels:
             raise ImageError(f"{image.width} x {image.height}, limit {self._max_pixels:,} pixels; raise max_pixels")
-        found = scorer.score(source, tiling, batch=self._networks.batch, stream=stream)
-        there = np.broadcast_to(np.uint8(0), found.working_size)  # the working image's place; its pixels never came
-        scores, n = self._networks.mapped(found.tile_scores), len(found.windows)
-        timings = {"device": found.ms}
-        return Work(name, tiling, *found.size, there, there, found.windows, timings, scores, n, n, extra=found.extra)
+        work = scorer.score(source, tiling, batch=self._networks.batch, stream=stream)
+        work.source, work.tile_scores = name, self._networks.mapped(work.tile_scores)
+        return work
 
     def _opened(self) -> DeviceScorer:
         from dgiqa.on_device import open_device_scorer

@@ -31,6 +31,8 @@ from dgiqa.errors import BackendError, DgiqaError, ImageError
 from dgiqa.runtime import cuda
 from dgiqa.runtime.cuda import DeviceArray, Lane
 from dgiqa.runtime.kernels import RANGE_WORDS, DepthMap, Image, Kernels, Nv12, is_finite, normalised_levels
+from dgiqa.timing import ms_since
+from dgiqa.work import Work
 
 LANES = 2  # one is prepared while the other runs
 SIZES = 4  # image sizes whose memory each lane keeps
@@ -52,21 +54,6 @@ class Network(Protocol):
     def bind(self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None, lane: Lane) -> Bound: ...
 
 
-@dataclass(frozen=True)
-class DeviceScores:
-    """Scores of one image on the device: f32 [n], int32 [n,2] windows, sizes as (height, width), wall time.
-
-    extra: further outputs of the quality network, f32 [n,columns].
-    """
-
-    tile_scores: NDArray[np.float32]
-    windows: NDArray[np.int32]
-    size: tuple[int, int]
-    working_size: tuple[int, int]
-    ms: float
-    extra: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-
-
 @dataclass(eq=False)
 class _Request:
     """An image that waits for a lane. source: keeps its memory; after: the streams that must be done with it."""
@@ -76,7 +63,7 @@ class _Request:
     after: list[Any]
     tiling: str
     batch: int
-    found: Future[DeviceScores] = field(default_factory=Future)
+    found: Future[Work] = field(default_factory=Future)
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -116,11 +103,12 @@ class DeviceScorer:
         for lane in self._lanes:
             self._free.put(lane)
 
-    def score(self, source: Any, tiling: str = "grid", *, batch: int = 8, stream: Any = None) -> DeviceScores:
+    def score(self, source: Any, tiling: str = "grid", *, batch: int = 8, stream: Any = None) -> Work:
         """Score uint8 [H,W,3] or a decoder's NV12, after what is on the caller's stream, and wait for the scores.
 
         source: offers __cuda_array_interface__ (any strides) or DLPack, or is a kernels.Nv12. tiling: as in Scorer.
         batch: most tiles per run of the quality network. The image may change once this returns or raises.
+        Its working image and depth image have their shapes alone.
         Raises ImageError for another shape or dtype, DgiqaError if the depth is not finite, BackendError if something
         on the device fails.
         """
@@ -202,7 +190,7 @@ class DeviceScorer:
                 if not request.found.done():
                     request.found.set_exception(error)
 
-    def _scored(self, lane: Lane, requests: list[_Request]) -> list[DeviceScores | DgiqaError]:
+    def _scored(self, lane: Lane, requests: list[_Request]) -> list[Work | DgiqaError]:
         like, count = requests[0], len(requests)
         plan: _Plan = lane.recent((*like.like, count), lambda: _Plan(self, lane, like, count))
         for i, request in enumerate(requests):
@@ -249,20 +237,23 @@ class _Plan:
     def run(self) -> None:
         self._lane.replay(self, self._work)
 
-    def results(self, requests: list[_Request]) -> list[DeviceScores | DgiqaError]:
+    def results(self, requests: list[_Request]) -> list[Work | DgiqaError]:
         """Wait; the scores of each image, or what was wrong with it."""
         data = self._lane.numpy(self._found)
         rows = {name: self._rows(data, name) for name in self._columns}
         scores = rows.pop(spec.QUALITY_OUTPUT)
-        found: list[DeviceScores | DgiqaError] = []
+        there = np.broadcast_to(np.uint8(0), self.short)  # the working images' place; their pixels never came
+        found: list[Work | DgiqaError] = []
         for i, request in enumerate(requests):
             words = data[_RANGE_BYTES * i :][: 4 * RANGE_WORDS].view(np.uint32)
             if not is_finite(words):
                 text = "the depth network returned NaN or infinity; check its file and precision: dgiqa-rt verify"
                 found.append(DgiqaError(text))
                 continue
-            ms, extra = (time.perf_counter() - request.started) * 1e3, {name: each[i] for name, each in rows.items()}
-            found.append(DeviceScores(scores[i].reshape(-1), self.windows, self.size, self.short, ms, extra))
+            ms, extra = {"device": ms_since(request.started)}, {name: each[i] for name, each in rows.items()}
+            own, n = scores[i].reshape(-1), len(self.windows)
+            work = Work("<device>", request.tiling, *self.size, there, there, self.windows, ms, own, n, n, extra=extra)
+            found.append(work)
         return found
 
     def _work(self) -> None:

@@ -181,8 +181,8 @@ def test_the_scores_are_those_of_the_host(
         found = device.scorer.score(DeviceImage(photo), tiling, batch=4)
         np.testing.assert_allclose(found.tile_scores, wanted.tile_scores, atol=BUDGET, rtol=0, err_msg=name)
         np.testing.assert_array_equal(found.windows, wanted.windows)
-        assert found.size == (wanted.height, wanted.width)
-        assert found.working_size == (wanted.working_height, wanted.working_width)
+        assert (found.height, found.width) == (wanted.height, wanted.width)
+        assert found.rgb.shape == (wanted.working_height, wanted.working_width)
 
 
 def test_the_shipped_model_scores_the_same(kernels: Kernels, photos: dict[str, NDArray[np.uint8]]) -> None:
