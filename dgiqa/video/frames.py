@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +32,6 @@ from dgiqa.video.decoding import Clock, Decoding, Picture
 from dgiqa.video.sampling import Sampling, SceneCuts, ScenePicks, Ticks
 from dgiqa.video.source import (
     TIMEOUT_S,
-    Opened,
     Raw,
     RefusedError,
     VideoSource,
@@ -100,17 +100,11 @@ class Video:
             source = io.BytesIO(source)
         self.deinterlace = deinterlace
         self.bars = bars
-        self._source = source
-        self._raw = raw
-        self._max_pixels = max_pixels
-        self._timeout_s = timeout_s
+        self._source, self._raw = source, raw
+        self._open = partial(open_container, source, self.name, timeout_s, max_pixels)
         self._rotation: int | None = None  # of the last frame, degrees
         self._turn: colour.Turn | None = None
-        self.opened: Opened = (
-            open_raw(source, raw, self.name, timeout_s, max_pixels)
-            if raw
-            else open_container(source, self.name, timeout_s, max_pixels)
-        )
+        self.opened = open_raw(source, raw, self.name, timeout_s, max_pixels) if raw else self._open()
 
     def frames(self, wanted: Sampling, stop: threading.Event | None = None) -> Iterator[Frame]:
         """The frames to score, in order of time; ends early once `stop` is set."""
@@ -140,7 +134,7 @@ class Video:
         declared = self.opened.duration_s or None
         if wanted.count is None or not (self.opened.jumps and self.opened.local):
             return declared
-        with closing(open_container(self._source, self.name, self._timeout_s, self._max_pixels)) as opened:
+        with closing(self._open()) as opened:
             clock, last_s = Clock(opened), 0.0
             for packet in opened.container.demux(opened.stream):
                 clock.correct(packet)
