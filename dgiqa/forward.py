@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,18 +49,12 @@ STAGES = ("decode", "depth_input", "depth", "depth_image", "tiles", "attributes"
 BATCH, BATCH_SIDE_BY_SIDE = 8, 4
 
 
-class Network(Protocol):
-    """Whatever runs a network: a `runtime.session.Session`, or a stand-in for one."""
-
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]: ...
-
-
-def depth_map(rgb: UInt8, network: Network, p: spec.Preprocess) -> Float32:
+def depth_map(rgb: UInt8, network: Session, p: spec.Preprocess) -> Float32:
     """Depth of rgb [H,W,3] by the depth network: f32 [1,h,w]."""
     return network.run({spec.DEPTH_INPUT: preprocess.depth_input(rgb, p)})[spec.DEPTH_OUTPUT]
 
 
-def depth_image(rgb: UInt8, network: Network, p: spec.Preprocess) -> UInt8:
+def depth_image(rgb: UInt8, network: Session, p: spec.Preprocess) -> UInt8:
     """The depth network's image of rgb [H,W,3]: uint8 of the working size."""
     return preprocess.depth_image(depth_map(rgb, network, p), rgb.shape[0], rgb.shape[1], p)
 

@@ -177,11 +177,10 @@ def photographs(
     of them, which are few and similar. One that cannot be read is left out and named. Raises ValueError if a path is
     missing or there is no image, BundleError if there are no golden images.
     """
-    distortions = tuple(_distortions().values())
     if calibration is None:
         files = [bundle.path / golden.file for golden in load_golden(bundle)]
-        note = f"{len(files)} golden images and {len(distortions) - 1} distortions of each: weaker than a folder"
-        return lambda: (distort(rgb) for rgb in _read(files, progress) for distort in distortions), note
+        note = f"{len(files)} golden images and {len(_DISTORT) - 1} distortions of each: weaker than a folder"
+        return lambda: (distort(rgb) for rgb in _read(files, progress) for distort in _DISTORT), note
     found = [item for _, item in zip(range(MAX_IMAGES), expand(map(str, calibration), recursive=True), strict=False)]
     named = ", ".join(map(str, calibration)) or "an empty list"
     wrong = next((f"{item.name}: {item.error}" for item in found if item.error), "")
@@ -190,7 +189,7 @@ def photographs(
         raise ValueError(f"no image for calibration in {named} ({wrong or 'nothing found'}); {fix}")
     files = [Path(str(item.source)) for item in found]
     note = f"{len(found)} images of {named}, every other one distorted"
-    return lambda: _every_other_distorted(_read(files, progress), distortions), note
+    return lambda: _every_other_distorted(_read(files, progress)), note
 
 
 def probe_photographs(bundle: Bundle, calibration: Callable[[], Iterator[UInt8]]) -> Iterator[UInt8]:
@@ -203,7 +202,7 @@ def probe_photographs(bundle: Bundle, calibration: Callable[[], Iterator[UInt8]]
         pictures = _read([bundle.path / golden.file for golden in load_golden(bundle)], lambda _: None)
     except BundleError:
         pictures = itertools.islice(calibration(), 0, 12, 2)  # every other one is distorted
-    distort = list(_distortions().values())[1:]
+    distort = _DISTORT[1:]
     for number, rgb in enumerate(pictures):
         for kind in (number, number + len(distort) // 2):
             yield rgb
@@ -248,19 +247,18 @@ def _outputs(network: Any, rgb: UInt8, near: UInt8 | None, windows: NDArray[np.i
     return {name: np.concatenate([found[name] for found in runs]) for name in names}
 
 
-def _distortions() -> dict[str, Distort]:
-    """Those of the parity sweep, the unchanged image first, and one that makes values larger than photographs do."""
-    return {**DISTORTIONS, "sharp": _sharpened}
-
-
 def _sharpened(rgb: UInt8) -> UInt8:
     blurred = np.asarray(cv2.GaussianBlur(rgb, (0, 0), 1.5), np.float32)
     return np.clip(rgb + 4 * (rgb - blurred), 0, 255).astype(np.uint8)
 
 
-def _every_other_distorted(images: Iterable[UInt8], distortions: Sequence[Distort]) -> Iterator[UInt8]:
+# Those of the parity sweep, the unchanged image first, and one that makes values larger than photographs do
+_DISTORT: tuple[Distort, ...] = (*DISTORTIONS.values(), _sharpened)
+
+
+def _every_other_distorted(images: Iterable[UInt8]) -> Iterator[UInt8]:
     for number, rgb in enumerate(images):
-        yield distortions[1 + number // 2 % (len(distortions) - 1)](rgb) if number % 2 else rgb
+        yield _DISTORT[1 + number // 2 % (len(_DISTORT) - 1)](rgb) if number % 2 else rgb
 
 
 def _read(files: Iterable[Path], progress: Progress) -> Iterator[UInt8]:
