@@ -374,7 +374,9 @@ def open_stages(
         network.file: _open(bundle, network, backend, precision, engine, **options) for network in bundle.networks
     }
     label = _label(opened[spec.QUALITY_FILE], opened.get(spec.DEPTH_FILE), precision)
-    return Stages(bundle, networks_of(bundle, opened, parallel, batch), label, precision, **settings)
+    networks = networks_of(bundle, opened, parallel, batch)
+    on_gpu = OnGpu(networks, bundle.preprocess, settings.get("max_pixels", MAX_PIXELS))
+    return Stages(bundle, networks, label, precision, on_gpu=on_gpu, **settings)
 
 
 def networks_of(bundle: Bundle, opened: Mapping[str, Session], parallel: int = 1, batch: int | None = None) -> Networks:

@@ -11,7 +11,6 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dgiqa import pipeline, spec
 from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.errors import BackendError, EngineError
-from dgiqa.forward import BATCH, OnGpu, Stages, check_tiling, file_of, open_stages
+from dgiqa.forward import BATCH, Stages, check_tiling, file_of, open_stages
 from dgiqa.image import MAX_MEMORY, MAX_PIXELS
 from dgiqa.image.sources import TIMEOUT_S, Room, Source, name_of
 from dgiqa.inbox import Inbox
@@ -117,8 +116,7 @@ class Scorer:
         }
 
         def opened(parallel: int | Literal["auto"]) -> Stages:
-            stages = open_stages(self.bundle, **taken | {"parallel": parallel})
-            return replace(stages, on_gpu=OnGpu(stages.networks, stages.p, stages.max_pixels))
+            return open_stages(self.bundle, **taken | {"parallel": parallel})
 
         shared = parallel == "auto" or (parallel is None and chosen == TENSORRT)  # runs there share no threads
         self._alone: Stages | None = opened(most if shared else parallel or 1)
