@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa.compare import compare
-from dgiqa.errors import DgiqaError
+from dgiqa.errors import DgiqaError, ImageError
 from dgiqa.forward import Stages
 from dgiqa.report.rows import Row, clock, row_of
 from dgiqa.video.frames import Frame, Video
@@ -33,7 +33,8 @@ MAX_OFFSET_S = 2.0
 SURE = 0.8  # an offset must bring thumbnails this much closer than none does; still pictures tell nothing
 Z95 = 1.96
 
-Thumbs = list[tuple[float, NDArray[np.uint8]]]  # time, luma uint8 [36,64]
+UInt8 = NDArray[np.uint8]
+Thumbs = list[tuple[float, UInt8]]  # time, luma uint8 [36,64]
 _opened = partial(Video, bars="keep")
 
 
@@ -123,19 +124,16 @@ def compare_videos(
         nearest = _Nearest(source.frames(Sampling(every=0)), source.opened.frame_s)
         for frame in video.frames(sampling or Sampling()):
             wanted = found.master_s(frame.time_s)
-            beside = None if frame.error else nearest.at(wanted)
-            error = frame.error
-            if not error and (beside is None or beside.rgb is None):
-                why = beside.error if beside is not None else "it has no frame there"
-                error = f"{original} at {clock(max(wanted, 0))} ({wanted:.3f} s): {why}"
-            row: Row | None = None
-            if not error and frame.rgb is not None and beside is not None and beside.rgb is not None:
-                try:
-                    row = _compared(stages, frame, beside, name, original, tiling)
-                except DgiqaError as failed:
-                    error = str(failed)
-            if row is None:
-                row = row_of("pair", path=name, reference=original, status="error", error=error, **origin)
+            try:
+                if frame.rgb is None:
+                    raise ImageError(frame.error)
+                beside = nearest.at(wanted)
+                if beside is None or beside.rgb is None:
+                    why = beside.error if beside is not None else "it has no frame there"
+                    raise ImageError(f"{original} at {clock(max(wanted, 0))} ({wanted:.3f} s): {why}")
+                row = _compared(stages, frame.rgb, beside.rgb, name, original, tiling)
+            except DgiqaError as error:
+                row = row_of("pair", path=name, reference=original, status="error", error=str(error), **origin)
             yield row | {"time_s": round(frame.time_s, 6)}
 
 
@@ -202,11 +200,8 @@ class _Nearest:
 
 
 def _compared(  # noqa: PLR0917 - a pair, and what it is called
-    stages: Stages, frame: Frame, beside: Frame, name: str, original: str, tiling: str | None
+    stages: Stages, picture: UInt8, reference: UInt8, name: str, original: str, tiling: str | None
 ) -> Row:
-    picture, reference = frame.rgb, beside.rgb
-    assert picture is not None
-    assert reference is not None
     note = ""
     if picture.shape != reference.shape:
         note = f"{picture.shape[1]} x {picture.shape[0]} enlarged or reduced to its master's size"
