@@ -132,7 +132,7 @@ class Video:
     def _length_s(self, wanted: Sampling) -> float | None:
         """Seconds over which a count is spread. Where clocks may jump, what a file declares need not be true."""
         declared = self.opened.duration_s or None
-        if wanted.count is None or not (self.opened.jumps and self.opened.local):
+        if wanted.count is None or not (self.opened.jumps and self.opened.path):
             return declared
         with closing(self._open()) as opened:
             clock, last_s = Clock(opened), 0.0

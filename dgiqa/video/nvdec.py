@@ -55,7 +55,7 @@ class NvdecVideo(Video):
     ) -> None:
         self._kernels, self._on_host = kernels or Kernels(), on_host
         super().__init__(source, **reading)
-        if not self.opened.local or self._raw:
+        if not self.opened.path or self._raw:
             raise RefusedError(f"nvdec reads local video files only; {_INSTEAD}")
         if self.opened.decoder is not self.opened.stream.codec_context:
             raise RefusedError(f"nvdec leaves out what is transparent; {_INSTEAD}")

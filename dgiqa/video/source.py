@@ -109,11 +109,6 @@ class Opened:
     path: str = ""
 
     @property
-    def local(self) -> bool:
-        """Whether it is a regular file."""
-        return bool(self.path)
-
-    @property
     def format(self) -> str:
         """FFmpeg's name of the container, of several the list; "" without one."""
         return str(self.container.format.name) if self.container is not None else ""
@@ -151,12 +146,10 @@ UNALIGNED = 1  # FFmpeg's AV_CODEC_FLAG_UNALIGNED: what a stream crops on the le
 def open_raw(source: VideoSource, raw: Raw, name: str, timeout_s: float, max_pixels: int | None = None) -> Opened:
     """Frames without a container. Raises ImageError if they are too large or cannot be read."""
     _check_size(name, raw.width, raw.height, max_pixels)
-    local = _is_file(source)
-    length_s = os.path.getsize(source) // raw.frame_bytes / raw.rate if local else None  # type: ignore[arg-type]
-    codec = f"raw {raw.layout}"
-    pipe = _binary(source)
-    path = str(source) if local else ""
-    return Opened(name, codec, raw.width, raw.height, raw.rate, length_s, timeout_s, pipe=pipe, path=path)
+    path = _file(source)
+    length_s = os.path.getsize(path) // raw.frame_bytes / raw.rate if path else None
+    what = name, f"raw {raw.layout}", raw.width, raw.height, raw.rate, length_s, timeout_s
+    return Opened(*what, pipe=_binary(source), path=path)
 
 
 def open_container(source: VideoSource, name: str, timeout_s: float, max_pixels: int | None = None) -> Opened:
@@ -190,9 +183,9 @@ def open_container(source: VideoSource, name: str, timeout_s: float, max_pixels:
     context.options = {"max_pixels": str(2 * (max_pixels or MAX_PIXELS))} | explode
     context.flags |= UNALIGNED
     origin_s = (container.start_time or 0) / 1e6
-    duration_s = _declared_duration(container, stream, origin_s)
-    if container.format.name == "avi" and _is_file(source):
-        with open(source, "rb") as head:  # type: ignore[arg-type]
+    duration_s, path = _declared_duration(container, stream, origin_s), _file(source)
+    if container.format.name == "avi" and path:
+        with open(path, "rb") as head:
             if head.read(8)[4:] == b"\xff" * 4:  # written into a pipe: nothing in its header is its length
                 duration_s = None
     # An address that does not say how long it is has no end that could be waited for
@@ -200,7 +193,6 @@ def open_container(source: VideoSource, name: str, timeout_s: float, max_pixels:
     context.thread_type = "SLICE" if live else "AUTO"  # frame threads delay a live picture
     if context.name in ONLY_LOGGING:
         context.thread_count = 1
-    local = _is_file(source)
     return Opened(
         name=name,
         codec=stream.codec_context.name,
@@ -215,8 +207,8 @@ def open_container(source: VideoSource, name: str, timeout_s: float, max_pixels:
         pipe=pipe,
         origin_s=origin_s,
         live=live,
-        indexed=local and any(n in INDEXED for n in container.format.name.split(",")),
-        path=str(source) if local else "",
+        indexed=bool(path) and any(n in INDEXED for n in container.format.name.split(",")),
+        path=path,
     )
 
 
@@ -397,11 +389,12 @@ def _is_cover(stream: Any) -> bool:
 def _is_empty(source: VideoSource, pipe: object) -> bool:
     if isinstance(pipe, _Descriptor):
         return not pipe.arrived
-    return _is_file(source) and not os.path.getsize(source)  # type: ignore[arg-type]
+    return bool(path := _file(source)) and not os.path.getsize(path)
 
 
-def _is_file(source: VideoSource) -> bool:
-    return isinstance(source, str | Path) and str(source) != STDIN and os.path.isfile(source)
+def _file(source: VideoSource) -> str:
+    """The path of a regular file, "" of anything else."""
+    return str(source) if isinstance(source, str | Path) and str(source) != STDIN and os.path.isfile(source) else ""
 
 
 def _for_ffmpeg(source: VideoSource) -> tuple[Any, dict[str, str]]:
@@ -413,13 +406,13 @@ def _for_ffmpeg(source: VideoSource) -> tuple[Any, dict[str, str]]:
         return source, {"protocol_whitelist": _NETWORK_PROTOCOLS, "format_whitelist": formats, **rtsp}
     binary = _binary(source)
     local = {"protocol_whitelist": _LOCAL_PROTOCOLS, "pattern_type": "none"}
-    if not isinstance(source, str | Path) or not _is_file(source):  # but a pipe, which can be read once
+    if not (path := _file(source)):  # but a pipe, which can be read once
         formats = _formats_without(frozenset(_TEXT | _JOINING | _FETCHING))
         return binary, local | {"protocol_whitelist": "crypto,data", "format_whitelist": formats}
     binary.close()
-    is_playlist = _check_playlist(Path(source), Path(os.path.realpath(source)).parent, set())
+    is_playlist = _check_playlist(Path(path), Path(os.path.realpath(path)).parent, set())
     formats = _formats_without(frozenset(_TEXT | _JOINING | (_FETCHING - {"hls"} if is_playlist else _FETCHING)))
-    return f"file:{source}", local | {"format_whitelist": formats}
+    return f"file:{path}", local | {"format_whitelist": formats}
 
 
 @lru_cache(4)
