@@ -63,35 +63,27 @@ class Clock:
 
     def correct(self, packet: Any) -> float:
         """Move a packet's times by the jumps so far. Returns by how many seconds the clock jumped here, mostly 0."""
-        if packet.dts is None or not self.tick_s:
-            self._move(packet)
-            return 0.0
         jump = 0.0
-        now_s = (packet.dts + self._offset) * self.tick_s
-        if self._last is not None:
-            last_s, next_s = self._last
-            if abs(now_s - next_s) > self.forward_s or now_s + BACK_S < last_s:
-                jump = now_s - next_s
-                self.jumped_s += abs(jump)
-                self._offset -= round(jump / self.tick_s)
-                now_s = (packet.dts + self._offset) * self.tick_s
-            self.stuck = self.stuck + 1 if now_s <= last_s else 0
-        self._move(packet)
-        length_s = (packet.duration or 0) * self.tick_s
-        self._last = (now_s, now_s + (length_s or self.frame_s))
+        if packet.dts is not None and self.tick_s:
+            now_s = (packet.dts + self._offset) * self.tick_s
+            if self._last is not None:
+                last_s, next_s = self._last
+                if abs(now_s - next_s) > self.forward_s or now_s + BACK_S < last_s:
+                    jump = now_s - next_s
+                    self.jumped_s += abs(jump)
+                    self._offset -= round(jump / self.tick_s)
+                    now_s = (packet.dts + self._offset) * self.tick_s
+                self.stuck = self.stuck + 1 if now_s <= last_s else 0
+            length_s = (packet.duration or 0) * self.tick_s
+            self._last = (now_s, now_s + (length_s or self.frame_s))
+        for name in ("pts", "dts") if self._offset else ():
+            if (ticks := getattr(packet, name)) is not None:
+                setattr(packet, name, ticks + self._offset)
         return jump
 
     def restart(self) -> None:
         """After a seek the next packet may have any time."""
         self._last = None
-
-    def _move(self, packet: Any) -> None:
-        if not self._offset:
-            return
-        if packet.pts is not None:
-            packet.pts += self._offset
-        if packet.dts is not None:
-            packet.dts += self._offset
 
 
 class Numbers:

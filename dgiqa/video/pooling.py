@@ -58,10 +58,7 @@ class Pooled:
         if self.low is None or score < self.low:
             self.low, self.low_s = score, time_s
         self.high = score if self.high is None else max(self.high, score)
-        self._slide(time_s, score)
-
-    def _slide(self, time_s: float, score: float) -> None:
-        """Each interval ends just before the frame that no longer fits into it."""
+        # Each interval ends just before the frame that no longer fits into it
         while self._window and time_s - self._window[0][0] >= self.interval_s - 1e-6:
             self._compare(self._window[0][0] + self.interval_s)
             self._window.popleft()
