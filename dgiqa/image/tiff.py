@@ -163,10 +163,7 @@ def _refuse_raw(tags: Any, first: Any) -> None:
 
 
 def _page(number: int, tags: Any) -> Page:
-    bits = tags.get(_BITS, (1,))
-    bits = bits if isinstance(bits, tuple) else (bits,)
-    kinds = tags.get(_FORMAT, (1,))
-    kind = kinds[0] if isinstance(kinds, tuple) else kinds
+    bits, kind = _all(tags, _BITS) or (1,), _one(tags, _FORMAT, 1)
     samples, meaning = int(_one(tags, _SAMPLES, 1)), int(_one(tags, _MEANING, 1))
     planes = _one(tags, _PLANAR, 1) == 2
     if kind in (2, 5, 6) or (kind == 3 and bits[0] not in (32, 64)):
