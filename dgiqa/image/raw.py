@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa.errors import ImageError
-from dgiqa.extras import install
+from dgiqa.extras import load
 
 NOTE = "developed from a raw photograph with the camera's white balance"
 BYTES_PER_PIXEL = 25  # of LibRaw's mosaic, its four planes of 16 bits, and what it made of them
@@ -31,10 +30,7 @@ def open_raw(kind: str, data: bytes) -> tuple[int, int, Callable[[], NDArray[np.
     Raises ImageError where rawpy is missing, or LibRaw cannot read it.
     """
     what, otherwise = f"a camera's raw photograph ({kind})", "develop it to JPEG, PNG or TIFF"
-    try:
-        rawpy = import_module("rawpy")
-    except ImportError as error:
-        raise ImageError(f"{what}, not a picture yet; {install('raw')} to read it, or {otherwise}") from error
+    rawpy = load("rawpy", what, "rawpy", "raw", kind=ImageError, instead=otherwise)
 
     def opened() -> Any:
         try:

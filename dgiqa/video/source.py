@@ -19,8 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
-from dgiqa.errors import BackendError, ImageError
-from dgiqa.extras import needs
+from dgiqa.errors import ImageError
+from dgiqa.extras import load
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -228,11 +228,7 @@ def _decoder(stream: Any) -> Any:
 
 def import_av() -> Any:
     """PyAV, or BackendError that says how to get it."""
-    try:
-        import av
-    except ImportError as error:
-        raise BackendError(needs("video", "PyAV", "video", error=error)) from error
-    return av
+    return load("av", "video", "PyAV", "video")
 
 
 def reason_of(error: Exception, timeout_s: float | None) -> str:
