@@ -38,7 +38,7 @@ _INSTEAD = "take decoder cpu for this video"
 
 
 class NvdecVideo(Video):
-    """As Video, for local files; frames' pictures are arrays on the GPU, uint8 [H,W,3].
+    """As Video, for local files; frames' pictures are arrays on the GPU, uint8 [H,W,3]. Refuses to sample by scenes.
 
     context: the one they are scored in. kernels: the library that makes RGB. on_host: pictures come to the host.
     Raises RefusedError for what is no local file, BackendError without the decoder.
@@ -61,13 +61,9 @@ class NvdecVideo(Video):
             raise RefusedError(f"nvdec leaves out what is transparent; {_INSTEAD}")
         self._lane = cuda.Lane(context)
 
-    def frames(self, wanted: Sampling, stop: threading.Event | None = None) -> Iterator[Frame]:
-        """The frames to score, in order of time. Sampling by scenes is refused."""
+    def _sampled(self, ticks: Ticks, wanted: Sampling, stop: threading.Event | None) -> Iterator[Frame]:
         if wanted.per_scene:
             raise RefusedError(f"{self.name}: scenes are found on the CPU; {_INSTEAD}")
-        return super().frames(wanted, stop)
-
-    def _sampled(self, ticks: Ticks, wanted: Sampling, stop: threading.Event | None) -> Iterator[Frame]:
         reference, cuts = self._reference(), SceneCuts()
         for number, (time_s, picture) in enumerate(self._decoded(reference[0])):
             if (stop and stop.is_set()) or ticks.over or time_s > wanted.end:
