@@ -24,22 +24,10 @@ from PIL import Image
 from dgiqa.errors import ImageError
 from dgiqa.extras import install
 from dgiqa.image import colours, jp2, jpeg, png, pnm, tiff, zeros
-from dgiqa.image.arrays import AS_STORED, BAND, as_rgb, check_levels, over_white, rgb_of, to_uint8, upright
+from dgiqa.image.arrays import AS_STORED, BAND, check_levels, over_white, rgb_of, to_uint8, upright
+from dgiqa.image.arrays import as_rgb as as_rgb
 from dgiqa.image.kinds import HEAD, RAW, identify
 from dgiqa.image.raw import BYTES_PER_PIXEL, NOTE, RawError, open_raw
-
-__all__ = [
-    "HEAD",
-    "MAX_MEMORY",
-    "MAX_PIXELS",
-    "Decoded",
-    "Opened",
-    "as_rgb",
-    "decode",
-    "identify",
-    "of_pillow",
-    "open_image",
-]
 
 UInt8 = NDArray[np.uint8]
 Stop = Callable[[], bool]

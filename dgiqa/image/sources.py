@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dgiqa.errors import ImageError
-from dgiqa.image import MAX_PIXELS, Decoded, Opened, Stop, as_rgb, of_pillow, open_image
-from dgiqa.image.arrays import check_shape
+from dgiqa.image import MAX_PIXELS, Decoded, Opened, Stop, of_pillow, open_image
+from dgiqa.image.arrays import as_rgb, check_shape
 from dgiqa.image.kinds import HEAD, identify
 
 Source = str | Path | bytes | NDArray[Any] | BinaryIO | Image.Image

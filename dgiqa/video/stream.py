@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa.errors import ImageError
-from dgiqa.image import as_rgb
+from dgiqa.image.arrays import as_rgb
 from dgiqa.runtime.kernels import is_on_gpu
 from dgiqa.video.channel import Channel
 from dgiqa.video.frames import Frame
