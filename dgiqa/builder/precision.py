@@ -215,7 +215,7 @@ def to_half(model: Any, keep: Collection[str] = ()) -> Any:
         for index, name in enumerate(original.input):
             node.input[index] = typed(name, as_half and index not in singles)
         if as_half:
-            _retarget_cast(node)
+            _retarget_cast(node, single, onnx.TensorProto.FLOAT16)
             for index, name in enumerate(original.output):
                 if types.get(name) == single:
                     half.add(name)
@@ -234,30 +234,20 @@ def like_half(model: Any, keep: Collection[str] = ()) -> Any:
     For measuring. A CPU without float16 arithmetic runs a float16 file in float32 from end to end and leaves the
     roundings between nodes out, overflows included.
     """
-    onnx = import_onnx()
-    result, graph = _copy(model)
-    types, halves = tensor_types(model), _nodes_for_half(model, keep)
-    nodes: list[Any] = []
-    constants = {i.name: i for i in model.graph.initializer}
-    rounded: dict[str, str] = {}
-    for node in map(_clone, model.graph.node):
-        floats = [i for i, name in enumerate(node.input) if types.get(name) == onnx.TensorProto.FLOAT]
-        for index in floats if node.name in halves and node.op_type not in _FLOAT32_OPERANDS else ():
-            name = node.input[index]
-            if name not in rounded:
-                rounded[name] = f"{name}_as_half"
-                if name in constants:
-                    halves_of = onnx.numpy_helper.to_array(_half_tensor(constants[name], name)).astype(np.float32)
-                    graph.initializer.append(onnx.numpy_helper.from_array(halves_of, rounded[name]))
-                else:
-                    nodes += _rounding(name, rounded[name])
-            node.input[index] = rounded[name]
+    kinds, numpy_helper = import_onnx().TensorProto, import_onnx().numpy_helper
+    result = to_half(model, keep)
+    types, nodes = tensor_types(result), list[Any]()
+    for constant in result.graph.initializer:
+        if constant.data_type == kinds.FLOAT16:
+            exact = numpy_helper.to_array(constant).astype(np.float32)
+            constant.CopyFrom(numpy_helper.from_array(exact, constant.name))
+    for node in map(_clone, result.graph.node):
         nodes.append(node)
+        _retarget_cast(node, kinds.FLOAT16, kinds.FLOAT)
         for index, name in enumerate(node.output):
-            if node.name in halves and types.get(name) == onnx.TensorProto.FLOAT:
-                node.output[index] = f"{name}_exact"
+            if types.get(name) == kinds.FLOAT16:
+                node.name, node.output[index] = f"{node.name}_exact", f"{name}_exact"
                 nodes += _rounding(f"{name}_exact", name)
-                rounded[name] = name
     return _with_nodes(result, nodes)
 
 
@@ -522,11 +512,10 @@ def _rounding(source: str, target: str) -> list[Any]:
     return [_cast(source, f"{target}_rounded", True), _cast(f"{target}_rounded", target, False)]
 
 
-def _retarget_cast(node: Any) -> None:
-    kinds = import_onnx().TensorProto
+def _retarget_cast(node: Any, kind: int, other: int) -> None:
     for attribute in node.attribute:
-        if node.op_type == "Cast" and attribute.name == "to" and attribute.i == kinds.FLOAT:
-            attribute.i = kinds.FLOAT16
+        if node.op_type == "Cast" and attribute.name == "to" and attribute.i == kind:
+            attribute.i = other
 
 
 def _copy(model: Any) -> tuple[Any, Any]:
