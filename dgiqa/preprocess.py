@@ -78,9 +78,8 @@ def depth_input(rgb: UInt8, p: Preprocess) -> Float32:
     h, w = depth_size(height, width, p)
     result = np.empty((1, 3, h, w), np.float32)
     if reduces((height, width), (h, w), p):
-        for channel, table, plane in zip(
-            cv2.split(_resize_area(rgb, h, w)), _NORMALISED["imagenet"], result[0], strict=True
-        ):
+        channels = cv2.split(cv2.resize(rgb, (w, h), interpolation=cv2.INTER_AREA))
+        for channel, table, plane in zip(channels, _NORMALISED["imagenet"], result[0], strict=True):
             cv2.LUT(channel, table, dst=plane)
         return result
     resized = resize_cubic(rgb, h, w)
@@ -146,11 +145,10 @@ def working_image(rgb: UInt8, p: Preprocess) -> UInt8:
     """
     height, width = rgb.shape[:2]
     h, w = working_size(height, width, p)
-    if not p.short_side:
+    if (h, w) == (height, width):
         return rgb
-    if (h, w) != (height, width) and reduces((height, width), (h, w), p):
-        return _resize_area(rgb, h, w)
-    return resize_short_side(rgb, p.short_side)
+    method = cv2.INTER_AREA if reduces((height, width), (h, w), p) else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(rgb, (w, h), interpolation=method), np.uint8)
 
 
 def short_size(height: int, width: int, short_side: int) -> tuple[int, int]:
@@ -256,10 +254,6 @@ def reduces(size: tuple[int, int], target: tuple[int, int], p: Preprocess) -> bo
     Where a side grows OpenCV's INTER_AREA would not average.
     """
     return p.version != 1 and target[0] <= size[0] and target[1] <= size[1]
-
-
-def _resize_area(rgb: UInt8, height: int, width: int) -> UInt8:
-    return np.asarray(cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _fill_tiles(channels: Sequence[UInt8], windows: Int32, tiles: Float32, tables: Sequence[Float32]) -> None:
