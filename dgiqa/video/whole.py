@@ -41,24 +41,24 @@ def unseen(path: str | os.PathLike[str], container: str, counted: int | None = N
     """
     if not os.path.getsize(path):
         return ""
-    names = container.split(",")
+    name = container.split(",", maxsplit=1)[0]  # the usual one of several
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if (at := _second_recording(data, names)) is not None:
+        if (at := _second_recording(data, name)) is not None:
             return f"another recording begins at byte {at:,}, which was not looked at: split it there"
-        at = _break(data, names)
-        count = next((_COUNTS[name] for name in names if name in _COUNTS), None)
-        at = count(data, counted) if at is None and counted is not None and count else at
+        at = _break(data, name)
+        if at is None and counted is not None and name in _COUNTS:
+            at = _COUNTS[name](data, counted)
     return "" if at is None else f"damaged or cut off at byte {at:,}, so that not all of it was looked at"
 
 
-def _second_recording(data: mmap.mmap, names: list[str]) -> int | None:
-    if "mov" in names:
+def _second_recording(data: mmap.mmap, name: str) -> int | None:
+    if name == "mov":
         return _second_movie(data)
-    if "asf" in names:
+    if name == "asf":
         return next((at for at, _ in _chain(data, _asf) if at and data[at : at + 16] == _ASF), None)
-    mark = next((_MARKS[name] for name in names if name in _MARKS), None)
-    at = -1 if mark is None else data.find(mark, len(mark))
-    while mark is not None and "flv" in names and at >= 0 and data[at + 4 : at + 13] not in _FLV_HEADER:
+    mark = _MARKS.get(name, b"")
+    at = data.find(mark, len(mark)) if mark else -1
+    while name == "flv" and at >= 0 and data[at + 4 : at + 13] not in _FLV_HEADER:
         at = data.find(mark, at + 1)
     return at if at >= 0 else None
 
@@ -76,18 +76,17 @@ def _second_movie(data: mmap.mmap) -> int | None:
     return None
 
 
-def _break(data: mmap.mmap, names: list[str]) -> int | None:
+def _break(data: mmap.mmap, name: str) -> int | None:
     """Where the chain of parts breaks, or zero bytes took the place of data."""
-    if any(name in _BARE for name in names) and (at := data.find(bytes(_LOST))) >= 0:
+    if name in _BARE and (at := data.find(bytes(_LOST))) >= 0:
         return at
-    if (header := next((_HEADERS[name] for name in names if name in _HEADERS), None)) is not None:
+    if name in _HEADERS:
         last = data.rfind(b"\0\0\1")
-        return last if header.match(data, last + 3) else None
-    if "mpegts" in names:  # of which FFmpeg reports what lacks before its end
+        return last if _HEADERS[name].match(data, last + 3) else None
+    if name == "mpegts":  # of which FFmpeg reports what lacks before its end
         rest = len(data) % _TS
         return len(data) - rest if rest and data[0] == data[_TS] == ord("G") else None
-    part = next((_PARTS[name] for name in names if name in _PARTS), None)
-    for at, length in _chain(data, part) if part else ():
+    for at, length in _chain(data, _PARTS[name]) if name in _PARTS else ():
         if not length or at + length > len(data):
             return at or None  # not even its first part: FFmpeg knows another layout
     return None
