@@ -13,6 +13,7 @@ of the end of the run.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import glob
 import itertools
 import json
@@ -22,7 +23,7 @@ import stat
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from dgiqa.errors import ImageError
 from dgiqa.sources import shards, tables
@@ -162,46 +163,38 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
 
 def _argument(name: str, reading: Reading, left_out: Counter[str] | None) -> Iterator[Input]:
     """One file, folder or address, without wildcards."""
+    several = tables.is_table(name) or shards.is_shard(name)
     if is_address(name):
-        yield from _address(name, reading, left_out)
+        yield from _inside(name, reading, left_out) if several else [tables.addressed(name, reading)]
     elif os.path.isdir(name):
         yield from _folder(name, reading.recursive, left_out)
-    elif (tables.is_table(name) or shards.is_shard(name)) and not (file := _file(name)).error:
-        yield from _inside(file, reading, left_out)
     else:
-        yield _file(name)
+        file = _file(name)
+        yield from _inside(name, reading, left_out) if several and not file.error else [file]
 
 
-def _inside(file: Input, reading: Reading, left_out: Counter[str] | None) -> Iterator[Input]:
-    """The images of an archive or of a table on disk."""
+def _inside(name: str, reading: Reading, left_out: Counter[str] | None) -> Iterator[Input]:
+    """The images of an archive or of a table, on disk or behind an address."""
     try:
-        if not stat.S_ISREG(os.stat(file.name).st_mode):
-            yield Input(file.name, error="not a regular file; wanted an archive or a table")
-            return
-        stream = open(file.name, "rb")  # noqa: SIM115 - closed below, when the last image was taken
-    except OSError as error:
-        yield Input(file.name, error=f"cannot be read: {error.strerror or error}")
-        return
-    with stream:
-        yield from _content(file.name, stream, reading, left_out)
-
-
-def _address(name: str, reading: Reading, left_out: Counter[str] | None) -> Iterator[Input]:
-    from dgiqa.sources import remote  # http and ssl take a twentieth of the start
-
-    if not (tables.is_table(name) or shards.is_shard(name)):
-        yield tables.addressed(name, reading)
-        return
-    try:
-        with remote.opened(name, reading.network) as stream:
-            yield from _content(name, stream, reading, left_out)
+        with _opened(name, reading) as stream:
+            table = tables.is_table(name)
+            yield from _in_bursts(
+                tables.rows(name, stream, reading) if table else shards.members(name, stream, left_out)
+            )
     except ImageError as error:
         yield Input(name, error=str(error))
+    except OSError as error:
+        yield Input(name, error=f"cannot be read: {error.strerror or error}")
 
 
-def _content(name: str, stream: BinaryIO, reading: Reading, left_out: Counter[str] | None) -> Iterator[Input]:
-    found = tables.rows(name, stream, reading) if tables.is_table(name) else shards.members(name, stream, left_out)
-    return _in_bursts(found)
+def _opened(name: str, reading: Reading) -> contextlib.AbstractContextManager[Any]:
+    if is_address(name):
+        from dgiqa.sources import remote  # http and ssl take a twentieth of the start
+
+        return remote.opened(name, reading.network)
+    if not stat.S_ISREG(os.stat(name).st_mode):
+        raise ImageError("not a regular file; wanted an archive or a table")
+    return open(name, "rb")
 
 
 def _in_bursts(inputs: Iterator[Input]) -> Iterator[Input]:
