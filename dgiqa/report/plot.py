@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dgiqa.extras import load
-from dgiqa.report.curve import Curve, Curves, span
+from dgiqa.report.curve import Curves, span
 from dgiqa.report.rows import readable
 
 MAX_PIXELS = 60_000  # of a picture's height: PNG libraries and matplotlib end at 65,535
@@ -28,27 +28,23 @@ class TimelinePlot(Curves):
         figure = self._matplotlib.Figure(figsize=(10, height), layout="constrained")
         panels = figure.subplots(max(1, len(curves)), 1, squeeze=False)[:, 0]
         for panel, (name, curve) in zip(panels, curves.items(), strict=False):
-            self._draw(panel, curve)
             panel.set(ylim=(0, 1), ylabel="score")
             panel.set_title(readable(name), parse_math=False)
+            points, (first, last) = curve.all_points(), span(curve)
+            times, scores = [p.time_s for p in points], np.array([p.score for p in points])
+            errors = np.array([p.std_error for p in points])
+            panel.set_xlim(first - 0.01 * (last - first), last + 0.01 * (last - first))
+            panel.fill_between(times, scores - errors, scores + errors, alpha=0.25, linewidth=0)
+            panel.plot(times, scores, marker="." if len(points) < 200 else "", linewidth=1.2)
+            for time_s in curve.scenes:
+                panel.axvline(time_s, color="0.6", linewidth=0.7, linestyle=":")
+            for time_s, _ in curve.errors:
+                panel.axvline(time_s, color="tab:red", linewidth=0.7)
+            if self.gate is not None:
+                panel.axhline(self.gate, color="tab:red", linewidth=0.8, linestyle="--")
+            if not points:
+                panel.text(0.5, 0.5, "no frame could be scored", ha="center", transform=panel.transAxes)
         panels[-1].set_xlabel(f"seconds ({self.legend()})")
         data = io.BytesIO()
         figure.savefig(data, format="png", dpi=min(120, MAX_PIXELS / height))
         self.file.write(data.getvalue())
-
-    def _draw(self, panel: Any, curve: Curve) -> None:
-        points = curve.all_points()
-        times, scores = [p.time_s for p in points], np.array([p.score for p in points])
-        errors = np.array([p.std_error for p in points])
-        first, last = span(curve)
-        panel.set_xlim(first - 0.01 * (last - first), last + 0.01 * (last - first))
-        panel.fill_between(times, scores - errors, scores + errors, alpha=0.25, linewidth=0)
-        panel.plot(times, scores, marker="." if len(points) < 200 else "", linewidth=1.2)
-        for time_s in curve.scenes:
-            panel.axvline(time_s, color="0.6", linewidth=0.7, linestyle=":")
-        for time_s, _ in curve.errors:
-            panel.axvline(time_s, color="tab:red", linewidth=0.7)
-        if self.gate is not None:
-            panel.axhline(self.gate, color="tab:red", linewidth=0.8, linestyle="--")
-        if not points:
-            panel.text(0.5, 0.5, "no frame could be scored", ha="center", transform=panel.transAxes)

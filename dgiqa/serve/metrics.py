@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 30.0)
 
@@ -24,7 +24,3 @@ class Metrics:
         self.tiles = Histogram("dgiqa_batch_tiles", "Tiles per run of the network.", buckets=(1, 2, 4, 8, 16), **kept)
         Gauge("dgiqa_pending_images", "Images that wait or are being scored.", **kept).set_function(pending)
         Gauge("dgiqa_info", "What serves.", tuple(about), **kept).labels(**about).set(1)
-
-    def text(self) -> bytes:
-        """The exposition format."""
-        return generate_latest(self.registry)
