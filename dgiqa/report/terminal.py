@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -60,51 +60,42 @@ class TableWriter:
         return console_for(self.stream)
 
     def _header(self) -> None:
+        from rich.text import Text
+
         about, name = HEADINGS[self.kind]
-        error = "±" if self.unicode else "+-"
-        cells = {"time_s": "seconds", "score": "score", "std_error": error, "bar": "", "about": about, "name": name}
-        self._print(cells, dict.fromkeys(cells, "dim"))
+        cells = ("seconds", "score", "±" if self.unicode else "+-", about, name)
+        self._print(cells, ("dim",) * 5, Text(" " * BAR_CELLS))
 
     def _score(self, row: Row) -> None:
-        from rich.progress_bar import ProgressBar
-
         failed = row["verdict"] == "fail"
-        colour = "red" if failed else "cyan"
-        cells: dict[str, RenderableType] = {
-            "time_s": f"{row['time_s']:.2f}" if self.frames else "",
-            "score": f"{row['score']:.4f}",
-            "std_error": "" if row["std_error"] is None else f"{row['std_error']:.4f}",
-            "bar": ProgressBar(1.0, row["score"], BAR_CELLS, complete_style=colour, finished_style=colour),
-            "about": self._about(row),
-            "name": self._shown(row["path"]),
-        }
-        self._print(cells, {"score": "red" if failed else "bold", "std_error": "dim"}, self._shown(remarks(row)))
+        time_s = f"{row['time_s']:.2f}" if self.frames else ""
+        error = "" if row["std_error"] is None else f"{row['std_error']:.4f}"
+        cells = (time_s, f"{row['score']:.4f}", error, self._about(row), self._shown(row["path"]))
+        styles = ("", "red" if failed else "bold", "dim", "", "")
+        bar = _bar(self.console, row["score"], BAR_CELLS, "red" if failed else "cyan")
+        self._print(cells, styles, bar, self._shown(remarks(row)))
 
     def _about(self, row: Row) -> str:
         if self.kind == "image":
             return f"{row['width']}{'×' if self.unicode else 'x'}{row['height']}"
         return f"{row['drop']:+.4f}" if self.kind == "pair" else str(row[HEADINGS[self.kind][0]])
 
-    def _print(self, cells: Mapping[str, RenderableType], styles: dict[str, str], said: str = "") -> None:
+    def _print(self, cells: Sequence[str], styles: Sequence[str], bar: Text, said: str = "") -> None:
         """One line of the table; what is said of a picture is left out where there is no room for it."""
-        from rich.table import Table
         from rich.text import Text
 
-        width = self.console.width
-        widths = {"time_s": 9, "score": 6, "std_error": 6, "bar": BAR_CELLS, "about": 5 if self.frames else 11}
-        left_out = {"bar": width < 64, "about": width < 44, "time_s": not self.frames}
-        table = Table.grid(padding=(0, 2, 0, 0))
-        shown = [name for name in widths if not left_out.get(name)]
-        for name in shown:
-            justify: Any = "left" if name in ("std_error", "bar") else "right"
-            table.add_column(min_width=widths[name], justify=justify, style=styles.get(name), no_wrap=True)
-        table.add_column(no_wrap=True, overflow="ignore", style=styles.get("name"))
-        room = width - sum(widths[name] + 2 for name in shown)
-        text = Text(shortened(str(cells["name"]), room, self.unicode))
-        if said and text.cell_len + 2 + _cells(said) <= room:
-            text.append("  " + said, "dim")
-        table.add_row(*(cells[name] for name in shown), text)
-        self.console.print(table)
+        (time_s, score, error, about, name), width = cells, self.console.width
+        line = Text.assemble(
+            (f"{time_s:>9}  " if self.frames else "", styles[0]),
+            (f"{score:>6}  ", styles[1]),
+            (f"{error:<6}  ", styles[2]),
+            *((bar, "  ") if width >= 64 else ()),
+            (f"{about:>{5 if self.frames else 11}}  " if width >= 44 else "", styles[3]),
+        )
+        line.append(shortened(name, width - line.cell_len, self.unicode), styles[4])
+        if said and line.cell_len + 2 + _cells(said) <= width:
+            line.append("  " + said, "dim")
+        self.console.print(line, no_wrap=True, overflow="ignore", crop=False)
 
     def _error(self, row: Row) -> None:
         # Never shortened: what to do about it stands at the end.
@@ -155,13 +146,10 @@ class ProgressLine:
         from rich.text import Text
 
         share, parts = summary.progress()
-        line = Text()
-        if share is not None:
-            cells, mark = 20 if self.console.width >= 64 else BAR_CELLS, "━" if can_encode(self.stream, "━") else "-"
-            done = round(share * cells)
-            line = Text.assemble((mark * done, "cyan"), (mark * (cells - done), "dim"), "  ")
+        cells = 20 if self.console.width >= 64 else BAR_CELLS
+        bar = () if share is None else (_bar(self.console, share, cells, "cyan"), "  ")
         failed = (f"{summary.failed} failed  ", "red") if summary.failed else ""
-        return line.append_text(Text.assemble(failed, "  ".join(parts)))
+        return Text.assemble(*bar, failed, "  ".join(parts))
 
 
 def console_for(stream: TextIO, *, terminal: bool | None = None) -> Console:
@@ -226,6 +214,17 @@ def can_encode(stream: TextIO, text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _bar(console: Console, share: float, cells: int, colour: str) -> Text:
+    """A share in [0, 1] to half a cell; what is left of it is dim, or blank where there are no colours."""
+    from rich.text import Text
+
+    full, half = "━╸" if can_encode(console.file, "━╸") else "- "  # type: ignore[arg-type]
+    halves = int(2 * cells * min(max(share, 0.0), 1.0))
+    done = full * (halves // 2) + half * (halves % 2)
+    left = (full if console.color_system else " ") * (cells - len(done))
+    return Text.assemble((done, colour), (left, "dim"))
 
 
 def is_terminal(stream: TextIO) -> bool:
