@@ -44,9 +44,9 @@ class Check:
 
 def examine(bundle: str = "small") -> list[Check]:
     """All checks in reading order. The last two load the bundle and score one synthetic image with it."""
-    wheels, gpus = machine.installed_wheels(), machine.nvidia_gpus()
+    wheels, gpus, python = machine.installed_wheels(), machine.nvidia_gpus(), platform.python_version()
     checks: dict[str, Callable[[], Check]] = {
-        "python": _python,
+        "python": partial(Check, "python", OK, f"{python} ({sys.executable})", data=python),
         "machine": _machine,
         "memory": _memory,
         **{module: partial(_module, module, wheel) for module, wheel in MODULES.items()},
@@ -88,11 +88,6 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
     except Exception as error:  # whatever it is, it is the finding
         fix = "mend the first failure above, then run this again"
         return Check(name, FAIL, f"{type(error).__name__}: {error}", fix)
-
-
-def _python() -> Check:
-    python = platform.python_version()
-    return Check("python", OK, f"{python} ({sys.executable})", data=python)
 
 
 def _machine() -> Check:

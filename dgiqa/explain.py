@@ -112,6 +112,7 @@ class Explanation:
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON; without the picture."""
+        maps = {"map": self.map, "cam": self.cam, "cam_flat": self.cam_flat}
         return {
             "path": self.source,
             "bundle": self.bundle,
@@ -124,7 +125,7 @@ class Explanation:
                 {"y": t.y, "x": t.x, "score": round(t.score, 6), "pull": round(t.pull, 6)} for t in self.deciding
             ],
             "by_depth": None if self.by_depth is None else [round(mean, 6) for mean in self.by_depth],
-            **{name: _listed(getattr(self, name)) for name in ("map", "cam", "cam_flat")},
+            **{name: None if map_ is None else np.round(map_.astype(float), 4).tolist() for name, map_ in maps.items()},
         }
 
     def panels(self) -> dict[str, UInt8]:
@@ -287,10 +288,6 @@ def _deciding(corners: NDArray[Any], scores: Float32) -> tuple[Tile, ...]:
 
 def _tile(corner: NDArray[Any], score: Any, pull: Any = 0.0) -> Tile:
     return Tile(int(corner[0]), int(corner[1]), float(score), float(pull))
-
-
-def _listed(values: Float32 | None) -> list[list[float]] | None:
-    return None if values is None else np.round(values.astype(float), 4).tolist()
 
 
 def _within(rgb: UInt8, side: int) -> UInt8:

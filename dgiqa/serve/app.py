@@ -217,12 +217,12 @@ def _add_protocol(app: FastAPI, service: Service) -> None:
     @app.get("/v2/health/live")
     async def live() -> Response:
         """Whether it is worth waiting for: 503 where the networks failed."""
-        return _probed(service.scorer.inbox.alive)
+        return Response(status_code=200 if service.scorer.inbox.alive else 503)
 
     @app.get("/v2/health/ready")
     async def ready() -> Response:
         """Whether it scores: 503 until a first picture went through, and while it goes down."""
-        return _probed(service.ready and service.scorer.inbox.alive)
+        return Response(status_code=200 if service.ready and service.scorer.inbox.alive else 503)
 
     @app.get("/v2/models/{name}/versions/{version}")
     @app.get("/v2/models/{name}")
@@ -289,10 +289,6 @@ def _hashes(page: str, tag: str) -> str:
     found = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
     digests = (base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in found)
     return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
-
-
-def _probed(well: bool) -> Response:
-    return Response(status_code=200 if well else 503)
 
 
 def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -73,7 +73,7 @@ class Intake:
         if kind == "multipart/form-data":
             found = await anyio.to_thread.run_sync(_form, request, data, self.limits)
         elif kind == "application/json":
-            found = await self._all_listed(_entries(document(data), self.limits.images))
+            found = await self._all_listed(document(data))
         else:
             found = [(named(request.query_params.get("name", "<bytes>")), data)]
         if not all(data for _, data in found):
@@ -110,8 +110,11 @@ class Intake:
         message = f"a body of more than {self.limits.body} bytes; the server's --max-body allows larger ones"
         return RefusedError(413, "too large", message, {"Connection": "close"})
 
-    async def _all_listed(self, entries: list[Any]) -> list[Image]:
-        """What a document lists, within the limits of one body."""
+    async def _all_listed(self, listed: Any) -> list[Image]:
+        """What {"images": [...]} lists, or a document that is an entry itself, within the limits of one body."""
+        entries, most = listed.get("images", [listed]) if isinstance(listed, dict) else listed, self.limits.images
+        if not isinstance(entries, list) or not 0 < len(entries) <= most:
+            raise malformed(f"wanted one image, or a list of 1 to {most}")
         found, size = [], 0
         try:
             with anyio.fail_after(self.limits.timeout_s):
@@ -176,14 +179,6 @@ def named(name: Any) -> str:
     if not isinstance(name, str) or len(name) > MAX_NAME:
         raise malformed(f"a name is a text of at most {MAX_NAME} characters")
     return name
-
-
-def _entries(found: Any, most: int) -> list[Any]:
-    """The entries of {"images": [...]}, or of a document that is one itself."""
-    entries = found.get("images", [found]) if isinstance(found, dict) else found
-    if not isinstance(entries, list) or not 0 < len(entries) <= most:
-        raise malformed(f"wanted one image, or a list of 1 to {most}")
-    return entries
 
 
 def _form(request: Request, data: bytes, limits: Limits) -> list[Image]:
