@@ -157,11 +157,11 @@ def print_json(facts: dict[str, Any]) -> None:
     print(to_json({"schema_version": 1, **facts}), file=data_stream())
 
 
-def show_progress(report: Report) -> None:
-    """Draw a progress line on standard error, where someone sees it."""
+def show_progress(report: Report, *, hidden: bool) -> None:
+    """Draw a progress line on standard error, where someone sees it, unless it is to be hidden."""
     from dgiqa.report.terminal import ProgressLine, is_terminal
 
-    if sys.stderr is not None and is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb":
+    if not hidden and sys.stderr is not None and is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb":
         report.line = ProgressLine(sys.stderr)
 
 

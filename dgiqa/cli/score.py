@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, Format, app, data_stream, fill, leave, opened, say, show_progress
+from dgiqa.cli.common import EXIT_CODES, app, data_stream, fill, leave, opened, say, show_progress
 from dgiqa.errors import ImageError
 
 if TYPE_CHECKING:
@@ -90,9 +90,10 @@ def score(
     from dgiqa.report.files import Report
     from dgiqa.report.rows import Summary, gate_sentence
 
-    _check_sources(paths, from_file)
-    _check_output(output, resume, html, [*(paths or []), from_file])
-    shown = options.shown_format(_wanted_format(format_, json_), output)
+    _check(paths or [], from_file, output, html=html, resume=resume)
+    both = json_ and format_ not in (None, "json")
+    options.refuse(both, f"--json and --format {format_} contradict each other", "--format")
+    shown = options.shown_format("json" if json_ else format_, output)
     _check_order(sort, top, shown)
     left_out: Counter[str] = Counter()
     inputs: Iterator[Input] = itertools.islice(_inputs(paths or [], from_file, null, reading, left_out), limit)
@@ -117,8 +118,7 @@ def score(
         _write_beside(report, sidecar, html, ", ".join(paths or [str(from_file)]))
         # A live list is not read ahead: its images would wait.
         inputs, total = (inputs, None) if from_file == "-" else counted(inputs)
-        if not (quiet or no_progress):
-            show_progress(report)
+        show_progress(report, hidden=quiet or no_progress)
         if total == 1 and opening["parallel"] == "auto":
             opening["parallel"] = 1
         scorer = Scorer(**opening, gate=fail_under)
@@ -144,18 +144,14 @@ def score(
     leave(stop, below=summary.below, failed=summary.failed)
 
 
-def _check_sources(paths: list[str] | None, from_file: str | None) -> None:
-    """Usage errors of where images come from."""
-    stdin_uses = (paths or []).count("-") + (from_file == "-")
+def _check(paths: list[str], from_file: str | None, output: str | None, *, html: str | None, resume: bool) -> None:
+    """Usage errors of where images come from, and of where rows go."""
+    stdin_uses = paths.count("-") + (from_file == "-")
     options.refuse(not paths and from_file is None, "name a file, a folder, a glob, or - for standard input", "PATHS")
     options.refuse(stdin_uses > 1, "standard input (-) can be read once only", "PATHS")
     if stdin_uses:
         options.check_stdin("PATHS")
-
-
-def _check_output(output: str | None, resume: bool, html: str | None, sources: list[str | None]) -> None:
-    """Usage errors of where rows go."""
-    options.check_files(sources, {"--output": output, "--html": html})
+    options.check_files([*paths, from_file], {"--output": output, "--html": html})
     options.check_suffix(output)
     options.refuse(resume and not output, "name the file that it goes on with: -o FILE", "--resume")
 
@@ -181,12 +177,6 @@ def _write_beside(report: Report, sidecar: str | None, html: str | None, name: s
     if html:
         file = opened(html)
         report.write_to(PageWriter(file, name), file)
-
-
-def _wanted_format(format_: Format | None, json_: bool) -> Format | None:
-    if json_ and format_ and format_ != "json":
-        raise typer.BadParameter(f"--json and --format {format_} contradict each other", param_hint="--format")
-    return "json" if json_ else format_
 
 
 def _inputs(

@@ -182,8 +182,7 @@ def video(  # noqa: PLR0917 - the command line's options
         report.summary = summary = Summary(
             run, gate_interval or INTERVAL_S, gate=gate, interval_gate=gate_interval is not None
         )
-        if not (quiet or no_progress):
-            show_progress(report)
+        show_progress(report, hidden=quiet or no_progress)
         report.needed = gate is not None
         stop = fill(report, run.rows(look))
     if not quiet:

@@ -80,7 +80,10 @@ def answer(asked: dict[str, Any], model: str, rows: Sequence[dict[str, Any]]) ->
         tensor: dict[str, Any] = {"name": output["name"], "datatype": output["datatype"], "shape": [len(rows)]}
         values = column(output["name"], rows)
         if binary:
-            packed = _packed(values, output["datatype"])
+            if output["datatype"] == "FP32":
+                packed = np.array(values, "<f4").tobytes()  # None becomes NaN
+            else:
+                packed = b"".join(struct.pack("<I", len(text)) + text for text in map(str.encode, values))
             tensor["parameters"] = {"binary_data_size": len(packed)}
             tail += packed
         else:
@@ -135,9 +138,3 @@ def _pixels(data: Any, binary: bytes | None, shape: list[int], kind: type[Any]) 
         return flat.astype(kind, copy=False).reshape([1] * (4 - len(shape)) + shape)
     except (ValueError, TypeError, OverflowError) as error:
         raise malformed(f"pixels do not fit their shape {shape}: {str(error)[:200]}") from error
-
-
-def _packed(values: Sequence[Any], datatype: str) -> bytes:
-    if datatype == "FP32":
-        return np.array(values, "<f4").tobytes()  # None becomes NaN
-    return b"".join(struct.pack("<I", len(text)) + text for text in (value.encode() for value in values))
