@@ -14,8 +14,8 @@ from dataclasses import asdict
 from typing import Any
 
 from dgiqa.batch.scan import ATTEMPTS, Done, Job, score_shard
-from dgiqa.errors import BackendError, DgiqaError
-from dgiqa.extras import needs
+from dgiqa.errors import DgiqaError
+from dgiqa.extras import load
 from dgiqa.scorer import Scorer
 
 HERE = "local"
@@ -35,10 +35,9 @@ def scan_on_ray(
     A run that Ray gives up is begun again with the shards that are left. Raises DgiqaError where ATTEMPTS runs in a row
     brought no shard, and BackendError without Ray.
     """
-    try:
-        import ray.data
-    except ImportError as error:
-        raise BackendError(needs("--ray", "ray", "ray", error=error)) from error
+    load("ray.data", "--ray", "ray", "ray")
+    import ray.data
+
     begun = not ray.is_initialized()
     if begun:
         where: dict[str, Any] = {"include_dashboard": False} if address == HERE else {"address": address}
