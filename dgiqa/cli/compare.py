@@ -60,11 +60,10 @@ def compare(
     from dgiqa.scorer import Scorer
 
     options.check_suffix(output)
-    shown = options.shown_format(format_, output)
     with options.usage("IMAGE"):
         pairs = list(_pairs(picture, reference, recursive))
     with Report() as report:
-        options.write_rows(report, output, shown, "pair")
+        options.write_rows(report, output, format_, "pair")
         scorer = Scorer(**opening)
         gates = {"max_drop": max_drop, "fail_under": fail_under}
         limits = {"lost more than": max_drop, "look less close than": fail_under}

@@ -251,26 +251,18 @@ def check_files(sources: Iterable[str | None], files: Mapping[str, str | None]) 
         raise typer.BadParameter(f"{plot!r} is written as PNG; end it in .png", param_hint="--plot")
 
 
-def shown_format(wanted: common.Format | None, output: str | None) -> str | None:
-    """What standard output gets; None when the rows go to a file only."""
-    if wanted:
-        return wanted
-    if output:
-        return None
-    return "table" if common.stdout().isatty() else "jsonl"
-
-
 def write_rows(
     report: Report,
     output: str | None,
-    shown: str | None,
+    format_: common.Format | None,
     kind: Kind = "image",
     *,
     details: bool = False,
     ordered: tuple[bool, str | None] = (False, None),
 ) -> None:
-    """Let a report write its rows into the file `output`, and show them on standard output in the format `shown`.
+    """Let a report write its rows into the file `output`, and show them on standard output in the format named.
 
+    Without either it is a table on a terminal, and JSON lines elsewhere.
     ordered: (whether the best are shown first, how many of them alone).
     """
     from dgiqa.batch.choose import ChosenWriter
@@ -287,7 +279,9 @@ def write_rows(
     if output and (target := check_suffix(output)):
         file = common.opened(output, spooled=target in SPOOLED)
         report.write_to(made(target, file), file)
-    if shown:
-        stream = common.stdout() if shown == "table" else common.data_stream()
-        writer = made(shown, stream)
+    if not (format_ or output):
+        format_ = "table" if common.stdout().isatty() else "jsonl"
+    if format_:
+        stream = common.stdout() if format_ == "table" else common.data_stream()
+        writer = made(format_, stream)
         report.write_to(ChosenWriter(writer, ordered[1]) if any(ordered) else writer)

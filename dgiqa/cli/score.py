@@ -93,8 +93,8 @@ def score(
     _check(paths or [], from_file, output, html=html, resume=resume)
     both = json_ and format_ not in (None, "json")
     options.refuse(both, f"--json and --format {format_} contradict each other", "--format")
-    shown = options.shown_format("json" if json_ else format_, output)
-    _check_order(sort, top, shown)
+    format_ = "json" if json_ else format_
+    _check_order(sort, top, alone=output is not None and format_ is None)
     left_out: Counter[str] = Counter()
     inputs: Iterator[Input] = itertools.islice(_inputs(paths or [], from_file, null, reading, left_out), limit)
     if dry_run:
@@ -114,7 +114,7 @@ def score(
     new = output is not None and not os.path.exists(output)
     with Report() as report:
         # Before anything slow: it may not be writable.
-        options.write_rows(report, output, shown, details=details, ordered=(sort, top))
+        options.write_rows(report, output, format_, details=details, ordered=(sort, top))
         _write_beside(report, sidecar, html, ", ".join(paths or [str(from_file)]))
         # A live list is not read ahead: its images would wait.
         inputs, total = (inputs, None) if from_file == "-" else counted(inputs)
@@ -156,13 +156,13 @@ def _check(paths: list[str], from_file: str | None, output: str | None, *, html:
     options.refuse(resume and not output, "name the file that it goes on with: -o FILE", "--resume")
 
 
-def _check_order(sort: bool, top: str | None, shown: str | None) -> None:
-    """Usage errors of the order in which rows are shown."""
+def _check_order(sort: bool, top: str | None, alone: bool) -> None:
+    """Usage errors of the order in which rows are shown. alone: they go into a file, and nowhere else."""
     from dgiqa.batch.choose import Choice
 
     with options.usage("--top"):
         Choice(top=top)
-    if (sort or top) and not shown:
+    if (sort or top) and alone:
         advice = "give --format too, or let `dgiqa-rt filter FILE --sort -o SORTED` write a sorted file"
         raise typer.BadParameter(f"it orders what is shown, and -o alone shows nothing; {advice}", param_hint="--sort")
 

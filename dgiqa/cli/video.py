@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, app, fill, leave, say, show_progress, writable
+from dgiqa.cli.common import EXIT_CODES, Format, app, fill, leave, say, show_progress, writable
 
 if TYPE_CHECKING:
     from dgiqa.report.files import Report
@@ -153,7 +153,6 @@ def video(  # noqa: PLR0917 - the command line's options
         reuse = Reuse(reuse_tiles, audit, drift) if reuse_depth or reuse_tiles else None
     with options.usage("--tiling"):
         check_tiling(opening["tiling"])
-    shown = options.shown_format(format_, output)
     if max_drop is not None and against is None:
         raise typer.BadParameter("name the master that it drops from: --against MASTER", param_hint="--max-drop")
     if against is not None:
@@ -162,9 +161,9 @@ def video(  # noqa: PLR0917 - the command line's options
         options.refuse(len(sources) > 1, "one video is compared with its master; name one", "SOURCE")
         used = [name for name, value in (scored | {"--ffmetadata": ffmetadata, "--fail-under": gate}).items() if value]
         options.refuse(used, f"{', '.join(used)} cannot be combined with it", "--against")
-        _against(opening, sources[0], against, sampling, (output, shown), max_drop, quiet)
+        _against(opening, sources[0], against, sampling, (output, format_), max_drop, quiet)
     with Report() as report:
-        options.write_rows(report, output, shown, "video" if per_video else "frame")
+        options.write_rows(report, output, format_, "video" if per_video else "frame")
         look = _open(report, gate, plot, html, srt, ffmetadata)
         scorer = Scorer(**opening, gate=gate)
         reading = Reading(
@@ -200,7 +199,7 @@ def _against(  # noqa: PLR0917 - what the command was given
     encoded: str,
     master: str,
     sampling: Sampling,
-    where: tuple[str | None, str | None],
+    where: tuple[str | None, Format | None],
     max_drop: float | None,
     quiet: bool,
 ) -> NoReturn:
@@ -209,9 +208,8 @@ def _against(  # noqa: PLR0917 - what the command was given
     from dgiqa.scorer import Scorer
     from dgiqa.video.against import Lost, align, compare_videos
 
-    output, shown = where
     with files.Report() as report:
-        options.write_rows(report, output, shown, "pair")
+        options.write_rows(report, *where, "pair")
         scorer = Scorer(**opening)
         alignment = align(encoded, master)
         report.needed = True
