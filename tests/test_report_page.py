@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from command import run_here
 
-from dgiqa.batch.drift import Monitor, changes, compared, drift, population
+from dgiqa.batch.drift import Monitor, changes, drift, population
 from dgiqa.errors import DgiqaError
 from dgiqa.report.rows import Row, error_row, row_of, to_json
 
@@ -120,7 +120,7 @@ def test_times_and_sources_say_when_and_where() -> None:
     after = [
         row | {"camera": "ab"[i % 2], "taken": f"2026-11-{i:04}"} for i, row in enumerate(rows(later.tolist(), 900))
     ]
-    found = compared(population(before, "camera"), population(after[::-1], "camera", "taken"))
+    found = drift(population(before, "camera"), population(after[::-1], "camera", "taken"))
     assert [row["source"] for row in found["sources"]] == ["b", "a"]
     assert found["sources"][0]["ks_p"] < 1e-6 < found["sources"][1]["ks_p"]
     (change, *_) = found["changes"]

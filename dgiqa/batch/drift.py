@@ -164,8 +164,9 @@ def drift(before: Population, after: Population) -> dict[str, Any]:
 
     Cliff's delta: how much likelier an image of `after` scores above one of `before` than below. moved: images of both
     (by key, else path) as (name, before, after), the largest changes first. outside: of `after`, (name, score) of
-    those below what OUTSIDE of `before` are below, the lowest first. Raises DgiqaError without scores, BackendError
-    without scipy.
+    those below what OUTSIDE of `before` are below, the lowest first. sources: `by_source`, where both sets name them.
+    changes: when `after` moved, where it has times; None where the baseline is too small to say.
+    Raises DgiqaError without scores, BackendError without scipy.
     """
     if not len(before.scores) or not len(after.scores):
         raise DgiqaError("got a set without scores; wanted at least one scored image in each")
@@ -173,20 +174,12 @@ def drift(before: Population, after: Population) -> dict[str, Any]:
     new = list(zip(after.names, after.scores.tolist(), strict=True))
     both = [(name, old[name], score) for name, score in new if name in old]
     low = float(np.quantile(before.scores, OUTSIDE))
-    return {
+    found: dict[str, Any] = {
         **_tests(before.scores, after.scores),
         "in_both": len(both),
         "moved": sorted((pair for pair in both if pair[1] != pair[2]), key=lambda pair: -abs(pair[2] - pair[1])),
         "outside": sorted(((name, score) for name, score in new if score < low), key=lambda pair: pair[1]),
     }
-
-
-def compared(before: Population, after: Population) -> dict[str, Any]:
-    """`drift`, with "sources" where both sets name them, and with "changes" where `after` has times.
-
-    "changes" is None where the baseline is too small to say.
-    """
-    found = drift(before, after)
     if before.sources and after.sources:
         found["sources"] = by_source(before, after)
     if after.times:

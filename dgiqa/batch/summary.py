@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dgiqa.batch.choose import MEMBER
-from dgiqa.batch.drift import SHOWN, Population, Settings, compared
+from dgiqa.batch.drift import SHOWN, Population, Settings, drift
 from dgiqa.image import decode
 from dgiqa.report.files import OutputFile
 from dgiqa.report.html import data_uri, render
@@ -71,7 +71,7 @@ def page(rows: Population, *, name: str, before: Population | None = None) -> st
         figures.append((f"{rows.scores.mean():.4f}", "mean"))
         values = np.percentile(rows.scores, PERCENTILES)
         figures += [(f"{value:.4f}", f"{p} % below") for p, value in zip(PERCENTILES, values, strict=True)]
-    moved = None if before is None else compared(before, rows)
+    moved = None if before is None else drift(before, rows)
     settings = by_settings(rows)
     worst, best = ([_picture(row) for row in extreme] for extreme in rows.extremes())
     return render(

@@ -41,7 +41,7 @@ def report(  # noqa: PLR0917 - the command line's options
       dgiqa-rt report scores.parquet -o report.html
       dgiqa-rt report november/ --against october/ --by camera --time taken
     """
-    from dgiqa.batch.drift import compared, population
+    from dgiqa.batch.drift import drift, population
     from dgiqa.batch.summary import page
     from dgiqa.report.read import read_rows
 
@@ -52,7 +52,7 @@ def report(  # noqa: PLR0917 - the command line's options
     found = population(read_rows(scores), by, time)
     before = None if against is None else population(read_rows(against), by)
     if json_ and before is not None:
-        print_json(compared(before, found))
+        print_json(drift(before, found))
         return
     text = page(found, name=scores, before=before)
     file = opened(output)
