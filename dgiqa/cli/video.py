@@ -264,6 +264,8 @@ def _sampling(  # noqa: PLR0917 - the options it joins
         raise typer.BadParameter(f"{' and '.join(used)} exclude each other", param_hint=used[1])
     options.refuse(fps is not None and not fps > 0, "wanted a number above 0", "--fps")
     options.refuse(end is not None and duration is not None, "--end and --duration exclude each other", "--duration")
+    unknown = frames is not None and frames != "all" and not frames.isdecimal()
+    options.refuse(unknown, f"{frames!r} is neither a number nor all", "--frames")
     times = {}
     for name, text in {"--every": every, "--start": start, "--end": end, "--duration": duration}.items():
         with options.usage(name):
@@ -273,19 +275,11 @@ def _sampling(  # noqa: PLR0917 - the options it joins
     with options.usage(used[0] if used else "--start"):
         return Sampling(
             every=0.0 if frames == "all" else times["--every"] if fps is None else 1 / fps,
-            count=_count(frames),
+            count=int(frames) if frames and frames.isdecimal() else None,
             per_scene=scenes,
             start=first,
             end=math.inf if last is None else last,
         )
-
-
-def _count(frames: str | None) -> int | None:
-    if frames is None or frames == "all":
-        return None
-    if not frames.isdecimal():
-        raise ValueError(f"{frames!r} is neither a number nor all")
-    return int(frames)
 
 
 def _listed(path: str | None) -> list[str]:
