@@ -73,24 +73,21 @@ def network_name(bundle: Bundle, file: str) -> str:
     return f"{bundle.name}_{Path(file).stem}"
 
 
-def _top_config(bundle: Bundle, instances: int, gate: float | None) -> str:
+def _top_config(bundle: Bundle, instances: int, gate: float | None) -> list[str]:
     gates = [] if gate is None else [f'parameters {{ key: "gate" value {{ string_value: "{gate!r}" }} }}']
     tensors = [(tensor["name"], _TYPES[tensor["datatype"]], (-1,)) for tensor in (v2.INPUTS[0], *v2.OUTPUTS)]
-    return "\n".join(
-        [
-            f'name: "{bundle.name}"',
-            'backend: "python"',
-            "max_batch_size: 0",
-            _tensors("input", tensors[:1]),
-            _tensors("output", tensors[1:]),
-            f"instance_group [ {{ kind: KIND_CPU count: {instances} }} ]",
-            *gates,
-            "",
-        ]
-    )
+    return [
+        f'name: "{bundle.name}"',
+        'backend: "python"',
+        "max_batch_size: 0",
+        _tensors("input", tensors[:1]),
+        _tensors("output", tensors[1:]),
+        f"instance_group [ {{ kind: KIND_CPU count: {instances} }} ]",
+        *gates,
+    ]
 
 
-def _network_config(bundle: Bundle, network: spec.Network, *, plan: bool, gpu: bool) -> str:
+def _network_config(bundle: Bundle, network: spec.Network, *, plan: bool, gpu: bool) -> list[str]:
     """Depth images have sizes of their own, so the depth network takes one at a time; tiles are all of a size."""
     batched = network.file == spec.QUALITY_FILE
     outputs = {name: list(shape) for name, shape in network.outputs.items()}
@@ -99,20 +96,17 @@ def _network_config(bundle: Bundle, network: spec.Network, *, plan: bool, gpu: b
     sizes = dict(zip("hw", _warm_size(bundle), strict=True))
     batching = f"dynamic_batching {{ preferred_batch_size: {[8, BATCH]} max_queue_delay_microseconds: {DELAY_US} }}"
     warm = {name: [sizes.get(str(n), n) for n in _dims(shape, batched)] for name, shape in network.inputs.items()}
-    return "\n".join(
-        [
-            f'name: "{network_name(bundle, network.file)}"',
-            'platform: "tensorrt_plan"' if plan else 'backend: "onnxruntime"',
-            *([] if plan else ['default_model_filename: "model.onnx"']),
-            f"max_batch_size: {BATCH if batched else 0}",
-            _tensors("input", [(n, "TYPE_FP32", _dims(s, batched)) for n, s in network.inputs.items()]),
-            _tensors("output", [(n, "TYPE_FP32", _dims(s, batched)) for n, s in outputs.items()]),
-            *[batching] * batched,
-            f"instance_group [ {{ kind: {'KIND_GPU' if gpu else 'KIND_CPU'} count: 1 }} ]",
-            _warm_up(warm, 8 if batched else 0),
-            "",
-        ]
-    )
+    return [
+        f'name: "{network_name(bundle, network.file)}"',
+        'platform: "tensorrt_plan"' if plan else 'backend: "onnxruntime"',
+        *([] if plan else ['default_model_filename: "model.onnx"']),
+        f"max_batch_size: {BATCH if batched else 0}",
+        _tensors("input", [(n, "TYPE_FP32", _dims(s, batched)) for n, s in network.inputs.items()]),
+        _tensors("output", [(n, "TYPE_FP32", _dims(s, batched)) for n, s in outputs.items()]),
+        *[batching] * batched,
+        f"instance_group [ {{ kind: {'KIND_GPU' if gpu else 'KIND_CPU'} count: 1 }} ]",
+        _warm_up(warm, 8 if batched else 0),
+    ]
 
 
 def _dims(shape: Iterable[int | str], batched: bool) -> list[int | str]:
@@ -144,6 +138,6 @@ def _warm_up(shapes: Mapping[str, Iterable[int | str]], batch: int) -> str:
     return f'model_warmup {{\n  name: "one run"\n  batch_size: {batch}{inputs}\n}}'
 
 
-def _write(folder: Path, config: str) -> None:
+def _write(folder: Path, config: list[str]) -> None:
     (folder / "1").mkdir(parents=True)
-    (folder / "config.pbtxt").write_text(config, encoding="utf-8")
+    (folder / "config.pbtxt").write_text("\n".join([*config, ""]), encoding="utf-8")

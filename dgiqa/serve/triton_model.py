@@ -55,15 +55,10 @@ class TritonPythonModel:
         gate = parameters.get("gate", {}).get("string_value")
         bundle = read_manifest(Path(args["model_repository"]) / args["model_version"])
         reasons = (spec.QUALITY_REASONS,) if bundle.meaning.reasons else ()
-        opened = {
-            network.file: TritonNetwork(
-                self._triton,
-                network_name(bundle, network.file),
-                network,
-                reasons if network.file == spec.QUALITY_FILE else (),
-            )
-            for network in bundle.networks
-        }
+        opened = {}
+        for network in bundle.networks:
+            name, further = network_name(bundle, network.file), reasons if network.file == spec.QUALITY_FILE else ()
+            opened[network.file] = TritonNetwork(self._triton, name, network, further)
         networks = networks_of(bundle, opened)
         self.stages = Stages(bundle, networks, "triton", gate=None if gate is None else float(gate))
 
