@@ -20,13 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dgiqa import spec
-from dgiqa.builder.calibrate import (
-    Probe,
-    make_probe,
-    measure,
-    photographs,
-    probe_photographs,
-)
+from dgiqa.builder.calibrate import Probe, make_probe, measure, photographs, probe_photographs
 from dgiqa.builder.precision import (
     CPU_WEIGHT_LEVELS,
     EIGHT_BITS,

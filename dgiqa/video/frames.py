@@ -30,16 +30,7 @@ from dgiqa.image.sources import read_fully
 from dgiqa.video import colour, sampling
 from dgiqa.video.decoding import Clock, Decoding, Picture
 from dgiqa.video.sampling import Sampling, SceneCuts, ScenePicks, Ticks
-from dgiqa.video.source import (
-    TIMEOUT_S,
-    Raw,
-    RefusedError,
-    VideoSource,
-    import_av,
-    name_of,
-    open_container,
-    open_raw,
-)
+from dgiqa.video.source import TIMEOUT_S, Raw, RefusedError, VideoSource, import_av, name_of, open_container, open_raw
 
 UInt8 = NDArray[np.uint8]
 
