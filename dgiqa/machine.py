@@ -52,8 +52,9 @@ def memory_mb() -> int | None:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
-    limit = _first_line("/sys/fs/cgroup/memory.max")
-    return min(total, int(limit) if limit.isdigit() else total) // 2**20
+    with suppress(OSError, ValueError):  # no cgroup v2 here, or a limit of "max"
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return total // 2**20
 
 
 def cpu_name() -> str:
@@ -172,10 +173,3 @@ def cpuinfo(field: str) -> str:
     except OSError:
         return ""
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")
-
-
-def _first_line(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""

@@ -263,16 +263,13 @@ def _every_other_distorted(images: Iterable[UInt8]) -> Iterator[UInt8]:
 
 def _read(files: Iterable[Path], progress: Progress) -> Iterator[UInt8]:
     for path in files:
-        if (rgb := _try_read(path, progress)) is not None:
+        rgb = None
+        try:
+            rgb = decode(path.read_bytes())
+        except (ImageError, OSError) as error:
+            progress(f"left out of the calibration: {path} ({error})")
+        if rgb is not None:
             yield rgb
-
-
-def _try_read(path: Path, progress: Progress) -> UInt8 | None:
-    try:
-        return decode(path.read_bytes())
-    except (ImageError, OSError) as error:
-        progress(f"left out of the calibration: {path} ({error})")
-        return None
 
 
 def _finite(value: float) -> float:

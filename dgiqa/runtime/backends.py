@@ -116,7 +116,8 @@ def _lacking(backend: str) -> str:
         return _NO_GPU
     if backend == RTX and (why := _not_rtx()):
         return f"is not for this machine: {why}"
-    if backend == CUDA and not _has_cuda_wheel():  # last: it reads the metadata of every wheel
+    # Last: it reads the metadata of every wheel
+    if backend == CUDA and not any(name.endswith(("-gpu", "nightly")) for name in machine.onnxruntime_wheels()):
         return "needs onnxruntime-gpu, and only a CPU build of onnxruntime is installed"
     return ""
 
@@ -127,7 +128,3 @@ def _not_rtx() -> str:
         return serves_rtx(*machine.gpu())
     except BackendError as error:
         return str(error)
-
-
-def _has_cuda_wheel() -> bool:
-    return any(name.endswith(("-gpu", "nightly")) for name in machine.onnxruntime_wheels())

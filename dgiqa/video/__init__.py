@@ -20,7 +20,7 @@ from typing import Any, Literal
 from dgiqa.forward import Stages
 from dgiqa.meaning import verdict
 from dgiqa.report.rows import FRAME_COLUMNS, Row, clock, rounded, seconds_since
-from dgiqa.video.channel import CAPACITY, Channel, feed
+from dgiqa.video.channel import CAPACITY, Channel
 from dgiqa.video.frames import Video
 from dgiqa.video.live import ATTEMPTS, WAITS_S, follow
 from dgiqa.video.pooling import INTERVAL_S, Pooled
@@ -191,7 +191,9 @@ class VideoRun:
             attempts=reading.attempts,
             waits_s=reading.waits_s,
         )
-        feed(self._channel, found, newest_wins=lambda: progress.live, stop=self._stop)
+        for frame in found:
+            if self._stop.is_set() or not self._channel.put(frame, newest_wins=progress.live):
+                break
         progress.ended = True
 
     def _video(self, source: VideoSource, **reading: Any) -> Video:

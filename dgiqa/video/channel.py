@@ -9,10 +9,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
 from typing import Any
-
-from dgiqa.video.frames import Frame
 
 CAPACITY = 4  # frames in a channel: a 4K frame is 25 MB
 
@@ -70,10 +67,3 @@ class Channel:
         victim = own or next((f for f in self._frames if not f.error), self._frames[0])
         self._frames.remove(victim)
         self.dropped += 1
-
-
-def feed(channel: Channel, frames: Iterable[Frame], *, newest_wins: Callable[[], bool], stop: threading.Event) -> None:
-    """Put a source's frames into a channel until they end or nobody wants them."""
-    for frame in frames:
-        if stop.is_set() or not channel.put(frame, newest_wins=newest_wins()):
-            return
