@@ -75,8 +75,7 @@ class Result:
 @dataclass(eq=False)
 class _Prepared:
     work: Work
-    old_depth: UInt8 | None = None  # of an audit: what would have been reused
-    reused: bool = False
+    old_depth: UInt8 | None = None  # of a reuse, what was taken over; of an audit, what would have been
 
 
 @dataclass(eq=False)
@@ -167,10 +166,9 @@ class _Job(Task[Result]):
             limit = f"limit {self.stages.max_pixels:,} pixels; raise max_pixels"
             raise ImageError(f"a frame of {width} x {height}, {limit}")
         old_depth = old.result().work.depth if old is not None and old.exception() is None else None
-        reused = self.plan == "reuse" and old_depth is not None
-        near = old_depth if reused else None
+        near = old_depth if self.plan == "reuse" else None
         work = self.stages.prepare(rgb, self.frame.source, self.scorer.tiling, stop=stop, near=near)
-        return _Prepared(work, old_depth, reused)
+        return _Prepared(work, old_depth)
 
     def arrange(self) -> None:
         """Leave out the tiles whose scores are taken over."""
@@ -182,7 +180,7 @@ class _Job(Task[Result]):
         if prepared is None:
             return
         self.work = prepared.work
-        if self.plan == "reuse" and not prepared.reused:
+        if self.plan == "reuse" and prepared.old_depth is None:
             self.plan = "fresh"
         if self.scorer.reuse and not self.on_gpu:
             self._share(prepared, self.scorer.reuse, self.scorer.source(self.frame.source).tiles)
