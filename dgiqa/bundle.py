@@ -187,21 +187,22 @@ def write_bundle(
     target = Path(os.path.abspath(target))
     _check_arguments(name, files)
     _check_target(target, overwrite)
+    preprocess = preprocess or Preprocess()
+    record, columns = asdict(preprocess), (len(meaning.reasons) if meaning else 0, features)
+    if preprocess.normalisation == Preprocess.normalisation:
+        del record["normalisation"]  # which older versions do not know
     manifest = {
         "bundle_version": spec.BUNDLE_VERSION,
         "name": name,
         "title": title,
         "created": created or datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "preprocess": _preprocess_record(preprocess or Preprocess()),
+        "preprocess": record,
         "opset": opset,
         "versions": {"dgiqa-rt": __version__, **(versions or {})},
         "parity": dict(parity or {}),
         "model_card": dict(model_card or {}),
         "score": {"range": [0, 1], "higher_is_better": True},
-        "tensors": _tensors(
-            spec.networks(files, (preprocess or Preprocess()).tile),
-            (len(meaning.reasons) if meaning else 0, features),
-        ),
+        "tensors": _tensors(spec.networks(files, preprocess.tile), columns),
         **(meaning.as_manifest() if meaning else {}),
         **(full_reference.as_manifest() if full_reference else {}),
     }
@@ -443,14 +444,6 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise BundleError(f"{target} exists; choose another place or ask to overwrite it")
     if target.is_symlink() or not (target / MANIFEST).is_file():
         raise BundleError(f"{target} is not a bundle, so it is not overwritten; choose another place")
-
-
-def _preprocess_record(p: Preprocess) -> dict[str, Any]:
-    """As a manifest holds it; what older versions do not know is left away where it says nothing new to them."""
-    record = asdict(p)
-    if p.normalisation == Preprocess.normalisation:
-        del record["normalisation"]
-    return record
 
 
 def _tensors(networks: tuple[spec.Network, ...], counts: tuple[int, int]) -> dict[str, Any]:

@@ -159,8 +159,7 @@ def quantize_bundle(
         convert, write = (_to_eight_bits_of(models, largest, precision, rest, n) for n in levels)
         room = _room(models, parts, convert)
     groups, worst = _search(parts, convert, probe, target=SEARCH_SHARE * budget, room=room, progress=progress)
-    changed = {file: _changed_nodes(parts, file) for file in names}
-    made = {file: write(file, changed[file]) for file in names}
+    made = {file: write(file, _changed_nodes(parts, file)) for file in names}
     if precision in EIGHT_BITS and rest == "fp16":
         made = {file: to_half(model) for file, model in made.items()}
     # What stays fp32 for its roundings' sake must not be rounded here. int8's steps are larger than these by far.
