@@ -451,21 +451,16 @@ def _tensors(networks: tuple[spec.Network, ...], counts: tuple[int, int]) -> dic
 
     counts: columns of reasons and features; 0: there is no such output.
     """
-    columns = {name: ("n", count) for name, count in zip(_COLUMNS, counts, strict=True) if count}
 
     def described(shapes: Mapping[str, tuple[int | str, ...]]) -> dict[str, Any]:
         return {name: {"dtype": "float32", "shape": list(shape)} for name, shape in shapes.items()}
 
-    return {
-        network.file: {
-            "inputs": described(network.inputs),
-            "outputs": described({**network.outputs, **(columns if network.further else {})}),
-        }
-        for network in networks
-    }
-
-
-_COLUMNS = (spec.QUALITY_REASONS, spec.QUALITY_FEATURES)
+    found = {}
+    for network in networks:
+        further = {name: ("n", count) for name, count in zip(network.further, counts, strict=False) if count}
+        outputs = described({**network.outputs, **further})
+        found[network.file] = {"inputs": described(network.inputs), "outputs": outputs}
+    return found
 
 
 def _store(root: Path, name: str, contents: Path | bytes) -> dict[str, Any]:
