@@ -253,24 +253,19 @@ def _row(bundle: Bundle, golden: Golden, scorer: Candidate) -> ParityRow:
         stages: Any = getattr(scorer, "stages", scorer)
         near = compare_pictures(stages, *pair, tiling=golden.tiling).full_reference
         apart.append(math.nan if near is None else abs(near - golden.full_reference))
-    pairs = list(zip(got.tile_scores.tolist(), golden.tile_scores, strict=False))
-    tile_difference = max((abs(a - b) for a, b in pairs), default=math.nan)
-    if len(got.tile_scores) != len(golden.tile_scores):  # another tiling is another model, whatever the mean says
-        tile_difference = math.inf
     return ParityRow(
         golden.file,
         golden.tiling,
         golden.score,
         got.value,
         _worst(apart),
-        tile_difference,
-        _reasons_difference(list(got.reasons.values()), golden.reasons),
+        _apart(got.tile_scores.tolist(), golden.tile_scores),
+        _apart(list(got.reasons.values()), golden.reasons) if golden.reasons else 0.0,
     )
 
 
-def _reasons_difference(got: Sequence[float], wanted: Sequence[float]) -> float:
-    if not wanted:
-        return 0.0
+def _apart(got: Sequence[float], wanted: Sequence[float]) -> float:
+    """The largest difference; infinite where there are more or fewer, whatever a mean says: that is another model."""
     return _worst([abs(a - b) for a, b in zip(got, wanted, strict=True)]) if len(got) == len(wanted) else math.inf
 
 
