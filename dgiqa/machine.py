@@ -118,14 +118,16 @@ def _from_driver() -> list[dict[str, str]]:
     answer: queue.SimpleQueue[list[dict[str, str]] | Exception] = queue.SimpleQueue()
 
     def described(number: int) -> dict[str, str]:
-        handle = nvml.nvmlDeviceGetHandleByIndex(number)
+        handle, memory = nvml.nvmlDeviceGetHandleByIndex(number), "unknown"
+        with suppress(Exception):  # GPUs that share the host's memory have none of their own to tell
+            memory = f"{nvml.nvmlDeviceGetMemoryInfo(handle).total >> 20} MiB"
         return {
             "number": str(number),
             "uuid": nvml.nvmlDeviceGetUUID(handle),
             "name": nvml.nvmlDeviceGetName(handle),
             "capability": "{}.{}".format(*nvml.nvmlDeviceGetCudaComputeCapability(handle)),
             "driver": nvml.nvmlSystemGetDriverVersion(),
-            "memory": f"{nvml.nvmlDeviceGetMemoryInfo(handle).total >> 20} MiB",
+            "memory": memory,
         }
 
     def run() -> None:

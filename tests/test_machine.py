@@ -67,3 +67,15 @@ def test_no_gpu_is_named_wrongly(listed: List, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     with pytest.raises(BackendError, match="there is no GPU 0 among"):
         machine.gpu(0)
+
+
+def test_a_gpu_that_shares_the_hosts_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(handle: int) -> None:
+        raise RuntimeError("Not Supported")
+
+    driver = nvml(("NVIDIA GB10", (12, 1)))
+    driver.nvmlDeviceGetMemoryInfo = refused
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    assert machine.gpu() == ("NVIDIA GB10", "12.1")
+    assert machine.nvidia_gpus() == [{"name": "NVIDIA GB10", "driver": "580.1", "memory": "unknown"}]
