@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib.util
 import io
 import json
@@ -69,6 +70,13 @@ def the_same_numbers() -> None:
     """What a test draws without a seed of its own does not depend on the tests before it."""
     if torch := sys.modules.get("torch"):
         torch.manual_seed(7)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_is_there_is_not_looked_through_again() -> None:
+    """Hundreds of thousands of objects of what was imported cost half a second in each test that collects garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -234,6 +242,32 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     from emulated import emulated_kernels
 
     return emulated_kernels(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(scope="session")
+def narrow_quality() -> Any:
+    """A DGIQA of few channels with every part of the architecture. Never change it.
+
+    Untrained scores hardly differ; a steep last layer spreads them, so that a wrong graph shows.
+    """
+    torch = pytest.importorskip("torch")
+    from dgiqa.nn.network import DGIQA, DGIQAConfig
+
+    torch.manual_seed(0)
+    options = {"channels": (8, 8, 16, 16), "stem_type": "deep", "stem_width": 8}
+    sizes: dict[str, Any] = {"tcb_channels": (4, 4, 8, 8), "reduction": 2, "heads": 2, "dilated_channels": 8}
+    network = DGIQA(DGIQAConfig("resnet10t", options, reasons=3, **sizes)).eval()
+    with torch.no_grad():
+        network.fc.weight.mul_(40)
+    return network
+
+
+@pytest.fixture(scope="session")
+def narrow_quality_export(narrow_quality: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """It as export_quality leaves it (an Export)."""
+    from dgiqa.nn.onnx_export import export_quality
+
+    return export_quality(narrow_quality, tmp_path_factory.mktemp("narrow") / spec.QUALITY_FILE)
 
 
 @pytest.fixture(scope="session")

@@ -139,6 +139,9 @@ def test_the_official_test_part_is_scored_once_and_training_sees_the_official_re
     trained = []
     fit = lambda training, seed: trained.append(training) or brightness  # noqa: E731
     assert len(evaluate.run_protocol(fit, published, range(2), official=True).rows) == 2
+    ablated = evaluate.run_protocol(fit, published, range(1), "tcb", official=True)
+    assert (ablated.name, ablated.paper) == ("koniq10k, official split, without tcb", None)
+    del trained[2:]
     assert [part.records for part in trained] == [published.part("train").records] * 2
     assert train._parts(published, "official", 0, True) == (published.part("train"), published.part("validation"))
     without_validation = IQADataset("csv", tuple(r for r in marked if r.split != "validation"), 0, 1)

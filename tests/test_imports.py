@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import subprocess
 import sys
@@ -43,8 +44,13 @@ FLOORS = [
 ROOM_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool, bool]]:
+@functools.cache
+def imports(path: Path) -> list[tuple[str, bool, bool]]:
     """Every absolute import in a file, as (dotted name, at module level?, for annotations only?)."""
+    return list(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[tuple[str, bool, bool]]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     for node in ast.walk(tree):
@@ -92,6 +98,7 @@ def test_the_root_reaches_into_nn_only_inside_functions(room: str) -> None:
     assert not found, f"{room} imports {sorted(found)} at module level"
 
 
+@functools.cache
 def arrows() -> dict[str, set[str]]:
     """Module of dgiqa -> the modules it imports, wherever the import stands, for annotations alone, too."""
     known = {

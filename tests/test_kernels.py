@@ -270,17 +270,15 @@ def test_nvcc_compiles_the_same_sources(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not (Path("/proc").is_dir() and not Path("/dev/nvidia0").exists()), reason="this machine has a GPU")
-def test_the_gpu_script_says_why_it_cannot_run(tmp_path: Path) -> None:
+def test_the_gpu_script_says_why_it_cannot_run(
+    tmp_path: Path, script: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("torch")
-    done = subprocess.run(
-        [sys.executable, str(ENGINES / "tests" / "gpu_check.py"), str(tmp_path), "--out", str(tmp_path / "gpu.json")],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
-    )
-    assert done.returncode == 5
-    assert "no GPU" in done.stderr
+    gpu_check = script("engines/tests/gpu_check.py")
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", str(tmp_path), "--out", str(tmp_path / "gpu.json")])
+    with pytest.raises(SystemExit, match="5"):
+        gpu_check.main()
+    assert "no GPU" in capsys.readouterr().err
     assert not (tmp_path / "gpu.json").exists()
 
 

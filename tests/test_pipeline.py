@@ -39,13 +39,19 @@ def crops(photos: Photos) -> list[NDArray[np.uint8]]:
     return [photo[50 : 50 + h, 20 : 20 + w] for photo in list(photos.values())[:3] for h, w in sizes]
 
 
+@pytest.fixture(scope="module")
+def expected(tiny_bundle: Bundle, crops: list[NDArray[np.uint8]]) -> list[Score]:
+    with Scorer(tiny_bundle, threads=1) as scorer:
+        scores = [scorer.score(crop) for crop in crops]
+    assert len({round(score.value, 4) for score in scores}) > 6  # so that a wrong order would show
+    return scores
+
+
 @pytest.mark.parametrize("parallel", [2, 3])
 @pytest.mark.parametrize("batch", [1, 5, 64])
 def test_side_by_side_is_the_same_in_the_same_order(
-    tiny_bundle: Bundle, crops: list[NDArray[np.uint8]], parallel: int, batch: int
+    tiny_bundle: Bundle, crops: list[NDArray[np.uint8]], expected: list[Score], parallel: int, batch: int
 ) -> None:
-    expected = [Scorer(tiny_bundle, threads=1).score(crop) for crop in crops]
-    assert len({round(score.value, 4) for score in expected}) > 6  # so that a wrong order would show
     with Scorer(tiny_bundle, threads=3, parallel=parallel, batch=batch) as scorer:
         for got, wanted in zip(scorer.score_many(crops * 3), expected * 3, strict=True):
             assert isinstance(got, Score)
