@@ -11,6 +11,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from dgiqa.report.rows import (
     Summary,
     error_row,
     gate_sentence,
+    seconds_since,
     to_json,
 )
 from dgiqa.report.terminal import ProgressLine, TableWriter, console_for, print_table, printable, shortened
@@ -115,6 +117,21 @@ def test_reasons_are_told_by_name_in_files_and_in_words_on_a_terminal() -> None:
     assert make_score().as_row(details=True)["reason_probabilities"] is None
     assert "a.jpg  blurred, noisy" in written("table", [row])
     assert "a.jpg  blurred, noisy; greyscale" in written("table", [row | {"note": "greyscale"}])
+
+
+def test_json_is_one_line_for_every_reader_and_says_the_rest_as_it_is() -> None:
+    ends = "\x7f\x80\x85\x9f\u2028\u2029"
+    text = to_json({"path": f"a{ends}\xa0\u2027\u202a"})
+    assert not any(end in text for end in ends)
+    assert "\xa0\u2027\u202a" in text
+    assert json.loads(text) == {"path": f"a{ends}\xa0\u2027\u202a"}
+
+
+def test_time_since_a_start_is_what_has_passed() -> None:
+    begun = time.perf_counter()
+    found = seconds_since(begun - 5)
+    assert 5 <= found <= 5 + time.perf_counter() - begun
+    assert seconds_since(time.perf_counter() + 5) > 0
 
 
 @pytest.mark.parametrize("details", [False, True])
