@@ -6,14 +6,13 @@ sends when the connection is closed gets a reset instead of the answer: at four 
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import logging
 import re
 import time
 import uuid
-from contextlib import suppress
 
+import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -98,10 +97,8 @@ class _Body:
 
     async def discard(self) -> None:
         """Read the rest, within bounds, and forget it."""
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._read(LINGER_BYTES), LINGER_S)
+        most = LINGER_BYTES
+        with anyio.move_on_after(LINGER_S):
+            while self.wanted and most > 0:
+                most -= len((await self.receive()).get("body", b""))
         self.wanted = False
-
-    async def _read(self, most: int) -> None:
-        while self.wanted and most > 0:
-            most -= len((await self.receive()).get("body", b""))
