@@ -122,15 +122,18 @@ def verdict(score: float, threshold: float | None) -> str | None:
 def parse_meaning(manifest: Mapping[str, Any]) -> Meaning:
     """The Meaning in a manifest. BundleError for one that does not hold what it should."""
     try:
-        scale = _object(manifest, "scale")
-        interval = scale.get("interval")
+        scale, reasons = _object(manifest, "scale"), manifest.get("reasons", [])
+        alone = isinstance(reasons, list) and len({r["name"] for r in reasons}) == len(reasons)
+        _checked(reasons, alone, "a list of different names as reasons")
+        interval, raw = scale.get("interval"), scale.get("raw", False)
+        low, high = map(number, scale.get("range", (0, 1)))
         return Meaning(
-            reasons=tuple(Reason(_name(r["name"]), _unit(r["threshold"])) for r in _reasons(manifest)),
+            reasons=tuple(Reason(_name(r["name"]), _unit(r["threshold"])) for r in reasons),
             presets={_name(name): _unit(value) for name, value in _object(manifest, "presets").items()},
             kind=str(scale.get("kind", "")),
             interval=None if interval is None else _unit(interval),
-            range=_range(scale.get("range", (0, 1))),
-            raw=_flag(scale.get("raw", False)),
+            range=_checked((low, high), low != high, "two different ends of a range"),
+            raw=_checked(raw, isinstance(raw, bool), "true or false as raw"),
             knots=_knots(_object(manifest, "calibration").get("knots", ())),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -139,22 +142,18 @@ def parse_meaning(manifest: Mapping[str, Any]) -> Meaning:
 
 def _object(manifest: Mapping[str, Any], key: str) -> dict[str, Any]:
     value = manifest.get(key, {})
-    if not isinstance(value, dict):
-        raise TypeError(f"{key} is {value!r}, wanted an object")
+    return dict(_checked(value, isinstance(value, dict), f"an object as {key}"))
+
+
+def _checked(value: Any, right: bool, wanted: str) -> Any:
+    if not right:
+        raise ValueError(f"got {value!r}, wanted {wanted}")
     return value
-
-
-def _reasons(manifest: Mapping[str, Any]) -> list[Any]:
-    entries = manifest.get("reasons", [])
-    if not isinstance(entries, list) or len({r["name"] for r in entries}) < len(entries):
-        raise ValueError(f"reasons is {entries!r}, wanted a list of different names")
-    return entries
 
 
 def _name(value: Any) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= 64 or not value.isprintable():
-        raise ValueError(f"{value!r} is no name")
-    return value
+    right = isinstance(value, str) and 0 < len(value) <= 64 and value.isprintable()
+    return str(_checked(value, right, "a name"))
 
 
 def number(value: Any) -> float:
@@ -164,23 +163,8 @@ def number(value: Any) -> float:
     return float(value)
 
 
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{value!r} is neither true nor false")
-    return value
-
-
 def _unit(value: Any) -> float:
-    if not 0 <= number(value) <= 1:
-        raise ValueError(f"{value!r} is outside 0..1")
-    return float(value)
-
-
-def _range(value: Any) -> tuple[float, float]:
-    low, high = map(number, value)
-    if low == high:
-        raise ValueError(f"range is {value!r}, wanted two different ends")
-    return low, high
+    return float(_checked(value, 0 <= number(value) <= 1, "a number in 0..1"))
 
 
 def _knots(value: Any) -> tuple[tuple[float, float], ...]:
