@@ -130,7 +130,9 @@ class Explanation:
 
     def panels(self) -> dict[str, UInt8]:
         """What it says -> a drawing of it, uint8 [h,w,3] RGB each: dark is low, the scale is below."""
-        shown = _within(self.picture, SIDE)
+        scale = min(1.0, SIDE / max(self.picture.shape[:2]))
+        size = [max(1, round(side * scale)) for side in self.picture.shape[1::-1]]
+        shown = np.asarray(cv2.resize(self.picture, size, interpolation=cv2.INTER_AREA), np.uint8)
         boxed = _boxed(shown, self.lowest, self.side, shown.shape[0] / self.height)
         drawn = {"the picture, with the lowest tiles of the map": boxed, "quality": _overlaid(shown, self.map)}
         cams = {"Grad-CAM": self.cam, "Grad-CAM without depth": self.cam_flat}
@@ -288,13 +290,6 @@ def _deciding(corners: NDArray[Any], scores: Float32) -> tuple[Tile, ...]:
 
 def _tile(corner: NDArray[Any], score: Any, pull: Any = 0.0) -> Tile:
     return Tile(int(corner[0]), int(corner[1]), float(score), float(pull))
-
-
-def _within(rgb: UInt8, side: int) -> UInt8:
-    """Reduced until its longest side is `side` pixels at most."""
-    scale = min(1.0, side / max(rgb.shape[:2]))
-    size = max(1, round(rgb.shape[1] * scale)), max(1, round(rgb.shape[0] * scale))
-    return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _boxed(shown: UInt8, tiles: list[Tile], side: tuple[float, float], scale: float) -> UInt8:

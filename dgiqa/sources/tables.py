@@ -185,11 +185,10 @@ def _named(value: str, folder: str, key: str | None, reading: Reading) -> Input:
         return addressed(value, reading, key)
     if "\0" in value:
         return Input(value, error="a path cannot hold a NUL character", key=key)
-    beside = os.path.join(folder, value)
-    there = value if os.path.lexists(value) else beside if os.path.lexists(beside) else None
-    if there is None:
-        return Input(value, error="no such file", key=key)
-    return Input(value, source=there, key=key)
+    for path in (value, os.path.join(folder, value)):
+        if os.path.lexists(path):
+            return Input(value, source=path, key=key)
+    return Input(value, error="no such file", key=key)
 
 
 def addressed(address: str, reading: Reading, key: str | None = None) -> Input:
