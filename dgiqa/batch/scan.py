@@ -8,7 +8,6 @@ so that no row is lost and none is there twice, however a run ended.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import multiprocessing
@@ -24,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dgiqa.errors import DgiqaError
-from dgiqa.report.files import OutputFile, ParquetRows, in_use
+from dgiqa.report.files import OutputFile, ParquetRows, in_use, left_behind
 from dgiqa.report.rows import Row, Summary, columns, error_row
 from dgiqa.score import Failure, Score
 from dgiqa.scorer import Scorer
@@ -139,7 +138,7 @@ def score_shard(scorer: Scorer, shard: str, job: Job) -> Done:
     """Score one shard into its Parquet file, then write its marker."""
     name = output_name(shard)
     if not is_address(job.out):
-        for left in glob.glob(os.path.join(glob.escape(job.out), f"{glob.escape(name)}.partial-*")):
+        for left in left_behind(os.path.join(job.out, f"{name}.parquet")):
             if not in_use(left):  # of a run that was killed; its rows are scored again
                 os.unlink(left)
         return _score_shard(scorer, shard, job, os.path.join(job.out, name))
@@ -216,8 +215,6 @@ def _read_marker(job: Job, shard: str) -> dict[str, Any] | None:
     try:
         if is_address(job.out):
             system, path = remote.bucket(job.out.rstrip("/"))
-            if not system.exists(f"{path}/{name}{MARKER}"):
-                return None
             found = json.loads(system.cat_file(f"{path}/{name}{MARKER}"))
         else:
             if not os.path.exists(os.path.join(job.out, f"{name}.parquet")):
