@@ -74,8 +74,10 @@ def build(
     check_buckets(buckets, bundle.preprocess)
     backend = _available(backend, precision)
     _check_plugins(plugins, backend)
-    if precision == "int8" and (note := _int8_gains(backend)):
-        progress(note)
+    if precision == "int8" and backend == backends.ONNXRUNTIME:
+        progress(SLOW_INT8)
+    elif precision == "int8" and backend == backends.OPENVINO and machine.lacks_vnni():
+        progress(backends.PLAIN_INT8)
     profile: dict[str, Any] = {}
     if calibration is not None and precision in EIGHT_BITS:
         profile["calibration"] = _digest(calibration)
@@ -160,13 +162,6 @@ def _check_fp8(key: Mapping[str, Any]) -> None:
         raise BackendError(
             f"{where}, and fp8 needs {wanted} or later (Ada, Hopper, Blackwell); choose --int8 or --fp16"
         )
-
-
-def _int8_gains(backend: str) -> str:
-    """One sentence where int8 is hardly or not faster than fp32; empty elsewhere."""
-    if backend == backends.ONNXRUNTIME:
-        return SLOW_INT8
-    return backends.PLAIN_INT8 if backend == backends.OPENVINO and machine.lacks_vnni() else ""
 
 
 def _made(order: _Order, plugins: Sequence[Path]) -> tuple[dict[str, Path], dict[str, Any]]:

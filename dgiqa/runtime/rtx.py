@@ -93,7 +93,8 @@ def gpus() -> list[Any]:
     Raises BackendError that says why there is none.
     """
     ort, plugin = _import_onnxruntime(), _import_plugin()
-    if not hasattr(ort, "register_execution_provider_library") or _version(ort.__version__) < OLDEST:
+    version = tuple(map(int, ort.__version__.split(".")[:2]))
+    if not hasattr(ort, "register_execution_provider_library") or version < OLDEST:
         wanted = ".".join(map(str, OLDEST))
         raise BackendError(f"got onnxruntime {ort.__version__}, and {RTX} needs {wanted} or newer; {INSTALL[RTX]}")
     name = plugin.get_ep_name()
@@ -123,7 +124,3 @@ def _not_served() -> str:
 
 def _import_plugin() -> Any:
     return load("onnxruntime_ep_nv_tensorrt_rtx", RTX, "onnxruntime-ep-nv-tensorrt-rtx-cu13", "rtx")
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".")[:2])

@@ -14,8 +14,9 @@ PREFIX, SUFFIX = 39, 40  # nal_unit_type of SEI
 
 def without_damage(packet: Any, context: Any) -> Any:
     """A PyAV packet of HEVC, copied without its damaged SEI; the packet itself if there is none."""
-    data = bytes(packet)
-    units = list(_units(data, _length_bytes(context.extradata)))
+    data, config = bytes(packet), context.extradata or b""
+    in_lengths = len(config) > 22 and config[0] == 1  # else start codes part units (Annex B)
+    units = list(_units(data, (config[21] & 3) + 1 if in_lengths else 0))
     bad = [(start, end) for start, payload, end in units if end - payload > 2 and _is_damaged(data[payload:end])]
     if not bad:
         return packet
@@ -25,11 +26,6 @@ def without_damage(packet: Any, context: Any) -> Any:
         setattr(copy, name, getattr(packet, name))
     copy.is_keyframe = packet.is_keyframe
     return copy
-
-
-def _length_bytes(extradata: bytes | None) -> int:
-    """Bytes of the length before each unit, 0 where start codes part them (Annex B)."""
-    return (extradata[21] & 3) + 1 if extradata and len(extradata) > 22 and extradata[0] == 1 else 0
 
 
 def _units(data: bytes, length_bytes: int) -> Iterator[tuple[int, int, int]]:
