@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,7 +139,8 @@ class Video:
             pictures = self._raw_pictures(self._raw, ticks, wanted.end)
         else:
             pictures = Decoding(self.opened, ticks, wanted.end).pictures()
-        return self._per_scene(pictures, wanted.per_scene, stop) if wanted.per_scene else self._by_time(pictures, stop)
+        on = takewhile(lambda _: not (stop and stop.is_set()), pictures)
+        return self._per_scene(on, wanted.per_scene) if wanted.per_scene else self._by_time(on)
 
     def _nothing_in(self, wanted: Sampling) -> str:
         """Why nothing was sampled: a gate must not pass because nothing was looked at."""
@@ -148,18 +150,16 @@ class Video:
         )
         return f"there is no frame {stretch}{length}; begin earlier or end later"
 
-    def _by_time(self, pictures: Iterator[Picture], stop: threading.Event | None) -> Iterator[Frame]:
+    def _by_time(self, pictures: Iterator[Picture]) -> Iterator[Frame]:
         """Every picture."""
         cuts = SceneCuts()
         for picture in pictures:
-            if stop and stop.is_set():
-                return
             if (thumb := self._thumb(picture)) is None:
                 yield self._failed(picture, cuts.scene)
                 continue
             yield self._converted(picture, thumb, cuts.scene_of(thumb))
 
-    def _per_scene(self, pictures: Iterator[Picture], count: int, stop: threading.Event | None) -> Iterator[Frame]:
+    def _per_scene(self, pictures: Iterator[Picture], count: int) -> Iterator[Frame]:
         """Those of a scene are chosen when it ends, from all of its pictures; its errors are given then as well."""
         cuts, picks, failed = SceneCuts(), ScenePicks[tuple[Picture, UInt8]](count), list[Frame]()
         scene = 0
@@ -173,8 +173,6 @@ class Video:
             failed.clear()
 
         for picture in pictures:
-            if stop and stop.is_set():
-                break
             if (thumb := self._thumb(picture)) is None:
                 failed.append(self._failed(picture, scene))
                 continue
