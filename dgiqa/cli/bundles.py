@@ -265,14 +265,13 @@ def import_weights(
 
 
 def _scale(text: str) -> tuple[float, float]:
-    worst, colon, best = text.partition(":")
     try:
-        ends = float(worst), float(best)
+        worst, best = map(float, text.split(":"))
     except ValueError:
-        ends = (0.0, 0.0)
-    if not colon or ends[0] == ends[1] or not all(map(math.isfinite, ends)):
-        raise typer.BadParameter(f"{text!r}, wanted two different numbers such as 1:5", param_hint="--scale")
-    return ends
+        worst = best = math.nan
+    wrong = worst == best or not (math.isfinite(worst) and math.isfinite(best))
+    options.refuse(wrong, f"{text!r}, wanted two different numbers such as 1:5", "--scale")
+    return worst, best
 
 
 def _print_compared(

@@ -102,15 +102,9 @@ def _parquet(path: str) -> Iterator[Row]:
             yield from map(_unpacked, batch.to_pylist())
 
 
-def _json_lines(path: str) -> Iterator[Row]:
-    with open(path, encoding="utf-8") as stream:
-        for line in stream:
-            yield json.loads(line)
-
-
 def _json(path: str) -> Iterator[Row]:
     with open(path, encoding="utf-8") as stream:
-        yield from json.load(stream)["rows"]
+        yield from map(json.loads, stream) if path.lower().endswith(".jsonl") else json.load(stream)["rows"]
 
 
 def _csv(path: str, torn: bool = False) -> Iterator[Row]:
@@ -157,7 +151,7 @@ _PARSED: dict[str, Callable[[str], Any]] = {
 }
 _READERS: dict[str, Callable[..., Iterator[Row]]] = {
     ".parquet": _parquet,
-    ".jsonl": _json_lines,
+    ".jsonl": _json,
     ".json": _json,
     ".csv": _csv,
     ".sqlite": _sqlite,

@@ -135,11 +135,10 @@ def _of_json_lines(text: io.TextIOWrapper, reading: Reading) -> Iterator[tuple[A
             continue
         try:
             row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"got {line.strip()[:40]!r}, wanted an object")
         except ValueError as error:
             yield error, None
-            continue
-        if not isinstance(row, dict):
-            yield ValueError(f"got {line.strip()[:40]!r}, wanted an object"), None
             continue
         if not checked:
             _check_columns(list(row), reading.column, reading.key)
