@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Annotated, Any
 
 import typer
@@ -78,7 +77,6 @@ def scan(
     job = Job(out, opening, settings, reading, details=details)
     waiting, before = to_do(names[index::parts], job, resume=resume)
     total, finished, rows = len(waiting) + before, before, 0
-    left_out: Counter[str] = Counter()
     if before and not quiet:
         say(f"{before} of {total} shards are done", prefix="")
     if ray is None:
@@ -89,7 +87,6 @@ def scan(
         running = scan_on_ray(waiting, job, address=ray, actors=workers, threads=threads)
     for done in running if waiting else ():
         finished, rows, failed = finished + 1, rows + done.rows, failed + done.failed
-        left_out += Counter(done.left_out)
         if not quiet:
             speed = f", {done.rows / done.seconds:.1f} images/s" if done.seconds else ""
             said = f"{done.rows} rows" + (f", {done.failed} failed" if done.failed else "") + speed
