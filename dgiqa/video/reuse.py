@@ -75,7 +75,7 @@ class DepthKeeper:
         self.reuse = reuse
         self.drift = drift
         self.limit = LONGEST
-        self._anchor: Frame | None = None
+        self._thumb: UInt8 | None = None  # of the frame whose depth was computed last, and its picture's shape
         self._size: tuple[int, ...] = ()
         self._served = 0
         self._reused = 0
@@ -85,15 +85,15 @@ class DepthKeeper:
         """Decide about the next frame. fresh: compute depth; reuse: take over the last one; audit: both."""
         assert frame.rgb is not None
         assert frame.thumb is not None
+        found: Plan = "fresh"
         if self._fits(frame.rgb.shape, frame.thumb) and self._served < self.limit:
             self._served += 1
             self._reused += 1
             if self._reused % self.reuse.audit:
                 return "reuse"
-            self._take(frame)
-            return "audit"
-        self._take(frame)
-        return "fresh"
+            found = "audit"
+        self._thumb, self._size, self._served = frame.thumb, frame.rgb.shape, 0
+        return found
 
     def audited(self, drift: float) -> None:
         """Enter the result of an audit; it may come some frames later."""
@@ -106,16 +106,9 @@ class DepthKeeper:
             self.limit = min(LONGEST, self.limit * 2)
 
     def _fits(self, shape: tuple[int, ...], thumb: UInt8) -> bool:
-        if self._anchor is None or self._anchor.thumb is None or shape != self._size:
+        if self._thumb is None or shape != self._size:
             return False
-        before = self._anchor.thumb
-        return difference(before, thumb) <= self.reuse.moved and not is_cut(before, thumb)
-
-    def _take(self, frame: Frame) -> None:
-        assert frame.rgb is not None
-        self._anchor = Frame(frame.source, frame.time_s, frame.number, thumb=frame.thumb)  # without its pixels
-        self._size = frame.rgb.shape
-        self._served = 0
+        return difference(self._thumb, thumb) <= self.reuse.moved and not is_cut(self._thumb, thumb)
 
 
 @dataclass
@@ -125,28 +118,24 @@ class TileKeeper:
     scores: NDArray[np.float32] | None = None
     reasons: NDArray[np.float32] | None = None
     _pixels: list[UInt8] = field(default_factory=list)
-    _detail: list[float] = field(default_factory=list)
 
     def unchanged(self, rgb: UInt8, windows: NDArray[np.int32], tile: int) -> NDArray[np.bool_]:
         """The windows that still show what their scores were computed from: bool [n]. rgb: [h,w,3], working."""
         if len(self._pixels) != len(windows):
             return np.zeros(len(windows), bool)
         cuts = [rgb[y : y + tile, x : x + tile] for y, x in windows.tolist()]
-        known = zip(cuts, self._pixels, self._detail, strict=True)
-        return np.array([_same(now, before, detail) for now, before, detail in known])
+        return np.array([_same(now, before) for now, before in zip(cuts, self._pixels, strict=True)])
 
     def keep(self, rgb: UInt8, windows: NDArray[np.int32], tile: int, which: NDArray[np.bool_]) -> None:
         """Remember the pixels of the windows that are about to be computed, bool [n]."""
         if len(self._pixels) != len(windows):
-            blank = np.zeros((0, 0, 3), np.uint8)
-            self._pixels, self._detail = [blank] * len(windows), [0.0] * len(windows)
+            self._pixels = [np.zeros((0, 0, 3), np.uint8)] * len(windows)
         for i in np.flatnonzero(which).tolist():
             y, x = windows[i].tolist()
             self._pixels[i] = rgb[y : y + tile, x : x + tile].copy()
-            self._detail[i] = _gradient(self._pixels[i])
 
 
-def _same(now: UInt8, before: UInt8, detail: float) -> bool:
+def _same(now: UInt8, before: UInt8) -> bool:
     """Whether a tile [t,t,3] looks the same: block by block, and in how much detail there is (blur, noise)."""
     if now.shape != before.shape:
         return False
@@ -154,6 +143,7 @@ def _same(now: UInt8, before: UInt8, detail: float) -> bool:
     means = cv2.resize(cv2.absdiff(now, before), (blocks, blocks), interpolation=cv2.INTER_AREA)
     if float(means.mean(axis=2).max()) > TILE_CHANGED:
         return False
+    detail = _gradient(before)
     return abs(_gradient(now) - detail) <= DETAIL_CHANGED * max(detail, 1.0)
 
 
