@@ -261,9 +261,8 @@ class Scorer:
         from dgiqa.video.scoring import FrameScorer
         from dgiqa.video.stream import FrameStream
 
-        stages = self.stages
-        frames = FrameScorer(stages, Channel(capacity), reuse=reuse, **options)
-        return FrameStream(frames, lambda result: result.as_row(stages), live=live, capacity=capacity)
+        frames = FrameScorer(self.stages, Channel(capacity), reuse=reuse, **options)
+        return FrameStream(frames, live=live, capacity=capacity)
 
     def close(self) -> None:
         """Release the networks' memory, once what `ascore` was given is done. The scorer cannot be used afterwards."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from dgiqa.runtime.kernels import is_on_gpu
 from dgiqa.video.channel import Channel
 from dgiqa.video.frames import Frame
 from dgiqa.video.sampling import SceneCuts, thumbnail
-from dgiqa.video.scoring import FrameScorer, Result
+from dgiqa.video.scoring import FrameScorer
 
 
 class FrameStream:
@@ -30,13 +30,10 @@ class FrameStream:
     live: a full queue drops its oldest frame instead of making `push` wait. capacity: frames and rows waiting.
     """
 
-    def __init__(
-        self, scorer: FrameScorer, to_row: Callable[[Result], dict[str, Any]], *, live: bool, capacity: int
-    ) -> None:
+    def __init__(self, scorer: FrameScorer, *, live: bool, capacity: int) -> None:
         self.live = live
         self._scorer = scorer
         self._rows = Channel(capacity)
-        self._to_row = to_row
         self._lock = threading.Lock()
         self._cuts: dict[str, SceneCuts] = {}
         self._count: dict[str, int] = {}
@@ -100,7 +97,7 @@ class FrameStream:
         results = self._scorer.results()
         try:
             for result in results:
-                if not self._rows.put(self._to_row(result)):
+                if not self._rows.put(result.as_row(self._scorer.stages)):
                     break
         except BaseException as error:  # it belongs to whoever pulls
             self._error = error
