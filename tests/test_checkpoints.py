@@ -29,9 +29,9 @@ from dgiqa.nn.network import DGIQA, SMALL, DGIQAConfig  # noqa: E402
 from dgiqa.nn.weights import read_tensors, save_weights  # noqa: E402
 
 TINY_DEPTH = DepthAnythingConfig(width=24, blocks=4, heads=3, features=8, channels=(8, 8, 8, 8))
-# A Swin with the stages of the paper's, a twentieth of its width: the names are what matters here.
+# A Swin with the stages of the paper's, narrow and with few blocks: the names are what matters here.
 SWIN = DGIQAConfig(
-    backbone_options={"embed_dim": 24, "num_heads": (1, 2, 3, 6)},
+    backbone_options={"embed_dim": 24, "depths": (2, 1, 1, 1), "num_heads": (1, 2, 3, 6)},
     tcb_channels=(8, 8, 8, 8),
     reduction=4,
     heads=4,

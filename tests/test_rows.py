@@ -23,7 +23,7 @@ import pytest
 from command import run_here
 from rich.text import Text
 
-from dgiqa.errors import BackendError
+from dgiqa.errors import BackendError, DgiqaError
 from dgiqa.report.files import OutputFile, Report, format_of, left_behind, writer_for
 from dgiqa.report.read import read_rows
 from dgiqa.report.rows import (
@@ -657,3 +657,9 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatc
         format_of("a.parquet")
     done = run_here("score", "none.jpg", "-o", tmp_path / "a.parquet")
     assert (done.returncode, os.listdir(tmp_path)) == (5, [])
+
+
+def test_a_csv_whose_quotes_do_not_end_is_no_table_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('path,score\n"a" b.jpg,0.5\n')
+    with pytest.raises(DgiqaError, match=r"a\.csv"):
+        list(read_rows(str(tmp_path / "a.csv")))

@@ -283,3 +283,22 @@ def test_s3_is_read_through_s3fs(monkeypatch: pytest.MonkeyPatch) -> None:
         assert os.environ["AWS_ENDPOINT_URL"]
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize(
+    ("address", "port"),
+    [("http://a.test/b.jpg", 80), ("https://a.test/b.jpg", 443), ("https://a.test:8443/b.jpg", 8443)],
+)
+def test_an_address_without_a_port_has_that_of_its_scheme(
+    address: str, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def nobody(host: str, port: int, network: Network) -> Any:
+        asked.append((host, port))
+        raise OSError("nobody is there")
+
+    monkeypatch.setattr("dgiqa.sources.remote.connected", nobody)
+    with pytest.raises(ImageError, match="nobody is there"):
+        fetch(address, LOCAL)
+    assert asked == [("a.test", port)]

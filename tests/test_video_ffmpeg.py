@@ -129,7 +129,30 @@ def compare(path: Path) -> None:
         assert 10 * np.log10(255**2 / max(error, 1e-9)) > 40
 
 
-@pytest.mark.parametrize("name", CLIPS)
+# A clip of each container and of each kind of codec; the others are the same in other pairs.
+QUICK = {
+    *("h264.mp4", "h264.mkv", "h264.ts", "h264.flv", "h264.avi", "h264.3gp", "h264.h264", "interlaced.ts"),
+    *(
+        "hevc.mp4",
+        "hevc.ts",
+        "hevc.hevc",
+        "mpeg2.mpg",
+        "mpeg2.m2v",
+        "mpeg2.mxf",
+        "mpeg4-b.avi",
+        "mjpeg.mov",
+        "vp8.webm",
+    ),
+    *("vp9-odd.webm", "av1.mp4", "ffv1.nut", "ffv1-12bit.mkv", "ffv1-grey.mkv", "prores.mov", "png.mov"),
+    *("wmv2.wmv", "flv1.flv", "gif.gif", "apng.apng", "raw.y4m", "theora.ogv", "h264-444.mp4", "vfr.mp4", "vfr.mkv"),
+}
+
+
+def test_the_quick_clips_are_among_all() -> None:
+    assert CLIPS.keys() > QUICK
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CLIPS])
 def test_pictures_and_times_are_those_of_the_program(tmp_path: Path, photos: dict[str, UInt8], name: str) -> None:
     how = dict(CLIPS[name])
     if how.get("codec", "libx264") not in av.codecs_available:
