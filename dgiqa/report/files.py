@@ -47,7 +47,8 @@ class Writer(Protocol):
         """Write and flush one row."""
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write what comes after the last row."""
+        """Write what comes after the last row; nothing does by default."""
+        return
 
 
 def format_of(path: str) -> str:
@@ -75,7 +76,7 @@ def writer_for(name: str, stream: TextIO | OutputFile, kind: Kind = "image", *, 
     return JsonLinesWriter(stream) if name == "jsonl" else JsonWriter(stream)
 
 
-class JsonLinesWriter:
+class JsonLinesWriter(Writer):
     """One JSON object per line."""
 
     def __init__(self, stream: TextIO | OutputFile) -> None:
@@ -83,9 +84,6 @@ class JsonLinesWriter:
 
     def write(self, row: Row) -> None:
         self.stream.write(to_json(row) + "\n")
-        self.stream.flush()
-
-    def finish(self, summary: dict[str, Any]) -> None:
         self.stream.flush()
 
 
@@ -234,8 +232,6 @@ class OutputFile:
     or, on a full disk, taken back. Raises OSError when the file could not be written in the end (no such folder, no
     permission, a folder of that name), so that this is known before the work begins.
     """
-
-    encoding = "utf-8"
 
     def __init__(self, path: str, *, spooled: bool = False) -> None:
         self.name = path

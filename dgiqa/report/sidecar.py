@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any
 
+from dgiqa.report.files import Writer
 from dgiqa.report.rows import Row, to_json
 from dgiqa.store import replacing
 
@@ -13,7 +13,7 @@ BESIDE = "beside"
 SUFFIX = ".dgiqa.json"  # cameras' and clouds' own sidecars are called photo.jpg.json
 
 
-class SidecarWriter:
+class SidecarWriter(Writer):
     """`photo.jpg.dgiqa.json` for `photo.jpg`: the row. Each appears whole or not at all, and replaces an older one.
 
     where: "beside", or a folder in which images keep their places below the current one. What is no file on this disk,
@@ -30,9 +30,6 @@ class SidecarWriter:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with replacing(path) as partial:
             partial.write_text(to_json(row) + "\n", encoding="utf-8")
-
-    def finish(self, summary: dict[str, Any]) -> None:
-        """All is written."""
 
     def _path(self, name: str) -> str | None:
         if self._folder is None:
