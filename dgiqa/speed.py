@@ -23,6 +23,7 @@ import cv2
 from dgiqa import spec
 from dgiqa.bundle import Bundle, load_golden
 from dgiqa.errors import BackendError, EngineError, ImageError
+from dgiqa.image.sources import open_source
 from dgiqa.machine import preparing_threads, usable_cores
 from dgiqa.parity import BUDGETS
 from dgiqa.runtime import backends as runtime
@@ -223,10 +224,15 @@ def fastest(rows: Sequence[Row], max_drift: float, purpose: str = "throughput") 
 
 
 def read(paths: Iterable[str]) -> list[bytes]:
-    """Encoded images from files; ImageError if there are none, or more than MAX_IMAGES of them."""
+    """Encoded images from files; ImageError for what is none, by its name, and for none or more than MAX_IMAGES."""
     files = [item for item in expand(list(paths)) if item.source is not None]
     if not 0 < len(files) <= MAX_IMAGES:
         raise ImageError(f"got {len(files)} images to measure with, wanted 1 to {MAX_IMAGES}; name a few files")
+    for item in files:
+        try:
+            open_source(item.source)
+        except ImageError as error:  # noqa: PERF203
+            raise ImageError(str(Failure(item.name, "ImageError", str(error)))) from error
     return [item.source if isinstance(item.source, bytes) else Path(str(item.source)).read_bytes() for item in files]
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from dgiqa import speed
 from dgiqa.bundle import Bundle
 from dgiqa.cli import app
-from dgiqa.errors import BackendError, EngineError
+from dgiqa.errors import BackendError, EngineError, ImageError
 from dgiqa.scorer import Scorer
 from dgiqa.speed import Row, Setting
 from dgiqa.timing import Spread
@@ -61,12 +61,15 @@ def test_json_holds_every_row_and_what_they_are_compared_with(bundle_dir: Path) 
     assert len(changed) == len(document["rows"]) >= 3
 
 
-def test_own_images_are_measured(bundle_dir: Path) -> None:
+def test_own_images_are_measured(bundle_dir: Path, tmp_path: Path) -> None:
     photos = str(next(iter((bundle_dir / "golden").glob("*.png"))))
     document = json.loads(run(photos, "--bundle", str(bundle_dir), "--backend", "onnxruntime", "--json"))
     assert document["images"] == 1
     with pytest.raises(Exception, match="got 0 images"):
         CliRunner().invoke(app, ["bench", str(bundle_dir / "none.jpg")], catch_exceptions=False)
+    (tmp_path / "notes.txt").write_text("no picture at all")
+    with pytest.raises(ImageError, match=re.escape(f"{tmp_path / 'notes.txt'}: not an image")):
+        CliRunner().invoke(app, ["bench", photos, str(tmp_path / "notes.txt")], catch_exceptions=False)
 
 
 def test_a_missing_engine_is_named_with_what_builds_it(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
