@@ -412,7 +412,10 @@ def fill_depth_cache(records: Sequence[Record], network: DepthNetwork, cache_dir
     made, unreadable = 0, []
     for record in watched(records, len(records), "depth images"):
         try:
-            made += _fill(record.path, network, Path(cache_dir))
+            data = _bytes(record.path)
+            if not (path := _depth_path(data, network, Path(cache_dir))).exists():
+                _write_png(path, network.depth(_decoded(record.path, data)))
+                made += 1
         except ImageError as error:  # noqa: PERF203 - one bad picture must not hide the others
             unreadable.append(str(error))
     if made:
@@ -423,16 +426,6 @@ def fill_depth_cache(records: Sequence[Record], network: DepthNetwork, cache_dir
             f"{'; ...' if len(unreadable) > 3 else ''}; get them again or take them out of the list"
         )
     return made
-
-
-def _fill(image: Path, network: DepthNetwork, cache_dir: Path) -> int:
-    """Whether a depth image had to be made."""
-    data = _bytes(image)
-    path = _depth_path(data, network, cache_dir)
-    if path.exists():
-        return 0
-    _write_png(path, network.depth(_decoded(image, data)))
-    return 1
 
 
 def _bytes(image: str | Path) -> bytes:

@@ -309,7 +309,10 @@ class _Run:
         self.optimizer = _optimizer(model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.average = copy.deepcopy(model).eval() if config.ema else None
-        self.parallel = _parallel(model, device, world)
+        self.parallel: nn.Module = model
+        if world > 1:
+            gpus = [device.index] if device.type == "cuda" else None
+            self.parallel = nn.parallel.DistributedDataParallel(model, device_ids=gpus)
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
         self.told = time.monotonic()  # of its progress
         self.pending: list[LossRow] = []  # not written yet
@@ -517,25 +520,15 @@ def _refuse_difference(saved: Mapping[str, Any], asked: Mapping[str, Any], path:
 
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Adam, whose decay is of all weights, or AdamW: matrices and kernels decay, biases and normalisation do not."""
+    learning = [p for p in model.parameters() if p.requires_grad]
     if config.optimizer == "adam":
-        learning = [p for p in model.parameters() if p.requires_grad]
         return torch.optim.Adam(learning, lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.lr)
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Kernels and matrices decay; biases and normalisation scales do not."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in learning if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
     ]
-
-
-def _parallel(model: nn.Module, device: torch.device, world: int) -> nn.Module:
-    if world == 1:
-        return model
-    return nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    return torch.optim.AdamW(groups, lr=config.lr)
 
 
 @torch.no_grad()
