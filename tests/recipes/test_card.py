@@ -64,7 +64,7 @@ def test_targets_say_no_where_they_are_missed(figures):
 
 
 def test_the_card_speaks_of_people_first_and_of_nothing_that_was_not_measured(figures):
-    text = card.card(figures, {}, {}, {})
+    text = card.card(figures, {}, {}, {}, {})
     headings = [line for line in text.splitlines() if line.startswith("## ")]
     assert headings[0] == "## What people said"
     assert "## Sizes" not in headings
@@ -134,3 +134,15 @@ def test_sheets_show_every_tenth_and_what_is_scored_most_wrongly():
     assert [len(row) for row in tenths] == [2, 1, 1, 0, 0, 0, 1, 0, 1, 0]
     page = sheets.sheet([("0.9-1.0", tenths[0]), ("0.8-0.9", [])])
     assert page.height == 2 * (sheets.CELL[1] + 38)
+
+
+def test_depth_car_is_credited_only_where_every_seed_with_it_is_ahead():
+    rows = [{"opinions": 0.82 + n / 100, "natural": 0.7 + n / 100, "kadid": 0.5} for n in range(3)]
+    pictures = {"opinions": 2000, "natural": 200, "kadid": 1000}
+    worse = [{**row, "natural": row["natural"] - 0.1} for row in rows]
+    alike = "\n".join(card.depth_car_section({"with": rows, "without": rows, "pictures": pictures}))
+    ahead = "\n".join(card.depth_car_section({"with": rows, "without": worse, "pictures": pictures}))
+    assert "0.830 (0.820, 0.830, 0.840)" in alike
+    assert "No difference is larger than that between seeds" in alike
+    assert "above every seed without it for: haze" in ahead
+    assert card.depth_car_section({}) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +15,11 @@ from PIL import Image
 pytest.importorskip("torch")
 pytest.importorskip("av")
 
-from dgiqa.bundle import Bundle
-from recipes.small import meaning, measures, peers
+from dgiqa.bundle import Bundle, load_bundle
+from dgiqa.nn.network import DGIQA, SMALL
+from dgiqa.nn.weights import save_weights
+from dgiqa.spec import DEPTH_FILE
+from recipes.small import depth_car, meaning, measures, peers
 from recipes.small.bundle import meaning_of
 from recipes.small.reasons import REASONS
 
@@ -176,3 +180,36 @@ def test_a_frame_of_a_photograph_has_nearly_one_score_by_three_decoders(photos, 
     found = measures.decoders(measures.Judge("small"), [photos["chelsea"], photos["coffee"]])
     assert found["libx264"]["frames"] == 2
     assert found["libx264"]["furthest"] <= 0.02
+
+
+def test_networks_with_and_without_depth_car_answer_the_same_questions(biq: Path, clean: Path, tmp_path, monkeypatch):
+    monkeypatch.setattr(depth_car, "NATURAL", ("haze",))
+    monkeypatch.setattr(depth_car, "KADID_TYPES", ("jpeg", "white_noise"))
+    files = {}
+    for name, has_car in (("with", True), ("without", False)):
+        network = DGIQA(dataclasses.replace(SMALL, reasons=len(REASONS), depth_car=has_car))
+        save_weights(network, files.setdefault(name, tmp_path / f"{name}.safetensors"))
+    asked: list[tuple[bool, int]] = []
+
+    def darkness(network: DGIQA, pictures, index) -> np.ndarray:
+        asked.append((network.config.depth_car, len(index)))
+        return np.array([-float(pictures.rgb[0][i].mean()) for i in index])
+
+    monkeypatch.setattr(depth_car, "predict", darkness)
+    out = tmp_path / "found.json"
+    roots = [
+        "--root",
+        str(biq),
+        "--clean",
+        str(clean),
+        "--depth",
+        str(load_bundle("small").file(DEPTH_FILE)),
+        "--out",
+        str(out),
+    ]
+    depth_car.main([*roots, "--with", str(files["with"]), "--without", str(files["without"])])
+    found = json.loads(out.read_text())
+    assert asked == [(True, 10), (True, 5), (True, 10), (False, 10), (False, 5), (False, 10)]
+    assert found["pictures"] == {"opinions": 10, "natural": 5, "kadid": 10}
+    assert found["with"] == found["without"]
+    assert found["with"][0]["natural"] > 0.7  # haze brightens, and the worse it is the lower is this score
