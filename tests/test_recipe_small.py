@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 from pathlib import Path
@@ -76,7 +77,7 @@ def flat_scale() -> scale.Scale:
     return scale.Scale(curves, np.linspace(0.1, 1, 33), {kind: [0.8, 0.7, 0.6, 0.5, 0.4] for kind in scale.HUMAN})
 
 
-@pytest.mark.parametrize("kind", chains.KINDS)
+@pytest.mark.parametrize("kind", [*chains.KINDS, "steps"])
 def test_a_group_never_gets_better_and_names_its_reasons(kind):
     for seed in range(3):
         rgb = picture(seed)
@@ -176,6 +177,43 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
         torch.testing.assert_close(tensor, ends[1][name], rtol=1e-4, atol=1e-5)
 
 
+def test_a_pupil_is_held_where_its_teacher_is_and_the_worse_of_a_pair_stays_below():
+    batch = {
+        "label": np.array([0.9, 0.5, 0.8, 0.799], np.float32),
+        "reasons": np.ones((2, 3), np.float32),
+        "of": np.zeros(0, np.int64),
+    }
+    taught = (torch.tensor([0.6, 0.4, 0.1, 0.1]), torch.zeros(4, 3))
+    settings = learn.Settings(keep=2.0, told=3.0, order=1.0)
+
+    def parts(score: list[float], logit: float = 0.0, teacher=taught) -> dict[str, float]:
+        found = learn.losses(torch.tensor(score), torch.full((4, 3), logit), batch, settings, teacher)
+        return {name: float(value) for name, value in found.items()}
+
+    there = parts([0.6, 0.4, 0.7, 0.6])
+    assert there["keep"] == there["told"] == there["order"] == 0
+    assert "reason" not in there
+    assert "reason" in parts([0.6, 0.4, 0.7, 0.6], teacher=None)
+    away = parts([0.7, 0.4, 0.6, 0.6], logit=9.0)
+    assert away["keep"] == pytest.approx(2 * 0.1**2 / 2, rel=1e-4)
+    assert away["told"] == pytest.approx(3 * 0.25, rel=1e-2)
+    assert away["order"] == pytest.approx(learn.APART, rel=1e-4)
+
+
+def test_with_a_teacher_statistics_of_normalisation_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(learn, "VALIDATION", 2)
+    opinions = learn.Pictures(folder(tmp_path / "a", 8, {"mos": np.linspace(0.2, 0.9, 8, dtype=np.float32)}))
+    settings = learn.Settings(steps=1, judged=3, pairs=0, toned=1, same=0, warmup=1)
+    torch.manual_seed(0)
+    network = DGIQA(dataclasses.replace(SMALL, reasons=len(REASONS)))
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    batches = learn.Batches(opinions, None, settings)
+    learn.train(network, batches, settings, tmp_path / "run", float("inf"), teacher=copy.deepcopy(network).eval())
+    after = network.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before if "running" in name)
+    assert not torch.equal(before["fc.weight"], after["fc.weight"])
+
+
 def test_folders_of_pictures_stand_one_after_the_other_in_memory_and_on_disk(tmp_path):
     folders = [folder(tmp_path / name, n, {"source": np.arange(n)}) for name, n in (("a", 2), ("b", 3))]
     place = learn.Place(40, 60, 250)
@@ -187,14 +225,14 @@ def test_folders_of_pictures_stand_one_after_the_other_in_memory_and_on_disk(tmp
         assert len(set(pictures.labels["source"])) == 5, "sources of two folders are never one"
 
 
-@pytest.mark.parametrize("kind", learn.TONES)
-def test_toned_crops_are_worth_what_people_say(kind, monkeypatch):
-    monkeypatch.setattr(learn, "TONES", (kind,))
+@pytest.mark.parametrize("kind", learn.WORSE)
+def test_crops_made_worse_on_the_spot_are_worth_what_people_say(kind, monkeypatch):
+    monkeypatch.setattr(learn, "WORSE", {kind: 1})
     rgb = picture(3, 224, 224)
     for seed in range(4):
         mild, strong = learn.toned(rgb, rgb[..., 0], 0.8, np.random.default_rng(seed))
         assert mild[2] > strong[2] >= scale.FLOOR
-        assert mild[2] == 0.8 or not np.array_equal(mild[0], rgb)
+        assert not np.array_equal(mild[0], strong[0])
         assert sum(strong[3]) >= sum(mild[3])
 
 

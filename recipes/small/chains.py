@@ -12,6 +12,7 @@ ordinary encoder at random quality (`encoding.ordinary`), so that the score cann
     small     the picture shrunk and enlarged again by random kernels, further each time
     night     less and less light, and the noise of the sensor
     grey      black and white, which is no fault, before a mixture
+    steps     one codec at four qualities from invisible to poor, and no other save behind it (`--steps`)
     nothing   a covered lens or a blank wall, with the noise of a sensor: nothing to see, so all four are bad
 """
 
@@ -40,6 +41,7 @@ SIZE = 4  # pictures of a group
 COMPARED = 384  # pixels, side of the squares that full-reference metrics compare
 KINDS = ("single", "mixture", "codec", "small", "night", "grey", "nothing")
 SHARES = (0.42, 0.22, 0.14, 0.06, 0.05, 0.07, 0.04)
+STEPS = {"hevc": (12, 20, 28, 36), "avif": (85, 65, 45, 25), "h264": (12, 20, 28, 36)}
 FIRST = (
     "gaussian_blur",
     "lens_blur",
@@ -112,6 +114,7 @@ def group(kind: str, rgb: Bytes, rng: np.random.Generator, types: Sequence[str] 
     return {
         "mixture": _mixture,
         "codec": _codec,
+        "steps": _steps,
         "small": _small,
         "night": _night,
         "grey": _grey,
@@ -162,6 +165,12 @@ def _codec(rgb: Bytes, rng: np.random.Generator, seed: int) -> list[Made]:
             Made(encoding.save(rgb, codec, max(1, quality * spread)), None, {"codec": 0.0, "compression": sure})
         )
     return made
+
+
+def _steps(rgb: Bytes, rng: np.random.Generator, seed: int) -> list[Made]:
+    codec = list(STEPS)[rng.choice(3, p=(0.42, 0.42, 0.16))]
+    shift = float(rng.uniform(-3, 3)) * (1 if codec in encoding.VIDEO else 2)
+    return [Made(encoding.save(rgb, codec, q + shift), None, {"codec": 0.0, "compression": 0.0}) for q in STEPS[codec]]
 
 
 def _small(rgb: Bytes, rng: np.random.Generator, seed: int) -> list[Made]:
@@ -306,6 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--groups", type=int, default=3200)
     parser.add_argument("--singles", type=float, default=SHARES[0], help="share of groups with one distortion type")
     parser.add_argument("--types", nargs="+", choices=TYPES, default=TYPES, help="what they draw from; default: all")
+    parser.add_argument("--steps", action="store_true", help="groups of one codec in small steps, and nothing else")
     parser.add_argument("--seed", type=int, default=0)
     o = parser.parse_args(arguments)
     if (o.root and o.opinions and not o.pictures) == (o.pictures is not None):
@@ -333,10 +343,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.time()
     for number, (path, worth) in list(enumerate(chosen))[done:]:
         rng = np.random.default_rng([o.seed, 2, number])
-        kind = KINDS[rng.choice(len(KINDS), p=shares_of_kinds)]
+        kind = "steps" if o.steps else KINDS[rng.choice(len(KINDS), p=shares_of_kinds)]
         source = read_rgb(path)
         made = group(kind, source, rng, o.types)
-        stored = [working.square(encoding.ordinary(one.rgb, rng)) for one in made]
+        stored = [working.square(one.rgb if o.steps else encoding.ordinary(one.rgb, rng)) for one in made]
         shares = judge(made, compared(source), scale)
         for n, (one, picture, share) in enumerate(zip(made, stored, shares, strict=True)):
             at = SIZE * number + n

