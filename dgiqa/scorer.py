@@ -114,12 +114,10 @@ class Scorer:
             "batch": batch or (BATCH if chosen == TENSORRT else None),  # memory is no matter there
             **{"max_pixels": self.max_pixels, "room": Room(max_memory or MAX_MEMORY)},
         }
-
-        def opened(parallel: int | Literal["auto"]) -> Stages:
-            return open_stages(self.bundle, **taken | {"parallel": parallel})
-
+        # No closure: over self, it would keep this scorer until the next collection.
+        opened: Callable[..., Stages] = partial(open_stages, self.bundle, **taken)
         shared = parallel == "auto" or (parallel is None and chosen == TENSORRT)  # runs there share no threads
-        self._alone: Stages | None = opened(most if shared else parallel or 1)
+        self._alone: Stages | None = opened(parallel=most if shared else parallel or 1)
         self._together = self._alone if parallel or shared or most == 1 else None
         self._open_together = partial(opened, parallel=most)
         self._opening = threading.Lock()

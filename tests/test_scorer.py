@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import itertools
 import json
 import math
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -288,6 +290,21 @@ def test_closing_waits_for_a_stage_not_for_the_whole_image(
     before = len(reached_depth)
     results.close()
     assert len(reached_depth) == before
+
+
+def test_a_scorer_goes_with_its_last_name_and_not_with_a_collection(
+    tiny_bundle: Bundle, crops: list[NDArray[np.uint8]]
+) -> None:
+    gc.disable()
+    try:
+        scorer = Scorer(tiny_bundle, threads=1)
+        scorer.score(crops[0])
+        list(scorer.score_many(crops[:3]))
+        seen = weakref.ref(scorer)
+        del scorer
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 def test_scores_are_right_from_several_threads(tiny: Scorer, crops: list[NDArray[np.uint8]]) -> None:
