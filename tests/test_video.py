@@ -388,6 +388,7 @@ def test_a_full_stream_waits_or_drops_as_it_was_told(scorer: Scorer) -> None:
             taken += 1
             assert taken < 60  # nobody pulls
         assert stream.dropped == 0
+    assert stream.pull(timeout=0) is None, "rows that nobody pulled are lost with the stream"
     with scorer.stream(capacity=2, live=True) as stream:
         for i in range(60):
             assert stream.push(image, float(i))

@@ -86,6 +86,8 @@ class FrameStream:
         self._rows.finish()
         self.finish()
         self._thread.join()
+        while self._rows.get(wait=False) is not None:
+            pass
 
     def __enter__(self) -> FrameStream:
         return self
