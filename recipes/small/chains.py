@@ -33,7 +33,7 @@ from recipes.small import encoding, working
 from recipes.small.distortions import TYPES, distort
 from recipes.small.labels import full_reference
 from recipes.small.learn import VALIDATION
-from recipes.small.reasons import REASONS, certain, human_share, reasons_of
+from recipes.small.reasons import as_list, certain, human_share, reasons_of
 from recipes.small.scale import HUMAN, Scale, fit, label
 
 Bytes = NDArray[np.uint8]
@@ -352,7 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             at = SIZE * number + n
             rgb[at], depth[at] = picture, network(picture)
             found["label"].append(0.06 + 0.04 * rng.random() if kind == "nothing" else label(worth, share))
-            found["reasons"].append([one.reasons.get(name, 0.0) for name in REASONS])
+            found["reasons"].append(as_list(one.reasons))
             found["source"].append(number)
             found["kind"].append(kind)
         if number % 100 == 99:

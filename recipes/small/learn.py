@@ -50,7 +50,7 @@ from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, TILE
 from recipes.small import encoding, scale, working
 from recipes.small.depthwise import quicken
 from recipes.small.distortions import EFFECTS, LEVELS, distort
-from recipes.small.reasons import REASONS, certain, human_share, reasons_of
+from recipes.small.reasons import REASONS, as_list, certain, human_share, reasons_of
 
 VALIDATION = 600  # photographs with opinions that are never trained on, to watch the run by
 SEEN = round(working.SIDE * TILE / SMALL_PREPROCESS.short_side)  # side of the squares that become tiles when scoring
@@ -270,7 +270,7 @@ def toned(
         after = distort(rgb, kind, level, seed, strength=strength) if level else rgb
         why = reasons_of(kind, level, rgb, after) if level else {}
         worth = scale.label(opinion, human_share(kind, level)) if level else opinion
-        made.append((after, depth, worth, _as_list(why)))
+        made.append((after, depth, worth, as_list(why)))
     return made
 
 
@@ -282,12 +282,8 @@ def _coded(rgb: NDArray[np.uint8], rng: np.random.Generator) -> list[tuple[Any, 
     made = []
     for step in (first, first + float(rng.uniform(0.5, min(3.0, len(shares) - 1 - first)))):
         quality, share = (float(np.interp(step, np.arange(len(v)), v)) for v in (qualities, shares))
-        made.append((encoding.save(rgb, codec, quality), share, _as_list({"compression": certain(share)})))
+        made.append((encoding.save(rgb, codec, quality), share, as_list({"compression": certain(share)})))
     return made
-
-
-def _as_list(reasons: dict[str, float]) -> list[float]:
-    return [reasons.get(name, 0.0) for name in REASONS]
 
 
 def unseen_change(
@@ -565,6 +561,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("give --opinions, --chains or both")
     batches = Batches(opinions, chains, s)
     teacher = network_from(o.teacher, "").eval() if o.teacher else None
+    if teacher:  # as the crops lie, or every step would turn them round
+        teacher = teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network = network_from(o.start, o.backbone, depth_car=not o.no_depth_car)
     network = train(network, batches, s, o.out, o.minutes, teacher=teacher)
     print(validate(network, batches))

@@ -392,12 +392,12 @@ def reason_pictures(clean: Sequence[Bytes], seed: int, rounds: int = 20) -> tupl
 
 def saved_chains(groups: Iterable[list[chains.Made]], rng: np.random.Generator) -> tuple[list[Bytes], Float]:
     """Pictures of groups in order, saved as users save them, and their reasons f [n,K]."""
-    from recipes.small.reasons import REASONS
+    from recipes.small.reasons import as_list
 
     found, wanted = [], []
     for one in itertools.chain.from_iterable(groups):
         found.append(encoding.ordinary(one.rgb, rng))
-        wanted.append([one.reasons.get(name, 0.0) for name in REASONS])
+        wanted.append(as_list(one.reasons))
     return found, np.array(wanted)
 
 

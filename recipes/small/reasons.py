@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -74,3 +76,8 @@ def reasons_of(kind: str, level: int, before: Bytes, after: Bytes) -> dict[str, 
     if kind == "low_light" and level >= 4:
         result["noise"] = 0.5
     return result
+
+
+def as_list(reasons: Mapping[str, float]) -> list[float]:
+    """How sure each of REASONS is, in order; 0 for what is not named."""
+    return [reasons.get(name, 0.0) for name in REASONS]
