@@ -16,7 +16,7 @@ import typer
 
 from dgiqa._version import __version__
 from dgiqa.cli import common
-from dgiqa.cli.common import OK, PROGRAM, RUNTIME_ERROR, SIGNALS, Stopped, explain, say
+from dgiqa.cli.common import OK, PROGRAM, RUNTIME_ERROR, SIGNALS, Stopped, explain, option, say
 
 FILES = {  # command -> the file of this folder that adds it to the application
     **{"score": "score", "video": "video", "scan": "scan", "filter": "filter", "bench": "bench"},
@@ -88,7 +88,7 @@ def _version(wanted: bool) -> None:
 @common.app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Show the version and leave.")
+        bool, option("--version -V", "Show the version and leave.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
     pass

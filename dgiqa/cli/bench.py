@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, Backend, app, print_json, say, show, stdout
+from dgiqa.cli.common import EXIT_CODES, Backend, app, argument, option, print_json, say, show, stdout
 
 if TYPE_CHECKING:
     from dgiqa.speed import Survey
@@ -18,20 +16,16 @@ COLUMNS = ("backend", "precision", "batch", "threads", "parallel", "ms per image
 @app.command(epilog=EXIT_CODES)
 def bench(  # noqa: PLR0917 - the command line's options
     paths: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="IMAGE", help="Images to measure with; at most 32.  [default: the model's own]"),
+        list[str] | None, argument("IMAGE", "Images to measure with; at most 32.  [default: the model's own]")
     ] = None,
     bundle: options.Bundle = "small",
-    backend: Annotated[Backend, typer.Option(help="Measure this one only.")] = "auto",
+    backend: Annotated[Backend, option("", "Measure this one only.")] = "auto",
     max_drift: Annotated[
-        float,
-        typer.Option(min=0.0, metavar="X", help="Recommend nothing whose scores differ by more from those in fp32."),
+        float, option("X", "Recommend nothing whose scores differ by more from those in fp32.", min=0.0)
     ] = 0.02,
-    seconds: Annotated[
-        float, typer.Option(min=0.1, metavar="S", help="How long to measure; opening the networks adds to it.")
-    ] = 90.0,
+    seconds: Annotated[float, option("S", "How long to measure; opening the networks adds to it.", min=0.1)] = 90.0,
     json_: options.Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+    quiet: Annotated[bool, option("--quiet -q", "No progress, only the result.")] = False,
 ) -> None:
     """Say how fast this machine scores images, and with which options it is fastest.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dgiqa.cli import options
-from dgiqa.cli.common import ENVIRONMENT, OK, app, data_stream, leave, print_json, say, show, stdout
+from dgiqa.cli.common import ENVIRONMENT, OK, app, argument, data_stream, leave, option, print_json, say, show, stdout
 from dgiqa.extras import load
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _print_bundle(facts: dict[str, Any]) -> None:
 
 @models_app.command("path")
 def models_path(
-    name: Annotated[str, typer.Argument(metavar="NAME|DIR", help="A name of `models`, or a folder.")],
+    name: Annotated[str, argument("NAME|DIR", "A name of `models`, or a folder.")],
 ) -> None:
     """Print the folder of a model, its files verified."""
     from dgiqa.bundle import load_bundle
@@ -94,7 +94,7 @@ def models_path(
 
 @app.command()
 def doctor(
-    bundle: Annotated[str, typer.Option(metavar="NAME|DIR", help="The model to try.")] = "small",
+    bundle: Annotated[str, option("NAME|DIR", "The model to try.")] = "small",
     json_: options.Json = False,
 ) -> None:
     """Say what works on this machine, and how to get the rest.
@@ -120,33 +120,26 @@ def doctor(
 
 DepthVersionOption = Annotated[
     Literal["v1", "v2"] | None,
-    typer.Option("--depth-version", help="Which Depth Anything the depth weights are, where nothing else tells."),
+    option("--depth-version", "Which Depth Anything the depth weights are, where nothing else tells."),
 ]
 
 
 @app.command()
 @options.joined(["backend", "precision", "build", "engine"])
 def verify(
-    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="A name of `models`, or a folder.")],
+    bundle: Annotated[str, argument("BUNDLE", "A name of `models`, or a folder.")],
     tolerance: Annotated[
         float | None,
-        typer.Option(
-            min=0.0,
-            metavar="X",
-            help="Largest difference allowed.  [default: 0.0001 in fp32, 0.002 in fp16, else 0.02]",
-        ),
+        option("X", "Largest difference allowed.  [default: 0.0001 in fp32, 0.002 in fp16, else 0.02]", min=0.0),
     ] = None,
     *,
     opening: dict[str, Any],
     quality: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="The model's quality weights, to compare with PyTorch on this machine."),
+        Path | None, option("FILE", "The model's quality weights, to compare with PyTorch on this machine.")
     ] = None,
-    depth: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The model's depth weights, with --quality.")
-    ] = None,
+    depth: Annotated[Path | None, option("FILE", "The model's depth weights, with --quality.")] = None,
     depth_version: DepthVersionOption = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Golden images only, without distorting them.")] = False,
+    quick: Annotated[bool, option("--quick", "Golden images only, without distorting them.")] = False,
     json_: options.Json = False,
 ) -> None:
     """Compare this machine's scores with those that the model's networks gave in PyTorch.
@@ -210,28 +203,22 @@ def _swept(scorer: Scorer, torch: Reference | None, tolerance: float | None, qui
 @app.command("import-weights")
 def import_weights(
     *,
-    quality: Annotated[Path, typer.Option(metavar="FILE", help="DGIQA or GlintIQA weights, .pth or .safetensors.")],
-    depth: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Depth Anything, or `small`'s network. GlintIQA has none.")
-    ] = None,
-    name: Annotated[str, typer.Option(metavar="NAME", help="What --bundle will call it.")],
+    quality: Annotated[Path, option("FILE", "DGIQA or GlintIQA weights, .pth or .safetensors.")],
+    depth: Annotated[Path | None, option("FILE", "Depth Anything, or `small`'s network. GlintIQA has none.")] = None,
+    name: Annotated[str, option("NAME", "What --bundle will call it.")],
     out: options.Bundles = None,
-    title: Annotated[str | None, typer.Option(metavar="TEXT", help="One line that says what it is.")] = None,
+    title: Annotated[str | None, option("TEXT", "One line that says what it is.")] = None,
     scale: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WORST:BEST", help="GlintIQA: the worst and the best label it was trained on, such as 1:5."
-        ),
+        str | None, option("WORST:BEST", "GlintIQA: the worst and the best label it was trained on, such as 1:5.")
     ] = None,
-    licence: Annotated[str | None, typer.Option(metavar="TEXT", help="Licence of the quality weights.")] = None,
-    photos: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Photographs to compare on.  [default: scikit-image's]")
-    ] = None,
+    licence: Annotated[str | None, option("TEXT", "Licence of the quality weights.")] = None,
+    photos: Annotated[Path | None, option("DIR", "Photographs to compare on.  [default: scikit-image's]")] = None,
     attention: Annotated[
         Literal["standard", "folded", "op"] | None,  # dgiqa.nn.deploy.ATTENTIONS
-        typer.Option(
-            help="Window attention with windows folded into heads, as TensorRT fuses it; as standard operators "
-            "otherwise; or as one operator, for build --plugin.  [default: folded, where there are windows]"
+        option(
+            "",
+            "Window attention with windows folded into heads, as TensorRT fuses it; as standard operators "
+            "otherwise; or as one operator, for build --plugin.  [default: folded, where there are windows]",
         ),
     ] = None,
     depth_version: DepthVersionOption = None,

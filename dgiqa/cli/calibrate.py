@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dgiqa.cli import options
-from dgiqa.cli.common import app, data_stream, print_json, say, stdout
+from dgiqa.cli.common import app, argument, data_stream, option, print_json, say, share, stdout
 from dgiqa.errors import BackendError
 from dgiqa.extras import load, needs
 
@@ -21,40 +21,27 @@ CURVE_SUFFIXES = (".json", ".png")
 
 @app.command()
 def calibrate(  # noqa: PLR0917 - the command line's options
-    labels: Annotated[
-        Path, typer.Argument(metavar="LABELS.csv", help="Rows of image,score or image,good|bad (also 1|0, yes|no).")
-    ],
-    images: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the images are.  [default: the folder of LABELS]")
-    ] = None,
+    labels: Annotated[Path, argument("LABELS.csv", "Rows of image,score or image,good|bad (also 1|0, yes|no).")],
+    images: Annotated[Path | None, option("DIR", "Where the images are.  [default: the folder of LABELS]")] = None,
     bundle: options.Bundle = "small",
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What --bundle will call it.  [default: the model's name + -own]")
+        str | None, option("NAME", "What --bundle will call it.  [default: the model's name + -own]")
     ] = None,
     out: options.Bundles = None,
     adapt: Annotated[
-        bool, typer.Option("--adapt", help="Fit the network's last layer anew, instead of only mapping its scores.")
+        bool, option("--adapt", "Fit the network's last layer anew, instead of only mapping its scores.")
     ] = False,
-    precision: Annotated[
-        float | None, options.share(metavar="P", help="Threshold: of the pictures that pass, this share is good.")
-    ] = None,
-    recall: Annotated[
-        float | None, options.share(metavar="R", help="Threshold: of the good pictures, this share passes.")
-    ] = None,
+    precision: Annotated[float | None, share("Threshold: of the pictures that pass, this share is good.", "P")] = None,
+    recall: Annotated[float | None, share("Threshold: of the good pictures, this share passes.", "R")] = None,
     good: Annotated[
-        float | None,
-        typer.Option(metavar="X", help="Pictures are good from this label on.  [default: the middle of the scale]"),
+        float | None, option("X", "Pictures are good from this label on.  [default: the middle of the scale]")
     ] = None,
     scale: Annotated[
-        tuple[float, float] | None,
-        typer.Option("--range", metavar="LOW HIGH", help="The labels' scale.  [default: 0-1, 1-5, 0-10 or 0-100]"),
+        tuple[float, float] | None, option("--range LOW HIGH", "The labels' scale.  [default: 0-1, 1-5, 0-10 or 0-100]")
     ] = None,
-    lower_is_better: Annotated[
-        bool, typer.Option("--lower-is-better", help="The best pictures have the lowest labels.")
-    ] = False,
+    lower_is_better: Annotated[bool, option("--lower-is-better", "The best pictures have the lowest labels.")] = False,
     curve: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write precision and recall at every threshold to a .json or .png file."),
+        Path | None, option("FILE", "Write precision and recall at every threshold to a .json or .png file.")
     ] = None,
     backend: options.Backend = "auto",
     overwrite: options.Overwrite = False,

@@ -8,10 +8,8 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, app, fill, leave, say
+from dgiqa.cli.common import EXIT_CODES, app, argument, fill, leave, say, share
 
 if TYPE_CHECKING:
     from dgiqa.report.rows import Row
@@ -23,22 +21,17 @@ Pair = tuple[str, str, str]  # picture, reference, and what is wrong with the pa
 @app.command(epilog=EXIT_CODES)
 @options.joined(["bundle", "tiling", "backend", "precision", "build", "engine", "batch", "threads"])
 def compare(
-    picture: Annotated[
-        str, typer.Argument(metavar="IMAGE", help="A picture, a folder of pictures, or a CSV of pairs.")
-    ],
+    picture: Annotated[str, argument("IMAGE", "A picture, a folder of pictures, or a CSV of pairs.")],
     reference: Annotated[
-        str | None,
-        typer.Argument(metavar="REFERENCE", help="What it was made from: a picture, or a folder with the same names."),
+        str | None, argument("REFERENCE", "What it was made from: a picture, or a folder with the same names.")
     ] = None,
     *,
     opening: dict[str, Any],
     output: options.Output = None,
     format_: options.Format = None,
     recursive: options.Recursive = False,
-    max_drop: Annotated[float | None, options.share(help="Exit with 4 if any picture loses more than X.")] = None,
-    fail_under: Annotated[
-        float | None, options.share(help="Exit with 4 if full_reference is below X for any picture.")
-    ] = None,
+    max_drop: Annotated[float | None, share("Exit with 4 if any picture loses more than X.")] = None,
+    fail_under: Annotated[float | None, share("Exit with 4 if full_reference is below X for any picture.")] = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Compare pictures with their references: both scores, and what was lost.

@@ -10,7 +10,7 @@ import typer
 
 from dgiqa import spec
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, app, data_stream, print_json, say, stdout
+from dgiqa.cli.common import EXIT_CODES, app, argument, data_stream, option, print_json, say, stdout
 
 if TYPE_CHECKING:
     from dgiqa.runtime.engines import Engine
@@ -22,67 +22,52 @@ app.add_typer(cache_app, name="cache")
 
 @app.command(epilog=EXIT_CODES)
 def build(  # noqa: PLR0917 - the command line's options
-    fp32: Annotated[bool, typer.Option("--fp32", help="Full precision.")] = False,
-    fp16: Annotated[bool, typer.Option("--fp16", help="Half precision; the default.")] = False,
-    int8: Annotated[bool, typer.Option("--int8", help="Eight-bit integers, calibrated on images.")] = False,
+    fp32: Annotated[bool, option("--fp32", "Full precision.")] = False,
+    fp16: Annotated[bool, option("--fp16", "Half precision; the default.")] = False,
+    int8: Annotated[bool, option("--int8", "Eight-bit integers, calibrated on images.")] = False,
     fp8: Annotated[
-        bool, typer.Option("--fp8", help="Eight-bit floats, calibrated on images: TensorRT, from capability 8.9 on.")
+        bool, option("--fp8", "Eight-bit floats, calibrated on images: TensorRT, from capability 8.9 on.")
     ] = False,
-    bf16: Annotated[bool, typer.Option("--bf16", help="OpenVINO on processors that have it.")] = False,
+    bf16: Annotated[bool, option("--bf16", "OpenVINO on processors that have it.")] = False,
     bundle: options.Bundle = "small",
     backend: options.Backend = "auto",
     calib: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
+        option(
+            "DIR",
+            "Calibrate int8 or fp8 on the images in this folder; 500 are enough.  [default: the model's]",
             exists=True,
             file_okay=False,
-            help="Calibrate int8 or fp8 on the images in this folder; 500 are enough.  [default: the model's]",
         ),
     ] = None,
     batch: Annotated[
-        str, typer.Option(metavar="MIN,OPT,MAX", help="TensorRT: tiles in a run; the fewest, the usual, the most.")
+        str, option("MIN,OPT,MAX", "TensorRT: tiles in a run; the fewest, the usual, the most.")
     ] = "1,8,32",
     depth: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="HxW",
-            help="TensorRT: another size of depth input to accept; repeatable.  [default: of 1:1, 4:3 and 16:9]",
-        ),
+        option("HxW", "TensorRT: another size of depth input to accept; repeatable.  [default: of 1:1, 4:3 and 16:9]"),
     ] = None,
-    workspace: Annotated[
-        float, typer.Option(min=0.1, max=1024, metavar="GB", help="TensorRT: memory for scratch.")
-    ] = 4.0,
+    workspace: Annotated[float, option("GB", "TensorRT: memory for scratch.", min=0.1, max=1024)] = 4.0,
     timing_cache: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", dir_okay=False, help="TensorRT: a file of measured kernels, which is read and extended."
-        ),
+        Path | None, option("FILE", "TensorRT: a file of measured kernels, which is read and extended.", dir_okay=False)
     ] = None,
     plugin: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            exists=True,
-            dir_okay=False,
-            help="TensorRT: a library that serves operators; repeatable.",
-        ),
+        option("FILE", "TensorRT: a library that serves operators; repeatable.", exists=True, dir_okay=False),
     ] = None,
     device: options.Device = None,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="TensorRT: run with other versions of this major one, too.")
+        bool, option("--version-compatible", "TensorRT: run with other versions of this major one, too.")
     ] = False,
     exclude_lean_runtime: Annotated[
-        bool, typer.Option("--exclude-lean-runtime", help="With it: leave out the runtime that tensorrt_lean brings.")
+        bool, option("--exclude-lean-runtime", "With it: leave out the runtime that tensorrt_lean brings.")
     ] = False,
     hardware: Annotated[
         Literal["ampere+", "same"] | None,  # dgiqa.builder.plan.HARDWARE
-        typer.Option(help="TensorRT: run on every GPU from Ampere on, or of the same compute capability."),
+        option("", "TensorRT: run on every GPU from Ampere on, or of the same compute capability."),
     ] = None,
-    level: Annotated[
-        int, typer.Option("--optimization-level", min=0, max=5, help="TensorRT: effort to find kernels.")
-    ] = 3,
-    force: Annotated[bool, typer.Option("--force", help="Build again, even if the engine is there.")] = False,
+    level: Annotated[int, option("--optimization-level", "TensorRT: effort to find kernels.", min=0, max=5)] = 3,
+    force: Annotated[bool, option("--force", "Build again, even if the engine is there.")] = False,
     json_: options.Json = False,
 ) -> None:
     """Build an engine of a model for this machine, and prove it.
@@ -161,10 +146,8 @@ def list_(json_: options.Json = False) -> None:
 
 @cache_app.command("rm")
 def remove(
-    names: Annotated[list[str] | None, typer.Argument(metavar="ENGINE", help="Names that `cache ls` shows.")] = None,
-    all_: Annotated[
-        bool, typer.Option("--all", help="All engines, and what was compiled on the way; bundles stay.")
-    ] = False,
+    names: Annotated[list[str] | None, argument("ENGINE", "Names that `cache ls` shows.")] = None,
+    all_: Annotated[bool, option("--all", "All engines, and what was compiled on the way; bundles stay.")] = False,
 ) -> None:
     """Remove engines."""
     from dgiqa.runtime import engines
@@ -178,7 +161,7 @@ def remove(
 
 @cache_app.command("path")
 def path(
-    name: Annotated[str | None, typer.Argument(metavar="ENGINE", help="A name that `cache ls` shows.")] = None,
+    name: Annotated[str | None, argument("ENGINE", "A name that `cache ls` shows.")] = None,
 ) -> None:
     """Print the folder of all engines, or of one."""
     from dgiqa.errors import EngineError

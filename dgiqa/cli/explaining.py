@@ -5,23 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from dgiqa.cli import options
-from dgiqa.cli.common import app, print_json, say, stdout
+from dgiqa.cli.common import app, argument, option, print_json, say, stdout
 from dgiqa.errors import ImageError
 
 
 @app.command()
 @options.joined(["bundle", "backend", "precision", "threads"])
 def explain(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image file.")],
-    output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="FILE", help="Draw the map into FILE: .png or .html.")
-    ] = None,
+    image: Annotated[str, argument("IMAGE", "An image file.")],
+    output: Annotated[str | None, option("--output -o FILE", "Draw the map into FILE: .png or .html.")] = None,
     *,
     gradcam: Annotated[
-        bool, typer.Option("--gradcam", help="Add Grad-CAM of the last maps, with depth and without; needs onnx.")
+        bool, option("--gradcam", "Add Grad-CAM of the last maps, with depth and without; needs onnx.")
     ] = False,
     opening: dict[str, Any],
     json_: options.Json = False,

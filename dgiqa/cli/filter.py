@@ -9,36 +9,27 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, app, data_stream, leave, say
+from dgiqa.cli.common import EXIT_CODES, app, argument, data_stream, leave, option, say
 
 if TYPE_CHECKING:
     from dgiqa.report.rows import Row
 
-_METAVAR = "FOLDER"
-
 
 @app.command("filter", epilog=EXIT_CODES)
 def filter_(  # noqa: PLR0917 - the command line's options
-    scores: Annotated[
-        list[str],
-        typer.Argument(metavar="SCORES", help="Files that `score -o` wrote, or folders that `scan` wrote."),
-    ],
-    least: Annotated[float | None, typer.Option("--min", metavar="X", help="Keep scores from X on.")] = None,
-    most: Annotated[float | None, typer.Option("--max", metavar="X", help="Keep scores up to X.")] = None,
-    top: Annotated[str | None, typer.Option(metavar="N|P%", help="Keep the N best, or the best P % of all.")] = None,
-    worst: Annotated[str | None, typer.Option(metavar="N|P%", help="Keep the N worst, or the worst P %.")] = None,
-    sort: Annotated[bool, typer.Option("--sort", help="The best first (with --worst the worst).")] = False,
-    output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="FILE", help="Write the rows: .csv, .jsonl, .parquet, ...")
-    ] = None,
-    link: Annotated[str | None, typer.Option(metavar=_METAVAR, help="Link the files into a folder.")] = None,
-    copy: Annotated[str | None, typer.Option(metavar=_METAVAR, help="Copy the files into a folder.")] = None,
-    move: Annotated[str | None, typer.Option(metavar=_METAVAR, help="Move the files into a folder.")] = None,
-    shards: Annotated[
-        str | None, typer.Option(metavar=_METAVAR, help="Write new tar shards with the samples, all their files.")
-    ] = None,
-    null: Annotated[bool, typer.Option("--null", "-0", help="Printed names end in NUL.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Say what would be done; do nothing.")] = False,
+    scores: Annotated[list[str], argument("SCORES", "Files that `score -o` wrote, or folders that `scan` wrote.")],
+    least: Annotated[float | None, option("--min X", "Keep scores from X on.")] = None,
+    most: Annotated[float | None, option("--max X", "Keep scores up to X.")] = None,
+    top: Annotated[str | None, option("N|P%", "Keep the N best, or the best P % of all.")] = None,
+    worst: Annotated[str | None, option("N|P%", "Keep the N worst, or the worst P %.")] = None,
+    sort: Annotated[bool, option("--sort", "The best first (with --worst the worst).")] = False,
+    output: Annotated[str | None, option("--output -o FILE", "Write the rows: .csv, .jsonl, .parquet, ...")] = None,
+    link: Annotated[str | None, option("FOLDER", "Link the files into a folder.")] = None,
+    copy: Annotated[str | None, option("FOLDER", "Copy the files into a folder.")] = None,
+    move: Annotated[str | None, option("FOLDER", "Move the files into a folder.")] = None,
+    shards: Annotated[str | None, option("FOLDER", "Write new tar shards with the samples, all their files.")] = None,
+    null: Annotated[bool, option("--null -0", "Printed names end in NUL.")] = False,
+    dry_run: Annotated[bool, option("--dry-run -n", "Say what would be done; do nothing.")] = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Choose among images that were scored; scores themselves are never dropped or changed.

@@ -7,13 +7,14 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial, update_wrapper
+from functools import update_wrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dgiqa.cli import common
+from dgiqa.cli.common import option, whole
 
 if TYPE_CHECKING:
     from dgiqa import bundle as bundles
@@ -21,46 +22,33 @@ if TYPE_CHECKING:
     from dgiqa.report.rows import Kind
     from dgiqa.sources import Reading
 
-whole = partial(typer.Option, min=1, metavar="N")
-share = partial(typer.Option, min=0.0, max=1.0, metavar="X")
-
-Bundle = Annotated[str, typer.Option(metavar="NAME|DIR", help="The model: a name that `models` lists, or a folder.")]
-Backend = Annotated[common.Backend, typer.Option(help="What runs the networks. One that is not there is an error.")]
+Bundle = Annotated[str, option("NAME|DIR", "The model: a name that `models` lists, or a folder.")]
+Backend = Annotated[common.Backend, option("", "What runs the networks. One that is not there is an error.")]
 Precision = Annotated[
-    common.Precision, typer.Option(help="What the networks compute in. All but fp32 need an engine that `build` made.")
+    common.Precision, option("", "What the networks compute in. All but fp32 need an engine that `build` made.")
 ]
-Engine = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="An engine's folder, instead of looking in the cache.")
-]
-Device = Annotated[
-    int | None, typer.Option(min=0, metavar="N", help="The GPU, as CUDA counts them.  [default: the first]")
-]
-Workers = Annotated[int | None, whole(help="Threads that prepare images.  [default: usable cores, at most 16]")]
+Engine = Annotated[Path | None, option("DIR", "An engine's folder, instead of looking in the cache.")]
+Device = Annotated[int | None, option("N", "The GPU, as CUDA counts them.  [default: the first]", min=0)]
+Workers = Annotated[int | None, whole("Threads that prepare images.  [default: usable cores, at most 16]")]
 Preset = Annotated[
     str | None,
-    typer.Option(
-        metavar="NAME",
-        help="The model's own threshold: upload, archive, curation, or own after `calibrate`. Exit with 4 below it.",
+    option(
+        "NAME", "The model's own threshold: upload, archive, curation, or own after `calibrate`. Exit with 4 below it."
     ),
 ]
 Format = Annotated[
     common.Format | None,
-    typer.Option(
-        "--format", "-f", help="Rows on standard output.  [default: table on a terminal, else jsonl; none with -o]"
-    ),
+    option("--format -f", "Rows on standard output.  [default: table on a terminal, else jsonl; none with -o]"),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary, only errors.")]
-NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress line.")]
+Json = Annotated[bool, option("--json", "One JSON document.")]
+Quiet = Annotated[bool, option("--quiet -q", "No progress and no summary, only errors.")]
+NoProgress = Annotated[bool, option("--no-progress", "No progress line.")]
 Output = Annotated[
-    str | None,
-    typer.Option(
-        "--output", "-o", metavar="FILE", help="Write rows to FILE: .csv, .jsonl, .json, .parquet or .sqlite."
-    ),
+    str | None, option("--output -o FILE", "Write rows to FILE: .csv, .jsonl, .json, .parquet or .sqlite.")
 ]
-Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Look in subfolders of folders, too.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a model of that name.")]
-Bundles = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of bundles.  [default: this user's cache]")]
+Recursive = Annotated[bool, option("--recursive -r", "Look in subfolders of folders, too.")]
+Overwrite = Annotated[bool, option("--overwrite", "Replace a model of that name.")]
+Bundles = Annotated[Path | None, option("DIR", "Folder of bundles.  [default: this user's cache]")]
 
 
 def _opening(
@@ -68,45 +56,42 @@ def _opening(
     bundle: Bundle = "small",
     tiling: Annotated[
         str,
-        typer.Option(
-            metavar="TILING",
-            help="grid covers the whole image and repeats exactly; official:20[:SEED] draws the authors' random "
+        option(
+            "TILING",
+            "grid covers the whole image and repeats exactly; official:20[:SEED] draws the authors' random "
             "crops, with albumentations 1.4.21 and later; official-1.3:20 and so on: with older ones, see docs.",
         ),
     ] = "grid",
     backend: Backend = "auto",
     precision: Precision = "fp32",
-    build: Annotated[bool, typer.Option("--build", help="Build the engine first if it is missing or stale.")] = False,
+    build: Annotated[bool, option("--build", "Build the engine first if it is missing or stale.")] = False,
     engine: Engine = None,
     device: Device = None,
     graphs: Annotated[
-        bool | None,
-        typer.Option("--graphs/--no-graphs", help="Let the GPU record CUDA graphs.  [default: with tensorrt]"),
+        bool | None, option("--graphs/--no-graphs", "Let the GPU record CUDA graphs.  [default: with tensorrt]")
     ] = None,
     batch: Annotated[
-        int | None,
-        whole(help="Tiles per run of the quality network.  [default: 8; 4 where runs go on side by side]"),
+        int | None, whole("Tiles per run of the quality network.  [default: 8; 4 where runs go on side by side]")
     ] = None,
-    threads: Annotated[int | None, whole(help="Threads that the networks use.  [default: usable cores]")] = None,
+    threads: Annotated[int | None, whole("Threads that the networks use.  [default: usable cores]")] = None,
     parallel: Annotated[
         int | None,
         whole(
-            help="How many runs of a network go on at a time; they share the threads.  "
+            "How many runs of a network go on at a time; they share the threads.  "
             "[default: 1 for one image, a GPU or large networks, else one per thread]"
         ),
     ] = None,
-    max_pixels: Annotated[int | None, whole(help="Refuse larger pictures.  [default: 200000000]")] = None,
+    max_pixels: Annotated[int | None, whole("Refuse larger pictures.  [default: 200000000]")] = None,
     max_memory: Annotated[
         int | None,
-        typer.Option(
+        option(
+            "MIB",
+            "Refuse pictures that take more memory to prepare.  [default: 832; any where --max-pixels is given]",
             min=1,
-            metavar="MIB",
-            help="Refuse pictures that take more memory to prepare.  [default: 832; any where --max-pixels is given]",
         ),
     ] = None,
     decode_timeout_s: Annotated[
-        float,
-        typer.Option("--decode-timeout", min=0.1, metavar="S", help="Give up an image that takes longer to decode."),
+        float, option("--decode-timeout S", "Give up an image that takes longer to decode.", min=0.1)
     ] = 60.0,
 ) -> None:
     """Options that end in Scorer's arguments."""
@@ -116,24 +101,15 @@ def _reading(
     *,
     recursive: Recursive = False,
     column: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Of tables: the column that holds the images: paths, addresses, bytes or base64."
-        ),
+        str | None, option("NAME", "Of tables: the column that holds the images: paths, addresses, bytes or base64.")
     ] = None,
-    key: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of tables: the column that names the images.")
-    ] = None,
-    remote: Annotated[
-        bool, typer.Option("--remote", help="Fetch what addresses name (https, s3, gs, az, hf).")
-    ] = False,
+    key: Annotated[str | None, option("NAME", "Of tables: the column that names the images.")] = None,
+    remote: Annotated[bool, option("--remote", "Fetch what addresses name (https, s3, gs, az, hf).")] = False,
     private_network: Annotated[
-        bool, typer.Option("--private-network", help="Fetch from this machine and its networks, too.")
+        bool, option("--private-network", "Fetch from this machine and its networks, too.")
     ] = False,
-    max_bytes: Annotated[int, whole(help="Refuse larger files behind addresses.")] = 268435456,
-    timeout: Annotated[
-        float, typer.Option(min=0.1, metavar="S", help="Seconds that an image behind an address may take.")
-    ] = 30.0,
+    max_bytes: Annotated[int, whole("Refuse larger files behind addresses.")] = 268435456,
+    timeout: Annotated[float, option("S", "Seconds that an image behind an address may take.", min=0.1)] = 30.0,
 ) -> None:
     """Options that end in a `sources.Reading`."""
 

@@ -10,23 +10,19 @@ from typing import Annotated, Any
 import typer
 
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, GATE_FAILED, app, opened, print_json, say, stdout
+from dgiqa.cli.common import EXIT_CODES, GATE_FAILED, app, argument, opened, option, print_json, say, stdout
 from dgiqa.errors import DgiqaError
 
 
 @app.command(epilog=EXIT_CODES)
 def report(  # noqa: PLR0917 - the command line's options
-    scores: Annotated[str, typer.Argument(help="A file that `score -o` wrote, or a folder that `scan` wrote.")],
+    scores: Annotated[str, argument("", "A file that `score -o` wrote, or a folder that `scan` wrote.")],
     against: Annotated[
-        str | None, typer.Option(metavar="SCORES", help="Earlier scores: how the population moved, and which images.")
+        str | None, option("SCORES", "Earlier scores: how the population moved, and which images.")
     ] = None,
-    by: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="With --against: which column names an image's source.")
-    ] = None,
-    time: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="With --against: which column orders images in time.")
-    ] = None,
-    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE.html", help="The page.")] = "report.html",
+    by: Annotated[str | None, option("COLUMN", "With --against: which column names an image's source.")] = None,
+    time: Annotated[str | None, option("COLUMN", "With --against: which column orders images in time.")] = None,
+    output: Annotated[str, option("--output -o FILE.html", "The page.")] = "report.html",
     json_: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -64,12 +60,10 @@ def report(  # noqa: PLR0917 - the command line's options
 
 @app.command(epilog=EXIT_CODES)
 def watch(
-    scores: Annotated[str, typer.Argument(help='A file or folder of scores, or "-": JSON lines as they come.')],
-    against: Annotated[str, typer.Option(metavar="SCORES", help="Scores of when all was well, 100 or more.")],
-    one_in: Annotated[
-        int, typer.Option(min=100, help="How many scores lie between two false alarms, on average.")
-    ] = 10_000,
-    stop: Annotated[bool, typer.Option("--stop", help="Leave at the first alarm.")] = False,
+    scores: Annotated[str, argument("", 'A file or folder of scores, or "-": JSON lines as they come.')],
+    against: Annotated[str, option("SCORES", "Scores of when all was well, 100 or more.")],
+    one_in: Annotated[int, option("", "How many scores lie between two false alarms, on average.", min=100)] = 10_000,
+    stop: Annotated[bool, option("--stop", "Leave at the first alarm.")] = False,
     json_: options.Json = False,
 ) -> None:
     """Say when the quality of a stream has moved, and leave with 4 if it has.

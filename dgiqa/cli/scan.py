@@ -4,37 +4,31 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, app, leave, say
+from dgiqa.cli.common import EXIT_CODES, app, argument, leave, option, say, whole
 
 
 @app.command(epilog=EXIT_CODES)
 @options.joined(["bundle", "tiling", "backend", "precision", "threads", "max_pixels"])
 def scan(
     shards: Annotated[
-        list[str],
-        typer.Argument(metavar="SHARDS", help="Tar shards ('{000..199}.tar'), zips, tables, folders, also in buckets."),
+        list[str], argument("SHARDS", "Tar shards ('{000..199}.tar'), zips, tables, folders, also in buckets.")
     ],
-    out: Annotated[str, typer.Option(metavar="DIR", help="Where each shard's Parquet file goes; may be a bucket.")],
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after the shards that are done.")] = False,
+    out: Annotated[str, option("DIR", "Where each shard's Parquet file goes; may be a bucket.")],
+    resume: Annotated[bool, option("--resume", "Go on after the shards that are done.")] = False,
     workers: Annotated[
-        int | None,
-        options.whole(help="Processes that score side by side.  [default: 1; with --ray what the cluster has]"),
+        int | None, whole("Processes that score side by side.  [default: 1; with --ray what the cluster has]")
     ] = None,
     shard: Annotated[
-        str | None,
-        typer.Option(metavar="I/N", help="One machine's part: every N-th shard, from the I-th (of 0 to N-1) on."),
+        str | None, option("I/N", "One machine's part: every N-th shard, from the I-th (of 0 to N-1) on.")
     ] = None,
     *,
     ray: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="Score on a Ray cluster: its address, auto, or local for this machine."),
+        str | None, option("ADDRESS", "Score on a Ray cluster: its address, auto, or local for this machine.")
     ] = None,
     reading: Any,
     opening: dict[str, Any],
-    details: Annotated[bool, typer.Option("--details", help="Add each tile's score, and more.")] = False,
+    details: Annotated[bool, option("--details", "Add each tile's score, and more.")] = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Score sets: every shard becomes DIR/NAME.parquet, and DIR/NAME.done.json once that is whole.
@@ -61,8 +55,8 @@ def scan(
             index, parts = part_of(shard)
     names: list[str] = []
     failed = 0
-    for argument in shards:
-        for name in named(argument, reading):
+    for each in shards:
+        for name in named(each, reading):
             if isinstance(name, Input):
                 failed += 1
                 say(f"{name.name}: {name.error}", prefix="error: ")
@@ -72,8 +66,8 @@ def scan(
     settings = {"bundle": loaded.id, "preprocess_version": loaded.preprocess.version, "details": details}
     settings |= {name: opening[name] for name in ("tiling", "backend", "precision")}
     threads = opening["threads"]
-    each = threads or max(1, usable_cores() // (workers or 1))
-    opening |= {"bundle": str(loaded.path.resolve()), "threads": each, "parallel": "auto"}
+    cores = threads or max(1, usable_cores() // (workers or 1))
+    opening |= {"bundle": str(loaded.path.resolve()), "threads": cores, "parallel": "auto"}
     job = Job(out, opening, settings, reading, details=details)
     waiting, before = to_do(names[index::parts], job, resume=resume)
     total, finished, rows = len(waiting) + before, before, 0

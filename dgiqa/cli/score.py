@@ -13,7 +13,20 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, app, data_stream, fill, leave, opened, say, show_progress
+from dgiqa.cli.common import (
+    EXIT_CODES,
+    app,
+    argument,
+    data_stream,
+    fill,
+    leave,
+    opened,
+    option,
+    say,
+    share,
+    show_progress,
+    whole,
+)
 from dgiqa.errors import ImageError
 
 if TYPE_CHECKING:
@@ -28,43 +41,38 @@ if TYPE_CHECKING:
 def score(
     paths: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="PATH",
-            help="Images, folders, globs, tar shards ('{000..199}.tar'), zips, tables, addresses, or - for one image "
+        argument(
+            "PATH",
+            "Images, folders, globs, tar shards ('{000..199}.tar'), zips, tables, addresses, or - for one image "
             "on standard input.",
         ),
     ] = None,
     from_file: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Also score the paths in this file, one per line; - reads stdin.")
+        str | None, option("LIST", "Also score the paths in this file, one per line; - reads stdin.")
     ] = None,
-    null: Annotated[
-        bool, typer.Option("--null", "-0", help="Names in LIST, and those that --dry-run prints, end in NUL.")
-    ] = False,
+    null: Annotated[bool, option("--null -0", "Names in LIST, and those that --dry-run prints, end in NUL.")] = False,
     *,
     reading: Any,
-    limit: Annotated[int | None, options.whole(help="Stop after N inputs.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="List what would be scored; score nothing.")] = False,
+    limit: Annotated[int | None, whole("Stop after N inputs.")] = None,
+    dry_run: Annotated[bool, option("--dry-run -n", "List what would be scored; score nothing.")] = False,
     opening: dict[str, Any],
     workers: options.Workers = None,
     output: options.Output = None,
     sidecar: Annotated[
-        str | None,
-        typer.Option(metavar="beside|DIR", help="Write a JSON file for each image, beside it or in a folder like it."),
+        str | None, option("beside|DIR", "Write a JSON file for each image, beside it or in a folder like it.")
     ] = None,
-    html: Annotated[
-        str | None, typer.Option(metavar="FILE.html", help="Draw the scores as a page that needs no network.")
-    ] = None,
-    sort: Annotated[bool, typer.Option("--sort", help="Show the best first; at the end, not as they come.")] = False,
-    top: Annotated[str | None, typer.Option(metavar="N|P%", help="Show the N best alone, the best first.")] = None,
+    html: Annotated[str | None, option("FILE.html", "Draw the scores as a page that needs no network.")] = None,
+    sort: Annotated[bool, option("--sort", "Show the best first; at the end, not as they come.")] = False,
+    top: Annotated[str | None, option("N|P%", "Show the N best alone, the best first.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="With -o: keep the rows that FILE has, and score what is not in it.")
+        bool, option("--resume", "With -o: keep the rows that FILE has, and score what is not in it.")
     ] = False,
     format_: options.Format = None,
-    json_: Annotated[bool, typer.Option("--json", help="The same as --format json: one document.")] = False,
+    json_: Annotated[bool, option("--json", "The same as --format json: one document.")] = False,
     details: Annotated[
-        bool, typer.Option("--details", help="Add each tile's score and window, and the time of each stage.")
+        bool, option("--details", "Add each tile's score and window, and the time of each stage.")
     ] = False,
-    fail_under: Annotated[float | None, options.share(help="Exit with 4 if any image scores below X.")] = None,
+    fail_under: Annotated[float | None, share("Exit with 4 if any image scores below X.")] = None,
     preset: options.Preset = None,
     quiet: options.Quiet = False,
     no_progress: options.NoProgress = False,

@@ -6,37 +6,28 @@ import contextlib
 import os
 from typing import Annotated, Any
 
-import typer
-
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, Stopped, app, say
+from dgiqa.cli.common import EXIT_CODES, Stopped, app, argument, option, say, share, whole
 from dgiqa.extras import needs
 
-Preset = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Or the model's own threshold: upload, archive, curation.")
-]
-Gate = Annotated[float | None, options.share(help="The verdict passes from X on.")]
+Preset = Annotated[str | None, option("NAME", "Or the model's own threshold: upload, archive, curation.")]
+Gate = Annotated[float | None, share("The verdict passes from X on.")]
 
 
 @app.command(epilog=EXIT_CODES)
 @options.joined(reading=["private_network", "max_bytes", "timeout"])
 def serve(  # noqa: PLR0917 - the command line's options
-    host: Annotated[
-        str, typer.Option(help="The address to listen on; 0.0.0.0 is all of this machine's.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
+    host: Annotated[str, option("", "The address to listen on; 0.0.0.0 is all of this machine's.")] = "127.0.0.1",
+    port: Annotated[int, option("", "The port; 0 takes a free one.", min=0, max=65535)] = 8000,
     queue: Annotated[
         int | None,
-        options.whole(help="Images that wait or are scored; more are answered 429.  [default: 1 per usable core]"),
+        whole("Images that wait or are scored; more are answered 429.  [default: 1 per usable core]"),
     ] = None,
-    max_body: Annotated[
-        int, typer.Option(min=1, metavar="MIB", help="Refuse requests with larger bodies, with 413.")
-    ] = 64,
+    max_body: Annotated[int, option("MIB", "Refuse requests with larger bodies, with 413.", min=1)] = 64,
     request_timeout: Annotated[
-        float,
-        typer.Option(min=0.1, metavar="S", help="Seconds for a body to come (408), and then for its score (504)."),
+        float, option("S", "Seconds for a body to come (408), and then for its score (504).", min=0.1)
     ] = 30.0,
-    remote: Annotated[bool, typer.Option("--remote", help="Fetch http and https addresses that clients send.")] = False,
+    remote: Annotated[bool, option("--remote", "Fetch http and https addresses that clients send.")] = False,
     *,
     reading: Any,
     opening: dict[str, Any],
@@ -77,13 +68,13 @@ def serve(  # noqa: PLR0917 - the command line's options
 
 @app.command("triton-repo", epilog=EXIT_CODES)
 def triton_repo(  # noqa: PLR0917 - the command line's options
-    out: Annotated[str, typer.Argument(metavar="OUT", help="The folder to make.")],
+    out: Annotated[str, argument("OUT", "The folder to make.")],
     bundle: options.Bundle = "small",
     backend: options.Backend = "onnxruntime",
     precision: options.Precision = "fp32",
     engine: options.Engine = None,
-    gpu: Annotated[bool, typer.Option("--gpu", help="The networks run on a GPU; plans always do.")] = False,
-    instances: Annotated[int, options.whole(help="Images that are prepared at a time.")] = 2,
+    gpu: Annotated[bool, option("--gpu", "The networks run on a GPU; plans always do.")] = False,
+    instances: Annotated[int, whole("Images that are prepared at a time.")] = 2,
     gate: Gate = None,
     preset: Preset = None,
 ) -> None:

@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, Format, app, fill, leave, say, show_progress, writable
+from dgiqa.cli.common import (
+    EXIT_CODES,
+    Format,
+    app,
+    argument,
+    fill,
+    leave,
+    option,
+    say,
+    share,
+    show_progress,
+    whole,
+    writable,
+)
 
 if TYPE_CHECKING:
     from dgiqa.report.files import Report
@@ -24,88 +37,68 @@ if TYPE_CHECKING:
 def video(  # noqa: PLR0917 - the command line's options
     sources: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="SOURCE",
-            help="Videos, folders and globs of them, http(s), HLS, RTSP or SRT addresses, or - for standard input.",
+        argument(
+            "SOURCE", "Videos, folders and globs of them, http(s), HLS, RTSP or SRT addresses, or - for standard input."
         ),
     ] = None,
     recursive: options.Recursive = False,
-    from_file: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Also score the videos in this file, one per line.")
-    ] = None,
-    every: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Score a frame every TIME: 0.5s, 250ms, 1min.  [default: 1s]")
-    ] = None,
-    fps: Annotated[float | None, typer.Option(metavar="N", help="Score N frames per second.")] = None,
-    frames: Annotated[str | None, typer.Option(metavar="all|N", help="Score all frames, or N spread evenly.")] = None,
-    scenes: Annotated[int | None, typer.Option(metavar="N", help="Score N frames of each scene.")] = None,
-    start: Annotated[str | None, typer.Option(metavar="TIME", help="Begin here: 90s or 00:01:30.")] = None,
-    end: Annotated[str | None, typer.Option(metavar="TIME", help="End here.")] = None,
-    duration: Annotated[str | None, typer.Option(metavar="TIME", help="End TIME after the start.")] = None,
+    from_file: Annotated[str | None, option("LIST", "Also score the videos in this file, one per line.")] = None,
+    every: Annotated[str | None, option("TIME", "Score a frame every TIME: 0.5s, 250ms, 1min.  [default: 1s]")] = None,
+    fps: Annotated[float | None, option("N", "Score N frames per second.")] = None,
+    frames: Annotated[str | None, option("all|N", "Score all frames, or N spread evenly.")] = None,
+    scenes: Annotated[int | None, option("N", "Score N frames of each scene.")] = None,
+    start: Annotated[str | None, option("TIME", "Begin here: 90s or 00:01:30.")] = None,
+    end: Annotated[str | None, option("TIME", "End here.")] = None,
+    duration: Annotated[str | None, option("TIME", "End TIME after the start.")] = None,
     raw: Annotated[
-        str | None,
-        typer.Option(metavar="WxH@FPS[:FORMAT]", help="Frames without a container, rgb24 or yuv420p: 1280x720@25."),
+        str | None, option("WxH@FPS[:FORMAT]", "Frames without a container, rgb24 or yuv420p: 1280x720@25.")
     ] = None,
     live: Annotated[
         bool | None,
-        typer.Option("--live/--no-live", help="Take the newest frame, and reconnect.  [default: as the address shows]"),
+        option("--live/--no-live", "Take the newest frame, and reconnect.  [default: as the address shows]"),
     ] = None,
-    timeout: Annotated[
-        float, typer.Option(min=0.1, metavar="S", help="A source silent for S seconds has stalled.")
-    ] = 10.0,
-    attempts: Annotated[int, options.whole(help="Give a live source up after N failures.")] = 10,
-    deinterlace: Annotated[
-        bool, typer.Option("--deinterlace", help="Deinterlace frames marked as interlaced.")
-    ] = False,
+    timeout: Annotated[float, option("S", "A source silent for S seconds has stalled.", min=0.1)] = 10.0,
+    attempts: Annotated[int, whole("Give a live source up after N failures.")] = 10,
+    deinterlace: Annotated[bool, option("--deinterlace", "Deinterlace frames marked as interlaced.")] = False,
     bars: Annotated[
-        Literal["crop", "keep"], typer.Option(help="crop: score the picture without the black bars around it.")
+        Literal["crop", "keep"], option("", "crop: score the picture without the black bars around it.")
     ] = "crop",
     decoder: Annotated[
         Literal["cpu", "nvdec"],
-        typer.Option(help="nvdec: decode local files on the GPU, where their frames stay to be scored."),
+        option("", "nvdec: decode local files on the GPU, where their frames stay to be scored."),
     ] = "cpu",
     reuse_depth: Annotated[
-        bool, typer.Option("--reuse-depth", help="Compute depth only when the picture has moved enough.")
+        bool, option("--reuse-depth", "Compute depth only when the picture has moved enough.")
     ] = False,
     reuse_tiles: Annotated[
-        bool, typer.Option("--reuse-tiles", help="Also score only tiles whose pixels changed; implies --reuse-depth.")
+        bool, option("--reuse-tiles", "Also score only tiles whose pixels changed; implies --reuse-depth.")
     ] = False,
-    audit: Annotated[
-        int, typer.Option(min=1, metavar="K", help="Compute every K-th reused frame both ways, to report the drift.")
-    ] = 16,
-    drift: Annotated[float, typer.Option(metavar="X", help="Reuse less once the drift is above X.")] = 0.01,
+    audit: Annotated[int, option("K", "Compute every K-th reused frame both ways, to report the drift.", min=1)] = 16,
+    drift: Annotated[float, option("X", "Reuse less once the drift is above X.")] = 0.01,
     *,
     opening: dict[str, Any],
     workers: options.Workers = None,
-    streams: Annotated[int, options.whole(help="Files decoded side by side.")] = 2,
+    streams: Annotated[int, whole("Files decoded side by side.")] = 2,
     output: Annotated[
-        str | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write rows to FILE: .jsonl, .csv, .json or .parquet."),
+        str | None, option("--output -o FILE", "Write rows to FILE: .jsonl, .csv, .json or .parquet.")
     ] = None,
-    per_video: Annotated[
-        bool, typer.Option("--per-video", help="A row per video, at the end, instead of one per frame.")
-    ] = False,
+    per_video: Annotated[bool, option("--per-video", "A row per video, at the end, instead of one per frame.")] = False,
     format_: options.Format = None,
-    plot: Annotated[str | None, typer.Option(metavar="FILE.png", help="Draw the curve; needs matplotlib.")] = None,
-    html: Annotated[str | None, typer.Option(metavar="FILE.html", help="Write a page that needs no network.")] = None,
-    srt: Annotated[str | None, typer.Option(metavar="FILE.srt", help="Write the score as subtitles.")] = None,
+    plot: Annotated[str | None, option("FILE.png", "Draw the curve; needs matplotlib.")] = None,
+    html: Annotated[str | None, option("FILE.html", "Write a page that needs no network.")] = None,
+    srt: Annotated[str | None, option("FILE.srt", "Write the score as subtitles.")] = None,
     ffmetadata: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write the score as chapters in FFmpeg's metadata format.")
+        str | None, option("FILE", "Write the score as chapters in FFmpeg's metadata format.")
     ] = None,
     fail_under: Annotated[
-        float | None, options.share("--fail-under", "--gate", help="Exit with 4 if a video's mean is below X.")
+        float | None, share("Exit with 4 if a video's mean is below X.", "--fail-under --gate X")
     ] = None,
     gate_interval: Annotated[
-        float | None,
-        typer.Option(metavar="S", help="With --fail-under or --preset: also if the mean of any S seconds is below it."),
+        float | None, option("S", "With --fail-under or --preset: also if the mean of any S seconds is below it.")
     ] = None,
     preset: options.Preset = None,
-    against: Annotated[
-        str | None, typer.Option(metavar="MASTER", help="What the video was encoded from: compare frame by frame.")
-    ] = None,
-    max_drop: Annotated[
-        float | None, options.share(help="With --against: exit with 4 if the mean drop is over X.")
-    ] = None,
+    against: Annotated[str | None, option("MASTER", "What the video was encoded from: compare frame by frame.")] = None,
+    max_drop: Annotated[float | None, share("With --against: exit with 4 if the mean drop is over X.")] = None,
     quiet: options.Quiet = False,
     no_progress: options.NoProgress = False,
 ) -> None:
