@@ -18,8 +18,6 @@ from dgiqa.errors import DgiqaError
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, quantise, print what was left out and how far scores moved; 0 if both files were written, 1 if not."""
-    from dgiqa.builder.quantize import quantize_bundle, sensitivity_table
-
     parser = argparse.ArgumentParser(description="Write a bundle's networks in a lower precision.")
     precision = parser.add_mutually_exclusive_group(required=True)
     precision.add_argument("--fp16", dest="precision", action="store_const", const="fp16")
@@ -36,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error("--rest: of int8 files only; leave out, or give --int8")
         options["rest"] = rest
     try:
+        from dgiqa.builder.quantize import quantize_bundle, sensitivity_table
+
         made = quantize_bundle(**options, progress=lambda line: print(line, file=sys.stderr))
     except (DgiqaError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

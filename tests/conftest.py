@@ -123,6 +123,14 @@ def script() -> Callable[[str], ModuleType]:
     return load
 
 
+@pytest.fixture
+def without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process without the onnx package, which nothing has imported yet."""
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    for name in ("precision", "quantize"):
+        monkeypatch.delitem(sys.modules, f"dgiqa.builder.{name}", raising=False)
+
+
 @pytest.fixture(scope="session")
 def photos() -> dict[str, NDArray[np.uint8]]:
     """Photographs of several shapes, uint8 [H,W,3]."""

@@ -94,7 +94,9 @@ def test_openvino_computes_int8_in_int8(tiny_bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_where_the_bundles_own_files_run_only_the_proof_is_kept(tiny_bundle: Bundle, precision: str) -> None:
+def test_where_the_bundles_own_files_run_only_the_proof_is_kept(
+    tiny_bundle: Bundle, without_onnx: None, precision: str
+) -> None:
     need("openvino")
     from dgiqa.runtime.ov import cpu_precisions
 

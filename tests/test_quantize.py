@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable
 from importlib import metadata
@@ -511,14 +511,15 @@ def test_nested_graphs_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_model_and_a_missing_onnx_are_explained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], script: Callable[[str], ModuleType], without_onnx: None
 ) -> None:
     (tmp_path / "x.onnx").write_bytes(b"no model")
     with pytest.raises(EngineError, match="cannot be read as ONNX"):
         load_model(tmp_path / "x.onnx")
-    monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(BackendError, match=r"dgiqa-rt\[build\]"):
-        load_model(tmp_path / "x.onnx")
+        importlib.import_module("dgiqa.builder.precision")
+    assert script("export/quantize.py").main(["--fp16", "--out", str(tmp_path)]) == 1
+    assert "dgiqa-rt[build]" in capsys.readouterr().err
 
 
 # calibration

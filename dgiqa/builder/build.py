@@ -169,14 +169,15 @@ def _made(order: _Order, plugins: Sequence[Path]) -> tuple[dict[str, Path], dict
 
     ParityError unless most layers of a file are of the precision, and some of what was compiled of it show it.
     """
-    from dgiqa.builder.precision import check_precision
-
     for plugin in plugins:
         shutil.copyfile(plugin, order.folder / plugin.name)
     onnx, report = _typed(order)
     made = {name: path for name, path in onnx.items() if path.parent == order.folder}
-    precision, layers = order.key["precision"], dict[str, dict[str, int]]()
-    types = {name: dict(check_precision(path, precision)) for name, path in made.items()}
+    precision, types, layers = order.key["precision"], dict[str, dict[str, int]](), dict[str, dict[str, int]]()
+    if made:
+        from dgiqa.builder.precision import check_precision
+
+        types = {name: dict(check_precision(path, precision)) for name, path in made.items()}
     if order.key["engine"] == backends.TENSORRT:
         made, layers = _planned(order, onnx)
     elif order.key["engine"] == backends.OPENVINO:

@@ -14,6 +14,7 @@ Models come in and go out as onnx.ModelProto; the one given is left as it is.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from numpy.typing import NDArray
 
 from dgiqa.errors import EngineError, ParityError
 from dgiqa.extras import load
+
+onnx = load("onnx", "changing a graph's precision", "onnx", "build")  # nothing here goes without
+kinds, numpy_helper = onnx.TensorProto, onnx.numpy_helper
 
 WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")  # the layers that hold the weights and do the arithmetic
 # Operands that the operator itself wants in float32, by position.
@@ -55,8 +59,7 @@ def weighted_layers(model: Any) -> dict[str, int]:
 
 
 def load_model(path: Path) -> Any:
-    """Read an ONNX file: constants as initializers, every node named. Raises BackendError without onnx, EngineError."""
-    onnx = import_onnx()
+    """Read an ONNX file: constants as initializers, every node named. Raises EngineError."""
     try:
         model = onnx.load(str(path))
     except Exception as error:  # protobuf's and onnx's exceptions share no base
@@ -83,7 +86,7 @@ def layer_types(source: Path | Any) -> Counter[str]:
     model = load_model(source) if isinstance(source, Path) else source
     types, makers = tensor_types(model), {o: n for n in model.graph.node for o in n.output}
     matrices = {i.name for i in model.graph.initializer if len(i.dims) >= 2}
-    zeros = {i.name for i in model.graph.initializer if len(i.dims) < 2 and not any(_bytes(i))}
+    zeros = {i.name for i in model.graph.initializer if len(i.dims) < 2 and not any(numpy_helper.to_array(i).tobytes())}
     return Counter(
         _layer_type(node, types, makers, zeros)
         for node in model.graph.node
@@ -187,10 +190,14 @@ def to_half(model: Any, keep: Collection[str] = ()) -> Any:
     domains are called in float16 unless their bodies hold float32 constants.
     Raises EngineError if types cannot be inferred.
     """
-    onnx = import_onnx()
+    return _halved(model, keep)[0]
+
+
+def _halved(model: Any, keep: Collection[str]) -> tuple[Any, set[str]]:
+    """`to_half`'s model, and the names of its float16 tensors."""
     result, graph = _copy(model)
-    types, half = tensor_types(model), set[str]()  # names of tensors that are float16 now
-    single = onnx.TensorProto.FLOAT
+    types, single = tensor_types(model), kinds.FLOAT
+    half = {name for name, kind in types.items() if kind == kinds.FLOAT16}
     halves = _nodes_for_half(model, keep)
     constants = {i.name: i for i in model.graph.initializer if i.data_type == single}
     nodes: list[Any] = []
@@ -210,22 +217,20 @@ def to_half(model: Any, keep: Collection[str] = ()) -> Any:
         return casts[name, as_half]
 
     for original in model.graph.node:
-        node, as_half = _clone(original), original.name in halves
+        node, as_half = copy.deepcopy(original), original.name in halves
         singles = _FLOAT32_OPERANDS.get(node.op_type, ())
         for index, name in enumerate(original.input):
             node.input[index] = typed(name, as_half and index not in singles)
         if as_half:
-            _retarget_cast(node, single, onnx.TensorProto.FLOAT16)
+            _retarget_cast(node, single, kinds.FLOAT16)
             for index, name in enumerate(original.output):
-                if types.get(name) == single:
+                if types.get(name) == single and name in outputs:  # which keep their names and their float32
+                    casts[name, True] = node.output[index] = f"{name}_half"
+                elif types.get(name) == single:
                     half.add(name)
-                    if name in outputs:  # outputs keep their names and their float32
-                        half.discard(name)
-                        node.output[index] = f"{name}_half"
-                        casts[name, True] = node.output[index]
         nodes.append(node)
         nodes += [_cast(a, b, False) for a, b in zip(node.output, original.output, strict=True) if a != b]
-    return _with_nodes(result, nodes)
+    return _with_nodes(result, nodes), half | {name for (_, as_half), name in casts.items() if as_half}
 
 
 def like_half(model: Any, keep: Collection[str] = ()) -> Any:
@@ -234,20 +239,20 @@ def like_half(model: Any, keep: Collection[str] = ()) -> Any:
     For measuring. A CPU without float16 arithmetic runs a float16 file in float32 from end to end and leaves the
     roundings between nodes out, overflows included.
     """
-    kinds, numpy_helper = import_onnx().TensorProto, import_onnx().numpy_helper
-    result = to_half(model, keep)
-    types, nodes = tensor_types(result), list[Any]()
+    result, half = _halved(model, keep)
+    nodes: list[Any] = []
     for constant in result.graph.initializer:
         if constant.data_type == kinds.FLOAT16:
             exact = numpy_helper.to_array(constant).astype(np.float32)
             constant.CopyFrom(numpy_helper.from_array(exact, constant.name))
-    for node in map(_clone, result.graph.node):
+    for node in map(copy.deepcopy, result.graph.node):
         nodes.append(node)
         _retarget_cast(node, kinds.FLOAT16, kinds.FLOAT)
         for index, name in enumerate(node.output):
-            if types.get(name) == kinds.FLOAT16:
+            if name in half:
                 node.name, node.output[index] = f"{node.name}_exact", f"{name}_exact"
-                nodes += _rounding(f"{name}_exact", name)
+                # rounded to float16's values, and float32 again; ONNX Runtime keeps lossy Casts
+                nodes += [_cast(f"{name}_exact", f"{name}_rounded", True), _cast(f"{name}_rounded", name, False)]
     return _with_nodes(result, nodes)
 
 
@@ -256,33 +261,30 @@ def store_half(model: Any, keep: Collection[str] = ()) -> Any:
 
     keep: nodes whose constants stay as they are.
     """
-    onnx = import_onnx()
     result, graph = _copy(model)
     nodes: list[Any] = []
     exact = {name for node in model.graph.node if node.name in keep for name in node.input}
     for constant in model.graph.initializer:
-        large = constant.data_type == onnx.TensorProto.FLOAT and np.prod(constant.dims) >= _STORED_FROM
+        large = constant.data_type == kinds.FLOAT and np.prod(constant.dims) >= _STORED_FROM
         if large and constant.name not in exact:
             graph.initializer.remove(constant)
             graph.initializer.append(_half_tensor(constant, f"{constant.name}_stored"))
             nodes.append(_cast(f"{constant.name}_stored", constant.name, False))
-    return _with_nodes(result, nodes + [_clone(n) for n in model.graph.node])
+    return _with_nodes(result, nodes + [copy.deepcopy(n) for n in model.graph.node])
 
 
 def with_outputs(model: Any, tensors: Collection[str]) -> Any:
     """The model with these inner tensors, all float32, as further outputs."""
-    onnx = import_onnx()
-    result = _clone(model)
+    result = copy.deepcopy(model)
     ends = {v.name for v in (*result.graph.input, *result.graph.output)}
     for name in dict.fromkeys(tensors):
         if name not in ends:
-            result.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+            result.graph.output.append(onnx.helper.make_tensor_value_info(name, kinds.FLOAT, None))
     return result
 
 
 def tensor_types(model: Any) -> dict[str, int]:
     """ONNX element type of every tensor. Raises EngineError where one cannot be inferred or two do not agree."""
-    onnx = import_onnx()
     try:
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     except Exception as error:
@@ -296,16 +298,10 @@ def tensor_types(model: Any) -> dict[str, int]:
     return types
 
 
-def import_onnx() -> Any:
-    """The onnx package, or BackendError that names what to install."""
-    return load("onnx", "changing a graph's precision", "onnx", "build")
-
-
 # counting
 
 
 def _layer_type(node: Any, types: Mapping[str, int], makers: Mapping[str, Any], zeros: Collection[str]) -> str:
-    kinds = import_onnx().TensorProto
     names = {kinds.FLOAT: "fp32", kinds.FLOAT16: "fp16", kinds.BFLOAT16: "bf16"}
     operands = [types[name] for name in node.input if name]
     if len(set(operands)) != 1 or operands[0] not in names:
@@ -322,7 +318,6 @@ def _eight_bits(maker: Any, types: Mapping[str, int], zeros: Collection[str]) ->
     """
     if maker is None or maker.op_type != "DequantizeLinear" or len(maker.input) < 3 or maker.input[2] not in zeros:
         return ""
-    kinds = import_onnx().TensorProto
     return {kinds.INT8: "int8", kinds.FLOAT8E4M3FN: "fp8"}.get(types[maker.input[0]], "")
 
 
@@ -363,7 +358,7 @@ def _fixed_in_single(function: Any) -> bool:
 def _is_single(constant: Any) -> bool:
     """Whether this attribute of a Constant holds float32 values."""
     if constant.name == "value":
-        return bool(constant.t.data_type == import_onnx().TensorProto.FLOAT)
+        return bool(constant.t.data_type == kinds.FLOAT)
     return constant.name in ("value_float", "value_floats")
 
 
@@ -376,16 +371,15 @@ class _Int8:
 
     def tensor(self, levels: NDArray[Any], name: str) -> Any:
         whole = np.clip(np.rint(levels), -self.weight_levels, self.weight_levels).astype(np.int8)
-        return import_onnx().numpy_helper.from_array(whole, name)
+        return numpy_helper.from_array(whole, name)
 
 
 class _Fp8:
     top = weight_levels = FP8_LARGEST
 
     def tensor(self, levels: NDArray[Any], name: str) -> Any:
-        kinds = import_onnx().TensorProto
         codes = fp8_codes(levels)
-        return kinds(name=name, data_type=kinds.FLOAT8E4M3FN, dims=codes.shape, raw_data=codes.tobytes())
+        return onnx.TensorProto(name=name, data_type=kinds.FLOAT8E4M3FN, dims=codes.shape, raw_data=codes.tobytes())
 
 
 def fp8_codes(values: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -401,11 +395,11 @@ def _to_eight_bits(
     if unknown := set(layers) - weighted_layers(model).keys():
         raise EngineError(f"{sorted(unknown)} are no layers with weights; choose from weighted_layers(model)")
     result, graph = _copy(model)
-    weights = {i.name: import_onnx().numpy_helper.to_array(i) for i in model.graph.initializer}
+    weights = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
     shortcuts = {add: index for layer, (add, index) in residual_inputs(model).items() if residuals and layer in layers}
     nodes: list[Any] = []
     replaced: dict[str, str] = {}
-    for node in map(_clone, model.graph.node):
+    for node in map(copy.deepcopy, model.graph.node):
         operands = range(2) if node.name in layers else [shortcuts[node.name]] if node.name in shortcuts else []
         for index in operands:
             name, is_weight = node.input[index], index == 1 and node.name in layers
@@ -440,14 +434,13 @@ def _dequantised(
 
     axis None: an activation whose largest magnitude is `values`. Otherwise a weight, quantised here along `axis`.
     """
-    onnx = import_onnx()
     others = tuple(i for i in range(values.ndim) if i != axis)
     peaks = np.abs(values).astype(np.float64) if axis is None else np.abs(values).max(others, keepdims=True)
     scales = _half_scales(peaks / (kind.top if axis is None else kind.weight_levels))
     shape = () if axis is None else (-1,)
     scale, zero, stored, result = (f"{key}_{part}" for part in ("scale", "zero", "stored", "dequantized"))
     constants = [
-        onnx.numpy_helper.from_array(scales.reshape(shape), scale),
+        numpy_helper.from_array(scales.reshape(shape), scale),
         kind.tensor(np.zeros(scales.size).reshape(shape), zero),
     ]
     nodes = []
@@ -459,11 +452,6 @@ def _dequantised(
     inputs = [stored, scale, zero]
     nodes.append(onnx.helper.make_node("DequantizeLinear", inputs, [result], name=f"{key}_dequantize", **channel))
     return nodes, constants
-
-
-def _bytes(tensor: Any) -> bytes:
-    """The values of a constant, whatever its type; all zero bytes are zeros."""
-    return bytes(tensor.raw_data) or bytes(import_onnx().numpy_helper.to_array(tensor).tobytes())
 
 
 def _half_scales(scales: NDArray[Any]) -> NDArray[np.float32]:
@@ -482,34 +470,24 @@ def _channel_axis(node: Any, rank: int) -> int:
 
 def _hoist_constants(model: Any) -> None:
     """Turn Constant nodes that hold a tensor into initializers."""
-    onnx = import_onnx()
-    hoisted = [n for n in model.graph.node if n.op_type == "Constant" and n.attribute[0].name == "value"]
-    for node in hoisted:
-        tensor = onnx.TensorProto()
+    for node in [n for n in model.graph.node if n.op_type == "Constant" and n.attribute[0].name == "value"]:
+        tensor = model.graph.initializer.add()
         tensor.CopyFrom(node.attribute[0].t)
         tensor.name = node.output[0]
-        model.graph.initializer.append(tensor)
         model.graph.node.remove(node)
 
 
 def _half_tensor(constant: Any, name: str) -> Any:
     """A float32 initializer in float16: nothing becomes infinite that was not, and nothing becomes 0."""
-    onnx = import_onnx()
-    values = onnx.numpy_helper.to_array(constant)
+    values = numpy_helper.to_array(constant)
     halves = np.where(np.isinf(values), values, np.clip(values, -_HALF_MAX, _HALF_MAX))
     halves = np.where((values != 0) & (np.abs(values) < _HALF_TINY), np.copysign(_HALF_TINY, values), halves)
-    return onnx.numpy_helper.from_array(halves.astype(np.float16), name)
+    return numpy_helper.from_array(halves.astype(np.float16), name)
 
 
 def _cast(source: str, target: str, to_half: bool) -> Any:
-    onnx = import_onnx()
-    kind = onnx.TensorProto.FLOAT16 if to_half else onnx.TensorProto.FLOAT
+    kind = kinds.FLOAT16 if to_half else kinds.FLOAT
     return onnx.helper.make_node("Cast", [source], [target], name=f"{target}_cast", to=kind)
-
-
-def _rounding(source: str, target: str) -> list[Any]:
-    """Nodes that round a float32 tensor to float16's values and leave it float32. ONNX Runtime keeps lossy Casts."""
-    return [_cast(source, f"{target}_rounded", True), _cast(f"{target}_rounded", target, False)]
 
 
 def _retarget_cast(node: Any, kind: int, other: int) -> None:
@@ -520,15 +498,9 @@ def _retarget_cast(node: Any, kind: int, other: int) -> None:
 
 def _copy(model: Any) -> tuple[Any, Any]:
     """(copy, its graph); what it says of types between the ends is left out, because it will not be true."""
-    result = _clone(model)
+    result = copy.deepcopy(model)
     del result.graph.value_info[:]
     return result, result.graph
-
-
-def _clone(message: Any) -> Any:
-    copy = type(message)()
-    copy.CopyFrom(message)
-    return copy
 
 
 def _with_nodes(model: Any, nodes: Sequence[Any]) -> Any:
