@@ -27,7 +27,7 @@ from dgiqa import forward
 from dgiqa.explain import Explanation
 from dgiqa.image import decode
 from dgiqa.scorer import Scorer
-from dgiqa.sources import expand
+from dgiqa.sources import Reading, expand
 
 RESULTS = Path(__file__).parent / "results" / "explain.json"
 SIGMAS = (3.0, 6.0)  # pixels of a picture of about 512
@@ -105,7 +105,7 @@ def pictures_of(folder: Path | None, count: int) -> Iterator[Picture]:
         )
         yield from map(np.ascontiguousarray, itertools.islice(turned, count))
     else:
-        for item in itertools.islice(expand([str(folder)], recursive=True), count):
+        for item in itertools.islice(expand([str(folder)], Reading(recursive=True)), count):
             yield decode(Path(str(item.source)).read_bytes())
 
 

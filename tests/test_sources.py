@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dgiqa import sources
-from dgiqa.sources import Input, counted, expand, listed, natural_key
+from dgiqa.sources import Input, Reading, counted, expand, listed, natural_key
 
 
 def touch(root: Path, *names: str) -> None:
@@ -34,7 +34,7 @@ def test_a_folder_gives_its_images_in_natural_order_without_hidden_ones(tmp_path
 
 def test_recursion_goes_folder_by_folder_and_leaves_out_hidden_folders(tmp_path: Path) -> None:
     touch(tmp_path, "z.jpg", "b/2.jpg", "b/10.jpg", "b/c/x.jpg", "a/y.jpg", ".git/no.jpg")
-    found = names(tmp_path, list(expand([str(tmp_path)], recursive=True)))
+    found = names(tmp_path, list(expand([str(tmp_path)], Reading(recursive=True))))
     assert found == ["z.jpg", "a/y.jpg", "b/2.jpg", "b/10.jpg", "b/c/x.jpg"]
 
 
@@ -43,7 +43,7 @@ def test_recursion_survives_loops_of_links_and_visits_each_folder_once(tmp_path:
     (tmp_path / "a" / "loop").symlink_to(tmp_path)
     (tmp_path / "b").symlink_to(tmp_path / "a")
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
-    assert names(tmp_path, list(expand([str(tmp_path)], recursive=True))) == ["a/x.jpg"]
+    assert names(tmp_path, list(expand([str(tmp_path)], Reading(recursive=True)))) == ["a/x.jpg"]
 
 
 def test_folders_may_be_nested_deeper_than_python_calls(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_folders_may_be_nested_deeper_than_python_calls(tmp_path: Path) -> None:
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(len(inspect.stack()) + 100)
     try:
-        found = list(expand([str(tmp_path)], recursive=True))
+        found = list(expand([str(tmp_path)], Reading(recursive=True)))
     finally:
         sys.setrecursionlimit(limit)
     assert [item.source for item in found] == [str(deepest / "x.jpg")]
@@ -72,7 +72,7 @@ def test_special_files_in_a_folder_are_left_alone(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")  # opening it would wait for ever
     touch(tmp_path, "x.jpg")
     left_out = Counter[str]()
-    assert names(tmp_path, list(expand([str(tmp_path)], left_out=left_out))) == ["x.jpg"]
+    assert names(tmp_path, list(expand([str(tmp_path)], Reading(left_out=left_out)))) == ["x.jpg"]
     assert left_out == {"pipes or devices": 1}
 
 
@@ -118,7 +118,7 @@ def test_every_argument_without_an_image_is_one_error(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     touch(tmp_path, "locked/x.jpg", "open.jpg")
     (tmp_path / "locked").chmod(0)
-    items = list(expand([str(tmp_path)], recursive=True))
+    items = list(expand([str(tmp_path)], Reading(recursive=True)))
     (tmp_path / "locked").chmod(0o700)
     assert [bool(item.error) for item in items] == [False, True]
     assert "cannot be read" in items[1].error
@@ -205,7 +205,7 @@ def test_what_may_not_be_reached_is_not_called_missing(monkeypatch: pytest.Monke
 def test_folders_give_photographs_that_cannot_be_read_and_count_the_rest(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "b.HEIC", "c.dng", "d.jxl", "e.txt", "f.TXT", "g.mp4", "no-suffix", "sub/h.txt", ".hidden")
     left_out: Counter[str] = Counter()
-    found = list(expand([str(tmp_path)], left_out=left_out))
+    found = list(expand([str(tmp_path)], Reading(left_out=left_out)))
     assert names(tmp_path, found) == ["a.jpg", "b.HEIC", "c.dng", "d.jxl"]
     assert left_out == {".txt": 2, ".mp4": 1, "": 1}
 

@@ -17,7 +17,7 @@ import pytest
 from command import run_here
 
 from dgiqa import sources
-from dgiqa.sources import Input, expand, shards
+from dgiqa.sources import Input, Reading, expand, shards
 from dgiqa.sources.inputs import braces
 from dgiqa.sources.shards import members, sample_key
 
@@ -60,7 +60,7 @@ def test_images_are_read_a_few_at_a_time_and_large_ones_one_by_one(tmp_path: Pat
 def test_a_tar_gives_its_images_and_counts_the_rest(tmp_path: Path, mode: str) -> None:
     path = tar(tmp_path / "s.tar", ["1.jpg", "1.json", "2.PNG", "2.txt", "3.cls"], mode=mode)
     left_out: Counter[str] = Counter()
-    items = list(expand([str(path)], left_out=left_out))
+    items = list(expand([str(path)], Reading(left_out=left_out)))
     assert [(item.name, item.key, item.source) for item in items] == [
         (f"{path}/1.jpg", "1", IMAGE),
         (f"{path}/2.PNG", "2", IMAGE),
@@ -223,7 +223,7 @@ def test_an_archive_that_goes_on_for_ever_after_its_end_is_left(tmp_path: Path) 
     whole = tar(tmp_path / "s.tar", ["1.jpg"]).read_bytes()
     stream = Endless(whole)
     stream.peek = lambda n: whole[:n]  # type: ignore[attr-defined]
-    first, last = members("s.tar", stream)
+    first, last = members("s.tar", stream, Reading())
     assert (first.key, "after its end" in last.error) == ("1", True)
     assert stream.taken < 80 << 20
 
@@ -315,7 +315,7 @@ def test_damaged_archives_end_and_give_rows(tmp_path: Path, suffix: str) -> None
 def test_headers_of_a_long_tar_are_not_kept(tmp_path: Path) -> None:
     path = tar(tmp_path / "s.tar", [f"{n}.jpg" for n in range(50)])
     with path.open("rb") as stream:
-        for _ in members(str(path), stream):
+        for _ in members(str(path), stream, Reading()):
             pass
     with tarfile.open(path, "r|*") as archive:  # the attribute that is cleared exists in this Python
         assert isinstance(archive.members, list)

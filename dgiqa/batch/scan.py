@@ -19,7 +19,7 @@ from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from dgiqa.errors import DgiqaError
@@ -151,8 +151,8 @@ def score_shard(scorer: Scorer, shard: str, job: Job) -> Done:
 
 
 def _score_shard(scorer: Scorer, shard: str, job: Job, stem: str) -> Done:
-    left_out, summary = Counter[str](), Summary(run=job.settings)
-    inputs = expand([shard], left_out=left_out, reading=job.reading)
+    reading, summary = replace(job.reading, left_out=Counter()), Summary(run=job.settings)
+    inputs = expand([shard], reading)
     file = OutputFile(f"{stem}.parquet")
     try:
         target = file.stream()
@@ -169,7 +169,7 @@ def _score_shard(scorer: Scorer, shard: str, job: Job, stem: str) -> Done:
     finally:
         file.discard()
     rows = summary.scored + summary.failed
-    done = Done(shard, rows, summary.scored, summary.failed, round(summary.seconds, 3), dict(left_out))
+    done = Done(shard, rows, summary.scored, summary.failed, round(summary.seconds, 3), dict(reading.left_out))
     with replacing(f"{stem}{MARKER}") as path, open(path, "w", encoding="utf-8") as stream:
         json.dump(asdict(done) | {"settings": job.settings}, stream)
         stream.flush()

@@ -28,7 +28,7 @@ from dgiqa.full_reference import FullReference
 from dgiqa.image import decode
 from dgiqa.parity import DISTORTIONS
 from dgiqa.runtime.ort import OrtSession
-from dgiqa.sources import expand
+from dgiqa.sources import Reading, expand
 
 UInt8 = NDArray[np.uint8]
 Progress = Callable[[str], None]
@@ -181,7 +181,7 @@ def photographs(
         files = [bundle.path / golden.file for golden in load_golden(bundle)]
         note = f"{len(files)} golden images and {len(_DISTORT) - 1} distortions of each: weaker than a folder"
         return lambda: (distort(rgb) for rgb in _read(files, progress) for distort in _DISTORT), note
-    found = [item for _, item in zip(range(MAX_IMAGES), expand(map(str, calibration), recursive=True), strict=False)]
+    found = list(itertools.islice(expand(map(str, calibration), Reading(recursive=True)), MAX_IMAGES))
     named = ", ".join(map(str, calibration)) or "an empty list"
     wrong = next((f"{item.name}: {item.error}" for item in found if item.error), "")
     if wrong or not found:

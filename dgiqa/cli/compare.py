@@ -104,16 +104,16 @@ def _listed(table: Path) -> Iterator[Pair]:
 
 def _matched(pictures: str, references: str, recursive: bool) -> Iterator[Pair]:
     """Pictures of one folder with those of the same name, or the same but for the suffix, in the other."""
-    from dgiqa.sources import expand
+    from dgiqa.sources import Reading, expand
 
-    beside = list(expand([references], recursive=recursive))
+    beside = list(expand([references], Reading(recursive)))
     if beside[0].name == references:  # of the folder itself there is but an error
         raise ValueError(f"{references}: {beside[0].error}")
     originals = {os.path.relpath(item.name, references): item.name for item in beside}
     stems: dict[str, list[str]] = {}
     for name, path in originals.items():
         stems.setdefault(os.path.splitext(name)[0], []).append(path)
-    for item in expand([pictures], recursive=recursive):
+    for item in expand([pictures], Reading(recursive)):
         name = os.path.relpath(item.name, pictures)
         stem = os.path.splitext(name)[0]
         alike = stems.get(stem, [])

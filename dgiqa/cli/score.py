@@ -103,11 +103,10 @@ def score(
     options.refuse(both, f"--json and --format {format_} contradict each other", "--format")
     format_ = "json" if json_ else format_
     _check_order(sort, top, alone=output is not None and format_ is None)
-    left_out: Counter[str] = Counter()
-    inputs: Iterator[Input] = itertools.islice(_inputs(paths or [], from_file, null, reading, left_out), limit)
+    inputs: Iterator[Input] = itertools.islice(_inputs(paths or [], from_file, null, reading), limit)
     if dry_run:
         failed = _list(inputs, "\0" if null else "\n")
-        _say_left_out(left_out)
+        _say_left_out(reading.left_out)
         leave(None, failed=failed)
 
     from dgiqa.batch.scan import rows_of
@@ -146,7 +145,7 @@ def score(
         earlier.forget()
     if not quiet:
         _say_summary(summary, scorer, output if report.complete or summary.scored + summary.failed else None)
-        _say_left_out(left_out)
+        _say_left_out(reading.left_out)
         if fail_under is not None and summary.scored:
             say(gate_sentence(summary.below, summary.scored, "image", fail_under), prefix="")
     leave(stop, below=summary.below, failed=summary.failed)
@@ -187,19 +186,17 @@ def _write_beside(report: Report, sidecar: str | None, html: str | None, name: s
         report.write_to(PageWriter(file, name), file)
 
 
-def _inputs(
-    paths: list[str], from_file: str | None, null: bool, reading: Reading, left_out: Counter[str]
-) -> Iterator[Input]:
+def _inputs(paths: list[str], from_file: str | None, null: bool, reading: Reading) -> Iterator[Input]:
     from dgiqa.sources import expand, listed
 
-    found = expand(paths, left_out=left_out, reading=reading)
+    found = expand(paths, reading)
     if from_file is None:
         return found
     try:
         stream = sys.stdin.buffer if from_file == "-" else _list_of_names(from_file, null)
     except OSError as error:
         raise typer.BadParameter(f"{from_file}: {error.strerror}", param_hint="--from-file") from error
-    return itertools.chain(found, listed(stream, from_file, null=null, left_out=left_out, reading=reading))
+    return itertools.chain(found, listed(stream, from_file, reading, null=null))
 
 
 def _list_of_names(path: str, null: bool) -> BinaryIO:

@@ -21,7 +21,6 @@ import os
 import re
 import stat
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
@@ -62,28 +61,20 @@ BURST, BURST_BYTES = 64, 1 << 20  # images of an archive or a table that are rea
 COUNT_AHEAD = 10_000  # names looked at before the first image is scored, to know how many there are
 
 
-def expand(
-    arguments: Iterable[str],
-    *,
-    recursive: bool = False,
-    left_out: Counter[str] | None = None,
-    reading: Reading | None = None,
-) -> Iterator[Input]:
+def expand(arguments: Iterable[str], reading: Reading | None = None) -> Iterator[Input]:
     """Files, folders, globs, archives, tables, addresses and "-" -> one `Input` per image, in the order given.
 
     A path that exists is taken as it is, even if it looks like a glob. "{000..199}" and "{a,b}" stand for several. A
     glob gives the files it matches, naturally sorted, never folders. Hidden files are left out of folders and globs.
     Standard input is read when its turn comes.
-    left_out: counts the files of folders and archives that are no images by their suffixes, which are its keys.
-    reading: how tables and addresses are read; `recursive` is its field, too.
     """
-    reading = reading or Reading(recursive)
+    reading = reading or Reading()
     for argument in arguments:
         if argument == STDIN:
             yield from _standard_input()
             continue
         for name in named(argument, reading):
-            yield from [name] if isinstance(name, Input) else _argument(name, reading, left_out)
+            yield from [name] if isinstance(name, Input) else _argument(name, reading)
 
 
 def named(argument: str, reading: Reading) -> Iterator[str | Input]:
@@ -100,26 +91,17 @@ def named(argument: str, reading: Reading) -> Iterator[str | Input]:
             yield name
 
 
-def listed(
-    stream: BinaryIO,
-    name: str,
-    *,
-    null: bool = False,
-    left_out: Counter[str] | None = None,
-    reading: Reading | None = None,
-) -> Iterator[Input]:
+def listed(stream: BinaryIO, name: str, reading: Reading | None = None, *, null: bool = False) -> Iterator[Input]:
     """A list of paths and addresses (one per line, or NUL-separated) -> one `Input` per image, as the list is read.
 
     stream: the list, open in binary: names are bytes on Linux, and need not be text.
     name: what the list is called, for the error when it names nothing.
     Paths are taken literally, "-" and globs included; a folder, an archive or a table gives its images. Blank lines are
     skipped. A byte order mark is dropped, and a list in UTF-16, as PowerShell writes it, or in UTF-32 is read as such.
-    left_out, reading: as in `expand`.
     """
-    reading = reading or Reading()
-    entry = None
+    reading, entry = reading or Reading(), None
     for entry in _entries(stream, b"\0" if null else b"\n"):
-        yield from _argument(os.fsdecode(entry), reading, left_out)
+        yield from _argument(os.fsdecode(entry), reading)
     if entry is None:
         yield Input(name, error="the list names no image")
 
@@ -161,26 +143,24 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
     return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)], name
 
 
-def _argument(name: str, reading: Reading, left_out: Counter[str] | None) -> Iterator[Input]:
+def _argument(name: str, reading: Reading) -> Iterator[Input]:
     """One file, folder or address, without wildcards."""
     several = tables.is_table(name) or shards.is_shard(name)
     if is_address(name):
-        yield from _inside(name, reading, left_out) if several else [tables.addressed(name, reading)]
+        yield from _inside(name, reading) if several else [tables.addressed(name, reading)]
     elif os.path.isdir(name):
-        yield from _folder(name, reading.recursive, left_out)
+        yield from _folder(name, reading)
     else:
         file = _file(name)
-        yield from _inside(name, reading, left_out) if several and not file.error else [file]
+        yield from _inside(name, reading) if several and not file.error else [file]
 
 
-def _inside(name: str, reading: Reading, left_out: Counter[str] | None) -> Iterator[Input]:
+def _inside(name: str, reading: Reading) -> Iterator[Input]:
     """The images of an archive or of a table, on disk or behind an address."""
     try:
         with _opened(name, reading) as stream:
-            table = tables.is_table(name)
-            yield from _in_bursts(
-                tables.rows(name, stream, reading) if table else shards.members(name, stream, left_out)
-            )
+            read = tables.rows if tables.is_table(name) else shards.members
+            yield from _in_bursts(read(name, stream, reading))
     except ImageError as error:
         yield Input(name, error=str(error))
     except OSError as error:
@@ -269,19 +249,16 @@ def _glob(pattern: str) -> Iterator[str | Input]:
     yield from sorted(paths, key=natural_key)
 
 
-def _folder(folder: str, recursive: bool, left_out: Counter[str] | None) -> Iterator[Input]:
-    found, others = False, Counter[str]()
-    for item in _walk(folder, recursive, others):
-        found = True
+def _folder(folder: str, reading: Reading) -> Iterator[Input]:
+    item = None
+    for item in _walk(folder, reading):
         yield item
-    if left_out is not None:
-        left_out += others
-    if not found:
-        advice = "" if recursive else "; -r looks in its subfolders too"
+    if item is None:
+        advice = "" if reading.recursive else "; -r looks in its subfolders too"
         yield Input(folder, error=f"a folder without images{advice}")
 
 
-def _walk(top: str, recursive: bool, others: Counter[str]) -> Iterator[Input]:
+def _walk(top: str, reading: Reading) -> Iterator[Input]:
     """Images directly in the folder, then those of its subfolders, each real folder once: links may form loops."""
     visited: set[tuple[int, int]] = set()
     folders = [top]
@@ -303,10 +280,10 @@ def _walk(top: str, recursive: bool, others: Counter[str]) -> Iterator[Input]:
                 if _is(entry.is_file) or (entry.is_symlink() and not os.path.exists(entry.path)):
                     yield _file(entry.path)
                 elif not _is(entry.is_dir):
-                    others["pipes or devices"] += 1
+                    reading.left_out["pipes or devices"] += 1
             elif _is(entry.is_file):
-                others[suffix] += 1
-        if recursive:
+                reading.left_out[suffix] += 1
+        if reading.recursive:
             folders += [entry.path for entry in reversed(entries) if _is(entry.is_dir)]
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 # What a folder is searched for. A file named on its own is taken whatever its suffix.
@@ -63,12 +64,14 @@ class Reading:
 
     column, key: of tables: which column holds the images (paths, addresses, bytes), and which one their keys.
     network: None where addresses are off, as they are unless asked for.
+    left_out: counts the files of folders and archives that are no images by their suffixes, which are its keys.
     """
 
     recursive: bool = False
     column: str | None = None
     key: str | None = None
     network: Network | None = None
+    left_out: Counter[str] = field(default_factory=Counter, compare=False)
 
 
 def is_address(text: str) -> bool:

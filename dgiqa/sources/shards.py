@@ -18,7 +18,7 @@ from typing import IO, Any, BinaryIO
 
 from dgiqa.errors import ImageError
 from dgiqa.image.kinds import HEAD, identify
-from dgiqa.sources.inputs import PHOTO_SUFFIXES, Input, suffix_of, told
+from dgiqa.sources.inputs import PHOTO_SUFFIXES, Input, Reading, suffix_of, told
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 ZIP_SUFFIXES = (".zip",)
@@ -42,22 +42,18 @@ def is_shard(name: str) -> bool:
     return name.lower().endswith(TAR_SUFFIXES + ZIP_SUFFIXES)
 
 
-def members(name: str, stream: BinaryIO, left_out: Counter[str] | None = None) -> Iterator[Input]:
+def members(name: str, stream: BinaryIO, reading: Reading) -> Iterator[Input]:
     """The images of an archive, in its order; what cannot be read of it is an input with an error.
 
     name: the archive's, which decides its kind. stream: it, open in binary; zip needs one that can seek.
-    left_out: counts members that are no images, by suffix. Keys are those of webdataset in a tar ("a/0001" of
-    "a/0001.jpg"), and the members' names in a zip.
+    Keys are those of webdataset in a tar ("a/0001" of "a/0001.jpg"), and the members' names in a zip.
     """
-    counts: Counter[str] = Counter()
-    found = False
+    counts, item = Counter[str](), None
     read = _of_zip if name.lower().endswith(ZIP_SUFFIXES) else _of_tar
     for item in read(name, stream, counts):
-        found = True
         yield item
-    if left_out is not None:
-        left_out += counts
-    if not found:
+    reading.left_out.update(counts)
+    if item is None:
         yield Input(name, error=f"an archive without images, {sum(counts.values())} other files in it")
 
 
