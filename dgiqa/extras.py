@@ -7,7 +7,7 @@ from typing import Any
 
 from dgiqa.errors import BackendError
 
-# As in pyproject.toml, which says what each is for, without those for working on the project itself.
+# The extras of pyproject.toml, which says what each is for, except those for developing the project itself.
 EXTRAS = frozenset(
     (
         *("cpu", "gpu", "openvino", "tensorrt", "rtx", "cuda", "nvml", "pycuda", "build", "calibrate", "video", "heic"),
@@ -23,7 +23,7 @@ def install(*extras: str) -> str:
 
 
 def needs(what: str, package: str, *extras: str, error: ImportError | None = None) -> str:
-    """The sentence of an error: WHAT needs PACKAGE (why it cannot be imported); the command that installs it."""
+    """An error's sentence: WHAT needs PACKAGE (why it cannot be imported); the command that installs it."""
     why = f" ({error})" if error else ""
     return f"{what} needs {package}{why}; {install(*extras)}"
 
@@ -31,7 +31,7 @@ def needs(what: str, package: str, *extras: str, error: ImportError | None = Non
 def load(
     module: str, what: str, package: str, *extras: str, kind: type[Exception] = BackendError, instead: str = ""
 ) -> Any:
-    """A module of an optional package. Raises `kind` with the sentence of `needs`, and what to do instead."""
+    """Import a module of an optional package. If that fails, raise `kind` with `needs`' sentence and `instead`."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

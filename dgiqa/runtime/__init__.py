@@ -1,1 +1,1 @@
-"""What runs the networks: one file per engine, and the room for GPU memory. `dgiqa.runtime.session` is the door."""
+"""Runs the networks: one module per engine, and one for GPU memory. Start at `dgiqa.runtime.session`."""

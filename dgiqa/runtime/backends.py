@@ -13,7 +13,7 @@ from dgiqa.extras import install
 ONNXRUNTIME, OPENVINO, CUDA, TENSORRT = "onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt"
 RTX = "tensorrt-rtx"
 BACKENDS = (ONNXRUNTIME, OPENVINO, CUDA, TENSORRT, RTX)
-# What a backend does not take, or gains nothing from. bf16 is OpenVINO's, fp8 TensorRT's.
+# Precisions that only one backend takes, and pairs of backend and precision that gain nothing.
 _ALONE = {"bf16": OPENVINO, "fp8": TENSORRT}
 _NOTHING_GAINED = {
     (CUDA, "int8"): "runs each Q/DQ by itself and multiplies floats between them, slower than fp16",
@@ -30,26 +30,27 @@ INSTALL = {
     RTX: install("rtx"),
 }
 _NO_GPU = "needs an NVIDIA GPU and its driver, and none answers on this machine"
-# int8 against fp32 in OpenVINO, CPU time on a Zen 3 (AVX2): the small bundle's networks 1.5 times as fast, the
-# full-size quality network at batch 8 0.9; on a Xeon with AMX that ran 3 times as fast.
+# int8 against fp32 in OpenVINO, CPU time on a Zen 3 (AVX2): the small bundle's networks run 1.5 times as fast, the
+# full-size quality network at batch 8 0.9 times. On a Xeon with AMX the latter ran 3 times as fast.
 PLAIN_INT8 = "this processor lacks VNNI, so int8 is 1 to 1.5 times as fast as fp32 here; dgiqa-rt bench measures it"
-# From this size on "auto" prefers OpenVINO in fp32. Two cores, against ONNX Runtime 1.31: the full-size quality network
-# at batch 8 runs 1.48x as fast, Depth Anything ViT-S at 518x686 1.26x. Whole images through the small bundle (CPU time
-# of one thread): 1.18x in one size over and over; in random sizes 0.67x over the first ten, 0.98x after that; and a
-# process that scores one image takes 0.8 s of CPU instead of 0.4 s.
+# From this size on "auto" prefers OpenVINO in fp32. Measured on two cores against ONNX Runtime 1.31: the full-size
+# quality network at batch 8 runs 1.48x as fast, Depth Anything ViT-S at 518x686 1.26x. Whole images through the small
+# bundle (CPU time of one thread) run 1.18x as fast if all have one size; in random sizes 0.67x over the first ten and
+# 0.98x after that. A process that scores one image takes 0.8 s of CPU instead of 0.4 s.
 OPENVINO_FROM_BYTES = 32 << 20
 
 
 def backends() -> list[str]:
-    """The backends that this machine can run, fastest first. Looks without importing them."""
+    """The backends that this machine can run, fastest first. Does not import them."""
     return [name for name in _PREFERRED if not _lacking(name)]
 
 
 def choose(backend: str = "auto", precision: str = "fp32", path: str | Path | None = None) -> str:
     """The backend that `backend` means for this precision and file, checked to be installed.
 
-    "auto": a GPU's backend where there is a GPU; on a CPU OpenVINO for reduced precision and for fp32 networks of at
-    least OPENVINO_FROM_BYTES, else ONNX Runtime. TensorRT runs engines only, so never a bundle's own fp32 files.
+    "auto" takes a GPU's backend where there is a GPU. On a CPU it takes OpenVINO for reduced precision and for fp32
+    networks of at least OPENVINO_FROM_BYTES, else ONNX Runtime. It never takes TensorRT, which runs only engines, for a
+    bundle's own fp32 files.
     """
     if backend not in ("auto", *BACKENDS):
         raise ValueError(f"unknown backend {backend!r}; choose auto or one of: {', '.join(BACKENDS)}")
@@ -77,7 +78,7 @@ def choose(backend: str = "auto", precision: str = "fp32", path: str | Path | No
 
 
 def refusal(backend: str, precision: str) -> str:
-    """Why a backend is not offered in a precision, and what to choose instead; empty where it is."""
+    """Why a backend is not offered in a precision, and what to choose instead; empty if it is offered."""
     if precision in _ALONE and backend != _ALONE[precision]:
         return f"{backend} has no {precision}; choose --backend {_ALONE[precision]}, or --precision fp16"
     if why := _NOTHING_GAINED.get((backend, precision)):
@@ -95,13 +96,13 @@ def serves_rtx(gpu: str, capability: str) -> str:
 
 
 def parallel_runs(path: Path, backend: str, threads: int) -> int:
-    """How many runs of a network at a time score most images a second with these threads, at most 16.
+    """How many simultaneous runs of a network score the most images a second with these threads, at most 16.
 
-    One per thread where a small network runs on the CPU: its layers are too short to be shared out. Two in TensorRT,
+    One per thread for a small network on the CPU: its layers are too short to share among threads. Two in TensorRT,
     else 1.
     """
     if backend == TENSORRT:
-        return 2  # on streams of their own: one is copied in while the other runs
+        return 2  # on separate streams: one copies its input while the other runs
     on_cpu = backend in (ONNXRUNTIME, OPENVINO)
     small = path.is_file() and path.stat().st_size < OPENVINO_FROM_BYTES
     return min(machine.MOST_SIDE_BY_SIDE, threads) if on_cpu and small else 1
@@ -116,7 +117,7 @@ def _lacking(backend: str) -> str:
         return _NO_GPU
     if backend == RTX and (why := _not_rtx()):
         return f"is not for this machine: {why}"
-    # Last: it reads the metadata of every wheel
+    # Checked last, because it reads the metadata of every wheel
     if backend == CUDA and not any(name.endswith(("-gpu", "nightly")) for name in machine.onnxruntime_wheels()):
         return "needs onnxruntime-gpu, and only a CPU build of onnxruntime is installed"
     return ""

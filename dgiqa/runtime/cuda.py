@@ -1,8 +1,8 @@
-"""Memory, streams and graphs of an NVIDIA GPU by cuda.core, and arrays of other libraries read where they lie.
+"""Memory, streams and graphs of an NVIDIA GPU through cuda.core, and arrays of other libraries without a copy.
 
-Everything happens in the CUDA context that is current in the calling thread (PyCUDA's, PyTorch's, ...); where none is,
-in the device's primary one, which libraries share. Whatever offers `__cuda_array_interface__` or DLPack becomes a
-DeviceArray, which offers the former in turn. Memory comes from the driver's pools, in the order of a stream.
+Everything happens in the CUDA context that is current in the calling thread (PyCUDA's, PyTorch's, ...), by default the
+device's primary one, which libraries share. Any object with `__cuda_array_interface__` or DLPack becomes a DeviceArray,
+which has the former. Memory comes from the driver's pools, in stream order.
 
 Not yet run on a GPU: checked against a stand-in for cuda.core that runs the work of a stream as late as it may, and
 with the real cuda.core on a stand-in for the driver.
@@ -26,14 +26,14 @@ from numpy.typing import NDArray
 from dgiqa.errors import BackendError
 from dgiqa.extras import load
 
-_LEGACY_STREAM = 1  # the default stream where 0 would say "none given": in DLPack and the CUDA array interface
+_LEGACY_STREAM = 1  # the default stream in DLPack and the CUDA array interface, where 0 would mean "none given"
 _DLPACK_DEVICES = (2, 13)  # memory of a GPU, and managed memory
 
 
 class Context:
-    """A CUDA context: the caller's where one of the device is current, else the device's primary one.
+    """A CUDA context: the caller's if the current one is on the device, else the device's primary one.
 
-    device: its ordinal among those that CUDA shows, by default the current one, else the first.
+    device: the GPU's ordinal among those that CUDA shows, by default the current one, else the first.
     Raises BackendError without a GPU or cuda-python.
     """
 
@@ -53,7 +53,7 @@ class Context:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """The thread's own meanwhile."""
+        """Make this the thread's current context inside the `with` block."""
         driver("cuCtxPushCurrent", self.handle)
         try:
             yield
@@ -61,7 +61,7 @@ class Context:
             driver("cuCtxPopCurrent")
 
     def check_home(self, pointer: int) -> None:
-        """ValueError if memory is the host's, or of another device or context. Memory pools have no context."""
+        """ValueError if the memory is the host's, another device's or another context's. Pools have no context."""
         names = _core("bindings.driver").CUpointer_attribute
         try:
             device = driver("cuPointerGetAttribute", names.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, pointer)
@@ -75,48 +75,48 @@ class Context:
 
 
 class Lane:
-    """A stream that does not wait for the legacy default stream, and what is put there again and again.
+    """A stream that does not wait for the legacy default stream, with its scratch memory, kept objects and graphs.
 
-    keep: how many things `recent` keeps. record: whether `replay` records graphs. `at` is where the memory lies that
-    whatever is put there computes in; it moves when something needs more than anything before. What puts or copies
-    needs `with lane.current():` around it.
+    keep: how many objects `recent` keeps. record: whether `replay` records graphs. `at` is the address of the scratch
+    memory that all work on the lane shares; it changes when some work needs more than any before it. Calls that enqueue
+    or copy need `with lane.current():` around them.
     """
 
     def __init__(self, context: Context, *, keep: int = 0, record: bool = True) -> None:
         with explained(), context.current():
             device = _core().Device(context.device)
-            device.set_current()  # asked for once per thread; it puts the primary context in the place of ours
+            device.set_current()  # cuda.core wants it once per thread; it replaces our context by the primary one
             driver("cuCtxSetCurrent", context.handle)
             self.stream, self._pool = device.create_stream(), device.memory_resource
         self.context, self.current, self.handle = context, context.current, stream_handle(self.stream)
         self.at = 0
         self._scratch: DeviceArray | None = None
         self._keep, self._record, self._kept = keep, record, OrderedDict[Any, Any]()
-        self.graphs: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # by owner; False where none is possible
+        self.graphs: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # by owner; False if it cannot be recorded
 
     def scratch(self, nbytes: int) -> None:
-        """Let at least so many bytes be at `at`, in the order of the stream."""
+        """Make at least this many bytes available at `at`, in stream order."""
         if self._scratch is None or self._scratch.nbytes < nbytes:
             self._scratch = self.empty((nbytes,), np.uint8)
             self.at = self._scratch.pointer
             if self.graphs:
-                self.sync()  # what is recorded may be running
+                self.sync()  # a recorded graph may be running
                 self.graphs.clear()
 
     def recent(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What was made for a key that is one of the last `keep`, or is made now."""
+        """The object kept for this key, if it is among the last `keep` keys, else a new one from `make`."""
         if key not in self._kept:
-            while len(self._kept) >= self._keep:  # first, so that its memory is there for the new one
+            while len(self._kept) >= self._keep:  # before `make`, so that the new one can have its memory
                 self._kept.popitem(last=False)
             self._kept[key] = make()
         self._kept.move_to_end(key)
         return self._kept[key]
 
     def replay(self, owner: Any, work: Callable[[], None]) -> None:
-        """Put an owner's work here, always the same: plainly at first, then recorded, and from then on replayed.
+        """Enqueue an owner's work, always the same: run it the first time, record it the second, then replay it.
 
-        What cannot be recorded (networks with loops, or shapes that depend on data) is put here plainly ever after.
-        What was recorded goes with its owner, and where the memory moves.
+        Work that cannot be recorded (networks with loops, or shapes that depend on data) is run each time.
+        A recording is dropped with its owner, and when the scratch memory moves.
         """
         graph: Any = self.graphs.get(owner, False) if self._record else False
         if graph is None:
@@ -129,17 +129,17 @@ class Lane:
             self.graphs.setdefault(owner)
 
     def _recorded(self, work: Callable[[], None]) -> Any:
-        """Its graph; False where that is impossible."""
-        self.sync()  # once: what is being recorded may not be running
+        """The graph of this work; False if it cannot be recorded."""
+        self.sync()  # once: the work must not be running while it is recorded
         builder, collects = self.stream.create_graph_builder(), gc.isenabled()
-        gc.disable()  # what is freed meanwhile on this stream would be recorded, or refuse the recording
+        gc.disable()  # memory freed on this stream meanwhile would become part of the recording or make it fail
         try:
             builder.begin_building("thread_local")  # other threads may allocate
             work()
             return builder.end_building().complete()
-        except Exception:  # the plain run that follows raises what is wrong beyond recording
+        except Exception:  # the plain run that follows raises any error that is not about recording
             with suppress(Exception):
-                builder.end_building()  # or what was recorded so far is kept for good
+                builder.end_building()  # otherwise the part recorded so far is never freed
             return False
         finally:
             builder.close()
@@ -147,16 +147,16 @@ class Lane:
                 gc.enable()
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
-        """Fresh device memory, there from this point of the stream on; it goes back to its pool with the array."""
+        """New device memory, valid from this point of the stream on; it returns to its pool with the array."""
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
         with explained(), self.current():
             buffer = self._pool.allocate(max(nbytes, 1), stream=self.stream)
         return DeviceArray(int(buffer.handle), shape, np.dtype(dtype), self.handle, buffer)
 
     def take(self, source: Any) -> DeviceArray:
-        """An array of another library where it is, once its producer is done.
+        """An array of another library, not copied; the stream waits for its producer.
 
-        Raises TypeError for what is on no CUDA device, ValueError where it is not C-contiguous or not of this context.
+        Raises TypeError if it is on no CUDA device, ValueError if it is not C-contiguous or not of this context.
         """
         array = view_of(source, self.stream)
         if array.strides is not None:
@@ -168,7 +168,7 @@ class Lane:
         return array
 
     def copy(self, target: int, source: int, nbytes: int) -> None:
-        """Between any two addresses. With the host's, the driver stages it: it is read, or there, on return."""
+        """Copy between any two addresses. Host memory, which the driver stages, has been read or written on return."""
         buffer = _core().Buffer
         with explained():
             buffer.from_handle(source, nbytes).copy_to(buffer.from_handle(target, nbytes), stream=self.stream)
@@ -186,13 +186,13 @@ class Lane:
         return host
 
     def follow(self, stream: Any) -> None:
-        """What is put here from now on starts after what is on that stream (a handle, or anything with one)."""
+        """Let later work here start after the work on that stream (a handle, or an object with one)."""
         if (handle := stream_handle(stream)) != self.handle:
             with explained():
                 self.stream.wait(_core().Stream.from_handle(handle))
 
     def sync(self) -> None:
-        """Block until everything here is done. Other threads go on meanwhile."""
+        """Block until everything here is done. Other threads keep running."""
         with explained():
             self.stream.sync()
 
@@ -207,9 +207,9 @@ class Lane:
 
 @dataclass(frozen=True)
 class DeviceArray:
-    """An array on a device. stream: its producer's handle, to be waited for, or None; owner: keeps it alive.
+    """An array on a device. stream: the handle of its producer's stream, to wait for, or None. owner: keeps it alive.
 
-    strides: in bytes, None for C-contiguous.
+    strides: in bytes, None if C-contiguous.
     """
 
     pointer: int
@@ -231,22 +231,22 @@ class DeviceArray:
 
 
 def is_device_array(source: Any) -> bool:
-    """Whether view_of would take it: NumPy arrays and other host memory are not."""
+    """Whether view_of takes it. It does not take NumPy arrays and other host memory."""
     on = getattr(source, "__dlpack_device__", lambda: (0, 0))
     return hasattr(source, "__cuda_array_interface__") or int(on()[0]) in _DLPACK_DEVICES
 
 
 def view_of(source: Any, stream: Any = 0) -> DeviceArray:
-    """An array of PyCUDA, CuPy, PyTorch, NVDEC, ... where it is on the device, with its strides; nothing is copied.
+    """An array of PyCUDA, CuPy, PyTorch, NVDEC, ... on the device, with its strides; nothing is copied.
 
-    source: offers __cuda_array_interface__ or DLPack. stream: a producer that speaks DLPack makes it wait, and it is
-    the result's. Otherwise that is the producer's stream, if it names one.
-    Raises TypeError for something that is not on a CUDA device.
+    source: has __cuda_array_interface__ or DLPack. stream: a DLPack producer makes this stream wait, and it becomes the
+    result's stream. Otherwise the result has the producer's stream, if the producer names one.
+    Raises TypeError for an object that is not on a CUDA device.
     """
     if isinstance(source, DeviceArray):
         return source
     interface = getattr(source, "__cuda_array_interface__", None)
-    # Before version 3 the array interface says nothing of the stream, and DLPack, which does, is the better offer.
+    # Before version 3 the array interface does not name the stream; DLPack does, so prefer it.
     if interface is not None and (interface.get("version", 0) >= 3 or not hasattr(source, "__dlpack__")):
         shape, dtype, strides = tuple(interface["shape"]), np.dtype(interface["typestr"]), interface.get("strides")
         pointer, producer = int(interface["data"][0]), interface.get("stream")
@@ -259,7 +259,7 @@ def view_of(source: Any, stream: Any = 0) -> DeviceArray:
     else:
         kind = f"{type(source).__module__}.{type(source).__qualname__}"
         raise TypeError(f"got {kind}, wanted an array on a CUDA device (__cuda_array_interface__ or DLPack)")
-    # numpy knows what strides say nothing (those of single rows); what lies there is not read
+    # numpy knows which strides do not matter (those of axes of length 1); the memory is not read
     packed = strides is None or as_strided(np.empty(0, dtype), shape, strides).flags.c_contiguous
     return DeviceArray(pointer, shape, dtype, producer, source, None if packed else tuple(strides))
 
@@ -269,7 +269,7 @@ def stream_handle(source: Any) -> int:
     handle = source
     if protocol := getattr(source, "__cuda_stream__", None):
         handle = (protocol() if callable(protocol) else protocol)[1]
-    for name in ("cuda_stream", "ptr", "handle", "value"):  # the last of ctypes
+    for name in ("cuda_stream", "ptr", "handle", "value"):  # "value" is ctypes'
         handle = getattr(handle, name, handle)
     if not isinstance(handle, int):
         raise TypeError(f"got {type(source).__qualname__}, wanted a CUDA stream or its handle")
@@ -277,7 +277,7 @@ def stream_handle(source: Any) -> int:
 
 
 def driver(name: str, *arguments: Any) -> Any:
-    """What a function of the driver that cuda.core lacks returns beside its status: nothing, one value or several."""
+    """Call a driver function that cuda.core lacks. Return None, one value or a tuple; BackendError if it fails."""
     status, *values = getattr(_core("bindings.driver"), name)(*arguments)
     if int(status):
         raise BackendError(f"{name} failed: {getattr(status, 'name', status)}")
@@ -286,7 +286,7 @@ def driver(name: str, *arguments: Any) -> Any:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """What cuda.core raises, as a BackendError: its exceptions have no public name."""
+    """Turn the exceptions of cuda.core, which have no public name, into BackendError."""
     try:
         yield
     except (BackendError, TypeError):
@@ -299,4 +299,4 @@ def explained() -> Iterator[None]:
 
 
 def _core(name: str = "core") -> Any:
-    return load(f"cuda.{name}", "what lies on a GPU", "cuda-python", "cuda")
+    return load(f"cuda.{name}", "work on a GPU", "cuda-python", "cuda")

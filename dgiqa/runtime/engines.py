@@ -1,11 +1,11 @@
 """Engines on this machine's disk: kept under a key of everything they depend on, found again, listed, removed.
 
     <user cache>/engines/small-int8-openvino-0f3a…/   depth.onnx quality.onnx (or .plan), engine.json
-    <user cache>/openvino/<sha256>/                   what OpenVINO compiled from the file of that hash
+    <user cache>/openvino/<sha256>/                   OpenVINO's compiled form of the file with that hash
 
-engine.json holds the key, the parity certificate, the files' hashes, and its own: users edit files, and disks damage
-them. Plans are plain files, so other tools can load them. Bundles travel; engines do not: one is loaded only from this
-user's own cache, or from a path the user names.
+engine.json holds the key, the parity certificate, the files' hashes, and a hash of itself: users edit files, and disks
+damage them. Plans are plain files, so other tools can load them. Bundles travel; engines do not: an engine is loaded
+only from this user's own cache, or from a path the user names.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from dgiqa.store import closed, discard, locked, ours, private, scratch_in, sha2
 
 RECORD = "engine.json"
 FORMAT = 2  # raised whenever an older reader would misread a record
-NETWORKS = (spec.DEPTH_FILE, spec.QUALITY_FILE)  # that a bundle may have; the first is not in every one
+NETWORKS = (spec.DEPTH_FILE, spec.QUALITY_FILE)  # files a bundle may have; some bundles lack the first
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A built engine. path: its directory. key: what it depends on, see `engine_key`.
+    """A built engine. path: its directory. key: everything it depends on, see `engine_key`.
 
-    files: network ("depth.onnx", "quality.onnx") -> the file that runs in its place; empty where the bundle's own
+    files: network ("depth.onnx", "quality.onnx") -> the file that runs in its place; empty if the bundle's own
     files run. certificate: how its scores compare with the bundle's. created: ISO 8601. hashes: file -> sha256.
     """
 
@@ -63,12 +63,12 @@ class Engine:
 
     @property
     def plugins(self) -> list[Path]:
-        """Libraries that its plans need; the engine keeps its own copies."""
+        """Libraries that its plans need: the engine's own copies."""
         return [self.path / name for name in self.key["plugins"]]
 
     @property
     def bytes(self) -> int:
-        """Size of its networks' files together."""
+        """Total size of its networks' files."""
         return sum(path.stat().st_size for path in self.files.values())
 
 
@@ -81,8 +81,7 @@ def engine_key(
     plugins: Sequence[Path] = (),
     device: int | None = None,
 ) -> dict[str, Any]:
-    """Everything an engine depends on: networks, engine and its version, device, precision and how it came into the
-    files, shapes, plugins.
+    """Everything an engine depends on: networks, engine and its version, device, precision, quantizer, shapes, plugins.
 
     backend: one of backends.BACKENDS, never "auto". device: the GPU's ordinal. Raises BackendError if it is not there.
     """
@@ -105,8 +104,8 @@ def engines_folder() -> Path:
 def find(bundle: Bundle, backend: str, precision: str, device: int | None = None) -> Engine:
     """The newest engine of this bundle that fits this machine, whatever shapes it was built for.
 
-    Raises EngineError if there is none, or only stale ones; it names what they were built for, what is here, and the
-    command that builds. BackendError if the backend is not there.
+    Raises EngineError if there is none, or only stale ones; it names what they were built for, what this machine has,
+    and the build command. Raises BackendError if the backend is missing.
     """
     backend = choose(backend, precision)
     here = engine_key(bundle, backend, precision, device=device)
@@ -122,9 +121,9 @@ def find(bundle: Bundle, backend: str, precision: str, device: int | None = None
 
 
 def load(path: str | Path, bundle: Bundle, device: int | None = None) -> Engine:
-    """The engine in a directory, its files verified, and checked to be of this bundle, this machine and its versions.
+    """The engine in a directory, its files verified, checked to be for this bundle, this machine and its versions.
 
-    Raises EngineError that names both sides.
+    Raises EngineError, which names what it was built for and what this machine has.
     """
     engine = _read(Path(path))
     here = engine_key(bundle, engine.backend, engine.precision, device=device)
@@ -136,7 +135,7 @@ def load(path: str | Path, bundle: Bundle, device: int | None = None) -> Engine:
 
 
 def list_engines() -> list[Engine]:
-    """Every engine of this user's cache, by name. What is damaged or could be somebody else's is left out."""
+    """Every engine in this user's cache, by name, without damaged ones and ones that other users could have written."""
     return [found for _, found in _survey() if isinstance(found, Engine)]
 
 
@@ -146,7 +145,7 @@ def damaged() -> dict[str, str]:
 
 
 def remove(name: str) -> Path:
-    """Remove an engine by its name; the directory it had. Raises EngineError if there is none of that name."""
+    """Remove the engine of this name and return its former directory. Raises EngineError if there is none."""
     path = engines_folder() / name
     if name != path.name or name.startswith(".") or not path.is_dir():
         raise EngineError(f"no engine is named {name!r}; dgiqa-rt cache ls shows those there are")
@@ -157,9 +156,9 @@ def remove(name: str) -> Path:
 
 
 def clear() -> int:
-    """Remove all engines, damaged ones too, and what OpenVINO compiled. Returns the bytes that freed.
+    """Remove all engines, damaged ones too, and the caches of OpenVINO and TensorRT for RTX. Return the bytes freed.
 
-    Raises OSError for what cannot be removed.
+    Raises OSError if something cannot be removed.
     """
     freed = 0
     for folder in (engines_folder(), user_cache() / "openvino", user_cache() / RTX):
@@ -177,9 +176,9 @@ def directory(key: Mapping[str, Any]) -> Path:
 
 @contextlib.contextmanager
 def scratch(key: Mapping[str, Any]) -> Iterator[Path]:
-    """A directory beside an engine's place, on the same file system; gone afterwards unless `store` moved it.
+    """A temporary directory next to an engine's place, on the same file system; removed unless `store` moved it.
 
-    Call it with the engine's lock held: what a builder left behind that was killed is removed first.
+    Call it with the engine's lock held: it first removes what a killed builder left behind.
     """
     target = directory(key)
     folder = private(target.parent)
@@ -192,7 +191,7 @@ def scratch(key: Mapping[str, Any]) -> Iterator[Path]:
 def store(path: Path, key: Mapping[str, Any], files: Mapping[str, Path], certificate: Mapping[str, Any]) -> Engine:
     """Turn a scratch directory into the engine of this key, replacing an older one of the same key.
 
-    files: network -> its file inside `path`, where the plugins of the key lie, too; whatever else does is dropped.
+    files: network -> its file inside `path`. The key's plugins are in `path`, too; anything else there is deleted.
     Call it with the engine's lock held.
     """
     target = directory(key)
@@ -222,7 +221,7 @@ def build_command(bundle: Bundle, backend: str, precision: str) -> str:
 
 
 def _survey() -> Iterator[tuple[Path, Engine | str]]:
-    """Everything among the engines, by name: an engine whose record is whole, or why it is not loaded."""
+    """Everything in the engines' folder, by name: an engine with an intact record, or why it cannot be loaded."""
     root = engines_folder()
     open_to_others = f"{root} can be written by others; chmod 700 it" if root.is_dir() and not closed(root) else ""
     for path in sorted(root.glob("[!.]*")):
@@ -240,7 +239,7 @@ def _found(path: Path) -> Engine | str:
 
 
 def _read(path: Path) -> Engine:
-    """The engine in this directory, its files unchecked. EngineError unless its record is as `store` wrote it."""
+    """The engine in this directory, its files not verified. EngineError unless its record is as `store` wrote it."""
     try:
         with (path / RECORD).open("rb") as stream:
             record = json.loads(stream.read(MAX_TEXT_BYTES).decode("utf-8"))
@@ -251,7 +250,7 @@ def _read(path: Path) -> Engine:
         files = {network: path / name for network, name in record["networks"].items()}
         hashes = {name: entry["sha256"] for name, entry in record["files"].items()} | record["key"]["plugins"]
         names = [*record["networks"].values(), *hashes]
-        if odd := [name for name in names if Path(name).name != name or name == ".."]:  # a stranger's may be forged
+        if odd := [name for name in names if Path(name).name != name or name == ".."]:  # may be forged
             raise ValueError(f"its files {odd} lie elsewhere")
         return Engine(path, record["key"], files, record["certificate"], record["created"], hashes)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -259,13 +258,13 @@ def _read(path: Path) -> Engine:
 
 
 def _digest(record: Mapping[str, Any]) -> str:
-    """Of all that a record says beside this."""
+    """The hash of everything else in a record."""
     said = {name: value for name, value in record.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _verify(engine: Engine, fix: str) -> None:
-    """The files are those that were built."""
+    """Raise EngineError unless the files are those that were built. fix: the build command."""
     for name, digest in engine.hashes.items():
         if not (engine.path / name).is_file() or sha256_of(engine.path / name) != digest:
             raise EngineError(f"{engine.path / name} is missing or was altered; build it again: {fix} --force")
@@ -277,13 +276,13 @@ def _verify(engine: Engine, fix: str) -> None:
 
 
 def _differences(built: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """Which parts of a key speak against loading it. Shapes and plugins are the builder's choice, not the machine's."""
+    """The parts of a key that forbid loading it. Shapes and plugins are the builder's choice, not the machine's."""
     parts = ("onnx", "engine", "version", "device", "compute_capability", "quantizer")
     return [k for k in parts if built.get(k) != here.get(k) and k not in _made_for_more(built, here)]
 
 
 def _made_for_more(built: Mapping[str, Any], here: Mapping[str, Any]) -> set[str]:
-    """What may differ, because the plan was built to run with other versions or on other GPUs."""
+    """The parts that may differ, because the plan was built to run with other versions or on other GPUs."""
     plan, free = built["profile"].get("plan", {}), set()
     if plan.get("version_compatible") and built["version"].split(".")[0] == here["version"].split(".")[0]:
         free.add("version")
@@ -295,7 +294,7 @@ def _made_for_more(built: Mapping[str, Any], here: Mapping[str, Any]) -> set[str
 
 
 def _two_sides(built: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """ "built for ..., here is ...", of what differs."""
+    """ "built for ...; here is ...", limited to the parts that differ."""
     parts = [k for k in _differences(built, here) if k != "onnx"]
     sides = [", ".join(f"{k} {key.get(k, 'none')}" for k in parts) for key in (built, here)]
     if "onnx" in _differences(built, here):
@@ -305,5 +304,5 @@ def _two_sides(built: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 
 
 def _left_behind(target: Path) -> list[Path]:
-    """What unfinished builds of an engine left beside its place."""
+    """The folders that unfinished builds of an engine left next to its place."""
     return [path for path in target.parent.glob(f".{target.name}.*") if path.suffix != ".lock"]

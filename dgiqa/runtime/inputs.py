@@ -1,4 +1,4 @@
-"""What the inputs of a network must be, whatever engine runs it."""
+"""The names, types and shapes that a network's inputs must have, whichever engine runs it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Input(NamedTuple):
-    """dtype: None where numpy has none that the engine takes. shape: sizes, and names or None where any will do."""
+    """An input. dtype: None if numpy has no such type. shape: sizes, and names or None for axes of any size."""
 
     dtype: np.dtype[Any] | None
     shape: tuple[int | str | None, ...]

@@ -1,8 +1,8 @@
 """The kernels' C functions (engines/preprocess.h) as Python functions on plain pointers. Nothing here owns memory.
 
-The library is found at $DGIQA_KERNELS (a file), else in the wheel dgiqa-rt-kernels, whose hash it must have, else
-beside this package or under the interpreter's lib folder, where `cmake --install` puts it. An emulated library runs the
-same source on host memory; `Kernels.emulated` says so.
+The library is the file $DGIQA_KERNELS, else the one in the wheel dgiqa-rt-kernels (its hash must match), else the one
+in this package or under the interpreter's lib folder, where `cmake --install` puts it. An emulated library runs the
+same source on host memory; `Kernels.emulated` is then true.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from dgiqa.store import sha256_of
 
 LIBRARY = "libdgiqa_kernels.so"
 ABI = 3  # DGIQA_PREPROCESS_ABI of engines/preprocess.h
-RANGE_WORDS = 3  # uint32 of a depth map's range
-WHEEL = "dgiqa_rt_kernels"  # made by engines/pyproject.toml
+RANGE_WORDS = 3  # uint32 words in a depth map's range
+WHEEL = "dgiqa_rt_kernels"  # built by engines/pyproject.toml
 _BUILD = "pip wheel ./engines --no-deps -w dist && pip install dist/dgiqa_rt_kernels-*.whl"
-# FFmpeg's number of a matrix -> V to red, U to blue, U and V from green, in 65536ths for limited range
+# FFmpeg's number of a matrix -> V to red, U to blue, U and V from green, in 1/65536 for limited range
 _YCBCR = {
     1: (117489, 138438, 13975, 34925),  # BT.709
     4: (104448, 132798, 24759, 53109),  # FCC
@@ -64,7 +64,7 @@ class Nv12:
     """A decoder's picture in the kernels' memory: luma uint8 [height,width], chroma [height/2,width/2,2], both even.
 
     strides: bytes per row of luma and of chroma. matrix: FFmpeg's number of it, see `video.colour.matrix_number`.
-    full: levels 0 to 255 instead of 16 to 235. owner: keeps the memory.
+    full: levels 0 to 255 instead of 16 to 235. owner: keeps the memory alive.
     """
 
     luma: int
@@ -88,7 +88,7 @@ class DepthMap:
 
 
 class Kernels:
-    """A loaded library. path: the file, by default as the module says. Every call only enqueues on `stream`.
+    """A loaded library. path: the file, by default the one the module docstring names. Calls only enqueue on `stream`.
 
     Raises BackendError if there is no library, it cannot be loaded, or its functions are of another version.
     """
@@ -107,9 +107,9 @@ class Kernels:
         self.emulated = bool(self._library.dgiqa_preprocess_emulated())
 
     def nv12(self, picture: Nv12, out: int, *, stream: int = 0) -> None:
-        """RGB as `video.colour.to_rgb` makes it, to the last bit: `out` is uint8 [height,width,3].
+        """Write RGB, bit-equal to `video.colour.to_rgb`, to `out`, uint8 [height,width,3].
 
-        Where a colour lies so far outside of what can be shown that FFmpeg's 32 bits overflow, this one is right.
+        The exception: colours so far out of range that FFmpeg's 32-bit integers overflow are right here.
         """
         coefficients = _rgb_coefficients(picture.matrix, picture.full)
         size = (picture.height, picture.width)
@@ -120,7 +120,7 @@ class Kernels:
     def depth_input(
         self, image: Image, size: tuple[int, int], out: int, *, dtype: Any = np.float32, stream: int = 0
     ) -> None:
-        """preprocess.depth_input of version 1: `out` is dtype (f32 or f16) [3,*size]. f32 is within 4.5e-6 of it."""
+        """Write preprocess.depth_input of version 1 to `out`, dtype (f32 or f16) [3,*size]. f32 is within 4.5e-6."""
         scale = _three(1 / (255 * std) for std in IMAGENET_STD)
         shift = _three(mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True))
         self._call("dgiqa_depth_input", _DepthInput(_image(image), *size, scale, shift, out, _type(dtype)), stream)
@@ -135,16 +135,16 @@ class Kernels:
         dtype: Any = np.uint8,
         stream: int = 0,
     ) -> None:
-        """Averages over areas, as version 2 takes them where neither side grows: `size` is (height, width).
+        """Reduce by averaging over areas, as version 2 does if neither side grows. size: (height, width).
 
-        out: uint8 [*size,3], the working image; or dtype (f32 or f16) [3,*size], the depth input, made of f32 `levels`
-        [3,256], see `normalised_levels`.
+        out: uint8 [*size,3], the working image; or dtype (f32 or f16) [3,*size], the depth input, made from the f32
+        `levels` [3,256], see `normalised_levels`.
         """
         kind = _U8 if np.dtype(dtype) == np.uint8 else _type(dtype)
         self._call("dgiqa_reduce", _Reduce(_image(image), *size, levels, out, kind), stream)
 
     def depth_range(self, depth: DepthMap, stream: int = 0) -> None:
-        """The least and greatest value of the depth image, and whether all of the map is finite, into its range."""
+        """Write the minimum and maximum of the depth image, and whether all of the map is finite, to its range."""
         self._call("dgiqa_depth_range", _depth(depth), stream)
 
     def tiles(
@@ -162,10 +162,10 @@ class Kernels:
     ) -> None:
         """preprocess.depth_image, resizing to `short` (height, width) and cut_tiles, in one pass.
 
-        image and depth: both of the image's size (version 1); or depth of `short` and the image of any, which is then
-        resized bilinearly (version 2, after `reduce`).
+        image, depth: either both have the image's size (version 1), or the depth has size `short` and the image, of any
+        size, is resized bilinearly (version 2, after `reduce`).
         windows: int32 [n,2] on the host. levels: f32 [3,256], see `normalised_levels`. out: rgb and depth tiles,
-        dtype [n,3,tile,tile]. The range must have been filled, on the same stream.
+        dtype [n,3,tile,tile]. `depth_range` must have filled the range on the same stream.
         """
         corners = np.ascontiguousarray(windows, np.int32)
         params = _Tiles(
@@ -188,14 +188,14 @@ class Kernels:
 
 
 def is_on_gpu(source: object) -> bool:
-    """Whether a picture lies on a device: an array of whatever library, or an Nv12."""
+    """Whether a picture is on a device: an array of any library, or an Nv12."""
     if isinstance(source, str | Path | bytes | bytearray | memoryview | np.ndarray):
         return False
     return isinstance(source, Nv12) or cuda.is_device_array(source)
 
 
 def find() -> Path:
-    """Path of the library. Raises BackendError that says how to build it."""
+    """Path of the library. Raises BackendError, which says how to build it, if there is none."""
     if named := os.environ.get("DGIQA_KERNELS"):
         if not Path(named).is_file():
             raise BackendError(f"DGIQA_KERNELS is {named}, which is no file; build it: {_BUILD}")
@@ -211,7 +211,7 @@ def find() -> Path:
 
 
 def _of_wheel(folder: Path) -> Path:
-    """The wheel's library. BackendError unless it is the one that was packed."""
+    """The wheel's library. BackendError unless its hash is the recorded one."""
     try:
         record = json.loads((folder / "library.json").read_text(encoding="utf-8"))
         path, wanted = folder / str(record["file"]), record["sha256"]
@@ -230,7 +230,7 @@ def normalised_levels() -> NDArray[np.float32]:
 
 
 def is_finite(range_words: NDArray[np.uint32]) -> bool:
-    """Whether the depth map behind a filled range held finite values only."""
+    """Whether the depth map behind a filled range had only finite values."""
     return not range_words[2]
 
 
@@ -302,7 +302,7 @@ def _depth(depth: DepthMap) -> _Depth:
 
 
 def _rgb_coefficients(matrix: int, full: bool) -> tuple[int, ...]:
-    """The last fields of a dgiqa_nv12_params before `out`, in FFmpeg's integers. ValueError for another matrix."""
+    """The fields y_offset to u_to_b of dgiqa_nv12_params, as FFmpeg's integers. ValueError for an unknown matrix."""
     if matrix not in _YCBCR:
         raise ValueError(f"matrix is {matrix}, wanted one of {sorted(_YCBCR)}")
     red, blue, green_u, green_v = (value * 224 // 255 if full else value for value in _YCBCR[matrix])

@@ -21,14 +21,14 @@ from dgiqa.runtime.backends import CUDA, INSTALL, ONNXRUNTIME
 from dgiqa.runtime.inputs import Input, check
 
 _DTYPES = {f"tensor({name})": np.dtype(kind) for name, kind in (("float", "f4"), ("float16", "f2"), ("uint8", "u1"))}
-# It rounds biases to int32 behind Q/DQ, in steps that float16 cannot hold: in int8 files whose rest is fp16, depths
-# moved by 36 % of their range (onnxruntime 1.31). Time is the same without it.
-# The other two take a Clip or Relu away that quantisation does anyway. With our symmetric types it never does, and they
-# fail on the type of fp8 files (onnxruntime 1.32).
+# The first rounds biases to int32 behind Q/DQ, in steps that float16 cannot hold: in int8 files whose other layers are
+# fp16, depths moved by 36 % of their range (onnxruntime 1.31). Runs are as fast without it.
+# The other two remove a Clip or Relu if the quantisation clips as well. With our symmetric types it never does, and
+# they fail on the type of fp8 files (onnxruntime 1.32).
 _DISABLED = ["WeightBiasQuantization", "ClipQuantRewrite", "ReluQuantRewrite"]
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-# What onnxruntime says of a file from the future: its opset, its file format, an operator without a kernel; and, up to
-# 1.31, of layers in fp8, which it takes for int8.
+# onnxruntime's errors for a file too new for it: its opset, its file format, an operator without a kernel, and, up to
+# 1.31, layers in fp8, which it takes for int8.
 _TOO_NEW = re.compile(
     r"Current official support for domain.*|Unsupported model IR version.*|Could not find an impl.*"
     r"|Type 'tensor\(float8.*is invalid"
@@ -36,17 +36,17 @@ _TOO_NEW = re.compile(
 
 
 class Opened:
-    """A file that ONNX Runtime has opened: what it takes and gives, whatever computes it.
+    """A file that ONNX Runtime has opened, with its inputs and outputs, whichever provider runs it.
 
-    options, providers: as InferenceSession takes them. Raises BackendError if onnxruntime is too old for the file,
-    BundleError if it is missing or no model.
+    options, providers: arguments of InferenceSession. Raises BackendError if onnxruntime is too old for the file,
+    BundleError if the file is missing or not a model.
     """
 
     backend: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    recordable = False  # as part of a CUDA graph: each run waits
-    graphs: Iterator[int] | None = None  # their numbers, where `bind` makes what is captured once
+    recordable = False  # in a CUDA graph: each run waits
+    graphs: Iterator[int] | None = None  # numbers for the CUDA graphs, if each `bind` captures one
 
     def __init__(self, ort: Any, source: str | Path | bytes, options: Any, **providers: Any) -> None:
         in_memory = isinstance(source, bytes)
@@ -64,14 +64,14 @@ class Opened:
 
     @property
     def most_at_once(self) -> int:
-        """The largest batch that makes sense: a free first axis takes any, and a few fill a GPU."""
+        """The largest useful batch: 1 if the first axis is fixed, else 8, as a few items fill a GPU."""
         return 1 if isinstance(self._inputs[self.inputs[0]].shape[0], int) else 8
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Every output by name. ValueError for wrong names, dtypes or shapes, BackendError if the engine fails."""
         check(self._inputs, feeds)
         try:
-            # addresses change from run to run, and a graph would replay those of the first
+            # addresses change from run to run, and a graph would replay those of its first run
             found = self._session.run(None, dict(feeds), self.run_options(-1))
         except Exception as error:
             shapes = {name: array.shape for name, array in feeds.items()}
@@ -79,7 +79,7 @@ class Opened:
         return dict(zip(self.outputs, found, strict=True))
 
     def run_options(self, graph: int) -> Any:
-        """Of a run by the graph of this number, where the session records; -1: by none."""
+        """Options of a run that uses the graph of this number, if the session records graphs; -1: no graph."""
         options = self._ort.RunOptions()
         if self.graphs:
             options.add_run_config_entry("gpu_graph_id", str(graph))
@@ -88,7 +88,7 @@ class Opened:
     def placed(
         self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None, lane: cuda.Lane
     ) -> dict[str, cuda.DeviceArray]:
-        """Inputs and outputs on the GPU, by name: outputs that are not given are fresh arrays. ValueError as in run."""
+        """Inputs and outputs on the GPU, by name; outputs that are not given are new arrays. ValueError as in run."""
         arrays = {name: lane.take(array) for name, array in (*feeds.items(), *(outputs or {}).items())}
         check(self._inputs, {name: arrays[name] for name in feeds}, cuda.DeviceArray)
         named = (zip(self._inputs[name].shape, arrays[name].shape, strict=True) for name in self.inputs)
@@ -106,9 +106,9 @@ class Opened:
 class OrtSession(Opened):
     """ONNX Runtime on the CPU, or with device="cuda" on an NVIDIA GPU (not yet run on one: tested against a stand-in).
 
-    source: an ONNX file or its bytes (one that stands alone). threads: of one run on the CPU, by default all
-    usable cores. gpu: the GPU's ordinal. cuda_graph: what `bind` makes runs by a CUDA graph that is captured once; all
-    of the network must be on the GPU for that. `run` has numpy arrays; with `bind` nothing comes to the host.
+    source: an ONNX file, or the bytes of one without external data. threads: for one run on the CPU, by default all
+    usable cores. gpu: the GPU's ordinal. cuda_graph: `bind` records a CUDA graph, then replays it, for which the whole
+    network must be on the GPU. `run` takes and returns numpy arrays; with `bind` nothing is copied to the host.
     Raises BackendError if onnxruntime is missing, too old for the file, or would not run on the device asked for;
     BundleError if the file is not a model.
     """
@@ -135,10 +135,10 @@ class OrtSession(Opened):
         self._kind, self.device, self.graphs = device, gpu, itertools.count(1) if cuda_graph else None
 
     def bind(self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None, lane: cuda.Lane) -> OrtBound:
-        """The network between fixed arrays on the GPU. An output that is not given gets a fresh array.
+        """The network between fixed arrays on the GPU. An output that is not given gets a new array.
 
-        lane: whose work comes before a run and after it. ValueError as in run, BackendError on a CPU, without
-        cuda-python, or outside of the device's primary context, which is where ONNX Runtime computes.
+        lane: a run waits for its work, and is done before later work. ValueError as in run. BackendError on a CPU,
+        without cuda-python, or outside the device's primary context, in which ONNX Runtime computes.
         """
         if self._kind == "cpu":
             raise BackendError(f"{self.backend} has no arrays on a GPU; choose --backend onnxruntime-cuda")
@@ -151,7 +151,7 @@ class OrtSession(Opened):
         return OrtBound(self, lane, arrays, binding)
 
     def place(self, bind: Any, name: str, array: cuda.DeviceArray) -> None:
-        """Tell ONNX Runtime's binding where an array lies."""
+        """Give ONNX Runtime's binding an array's address."""
         bind(name, self._kind, self.device, array.dtype.type, list(array.shape), array.pointer)
 
 
@@ -164,7 +164,7 @@ class OrtBound:
         self._compute = partial(session._session.run_with_iobinding, binding, options)
 
     def put(self) -> None:
-        """Run, on ONNX Runtime's own stream: after what is on the lane, and done when this returns."""
+        """Run on ONNX Runtime's own stream: wait for the lane first, and return when the run is done."""
         self._lane.sync()
         try:
             self._compute()
@@ -173,7 +173,7 @@ class OrtBound:
 
 
 def onnxruntime_version() -> str:
-    """The version of the library that would run. BackendError if it does not import."""
+    """The version of the installed onnxruntime. BackendError if it cannot be imported."""
     return str(_import_onnxruntime().__version__)
 
 
@@ -194,22 +194,22 @@ def _options(ort: Any, threads: int) -> Any:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors
-    # 300 runs of the small networks with shapes that change every time: arena alone holds 199 MB resident from the
-    # 30th run on; arena with memory patterns 262 MB, no arena 123-158 MB up and down and 10-15 % slower.
+    # 300 runs of the small networks with shapes that change every time: with the arena only, 199 MB are resident from
+    # the 30th run on; with arena and memory patterns, 262 MB; without an arena, 123 to 158 MB, and 10-15 % slower.
     options.enable_cpu_mem_arena = True
     options.enable_mem_pattern = False
-    # Threads that spin between runs took 172 ms of CPU per image in a stream of 24, sleeping ones 95 ms: two sessions'
-    # pools and the decoding threads share the cores.
+    # Threads that spin between runs took 172 ms of CPU per image in a stream of 24 images, sleeping ones 95 ms: two
+    # sessions' pools and the decoding threads share the cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
 
 def _cuda_provider(ort: Any, gpu: int, graph: bool) -> list[Any]:
-    """The CUDA provider and what is set for it; shape arithmetic may stay on the CPU, so that provider follows."""
+    """The CUDA provider with its settings, then the CPU provider: shape arithmetic may stay on the CPU."""
     if _PROVIDERS["cuda"] not in ort.get_available_providers():
         raise BackendError(f"the installed onnxruntime has no CUDA provider{_clash()}; {INSTALL[CUDA]}")
-    if hasattr(ort, "preload_dlls"):  # finds CUDA and cuDNN in the wheels beside it
-        with contextlib.redirect_stdout(None):  # it prints what it does not find; the session says it better
+    if hasattr(ort, "preload_dlls"):  # finds CUDA and cuDNN in NVIDIA's wheels
+        with contextlib.redirect_stdout(None):  # it prints what it does not find; the session's error says it better
             ort.preload_dlls()
     settings = {
         "device_id": str(gpu),
@@ -222,7 +222,7 @@ def _cuda_provider(ort: Any, gpu: int, graph: bool) -> list[Any]:
 
 
 def _check_providers(got: list[str], device: str) -> None:
-    """onnxruntime falls back to the CPU with only a log line."""
+    """BackendError unless it runs on this device: onnxruntime falls back to the CPU with only a log line."""
     wanted = _PROVIDERS[device]
     if device == "cpu" and got != [wanted]:
         raise BackendError(f"asked onnxruntime for {wanted}, got {got}; install one onnxruntime wheel only")
@@ -232,7 +232,7 @@ def _check_providers(got: list[str], device: str) -> None:
 
 
 def _clash() -> str:
-    """ " (...)" about two wheels in one folder, or nothing."""
+    """ " (...)" about two wheels in one folder, or an empty string."""
     wheels = onnxruntime_wheels()
     if len(wheels) < 2:
         return ""

@@ -1,13 +1,13 @@
 """OpenVINO runs an ONNX file on an x86 CPU, in the precision that was asked for and no other.
 
 Its own default is bf16 on processors with AMX, which moves scores by up to 1e-2: so the precision is set for every
-network and read back. A network of fixed shapes runs faster than one that takes any (docs/graph.md), and takes as long
-to compile: the first shapes that come get one of their own. A smaller batch, such as an image's last, is filled up for
-it a few times. The network for all other shapes is compiled when they come more often, or others do, and kept in the
-user's cache, by the file's contents. A file that was damaged there still runs, and moved scores by up to
-0.017. So it is used only if it has the hash it was written with, and gives the outputs of an earlier network.
-Networks of any shape are computed wrongly in int8 (OpenVINO 2026.4: a depth map moves by up to 60 % of its range), and
-a large transformer in bf16 ends the process there. So in these precisions every size gets a network of its own.
+network and read back. A network for fixed shapes runs faster than one for any shape (docs/graph.md) and takes as long
+to compile, so the first shapes get their own. A smaller batch, such as an image's last, is padded to fit it a few
+times. The network for any shape is compiled when such batches keep coming, or other shapes come, and kept in the
+user's cache, by the file's contents. A file damaged there still runs, and moved scores by up to 0.017. So it is used
+only if its hash is the recorded one and its outputs agree with an earlier network's.
+In int8 OpenVINO computes networks for any shape wrongly (2026.4: a depth map moves by up to 60 % of its range), and a
+large transformer in bf16 kills the process there. So in these precisions every size gets its own network.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from dgiqa.runtime.backends import INSTALL, OPENVINO
 from dgiqa.runtime.inputs import Input, check
 from dgiqa.store import discard, locked, private, replacing, sha256_of, user_cache
 
-_HASH = ".sha256"  # beside what OpenVINO compiled
+_HASH = ".sha256"  # next to the file that OpenVINO compiled
 _HINTS = {"fp32": "f32", "fp16": "f32", "int8": "f32", "bf16": "bf16"}  # for the layers that the file leaves in float
 _MATRIX_LAYERS = ("Convolution", "FullyConnected", "MatMul", "Deconvolution")
-_SIZES = 8  # networks of fixed shapes where none may serve any shape; the one not used for longest makes room
-_AGREEMENT = 0.05  # mean difference of two networks from one file, in means of the output; bf16: up to 0.002
-_FIXED = 2  # networks of fixed shapes in one session: each has packed weights of its own
-_PAYS_AFTER = 32  # runs of other shapes: by then a network of their own would have earned the time to compile it
-# Runs of a smaller batch that are filled up, before it is worth a network for any shape: for 20 tiles of the paper's
-# network in batches of 8 that one took 15 s and 1.1 GB, in every process.
+_SIZES = 8  # networks for fixed shapes, if none may serve any shape; the least recently used one is dropped
+_AGREEMENT = 0.05  # mean difference of two networks from one file, relative to the mean |output|; bf16: up to 0.002
+_FIXED = 2  # networks for fixed shapes in one session: each packs its own copy of the weights
+_PAYS_AFTER = 32  # runs of other shapes: by then their own network would have repaid the time to compile it
+# Runs of a smaller batch that are padded before a network for any shape is worth compiling: for 20 tiles of the paper's
+# network in batches of 8, that network took 15 s and 1.1 GB, in every process.
 _FILLED = 4
 _NAMES = {"f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "int8"}
 
@@ -47,10 +47,10 @@ _NAMES = {"f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "int8"}
 class OvSession:
     """OpenVINO on the CPU.
 
-    source: an ONNX file. precision: one of spec.PRECISIONS; fp16 and int8 are in the file, and what it leaves in float
-    runs in fp32; bf16 runs an fp32 file in bf16. threads: of one run, by default all usable cores. streams: how many
-    runs share them; 1 gives the shortest run, more give more runs a second to callers from several threads.
-    cache: keep what is compiled for any shape in the user's cache directory, and take it from there.
+    source: an ONNX file. precision: one of spec.PRECISIONS; fp16 and int8 are in the file, and its float layers run in
+    fp32; bf16 runs an fp32 file in bf16. threads: by default all usable cores. streams: how many runs share the
+    threads; 1 gives the shortest run, more give more runs a second to callers from several threads.
+    cache: keep the network compiled for any shape in the user's cache directory, and load it from there.
     Raises BackendError if OpenVINO is missing or the processor lacks the precision, BundleError if the file is not a
     model.
     """
@@ -75,7 +75,7 @@ class OvSession:
         if not path.is_file():
             raise BundleError(f"{path} is missing; wanted an ONNX file")
         ov = _import_openvino()
-        self.backend = f"openvino-cpu {ov.__version__.split('-')[0]}"  # of "2026.4.1-22982-e213a147257-releases/2026/4"
+        self.backend = f"openvino-cpu {ov.__version__.split('-')[0]}"  # "2026.4.1-22982-e213a147257-releases/2026/4"
         self._hint = _HINTS[precision]
         if self._hint == "bf16" and "bf16" not in cpu_precisions():
             raise BackendError("this processor has no bf16 instructions; choose --precision fp32 or int8")
@@ -90,7 +90,7 @@ class OvSession:
         of_any_size = any(length is None for wanted in self._specs.values() for length in wanted.shape[1:])
         self._each_its_own = precision in ("int8", "bf16") and of_any_size
         self._compiling = threading.Lock()
-        self._networks: dict[_Shapes | None, _Network] = {}  # by shapes of the inputs; None: any
+        self._networks: dict[_Shapes | None, _Network] = {}  # by shapes of the inputs; None: any shape
         self._runs: Counter[_Shapes] = Counter()
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -111,7 +111,7 @@ class OvSession:
         return dict(zip(self.outputs, results, strict=True))
 
     def layer_precisions(self) -> Counter[str]:
-        """How many convolutions and matrix products run in which precision, read from what was compiled."""
+        """The number of convolutions and matrix products that run in each precision, read from the compiled network."""
         found: Counter[str] = Counter()
         with self._compiling:
             network = next(iter(self._networks.values()), None) or self._compiled(None)
@@ -123,23 +123,23 @@ class OvSession:
         return found
 
     def _network(self, shapes: _Shapes, arrays: list[NDArray[Any]]) -> _Network:
-        """What runs inputs of these shapes, such as these arrays."""
+        """The network for inputs of these shapes, such as these arrays."""
         with self._compiling:
             if (own := self._networks.pop(shapes, None)) is not None:
-                self._networks[shapes] = own  # the latest stands last
+                self._networks[shapes] = own  # the most recently used one comes last
                 return own
             if self._each_its_own:
                 if len(self._networks) == _SIZES:
                     del self._networks[next(iter(self._networks))]
                 return self._compiled(shapes)
-            if len(self._networks) <= _FIXED:  # or no more are made
+            if len(self._networks) <= _FIXED:  # else no more are compiled
                 self._runs[shapes] += 1
                 if self._runs[shapes] > _PAYS_AFTER or not self._networks:
                     return self._compiled(shapes)
             return self._networks.get(None) or self._general(arrays)
 
     def _larger(self, shapes: _Shapes) -> _Shapes | None:
-        """Shapes of a network that runs these, filled up, while they are few; None where they need one that fits."""
+        """Shapes of a network that can run these if padded, for the first few runs; None if they need one that fits."""
         if any(wanted.shape[0] is not None for wanted in self._specs.values()):
             return None
         with self._compiling:
@@ -155,7 +155,7 @@ class OvSession:
             return min(fit, default=None)
 
     def _general(self, arrays: list[NDArray[Any]]) -> _Network:
-        """The network for any shape: the cached one if it repeats what one of fixed shapes says, else a new one."""
+        """The network for any shape: the cached one if it agrees with one for fixed shapes, else a new one."""
         folder = None
         if self._read and self._read == _written(self._path):
             folder = compiled_folder(sha256_of(self._path))
@@ -170,24 +170,24 @@ class OvSession:
         return made
 
     def _kept(self, folder: Path) -> _Network:
-        """The network for any shape, taken from the cache or kept in it; without it where its folder cannot be used."""
+        """The network for any shape, loaded from the cache or stored in it; not cached if its folder is unusable."""
         with contextlib.suppress(OSError, EngineError), proved(folder):
             return self._compiled(None, folder)
         return self._compiled(None)
 
     def _strays(self, network: _Network, arrays: list[NDArray[Any]]) -> bool:
-        """Whether it gives other numbers than one of fixed shapes, for arrays cut or repeated to fit those."""
+        """Whether it disagrees with a network for fixed shapes, on these arrays cut or repeated to fit."""
         shapes, fixed = next((shapes, made) for shapes, made in self._networks.items() if shapes)
         trial = [np.resize(array, shape) for array, shape in zip(arrays, shapes, strict=True)]
         try:
             pairs = list(zip(network.infer(trial), fixed.infer(trial), strict=True))
         except Exception as error:
             raise self._failed(shapes, error) from error
-        # "Not at most" instead of "more than": numbers that are none at all stray too.
+        # "Not at most" instead of "more than", so that NaN strays too.
         return not all(np.abs(got - want).mean() <= _AGREEMENT * np.abs(want).mean() for got, want in pairs)
 
     def _compiled(self, shapes: _Shapes | None, folder: Path | None = None) -> _Network:
-        """folder: where OpenVINO keeps what it compiles for any shape, and finds it."""
+        """Compile for these shapes, or for any. folder: where OpenVINO stores and finds what it compiled for any."""
         model, settings = self._model if shapes is None else self._reshaped(shapes), self._settings
         if folder:  # OpenVINO recognises a file by its path and time; a folder per contents makes that safe
             model, settings = self._path, settings | {"CACHE_DIR": str(folder)}
@@ -202,7 +202,7 @@ class OvSession:
         return made
 
     def _reshaped(self, shapes: _Shapes) -> Any:
-        """A copy of the model for these shapes; they share the weights."""
+        """A copy of the model for these shapes; it shares the weights."""
         model = self._model.clone()
         try:
             model.reshape(dict(zip(model.inputs, map(list, shapes), strict=True)))
@@ -229,13 +229,13 @@ _Shapes = tuple[tuple[int, ...], ...]  # one per input, in the order of `inputs`
 
 @dataclass
 class _Network:
-    """A compiled network. idle: requests that no run uses now; as many as threads have called at once."""
+    """A compiled network. idle: requests not in use; as many exist as threads have called at once."""
 
     compiled: Any
     idle: deque[Any] = field(default_factory=deque)
 
     def infer(self, arrays: list[NDArray[Any]]) -> list[NDArray[Any]]:
-        """Inputs in the order of the file -> outputs in that order; the arrays are the caller's own."""
+        """Run on inputs in the file's order. Return the outputs in the file's order; the caller owns them."""
         try:
             request = self.idle.pop()
         except IndexError:
@@ -248,7 +248,7 @@ class _Network:
 
 
 def cpu_precisions() -> list[str]:
-    """The precisions that this processor runs with OpenVINO; bf16 only where it has the instructions."""
+    """The precisions that this processor runs with OpenVINO; bf16 only if it has the instructions."""
     offered = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ["fp32", "fp16", "int8", *(["bf16"] if "BF16" in offered else [])]
 
@@ -258,10 +258,10 @@ _CORES: list[Any] = []
 
 
 def _core() -> Any:
-    """The process's one Core, which is never let go.
+    """The process's only Core, which is never freed.
 
-    Its CPU part gives the thread that makes it a stack for signals, and frees that stack with itself, in whatever
-    thread that happens: the next signal then ended the process (2025.0 to 2026.4).
+    Its CPU part gives the thread that creates it a stack for signals, and frees that stack when it is freed, in
+    whatever thread that happens: the next signal then killed the process (2025.0 to 2026.4).
     """
     ov = _import_openvino()
     with _IMPORTING:
@@ -290,7 +290,7 @@ def _settings(hint: str, threads: int, streams: int) -> dict[str, Any]:
 
 
 def _written(path: Path) -> tuple[int, int, int] | None:
-    """Changes when another file replaces this one; None if it is gone."""
+    """The file's inode, size and time, which change when another file replaces it; None if it is gone."""
     try:
         status = path.stat()
     except OSError:
@@ -299,18 +299,18 @@ def _written(path: Path) -> tuple[int, int, int] | None:
 
 
 def _name(port: Any) -> str:
-    """What the file calls an input or output. The port's own names include those of tensors merged with it."""
+    """An input's or output's name in the file. The port's own names include those of tensors merged with it."""
     return str(port.get_node().get_friendly_name()).split("/sink_port_", 1)[0]
 
 
 def _input(port: Any) -> Input:
-    """What an input takes. Read once: OpenVINO's own answers deadlock when two threads ask for the first time."""
+    """An input's type and shape. Read once: OpenVINO deadlocks when two threads ask for the first time."""
     sizes = [None if length.is_dynamic else length.get_length() for length in port.partial_shape]
     return Input(np.dtype(port.element_type.to_dtype()), tuple(sizes))
 
 
 def _check_batch(specs: Mapping[str, Input], feeds: Mapping[str, NDArray[Any]]) -> None:
-    """OpenVINO forgets that inputs share their free first dimension, and reads past the end of the shorter one."""
+    """ValueError unless the inputs have one batch size: OpenVINO would read past the end of the shorter one."""
     sizes = {name: feeds[name].shape[0] for name, wanted in specs.items() if wanted.shape[0] is None}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"got batches of different sizes, {sizes}; wanted the same in every input")
@@ -323,7 +323,7 @@ def _short(error: Exception) -> str:
 
 
 def compiled_folder(digest: str) -> Path | None:
-    """Folder for what OpenVINO compiles from the file of this sha256. None where nothing can be written."""
+    """Folder for OpenVINO's compiled form of the file with this sha256. None if it cannot be written."""
     try:
         return private(user_cache() / "openvino" / digest[:32])
     except (OSError, EngineError):
@@ -332,8 +332,8 @@ def compiled_folder(digest: str) -> Path | None:
 
 @contextlib.contextmanager
 def proved(folder: Path) -> Iterator[None]:
-    """While OpenVINO reads what it compiled into this folder, or writes it: one process at a time, and only what has
-    the hash that was written beside it. What it writes gets such a hash."""
+    """Guard a folder while OpenVINO reads or writes compiled files: let in one process at a time, delete files without
+    their recorded hash first, and record the hash of each new file."""
     with locked(folder / "compiled"):
         believed = {}
         for blob in folder.glob("*.blob"):
@@ -349,7 +349,7 @@ def proved(folder: Path) -> Iterator[None]:
 
 
 def _hash_beside(blob: Path) -> str:
-    """The hash that a compiled file was written with; empty where there is none."""
+    """The hash recorded for a compiled file; empty if there is none."""
     try:
         return blob.with_suffix(_HASH).read_text(encoding="ascii", errors="replace")
     except OSError:

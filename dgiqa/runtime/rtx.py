@@ -1,11 +1,11 @@
-"""TensorRT for RTX runs an ONNX file on an NVIDIA RTX GPU: compiled when it is opened, in seconds, without TensorRT.
+"""TensorRT for RTX runs an ONNX file on an NVIDIA RTX GPU. Opening the file compiles it in seconds, without TensorRT.
 
-NVIDIA ships it as a plugin of ONNX Runtime (onnxruntime-ep-nv-tensorrt-rtx-cu13), which loads it into its CPU wheel. It
-serves GPUs of compute capability 8.6, 8.9, 12.0 and later: GeForce RTX 30, 40 and 50, RTX A and RTX PRO, A10, L4, L40,
-GB10. It refuses those of data centres (A100, H100, H200, B200): they have TensorRT.
+NVIDIA ships it as a plugin (onnxruntime-ep-nv-tensorrt-rtx-cu13), which ONNX Runtime's CPU wheel loads. It serves GPUs
+of compute capability 8.6, 8.9, 12.0 and later: GeForce RTX 30, 40 and 50, RTX A and RTX PRO, A10, L4, L40, GB10. It
+refuses data-centre GPUs (A100, H100, H200, B200), which have TensorRT.
 
-The library itself is loaded and asked in the tests, and NVIDIA's builder of this generation compiles every shipped
-network on a CPU; not yet run on a GPU.
+Not yet run on a GPU: the tests load and query the library, and NVIDIA's builder of this generation compiles every
+shipped network on a CPU.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from dgiqa.runtime.backends import INSTALL, RTX, serves_rtx
 from dgiqa.runtime.ort import Opened, OrtBound, _import_onnxruntime, _options
 from dgiqa.store import private, sha256_of, user_cache
 
-OLDEST = (1, 24)  # onnxruntime that takes the plugin
+OLDEST = (1, 24)  # the first onnxruntime that takes the plugin
 GPU, NVIDIA = "gpu", 0x10DE  # a kind of ONNX Runtime's devices, and a vendor in PCI's list
 
 
 class RtxSession(Opened):
     """TensorRT for RTX on one GPU.
 
-    source: an ONNX file, fp32 or fp16. device: the GPU's ordinal, of those that the plugin serves. `run` has numpy
-    arrays; those on the GPU go through `bind`, which copies them there into arrays of ONNX Runtime's. graphs: what
-    `bind` makes runs by a CUDA graph that is captured once. cache: keep the kernels that are compiled at run time in
-    the user's cache, by the file's contents, so that the next process starts sooner.
+    source: an ONNX file, fp32 or fp16. device: the GPU's ordinal among those that the plugin serves. `run` takes and
+    returns numpy arrays. `bind` takes arrays on the GPU, copied on the GPU to and from ONNX Runtime's own. graphs:
+    `bind` captures a CUDA graph once and replays it. cache: keep the kernels that are compiled at run time in the
+    user's cache, by the file's contents, so that the next process starts sooner.
     Raises BackendError if the plugin is missing, too old, or serves no GPU here; BundleError if the file is no model.
     """
 
@@ -57,9 +57,9 @@ class RtxSession(Opened):
         self.graphs = itertools.count(1) if graphs else None
 
     def bind(self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None, lane: cuda.Lane) -> RtxBound:
-        """The network between fixed arrays on the GPU. An output that is not given gets a fresh array.
+        """The network between fixed arrays on the GPU. An output that is not given gets a new array.
 
-        lane: whose work comes before a run. ValueError as in run, BackendError without cuda-python.
+        lane: a run waits for its work. ValueError as in run, BackendError without cuda-python.
         """
         arrays, binding = self.placed(feeds, outputs, lane), self._session.io_binding()
         made, place = self._ort.OrtValue.ortvalue_from_shape_and_type, (GPU, self.device, NVIDIA)
@@ -70,27 +70,27 @@ class RtxSession(Opened):
 
 
 class RtxBound(OrtBound):
-    """As OrtBound, through arrays that ONNX Runtime holds on the GPU. values: those, by name."""
+    """An OrtBound that copies through ONNX Runtime's own arrays on the GPU. values: those arrays, by name."""
 
     def __init__(self, session: RtxSession, lane: cuda.Lane, arrays: Any, binding: Any, values: dict[str, Any]) -> None:
         super().__init__(session, lane, arrays, binding)
         self._values, self._inputs = values, session.inputs
 
     def put(self) -> None:
-        """Run, on ONNX Runtime's own stream: after what is on the lane, and done when this returns."""
+        """Run on ONNX Runtime's own stream: wait for the lane first, and return when the run is done."""
         for name in self._inputs:
             self._lane.copy(self._values[name].data_ptr(), self.arrays[name].pointer, self.arrays[name].nbytes)
         super().put()
         for name in self.arrays.keys() - self._inputs:
             self._lane.copy(self.arrays[name].pointer, self._values[name].data_ptr(), self.arrays[name].nbytes)
-        self._lane.sync()  # what ONNX Runtime holds may go with this
+        self._lane.sync()  # ONNX Runtime's arrays may be freed with this object
 
 
 @cache
 def gpus() -> list[Any]:
     """The GPUs that the plugin serves, as ONNX Runtime's devices; loads it into this process.
 
-    Raises BackendError that says why there is none.
+    Raises BackendError, which says why, if there is none.
     """
     ort, plugin = _import_onnxruntime(), _import_plugin()
     version = tuple(map(int, ort.__version__.split(".")[:2]))

@@ -1,7 +1,7 @@
-"""A network's file becomes a session: {name: array} -> {name: array}, whatever engine runs it.
+"""Open a network's file as a session: {name: array} -> {name: array}, whichever engine runs it.
 
-Asked for a backend, you get that backend or a BackendError. "auto" takes what suits the machine and the file, and
-`.backend` says what that was. The engines themselves are in `ort`, `ov`, `rtx` and `trt`, imported when one is opened.
+If you ask for a backend, you get that backend or a BackendError. "auto" picks the one that suits the machine and the
+file; `.backend` names it. The engines are in `ort`, `ov`, `rtx` and `trt`, each imported when it is opened.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dgiqa import machine
 from dgiqa.runtime.backends import CUDA, OPENVINO, RTX, TENSORRT, choose
 
-_OPENED: WeakSet[Any] = WeakSet()  # sessions of this process, and in a fork those of its parent
+_OPENED: WeakSet[Any] = WeakSet()  # sessions of this process and, in a fork, of its parent
 
 
 class Session(Protocol):
@@ -46,11 +46,11 @@ def open_session(
     """Open an ONNX file, or for "tensorrt" a plan, with `backend`: "auto" or one of BACKENDS.
 
     precision: one of spec.PRECISIONS. fp16 and int8 are in the file; bf16 is how OpenVINO runs an fp32 file.
-    threads: on the CPU, by default all usable cores. parallel: calls of `run` that will go on at a time and share the
-    threads. plugins: libraries that a plan needs. device: the ordinal of the GPU, for backends that have one. graphs:
-    whether those record CUDA graphs, by default TensorRT alone.
+    threads: on the CPU, by default all usable cores. parallel: the number of simultaneous calls of `run`, which share
+    the threads. plugins: libraries that a plan needs. device: the GPU's ordinal, for GPU backends. graphs: whether GPU
+    backends record CUDA graphs; by default only TensorRT does.
     Raises ValueError for an unknown backend or precision, BackendError for one that is not installed or cannot run
-    the file, BundleError if it is not a model.
+    the file, BundleError if the file is not a model.
     """
     chosen = choose(backend, precision, path)
     on_cpu = chosen not in (CUDA, RTX, TENSORRT)
@@ -82,9 +82,9 @@ def open_session(
 
 
 def identity(backend: str, device: int | None = None) -> dict[str, str]:
-    """An engine is bound to these: {"engine": name, "version": in full, "device": its name[, "compute_capability"]}.
+    """What binds an engine: {"engine": name, "version": in full, "device": its name[, "compute_capability"]}.
 
-    Raises BackendError if the backend is not there.
+    Raises BackendError if the backend is missing.
     """
     choose(backend)
     if backend == TENSORRT:

@@ -1,8 +1,8 @@
-"""A TensorRT plan becomes a session: {name: array} -> {name: array}. And what a plan is bound to, needs and holds.
+"""Open a TensorRT plan as a session: {name: array} -> {name: array}. Also name the versions and GPU that bind a plan.
 
-One primitive carries it all: a Bound is the network between arrays at fixed places on the device. `run` copies into one
-and out of it, `bind` makes one of the caller's arrays. Checked against stand-ins that do the work of a stream as late
-as they may: not yet run on a GPU. `builder.plan` builds plans.
+Everything rests on Bound, the network between arrays at fixed addresses on the device. `run` copies into and out of
+one; `bind` makes one from the caller's arrays. Not yet run on a GPU: checked against stand-ins that do the work of a
+stream as late as they may. `builder.plan` builds plans.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 OLDEST = (10, 12)  # the first with strong typing in full
 STREAMS = 2  # runs that can be under way at once
-KEPT = 4  # shapes whose arrays and graphs each of them keeps
-ALIGNMENT = 256  # bytes: what TensorRT asks of the address of every input and output
+KEPT = 4  # shapes whose arrays and graphs each stream keeps
+ALIGNMENT = 256  # bytes, required of the address of every input and output
 # The inspector's words for a tensor ("Half", "Row major linear FP16 format"), and parts of kernels' names, such as
-# sm80_xmma_fprop_implicit_gemm_f16f16_f16f16_f16_nhwckrsc_... or ..._i8i8_i8i32_f32_...: narrowest first.
+# sm80_xmma_fprop_implicit_gemm_f16f16_f16f16_f16_nhwckrsc_... or ..._i8i8_i8i32_f32_...: narrowest type first.
 _TOLD = {
     "fp8": re.compile(r"fp8|float8|e4m3", re.IGNORECASE),
     "int8": re.compile(r"\bint8|i8i8|_imma|_int8", re.IGNORECASE),
@@ -52,8 +52,8 @@ class TrtSession:
     """A TensorRT plan, ready to run from any thread.
 
     plan: a file written by build_plan (loading a plan runs its code: only load your own). plugins: libraries it needs.
-    device: the GPU's ordinal. graphs: record a CUDA graph when shapes come for the second time. Lives in the CUDA
-    context that is current when it is opened, if that is the device's.
+    device: the GPU's ordinal. graphs: record a CUDA graph when shapes come for the second time. The session uses the
+    CUDA context that is current when it is opened, if that is on the device, else the device's primary one.
     Raises BackendError without TensorRT or a GPU, EngineError for a plan that does not load here.
     """
 
@@ -97,9 +97,9 @@ class TrtSession:
             self._free.put(lane)
 
     def bind(self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None, lane: Lane) -> Bound:
-        """The network between fixed arrays on the device. An output that is not given gets a fresh array.
+        """The network between fixed arrays on the device. An output that is not given gets a new array.
 
-        lane: where it will run, which others may share, one after the other. ValueError as in run, and for addresses
+        lane: where it runs; networks may share a lane, one after the other. ValueError as in run, and for addresses
         that are not aligned to 256 bytes.
         """
         with lane.current():
@@ -109,14 +109,14 @@ class TrtSession:
 
     @property
     def most_at_once(self) -> int:
-        """The largest batch."""
+        """The largest batch of any profile."""
         return max(limits[self.inputs[0]][1][0] for limits in self._profiles)
 
     def layer_precisions(self) -> Counter[str]:
-        """Layers per precision: "fp32", "fp16", "int8", ..., "other" for layers that hold no such tensor.
+        """The number of layers per precision: "fp32", "fp16", "int8", ..., "other" for layers without such a tensor.
 
-        A layer counts under the narrowest type it reads or writes, else that of its weights, else what the name of its
-        kernel says; "unknown" is what shows none of them.
+        A layer counts under the narrowest type it reads or writes, else its weights' type, else the type in its
+        kernel's name; "unknown" if TensorRT shows none of these.
         """
         import tensorrt as trt
 
@@ -126,7 +126,7 @@ class TrtSession:
             execution, inspector = execution_of(engine), engine.create_engine_inspector()
             for name in (name for name, wanted in inputs.items() if None in wanted.shape):
                 execution.set_input_shape(name, as_shape(engine.get_tensor_profile_shape(name, 0)[1]))
-            inspector.execution_context = execution  # without one whose shapes are set it shows no types
+            inspector.execution_context = execution  # it shows types only if it has one whose shapes are set
             told = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
             del inspector, execution
         return Counter(map(_layer_precision, told["Layers"]))
@@ -142,19 +142,19 @@ class TrtSession:
         raise ValueError(f"{got}; build one for it: dgiqa-rt build with --batch or --depth")
 
     def expect(self, done: Any, what: str) -> None:
-        """BackendError, in TensorRT's own words, unless it did what it was to do."""
+        """BackendError, in TensorRT's own words, unless `done`."""
         if not done:
             raise BackendError(f"{self.backend} {what}: {logger().text()}")
 
     def close(self) -> None:
-        """Wait for what is under way and release all memory, the engine's as well. Further runs raise ValueError."""
+        """Wait for runs under way and release all memory, the engine's as well. Further runs raise ValueError."""
         if self.engine is None or sys.is_finalizing():
             return
         lanes = [self._free.get() for _ in range(STREAMS)]
-        with suppress(BackendError), self.context.current():  # whose owner may have ended it, and all that was in it
+        with suppress(BackendError), self.context.current():  # its owner may have destroyed the context with all in it
             for lane in lanes:
                 lane.close()
-            self.engine = None  # after what executes it, and in the CUDA context that it was made in
+            self.engine = None  # after its execution contexts, and in the CUDA context that it was made in
         for lane in lanes:
             self._free.put(lane)
 
@@ -167,9 +167,9 @@ class TrtSession:
 
 
 class Bound:
-    """Inputs and outputs at fixed places on the device, by name, and the network between them: see TrtSession.bind.
+    """Inputs and outputs at fixed addresses on the device, by name, and the network between them: see TrtSession.bind.
 
-    What computes is the memory of its lane, which all that runs there shares.
+    It computes in the scratch memory of its lane, which all work on the lane shares.
     """
 
     def __init__(
@@ -198,22 +198,22 @@ class Bound:
         lane.scratch(self._need)  # it may move, so this comes before any recording
 
     def run(self) -> None:
-        """Put one run on the lane: plainly at first, recorded the second time, replayed from then on."""
+        """Enqueue one run on the lane: run it the first time, record it the second, then replay it."""
         self._lane.replay(self, self.put)
 
     def put(self) -> None:
-        """Put one plain run on the lane: what a graph of one's own records.
+        """Enqueue one plain run on the lane, which a graph of the caller's may record.
 
-        TensorRT wants to have run once before it is recorded.
+        TensorRT must have run once before it is recorded.
         """
-        if self._at != self._lane.at:  # something larger came, and the memory moved
+        if self._at != self._lane.at:  # a larger run came, and the memory moved
             self._execution.set_device_memory(self._lane.at, self._need)
             self._at = self._lane.at
         self._session.expect(self._execution.execute_async_v3(self._lane.handle), "did not run")
 
     def __del__(self) -> None:
         if not sys.is_finalizing():
-            with suppress(BackendError, AttributeError), self._lane.current():  # as in TrtSession; or it was not made
+            with suppress(BackendError, AttributeError), self._lane.current():  # as in close; or never made
                 try:
                     self._lane.sync()
                 finally:  # also where the lane was closed before
@@ -222,16 +222,16 @@ class Bound:
 
 
 def identity(device: int | None = None) -> dict[str, str]:
-    """A plan is bound to these: version, device (name), compute_capability. BackendError without TensorRT."""
+    """What binds a plan: version, device (name), compute_capability. BackendError without TensorRT."""
     version, context = str(import_tensorrt().__version__), cuda.Context(device)
     return {"version": version, "device": context.gpu, "compute_capability": context.compute_capability}
 
 
 def import_tensorrt() -> Any:
-    """The module; or the small runtime of version-compatible plans under its name. BackendError: missing or too old."""
+    """The module, or the lean runtime for version-compatible plans under its name. BackendError: missing or too old."""
     try:
         if "tensorrt" not in sys.modules and not importlib.util.find_spec("tensorrt"):
-            with suppress(ModuleNotFoundError):  # it has all that running takes
+            with suppress(ModuleNotFoundError):  # it has everything that a run needs
                 sys.modules["tensorrt"] = importlib.import_module("tensorrt_lean")
         trt = importlib.import_module("tensorrt")
     except (ImportError, OSError) as error:
@@ -245,9 +245,9 @@ def import_tensorrt() -> Any:
 
 @cache
 def logger() -> Any:
-    """TensorRT's logger, whose `text()` is its last warnings and errors, for error messages; they are told once.
+    """TensorRT's logger. `text()` returns, and forgets, its last warnings and errors, for error messages.
 
-    One for the process: while anything that knows a logger lives, TensorRT ignores every other.
+    There is one per process: while any object that knows a logger lives, TensorRT ignores every other logger.
     """
     import tensorrt as trt
 
@@ -272,7 +272,7 @@ def logger() -> Any:
 
 @cache
 def load_plugins(libraries: tuple[Path, ...]) -> frozenset[str]:
-    """Load each library once per process; the names of the operators that all plugins together serve."""
+    """Load each library once per process. Return the names of the operators that all plugins together implement."""
     if not libraries:
         return frozenset()
     import tensorrt as trt
@@ -285,14 +285,14 @@ def load_plugins(libraries: tuple[Path, ...]) -> frozenset[str]:
 
 
 def load_plan(plan: Path, plugins: Sequence[Path]) -> trt.ICudaEngine:
-    """The engine of a plan. EngineError where it is missing or does not load here."""
+    """The engine of a plan. EngineError if the plan is missing or does not load here."""
     import tensorrt as trt
 
     if not plan.is_file():
         raise EngineError(f"{plan} is missing; build it: dgiqa-rt build")
     load_plugins(tuple(plugins))
     runtime = trt.Runtime(logger())
-    runtime.engine_host_code_allowed = True  # of version-compatible plans; engines are verified before they come here
+    runtime.engine_host_code_allowed = True  # version-compatible plans need it; engines are verified before this
     engine = runtime.deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
         raise EngineError(
@@ -302,13 +302,13 @@ def load_plan(plan: Path, plugins: Sequence[Path]) -> trt.ICudaEngine:
 
 
 def execution_of(engine: trt.ICudaEngine) -> trt.IExecutionContext:
-    """An execution context without memory to compute in. BackendError where TensorRT makes none."""
+    """An execution context without scratch memory. BackendError if TensorRT cannot make one."""
     import tensorrt as trt
 
     execution = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
     if execution is None:
         raise BackendError(f"TensorRT {trt.__version__} made no execution context: {logger().text()}")
-    execution.nvtx_verbosity = trt.ProfilingVerbosity.NONE  # or it is as detailed as what the plan tells of itself
+    execution.nvtx_verbosity = trt.ProfilingVerbosity.NONE  # else it is as detailed as the plan's layer information
     return execution
 
 
@@ -339,7 +339,7 @@ def _dtype(engine: trt.ICudaEngine, name: str) -> np.dtype[Any]:
 
 
 def _limits(engine: trt.ICudaEngine, name: str, profile: int) -> tuple[Shape, Shape]:
-    """Smallest and largest shape of an input; one of a fixed shape need not be in a profile."""
+    """Smallest and largest shape of an input; an input with a fixed shape need not be in a profile."""
     if -1 not in (shape := as_shape(engine.get_tensor_shape(name))):
         return shape, shape
     low, _, high = engine.get_tensor_profile_shape(name, profile)
