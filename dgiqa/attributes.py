@@ -1,8 +1,8 @@
-"""Pixels become measured attributes, and attributes become a note where a picture is none that the model knows.
+"""Pixels become measured attributes, and attributes become a note where the model was not made for such a picture.
 
-What is measured is what can be named without a model: sharpness, noise, brightness, contrast, colour, blocks. It
-explains the score and is no part of it. Cost: a few milliseconds at any size, since what needs the
-picture's own pixels looks at 512 x 512 of them, and the rest at the picture reduced by area.
+The attributes can be measured without a model: sharpness, noise, brightness, contrast, colour, blocks. They explain the
+score and are no part of it. They cost a few milliseconds at any size: those that need the picture's own pixels look at
+512 x 512 of them, and the rest look at the picture reduced by area.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 UInt8 = NDArray[np.uint8]
 
-SHORT_SIDE = 336  # the default model's: of the reduced picture, pixels
+SHORT_SIDE = 336  # of the reduced picture, pixels, as for the default model
 PATCH = 256  # side of each of the four parts that are looked at in the picture's own pixels; a multiple of 8
 CLIPPED = 3  # levels from either end of 0..255
 FLAT, WEAK, STRONG = 3, 40, 60  # levels between a pixel's neighbours: at most, below, at least
@@ -27,14 +27,14 @@ FLAT, WEAK, STRONG = 3, 40, 60  # levels between a pixel's neighbours: at most, 
 UNIFORM = 0.04  # contrast: what a covered lens and a wall leave, noise included
 GREY = 4.0  # mean distance of a pixel's channels, levels: JPEG leaves up to 2 in a grey picture
 TEXT = {"palette": 0.65, "dominant": 0.3, "edges": 0.12, "framed": 0.05}  # all of them above
-# (all of these above, texture below): what is full of edges, the same after strong compression, sparse lines.
+# (all of these above, texture below): a picture full of edges, the same after strong compression, sparse lines.
 GRAPHICS = (
     ({"palette": 0.5, "framed": 0.5, "edges": 0.01}, 0.25),
     ({"palette": 0.5, "framed": 0.35, "edges": 0.01}, 0.12),
     ({"palette": 0.6, "framed": 0.9, "edges": 0.0005}, 0.04),
 )
 FEW = {"palette": 0.98, "flat": 0.9}  # of eight colours, as test charts are
-ONE_COLOUR = 0.7  # share of the commonest one: above it may be a night sky
+ONE_COLOUR = 0.7  # share of the commonest one: with more, it may be a night sky
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Attributes:
     """Measurements of one picture.
 
     width, height: pixels. sharpness: natural logarithm of the standard deviation of the Laplacian of the reduced
-    picture's brightness, levels of 255; ordinary photographs have 1.5 to 4. noise: standard deviation of what no
-    second difference explains, levels (Immerkaer 1996, by the median). brightness: mean, 0..1. dark_clipped,
+    picture's brightness, levels of 255; ordinary photographs have 1.5 to 4. noise: its standard deviation, from second
+    differences, levels (Immerkaer 1996, by the median). brightness: mean, 0..1. dark_clipped,
     bright_clipped: share of pixels at the ends, 0..1. contrast: between the 1st and 99th percentile of brightness,
     0..1. colourfulness: Hasler and Suesstrunk 2003; 0 is grey, above 80 is garish. blockiness: how much larger steps
     are across the borders of 8 x 8 blocks than elsewhere; 0 is none, JPEG at quality 20 gives about 1. entropy: of
@@ -80,7 +80,7 @@ class Attributes:
 def measure(rgb: UInt8, reduced: UInt8 | None = None) -> Attributes:
     """The attributes of a picture, uint8 [H,W,3] RGB.
 
-    reduced: the same by area to a short side of SHORT_SIDE, where it is at hand: at 12 megapixels it takes most time.
+    reduced: the picture reduced by area to a short side of SHORT_SIDE, if there is one: it takes most of the time.
     """
     height, width = rgb.shape[:2]
     small = _reduced(rgb) if reduced is None else reduced
@@ -105,9 +105,9 @@ def measure(rgb: UInt8, reduced: UInt8 | None = None) -> Attributes:
 
 
 def kind_of(a: Attributes) -> str:
-    """What a picture is that the model was not made for: "uniform", "text", "graphics", "greyscale"; "" for none.
+    """The kind of picture that the model was not made for: "uniform", "text", "graphics", "greyscale"; "" for others.
 
-    Greyscale photographs are scored as any other; that is said because a missing colour is not judged.
+    Greyscale photographs are scored like any other; they get a note because the missing colour is not judged.
     """
     if a.contrast < UNIFORM:
         return "uniform"
@@ -142,7 +142,7 @@ def _above(a: Attributes, least: Mapping[str, float]) -> bool:
 
 
 def _reduced(rgb: UInt8) -> UInt8:
-    """The picture by area to SHORT_SIDE, never enlarged: uint8 [h,w,3]."""
+    """The picture reduced by area to a short side of SHORT_SIDE, never enlarged: uint8 [h,w,3]."""
     height, width = rgb.shape[:2]
     scale = SHORT_SIDE / min(height, width)
     if scale >= 1:
@@ -159,14 +159,14 @@ def _histogram(pictures: Sequence[UInt8]) -> NDArray[np.float64]:
 
 def _colour(rgb: UInt8) -> tuple[float, float]:
     """(colourfulness, mean distance of the channels in levels)"""
-    r, g, b = (rgb[::2, ::2, i].astype(np.float32) for i in range(3))  # a quarter of them tells as much
+    r, g, b = (rgb[::2, ::2, i].astype(np.float32) for i in range(3))  # a quarter of them is enough
     rg, yb = r - g, (r + g) / 2 - b
     spread, offset = math.hypot(rg.std(), yb.std()), math.hypot(rg.mean(), yb.mean())
     return spread + 0.3 * offset, float(np.abs(rg).mean() + np.abs(yb).mean())
 
 
 def _native(rgb: UInt8) -> dict[str, float]:
-    """What only the picture's own pixels show."""
+    """Attributes that need the picture's own pixels."""
     pieces = _parts(rgb)
     parts = [np.asarray(cv2.cvtColor(piece, cv2.COLOR_RGB2GRAY), np.uint8) for piece in pieces]
     ranges = [np.asarray(cv2.morphologyEx(grey, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))) for grey in parts]
@@ -208,7 +208,7 @@ def _parts(rgb: UInt8) -> list[UInt8]:
 
 def _colour_shares(parts: Sequence[UInt8]) -> NDArray[np.float64]:
     """Shares of the eight commonest colours in steps of 8 levels, commonest first: f64 [8], or fewer."""
-    thinned = [rgb[::2, ::2] >> 3 for rgb in parts]  # a quarter of the pixels tells as much
+    thinned = [rgb[::2, ::2] >> 3 for rgb in parts]  # a quarter of the pixels is enough
     r, g, b = (np.concatenate([rgb[..., i].ravel() for rgb in thinned]).astype(np.uint16) for i in range(3))
     counts = np.bincount(r << 10 | g << 5 | b)  # OpenCV's histogram of three channels takes three times as long
     return np.asarray(np.sort(counts[counts > 0])[:-9:-1] / len(r))
@@ -218,7 +218,7 @@ _SECOND = np.array([1, -2, 1], np.float32)  # differences, along both axes
 
 
 def _noise(parts: Sequence[UInt8]) -> float:
-    """Deviation of noise: the median of |second differences| is that of noise where less than half is texture."""
+    """The noise's deviation: the median of |second differences| is the noise's own if less than half is texture."""
     found = [cv2.convertScaleAbs(cv2.sepFilter2D(grey, cv2.CV_16S, _SECOND, _SECOND))[1:-1, 1:-1] for grey in parts]
     inner = [np.ascontiguousarray(each) for each in found if each.size]
     median = np.searchsorted(_histogram(inner).cumsum(), 0.5) if inner else 0
@@ -230,7 +230,7 @@ def _blockiness(parts: Sequence[UInt8]) -> float:
     across, elsewhere = [], []
     for grey in parts:
         for lines in (grey, grey.T):
-            steps = np.abs(np.diff(lines.astype(np.int16), axis=0)).mean(1)  # step i lies between lines i and i + 1
+            steps = np.abs(np.diff(lines.astype(np.int16), axis=0)).mean(1)  # step i is between lines i and i + 1
             border = np.arange(len(steps)) % 8 == 7
             across.append(steps[border])
             elsewhere.append(steps[~border])

@@ -1,7 +1,7 @@
 """Pictures -> the black bars around them (letterbox, pillarbox): how many rows and columns show no picture.
 
-A bar must look like one: black to its outer edge, along a straight border, with its like on the opposite side. A night
-sky, an object on a black ground and a dark scene have none of this, so their pixels stay.
+A bar is black to its outer edge, ends at a straight border, and has a counterpart on the opposite side. A night sky, an
+object on a black ground and a dark scene do not look like that, so their pixels stay.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ UInt8 = NDArray[np.uint8]
 Bars = tuple[int, int, int, int]  # rows at the top and the bottom, columns at the left and the right
 
 NONE: Bars = (0, 0, 0, 0)
-BLACK = 24  # of 255: no level in a bar is above this, but for a few that coding left there
+BLACK = 24  # of 255: no level in a bar is above this, except a few that coding left there
 RINGING = 16  # rows next to the border into which coding spreads the picture
 LIGHT = 40  # of 255: a level above this belongs to the picture
 BORDER = 0.4  # least share of a line just inside the border that is light
-SPECKS = 0.05  # most of a line just outside of it
+SPECKS = 0.05  # most of a line just outside the border that is light
 BORDER_ROWS = 4  # lines within which light begins: a soft edge, or rows lost to chroma subsampling
-LEAST = 0.01  # of the side: what is narrower is an edge, not a bar
+LEAST = 0.01  # of the side: anything narrower is an edge, not a bar
 UNEVEN = 0.5  # the narrower bar of a pair is at least this share of the wider
 
 
@@ -36,7 +36,7 @@ def light(rgb: UInt8) -> UInt8:
 
 
 def find_in(levels: UInt8) -> Bars:
-    """`find` for the levels that `light` gives, uint8 [H,W]; of several pictures, their maximum."""
+    """`find` for the levels that `light` gives, uint8 [H,W]; for several pictures, pass their maximum."""
     top, bottom = _pair(levels)
     left, right = _pair(levels[top : len(levels) - bottom].T)
     if not (top or bottom):  # columns beside a picture may hide its rows
@@ -51,7 +51,7 @@ def crop(picture: UInt8, bars: Bars) -> UInt8:
 
 
 def is_dark_at_edges(levels: UInt8) -> bool:
-    """Whether two opposite edges of uint8 [H,W] are black, so that a bar could lie there."""
+    """Whether two opposite edges of uint8 [H,W] are black, so that there could be bars."""
     pairs = ((levels[:1], levels[-1:]), (levels.T[:1], levels.T[-1:]))
     return any(_is_black(a).all() and _is_black(b).all() for a, b in pairs)
 
@@ -87,7 +87,7 @@ class Tracker:
 
 
 def _pair(levels: UInt8) -> tuple[int, int]:
-    """Rows of the bars at the top and the bottom of uint8 [H,W]; 0 and 0 unless there are two of a kind."""
+    """Rows of the bars at the top and the bottom of uint8 [H,W]; 0 and 0 unless there are two alike."""
     height = len(levels)
     if not height or not levels.shape[1]:
         return 0, 0

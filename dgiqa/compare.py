@@ -1,7 +1,7 @@
-"""A picture and its reference become a Comparison: both scores, what was lost, and a full-reference score.
+"""A picture and its reference become a Comparison: both scores, the drop, and a full-reference score.
 
-Both go through the same pass with the same windows, so tile is paired with tile. What differs between pictures alone,
-such as which tiles show the sky, drops out of the difference, and its standard error is much smaller than the scores'.
+Both go through the same pass with the same windows, so tiles are compared in pairs. The contents of a tile, such as
+sky, drop out of the difference, so its standard error is much smaller than the scores'.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from dgiqa.score import Score, mean_and_error
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """How good a picture looks beside its reference.
+    """How good a picture looks compared with its reference.
 
-    score, reference: of each alone. drop: reference's value less the picture's, above 0 where quality was lost;
+    score, reference: each picture's own. drop: reference's value less the picture's, above 0 where quality was lost;
     drop_error: its standard error over the pairs of tiles, None for a single tile. tile_drops: f32 [n].
-    full_reference: how close the picture looks to its reference, in [0, 1]: by the model where it has learned that, and
-    then tile_full_reference is f32 [n], of each tile; else by `full_reference.likeness`, of the pictures at their own
-    size. None for pictures on a GPU.
+    full_reference: how close the picture looks to its reference, in [0, 1]. A model that has learned it gives it for
+    each tile, too (tile_full_reference: f32 [n]). Otherwise it is `full_reference.likeness` of the pictures at their
+    own size, None for pictures on a GPU.
     """
 
     score: Score
@@ -43,7 +43,7 @@ class Comparison:
     def as_row(self, *, max_drop: float | None = None, fail_under: float | None = None) -> Row:
         """The comparison as a row of `dgiqa-rt compare`; see docs/rows.md.
 
-        max_drop, fail_under: of drop and of full_reference, what its verdict is decided by.
+        max_drop, fail_under: the limits of drop and full_reference that decide its verdict.
         """
         lost = max_drop is not None and self.drop > max_drop
         far = fail_under is not None and (self.full_reference or 0) < fail_under
@@ -70,7 +70,7 @@ def compare(
     reference_name: str | None = None,
     tiling: str | None = None,
 ) -> Comparison:
-    """Compare two pictures of one size. Raises ImageError if they are not, and as `Stages.score` does."""
+    """Compare two pictures of the same size. Raises ImageError if their sizes differ, and as `Stages.score` does."""
     named = ((picture, name), (reference, reference_name))
     works = [
         stages.prepare(source, called or name_of(source), tiling or stages.tiling, look=True, keep=True)

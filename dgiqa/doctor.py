@@ -1,7 +1,7 @@
-"""What is installed on this machine -> what it can run, and what to do about what is missing.
+"""Checks of this machine: what is installed, what it can run, and how to get what is missing.
 
-Every check stands alone and catches what goes wrong in it: a doctor that crashes on a sick machine is of no use. torch
-is looked for but never imported. Nothing is changed, and nothing is fetched.
+Every check is independent and catches its own errors: a doctor that crashes on a sick machine is of no use. torch is
+looked for but never imported. Nothing is changed, and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MINIMUM_MEMORY_MB = 1024  # the small model needs 400 MB for one photograph
 class Check:
     """One finding. status: "ok", "warn" (works, but you may want to know) or "fail" (scoring cannot work here).
 
-    data holds the same facts as `found` for programs; fix says what to do, and is empty where nothing is to be done.
+    data holds the same facts as `found` for programs; fix says what to do, and is empty where there is nothing to do.
     """
 
     name: str
@@ -85,7 +85,7 @@ def healthy(checks: Iterable[Check]) -> bool:
 def _guarded(name: str, check: Callable[[], Check]) -> Check:
     try:
         return check()
-    except Exception as error:  # whatever it is, it is the finding
+    except Exception as error:  # any error is the finding
         fix = "mend the first failure above, then run this again"
         return Check(name, FAIL, f"{type(error).__name__}: {error}", fix)
 
@@ -177,7 +177,7 @@ def _openvino(wheels: dict[str, str]) -> Check:
 
 
 def _tensorrt(gpus: list[dict[str, str]], wheels: dict[str, str]) -> Check:
-    """Whether plans can be built and run. Importing it takes seconds and a GPU, so the wheels are asked."""
+    """Whether plans can be built and run. Importing it takes seconds and a GPU, so only the wheels are checked."""
     from dgiqa.runtime.backends import INSTALL, TENSORRT
 
     found = {name: version for name, version in wheels.items() if re.fullmatch(r"tensorrt(-cu1\d)?", name)}
@@ -213,7 +213,7 @@ def _engines() -> Check:
 
 
 def _video() -> Check:
-    """PyAV, by decoding two frames that it has encoded: its versions differ in what they call things."""
+    """Whether PyAV works, shown by decoding two frames that it encoded: its versions name things differently."""
     if importlib.util.find_spec("av") is None:
         return Check("video", OK, "not installed", data={"av": None})
     fix = install("video").replace("install", "install --upgrade")
@@ -251,7 +251,7 @@ def _decoded_clip() -> list[tuple[int | None, str]]:
 
 
 def _extras() -> Check:
-    """What other commands could use. Looked up, not imported: torch alone takes a second."""
+    """Packages that other commands can use. They are not imported: torch alone takes a second."""
     present = {name: importlib.util.find_spec(name) is not None for name in ("onnx", "torch")}
     found = ", ".join(f"{name} {'installed' if there else 'not installed'}" for name, there in present.items())
     return Check("optional", OK, found, data=present)

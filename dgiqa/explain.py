@@ -1,14 +1,14 @@
-"""A picture becomes a map of its quality: where it is low, and whether near or far things are the worse.
+"""A picture becomes a map of its quality: where it is low, and whether near or far things are worse.
 
     picture ─► tiles at twice the usual size, overlapping ─► each one's score ─► weighted means ─► map
                                               depth image ─► map by quantiles of depth ─► near and far
             ─► the score's own tiles ─► their scores ─────────────────────► the tiles that decide
             ─► tiles at the usual size ─► the last layer, place by place ─► Grad-CAM, with depth and without
 
-A score is a mean over few large tiles. The map asks the same networks about smaller parts: the picture is seen at ZOOM
-times its working size where it has the pixels, and tiles lie STRIDES to a tile's side. What it says is relative: parts
-are compared with each other, since networks are used to see pictures smaller. Grad-CAM says where in a picture as it is
-scored its logit comes from, see `last_layer`; its places see far around them, so it is the coarser of the two.
+A score is a mean over few large tiles. The map asks the same networks about smaller parts: they see the picture at ZOOM
+times its working size where it has the pixels, with STRIDES tiles starting along a tile's side. The map is relative: it
+compares parts with each other, since the networks are used to smaller pictures. Grad-CAM shows which places of the
+picture, as it is scored, its logit comes from (see `last_layer`). Each place sees far around itself, so it is coarser.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ UInt8 = NDArray[np.uint8]
 
 ZOOM = 2  # times the working size
 STRIDES = 3  # tiles begin this often along a tile's side
-MAX_TILES = 400  # of one picture; before there are more they lie further apart
+MAX_TILES = 400  # of one picture; larger pictures get longer strides
 QUANTILES = 4  # of depth, each a quarter of the picture
 SIDE = 720  # longest side of a picture that is shown, pixels
 LEGEND = 26  # pixels below it
 GAP = 6  # pixels between drawings
 LOWEST = 3  # how many tiles of the map are named
-FLAT = 0.25  # of the contrast that the middle tile has: below it there is nothing to judge by
+FLAT = 0.25  # of the median tile's contrast: below it there is nothing to judge
 COARSE = 16  # pixels that are averaged before contrast is measured, so that blur does not lower it
 CAM_CELL = 8  # pixels of the working image
-CAM_ROUNDS = 20  # in which what a tile's places have in common is found
+CAM_ROUNDS = 20  # in which the picture's logits are separated from those of a tile's places
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
@@ -65,12 +65,12 @@ class Explanation:
 
     source, bundle, height, width, score: as in Score. value: mean of the map, which is not the picture's score.
     map: f32 [rows,columns] in [0, 1], cells of equal size over the whole picture. windows: int32 [n,2], top-left (y, x)
-    of the map's tiles in pixels of the image as decoded, which are `side` (height, width) large; tile_scores: f32 [n];
+    of the map's tiles in pixels of the image as decoded; side: their (height, width); tile_scores: f32 [n];
     flat: bool [n], tiles that show next to nothing, such as a clear sky, whose scores mean little.
     deciding: the score's own tiles, `deciding_side` large, the one that lowers it most first. by_depth: mean of the map
     in each quarter of the picture by depth, the farthest first; None where the model has no depth or the picture none.
     cam: f32 [rows,columns], logit of each place of the working image, or None if it was not asked for; cam_flat: the
-    same when all of the picture is equally far, None without depth. picture: uint8 [H,W,3] as the networks saw it.
+    same with all of the picture equally far, None without depth. picture: uint8 [H,W,3] as the networks saw it.
     """
 
     source: str
@@ -103,12 +103,12 @@ class Explanation:
 
     @property
     def near_and_far(self) -> str:
-        """What depth has to do with it, in words; empty where that is not known."""
+        """Whether the near or the far quarter is worse, in words; empty where depth is not known."""
         if self.by_depth is None:
             return ""
         far, near = self.by_depth[0], self.by_depth[-1]
         which = "near" if near < far else "far"
-        return f"what is {which} is the worse: nearest quarter {near:.3f}, farthest {far:.3f}"
+        return f"the {which} parts are worse: nearest quarter {near:.3f}, farthest {far:.3f}"
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON; without the picture."""
@@ -129,7 +129,7 @@ class Explanation:
         }
 
     def panels(self) -> dict[str, UInt8]:
-        """What it says -> a drawing of it, uint8 [h,w,3] RGB each: dark is low, the scale is below."""
+        """Title -> drawing of a part of the explanation, uint8 [h,w,3] RGB: dark is low, the scale is below."""
         scale = min(1.0, SIDE / max(self.picture.shape[:2]))
         size = [max(1, round(side * scale)) for side in self.picture.shape[1::-1]]
         shown = np.asarray(cv2.resize(self.picture, size, interpolation=cv2.INTER_AREA), np.uint8)
@@ -152,7 +152,7 @@ class Explanation:
 
 
 def explain(stages: Stages, source: Source, *, name: str | None = None, cam: CamSession | None = None) -> Explanation:
-    """Map the quality of a picture. cam: of the bundle's quality network, where Grad-CAM is wanted, too.
+    """Map the quality of a picture. cam: a session of the bundle's quality network, where Grad-CAM is wanted, too.
 
     Raises ImageError if there is no picture in the source, BackendError if a network fails.
     """
@@ -199,11 +199,11 @@ def _finer(work: Work, rgb: UInt8, p: spec.Preprocess) -> Work:
 
 
 def cam_map(cam: CamSession, rgb: UInt8, near: UInt8 | None, p: spec.Preprocess) -> Float32:
-    """Logits of the places of a working image -> f32 [rows,columns] of CAM_CELL pixels.
+    """Return the logit of each place of a working image, f32 [rows,columns], in cells of CAM_CELL pixels.
 
-    Convolutions see zeros beyond a tile, which with a dilation of 4 makes nine tenths of how a tile's places differ. So
-    each logit is taken as the picture's there and the tile's at that place, and the latter, but for its mean, left out.
-    Overlapping tiles tell them apart, and their middles count more than their edges.
+    Convolutions see zeros beyond a tile. With a dilation of 4 they cause nine tenths of the differences within a tile.
+    So each logit is taken as a sum of the picture's there and the tile's at that place, and the latter, except for its
+    mean, is left out. Overlapping tiles separate the two, and their middles count more than their edges.
     """
     windows = overlapping(rgb.shape[0], rgb.shape[1], p.tile)
     places = np.concatenate([cam.logits(feeds) for feeds in forward.tiles(rgb, near, windows, p)])
@@ -237,7 +237,7 @@ def overlapping(height: int, width: int, tile: int) -> NDArray[np.int32]:
 
 
 def flat(rgb: UInt8, windows: NDArray[np.int32], tile: int) -> NDArray[np.bool_]:
-    """Which windows (y, x) of a picture have next to no contrast beside the others, bool [n]."""
+    """Which windows (y, x) of a picture have next to no contrast compared with the others, bool [n]."""
     grey, side = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), max(2, tile // COARSE)
     parts = (grey[y : y + tile, x : x + tile] for y, x in windows)
     contrast = np.array([cv2.resize(part, (side, side), interpolation=cv2.INTER_AREA).std() for part in parts])
@@ -267,7 +267,7 @@ def _inward(apart: NDArray[Any]) -> NDArray[np.float64]:
 def by_depth(quality: Float32, near: UInt8) -> tuple[float, ...] | None:
     """Mean of the map in each of QUANTILES parts of a picture by its depth image, the farthest first.
 
-    None for a picture of one depth, or of too few.
+    None for a picture of a single depth, or of too few cells.
     """
     depth = np.asarray(cv2.resize(near, quality.shape[::-1], interpolation=cv2.INTER_AREA), np.float32)
     order = np.argsort(depth.ravel(), kind="stable")
@@ -293,7 +293,7 @@ def _tile(corner: NDArray[Any], score: Any, pull: Any = 0.0) -> Tile:
 
 
 def _boxed(shown: UInt8, tiles: list[Tile], side: tuple[float, float], scale: float) -> UInt8:
-    """The picture with the tiles' outlines and scores, and room where others have a scale."""
+    """The picture with the tiles' outlines and scores, and room below, where other panels have a scale."""
     drawn = shown.copy()
     for tile in tiles:
         top, left = int(tile.y * scale), int(tile.x * scale)
@@ -305,7 +305,7 @@ def _boxed(shown: UInt8, tiles: list[Tile], side: tuple[float, float], scale: fl
 
 
 def _overlaid(shown: UInt8, values: Float32, ends: Sequence[float] = ()) -> UInt8:
-    """Grey under the colours of a map whose ends are these, or its own, with its scale."""
+    """The grey picture under the colours of a map, with its scale. ends: of the scale, by default the map's own."""
     low, high = map(float, ends or (values.min(), values.max()))
     level = (values - low) / max(high - low, 1e-6)
     fine = np.asarray(cv2.resize(level, shown.shape[1::-1], interpolation=cv2.INTER_CUBIC)).clip(0, 1)
@@ -323,6 +323,6 @@ def _overlaid(shown: UInt8, values: Float32, ends: Sequence[float] = ()) -> UInt
 
 
 def _widened(picture: UInt8, *, top: int = 0, bottom: int = 0, right: int = 0) -> UInt8:
-    """The picture with white beside it."""
+    """The picture with white margins."""
     widened = cv2.copyMakeBorder(picture, top, bottom, 0, right, cv2.BORDER_CONSTANT, value=(255, 255, 255))
     return np.asarray(widened, np.uint8)

@@ -3,7 +3,7 @@
     rgb u8 [H,W,3] ──► prepare ──► Work (working image, depth image, windows) ──► Networks.score ──► finish ──► Score
 
 The pass is written here once. `Stages` is a bundle opened for it; `depth_map`, `depth_image` and `tiles` are its steps
-for those who bring a network of their own.
+for callers with a network of their own.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Int32 = NDArray[np.int32]
 BARS_NOTE = "has black bars, which count in its score"
 UNSEEN_NOTE = "bars and attributes were not measured, on a GPU"
 STAGES = ("decode", "depth_input", "depth", "depth_image", "tiles", "attributes", "quality")
-# Tiles per run. Two cores (Zen 3), small quality network, ms per tile: 7.0 alone, 5.6 from 4 tiles on, flat to 32.
+# Tiles per run. Two cores (Zen 3), small quality network, ms per tile: 7.0 for one, 5.6 from 4 tiles on, flat to 32.
 # Memory is not flat: two runs side by side hold 221 MB with 4 tiles each, 296 MB with 8.
 BATCH, BATCH_SIDE_BY_SIDE = 8, 4
 
@@ -64,8 +64,8 @@ def tiles(
 ) -> Iterator[dict[str, Float32]]:
     """Inputs of the quality network for a working image [h,w,3] and its depth image [h,w], `batch` windows at a time.
 
-    near: None where the network sees the image alone. windows: a tiling's name, or int32 [n,2].
-    Yields {spec.QUALITY_RGB, spec.QUALITY_DEPTH: f32 [<=batch,3,tile,tile]}, or the former alone.
+    near: None where the network takes no depth. windows: a tiling's name, or int32 [n,2].
+    Yields {spec.QUALITY_RGB, spec.QUALITY_DEPTH: f32 [<=batch,3,tile,tile]}, or only the former.
     """
     if isinstance(windows, str):
         windows = preprocess.windows_for(windows, rgb.shape[0], rgb.shape[1], p.tile)
@@ -75,19 +75,19 @@ def tiles(
 
 
 def _named(tiles: Sequence[Float32] | Float32) -> dict[str, Float32]:
-    """What the quality network calls tiles of the image and, where it takes them, of the depth image."""
+    """Feeds of the quality network by name: tiles of the image and, where it takes them, of the depth image."""
     return dict(zip((spec.QUALITY_RGB, spec.QUALITY_DEPTH), tiles, strict=False))
 
 
 class Networks:
-    """A bundle's networks as sessions, and how many runs of them may go on at a time (`parallel`).
+    """A bundle's networks as sessions, and how many of their runs may be in progress at a time (`parallel`).
 
-    depth: None where the quality network sees the image alone. batch: most tiles per run of the quality network, by
-    default what costs little memory and no time. mapped: what the bundle does with tile scores f32 [n], nothing by
-    default. normalisation: of tiles, see `spec.Preprocess`. Hold `turn` around a run of either network.
+    depth: None where the quality network takes no depth. batch: most tiles per run of the quality network, by default
+    a number that costs little memory and no time. mapped: the bundle's map of tile scores f32 [n], by default the
+    identity. normalisation: of tiles, see `spec.Preprocess`. Hold `turn` around a run of either network.
     """
 
-    def __init__(  # noqa: PLR0917 - what a bundle is opened as
+    def __init__(  # noqa: PLR0917 - the parts of an opened bundle
         self,
         depth: Session | None,
         quality: Session,
@@ -101,7 +101,7 @@ class Networks:
         self.parallel, self.tile, self.normalisation = parallel, tile, normalisation
         self.batch = batch or (BATCH if parallel == 1 else BATCH_SIDE_BY_SIDE)
         self.turn = threading.BoundedSemaphore(parallel)
-        self.told: Callable[[int], None] = lambda tiles: None  # after each run of the quality network: its tiles
+        self.told: Callable[[int], None] = lambda tiles: None  # called after each run of the quality network
         self._spare: deque[Float32] = deque(maxlen=parallel + 1)
 
     def score(self, parts: list[Part]) -> list[PartScores]:
@@ -135,8 +135,8 @@ class Networks:
         self._spare.clear()
 
     def _tile_memory(self, count: int) -> Float32:
-        """f32 [1 or 2,>=count,3,tile,tile], of an earlier batch if one is free: new pages take long."""
-        with suppress(IndexError):  # other threads have them, or there was none
+        """Memory f32 [1 or 2,>=count,3,tile,tile], an earlier batch's if one is free: new pages are slow."""
+        with suppress(IndexError):  # other threads have it all, or there was none
             memory = self._spare.pop()
             if memory.shape[1] >= count:
                 return memory
@@ -144,9 +144,9 @@ class Networks:
 
 
 class OnGpu:
-    """Pictures on a GPU through a bundle's networks, opened when the first one comes: (source, name, tiling) -> Work.
+    """Scores pictures on a GPU: (source, name, tiling) -> Work. It opens when the first picture comes.
 
-    Raises BackendError for networks on a CPU, without a GPU, cuda-python or the library of kernels.
+    Raises BackendError for networks on a CPU, and without a GPU, cuda-python or the library of kernels.
     """
 
     def __init__(self, networks: Networks, p: spec.Preprocess, max_pixels: int) -> None:
@@ -188,10 +188,9 @@ class OnGpu:
 class Stages:
     """A bundle opened for the pass over one image; may be used from several threads at once.
 
-    tiling: "grid" or "official:COUNT[:SEED]". max_pixels, max_memory, decode_timeout_s: as in `Scorer`. room:
-    what images that are prepared at a time share. gate: the score from which an image passes. features: keep what the
-    last layer sees. backend: what runs the networks. on_gpu: what scores pictures that lie on a GPU. copy_back: measure
-    attributes and bars of those, too, for which each is copied to the host.
+    tiling: "grid" or "official:COUNT[:SEED]". max_pixels, max_memory, decode_timeout_s, copy_back: as in `Scorer`.
+    room: the memory that images share while they are prepared. gate: the score from which an image passes. features:
+    keep the last layer's input. backend: the name of what runs the networks. on_gpu: scores pictures on a GPU.
     """
 
     bundle: Bundle
@@ -214,13 +213,13 @@ class Stages:
         return self.bundle.preprocess
 
     def score(self, source: Source, *, name: str | None = None, tiling: str | None = None) -> Score:
-        """All of it, in this thread. Raises ImageError if there is no image, BackendError if a network fails."""
+        """Score one image in this thread. Raises ImageError if there is none, BackendError if a network fails."""
         work = self.prepare(source, name or name_of(source), tiling or self.tiling, look=True)
         self.run([work])
         return self.finish(work)
 
     def run(self, works: list[Work]) -> None:
-        """The quality network over all windows of these works, in batches."""
+        """Run the quality network over all windows of these works, in batches."""
         while parts := take(works, self.networks.batch):
             for part, found in zip(parts, self.networks.score(parts), strict=True):
                 enter(part, found)
@@ -237,11 +236,11 @@ class Stages:
         keep: bool = False,
         stream: Any = None,
     ) -> Work:
-        """First half: source -> working image, depth image and windows. Given up between stages once stop is set.
+        """The first half: source -> working image, depth image and windows. A set `stop` ends it between stages.
 
-        near: the depth image to use, uint8 of the working size, instead of the depth network's. look: measure the
-        picture's attributes. keep: its pixels, too. A picture on a GPU comes back complete, after what is on `stream`;
-        `near` and `keep` say nothing to it, and only with copy_back it is looked at.
+        near: a depth image to use instead of the depth network's, uint8 of the working size. look: measure the
+        picture's attributes and bars. keep: keep its pixels. A picture on a GPU comes back scored, after the work on
+        `stream`; `near` and `keep` do not apply to it, and `look` does only with copy_back.
         """
         if self.on_gpu is not None and is_on_gpu(source):
             work = self.on_gpu(source, name, tiling, stream)
@@ -288,7 +287,7 @@ class Stages:
         return work
 
     def _look(self, work: Work, rgb: UInt8, working: UInt8) -> None:
-        """Enter what shows in a picture's pixels [H,W,3] and its working image."""
+        """Measure the attributes and bars of a picture from its pixels [H,W,3] and its working image."""
         p = self.p  # whether the working image is what `measure` would reduce the image to
         reduced = p.version >= 2 and p.short_side == SHORT_SIDE and min(rgb.shape[:2]) > SHORT_SIDE
         work.attributes = measure(rgb, working if reduced else None)
@@ -380,7 +379,7 @@ def open_stages(
 
 
 def networks_of(bundle: Bundle, opened: Mapping[str, Session], parallel: int = 1, batch: int | None = None) -> Networks:
-    """The bundle's networks, opened by file, as it wants them fed and its scores mapped."""
+    """The bundle's networks from their sessions by file name, with the bundle's normalisation and map of scores."""
     p = bundle.preprocess
     depth, quality = opened.get(spec.DEPTH_FILE), opened[spec.QUALITY_FILE]
     return Networks(depth, quality, parallel, p.tile, batch, bundle.meaning.mapped, p.normalisation)
@@ -392,14 +391,14 @@ def file_of(bundle: Bundle, file: str, engine: Engine | None) -> Path:
 
 
 def check_tiling(tiling: str, tile: int = spec.TILE) -> None:
-    """Raises ValueError, with the tilings there are, unless that is one of them."""
+    """Raise ValueError, which lists the tilings, unless `tiling` is among them."""
     preprocess.windows_for(tiling, tile, tile, tile)
 
 
 def _open(
     bundle: Bundle, network: spec.Network, backend: str, precision: str, engine: Engine | None, **options: Any
 ) -> Session:
-    """One network of the bundle, with the tensors that the contract promises."""
+    """Open one network of the bundle. Raises BundleError unless it has the contract's tensors."""
     path, plugins = file_of(bundle, network.file, engine), engine.plugins if engine else ()
     session = open_session(path, backend, precision=precision, plugins=plugins, **options)
     inputs, outputs = set(network.inputs), set(network.outputs)

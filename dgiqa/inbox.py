@@ -2,8 +2,8 @@
 
     submit() (any thread) -> queue -> pipeline.schedule (a thread) -> Future[Score]
 
-Neighbours share batches as those of `Scorer.score_many` do. Nothing is bounded here: whoever serves strangers looks at
-`pending` first.
+Neighbours share batches as in `Scorer.score_many`. The queue has no bound: a server for strangers checks `pending`
+first.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Inbox:
         return self._ended is None
 
     def submit(self, source: Source, *, name: str | None = None, tiling: str | None = None) -> Future[Score]:
-        """The score of an image as `Scorer.score` takes it, to come; or its exception, as `score` raises it.
+        """The future of an image's score, or of the exception that `Scorer.score` would raise for it.
 
-        An array must not change before then. A future that is cancelled while its image waits costs nothing.
+        An array must not change before it is done. A future that is cancelled while its image waits costs nothing.
         Raises ValueError after `close`, or whatever ended the pass.
         """
         asked = _Asked(source, name_of(source) if name is None else name, tiling)
@@ -66,7 +66,7 @@ class Inbox:
         return asked.future
 
     def close(self) -> None:
-        """Take no more; return when all that were handed in have their results."""
+        """Take no more images, and return when all that were handed in have their results."""
         with self._lock:
             self._ended = self._ended or ValueError(_CLOSED)
             self._queue.put(None)
@@ -80,7 +80,7 @@ class Inbox:
             more = partial(self._more, stages)
             for _ in schedule(stages.networks, more, ordered=False, workers=self._workers, bell=self._bell):
                 pass
-        except BaseException as broken:  # it belongs to whoever waits
+        except BaseException as broken:  # it is raised where results are waited for
             error = broken
         with self._lock:
             self._ended = error
@@ -111,7 +111,7 @@ class _Asked(Task[None]):
         self.future: Future[Score] = Future()
 
     def prepare(self, stop: threading.Event) -> Work:
-        source, self.source = self.source, None  # let go as soon as its working image is there
+        source, self.source = self.source, None  # released as soon as it has a working image
         return self.stages.prepare(source, self.name, self.tiling or self.stages.tiling, stop=stop, look=True)
 
     def arrange(self) -> None:

@@ -1,4 +1,4 @@
-"""What a bundle says about its scores, read from the manifest: reasons, presets, the scale, and a map onto another one.
+"""What a bundle says about its scores, read from the manifest: reasons, presets, the scale, and a map onto another.
 
     "reasons":     [{"name": "blur", "threshold": 0.5}, ...]       columns of the output `reasons`, in order
     "presets":     {"upload": 0.45, ...}                           scores from which a picture passes
@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from dgiqa.errors import BundleError
 
 MAX_KNOTS = 256
-# The words for a reader; a reason that is missing here is called by its name.
+# The words for a reader; a reason without an entry is shown by its name.
 WORDS = {
     "blur": "blurred",
     "noise": "noisy",
@@ -50,11 +50,11 @@ class Meaning:
     """The meaning of a bundle's scores: reasons, presets, scale and map.
 
     reasons: in the order of the columns. presets: name -> score from which a picture passes, in [0, 1].
-    kind: what the scale is ("mos": what people said), or "". interval: half the width, in the score's unit, of the
-    interval that holds 80 % of people's ratings; None where it is not known. range: what 0 and 1 are on the labels'
+    kind: the kind of scale ("mos": mean opinions of people), or "". interval: half the width, in the score's unit, of
+    the interval that holds 80 % of people's ratings; None where it is not known. range: what 0 and 1 are on the labels'
     own scale, where the best may be the lowest. raw: the network gives scores on that scale instead of 0..1; those
-    beyond its ends count as the ends. knots: (x, y) of the map that every tile's score goes through; none:
-    it stays as it is.
+    beyond its ends count as the ends. knots: (x, y) of the map that every tile's score goes through; without any, the
+    score stays as it is.
     """
 
     reasons: tuple[Reason, ...] = ()
@@ -76,12 +76,12 @@ class Meaning:
         return np.asarray(np.interp(scores, x, y), np.float32)  # NaN stays NaN
 
     def unmapped(self, scores: ArrayLike) -> NDArray[np.float64]:
-        """Scores on the bundle's scale -> what the network said, f64; where the map is flat, one of its values."""
+        """Scores on the bundle's scale -> scores before the map, f64; where the map is flat, one of its values."""
         x, y = np.array(self.knots or ((0, 0), (1, 1)), np.float64).T
         return np.asarray(np.interp(np.asarray(scores, np.float64), y, x))
 
     def preset(self, name: str) -> float:
-        """The threshold of a preset. ValueError names those there are."""
+        """The threshold of a preset. Raises ValueError, which names the presets, if there is no such one."""
         if name not in self.presets:
             there = f"it has: {', '.join(self.presets)}" if self.presets else "it has none; give the threshold itself"
             raise ValueError(f"this model has no preset {name!r}; {there}")
@@ -93,7 +93,7 @@ class Meaning:
         return sorted((name for name, margin in margins.items() if margin >= 0), key=lambda name: -margins[name])
 
     def as_manifest(self) -> dict[str, Any]:
-        """The manifest's keys; those without contents are left away."""
+        """The manifest's keys; empty ones are left out."""
         scale: dict[str, Any] = {"kind": self.kind} if self.kind else {}
         scale |= {} if self.interval is None else {"interval": self.interval}
         scale |= {} if self.range == (0.0, 1.0) else {"range": list(self.range)}
@@ -120,7 +120,7 @@ def verdict(score: float, threshold: float | None) -> str | None:
 
 
 def parse_meaning(manifest: Mapping[str, Any]) -> Meaning:
-    """The Meaning in a manifest. BundleError for one that does not hold what it should."""
+    """The Meaning in a manifest. Raises BundleError for a malformed one."""
     try:
         scale, reasons = _object(manifest, "scale"), manifest.get("reasons", [])
         alone = isinstance(reasons, list) and len({r["name"] for r in reasons}) == len(reasons)

@@ -2,10 +2,10 @@
 
     more ──► Task ──► (threads: prepare) ──► arrange ──► take ──► Batches.start ──► (threads: cut tiles, run) ──► finish
 
-Images (`score_many`), frames of videos and pushed frames (`video.scoring`) all run through `schedule`. Which thread
-does what: whoever iterates the results takes tiles and settles batches, so a Work changes in that thread only; the
-batches' own threads read pixels and return numbers. Nothing grows: `ahead` items are being prepared, and those that
-wait for tiles are a few batches.
+Images (`score_many`), frames of videos and pushed frames (`video.scoring`) all run through `schedule`. The thread that
+iterates the results takes tiles and settles batches, so a Work changes in that thread only; the batches' own threads
+read pixels and return numbers. Memory is bounded: at most `ahead` items are being prepared, and those that wait for
+their tiles make up a few batches.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from dgiqa.score import Failure, Score
 from dgiqa.sources.inputs import Input
 from dgiqa.work import Part, PartScores, Work, enter, take
 
-JOIN_S = 2.0  # at the end, items that are still being prepared are not waited for longer
+JOIN_S = 2.0  # how long the end waits for items that are still being prepared
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class Task(ABC, Generic[R]):
-    """One item on its way through `schedule`. works: whose windows are to be computed, known once it is arranged."""
+    """One item on its way through `schedule`. works: those whose windows it needs, known once it is arranged."""
 
     works: Sequence[Work] = ()
     prepared: Future[Any]
 
     @abstractmethod
     def prepare(self, stop: threading.Event) -> Any:
-        """In a worker's thread: everything up to the tiles. Given up once stop is set."""
+        """In a worker's thread: do everything up to the tiles. Give up once stop is set."""
 
     @abstractmethod
     def arrange(self) -> None:
@@ -54,7 +54,7 @@ class Task(ABC, Generic[R]):
 
     @abstractmethod
     def finish(self) -> R:
-        """The result, all works being complete."""
+        """Return the result. All works are complete by then."""
 
 
 def schedule(
@@ -67,15 +67,15 @@ def schedule(
     bell: threading.Event | None = None,
     ordered: bool = True,
 ) -> Generator[R]:
-    """Results of tasks, in order. Closing it ends the threads after the stage they are in, waiting JOIN_S at most.
+    """Yield results of tasks, in order. Closing ends the threads after their current stage and waits JOIN_S at most.
 
-    more: the next task. Asked with True it may wait for one, and None is the end; with False None means "not yet", and
-    `bell` is rung when there is one. workers: threads that prepare. ahead: tasks being prepared at a time, by default
-    twice as many. ordered: False gives results as they come, so that none waits behind a larger image.
+    more: gives the next task. more(True) may wait for it, and None is the end; None from more(False) means "not yet",
+    and `bell` is rung when there is one. workers: threads that prepare. ahead: most tasks in preparation, by default
+    2 * workers. ordered: False gives results as they come, so that none waits behind a larger image.
     """
     batch, ahead, bell = batch or networks.batch, ahead or 2 * workers, bell or threading.Event()
-    most = (networks.parallel + 1) * batch  # failures behind items that are not complete are not let pile up
-    coming, running = list[Task[R]](), list[Task[R]]()  # being prepared; arranged, their results to come
+    most = (networks.parallel + 1) * batch  # so that failures do not pile up behind incomplete items
+    coming, running = list[Task[R]](), list[Task[R]]()  # being prepared; arranged, without a result yet
     stop, process = threading.Event(), os.getpid()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="dgiqa")
 
@@ -101,12 +101,12 @@ def schedule(
                 ):
                     running.append(task)
                     task.arrange()
-                # Full batches, but when nothing else is known to come: a live stream must not wait for tiles, and the
-                # last ones are shared out among the runs, or all but one would stand still.
+                # Batches are full as long as more is known to come. After that a live stream must not wait for tiles,
+                # and the last ones are shared out among the runs, or all but one would be idle.
                 idle = not coming
                 size = share(waiting(running), batch, networks.parallel) if idle else batch
-                # A failure must not wait behind a few tiles either, so such a batch runs before it is full; and where
-                # somebody waits for each image, not for all of them, no run stands still while there are tiles.
+                # A failure must not wait behind a few tiles either, so such a batch runs before it is full. Unordered
+                # results are waited for one by one, so no run is idle then while there are tiles.
                 while (
                     not batches.full
                     and (left := waiting(running))
@@ -165,13 +165,13 @@ def score_many(
 
 
 class _Image(Task["Score | Failure"]):
-    """One of `score_many`'s. keep: the exception of a failure, to be raised."""
+    """One image of `score_many`. keep: whether a failure keeps its exception, to be raised."""
 
     def __init__(self, stages: Stages, item: Source | tuple[str, Source] | Input | Failure, keep: bool) -> None:
         self.stages, self.item, self.keep = stages, item, keep
 
     def prepare(self, stop: threading.Event) -> Work | Failure:
-        item, self.item = self.item, ""  # an array is let go as soon as its working image is there
+        item, self.item = self.item, ""  # an array is released as soon as it has a working image
         if isinstance(item, Failure):
             return item
         if isinstance(item, Input):
@@ -207,7 +207,7 @@ class _Image(Task["Score | Failure"]):
 
 
 def checked_workers(workers: int | None, batch: int | None) -> int:
-    """How many threads prepare: as many as asked for, or as the machine has cores for. Raises ValueError below 1."""
+    """The number of threads that prepare: `workers`, or as many as suit the cores. Raises ValueError below 1."""
     workers = preparing_threads() if workers is None else workers
     if workers < 1 or (batch is not None and batch < 1):
         raise ValueError(f"workers and batch must be at least 1, got {workers} and {batch}")
@@ -217,7 +217,7 @@ def checked_workers(workers: int | None, batch: int | None) -> int:
 class Batches:
     """Batches on their way through the quality network, `networks.parallel` of them at a time and one being cut.
 
-    A context manager; leaving it waits for the runs that go on.
+    A context manager; leaving it waits for the runs in progress.
     """
 
     def __init__(self, networks: Networks, ring: Callable[[object], None]) -> None:
@@ -228,7 +228,7 @@ class Batches:
 
     @property
     def running(self) -> int:
-        """Batches that are on their way or done, and not settled."""
+        """The number of batches that were started and are not settled."""
         return len(self._running)
 
     @property
@@ -247,7 +247,7 @@ class Batches:
         self._running[-1][1].add_done_callback(self._ring)
 
     def settle(self) -> Iterator[tuple[list[Part], Exception | None]]:
-        """Enter the scores of batches that are done into their images: the parts of each, and what went wrong."""
+        """Enter the scores of finished batches into their images; yield the parts of each and its error or None."""
         for batch in [batch for batch in self._running if batch[1].done()]:
             self._running.remove(batch)
             parts, error = batch[0], batch[1].exception()
@@ -270,12 +270,12 @@ def waiting(tasks: Iterable[Task[Any]]) -> int:
 
 
 def share(tiles: int, batch: int, parallel: int) -> int:
-    """Tiles per batch when no more are coming: what is left is shared out among the runs that could go on."""
+    """Tiles per batch when no more are coming: the rest is shared out among the parallel runs."""
     return max(1, min(batch, -(-tiles // parallel)))
 
 
 def _until_error(items: Iterable[T], broken: list[Exception]) -> Iterator[T]:
-    """The items up to the iterable's own failure, which is kept for later."""
+    """The items up to the iterable's own exception, which is kept for later."""
     try:
         yield from items
     except Exception as error:
@@ -287,7 +287,7 @@ def _works(running: Iterable[Task[Any]]) -> Iterator[Work]:
 
 
 def _behind(running: Sequence[Task[Any]]) -> int:
-    """How many tasks stand in the queue from the first on that has tiles waiting."""
+    """How many tasks there are from the first one on that has tiles waiting."""
     first = next((i for i, task in enumerate(running) if waiting([task])), len(running))
     return len(running) - first
 
@@ -299,7 +299,7 @@ def _first(tasks: list[Task[R]], ready: Callable[[Task[R]], bool], ordered: bool
 
 
 def _named(item: Any) -> tuple[str, Source]:
-    """(name, source) of what score_many was given."""
+    """The (name, source) of an item of `score_many`."""
     if not isinstance(item, tuple):
         return name_of(item), item
     if len(item) != 2 or not isinstance(item[0], str):

@@ -25,13 +25,13 @@ class Score:
     tile_scores: f32 [n]. windows: int32 [n,2], each tile's top-left (y, x) in pixels of the working image, which is
     the image resized to working_height x working_width; `windows_original` maps them back. tile: side of a window.
     width, height: of the image as decoded (after EXIF rotation), pixels. tiling: how tiles were laid out; tiles: how
-    many. timings_ms: wall time per stage (STAGES); a batch shared with other images counts by this image's part of its
+    many. timings_ms: wall time per stage (STAGES); a batch shared with other images counts by this image's share of its
     tiles, and time spent waiting for other images is left out. An image on a GPU has the one stage "device".
     bundle: the bundle's id. backend: what ran the networks. source: path, given name, "<bytes>", "<array>", ...
     reasons: probability of each kind of fault that the bundle knows, mean over the tiles; faults: those that reach
     their thresholds, the clearest first, see `meaning.words`. verdict: "pass" or "fail" where the scorer has a
     threshold. note: what was done to the file ("HDR (PQ) tone-mapped to SDR") and what the score does not cover ("looks
-    like a screenshot ..."), or "". attributes: what was measured of the picture; None for one on a GPU. tile_features:
+    like a screenshot ..."), or "". attributes: measured from the picture; None if it was not. tile_features:
     f32 [n,C], where the scorer was asked for them.
     """
 
@@ -74,7 +74,7 @@ class Score:
         return np.concatenate([corners, np.broadcast_to(self.tile * scale, corners.shape)], axis=1)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as plain numbers, strings, lists and dicts, ready for JSON. `as_row` is what files hold."""
+        """Everything as plain numbers, strings, lists and dicts, ready for JSON. Files hold `as_row` instead."""
         record = {name: getattr(self, name) for name in self.__dataclass_fields__}
         record |= {"tile_scores": self.tile_scores.tolist(), "windows": self.windows.tolist()}
         record |= {"reasons": dict(self.reasons), "faults": list(self.faults), "timings_ms": dict(self.timings_ms)}
@@ -126,7 +126,7 @@ class Failure:
     source: str
     error: str
     message: str
-    # Only until it is raised: its traceback holds the decoded image, and a list of failures would hold them all.
+    # Kept only until it is raised: its traceback holds the decoded image, and a list of failures would hold them all.
     exception: Exception | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
@@ -139,7 +139,7 @@ class Failure:
 
 
 def mean_and_error(values: NDArray[np.floating[Any]]) -> tuple[float, float | None]:
-    """Mean of [n], and its standard error; a single one has none."""
+    """The mean of values [n] and its standard error, which is None for a single value."""
     n = len(values)
     mean = float(values.mean(dtype=np.float64))
     return mean, float(values.std(ddof=1, dtype=np.float64)) / math.sqrt(n) if n > 1 else None

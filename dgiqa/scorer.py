@@ -1,8 +1,8 @@
 """The public face: a bundle's networks opened once, for images, lists of images, videos and pushed frames.
 
 `Scorer.score` takes one image. `Scorer.score_many` takes any number: threads decode and prepare the next images while
-the networks run, tiles of neighbouring images share batches, and what is held in memory does not depend on how many
-images there are. The pass over one image is `forward.Stages`; the scheduler around it is `pipeline`.
+the networks run, tiles of neighbouring images share batches, and memory use does not grow with the number of images.
+The pass over one image is `forward.Stages`; the scheduler around it is `pipeline`.
 """
 
 from __future__ import annotations
@@ -48,21 +48,20 @@ class Scorer:
     one; it decides backend and precision.
     tiling: "grid" (covers every pixel) or "official:COUNT[:SEED]" (the authors' random crops).
     batch: most tiles per run of the quality network, by default 8, or 4 in each of several runs at a time.
-    threads: of the networks, by default all usable cores.
-    parallel: runs of a network at a time, which share the threads; "auto": what gives most images a second
-    (`backends.parallel_runs`). By default `score` has all threads for one run, and `score_many` and videos do as
-    "auto" would, with networks of their own that are opened when first needed.
+    threads: for the networks, by default all usable cores.
+    parallel: concurrent runs of a network, which share the threads; "auto" takes the number that scores most images a
+    second (`backends.parallel_runs`). By default `score` gives all threads to one run, and `score_many` and videos run
+    as with "auto", on networks of their own that open when first needed.
     max_pixels: larger images are refused before they are decoded. max_memory: bytes that one image may take while it
     is prepared, by default `image.MAX_MEMORY` (832 MiB), or any where max_pixels was raised; images prepared at
     a time share as much. decode_timeout_s: an image that takes longer to decode is given up.
     gate: the score from which an image passes, or the name of one of the bundle's presets; it decides `verdict`.
-    features: keep what the last layer sees, of each tile, in the scores; where the bundle's network gives it.
-    device: the GPU's ordinal as CUDA counts, by default that of the current context, else the first.
-    graphs: whether the GPU records CUDA graphs, by default with TensorRT alone. copy_back: measure attributes and bars
-    of pictures on a GPU, too, for which each is copied to the host.
-    It can be pickled, and is then opened again; a fork of the process must open its own.
-    Raises BundleError, BackendError, EngineError if there is no such engine, or ValueError for arguments that mean
-    nothing.
+    features: keep the last layer's input for each tile in the scores, where the bundle's network provides it.
+    device: the GPU's ordinal as CUDA counts, by default the current context's, else the first.
+    graphs: whether the GPU records CUDA graphs, by default only with TensorRT. copy_back: copy each picture on a GPU to
+    the host, to measure its attributes and bars, too.
+    A Scorer can be pickled; unpickling opens it again. A fork of the process must open its own.
+    Raises BundleError, BackendError, EngineError if there is no such engine, or ValueError for invalid arguments.
     """
 
     def __init__(
@@ -111,10 +110,10 @@ class Scorer:
         most = parallel_runs(file_of(self.bundle, spec.QUALITY_FILE, built), chosen, threads)
         taken = self._opened_with | {
             **{"backend": backend, "precision": precision, "engine": built, "threads": threads, "gate": self.gate},
-            "batch": batch or (BATCH if chosen == TENSORRT else None),  # memory is no matter there
+            "batch": batch or (BATCH if chosen == TENSORRT else None),  # memory is plentiful there
             **{"max_pixels": self.max_pixels, "room": Room(max_memory or MAX_MEMORY)},
         }
-        # No closure: over self, it would keep this scorer until the next collection.
+        # A closure over self would keep this scorer alive until the next collection.
         opened: Callable[..., Stages] = partial(open_stages, self.bundle, **taken)
         shared = parallel == "auto" or (parallel is None and chosen == TENSORRT)  # runs there share no threads
         self._alone: Stages | None = opened(parallel=most if shared else parallel or 1)
@@ -129,9 +128,9 @@ class Scorer:
     ) -> Score:
         """Score one image: a path, encoded bytes, an array (see `image.as_rgb`), a Pillow image or an open binary file.
 
-        Or uint8 [H,W,3] on a GPU (PyTorch, CuPy, PyCUDA, ...; see `on_device.device_image`): scored there, on `stream`.
-        name: what the score calls its source. tiling: instead of the scorer's own.
-        Raises ImageError if there is no image in it, BackendError if a network fails, ValueError for a wrong tiling.
+        An array uint8 [H,W,3] on a GPU (PyTorch, CuPy, PyCUDA, ...; see `on_device.device_image`) is scored there, on
+        `stream`. name: the score's `source`. tiling: replaces the scorer's own.
+        Raises ImageError if the source holds no image, BackendError if a network fails, ValueError for a wrong tiling.
         """
         tiling = self.tiling if tiling is None else tiling
         check_tiling(tiling, self.bundle.preprocess.tile)
@@ -143,9 +142,9 @@ class Scorer:
         return stages.score(source, name=name, tiling=tiling)
 
     async def ascore(self, source: Source, *, name: str | None = None, tiling: str | None = None) -> Score:
-        """As `score`, for event loops, which it never blocks: images of concurrent calls share batches.
+        """Score one image, as `score` does, without blocking the event loop; concurrent calls share batches.
 
-        Cancelled while the image waits, it costs nothing; once it is being scored, the result is thrown away.
+        A call that is cancelled while its image waits costs nothing; later, its result is thrown away.
         """
         from asyncio import wrap_future
 
@@ -155,7 +154,7 @@ class Scorer:
 
     @property
     def inbox(self) -> Inbox:
-        """The running pass that `ascore` hands its images to. Opened when first asked for, closed with this scorer."""
+        """The running pass that scores the images of `ascore`. It opens at first use and closes with this scorer."""
         self._usable()
         with self._opening:
             self._inbox = self._inbox or Inbox(lambda: self.stages)
@@ -164,7 +163,7 @@ class Scorer:
     def compare(self, source: Source, reference: Source, **options: Any) -> Comparison:
         """Compare an image with its reference, both as `score` takes them on the host: scores, drop, full reference.
 
-        options: name, reference_name, tiling, as `score` has them. Raises ImageError if either is no image, or their
+        options: name, reference_name, tiling, as in `score`. Raises ImageError if either is not an image or their
         sizes differ, BackendError if a network fails, ValueError for a wrong tiling.
         """
         from dgiqa.compare import compare
@@ -174,7 +173,7 @@ class Scorer:
     def explain(self, source: Source, *, name: str | None = None, cam: bool = False) -> Explanation:
         """A map of an image's quality, its lowest tiles, the tiles that decide, and whether near or far is worse.
 
-        cam: Grad-CAM of the last maps, with depth and without, on ONNX Runtime from the bundle's fp32 file.
+        cam: add Grad-CAM of the last maps, with and without depth, by ONNX Runtime from the bundle's fp32 file.
         Raises as `score` does; with `cam` also BundleError where the last layer is not linear, and BackendError without
         onnx.
         """
@@ -189,7 +188,7 @@ class Scorer:
     def stages(self) -> Stages:
         """The networks that score many images and frames, ready for `pipeline.score_many` and `video.VideoRun`.
 
-        Opened when they are first asked for, and closed with this scorer.
+        They open at first use and close with this scorer.
         """
         self._usable()
         with self._opening:
@@ -204,16 +203,15 @@ class Scorer:
         workers: int | None = None,
         batch: int | None = None,
     ) -> Iterator[Score | Failure]:
-        """Score images lazily, in the order given; each is what `score` accepts, a pair (name, source), or
-        an Input, as `dgiqa.sources.images(table, column, key)` and `expand` give them.
-        A Failure among them is handed on in its place.
+        """Score images lazily, in the order given.
 
+        Each is anything that `score` accepts, a pair (name, source), or an Input from `dgiqa.sources.images(table,
+        column, key)` or `expand`. A Failure among them is yielded in its place.
         At most 2 * workers + (parallel + 2) * batch images are taken from `sources` beyond those yielded, however many
         there are; it is iterated in the caller's thread. An image that cannot be scored is yielded as a Failure, or,
         with on_error="raise", its exception is raised in its place. An exception of `sources` itself is raised after
-        the results so far. Closing the iterator, or an interrupt, ends the threads after the stage they are in, and
-        does not wait longer than two seconds for that. An
-        array must not change before its result is yielded.
+        the results so far. Closing the iterator, or an interrupt, ends the threads after their current stage and waits
+        two seconds at most. An array must not change before its result is yielded.
         workers: threads that decode and prepare, by default `machine.preparing_threads`. batch: as in Scorer.
         """
         self._usable()
@@ -234,12 +232,12 @@ class Scorer:
         """Score frames of a video lazily: a row (`report.rows.FRAME_COLUMNS`) per frame, in order of time.
 
         source: a path, an http(s), HLS, RTSP, RTMP, SRT or UDP address, "-" (a container on standard input) or an open
-        binary file. every: seconds between frames, by default 1; 0 scores all of them. Or count: that many over the
-        whole; or per_scene: that many of each scene. start, end: seconds. reuse: let frames take over the depth image
-        (and tile scores) of earlier ones, see `reuse.Reuse`. reading: the fields of `video.Reading`: raw, live,
+        binary file. every: seconds between frames, by default 1; 0 scores all of them. Instead, count: frames over the
+        whole video; or per_scene: frames of each scene. start, end: seconds. reuse: let frames take over the depth
+        image (and tile scores) of earlier ones, see `reuse.Reuse`. reading: the fields of `video.Reading`: raw, live,
         timeout_s, deinterlace, bars, max_pixels.
         A frame that cannot be decoded is a row with an error, and so is a source that cannot be read (to its end).
-        Raises ValueError for arguments that mean nothing, BackendError without PyAV. Closing the iterator ends it.
+        Raises ValueError for invalid arguments, BackendError without PyAV. Closing the iterator ends the run.
         """
         from dgiqa.video import Reading, VideoRun
         from dgiqa.video.sampling import Sampling
@@ -253,7 +251,7 @@ class Scorer:
         """A thread-safe stream: `push(image, time_s)` pictures from any thread, `pull()` rows in another.
 
         live: when `capacity` frames wait, a push drops the oldest of them instead of waiting. options: tiling, batch,
-        workers, as in Scorer and score_many. Use it as a context manager; `finish()` ends it after what was pushed.
+        workers, as in Scorer and score_many. Use it as a context manager; `finish()` ends it after the last push.
         """
         from dgiqa.video.channel import Channel
         from dgiqa.video.scoring import FrameScorer
@@ -263,7 +261,7 @@ class Scorer:
         return FrameStream(frames, live=live, capacity=capacity)
 
     def close(self) -> None:
-        """Release the networks' memory, once what `ascore` was given is done. The scorer cannot be used afterwards."""
+        """Release the networks' memory once all images of `ascore` are done. The scorer cannot be used afterwards."""
         if self._process != os.getpid():  # a fork's memory is its own, but what the parent opened is not its to close
             return
         if self._inbox is not None:

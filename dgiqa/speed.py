@@ -32,20 +32,20 @@ from dgiqa.scorer import Scorer
 from dgiqa.sources import expand
 from dgiqa.timing import Spread, interleaved, spread
 
-MAX_DRIFT = max(BUDGETS.values())  # of a score: what an engine of the most reduced precision may differ by when built
+MAX_DRIFT = max(BUDGETS.values())  # of a score: the error budget of an engine of the most reduced precision
 MAX_IMAGES = 32
 SECONDS = 90.0  # for the timings; opening the networks comes on top
 PHOTOGRAPHS = 8
 SIZE = (1024, 768)  # of the stand-in photographs, width x height
 BATCHES = (1, 8, 32)
-SAME = 0.03  # times that differ by less are the same: the row that stands first is kept
+SAME = 0.03  # times that differ by less count as equal: the first row is kept
 
 
 @dataclass(frozen=True)
 class Setting:
     """One way of running a bundle. threads: of the networks. workers: threads that decode and prepare images.
 
-    batch: tiles per run, parallel: runs that share the threads; None is what `Scorer` does by itself.
+    batch: tiles per run, parallel: runs that share the threads; None leaves them to `Scorer`.
     """
 
     backend: str
@@ -56,11 +56,11 @@ class Setting:
     parallel: int | None = None
 
     def open(self, bundle: Bundle) -> Scorer:
-        """A Scorer that runs so. Raises BackendError or EngineError if that is not possible here."""
+        """A Scorer with this setting. Raises BackendError or EngineError if that is not possible here."""
         return Scorer(bundle, **{name: value for name, value in vars(self).items() if name != "workers"})
 
     def command(self, bundle: str) -> str:
-        """Scoring a folder with this setting, ready to paste."""
+        """The command that scores a folder with this setting, ready to paste."""
         engine = f"--backend {self.backend} --precision {self.precision}"
         sizes = "" if self.batch is None else f"--batch {self.batch} "
         sizes += f"--threads {self.threads} --workers {self.workers}"
@@ -70,7 +70,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Row:
-    """Measurements of one setting. ms: of one image alone. drift: largest |score - reference score|."""
+    """Measurements of one setting. ms: for one image by itself. drift: largest |score - reference score|."""
 
     setting: Setting
     ms: Spread
@@ -85,7 +85,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Missing:
-    """A way that cannot be measured yet. fix: the error's own words, which say how to build it."""
+    """An engine that is not built yet. fix: the error's message, which says how to build it."""
 
     backend: str
     precision: str
@@ -128,7 +128,7 @@ def survey(
 ) -> Survey:
     """Measure `bundle` on encoded images in every way that runs here (or with `backends` only).
 
-    seconds: about as long as the timings take. All networks of a group are in memory at once. Raises BackendError if
+    seconds: about how long the timings take. All networks of a group are in memory at once. Raises BackendError if
     nothing can run, ImageError if one of the images cannot be scored.
     """
     settings, missing = candidates(bundle, runtime.backends() if backends is None else backends)
@@ -167,7 +167,7 @@ def candidates(bundle: Bundle, backends: Iterable[str]) -> tuple[list[Setting], 
 
 
 def variations(setting: Setting) -> list[Setting]:
-    """This setting, then the same engine with other thread counts, batches, and one run at a time: each alone."""
+    """This setting, then the same engine with other thread counts, batches, and one run at a time: one change each."""
     cores = usable_cores()
     threads = [replace(setting, threads=n) for n in sorted({1, max(1, cores // 2), cores})]
     batches = [replace(setting, batch=n) for n in BATCHES]
@@ -224,7 +224,7 @@ def fastest(rows: Sequence[Row], max_drift: float, purpose: str = "throughput") 
 
 
 def read(paths: Iterable[str]) -> list[bytes]:
-    """Encoded images from files; ImageError for what is none, by its name, and for none or more than MAX_IMAGES."""
+    """Encoded images from files. Raises ImageError for a file without one, and for 0 or over MAX_IMAGES files."""
     files = [item for item in expand(list(paths)) if item.source is not None]
     if not 0 < len(files) <= MAX_IMAGES:
         raise ImageError(f"got {len(files)} images to measure with, wanted 1 to {MAX_IMAGES}; name a few files")

@@ -1,4 +1,4 @@
-"""An image between its two halves: prepared, its windows taken by batches one after the other, their scores entered."""
+"""An image between the two halves of its pass: prepared, its windows taken by batch after batch, scores entered."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Int32 = NDArray[np.int32]
 
 @dataclass(eq=False)
 class Work:
-    """One image between its two halves. Tiles are cut from the working image when their batch runs: as floats they
-    take 1.2 MB each, and neither look-ahead nor a thousand windows should cost that."""
+    """One image between the two halves of its pass. Its tiles are cut from the working image when their batch runs: as
+    floats they take 1.2 MB each, and neither look-ahead nor a thousand windows should cost that."""
 
     source: str
     tiling: str
@@ -32,7 +32,7 @@ class Work:
     taken: int = 0  # windows that are in a batch, the first ones
     settled: int = 0  # windows whose score is known
     attributes: Attributes | None = None
-    notes: tuple[str, ...] = ()  # what to know about the picture besides
+    notes: tuple[str, ...] = ()  # what else to know about the picture
     extra: dict[str, Float32] = field(default_factory=dict)  # further outputs of the network, [n,columns]
     pixels: UInt8 | None = None  # [height,width,3] as decoded, where they were to be kept
 

@@ -105,7 +105,7 @@ def test_an_explanation_has_what_it_says(tiny_bundle: Bundle, photos: dict[str, 
     corners = {(round(y), round(x)) for y, x, *_ in score.windows_original}
     assert {(tile.y, tile.x) for tile in found.deciding} == corners
     assert "nearest quarter" in found.near_and_far
-    assert ("near is" in found.near_and_far) == (found.by_depth[-1] < found.by_depth[0])
+    assert ("near parts are" in found.near_and_far) == (found.by_depth[-1] < found.by_depth[0])
     drawn = found.drawn()
     assert drawn.dtype == np.uint8
     assert drawn.shape[1] == 2 * min(720, found.picture.shape[1]) + 6
