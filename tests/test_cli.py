@@ -219,6 +219,8 @@ def test_dry_run_lists_folders_globs_and_lists_without_loading_a_model(tmp_path:
         (["score", "a.jpg", "--no-such-flag"], "--no-such-flag"),
         (["score", "a.jpg", "-o", "scores.xlsx"], ".csv, .jsonl, .json, .parquet or .sqlite"),
         (["score", "a.jpg", "--tiling", "random"], "official:20"),
+        (["compare", "a.jpg", "b.jpg", "--tiling", "random"], "official:20"),
+        (["scan", "a.tar", "--out", "scores", "--tiling", "random"], "official:20"),
         (["score", "a.jpg", "--backend", "tpu"], "onnxruntime"),
         (["score", "a.jpg", "--fail-under", "1.5"], "--fail-under"),
         (["score", "a.jpg", "--json", "--format", "csv"], "--json"),

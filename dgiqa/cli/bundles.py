@@ -83,9 +83,7 @@ def _print_bundle(facts: dict[str, Any]) -> None:
 
 
 @models_app.command("path")
-def models_path(
-    name: Annotated[str, argument("NAME|DIR", "A name of `models`, or a folder.")],
-) -> None:
+def models_path(name: Annotated[str, argument("NAME|DIR", "A name of `models`, or a folder.")]) -> None:
     """Print the folder of a model, its files verified."""
     from dgiqa.bundle import load_bundle
 
@@ -154,8 +152,8 @@ def verify(
     from dgiqa.scorer import Scorer
 
     loaded = load_bundle(bundle)
-    if (depth is None) == (quality is not None and len(loaded.networks) > 1):
-        raise typer.BadParameter("--quality and --depth go together, unless there is no depth network")
+    alone = (depth is None) == (quality is not None and len(loaded.networks) > 1)
+    options.refuse(alone, "--quality and --depth go together, unless there is no depth network")
     torch: Reference | None = None
     if quality:
         reference = load("dgiqa.nn.reference", "comparing with PyTorch", "torch", "cpu", "torch")

@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from dgiqa.cli import options
 from dgiqa.cli.common import app, argument, data_stream, option, print_json, say, share, stdout
 from dgiqa.errors import BackendError
@@ -73,8 +71,8 @@ def calibrate(  # noqa: PLR0917 - the command line's options
     base = load_bundle(bundle)
     name = name or f"{base.name}-own"
     target = (out or user_cache() / "bundles") / name
-    if target.exists() and not overwrite:
-        raise typer.BadParameter(f"{target} exists; choose another name or give --overwrite", param_hint="--name")
+    taken = target.exists() and not overwrite
+    options.refuse(taken, f"{target} exists; choose another name or give --overwrite", "--name")
     say(f"scoring {len(table.images)} labelled pictures")
     with Scorer(plain(base), backend=backend, features=True) as scorer:
         study = gather(table, look(scorer, table, images or labels.parent))

@@ -160,9 +160,7 @@ def remove(
 
 
 @cache_app.command("path")
-def path(
-    name: Annotated[str | None, argument("ENGINE", "A name that `cache ls` shows.")] = None,
-) -> None:
+def path(name: Annotated[str | None, argument("ENGINE", "A name that `cache ls` shows.")] = None) -> None:
     """Print the folder of all engines, or of one."""
     from dgiqa.errors import EngineError
     from dgiqa.runtime.engines import damaged, engines_folder, list_engines

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated
-
-import typer
 
 from dgiqa.cli import options
 from dgiqa.cli.common import EXIT_CODES, app, argument, data_stream, leave, option, say
@@ -46,14 +45,10 @@ def filter_(  # noqa: PLR0917 - the command line's options
     from dgiqa.batch.choose import Choice
     from dgiqa.report.read import read_rows
 
-    places = {"link": link, "copy": copy, "move": move, "shards": shards, "output": output}
-    given = [name for name, place in places.items() if place]
-    if len(given) > 1:
-        raise typer.BadParameter(f"--{given[0]} and --{given[1]} exclude each other", param_hint=f"--{given[1]}")
+    places = {"--link": link, "--copy": copy, "--move": move, "--shards": shards, "--output": output}
+    used = options.only(places)
     with options.usage("--top" if top else "--worst"):
-        choice = Choice(
-            *(float("-inf") if least is None else least, float("inf") if most is None else most), top=top, worst=worst
-        )
+        choice = Choice(-math.inf if least is None else least, math.inf if most is None else most, top, worst)
 
     def rows() -> Iterator[Row]:
         return itertools.chain.from_iterable(map(read_rows, scores))
@@ -64,7 +59,7 @@ def filter_(  # noqa: PLR0917 - the command line's options
     chosen: Iterable[Row] = (row for number, row in enumerate(rows()) if number in numbers)
     if sort:
         chosen = sorted(chosen, key=lambda row: row["score"] if worst else -row["score"])
-    failures = list(_act(chosen, places, "\0" if null else "\n", dry_run))
+    failures = list(_act(chosen, used, places.get(used) or "", end="\0" if null else "\n", dry_run=dry_run))
     for line in failures:
         say(line, prefix="error: ")
     if not quiet:
@@ -72,20 +67,18 @@ def filter_(  # noqa: PLR0917 - the command line's options
     leave(None, failed=failures)
 
 
-def _act(rows: Iterable[Row], places: dict[str, str | None], end: str, dry_run: bool) -> Iterator[str]:
+def _act(rows: Iterable[Row], deed: str, place: str, *, end: str, dry_run: bool) -> Iterator[str]:
     """Do it, or say what would be done. Yields what goes wrong."""
     from dgiqa.batch.choose import carry, write_shards
 
     stream = data_stream()
     tell = (lambda line: stream.write(line + "\n")) if dry_run else None
-    for deed in ("link", "copy", "move"):
-        if folder := places[deed]:
-            yield from carry(rows, folder, deed, tell)
-            return
-    if folder := places["shards"]:
-        yield from write_shards(rows, folder, tell)
-    elif (path := places["output"]) and not dry_run:
-        _write(rows, path)
+    if deed in ("--link", "--copy", "--move"):
+        yield from carry(rows, place, deed[2:], tell)
+    elif deed == "--shards":
+        yield from write_shards(rows, place, tell)
+    elif deed == "--output" and not dry_run:
+        _write(rows, place)
     else:
         for row in rows:
             stream.write((row.get("key") or row["path"]) + end)

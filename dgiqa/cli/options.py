@@ -148,6 +148,11 @@ def joined(
 
 
 def _arguments(values: dict[str, Any]) -> dict[str, Any]:
+    if "tiling" in values:
+        from dgiqa.forward import check_tiling
+
+        with usage("--tiling"):
+            check_tiling(values["tiling"])
     if values.get("build"):
         values["build"] = common.say
     if "parallel" in values:
@@ -174,10 +179,17 @@ def usage(option: str) -> Iterator[None]:
         raise typer.BadParameter(str(error), param_hint=option) from error
 
 
-def refuse(wrong: object, message: str, option: str) -> None:
+def refuse(wrong: object, message: str, option: str | None = None) -> None:
     """Wrong usage of that option, if something is wrong."""
     if wrong:
         raise typer.BadParameter(message, param_hint=option)
+
+
+def only(options: Mapping[str, object]) -> str:
+    """The one option that was given a value, "" without any; two are wrong usage."""
+    given = [name for name, value in options.items() if value is not None]
+    refuse(len(given) > 1, f"{' and '.join(given)} exclude each other", given[-1] if given else None)
+    return given[0] if given else ""
 
 
 def gated(
@@ -220,11 +232,10 @@ def check_files(sources: Iterable[str | None], files: Mapping[str, str | None]) 
     for name, path in files.items():
         if path is None or (os.path.exists(path) and not os.path.isfile(path)):  # a device takes all
             continue
-        if other := taken.get(os.path.realpath(path)):
-            raise typer.BadParameter(f"{path} is {other} as well; name another file", param_hint=name)
-        taken[os.path.realpath(path)] = name
-    if (plot := files.get("--plot")) and not plot.lower().endswith(".png"):
-        raise typer.BadParameter(f"{plot!r} is written as PNG; end it in .png", param_hint="--plot")
+        other = taken.setdefault(os.path.realpath(path), name)
+        refuse(other is not name, f"{path} is {other} as well; name another file", name)
+    plot = files.get("--plot") or ".png"
+    refuse(not plot.lower().endswith(".png"), f"{plot!r} is written as PNG; end it in .png", "--plot")
 
 
 def write_rows(

@@ -110,12 +110,9 @@ def score(
         leave(None, failed=failed)
 
     from dgiqa.batch.scan import rows_of
-    from dgiqa.forward import check_tiling
     from dgiqa.scorer import Scorer
     from dgiqa.sources import counted
 
-    with options.usage("--tiling"):
-        check_tiling(opening["tiling"])
     opening["bundle"], fail_under = options.gated(opening["bundle"], fail_under, preset, "--fail-under")
     earlier = Earlier(output) if output and resume else None
     new = output is not None and not os.path.exists(output)
@@ -169,9 +166,9 @@ def _check_order(sort: bool, top: str | None, alone: bool) -> None:
 
     with options.usage("--top"):
         Choice(top=top)
-    if (sort or top) and alone:
-        advice = "give --format too, or let `dgiqa-rt filter FILE --sort -o SORTED` write a sorted file"
-        raise typer.BadParameter(f"it orders what is shown, and -o alone shows nothing; {advice}", param_hint="--sort")
+    advice = "give --format too, or let `dgiqa-rt filter FILE --sort -o SORTED` write a sorted file"
+    wrong = alone and (sort or top)
+    options.refuse(wrong, f"it orders what is shown, and -o alone shows nothing; {advice}", "--sort")
 
 
 def _write_beside(report: Report, sidecar: str | None, html: str | None, name: str) -> None:
@@ -206,8 +203,8 @@ def _list_of_names(path: str, null: bool) -> BinaryIO:
     file = open(path, "rb")  # noqa: SIM115
     with contextlib.suppress(ImageError):
         kind, _ = identify(head := file.peek()[:HEAD])
-        if b"\0" in head and not null:  # else a list, whose first name begins with BM or P1
-            raise typer.BadParameter(f"{path} is a {kind} image, not a list of names", param_hint="--from-file")
+        binary = b"\0" in head and not null  # else a list, whose first name begins with BM or P1
+        options.refuse(binary, f"{path} is a {kind} image, not a list of names", "--from-file")
     return file
 
 

@@ -117,7 +117,6 @@ def video(  # noqa: PLR0917 - the command line's options
       dgiqa-rt video rtsp://camera/1 rtsp://camera/2 --fps 1 -o cameras.jsonl
       ffmpeg -i in.mkv -f rawvideo -pix_fmt rgb24 - | dgiqa-rt video --raw 1280x720@25 -
     """
-    from dgiqa.forward import check_tiling
     from dgiqa.report.files import Report
     from dgiqa.report.rows import gate_sentence
     from dgiqa.scorer import Scorer
@@ -144,10 +143,8 @@ def video(  # noqa: PLR0917 - the command line's options
         raw_frames = None if raw is None else Raw.parse(raw)
     with options.usage("--drift"):
         reuse = Reuse(reuse_tiles, audit, drift) if reuse_depth or reuse_tiles else None
-    with options.usage("--tiling"):
-        check_tiling(opening["tiling"])
-    if max_drop is not None and against is None:
-        raise typer.BadParameter("name the master that it drops from: --against MASTER", param_hint="--max-drop")
+    alone = max_drop is not None and against is None
+    options.refuse(alone, "name the master that it drops from: --against MASTER", "--max-drop")
     if against is not None:
         scored = {"--raw": raw, "--live": live, "--reuse-depth": reuse, "--plot": plot, "--html": html, "--srt": srt}
         scored |= {"--decoder": decoder != "cpu", "--per-video": per_video}
@@ -251,12 +248,9 @@ def _sampling(  # noqa: PLR0917 - the options it joins
 ) -> Sampling:
     from dgiqa.video.sampling import Sampling, seconds
 
-    given = {"--every": every, "--fps": fps, "--frames": frames, "--scenes": scenes}
-    used = [name for name, value in given.items() if value is not None]
-    if len(used) > 1:
-        raise typer.BadParameter(f"{' and '.join(used)} exclude each other", param_hint=used[1])
+    used = options.only({"--every": every, "--fps": fps, "--frames": frames, "--scenes": scenes})
     options.refuse(fps is not None and not fps > 0, "wanted a number above 0", "--fps")
-    options.refuse(end is not None and duration is not None, "--end and --duration exclude each other", "--duration")
+    options.only({"--end": end, "--duration": duration})
     unknown = frames is not None and frames != "all" and not frames.isdecimal()
     options.refuse(unknown, f"{frames!r} is neither a number nor all", "--frames")
     times = {}
@@ -265,7 +259,7 @@ def _sampling(  # noqa: PLR0917 - the options it joins
             times[name] = None if text is None else seconds(text)
     first, length = times["--start"] or 0.0, times["--duration"]
     last = times["--end"] if length is None else first + length
-    with options.usage(used[0] if used else "--start"):
+    with options.usage(used or "--start"):
         return Sampling(
             every=0.0 if frames == "all" else times["--every"] if fps is None else 1 / fps,
             count=int(frames) if frames and frames.isdecimal() else None,
