@@ -27,7 +27,7 @@ from dgiqa import spec
 from dgiqa._version import __version__
 from dgiqa.errors import BundleError
 from dgiqa.full_reference import FullReference, parse_full_reference
-from dgiqa.meaning import Meaning, parse_meaning
+from dgiqa.meaning import Meaning, parse_meaning, require
 from dgiqa.onnx_file import check_stands_alone
 from dgiqa.spec import Preprocess
 from dgiqa.store import ours, scratch_in, sha256_of, take_place, user_cache
@@ -185,7 +185,8 @@ def write_bundle(
     Raises BundleError if the target exists or the result does not verify, ValueError for arguments that make no bundle.
     """
     target = Path(os.path.abspath(target))
-    _check_arguments(name, files)
+    require(_NAME.fullmatch(name), f"a bundle's name has at most 64 letters, digits, '.', '_' or '-', got {name!r}")
+    require(spec.QUALITY_FILE in files, f"a bundle needs {spec.QUALITY_FILE}, got {sorted(files)}")
     _check_target(target, overwrite)
     preprocess = preprocess or Preprocess()
     record, columns = asdict(preprocess), (len(meaning.reasons) if meaning else 0, features)
@@ -267,14 +268,19 @@ def read_manifest(path: Path) -> Bundle:
         raise BundleError(f"{path / MANIFEST} is a link that leaves the bundle; copy the bundle again")
     manifest, canonical = _parse_json(path / MANIFEST)
     _check_version(path, "bundle_version", manifest.get("bundle_version"), spec.BUNDLE_VERSION)
-    name = manifest.get("name")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise BundleError(f"{path}: name is {name!r:.80}, wanted letters, digits, '.', '_' or '-'; rebuild the bundle")
-    preprocess = _parse_preprocess(path, manifest.get("preprocess"))
-    _check_form(path, manifest)
+    record = manifest.get("preprocess")
+    if isinstance(record, dict):
+        _check_version(path, "preprocess version", record.get("version"), *spec.PREPROCESS_VERSIONS)
+    try:
+        name, preprocess = manifest.get("name"), _parse_preprocess(record)
+        right = isinstance(name, str) and _NAME.fullmatch(name)
+        require(right, f"name is {name!r:.80}, wanted letters, digits, '.', '_' or '-'")
+        _check_form(manifest)
+        meaning, full_reference = parse_meaning(manifest), parse_full_reference(manifest)
+    except ValueError as error:
+        raise BundleError(f"{path}: {error}; rebuild the bundle") from error
     digest = hashlib.sha256(canonical.encode()).hexdigest()
-    meaning, full_reference = _parse_meaning(path, manifest)
-    return Bundle(path, name, f"{name}@{digest[:12]}", preprocess, manifest, meaning, full_reference)
+    return Bundle(path, str(name), f"{name}@{digest[:12]}", preprocess, manifest, meaning, full_reference)
 
 
 def _parse_json(path: Path) -> tuple[dict[str, Any], str]:
@@ -290,31 +296,6 @@ def _parse_json(path: Path) -> tuple[dict[str, Any], str]:
     return manifest, canonical
 
 
-def _check_form(path: Path, manifest: Mapping[str, Any]) -> None:
-    """What readers of a manifest rely on."""
-    files = manifest.get("files")
-    if not isinstance(files, dict) or spec.QUALITY_FILE not in files:
-        raise BundleError(f"{path}: files must list {spec.QUALITY_FILE}; rebuild the bundle")
-    if (spec.DEPTH_FILE in files) != bool(manifest["preprocess"]["depth_lower_bound"]):
-        got = "depth_lower_bound" if spec.DEPTH_FILE not in files else spec.DEPTH_FILE
-        wanted = f"{spec.DEPTH_FILE} with a depth_lower_bound, or neither"
-        raise BundleError(f"{path}: it has {got} alone, wanted {wanted}; rebuild the bundle")
-    for name, entry in files.items():
-        sized = isinstance(entry, dict) and type(entry.get("bytes")) is int and isinstance(entry.get("sha256"), str)
-        if not sized or not 0 <= entry["bytes"] <= MAX_FILE_BYTES:
-            raise BundleError(f"{path}: the entry of {name!r:.80} needs bytes and sha256; rebuild the bundle")
-    for key in ("versions", "parity", "model_card", "tensors"):
-        if not isinstance(manifest.get(key, {}), dict):
-            raise BundleError(f"{path}: {key} is {manifest[key]!r:.40}, wanted an object; rebuild the bundle")
-
-
-def _parse_meaning(path: Path, manifest: Mapping[str, Any]) -> tuple[Meaning, FullReference | None]:
-    try:
-        return parse_meaning(manifest), parse_full_reference(manifest)
-    except BundleError as error:
-        raise BundleError(f"{path}: {error}; rebuild the bundle") from error
-
-
 def _check_version(path: Path, what: str, got: Any, *wanted: int) -> None:
     if got in wanted and type(got) is int:
         return
@@ -324,28 +305,39 @@ def _check_version(path: Path, what: str, got: Any, *wanted: int) -> None:
     raise BundleError(f"{path} has {what} {got!r:.40}, dgiqa-rt {__version__} reads {reads}; {fix}")
 
 
-def _parse_preprocess(path: Path, record: Any) -> Preprocess:
-    if not isinstance(record, dict):
-        raise BundleError(f"{path}: the manifest has no preprocess record; rebuild the bundle")
-    _check_version(path, "preprocess version", record.get("version"), *spec.PREPROCESS_VERSIONS)
-    wanted = {f.name for f in fields(Preprocess)}
-    record = {"normalisation": Preprocess.normalisation, **record}  # older manifests do not say it
-    if record.keys() != wanted:
-        raise BundleError(f"{path}: preprocess has {sorted(record)}, wanted {sorted(wanted)}; rebuild the bundle")
-    if record["normalisation"] not in list(spec.NORMALISATIONS):
-        got, wanted_one = f"normalisation {record['normalisation']!r:.40}", " or ".join(spec.NORMALISATIONS)
-        raise BundleError(f"{path}: preprocess has {got}, wanted {wanted_one}; rebuild the bundle")
+def _check_form(manifest: Mapping[str, Any]) -> None:
+    """What readers of a manifest rely on. Raises ValueError."""
+    files, near = manifest.get("files", {}), manifest["preprocess"]["depth_lower_bound"]
+    require(isinstance(files, dict) and spec.QUALITY_FILE in files, f"files must list {spec.QUALITY_FILE}")
+    got = "depth_lower_bound" if near else spec.DEPTH_FILE
+    wanted = f"{spec.DEPTH_FILE} with a depth_lower_bound, or neither"
+    require((spec.DEPTH_FILE in files) == bool(near), f"it has {got} alone, wanted {wanted}")
+    for name, entry in files.items():
+        sized = isinstance(entry, dict) and type(entry.get("bytes")) is int and isinstance(entry.get("sha256"), str)
+        right = sized and 0 <= entry["bytes"] <= MAX_FILE_BYTES
+        require(right, f"the entry of {name!r:.80} needs bytes and sha256")
+    for key in ("versions", "parity", "model_card", "tensors"):
+        found = manifest.get(key, {})
+        require(isinstance(found, dict), f"{key} is {found!r:.40}, wanted an object")
+
+
+def _parse_preprocess(record: Any) -> Preprocess:
+    """A manifest's record of a version that is read. Raises ValueError."""
+    require(isinstance(record, dict), "the manifest has no preprocess record")
+    record, wanted = {"normalisation": Preprocess.normalisation, **record}, {f.name for f in fields(Preprocess)}
+    require(record.keys() == wanted, f"preprocess has {sorted(record)}, wanted {sorted(wanted)}")
+    normalisation, known = record["normalisation"], list(spec.NORMALISATIONS)
+    got = f"preprocess has normalisation {normalisation!r:.40}"
+    require(normalisation in known, f"{got}, wanted {' or '.join(known)}")
     for key, (low, high) in SIZES.items():
-        absent = key in MAY_BE_ZERO and type(record[key]) is int and record[key] == 0
-        if not absent and (type(record[key]) is not int or not low <= record[key] <= high):
-            got = f"preprocess.{key} is {record[key]!r:.40}"
-            raise BundleError(f"{path}: {got}, wanted {low}..{high}; rebuild the bundle")
-    preprocess = Preprocess(**record)
-    tile, short_side = preprocess.tile, preprocess.short_side
-    if short_side and not tile <= short_side <= MAX_TILES_ACROSS * tile:
-        got = f"tile is {tile} and short_side {short_side}"
-        raise BundleError(f"{path}: {got}, wanted a short_side of 1 to {MAX_TILES_ACROSS} tiles; rebuild the bundle")
-    return preprocess
+        size = record[key]
+        right = type(size) is int and (low <= size <= high or (size == 0 and key in MAY_BE_ZERO))
+        require(right, f"preprocess.{key} is {size!r:.40}, wanted {low}..{high}")
+    tile, short_side = record["tile"], record["short_side"]
+    right = not short_side or tile <= short_side <= MAX_TILES_ACROSS * tile
+    got = f"tile is {tile} and short_side {short_side}"
+    require(right, f"{got}, wanted a short_side of 1 to {MAX_TILES_ACROSS} tiles")
+    return Preprocess(**record)
 
 
 def _verify_file(bundle: Bundle, name: str, entry: Mapping[str, Any]) -> None:
@@ -396,8 +388,7 @@ def _parse_golden(bundle: Bundle, number: int, line: str) -> Golden:
         near = record.get("full_reference")
         near = None if near is None else float(near)
         golden = Golden(record["file"], record["sha256"], tiling, float(record["score"]), tile_scores, reasons, near)
-        if wrong := _misfit(golden):
-            raise ValueError(wrong)
+        _check_golden(golden)
     except (ArithmeticError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{bundle.id}: {GOLDEN} line {number} is malformed ({error!r}); rebuild it") from error
     if bundle.manifest["files"].get(golden.file, {}).get("sha256") != golden.sha256:
@@ -406,15 +397,14 @@ def _parse_golden(bundle: Bundle, number: int, line: str) -> Golden:
     return golden
 
 
-def _misfit(golden: Golden) -> str:
-    """What in a golden line cannot be scored or compared, or nothing."""
+def _check_golden(golden: Golden) -> None:
+    """Raise ValueError for what cannot be scored or compared."""
     for name in ("file", "sha256", "tiling"):
-        if not isinstance(value := getattr(golden, name), str):
-            return f"{name} is {value!r:.40}"
+        value = getattr(golden, name)
+        require(isinstance(value, str), f"{name} is {value!r:.40}")
     scores = (golden.score, *golden.tile_scores, *golden.reasons, golden.full_reference or 0.0)
-    if not all(map(math.isfinite, scores)):
-        return "a score is not finite"
-    return "" if _TILING.fullmatch(golden.tiling) else f"tiling is {golden.tiling!r:.40}"
+    require(all(map(math.isfinite, scores)), "a score is not finite")
+    require(_TILING.fullmatch(golden.tiling), f"tiling is {golden.tiling!r:.40}")
 
 
 def _summarise(path: Path) -> BundleSummary:
@@ -428,13 +418,6 @@ def _summarise(path: Path) -> BundleSummary:
 
 
 # writing
-
-
-def _check_arguments(name: str, files: Mapping[str, Path | bytes]) -> None:
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"a bundle's name has letters, digits, '.', '_' or '-' and at most 64 of them, got {name!r}")
-    if spec.QUALITY_FILE not in files:
-        raise ValueError(f"a bundle needs {spec.QUALITY_FILE}, got {sorted(files)}")
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa.errors import BundleError
-from dgiqa.meaning import number
+from dgiqa.meaning import number, require
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
@@ -130,16 +130,15 @@ def _seen(image: Float32) -> tuple[Float32, Float32, Float32]:
 
 
 def parse_full_reference(manifest: Mapping[str, Any]) -> FullReference | None:
-    """The entry in a manifest, None where there is none. BundleError for one that does not hold what it should."""
+    """The entry in a manifest, None where there is none. Raises ValueError for one that is malformed."""
     if KEY not in manifest:
         return None
     try:
         entry = manifest[KEY]
-        weights, cells = tuple(map(number, entry["weights"])), entry["cells"]
-        if entry["difference"] not in list(DIFFERENCES) or type(cells) is not int or not 1 <= cells <= MAX_WEIGHTS:
-            raise ValueError(f"difference {entry['difference']!r:.40}, cells {cells!r:.40}")
-        if not 1 <= len(weights) <= MAX_WEIGHTS:
-            raise ValueError(f"{len(weights)} weights")
-        return FullReference(weights, number(entry["bias"]), entry["difference"], cells)
-    except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"the manifest's {KEY} is malformed ({error!r:.200})") from error
+        weights, cells, difference = tuple(map(number, entry["weights"])), entry["cells"], entry["difference"]
+        require(difference in list(DIFFERENCES), f"difference {difference!r:.40}")
+        require(type(cells) is int and 1 <= cells <= MAX_WEIGHTS, f"cells {cells!r:.40}")
+        require(1 <= len(weights) <= MAX_WEIGHTS, f"{len(weights)} weights")
+        return FullReference(weights, number(entry["bias"]), difference, cells)
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the manifest's {KEY} is malformed ({error!r:.200})") from error

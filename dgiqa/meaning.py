@@ -19,8 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dgiqa.errors import BundleError
-
 MAX_KNOTS = 256
 # The words for a reader; a reason without an entry is shown by its name.
 WORDS = {
@@ -120,56 +118,61 @@ def verdict(score: float, threshold: float | None) -> str | None:
 
 
 def parse_meaning(manifest: Mapping[str, Any]) -> Meaning:
-    """The Meaning in a manifest. Raises BundleError for a malformed one."""
+    """The Meaning in a manifest. Raises ValueError for a malformed one."""
     try:
         scale, reasons = _object(manifest, "scale"), manifest.get("reasons", [])
         alone = isinstance(reasons, list) and len({r["name"] for r in reasons}) == len(reasons)
-        _checked(reasons, alone, "a list of different names as reasons")
+        require(alone, f"got {reasons!r:.200}, wanted a list of different names as reasons")
         interval, raw = scale.get("interval"), scale.get("raw", False)
         low, high = map(number, scale.get("range", (0, 1)))
+        require(low != high, f"got {low:g} twice, wanted two different ends of a range")
+        require(isinstance(raw, bool), f"got {raw!r:.40}, wanted true or false as raw")
         return Meaning(
             reasons=tuple(Reason(_name(r["name"]), _unit(r["threshold"])) for r in reasons),
             presets={_name(name): _unit(value) for name, value in _object(manifest, "presets").items()},
             kind=str(scale.get("kind", "")),
             interval=None if interval is None else _unit(interval),
-            range=_checked((low, high), low != high, "two different ends of a range"),
-            raw=_checked(raw, isinstance(raw, bool), "true or false as raw"),
+            range=(low, high),
+            raw=raw,
             knots=_knots(_object(manifest, "calibration").get("knots", ())),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"the manifest's reasons, presets, scale or calibration are malformed ({error!r})") from error
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the manifest's reasons, presets, scale or calibration are malformed ({error!r})") from error
 
 
-def _object(manifest: Mapping[str, Any], key: str) -> dict[str, Any]:
-    value = manifest.get(key, {})
-    return dict(_checked(value, isinstance(value, dict), f"an object as {key}"))
-
-
-def _checked(value: Any, right: bool, wanted: str) -> Any:
+def require(right: object, otherwise: str) -> None:
+    """Raise ValueError with what was found, and what was wanted, unless it is right."""
     if not right:
-        raise ValueError(f"got {value!r}, wanted {wanted}")
-    return value
-
-
-def _name(value: Any) -> str:
-    right = isinstance(value, str) and 0 < len(value) <= 64 and value.isprintable()
-    return str(_checked(value, right, "a name"))
+        raise ValueError(otherwise)
 
 
 def number(value: Any) -> float:
     """A finite number of a manifest. Raises ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{value!r:.40} is no number")
+    right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    require(right, f"{value!r:.40} is no number")
     return float(value)
 
 
+def _object(manifest: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = manifest.get(key, {})
+    require(isinstance(value, dict), f"got {value!r:.40}, wanted an object as {key}")
+    return dict(value)
+
+
+def _name(value: Any) -> str:
+    right = isinstance(value, str) and 0 < len(value) <= 64 and value.isprintable()
+    require(right, f"got {value!r:.80}, wanted a name")
+    return str(value)
+
+
 def _unit(value: Any) -> float:
-    return float(_checked(value, 0 <= number(value) <= 1, "a number in 0..1"))
+    require(0 <= number(value) <= 1, f"got {value!r}, wanted a number in 0..1")
+    return float(value)
 
 
 def _knots(value: Any) -> tuple[tuple[float, float], ...]:
     knots = tuple((_unit(x), _unit(y)) for x, y in value)
     rising = all(a < c and b < d for (a, b), (c, d) in itertools.pairwise(knots))
-    if knots and not (2 <= len(knots) <= MAX_KNOTS and rising and knots[0][0] == 0 and knots[-1][0] == 1):
-        raise ValueError(f"a map has 2..{MAX_KNOTS} knots that rise strictly, from score 0 to 1, got {knots[:4]}")
+    right = not knots or (2 <= len(knots) <= MAX_KNOTS and rising and knots[0][0] == 0 and knots[-1][0] == 1)
+    require(right, f"a map has 2..{MAX_KNOTS} knots that rise strictly, from score 0 to 1, got {knots[:4]}")
     return knots

@@ -68,7 +68,7 @@ def test_it_goes_through_a_manifest(difference: str) -> None:
     ],
 )
 def test_a_malformed_entry_is_refused(change: dict[str, object]) -> None:
-    with pytest.raises(BundleError, match="full_reference is malformed"):
+    with pytest.raises(ValueError, match="full_reference is malformed"):
         parse_full_reference({KEY: HEAD.as_manifest()[KEY] | change})
 
 
