@@ -180,10 +180,8 @@ def test_bridges_are_tcb_and_bilinear_resizing(kind: type[nn.Module], ratio: int
 def test_depth_car_is_the_same_batch_first(block: type[nn.Module]) -> None:
     reference = stirred(block(20, 4, 0.1))
     query, other = torch.randn(2, 3, 49, 20, dtype=torch.float64)
-    if block is SelfAttention:
-        got, wanted = TokenAttention(reference)(query, query), reference(query.transpose(0, 1))
-    else:
-        got, wanted = TokenAttention(reference)(query, other), reference(query.transpose(0, 1), other.transpose(0, 1))
+    other = query if block is SelfAttention else other
+    got, wanted = TokenAttention(reference)(query, other), reference(query.transpose(0, 1), other.transpose(0, 1))
     assert difference(got, wanted.transpose(0, 1)) < EXACT
 
 

@@ -96,7 +96,7 @@ def test_channel_attention_reads_the_transposed_memory_as_if_it_were_not() -> No
 def test_the_four_blocks_that_are_read_all_count(tiny: GlintIQA) -> None:
     rgb = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        maps = tiny.vgfe(rgb)
+        maps = tiny.vgfe["backbone"](rgb)
         assert [m.shape for m in maps] == [(2, 16, 12)] * 4
         assert tiny(rgb).shape == (2,)
         assert torch.allclose(tiny(rgb)[1:], tiny(rgb[1:]), atol=1e-6)

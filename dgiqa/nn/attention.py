@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgiqa.errors import BackendError
+from dgiqa.nn.deploy_layers import linear
 
 WINDOW = 7
 TOKENS = WINDOW * WINDOW
@@ -165,9 +166,9 @@ class FusedCrossAttention(nn.Module):
         self.scale = head_dim**-0.5
         weight, bias = (_pad_heads(p, 3 * self.heads, padded) for p in (mha.in_proj_weight, mha.in_proj_bias))
         wide = self.heads * padded
-        self.q = _linear(weight[:wide], bias[:wide])
-        self.kv = _linear(weight[wide:], bias[wide:])
-        self.out = _linear(_pad_heads(mha.out_proj.weight.mT, self.heads, padded).mT, mha.out_proj.bias)
+        self.q = linear(weight[:wide], bias[:wide])
+        self.kv = linear(weight[wide:], bias[wide:])
+        self.out = linear(_pad_heads(mha.out_proj.weight.mT, self.heads, padded).mT, mha.out_proj.bias)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False) -> tuple[Tensor, None]:
         """query, key [49,N,C], value the same tensor as key -> ([49,N,C], None)."""
@@ -182,13 +183,6 @@ def _fused(module: nn.Module, cross: bool) -> nn.Module | None:
     if cross and isinstance(module, nn.MultiheadAttention):
         return FusedCrossAttention(module)
     return None
-
-
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
-    layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
-    layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
-    return layer
 
 
 def _pad_heads(rows: Tensor, heads: int, to: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgiqa.nn.deploy_layers import linear
-from dgiqa.nn.depth_anything import PATCH, DenseHead, DepthAnything, FusionBlock, _upsample
+from dgiqa.nn.depth_anything import DepthAnything, FusionBlock, _upsample
 
 
 class TwinDepthAnything(DepthAnything):
@@ -27,7 +27,10 @@ class TwinDepthAnything(DepthAnything):
         nn.Module.__init__(self)  # the reference's own would make weights
         self.config, self.pretrained = network.config, network.pretrained
         self.pretrained.blocks = nn.ModuleList(Block(block) for block in network.pretrained.blocks)
-        self.depth_head = Head(network.depth_head)  # type: ignore[assignment]
+        self.depth_head = network.depth_head
+        for level in range(1, 5):
+            block = cast(FusionBlock, network.depth_head.scratch[f"refinenet{level}"])
+            self.depth_head.scratch[f"refinenet{level}"] = EarlyFusion(block)
 
 
 class Block(nn.Module):
@@ -53,33 +56,15 @@ class Block(nn.Module):
         return (x + self.fc2(F.gelu(self.fc1(self.norm2(x))))).reshape(n, length, channels)
 
 
-class Head(nn.Module):
-    """`DenseHead` with every 1x1 convolution before the enlargement that it follows in the reference."""
+class EarlyFusion(FusionBlock):
+    """`FusionBlock` with its 1x1 convolution before the enlargement that it follows in the reference."""
 
-    def __init__(self, head: DenseHead) -> None:
-        super().__init__()
-        self.projects, self.resize_layers, self.scratch = head.projects, head.resize_layers, head.scratch
+    def __init__(self, block: FusionBlock) -> None:
+        nn.Module.__init__(self)
+        self.resConfUnit1, self.resConfUnit2, self.out_conv = block.resConfUnit1, block.resConfUnit2, block.out_conv
 
-    def forward(self, maps: list[Tensor]) -> Tensor:
-        rows, columns = maps[0].shape[-2:]
-        levels = [
-            self.scratch[f"layer{level}_rn"](resize(project(x)))
-            for level, (x, project, resize) in enumerate(zip(maps, self.projects, self.resize_layers, strict=True), 1)
-        ]
-        sizes = [(8 * rows, 8 * columns), *(x.shape[-2:] for x in levels[:3])]
-        x = None
-        for number in (4, 3, 2, 1):
-            x = _refined(
-                cast(FusionBlock, self.scratch[f"refinenet{number}"]), x, levels[number - 1], sizes[number - 1]
-            )
-        x = _upsample(self.scratch["output_conv1"](x), (PATCH * rows, PATCH * columns))
-        return self.scratch["output_conv2"](x)
-
-
-def _refined(block: FusionBlock, x: Tensor | None, level: Tensor, size: tuple[int, int]) -> Tensor:
-    """`FusionBlock`; at the deepest level, where there is no `x`, only its second half."""
-    x = level if x is None else x + block.resConfUnit1(level)
-    return _upsample(block.out_conv(block.resConfUnit2(x)), size)
+    def enlarged(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return _upsample(self.out_conv(x), size)
 
 
 def _scaled(layer: nn.Linear, gamma: Tensor) -> nn.Linear:

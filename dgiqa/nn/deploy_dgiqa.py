@@ -11,16 +11,17 @@ pixels and what comes before it at 784; at stride 8 the convolution at 196 of 78
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
 
 from dgiqa.nn.backbones import STRIDES, feature_maps
 from dgiqa.nn.deploy_layers import linear, scaled_projections, with_pooled_shortcuts
 from dgiqa.nn.deploy_swin import WindowOrderSwin, is_foldable_swin
-from dgiqa.nn.network import DGIQA, TCB, CrossAttention, SelfAttention, softened
+from dgiqa.nn.network import DGIQA, TCB, CrossAttention, softened
 
 
 class TwinDGIQA(DGIQA):
@@ -122,11 +123,9 @@ class MapBridge(nn.Module):
         super().__init__()
         self.conv1, self.gate = bridge.conv1, bridge.attention
         self.cells, self.ratio = cells, ratio
-        weight, bias = folded(bridge)
-        # Inside a cell of 4 x 4 pixels or more, the two in the middle have all their neighbours: no padding.
-        self.conv2 = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1 if ratio < 4 else 0, dtype=weight.dtype)
-        self.conv2.weight.data.copy_(weight)
-        self.conv2.bias.data.copy_(bias)  # type: ignore[union-attr]
+        self.conv2 = fuse_conv_bn_eval(bridge.conv2, bridge.norm)
+        if ratio >= 4:  # inside a cell of 4 x 4 pixels or more, the two in the middle have all their neighbours
+            self.conv2.padding = (0, 0)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.ratio == 8:  # only the middle 4 x 4 of each cell's 8 x 8 pixels are within reach of what is read
@@ -160,15 +159,15 @@ class CellBridge(nn.Module):
 
     def __init__(self, bridge: TCB) -> None:
         super().__init__()
-        self.conv1 = linear(*_pointwise(bridge.conv1))
         squeeze, _, excite, _ = bridge.attention
-        self.squeeze, self.excite = linear(*_pointwise(squeeze)), linear(*_pointwise(excite))
-        weight, bias = folded(bridge)  # [C,C,3,3]
+        self.conv1, self.squeeze, self.excite = map(_pointwise, (bridge.conv1, squeeze, excite))
+        fused: Any = fuse_conv_bn_eval(bridge.conv2, bridge.norm)
+        weight = fused.weight  # [C,C,3,3]
         spread = weight.new_zeros(2, 2, weight.shape[0], 4, 4, weight.shape[1])
         for y in (0, 1):
             for x in (0, 1):
                 spread[y, x, :, y : y + 3, x : x + 3] = weight.permute(0, 2, 3, 1)
-        self.conv2 = linear(spread.flatten(3).flatten(0, 2), bias.repeat(4))
+        self.conv2 = linear(spread.flatten(3).flatten(0, 2), fused.bias.repeat(4))
 
     def forward(self, x: Tensor) -> Tensor:
         n, length, channels = x.shape
@@ -181,15 +180,9 @@ class CellBridge(nn.Module):
 class TokenAttention(nn.Module):
     """Depth-CAR's blocks, batch first: query [N,T,C], key = value [N,T,C] -> [N,T,C]."""
 
-    def __init__(self, block: CrossAttention | SelfAttention) -> None:
+    def __init__(self, block: CrossAttention) -> None:
         super().__init__()
-        if isinstance(block, CrossAttention):
-            attention, norms, feed_forward = block.multihead_attn, (block.norm1, block.norm2), block.fc
-        else:
-            attention, feed_forward = block.multihead_attn_spatial, block.fc_spatial
-            norms = (block.norm1_spatial, block.norm2_spatial)
-        self.norm1, self.norm2 = norms
-        self.fc1, _, self.fc2 = feed_forward
+        attention, self.norm1, self.norm2, (self.fc1, _, self.fc2) = block.parts()
         self.heads, self.proj = attention.num_heads, attention.out_proj
         self.projections = scaled_projections(attention.in_proj_weight, attention.in_proj_bias, self.heads)
 
@@ -214,17 +207,9 @@ def cell_order(cells: int, ratio: int) -> Tensor:
     return raster.flatten()
 
 
-def folded(bridge: TCB) -> tuple[Tensor, Tensor]:
-    """Weight [C,C,3,3] and bias [C] of the bridge's 3x3 convolution with its batch normalisation in them."""
-    fused = torch.nn.utils.fuse_conv_bn_eval(bridge.conv2, bridge.norm)
-    assert fused.bias is not None
-    return fused.weight.detach(), fused.bias.detach()
-
-
-def _pointwise(convolution: nn.Module) -> tuple[Tensor, Tensor]:
-    assert isinstance(convolution, nn.Conv2d)
-    assert convolution.bias is not None
-    return convolution.weight.flatten(1), convolution.bias
+def _pointwise(convolution: Any) -> nn.Linear:
+    """A 1x1 convolution of maps as a layer of tokens."""
+    return linear(convolution.weight.flatten(1), convolution.bias)
 
 
 def _to_tokens(x: Tensor) -> Tensor:  # [N,C,H,W] -> [N,H*W,C]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 from torch import Tensor, nn
 
 
 def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     """A layer with these weights [out,in] and bias [out]."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
     layer.weight.data.copy_(weight)
     layer.bias.data.copy_(bias)
     return layer.requires_grad_(False)
@@ -43,15 +45,7 @@ def _halves(pool: nn.Module) -> bool:
 
 def _pooling(convolution: nn.Conv2d) -> nn.Conv2d:
     """The 1x1 convolution as a 2x2 one that takes the mean of the pixels first."""
-    made = nn.Conv2d(
-        convolution.in_channels,
-        convolution.out_channels,
-        2,
-        stride=2,
-        bias=convolution.bias is not None,
-        dtype=convolution.weight.dtype,
-    )
-    made.weight.data.copy_((convolution.weight / 4).expand_as(made.weight))
-    if made.bias is not None and convolution.bias is not None:
-        made.bias.data.copy_(convolution.bias)
-    return made.requires_grad_(False)
+    made = copy.deepcopy(convolution).requires_grad_(False)
+    made.kernel_size = made.stride = (2, 2)
+    made.weight.data = (convolution.weight / 4).expand(-1, -1, 2, 2).contiguous()
+    return made

@@ -132,19 +132,20 @@ class DenseHead(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         rows, columns = maps[0].shape[-2:]
-        levels = []
-        for level, (x, project, resize) in enumerate(zip(maps, self.projects, self.resize_layers, strict=True), 1):
-            levels.append(self.scratch[f"layer{level}_rn"](resize(project(x))))
-        x = self.scratch["refinenet4"](levels[3], None, levels[2].shape[-2:])
-        x = self.scratch["refinenet3"](x, levels[2], levels[1].shape[-2:])
-        x = self.scratch["refinenet2"](x, levels[1], levels[0].shape[-2:])
-        x = self.scratch["refinenet1"](x, levels[0], (8 * rows, 8 * columns))
+        levels = [
+            self.scratch[f"layer{level}_rn"](resize(project(x)))
+            for level, (x, project, resize) in enumerate(zip(maps, self.projects, self.resize_layers, strict=True), 1)
+        ]
+        sizes = [(8 * rows, 8 * columns), *(x.shape[-2:] for x in levels[:3])]  # that each level is brought to
+        x = None
+        for level in (4, 3, 2, 1):
+            x = self.scratch[f"refinenet{level}"](x, levels[level - 1], sizes[level - 1])
         x = _upsample(self.scratch["output_conv1"](x), (PATCH * rows, PATCH * columns))
         return self.scratch["output_conv2"](x)
 
 
 class FusionBlock(nn.Module):
-    """The deeper map plus a residual of the level's own, refined and brought to the next level's size.
+    """The deeper map plus a residual of the level's own map, refined and brought to the next level's size.
 
     The deepest level has no map before it; its resConfUnit1 is unused and exists because checkpoints carry it.
     """
@@ -155,10 +156,12 @@ class FusionBlock(nn.Module):
         self.resConfUnit2 = ResidualUnit(features)
         self.out_conv = nn.Conv2d(features, features, 1)
 
-    def forward(self, x: Tensor, skip: Tensor | None, size: tuple[int, int]) -> Tensor:
-        if skip is not None:
-            x = x + self.resConfUnit1(skip)
-        return self.out_conv(_upsample(self.resConfUnit2(x), size))
+    def forward(self, x: Tensor | None, level: Tensor, size: tuple[int, int]) -> Tensor:
+        x = level if x is None else x + self.resConfUnit1(level)
+        return self.enlarged(self.resConfUnit2(x), size)
+
+    def enlarged(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.out_conv(_upsample(x, size))
 
 
 class ResidualUnit(nn.Module):

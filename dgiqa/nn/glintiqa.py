@@ -65,7 +65,7 @@ class GlintIQA(nn.Module):
         super().__init__()
         self.config = config = config or GlintIQAConfig()
         tokens, width = config.grid**2, config.width
-        self.vgfe = GlobalHalf(config)
+        self.vgfe = nn.ModuleDict({"backbone": VisionTransformer(config)})
         self.clfe = LocalHalf(config)
         self.local_cwsa = ChannelAttention(tokens, config.dropout)
         self.local_projection = nn.Linear(3 * width, width)
@@ -81,7 +81,7 @@ class GlintIQA(nn.Module):
         """What the head sees: mean over the tokens, f32 [N,C]."""
         local = torch.cat(self.clfe(rgb), 2)  # [N,T,3C]
         fused = self.local_projection(self.local_cwsa(local.mT).mT)
-        for step, tokens in enumerate(self.vgfe(rgb), 1):
+        for step, tokens in enumerate(self.vgfe["backbone"](rgb), 1):
             joined = torch.cat([tokens, fused], 2).mT  # [N,2C,T]
             fused = getattr(self, f"siem{step}")(getattr(self, f"cwsa{step}")(joined))
         return self.pool(fused)
@@ -96,22 +96,12 @@ class GlintIQA(nn.Module):
 
     def freeze(self) -> GlintIQA:
         """Stop the layers that its authors do not train from learning; batch normalisation still counts. Itself."""
-        transformer, local = self.vgfe.backbone, self.clfe.backbone
+        transformer: Any = self.vgfe["backbone"]
+        local = self.clfe.backbone
         still = [transformer.patch_embed, *transformer.blocks[: self.config.frozen_blocks]]
         for module in (*still, local.conv1, local.bn1, local.layer1, local.layer2):
             module.requires_grad_(False)
         return self
-
-
-class GlobalHalf(nn.Module):
-    """The vision transformer; the name `backbone` is the checkpoints'."""
-
-    def __init__(self, config: GlintIQAConfig) -> None:
-        super().__init__()
-        self.backbone = VisionTransformer(config)
-
-    def forward(self, rgb: Tensor) -> list[Tensor]:  # [N,3,S,S] -> four [N,T,C]
-        return self.backbone(rgb)
 
 
 class VisionTransformer(nn.Module):

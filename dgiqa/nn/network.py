@@ -98,35 +98,31 @@ def _feed_forward(width: int) -> nn.Sequential:
 class CrossAttention(nn.Module):
     """Depth-guided cross-attention (section 3.4): query = depth, key = value = RGB, residual on the depth query."""
 
+    suffix = ""  # of its parts' names in checkpoints
+
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.multihead_attn = nn.MultiheadAttention(width, heads, dropout=dropout)
-        self.norm1 = nn.LayerNorm(width)
-        self.norm2 = nn.LayerNorm(width)
-        self.fc = _feed_forward(width)
+        self.add_module(f"multihead_attn{self.suffix}", nn.MultiheadAttention(width, heads, dropout=dropout))
+        self.add_module(f"norm1{self.suffix}", nn.LayerNorm(width))
+        self.add_module(f"norm2{self.suffix}", nn.LayerNorm(width))
+        self.add_module(f"fc{self.suffix}", _feed_forward(width))
         self.dropout = nn.Dropout(dropout)
+
+    def parts(self) -> list[Any]:
+        """Attention, both normalisations, feed-forward."""
+        return [getattr(self, f"{name}{self.suffix}") for name in ("multihead_attn", "norm1", "norm2", "fc")]
 
     def forward(self, depth: Tensor, rgb: Tensor) -> Tensor:  # [T,N,C], [T,N,C] -> [T,N,C]
-        attended, _ = self.multihead_attn(depth, rgb, rgb, need_weights=False)
-        x = self.norm1(depth + self.dropout(attended))
-        return self.norm2(x + self.dropout(self.fc(x)))
+        attention, norm1, norm2, feed_forward = self.parts()
+        attended, _ = attention(depth, rgb, rgb, need_weights=False)
+        x = norm1(depth + self.dropout(attended))
+        return norm2(x + self.dropout(feed_forward(x)))
 
 
-class SelfAttention(nn.Module):
-    """Refinement (section 3.4): the same block as the cross-attention, on its own output."""
+class SelfAttention(CrossAttention):
+    """Refinement (section 3.4): the same block, with the cross-attention's output as query, key and value."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.multihead_attn_spatial = nn.MultiheadAttention(width, heads, dropout=dropout)
-        self.norm1_spatial = nn.LayerNorm(width)
-        self.norm2_spatial = nn.LayerNorm(width)
-        self.fc_spatial = _feed_forward(width)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:  # [T,N,C] -> [T,N,C]
-        attended, _ = self.multihead_attn_spatial(x, x, x, need_weights=False)
-        x = self.norm1_spatial(x + self.dropout(attended))
-        return self.norm2_spatial(x + self.dropout(self.fc_spatial(x)))
+    suffix = "_spatial"
 
 
 def _dilated_stack(in_channels: int, channels: int, dilations: tuple[int, int]) -> nn.Sequential:
@@ -212,7 +208,7 @@ class DGIQA(nn.Module):
         if guide is not None:
             n, c, h, w = fused.shape
             tokens = self.depth_guided_cross_attention(_to_tokens(guide), _to_tokens(fused))  # [49,N,C]
-            tokens = self.refinement_attention(tokens)
+            tokens = self.refinement_attention(tokens, tokens)
             fused = tokens.permute(1, 2, 0).reshape(n, c, h, w)
         if self.config.dilated:
             fused = self.dilated_stack(fused)
