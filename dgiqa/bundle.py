@@ -1,8 +1,9 @@
-"""A directory with a manifest becomes a verified Bundle; networks and facts about them become such a directory.
+"""Read a directory with a manifest as a verified Bundle, and write networks and facts about them as such a directory.
 
     manifest.json   contract, preprocessing, versions, parity, model card; per file sha256, size, licence, source
-    depth.onnx      quality.onnx    the former not where the quality network sees the image alone
-    golden.jsonl    one line per golden image: what it must score, on any machine
+    depth.onnx      missing if the quality network takes only the image
+    quality.onnx
+    golden.jsonl    one line per golden image: the score that every machine must give it
     golden/01.png   …
 
 A bundle is the deployed unit: it travels, engines do not. Nothing in it is executed and nothing outside it is read.
@@ -36,24 +37,24 @@ MANIFEST = "manifest.json"
 GOLDEN = "golden.jsonl"
 MAX_TEXT_BYTES = 4 << 20  # manifest.json and golden.jsonl are read whole
 MAX_FILE_BYTES = 4 << 30
-# What a preprocessing size may be, in pixels. A picture becomes some short_side^2 x aspect pixels of network input.
+# Allowed preprocessing sizes, in pixels. A picture becomes about short_side^2 x aspect pixels of network input.
 SIZES = {"depth_lower_bound": (1, 2048), "depth_multiple": (1, 256), "short_side": (16, 2048), "tile": (16, 1024)}
-MAY_BE_ZERO = ("depth_lower_bound", "short_side")  # no depth network; the image as it is
-MAX_TILES_ACROSS = 16  # tiles that the short side may hold
+MAY_BE_ZERO = ("depth_lower_bound", "short_side")  # for no depth network, and for no resizing
+MAX_TILES_ACROSS = 16  # tiles across the short side
 SHIPPED = Path(__file__).parent / "bundles"
 SEARCH_VARIABLE = "DGIQA_BUNDLES"  # directories of bundles, separated as in PATH
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-# What preprocess.windows_for takes
+# The tilings that preprocess.windows_for takes
 _TILING = re.compile(r"grid|official(-1\.3|-1\.4\.(1|4|10|15|21))?:([1-9][0-9]{0,2}|1000)(:[0-9]{1,18})?")
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A directory whose every listed file was found with the listed size and sha256.
+    """A bundle's directory, in which every listed file has the listed size and sha256.
 
     path: the directory. id: "<name>@<12 hex digits of the manifest's hash>", which changes with any file or field.
-    meaning: reasons, presets and scale of its scores. full_reference: what compares a picture with its reference.
+    meaning: reasons, presets and scale of its scores. full_reference: compares a picture with its reference, or None.
     """
 
     path: Path
@@ -78,7 +79,7 @@ class Bundle:
 
 @dataclass(frozen=True)
 class BundleSummary:
-    """One line of `list_bundles`. bytes: of all listed files. problem: why it cannot be used, or empty."""
+    """One row of `list_bundles`. bytes: total of the listed files. problem: why it cannot be used, or empty."""
 
     name: str
     title: str
@@ -90,10 +91,10 @@ class BundleSummary:
 
 @dataclass(frozen=True)
 class Golden:
-    """The score of one golden image. file: its path in the bundle. tiling: the one it was scored with.
+    """The scores of one golden image. file: its path in the bundle. tiling: the one it was scored with.
 
-    reasons: mean probability over the tiles of each column; empty where the network has none. full_reference: of what
-    `parity.beside` makes of the image, where the bundle compares pictures.
+    reasons: mean probability over the tiles, for each reason; empty if the network has none. full_reference: the score
+    of the picture that `parity.beside` makes of it, compared with it; None if the bundle does not compare pictures.
     """
 
     file: str
@@ -106,10 +107,10 @@ class Golden:
 
 
 def load_bundle(name_or_path: str | Path) -> Bundle:
-    """A bundle by name ("small") or by directory, verified: versions, sizes, sha256, no path that leaves it.
+    """Load a bundle by name ("small") or by directory, and verify versions, sizes, sha256 and that no path leaves it.
 
     Names are looked up among the shipped bundles, then in the directories of $DGIQA_BUNDLES, then in the user's cache
-    directory, then here. A Path, or a string with a separator, is a directory. Raises BundleError.
+    directory, then in the current directory. A Path, or a string with a separator, is a directory. Raises BundleError.
     """
     with _reading(name_or_path):
         path = _locate(name_or_path)
@@ -121,7 +122,7 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
 
 
 def list_bundles() -> list[BundleSummary]:
-    """Every bundle that `load_bundle` finds by name, in the order it looks; files are not hashed."""
+    """Every bundle that `load_bundle` finds by name, in its search order; files are not hashed."""
     found: dict[str, BundleSummary] = {}
     for directory in search_path():
         for manifest in sorted(directory.glob(f"*/{MANIFEST}")):
@@ -130,14 +131,14 @@ def list_bundles() -> list[BundleSummary]:
 
 
 def search_path() -> Iterator[Path]:
-    """Folders in which bundles are looked up by name; the first match counts."""
+    """The folders in which bundles are looked up by name; the first match counts."""
     yield SHIPPED
     yield from (Path(os.path.expanduser(p)) for p in os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep) if p)
     yield user_cache() / "bundles"  # last, as finding it imports a library
 
 
 def load_golden(bundle: Bundle) -> list[Golden]:
-    """The bundle's golden images and what they must score. BundleError if it has none or a line is malformed."""
+    """The bundle's golden images with their scores. BundleError if it has none or a line is malformed."""
     if GOLDEN not in bundle.manifest["files"]:
         raise BundleError(f"{bundle.id} has no {GOLDEN} to compare with; rebuild it with golden images")
     with _reading(bundle.path / GOLDEN):
@@ -149,7 +150,7 @@ def load_golden(bundle: Bundle) -> list[Golden]:
 
 
 def golden_lines(golden: Iterable[Golden]) -> bytes:
-    """The file golden.jsonl, as `load_golden` reads it."""
+    """The contents of golden.jsonl, as `load_golden` reads them."""
     records = ({key: value for key, value in asdict(each).items() if value not in ((), None)} for each in golden)
     return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()
 
@@ -174,15 +175,15 @@ def write_bundle(
     created: str | None = None,
     overwrite: bool = False,
 ) -> Bundle:
-    """Write a bundle directory in one step: it is there complete and verified, or not at all.
+    """Write a bundle directory in one step: it appears complete and verified, or not at all.
 
-    files: path in the bundle -> contents, or the file to copy; `quality.onnx` is required, and `depth.onnx` where the
+    files: path in the bundle -> contents, or the file to copy; `quality.onnx` is required, and `depth.onnx` if the
     quality network takes a depth image.
     licence, source: of every file, unless `origins[file]` gives its own {"licence", "source"}.
-    meaning: of the scores. full_reference: compares two pictures. features: how many of these the quality network
-    gives with each score; 0: none.
-    created: ISO 8601 time, now by default. overwrite: replace an existing bundle (never another kind of directory).
-    Raises BundleError if the target exists or the result does not verify, ValueError for arguments that make no bundle.
+    meaning: of the scores. full_reference: compares two pictures. features: the number of features that the quality
+    network gives with each score; 0: none.
+    created: ISO 8601 time, by default now. overwrite: replace an existing bundle (never another kind of directory).
+    Raises BundleError if the target exists or the result is not valid, ValueError for a bad name or no quality.onnx.
     """
     target = Path(os.path.abspath(target))
     require(_NAME.fullmatch(name), f"a bundle's name has at most 64 letters, digits, '.', '_' or '-', got {name!r}")
@@ -191,7 +192,7 @@ def write_bundle(
     preprocess = preprocess or Preprocess()
     record, columns = asdict(preprocess), (len(meaning.reasons) if meaning else 0, features)
     if preprocess.normalisation == Preprocess.normalisation:
-        del record["normalisation"]  # which older versions do not know
+        del record["normalisation"]  # older versions do not know it
     manifest = {
         "bundle_version": spec.BUNDLE_VERSION,
         "name": name,
@@ -216,7 +217,7 @@ def write_bundle(
         }
         text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-        for path in folder.rglob("*"):  # everybody reads and nobody else writes, whatever the user's umask says
+        for path in folder.rglob("*"):  # readable for all, writable for the user only, whatever the umask is
             path.chmod(0o755 if path.is_dir() else 0o644)
         load_bundle(folder)
         take_place(folder, target)
@@ -228,7 +229,7 @@ def write_bundle(
 
 @contextlib.contextmanager
 def _reading(what: str | Path) -> Iterator[None]:
-    """Whatever the file system has against a path (rights, links in a circle, length, letters) is a BundleError."""
+    """Turn the file system's errors about a path (rights, circular links, length, characters) into BundleError."""
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:
@@ -250,7 +251,7 @@ def _locate(name_or_path: str | Path) -> Path:
 
 
 def _believed(path: Path) -> Path:
-    """A bundle found by its name; one in the user's cache must be the user's, as the cache may be shared."""
+    """The path of a bundle found by name. BundleError if it is in the user's cache and others could have written it."""
     in_cache = path.parent != SHIPPED and path.parent == user_cache() / "bundles"
     folders = (Path(folder) for folder, _, _ in os.walk(path.resolve()))
     if in_cache and not all(map(ours, folders)):
@@ -260,7 +261,7 @@ def _believed(path: Path) -> Path:
 
 
 def read_manifest(path: Path) -> Bundle:
-    """Everything but the files: what the manifest says, checked against what this version reads."""
+    """Read a bundle's manifest and check it against what this version supports; the files are not looked at."""
     if not (path / MANIFEST).is_file():
         what = "is not a bundle: it has no manifest.json" if path.is_dir() else "is not a directory"
         raise BundleError(f"{path} {what}; wanted a bundle's name or its directory")
@@ -284,11 +285,11 @@ def read_manifest(path: Path) -> Bundle:
 
 
 def _parse_json(path: Path) -> tuple[dict[str, Any], str]:
-    """A manifest, and its canonical spelling, which does not depend on how the file is laid out."""
+    """A manifest, and its canonical JSON, which does not depend on the file's layout."""
     try:
         manifest = json.loads(_read_text(path))
         canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        json.dumps(manifest, ensure_ascii=False).encode()  # half a surrogate pair is no text, and nothing can print it
+        json.dumps(manifest, ensure_ascii=False).encode()  # refuse half a surrogate pair: it cannot be printed
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not valid JSON ({error}); copy the bundle again") from error
     if not isinstance(manifest, dict):
@@ -306,7 +307,7 @@ def _check_version(path: Path, what: str, got: Any, *wanted: int) -> None:
 
 
 def _check_form(manifest: Mapping[str, Any]) -> None:
-    """What readers of a manifest rely on. Raises ValueError."""
+    """Raise ValueError unless a manifest has the entries that its readers rely on."""
     files, near = manifest.get("files", {}), manifest["preprocess"]["depth_lower_bound"]
     require(isinstance(files, dict) and spec.QUALITY_FILE in files, f"files must list {spec.QUALITY_FILE}")
     got = "depth_lower_bound" if near else spec.DEPTH_FILE
@@ -322,7 +323,7 @@ def _check_form(manifest: Mapping[str, Any]) -> None:
 
 
 def _parse_preprocess(record: Any) -> Preprocess:
-    """A manifest's record of a version that is read. Raises ValueError."""
+    """A manifest's record, of a version that this one reads. Raises ValueError."""
     require(isinstance(record, dict), "the manifest has no preprocess record")
     record, wanted = {"normalisation": Preprocess.normalisation, **record}, {f.name for f in fields(Preprocess)}
     require(record.keys() == wanted, f"preprocess has {sorted(record)}, wanted {sorted(wanted)}")
@@ -355,7 +356,7 @@ def _verify_file(bundle: Bundle, name: str, entry: Mapping[str, Any]) -> None:
 
 
 def _inside(root: Path, name: str) -> Path:
-    """root/name, refused if it, or a link on the way, leads out of root."""
+    """root/name. BundleError if it, or a link on the way, leads out of root."""
     pure = PurePosixPath(name)
     plain = name == str(pure) and not pure.is_absolute() and ".." not in pure.parts and not re.search(r"[\\:\0]", name)
     if not plain or name in (".", MANIFEST) or _leads_out(root, name):
@@ -384,7 +385,7 @@ def _parse_golden(bundle: Bundle, number: int, line: str) -> Golden:
         record = json.loads(line)
         tile_scores = tuple(float(s) for s in record["tile_scores"])
         reasons = tuple(float(p) for p in record.get("reasons", ()))
-        tiling = record["tiling"] if "tiling" in record else record["tiles"]  # of bundles made up to November 2026
+        tiling = record["tiling"] if "tiling" in record else record["tiles"]  # bundles made up to November 2026
         near = record.get("full_reference")
         near = None if near is None else float(near)
         golden = Golden(record["file"], record["sha256"], tiling, float(record["score"]), tile_scores, reasons, near)
@@ -398,7 +399,7 @@ def _parse_golden(bundle: Bundle, number: int, line: str) -> Golden:
 
 
 def _check_golden(golden: Golden) -> None:
-    """Raise ValueError for what cannot be scored or compared."""
+    """Raise ValueError for a golden line that cannot be scored or compared."""
     for name in ("file", "sha256", "tiling"):
         value = getattr(golden, name)
         require(isinstance(value, str), f"{name} is {value!r:.40}")
@@ -432,7 +433,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
 def _tensors(networks: tuple[spec.Network, ...], counts: tuple[int, int]) -> dict[str, Any]:
     """The networks' inputs and outputs, for readers in other languages.
 
-    counts: columns of reasons and features; 0: there is no such output.
+    counts: the numbers of reasons and of features; 0: there is no such output.
     """
 
     def described(shapes: Mapping[str, tuple[int | str, ...]]) -> dict[str, Any]:

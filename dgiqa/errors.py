@@ -1,12 +1,12 @@
-"""What can go wrong, as a small tree. Every message says what was found, what was wanted and what to do about it.
+"""A small tree of errors. Every message says what was found, what was wanted and what to do about it.
 
 DgiqaError
 ├── ImageError      an input cannot be read, decoded or used
 ├── BundleError     a bundle is missing, altered or made for another version
 ├── BackendError    the backend asked for is not available on this machine
 ├── EngineError     an engine is missing, stale, or cannot be built
-│   └── ParityError one that was built is not of the precision asked for, or its scores are over their budget
-└── WeightsError    a checkpoint is not what it was said to be
+│   └── ParityError a built engine lacks the precision asked for, or its scores are over the budget
+└── WeightsError    a checkpoint does not hold the weights that it should
 """
 
 
@@ -31,8 +31,8 @@ class EngineError(DgiqaError):
 
 
 class ParityError(EngineError):
-    """An engine is not of the precision asked for, or its scores are further from the bundle's than allowed."""
+    """An engine lacks the precision asked for, or its scores are further from the bundle's than allowed."""
 
 
 class WeightsError(DgiqaError):
-    """A checkpoint does not hold the weights it was said to hold."""
+    """A checkpoint does not hold the weights that it should."""

@@ -1,14 +1,14 @@
-"""A picture and its reference become a full-reference score: by the last layer of DGIQA-FR, or by what eyes would see.
+"""Score a picture against its reference: by the last layer of DGIQA-FR, or by a model of the eye.
 
 DGIQA-FR (arXiv 2505.24002, appendix C.3): the shared network's features of both after the dilated stack, their
-difference, a linear layer, a sigmoid. The layer has a few hundred numbers, so it stands in the manifest, in full
+difference, a linear layer, a sigmoid. The layer has a few hundred numbers, so it is kept in the manifest, in full
 precision, and the same networks serve pictures with and without a reference:
 
     "full_reference": {"difference": "signed", "cells": 1, "bias": 4.0, "weights": [...]}
 
 `likeness` serves every other model. It needs no network: pictures of four sizes are normalised by their surroundings,
-as eyes do (Laparra et al., Human Vision and Electronic Imaging 2016), and what is then left of the difference is
-weighed. `recipes.full_reference` found the weights.
+as eyes do (Laparra et al., Human Vision and Electronic Imaging 2016), and the remaining differences are weighted.
+`recipes.full_reference` found the weights.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ DIFFERENCES = ("signed", "absolute")
 MAX_WEIGHTS = 1 << 16
 KEY = "full_reference"  # in a manifest
 
-TOP = 4.0  # of the sigmoid: a picture beside itself scores 0.982
+TOP = 4.0  # the sigmoid's largest argument: a picture compared with itself scores 0.982
 OPPONENT = np.array([[0.299, 0.587, 0.114], [0.5, -0.4187, -0.0813], [-0.1687, -0.3313, 0.5]], np.float32)
-TILE, TILES = 512, 16  # side in pixels, and how many of a picture at most: all of 2048 x 2048
-SURROUNDINGS = 2.5  # standard deviation of what is near, pixels of each size
-MASKING = 0.05  # contrast at which a difference begins to hide in what is near
+TILE, TILES = 512, 16  # side in pixels, and the most tiles of a picture: all of 2048 x 2048
+SURROUNDINGS = 2.5  # standard deviation of the surroundings, in pixels of each size
+MASKING = 0.05  # contrast from which on the surroundings begin to hide a difference
 WEIGHTS = np.array(  # [size,channel,kind] of `differences`
     [
         [[4.019, 0.736, 0.957], [0, 0, 0], [0, 0, 0]],
@@ -50,10 +50,10 @@ WEIGHTS = np.array(  # [size,channel,kind] of `differences`
 
 @dataclass(frozen=True)
 class FullReference:
-    """sigmoid(weights . difference + bias), the difference being reference - picture or its magnitude.
+    """sigmoid(weights . difference + bias), where the difference is reference - picture or its magnitude.
 
-    weights: one per channel. cells: how many neighbouring features are one channel's map, which is averaged after the
-    difference was taken; 1 where the network averages itself.
+    weights: one per channel. cells: the number of consecutive features that form one channel's map, which is averaged
+    after taking the difference; 1 if the network averages itself.
     """
 
     weights: tuple[float, ...]
@@ -73,25 +73,25 @@ class FullReference:
         return np.asarray(1 / (1 + np.exp(-(pooled @ np.array(self.weights) + self.bias))), np.float32)
 
     def as_manifest(self) -> dict[str, Any]:
-        """The manifest's entry."""
+        """The entry for a manifest."""
         facts = {"difference": self.difference, "cells": self.cells, "bias": self.bias}
         return {KEY: facts | {"weights": list(self.weights)}}
 
 
 def likeness(picture: UInt8, reference: UInt8) -> float:
-    """How close two pictures look, uint8 [H,W,3] each, in [0, 0.982]; the latter only where they are equal.
+    """How alike two pictures look, uint8 [H,W,3] each, in [0, 0.982]; 0.982 only if they are equal.
 
-    Of a picture of more than 4 megapixels, TILES tiles are looked at, evenly spread.
+    For pictures of more than 4 megapixels, TILES evenly spread tiles are compared.
     """
     return float(1 / (1 + np.exp((WEIGHTS * differences(picture, reference)).sum() - TOP)))
 
 
 def differences(picture: UInt8, reference: UInt8) -> NDArray[np.float64]:
-    """What sets two pictures apart, uint8 [H,W,3] each -> f64 [sizes,channels,3]. All are 0 for equal pictures.
+    """Differences of two pictures, uint8 [H,W,3] each: f64 [sizes,channels,kinds]. All are 0 for equal pictures.
 
-    Sizes are the whole, a half, a quarter and an eighth; channels are luma and two of colour, which the whole leaves
-    out; the kinds are the mean difference of what is near, and the 4-norms of the differences of contrast, on a
-    logarithmic scale, and of detail, by the contrast around it.
+    Sizes are full, a half, a quarter and an eighth. Channels are luma and two of colour, which are 0 at full size. The
+    three kinds are the mean difference of the local means, and the 4-norms of the differences of local contrast, on a
+    logarithmic scale, and of detail, relative to the contrast around it.
     """
     parts = [_apart(picture[part], reference[part]) for part in _tiles(picture.shape[0], picture.shape[1])]
     found = np.mean(parts, 0)
@@ -100,7 +100,7 @@ def differences(picture: UInt8, reference: UInt8) -> NDArray[np.float64]:
 
 
 def _tiles(height: int, width: int) -> list[tuple[slice, slice]]:
-    """At most TILES tiles, evenly spread, or the whole of a picture that is no larger than one."""
+    """At most TILES evenly spread tiles; a picture no larger than one is a single tile."""
     rows, columns = (max(1, math.ceil(side / TILE)) for side in (height, width))
     while rows * columns > TILES:
         rows, columns = (rows - 1, columns) if rows > columns else (rows, columns - 1)
@@ -109,7 +109,7 @@ def _tiles(height: int, width: int) -> list[tuple[slice, slice]]:
 
 
 def _apart(picture: UInt8, reference: UInt8) -> NDArray[np.float64]:
-    """`differences` of a tile, before the fourth roots."""
+    """The `differences` of a tile, before the fourth roots."""
     both = [np.asarray(image @ (OPPONENT.T / 255), np.float32) for image in (picture, reference)]
     found = np.zeros(WEIGHTS.shape)
     for halved, into in enumerate(found):
@@ -123,14 +123,14 @@ def _apart(picture: UInt8, reference: UInt8) -> NDArray[np.float64]:
 
 
 def _seen(image: Float32) -> tuple[Float32, Float32, Float32]:
-    """Mean of what is near, logarithm of its contrast, and detail by that contrast; all as image, [H,W] or [H,W,3]."""
+    """Local mean, logarithm of local contrast, and detail relative to that contrast; all have the image's shape."""
     mean = cv2.GaussianBlur(image, (0, 0), SURROUNDINGS)
     contrast = cv2.GaussianBlur(np.abs(image - mean), (0, 0), SURROUNDINGS)
     return mean, np.log(contrast + 0.02), (image - mean) / (contrast + MASKING)
 
 
 def parse_full_reference(manifest: Mapping[str, Any]) -> FullReference | None:
-    """The entry in a manifest, None where there is none. Raises ValueError for one that is malformed."""
+    """The entry in a manifest, or None if there is none. Raises ValueError if it is malformed."""
     if KEY not in manifest:
         return None
     try:

@@ -1,6 +1,6 @@
-"""Facts about this machine: cores, memory, CPU flags, GPUs, and what pip installed.
+"""Facts about this machine: cores, memory, CPU flags, GPUs, and the packages that pip installed.
 
-Nothing that could be broken is imported but NVIDIA's nvidia-ml-py, and no process is started.
+The only import that can fail is NVIDIA's nvidia-ml-py, and no process is started.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dgiqa.extras import load
 
 # Extensions of x86 that change how engines compute.
 INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
-MOST_SIDE_BY_SIDE = 16  # threads that prepare, and runs at a time: each of them holds memory
+MOST_SIDE_BY_SIDE = 16  # threads that prepare images, and simultaneous runs: each holds memory
 DRIVER_SECONDS = 5  # a hung driver must not hang the doctor
 # Wheels that install the same folder: the one installed last wins, and removing one breaks the other.
 RIVALS = {
@@ -32,7 +32,7 @@ RIVALS = {
 
 
 def usable_cores() -> int:
-    """Cores this process may use: its affinity mask, and the container's CPU quota where there is one."""
+    """The number of cores this process may use, by its affinity mask and the container's CPU quota, if there is one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
@@ -42,12 +42,12 @@ def usable_cores() -> int:
 
 
 def preparing_threads(cores: int | None = None) -> int:
-    """Threads that decode and prepare images while the networks run: one per core (default: all usable), at most 16."""
+    """The number of threads that prepare images while the networks run: one per core (by default all), at most 16."""
     return min(MOST_SIDE_BY_SIDE, usable_cores() if cores is None else cores)
 
 
 def memory_mb() -> int | None:
-    """Memory this process may use in MB: that of the machine, or of its control group. None where that is unknown."""
+    """Memory in MB that this process may use: the machine's, or its control group's limit. None if unknown."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -58,20 +58,20 @@ def memory_mb() -> int | None:
 
 
 def cpu_name() -> str:
-    """The processor's own name and its INSTRUCTIONS: they decide how int8 and bf16 round and what they gain, and
-    virtual machines give one name ("Intel(R) Xeon(R) Processor", "AMD EPYC") to processors with and without them."""
+    """The processor's name and its INSTRUCTIONS, which decide how int8 and bf16 round and how fast they are. Virtual
+    machines give one name ("Intel(R) Xeon(R) Processor", "AMD EPYC") to processors with and without them."""
     name = cpuinfo("model name") or platform.processor() or platform.machine()
     return f"{name} ({', '.join(found)})" if (found := cpu_instructions()) else name
 
 
 def cpu_instructions() -> list[str]:
-    """Those of INSTRUCTIONS that this processor has; none where that is unknown."""
+    """The INSTRUCTIONS that this processor has; none if that is unknown."""
     flags = cpuinfo("flags").split()
     return [name for name in INSTRUCTIONS if name in flags]
 
 
 def lacks_vnni() -> bool:
-    """Whether this is known to be an x86 processor that cannot add products of int8 at once."""
+    """Whether this is known to be an x86 processor without VNNI, the instructions that add products of int8."""
     found = cpu_instructions()
     return bool(found) and not any("vnni" in name for name in found)
 
@@ -82,8 +82,7 @@ def gpu_present() -> bool:
 
 
 def nvidia_gpus() -> list[dict[str, str]]:
-    """NVIDIA GPUs as {name, driver, memory}, asked of the driver. [] where there is none, or it does not answer in
-    time."""
+    """NVIDIA GPUs as {name, driver, memory}, from the driver. [] if there are none or it does not answer in time."""
 
     with suppress(BackendError):
         return [{key: each[key] for key in ("name", "driver", "memory")} for each in _from_driver()]
@@ -91,10 +90,10 @@ def nvidia_gpus() -> list[dict[str, str]]:
 
 
 def gpu(device: int = 0) -> tuple[str, str]:
-    """Name and compute capability ("9.0") of a GPU by CUDA's ordinal. NVIDIA's driver counts otherwise.
+    """Name and compute capability ("9.0") of a GPU by CUDA's ordinal. NVIDIA's driver numbers GPUs differently.
 
-    CUDA numbers those that CUDA_VISIBLE_DEVICES lists, in its order; without that variable the fastest comes first,
-    unless CUDA_DEVICE_ORDER is PCI_BUS_ID. Raises BackendError where the two counts may differ, and without such a GPU.
+    CUDA numbers the GPUs in CUDA_VISIBLE_DEVICES, in its order; without that variable the fastest comes first, unless
+    CUDA_DEVICE_ORDER is PCI_BUS_ID. Raises BackendError if the two numberings may differ, or there is no such GPU.
     """
     found = _from_driver()
     index = {each[key]: (each["name"], each["capability"]) for each in found for key in ("number", "uuid")}
@@ -113,13 +112,13 @@ def gpu(device: int = 0) -> tuple[str, str]:
 
 
 def _from_driver() -> list[dict[str, str]]:
-    """What NVML says of each GPU, in a thread of its own: a driver that hangs is left alone after DRIVER_SECONDS."""
+    """NVML's facts about each GPU, read in a thread, so that a driver that hangs costs at most DRIVER_SECONDS."""
     nvml = load("pynvml", "asking the NVIDIA driver", "nvidia-ml-py", "nvml")
     answer: queue.SimpleQueue[list[dict[str, str]] | Exception] = queue.SimpleQueue()
 
     def described(number: int) -> dict[str, str]:
         handle, memory = nvml.nvmlDeviceGetHandleByIndex(number), "unknown"
-        with suppress(Exception):  # GPUs that share the host's memory have none of their own to tell
+        with suppress(Exception):  # GPUs that share the host's memory report none
             memory = f"{nvml.nvmlDeviceGetMemoryInfo(handle).total >> 20} MiB"
         return {
             "number": str(number),
@@ -148,7 +147,7 @@ def _from_driver() -> list[dict[str, str]]:
 
 
 def installed_wheels() -> dict[str, str]:
-    """Name (lower case, dashes) -> version of everything pip installed here."""
+    """Name (lower case, dashes) -> version of every package that pip installed here."""
     wheels = {}
     for distribution in importlib.metadata.distributions():
         name = distribution.metadata["Name"]  # None for a damaged installation
@@ -158,18 +157,18 @@ def installed_wheels() -> dict[str, str]:
 
 
 def rival_wheels(folder: str, wheels: Iterable[str]) -> list[str]:
-    """Those of the wheels that install this folder, sorted; more than one is a clash."""
+    """The wheels among these that install this folder, sorted; more than one is a clash."""
     return sorted(name for name in wheels if RIVALS[folder].fullmatch(name))
 
 
 def onnxruntime_wheels() -> dict[str, str]:
-    """Installed wheels that bring the folder `onnxruntime`, name -> version; more than one is a clash."""
+    """Installed wheels that install the folder `onnxruntime`, name -> version; more than one is a clash."""
     wheels = installed_wheels()
     return {name: wheels[name] for name in rival_wheels("onnxruntime", wheels)}
 
 
 def cpuinfo(field: str) -> str:
-    """What Linux says of the first processor; empty where it does not."""
+    """A field of Linux's /proc/cpuinfo for the first processor; empty if it is missing."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,7 +1,7 @@
-"""Two lists of scores become one number: SROCC, KROCC, PLCC, RMSE, and how much two densities overlap.
+"""Compare two lists of scores: SROCC, KROCC, PLCC, RMSE, and how much two densities overlap.
 
 Predicted and wanted scores are f [n], n >= 2, finite, in any unit; both must rise with quality (flip DMOS first).
-numpy alone computes them, but for KROCC and the logistic fit, which scipy does.
+Only KROCC and the logistic fit need scipy.
 Paper (arXiv 2505.24002): SROCC and raw PLCC in section 4.2, density separation in 5.2.
 """
 
@@ -20,7 +20,7 @@ Float64 = NDArray[np.float64]
 
 
 def srocc(predicted: ArrayLike, wanted: ArrayLike) -> float:
-    """Spearman's rank correlation in [-1, 1], ties at their mean rank; NaN when one list is constant."""
+    """Spearman's rank correlation in [-1, 1], ties at their mean rank; NaN if one list is constant."""
     x, y = _pair(predicted, wanted)
     return _correlation(ranks(x), ranks(y))
 
@@ -50,10 +50,10 @@ def logistic4(x: ArrayLike, top: float, bottom: float, centre: float, width: flo
 
 
 def logistic_mapped(predicted: ArrayLike, wanted: ArrayLike) -> Float64:
-    """Predictions f64 [n] on the scale of the wanted scores: `logistic4` fitted to these very pairs by least squares.
+    """Predictions f64 [n] on the scale of the wanted scores, by `logistic4` fitted to these pairs by least squares.
 
-    Take plcc or rmse of the result to compare with works that map first; DGIQA's own PLCC is raw. A fit that does not
-    converge, or of fewer than four pairs, gives the best straight line. Raises ImportError without scipy.
+    Take plcc or rmse of the result to compare with works that map first; DGIQA's own PLCC is raw. If the fit does not
+    converge or has fewer than four pairs, the best straight line is used. Raises ImportError without scipy.
     """
     optimize = load("scipy.optimize", "the logistic fit", "scipy", "calibrate", kind=ImportError)
     x, y = _pair(predicted, wanted)
@@ -73,7 +73,7 @@ def logistic_mapped(predicted: ArrayLike, wanted: ArrayLike) -> Float64:
 def overlap(first: ArrayLike, second: ArrayLike) -> float:
     """Area under the lower of two Gaussians fitted to two score lists f [n] and f [m], in [0, 1] (paper 5.2).
 
-    0 = the two kinds of images are told apart without error, 1 = not at all. The paper prints no formula; this is
+    0 = the two kinds of images can be separated without error, 1 = not at all. The paper prints no formula; this is
     the usual overlapping coefficient, exact up to the error function.
     """
     a, b = (NormalDist(values.mean(), max(values.std(), 1e-9)) for values in map(_checked, (first, second)))

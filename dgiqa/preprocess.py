@@ -6,9 +6,9 @@
                                                           ▲
                                      windows_for ─────────┘
 
-This file is the definition: whatever does the same work elsewhere answers to it. Every step takes the bundle's
-`spec.Preprocess`, whose version says how it resizes; a change that gives other network inputs for the same bytes is a
-new version. Nothing here keeps or changes global state, so every function may run in several threads at once.
+This file is the definition, which every other implementation of the same steps must match. Every step takes the
+bundle's `spec.Preprocess`, whose version says how it resizes; a change that gives other network inputs for the same
+bytes is a new version. Nothing here keeps or changes global state, so every function may run in several threads.
 """
 
 from __future__ import annotations
@@ -31,35 +31,35 @@ Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 
 MAX_ASPECT = 32  # long side / short side. At short side 384 this is 110 tiles
-# A vision transformer's attention grows with the square of its input: 2 Mpx are 10,700 tokens of 14 x 14, some 3 GB
-# of attention weights for ViT-S where they are not fused. The paper's 518 pixels reach this at 7.8:1.
+# A vision transformer's attention grows with the square of its input: 2 Mpx are 10,700 tokens of 14 x 14, about 3 GB
+# of attention weights for ViT-S if they are not fused. The paper's 518 pixels reach this at 7.8:1.
 MAX_DEPTH_PIXELS = 2**21
 MAX_CROPS = 1000  # official:COUNT. 1000 tiles are 1.2 GB of network input
 # The authors seed Python's generator, then let albumentations transform the image, and then draw their crops. Versions
-# before 1.4.21 take some of the generator's 32-bit words meanwhile: how many, by the first version that takes as many.
-# Recorded from all 33 releases from 1.3.0 to 2.0.8, on eight image shapes each.
+# of it before 1.4.21 consume some of the generator's 32-bit words. This maps the first version with a count to the
+# count; recorded from all 33 releases from 1.3.0 to 2.0.8, on eight image shapes each.
 OFFICIAL = {
     **{"official-1.3": 8, "official-1.4.1": 6, "official-1.4.4": 7, "official-1.4.10": 9, "official-1.4.15": 3},
     **{"official-1.4.21": 0, "official": 0},
 }
 
-# Network input of every uint8 level, one table per channel. Three look-ups take 0.6x the time of the arithmetic.
+# Network input for every uint8 level, one table per channel. Three look-ups take 0.6x the time of the arithmetic.
 _NORMALISED = {
     name: tuple(((np.arange(256) / 255 - m) / s).astype(np.float32) for m, s in zip(mean, std, strict=True))
     for name, (mean, std) in NORMALISATIONS.items()
 }
-_BLOCK_ROWS = 32  # of a depth map at full size: stay in the cache between the steps of its arithmetic
+_BLOCK_ROWS = 32  # of a full-size depth map: they stay in the CPU's cache between the steps of its arithmetic
 
 
 def check_size(height: int, width: int, p: Preprocess) -> None:
-    """Raise ImageError for an image so long and thin that its resized copies would exhaust memory, or too small."""
+    """Raise ImageError if an image is too small, or so long and thin that its resized copies would exhaust memory."""
     depth = MAX_DEPTH_PIXELS / p.depth_lower_bound**2 if p.depth_lower_bound else MAX_ASPECT
     _check_aspect(height, width, min(MAX_ASPECT, depth))
     working_size(height, width, p)
 
 
 def depth_size(height: int, width: int, p: Preprocess) -> tuple[int, int]:
-    """Height and width of the depth network's input for an image of these. Raises ImageError as `check_size` does."""
+    """Height and width of the depth network's input for an image of this size. Raises ImageError as `check_size`."""
     check_size(height, width, p)
     scale = max(p.depth_lower_bound / height, p.depth_lower_bound / width)
     h, w = (_to_multiple(scale * side, p.depth_lower_bound, p.depth_multiple) for side in (height, width))
@@ -69,10 +69,10 @@ def depth_size(height: int, width: int, p: Preprocess) -> tuple[int, int]:
 def depth_input(rgb: UInt8, p: Preprocess) -> Float32:
     """Resize and normalise rgb [H,W,3] for the depth network: f32 [1,3,h,w].
 
-    The shorter of h and w is `p.depth_lower_bound`, aspect kept, both multiples of `p.depth_multiple`; ImageNet
-    statistics. Version 1 is Depth Anything's own transform: cubic without antialiasing, overshoot not clipped. Version
-    2 reduces by area to uint8, and is as version 1 where a side grows. Raises ImageError if the image is too long and
-    thin (`check_size`).
+    The aspect is kept; the shorter of h and w is `p.depth_lower_bound`, and both are multiples of `p.depth_multiple`.
+    Normalised with ImageNet's statistics. Version 1 is Depth Anything's own transform: cubic without antialiasing,
+    overshoot not clipped. Version 2 reduces by area to uint8, and does as version 1 if a side grows. Raises ImageError
+    if the image is too long and thin (`check_size`).
     """
     height, width = rgb.shape[:2]
     h, w = depth_size(height, width, p)
@@ -84,7 +84,7 @@ def depth_input(rgb: UInt8, p: Preprocess) -> Float32:
         return result
     resized = resize_cubic(rgb, h, w)
     for c, (mean, std) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)):
-        # Scaled on the way into float32, then shifted: 5e-7 from all of it in float64, and five times as fast
+        # Scaled while converting to float32, then shifted: within 5e-7 of float64 throughout, and five times as fast
         np.multiply(resized[..., c], 1 / (255 * std), out=result[0, c], casting="same_kind")
         result[0, c] -= np.float32(mean / std)
     return result
@@ -93,9 +93,9 @@ def depth_input(rgb: UInt8, p: Preprocess) -> Float32:
 def depth_image(depth: Float32, height: int, width: int, p: Preprocess) -> UInt8:
     """Turn the depth network's f32 [1,h,w] for an image of height x width into uint8 of its working size.
 
-    0 is the farthest, 255 the nearest. Version 1 makes it at the image's own size (`stretched`) and then resizes it as
+    0 is the farthest, 255 the nearest. Version 1 makes it at the image's own size (`stretched`), then resizes it like
     the image; version 2 makes it at the working size. A constant depth gives zeros. Raises DgiqaError if the depth is
-    not finite, ImageError as `working_size`.
+    not finite, ImageError as `working_size` does.
     """
     if p.version == 1 and p.short_side:
         return resize_short_side(stretched(depth, height, width), p.short_side)
@@ -103,7 +103,7 @@ def depth_image(depth: Float32, height: int, width: int, p: Preprocess) -> UInt8
 
 
 def stretched(depth: Float32, height: int, width: int) -> UInt8:
-    """The depth network's f32 [1,h,w] as an image of any size, uint8 [height,width].
+    """Resize the depth network's f32 [1,h,w] to an image of any size, uint8 [height,width].
 
     Bilinear (half-pixel centres), then min-max per image, times 255, truncated. A constant depth gives zeros. Raises
     DgiqaError if the depth is not finite.
@@ -115,7 +115,7 @@ def stretched(depth: Float32, height: int, width: int) -> UInt8:
     full = np.asarray(cv2.resize(depth[0], (width, height), interpolation=cv2.INTER_LINEAR))
     low, high = (np.float32(value) for value in cv2.minMaxLoc(full)[:2])
     result = np.empty(full.shape, np.uint8)
-    for y in range(0, height, _BLOCK_ROWS):  # while they are in the cache, and without writing to `full`
+    for y in range(0, height, _BLOCK_ROWS):  # does not write to `full`
         block = full[y : y + _BLOCK_ROWS] - low
         block /= high - low + np.float32(1e-8)
         block *= np.float32(255)
@@ -124,9 +124,9 @@ def stretched(depth: Float32, height: int, width: int) -> UInt8:
 
 
 def working_size(height: int, width: int, p: Preprocess) -> tuple[int, int]:
-    """Height and width of the working image, which tiles are cut from.
+    """Height and width of the working image, from which tiles are cut.
 
-    Raises ImageError as `short_size` does, and for an image that is not resized and has a side shorter than a tile.
+    Raises ImageError as `short_size` does, and if the image is not resized and has a side shorter than a tile.
     """
     if not p.short_side:
         _check_aspect(height, width, MAX_ASPECT)
@@ -138,7 +138,7 @@ def working_size(height: int, width: int, p: Preprocess) -> tuple[int, int]:
 
 
 def working_image(rgb: UInt8, p: Preprocess) -> UInt8:
-    """Resize rgb uint8 [H,W,3] so that its shorter side is `p.short_side` pixels; the image itself if it is so.
+    """Resize rgb uint8 [H,W,3] so that its shorter side is `p.short_side` pixels; the same array if it already is.
 
     Version 1 is bilinear without antialiasing. Version 2 reduces by area and enlarges bilinearly. Raises ImageError as
     `working_size` does.
@@ -152,7 +152,7 @@ def working_image(rgb: UInt8, p: Preprocess) -> UInt8:
 
 
 def short_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Height and width of `resize_short_side`'s result for an image of these. Raises ImageError as it does."""
+    """Height and width of `resize_short_side`'s result for an image of this size. Raises ImageError as it does."""
     _check_aspect(height, width, MAX_ASPECT)
     scale = short_side / min(height, width)
     return round(height * scale), round(width * scale)
@@ -186,8 +186,8 @@ def official_windows(  # noqa: PLR0917 - what a tiling's name says
 ) -> Int32:
     """The authors' `count` random crops as corners (y, x), int32 [count,2], as their script draws them.
 
-    It seeds Python's generator, of which albumentations takes as many words as OFFICIAL says of `family`, and draws x,
-    then y. Raises ValueError if a side is shorter than `tile`.
+    It seeds Python's generator, of which albumentations consumes OFFICIAL[family] words, and draws x, then y.
+    Raises ValueError if a side is shorter than `tile`.
     """
     _check_tile_fits(height, width, tile)
     generator = random.Random(seed)
@@ -199,10 +199,9 @@ def official_windows(  # noqa: PLR0917 - what a tiling's name says
 
 
 def windows_for(tiling: str, height: int, width: int, tile: int) -> Int32:
-    """Windows int32 [n,2] for a tiling's name: "grid", "official:COUNT" or "official:COUNT:SEED" (seed 42 if unsaid).
+    """Windows int32 [n,2] for a tiling's name: "grid", "official:COUNT" or "official:COUNT:SEED" (by default seed 42).
 
-    Instead of "official" any of OFFICIAL. Raises ValueError if the name is not one of these or COUNT is not in
-    1..MAX_CROPS.
+    "official" may be any key of OFFICIAL. Raises ValueError for another name, or if COUNT is not in 1..MAX_CROPS.
     """
     if tiling == "grid":
         return grid_windows(height, width, tile)
@@ -227,9 +226,9 @@ def cut_tiles(
 ) -> tuple[Float32, ...]:
     """Cut the same windows (y, x) from rgb uint8 [H,W,3] and depth uint8 [H,W], if there is one: f32 [n,3,tile,tile].
 
-    Both are normalised with the same statistics (NORMALISATIONS); the depth image's three channels are equal before
-    that. out: as many such arrays, C-contiguous, to fill and return. Raises ValueError if sizes differ or a window
-    leaves the image.
+    Both are normalised with the same statistics (NORMALISATIONS); the depth image first becomes three equal channels.
+    out: one or two such arrays, C-contiguous, to fill and return. Raises ValueError if sizes differ or a window leaves
+    the image.
     """
     images = (rgb,) if depth is None else (rgb, depth)
     height, width = rgb.shape[:2]
@@ -249,9 +248,9 @@ def cut_tiles(
 
 
 def reduces(size: tuple[int, int], target: tuple[int, int], p: Preprocess) -> bool:
-    """Whether an image of `size` is averaged over areas to become `target`, both (height, width).
+    """Whether an image of `size` is reduced to `target` by averaging over areas; both are (height, width).
 
-    Where a side grows OpenCV's INTER_AREA would not average.
+    If a side grows, OpenCV's INTER_AREA does not average.
     """
     return p.version != 1 and target[0] <= size[0] and target[1] <= size[1]
 
@@ -259,7 +258,7 @@ def reduces(size: tuple[int, int], target: tuple[int, int], p: Preprocess) -> bo
 def _fill_tiles(channels: Sequence[UInt8], windows: Int32, tiles: Float32, tables: Sequence[Float32]) -> None:
     """Normalise the windows of three uint8 [H,W] channels into f32 [n,3,tile,tile].
 
-    Looked up tile by tile: one look-up of the whole picture, copied from, takes 1.3x the time, and more memory.
+    Each tile is looked up by itself: looking up the whole picture and copying takes 1.3x the time, and more memory.
     """
     side = tiles.shape[-1]
     for into, (y, x) in zip(tiles, windows.tolist(), strict=True):
@@ -281,6 +280,6 @@ def _check_tile_fits(height: int, width: int, tile: int) -> None:
 
 
 def _to_multiple(side: float, lower_bound: int, multiple: int) -> int:
-    """The nearest multiple (ties to even), or the next above where that would fall below the bound."""
+    """The nearest multiple (ties to even), or the next one above if that is below the bound."""
     nearest = round(side / multiple) * multiple
     return nearest if nearest >= lower_bound else math.ceil(side / multiple) * multiple

@@ -1,4 +1,4 @@
-"""OpenCV's cubic resize in float64, of uint8 images and faster: equal to it within 1e-11 of a level."""
+"""A faster version of OpenCV's cubic resize in float64, for uint8 images: equal to it within 1e-11 of a level."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from numpy.typing import NDArray
 
 UInt8 = NDArray[np.uint8]
 
-_BAND = 4  # rows of a cubic resize in one matrix product: 2 and 8 are as fast for some sizes and slower for others
-_GROUP = 16  # rows of it before they are narrowed: 16 to 256 take the same time, all at once a fifth more
-_SPARSE = 8  # from so many lines per result on, half of them are not read, and picking the others pays
-_MOST_PRODUCTS = 2**18  # in one matrix product. OpenBLAS gives larger ones to threads of its own, which then spin
+_BAND = 4  # result rows per matrix product: 2 and 8 are as fast for some sizes and slower for others
+_GROUP = 16  # result rows that are narrowed together: 16 to 256 take the same time, all at once a fifth more
+_SPARSE = 8  # from this many lines per result on, half of the lines are not read, and picking the others pays
+_MOST_PRODUCTS = 2**18  # in one matrix product. OpenBLAS gives larger ones to its own threads, which then spin
 
 
 def resize_cubic(rgb: UInt8, height: int, width: int) -> NDArray[np.float64]:
     """`cv2.resize(rgb.astype(float64), INTER_CUBIC)` to within 1e-11 of a level: f64 [height,width,3].
 
-    Downwards, lines are added up first: OpenCV narrows all of them before, at its slowest. Band by band of results, the
-    few lines that it reads are multiplied with OpenCV's own weights: half the time from 1080 lines to 256 or 518, 0.64x
-    from 768 to 518. float32 would take 0.85x of that and move the network's input by 1e-6; OpenCV's own float32 by 5e-4
-    between machines, as Intel's part of it has finer weights than other builds and than the authors' float64.
+    When it reduces the height, this combines lines before it narrows them, while OpenCV narrows every line first, which
+    is its slowest step. For each band of results, the few lines that it reads are multiplied with OpenCV's own weights:
+    half the time from 1080 lines to 256 or 518, 0.64x from 768 to 518. float32 would take 0.85x of that and move the
+    network's input by 1e-6. OpenCV's own float32 moves it by 5e-4 between machines, as Intel's part of it has finer
+    weights than other builds and than the authors' float64.
     """
     if len(rgb) <= height:
         return np.asarray(cv2.resize(rgb.astype(np.float64), (width, height), interpolation=cv2.INTER_CUBIC))
@@ -43,14 +44,14 @@ def resize_cubic(rgb: UInt8, height: int, width: int) -> NDArray[np.float64]:
 
 
 def _cubic_bands(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
-    """How OpenCV makes `target` lines of more than `target` by cubic interpolation, _BAND results at a time.
+    """OpenCV's weights for reducing `source` lines to `target` by cubic interpolation, _BAND results at a time.
 
-    Returns the lines that are read, ascending (for most sizes, all); for every band, which of these is its first, [n];
-    and the weights of that and the following ones, f64 [n,_BAND,span].
+    Returns the lines that are read, ascending (for most sizes, all); for every band, the index of its first among
+    them, [n]; and the weights of that line and those after it, f64 [n,_BAND,span].
     """
     first = np.floor((np.arange(target) + 0.5) * (source / target) - 0.5).astype(np.intp) - 1
     taps = np.clip(first[:, None] + np.arange(4), 0, source - 1)
-    # Four impulse trains, resized: neighbours never share one. No formula of ours could follow OpenCV's rounding
+    # Resize four impulse trains, so that neighbours never share one: a formula could not repeat OpenCV's rounding
     impulses = np.eye(4)[np.arange(source) % 4]
     answers = np.asarray(cv2.resize(impulses[None], (target, 1), interpolation=cv2.INTER_CUBIC))[0]
     rows = np.unique(taps) if source > _SPARSE * target else np.arange(source)
@@ -64,7 +65,7 @@ def _cubic_bands(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np
 
 
 def _product(weights: NDArray[np.float64], lines: UInt8, out: NDArray[np.float64]) -> None:
-    """weights [m,k] @ lines [k,n] -> out [m,n], in pieces that no BLAS spreads over threads."""
+    """weights [m,k] @ lines [k,n] -> out [m,n], in pieces too small for a BLAS to spread over threads."""
     step = max(1, _MOST_PRODUCTS // weights.size)
     for x in range(0, lines.shape[1], step):
         np.matmul(weights, lines[:, x : x + step].astype(np.float64), out=out[:, x : x + step])

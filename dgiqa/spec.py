@@ -1,7 +1,7 @@
-"""The contract between networks, files and runtime: names, sizes, constants, and what each network takes and gives.
+"""The contract between networks, files and runtime: names, sizes, constants, and each network's inputs and outputs.
 
-Everything that is exported, bundled, preprocessed or scored agrees on what is written here, and a bundle's manifest
-carries the same record, so that a file made by another version is refused instead of misread.
+Exporting, bundling, preprocessing and scoring follow it, and a bundle's manifest records it, so that a file made by
+another version is refused instead of misread.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-PREPROCESS_VERSIONS = (1, 2)  # a new one whenever the same bytes would give other network inputs; old ones stay
+PREPROCESS_VERSIONS = (1, 2)  # a new one whenever the same bytes would give other network inputs; old ones are kept
 BUNDLE_VERSION = 1  # raised whenever an older reader would misread a manifest
 QUANTIZER_VERSION = 5  # raised whenever `builder.quantize` would make other files from the same network and images
 OPSET = 20
-# Of an engine. bf16 is never in a file: it is how OpenVINO runs an fp32 one where the processor can, asked for by name.
+# An engine's. bf16 is never in a file: OpenVINO runs an fp32 file in it on request, if the processor can.
 PRECISIONS = ("fp32", "fp16", "int8", "fp8", "bf16")
-QUANTIZED = ("fp16", "int8", "fp8")  # in files that `builder.quantize` makes; in the others a bundle's own files run
-ONNX_DOMAIN = "ai.dgiqa"  # custom ops live here and carry a function body of standard ops
+QUANTIZED = ("fp16", "int8", "fp8")  # `builder.quantize` makes files for these; the others run a bundle's own files
+ONNX_DOMAIN = "ai.dgiqa"  # of custom ops, each with a function body of standard ops
 
 TILE = 224  # side of a square tile, pixels (paper section 4.2: crops of 224 x 224)
 SHORT_SIDE = 384  # shortest image side before tiling, pixels
@@ -28,14 +28,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 DEPTH_INPUT = "image"
 DEPTH_OUTPUT = "depth"
 # Quality: rgb, depth f32 [n,3,224,224] -> score f32 [n] in [0, 1], higher = better; and, in newer files,
-# reasons f32 [n,K], probability in [0, 1] of each fault that the manifest names;
-# features f32 [n,C], what the score is sigmoid(w . features + b) of.
+# reasons f32 [n,K], the probability in [0, 1] of each fault that the manifest names;
+# features f32 [n,C], from which score = sigmoid(w . features + b).
 QUALITY_RGB = "rgb"
 QUALITY_DEPTH = "depth"
 QUALITY_OUTPUT = "score"
 QUALITY_REASONS = "reasons"
 QUALITY_FEATURES = "features"
-# Kinds of faults that a `reasons` column may stand for, in the order in which they are told.
+# Kinds of faults that a `reasons` column may stand for, in the order in which they are reported.
 REASONS = (
     *("blur", "noise", "compression", "dark", "bright", "low contrast", "colour", "low resolution", "sharpened"),
     "blocks",
@@ -51,11 +51,9 @@ class Preprocess:
 
     version: 1 is the authors' recipe, which resizes without antialiasing. 2 reduces by area, so that a picture's size
     matters less and aliasing does not look like sharpness.
-    depth_lower_bound: both sides of the depth network's input are at least this many pixels.
-    depth_multiple: both sides of the depth network's input are multiples of this.
-    Both are of no use, and 0 and 1, where a bundle has no depth network.
-    short_side: the image's (and depth image's) shortest side before tiles are cut, pixels; 0: tiles are cut from the
-    image as it is.
+    depth_lower_bound: both sides of the depth network's input are at least this many pixels; 0 without such a network.
+    depth_multiple: both sides of the depth network's input are multiples of this; 1 without such a network.
+    short_side: the image's (and depth image's) shorter side before tiles are cut, pixels; 0: no resizing.
     tile: side of the square tiles, pixels.
     normalisation: of tiles, "imagenet" (its mean and deviation per channel) or "half" (0..1 becomes -1..1).
     """
@@ -75,7 +73,7 @@ NORMALISATIONS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "half": ((0.5, 0.5,
 class Network:
     """One network file of a bundle. inputs, outputs: name -> shape of a float32 tensor; a letter is a free length.
 
-    further: names of outputs [n,columns] that it may have besides.
+    further: names of optional outputs [n,columns].
     """
 
     file: str
@@ -85,9 +83,9 @@ class Network:
 
 
 def networks(files: Collection[str], tile: int = TILE) -> tuple[Network, ...]:
-    """The networks of a bundle that holds these files, in the order in which an image passes through them.
+    """The networks of a bundle with these files, in the order in which an image passes through them.
 
-    Where there is no depth network, the quality network sees the image alone.
+    Without a depth network, the quality network takes only the image.
     """
     tiles = ("n", 3, tile, tile)
     near = {QUALITY_DEPTH: tiles} if DEPTH_FILE in files else {}

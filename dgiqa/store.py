@@ -1,4 +1,4 @@
-"""The user's cache on disk: a file appears whole or not at all, a folder is this user's own or is not believed."""
+"""The user's cache on disk: a file appears whole or not at all, and a folder is used only if it is this user's own."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _OPEN = stat.S_IWGRP | stat.S_IWOTH
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A path to write to instead of `path`, in the same folder; it takes its place when the block ends.
+    """A path in the same folder to write to instead of `path`; it replaces `path` when the block ends.
 
-    After an exception nothing is left, and what stood at `path` still does.
+    After an exception nothing new is left, and `path` is as it was.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
@@ -38,7 +38,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch_in(folder: Path, name: str) -> Iterator[Path]:
-    """A new folder inside `folder`, made if need be, and so on its file system; gone afterwards unless it was moved."""
+    """A new folder inside `folder` (created if missing), so on its file system; deleted at the end unless moved."""
     folder.mkdir(parents=True, exist_ok=True)
     path = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))
     try:
@@ -48,7 +48,7 @@ def scratch_in(folder: Path, name: str) -> Iterator[Path]:
 
 
 def take_place(folder: Path, target: Path) -> None:
-    """Rename a folder. Over a full one none can be: the old one steps aside first and comes back if that fails."""
+    """Rename a folder to `target`. An existing target is moved aside first, and moved back if the renaming fails."""
     if not target.exists():
         folder.rename(target)
         return
@@ -62,7 +62,7 @@ def take_place(folder: Path, target: Path) -> None:
 
 
 def ours(folder: Path) -> bool:
-    """Whether nobody but this user (or root) can have put anything into the folder, or changed what is in it."""
+    """Whether only this user (or root) can have put anything into the folder or changed its contents."""
     if not hasattr(os, "getuid"):  # Windows: the user's profile is private by its access list
         return True
     reachable = folder.lstat().st_mode & (stat.S_IXGRP | stat.S_IXOTH)
@@ -71,7 +71,7 @@ def ours(folder: Path) -> bool:
 
 
 def closed(folder: Path) -> bool:
-    """Whether nobody else can put anything into the folder."""
+    """Whether only this user (or root) can put anything into the folder."""
     state = folder.lstat()
     return not hasattr(os, "getuid") or (_is_mine(state) and not state.st_mode & _OPEN)
 
@@ -81,7 +81,7 @@ def _is_mine(state: os.stat_result) -> bool:
 
 
 def _state(path: Path) -> os.stat_result | None:
-    with contextlib.suppress(FileNotFoundError):  # other processes build and remove beside us
+    with contextlib.suppress(FileNotFoundError):  # other processes build and remove files meanwhile
         return path.lstat()
     return None
 
@@ -98,11 +98,11 @@ def sha256_of(path: Path) -> str:
 def user_cache() -> Path:
     """This package's cache directory by the platform's convention. It need not exist.
 
-    Without a home (a container's user that nobody listed) it is one of this user's in the temporary directory.
+    Without a home (a container's user without a passwd entry) it is a folder of this user's in the temporary directory.
     """
     from platformdirs import user_cache_path
 
-    with contextlib.suppress(RuntimeError):  # from platformdirs 4.5 on, where there is no home
+    with contextlib.suppress(RuntimeError):  # platformdirs from 4.5 on raises it without a home
         folder = user_cache_path("dgiqa-rt", appauthor=False, opinion=False)
         if folder.is_absolute():
             return folder
@@ -110,7 +110,7 @@ def user_cache() -> Path:
 
 
 def private(folder: Path) -> Path:
-    """Make a folder that only this user writes to, or find it. EngineError if others could have written there."""
+    """Create a folder that only this user can write to, if it is missing. EngineError if others could have written."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not ours(folder):
         raise EngineError(f"{folder} belongs to or can be written by others, so nothing in it is loaded; chmod 700 it")
@@ -119,7 +119,7 @@ def private(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One process at a time for this engine; others wait. The lock ends with its process, however that ends."""
+    """Let one process at a time work on this path; others wait. The lock ends with its process, however that ends."""
     from filelock import FileLock
 
     private(path.parent)
@@ -128,7 +128,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def discard(path: Path) -> None:
-    """Remove a file or a whole folder; a link alone, not what it points to."""
+    """Remove a file or a whole folder; of a link, only the link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -1,7 +1,7 @@
-"""Stages and calls become milliseconds; calls interleaved, so that what the machine does meanwhile hits all alike.
+"""Time stages and calls in milliseconds. Calls are interleaved, so that other load on the machine affects all alike.
 
-Machines differ and are shared, so a time alone says little: compare within one run, pair by pair (`Spread` of the
-ratios), and read times as belonging to the machine they came from.
+Machines differ and are shared, so a time by itself says little: compare within one run, pair by pair (`Spread` of the
+ratios), and take times as valid for their machine only.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ Clock = Callable[[Call], float]  # runs a call, returns its milliseconds
 
 @dataclass(frozen=True)
 class Spread:
-    """Median, and the tenth and ninetieth percentile (of few samples: nearly the smallest and the largest)."""
+    """Median, tenth and ninetieth percentile (of few samples: almost the smallest and the largest)."""
 
     p10: float
     median: float
     p90: float
 
     def as_dict(self) -> dict[str, float]:
-        """Rounded to four significant digits: nothing we time repeats better than that."""
+        """The percentiles rounded to four significant digits: nothing we time repeats better than that."""
         return {name: float(f"{getattr(self, name):.4g}") for name in ("p10", "median", "p90")}
 
 
 def ms_since(started: float) -> float:
-    """Milliseconds since a time of `time.perf_counter`."""
+    """Milliseconds since `started`, a time of `time.perf_counter`."""
     return (time.perf_counter() - started) * 1e3
 
 
 class StageClock:
-    """Wall time of each stage, in milliseconds; the place where a stopped run gives up."""
+    """Wall time of each stage, in milliseconds. A stage of a stopped run raises CancelledError."""
 
     def __init__(self, stop: threading.Event | None) -> None:
         self.ms: dict[str, float] = {}
@@ -53,7 +53,7 @@ class StageClock:
         self.ms[stage] = self.ms.get(stage, 0.0) + ms_since(started)
 
     def stopped(self) -> bool:
-        """Whether the run is being given up."""
+        """Whether the run is to stop."""
         return self._stop is not None and self._stop.is_set()
 
 
@@ -81,8 +81,8 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Time the calls in turn, A, B, A, B, ...: ms of each call in each round, {name: [rounds]}.
 
-    pairs: rounds counted. warmup: rounds before them that are not. seconds: begin no further round after this long
-    (at least one is counted), so that slow calls bound the wait; None = all rounds.
+    pairs: rounds that count. warmup: rounds before them that do not. seconds: begin no further round after this long
+    (at least one counts), to bound the wait for slow calls; None = all rounds.
     """
     if not calls or pairs < 1 or warmup < 0:
         raise ValueError(f"got {len(calls)} calls, pairs={pairs}, warmup={warmup}; wanted >= 1, >= 1 and >= 0")
@@ -102,6 +102,6 @@ def interleaved(
 def ratios(baseline: Sequence[float], samples: Sequence[float]) -> Spread:
     """Spread of baseline / sample, round by round: 2.0 = twice as fast as the baseline in the same round.
 
-    What took less than the clock's tick counts as a nanosecond.
+    A time shorter than the clock's tick counts as a nanosecond.
     """
     return spread([max(a, 1e-6) / max(b, 1e-6) for a, b in zip(baseline, samples, strict=True)])

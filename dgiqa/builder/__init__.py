@@ -1,1 +1,1 @@
-"""A bundle becomes an engine that is proved to score as the bundle does."""
+"""Turn a bundle into an engine that is proved to score as the bundle does."""

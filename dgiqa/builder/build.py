@@ -1,9 +1,9 @@
-"""A bundle becomes an engine for this machine: precision put into the graph, compiled, proved, and only then kept.
+"""Build a bundle's engine for this machine: write the precision into the graph, compile, prove, and only then keep it.
 
     ONNX fp32 -> fp16 or int8 ONNX -> (TensorRT) plan -> layer types read back -> golden images scored -> cache
 
-The precision is in the file, never a builder's flag, and whatever is not what it was asked to be leaves nothing behind:
-too few layers in the precision, or scores further from the bundle's own than the budget allows.
+The precision is in the file, never in a builder flag. An engine is not kept if too few layers have the precision, or if
+its scores are further from the bundle's own than the budget allows.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from dgiqa.runtime import backends, engines
 from dgiqa.runtime.engines import Engine
 from dgiqa.store import locked, sha256_of
 
-BATCH = (1, 8, 32)  # tiles a run: fewest, usual (what a Scorer takes at once), most
-IMAGES = 4  # of one size a run of the depth network, at most
+BATCH = (1, 8, 32)  # tiles a run: fewest, usual (a Scorer's batch), most
+IMAGES = 4  # of one size per run of the depth network, at most
 WORKSPACE = 4 << 30  # bytes
 FP8_FROM = (8, 9)  # compute capability of the first GPUs that multiply E4M3
 EIGHT_BITS = ("int8", "fp8")
-ASPECTS = (1.0, 4 / 3, 16 / 9)  # of images, for the depth network's input: 518x518, 518x686, 518x924 for 518 pixels
-# Two cores of a Zen 3 without VNNI: 0.5 to 0.9 times as fast as its fp32; of a Xeon with VNNI: 0.7 to 0.9 times.
+ASPECTS = (1.0, 4 / 3, 16 / 9)  # of images; 518 pixels give depth inputs of 518x518, 518x686 and 518x924
+# Speed of int8 against fp32 on two cores: 0.5 to 0.9 times on a Zen 3 without VNNI, 0.7 to 0.9 on a Xeon with VNNI.
 SLOW_INT8 = "ONNX Runtime runs int8 slower than fp32 on CPUs; OpenVINO runs the same file faster: --backend openvino"
 
 Progress = Callable[[str], None]
@@ -57,17 +57,16 @@ def build(
 ) -> Engine:
     """Build an engine of this bundle for this machine, prove it on the golden images, and keep it in the cache.
 
-    precision: one of spec.PRECISIONS. For ONNX Runtime and OpenVINO, fp32 and bf16 run the bundle's own files: what is
-    kept is the proof. calibration: images, or folders of them, for int8 and fp8 (500 or more are advised), by default
+    precision: one of spec.PRECISIONS. For ONNX Runtime and OpenVINO, fp32 and bf16 run the bundle's own files, and only
+    the proof is kept. calibration: images, or folders of them, for int8 and fp8 (500 or more are advised), by default
     the bundle's own golden images.
-    TensorRT only: batch, tiles a run (fewest, usual, most); buckets, (height, width) of depth inputs that the plan
-    takes besides those of square, 4:3 and 16:9 images, upright too; workspace in bytes; timing_cache, a file of
-    measured kernels; plugins, libraries that serve operators; plan, where else it runs, see PlanOptions.
-    device: the GPU's ordinal, of those backends that run on one.
-    force: build it again even if it is there. progress: gets a line about each step.
-    Raises ValueError for arguments that mean nothing, BackendError if the backend is not there, EngineError if it
-    cannot be built, ParityError if the precision is not in it or its scores are over budget. After an error nothing
-    is left behind.
+    TensorRT only: batch, tiles a run (fewest, usual, most); buckets, (height, width) of further depth inputs that the
+    plan takes, apart from square, 4:3 and 16:9 images in both orientations; workspace in bytes; timing_cache, a file of
+    measured kernels; plugins, libraries that implement operators; plan, where else it runs, see PlanOptions.
+    device: the GPU's ordinal, for backends that run on one.
+    force: build it even if it exists. progress: gets a line about each step.
+    Raises ValueError for invalid arguments, BackendError if the backend is missing, EngineError if the engine cannot be
+    built, ParityError if it lacks the precision or its scores are over budget. After an error nothing is left behind.
     """
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     check_batch(batch)
@@ -94,7 +93,7 @@ def build(
     target = engines.directory(key)
     before = _created(target)
     if before and not force and (kept := _kept(target, bundle, progress)):
-        return kept  # also from a cache that can only be read
+        return kept  # before locking, so that a read-only cache will do
     with _named_failures(target), locked(target):
         quicker = _created(target) and (not force or _created(target) != before)  # another process
         if quicker and (kept := _kept(target, bundle, progress)):
@@ -111,7 +110,7 @@ def build(
 
 @dataclass(frozen=True)
 class _Order:
-    """What is being built, and where."""
+    """The engine to build, and the folder to build it in."""
 
     bundle: Bundle
     key: dict[str, Any]
@@ -124,8 +123,8 @@ class _Order:
 
 
 def depth_buckets(p: spec.Preprocess) -> list[tuple[int, int]]:
-    """(height, width) of the depth network's input for images of ASPECTS, lying and upright."""
-    unit = 1000 * p.depth_lower_bound  # pixels of a picture's short side: rounding its long one moves no bucket
+    """(height, width) of the depth network's input for images of ASPECTS, landscape and portrait."""
+    unit = 1000 * p.depth_lower_bound  # a picture's short side, so large that rounding the long side moves no bucket
     lying = [preprocess.depth_size(unit, round(unit * aspect), p) for aspect in ASPECTS]
     return [*lying, *((width, height) for height, width in lying[1:])]
 
@@ -135,7 +134,7 @@ def _available(backend: str, precision: str) -> str:
     try:
         return backends.choose(backend, precision)
     except BackendError as error:
-        if backend != backends.TENSORRT or precision == "bf16":  # which is OpenVINO's alone, and the error says so
+        if backend != backends.TENSORRT or precision == "bf16":  # only OpenVINO runs bf16, and the error says so
             raise
         where = "" if machine.gpu_present() or "pip install" not in str(error) else " on a machine with an NVIDIA GPU"
         instead = "--backend onnxruntime builds and proves the same precision for ONNX Runtime on this CPU"
@@ -144,7 +143,7 @@ def _available(backend: str, precision: str) -> str:
 
 @contextlib.contextmanager
 def _named_failures(target: Path) -> Iterator[None]:
-    """What the disk refuses is an EngineError that says where; the system's own often names no file."""
+    """Turn an OSError into an EngineError that says where: the system's own message often names no file."""
     try:
         yield
     except ParityError as error:
@@ -155,7 +154,7 @@ def _named_failures(target: Path) -> Iterator[None]:
 
 
 def _check_fp8(key: Mapping[str, Any]) -> None:
-    """BackendError for fp8 on a GPU that has no units for it."""
+    """BackendError for fp8 on a GPU without fp8 arithmetic."""
     if key["precision"] == "fp8" and tuple(map(int, key["compute_capability"].split("."))) < FP8_FROM:
         wanted = ".".join(map(str, FP8_FROM))
         where = f"{key['device']} has compute capability {key['compute_capability']}"
@@ -165,9 +164,9 @@ def _check_fp8(key: Mapping[str, Any]) -> None:
 
 
 def _made(order: _Order, plugins: Sequence[Path]) -> tuple[dict[str, Path], dict[str, Any]]:
-    """Network -> its file in order.folder (none where the bundle's own runs), and what was found in the files.
+    """(network -> its file in order.folder, without those whose own file runs; the layer types found in the files).
 
-    ParityError unless most layers of a file are of the precision, and some of what was compiled of it show it.
+    ParityError unless most layers of each file have the precision, and some layers compiled from it do, too.
     """
     for plugin in plugins:
         shutil.copyfile(plugin, order.folder / plugin.name)
@@ -185,7 +184,7 @@ def _made(order: _Order, plugins: Sequence[Path]) -> tuple[dict[str, Path], dict
 
         compiled = {name: OvSession(path, precision=precision, cache=False) for name, path in onnx.items()}
         layers = {name: dict(opened.layer_precisions()) for name, opened in compiled.items()}
-        precision = "fp32" if precision == "fp16" else precision  # on a CPU that is how weights are stored
+        precision = "fp32" if precision == "fp16" else precision  # on a CPU only the weights are fp16
     for name, counts in layers.items():
         shown = sum(count for kind, count in counts.items() if kind not in ("unknown", "other"))
         if not counts.get(precision) and (shown or "unknown" not in counts):
@@ -194,7 +193,7 @@ def _made(order: _Order, plugins: Sequence[Path]) -> tuple[dict[str, Path], dict
 
 
 def _typed(order: _Order) -> tuple[dict[str, Path], dict[str, Any]]:
-    """Network -> ONNX file with the precision in it; the bundle's own for fp32 and bf16. And the quantiser's report."""
+    """(network -> ONNX file in the precision, the bundle's own for fp32 and bf16; the quantiser's report)."""
     if order.key["precision"] not in spec.QUANTIZED:
         return {network.file: order.bundle.file(network.file) for network in order.bundle.networks}, {}
     from dgiqa.builder.quantize import quantize_bundle
@@ -211,7 +210,7 @@ def _typed(order: _Order) -> tuple[dict[str, Path], dict[str, Any]]:
 
 
 def _planned(order: _Order, onnx: Mapping[str, Path]) -> tuple[dict[str, Path], dict[str, dict[str, int]]]:
-    """Network -> plan, and network -> layers per precision as TensorRT's inspector reads them from the plan."""
+    """(network -> plan, network -> layers per precision as TensorRT's inspector reads them from the plan)."""
     from dgiqa.builder.plan import build_plan
     from dgiqa.runtime import cuda
     from dgiqa.runtime.trt import TrtSession
@@ -242,9 +241,9 @@ def _planned(order: _Order, onnx: Mapping[str, Path]) -> tuple[dict[str, Path], 
 
 
 def _shapes(network: spec.Network, profile: Mapping[str, Any]) -> list[dict[str, tuple[Shape, Shape, Shape]]]:
-    """Smallest, usual and largest shape of each input of a network, for each of the profiles it is tuned for.
+    """Smallest, usual and largest shape of each input of a network, for each profile it is tuned for.
 
-    Pictures that lie and pictures that stand have one each: one for both would have to hold squares of their long side.
+    Landscape and portrait have a profile each: a common one would have to hold squares of their long side.
     """
 
     def sized(shape: tuple[int | str, ...], tiles: int) -> Shape:
@@ -259,13 +258,13 @@ def _shapes(network: spec.Network, profile: Mapping[str, Any]) -> list[dict[str,
     for group in ([s for s in sizes if s[0] <= s[1]], [s for s in sizes if s[0] > s[1]]):
         if group:
             low, high = (tuple(map(extreme, zip(*group, strict=True))) for extreme in (min, max))
-            usual = group[min(1, len(group) - 1)]  # 4:3, where there is one
+            usual = group[min(1, len(group) - 1)]  # 4:3, if there is one
             made.append({spec.DEPTH_INPUT: ((1, 3, *low), (1, 3, *usual), (profile["images"], 3, *high))})
     return made
 
 
 def _sizes(bundle: Bundle, files: Mapping[str, Path]) -> dict[str, float]:
-    """Bytes of the networks' files, and their share of the bundle's fp32 files."""
+    """The networks' size in bytes, and as a share of the bundle's fp32 files."""
     names = [network.file for network in bundle.networks]
     full = sum(bundle.file(name).stat().st_size for name in names)
     used = sum((files.get(name) or bundle.file(name)).stat().st_size for name in names)
@@ -273,7 +272,7 @@ def _sizes(bundle: Bundle, files: Mapping[str, Path]) -> dict[str, float]:
 
 
 def _created(target: Path) -> str:
-    """When the engine in this place was built; empty where there is none."""
+    """When the engine in this place was built; empty if there is none."""
     return next((engine.created for engine in engines.list_engines() if engine.path == target), "")
 
 
@@ -295,7 +294,7 @@ def _digest(paths: Sequence[Path]) -> str:
 
 
 def check_batch(batch: Sequence[int]) -> None:
-    """ValueError for numbers of tiles (fewest, usual, most) that no plan could score images with."""
+    """ValueError for numbers of tiles (fewest, usual, most) with which a plan could not score images."""
     if len(batch) != 3 or not 1 == batch[0] <= batch[1] <= batch[2] or batch[2] < BATCH[1]:
         why = f"images leave single tiles over, and {BATCH[1]} are scored at once"
         got = ",".join(map(str, batch))
@@ -303,7 +302,7 @@ def check_batch(batch: Sequence[int]) -> None:
 
 
 def check_buckets(buckets: Sequence[tuple[int, int]], p: spec.Preprocess) -> None:
-    """ValueError for a (height, width) that no image gives the depth network."""
+    """ValueError for a (height, width) that the depth network's input never has."""
     if not p.depth_lower_bound:
         if buckets:
             raise ValueError("got sizes of depth inputs for a model without a depth network; leave them out")

@@ -1,11 +1,11 @@
-"""Photographs become what a lower precision must answer to: the sizes of a network's values, and its fp32 scores.
+"""Run photographs through the fp32 networks, to calibrate a lower precision and to measure how far it moves scores.
 
     photographs ─► preprocess ─► fp32 networks ─┬─► largest magnitude of every tensor that is to be quantised
                                                 └─► Probe: scores, which a changed network is compared with
 
-The real preprocessing feeds the networks, so they see what they will see. One photograph is held at a time. Nothing is
-clipped: on 200 distorted photographs the small bundle's scores moved by up to 0.011 so, and by 0.025 with clipping at a
-percentile, the same four layers left out, since strong distortions live in what a percentile clips.
+The preprocessing is the one used for scoring, and one photograph is held at a time. Ranges are not clipped: on 200
+distorted photographs the small bundle's scores then moved by up to 0.011, and by 0.025 with clipping at a percentile,
+with the same four layers left out, since strong distortions show in the values that a percentile clips.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ Progress = Callable[[str], None]
 Distort = Callable[[UInt8], UInt8]
 Mapped = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 Outputs = dict[str, NDArray[np.float32]]
-Networks = Mapping[str, Any]  # spec.DEPTH_FILE, where there is one, and spec.QUALITY_FILE -> session
+Networks = Mapping[str, Any]  # spec.DEPTH_FILE, if there is one, and spec.QUALITY_FILE -> session
 
-MAX_IMAGES = 500  # for calibration; more cost time and move thresholds no further
+MAX_IMAGES = 500  # for calibration; more cost time and do not move the ranges
 
 
 @dataclass(frozen=True)
 class Errors:
-    """By how much scores in [0, 1] moved: f64 [images] and f64 [tiles], new - old. NaN counts as infinite."""
+    """How far scores in [0, 1] moved, new - old: f64 [images] and f64 [tiles]. NaN counts as infinite."""
 
     images: NDArray[np.float64]
     tiles: NDArray[np.float64]
@@ -54,27 +54,27 @@ class Errors:
 
     @property
     def rms(self) -> float:
-        """Root mean square over tiles: steadier than the worst image for telling layers apart."""
+        """Root mean square over tiles: ranks layers more steadily than the worst image does."""
         return _finite(np.sqrt(np.mean(self.tiles**2)))
 
 
 @dataclass(frozen=True)
 class _Picture:
-    image: NDArray[np.float32] | None  # [1,3,h,w], the depth network's input; None where there is no such network
+    image: NDArray[np.float32] | None  # [1,3,h,w], the depth network's input; None if there is no such network
     rgb: UInt8  # [H,W,3], the working image
-    depth: UInt8 | None  # [H,W], what the depth network made of it
+    depth: UInt8 | None  # [H,W], its depth image
     size: tuple[int, int]  # height, width of the photograph
     windows: NDArray[np.int32]  # [n,2]
-    wanted: Outputs  # of the fp32 quality network, f32 [n,...] each
+    wanted: Outputs  # outputs of the fp32 quality network, f32 [n,...] each
 
 
 @dataclass(frozen=True)
 class Probe:
     """A few photographs with the scores that the fp32 networks give them.
 
-    mapped: what the bundle makes of tile scores f32 [n], since its scores are what may not move. head: compares every
-    second photograph with the one before, of the same size; its scores may not move either. A last layer that weighs
-    differences of features can make more of an error than the one that scores a picture alone.
+    mapped: the bundle's mapping of tile scores f32 [n] to its scale; it is the mapped scores that may not move. head:
+    compares every second photograph with the one before, of the same size; its scores may not move either. Its layer
+    weighs differences of features, so it can amplify an error more than the layer that scores one picture.
     """
 
     pictures: tuple[_Picture, ...]
@@ -94,7 +94,7 @@ class Probe:
         return Errors(images, np.concatenate(moved).astype(np.float64))
 
     def seen_by(self, depth: Any) -> Probe:
-        """The same photographs with the depth maps of this session; wanted scores are NaN where one is not finite."""
+        """The same photographs with depth maps from this session; wanted scores are NaN if the map is not finite."""
 
         def seen(picture: _Picture) -> _Picture:
             made = depth.run({spec.DEPTH_INPUT: picture.image})[spec.DEPTH_OUTPUT]
@@ -105,20 +105,20 @@ class Probe:
         return replace(self, pictures=tuple(map(seen, self.pictures)))
 
     def few(self) -> Probe:
-        """The first and last tile of every third photograph: enough to rank layers by, and quick.
+        """The first and last tile of every third photograph: enough to rank layers, and quick.
 
-        Every other photograph is distorted, and so is every other one of these.
+        Every other photograph is distorted, here too. With a head it is every other pair of photographs.
         """
         chosen = []
         for number, picture in enumerate(self.pictures):
             ends = np.unique([0, len(picture.windows) - 1])
-            if number % 3 == 0 if self.head is None else number % 4 < 2:  # every other pair
+            if number % 3 == 0 if self.head is None else number % 4 < 2:
                 wanted = {name: found[ends] for name, found in picture.wanted.items()}
                 chosen.append(replace(picture, windows=picture.windows[ends], wanted=wanted))
         return replace(self, pictures=tuple(chosen))
 
     def _scores(self, outputs: Sequence[Outputs]) -> list[NDArray[np.float32]]:
-        """Of each photograph and, where they are compared, each pair: f32 [n] of its tiles."""
+        """Tile scores f32 [n] of each photograph and then, if there is a head, of each pair."""
         scores = [self.mapped(found[spec.QUALITY_OUTPUT]) for found in outputs]
         if self.head is not None:
             features = [found[spec.QUALITY_FEATURES] for found in outputs]
@@ -133,7 +133,7 @@ def make_probe(
     mapped: Mapped,
     head: FullReference | None = None,
 ) -> Probe:
-    """Score photographs, uint8 [H,W,3] RGB, with the fp32 networks. Raises ValueError if there is none."""
+    """Score photographs, uint8 [H,W,3] RGB, with the fp32 networks. Raises ValueError if there are none."""
     pictures = tuple(_picture(rgb, networks, p) for rgb in photographs)
     if not pictures:
         raise ValueError("got no photograph to measure scores on, wanted at least one that can be read")
@@ -152,9 +152,9 @@ def measure(
     p: spec.Preprocess,
     progress: Progress,
 ) -> dict[str, dict[str, float]]:
-    """Run fp32 models on photographs, uint8 [H,W,3] RGB: {file: {tensor: its largest magnitude}}, 1 for zeros.
+    """Run fp32 models on photographs, uint8 [H,W,3] RGB. Return {file: {tensor: its largest magnitude, or 1 if 0}}.
 
-    models: {spec.DEPTH_FILE, spec.QUALITY_FILE -> onnx.ModelProto}. tensors: what to look at in each.
+    models: {spec.DEPTH_FILE, spec.QUALITY_FILE -> onnx.ModelProto}. tensors: names of those to watch in each file.
     """
     watched = {file: _Watched(model, tensors[file]) for file, model in models.items()}
     count = 0
@@ -170,11 +170,11 @@ def measure(
 def photographs(
     bundle: Bundle, calibration: Sequence[Path] | None, progress: Progress
 ) -> tuple[Callable[[], Iterator[UInt8]], str]:
-    """(a function that reads the photographs one by one, uint8 [H,W,3] RGB; what they are).
+    """(a function that reads the photographs one by one, uint8 [H,W,3] RGB; their description).
 
-    calibration: image files and folders, which are searched to the bottom; the first MAX_IMAGES count, and every other
-    one is distorted, since pictures that are to be judged may be bad. None: the bundle's golden images and distortions
-    of them, which are few and similar. One that cannot be read is left out and named. Raises ValueError if a path is
+    calibration: image files and folders, searched recursively; the first MAX_IMAGES are used, and every other one is
+    distorted, since pictures to score may be bad. None: the bundle's golden images and distortions of them, which are
+    few and similar. `progress` names each file that cannot be read and is left out. Raises ValueError if a path is
     missing or there is no image, BundleError if there are no golden images.
     """
     if calibration is None:
@@ -193,10 +193,10 @@ def photographs(
 
 
 def probe_photographs(bundle: Bundle, calibration: Callable[[], Iterator[UInt8]]) -> Iterator[UInt8]:
-    """Every golden image as it is and under a distortion, twice; without golden images, the first for calibration.
+    """Every golden image, unchanged and then distorted, twice. Without golden images, the first ones for calibration.
 
-    A picture and its distortion follow one another, as `make_probe` wants them. With one distortion each, fp16 moved
-    one of 200 photographs by six times what the search saw; with two, by three and a half.
+    Each distorted picture follows its original, as `make_probe` wants it. With one distortion each, fp16 moved one of
+    200 photographs by six times what the search saw; with two, by three and a half times.
     """
     try:
         pictures = _read([bundle.path / golden.file for golden in load_golden(bundle)], lambda _: None)
@@ -210,7 +210,7 @@ def probe_photographs(bundle: Bundle, calibration: Callable[[], Iterator[UInt8]]
 
 
 class _Watched:
-    """A network that keeps the largest magnitudes of inner tensors whenever it runs."""
+    """A network that records the largest magnitudes of inner tensors whenever it runs."""
 
     def __init__(self, model: Any, tensors: Sequence[str]) -> None:
         from dgiqa.builder.precision import with_outputs
@@ -241,7 +241,7 @@ def _picture(rgb: UInt8, networks: Networks, p: spec.Preprocess) -> _Picture:
 
 
 def _outputs(network: Any, rgb: UInt8, near: UInt8 | None, windows: NDArray[np.int32], p: spec.Preprocess) -> Outputs:
-    """Scores of a working image's windows and, where the quality network gives them, features."""
+    """Scores of a working image's windows and, if the quality network has them, features."""
     runs = [network.run(feeds) for feeds in forward.tiles(rgb, near, windows, p)]
     names = [name for name in (spec.QUALITY_OUTPUT, spec.QUALITY_FEATURES) if name in runs[0]]
     return {name: np.concatenate([found[name] for found in runs]) for name in names}
@@ -252,7 +252,7 @@ def _sharpened(rgb: UInt8) -> UInt8:
     return np.clip(rgb + 4 * (rgb - blurred), 0, 255).astype(np.uint8)
 
 
-# Those of the parity sweep, the unchanged image first, and one that makes values larger than photographs do
+# The parity sweep's, the unchanged image first, and one that gives larger values than photographs do
 _DISTORT: tuple[Distort, ...] = (*DISTORTIONS.values(), _sharpened)
 
 

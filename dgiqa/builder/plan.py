@@ -1,8 +1,8 @@
-"""An ONNX file whose precision is in its graph becomes a TensorRT plan.
+"""Compile an ONNX file whose precision is in its graph into a TensorRT plan.
 
-One code path for TensorRT 10.12 and newer and 11: networks are strongly typed, so the engine computes in the types that
-the graph names, and there is no flag that could be ignored. Plans run on the GPU, and with the TensorRT, they were
-built for. Checked with NVIDIA's own builder on a CPU (TensorRT-RTX, of the TensorRT 11 generation).
+One code path serves TensorRT 11 and 10 from 10.12 on: networks are strongly typed, so the engine computes in the types
+that the graph names, and there is no flag that could be ignored. A plan runs on the GPU and the TensorRT it was built
+for. Checked with NVIDIA's own builder on a CPU (TensorRT-RTX, of the TensorRT 11 generation).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ Profile = Mapping[str, tuple[Shape, Shape, Shape]]  # input -> smallest, usual a
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """Where else a plan runs, and how long is looked for its kernels. Each of the first three costs speed.
+    """Where else a plan runs, which costs speed, and how hard TensorRT looks for fast kernels.
 
-    version_compatible: with other TensorRTs of this major version, too; a runtime for that is in the plan.
-    exclude_lean_runtime: leave that out, where `tensorrt_lean` is installed anyway. hardware: "ampere+", every GPU of
-    compute capability 8.0 and later; "same", every GPU of the same capability. level: 0 to 5, of effort; 3 is usual.
+    version_compatible: with other TensorRTs of this major version, too; the plan holds a runtime for that.
+    exclude_lean_runtime: leave that runtime out, if `tensorrt_lean` is installed anyway. hardware: "ampere+", every GPU
+    of compute capability 8.0 and later; "same", every GPU of the same capability. level: effort, 0 to 5; 3 is usual.
     """
 
     version_compatible: bool = False
@@ -52,7 +52,7 @@ class PlanOptions:
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """What differs from the defaults, for an engine's key."""
+        """The options that differ from the defaults, for an engine's key."""
         return {name: value for name, value in vars(self).items() if value != getattr(PlanOptions, name)}
 
 
@@ -71,13 +71,13 @@ def build_plan(
     options: PlanOptions = USUAL,
     progress: Callable[[str], None] = lambda message: None,
 ) -> Counter[str]:
-    """Compile an ONNX file for the GPU of this machine and write the plan; layers of the typed network per output type.
+    """Compile an ONNX file for this machine's GPU and write the plan. Return the network's layers per output type.
 
-    shapes: input -> smallest, usual and largest shape, for every input with a dynamic axis; of several of these each is
-    tuned for itself. context: of the GPU to build for, by default the first one's. workspace: bytes the engine may use
-    beside weights and activations. timing_cache: measured kernels, read and extended. plugins: libraries that serve
-    operators; the bodies that those carry in the file are then left out. progress: gets a line per step.
-    Raises BackendError without TensorRT, EngineError when the file or the shapes are refused; then nothing is written.
+    shapes: input -> smallest, usual and largest shape, for every input with a dynamic axis; each mapping is tuned on
+    its own. context: the GPU to build for, by default the first. workspace: bytes the engine may use in addition to
+    weights and activations. timing_cache: measured kernels, read and extended. plugins: libraries that implement
+    operators, whose function bodies in the file are then left out. progress: gets a line per step.
+    Raises BackendError without TensorRT, EngineError if the file or the shapes are refused; then nothing is written.
     """
     trt, log, monitor = import_tensorrt(), logger(), monitor_of(progress)
     if not onnx.is_file():
@@ -91,7 +91,7 @@ def build_plan(
             # 10.x needs the flag; 11 types every network strongly and accepts it
             network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
             progress(f"reading {onnx.name}")
-            parser = trt.OnnxParser(network, log)  # which holds the weights
+            parser = trt.OnnxParser(network, log)  # must live on: it holds the weights
             if not (parser.parse(without_bodies(onnx, served)) if served else parser.parse_from_file(str(onnx))):
                 reasons = "; ".join(_parser_error(parser.get_error(i)) for i in range(parser.num_errors))
                 raise EngineError(f"TensorRT cannot take {onnx.name}: {reasons or log.text()}")
@@ -112,7 +112,7 @@ def build_plan(
             types = [layer.get_output(0).dtype.name for layer in layers]
             return Counter({"FLOAT": "fp32", "HALF": "fp16"}.get(name, name.lower()) for name in types)
 
-    # Python raises what a signal means in the main thread, wherever that is: inside a callback, TensorRT swallows it.
+    # Python handles a signal wherever the main thread is; inside a callback TensorRT would swallow the exception.
     with ThreadPoolExecutor(1, "tensorrt") as worker:
         try:
             return worker.submit(compiled).result()
@@ -128,7 +128,7 @@ def _config(
 
     config, levels = builder.create_builder_config(), trt.HardwareCompatibilityLevel
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 in the graph is fp32 in the engine
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or layer_precisions could read names only
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else layer_precisions sees only names
     config.builder_optimization_level = options.level
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
@@ -143,7 +143,7 @@ def _config(
             got = f"got shapes of {sorted(shapes)}, wanted those of {sorted(dynamic)}"
             raise EngineError(f"{got} (of {sorted(inputs)})")
         profile = builder.create_optimization_profile()
-        for name, three in shapes.items():  # an axis of one size keeps it, whatever was asked for
+        for name, three in shapes.items():  # a fixed axis keeps its size, whatever was asked for
             fixed = [[a if n == -1 else n for a, n in zip(shape, inputs[name], strict=True)] for shape in three]
             profile.set_shape(name, *map(trt.Dims, fixed))
         if dynamic and config.add_optimization_profile(profile) < 0:
@@ -153,7 +153,7 @@ def _config(
 
 
 def monitor_of(tell: Callable[[str], None], interval: float = 0.5) -> Any:
-    """TensorRT's steps -> messages, one in `interval` seconds at most. What is its `error` ends the build."""
+    """A monitor that reports TensorRT's steps, one in `interval` seconds at most. Setting `error` ends the build."""
     import tensorrt as trt
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, unused-ignore]
@@ -166,7 +166,7 @@ def monitor_of(tell: Callable[[str], None], interval: float = 0.5) -> Any:
             self.steps[phase_name] = int(num_steps)
 
         def phase_finish(self, phase_name: str) -> None:
-            pass  # TensorRT asks for it
+            pass  # TensorRT requires the method
 
         def step_complete(self, phase_name: str, step: Any) -> bool:
             if self.error is None and time.monotonic() - self.told >= interval:
@@ -186,7 +186,7 @@ def _parser_error(error: trt.ParserError) -> str:
 
 
 def without_bodies(path: Path, served: frozenset[str]) -> bytes:
-    """The model without the function bodies of operators that a plugin serves: the parser would take the body."""
+    """The model without the function bodies of operators that a plugin implements: the parser would use the body."""
     import onnx
 
     model = onnx.load(path)
@@ -196,7 +196,7 @@ def without_bodies(path: Path, served: frozenset[str]) -> bytes:
 
 
 def _read_timing(config: trt.IBuilderConfig, path: Path) -> trt.ITimingCache:
-    """Kernels measured before. A file of another GPU or version is started afresh."""
+    """The timing cache in a file; an empty one if the file is missing or of another GPU or version."""
     timing = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
     if timing is None or not config.set_timing_cache(timing, False):
         timing = config.create_timing_cache(b"")

@@ -1,7 +1,7 @@
-"""An fp32 ONNX graph becomes one that computes in fp16, int8 or fp8, the last two with explicit Q/DQ; and is counted.
+"""Change an fp32 ONNX graph to compute in fp16, int8 or fp8, the last two with explicit Q/DQ, and count its types.
 
 Precision is written into the graph, so every engine that reads the file computes the same thing: types are consistent
-at every node (what a strongly typed TensorRT network asks for), and inputs and outputs stay float32.
+at every node, as a strongly typed TensorRT network requires, and inputs and outputs stay float32.
 
     to_int8     x ─► QuantizeLinear ─► DequantizeLinear ─┐
                                 int8 weight ─► DequantizeLinear ─► Conv / ConvTranspose / MatMul / Gemm ─► float
@@ -9,7 +9,7 @@ at every node (what a strongly typed TensorRT network asks for), and inputs and 
     to_half     float32 ─► Cast ─► everything in float16 ─► Cast ─► float32
     store_half  float16 weight ─► Cast ─► a layer that computes in float32: half the bytes, folded when it is loaded
 
-Models come in and go out as onnx.ModelProto; the one given is left as it is.
+Models are taken and returned as onnx.ModelProto; the argument is not changed.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from numpy.typing import NDArray
 from dgiqa.errors import EngineError, ParityError
 from dgiqa.extras import load
 
-onnx = load("onnx", "changing a graph's precision", "onnx", "build")  # nothing here goes without
+onnx = load("onnx", "changing a graph's precision", "onnx", "build")  # everything here needs it
 kinds, numpy_helper = onnx.TensorProto, onnx.numpy_helper
 
 WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")  # the layers that hold the weights and do the arithmetic
-# Operands that the operator itself wants in float32, by position.
+# Operands that the operator requires in float32, by position.
 _FLOAT32_OPERANDS = {"Resize": (1, 2)}
 _HALF_MAX = float(np.finfo(np.float16).max)
 _HALF_TINY = 2.0**-24  # the smallest float16 above zero
-_SMALLEST_SCALE = 2.0**-20  # float16 still tells scales 6 % apart here
-_STORED_FROM = 256  # elements; below, a Cast node takes more bytes than it saves
+_SMALLEST_SCALE = 2.0**-20  # float16's steps are 6 % of a scale here
+_STORED_FROM = 256  # elements; for fewer, the Cast node takes more bytes than float16 saves
 LEVELS = 127  # -127..127: symmetric, so that zero point 0 means the same for weights and activations
-FP8_LARGEST = 448  # of E4M3, which has no infinity; QuantizeLinear clips to it
+FP8_LARGEST = 448  # E4M3's, which has no infinity; QuantizeLinear clips to it
 EIGHT_BITS = ("int8", "fp8")
 # Weights on CPUs use 7 bits. Without VNNI (AMD before Zen 4, Intel before Cascade Lake) int8 kernels of OpenVINO and
 # ONNX Runtime add two products, activation as uint8 times weight, in 16 bits and clip the sum: 2 * 255 * 64 fits,
@@ -49,7 +49,7 @@ CPU_WEIGHT_LEVELS = 64
 def weighted_layers(model: Any) -> dict[str, int]:
     """Layers with a constant weight of two or more dimensions: {node name: number of weights}, in graph order.
 
-    Products of two activations (attention) have none. Raises EngineError for a node without a name of its own.
+    Products of two activations (attention) have none. Raises EngineError for a node without a name.
     """
     sizes = {i.name: int(np.prod(i.dims)) for i in model.graph.initializer if len(i.dims) >= 2}
     layers = {n.name: sizes[n.input[1]] for n in model.graph.node if n.op_type in WEIGHTED and n.input[1] in sizes}
@@ -59,7 +59,7 @@ def weighted_layers(model: Any) -> dict[str, int]:
 
 
 def load_model(path: Path) -> Any:
-    """Read an ONNX file: constants as initializers, every node named. Raises EngineError."""
+    """Read an ONNX file, with constants as initializers and every node named. Raises EngineError."""
     try:
         model = onnx.load(str(path))
     except Exception as error:  # protobuf's and onnx's exceptions share no base
@@ -78,10 +78,10 @@ def load_model(path: Path) -> Any:
 
 
 def layer_types(source: Path | Any) -> Counter[str]:
-    """How many weighted layers compute in which type: Counter of "int8", "fp8", "fp16", "bf16", "fp32".
+    """The number of weighted layers that compute in each type: Counter of "int8", "fp8", "fp16", "bf16", "fp32".
 
     source: an ONNX file or model. int8 and fp8 mean that activation and weight both come out of DequantizeLinear of
-    that type with zero point 0. Raises EngineError if a layer's types do not agree or cannot be told.
+    that type with zero point 0. Raises EngineError if a layer's types do not agree or cannot be inferred.
     """
     model = load_model(source) if isinstance(source, Path) else source
     types, makers = tensor_types(model), {o: n for n in model.graph.node for o in n.output}
@@ -95,11 +95,11 @@ def layer_types(source: Path | Any) -> Counter[str]:
 
 
 def mostly(precision: str, layers: Mapping[str, int]) -> bool:
-    """Whether layers (`layer_types`) compute mostly in `precision` and none where it may not.
+    """Whether layers (`layer_types`) compute mostly in `precision`, and none in a type that it rules out.
 
-    fp32: all. fp16: no eight bits, and half of the layers or more in fp16. int8: half or more in int8. fp8: a third or
-    more, since depthwise and narrow layers have no fp8 kernels. The rest are the layers that were left out because they
-    cost too much of the score. Raises ValueError for another precision.
+    fp32: all. fp16: half of the layers or more in fp16, none in eight bits. int8: half or more in int8. fp8: a third or
+    more, since depthwise and narrow layers have no fp8 kernels. The other layers were left out because they moved
+    scores too far. Raises ValueError for another precision.
     """
     count, whole = layers.get(precision, 0), sum(layers.values())
     half, third = 2 * count >= whole > 0, 3 * count >= whole > 0
@@ -130,26 +130,26 @@ def to_int8(
 ) -> Any:
     """Quantise the inputs and weights of `layers` (names) with explicit Q/DQ; biases and everything else stay float32.
 
-    largest: the magnitude of each tensor that is to become LEVELS: the layers' inputs, with `residuals` those of
-    `residual_inputs`, too. Activations: one scale per tensor. Weights: one scale per output channel, stored as int8
-    from -weight_levels to weight_levels; LEVELS only for engines that add products exactly. All zero points are 0.
-    Scales are float16 numbers, so that `to_half` changes no stored weight's meaning.
-    residuals: quantise what is added to a layer's result, too. TensorRT then runs convolution, addition and the next
-    layer's quantisation as one kernel; without, the convolution writes floats and another kernel quantises them.
+    largest: for each tensor to quantise, the magnitude that becomes LEVELS. These are the layers' inputs and, with
+    `residuals`, those of `residual_inputs`. Activations: one scale per tensor. Weights: one scale per output channel,
+    stored as int8 from -weight_levels to weight_levels; LEVELS only for engines that add products exactly. All zero
+    points are 0. Scales are float16 numbers, so that `to_half` changes no stored weight's meaning.
+    residuals: also quantise the tensor added to a layer's result. TensorRT then runs convolution, addition and the next
+    layer's quantisation as one kernel; otherwise the convolution writes floats, which another kernel quantises.
     Raises EngineError for a name that is no weighted layer.
     """
     return _to_eight_bits(model, largest, layers, _Int8(weight_levels), residuals)
 
 
 def to_fp8(model: Any, largest: Mapping[str, float], layers: Collection[str], *, residuals: bool = True) -> Any:
-    """As `to_int8`, in float8 E4M3: the largest magnitude becomes FP8_LARGEST."""
+    """Quantise as `to_int8` does, but in float8 E4M3: the largest magnitude becomes FP8_LARGEST."""
     return _to_eight_bits(model, largest, layers, _Fp8(), residuals)
 
 
 def residual_inputs(model: Any) -> dict[str, tuple[str, int]]:
-    """Convolutions whose result alone goes into an addition: {layer: (the Add's name, the other operand's place)}.
+    """Convolutions whose result only an addition reads: {layer: (the Add's name, the index of the other operand)}.
 
-    Where two such convolutions meet, the later one; its partner is the shortcut. Sums with a constant are no residuals.
+    If an Add has two such operands, the later convolution; the other is the shortcut. Adding a constant does not count.
     """
     layers, makers = weighted_layers(model), {o: n for n in model.graph.node for o in n.output}
     constants = {i.name for i in model.graph.initializer}
@@ -172,9 +172,9 @@ def residual_inputs(model: Any) -> dict[str, tuple[str, int]]:
 def layers_with_kernels(model: Any, kind: str) -> list[str]:
     """Names of the weighted layers that TensorRT has eight-bit kernels for; the others gain nothing from Q/DQ.
 
-    kind: "int8" or "fp8". Convolutions: 16 channels or more in and out, int8 also with a multiple of 8 on one side;
-    fp8 with more than 16, and with filters below 32. Products: 16 rows and columns or more. Transposed convolutions in
-    int8. As in NVIDIA's ModelOpt.
+    kind: "int8" or "fp8". Convolutions in int8: 16 channels or more in and out, or a multiple of 8 on one side. In fp8:
+    more than 16, and filters below 32. Matrix products: 16 rows and columns or more. Transposed convolutions: only in
+    int8. The rules are those of NVIDIA's ModelOpt.
     """
     shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}
     layers = weighted_layers(model)
@@ -185,9 +185,9 @@ def layers_with_kernels(model: Any, kind: str) -> list[str]:
 def to_half(model: Any, keep: Collection[str] = ()) -> Any:
     """Compute in float16 between float32 inputs and outputs; nodes named in `keep` stay float32.
 
-    What does not depend on the inputs' values (shapes, coordinates, position grids) stays float32, too: it is cheap,
-    and float16 cannot count past 2048. Constants outside float16's range are moved to its ends. Functions of other
-    domains are called in float16 unless their bodies hold float32 constants.
+    Nodes that do not depend on the inputs' values (shapes, coordinates, position grids) stay float32, too: they are
+    cheap, and float16 cannot count past 2048. Constants outside float16's range are moved to its ends. Functions of
+    other domains are called in float16 unless their bodies hold float32 constants.
     Raises EngineError if types cannot be inferred.
     """
     return _halved(model, keep)[0]
@@ -205,7 +205,7 @@ def _halved(model: Any, keep: Collection[str]) -> tuple[Any, set[str]]:
     casts: dict[tuple[str, bool], str] = {}
 
     def typed(name: str, as_half: bool) -> str:
-        """The tensor as float16 or float32: itself, a converted constant, or through a Cast made once."""
+        """The tensor's name in float16 or float32: its own, a converted constant's, or a Cast's, which is made once."""
         if types.get(name) != single or (name in half) == as_half:
             return name
         if (name, as_half) not in casts:
@@ -224,7 +224,7 @@ def _halved(model: Any, keep: Collection[str]) -> tuple[Any, set[str]]:
         if as_half:
             _retarget_cast(node, single, kinds.FLOAT16)
             for index, name in enumerate(original.output):
-                if types.get(name) == single and name in outputs:  # which keep their names and their float32
+                if types.get(name) == single and name in outputs:  # the model's outputs keep their names and float32
                     casts[name, True] = node.output[index] = f"{name}_half"
                 elif types.get(name) == single:
                     half.add(name)
@@ -234,10 +234,10 @@ def _halved(model: Any, keep: Collection[str]) -> tuple[Any, set[str]]:
 
 
 def like_half(model: Any, keep: Collection[str] = ()) -> Any:
-    """A float32 model that rounds as `to_half`'s does on hardware with float16: constants and every node's results.
+    """A float32 model that rounds constants and every node's results as `to_half`'s model does on float16 hardware.
 
-    For measuring. A CPU without float16 arithmetic runs a float16 file in float32 from end to end and leaves the
-    roundings between nodes out, overflows included.
+    For measuring: a CPU without float16 arithmetic runs a float16 file in float32 from end to end, without the
+    roundings and overflows between nodes.
     """
     result, half = _halved(model, keep)
     nodes: list[Any] = []
@@ -251,15 +251,15 @@ def like_half(model: Any, keep: Collection[str] = ()) -> Any:
         for index, name in enumerate(node.output):
             if name in half:
                 node.name, node.output[index] = f"{node.name}_exact", f"{name}_exact"
-                # rounded to float16's values, and float32 again; ONNX Runtime keeps lossy Casts
+                # round to float16 and back to float32; ONNX Runtime keeps lossy Casts
                 nodes += [_cast(f"{name}_exact", f"{name}_rounded", True), _cast(f"{name}_rounded", name, False)]
     return _with_nodes(result, nodes)
 
 
 def store_half(model: Any, keep: Collection[str] = ()) -> Any:
-    """Keep large float32 constants as float16 with a Cast behind them: half the bytes, the same types downstream.
+    """Store large float32 constants as float16 with a Cast behind them: half the bytes, the same types downstream.
 
-    keep: nodes whose constants stay as they are.
+    keep: nodes whose constants stay float32.
     """
     result, graph = _copy(model)
     nodes: list[Any] = []
@@ -284,7 +284,7 @@ def with_outputs(model: Any, tensors: Collection[str]) -> Any:
 
 
 def tensor_types(model: Any) -> dict[str, int]:
-    """ONNX element type of every tensor. Raises EngineError where one cannot be inferred or two do not agree."""
+    """ONNX element type of every tensor. Raises EngineError if one cannot be inferred or two do not agree."""
     try:
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     except Exception as error:
@@ -312,9 +312,9 @@ def _layer_type(node: Any, types: Mapping[str, int], makers: Mapping[str, Any], 
 
 
 def _eight_bits(maker: Any, types: Mapping[str, int], zeros: Collection[str]) -> str:
-    """The eight-bit type that a tensor comes out of by a symmetric DequantizeLinear, or an empty string.
+    """The eight-bit type that a symmetric DequantizeLinear made a tensor from, or an empty string.
 
-    A missing zero point is 0 of uint8.
+    A missing zero point does not count: it means a uint8 zero.
     """
     if maker is None or maker.op_type != "DequantizeLinear" or len(maker.input) < 3 or maker.input[2] not in zeros:
         return ""
@@ -332,7 +332,7 @@ def _root(name: str, makers: Mapping[str, Any]) -> str:
 
 
 def _nodes_for_half(model: Any, keep: Collection[str]) -> set[str]:
-    """Names of the nodes that see the inputs' values, without those kept and calls of functions fixed in float32."""
+    """Names of the nodes that depend on the inputs' values, except those in `keep` and calls fixed in float32."""
     fixed = {(f.domain, f.name) for f in model.functions if _fixed_in_single(f)}
     values = {i.name for i in model.graph.input}
     chosen = set()
@@ -345,7 +345,7 @@ def _nodes_for_half(model: Any, keep: Collection[str]) -> set[str]:
 
 
 def _fixed_in_single(function: Any) -> bool:
-    """Whether a function's body computes with float constants of its own; one that a CastLike adapts fits any type."""
+    """Whether a function's body computes with its own float32 constants, apart from those that only CastLike reads."""
     constants = {
         name
         for node in function.node
@@ -364,7 +364,7 @@ def _is_single(constant: Any) -> bool:
 
 @dataclass(frozen=True)
 class _Int8:
-    """weight_levels: what a weight's largest magnitude becomes."""
+    """weight_levels: the level that a weight's largest magnitude becomes."""
 
     weight_levels: int
     top = LEVELS
@@ -383,7 +383,7 @@ class _Fp8:
 
 
 def fp8_codes(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The nearest numbers of float8 E4M3 as its bytes: halfway the even one, beyond FP8_LARGEST that."""
+    """The nearest float8 E4M3 numbers, as bytes: ties go to even, and larger values become FP8_LARGEST."""
     e4m3 = load("ml_dtypes", "quantising to fp8", "ml_dtypes", "build").float8_e4m3fn
     codes: NDArray[np.uint8] = np.clip(values, -FP8_LARGEST, FP8_LARGEST).astype(e4m3).view(np.uint8)
     return codes
@@ -430,7 +430,7 @@ def _has_kernel(op_type: str, shape: tuple[int, ...], kind: str) -> bool:
 def _dequantised(
     name: str, key: str, values: NDArray[Any], axis: int | None, kind: _Int8 | _Fp8
 ) -> tuple[list[Any], list[Any]]:
-    """Nodes and constants whose last output is tensor `name` in eight bits and back.
+    """Nodes and constants that take tensor `name` to eight bits and back; the last output is the result.
 
     axis None: an activation whose largest magnitude is `values`. Otherwise a weight, quantised here along `axis`.
     """
@@ -455,14 +455,14 @@ def _dequantised(
 
 
 def _half_scales(scales: NDArray[Any]) -> NDArray[np.float32]:
-    """The next float16 numbers upwards, as float32: rounding down would clip the largest value."""
+    """Scales rounded up to float16 numbers, as float32: rounding down would clip the largest value."""
     scales = np.maximum(scales, _SMALLEST_SCALE)
     halves = scales.astype(np.float16)
     return np.where(halves < scales, np.nextafter(halves, np.float16(np.inf)), halves).astype(np.float32)
 
 
 def _channel_axis(node: Any, rank: int) -> int:
-    """Which axis of a layer's weight its output channels lie along."""
+    """The axis of a layer's weight that holds its output channels."""
     if node.op_type == "Conv" or (node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute)):
         return 0
     return 1 if node.op_type == "ConvTranspose" else rank - 1
@@ -478,7 +478,7 @@ def _hoist_constants(model: Any) -> None:
 
 
 def _half_tensor(constant: Any, name: str) -> Any:
-    """A float32 initializer in float16: nothing becomes infinite that was not, and nothing becomes 0."""
+    """A float32 initializer in float16: no finite value becomes infinite, and no other value becomes 0."""
     values = numpy_helper.to_array(constant)
     halves = np.where(np.isinf(values), values, np.clip(values, -_HALF_MAX, _HALF_MAX))
     halves = np.where((values != 0) & (np.abs(values) < _HALF_TINY), np.copysign(_HALF_TINY, values), halves)
@@ -497,7 +497,7 @@ def _retarget_cast(node: Any, kind: int, other: int) -> None:
 
 
 def _copy(model: Any) -> tuple[Any, Any]:
-    """(copy, its graph); what it says of types between the ends is left out, because it will not be true."""
+    """(copy, its graph), without the recorded types of inner tensors, which are going to change."""
     result = copy.deepcopy(model)
     del result.graph.value_info[:]
     return result, result.graph

@@ -1,11 +1,12 @@
-"""A bundle's fp32 networks become fp16, int8 or fp8 ONNX files that score alike within a budget, or nothing at all.
+"""Turn a bundle's fp32 networks into fp16, int8 or fp8 ONNX files whose scores stay within a budget, or write none.
 
     fp32 ONNX ─► calibrate ─► Q/DQ everywhere ──────► over budget? leave out what costs most ─► rest as said ─► files
     fp32 ONNX ─► fp16 everywhere ──────────────────► over budget? fp32 islands ──────────────────────────────► files
 
-Both are one search: change everything, measure scores, and while they are further from fp32 than allowed, halve the
-group of layers whose change alone costs most, until it is one layer, which is left out: a few dozen trials where one
-for every layer takes an hour on a full-size network. Inputs and outputs stay float32. Nothing here needs torch.
+Both are one search: change everything and measure scores. While they are further from fp32 than allowed, halve the
+group of layers whose change costs most by itself; a group of one layer is left out. That takes a few dozen trials,
+while one trial per layer takes an hour on a full-size network. Inputs and outputs stay float32. Nothing here needs
+torch.
 """
 
 from __future__ import annotations
@@ -49,16 +50,16 @@ Convert = Callable[[str, frozenset[str]], Any]  # (file, names of the parts to c
 
 MAX_INT8_SIZE = 0.30  # of the fp32 file; an fp16 file may grow, as at least half of its layers are fp16
 # The search aims at this share of the budget: it sees a dozen photographs, and users have others. On 200 distorted
-# ones the largest int8 difference of the small bundle was 4.2 times what the search ended with.
+# ones the small bundle's largest int8 difference was 4.2 times the one that the search ended with.
 SEARCH_SHARE = 0.2
-NOTICEABLE = 0.25  # of what the search aims at: a sixteenth of its square, and errors of layers add up in squares
+NOTICEABLE = 0.25  # share of the search's target; squared, a sixteenth, as the errors of layers add up in squares
 
 
 @dataclass
 class Part:
     """A unit that is left in float as a whole: one layer with weights, or in fp16 all other nodes of one operator type.
 
-    left_out: whether it stays fp32; extra_bytes: what that adds.
+    left_out: whether it stays in float; extra_bytes: how much larger that makes the file.
     """
 
     file: str
@@ -72,8 +73,8 @@ class Part:
 class Group:
     """Neighbouring parts of one file that are changed together.
 
-    alone: rms score error over tiles when nothing else is changed. worst_after: the largest |score difference| of an
-    image once this group, of one part then, and those before it were left out.
+    alone: rms score error over tiles if nothing else is changed. worst_after: the largest |score difference| of an
+    image once this group (then of one part) and those before it were left out.
     """
 
     parts: Sequence[Part]
@@ -82,7 +83,7 @@ class Group:
 
     @property
     def row(self) -> dict[str, Any]:
-        """The group's line in the sensitivity table, for JSON: costs are None where scores were not finite."""
+        """The group's row in the sensitivity table, for JSON: costs are None if scores were not finite."""
         first, last = self.parts[0], self.parts[-1]
         alone, after = (cost if math.isfinite(cost or 0) else None for cost in (self.alone, self.worst_after))
         return {
@@ -97,12 +98,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Quantized:
-    """files: {spec.DEPTH_FILE, spec.QUALITY_FILE -> path}. report: how they were made and how far they are, for JSON.
+    """files: {spec.DEPTH_FILE, spec.QUALITY_FILE -> path}. report: how they were made and how far scores move, as JSON.
 
-    report: "precision", "rest", "calibration" (what the images were), "budget", "error"
-    (of the photographs that were tried: "max", "mean", "images"), "parts" (the sensitivity table, a `Group.row` each,
-    most costly first; empty if all could be changed), "left_out", and per file "layers" (precision -> count), "bytes",
-    "size_ratio".
+    report: "precision", "rest", "calibration" (a description of the images), "budget", "error" ("max", "mean" and
+    "images" of the photographs tried), "parts" (the sensitivity table as `Group.row`s, most costly first; empty if all
+    could be changed), "left_out", and in "files", per file, "layers" (precision -> count), "bytes", "size_ratio".
     """
 
     files: dict[str, Path]
@@ -123,16 +123,15 @@ def quantize_bundle(
 
     precision: "fp16", or "int8" or "fp8" with explicit Q/DQ: weights per channel, activations per tensor, zero points
     0, no quantised bias. fp8 is float8 E4M3, for NVIDIA's GPUs of compute capability 8.9 and later.
-    rest: of an int8 file, "fp32" for CPUs (large constants are stored as fp16 all the same) or "fp16" for GPUs; that of
-    an fp8 file is fp16. Files for CPUs have CPU_WEIGHT_LEVELS, so that they give the same scores on every processor.
-    Those for GPUs have LEVELS, and Q/DQ as TensorRT fuses it: only where it has kernels, and on what is added to a
-    convolution's result.
+    rest: the type of an int8 file's other layers, "fp32" for CPUs (large constants are still stored as fp16) or "fp16"
+    for GPUs; in an fp8 file it is fp16. Files for CPUs use CPU_WEIGHT_LEVELS, so that they give the same scores on
+    every processor. Those for GPUs use LEVELS, and Q/DQ where TensorRT fuses it: only on layers with kernels, and on
+    the tensors added to convolutions' results.
     calibration: image files and folders, see `calibrate.photographs`. budget: largest |score difference| of an image,
     parity.BUDGETS by default.
-    The bundle is left as it is, and `out` gets all files or none.
+    The bundle is not changed, and `out` gets all files or none.
     Raises ParityError if the budget cannot be met within MAX_INT8_SIZE and with most layers changed, EngineError if a
-    graph cannot be changed, BackendError if a package is missing, ValueError for arguments that mean nothing,
-    BundleError.
+    graph cannot be changed, BackendError if a package is missing, ValueError for invalid arguments, BundleError.
     """
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     budget = BUDGETS.get(precision, 0.0) if budget is None else budget
@@ -154,7 +153,7 @@ def quantize_bundle(
         inputs = {file: _quantised_tensors(model) for file, model in models.items()}
         largest = measure(pictures(), models, inputs, bundle.preprocess, progress)
         parts = _layers(models, precision if rest == "fp16" else None)
-        # CPU_WEIGHT_LEVELS for GPUs, too: this is a CPU, which would blame layers for sums that it clips itself.
+        # Search with CPU_WEIGHT_LEVELS for GPUs, too: this CPU would otherwise clip sums and so blame the layers.
         levels = (CPU_WEIGHT_LEVELS, CPU_WEIGHT_LEVELS if rest == "fp32" else LEVELS)
         convert, write = (_to_eight_bits_of(models, largest, precision, rest, n) for n in levels)
         room = _room(models, parts, convert)
@@ -162,7 +161,7 @@ def quantize_bundle(
     made = {file: write(file, _changed_nodes(parts, file)) for file in names}
     if precision in EIGHT_BITS and rest == "fp16":
         made = {file: to_half(model) for file, model in made.items()}
-    # What stays fp32 for its roundings' sake must not be rounded here. int8's steps are larger than these by far.
+    # Constants of parts that stay fp32 for accuracy must not be rounded here. int8's own steps are far larger.
     islands = [part.nodes for part in parts if part.left_out and precision == "fp16"]
     made = {file: store_half(model, frozenset().union(*islands)) for file, model in made.items()}
     with scratch_in(Path(out), "quantize") as folder:
@@ -176,7 +175,7 @@ def quantize_bundle(
 
 
 def sensitivity_table(report: Mapping[str, Any], rows: int = 20) -> str:
-    """The report's parts as text, most costly first: what each costs alone, and the error once it is left out."""
+    """The report's parts as text, most costly first: the cost of each alone, and the error once it is left out."""
     lines = [f"{'file':<14}{'layers':>6}  {'which':<41}{'alone, rms':>11}{'  left out':<10}{'worst image then':>17}"]
     for part in report["parts"][:rows]:
         alone = "not finite" if part["alone"] is None else f"{part['alone']:.1e}"
@@ -199,12 +198,12 @@ def _search(
     room: dict[str, int],
     progress: Progress,
 ) -> tuple[list[Group], float]:
-    """Mark parts as left out until no image's score moves by more than `target`: always one of the costliest group.
+    """Mark parts as left out, always from the costliest group, until no image's score moves by more than `target`.
 
-    A group costs at least about what its costliest part does, so cheap groups are never looked into. When none is left
-    that alone costs NOTICEABLE of the target, what was left out since scores moved least goes back.
-    room: bytes that each file may grow by; a part that does not fit is passed over.
-    Returns the groups of parts that it ended with, most costly first, and by how much scores move then.
+    A group costs about as much as its costliest part or more, so cheap groups are never searched. Once no group costs
+    NOTICEABLE of the target by itself, the parts left out after the scores moved least are put back.
+    room: bytes that each file may grow by; a part that does not fit is skipped.
+    Returns the final groups of parts, most costly first, and how far scores move in the end.
     """
     error = _error_of(parts, convert, probe)
     now = all_changed = error()
@@ -248,7 +247,7 @@ def _search(
 
 
 def _error_of(parts: Sequence[Part], convert: Convert, probe: Probe) -> Callable[[], float]:
-    """A function: the worst image's error with all parts changed that are not left out (at the time it is called)."""
+    """A function that returns the worst image's error with all parts changed but those that are left out by then."""
 
     @lru_cache(maxsize=1)  # depth maps take most of the time
     def seen_by(depth: frozenset[str]) -> Probe:
@@ -273,7 +272,7 @@ def _changed_nodes(parts: Sequence[Part], file: str) -> frozenset[str]:
 
 
 def _room(models: Models, parts: Sequence[Part], convert: Convert) -> dict[str, int]:
-    """How many bytes each file may still grow by when all its parts are changed."""
+    """The bytes that each file may still grow by once all its parts are changed."""
     room = {}
     for file, model in models.items():
         smallest = store_half(convert(file, _changed_nodes(parts, file))).ByteSize()
@@ -285,7 +284,7 @@ def _room(models: Models, parts: Sequence[Part], convert: Convert) -> dict[str, 
 
 
 def _layers(models: Models, on_gpu: str | None) -> list[Part]:
-    """Each layer with weights; left out, a weight takes two bytes instead of one. on_gpu: those with such kernels."""
+    """Each layer with weights; a weight left out takes two bytes, not one. on_gpu: only layers with kernels for it."""
     parts = []
     for file, model in models.items():
         layers = weighted_layers(model)
@@ -306,7 +305,7 @@ def _layers_and_operator_types(models: Models) -> list[Part]:
 
 
 def _quantised_tensors(model: Any) -> list[str]:
-    """What may be quantised beside weights: inputs of layers with weights, and what is added to their results."""
+    """Tensors to quantise in addition to weights: inputs of layers with weights, and tensors added to their results."""
     layers, shortcuts = weighted_layers(model), dict(residual_inputs(model).values())
     inputs = [node.input[0] for node in model.graph.node if node.name in layers]
     return list(dict.fromkeys(inputs + [n.input[shortcuts[n.name]] for n in model.graph.node if n.name in shortcuts]))
@@ -333,9 +332,9 @@ def _to_half_of(models: Models, change: Callable[..., Any]) -> Convert:
 def _report(
     groups: Sequence[Group], folder: Path, bundle: Bundle, probe: Probe, *, precision: str, worst: float, budget: float
 ) -> dict[str, Any]:
-    """What the files in `folder` hold and how far they are from fp32; ParityError if that is not what was asked for.
+    """The types and sizes of the files in `folder` and how far they are from fp32; ParityError if they miss the target.
 
-    worst: the largest |score difference| that the search ended with, roundings included that files show on GPUs only.
+    worst: the largest |score difference| at the end of the search, including roundings that happen only on GPUs.
     """
     names = [network.file for network in bundle.networks]
     errors = probe.errors({file: OrtSession(folder / file) for file in names})
