@@ -26,6 +26,7 @@ from dgiqa.calibrate.adapt import Layer, Seen, adapted_out_of_fold, fit_layer, s
 from dgiqa.calibrate.labels import LabelError, Labels
 from dgiqa.errors import ParityError
 from dgiqa.meaning import Meaning
+from dgiqa.report.rows import rounded
 
 if TYPE_CHECKING:
     from dgiqa.score import Failure
@@ -70,7 +71,7 @@ class Calibration:
     def report(self) -> dict[str, Any]:
         """Figures as plain values, ready for JSON; "after" is of pictures that were left out of the fit."""
         labels, before = self.study.labels, self.study.scores
-        srocc = fit.srocc_interval(self.predicted, labels.values)
+        interval = low, high = fit.srocc_interval(self.predicted, labels.values)
         return {
             "labels": len(labels.values),
             "failed": len(self.study.failures),
@@ -79,10 +80,10 @@ class Calibration:
             "method": "adapt" if self.layer else "map",
             "before": _figures(before, labels.values),
             "after": _figures(self.predicted, labels.values),
-            "srocc_interval": [_number(srocc.low), _number(srocc.high)],
+            "srocc_interval": [rounded(low, 4), rounded(high, 4)],
             "confidence": fit.CONFIDENCE,
-            "labels_for_half_width": {str(w): fit.labels_needed(len(labels.values), srocc, w) for w in HALF_WIDTHS},
-            "interval": None if labels.binary else _number(fit.spread(self.predicted, labels.values)),
+            "labels_for_half_width": {str(w): fit.labels_needed(len(labels.values), interval, w) for w in HALF_WIDTHS},
+            "interval": None if labels.binary else rounded(fit.spread(self.predicted, labels.values), 4),
             "good": int(self.good.sum()),
             "threshold": self.chosen.as_dict() if self.chosen else None,
             "curve": [point.as_dict() for point in self.points],
@@ -273,8 +274,4 @@ def _adapted_golden(base: Bundle, layer: Layer) -> Iterator[NDArray[np.float32]]
 
 def _figures(scores: Floats, labels: Floats) -> dict[str, float | None]:
     figures = (metrics.srocc, metrics.plcc, metrics.rmse)
-    return {figure.__name__: _number(figure(scores, labels)) for figure in figures}
-
-
-def _number(value: float) -> float | None:
-    return round(value, 4) if math.isfinite(value) else None
+    return {figure.__name__: rounded(figure(scores, labels), 4) for figure in figures}

@@ -28,19 +28,6 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Interval:
-    """An estimate, and where it lies in CONFIDENCE of resamples."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def half_width(self) -> float:
-        return (self.high - self.low) / 2
-
-
-@dataclass(frozen=True)
 class Point:
     """The effect of a threshold: pictures pass that score at least as much.
 
@@ -97,17 +84,18 @@ def cross_validated(labels: Floats, predict: Callable[[NDArray[np.intp], NDArray
     return np.concatenate(parts)[np.argsort(np.argsort(fold, kind="stable"), kind="stable")]
 
 
-def srocc_interval(scores: Floats, labels: Floats) -> Interval:
-    """SROCC and its interval by bootstrap over pictures."""
+def srocc_interval(scores: Floats, labels: Floats) -> tuple[float, float]:
+    """Between which ends SROCC lies in CONFIDENCE of resamples of the pictures."""
     draws = np.random.default_rng(0).integers(0, len(labels), (RESAMPLES, len(labels)))
     found = np.array([metrics.srocc(scores[draw], labels[draw]) for draw in draws])
     low, high = np.nanquantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(metrics.srocc(scores, labels), float(low), float(high))
+    return float(low), float(high)
 
 
-def labels_needed(n: int, interval: Interval, half_width: float) -> int:
+def labels_needed(n: int, interval: tuple[float, float], half_width: float) -> int:
     """About how many labels bring the interval to +- half_width: it narrows with the root of their number."""
-    return math.ceil(n * (interval.half_width / half_width) ** 2)
+    low, high = interval
+    return math.ceil(n * ((high - low) / 2 / half_width) ** 2)
 
 
 def spread(predicted: Floats, labels: Floats, share: float = 0.8) -> float:
