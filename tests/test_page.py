@@ -212,7 +212,7 @@ def test_verdicts_reasons_and_notes_are_in_sentence_gallery_and_table(tmp_path: 
 
 def test_a_template_that_misses_a_value_is_an_error() -> None:
     with pytest.raises(jinja2.UndefinedError, match="videos"):
-        render("video.html", title="t", sentence="", legend="", worst=[], best=[], made_by=[])
+        render("video.html", title="t", sentence="", legend="", worst=[], best=[], made_by="", summary={})
 
 
 def test_a_video_without_a_score_still_makes_a_page(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from dgiqa.report.page import thumbnail
 from dgiqa.report.rows import Row, remarks
 
 BINS, CAUSES = 40, 20
-WIDTH, HEIGHT = 960, 200
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 
 
@@ -55,17 +54,6 @@ def by_settings(rows: Population) -> list[dict[str, Any]]:
 
 def page(rows: Population, *, name: str, before: Population | None = None) -> str:
     """The page as text. Pictures are shown where their files can still be read."""
-    counts = np.histogram(rows.scores, BINS, (0, 1))[0]
-    most = max(1, int(counts.max(initial=0)))
-    bars = [
-        {
-            "x": f"{i * WIDTH / BINS:.1f}",
-            "y": f"{HEIGHT * (1 - n / most):.1f}",
-            "height": f"{HEIGHT * n / most:.1f}",
-            "title": f"{i / BINS:.3f} to {(i + 1) / BINS:.3f}: {n}",
-        }
-        for i, n in enumerate(counts.tolist())
-    ]
     figures = [(f"{len(rows.scores):,}", "scored"), (f"{sum(rows.failures.values()):,}", "failed")]
     if len(rows.scores):
         figures.append((f"{rows.scores.mean():.4f}", "mean"))
@@ -78,10 +66,7 @@ def page(rows: Population, *, name: str, before: Population | None = None) -> st
         "set.html",
         title=f"Quality of {name}",
         figures=figures,
-        bars=bars,
-        bar_width=f"{WIDTH / BINS - 2:.1f}",
-        width=WIDTH,
-        height=HEIGHT,
+        counts=np.histogram(rows.scores, BINS, (0, 1))[0].tolist(),
         worst=worst,
         best=best,
         settings=settings if len(settings) > 1 else [],

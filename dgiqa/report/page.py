@@ -70,7 +70,8 @@ class HtmlReport(Curves):
             ],
             worst=list(self._worst.shown(several)),
             best=list(self._best.shown(several)),
-            made_by=list(_made_by(summary, self._made_by)),
+            made_by=self._made_by,
+            summary=summary,
         )
         self.file.write(page)
 
@@ -190,17 +191,6 @@ def _plot(curve: Curve, colour: str, gate: float | None, worst: dict[str, float]
         "line": " ".join(f"{x(p.time_s)},{y(p.score)}" for p in points),
         "dots": [(x(p.time_s), y(p.score), f"{p.time_s:.2f} s: {p.score:.4f}") for p in marked],
     }
-
-
-def _made_by(summary: dict[str, Any], models: str) -> Iterator[str]:
-    yield models
-    if not summary["complete"]:
-        yield "the run ended early"
-    if summary["reused"]:
-        drift = "" if summary["mean_drift"] is None else f", mean |drift| {summary['mean_drift']:.4f}"
-        yield f"{summary['reused']} frames reused depth, {summary['audits']} checked{drift}"
-    if summary["dropped"]:
-        yield f"{summary['dropped']} live frames dropped"
 
 
 def _round_times(first: float, last: float) -> list[float]:
