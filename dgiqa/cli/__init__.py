@@ -1,7 +1,7 @@
 """`dgiqa-rt`: arguments in; data on standard output, everything else on standard error, and an exit code.
 
-Parse, call, print: what happens in between lives in the rest of the package. One file per group of commands, imported
-when one of them is called, and nothing heavy before a command needs it: every command's options take 4 ms.
+A command parses, calls the rest of the package, and prints. There is one file per group of commands, imported when one
+of them is called, and nothing heavy is imported before a command needs it: every command's options take 4 ms.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FILES = {  # command -> the file of this folder that adds it to the application
 
 
 def application(command: str = "") -> typer.Typer:
-    """The application with this command; with all of them where there is none of that name."""
+    """The application with this command, or with all of them if there is no such command."""
     for file in [FILES[command]] if command in FILES else dict.fromkeys(FILES.values()):
         importlib.import_module(f"dgiqa.cli.{file}")
     return common.app
@@ -48,7 +48,7 @@ def main() -> None:
     _fill_closed_streams()
     SIGNALS.catch()
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # whichever command imports ONNX Runtime, see runtime/ort.py
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")  # its complaints, beside an error row
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")  # its warnings, which an error row repeats
     told = False
     try:
         application(sys.argv[1] if len(sys.argv) > 1 else "")(prog_name=PROGRAM)
@@ -62,15 +62,15 @@ def main() -> None:
     else:
         code = OK
     code = _flush_stdout(code, told=told)
-    if code > 128 and threading.active_count() > 1:  # a decoder that does not listen: nobody waits for it
+    if code > 128 and threading.active_count() > 1:  # a decoder that does not stop: do not wait for it
         os._exit(code)
     sys.exit(code)
 
 
 def _fill_closed_streams() -> None:
-    """Open what the caller closed of standard input, output and error on nothing.
+    """Open standard input, output and error on the null device where the caller closed them.
 
-    Else the next file that is opened gets the number, and libraries write their warnings into it.
+    Otherwise the next file that is opened gets the number, and libraries write their warnings into it.
     """
     for number in range(3):
         try:
@@ -95,9 +95,10 @@ def _root(
 
 
 def _flush_stdout(code: int, *, told: bool) -> int:
-    """Write out what is left. If that fails, standard output leads nowhere, or Python would complain at its end.
+    """Flush standard output, and return the exit code. If that fails, point it at the null device, so that Python does
+    not complain when it exits.
 
-    told: an error was, which may be the same: what a full disk refused stays in the buffer.
+    told: an error was reported already. It may be the same one: text that a full disk refused stays in the buffer.
     """
     try:
         if sys.stdout is not None:

@@ -1,4 +1,4 @@
-"""`dgiqa-rt bench`: how fast is it here, and with which options."""
+"""`dgiqa-rt bench`: how fast this machine scores, and with which options."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def bench(  # noqa: PLR0917 - the command line's options
     bundle: options.Bundle = "small",
     backend: Annotated[Backend, option("", "Measure this one only.")] = "auto",
     max_drift: Annotated[
-        float, option("X", "Recommend nothing whose scores differ by more from those in fp32.", min=0.0)
+        float, option("X", "Recommend no setting whose scores differ from fp32 by more.", min=0.0)
     ] = 0.02,
     seconds: Annotated[float, option("S", "How long to measure; opening the networks adds to it.", min=0.1)] = 90.0,
     json_: options.Json = False,
@@ -29,8 +29,8 @@ def bench(  # noqa: PLR0917 - the command line's options
 ) -> None:
     """Say how fast this machine scores images, and with which options it is fastest.
 
-    Every engine that runs here is measured in turn: its latency (one image alone), its throughput (many at once) and
-    its drift (how far scores are from those in fp32). Threads and batches of the fastest follow. Takes two minutes.
+    Every engine that runs here is measured in turn: its latency (one image at a time), its throughput (many at once)
+    and its drift (how far scores are from fp32). Then it tries threads and batches of the fastest. Takes two minutes.
 
     \b
     Examples:
@@ -57,7 +57,7 @@ def bench(  # noqa: PLR0917 - the command line's options
 
 
 def _print(found: Survey, bundle: str) -> None:
-    """The table, the two recommendations, and what could be built."""
+    """Print the table, the two recommendations, and the engines that could be built."""
     from dgiqa.report.terminal import console_for, print_table, printable
 
     show(f"{found.bundle} on {found.images} images; drift against {found.reference}\n")

@@ -42,7 +42,7 @@ def models(context: typer.Context, json_: options.Json = False) -> None:
 
 
 def _bundle_facts(summary: BundleSummary) -> dict[str, Any]:
-    """What `models` knows about one bundle. Files are not hashed; `verify` and every use of the bundle do that."""
+    """What `models` says about one bundle. Files are not hashed; `verify` and every use of the bundle do that."""
     from dgiqa.bundle import MANIFEST
 
     facts = {"name": summary.name, "id": summary.id, "title": summary.title, "bytes": summary.bytes}
@@ -84,7 +84,7 @@ def _print_bundle(facts: dict[str, Any]) -> None:
 
 @models_app.command("path")
 def models_path(name: Annotated[str, argument("NAME|DIR", "A name of `models`, or a folder.")]) -> None:
-    """Print the folder of a model, its files verified."""
+    """Verify a model's files and print their folder."""
     from dgiqa.bundle import load_bundle
 
     print(load_bundle(name).path, file=data_stream())
@@ -118,7 +118,7 @@ def doctor(
 
 DepthVersionOption = Annotated[
     Literal["v1", "v2"] | None,
-    option("--depth-version", "Which Depth Anything the depth weights are, where nothing else tells."),
+    option("--depth-version", "The version of the Depth Anything weights, if the file does not say."),
 ]
 
 
@@ -140,11 +140,11 @@ def verify(
     quick: Annotated[bool, option("--quick", "Golden images only, without distorting them.")] = False,
     json_: options.Json = False,
 ) -> None:
-    """Compare this machine's scores with those that the model's networks gave in PyTorch.
+    """Compare this machine's scores with those of the model's networks in PyTorch.
 
-    The images and their scores travel with the model, so PyTorch is not needed. Any engine but ONNX Runtime in fp32 is
-    also compared with that one on blurred, noisy, compressed and dark copies of the images. With the weights that the
-    model was made from (--quality, --depth), PyTorch scores these copies instead, or with --quick the images alone. The
+    The images and their scores come with the model, so PyTorch is not needed. Other engines than ONNX Runtime in fp32
+    are also compared with it on blurred, noisy, compressed and dark copies of the images. With the weights that the
+    model was made from (--quality, --depth), PyTorch scores these copies instead, or with --quick only the images. The
     exit code is 4 when a score differs by more than the tolerance; in fp32, also when a tile's score does.
     """
     from dgiqa.bundle import load_bundle
@@ -185,7 +185,7 @@ def verify(
 
 
 def _swept(scorer: Scorer, torch: Reference | None, tolerance: float | None, quick: bool) -> Sweep | None:
-    """The sweep against PyTorch, else ONNX Runtime in fp32; None for that one itself, and where it is not installed."""
+    """The sweep against PyTorch, else ONNX Runtime in fp32; None for the latter itself, and if it is not installed."""
     from dgiqa.parity import sweep
     from dgiqa.runtime.backends import ONNXRUNTIME, backends
     from dgiqa.scorer import Scorer
@@ -203,28 +203,28 @@ def import_weights(
     *,
     quality: Annotated[Path, option("FILE", "DGIQA or GlintIQA weights, .pth or .safetensors.")],
     depth: Annotated[Path | None, option("FILE", "Depth Anything, or `small`'s network. GlintIQA has none.")] = None,
-    name: Annotated[str, option("NAME", "What --bundle will call it.")],
+    name: Annotated[str, option("NAME", "The model's name for --bundle.")],
     out: options.Bundles = None,
-    title: Annotated[str | None, option("TEXT", "One line that says what it is.")] = None,
+    title: Annotated[str | None, option("TEXT", "One line that describes it.")] = None,
     scale: Annotated[
         str | None, option("WORST:BEST", "GlintIQA: the worst and the best label it was trained on, such as 1:5.")
     ] = None,
     licence: Annotated[str | None, option("TEXT", "Licence of the quality weights.")] = None,
-    photos: Annotated[Path | None, option("DIR", "Photographs to compare on.  [default: scikit-image's]")] = None,
+    photos: Annotated[Path | None, option("DIR", "Photographs for the comparison.  [default: scikit-image's]")] = None,
     attention: Annotated[
         Literal["standard", "folded", "op"] | None,  # dgiqa.nn.deploy.ATTENTIONS
         option(
             "",
-            "Window attention with windows folded into heads, as TensorRT fuses it; as standard operators "
-            "otherwise; or as one operator, for build --plugin.  [default: folded, where there are windows]",
+            "How to export window attention: folded, with windows as heads, as TensorRT fuses it; standard; or "
+            "op, one operator for build --plugin.  [default: folded, where there are windows]",
         ),
     ] = None,
     depth_version: DepthVersionOption = None,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Turn checkpoints, the authors' or your own, into a model that can be used by name.
+    """Turn checkpoints (the authors' or your own) into a model that can be used by name.
 
-    Both networks are exported to ONNX and compared with PyTorch, and so are whole scores. Nothing is written when a
+    Both networks are exported to ONNX, and they and whole scores are compared with PyTorch. Nothing is written when a
     difference is over its budget. Needs pip install "dgiqa-rt[export]"; takes a few minutes.
     """
     from dgiqa.store import user_cache
@@ -266,7 +266,7 @@ def _print_compared(
     verdicts: tuple[str, str],
     about: str,
 ) -> None:
-    """A table of (score here, score wanted, the differences, what was scored), red over the tolerance; the verdict."""
+    """Print a table of (score here, score wanted, differences, image), red over the tolerance, and the verdict."""
     from rich.text import Text
 
     from dgiqa.report.terminal import console_for, print_table, printable

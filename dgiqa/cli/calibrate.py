@@ -23,16 +23,18 @@ def calibrate(  # noqa: PLR0917 - the command line's options
     images: Annotated[Path | None, option("DIR", "Where the images are.  [default: the folder of LABELS]")] = None,
     bundle: options.Bundle = "small",
     name: Annotated[
-        str | None, option("NAME", "What --bundle will call it.  [default: the model's name + -own]")
+        str | None, option("NAME", "The new model's name for --bundle.  [default: the model's name + -own]")
     ] = None,
     out: options.Bundles = None,
     adapt: Annotated[
-        bool, option("--adapt", "Fit the network's last layer anew, instead of only mapping its scores.")
+        bool, option("--adapt", "Fit the network's last layer again, instead of only mapping its scores.")
     ] = False,
-    precision: Annotated[float | None, share("Threshold: of the pictures that pass, this share is good.", "P")] = None,
-    recall: Annotated[float | None, share("Threshold: of the good pictures, this share passes.", "R")] = None,
+    precision: Annotated[
+        float | None, share("Threshold at which this share of the pictures that pass is good.", "P")
+    ] = None,
+    recall: Annotated[float | None, share("Threshold at which this share of the good pictures passes.", "R")] = None,
     good: Annotated[
-        float | None, option("X", "Pictures are good from this label on.  [default: the middle of the scale]")
+        float | None, option("X", "The lowest label of a good picture.  [default: the middle of the scale]")
     ] = None,
     scale: Annotated[
         tuple[float, float] | None, option("--range LOW HIGH", "The labels' scale.  [default: 0-1, 1-5, 0-10 or 0-100]")
@@ -47,9 +49,9 @@ def calibrate(  # noqa: PLR0917 - the command line's options
 ) -> None:
     """Put scores on the scale of your own labels, and choose a threshold for them.
 
-    The result is a new model, for --bundle NAME. Scores stay in [0, 1]: 0 and 1 are the ends of your scale, or the
-    score is how likely a picture is good. All figures come from pictures that were left out of each fit. The threshold
-    is kept as --preset own. Needs pip install "dgiqa-rt[calibrate]".
+    The result is a new model, for --bundle NAME. Scores stay in [0, 1]: 0 and 1 are the ends of your scale, or, with
+    labels good|bad, the score is how likely a picture is good. All figures come from pictures that were left out of
+    each fit. The threshold is kept as --preset own. Needs pip install "dgiqa-rt[calibrate]".
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""What every command shares: the application, exit codes, signals, and where output goes."""
+"""What all commands share: the application, exit codes, signals, and where output goes."""
 
 from __future__ import annotations
 
@@ -117,11 +117,11 @@ class Signals:
                 signal.signal(number, self._arrived)
 
     def hold(self) -> None:
-        """From here on a signal waits: what is being written must not be torn."""
+        """Make signals wait from here on, so that nothing is cut off while it is written."""
         self.holding = True
 
     def release(self) -> None:
-        """Raise Stopped if a signal has been waiting, and from here on as soon as one arrives."""
+        """Raise Stopped if a signal has been waiting, and from here on whenever one arrives."""
         self.holding = False
         if self.held is not None:
             raise Stopped(self.held)
@@ -137,7 +137,7 @@ SIGNALS = Signals()
 
 
 def stdout() -> TextIO:
-    """Standard output for the eye: what its encoding lacks is escaped, never an error."""
+    """Standard output for people: characters that its encoding lacks are escaped, never an error."""
     if sys.stdout is None:  # closed by the caller
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - lives as long as the process
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -146,7 +146,7 @@ def stdout() -> TextIO:
 
 
 def show(*parts: str | tuple[str, str]) -> None:
-    """One line for the eye on standard output, of texts and of pairs (text, its style)."""
+    """Print one line for people on standard output, from texts and pairs (text, style)."""
     from rich.text import Text
 
     from dgiqa.report.terminal import console_for
@@ -155,7 +155,7 @@ def show(*parts: str | tuple[str, str]) -> None:
 
 
 def data_stream() -> TextIO:
-    """Standard output for programs: UTF-8 whatever the locale; a plain name that is not UTF-8 keeps its bytes."""
+    """Standard output for programs: UTF-8 whatever the locale; a file name that is not UTF-8 keeps its bytes."""
     stream = stdout()
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")
@@ -163,7 +163,7 @@ def data_stream() -> TextIO:
 
 
 def say(message: str, prefix: str = f"{PROGRAM}: ") -> None:
-    """One line on standard error; a closed one is no reason to fail."""
+    """Print one line on standard error; do nothing if it is closed."""
     from dgiqa.report.terminal import printable
 
     if sys.stderr is None:  # print would take standard output instead
@@ -173,14 +173,14 @@ def say(message: str, prefix: str = f"{PROGRAM}: ") -> None:
 
 
 def print_json(facts: dict[str, Any]) -> None:
-    """One JSON document on standard output."""
+    """Print one JSON document on standard output."""
     from dgiqa.report.rows import to_json
 
     print(to_json({"schema_version": 1, **facts}), file=data_stream())
 
 
 def show_progress(report: Report, *, hidden: bool) -> None:
-    """Draw a progress line on standard error, where someone sees it, unless it is to be hidden."""
+    """Draw a progress line on standard error if that is a terminal, unless it is hidden."""
     from dgiqa.report.terminal import ProgressLine, is_terminal
 
     if not hidden and sys.stderr is not None and is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb":
@@ -188,7 +188,7 @@ def show_progress(report: Report, *, hidden: bool) -> None:
 
 
 def writable(open_: Callable[[str], T], path: str) -> T:
-    """open_(path), before anything is scored: its OSError says which file cannot be written."""
+    """Return open_(path), called before anything is scored. An OSError becomes one that names the file."""
     try:
         return open_(path)
     except OSError as error:
@@ -196,7 +196,7 @@ def writable(open_: Callable[[str], T], path: str) -> T:
 
 
 def opened(path: str, *, spooled: bool = False) -> OutputFile:
-    """The file that rows go to, and a word about rows that a killed run left beside it."""
+    """Open the file that rows go to, and say so if a killed run left rows next to it."""
     from dgiqa.report.files import OutputFile, in_use, left_behind
 
     for partial in left_behind(path):
@@ -205,7 +205,7 @@ def opened(path: str, *, spooled: bool = False) -> OutputFile:
 
 
 def fill(report: Report, rows: Generator[Row]) -> Stopped | None:
-    """Write every row. Returns the signal that ended it early, if one did, to be raised when all is closed."""
+    """Write every row. Return the signal that ended it early, if any, to be raised once all files are closed."""
     try:
         with contextlib.closing(rows):  # or its threads would go on
             for row in rows:
@@ -219,24 +219,24 @@ def fill(report: Report, rows: Generator[Row]) -> Stopped | None:
     except BrokenPipeError:
         if not report.unread:
             raise
-        # Else whoever read standard output has seen enough.
+        # Else the reader of standard output has seen enough.
     except OSError as error:
         error.filename = error.filename or "standard output"  # files name themselves
         raise
     finally:
-        SIGNALS.hold()  # what is left, closing the documents, is quick
+        SIGNALS.hold()  # only closing the documents is left, which is quick
     return None
 
 
 def leave(stop: Stopped | None, *, below: object = False, failed: object = False) -> NoReturn:
-    """End a command: by the signal that ended its run, or with the code for what it found."""
+    """End a command by the signal that ended its run, or else with the exit code for its findings."""
     if stop:
         raise stop
     raise typer.Exit(GATE_FAILED if below else INPUTS_FAILED if failed else OK)
 
 
 def explain(error: Exception) -> int:
-    """Put an error into one line, and give its exit code."""
+    """Print an error as one line, and return its exit code."""
     if os.environ.get("DGIQA_DEBUG") == "1":
         traceback.print_exception(error)
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.split(".")[0] == "onnxruntime":

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dgiqa.report.rows import Row
     from dgiqa.scorer import Scorer
 
-Pair = tuple[str, str, str]  # picture, reference, and what is wrong with the pair, or nothing
+Pair = tuple[str, str, str]  # picture, reference, and the pair's error or ""
 
 
 @app.command(epilog=EXIT_CODES)
@@ -23,7 +23,7 @@ Pair = tuple[str, str, str]  # picture, reference, and what is wrong with the pa
 def compare(
     picture: Annotated[str, argument("IMAGE", "A picture, a folder of pictures, or a CSV of pairs.")],
     reference: Annotated[
-        str | None, argument("REFERENCE", "What it was made from: a picture, or a folder with the same names.")
+        str | None, argument("REFERENCE", "The original: a picture, or a folder with the same names.")
     ] = None,
     *,
     opening: dict[str, Any],
@@ -34,12 +34,12 @@ def compare(
     fail_under: Annotated[float | None, share("Exit with 4 if full_reference is below X for any picture.")] = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Compare pictures with their references: both scores, and what was lost.
+    """Compare pictures with their references: both scores, and the quality lost.
 
-    drop is the reference's score less the picture's. drop_error is its standard error: tiles of both are paired, so it
-    is smaller than either score's. full_reference says how close the two look, from 0 to 0.982 for equal pictures. Two
-    folders are matched by names, with -r those in subfolders too, whatever the suffixes. A CSV has the columns image
-    and reference, relative to itself.
+    drop is the reference's score less the picture's. drop_error is its standard error, smaller than either score's
+    because tiles are paired. full_reference says how close the two look, from 0 to 0.982 for equal pictures. Two
+    folders are matched by names without suffixes, with -r in subfolders, too. A CSV has the columns image and
+    reference, with paths relative to the CSV.
 
     \b
     Examples:
@@ -70,7 +70,7 @@ def compare(
 
 
 def _pairs(picture: str, reference: str | None, recursive: bool) -> Iterator[Pair]:
-    """Pairs of file names. ValueError for arguments that name none."""
+    """Pairs of file names. Raises ValueError for arguments that name none."""
     path = Path(picture)
     if reference is None:
         if path.suffix.lower() != ".csv":
@@ -103,11 +103,11 @@ def _listed(table: Path) -> Iterator[Pair]:
 
 
 def _matched(pictures: str, references: str, recursive: bool) -> Iterator[Pair]:
-    """Pictures of one folder with those of the same name, or the same but for the suffix, in the other."""
+    """Pictures of one folder with those in the other that have the same name, or the same without the suffix."""
     from dgiqa.sources import Reading, expand
 
     beside = list(expand([references], Reading(recursive)))
-    if beside[0].name == references:  # of the folder itself there is but an error
+    if beside[0].name == references:  # a row about the folder itself is an error
         raise ValueError(f"{references}: {beside[0].error}")
     originals = {os.path.relpath(item.name, references): item.name for item in beside}
     stems: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""`dgiqa-rt build` and `dgiqa-rt cache`: engines for this machine, made and looked after."""
+"""`dgiqa-rt build` and `dgiqa-rt cache`: engines for this machine, built, listed and removed."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def build(  # noqa: PLR0917 - the command line's options
         ),
     ] = None,
     batch: Annotated[
-        str, option("MIN,OPT,MAX", "TensorRT: tiles in a run; the fewest, the usual, the most.")
+        str, option("MIN,OPT,MAX", "TensorRT: tiles per run: the fewest, the usual number, the most.")
     ] = "1,8,32",
     depth: Annotated[
         list[str] | None,
-        option("HxW", "TensorRT: another size of depth input to accept; repeatable.  [default: of 1:1, 4:3 and 16:9]"),
+        option("HxW", "TensorRT: another size of depth input to accept; repeatable.  [default: for 1:1, 4:3 and 16:9]"),
     ] = None,
-    workspace: Annotated[float, option("GB", "TensorRT: memory for scratch.", min=0.1, max=1024)] = 4.0,
+    workspace: Annotated[float, option("GB", "TensorRT: scratch memory.", min=0.1, max=1024)] = 4.0,
     timing_cache: Annotated[
         Path | None, option("FILE", "TensorRT: a file of measured kernels, which is read and extended.", dir_okay=False)
     ] = None,
@@ -57,10 +57,11 @@ def build(  # noqa: PLR0917 - the command line's options
     ] = None,
     device: options.Device = None,
     version_compatible: Annotated[
-        bool, option("--version-compatible", "TensorRT: run with other versions of this major one, too.")
+        bool, option("--version-compatible", "TensorRT: run with other minor versions, too.")
     ] = False,
     exclude_lean_runtime: Annotated[
-        bool, option("--exclude-lean-runtime", "With it: leave out the runtime that tensorrt_lean brings.")
+        bool,
+        option("--exclude-lean-runtime", "With --version-compatible: leave out the runtime that tensorrt_lean brings."),
     ] = False,
     hardware: Annotated[
         Literal["ampere+", "same"] | None,  # dgiqa.builder.plan.HARDWARE
@@ -72,7 +73,7 @@ def build(  # noqa: PLR0917 - the command line's options
 ) -> None:
     """Build an engine of a model for this machine, and prove it.
 
-    The precision is written into the network's graph and read back from what was built; then the model's golden
+    The precision is written into the network's graph and read back from the built engine. Then the model's golden
     images are scored. A score may differ by 0.0001 in fp32, 0.002 in fp16, 0.02 in int8, fp8 and bf16. A build that
     misses its precision or this budget is deleted, and the exit code is 4.
 
@@ -147,7 +148,7 @@ def list_(json_: options.Json = False) -> None:
 @cache_app.command("rm")
 def remove(
     names: Annotated[list[str] | None, argument("ENGINE", "Names that `cache ls` shows.")] = None,
-    all_: Annotated[bool, option("--all", "All engines, and what was compiled on the way; bundles stay.")] = False,
+    all_: Annotated[bool, option("--all", "All engines, and files compiled for them; bundles stay.")] = False,
 ) -> None:
     """Remove engines."""
     from dgiqa.runtime import engines

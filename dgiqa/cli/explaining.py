@@ -1,4 +1,4 @@
-"""`dgiqa-rt explain`: a picture in, a map of its quality out, as a picture, a page or numbers."""
+"""`dgiqa-rt explain`: a picture in; a map of its quality out, as a picture, a page or numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def explain(
     output: Annotated[str | None, option("--output -o FILE", "Draw the map into FILE: .png or .html.")] = None,
     *,
     gradcam: Annotated[
-        bool, option("--gradcam", "Add Grad-CAM of the last maps, with depth and without; needs onnx.")
+        bool, option("--gradcam", "Add Grad-CAM of the last maps, with and without depth; needs onnx.")
     ] = False,
     opening: dict[str, Any],
     json_: options.Json = False,
@@ -69,7 +69,7 @@ def explain(
 
 
 def _encoded(drawing: Any, suffix: str) -> bytes:
-    """uint8 [H,W,3] RGB as a file."""
+    """uint8 [H,W,3] RGB as the bytes of an image file."""
     import cv2
 
     return cv2.imencode(suffix, drawing[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()

@@ -1,4 +1,4 @@
-"""`dgiqa-rt filter`: rows that were scored in; keys, rows, files or new shards of the chosen ones out."""
+"""`dgiqa-rt filter`: scored rows in; keys, rows, files or new shards of the chosen ones out."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 @app.command("filter", epilog=EXIT_CODES)
 def filter_(  # noqa: PLR0917 - the command line's options
     scores: Annotated[list[str], argument("SCORES", "Files that `score -o` wrote, or folders that `scan` wrote.")],
-    least: Annotated[float | None, option("--min X", "Keep scores from X on.")] = None,
-    most: Annotated[float | None, option("--max X", "Keep scores up to X.")] = None,
+    least: Annotated[float | None, option("--min X", "Keep scores of X or more.")] = None,
+    most: Annotated[float | None, option("--max X", "Keep scores of X or less.")] = None,
     top: Annotated[str | None, option("N|P%", "Keep the N best, or the best P % of all.")] = None,
     worst: Annotated[str | None, option("N|P%", "Keep the N worst, or the worst P %.")] = None,
-    sort: Annotated[bool, option("--sort", "The best first (with --worst the worst).")] = False,
+    sort: Annotated[bool, option("--sort", "Put the best first (with --worst the worst).")] = False,
     output: Annotated[str | None, option("--output -o FILE", "Write the rows: .csv, .jsonl, .parquet, ...")] = None,
     link: Annotated[str | None, option("FOLDER", "Link the files into a folder.")] = None,
     copy: Annotated[str | None, option("FOLDER", "Copy the files into a folder.")] = None,
     move: Annotated[str | None, option("FOLDER", "Move the files into a folder.")] = None,
-    shards: Annotated[str | None, option("FOLDER", "Write new tar shards with the samples, all their files.")] = None,
-    null: Annotated[bool, option("--null -0", "Printed names end in NUL.")] = False,
+    shards: Annotated[str | None, option("FOLDER", "Write new tar shards with all files of the samples.")] = None,
+    null: Annotated[bool, option("--null -0", "End printed names in NUL.")] = False,
     dry_run: Annotated[bool, option("--dry-run -n", "Say what would be done; do nothing.")] = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Choose among images that were scored; scores themselves are never dropped or changed.
+    """Choose among scored images. The files of scores stay as they are.
 
-    Without another output the chosen images' keys are printed, or their paths where they have none. Rows without a
+    Without another output the chosen images' keys are printed, or their paths if they have none. Rows without a
     score are never chosen.
 
     \b
@@ -68,7 +68,7 @@ def filter_(  # noqa: PLR0917 - the command line's options
 
 
 def _act(rows: Iterable[Row], deed: str, place: str, *, end: str, dry_run: bool) -> Iterator[str]:
-    """Do it, or say what would be done. Yields what goes wrong."""
+    """Carry out the choice, or say what would be done. Yields a message for each failure."""
     from dgiqa.batch.choose import carry, write_shards
 
     stream = data_stream()

@@ -23,18 +23,16 @@ if TYPE_CHECKING:
     from dgiqa.sources import Reading
 
 Bundle = Annotated[str, option("NAME|DIR", "The model: a name that `models` lists, or a folder.")]
-Backend = Annotated[common.Backend, option("", "What runs the networks. One that is not there is an error.")]
+Backend = Annotated[common.Backend, option("", "What runs the networks. A missing one is an error.")]
 Precision = Annotated[
-    common.Precision, option("", "What the networks compute in. All but fp32 need an engine that `build` made.")
+    common.Precision, option("", "The networks' number format. All but fp32 need an engine from `build`.")
 ]
 Engine = Annotated[Path | None, option("DIR", "An engine's folder, instead of looking in the cache.")]
-Device = Annotated[int | None, option("N", "The GPU, as CUDA counts them.  [default: the first]", min=0)]
+Device = Annotated[int | None, option("N", "The GPU's number in CUDA.  [default: the first]", min=0)]
 Workers = Annotated[int | None, whole("Threads that prepare images.  [default: usable cores, at most 16]")]
 Preset = Annotated[
     str | None,
-    option(
-        "NAME", "The model's own threshold: upload, archive, curation, or own after `calibrate`. Exit with 4 below it."
-    ),
+    option("NAME", "The model's threshold: upload, archive, curation, or own after `calibrate`. Exit with 4 below it."),
 ]
 Format = Annotated[
     common.Format | None,
@@ -59,7 +57,7 @@ def _opening(
         option(
             "TILING",
             "grid covers the whole image and repeats exactly; official:20[:SEED] draws the authors' random "
-            "crops, with albumentations 1.4.21 and later; official-1.3:20 and so on: with older ones, see docs.",
+            "crops as albumentations 1.4.21 and later do; official-1.3:20 etc. do as older ones, see docs.",
         ),
     ] = "grid",
     backend: Backend = "auto",
@@ -71,13 +69,13 @@ def _opening(
         bool | None, option("--graphs/--no-graphs", "Let the GPU record CUDA graphs.  [default: with tensorrt]")
     ] = None,
     batch: Annotated[
-        int | None, whole("Tiles per run of the quality network.  [default: 8; 4 where runs go on side by side]")
+        int | None, whole("Tiles per run of the quality network.  [default: 8, or 4 with parallel runs]")
     ] = None,
     threads: Annotated[int | None, whole("Threads that the networks use.  [default: usable cores]")] = None,
     parallel: Annotated[
         int | None,
         whole(
-            "How many runs of a network go on at a time; they share the threads.  "
+            "How many runs of a network are in progress at a time; they share the threads.  "
             "[default: 1 for one image, a GPU or large networks, else one per thread]"
         ),
     ] = None,
@@ -86,7 +84,7 @@ def _opening(
         int | None,
         option(
             "MIB",
-            "Refuse pictures that take more memory to prepare.  [default: 832; any where --max-pixels is given]",
+            "Refuse pictures that need more memory.  [default: 832, or no limit with --max-pixels]",
             min=1,
         ),
     ] = None,
@@ -94,24 +92,24 @@ def _opening(
         float, option("--decode-timeout S", "Give up an image that takes longer to decode.", min=0.1)
     ] = 60.0,
 ) -> None:
-    """Options that end in Scorer's arguments."""
+    """Options that become Scorer's arguments."""
 
 
 def _reading(
     *,
     recursive: Recursive = False,
     column: Annotated[
-        str | None, option("NAME", "Of tables: the column that holds the images: paths, addresses, bytes or base64.")
+        str | None, option("NAME", "In tables: the column with the images: paths, addresses, bytes or base64.")
     ] = None,
-    key: Annotated[str | None, option("NAME", "Of tables: the column that names the images.")] = None,
-    remote: Annotated[bool, option("--remote", "Fetch what addresses name (https, s3, gs, az, hf).")] = False,
+    key: Annotated[str | None, option("NAME", "In tables: the column with the images' names.")] = None,
+    remote: Annotated[bool, option("--remote", "Fetch images from addresses (https, s3, gs, az, hf).")] = False,
     private_network: Annotated[
-        bool, option("--private-network", "Fetch from this machine and its networks, too.")
+        bool, option("--private-network", "Fetch from this machine and its local networks, too.")
     ] = False,
-    max_bytes: Annotated[int, whole("Refuse larger files behind addresses.")] = 268435456,
-    timeout: Annotated[float, option("S", "Seconds that an image behind an address may take.", min=0.1)] = 30.0,
+    max_bytes: Annotated[int, whole("Refuse larger files from addresses.")] = 268435456,
+    timeout: Annotated[float, option("S", "Seconds that fetching an image may take.", min=0.1)] = 30.0,
 ) -> None:
-    """Options that end in a `sources.Reading`."""
+    """Options that become a `sources.Reading`."""
 
 
 OPENING = inspect.signature(_opening, eval_str=True).parameters
@@ -121,7 +119,7 @@ READING = inspect.signature(_reading, eval_str=True).parameters
 def joined(
     opening: Iterable[str] = OPENING, reading: Iterable[str] = READING
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command these options in the places of its parameters `opening` (Scorer's arguments) and `reading`."""
+    """Give a command these options in place of its parameters `opening` (Scorer's arguments) and `reading`."""
     groups = {
         "opening": ([OPENING[name] for name in opening], _arguments),
         "reading": ([READING[name] for name in reading], _how_to_read),
@@ -172,7 +170,7 @@ def _how_to_read(values: dict[str, Any]) -> Reading:
 
 @contextlib.contextmanager
 def usage(option: str) -> Iterator[None]:
-    """A ValueError inside is wrong usage of that option."""
+    """Turn a ValueError inside into a usage error of that option."""
     try:
         yield
     except ValueError as error:
@@ -180,7 +178,7 @@ def usage(option: str) -> Iterator[None]:
 
 
 def refuse(wrong: object, message: str, option: str | None = None) -> None:
-    """Wrong usage of that option, if something is wrong."""
+    """Raise a usage error of that option if something is wrong."""
     if wrong:
         raise typer.BadParameter(message, param_hint=option)
 
@@ -195,9 +193,9 @@ def only(options: Mapping[str, object]) -> str:
 def gated(
     bundle: str, gate: float | None, preset: str | None, option: str
 ) -> tuple[str | bundles.Bundle, float | None]:
-    """The model, loaded where its presets are asked for, and the threshold: the one given or the preset's.
+    """The model, loaded if a preset of it is asked for, and the threshold: the one given or the preset's.
 
-    option: which one gives the threshold, for the message where both do.
+    option: the option of `gate`, for the message where both are given.
     """
     if preset is None:
         return bundle, gate
@@ -210,7 +208,7 @@ def gated(
 
 
 def check_suffix(output: str | None) -> str | None:
-    """The format of the rows in this file. A suffix of none is wrong usage, to be said before anything is read."""
+    """The format of the rows in this file. Call it before anything is read: an unknown suffix is a usage error."""
     from dgiqa.report.files import format_of
 
     with usage("--output"):
@@ -218,7 +216,7 @@ def check_suffix(output: str | None) -> str | None:
 
 
 def check_stdin(argument: str) -> None:
-    """Wrong usage of the argument that names standard input, if nothing can come from there."""
+    """Raise a usage error of the argument that names standard input, if nothing can come from there."""
     refuse(
         sys.stdin is None or sys.stdin.isatty(),
         "standard input (-) is closed or a terminal; pipe something into it",
@@ -227,10 +225,10 @@ def check_stdin(argument: str) -> None:
 
 
 def check_files(sources: Iterable[str | None], files: Mapping[str, str | None]) -> None:
-    """Usage errors of where things go: nothing may be written twice, or over what is read. files: by their options."""
+    """Raise a usage error if a file is written twice, or is an input too. files: output files by their options."""
     taken = {os.path.realpath(source): "the input" for source in sources if source}
     for name, path in files.items():
-        if path is None or (os.path.exists(path) and not os.path.isfile(path)):  # a device takes all
+        if path is None or (os.path.exists(path) and not os.path.isfile(path)):  # a device may be written twice
             continue
         other = taken.setdefault(os.path.realpath(path), name)
         refuse(other is not name, f"{path} is {other} as well; name another file", name)
@@ -249,8 +247,8 @@ def write_rows(
 ) -> None:
     """Let a report write its rows into the file `output`, and show them on standard output in the format named.
 
-    Without either it is a table on a terminal, and JSON lines elsewhere.
-    ordered: (whether the best are shown first, how many of them alone).
+    Without either it shows a table on a terminal, and JSON lines elsewhere.
+    ordered: (whether to show the best first, how many of them to show at most).
     """
     from dgiqa.batch.choose import ChosenWriter
     from dgiqa.report.files import SPOOLED, Writer, writer_for

@@ -1,4 +1,4 @@
-"""`dgiqa-rt report` and `watch`: rows that were scored in; a page, a comparison, or alarms out."""
+"""`dgiqa-rt report` and `watch`: scored rows in; a page, a comparison, or alarms out."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from dgiqa.errors import DgiqaError
 def report(  # noqa: PLR0917 - the command line's options
     scores: Annotated[str, argument("", "A file that `score -o` wrote, or a folder that `scan` wrote.")],
     against: Annotated[
-        str | None, option("SCORES", "Earlier scores: how the population moved, and which images.")
+        str | None, option("SCORES", "Earlier scores: show how scores moved, and of which images.")
     ] = None,
-    by: Annotated[str | None, option("COLUMN", "With --against: which column names an image's source.")] = None,
-    time: Annotated[str | None, option("COLUMN", "With --against: which column orders images in time.")] = None,
+    by: Annotated[str | None, option("COLUMN", "With --against: the column that names an image's source.")] = None,
+    time: Annotated[str | None, option("COLUMN", "With --against: the column that orders images in time.")] = None,
     output: Annotated[str, option("--output -o FILE.html", "The page.")] = "report.html",
     json_: options.Json = False,
     quiet: options.Quiet = False,
@@ -29,8 +29,8 @@ def report(  # noqa: PLR0917 - the command line's options
     """Draw scores as one page that needs no network: histogram, percentiles, worst and best images, failures.
 
     With --json the shift against earlier scores is printed instead. Its size is Cliff's delta, from -1 to 1: how much
-    likelier a new image scores above an old one than below. The p values say whether chance explains it. --by says it
-    of each source, --time since when.
+    likelier a new image scores above an old one than below. The p values say whether chance explains it. --by adds the
+    shift of each source, --time the moment it began.
 
     \b
     Examples:
@@ -61,15 +61,15 @@ def report(  # noqa: PLR0917 - the command line's options
 @app.command(epilog=EXIT_CODES)
 def watch(
     scores: Annotated[str, argument("", 'A file or folder of scores, or "-": JSON lines as they come.')],
-    against: Annotated[str, option("SCORES", "Scores of when all was well, 100 or more.")],
-    one_in: Annotated[int, option("", "How many scores lie between two false alarms, on average.", min=100)] = 10_000,
-    stop: Annotated[bool, option("--stop", "Leave at the first alarm.")] = False,
+    against: Annotated[str, option("SCORES", "Scores from when all was well, 100 or more.")],
+    one_in: Annotated[int, option("", "Average number of scores between two false alarms.", min=100)] = 10_000,
+    stop: Annotated[bool, option("--stop", "Stop at the first alarm.")] = False,
     json_: options.Json = False,
 ) -> None:
-    """Say when the quality of a stream has moved, and leave with 4 if it has.
+    """Say when the quality of a stream has moved, and exit with 4 if it has.
 
     Two cumulative sums (CUSUM) find shifts of half a standard deviation soonest, down or up. Chance raises an alarm
-    once in 10,000 scores if these are independent; take one frame of a scene, not all. Failures are passed over.
+    once in 10,000 scores if these are independent; take one frame of a scene, not all. Failures are skipped.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`dgiqa-rt scan`: shards in, a Parquet file and a marker for each out; goes on where it was ended."""
+"""`dgiqa-rt scan`: shards in; a Parquet file and a marker for each out. It resumes where it was stopped."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from dgiqa.cli.common import EXIT_CODES, app, argument, leave, option, say, whol
 @options.joined(["bundle", "tiling", "backend", "precision", "threads", "max_pixels"])
 def scan(
     shards: Annotated[
-        list[str], argument("SHARDS", "Tar shards ('{000..199}.tar'), zips, tables, folders, also in buckets.")
+        list[str], argument("SHARDS", "Tar shards ('{000..199}.tar'), zips, tables and folders, also in buckets.")
     ],
     out: Annotated[str, option("DIR", "Where each shard's Parquet file goes; may be a bucket.")],
-    resume: Annotated[bool, option("--resume", "Go on after the shards that are done.")] = False,
+    resume: Annotated[bool, option("--resume", "Skip the shards that are done.")] = False,
     workers: Annotated[
-        int | None, whole("Processes that score side by side.  [default: 1; with --ray what the cluster has]")
+        int | None, whole("Processes that score in parallel.  [default: 1; with --ray all that fit]")
     ] = None,
     shard: Annotated[
-        str | None, option("I/N", "One machine's part: every N-th shard, from the I-th (of 0 to N-1) on.")
+        str | None, option("I/N", "One machine's part: every N-th shard, starting with number I (0 to N-1).")
     ] = None,
     *,
     ray: Annotated[
@@ -31,10 +31,10 @@ def scan(
     details: Annotated[bool, option("--details", "Add each tile's score, and more.")] = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Score sets: every shard becomes DIR/NAME.parquet, and DIR/NAME.done.json once that is whole.
+    """Score sets: every shard becomes DIR/NAME.parquet, and DIR/NAME.done.json once that is complete.
 
-    After a kill, a power cut or a full disk, the same command with --resume goes on. Shards that were not done are
-    scored again, so that no row is lost and none is there twice.
+    After a kill, a power cut or a full disk, the same command with --resume continues. Unfinished shards are scored
+    again, so no row is lost or doubled.
 
     \b
     Examples:

@@ -50,7 +50,7 @@ def score(
     from_file: Annotated[
         str | None, option("LIST", "Also score the paths in this file, one per line; - reads stdin.")
     ] = None,
-    null: Annotated[bool, option("--null -0", "Names in LIST, and those that --dry-run prints, end in NUL.")] = False,
+    null: Annotated[bool, option("--null -0", "Names in LIST and names printed by --dry-run end in NUL.")] = False,
     *,
     reading: Any,
     limit: Annotated[int | None, whole("Stop after N inputs.")] = None,
@@ -59,16 +59,16 @@ def score(
     workers: options.Workers = None,
     output: options.Output = None,
     sidecar: Annotated[
-        str | None, option("beside|DIR", "Write a JSON file for each image, beside it or in a folder like it.")
+        str | None, option("beside|DIR", "Write a JSON file for each image, next to it or in a copy of its folders.")
     ] = None,
     html: Annotated[str | None, option("FILE.html", "Draw the scores as a page that needs no network.")] = None,
-    sort: Annotated[bool, option("--sort", "Show the best first; at the end, not as they come.")] = False,
-    top: Annotated[str | None, option("N|P%", "Show the N best alone, the best first.")] = None,
+    sort: Annotated[bool, option("--sort", "Show the best first, once all are scored.")] = False,
+    top: Annotated[str | None, option("N|P%", "Show only the N best, the best first.")] = None,
     resume: Annotated[
-        bool, option("--resume", "With -o: keep the rows that FILE has, and score what is not in it.")
+        bool, option("--resume", "With -o: keep the rows in FILE, and score the images that are not in it.")
     ] = False,
     format_: options.Format = None,
-    json_: Annotated[bool, option("--json", "The same as --format json: one document.")] = False,
+    json_: Annotated[bool, option("--json", "Same as --format json: one document.")] = False,
     details: Annotated[
         bool, option("--details", "Add each tile's score and window, and the time of each stage.")
     ] = False,
@@ -79,8 +79,8 @@ def score(
 ) -> None:
     """Score images: a table on a terminal, JSON lines when piped.
 
-    The score is in [0, 1], and higher is better. std_error says how much the tiles of the picture differ. An input that
-    cannot be scored is a row with its error, and the run goes on.
+    The score is in [0, 1], and higher is better. std_error says how much the picture's tiles differ. An input that
+    cannot be scored becomes a row with its error, and the run continues.
 
     \b
     Examples:
@@ -117,10 +117,10 @@ def score(
     earlier = Earlier(output) if output and resume else None
     new = output is not None and not os.path.exists(output)
     with Report() as report:
-        # Before anything slow: it may not be writable.
+        # Open the output before anything slow: it may not be writable.
         options.write_rows(report, output, format_, details=details, ordered=(sort, top))
         _write_beside(report, sidecar, html, ", ".join(paths or [str(from_file)]))
-        # A live list is not read ahead: its images would wait.
+        # A list from a pipe is not read ahead: its images would wait.
         inputs, total = (inputs, None) if from_file == "-" else counted(inputs)
         show_progress(report, hidden=quiet or no_progress)
         if total == 1 and opening["parallel"] == "auto":
@@ -129,7 +129,7 @@ def score(
         report.needed = fail_under is not None
         origin = {"bundle": scorer.bundle.id, "backend": scorer.backend, "tiling": scorer.tiling}
         run = origin | {"preprocess_version": scorer.bundle.preprocess.version, "precision": scorer.precision}
-        # Its clock starts here: what came before was loading.
+        # The summary's clock starts here, after loading.
         report.summary = summary = Summary(total, run=run)
         if earlier:
             for row in earlier.rows(origin, scorer.gate, details):
@@ -149,7 +149,7 @@ def score(
 
 
 def _check(paths: list[str], from_file: str | None, output: str | None, *, html: str | None, resume: bool) -> None:
-    """Usage errors of where images come from, and of where rows go."""
+    """Raise usage errors about where images come from and where rows go."""
     stdin_uses = paths.count("-") + (from_file == "-")
     options.refuse(not paths and from_file is None, "name a file, a folder, a glob, or - for standard input", "PATHS")
     options.refuse(stdin_uses > 1, "standard input (-) can be read once only", "PATHS")
@@ -161,7 +161,7 @@ def _check(paths: list[str], from_file: str | None, output: str | None, *, html:
 
 
 def _check_order(sort: bool, top: str | None, alone: bool) -> None:
-    """Usage errors of the order in which rows are shown. alone: they go into a file, and nowhere else."""
+    """Raise usage errors about the order in which rows are shown. alone: rows go only into a file."""
     from dgiqa.batch.choose import Choice
 
     with options.usage("--top"):
@@ -172,7 +172,7 @@ def _check_order(sort: bool, top: str | None, alone: bool) -> None:
 
 
 def _write_beside(report: Report, sidecar: str | None, html: str | None, name: str) -> None:
-    """Open what is written beside the rows."""
+    """Open the sidecars and the page, which are written in addition to the rows."""
     from dgiqa.batch.summary import PageWriter
     from dgiqa.report.sidecar import SidecarWriter
 
@@ -197,7 +197,7 @@ def _inputs(paths: list[str], from_file: str | None, null: bool, reading: Readin
 
 
 def _list_of_names(path: str, null: bool) -> BinaryIO:
-    """The file, to be read lazily; an image in its place is wrong usage."""
+    """Open a list, to be read lazily. An image in its place is a usage error."""
     from dgiqa.image.kinds import HEAD, identify
 
     file = open(path, "rb")  # noqa: SIM115
@@ -209,7 +209,7 @@ def _list_of_names(path: str, null: bool) -> BinaryIO:
 
 
 def _list(inputs: Iterator[Input], end: str) -> bool:
-    """--dry-run: names on standard output, what would fail on standard error. Returns whether anything would."""
+    """--dry-run: print names on standard output, failures on standard error. Returns whether any would fail."""
     from dgiqa.report.terminal import is_terminal, printable
 
     stream, failed = data_stream(), False
@@ -224,7 +224,7 @@ def _list(inputs: Iterator[Input], end: str) -> bool:
 
 
 def _say_left_out(left_out: Counter[str]) -> None:
-    """One line about what folders and archives hold beside images, by their names."""
+    """Print one line about files in folders and archives that are no images, judged by their names."""
     from dgiqa.sources import VIDEO_SUFFIXES
 
     if not left_out:
@@ -237,7 +237,7 @@ def _say_left_out(left_out: Counter[str]) -> None:
 
 
 def _say_summary(summary: Summary, scorer: Scorer, output: str | None) -> None:
-    """One line on standard error about the whole run."""
+    """Print one line on standard error about the whole run."""
     parts = [f"{summary.scored} scored" + (f", {summary.failed} failed" if summary.failed else "")]
     if summary.scored:
         parts.append(f"mean {summary.mean:.4f}, lowest {summary.lowest:.4f}, highest {summary.highest:.4f}")

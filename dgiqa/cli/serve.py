@@ -1,4 +1,4 @@
-"""`dgiqa-rt serve`: the model behind HTTP, and `triton-repo`: the model for a Triton server."""
+"""`dgiqa-rt serve`, the model as an HTTP server, and `triton-repo`, the model for a Triton server."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from dgiqa.cli import options
 from dgiqa.cli.common import EXIT_CODES, Stopped, app, argument, option, say, share, whole
 from dgiqa.extras import needs
 
-Preset = Annotated[str | None, option("NAME", "Or the model's own threshold: upload, archive, curation.")]
-Gate = Annotated[float | None, share("The verdict passes from X on.")]
+Preset = Annotated[str | None, option("NAME", "Instead of --gate: the model's threshold: upload, archive, curation.")]
+Gate = Annotated[float | None, share("The verdict is pass for scores of X or more.")]
 
 
 @app.command(epilog=EXIT_CODES)
 @options.joined(reading=["private_network", "max_bytes", "timeout"])
 def serve(  # noqa: PLR0917 - the command line's options
-    host: Annotated[str, option("", "The address to listen on; 0.0.0.0 is all of this machine's.")] = "127.0.0.1",
+    host: Annotated[
+        str, option("", "The address to listen on; 0.0.0.0 means every address of this machine.")
+    ] = "127.0.0.1",
     port: Annotated[int, option("", "The port; 0 takes a free one.", min=0, max=65535)] = 8000,
     queue: Annotated[
         int | None,
-        whole("Images that wait or are scored; more are answered 429.  [default: 1 per usable core]"),
+        whole("Images waiting or being scored; more are answered with 429.  [default: 1 per usable core]"),
     ] = None,
-    max_body: Annotated[int, option("MIB", "Refuse requests with larger bodies, with 413.", min=1)] = 64,
+    max_body: Annotated[int, option("MIB", "Answer requests with larger bodies with 413.", min=1)] = 64,
     request_timeout: Annotated[
-        float, option("S", "Seconds for a body to come (408), and then for its score (504).", min=0.1)
+        float, option("S", "Seconds for a body to arrive (else 408), and for its score (else 504).", min=0.1)
     ] = 30.0,
     remote: Annotated[bool, option("--remote", "Fetch http and https addresses that clients send.")] = False,
     *,
@@ -36,8 +38,8 @@ def serve(  # noqa: PLR0917 - the command line's options
 ) -> None:
     """Serve scores over HTTP, with a page to drop a picture on, and the Open Inference Protocol.
 
-    GET /docs on the server lists what it answers. With the variable DGIQA_SERVE_TOKEN set, clients send it as a bearer
-    token. SIGTERM ends it when all that it took is answered.
+    GET /docs on the server lists its requests. With the variable DGIQA_SERVE_TOKEN set, clients send it as a bearer
+    token. On SIGTERM the server answers the requests it has accepted, then ends.
 
     \b
     Examples:
@@ -56,13 +58,13 @@ def serve(  # noqa: PLR0917 - the command line's options
 
     network = reading.network if remote else None
     opening["bundle"], gate = options.gated(opening["bundle"], gate, preset, "--gate")
-    if opening["parallel"] == "auto":  # one picture alone has all threads
+    if opening["parallel"] == "auto":  # a single picture gets all threads
         opening["parallel"] = None
     with options.usage("--tiling"):
         scorer = Scorer(**opening, gate=gate)
     waiting = {"queue": queue} if queue else {}
     limits = Limits(**waiting, body=max_body << 20, timeout_s=request_timeout)
-    with scorer, contextlib.suppress(Stopped):  # its handler answers the signal once more after the server did
+    with scorer, contextlib.suppress(Stopped):  # raised by our handler, after the server handled the signal
         run(create_app(scorer, limits, network=network, token=os.environ.get("DGIQA_SERVE_TOKEN") or None), host, port)
 
 
@@ -73,15 +75,15 @@ def triton_repo(  # noqa: PLR0917 - the command line's options
     backend: options.Backend = "onnxruntime",
     precision: options.Precision = "fp32",
     engine: options.Engine = None,
-    gpu: Annotated[bool, option("--gpu", "The networks run on a GPU; plans always do.")] = False,
-    instances: Annotated[int, whole("Images that are prepared at a time.")] = 2,
+    gpu: Annotated[bool, option("--gpu", "Run the networks on a GPU; plans always do.")] = False,
+    instances: Annotated[int, whole("Images prepared at a time.")] = 2,
     gate: Gate = None,
     preset: Preset = None,
 ) -> None:
     """Write a model repository for Triton Inference Server: encoded images in, scores and rows out.
 
-    fp32 takes the model's own files. With another precision, --backend tensorrt or --engine it takes an engine that
-    `build` made: a plan runs on the kind of machine that built it only. The server's Python needs dgiqa-rt.
+    fp32 takes the model's own files. With another precision, --backend tensorrt or --engine it takes an engine from
+    `build`. A plan only runs on the kind of machine that built it. The server's Python needs dgiqa-rt.
 
     \b
     Examples:

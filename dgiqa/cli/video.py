@@ -43,7 +43,9 @@ def video(  # noqa: PLR0917 - the command line's options
     ] = None,
     recursive: options.Recursive = False,
     from_file: Annotated[str | None, option("LIST", "Also score the videos in this file, one per line.")] = None,
-    every: Annotated[str | None, option("TIME", "Score a frame every TIME: 0.5s, 250ms, 1min.  [default: 1s]")] = None,
+    every: Annotated[
+        str | None, option("TIME", "Score one frame every TIME: 0.5s, 250ms, 1min.  [default: 1s]")
+    ] = None,
     fps: Annotated[float | None, option("N", "Score N frames per second.")] = None,
     frames: Annotated[str | None, option("all|N", "Score all frames, or N spread evenly.")] = None,
     scenes: Annotated[int | None, option("N", "Score N frames of each scene.")] = None,
@@ -55,34 +57,38 @@ def video(  # noqa: PLR0917 - the command line's options
     ] = None,
     live: Annotated[
         bool | None,
-        option("--live/--no-live", "Take the newest frame, and reconnect.  [default: as the address shows]"),
+        option("--live/--no-live", "Take the newest frame, and reconnect.  [default: by the address]"),
     ] = None,
-    timeout: Annotated[float, option("S", "A source silent for S seconds has stalled.", min=0.1)] = 10.0,
-    attempts: Annotated[int, whole("Give a live source up after N failures.")] = 10,
+    timeout: Annotated[float, option("S", "Treat a source as stalled after S silent seconds.", min=0.1)] = 10.0,
+    attempts: Annotated[int, whole("Give up a live source after N failures.")] = 10,
     deinterlace: Annotated[bool, option("--deinterlace", "Deinterlace frames marked as interlaced.")] = False,
     bars: Annotated[
         Literal["crop", "keep"], option("", "crop: score the picture without the black bars around it.")
     ] = "crop",
     decoder: Annotated[
         Literal["cpu", "nvdec"],
-        option("", "nvdec: decode local files on the GPU, where their frames stay to be scored."),
+        option("", "nvdec: decode local files on the GPU; frames are scored there, too."),
     ] = "cpu",
     reuse_depth: Annotated[
         bool, option("--reuse-depth", "Compute depth only when the picture has moved enough.")
     ] = False,
     reuse_tiles: Annotated[
-        bool, option("--reuse-tiles", "Also score only tiles whose pixels changed; implies --reuse-depth.")
+        bool, option("--reuse-tiles", "Also score only the tiles whose pixels changed; implies --reuse-depth.")
     ] = False,
-    audit: Annotated[int, option("K", "Compute every K-th reused frame both ways, to report the drift.", min=1)] = 16,
-    drift: Annotated[float, option("X", "Reuse less once the drift is above X.")] = 0.01,
+    audit: Annotated[
+        int, option("K", "Compute every K-th reused frame in full, too, to report the drift.", min=1)
+    ] = 16,
+    drift: Annotated[float, option("X", "Reuse less when the drift is above X.")] = 0.01,
     *,
     opening: dict[str, Any],
     workers: options.Workers = None,
-    streams: Annotated[int, whole("Files decoded side by side.")] = 2,
+    streams: Annotated[int, whole("Files decoded in parallel.")] = 2,
     output: Annotated[
         str | None, option("--output -o FILE", "Write rows to FILE: .jsonl, .csv, .json or .parquet.")
     ] = None,
-    per_video: Annotated[bool, option("--per-video", "A row per video, at the end, instead of one per frame.")] = False,
+    per_video: Annotated[
+        bool, option("--per-video", "Write one row per video, at the end, instead of one per frame.")
+    ] = False,
     format_: options.Format = None,
     plot: Annotated[str | None, option("FILE.png", "Draw the curve; needs matplotlib.")] = None,
     html: Annotated[str | None, option("FILE.html", "Write a page that needs no network.")] = None,
@@ -94,18 +100,19 @@ def video(  # noqa: PLR0917 - the command line's options
         float | None, share("Exit with 4 if a video's mean is below X.", "--fail-under --gate X")
     ] = None,
     gate_interval: Annotated[
-        float | None, option("S", "With --fail-under or --preset: also if the mean of any S seconds is below it.")
+        float | None,
+        option("S", "With --fail-under or --preset: exit with 4, too, if the mean of any S seconds is below it."),
     ] = None,
     preset: options.Preset = None,
-    against: Annotated[str | None, option("MASTER", "What the video was encoded from: compare frame by frame.")] = None,
+    against: Annotated[str | None, option("MASTER", "The video's source: compare frame by frame.")] = None,
     max_drop: Annotated[float | None, share("With --against: exit with 4 if the mean drop is over X.")] = None,
     quiet: options.Quiet = False,
     no_progress: options.NoProgress = False,
 ) -> None:
     """Score frames of videos over time: a table on a terminal, JSON lines when piped.
 
-    A frame that cannot be decoded is a row with its error, and so is a source that breaks off. The run goes on.
-    With --against, frames are compared with their master's, found by their times, and rows are those of `compare`.
+    A frame that cannot be decoded becomes a row with its error, and so does a source that breaks off. The run goes on.
+    With --against, frames are compared with the master's frames at the same times, and rows are those of `compare`.
 
     \b
     Examples:
@@ -184,7 +191,7 @@ def video(  # noqa: PLR0917 - the command line's options
     leave(stop, below="fail" in verdicts, failed=summary.failed)
 
 
-def _against(  # noqa: PLR0917 - what the command was given
+def _against(  # noqa: PLR0917 - the command's own arguments
     opening: dict[str, Any],
     encoded: str,
     master: str,
@@ -193,7 +200,7 @@ def _against(  # noqa: PLR0917 - what the command was given
     max_drop: float | None,
     quiet: bool,
 ) -> NoReturn:
-    """Compare the video with its master: rows, the mean drop with its interval, and the exit code."""
+    """Compare the video with its master; end with rows, the mean drop with its interval, and the exit code."""
     from dgiqa.report import files
     from dgiqa.scorer import Scorer
     from dgiqa.video.against import Lost, align, compare_videos
@@ -219,9 +226,9 @@ def _against(  # noqa: PLR0917 - what the command was given
 
 
 def _open(report: Report, gate: float | None, *paths: str | None) -> Callable[[Row, Any], None] | None:
-    """Open what is drawn (plot, page, subtitles, chapters), before anything slow: it may not be writable.
+    """Open the plot, page, subtitles and chapters before anything slow: they may not be writable.
 
-    Returns what wants to see each row's picture.
+    Returns the page's `look`, to be called with each row's picture, or None.
     """
     from dgiqa.report.page import HtmlReport
     from dgiqa.report.plot import TimelinePlot
@@ -270,7 +277,7 @@ def _sampling(  # noqa: PLR0917 - the options it joins
 
 
 def _listed(path: str | None) -> list[str]:
-    """The lines of a list of videos."""
+    """The lines of a file that lists videos."""
     if path is None:
         return []
     try:
@@ -281,7 +288,7 @@ def _listed(path: str | None) -> list[str]:
 
 
 def _check_sources(sources: list[str], live: bool | None, one_only: bool, raw: str | None) -> None:
-    """Usage errors of where videos come from."""
+    """Raise usage errors about where videos come from."""
     options.refuse(not sources, "name a video, a folder, a glob, an address, or - for standard input", "SOURCE")
     if "-" in sources:
         options.check_stdin("SOURCE")
@@ -291,7 +298,7 @@ def _check_sources(sources: list[str], live: bool | None, one_only: bool, raw: s
 
 
 def _say_summary(summary: Summary, backend: str, output: str | None) -> None:
-    """A line on standard error per video, and one about the run."""
+    """Print a line on standard error per video, and one about the run."""
     figures = summary.as_dict(complete=True)
     for name, pooled in figures["videos"].items():
         say("; ".join(_about(name, pooled)), prefix="")

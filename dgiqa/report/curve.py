@@ -12,7 +12,7 @@ from dgiqa.report.files import OutputFile
 from dgiqa.report.rows import Row, remarks
 
 MAX_POINTS = 4000  # of a curve, per video
-MAX_ERRORS = 500  # of a curve that are kept in words
+MAX_ERRORS = 500  # of a curve whose messages are kept
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Curve:
     _group: list[Point] = field(default_factory=list)
 
     def add(self, row: Row) -> None:
-        """One row, in order of time."""
+        """Add one row. Rows come in order of time."""
         if row["score"] is None:
             self.failed += 1
             if len(self.errors) < MAX_ERRORS:
@@ -76,7 +76,7 @@ class Curve:
 
 
 class Curves:
-    """A writer of frames that keeps the curve of each video: what the picture and the page have in common."""
+    """A writer of frames that keeps the curve of each video: the common part of plot and page."""
 
     def __init__(self, path: str, gate: float | None = None) -> None:
         self.file = OutputFile(path)
@@ -87,12 +87,12 @@ class Curves:
         self.curves.setdefault(row["path"], Curve()).add(row)
 
     def in_order(self, summary: dict[str, Any]) -> dict[str, Curve]:
-        """The videos as they were named, not as their first rows came."""
+        """The curves in the order in which the videos were named."""
         names = list(summary["videos"])
         return dict(sorted(self.curves.items(), key=lambda item: names.index(item[0]) if item[0] in names else 0))
 
     def legend(self) -> str:
-        """What lines and areas mean, of those that are there."""
+        """The meaning of the lines and areas that are present."""
         parts = ["shaded: ± standard error"]
         if any(c.scenes for c in self.curves.values()):
             parts.append("dotted: scene cuts")
@@ -109,7 +109,7 @@ def lowest(points: list[Point]) -> Point:
 
 
 def span(curve: Curve) -> tuple[float, float]:
-    """The first and the last second of a curve, its errors included; a second where it is a single moment."""
+    """The first and the last second of a curve, its errors included, at least a second apart."""
     times = [p.time_s for p in curve.all_points()] + [t for t, _ in curve.errors]
     first, last = min(times, default=0.0), max(times, default=0.0)
     return first, last if last > first else first + 1.0

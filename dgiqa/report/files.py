@@ -1,4 +1,4 @@
-"""Rows -> CSV, JSON lines, JSON and Parquet, in files that lose no row and leave nothing half under the user's name.
+"""Rows -> CSV, JSON lines, JSON, Parquet and SQLite, in files that lose no row and appear only once they are whole.
 
 Writers take a text stream or an OutputFile and hand over every row in one `write`.
 """
@@ -34,7 +34,7 @@ except ImportError:
 FILE_FORMATS = ("csv", "jsonl", "json", "parquet", "sqlite")  # and the suffixes of their files
 SPOOLED = ("parquet", "sqlite")  # written as JSON lines first, which a killed run leaves readable
 ROW_GROUP = 1000  # rows of a Parquet file in memory at a time
-SHOW_S, SHOW_SHARE = 2.0, 0.02  # how often a spooled file shows the rows so far, and what that may take of the time
+SHOW_S, SHOW_SHARE = 2.0, 0.02  # how often a spooled file shows the rows so far, at what share of the time
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that spreadsheets compute
 
 R = TypeVar("R", bound="Report")
@@ -47,12 +47,12 @@ class Writer(Protocol):
         """Write and flush one row."""
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write what comes after the last row; nothing does by default."""
+        """Write what follows the last row; by default nothing."""
         return
 
 
 def format_of(path: str) -> str:
-    """The format a file name asks for. Raises ValueError naming those there are, BackendError without pyarrow."""
+    """The format a file name asks for. Raises ValueError for an unknown one, BackendError without pyarrow."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix[1:] not in FILE_FORMATS:
         raise ValueError(
@@ -136,9 +136,9 @@ class CsvWriter:
 
 
 class SpooledWriter(JsonLinesWriter):
-    """Rows for a file that is made as a whole: spooled as JSON lines, which a killed run leaves readable.
+    """Rows for a file that can only be made as a whole. They are first JSON lines, which a killed run leaves readable.
 
-    make: makes the file: (rows, a binary file, its columns, the summary).
+    make: makes the file from (rows, a binary file, its columns, the summary).
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class SpooledWriter(JsonLinesWriter):
             self._make(map(json.loads, lines), target, self._names, summary)
 
     def show(self, summary: Tally) -> None:
-        """The same with the rows so far, where that is due; more may follow."""
+        """Make the file from the rows so far, if that is due; more may follow."""
         if self._file.due:
             self.finish(summary.as_dict(complete=False), final=False)
 
@@ -161,7 +161,7 @@ class SpooledWriter(JsonLinesWriter):
 class ParquetRows:
     """Rows straight into groups of a Parquet file: a typed column each, the summary in its metadata under "dgiqa".
 
-    target: a binary file. A context manager; without `finish` the file is not whole. Needs pyarrow.
+    target: a binary file. A context manager; without `finish` the file is not complete. Needs pyarrow.
     """
 
     def __init__(self, target: Any, names: tuple[str, ...]) -> None:
@@ -224,13 +224,13 @@ def _as_sqlite(rows: Iterator[Row], target: Any, names: tuple[str, ...], summary
 
 
 class OutputFile:
-    """A file that appears under its name when it is whole; until then its rows are in a partial file beside it.
+    """A file that appears under its name when it is whole; until then its rows are in a partial file next to it.
 
-    One that `grows` has its name from the first row on, and where its rows are spooled it is made of them anew from
-    time to time. The partial file is called `NAME.partial-XXXXXXXX.EXT`, so that whoever looks for the rows of a killed
-    run finds them; `left_behind` names those of earlier runs. A pipe or a device is written into. Each `write` is whole
-    or, on a full disk, taken back. Raises OSError when the file could not be written in the end (no such folder, no
-    permission, a folder of that name), so that this is known before the work begins.
+    A file that `grows` has its name from the first row on; if its rows are spooled, it is made from them again and
+    again. The partial file is called `NAME.partial-XXXXXXXX.EXT`, so that the rows of a killed run are easy to find;
+    `left_behind` lists those of earlier runs. A pipe or a device is written to directly. Each `write` is complete or,
+    on a full disk, undone. Raises OSError before any work is done if the file could not be written in the end (no such
+    folder, no permission, a folder of that name).
     """
 
     def __init__(self, path: str, *, spooled: bool = False) -> None:
@@ -239,7 +239,7 @@ class OutputFile:
         self.grows = False
         self._spooled = spooled
         self._show_at = 0.0
-        self._size, self._tail = 0, b""  # of what stays, and what the next write replaces
+        self._size, self._tail = 0, b""  # the bytes that stay; the text that the next write replaces
         try:
             self._old: os.stat_result | None = os.stat(path)
         except FileNotFoundError:
@@ -256,7 +256,7 @@ class OutputFile:
         self._raw = self._create(self.partial)
 
     def write(self, text: str | bytes, tail: str = "") -> None:
-        """Write all of it, or raise and leave the file as it was before. tail: what closes it until the next write."""
+        """Write all of it, or raise and leave the file as it was. tail: text that closes it until the next write."""
         data, end = text.encode() if isinstance(text, str) else text, tail.encode()
         if self._tail:
             self._raw.seek(self._size)
@@ -284,10 +284,10 @@ class OutputFile:
             rest = rest[self._raw.write(rest) :]
 
     def flush(self) -> None:
-        """Nothing waits to be written."""
+        """Do nothing: every `write` is written at once."""
 
     def stream(self) -> io.BufferedWriter:
-        """The file in binary, for what is written as a whole; to be flushed before `commit`."""
+        """The file as a binary stream, for data that is written as a whole; flush it before `commit`."""
         return io.BufferedWriter(self._raw)
 
     def commit(self) -> None:
@@ -300,7 +300,7 @@ class OutputFile:
         self._raw.close()
 
     def keep(self) -> str:
-        """Leave the rows where they are, because they cannot get their name; returns where, or "" without any."""
+        """Leave the rows in the partial file, which cannot get its name. Returns its path, or "" without rows."""
         if not self._size:
             return ""
         partial, self.partial = self.partial, ""
@@ -308,7 +308,7 @@ class OutputFile:
         return partial
 
     def discard(self) -> None:
-        """Remove what was written; a file of that name from before, or a committed one, stays as it is."""
+        """Remove the partial file; an earlier file of that name, or a committed one, stays as it is."""
         self._raw.close()
         if self.partial and self.partial != self.path:
             with contextlib.suppress(FileNotFoundError):
@@ -317,9 +317,9 @@ class OutputFile:
 
     @contextlib.contextmanager
     def rewritten(self, final: bool = True) -> Iterator[tuple[Iterator[str], Any]]:
-        """(the lines written so far, a binary file that takes their place when the block ends).
+        """Yield (the lines written so far, a binary file that takes their place when the block ends).
 
-        Unless it is final the lines stay and more may follow, while the other has the file's name.
+        Unless final, the lines stay and more may follow; the binary file gets the file's name all the same.
         """
         if not self.partial:
             raise OSError(f"{self.name} is a pipe or a device, which Parquet cannot be written to; use .jsonl")
@@ -345,7 +345,7 @@ class OutputFile:
             self.partial, self._raw = target_path, raw
 
     def _create(self, path: str) -> io.FileIO:
-        """A new file, never one that somebody put there; a mode that is narrower than usual holds from the start."""
+        """Create a new file; never open an existing one. A restrictive mode applies from the start."""
         mode = stat.S_IMODE(self._old.st_mode) if self._old else 0o666
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
         descriptor = os.open(path, flags, mode)
@@ -360,7 +360,7 @@ class OutputFile:
 
 
 def in_use(path: str) -> bool:
-    """Whether an OutputFile of some process still writes to this file, where that can be told."""
+    """Whether an OutputFile of some process still writes to this file; False where that is not known."""
     if not fcntl:  # Windows, which keeps others from removing it
         return False
     try:
@@ -372,7 +372,7 @@ def in_use(path: str) -> bool:
 
 
 def left_behind(path: str) -> list[str]:
-    """Partial files of runs that were to write `path` and were killed, or go on (`in_use`)."""
+    """Partial files for `path` of runs that were killed or still go on (`in_use`)."""
     path = os.path.realpath(path)
     stem, suffix = os.path.splitext(path)
     found = {_partial(path, "*", end, glob.escape(stem)) for end in (suffix, ".jsonl")}
@@ -383,7 +383,7 @@ class Report:
     """Where the results of one run go: writers, a progress line, and the summary.
 
     A context manager, entered before its files are opened. However the run ends, the rows written so far are kept:
-    documents are closed, and files get their names, each on its own, so that one that fails takes no other along.
+    documents are closed and files get their names. If that fails for one file, the others get theirs all the same.
     A run that breaks off before its first row writes nothing and leaves older files alone.
     """
 
@@ -392,8 +392,8 @@ class Report:
         self.line: ProgressLine | None = None
         self.summary: Tally = Summary()
         self.complete = False
-        self.unread = False  # whoever read standard output has left: no reason to lose the rows of the files
-        self.needed = False  # the verdict is wanted even if nobody reads rows
+        self.unread = False  # the reader of standard output has left; files still get their rows
+        self.needed = False  # the verdict is wanted even if the rows are not read
         self._shown: Writer | None = None  # to standard output
         self._files: list[OutputFile] = []
         self._endings = contextlib.ExitStack()
@@ -402,9 +402,9 @@ class Report:
         return self
 
     def write_to(self, writer: Writer, file: OutputFile | None = None, *, shown: bool = True) -> None:
-        """Give every row to a writer; file: the one it writes to, None for standard output.
+        """Give every row to a writer. file: the one it writes to, None for standard output.
 
-        shown: without a file, whether it is standard output, which somebody may stop reading.
+        shown: without a file, whether it writes to standard output, whose reader may leave.
         """
         self.writers.append(writer)
         if file:
@@ -415,14 +415,14 @@ class Report:
         self._endings.callback(self._finish, writer, file)
 
     def grow(self) -> None:
-        """From here on files have their names while their rows come, and replace those of before."""
+        """From here on files have their names while rows are added, and replace earlier files."""
         for file in self._files:
             file.grows = True
 
     def add(self, row: Row) -> None:
         """Write one row everywhere.
 
-        Raises BrokenPipeError once standard output was all that was wanted and nobody reads it.
+        Raises BrokenPipeError once standard output is the only output and its reader has left.
         """
         if self.line:
             self.line.hide()
@@ -467,7 +467,7 @@ class Report:
 
 
 def _parquet_schema(names: tuple[str, ...], instead: str = "") -> tuple[Any, Any]:
-    """(pyarrow, the types of these columns). Raises BackendError without pyarrow, with what to do instead."""
+    """(pyarrow, the types of these columns). Raises BackendError without pyarrow, which names an alternative."""
     load("pyarrow.parquet", "Parquet", "pyarrow", "table", instead=instead)
     import pyarrow
 
@@ -487,7 +487,7 @@ def _cell(name: str, value: Any) -> Any:
     text = readable(value)
     if text.startswith(FORMULA) and text != "-":  # "-" is standard input
         return f"./{text}" if name == "path" else f"'{text}"
-    if name == "key" and text.startswith("'"):  # so that who takes one off has the key again
+    if name == "key" and text.startswith("'"):  # so that taking one off restores the key
         return f"'{text}"
     return text
 

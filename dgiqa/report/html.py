@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parent / "templates"
 
 
 def render(template: str, **values: Any) -> str:
-    """A page as text that is valid UTF-8. Every value is escaped; one that a template misses is an error."""
+    """A page as text that is valid UTF-8. Every value is escaped; a missing one is an error."""
     return readable(_environment().get_template(template).render(values))
 
 

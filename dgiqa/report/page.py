@@ -1,7 +1,7 @@
 """Rows of videos -> an offline HTML page: curves over time, the worst and best frames, figures and a table.
 
-Memory is bounded: curves are thinned, and of pictures only a few small thumbnails are kept. What is drawn where is
-computed here; how it looks is in `templates/video.html`.
+Memory is bounded: curves are thinned, and only a few small thumbnails of pictures are kept. Positions are computed
+here; the design is in `templates/video.html`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dgiqa.report.html import data_uri, render
 from dgiqa.report.rows import Row, clock, gate_sentence, remarks
 
 MAX_TABLE = 500  # rows of the page's table: the lowest of each stretch when there are more
-MAX_DOTS = 300  # points of a curve that are marked and tell their values
+MAX_DOTS = 300  # most points of a curve that get a mark with their value
 THUMBS = 6  # worst and best frames shown, each
 THUMB_WIDTH = 320  # pixels
 CANDIDATES = 4 * THUMBS  # of them in memory
@@ -76,7 +76,7 @@ class HtmlReport(Curves):
         self.file.write(page)
 
     def _video(self, name: str, curve: Curve, figures: dict[str, Any], colour: str) -> dict[str, Any]:
-        """What the template says of one video."""
+        """The template's values for one video."""
         points = curve.all_points()
         group = math.ceil(len(points) / MAX_TABLE) or 1
         told = [lowest(points[i : i + group]) for i in range(0, len(points), group)]
@@ -105,7 +105,7 @@ class _Extremes:
         self.kept: list[tuple[Row, bytes]] = []
 
     def add(self, row: Row, picture: UInt8) -> None:
-        """Keep a frame if it is one of them so far: more extreme than all near it, and than one of the others."""
+        """Keep a frame if it is more extreme than all kept frames near it or, without any, than the least extreme."""
         near = [r for r, _ in self.kept if r["path"] == row["path"] and abs(r["time_s"] - row["time_s"]) < APART_S]
         rivals = near or ([r for r, _ in self.kept] if len(self.kept) == CANDIDATES else [])
         if rivals and self._of(row) <= (max if near else min)(map(self._of, rivals)):
@@ -143,7 +143,7 @@ def _about(figures: dict[str, Any], curve: Curve) -> str:
 
 
 def _figures(figures: dict[str, Any]) -> Iterator[tuple[str | None, str]]:
-    """The pooled scores of a video, and what each is."""
+    """The pooled scores of a video as text, each with its name."""
     for name, key in FIGURES.items():
         value = figures.get(key)
         yield None if value is None else f"{value:.4f}", name
@@ -154,7 +154,7 @@ def _figures(figures: dict[str, Any]) -> Iterator[tuple[str | None, str]]:
 
 
 def _plot(curve: Curve, colour: str, gate: float | None, worst: dict[str, float] | None) -> dict[str, Any]:
-    """Where the template draws what: positions in the drawing, as text."""
+    """The positions of everything that the template draws, as text."""
     points, (first, last) = curve.all_points(), span(curve)
 
     def x(time_s: float) -> str:
@@ -194,7 +194,7 @@ def _plot(curve: Curve, colour: str, gate: float | None, worst: dict[str, float]
 
 
 def _round_times(first: float, last: float) -> list[float]:
-    """About eight round numbers between two times; from two minutes on round as clocks are."""
+    """About eight round numbers between two times; from two minutes on, round in minutes or hours."""
     rough = (last - first) / 8
     power = 10.0 ** math.floor(math.log10(rough))
     steps = [s * power for s in (1, 2, 5, 10)]

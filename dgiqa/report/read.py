@@ -1,4 +1,4 @@
-"""Files of rows -> rows again, whichever of our formats they are in, and a folder of them as `scan` leaves it."""
+"""Files of rows in any of our formats, or a folder of them that `scan` wrote -> rows again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NEEDED = {"path", "score", "status"}
 def read_rows(path: str) -> Iterator[Row]:
     """The rows of a .parquet, .jsonl, .json, .csv or .sqlite file, or of the Parquet files of a folder, by name.
 
-    Either may be in a bucket. Raises DgiqaError for what holds no rows of ours.
+    Either may be in a bucket. Raises DgiqaError for a file without rows of ours.
     """
     if is_address(path):
         yield from _of_bucket(path)
@@ -43,7 +43,7 @@ def _parquet_files(folder: str, names: Iterable[str]) -> list[str]:
 
 
 def _of_bucket(address: str) -> Iterator[Row]:
-    """One file after the other is fetched and read."""
+    """Fetch and read one file after the other."""
     from dgiqa.sources import remote
 
     if address.partition("://")[0].lower() not in remote.BUCKETS:
@@ -59,7 +59,7 @@ def _of_bucket(address: str) -> Iterator[Row]:
                 os.unlink(here)
     except (DgiqaError, ImportError):
         raise
-    except Exception as error:  # each of the libraries has its own
+    except Exception as error:  # each library raises its own
         raise DgiqaError(f"{address} cannot be read ({told(error)}); check who may read it") from error
 
 
@@ -80,10 +80,10 @@ def _checked(path: str, **options: bool) -> Iterator[Row]:
 
 
 def rows_so_far(path: str, *, whole: bool = True) -> Iterator[Row]:
-    """As `read_rows`, of a file of a run that was ended at any time: the rows before the place where it breaks off.
+    """Read a file that may break off, because its run was stopped: the rows before that place.
 
-    Raises DgiqaError where not even the first can be read of a file that holds something, unless it need not be whole,
-    as what a kill left of a file that was being made need not.
+    Raises DgiqaError if not even the first row of a non-empty file can be read. Without `whole` it is then empty, as a
+    file may be that was killed while it was made.
     """
     read = not whole
     try:
@@ -108,7 +108,7 @@ def _json(path: str) -> Iterator[Row]:
 
 
 def _csv(path: str, torn: bool = False) -> Iterator[Row]:
-    """torn: a last line without an end is left out."""
+    """The rows of a CSV. torn: leave out a last line without an end."""
     if not torn and not os.path.getsize(path):
         raise DgiqaError(f"{path} is empty, without the names of its columns; write it again")
     with open(path, encoding="utf-8", newline="") as stream:
@@ -136,7 +136,7 @@ def _sqlite(path: str) -> Iterator[Row]:
 
 
 def _unpacked(row: Row) -> Row:
-    """JSON documents in cells as what they stand for."""
+    """The row with the JSON documents in its cells parsed."""
     return {
         name: json.loads(value) if isinstance(value, str) and _TYPES.get(name) in ("json", "list") else value
         for name, value in row.items()

@@ -24,7 +24,7 @@ KINDS: tuple[Kind, ...] = ("image", "frame", "pair", "video")
 @dataclass(frozen=True)
 class Column:
     """One column. type: "string", "float64", "int64", or "list" (of strings; a text with commas in CSV) or "json"
-    (a JSON document in CSV and Parquet). of: whose rows have it; details: only with --details."""
+    (a JSON document in CSV and Parquet). of: the kinds of rows that have it; details: only with --details."""
 
     name: str
     type: str
@@ -46,15 +46,15 @@ SCHEMA = (
     Column("time_s", "float64", "The frame's time in seconds; null for pairs of images.", ("frame", "pair")),
     Column("frame", "int64", "The frame's number in the video, from 0.", FRAME),
     Column("scene", "int64", "The scene that the frame is in, counted from 0.", FRAME),
-    Column("score", "float64", "How good the picture looks, from 0 to 1, of a video the mean; null with an error."),
+    Column("score", "float64", "How good the picture looks, from 0 to 1; for a video the mean; null with an error."),
     Column("std_error", "float64", "Standard error of the score over the tiles; null for a single tile."),
     Column("width", "int64", "Width in pixels, as decoded and turned upright."),
     Column("height", "int64", "Height in pixels."),
     Column("tiles", "int64", "How many tiles the score is the mean of."),
-    Column("tiling", "string", 'How they were laid out: "grid" or "official:COUNT[:SEED]".'),
-    Column("reused", "string", 'What an earlier frame lent: "", "depth" or "depth+tiles".', FRAME),
-    Column("tiles_reused", "int64", "Tiles whose score an earlier frame lent.", FRAME),
-    Column("drift", "float64", "What the reuse would have added to the score, where that was checked.", FRAME),
+    Column("tiling", "string", 'How the tiles were laid out: "grid" or "official:COUNT[:SEED]".'),
+    Column("reused", "string", 'Taken over from an earlier frame: "", "depth" or "depth+tiles".', FRAME),
+    Column("tiles_reused", "int64", "Tiles whose score was taken over from an earlier frame.", FRAME),
+    Column("drift", "float64", "How much the reuse would have added to the score, if that was checked.", FRAME),
     Column("status", "string", '"ok" or "error".'),
     Column("error", "string", "Why there is no score, and what to do; empty with a score."),
     Column("bundle", "string", "The model, with the beginning of its hash."),
@@ -62,29 +62,31 @@ SCHEMA = (
     Column("ms", "float64", "Milliseconds spent on this row, waiting left out."),
     Column("schema_version", "int64", f"{SCHEMA_VERSION}; raised when a column changes its meaning or goes away."),
     Column("verdict", "string", '"pass" or "fail" against --fail-under or the preset; null without either.'),
-    Column("reasons", "list", "The faults that the model sees, the clearest first; null where it tells none.", ALONE),
+    Column("reasons", "list", "The faults that the model sees, the clearest first; null if it names no faults.", ALONE),
     Column("note", "string", "What to know about this picture and its score; null if there is nothing."),
-    Column("key", "string", "A sample's key in a shard, a row's by --key, byte for byte; null for files.", IMAGE),
+    Column(
+        "key", "string", "The key of a sample in a shard or, by --key, of a row, byte for byte; null for files.", IMAGE
+    ),
     Column("tile_scores", "json", "The score of each tile.", IMAGE, True),
     Column("windows", "json", "y, x, height and width of each tile in pixels of the image.", IMAGE, True),
     Column("timings_ms", "json", "Milliseconds of each stage; their sum is ms.", IMAGE, True),
-    Column("reason_probabilities", "json", "How likely each fault is; null where the model tells none.", IMAGE, True),
-    Column("attributes", "json", "What was measured: sharpness, noise, light, colour, blocks.", IMAGE, True),
+    Column("reason_probabilities", "json", "How likely each fault is; null if the model names no faults.", IMAGE, True),
+    Column("attributes", "json", "Measured attributes: sharpness, noise, light, colour, blocks.", IMAGE, True),
     Column("reference", "string", "The picture that it was compared with.", PAIR),
     Column("reference_score", "float64", "How good the reference looks, from 0 to 1.", PAIR),
     Column("drop", "float64", "The reference's score less the picture's: what was lost.", PAIR),
     Column("drop_error", "float64", "Standard error of the drop over pairs of tiles; null for a single one.", PAIR),
     Column("full_reference", "float64", "How close both look, 0 to 1; null for pictures on a GPU.", PAIR),
     Column("frames", "int64", "How many frames were scored.", VIDEO),
-    Column("failed_frames", "int64", "How many could not be.", VIDEO),
+    Column("failed_frames", "int64", "How many could not be scored.", VIDEO),
     Column("harmonic_mean", "float64", "Harmonic mean over the frames: bad ones weigh more.", VIDEO),
-    Column("p5", "float64", "The score below which 5 % of the frames are.", VIDEO),
+    Column("p5", "float64", "The score that 5 % of the frames are below.", VIDEO),
     Column("lowest", "float64", "The lowest score.", VIDEO),
-    Column("lowest_s", "float64", "When that was, in seconds.", VIDEO),
+    Column("lowest_s", "float64", "The time of the lowest score, in seconds.", VIDEO),
     Column("highest", "float64", "The highest score.", VIDEO),
     Column("worst_mean", "float64", "Mean of the worst interval.", VIDEO),
-    Column("worst_start_s", "float64", "Where that begins, in seconds.", VIDEO),
-    Column("worst_end_s", "float64", "Where it ends.", VIDEO),
+    Column("worst_start_s", "float64", "Where the worst interval begins, in seconds.", VIDEO),
+    Column("worst_end_s", "float64", "Where it ends, in seconds.", VIDEO),
 )
 
 
@@ -105,7 +107,7 @@ def row_of(kind: Kind, **values: Any) -> Row:
 
 
 def rounded(value: float | None, digits: int) -> float | None:
-    """null instead of NaN and infinity, which JSON has no words for."""
+    """The rounded value; None instead of NaN and infinity, which JSON does not have."""
     return None if value is None or not math.isfinite(value) else round(float(value), digits)
 
 
@@ -129,15 +131,14 @@ class Tally(Protocol):
     def add(self, row: Row) -> None: ...
     def as_dict(self, *, complete: bool) -> dict[str, Any]: ...
     def progress(self) -> tuple[float | None, list[str]]:
-        """The share that is done, None where unknown, and what to say about it."""
+        """The share that is done, None if unknown, and the texts of the progress line."""
 
 
 @dataclass
 class Summary:
-    """Sums over a run of images, kept up row by row in constant memory. total: how many there will be.
-    run: what the scores were made with, for files to hold.
+    """Sums over a run of images, kept up row by row in constant memory.
 
-    Lowest and highest are None without a score.
+    total: how many there will be. run: the settings of the scores, for files. lowest, highest: None without a score.
     """
 
     total: int | None = None
@@ -171,7 +172,7 @@ class Summary:
 
     @property
     def seconds(self) -> float:
-        """Time since the summary was begun."""
+        """Seconds since the summary was created."""
         return seconds_since(self.started)
 
     def progress(self) -> tuple[float | None, list[str]]:
@@ -202,7 +203,7 @@ class Summary:
 
 
 def seconds_since(started: float) -> float:
-    """Time since one of `time.perf_counter`, never 0: clocks of some machines tick seldom."""
+    """Seconds since a `time.perf_counter`, never 0: some machines' clocks tick seldom."""
     return max(time.perf_counter() - started, 1e-9)
 
 
@@ -212,12 +213,12 @@ def remarks(row: Row) -> str:
 
 
 def gate_sentence(below: int, of: int, noun: str, gate: float) -> str:
-    """ "3 of 20 images are below 0.4": how a run ends that had a threshold."""
+    """ "3 of 20 images are below 0.4": the last line of a run with a threshold."""
     return f"{below} of {of} {noun}{'s' * (of != 1)} {'is' if 1 in (below, of) else 'are'} below {gate:g}"
 
 
 def clock(seconds: float, longest: float = 0.0) -> str:
-    """ "2:05", or "1:00:00" where it, or the longest that stands beside it, is an hour or more."""
+    """ "2:05", or "1:00:00" if it, or the longest time next to it, is an hour or more."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours or longest >= 3600 else f"{minutes}:{seconds:02}"
@@ -226,13 +227,13 @@ def clock(seconds: float, longest: float = 0.0) -> str:
 def to_json(value: Any) -> str:
     """JSON on one line, valid UTF-8 for every reader.
 
-    NaN and infinity become null. Bytes of file names that are not UTF-8 are written as \\xNN. What some readers take
-    for the end of a line (U+0085, U+2028, U+2029) and other control characters are escaped.
+    NaN and infinity become null. Bytes of file names that are not UTF-8 are written as \\xNN. Characters that some
+    readers take for the end of a line (U+0085, U+2028, U+2029) and other control characters are escaped.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         text.encode()
-    except ValueError:  # NaN, infinity, or bytes that are not UTF-8: seldom, and looking for them takes its time
+    except ValueError:  # NaN, infinity, or bytes that are not UTF-8: rare, and looking for them takes time
         text = json.dumps(_strict(value), ensure_ascii=False, allow_nan=False)
     return text.translate(_ESCAPES) if _ESCAPED.search(text) else text
 

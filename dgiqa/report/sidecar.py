@@ -1,4 +1,4 @@
-"""Rows -> a JSON file for each image, beside it or in a folder of its own."""
+"""Rows -> a JSON file for each image, next to it or in a separate folder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ SUFFIX = ".dgiqa.json"  # cameras' and clouds' own sidecars are called photo.jpg
 
 
 class SidecarWriter(Writer):
-    """`photo.jpg.dgiqa.json` for `photo.jpg`: the row. Each appears whole or not at all, and replaces an older one.
+    """Writes each row to `photo.jpg.dgiqa.json` for `photo.jpg`, which appears whole and replaces an older one.
 
-    where: "beside", or a folder in which images keep their places below the current one. What is no file on this disk,
-    such as a member of an archive, gets one in a folder only.
+    where: "beside" (next to the image), or a folder that repeats the images' places below the current one. An image
+    that is no file on this disk, such as a member of an archive, gets one only in a folder.
     """
 
     def __init__(self, where: str) -> None:

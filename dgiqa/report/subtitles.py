@@ -1,4 +1,4 @@
-"""Rows of a video -> subtitles and chapters that say the score of each frame until the next one."""
+"""Rows of a video -> subtitles and chapters that show the score of each frame until the next one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _Spans:
         self._step_s = 1.0
 
     def write(self, row: Row) -> None:
-        """One frame; the one before it is written."""
+        """Take one frame, and write the one before it."""
         if self._open is not None:
             if row["path"] != self._open["path"]:
                 raise ValueError("subtitles and chapters describe one video; score them one at a time")
@@ -27,7 +27,7 @@ class _Spans:
         self._open = row
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """The last one; the others are written."""
+        """Write the last frame."""
         if self._open is not None:
             self._emit(self._open, self._open["time_s"] + self._step_s)
         self._open = None
@@ -72,5 +72,5 @@ def _words(row: Row) -> str:
 
 
 def _escaped(text: str) -> str:
-    """FFmpeg's metadata files give =, ;, # and \\ a meaning."""
+    """Escape =, ;, #, \\ and line ends, which have a meaning in FFmpeg's metadata files."""
     return "".join("\\" + c if c in "=;#\\\n" else c for c in text)

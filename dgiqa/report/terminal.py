@@ -1,4 +1,4 @@
-"""Rows for the eye, drawn by rich: a table as they come, and a progress line that makes way for it.
+"""Rows for people, drawn by rich: a table, line by line, and a progress line that makes way for it.
 
 rich is imported once something is drawn: a run that writes JSON lines does without it.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 BAR_CELLS = 10
 ENDLESS = 10_000  # columns where no terminal ends a line
-# What a row tells besides its score, and what it is of.
+# What a row shows in addition to its score, and what it is about.
 HEADINGS = {
     "image": ("size", "image"),
     "frame": ("scene", "video"),
@@ -32,7 +32,7 @@ HEADINGS = {
 class TableWriter:
     """Score, standard error, a bar, the image's size or the frame's time and scene, and the name.
 
-    What fails its gate is red. The name comes last, so no width is guessed ahead; its faults and note follow where
+    Scores that fail the gate are red. The name comes last, so no width needs to be guessed; faults and note follow if
     there is room. A narrow terminal goes without the bar, then without the size or scene.
     """
 
@@ -81,7 +81,7 @@ class TableWriter:
         return f"{row['drop']:+.4f}" if self.kind == "pair" else str(row[HEADINGS[self.kind][0]])
 
     def _print(self, cells: Sequence[str], styles: Sequence[str], bar: Text, said: str = "") -> None:
-        """One line of the table; what is said of a picture is left out where there is no room for it."""
+        """Print one line of the table. said: faults and note, left out if there is no room."""
         from rich.text import Text
 
         (time_s, score, error, about, name), width = cells, self.console.width
@@ -98,7 +98,7 @@ class TableWriter:
         self.console.print(line, no_wrap=True, overflow="ignore", crop=False)
 
     def _error(self, row: Row) -> None:
-        # Never shortened: what to do about it stands at the end.
+        # Never shortened: the advice is at its end.
         from rich.text import Text
 
         time_s = f"{row['time_s']:9.2f}  " if self.frames else ""
@@ -111,7 +111,7 @@ class TableWriter:
 
 
 class ProgressLine:
-    """One line on a terminal, redrawn in place: a bar where the total is known, and what the summary says of itself.
+    """One line on a terminal, redrawn in place: a bar if the total is known, and the summary's progress.
 
     Not rich's Live, which hides the cursor and takes over both streams: a killed run would leave the cursor hidden.
     """
@@ -155,7 +155,7 @@ class ProgressLine:
 def console_for(stream: TextIO, *, terminal: bool | None = None) -> Console:
     """rich's console for a stream: it shows text as it is, and colours only on a terminal and without NO_COLOR.
 
-    terminal: whether somebody looks at it, where the caller knows. Where nobody does, no line ends early.
+    terminal: whether the stream is one, if the caller knows. Elsewhere no line is cut.
     """
     from rich.console import Console
 
@@ -176,7 +176,7 @@ def console_for(stream: TextIO, *, terminal: bool | None = None) -> Console:
 def print_table(console: Console, rows: Sequence[Sequence[RenderableType]], numbers: Container[int] = ()) -> None:
     """A header and rows in aligned columns, two spaces apart. numbers: the columns that are aligned to the right.
 
-    Nothing is cut where the console is narrower: its lines then break.
+    Nothing is cut: a narrower terminal wraps the lines.
     """
     from rich.table import Table
 
@@ -190,13 +190,13 @@ def print_table(console: Console, rows: Sequence[Sequence[RenderableType]], numb
 
 
 def printable(text: str) -> str:
-    """Text safe for a terminal: control characters and what is not Unicode are escaped, so a file name cannot move the
+    """Text safe for a terminal: control characters and non-Unicode bytes are escaped, so a file name cannot move the
     cursor or break the line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def shortened(text: str, room: int, unicode: bool = True) -> str:
-    """The end of the text in at most that many terminal cells (the end of a path tells more than its beginning)."""
+    """The end of the text in at most that many terminal cells (the end of a path says more than its beginning)."""
     if _cells(text) <= room:
         return text
     mark = "…" if unicode else "..."
@@ -217,7 +217,7 @@ def can_encode(stream: TextIO, text: str) -> bool:
 
 
 def _bar(console: Console, share: float, cells: int, colour: str) -> Text:
-    """A share in [0, 1] to half a cell; what is left of it is dim, or blank where there are no colours."""
+    """A share in [0, 1] to half a cell; the rest is dim, or blank without colours."""
     from rich.text import Text
 
     full, half = "━╸" if can_encode(console.file, "━╸") else "- "  # type: ignore[arg-type]
@@ -228,7 +228,7 @@ def _bar(console: Console, share: float, cells: int, colour: str) -> Text:
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether someone looks at the stream."""
+    """Whether the stream is an open terminal."""
     return not stream.closed and stream.isatty()
 
 
