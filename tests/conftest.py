@@ -69,7 +69,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def the_same_numbers() -> None:
     """What a test draws without a seed of its own does not depend on the tests before it."""
     if torch := sys.modules.get("torch"):
-        torch.manual_seed(7)
+        torch.default_generator.manual_seed(
+            7
+        )  # torch.manual_seed looks for devices as well, for as long as many tests take
 
 
 @pytest.fixture(scope="module", autouse=True)

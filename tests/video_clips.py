@@ -43,9 +43,10 @@ def write(
                 stream.pix_fmt = layout
                 stream.codec_context.gop_size = gop
                 stream.codec_context.time_base = base
+                stream.codec_context.thread_count = 1  # the same clip on any machine, and no frame waits for a core
                 if prepare:
                     prepare(container, stream)
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=layout)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=layout, threads=1)
             frame.pts, frame.time_base = round(times[i] * 1000) if times else i, base
             if mark:
                 mark(frame)

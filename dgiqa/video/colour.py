@@ -55,7 +55,7 @@ def to_rgb(frame: av.VideoFrame, *, deinterlace: bool = False, turn: Turn | None
 
 def luma_thumbnail(frame: av.VideoFrame) -> UInt8:
     """The frame's luma, averaged over areas to uint8 [36,64]; not turned upright. A tenth of the time of `to_rgb`."""
-    small = frame.reformat(width=THUMB[0], height=THUMB[1], format="gray", interpolation="AREA")
+    small = frame.reformat(width=THUMB[0], height=THUMB[1], format="gray", interpolation="AREA", threads=1)
     return np.asarray(small.to_ndarray(), np.uint8)
 
 

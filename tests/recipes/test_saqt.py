@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import sys
 import time
@@ -70,6 +71,14 @@ def pristine(tmp_path_factory) -> Path:
         cv2.imwrite(str(folder / f"sub/other{n}.jpg"), scene(n))
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n....")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_extractor():
+    """Making the network and reading its weights takes longer than the pictures."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(match, "extractor", functools.cache(match.extractor))
+        yield
 
 
 @pytest.fixture(scope="module")
