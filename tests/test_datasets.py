@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -23,13 +24,14 @@ from dgiqa.nn.datasets import (
     DepthNetwork,
     IQADataset,
     Record,
-    RecordSamples,
+    Samples,
     cached_rgb_and_depth,
     fill_depth_cache,
     load_csv,
     load_dataset,
     official_split,
     random_split,
+    with_depth,
 )
 
 PIXEL = cv2.imencode(".bmp", np.zeros((2, 2, 3), np.uint8))[1].tobytes()
@@ -575,7 +577,7 @@ def test_samples_have_rgb_and_depth_of_one_size(tmp_path):
         Record("d", picture(tmp_path / "d.png", 3), 0.0),
     ]
     assert fill_depth_cache(records, counted.network, cache) == 4
-    samples = RecordSamples(records, counted.network, cache)
+    samples = Samples(records, partial(with_depth, network=counted.network, cache_dir=cache))
     assert counted.calls == 4
     assert samples[0].rgb.shape == (384, 480, 3)
     assert samples[1].rgb.shape == (384, 512, 3)
@@ -599,4 +601,4 @@ def test_pictures_that_cannot_be_read_are_named_together_before_training_starts(
     assert fill_depth_cache(records[2:], counted.network, cache) == 0
     assert capsys.readouterr().err == "", "nothing was done, so there is nothing to tell"
     with pytest.raises(ImageError, match=r"a\.png"):
-        RecordSamples(records, counted.network, cache)[0]
+        with_depth(records[0], counted.network, cache)

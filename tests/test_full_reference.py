@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -18,13 +19,13 @@ from torch import nn
 
 from dgiqa.errors import DgiqaError, WeightsError
 from dgiqa.nn.checkpoints import load_weights
-from dgiqa.nn.datasets import Sample, load_csv
+from dgiqa.nn.datasets import Sample, Samples, load_csv, plain
 from dgiqa.nn.fitting import saved_config
 from dgiqa.nn.full_reference import DGIQAFR, DGIQAFRConfig, reference_files, with_reference
 from dgiqa.nn.glintiqa import TRAINING, GlintIQA, GlintIQAConfig
 from dgiqa.nn.network import DGIQA, DGIQAConfig
-from dgiqa.nn.plain import PlainSamples, plain_predictor
-from dgiqa.nn.train import CropBatches, TrainConfig, learning_rate, losses, network_inputs, train
+from dgiqa.nn.predict import predictor
+from dgiqa.nn.train import PLAIN_TILING, CropBatches, TrainConfig, learning_rate, losses, network_inputs, train
 from dgiqa.nn.weights import save_weights
 
 SIZES = DGIQAConfig(
@@ -179,7 +180,7 @@ def test_glintiqa_learns_raw_labels_by_l1_with_its_frozen_layers_still(tmp_path:
     dataset = load_csv(table, worst=100, best=0)
     ends = dataset.worst, dataset.best
     small = dataclasses.replace(GlintIQA.preprocess, tile=64)
-    samples = PlainSamples(dataset.records, ends, small)
+    samples = Samples(dataset.records, functools.partial(plain, ends=ends, p=small))
     assert [samples[i].score for i in range(4)] == pytest.approx([10, 30, 50, 70])
     assert samples[2].rgb.shape == (70, 68, 3)
     torch.manual_seed(0)
@@ -196,7 +197,7 @@ def test_glintiqa_learns_raw_labels_by_l1_with_its_frozen_layers_still(tmp_path:
     still = ("vgfe.backbone.patch_embed", "vgfe.backbone.blocks.0.", "clfe.backbone.conv1", "clfe.backbone.layer1")
     assert moved
     assert not [name for name in moved if name.startswith(still)]
-    predicted = plain_predictor(ends)(model, dataset.records)
+    predicted = predictor(samples.read, small, PLAIN_TILING)(model, dataset.records)
     assert predicted.shape == (4,)
 
 

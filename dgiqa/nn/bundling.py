@@ -28,9 +28,9 @@ from dgiqa.nn.deploy import Attention
 from dgiqa.nn.depth import SMALL_PREPROCESS, SmallDepth
 from dgiqa.nn.full_reference import DGIQAFR
 from dgiqa.nn.network import DGIQA
-from dgiqa.nn.onnx_export import PHOTOGRAPHS, Export, ExportError, export_depth, export_quality, photographs, takes
+from dgiqa.nn.onnx_export import PHOTOGRAPHS, Export, ExportError, export_depth, export_quality, photographs
 from dgiqa.nn.reference import TorchScorer, decode
-from dgiqa.nn.systems import system_of
+from dgiqa.nn.systems import system_of, takes
 from dgiqa.parity import beside, golden_files, verify_bundle
 from dgiqa.scorer import Scorer
 from dgiqa.spec import Preprocess

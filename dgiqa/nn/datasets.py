@@ -385,22 +385,35 @@ def working_pair(
     return working_image(rgb, network.p), resize_short_side(depth, network.p.short_side)
 
 
-class RecordSamples:
-    """Records as the `Sample`s that training reads: decoded, with cached depth, resized as the network's bundle does.
+@dataclass(frozen=True)
+class Samples:
+    """Labelled records as training reads them. read: what makes a `Sample` of a record."""
 
-    The paper crops "instead of resizing" but its inference resizes; so both see the same scale.
-    """
-
-    def __init__(self, records: Sequence[Record], network: DepthNetwork, cache_dir: str | Path) -> None:
-        self.records, self.network, self.cache_dir = records, network, Path(cache_dir)
+    records: Sequence[Record]
+    read: Callable[[Record], Sample]
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Sample:
-        record = self.records[index]
-        rgb, depth = working_pair(record.path, self.network, self.cache_dir)
-        return Sample(rgb, depth, record.score)
+        return self.read(self.records[index])
+
+
+def with_depth(record: Record, network: DepthNetwork, cache_dir: str | Path) -> Sample:
+    """A record decoded, with cached depth, both resized as the network's bundle does.
+
+    The paper crops "instead of resizing" but its inference resizes; so both see the same scale.
+    """
+    return Sample(*working_pair(record.path, network, cache_dir), record.score)
+
+
+def plain(record: Record, ends: tuple[float, float], p: Preprocess) -> Sample:
+    """A record for networks that see it without depth: the working image, an empty depth image, its own label.
+
+    ends: the labels that became a record's score of 0 and of 1; labels beyond them count as the ends.
+    """
+    rgb, (worst, best) = working_image(read_rgb(record.path), p), ends
+    return Sample(rgb, np.broadcast_to(np.uint8(0), rgb.shape[:2]), worst + record.score * (best - worst))
 
 
 def fill_depth_cache(records: Sequence[Record], network: DepthNetwork, cache_dir: str | Path) -> int:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,13 +35,14 @@ from dgiqa.nn.checkpoints import load_dgiqa
 from dgiqa.nn.commands import exit_code, watched
 from dgiqa.nn.datasets import (
     IQADataset,
-    RecordSamples,
+    Samples,
     bundle_depth,
     fill_depth_cache,
     load_csv,
     load_dataset,
     official_split,
     random_split,
+    with_depth,
 )
 from dgiqa.nn.predict import METRICS, TEST_TILING, Predict, model_predictor, scores_of
 from dgiqa.nn.train import (
@@ -360,10 +362,10 @@ def _trained(options: argparse.Namespace, config: TrainConfig, out: Path) -> Res
         print(f"seed {seed} of {options.seeds}: {len(training.records)} pictures", file=sys.stderr, flush=True)
         torch.manual_seed(config.seed + seed)
         model = first_network(options)
-        samples = RecordSamples(training.records, network, options.depth_cache)
+        read = functools.partial(with_depth, network=network, cache_dir=options.depth_cache)
         # With the published parts, a seed's batches and crops are all that its training has of its own.
         seeded = dataclasses.replace(config, seed=config.seed + seed) if official else config
-        weights = train(model, samples, seeded, out / f"seed{seed}")
+        weights = train(model, Samples(training.records, read), seeded, out / f"seed{seed}")
         trained = load_dgiqa(weights).to(next(model.parameters()).device)
         return model_predictor(trained, network, options.depth_cache, options.tiling)
 

@@ -6,23 +6,18 @@ linear layer, a sigmoid. Whether the difference is signed is not visible in the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dgiqa import forward
 from dgiqa.errors import DgiqaError
 from dgiqa.full_reference import DIFFERENCES, TOP, FullReference
 from dgiqa.nn.datasets import DepthNetwork, IQADataset, Record, Sample, working_pair
 from dgiqa.nn.network import DGIQA, DGIQAConfig
-from dgiqa.nn.predict import mean_scores
-from dgiqa.spec import Preprocess
 
 STEEP = 2.0  # of the difference of logits, at the start
 REFERENCE_FOLDERS = (".", "images", "reference_images", "refimgs", "ref_imgs", "src_imgs", "references")
@@ -94,27 +89,6 @@ def with_reference(network: DGIQA, difference: str = "signed") -> DGIQAFR:
     return made
 
 
-class PairSamples:
-    """Records beside their references as `Sample`s: rgb uint8 [H,W,6] and depth uint8 [H,W,2], the picture first.
-
-    references: name of a reference -> its file, see `reference_files`.
-    """
-
-    def __init__(
-        self, records: Sequence[Record], references: Mapping[str, Path], network: DepthNetwork, cache_dir: str | Path
-    ) -> None:
-        self.records, self.references = records, references
-        self.network, self.cache_dir = network, Path(cache_dir)
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Sample:
-        record = self.records[index]
-        rgb, depth = _pair(record, self.references, self.network, self.cache_dir)
-        return Sample(np.concatenate(rgb, 2), np.stack(depth, 2), record.score)
-
-
 def reference_files(dataset: IQADataset, root: Path) -> dict[str, Path]:
     """Name of each reference picture of the dataset -> its file. Raises DgiqaError that names those without one.
 
@@ -134,26 +108,14 @@ def reference_files(dataset: IQADataset, root: Path) -> dict[str, Path]:
     return found
 
 
-def pair_predictor(
-    model: DGIQAFR, references: Mapping[str, Path], network: DepthNetwork, cache_dir: Path
-) -> Callable[[Sequence[Record]], NDArray[np.floating]]:
-    """Full-reference scores f64 [n] of records, mean over the grid's tiles."""
+def beside(record: Record, references: Mapping[str, Path], network: DepthNetwork, cache_dir: str | Path) -> Sample:
+    """A record and its reference: rgb uint8 [H,W,6] and depth uint8 [H,W,2], the picture first.
 
-    def tiles(record: Record) -> Iterator[list[NDArray[Any]]]:
-        pairs = zip(*_pair(record, references, network, cache_dir), strict=True)
-        both = [forward.tiles(rgb, depth, "grid", Preprocess()) for rgb, depth in pairs]
-        return ([array for feeds in each for array in feeds.values()] for each in zip(*both, strict=True))
-
-    return lambda records: mean_scores(model, records, tiles, output=0)
-
-
-def _pair(
-    record: Record, references: Mapping[str, Path], network: DepthNetwork, cache_dir: Path
-) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.uint8]]]:
-    """Working images, and depth images, of a record and of its reference."""
+    references: name of a reference -> its file, see `reference_files`.
+    """
     original = references[record.reference or ""]
     pairs = [working_pair(path, network, cache_dir) for path in (record.path, original)]
     if pairs[0][0].shape != pairs[1][0].shape:
         raise DgiqaError(f"{record.path} and its reference {original} have different shapes; take it out of the list")
     rgb, depth = zip(*pairs, strict=True)
-    return list(rgb), list(depth)
+    return Sample(np.concatenate(rgb, 2), np.stack(depth, 2), record.score)

@@ -34,6 +34,7 @@ from dgiqa.nn.depth import SMALL_PREPROCESS, SmallDepth
 from dgiqa.nn.depth_anything import ENCODERS, DepthAnything
 from dgiqa.nn.network import DGIQA, FULL, SMALL
 from dgiqa.nn.reference import decode, depth_input, network_tiles
+from dgiqa.nn.systems import takes
 from dgiqa.runtime.ort import OrtSession
 from dgiqa.spec import Preprocess
 from dgiqa.store import replacing
@@ -221,11 +222,6 @@ def _depth_named(name: str) -> tuple[nn.Module, Preprocess]:
         raise WeightsError(f"{name} looks like DGIQA; wanted the weights of a depth network")
     small = isinstance(network, SmallDepth)
     return network, SMALL_PREPROCESS if small else Preprocess()
-
-
-def takes(model: nn.Module) -> tuple[str, ...]:
-    """Names of a quality network's inputs, in the order of its arguments."""
-    return getattr(model, "inputs", (spec.QUALITY_RGB, spec.QUALITY_DEPTH))
 
 
 def _tiles_of(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dgiqa import forward
+from dgiqa import forward, spec
 from dgiqa.metrics import krocc, logistic_mapped, plcc, rmse, srocc
 from dgiqa.nn.commands import watched
 from dgiqa.nn.datasets import DepthNetwork, working_pair
+from dgiqa.nn.systems import takes
 from dgiqa.spec import Preprocess
 
 METRICS = ("srocc", "plcc", "plcc_logistic", "krocc", "rmse", "rmse_logistic")
@@ -34,11 +35,41 @@ def model_predictor(
     tiling: "grid", or "official:20" for the authors' random crops. Leaves the network in evaluation mode.
     """
 
-    def tiles(path: Path) -> Iterable[Arrays]:
-        fed = forward.tiles(*working_pair(path, network, cache_dir), tiling, Preprocess(), TILE_BATCH)
-        return (feeds.values() for feeds in fed)
+    def read(path: Path) -> Sequence[Any]:
+        return working_pair(path, network, cache_dir)
 
-    return lambda paths: mean_scores(model, paths, tiles)
+    predict = predictor(read, Preprocess(), tiling, TILE_BATCH)
+    return lambda paths: predict(model, paths)
+
+
+def predictor(
+    read: Callable[[T], Sequence[Any]],
+    p: Preprocess,
+    tiling: str = TEST_TILING,
+    batch: int = forward.BATCH,
+    output: int | None = None,
+) -> Callable[[nn.Module, Sequence[T]], NDArray[np.float64]]:
+    """(network, items) -> f64 [n]: `mean_scores` of the tiles of what `read` makes of each item.
+
+    read: working image uint8 [H,W,3] and depth image [H,W], or of a picture and its reference [H,W,6] and [H,W,2], as a
+    `Sample` begins. batch: tiles at a time. output: as in `mean_scores`.
+    """
+
+    def predict(model: nn.Module, items: Sequence[T]) -> NDArray[np.float64]:
+        sees_depth = spec.QUALITY_DEPTH in takes(model)
+
+        def tiles(item: T) -> Iterator[list[NDArray[Any]]]:
+            rgb, depth = read(item)[:2]
+            count = rgb.shape[2] // 3  # of pictures
+            pictures = map(np.ascontiguousarray, np.split(rgb, count, 2))
+            planes = map(np.ascontiguousarray, np.moveaxis(np.atleast_3d(depth), 2, 0))
+            depths = planes if sees_depth else [None] * count
+            cut = [forward.tiles(*pair, tiling, p, batch) for pair in zip(pictures, depths, strict=True)]
+            return ([array for feeds in each for array in feeds.values()] for each in zip(*cut, strict=True))
+
+        return mean_scores(model, items, tiles, output)
+
+    return predict
 
 
 @torch.inference_mode()

