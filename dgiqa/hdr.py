@@ -1,4 +1,4 @@
-"""HDR pictures and wide primaries -> what an SDR screen shows: sRGB, uint8. One fixed curve, for images and video."""
+"""Tone-map HDR pictures with wide primaries to sRGB, uint8, by one fixed curve for images and video."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 UInt8 = NDArray[np.uint8]
 
 PQ, HLG = 16, 18  # transfer characteristics by their numbers in ITU-T H.273
-WHITE_NITS = 203.0  # what SDR's white becomes in HDR (BT.2408)
+WHITE_NITS = 203.0  # luminance of SDR's white in HDR (BT.2408)
 HLG_PEAK_NITS = 1000.0
 KNEE = 0.6  # of SDR white: below it tones are kept, above it they are rolled off towards white
 BT2020_TO_709 = np.array(
@@ -20,12 +20,12 @@ BT2020_TO_709 = np.array(
 
 
 def tone_map(rgb: NDArray[np.uint16], transfer: str) -> UInt8:
-    """HDR as coded, uint16 [H,W,3] in BT.2020 -> SDR, uint8 [H,W,3] in BT.709.
+    """Turn coded HDR, uint16 [H,W,3] in BT.2020, into SDR, uint8 [H,W,3] in BT.709.
 
-    transfer "PQ" (SMPTE ST 2084) or "HLG" (BT.2100, for a 1000-nit screen). To light, 203 nits becoming 1; primaries
-    to BT.709, clipped; a brightest channel x above KNEE is rolled off to KNEE + (1 - KNEE)(1 - exp(-(x - KNEE)/(1 -
-    KNEE))), the others in proportion, so that hues stay; then sRGB's curve. One fixed curve: no metadata is used, and
-    equal code values always give equal pixels.
+    transfer: "PQ" (SMPTE ST 2084) or "HLG" (BT.2100, for a 1000-nit screen). Codes become light, where 203 nits are 1,
+    in BT.709's primaries, clipped below 0. If the brightest channel x is above KNEE, it becomes KNEE + (1 - KNEE)(1 -
+    exp(-(x - KNEE)/(1 - KNEE))), and the others are scaled alike, which keeps the hue. Then follows sRGB's curve. No
+    metadata is used, and equal code values always give equal pixels.
     """
     light = _pq_light()[rgb] if transfer == "PQ" else _hlg_light(rgb)
     light = np.maximum(cv2.transform(light, BT2020_TO_709), 0)
@@ -52,7 +52,7 @@ def _hlg_scene() -> NDArray[np.float32]:
 
 
 def _hlg_light(rgb: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """BT.2100's system gamma 1.2 on luminance turns scene light into that of the screen, in units of WHITE_NITS."""
+    """The screen's light in units of WHITE_NITS: BT.2100's system gamma 1.2 on the luminance of the scene's light."""
     scene = _hlg_scene()[rgb]
     luminance = cv2.transform(scene, np.array([[0.2627, 0.6780, 0.0593]], np.float32))
     gain = np.maximum(luminance.reshape(*scene.shape[:2], 1), 1e-6) ** 0.2
@@ -61,7 +61,7 @@ def _hlg_light(rgb: NDArray[np.uint16]) -> NDArray[np.float32]:
 
 @lru_cache(1)
 def srgb_levels() -> UInt8:
-    """sRGB level of light in 4096 steps, 0 to 1: uint8 [4096]. Steps are coarse only in the darkest ten levels."""
+    """The sRGB level of light in 4096 steps, 0 to 1: uint8 [4096]. Steps are coarse only in the darkest ten levels."""
     light = np.arange(4096) / 4095
     curve = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
     return np.asarray(np.rint(curve * 255), np.uint8)

@@ -1,9 +1,9 @@
 """The last layer of a quality network's ONNX file: score = sigmoid(w . features + b), features = mean(maps S [C,h,w]).
 
-The gradient of the logit by the maps is w / (h w) everywhere. So w . S is their Grad-CAM (Selvaraju et al., arXiv
-1610.02391) exactly, up to that factor and before its ReLU, and its mean plus b is the logit. Features may go on behind
-these means (`DGIQAConfig.statistics`); their share of the logit has no place. The `onnx` package reads the file;
-nothing needs torch.
+The gradient of the logit with respect to the maps is w / (h w) everywhere. So w . S is their Grad-CAM (Selvaraju et
+al., arXiv 1610.02391) exactly, up to that factor and before its ReLU, and its mean plus b is the logit. More features
+may follow these means (`DGIQAConfig.statistics`); their share of the logit has no position. The `onnx` package reads
+the file; nothing needs torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dgiqa.runtime.ort import OrtSession
 
 
 class CamSession:
-    """A quality network that also tells where in a tile its logit comes from. Runs on ONNX Runtime.
+    """A quality network that also shows where in a tile its logit comes from. Runs on ONNX Runtime.
 
     Raises BundleError unless its score is sigmoid(w . features + b) of averaged maps, BackendError without onnx.
     """
@@ -37,7 +37,7 @@ class CamSession:
         self._session = OrtSession(model.SerializeToString())
 
     def logits(self, feeds: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Tiles' inputs -> f32 [n,h,w]: the logit of each place; their mean is the tile's."""
+        """Run on tiles. Return f32 [n,h,w], the logit of each position; their mean is the tile's logit."""
         found = self._session.run(feeds)
         maps, features = found[self._maps], found[spec.QUALITY_FEATURES]
         mapped = maps.shape[1]
@@ -47,7 +47,7 @@ class CamSession:
 
 
 def last_layer(graph: Any, path: str | Path) -> tuple[Any, Any]:
-    """Weight and bias between the features and the score, as they stand in the graph. BundleError if there is more."""
+    """The graph's weight and bias between the features and the score. BundleError if it is not one linear layer."""
     makers = {name: node for node in graph.node for name in node.output}
     constants = {tensor.name: tensor for tensor in graph.initializer}
     bias, sigmoid = "", False
@@ -67,7 +67,7 @@ def last_layer(graph: Any, path: str | Path) -> tuple[Any, Any]:
 
 
 def _averaged(graph: Any, path: str | Path) -> str:
-    """Name of the maps [n,C,h,w] whose mean the features are, or begin with."""
+    """Name of the maps [n,C,h,w] whose means are the features, or the first of them. BundleError if there are none."""
     makers = {name: node for node in graph.node for name in node.output}
     node = makers.get(spec.QUALITY_FEATURES)
     while node is not None and node.op_type in ("Reshape", "Squeeze", "Flatten", "Concat"):

@@ -1,15 +1,15 @@
-"""Images on a GPU become tile scores there; only the scores are copied to the host.
+"""Score images on a GPU without leaving it: only the tile scores are copied to the host.
 
-    image u8 [H,W,3] ──► kept copy ──► depth input ──► depth network ──► least and greatest depth
+    image u8 [H,W,3] ──► kept copy ──► depth input ──► depth network ──► minimum and maximum depth
                               └──► (working image) ──────► tiles ◄──┘ ──► quality network ──► scores, one copy
 
-Version 1 of the preprocessing cuts tiles from the image itself, resizing as it goes. Version 2 averages areas, of which
-neighbouring tiles would share too many, so it makes the working image first.
+Version 1 of the preprocessing cuts tiles from the image itself, resizing as it goes. Version 2 averages areas, many of
+which neighbouring tiles would share, so it makes the working image first.
 
-Images wait for one of two lanes. The lane that is free takes the oldest, and with it others of its size, as many as the
-depth network takes at once; everything of them after the copy is one CUDA graph, recorded when a size comes for the
-second time, in memory that is kept per size. The kernels are `runtime.kernels`', `preprocess` is what they mean.
-Checked with the emulated kernels and networks on the CPU; not yet run on a GPU.
+Images wait for one of two lanes. A free lane takes the oldest image, and with it others of its size, as many as the
+depth network takes at once. All their work after the copy is one CUDA graph, recorded when a size comes for the second
+time, in memory that is kept per size. The kernels are in `runtime.kernels`; `preprocess` defines what they compute.
+Not yet run on a GPU: checked with the emulated kernels, and networks on the CPU.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from dgiqa.work import Work
 
 LANES = 2  # one is prepared while the other runs
 SIZES = 4  # image sizes whose memory each lane keeps
-_RANGE_BYTES = 16  # of one image's range, before the scores, so that one copy brings both
+_RANGE_BYTES = 16  # of one image's range, stored before the scores, so that one copy brings both
 _WANTED = "wanted uint8 [H,W,3] RGB, [H,W] or [H,W,1] on the device"
 
 
 class Bound(Protocol):
-    """Arrays at fixed places, by name, and the network between them."""
+    """Arrays at fixed addresses, by name, and the network between them."""
 
     arrays: dict[str, DeviceArray]
 
@@ -49,14 +49,14 @@ class Bound(Protocol):
 
 
 class Network(Protocol):
-    """A session that reads and writes arrays on the device, as TrtSession and OrtSession do."""
+    """A session that reads and writes arrays on the device, such as TrtSession or OrtSession."""
 
     def bind(self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None, lane: Lane) -> Bound: ...
 
 
 @dataclass(eq=False)
 class _Request:
-    """An image that waits for a lane. source: keeps its memory; after: the streams that must be done with it."""
+    """An image that waits for a lane. source: keeps its memory alive. after: the streams that must be done with it."""
 
     image: Image | Nv12
     source: Any
@@ -68,16 +68,16 @@ class _Request:
 
     @property
     def like(self) -> tuple[Any, ...]:
-        """Requests of which this is equal can go together."""
+        """A key: requests with equal keys can run together."""
         return self.image.height, self.image.width, self.tiling, self.batch
 
 
 class DeviceScorer:
     """A bundle's two networks with the kernels between them, all on one device. Safe from several threads.
 
-    depth, quality: sessions that take device arrays. lanes: each keeps the memory of the image sizes that came last.
-    together: images of one size per run of the depth network, which are those that wait when a lane is free. home: the
-    context that images must be of, where that is known.
+    depth, quality: sessions that take device arrays. lanes: each keeps the memory for the latest image sizes. together:
+    at most this many waiting images of one size share a run of the depth network. home: the context that images must be
+    in, if it is known.
     """
 
     def __init__(
@@ -104,11 +104,11 @@ class DeviceScorer:
             self._free.put(lane)
 
     def score(self, source: Any, tiling: str = "grid", *, batch: int = 8, stream: Any = None) -> Work:
-        """Score uint8 [H,W,3] or a decoder's NV12, after what is on the caller's stream, and wait for the scores.
+        """Score uint8 [H,W,3] or a decoder's NV12, after the work on the caller's stream, and wait for the scores.
 
-        source: offers __cuda_array_interface__ (any strides) or DLPack, or is a kernels.Nv12. tiling: as in Scorer.
+        source: has __cuda_array_interface__ (any strides) or DLPack, or is a kernels.Nv12. tiling: as in Scorer.
         batch: most tiles per run of the quality network. The image may change once this returns or raises.
-        Its working image and depth image have their shapes alone.
+        The result's working image and depth image have the right shapes, but no pixels.
         Raises ImageError for another shape or dtype, DgiqaError if the depth is not finite, BackendError if something
         on the device fails.
         """
@@ -120,14 +120,14 @@ class DeviceScorer:
             self._waiting.append(asked)
         lane = self._free.get()
         try:
-            # Every caller takes the oldest there are, its own or not, so that no request is left behind.
+            # Every caller takes the oldest requests, even if its own is not among them, so that none is left behind.
             self._run(lane, self._take())
         finally:
             self._free.put(lane)
         return asked.found.result()
 
     def to_host(self, source: Any, stream: Any = None) -> NDArray[np.uint8]:
-        """A copy of an image that `score` takes: uint8 [H,W,3] RGB. Raises as it does."""
+        """Copy an image that `score` takes to the host: uint8 [H,W,3] RGB. Raises as `score` does."""
         image, after = self._placed(source, stream)
         lane = self._free.get()
         try:
@@ -162,7 +162,7 @@ class DeviceScorer:
         return image, [s for s in (stream, producer) if s is not None]
 
     def _take(self) -> list[_Request]:
-        """The oldest request and those like it, a power of two of them: sizes that come again have few numbers."""
+        """The oldest request and those like it, a power of two of them, to keep the number of different plans small."""
         with self._turn:
             if not self._waiting:
                 return []
@@ -184,7 +184,7 @@ class DeviceScorer:
                         else:
                             request.found.set_result(scores)
                 finally:
-                    lane.sync()  # whatever happened, nothing reads the images any more
+                    lane.sync()  # whatever happened, nothing may still read the images
         except Exception as error:
             for request in requests:
                 if not request.found.done():
@@ -231,18 +231,18 @@ class _Plan:
         self._found = lane.empty((nbytes,), np.uint8)
 
     def place(self, i: int) -> int:
-        """Where the work finds an image."""
+        """The address at which the work expects image i."""
         return self._at(self.pixels, i)
 
     def run(self) -> None:
         self._lane.replay(self, self._work)
 
     def results(self, requests: list[_Request]) -> list[Work | DgiqaError]:
-        """Wait; the scores of each image, or what was wrong with it."""
+        """Wait for the work. Return each image's scores, or its error."""
         data = self._lane.numpy(self._found)
         rows = {name: self._rows(data, name) for name in self._columns}
         scores = rows.pop(spec.QUALITY_OUTPUT)
-        there = np.broadcast_to(np.uint8(0), self.short)  # the working images' place; their pixels never came
+        there = np.broadcast_to(np.uint8(0), self.short)  # in place of the working images, whose pixels stay on the GPU
         found: list[Work | DgiqaError] = []
         for i, request in enumerate(requests):
             words = data[_RANGE_BYTES * i :][: 4 * RANGE_WORDS].view(np.uint32)
@@ -257,7 +257,7 @@ class _Plan:
         return found
 
     def _work(self) -> None:
-        """Everything from the kept copies to the kept scores; nothing in it depends on the images."""
+        """Enqueue everything from the kept copies to the kept scores; it is the same for every image."""
         for i in range(self.count):
             self._depth_input(i)
         self._run_depth.put()
@@ -270,7 +270,7 @@ class _Plan:
                 own = [k for k, (image, _) in enumerate(part) if image == i]
                 self._cut(i, part[own[0]][1], len(own), own[0])
             self._run_quality[len(part)].put()
-            for name, columns in self._columns.items():  # beside the others, before the next part overwrites them
+            for name, columns in self._columns.items():  # to their own place, before the next part overwrites them
                 source = self._run_quality[len(part)].arrays[name].pointer
                 start = self._found.pointer + self._starts[name] + 4 * columns * begin
                 self._lane.copy(start, source, 4 * columns * len(part))
@@ -286,7 +286,7 @@ class _Plan:
             self._kernels.reduce(self._image(i), self.short, self._at(self.working, i), stream=stream)
 
     def _cut(self, i: int, first: int, count: int, at: int) -> None:
-        """Tiles `first` to `first + count` of an image, into the batch from its place `at` on."""
+        """Cut tiles `first` to `first + count` of an image into the batch, from position `at` on."""
         image = self._image(i)
         if self.working is not None:
             image = Image(self._at(self.working, i), *self.short, (3 * self.short[1], 3, 1))
@@ -320,7 +320,7 @@ class _Plan:
 
     @staticmethod
     def _at(array: DeviceArray, i: int) -> int:
-        """Where item i of an array lies."""
+        """The address of item i of an array."""
         return array.pointer + i * (array.nbytes // array.shape[0])
 
 
@@ -343,7 +343,7 @@ def open_device_scorer(depth: Any, quality: Any, p: spec.Preprocess) -> DeviceSc
 
 
 def context_of(session: Any) -> cuda.Context:
-    """Where a session's arrays lie. BackendError for one on a CPU."""
+    """The CUDA context of a session's arrays. BackendError if it runs on a CPU."""
     _check_on_a_gpu(session)
     return getattr(session, "context", None) or cuda.Context(session.device)
 
@@ -357,10 +357,10 @@ def _check_on_a_gpu(session: Any) -> None:
 
 
 def device_image(source: Any, stream: Any = None) -> tuple[Image | Nv12, int | None]:
-    """A uint8 image on a device as the kernels read it, and the stream of its producer where that must be waited for.
+    """A uint8 image on a device as the kernels read it, and its producer's stream to wait for, if there is one.
 
     Views are read in place: pitched rows, the first three channels of RGBA, BGR as image[..., ::-1], planes as
-    image.permute(1, 2, 0). Grey [H,W] and [H,W,1] are read three times. A kernels.Nv12 is taken as it is.
+    image.permute(1, 2, 0). Grey [H,W] and [H,W,1] are read three times. A kernels.Nv12 is returned unchanged.
     Raises ImageError for another shape or dtype.
     """
     if isinstance(source, Nv12):
@@ -379,13 +379,13 @@ def device_image(source: Any, stream: Any = None) -> tuple[Image | Nv12, int | N
 
 
 def _place(image: Image | Nv12, target: int, lane: Lane, kernels: Kernels) -> None:
-    """Copy an image to an address; whatever its strides, it is RGB there, without gaps."""
+    """Copy an image to an address, as contiguous RGB whatever its strides are."""
     row = 3 * image.width
     if isinstance(image, Nv12):
         kernels.nv12(image, target, stream=lane.handle)
     elif image.strides == (row, 3, 1):
         lane.copy(target, image.pointer, row * image.height)
-    else:  # the average of areas of one pixel
+    else:  # averages over areas of one pixel
         kernels.reduce(image, (image.height, image.width), target, stream=lane.handle)
 
 

@@ -1,8 +1,8 @@
-"""A file is ONNX and stands alone, or is refused; the onnx package is not needed for that.
+"""Refuse a file that is not ONNX or not self-contained, without the onnx package.
 
-Weights in other files lie outside of every hash that is taken of this one, and older versions of onnxruntime follow
-their paths out of the folder. OpenVINO goes by contents, not by name: what is called .onnx and holds its own XML brings
-its weights from a file beside it. Nothing that is made here is either, so both are refused.
+A file's hash does not cover weights in other files, and older versions of onnxruntime follow their paths out of the
+folder. OpenVINO goes by contents, not by name: a file named .onnx that holds OpenVINO's XML loads its weights from the
+file next to it. No file made here is of either kind, so both are refused.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dgiqa.errors import BundleError
 
-_FIRST = 1 << 3  # how the first field of a model, the number of its format, begins
+_FIRST = 1 << 3  # the byte that starts a model's first field, the number of its format
 
 # Messages that may hold tensors, by field number, as onnx.proto numbers them.
 _HOLDERS: dict[str, dict[int, str]] = {
@@ -31,7 +31,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 
 
 def check_stands_alone(path: Path) -> None:
-    """Raises BundleError if a file is no well-formed ONNX or keeps weights in other files, OSError if it is missing."""
+    """Raise BundleError if a file is not well-formed ONNX or keeps weights in other files, OSError if it is missing."""
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             elsewhere = _names_other_files(data)
@@ -57,7 +57,7 @@ def _names_other_files(data: mmap.mmap) -> bool:
 
 
 def _fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """(number, wire type, value, where its contents start) of every field; the value of bytes is how many there are."""
+    """(number, wire type, value, start of its contents) of every field; the value of a bytes field is their number."""
     while position < end:
         tag, position = _varint(data, position, end)
         wire, value = tag & 7, 0
@@ -73,7 +73,7 @@ def _fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int
 
 
 def _varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
-    """(value, position behind it)."""
+    """(value, position after it)."""
     value = 0
     for shift in range(0, 70, 7):
         if position >= end:

@@ -1,7 +1,7 @@
-"""Scores on this machine, compared with those a bundle was released with, become a verdict.
+"""Compare scores on this machine with those that a bundle was released with, and give a verdict.
 
-The golden images travel in the bundle; their scores were computed when it was made. Any engine, machine or version
-that reproduces them runs the same model.
+The bundle contains golden images and their scores, computed when it was made. Any engine, machine or version that
+reproduces these scores runs the same model.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 UInt8 = NDArray[np.uint8]
 
-# How far one score in [0, 1] may move. In fp32, engines differ by 1e-6 themselves; the rest is for a depth value that
-# falls on the other side of a uint8 step. Reduced precision is held to its budget on whole images only: tiles err two
-# to three times as much as their mean (small bundle, int8: 2.3e-2 and 0.9e-2).
+# How far a score in [0, 1] may move. In fp32, engines differ by only 1e-6; the rest allows for a depth value that falls
+# on the other side of a uint8 step. Reduced precision must meet its budget on whole images only: tiles err two to three
+# times as much as their mean (small bundle, int8: 2.3e-2 and 0.9e-2).
 BUDGETS = {"fp32": 1e-4, "fp16": 2e-3, "int8": 2e-2, "fp8": 2e-2, "bf16": 2e-2}
 TOLERANCE = BUDGETS["fp32"]
 
 
 @dataclass(frozen=True)
 class ParityRow:
-    """One golden image. difference: of the image's score, or of its full-reference score where that differs more;
-    tile_difference: the largest of its tiles' scores.
+    """One golden image. difference: of the image's score, or of its full-reference score if that differs more.
 
-    reasons_difference: the largest of its reasons' probabilities; infinite where there are not as many as wanted.
+    tile_difference: the largest of its tiles' scores. reasons_difference: the largest of its reasons' probabilities.
+    Both are infinite if the numbers of tiles or reasons differ.
     """
 
     file: str
@@ -51,7 +51,7 @@ class ParityRow:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """The result of `verify_bundle`. max_difference: over images, and in fp32 over tiles and reasons, too; it decides.
+    """The result of `verify_bundle`. max_difference, over images, and in fp32 over tiles and reasons, too, decides.
 
     mean_difference: over images. max_tile_difference: over tiles. max_reasons_difference: over reasons.
     share: max_difference / tolerance.
@@ -75,7 +75,7 @@ class ParityReport:
 
 
 class Candidate(Protocol):
-    """The side that is judged: an open bundle, as `forward.Stages` or a Scorer."""
+    """The side to judge: an open bundle, as `forward.Stages` or a Scorer."""
 
     @property
     def bundle(self) -> Bundle: ...
@@ -90,13 +90,13 @@ class Candidate(Protocol):
 
 
 class Reference(Protocol):
-    """The side that engines are compared with: another Scorer, or PyTorch (`dgiqa.nn.reference.TorchScorer`)."""
+    """The side to compare engines with: another Scorer, or PyTorch (`dgiqa.nn.reference.TorchScorer`)."""
 
     @property
     def backend(self) -> str: ...
 
     def score(self, source: UInt8, /) -> Any:
-        """uint8 [H,W,3] RGB -> something whose `value` is the score."""
+        """Score uint8 [H,W,3] RGB. Return an object whose `value` is the score."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,10 @@ class SweepRow:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The result of `sweep` over `images` pictures. srocc: of the engine's order against the reference's; NaN if there
-    is none, because scores are constant or not finite.
+    """The result of `sweep` over `images` pictures. share: max_difference / tolerance.
 
-    share: max_difference / tolerance. worst: the rows that differ most, worst first.
+    srocc: between the engine's and the reference's scores; NaN if either side's are constant or not finite.
+    worst: the rows that differ most, worst first.
     """
 
     reference: str
@@ -135,10 +135,10 @@ class Sweep:
 
 
 def verify_bundle(bundle: Bundle, scorer: Candidate, tolerance: float | None = None) -> ParityReport:
-    """Score the bundle's golden images with `scorer` and compare: within `tolerance`, every image.
+    """Score the bundle's golden images with `scorer` and compare: every image must be within `tolerance`.
 
-    tolerance: by default BUDGETS of the scorer's precision. In fp32 every tile must be within it as well; in reduced
-    precision tiles err more than their mean does, and are reported only.
+    tolerance: by default BUDGETS of the scorer's precision. In fp32 every tile must be within it as well. In reduced
+    precision tiles err more than their mean, and are only reported.
     Raises BundleError if the bundle has no golden images, ValueError if the scorer runs another bundle.
     """
     if scorer.bundle.id != bundle.id:
@@ -151,14 +151,14 @@ def verify_bundle(bundle: Bundle, scorer: Candidate, tolerance: float | None = N
 def compare(
     bundle: str, backend: str, rows: Iterable[ParityRow], tolerance: float, *, tiles: bool = True
 ) -> ParityReport:
-    """The verdict over rows. A difference that is NaN fails, as does another tiling, or having no row at all.
+    """The verdict on rows. It fails if a difference is NaN, if the tiling differs, or if there are no rows.
 
     tiles: whether tiles and reasons decide, too.
     """
     rows = tuple(rows)
     images, of_tiles = [row.difference for row in rows], [row.tile_difference for row in rows]
     of_reasons = [row.reasons_difference for row in rows]
-    # an infinite one is another tiling or a lost output: another model, whatever the mean says
+    # an infinite difference means another tiling or a lost output, so another model, whatever the mean is
     deciding = images + [d for d in of_tiles + of_reasons if tiles or not math.isfinite(d)]
     return ParityReport(
         bundle=bundle,
@@ -177,9 +177,9 @@ def compare(
 def sweep(
     scorer: Candidate, reference: Reference, tolerance: float | None = None, worst: int = 5, *, quick: bool = False
 ) -> Sweep:
-    """Score the golden images under DISTORTIONS with both and compare, image by image.
+    """Score the golden images under DISTORTIONS with both sides, and compare image by image.
 
-    tolerance: by default BUDGETS of the scorer's precision. worst: how many rows to keep. quick: only as they are.
+    tolerance: by default BUDGETS of the scorer's precision. worst: the number of rows to keep. quick: no distortions.
     Raises BundleError if the bundle has no golden images.
     """
     from dgiqa import metrics
@@ -207,7 +207,7 @@ def sweep(
 
 
 def certify(bundle: Bundle, scorer: Candidate) -> dict[str, Any]:
-    """Score the golden images: the certificate that is kept beside an engine. ParityError if it is over budget."""
+    """Score the golden images. Return the certificate to keep with an engine; ParityError if it is over budget."""
     report = verify_bundle(bundle, scorer)
     if not report.passed:
         worst = max(report.rows, key=_badness)
@@ -225,8 +225,8 @@ def golden_files(
 ) -> dict[str, bytes]:
     """The files that make a bundle verifiable, ready for `bundle.write_bundle`: golden/01.png … and golden.jsonl.
 
-    images: encoded images. score: what defines the truth; the reference pipeline, or the scorer that was compared
-    with it. near: the full-reference score of what `beside` makes of an image, where the bundle compares pictures.
+    images: encoded images. score: gives the true scores; the reference pipeline, or a scorer that was compared with it.
+    near: gives the full-reference score of the pair that `beside` makes of an image, if the bundle compares pictures.
     """
     files, golden = {}, []
     for number, data in enumerate(images, 1):
@@ -238,7 +238,7 @@ def golden_files(
 
 
 def beside(data: bytes) -> tuple[UInt8, UInt8]:
-    """A golden image's bytes -> (a worse picture, the image itself), uint8 [H,W,3], for a full-reference score."""
+    """A golden image's bytes as (a worse picture, the image itself), uint8 [H,W,3], for a full-reference score."""
     from dgiqa.image import decode
 
     rgb = decode(data)
@@ -265,17 +265,17 @@ def _row(bundle: Bundle, golden: Golden, scorer: Candidate) -> ParityRow:
 
 
 def _apart(got: Sequence[float], wanted: Sequence[float]) -> float:
-    """The largest difference; infinite where there are more or fewer, whatever a mean says: that is another model."""
+    """The largest difference; infinite if the numbers of scores differ, since that is another model."""
     return _worst([abs(a - b) for a, b in zip(got, wanted, strict=True)]) if len(got) == len(wanted) else math.inf
 
 
 def _badness(row: ParityRow | SweepRow) -> tuple[bool, float]:
-    """To sort by: NaN is worst."""
+    """A key to sort by, with NaN as the worst."""
     return math.isnan(row.difference), row.difference
 
 
 def _distorted(bundle: Bundle, quick: bool) -> Iterator[tuple[str, str, UInt8]]:
-    """(file, distortion, uint8 [H,W,3]) of every golden image as it is and, unless quick, under every distortion."""
+    """(file, distortion, uint8 [H,W,3]) of every golden image, unchanged and, unless quick, under every distortion."""
     from dgiqa.image import decode
 
     for golden in load_golden(bundle):

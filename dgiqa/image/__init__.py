@@ -1,4 +1,4 @@
-"""Bytes of an image file, or an array -> upright RGB, uint8 [H,W,3]: the pixels that a browser shows, or an error.
+"""Decode an image file's bytes, or an array, to upright RGB, uint8 [H,W,3]: the pixels a browser shows, or an error.
 
     bytes ──► open_image (first bytes, header, limits) ──► Opened.decode ──► Decoded (rgb, notes)
 
@@ -32,21 +32,21 @@ from dgiqa.image.raw import BYTES_PER_PIXEL, NOTE, RawError, open_raw
 UInt8 = NDArray[np.uint8]
 Stop = Callable[[], bool]
 
-MAX_PIXELS = 200_000_000  # refused before decoding: today's largest phone sensor
-MAX_MEMORY = 13 << 26  # bytes (832 MiB) that one picture may take while it is decoded, its file included
+MAX_PIXELS = 200_000_000  # today's largest phone sensor; more is refused before decoding
+MAX_MEMORY = 13 << 26  # bytes (832 MiB) that decoding one picture may take, its file included
 
 LAID = "transparent parts laid over white"
 _ORIENTATION = 0x0112
 _HAS_ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
-# Bytes per pixel: of Pillow's image by its mode, and of what a format's decoder holds beside it. Measured.
+# Bytes per pixel, measured: of Pillow's image by its mode, and of a format's decoder in addition to it
 _OF_MODE = {"1": 1, "L": 1, "P": 1, "I;16": 6, "I;16B": 6, "I;16L": 6, "I;16N": 6, "I": 14, "F": 14}
 _OF_DECODER = {"WEBP": 12, "AVIF": 8, "HEIC": 8, "JPEG2000": 16, "TIFF": 4, "GIF": 4}
-_OF_BAND = 32  # of the copies that one band goes through
+_OF_BAND = 32  # of all copies made of one band
 
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """rgb: uint8 [H,W,3], upright; may be read-only. notes: what a reader of its score should know, or nothing."""
+    """rgb: uint8 [H,W,3], upright; may be read-only. notes: remarks for a reader of its score, or none."""
 
     rgb: UInt8
     notes: tuple[str, ...] = ()
@@ -54,10 +54,10 @@ class Decoded:
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """An image of which the header was read, and no pixel.
+    """An image whose header was read, but none of its pixels.
 
-    kind: its format, "" if it came as pixels. width, height: as stored, before it is turned upright. memory: bytes that
-    decoding takes at most, about.
+    kind: its format, "" if it came as pixels. width, height: as stored, before it is turned upright. memory: about the
+    most bytes that decoding takes.
     """
 
     kind: str
@@ -68,9 +68,9 @@ class Opened:
     _read: Callable[[Stop | None], Decoded]
 
     def decode(self, stop: Stop | None = None) -> Decoded:
-        """The pixels. stop: asked now and then; once it is true, concurrent.futures.CancelledError is raised.
+        """Decode the pixels. stop: called now and then; once it is true, concurrent.futures.CancelledError is raised.
 
-        Raises ImageError if the file is damaged or truncated, or has pixels whose look is not defined.
+        Raises ImageError if the file is damaged or truncated, or if its pixels have no defined appearance.
         """
         try:
             return self._read(stop)
@@ -88,11 +88,11 @@ class Opened:
 def open_image(data: bytes, max_pixels: int = MAX_PIXELS, max_memory: int | None = None) -> Opened:
     """Read an image file's header.
 
-    JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, JPEG 2000, AVIF, HEIC where pillow-heif is installed, and raw photographs of
-    cameras where rawpy is.
-    max_memory: bytes; by default MAX_MEMORY, or whatever it takes where `max_pixels` was raised.
-    Raises ImageError for anything else: empty, unknown, with a header that cannot be read, or over a limit. Pillow's
-    own limit, which holds for the whole process, does not count.
+    Formats: JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, JPEG 2000, AVIF, HEIC if pillow-heif is installed, and cameras' raw
+    photographs if rawpy is.
+    max_memory: bytes; by default MAX_MEMORY, or no limit if `max_pixels` was raised.
+    Raises ImageError if the file is empty, of another format, or over a limit, or if its header cannot be read.
+    Pillow's own limit, which holds for the whole process, does not count.
     """
     kind, plugin = identify(bytes(data[:HEAD]))
     try:
@@ -121,16 +121,16 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS, max_memory: int | None
 def decode(data: bytes, max_pixels: int = MAX_PIXELS, max_memory: int | None = None) -> UInt8:
     """Decode an image file's bytes into upright RGB, uint8 [H,W,3]. Limits and errors as `open_image`.
 
-    The first frame, or the first page that is no reduced copy. EXIF's orientation is applied, transparency is laid over
-    white, 16-bit files keep their high byte, HDR is tone-mapped, colour profiles are converted to sRGB. Photographs in
-    sRGB give the very pixels of `cv2.imread`, which the authors used. The array may be read-only.
+    It takes the first frame, or the first page that is no reduced copy. EXIF's orientation is applied, transparency is
+    laid over white, 16-bit files keep their high byte, HDR is tone-mapped, colour profiles are converted to sRGB.
+    Photographs in sRGB give exactly the pixels of `cv2.imread`, which the authors used. The array may be read-only.
     A process that sets Pillow's ImageFile.LOAD_TRUNCATED_IMAGES gets some truncated files filled with grey.
     """
     return open_image(data, max_pixels, max_memory).decode().rgb
 
 
 def of_pillow(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Decoded:
-    """The pixels of a Pillow image, as those of its file. Raises ImageError without any, and whatever Pillow does."""
+    """The pixels of a Pillow image, equal to its file's. Raises ImageError if it is empty, and Pillow's own errors."""
     if image.width * image.height > max_pixels:
         raise ImageError(
             f"got {image.width} x {image.height} pixels, limit {max_pixels:,}; shrink it, or raise max_pixels"
@@ -158,12 +158,12 @@ def _opened(
 
 def _open_jpeg(kind: str, plugin: str, data: bytes) -> Opened:
     try:
-        scans = jpeg.inspect(data)  # before Pillow, which takes its time over padding and metadata
+        scans = jpeg.inspect(data)  # before Pillow, which is slow with padding and metadata
     except ImageError as error:
         raise ImageError(f"JPEG: {error}") from error
     image = _pillow(kind, plugin, data)
     whole = data if scans.ended else data.rstrip(b"\xff") + jpeg.END
-    direct = scans.plain and scans.components != 4  # ink is Pillow's to convert
+    direct = scans.plain and scans.components != 4  # Pillow converts ink
     pixels = image.width * image.height
     memory = 6 * pixels if image.info.get("progressive") else 0
 
@@ -196,12 +196,12 @@ def _open_jpeg(kind: str, plugin: str, data: bytes) -> Opened:
 
 
 def _open_png(kind: str, plugin: str, data: bytes) -> Opened:
-    meant = png.colours(data)  # before Pillow, which takes each chunk in Python
+    meant = png.colours(data)  # before Pillow, which handles each chunk in Python
     image = _pillow(kind, plugin, data)
     key, most = image.info.get("transparency"), (1 << data[24]) - 1  # by its bits per channel
-    if isinstance(key, int) and key <= most in (3, 15):  # Pillow scales the levels, and not what is transparent
+    if isinstance(key, int) and key <= most in (3, 15):  # Pillow scales the levels, but not the transparent one
         image.info["transparency"] = key * (255 // most)
-    deep_key = most > 255 and isinstance(key, tuple)  # Pillow compares the high bytes alone
+    deep_key = most > 255 and isinstance(key, tuple)  # Pillow compares only the high bytes
 
     def read(stop: Stop | None) -> Decoded:
         png.check_sums(data)
@@ -211,7 +211,7 @@ def _open_png(kind: str, plugin: str, data: bytes) -> Opened:
             levels, orientation = _all_bits(data), _orientation(image)
             found = _finish_array(levels, orientation, None if meant else image.info.get("icc_profile"), convert)
             return Decoded(found.rgb, tuple(filter(None, (note, *found.notes))))
-        if image.info.get("default_image"):  # an animation, whose first picture is another
+        if image.info.get("default_image"):  # an animation with a separate still picture before its first frame
             image.seek(1)
         return _loaded(image, kind, stop, meant=meant, check=lambda: _check_last_rows(image, data))
 
@@ -219,7 +219,7 @@ def _open_png(kind: str, plugin: str, data: bytes) -> Opened:
 
 
 def _check_last_rows(image: Image.Image, data: bytes) -> None:
-    """Rows that a stream lacks are zero; in an interlaced picture that is every other row."""
+    """Check the stream if one of the last two rows is zero: missing rows are, every other one if interlaced."""
     last = np.asarray(image.crop((0, max(0, image.height - 2), image.width, image.height)))
     if not all(row.any() for row in last):
         png.check_rows(data)
@@ -262,7 +262,7 @@ def _open_tiff(kind: str, plugin: str, data: bytes) -> Opened:
     def read(stop: Stop | None) -> Decoded:
         tiff.check_pieces(data, page)
         image.seek(page.number)
-        image.load()  # newer Pillows turn it upright, and say so by its size
+        image.load()  # newer Pillows turn it upright, which shows in its size
         if page.palette:
             image.putpalette(page.palette, "RGB;L")
         turned = image.size != (page.width, page.height) or not image.getexif().get(_ORIENTATION)
@@ -286,8 +286,8 @@ def _open_jp2(kind: str, plugin: str, data: bytes) -> Opened:
         return found
 
     def decoded(stop: Stop | None) -> Decoded:
-        # Pillow holds Python's lock while it decodes: for ten seconds no thread would go on, and no signal be heard.
-        # Of deep colours it makes the brightest black.
+        # Pillow holds Python's lock while it decodes: for ten seconds no thread would run and no signal be handled.
+        # It turns the brightest deep colours black.
         levels = _by_opencv(data, bits) if header.plain or (bits > 8 and not header.converted) else None
         if levels is not None:
             return _finish_array(levels, _orientation(image), image.info.get("icc_profile"))
@@ -295,7 +295,7 @@ def _open_jp2(kind: str, plugin: str, data: bytes) -> Opened:
             raise ImageError(f"{bits} bits per channel in an unusual layout; save it with 8 bits per channel")
         if bits >= 8 or header.palette:
             return _loaded(image, kind, stop)
-        image.load()  # with levels that are shifted, so that white is not white
+        image.load()  # Pillow shifts the levels, so that white is not white
         table = [round((level >> 8 - bits) * 255 / ((1 << bits) - 1)) for level in range(256)]
         return _finish(image.point(table * len(image.getbands())), kind, _orientation(image))
 
@@ -310,7 +310,7 @@ def _open_gif(kind: str, plugin: str, data: bytes) -> Opened:
 
     def read(stop: Stop | None) -> Decoded:
         found = _loaded(image, kind, stop)
-        rgb = np.full_like(found.rgb, 255)  # around its first frame, where Pillow shows the background colour
+        rgb = np.full_like(found.rgb, 255)  # white around its first frame, where Pillow shows the background colour
         rgb[top:bottom, left:right] = found.rgb[top:bottom, left:right]
         return Decoded(rgb, (LAID,))
 
@@ -321,7 +321,7 @@ def _open_webp(kind: str, plugin: str, data: bytes) -> Opened:
     width, height = _webp_size(data)
     image = None
     if not _over_pillows_limit(width * height):
-        # Around its first frame an animation is transparent, be it said or not
+        # Around its first frame an animation is transparent, whether its flag says so or not
         animated = data[12:16] == b"VP8X" and data[20] & 2
         image = _pillow(kind, plugin, data[:20] + bytes([data[20] | 16]) + data[21:] if animated else data)
 
@@ -340,7 +340,7 @@ def _open_webp(kind: str, plugin: str, data: bytes) -> Opened:
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """Width and height by the first chunk; (0, 0) where Pillow is to say what is wrong with it."""
+    """Width and height from the first chunk; (0, 0) if it is too short, so that Pillow reports the error."""
     kind, body = data[12:16], data[20:30]
     if len(body) < 10:
         return 0, 0
@@ -353,7 +353,7 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _open_heif(kind: str, plugin: str, data: bytes) -> Opened:
-    """AVIF, and HEIC by pillow-heif."""
+    """Open AVIF, or HEIC through pillow-heif."""
     image = _heic(data) if kind == "HEIC" else _pillow(kind, plugin, data)
     head = data[: data.find(b"mdat") if b"mdat" in data else None]
     meant = _nclx(head)
@@ -375,7 +375,7 @@ def _open_heif(kind: str, plugin: str, data: bytes) -> Opened:
 
 
 def _open_raw(kind: str, plugin: str, data: bytes) -> Opened:
-    """By LibRaw, which cannot be stopped while it works."""
+    """Open through LibRaw, which cannot be stopped while it works."""
     width, height, develop = open_raw(kind, data)
     memory = len(data) + BYTES_PER_PIXEL * width * height
     return Opened(kind, width, height, memory, data, lambda stop: Decoded(develop(), (NOTE,)))
@@ -395,7 +395,7 @@ def _deep_heic(data: bytes) -> NDArray[Any]:
 
 
 def _nclx(head: bytes) -> png.Colours | None:
-    """What a HEIF container's colour box says: primaries, transfer and matrix as 16-bit numbers, then the range."""
+    """The numbers in a HEIF container's colour box: primaries, transfer and matrix with 16 bits, then the range."""
     found = re.search(rb"colrnclx(.{7})", head, re.DOTALL)
     if found is None:
         return None
@@ -411,7 +411,7 @@ def _depth(head: bytes) -> int:
 
 
 def _clean_aperture(head: bytes, width: int, height: int) -> tuple[int, int, int, int] | None:
-    """The part of an AVIF file's pixels that is the picture: left, top, right, bottom. None where it is all of them."""
+    """The part of an AVIF file's pixels that is the picture: left, top, right, bottom. None if it is all of them."""
     found = re.search(rb"\0\0\0\x28clap(.{32})", head, re.DOTALL)
     w, wd, h, hd, x, xd, y, yd = struct.unpack(">4IiIiI", found[1]) if found else (0,) * 8
     if not (wd and hd and xd and yd):
@@ -438,7 +438,7 @@ _OPEN: dict[str, Callable[[str, str, bytes], Opened]] = {
 
 
 class _Source(io.BytesIO):
-    """A file that stops being read when it is told to."""
+    """A file that raises CancelledError when it is read once `stop` is true."""
 
     stop: Stop | None = None
 
@@ -457,7 +457,7 @@ def _loaded(
     check: Callable[[], None] | None = None,
     box: tuple[int, int, int, int] | None = None,
 ) -> Decoded:
-    """Load a file's image, check what was loaded, and give its memory back. box: the part of it that is the picture."""
+    """Load a file's image, check it, convert it and release its memory. box: the part of it that is the picture."""
     if isinstance(image.fp, _Source):
         image.fp.stop = stop
     try:
@@ -470,10 +470,10 @@ def _loaded(
 
 
 def _pillow(kind: str, plugin: str, data: bytes) -> Image.Image:
-    """Read the header only.
+    """Read only the header.
 
-    The plugin is called directly, not through Image.open: that one enforces Pillow's process-wide pixel limit, which
-    could only be changed for every other user of Pillow in this process, too.
+    The plugin is called directly, not through Image.open, which enforces Pillow's process-wide pixel limit; changing
+    that would change it for every other user of Pillow in this process, too.
     """
     try:
         import_module(f"PIL.{plugin}")
@@ -484,7 +484,7 @@ def _pillow(kind: str, plugin: str, data: bytes) -> Image.Image:
 
 
 def _over_pillows_limit(pixels: int) -> bool:
-    """Whether a plugin would ask the process-wide limit; OpenCV then reads the file."""
+    """Whether a plugin would enforce the process-wide limit; OpenCV then reads the file."""
     return Image.MAX_IMAGE_PIXELS is not None and pixels > 2 * Image.MAX_IMAGE_PIXELS
 
 
@@ -495,7 +495,7 @@ def _memory(image: Image.Image, kind: str, data: bytes) -> int:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's alone: Pillow's own getexif also asks XMP, which nobody else does."""
+    """The orientation in EXIF only: Pillow's own getexif also reads XMP, which no other program does."""
     tags = Image.Exif()
     try:
         if data := image.info.get("exif"):
@@ -511,7 +511,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _finish(image: Image.Image, kind: str, orientation: int, meant: png.Colours | png.Gamma | None = None) -> Decoded:
-    """A loaded Pillow image of any mode. meant: its colours, where the file says them apart from a profile."""
+    """Convert a loaded Pillow image of any mode. meant: its colours, if the file gives them other than by a profile."""
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
         levels = np.asarray(image)  # I: 16-bit PGM and, in older Pillows, PNG
         levels = levels.astype(np.uint16) if image.mode == "I" else levels
@@ -528,7 +528,7 @@ def _finish(image: Image.Image, kind: str, orientation: int, meant: png.Colours 
     convert, note = colours.from_profile(image.info.get("icc_profile"), base) if meant is None else (None, "")
     widen, wide_note, _ = colours.conversion(meant)
     notes += [text for text in (note, wide_note) if text]
-    least, most = [], []  # alpha, of every band
+    least, most = [], []  # every band's alpha
 
     def rows_of(top: int, bottom: int) -> UInt8:
         band = image if bottom - top == image.height else image.crop((0, top, image.width, bottom))
@@ -562,7 +562,10 @@ def _finish(image: Image.Image, kind: str, orientation: int, meant: png.Colours 
 def _finish_array(
     levels: NDArray[Any], orientation: int, profile: bytes | None = None, widen: colours.ToSrgb | None = None
 ) -> Decoded:
-    """Levels [H,W], [H,W,1], [H,W,3] or [H,W,4] of a type that `as_rgb` takes. profile, widen: of their colours."""
+    """Convert levels [H,W], [H,W,1], [H,W,3] or [H,W,4] of a type that `as_rgb` takes.
+
+    profile: their ICC profile. widen: converts their colours to sRGB.
+    """
     if not widen:
         check_levels(levels)
     grey, alpha = levels.ndim == 2 or levels.shape[2] == 1, levels.shape[2:] == (4,)
@@ -594,7 +597,7 @@ def _finish_array(
 
 
 def _all_bits(data: bytes, depth: int = 16) -> NDArray[Any]:
-    """PNG and AVIF of so many bits per channel, as `_by_opencv`."""
+    """All bits of a PNG or AVIF file, as `_by_opencv` gives them. Raises ImageError if it fails."""
     levels = _by_opencv(data, depth)
     if levels is None:
         raise ImageError("deep or HDR, damaged or not read by this OpenCV; convert it to an SDR image in sRGB")
@@ -604,7 +607,7 @@ def _all_bits(data: bytes, depth: int = 16) -> NDArray[Any]:
 def _by_opencv(data: bytes, depth: int = 16) -> NDArray[Any] | None:
     """All bits, which Pillow does not give: uint8 or uint16 [H,W], [H,W,3] or [H,W,4] in RGB order; None if it fails.
 
-    depth: of what OpenCV leaves as it is stored, and is spread over 16 bits here.
+    depth: bits of the stored values, which OpenCV does not scale; they are scaled to 16 bits here.
     """
     try:
         levels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)

@@ -1,4 +1,4 @@
-"""An array of levels -> RGB, uint8 [H,W,3]."""
+"""Convert an array of levels to RGB, uint8 [H,W,3]."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ UInt8 = NDArray[np.uint8]
 
 BAND = 1 << 20  # pixels that are converted at a time, so that copies of a large image stay small
 
-# By EXIF's orientation: an upright array -> its view with rows and columns as they are stored.
+# EXIF's orientation -> a function from an upright array to its view with rows and columns as stored
 AS_STORED: dict[int, Callable[[UInt8], UInt8]] = {
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -28,7 +28,7 @@ _SIDEWAYS = frozenset({5, 6, 7, 8})
 
 
 def as_rgb(array: NDArray[Any]) -> UInt8:
-    """Turn an image array into RGB uint8 [H,W,3]; one that already is so is returned itself.
+    """Turn an image array into RGB uint8 [H,W,3]; an array that already is is returned itself.
 
     Shapes: [H,W], [H,W,1], [H,W,3] in RGB order, or [H,W,4] with alpha, laid over white. Types: uint8; uint16 in
     0..65535 (the high byte is kept, as image decoders do); float in 0..1 (rounded). Raises ImageError for others, and
@@ -42,7 +42,7 @@ def as_rgb(array: NDArray[Any]) -> UInt8:
 
 
 def rgb_of(array: NDArray[Any]) -> UInt8:
-    """As `as_rgb`, of an array or a part of one that was checked."""
+    """Convert as `as_rgb` does, but a checked array or a part of one."""
     levels = to_uint8(array)
     if levels.ndim == 2 or levels.shape[2] == 1:
         return np.repeat(levels.reshape(*levels.shape[:2], 1), 3, axis=2)
@@ -50,7 +50,7 @@ def rgb_of(array: NDArray[Any]) -> UInt8:
 
 
 def check_shape(shape: tuple[int, ...]) -> None:
-    """Raise ImageError unless it is the shape of one image."""
+    """Raise ImageError unless this is the shape of one image."""
     wanted = "wanted [H,W], [H,W,1], [H,W,3] or [H,W,4]"
     if len(shape) == 3 and shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4):
         raise ImageError(f"got an array of shape {shape}, {wanted}; channels come last: array.transpose(1, 2, 0)")
@@ -61,7 +61,7 @@ def check_shape(shape: tuple[int, ...]) -> None:
 
 
 def check_levels(array: NDArray[Any]) -> None:
-    """Raise ImageError unless the values say what is black and what is white."""
+    """Raise ImageError unless the type and values define black and white."""
     if array.dtype == np.uint8:
         return
     if array.dtype == bool:
@@ -91,9 +91,9 @@ def over_white(rgba: UInt8) -> UInt8:
 
 
 def upright(size: tuple[int, int], orientation: int, rows_of: Callable[[int, int], UInt8]) -> UInt8:
-    """Put an image's bands together, turned as EXIF's orientation says: uint8 [H,W,3].
+    """Join an image's bands and turn it upright by EXIF's orientation: uint8 [H,W,3].
 
-    size: height and width as stored. rows_of: rows from one number to another, uint8 [n,width,3].
+    size: height and width as stored. rows_of: gives the rows from one number up to another, uint8 [n,width,3].
     """
     height, width = size
     whole = rows_of(0, height) if height * width <= BAND else None
@@ -110,7 +110,7 @@ def upright(size: tuple[int, int], orientation: int, rows_of: Callable[[int, int
 
 
 def _check_depth(high: int) -> None:
-    """Nothing above the twelfth bit of sixteen is a file of fewer bits more often than a picture so dark."""
+    """Raise ImageError if the upper bits are unused: a file of fewer bits is likelier than so dark a picture."""
     for bits in (8, 10, 12):
         if 0 < high < 1 << bits:
             fix = "array.astype(np.uint8)" if bits == 8 else f"array << {16 - bits}"
@@ -121,7 +121,7 @@ def _check_depth(high: int) -> None:
 
 
 def to_uint8(array: NDArray[Any]) -> UInt8:
-    """Levels of a type that `as_rgb` takes, in 8 bits."""
+    """Convert levels of a type that `as_rgb` takes to 8 bits."""
     if array.dtype == np.uint8:
         return array
     if array.dtype.kind == "u":

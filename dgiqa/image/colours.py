@@ -1,4 +1,4 @@
-"""A picture's own colours -> sRGB, as browsers and viewers show them: ICC profiles, wide primaries, HDR."""
+"""Convert a picture's own colours to sRGB, as browsers and viewers show them: ICC profiles, wide primaries, HDR."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from dgiqa.image.png import Colours, Gamma
 UInt8 = NDArray[np.uint8]
 Convert = Callable[[Image.Image], Image.Image]
 
-MAX_PROFILE = 1 << 24  # bytes; printers' are the largest, with some 3 MB
-_SAME = 0.05  # a difference that makes no other picture: libpng's for powers, and of matrices
+MAX_PROFILE = 1 << 24  # bytes; printers' profiles are the largest, with about 3 MB
+_SAME = 0.05  # a difference of powers (libpng's limit) or matrices that is ignored
 _CLOSE = 2  # levels: a profile that moves no colour further is sRGB, written another way
 _TRANSFERS = {PQ: "PQ", HLG: "HLG"}
-_SDR = frozenset({1, 2, 6, 13, 14, 15})  # transfers that sRGB screens show as they are
+_SDR = frozenset({1, 2, 6, 13, 14, 15})  # transfers that sRGB screens show unchanged
 _POWERS = {4: 2.2, 5: 2.8, 8: 1.0}  # transfers that are a power of the level
 # White, red, green, blue in CIE x and y, by their numbers in H.273; sRGB's are 1, and 2 is "not said"
 _PRIMARIES: dict[int, tuple[float, ...]] = {
@@ -40,15 +40,15 @@ _PRIMARIES: dict[int, tuple[float, ...]] = {
 _SRGB = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
 _NAMES = {9: "BT.2020", 11: "DCI-P3", 12: "Display P3"}
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
-_SCREEN = 2.2  # the power that browsers show a picture with that says its own, and no primaries
+_SCREEN = 2.2  # the screen's power, which browsers assume for a picture that gives its own power but no primaries
 
 ToSrgb = Callable[[NDArray[Any]], UInt8]
 
 
 def conversion(meant: Colours | Gamma | None) -> tuple[ToSrgb | None, str, bool]:
-    """RGB of such colours, uint8 or uint16 [H,W,3] -> sRGB, uint8, as a function; a note on it; whether it is HDR.
+    """(a function from RGB of these colours, uint8 or uint16 [H,W,3], to sRGB, uint8; a note on it; whether it is HDR).
 
-    (None, "", False) where nothing is to be done. Raises ImageError where nobody can say how they look.
+    (None, "", False) if there is nothing to convert. Raises ImageError if their appearance is not defined.
     """
     if isinstance(meant, Gamma):
         return (*_from_gamma(meant), False)
@@ -74,7 +74,7 @@ def conversion(meant: Colours | Gamma | None) -> tuple[ToSrgb | None, str, bool]
 
 
 def _from_gamma(meant: Gamma) -> tuple[ToSrgb | None, str]:
-    """As browsers show PNGs with a gAMA chunk: with cHRM through light, without by a power alone."""
+    """The conversion that browsers use for PNGs with a gAMA chunk: through light if there is cHRM, else by a power."""
     power, matrix = 1 / meant.exponent, None
     if meant.chromaticities is not None:
         matrix = _to_srgb(meant.chromaticities)
@@ -93,7 +93,7 @@ def _from_gamma(meant: Gamma) -> tuple[ToSrgb | None, str]:
 
 
 def _through_light(power: float | None, matrix: NDArray[np.float32] | None) -> ToSrgb:
-    """power: of the level that its light is, None for sRGB's curve."""
+    """Convert by way of linear light. power: light is this power of the level; None: sRGB's curve."""
 
     def convert(levels: NDArray[Any]) -> UInt8:
         light = _light_of(np.iinfo(levels.dtype).max, power)[levels]
@@ -108,7 +108,7 @@ def _deep(levels: NDArray[Any]) -> NDArray[np.uint16]:
 
 
 def _to_srgb(chromaticities: tuple[float, ...]) -> NDArray[np.float32]:
-    """Linear light of these primaries -> of sRGB's, white becoming white (Bradford): f32 [3,3]."""
+    """The matrix from linear light in these primaries to sRGB's, which keeps white white (Bradford): f32 [3,3]."""
     own, srgb = _to_xyz(chromaticities), _to_xyz(_SRGB)
     white, target = _BRADFORD @ own.sum(axis=1), _BRADFORD @ srgb.sum(axis=1)
     adapted = np.linalg.inv(_BRADFORD) @ np.diag(target / white) @ _BRADFORD
@@ -116,7 +116,7 @@ def _to_srgb(chromaticities: tuple[float, ...]) -> NDArray[np.float32]:
 
 
 def _to_xyz(chromaticities: tuple[float, ...]) -> NDArray[np.float64]:
-    """Linear RGB -> XYZ, white having a luminance of 1: f64 [3,3]. Raises ImageError for primaries on a line."""
+    """The matrix from linear RGB to XYZ, where white has luminance 1: f64 [3,3]. ImageError for primaries on a line."""
     x, y = np.array(chromaticities[::2]), np.array(chromaticities[1::2])
     xyz = np.stack([x, y, 1 - x - y]) / np.maximum(y, 1e-4)
     try:
@@ -126,10 +126,10 @@ def _to_xyz(chromaticities: tuple[float, ...]) -> NDArray[np.float64]:
 
 
 def from_profile(profile: bytes | None, mode: str) -> tuple[Convert | None, str]:
-    """A function from Pillow images of a mode with this ICC profile to sRGB, and a note on it.
+    """A function that converts Pillow images with this ICC profile to sRGB, and a note on it.
 
-    mode: "RGB", "L" or "CMYK". (None, "") without a profile or where it is sRGB anyway, so that ordinary photographs
-    keep their very pixels; a profile that cannot be used is ignored, with a note.
+    mode: the images' mode, "RGB", "L" or "CMYK". (None, "") without a profile or if it is sRGB anyway, so that ordinary
+    photographs keep their exact pixels; a profile that cannot be used is ignored, with a note.
     """
     if not profile:
         return None, ""
@@ -160,7 +160,7 @@ def _transform(profile: bytes, mode: str) -> tuple[Convert | None, str]:
 
 
 def _samples(mode: str) -> Image.Image:
-    """Colours all over the cube, and every grey."""
+    """Colours from all over the cube, and every grey."""
     grey = np.arange(256, dtype=np.uint8)
     if mode == "L":
         return Image.fromarray(grey[None])
@@ -173,7 +173,7 @@ def _samples(mode: str) -> Image.Image:
 
 @lru_cache(4)
 def _light_of(most: int, power: float | None) -> NDArray[np.float32]:
-    """Light of every level up to `most`: f32 [most + 1]. power: as in `_through_light`."""
+    """The light of every level up to `most`: f32 [most + 1]. power: as in `_through_light`."""
     level = np.arange(most + 1) / most
     srgb = np.where(level <= 0.04045, level / 12.92, ((level + 0.055) / 1.055) ** 2.4)
     return np.asarray(srgb if power is None else level**power, np.float32)

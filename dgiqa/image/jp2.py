@@ -1,4 +1,4 @@
-"""What a JPEG 2000 file's header says, and whether zero bytes took the place of its data."""
+"""Read a JPEG 2000 file's header, and find zero bytes in place of its data."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dgiqa.errors import ImageError
 from dgiqa.image import zeros
 
 _SPACES = frozenset({12, 16, 17, 18})  # CMYK, sRGB, grey, sYCC
-_LAGS = 64  # pixels after which a drawing may repeat
-_SAME = 0.02  # of its edges that differ a lag further: 0.003 of periodic drawings, from 0.07 on of damaged photographs
+_LAGS = 64  # the longest period of a drawing, pixels
+_SAME = 0.02  # share of edges that differ a period on: 0.003 in periodic drawings, 0.07 or more in damaged photographs
 
 
 class Header(NamedTuple):
     """start: of the codestream's first segment. bits: of each component. steps: pixels from one of its samples to the
-    next, across and down. converted: whether they are not grey, RGB or alpha. palette: whether they are indices.
-    ordered: whether the file says which is which.
+    next, across and down. converted: whether components are not grey, RGB or alpha. palette: whether they are indices.
+    ordered: whether the file says which component is which.
     """
 
     start: int
@@ -34,12 +34,12 @@ class Header(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether it is grey or RGB, with 8 bits and all pixels in every component: nothing to convert."""
+        """Whether it is grey or RGB, with 8 bits and every pixel in each component: there is nothing to convert."""
         return self.bits in ((8,), (8, 8, 8)) and set(self.steps) == {(1, 1)} and not (self.converted or self.ordered)
 
 
 def header(data: bytes) -> Header:
-    """Raises ImageError for colours and channels that Pillow would take for others."""
+    """Read the header. Raises ImageError for colours and channels that Pillow would take for others."""
     start = data.find(b"\xff\x4f\xff\x51") + 2
     right, bottom, left, top, tile = struct.unpack_from(">5I", data, start + 6)
     width = right - left
@@ -55,7 +55,7 @@ def header(data: bytes) -> Header:
 
 
 def _check_channels(head: bytes) -> None:
-    """Raise ImageError unless channels are colours in order, then alpha, in a colour space that is read."""
+    """Raise ImageError unless channels are colours in order, then alpha, in a supported colour space."""
     space = re.search(rb"colr\x01..(.{4})", head, re.DOTALL)
     if space and (number := int.from_bytes(space[1], "big")) not in _SPACES:
         raise ImageError(f"colours in JPEG 2000's space number {number}, which is not read; convert it to sRGB")
@@ -71,7 +71,7 @@ def _check_channels(head: bytes) -> None:
 
 
 def longest_zeros(data: bytes, header: Header) -> int | None:
-    """Where more zero bytes follow each other than flat areas have, None if nowhere; tile-part by tile-part."""
+    """The position of a longer run of zero bytes than flat areas give, or None. Searches each tile-part by itself."""
     at, most = header.start, zeros.LEAST + _flat(data, header)
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] not in (0x90, 0xD9):
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
@@ -85,7 +85,7 @@ def longest_zeros(data: bytes, header: Header) -> int | None:
 
 
 def is_periodic(rgb: NDArray[np.uint8]) -> bool:
-    """Whether it is a drawing of equal parts, uint8 [H,W,3]: the one kind of picture that is coded in long zeros."""
+    """Whether uint8 [H,W,3] is a periodic drawing, the only kind of picture that is coded with long runs of zeros."""
     levels = rgb[..., 1].astype(np.int16)
     edges = np.abs(np.diff(levels, axis=0))[:, :-1] + np.abs(np.diff(levels, axis=1))[:-1]
     for across in (edges, edges.T):
@@ -97,7 +97,7 @@ def is_periodic(rgb: NDArray[np.uint8]) -> bool:
 
 
 def _flat(data: bytes, header: Header) -> int:
-    """Zero bytes in a row that JPEG 2000 may have of flat areas: one for a packet, one bit for a block, both empty."""
+    """The longest run of zero bytes that flat areas may give: a byte per empty packet, a bit per empty block."""
     at = header.start
     while at + 14 <= len(data) and data[at : at + 2] not in (b"\xff\x52", b"\xff\x90"):
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")

@@ -1,7 +1,7 @@
-"""What a JPEG file's markers say before it is decoded: whether it is whole, and whether it would take for ever.
+"""Read a JPEG file's markers before decoding: whether it is complete, and whether decoding would take for ever.
 
-libjpeg fills in what is missing and only warns. `pixels` takes its warnings for errors; zeroed sectors, missing scans
-and padding are looked for before, in one pass that never looks at a byte of a scan in Python.
+libjpeg fills in missing data and only warns. `pixels` turns its warnings into errors. Zeroed sectors, missing scans and
+padding are found before that, in one pass that does not look at a scan's bytes in Python.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from dgiqa.image import zeros
 
 END = b"\xff\xd9"
 MAX_SCANS = 500  # encoders make about ten
-MAX_WORK = 4_000_000_000  # pixels times scans, each of which is as much work as the whole picture: some 20 s
-MAX_METADATA = 1 << 25  # bytes before the first scan. Pillow takes time with the square of it
+MAX_WORK = 4_000_000_000  # pixels times scans, each of which is as much work as the whole picture: about 20 s
+MAX_METADATA = 1 << 25  # bytes before the first scan; Pillow's time grows with the square
 MAX_FILL = 1 << 16  # bytes of padding before a marker
 
 _MARKER = re.compile(rb"\xff+([^\xff\0])")
 _AFTER_SCAN = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")
 _NO_LIMIT = 1 << 31
 _SPACES = {1: "GRAY", 3: "RGB", 4: "CMYK"}
-# What TurboJPEG gives pixels of: luma's samples for each of both chroma components', across and down
+# The samplings that TurboJPEG decodes: luma samples per chroma sample, across and down, equal for both chromas
 _SAMPLINGS = frozenset({(1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4)})
 _SOF = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
 _ARITHMETIC = 0xC9  # and above
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _HUFFMAN = frozenset({0xC0, 0xC1, 0xC2})
-_HARMLESS = re.compile("JFIF|Adobe|ICC|Invalid SOS parameters for sequential")  # what libjpeg says of odd headers
+_HARMLESS = re.compile("JFIF|Adobe|ICC|Invalid SOS parameters for sequential")  # libjpeg's warnings about odd headers
 
 
 @dataclass
 class Scans:
-    """What the segments so far have said. ended: there is an end marker.
+    """The facts in the segments read so far. ended: there is an end marker.
 
-    sampling: per component, 8 x 8 blocks in an MCU across and down. left: bits of every coefficient that no scan has
-    brought yet, per component. zero_symbol: by table, what all zero bits mean, and how many bits.
+    sampling: per component, 8 x 8 blocks in an MCU across and down. left: per component, the number of bits of each
+    coefficient that no scan has brought yet. zero_symbol: per table, the meaning of the all-zero code, and its length.
     """
 
     ended: bool = False
@@ -61,14 +61,14 @@ class Scans:
 
     @property
     def complete(self) -> bool:
-        """Whether every bit of every coefficient has had its scan."""
+        """Whether the scans have brought every bit of every coefficient."""
         if self.kind not in _PROGRESSIVE:
             return self.scans > 0
         return not any(map(any, self.left.values()))
 
     @property
     def plain(self) -> bool:
-        """Whether it is of 8 bits, Huffman codes and a usual sampling, as nearly all are."""
+        """Whether it has 8 bits, Huffman codes and a usual sampling, as nearly all files do."""
         luma, *chroma = [*self.sampling.values()] or [(1, 1)]
         ratios = {(luma[0] / c[0], luma[1] / c[1]) for c in chroma[:2]}
         usual = len(ratios) < 2 and ratios <= _SAMPLINGS and (self.components < 4 or chroma[2] == luma)
@@ -76,17 +76,17 @@ class Scans:
 
     @property
     def mcus(self) -> int:
-        """At most: a picture of one component has blocks of 8 x 8 whatever its sampling says."""
+        """The largest possible number of MCUs: with one component they are 8 x 8, whatever its sampling is."""
         return -(-self.width // 8) * -(-self.height // 8)
 
     def blocks(self, component: int) -> int:
-        """8 x 8 blocks of a component in an MCU."""
+        """The number of a component's 8 x 8 blocks in an MCU."""
         across, down = self.sampling.get(component, (1, 1))
         return across * down
 
 
 def inspect(data: bytes) -> Scans:
-    """Walk over a JPEG file's segments. Raises ImageError where what was saved is not there any more."""
+    """Walk over a JPEG file's segments. Raises ImageError if saved data are missing, or there is too much to decode."""
     frame, at = Scans(), 2
     while marker := _MARKER.search(data, at):
         if marker.end() - at > MAX_FILL:
@@ -109,10 +109,10 @@ def inspect(data: bytes) -> Scans:
 
 
 def pixels(data: bytes, components: int, *, eighth: bool = False) -> NDArray[np.uint8]:
-    """Pixels of a plain JPEG of so many components: uint8 [H,W,3], [H,W,1] of grey or [H,W,4] of ink.
+    """The pixels of a plain JPEG with this many components: uint8 [H,W,3], [H,W,1] for grey or [H,W,4] for ink.
 
-    eighth: an eighth as wide and high, for those who only ask whether it is whole. Raises ImageError if libjpeg warns
-    that data are missing, or do not end where the picture does.
+    eighth: decode to an eighth of width and height, for a check only. Raises ImageError if libjpeg warns that data are
+    missing, or that they do not end with the picture.
     """
     how: dict[str, Any] = {"colorspace": _SPACES[components], "fastdct": False, "fastupsample": False}
     if eighth:
@@ -142,7 +142,7 @@ def _table(code: int, segment: bytes, frame: Scans) -> None:
 
 
 def _scan(data: bytes, at: int, header: bytes, frame: Scans) -> int:
-    """Note a scan, and return where it ends."""
+    """Record a scan, and return its end."""
     frame.scans += 1
     if frame.scans > MAX_SCANS:
         raise ImageError(f"more than {MAX_SCANS} scans, each as much work as a whole picture; save it again")
@@ -163,18 +163,18 @@ def _scan(data: bytes, at: int, header: bytes, frame: Scans) -> int:
 
 
 def _most_zeros(frame: Scans, components: dict[int, int], first: int, refines: int) -> int:
-    """Zero bytes in a row that an encoder may have written in a scan.
+    """The longest run of zero bytes that an encoder may write in a scan.
 
-    components: their tables, as the scan's header gives them. first: its first coefficient. refines: the bit that it
-    makes finer, 0 for none. A flat picture is written in zero bits where they mean "as before" and "nothing more": then
-    there are as many as it has blocks. Elsewhere they mean values, of which no picture has hundreds alike.
+    components: component -> its tables in the scan's header. first: the scan's first coefficient. refines: the bit that
+    the scan refines, 0 for none. Where zero bits mean "as before" and "nothing more", a flat picture consists of them,
+    as many as it has blocks. Elsewhere they mean values, of which no picture has hundreds alike in a row.
     """
     if frame.kind not in _HUFFMAN:
         return zeros.LEAST if frame.kind >= _ARITHMETIC else _NO_LIMIT
     progressive = frame.kind == 0xC2
     if progressive and refines:
         return _NO_LIMIT if first else zeros.LEAST + frame.mcus * sum(map(frame.blocks, components)) // 8
-    if progressive and first:  # "nothing more" is said once for a whole row of blocks
+    if progressive and first:  # one "nothing more" covers a whole row of blocks
         return zeros.LEAST
     bits = 0
     for component, tables in components.items():

@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes: one of the formats that are read, or something else that can be named."""
+"""Identify a file by its first bytes: one of the supported formats, or something else that can be named."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 
 from dgiqa.errors import ImageError
 
-HEAD = 4096  # bytes that are looked at
+HEAD = 4096  # bytes to look at
 
 # (format, Pillow plugin, pattern). Anything else never reaches a parser.
 FORMATS = (
-    ("JPEG", "JpegImagePlugin", rb"\xff\xd8\xff(?!\xf7)"),  # but for JPEG-LS
+    ("JPEG", "JpegImagePlugin", rb"\xff\xd8\xff(?!\xf7)"),  # except JPEG-LS
     ("PNG", "PngImagePlugin", rb"\x89PNG\r\n\x1a\n"),
     ("WEBP", "WebPImagePlugin", rb"RIFF....WEBP"),
     ("BMP", "BmpImagePlugin", rb"BM"),
@@ -21,7 +21,7 @@ FORMATS = (
     ("AVIF", "AvifImagePlugin", rb"....ftyp(avi[fs]|m(if|sf)1.{4,64}avi[fs])"),
     ("HEIC", "", rb"....ftyp(hei[cmsx]|hev[cmsx]|m(if|sf)1.{4,64}he(i|v)[cmsx])"),
 )
-# Raw photographs of cameras that are no TIFF files, or carry its signature: (format, pattern). LibRaw develops them.
+# Cameras' raw photographs, with or without TIFF's signature: (format, pattern). LibRaw develops them.
 _RAW = (
     ("CR2", rb"II\*\0....CR"),
     ("CR3", rb"....ftypcrx"),
@@ -35,7 +35,7 @@ RAW = "raw"  # in the place of a Pillow plugin
 _VIDEO = "a video ({}): use dgiqa-rt video"
 _CONVERT = "{}; convert it to PNG or JPEG"
 _SVG = rb"(\xef\xbb\xbf)?\s*((<\?xml|<!--|<!DOCTYPE svg)[^>]{0,999}>\s*){0,9}<svg"
-# Often met under an image's name, or on the way to one: (what it is and what to do, pattern).
+# Files often found under an image's name or address: (its kind and what to do, pattern).
 _FOREIGN = (
     (_CONVERT.format("a JPEG-LS image"), rb"\xff\xd8\xff\xf7"),
     (_CONVERT.format("a JPEG XL image"), rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n"),
@@ -90,7 +90,7 @@ _FOREIGN = (
 
 
 def identify(head: bytes) -> tuple[str, str]:
-    """(format, Pillow plugin or RAW) by a file's first HEAD bytes, or ImageError that says what the data looks like."""
+    """(format, Pillow plugin or RAW) from a file's first HEAD bytes. ImageError says what other data look like."""
     if not head:
         raise ImageError("empty file: 0 bytes")
     known = ", ".join(kind for kind, _, _ in FORMATS)

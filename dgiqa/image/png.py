@@ -1,4 +1,4 @@
-"""What a PNG file's chunks say: which colours it means, and whether all rows are there."""
+"""Read a PNG file's chunks: the colours it is meant in, and whether all rows are there."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from dgiqa.errors import ImageError
 
-MAX_CHUNKS = 250_000  # Pillow takes each of them in Python
+MAX_CHUNKS = 250_000  # Pillow handles each of them in Python
 _CRITICAL = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
 _GAMMAS = (0.01, 100)  # libpng ignores others
-_PIECE = 1 << 20  # bytes that are inflated at a time
+_PIECE = 1 << 20  # bytes inflated at a time
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
@@ -41,16 +41,16 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 class Gamma(NamedTuple):
-    """A level's light is its power by 1 / exponent. chromaticities: x and y of white, red, green and blue."""
+    """Light is the level to the power 1 / exponent. chromaticities: x and y of white, red, green, blue, or None."""
 
     exponent: float
     chromaticities: tuple[float, ...] | None
 
 
 def colours(data: bytes) -> Colours | Gamma | None:
-    """What the chunks before the pixels say of their colours: cICP first, then profiles (None), then gAMA and cHRM.
+    """The colours by the chunks before the pixels: cICP first, then a profile (None), then gAMA and cHRM.
 
-    Raises ImageError where a chunk is needed and lacks, or cannot be understood.
+    Raises ImageError if a necessary chunk is missing or unknown.
     """
     exponent, chromaticities, profile, palette = 0.0, None, False, data[25:26] != b"\3"
     for kind, start, end in chunks(data):
@@ -73,7 +73,7 @@ def colours(data: bytes) -> Colours | Gamma | None:
 
 
 def check_sums(data: bytes) -> None:
-    """Raise ImageError if the pixels are not those that were saved. Pillow does not look at their checksums."""
+    """Raise ImageError if the pixels have a wrong checksum, which Pillow does not check."""
     view = memoryview(data)
     for kind, start, end in chunks(data):
         stored = data[end : end + 4]
@@ -82,7 +82,7 @@ def check_sums(data: bytes) -> None:
 
 
 def check_rows(data: bytes) -> None:
-    """Raise ImageError unless the pixels' stream holds all rows. Inflates it once more: for doubtful files."""
+    """Raise ImageError unless the pixels' stream holds all rows. It inflates the stream again: for doubtful files."""
     wanted = _inflated_size(data)
     found = inflated(b"".join(data[start:end] for kind, start, end in chunks(data) if kind == b"IDAT"), wanted)
     if found < wanted:
@@ -90,9 +90,9 @@ def check_rows(data: bytes) -> None:
 
 
 def inflated(data: bytes, most: int) -> int:
-    """Bytes that zlib makes of data, at most some more than `most`.
+    """The number of bytes that zlib makes of the data; it stops soon after `most`.
 
-    Raises ImageError if it cannot, or they have another checksum at their end, if it is there.
+    Raises ImageError if the data are damaged or do not match the checksum at their end, if there is one.
     """
     inflate, rest, found = zlib.decompressobj(), data, 0
     try:

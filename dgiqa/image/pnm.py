@@ -1,4 +1,4 @@
-"""PBM, PGM and PPM, binary and plain, in NumPy: Pillow reads headers, comments and odd white levels byte by byte."""
+"""Read PBM, PGM and PPM, binary and plain, with NumPy: Pillow reads headers, comments and odd whites byte by byte."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COMMENT = re.compile(rb"#[^\r\n]*")
 
 
 class Header(NamedTuple):
-    """number: of P1 to P6. white: the greatest level. start: of the pixels, bytes."""
+    """number: 1 to 6, for P1 to P6. white: the greatest level. start: byte at which the pixels begin."""
 
     number: int
     width: int
@@ -28,7 +28,7 @@ class Header(NamedTuple):
 
 
 def header(data: bytes) -> Header:
-    """Raises ImageError if it cannot be read."""
+    """Read the header. Raises ImageError if it cannot be read."""
     head = data[:MAX_HEADER]
     found = _HEADER.match(head)
     if not found:
@@ -45,7 +45,7 @@ def header(data: bytes) -> Header:
 
 
 def pixels(data: bytes, h: Header) -> NDArray[Any]:
-    """Levels [H,W] or [H,W,3]: uint8, or uint16 over 0..65535 where white is more than 255."""
+    """Levels [H,W] or [H,W,3]: uint8, or uint16 over 0..65535 if white is more than 255."""
     shape = (h.height, h.width, 3) if h.number in (3, 6) else (h.height, h.width)
     count = int(np.prod(shape))
     levels = _plain(data, h, count) if h.number < 4 else _binary(data, h, count)

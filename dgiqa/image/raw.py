@@ -1,4 +1,4 @@
-"""A camera's raw photograph -> pixels, developed by LibRaw through rawpy where that is installed."""
+"""Develop a camera's raw photograph into pixels, by LibRaw through rawpy, if that is installed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dgiqa.errors import ImageError
 from dgiqa.extras import load
 
 NOTE = "developed from a raw photograph with the camera's white balance"
-BYTES_PER_PIXEL = 25  # of LibRaw's mosaic, its four planes of 16 bits, and what it made of them
+BYTES_PER_PIXEL = 25  # of LibRaw's mosaic, its four planes of 16 bits, and its result
 
 
 class RawError(Exception):
-    """A file turned out to be one; kind: its format."""
+    """A file turned out to be a raw photograph. kind: its format."""
 
     def __init__(self, kind: str) -> None:
         super().__init__(kind)
@@ -25,9 +25,9 @@ class RawError(Exception):
 
 
 def open_raw(kind: str, data: bytes) -> tuple[int, int, Callable[[], NDArray[np.uint8]]]:
-    """(width, height, what develops it into upright sRGB, uint8 [H,W,3]).
+    """(width, height, a function that develops it into upright sRGB, uint8 [H,W,3]).
 
-    Raises ImageError where rawpy is missing, or LibRaw cannot read it.
+    Raises ImageError if rawpy is missing, or LibRaw cannot read the file.
     """
     what, otherwise = f"a camera's raw photograph ({kind})", "develop it to JPEG, PNG or TIFF"
     rawpy = load("rawpy", what, "rawpy", "raw", kind=ImageError, instead=otherwise)

@@ -1,4 +1,4 @@
-"""Whatever an image is given as -> its header, and its pixels once there is room for them in memory."""
+"""Open an image given in any form: first its header, then its pixels, once there is room for them in memory."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from dgiqa.image.kinds import HEAD, identify
 
 Source = str | Path | bytes | NDArray[Any] | BinaryIO | Image.Image
 
-MAX_BYTES = 1 << 30  # encoded images larger than this are refused unread
-TIMEOUT_S = 60.0  # of decoding one image; 200 megapixels take 3 s as JPEG
+MAX_BYTES = 1 << 30  # larger encoded images are refused unread
+TIMEOUT_S = 60.0  # for decoding one image; 200 megapixels take 3 s as JPEG
 _POLL_S = 0.1
 
 
 class GivenUpError(ImageError):
-    """An image was not decoded in time. rest: its decoding, which goes on until it ends by itself."""
+    """An image was not decoded in time. rest: its decoding, which goes on until it finishes."""
 
     def __init__(self, text: str, rest: Future[Decoded]) -> None:
         super().__init__(text)
         self.rest = rest
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ImageError, (str(self),)  # another process has no part in the rest
+        return ImageError, (str(self),)  # another process cannot wait for the rest
 
 
 class Room:
-    """Memory that pictures being prepared share. One that needs more than all of it goes alone."""
+    """Memory that pictures being prepared share. A picture that needs more than all of it is prepared by itself."""
 
     def __init__(self, total: int) -> None:
         self._total, self._taken = total, 0
@@ -48,7 +48,7 @@ class Room:
 
     @contextmanager
     def hold(self, amount: int, stop: Stop | None = None) -> Iterator[None]:
-        """Wait until there are `amount` bytes, and keep them, of what is given up until it has ended.
+        """Wait for `amount` bytes and hold them; if a decoding is given up, until it has ended.
 
         Raises CancelledError once `stop` is true.
         """
@@ -76,10 +76,10 @@ class Room:
 
 
 def decode_within(opened: Opened, timeout_s: float, stop: Stop | None = None) -> Decoded:
-    """`opened.decode` in a thread of its own, as decoders in C heed neither a clock nor an interrupt.
+    """Run `opened.decode` in its own thread, as decoders in C heed neither a clock nor an interrupt.
 
-    What came as pixels is converted in this one. Raises what it raises, GivenUpError after `timeout_s` seconds, and
-    CancelledError once `stop` is true.
+    An image that came as pixels is converted in the caller's thread. Raises the errors of `decode`, GivenUpError after
+    `timeout_s` seconds, and CancelledError once `stop` is true.
     """
     if not opened.kind:
         return opened.decode(stop)
@@ -106,9 +106,9 @@ def decode_within(opened: Opened, timeout_s: float, stop: Stop | None = None) ->
 
 
 def open_source(source: Source, max_pixels: int = MAX_PIXELS, max_memory: int | None = None) -> Opened:
-    """Read a header: of a path, encoded bytes, an open binary file, an array (see `as_rgb`) or a Pillow image.
+    """Read the header of an image: a path, encoded bytes, an open binary file, an array (see `as_rgb`) or Pillow image.
 
-    A file that was read before is read again from its beginning. Limits and errors as `open_image`.
+    A file that is at its end is read again from its beginning. Limits and errors as `open_image`.
     """
     if isinstance(source, np.ndarray):
         array = source
@@ -122,7 +122,7 @@ def open_source(source: Source, max_pixels: int = MAX_PIXELS, max_memory: int | 
 
 
 def name_of(source: object) -> str:
-    """The name of a source in its score."""
+    """The name of a source, for its score."""
     if isinstance(source, str | os.PathLike):
         return os.fsdecode(source)
     if isinstance(source, bytes | bytearray | memoryview):
@@ -154,7 +154,7 @@ def _as_bytes(data: Any) -> bytes:
 
 
 def _read_stream(stream: Any) -> bytes:
-    """From where it stands; one at its end is rewound: it was scored, or saved, before."""
+    """Read a stream from its position on. A stream at its end was scored, or saved, before, and is rewound."""
     try:
         head = read_fully(stream, HEAD)
         if not head and _rewound(stream):
@@ -164,12 +164,12 @@ def _read_stream(stream: Any) -> bytes:
         return head + read_fully(stream, MAX_BYTES + 1 - HEAD)
     except ImageError:
         raise
-    except Exception as error:  # a connection that broke, a file that is closed, or whatever else it is
+    except Exception as error:  # a broken connection, a closed file, or any other error
         raise ImageError(f"the stream cannot be read: {str(error) or type(error).__name__}") from error
 
 
 def read_fully(stream: Any, size: int) -> bytes:
-    """So many bytes, or fewer at the end: sockets and pipes give them in pieces."""
+    """Read `size` bytes, or fewer at the end: sockets and pipes give them in pieces."""
     pieces, missing = list[bytes](), size
     while missing > 0 and (piece := _as_bytes(stream.read(missing))):
         pieces.append(piece)
@@ -188,7 +188,7 @@ def _rewound(stream: Any) -> bool:
 
 
 def _read_file(path: str | Path) -> bytes:
-    """A regular file's bytes: a pipe could block for ever, a device never end."""
+    """Read a regular file's bytes. Other files are refused: a pipe could block for ever, a device never end."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):

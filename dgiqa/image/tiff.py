@@ -1,4 +1,4 @@
-"""What a TIFF file's tags say: which page is the picture, and whether its pixels mean what their numbers do."""
+"""Read a TIFF file's tags: which page is the picture, and how its pixels are to be read."""
 
 from __future__ import annotations
 
@@ -15,28 +15,27 @@ from dgiqa.errors import ImageError
 from dgiqa.image import jpeg, png
 from dgiqa.image.raw import RawError
 
-MAX_PAGES = 100  # looked at for one that is not a reduced copy
+MAX_PAGES = 100  # in which to look for one that is not a reduced copy
 
 _REDUCED, _WIDTH, _HEIGHT, _BITS, _MEANING, _ORIENTATION = 254, 256, 257, 258, 262, 274
 _SAMPLES, _PLANAR, _SUB_IFDS, _FORMAT, _DNG = 277, 284, 330, 339, 50706
 _OLD_KIND, _COMPRESSION, _TABLES = 255, 259, 347
 _FILL_ORDER, _PALETTE, _PROFILE = 266, 320, 34675
-_PIECES = ((273, 279), (324, 325))  # where strips and tiles begin, and how many bytes they have
+_PIECES = ((273, 279), (324, 325))  # starts and sizes in bytes, of strips and of tiles
 _CFA, _LINEAR_RAW = 32803, 34892
 _JPEG, _DEFLATE = 7, frozenset({8, 32946})
-# What neither Pillow nor OpenCV reads, by TIFF's numbers
+# Compressions that neither Pillow nor OpenCV reads, by TIFF's numbers
 _UNREAD = {34661: "JBIG", 34712: "JPEG 2000", 34887: "LERC", 34933: "PNG", 34934: "JPEG XR", 22610: "JPEG XR"}
 _UNREAD |= {33003: "JPEG 2000", 33004: "JPEG 2000", 33005: "JPEG 2000", 50001: "WebP", 50002: "JPEG XL"}
-_SPARE = 1 << 26  # bytes of tiles beyond a small picture
+_SPARE = 1 << 26  # bytes that the tiles of a small picture may hold beyond it
 _TYPES = {2: "signed", 3: "float", 5: "complex", 6: "complex"}
 
 
 class Page(NamedTuple):
-    """number: of the page that is the picture. opencv: Pillow gets such pixels wrong. inverted: white is zero.
-
-    pixels: what they are, in words. pieces: first and last byte, exclusive, of its strips or tiles.
-    compression: how they are compressed, by TIFF's numbers. tables: of JPEG, which all pieces share. profile: ICC's.
-    palette: all red, all green, all blue, if 8 bits of each of its 16 are used, which Pillow takes for black.
+    """number: of the page that is the picture. opencv: OpenCV reads it, as Pillow gets such pixels wrong. inverted:
+    white is zero. pixels: their description in words. pieces: first and last byte, exclusive, of its strips or tiles.
+    compression: of these, by TIFF's numbers. tables: JPEG's, which all pieces share. profile: the ICC profile.
+    palette: all reds, all greens, all blues, if only 8 of their 16 bits are used, which Pillow takes for black.
     """
 
     number: int
@@ -57,9 +56,9 @@ class Page(NamedTuple):
 
 
 def page_of(data: bytes) -> Page:
-    """The first page that is no reduced copy, be it marked as one or seen to be one.
+    """The first page that is no reduced copy, neither by its tags nor by its size.
 
-    Raises RawError for those, and ImageError for pixels without a white.
+    Raises RawError for raw photographs, and ImageError for pixels that are not read or have no white level.
     """
     first: Any = None
     found: tuple[int, Any] | None = None
@@ -76,19 +75,19 @@ def page_of(data: bytes) -> Page:
 
 
 def _is_copy(tags: Any, of: Any) -> bool:
-    """Whether a page looks like a thumbnail of a later one: half as wide at most, and of the same shape."""
+    """Whether a page looks like a thumbnail of a later one: at most half as wide, with the same aspect."""
     (width, height), (w, h) = ((int(_one(t, _WIDTH, 0)), int(_one(t, _HEIGHT, 0))) for t in (tags, of))
     return w >= 2 * width and h >= 2 * height and abs(width * h - height * w) <= max(w, h)
 
 
 def read(data: bytes, page: Page) -> NDArray[Any]:
-    """The page by OpenCV, [H,W] or [H,W,3 or 4] as RGB(A): uint8, uint16 (10 to 14 bits spread over it) or float.
+    """Read the page with OpenCV: [H,W] or [H,W,3 or 4] as RGB(A), uint8, uint16 (10 to 14 bits scaled to it) or float.
 
-    OpenCV turns TIFFs upright whatever it is asked for.
+    OpenCV turns TIFFs upright whatever its flags are.
     """
     packed = np.frombuffer(data, np.uint8)
     try:
-        # For planes, only the conversion to 8 bits is right: OpenCV 5.0 leaves others partly unwritten
+        # Of separate planes, only the conversion to 8 bits is right: OpenCV 5.0 leaves others partly unwritten
         flags = cv2.IMREAD_COLOR if page.planar else cv2.IMREAD_UNCHANGED
         if page.number:
             levels = cv2.imdecodemulti(packed, flags, range=(page.number, page.number + 1))[1][0]
@@ -107,7 +106,7 @@ def read(data: bytes, page: Page) -> NDArray[Any]:
 
 
 def check_pieces(data: bytes, page: Page) -> None:
-    """Raise ImageError if compressed data are not those that were saved: libtiff stops reading too early to see it."""
+    """Raise ImageError if compressed data are damaged: libtiff stops reading too early to notice."""
     left = _SPARE + 4 * page.width * page.height * page.channels * -(-page.bits // 8)  # bytes; tiles overlap the edges
     for start, end in page.pieces:
         piece = data[start:end]

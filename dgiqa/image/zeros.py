@@ -1,4 +1,4 @@
-"""Zero bytes in place of a WebP, AVIF or HEIC picture's data: decoders make some picture of any bytes."""
+"""Find zero bytes in place of a WebP, AVIF or HEIC picture's data: decoders turn any bytes into some picture."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import struct
 
 from dgiqa.errors import ImageError
 
-LEAST = 64  # zero bytes in a row; coded photographs have 11 at most
-_OF_FLAT = 2e-4  # bytes per pixel that lossy WebP has of flat areas: measured half of it, of white and black pictures
+LEAST = 64  # zero bytes in a row; coded photographs have at most 11
+_OF_FLAT = 2e-4  # zero bytes per pixel in flat areas of lossy WebP: twice as many as in white and black pictures
 _METADATA = re.compile(rb"II\*\0|MM\0\*")
 
 
 def check_webp(data: bytes, pixels: int) -> None:
-    """Raise ImageError if a chunk of the picture holds more zero bytes in a row than its encoder writes.
+    """Raise ImageError if a chunk of the picture holds a longer run of zero bytes than an encoder writes.
 
-    Without loss, a graphic of so few levels that two bits are enough for a pixel may have one zero bit for each.
+    A lossless graphic with less than two bits per pixel may have one zero bit for each pixel.
     """
     at, flat = 12, LEAST + int(pixels * _OF_FLAT)
     while at + 8 <= len(data):
@@ -27,7 +27,7 @@ def check_webp(data: bytes, pixels: int) -> None:
 
 
 def check_heif(data: bytes) -> None:
-    """The same for the coded data of AVIF and HEIC, up to where EXIF begins, which has zero bytes of its own."""
+    """Check the coded data of AVIF and HEIC in the same way, up to EXIF, which has its own zero bytes."""
     start = data.find(b"mdat")
     if start < 4:
         return
