@@ -24,14 +24,14 @@ from dgiqa.errors import ImageError
 from dgiqa.video import colour
 from dgiqa.video.frames import Frame, Video
 from dgiqa.video.sampling import EVERY_S, Sampling, SceneCuts, ScenePicks, seconds, thumbnail
-from dgiqa.video.source import Raw, _rate, name_of
+from dgiqa.video.source import Raw, Reading, _rate, name_of
 
 ALL = Sampling(every=0)
 LOSSLESS = {"codec": "ffv1"}
 
 
 def read(source: Any, wanted: Sampling = ALL, **options: Any) -> list[Frame]:
-    with Video(source, **options) as video:
+    with Video(source, Reading(**options)) as video:
         return list(video.frames(wanted))
 
 

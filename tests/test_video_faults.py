@@ -20,7 +20,7 @@ from dgiqa.video import colour, sei
 from dgiqa.video.decoding import _zeroed
 from dgiqa.video.frames import Frame, Video
 from dgiqa.video.sampling import Sampling
-from dgiqa.video.source import MAX_PIXELS, Raw, RefusedError
+from dgiqa.video.source import MAX_PIXELS, Raw, Reading, RefusedError
 from dgiqa.video.whole import unseen
 
 ALL = Sampling(every=0)
@@ -29,7 +29,7 @@ QUIET = {"x265-params": "log-level=none:open-gop=1"}
 
 
 def read(source: Any, wanted: Sampling = ALL, **options: Any) -> list[Frame]:
-    with Video(source, **options) as video:
+    with Video(source, Reading(**options)) as video:
         return list(video.frames(wanted))
 
 

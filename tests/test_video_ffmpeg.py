@@ -15,6 +15,7 @@ from waiting import PATIENCE_S
 
 from dgiqa.video.frames import Video
 from dgiqa.video.sampling import Sampling
+from dgiqa.video.source import Reading
 
 
 def program() -> str | None:
@@ -117,7 +118,7 @@ def reference(path: Path, shape: tuple[int, ...]) -> tuple[list[float], UInt8]:
 
 
 def compare(path: Path) -> None:
-    with Video(path, bars="keep") as video:
+    with Video(path, Reading(bars="keep")) as video:
         found = list(video.frames(Sampling(every=0)))
     assert [f.error for f in found] == [""] * len(found)
     pictures = [f.rgb for f in found if f.rgb is not None]

@@ -195,7 +195,9 @@ class Flaky:
 def test_attempts_are_spaced_out_and_limited() -> None:
     camera = Flaky(100)
     found = list(
-        follow(camera, "camera", Sampling(), threading.Event(), live=True, attempts=4, waits_s=(0.02, 0.05, 0.1))
+        follow(
+            camera, "camera", Sampling(), threading.Event(), Reading(live=True, attempts=4, waits_s=(0.02, 0.05, 0.1))
+        )
     )
     assert len(camera.attempts) == 4
     gaps = [b - a for a, b in zip(camera.attempts, camera.attempts[1:], strict=False)]
@@ -206,7 +208,7 @@ def test_attempts_are_spaced_out_and_limited() -> None:
 
 def test_a_frame_ends_the_row_of_failures_and_time_starts_at_zero() -> None:
     camera = Flaky(2)
-    frames = follow(camera, "camera", Sampling(), threading.Event(), live=True, attempts=3, waits_s=(0.01,))
+    frames = follow(camera, "camera", Sampling(), threading.Event(), Reading(live=True, attempts=3, waits_s=(0.01,)))
     found = [next(frames) for _ in range(9)]
     assert [bool(f.error) for f in found] == [True, True, False, False, False, True, False, False, False]
     assert [f.time_s for f in found[2:5]] == [0, 1, 2]
@@ -222,7 +224,7 @@ def test_a_file_that_cannot_be_opened_is_not_tried_again() -> None:
 
 def test_a_camera_that_is_not_there_yet_is_tried_again() -> None:
     camera = Flaky(2)
-    frames = follow(camera, "camera", Sampling(), threading.Event(), likely_live=True, waits_s=(0.01,))
+    frames = follow(camera, "camera", Sampling(), threading.Event(), Reading(waits_s=(0.01,)), True)
     assert [bool(next(frames).error) for _ in range(5)] == [True, True, False, False, False]
 
 
@@ -230,7 +232,7 @@ def test_what_trying_again_cannot_help_is_tried_once() -> None:
     def opened() -> Any:
         raise RefusedError("only sound")
 
-    found = list(follow(opened, "camera", Sampling(), threading.Event(), live=True, waits_s=(0.01,)))
+    found = list(follow(opened, "camera", Sampling(), threading.Event(), Reading(live=True, waits_s=(0.01,))))
     assert [f.error for f in found] == ["only sound"]
 
 
@@ -244,7 +246,7 @@ def test_what_trying_again_cannot_help_is_tried_once() -> None:
 )
 def test_a_stretch_is_one_of_our_clock(wanted: Sampling, times: list[float]) -> None:
     camera = Flaky(0, count=9)
-    found = list(follow(camera, "camera", wanted, threading.Event(), live=True, waits_s=(0.01,)))
+    found = list(follow(camera, "camera", wanted, threading.Event(), Reading(live=True, waits_s=(0.01,))))
     assert [f.time_s for f in found] == times
     assert (camera.wanted.start, camera.wanted.end) == (0, math.inf)
     assert camera.wanted.count is None
@@ -252,21 +254,23 @@ def test_a_stretch_is_one_of_our_clock(wanted: Sampling, times: list[float]) -> 
 
 def test_a_stretch_ends_though_the_camera_went_away() -> None:
     camera = Flaky(0)
-    found = list(follow(camera, "camera", Sampling(every=1, end=2.05), threading.Event(), live=True, waits_s=(0.1,)))
+    found = list(
+        follow(camera, "camera", Sampling(every=1, end=2.05), threading.Event(), Reading(live=True, waits_s=(0.1,)))
+    )
     assert [(f.time_s, bool(f.error)) for f in found][:3] == [(0, False), (1, False), (2, False)]
     assert len(camera.attempts) <= 3
 
 
 def test_a_damaged_frame_of_a_camera_is_a_row_and_the_last_error_is_the_reason() -> None:
     camera = Flaky(0, count=5, damaged=(1, 4))
-    frames = follow(camera, "camera", Sampling(), threading.Event(), live=True, waits_s=(0.01,))
+    frames = follow(camera, "camera", Sampling(), threading.Event(), Reading(live=True, waits_s=(0.01,)))
     found = [next(frames) for _ in range(5)]
     assert [f.error for f in found] == ["", "damaged", "", "", "damaged; trying again in 0.01 s"]
 
 
 def test_waiting_ends_at_once_when_nobody_wants_more() -> None:
     stop = threading.Event()
-    frames = follow(Flaky(100), "camera", Sampling(), stop, live=True, waits_s=(PATIENCE_S,))
+    frames = follow(Flaky(100), "camera", Sampling(), stop, Reading(live=True, waits_s=(PATIENCE_S,)))
     assert next(frames).error
     stop.set()
     started = time.monotonic()
@@ -302,7 +306,7 @@ def test_a_missing_decoder_is_no_row(scorer: Scorer, tmp_path: Path) -> None:
         raise BackendError("no decoder")
 
     with pytest.raises(BackendError, match="no decoder"):
-        list(follow(broken, "camera", Sampling(), threading.Event(), live=True))
+        list(follow(broken, "camera", Sampling(), threading.Event(), Reading(live=True)))
 
 
 def test_a_live_source_faster_than_the_scorer_loses_old_frames_and_counts_them(

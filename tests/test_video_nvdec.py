@@ -25,7 +25,7 @@ from dgiqa.video.frames import Frame, Video
 from dgiqa.video.live import follow
 from dgiqa.video.nvdec import NvdecVideo
 from dgiqa.video.sampling import Sampling
-from dgiqa.video.source import RefusedError
+from dgiqa.video.source import Reading, RefusedError
 
 
 class DecodedFrame:
@@ -71,7 +71,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, kernels: Kernels) -> Any:
     driver = gpu_fakes.install(monkeypatch, FakeDriver())
     context = cuda.Context()
 
-    def open_(path: Any, off_by: int = 0, **reading: Any) -> NvdecVideo:
+    def open_(path: Any, off_by: int = 0, *, on_host: bool = False, **reading: Any) -> NvdecVideo:
         def create_decoder(*, gpuid: int, codec: int, cudacontext: int, cudastream: int, usedevicememory: bool) -> Any:
             assert (gpuid, cudacontext, usedevicememory) == (0, gpu_fakes.PRIMARY, True)
             assert cudastream in driver.queues
@@ -94,7 +94,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, kernels: Kernels) -> Any:
         module: Any = SimpleNamespace(CreateDemuxer=Demuxer, CreateDecoder=create_decoder)
         monkeypatch.setitem(sys.modules, "PyNvVideoCodec", module)
         late: Any = Late(driver, kernels)
-        return NvdecVideo(path, context=context, kernels=late, **reading)
+        return NvdecVideo(path, Reading(**reading), context=context, kernels=late, on_host=on_host)
 
     open_.context = context  # type: ignore[attr-defined]
     return open_
@@ -128,7 +128,7 @@ def test_black_bars_are_left_out_on_the_gpu_as_well(
     copied = []
     take = gpu._lane.numpy
     gpu._lane.numpy = lambda array: copied.append(array.shape) or take(array)
-    found, wanted = read(gpu, Sampling(every=0.1)), read(Video(path, bars=bars), Sampling(every=0.1))
+    found, wanted = read(gpu, Sampling(every=0.1)), read(Video(path, Reading(bars=bars)), Sampling(every=0.1))
     looked = len(found) if on_host or bars == "crop" else 0
     assert len(copied) == looked + nvdec.COMPARED
     for frame, cpu in zip(found, wanted, strict=True):

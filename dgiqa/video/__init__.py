@@ -14,49 +14,24 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from dgiqa.forward import Stages
 from dgiqa.meaning import verdict
 from dgiqa.report.rows import FRAME_COLUMNS, Row, clock, rounded, seconds_since
 from dgiqa.video.channel import CAPACITY, Channel
 from dgiqa.video.frames import Video
-from dgiqa.video.live import ATTEMPTS, WAITS_S, follow
+from dgiqa.video.live import follow
 from dgiqa.video.pooling import INTERVAL_S, Pooled
 from dgiqa.video.reuse import Reuse
 from dgiqa.video.sampling import Sampling
 from dgiqa.video.scoring import FrameScorer, Result
-from dgiqa.video.source import MAX_PIXELS, TIMEOUT_S, Raw, VideoSource, is_live, name_of
+from dgiqa.video.source import MAX_PIXELS, VideoSource, is_live, name_of
+from dgiqa.video.source import Reading as Reading
 
 VIDEO_COLUMNS = FRAME_COLUMNS
-STREAMS = 2  # files decoded side by side; of live sources all are
 JOIN_S = 2.0  # readers blocked in the network, all together, are not waited for longer at the end
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How sources are read.
-
-    raw: frames without a container. live: open a source again after it ended, newest frame wins; None asks the source.
-    timeout_s: an address that sends nothing for so long has stalled. attempts: to reach a live source again, in a row.
-    deinterlace: frames marked as interlaced, spatially. bars: "crop" scores a picture without the black bars around it,
-    "keep" with them. max_pixels: larger frames are refused before they are decoded; None asks the scorer, but not for
-    more than `source.MAX_PIXELS`. streams: files read side by side. decoder: "nvdec" decodes local files on the GPU
-    that the networks run on, and their pictures stay there: bars="keep" copies none to the host, "crop" each scored one
-    to find the bars in. With `Reuse` they come to the host, and go on as the CPU's do.
-    """
-
-    raw: Raw | None = None
-    live: bool | None = None
-    timeout_s: float = TIMEOUT_S
-    attempts: int = ATTEMPTS
-    waits_s: tuple[float, ...] = WAITS_S
-    deinterlace: bool = False
-    bars: Literal["crop", "keep"] = "crop"
-    max_pixels: int | None = None
-    streams: int = STREAMS
-    decoder: Literal["cpu", "nvdec"] = "cpu"
 
 
 @dataclass
@@ -85,19 +60,15 @@ class VideoRun:
         sources: Sequence[VideoSource | tuple[str, VideoSource]],
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
         *,
-        reading: Reading = Reading(),
+        reading: Reading = Reading(),  # noqa: B008
         reuse: Reuse | None = None,
         tiling: str | None = None,
         batch: int | None = None,
         workers: int | None = None,
     ) -> None:
-        if reading.decoder not in ("cpu", "nvdec"):
-            raise ValueError(f"decoder is {reading.decoder!r}; choose cpu or nvdec")
-        if reading.streams < 1 or reading.timeout_s <= 0 or reading.attempts < 1:
-            raise ValueError(f"streams, timeout_s and attempts must be above 0, got {reading}")
         self.stages = stages
         self.sampling = sampling
-        self.reading = reading
+        self.reading = replace(reading, max_pixels=reading.max_pixels or min(stages.max_pixels, MAX_PIXELS))
         pairs = [s if isinstance(s, tuple) else (name_of(s), s) for s in sources]
         self.progress = {name: Progress() for name, _ in pairs}
         if len(self.progress) < len(pairs):
@@ -166,44 +137,26 @@ class VideoRun:
                     self._channel.finish()
 
     def _read_one(self, name: str, source: VideoSource) -> None:
-        reading, progress = self.reading, self.progress[name]
+        progress = self.progress[name]
 
         def opened() -> Video:
-            video = self._video(
-                source,
-                raw=reading.raw,
-                name=name,
-                timeout_s=reading.timeout_s,
-                deinterlace=reading.deinterlace,
-                bars=reading.bars,
-                max_pixels=reading.max_pixels or min(self.stages.max_pixels, MAX_PIXELS),
-            )
+            video = self._video(source, name)
             self._describe(progress, video)
             return video
 
-        found = follow(
-            opened,
-            name,
-            self.sampling,
-            self._stop,
-            live=reading.live,
-            likely_live=is_live(source),
-            attempts=reading.attempts,
-            waits_s=reading.waits_s,
-        )
-        for frame in found:
+        for frame in follow(opened, name, self.sampling, self._stop, self.reading, is_live(source)):
             if self._stop.is_set() or not self._channel.put(frame, newest_wins=progress.live):
                 break
         progress.ended = True
 
-    def _video(self, source: VideoSource, **reading: Any) -> Video:
+    def _video(self, source: VideoSource, name: str) -> Video:
         if self.reading.decoder == "cpu":
-            return Video(source, **reading)
+            return Video(source, self.reading, name=name)
         from dgiqa.on_device import context_of
         from dgiqa.video.nvdec import NvdecVideo
 
         context, on_host = context_of(self.stages.networks.quality), self._scorer.reuse is not None
-        return NvdecVideo(source, context=context, on_host=on_host, **reading)
+        return NvdecVideo(source, self.reading, context=context, name=name, on_host=on_host)
 
     def _describe(self, progress: Progress, video: Video) -> None:
         progress.live = video.opened.live if self.reading.live is None else self.reading.live

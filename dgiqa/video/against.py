@@ -26,7 +26,7 @@ from dgiqa.forward import Stages
 from dgiqa.report.rows import Row, clock, row_of
 from dgiqa.video.frames import Frame, Video
 from dgiqa.video.sampling import Sampling, difference
-from dgiqa.video.source import VideoSource, name_of
+from dgiqa.video.source import Reading, VideoSource, name_of
 
 LOOK_S = 6.0  # of each end of both videos, to find the offset in
 MAX_OFFSET_S = 2.0
@@ -35,7 +35,7 @@ Z95 = 1.96
 
 UInt8 = NDArray[np.uint8]
 Thumbs = list[tuple[float, UInt8]]  # time, luma uint8 [36,64]
-_opened = partial(Video, bars="keep")
+_opened = partial(Video, reading=Reading(bars="keep"))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ from dgiqa.image.sources import read_fully
 from dgiqa.video import colour, sampling
 from dgiqa.video.decoding import Clock, Decoding, Picture
 from dgiqa.video.sampling import Sampling, SceneCuts, ScenePicks, Ticks
-from dgiqa.video.source import TIMEOUT_S, Raw, RefusedError, VideoSource, import_av, name_of, open_container, open_raw
+from dgiqa.video.source import Raw, Reading, RefusedError, VideoSource, import_av, name_of, open_container, open_raw
 
 UInt8 = NDArray[np.uint8]
 
@@ -64,9 +64,7 @@ class Video:
     """An opened video. A context manager; frames are read once.
 
     source: a path, an http(s), HLS, RTSP, RTMP, SRT or UDP address, "-" (a container on standard input) or an open
-    binary file, which need not seek. raw: it holds frames without a container. name: what frames call their source.
-    timeout_s: an address that sends nothing for so long is given up. bars: "keep" leaves black bars in the picture.
-    max_pixels: larger frames are refused, by default those above `source.MAX_PIXELS`.
+    binary file, which need not seek. name: what frames call their source.
     Raises ImageError if there is no video in it, or none that can be decoded, BackendError without PyAV.
 
     opened: what is known of it, see `source.Opened`.
@@ -75,28 +73,20 @@ class Video:
     def __init__(
         self,
         source: VideoSource,
+        reading: Reading = Reading(),  # noqa: B008 - frozen
         *,
-        raw: Raw | None = None,
         name: str | None = None,
-        timeout_s: float = TIMEOUT_S,
-        deinterlace: bool = False,
-        bars: Literal["crop", "keep"] = "crop",
-        max_pixels: int | None = None,
     ) -> None:
-        if bars not in ("crop", "keep"):
-            raise ValueError(f"bars is {bars!r}; choose crop or keep")
-        self.name = name or name_of(source)
+        self.name, self.reading = name or name_of(source), reading
         if isinstance(source, os.PathLike):
             source = Path(source)
         elif isinstance(source, bytes | bytearray | memoryview):
             source = io.BytesIO(source)
-        self.deinterlace = deinterlace
-        self.bars = bars
-        self._source, self._raw = source, raw
-        self._open = partial(open_container, source, self.name, timeout_s, max_pixels)
+        self._source = source
+        self._open = partial(open_container, source, self.name, reading)
         self._rotation: int | None = None  # of the last frame, degrees
         self._turn: colour.Turn | None = None
-        self.opened = open_raw(source, raw, self.name, timeout_s, max_pixels) if raw else self._open()
+        self.opened = open_raw(source, reading.raw, self.name, reading) if reading.raw else self._open()
 
     def frames(self, wanted: Sampling, stop: threading.Event | None = None) -> Iterator[Frame]:
         """The frames to score, in order of time; ends early once `stop` is set."""
@@ -135,8 +125,8 @@ class Video:
         return last_s + clock.frame_s if clock.jumped_s else declared
 
     def _sampled(self, ticks: Ticks, wanted: Sampling, stop: threading.Event | None) -> Iterator[Frame]:
-        if self._raw:
-            pictures = self._raw_pictures(self._raw, ticks, wanted.end)
+        if self.reading.raw:
+            pictures = self._raw_pictures(self.reading.raw, ticks, wanted.end)
         else:
             pictures = Decoding(self.opened, ticks, wanted.end).pictures()
         on = takewhile(lambda _: not (stop and stop.is_set()), pictures)
@@ -184,7 +174,7 @@ class Video:
 
     def _without_bars(self, found: Iterator[Frame]) -> Iterator[Frame]:
         """Frames without the black bars around them. Those of a dark beginning wait until it can be told."""
-        if self.bars == "keep":
+        if self.reading.bars == "keep":
             yield from found
             return
         tracker = bars.Tracker()
@@ -233,8 +223,8 @@ class Video:
         image, note = picture.image, picture.note
         try:
             if not isinstance(image, np.ndarray):
-                note = "; ".join(filter(None, [note, colour.notes(image, deinterlace=self.deinterlace)]))
-                image = colour.to_rgb(image, deinterlace=self.deinterlace, turn=self._turn_of(image))
+                note = "; ".join(filter(None, [note, colour.notes(image, deinterlace=self.reading.deinterlace)]))
+                image = colour.to_rgb(image, deinterlace=self.reading.deinterlace, turn=self._turn_of(image))
         except CONVERTING as error:
             return replace(self._failed(picture, scene), error=str(error), note=note)
         return Frame(self.name, picture.time_s, picture.number, image, thumb, scene, note=note)

@@ -15,29 +15,24 @@ from dataclasses import replace
 from dgiqa.errors import BackendError
 from dgiqa.video.frames import Frame, Video
 from dgiqa.video.sampling import ROUNDING_S, Sampling
-from dgiqa.video.source import RefusedError
-
-WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # before each further attempt; the last one repeats
-ATTEMPTS = 10  # in a row without a single frame, then the source is given up
+from dgiqa.video.source import Reading, RefusedError
 
 
-def follow(
+def follow(  # noqa: PLR0917 - a source, and how it is read
     opened: Callable[[], Video],
     name: str,
     wanted: Sampling,
     stop: threading.Event,
-    *,
-    live: bool | None = None,
+    reading: Reading = Reading(),  # noqa: B008 - frozen
     likely_live: bool = False,
-    attempts: int = ATTEMPTS,
-    waits_s: tuple[float, ...] = WAITS_S,
 ) -> Iterator[Frame]:
-    """Frames of one source until it ends, `stop` is set, or a live one failed `attempts` times in a row.
+    """Frames of one source until it ends, `stop` is set, or a live one failed `reading.attempts` times in a row.
 
-    opened: opens the source. live: whether to open it again after it ended or could not be opened; None asks the
-    source, likely_live says it until that is open. Time 0 of a live one is its first frame. A source that cannot be
-    opened is a Frame with an error; BackendError is raised, for no source could be opened then.
+    opened: opens the source. likely_live: whether it is live, until it is open and says so itself. Time 0 of a live one
+    is its first frame. A source that cannot be opened is a Frame with an error; BackendError is raised, for no source
+    could be opened then.
     """
+    live, attempts, waits_s = reading.live, reading.attempts, reading.waits_s
     joined = _Joined(name)
     again = likely_live if live is None else live
     while not stop.is_set():

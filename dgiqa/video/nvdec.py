@@ -30,7 +30,7 @@ from dgiqa.runtime.kernels import Kernels, Nv12
 from dgiqa.video import colour
 from dgiqa.video.frames import Frame, Video
 from dgiqa.video.sampling import Sampling, SceneCuts, Ticks, thumbnail
-from dgiqa.video.source import RefusedError, VideoSource, import_av
+from dgiqa.video.source import Reading, RefusedError, VideoSource, import_av
 
 COMPARED = 3  # frames decoded by both before the GPU's are trusted
 MAX_LEVELS = 2  # of 255, largest difference of any channel of any pixel
@@ -47,15 +47,16 @@ class NvdecVideo(Video):
     def __init__(
         self,
         source: VideoSource,
+        reading: Reading = Reading(),  # noqa: B008 - frozen
         *,
         context: cuda.Context,
+        name: str | None = None,
         kernels: Kernels | None = None,
         on_host: bool = False,
-        **reading: Any,
     ) -> None:
         self._kernels, self._on_host = kernels or Kernels(), on_host
-        super().__init__(source, **reading)
-        if not self.opened.path or self._raw:
+        super().__init__(source, reading, name=name)
+        if not self.opened.path or self.reading.raw:
             raise RefusedError(f"nvdec reads local video files only; {_INSTEAD}")
         if self.opened.decoder is not self.opened.stream.codec_context:
             raise RefusedError(f"nvdec leaves out what is transparent; {_INSTEAD}")
@@ -77,7 +78,7 @@ class NvdecVideo(Video):
             if not due:
                 continue
             frame = Frame(self.name, time_s, number, rgb)  # type: ignore[arg-type] # lies on the GPU
-            if self._on_host or self.bars == "crop":
+            if self._on_host or self.reading.bars == "crop":
                 with self._lane.current():
                     seen = self._lane.numpy(rgb)
                 thumb = thumbnail(seen)
@@ -112,7 +113,7 @@ class NvdecVideo(Video):
             f"{first.format.name} instead of 8-bit 4:2:0": first.format.name not in ("yuv420p", "yuvj420p", "nv12"),
             "HDR": first.color_trc in (PQ, HLG),
             "turned": bool(first.rotation) or colour.turn_of(first) is not None,
-            "interlaced": first.interlaced_frame and self.deinterlace,
+            "interlaced": first.interlaced_frame and self.reading.deinterlace,
             "of odd size": first.width % 2 or first.height % 2,
         }
         if found := [what for what, is_so in wrong.items() if is_so]:

@@ -78,6 +78,41 @@ class Raw:
         return cls(width, height, rate, layout)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How sources are read.
+
+    raw: frames without a container. live: open a source again after it ended, newest frame wins; None asks the source.
+    timeout_s: an address that sends nothing for so long has stalled. attempts: at a live source, in a row without a
+    frame, before it is given up. waits_s: before each further one; the last of them repeats.
+    deinterlace: frames marked as interlaced, spatially. bars: "crop" scores a picture without the black bars around it,
+    "keep" with them. max_pixels: larger frames are refused before they are decoded; None asks the scorer, but not for
+    more than MAX_PIXELS. streams: files read side by side; of live sources all are.
+    decoder: "nvdec" decodes local files on the GPU that the networks run on, and their pictures stay there: bars="keep"
+    copies none to the host, "crop" each scored one to find the bars in. With `Reuse` they come to the host, and go on
+    as the CPU's do.
+    Raises ValueError for values that mean nothing.
+    """
+
+    raw: Raw | None = None
+    live: bool | None = None
+    timeout_s: float = TIMEOUT_S
+    attempts: int = 10
+    waits_s: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+    deinterlace: bool = False
+    bars: Literal["crop", "keep"] = "crop"
+    max_pixels: int | None = None
+    streams: int = 2
+    decoder: Literal["cpu", "nvdec"] = "cpu"
+
+    def __post_init__(self) -> None:
+        for name, known in (("bars", ("crop", "keep")), ("decoder", ("cpu", "nvdec"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose {' or '.join(known)}")
+        if self.streams < 1 or self.timeout_s <= 0 or self.attempts < 1:
+            raise ValueError(f"streams, timeout_s and attempts must be above 0, got {self}")
+
+
 class RefusedError(ImageError):
     """A source that trying again would not help: it has no video, wants a password, or is sampled in a wrong way."""
 
@@ -143,16 +178,16 @@ AVFMT_TS_DISCONT = 0x200
 UNALIGNED = 1  # FFmpeg's AV_CODEC_FLAG_UNALIGNED: what a stream crops on the left is left out as well
 
 
-def open_raw(source: VideoSource, raw: Raw, name: str, timeout_s: float, max_pixels: int | None = None) -> Opened:
+def open_raw(source: VideoSource, raw: Raw, name: str, reading: Reading) -> Opened:
     """Frames without a container. Raises ImageError if they are too large or cannot be read."""
-    _check_size(name, raw.width, raw.height, max_pixels)
+    _check_size(name, raw.width, raw.height, reading)
     path = _file(source)
     length_s = os.path.getsize(path) // raw.frame_bytes / raw.rate if path else None
-    what = name, f"raw {raw.layout}", raw.width, raw.height, raw.rate, length_s, timeout_s
+    what = name, f"raw {raw.layout}", raw.width, raw.height, raw.rate, length_s, reading.timeout_s
     return Opened(*what, pipe=_binary(source), path=path)
 
 
-def open_container(source: VideoSource, name: str, timeout_s: float, max_pixels: int | None = None) -> Opened:
+def open_container(source: VideoSource, name: str, reading: Reading) -> Opened:
     """A container with a video in it.
 
     Raises ImageError if there is none, it cannot be decoded here, or its frames are too large, BackendError without
@@ -163,7 +198,7 @@ def open_container(source: VideoSource, name: str, timeout_s: float, max_pixels:
     pipe = None if isinstance(file, str) else file
     # PyAV 19 reads metadata that are not UTF-8 by itself
     older = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
-    started = time.monotonic()
+    started, timeout_s = time.monotonic(), reading.timeout_s
     try:
         container = av.open(file, container_options=options, timeout=(timeout_s, timeout_s), **older)
     except (av.FFmpegError, ValueError, OSError, RuntimeError) as error:
@@ -171,7 +206,7 @@ def open_container(source: VideoSource, name: str, timeout_s: float, max_pixels:
         raise _unopened(error, source, name, pipe, stall_s) from error
     try:
         stream = _video_stream(container, name)
-        _check_size(name, stream.width, stream.height, max_pixels)
+        _check_size(name, stream.width, stream.height, reading)
         context = _decoder(stream)
     except ImageError:
         container.close()
@@ -180,7 +215,7 @@ def open_container(source: VideoSource, name: str, timeout_s: float, max_pixels:
     # marks what it painted, and would otherwise stop at messages beside the picture (SEI), which cameras get wrong.
     detect = "crccheck+explode" + ("+bitstream+buffer" if context.name in ONLY_LOGGING else "")
     explode = {} if context.name in ("h264", "tiff") else {"err_detect": detect}  # tiff stops at tags it does not know
-    context.options = {"max_pixels": str(2 * (max_pixels or MAX_PIXELS))} | explode
+    context.options = {"max_pixels": str(2 * (reading.max_pixels or MAX_PIXELS))} | explode
     context.flags |= UNALIGNED
     origin_s = (container.start_time or 0) / 1e6
     duration_s, path = _declared_duration(container, stream, origin_s), _file(source)
@@ -335,8 +370,8 @@ def _video_stream(container: InputContainer, name: str) -> Any:
     return stream
 
 
-def _check_size(name: str, width: int, height: int, max_pixels: int | None) -> None:
-    limit = max_pixels or MAX_PIXELS
+def _check_size(name: str, width: int, height: int, reading: Reading) -> None:
+    limit = reading.max_pixels or MAX_PIXELS
     if width * height > limit:
         fix = "raise max_pixels (--max-pixels)"
         raise RefusedError(f"{name}: a frame of {width} x {height}, limit {limit:,} pixels; {fix}")

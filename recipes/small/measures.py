@@ -34,6 +34,7 @@ from dgiqa.scorer import Scorer
 from dgiqa.spec import QUALITY_FILE
 from dgiqa.video.frames import Video
 from dgiqa.video.sampling import Sampling
+from dgiqa.video.source import Reading
 from recipes.small import chains, encoding
 from recipes.small.distortions import KADID_TYPES, distort
 
@@ -279,7 +280,7 @@ def decoders(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "clip.mkv"
             _write_clip(file, clean, encoder, options)
-            with Video(file, bars="keep") as opened:
+            with Video(file, Reading(bars="keep")) as opened:
                 ours = [f.rgb for f in opened.frames(Sampling(every=0))]
             command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(file), "-fps_mode", "passthrough"]
             raw = subprocess.run(
