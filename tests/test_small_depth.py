@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from dgiqa.errors import DgiqaError, WeightsError
-from dgiqa.nn.depth import SmallDepth, SmallDepthConfig, load_small_depth, save_small_depth
+from dgiqa.nn.checkpoints import load_small_depth
+from dgiqa.nn.depth import SmallDepth, SmallDepthConfig, save_small_depth
 from recipes.small import scenes, train_depth
 from recipes.small.train_depth import TrainConfig, add_detail, augment, depth_loss, stereo_check, train
 

@@ -6,21 +6,20 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
 from dgiqa.errors import WeightsError
+from dgiqa.nn.depth import SmallDepth, SmallDepthConfig
 from dgiqa.nn.depth_anything import ENCODERS, DepthAnything, DepthAnythingConfig
 from dgiqa.nn.depth_layouts import blocks_read, published_names
 from dgiqa.nn.fitting import looks_like, network_of, saved_config
+from dgiqa.nn.full_reference import DGIQAFR, DGIQAFRConfig
 from dgiqa.nn.glintiqa import TRAINING, GlintIQA, GlintIQAConfig
 from dgiqa.nn.network import DGIQA, FULL, DGIQAConfig
 from dgiqa.nn.systems import SYSTEMS, System
-from dgiqa.nn.weights import file_in, read_tensors
-
-if TYPE_CHECKING:
-    from dgiqa.nn.full_reference import DGIQAFR
+from dgiqa.nn.weights import file_in, read_tensors, renamed
 
 
 def load_dgiqa(path: str | Path, config: DGIQAConfig | None = None) -> DGIQA:
@@ -33,17 +32,15 @@ def load_dgiqa(path: str | Path, config: DGIQAConfig | None = None) -> DGIQA:
     """
     tensors, metadata = read_tensors(path)
     sizes = config or saved_config(metadata, DGIQAConfig) or FULL
-    return cast(DGIQA, network_of(lambda: DGIQA(sizes), tensors, path, "DGIQA"))
+    return network_of(lambda: DGIQA(sizes), tensors, path, "DGIQA")
 
 
 def load_dgiqa_fr(path: str | Path) -> DGIQAFR:
     """Load DGIQA-FR weights of this package, which bring their sizes. Raises WeightsError."""
-    from dgiqa.nn.full_reference import DGIQAFR, DGIQAFRConfig
-
     tensors, metadata = read_tensors(path)
     if (sizes := saved_config(metadata, DGIQAFRConfig)) is None:
         raise WeightsError(f"{path} does not say its sizes; save it again with save_weights")
-    return cast(DGIQAFR, network_of(lambda: DGIQAFR(sizes), tensors, path, "DGIQA-FR"))
+    return network_of(lambda: DGIQAFR(sizes), tensors, path, "DGIQA-FR")
 
 
 def load_depth_anything(path: str | Path, version: str | None = None) -> DepthAnything:
@@ -59,7 +56,7 @@ def load_depth_anything(path: str | Path, version: str | None = None) -> DepthAn
     if sizes is None:
         sizes = ENCODERS[_encoder_of(tensors, path)]
         sizes = replace(sizes, reads=blocks_read(file_in(path), sizes.blocks, version))
-    return cast(DepthAnything, network_of(lambda: DepthAnything(sizes), tensors, path, "Depth Anything"))
+    return network_of(lambda: DepthAnything(sizes), tensors, path, "Depth Anything")
 
 
 def load_glintiqa(path: str | Path, config: GlintIQAConfig | None = None) -> GlintIQA:
@@ -71,7 +68,18 @@ def load_glintiqa(path: str | Path, config: GlintIQAConfig | None = None) -> Gli
     read, metadata = read_tensors(path)
     sizes = config or saved_config(metadata, GlintIQAConfig) or GlintIQAConfig()
     tensors = {name: value for name, value in _of_glintiqa(read).items() if not _is_unused(name, max(sizes.reads))}
-    return cast(GlintIQA, network_of(lambda: GlintIQA(sizes), tensors, path, "GlintIQA"))
+    return network_of(lambda: GlintIQA(sizes), tensors, path, "GlintIQA")
+
+
+def load_small_depth(path: str | Path) -> SmallDepth:
+    """A network in eval mode from a file of `save_small_depth`. Raises WeightsError when the file is something else."""
+    tensors, metadata = read_tensors(path)
+    if metadata.get("model") != "small_depth":
+        held = metadata.get("model", "no named model")
+        raise WeightsError(f"{path} holds {held}, not small_depth; train one with python -m recipes.small.train_depth")
+    if (sizes := saved_config(metadata, SmallDepthConfig)) is None:
+        raise WeightsError(f"{path} does not say its sizes; save it again with save_small_depth")
+    return network_of(lambda: SmallDepth(sizes), tensors, path, "small depth")
 
 
 def load_weights(path: str | Path, depth_version: str | None = None) -> nn.Module:
@@ -80,8 +88,6 @@ def load_weights(path: str | Path, depth_version: str | None = None) -> nn.Modul
     depth_version: as `load_depth_anything`'s version, for that network.
     Raises WeightsError when it is none of them.
     """
-    from dgiqa.nn.depth import load_small_depth
-
     loaders: dict[str, Any] = {
         "DGIQA": load_dgiqa,
         "DGIQA-FR": load_dgiqa_fr,
@@ -112,12 +118,7 @@ def _of_glintiqa(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors under the names of the authors' code since its refactoring."""
     if not any(name.startswith("fusion1.") for name in tensors):
         return dict(tensors)
-
-    def renamed(name: str) -> str:
-        made = (re.subn(rf"^{old}", new, name) for old, new in _BEFORE_REFACTORING)
-        return next((new for new, count in made if count), name)
-
-    return {renamed(name): value for name, value in tensors.items()}
+    return {renamed(name, _BEFORE_REFACTORING): value for name, value in tensors.items()}
 
 
 def _is_unused(name: str, last_block: int) -> bool:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgiqa.nn.weights import save_weights
 from dgiqa.spec import Preprocess
 
 STRIDE = 32  # height and width are multiples of this
@@ -89,24 +90,7 @@ class Residual(nn.Module):
 
 def save_small_depth(model: SmallDepth, path: str) -> None:
     """Write the weights and the config to a safetensors file, all or nothing."""
-    from dgiqa.nn.weights import save_weights
-
     save_weights(model, path, {"model": "small_depth"})
-
-
-def load_small_depth(path: str) -> SmallDepth:
-    """A network in eval mode from a file of `save_small_depth`. Raises WeightsError when the file is something else."""
-    from dgiqa.errors import WeightsError
-    from dgiqa.nn.fitting import network_of, saved_config
-    from dgiqa.nn.weights import read_tensors
-
-    tensors, metadata = read_tensors(path)
-    if metadata.get("model") != "small_depth":
-        held = metadata.get("model", "no named model")
-        raise WeightsError(f"{path} holds {held}, not small_depth; train one with python -m recipes.small.train_depth")
-    if (config := saved_config(metadata, SmallDepthConfig)) is None:
-        raise WeightsError(f"{path} does not say its sizes; save it again with save_small_depth")
-    return cast(SmallDepth, network_of(lambda: SmallDepth(config), tensors, path, "small depth"))
 
 
 def _convolution(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:

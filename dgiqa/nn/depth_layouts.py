@@ -19,10 +19,18 @@ from torch import Tensor
 
 from dgiqa.errors import WeightsError
 from dgiqa.nn.depth_anything import V2_READS
+from dgiqa.nn.weights import renamed
 
 VERSIONS = ("v1", "v2")
 TRANSFORMERS = "neck.fusion_stage."  # what its names have and the authors' do not
+_STAGE, _REFINE = r"neck\.fusion_stage\.layers\.", "depth_head.scratch.refinenet"
 _RENAMES = (
+    *((rf"neck\.convs\.{n}\.", f"depth_head.scratch.layer{n + 1}_rn.") for n in range(4)),
+    *((rf"{_STAGE}{n}\.projection\.", f"{_REFINE}{4 - n}.out_conv.") for n in range(4)),  # the deepest is the first
+    *(
+        (rf"{_STAGE}{n}\.residual_layer([12])\.convolution([12])", rf"{_REFINE}{4 - n}.resConfUnit\1.conv\2")
+        for n in range(4)
+    ),
     (r"backbone\.embeddings\.patch_embeddings\.projection\.", r"pretrained.patch_embed.proj."),
     (r"backbone\.embeddings\.position_embeddings", r"pretrained.pos_embed"),
     (r"backbone\.embeddings\.", r"pretrained."),
@@ -43,7 +51,7 @@ def published_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same weights under the authors' names, whichever of the two layouts they come in."""
     if not any(name.startswith(TRANSFORMERS) for name in tensors):
         return dict(tensors)
-    named = {_renamed(name): value for name, value in tensors.items() if not _QKV.fullmatch(name)}
+    named = {renamed(name, _RENAMES): value for name, value in tensors.items() if not _QKV.fullmatch(name)}
     for block, _, kind in {match.groups() for name in tensors if (match := _QKV.fullmatch(name))}:
         parts = [
             f"backbone.encoder.layer.{block}.attention.attention.{part}.{kind}" for part in ("query", "key", "value")
@@ -76,19 +84,6 @@ def blocks_read(path: Path, blocks: int, version: str | None) -> tuple[int, ...]
     if blocks not in V2_READS:
         raise WeightsError(f"{path} has {blocks} blocks; Depth Anything V2 is known with {sorted(V2_READS)}")
     return V2_READS[blocks]
-
-
-def _renamed(name: str) -> str:
-    if match := re.match(r"neck\.convs\.(\d)\.", name):
-        return f"depth_head.scratch.layer{int(match[1]) + 1}_rn.{name[match.end() :]}"
-    if match := re.match(r"neck\.fusion_stage\.layers\.(\d)\.", name):  # the deepest is the first there
-        rest = re.sub(r"residual_layer([12])\.convolution([12])", r"resConfUnit\1.conv\2", name[match.end() :])
-        return f"depth_head.scratch.refinenet{4 - int(match[1])}.{rest.replace('projection.', 'out_conv.')}"
-    for pattern, replacement in _RENAMES:
-        renamed, count = re.subn(rf"^{pattern}", replacement, name)
-        if count:
-            return renamed
-    return name
 
 
 def _configured(path: Path, blocks: int) -> tuple[int, ...]:

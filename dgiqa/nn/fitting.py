@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from dgiqa.errors import WeightsError
 from dgiqa.nn.systems import SYSTEMS
 from dgiqa.nn.weights import few
+
+N = TypeVar("N", bound=nn.Module)
 
 LARGEST_SIZE = 4096  # of a saved configuration: channels, blocks, pixels; the largest published one is 1024
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.]{1,100}")
@@ -38,7 +40,7 @@ def looks_like(keys: Iterable[str]) -> str:
     return next((what for sign, what in signs if any(name.startswith(sign) for name in names)), "something else")
 
 
-def network_of(make: Callable[[], nn.Module], tensors: Mapping[str, Tensor], path: str | Path, what: str) -> nn.Module:
+def network_of(make: Callable[[], N], tensors: Mapping[str, Tensor], path: str | Path, what: str) -> N:
     """The network of make() with these tensors in it, in eval mode. what: the network, in words.
 
     Its sizes may be the file's own, so nothing is allocated before they fit the tensors. Raises WeightsError.

@@ -11,7 +11,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,12 @@ def few(names: Sequence[Any]) -> str:
     shown = [name if len(name) <= LONGEST else f"{name[:LONGEST]}..." for name in map(str, names[:SHOWN])]
     more = len(names) - SHOWN
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
+def renamed(name: str, rules: Iterable[tuple[str, str]]) -> str:
+    """The name as the first rule that fits makes it, if any. rules: (pattern of a name's beginning, replacement)."""
+    made = (re.subn(rf"^{pattern}", replacement, name) for pattern, replacement in rules)
+    return next((new for new, count in made if count), name)
 
 
 def _checked_head(path: Path) -> bytes:

@@ -66,8 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
     o = parser.parse_args(arguments)
     from dgiqa.nn.bundling import build_bundle
-    from dgiqa.nn.checkpoints import load_dgiqa
-    from dgiqa.nn.depth import SMALL_PREPROCESS, load_small_depth
+    from dgiqa.nn.checkpoints import load_dgiqa, load_small_depth
+    from dgiqa.nn.depth import SMALL_PREPROCESS
 
     try:
         quality = load_dgiqa(o.quality)

@@ -34,9 +34,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from dgiqa.errors import DgiqaError, WeightsError
+from dgiqa.nn.checkpoints import load_small_depth
 from dgiqa.nn.commands import PROGRESS_SECONDS, exit_code, watched
 from dgiqa.nn.datasets import read_rgb
-from dgiqa.nn.depth import SMALL_PREPROCESS, STRIDE, SmallDepth, load_small_depth, save_small_depth
+from dgiqa.nn.depth import SMALL_PREPROCESS, STRIDE, SmallDepth, save_small_depth
 from dgiqa.nn.train import device_of
 from dgiqa.nn.weights import read_state
 from dgiqa.preprocess import depth_input
