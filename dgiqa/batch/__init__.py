@@ -1,1 +1,1 @@
-"""Sets of images: scoring them shard by shard, and choosing among those that were scored."""
+"""Sets of images: scoring them shard by shard, and choosing among the scored ones."""

@@ -1,4 +1,4 @@
-"""Rows that were scored -> those to keep, and what becomes of their images: lists, links, copies, moves, new shards."""
+"""Scored rows -> the ones to keep, and their images in lists, links, copies, moves and new shards."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MEMBER = re.compile(
 class Choice:
     """Which scored rows are kept: all within [least, most]; then the `top` best or `worst` worst of those.
 
-    top, worst: a count, or a share "30%" of the scored rows, rounded up. Of equal scores the earlier rows win.
+    top, worst: a count, or a share "30%" of the scored rows, rounded up. Among equal scores, earlier rows win.
     """
 
     least: float = -math.inf
@@ -54,7 +54,7 @@ class Choice:
 
 
 class ChosenWriter:
-    """A writer that is given rows at the end: those of a choice, or all, the best first; those without a score last.
+    """Gives a writer the rows of a choice, or all, at the end: the best first, those without a score last.
 
     All rows are held in memory.
     """
@@ -75,10 +75,10 @@ class ChosenWriter:
 
 
 def carry(rows: Iterable[Row], folder: str, deed: str, tell: Callable[[str], object] | None = None) -> Iterator[str]:
-    """Link, copy or move the files of rows into a folder, below which they keep their places to each other.
+    """Link, copy or move the files of rows into a folder, in which they keep their relative places.
 
-    deed: "link", "copy" or "move". Yields what goes wrong. A file that is there already is left alone. tell: is given
-    a line for each, and nothing is done.
+    deed: "link", "copy" or "move". Yields a message for each failure. A file that already exists in the folder stays as
+    it is. tell: called with a line for each file; nothing else is done then.
     """
     paths = list(dict.fromkeys(os.path.abspath(_on_disk(row["path"])) for row in rows))
     top = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
@@ -99,9 +99,9 @@ def carry(rows: Iterable[Row], folder: str, deed: str, tell: Callable[[str], obj
 
 
 def write_shards(rows: Iterable[Row], folder: str, tell: Callable[[str], object] | None = None) -> Iterator[str]:
-    """New tar shards with the samples of the rows, all their files, under the names of the old shards.
+    """Write new tar shards with all files of the rows' samples, under the names of the old shards.
 
-    Yields what goes wrong. A shard appears whole or not at all. tell: as in `carry`.
+    Yields a message for each failure. A shard appears whole or not at all. tell: as in `carry`.
     """
     wanted: dict[str, set[str]] = {}
     for row in rows:
@@ -128,7 +128,7 @@ def write_shards(rows: Iterable[Row], folder: str, tell: Callable[[str], object]
 
 
 def _write_shard(path: str, keys: set[str], target: str) -> set[str]:
-    """Copy the samples; returns the keys that were found. Rows write bytes that are not UTF-8 as \\xNN, so keys do."""
+    """Copy the samples and return the keys found. As in rows, bytes of keys that are not UTF-8 are \\xNN."""
     found = set[str]()
     with replacing(target) as partial, tarfile.open(path, "r:*") as old, tarfile.open(partial, "w") as new:
         for member in old:
@@ -141,7 +141,7 @@ def _write_shard(path: str, keys: set[str], target: str) -> set[str]:
 
 
 def _on_disk(path: str) -> str:
-    """The file's name: rows write bytes that are not UTF-8 as \\xNN."""
+    """The file's name on disk: rows write bytes that are not UTF-8 as \\xNN."""
     if os.path.lexists(path):
         return path
     raw = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), os.fsencode(path))

@@ -23,25 +23,25 @@ from dgiqa.errors import DgiqaError
 from dgiqa.extras import load
 from dgiqa.report.rows import Row
 
-SHOWN = 24  # of the worst, of the best
+SHOWN = 24  # of the worst rows, and of the best
 ONE_IN = 10_000  # scores between two false alarms, on average
-SHIFT = 0.5  # standard deviations: what is to be found soonest
+SHIFT = 0.5  # standard deviations: the shift that is found soonest
 FEWEST = 100  # scores of a baseline
 RESAMPLED = 1_000_000
-OUTSIDE = 0.01  # share of the baseline below which a score is an example of what changed
+OUTSIDE = 0.01  # quantile of the baseline: new scores below it are examples of the change
 
 Floats = NDArray[np.float64]
-# A side's cumulative sum, and since it was 0: the sum of the scores, their number, and where the first one stands.
+# A side's cumulative sum, and, of the scores since it was 0, the sum, the number, and the place of the first one.
 _NOTHING: tuple[float, float, int, Any] = (0.0, 0.0, 0, None)
 Settings = tuple[str, str, str]  # a score's bundle, backend and tiling
 
 
 class Population:
-    """Scores of a set, its extremes and why others have none; rows are added one by one, before anything is asked.
+    """The scores of a set, its extremes, and why images failed. Add all rows before you read anything.
 
-    source, time: columns that say where and when an image was made. names, settings (what it was made with: bundle,
-    backend and tiling), and sources and times, where columns for them were named: of each score, in the order of the
-    rows. failures: how many have no score, by cause.
+    source, time: the columns that say where and when an image was made. names, settings (bundle, backend and tiling)
+    and, if their columns were given, sources and times: one per score, in the order of the rows. failures: how many
+    images have no score, by cause.
     """
 
     def __init__(self, source: str | None = None, time: str | None = None) -> None:
@@ -57,10 +57,10 @@ class Population:
         self._best: list[Row] = []
 
     def add(self, row: Row) -> None:
-        """Raises DgiqaError where the row lacks a column that was named."""
+        """Add a row. Raises DgiqaError if it lacks the column `source` or `time`."""
         if row["score"] is None:
             message = (row.get("error") or "no reason given").split("; ", maxsplit=1)[0]
-            self.failures[re.sub(r"\d+", "N", message)[:120]] += 1  # what several have in common
+            self.failures[re.sub(r"\d+", "N", message)[:120]] += 1  # the part that several share
             return
         for column, values in self._columns:
             if column not in row:
@@ -81,7 +81,7 @@ class Population:
         return np.array(self._scores, np.float64)
 
     def extremes(self) -> tuple[list[Row], list[Row]]:
-        """The worst rows and the best, SHOWN each at most. No image is among both."""
+        """The worst rows and the best, SHOWN each at most. No row is in both."""
         self._trim()
         shown = min(SHOWN, (len(self._scores) + 1) // 2)
         return self._worst[:shown], self._best[: len(self._scores) - shown]
@@ -92,7 +92,7 @@ class Population:
 
 
 def population(rows: Iterable[Row], source: str | None = None, time: str | None = None) -> Population:
-    """All rows of a set, as Population takes them. Raises DgiqaError without any row, or these columns."""
+    """The Population of all rows of a set. Raises DgiqaError without rows, or without these columns."""
     found = Population(source, time)
     for row in rows:
         found.add(row)
@@ -103,9 +103,9 @@ def population(rows: Iterable[Row], source: str | None = None, time: str | None 
 
 @dataclass(frozen=True)
 class Alarm:
-    """Scores of a stream have moved. at, since: where the score that told stands, and the first that moved.
+    """Scores of a stream have moved. at, since: the places of the score that raised the alarm, and of the first moved.
 
-    lower: whether they fell; mean, count: of the scores since.
+    lower: whether they fell; mean, count: of the scores since then.
     """
 
     at: Any
@@ -123,7 +123,7 @@ class Monitor:
     """Alarms when the mean of a stream has moved from the baseline's, f64 [n], either way.
 
     one_in: scores between two false alarms on average, if scores are independent; frames of a video are not.
-    Raises DgiqaError for a baseline that tells too little.
+    Raises DgiqaError for a baseline that is too small or constant.
     """
 
     def __init__(self, baseline: Floats, one_in: int = ONE_IN) -> None:
@@ -135,7 +135,7 @@ class Monitor:
         self._seen, self._sums = 0, [_NOTHING] * 2
 
     def add(self, score: float, place: Any = None) -> Alarm | None:
-        """The next score; an alarm starts both sums anew. place: where it stands, by default its number from 1."""
+        """Take the next score; an alarm resets both sums. place: the score's, by default its number from 1."""
         self._seen += 1
         place = self._seen if place is None else place
         for side, sign in enumerate((-1, 1)):
@@ -152,7 +152,7 @@ class Monitor:
 
 
 def _limit(steps: Floats, one_in: int) -> float:
-    """What the cumulative sum of steps, never below 0, exceeds once in so many of them."""
+    """The limit that the cumulative sum of steps, never below 0, exceeds once in `one_in` of them."""
     walked = np.cumsum(steps)
     sums = walked - np.minimum(np.minimum.accumulate(walked), 0)
     peaks = np.sort(np.maximum.reduceat(sums, np.flatnonzero(sums == 0))) if (sums == 0).any() else sums
@@ -163,9 +163,9 @@ def drift(before: Population, after: Population) -> dict[str, Any]:
     """How the scores moved: the two-sample Kolmogorov-Smirnov test, Mann-Whitney's, and Cliff's delta in [-1, 1].
 
     Cliff's delta: how much likelier an image of `after` scores above one of `before` than below. moved: images of both
-    (by key, else path) as (name, before, after), the largest changes first. outside: of `after`, (name, score) of
-    those below what OUTSIDE of `before` are below, the lowest first. sources: `by_source`, where both sets name them.
-    changes: when `after` moved, where it has times; None where the baseline is too small to say.
+    (by key, else path) as (name, before, after), the largest changes first. outside: (name, score) of images of `after`
+    below the OUTSIDE quantile of `before`, the lowest first. sources: `by_source`, if both sets name their sources.
+    changes: when `after` moved, if it has times; None if the baseline is too small to say.
     Raises DgiqaError without scores, BackendError without scipy.
     """
     if not len(before.scores) or not len(after.scores):
@@ -190,7 +190,7 @@ def drift(before: Population, after: Population) -> dict[str, Any]:
 
 
 def by_source(before: Population, after: Population) -> list[dict[str, Any]]:
-    """`drift`'s tests for each source of both sets, the largest effect first; p values corrected for their number."""
+    """`drift`'s tests for each source of both sets, the largest effect first; ks_p is corrected for their number."""
     found = []
     for source in sorted(set(before.sources) & set(after.sources)):
         sides = [each.scores[np.array(each.sources) == source] for each in (before, after)]

@@ -1,4 +1,4 @@
-"""Shards -> the same files as `scan` makes, by a Ray cluster: Ray Data starts actors, feeds them, and replaces them.
+"""Shards -> the files of `scan`, made by a Ray cluster: Ray Data starts actors, feeds them, and replaces them.
 
 An actor holds one open Scorer and scores whole shards. A shard whose actor or machine dies is given to another one;
 scoring it twice gives the same file.
@@ -20,7 +20,7 @@ from dgiqa.scorer import Scorer
 
 HERE = "local"
 ON_GPUS = ("onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
-CORES = 4  # of an actor's machine, unless said otherwise
+CORES = 4  # of an actor, by default
 
 
 def scan_on_ray(
@@ -28,12 +28,12 @@ def scan_on_ray(
 ) -> Iterator[Done]:
     """Score shards and write their files, each yielded when it is done.
 
-    address: of the cluster ("auto", "ray://host:10001"); "local" starts one of this machine. actors: how many at most;
-    as many as the cluster has GPUs, where the backend runs on those, else groups of `threads` cores. `job.out` and the
+    address: of the cluster ("auto", "ray://host:10001"); "local" starts one on this machine. actors: how many at most,
+    by default one per GPU of the cluster if the backend runs on GPUs, else one per `threads` cores. `job.out` and the
     shards have to be reachable under their names from every machine, as a bucket or a shared folder is, and this
     package has to be installed there.
-    A run that Ray gives up is begun again with the shards that are left. Raises DgiqaError where ATTEMPTS runs in a row
-    brought no shard, and BackendError without Ray.
+    A run that Ray gives up is started again with the remaining shards. Raises DgiqaError if ATTEMPTS runs in a row
+    finish no shard, and BackendError without Ray.
     """
     load("ray.data", "--ray", "ray", "ray")
     import ray.data
@@ -44,7 +44,7 @@ def scan_on_ray(
         ray.init(**where, log_to_driver=False, logging_level="ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")  # there is no other way to bound tries
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")  # no other way to limit attempts
     left, failures = dict.fromkeys(shards), 0
     try:
         while left:
@@ -94,7 +94,7 @@ class _ShardScorer:
 
 
 def _share(nodes: list[dict[str, Any]], job: Job, threads: int | None) -> tuple[int, int, dict[str, float]]:
-    """How many actors the cluster has room for, the threads of each, and what each asks Ray for."""
+    """How many actors the cluster has room for, the threads of each, and the resources that each asks for."""
     having = [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get("CPU")]
     if not having:
         raise DgiqaError("no machine of the Ray cluster has a core to give")

@@ -1,4 +1,4 @@
-"""Rows of runs that were ended -> those that stand, and the inputs that are left to score."""
+"""Rows of runs that were stopped -> the rows to keep, and the inputs that are left to score."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _Name = tuple[str, str]
 
 
 class Earlier:
-    """What earlier runs wrote into the file `path`, and into those that they left beside it when they were killed.
+    """The rows that earlier runs wrote into the file `path`, and into partial files if they were killed.
 
     The names of all images are held in memory.
     """
@@ -31,9 +31,9 @@ class Earlier:
             raise DgiqaError(f"another run still writes {file}; let it end, or name another file")
 
     def rows(self, origin: dict[str, str], gate: float | None = None, details: bool = False) -> Iterator[Row]:
-        """Every row once, whichever of the files it is in; its verdict is that of `gate`.
+        """Every row once, whichever of the files it is in, with its verdict by `gate`.
 
-        origin: what the scores have to come from, by column. Raises DgiqaError for those that would not compare.
+        origin: the values that rows must have, by column. Raises DgiqaError for rows that would not compare.
         """
         for path in self._files:
             here: Counter[_Name] = Counter()
@@ -55,7 +55,7 @@ class Earlier:
                 yield item
 
     def forget(self) -> None:
-        """Remove the files that were left behind: the rows are in the new file."""
+        """Remove the partial files: their rows are in the new file."""
         for path in self.left:
             os.unlink(path)
 
@@ -72,5 +72,5 @@ def _check(path: str, row: Row, origin: dict[str, str], details: bool) -> None:
 
 
 def _name(path: str, key: str | None) -> _Name:
-    """An image by its row. CSV has no empty key, and puts "./" before a path that a spreadsheet would compute."""
+    """The name of a row's image. CSV has no empty key, and puts "./" before a path that a spreadsheet would compute."""
     return path.removeprefix("./"), key or ""

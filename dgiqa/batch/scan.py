@@ -1,9 +1,9 @@
-"""Shards -> a Parquet file each, beside a marker that says it is whole, so that a run goes on where it was ended.
+"""Shards -> a Parquet file each, and a marker that says it is complete, so that a run can go on where it was stopped.
 
     shards ──► (those without a marker) ──► (processes: score a shard) ──► NAME.parquet, NAME.done.json
 
-A shard is done or it is not: its rows get their name in one step, then its marker does. What was begun is scored again,
-so that no row is lost and none is there twice, however a run ended.
+A shard is done or not: its file of rows appears in one step, and then its marker. An unfinished shard is scored again,
+so no row is lost or doubled, however a run ended.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ATTEMPTS = 3  # at a shard whose process dies
 
 @dataclass(frozen=True)
 class Job:
-    """What is done with every shard. scorer: the arguments of `Scorer`. settings: what makes scores differ."""
+    """The work on every shard. scorer: the arguments of `Scorer`. settings: everything that changes scores."""
 
     out: str
     scorer: dict[str, Any]
@@ -68,7 +68,7 @@ def part_of(text: str) -> tuple[int, int]:
 
 
 def output_name(shard: str) -> str:
-    """What a shard's files are called: its own name, and a few digits that tell it from one of that name elsewhere."""
+    """The name of a shard's files: its own, and a few digits that distinguish it from one of that name elsewhere."""
     stem = re.sub(r"\.(tar(\.\w+)?|tgz|tbz2|txz|zip|csv|tsv|parquet|jsonl|ndjson)$", "", os.path.basename(shard))
     where = shard if is_address(shard) else os.path.abspath(shard)
     return f"{re.sub(r'[^A-Za-z0-9._-]', '_', stem)[:100]}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:8]}"
@@ -77,7 +77,7 @@ def output_name(shard: str) -> str:
 def to_do(shards: Iterable[str], job: Job, *, resume: bool) -> tuple[list[str], int]:
     """The shards without a marker, and how many have one. Makes the folder.
 
-    Raises DgiqaError where there are markers and nobody said resume, or where they tell of other settings.
+    Raises DgiqaError if there are markers without `resume`, or markers of other settings.
     """
     found = list(dict.fromkeys(shards))
     if not is_address(job.out):
@@ -99,7 +99,7 @@ def to_do(shards: Iterable[str], job: Job, *, resume: bool) -> tuple[list[str], 
 
 
 def scan(shards: list[str], job: Job, *, workers: int = 1) -> Iterator[Done]:
-    """Score shards and write their files. workers: processes; one whose process dies is tried again by another.
+    """Score shards and write their files. workers: processes; a shard whose process dies is tried again.
 
     Raises DgiqaError for a shard whose process died ATTEMPTS times, after all others are done.
     """
@@ -123,7 +123,7 @@ def scan(shards: list[str], job: Job, *, workers: int = 1) -> Iterator[Done]:
                     del running[done.shard]
                     yield done
         except BrokenProcessPool:
-            for shard in running:  # nobody knows which of them it was
+            for shard in running:  # it is not known which of them it was
                 attempts[shard] += 1
                 (lost if attempts[shard] >= ATTEMPTS else waiting).append(shard)
         finally:
@@ -163,7 +163,7 @@ def _score_shard(scorer: Scorer, shard: str, job: Job, stem: str) -> Done:
             writer.finish(summary.as_dict(complete=True))
         target.flush()
         file.commit()
-    except OSError as error:  # of a disk that is full
+    except OSError as error:  # a full disk
         error.filename = error.filename or file.name
         raise
     finally:
@@ -201,7 +201,7 @@ _opened: list[Any] = []  # in a worker's process: its scorer and its job
 
 
 def _open(job: Job) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _opened[:] = [Scorer(**job.scorer), job]
 

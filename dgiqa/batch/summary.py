@@ -32,10 +32,10 @@ class PageWriter:
 
 
 def by_settings(rows: Population) -> list[dict[str, Any]]:
-    """What each of several settings gave, the most used first, and how it differs from that one on the same images.
+    """The scores of each settings, the most used first, and how they differ from the first's on the same images.
 
-    near: mean and largest absolute difference over the images of both, None without any. Settings that hardly differ,
-    such as two backends, show as such.
+    near: mean and largest absolute difference over the images of both, None without any. It shows whether settings
+    hardly differ, as two backends do.
     """
     found: dict[Settings, dict[str, float]] = {}
     for settings, name, score in zip(rows.settings, rows.names, rows.scores.tolist(), strict=True):
@@ -80,7 +80,7 @@ def _picture(row: Row) -> dict[str, Any]:
     about = {"score": row["score"], "where": row["path"], "verdict": row.get("verdict"), "remarks": remarks(row)}
     try:
         return about | {"source": data_uri(thumbnail(decode(_bytes(row["path"]))))}
-    except Exception:  # moved away, behind an address, in an archive that is gone: its score is still of interest
+    except Exception:  # moved, at an address, in a lost archive: its score is still of interest
         return about | {"source": "data:,"}
 
 

@@ -1,10 +1,10 @@
-"""Own labels become a bundle whose scores are on their scale, with a threshold, and with what is known of both.
+"""Own labels become a bundle whose scores are on the labels' scale, with a threshold, and with figures about both.
 
-    images, labels ─► scores and features per tile ─┬─► a map of scores                ─┐
-                                                    └─► (adapt) a last layer fitted anew ─┴─► bundle, verified
+    images, labels ─► scores and features per tile ─┬─► a map of scores          ─┐
+                                                    └─► (adapt) a new last layer ─┴─► bundle, verified
 
-The bundle holds copies of the networks: it travels, `verify` accepts it, and engines are built from it as from any
-other.
+The bundle holds copies of the networks: it can be moved, `verify` accepts it, and engines are built from it as from
+any other.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-FEWEST = 20  # labels; with fewer, intervals are wider than what they are about
+FEWEST = 20  # labels; with fewer, intervals are too wide to be of use
 PRESET = "own"
 HALF_WIDTHS = (0.05, 0.03, 0.02)  # of SROCC's interval; the report says how many labels each of them takes
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """Labels with what a bundle's networks said of their pictures, and the pictures that could not be scored."""
+    """Labels, a bundle's outputs for their pictures, and the pictures that could not be scored."""
 
     labels: Labels
     pictures: tuple[Seen, ...]
@@ -57,7 +57,7 @@ class Study:
 class Calibration:
     """A fit. knots: of the map, or empty; layer: the last layer, or None. predicted: out of fold, f64 [n].
 
-    good: which pictures count as good, bool [n]. chosen: the threshold for what was wanted, or None.
+    good: which pictures count as good, bool [n]. chosen: the threshold that was asked for, or None.
     """
 
     study: Study
@@ -106,7 +106,7 @@ def look(scorer: Scorer, labels: Labels, folder: str | Path) -> Iterator[Seen | 
 
 
 def gather(labels: Labels, found: Iterable[Seen | Failure]) -> Study:
-    """Put labels and answers together, without those that failed. LabelError if too few are left."""
+    """Put labels and answers together, without failed ones. Raises LabelError if too few are left."""
     answers = list(found)
     pictures = {i: answer for i, answer in enumerate(answers) if isinstance(answer, Seen)}
     kept, failures = list(pictures), tuple(answer for answer in answers if not isinstance(answer, Seen))
@@ -128,11 +128,11 @@ def calibrated(
     precision: float | None = None,
     recall: float | None = None,
 ) -> Calibration:
-    """Fit a map, or given the shipped last layer that one, and choose a threshold.
+    """Fit a map or, given the shipped last layer, a new one, and choose a threshold.
 
     good: from which label on, on the labels' own scale, a picture counts as good; by default the middle of the scale.
-    precision, recall: what the threshold is wanted for; neither: no threshold.
-    Raises ValueError if no threshold has that, LabelError for labels that fall as scores rise.
+    precision, recall: choose a threshold that has it; without either, there is no threshold.
+    Raises ValueError if no threshold has it, LabelError for labels that fall as scores rise.
     """
     labels = study.labels
     if metrics.srocc(study.scores, labels.values) < -0.2:
@@ -162,8 +162,8 @@ def write_calibrated(
 ) -> Bundle:
     """Write the bundle: copies of the base's files, with the map in the manifest or the new last layer in quality.onnx.
 
-    source: what the labels are, for the title and the card. Raises BundleError as `write_bundle` does, ParityError if
-    the new file does not compute its layer.
+    source: the labels' name, for the title. Raises BundleError as `write_bundle` does, ParityError if the new file does
+    not compute its layer.
     """
     manifest = base.manifest
     files: dict[str, Path | bytes] = {file: base.path / file for file in manifest["files"]}
@@ -204,7 +204,7 @@ def plain(base: Bundle) -> Bundle:
 
 
 def _verify(draft: Bundle) -> None:
-    """ParityError unless the runtime gives the golden pictures the scores that the draft says."""
+    """Raise ParityError unless the runtime gives the golden pictures the draft's own scores."""
     from dgiqa.parity import verify_bundle
     from dgiqa.scorer import Scorer
 
@@ -218,7 +218,7 @@ def _verify(draft: Bundle) -> None:
 
 
 def layer_of(base: Bundle, study: Study) -> Layer:
-    """The last layer that the base's score comes from. LabelError if its network does not give its features."""
+    """The last layer behind the base's score. Raises LabelError if its network does not give its features."""
     if not study.pictures[0].features.shape[1]:
         raise LabelError(
             "this model's network does not give its features, so its last layer cannot be fitted; leave --adapt out"
@@ -227,7 +227,7 @@ def layer_of(base: Bundle, study: Study) -> Layer:
 
 
 def _meaning(base: Meaning, result: Calibration) -> Meaning:
-    """The base's reasons, its presets where a map takes them along, the labels' scale, the threshold as a preset."""
+    """The base's reasons, its presets moved by a map (none with a layer), the labels' scale, and the own preset."""
     labels = result.study.labels
     moved = Meaning(knots=result.knots)
     # Presets are on the base's own scale: through its map backwards (none: as they are), then through the new one.
@@ -249,7 +249,7 @@ def _meaning(base: Meaning, result: Calibration) -> Meaning:
 def _golden(base: Bundle, result: Calibration) -> bytes:
     """golden.jsonl with the new scores of the same pictures."""
     released = (base.meaning.unmapped(golden.tile_scores).astype(np.float32) for golden in load_golden(base))
-    # Through a map goes what the base was released with: the chain to PyTorch holds.
+    # A map is applied to the scores that the base was released with, so that the chain to PyTorch holds.
     moved = Meaning(knots=result.knots)
     tile_scores = _adapted_golden(base, result.layer) if result.layer else map(moved.mapped, released)
     return golden_lines(
@@ -259,7 +259,7 @@ def _golden(base: Bundle, result: Calibration) -> bytes:
 
 
 def _adapted_golden(base: Bundle, layer: Layer) -> Iterator[NDArray[np.float32]]:
-    """What the layer says in float64 of the golden pictures, which the new file must reproduce."""
+    """The layer's scores of the golden pictures, computed in float64, which the new file must reproduce."""
     from dgiqa.scorer import Scorer
 
     with Scorer(plain(base), backend="onnxruntime", features=True) as scorer:

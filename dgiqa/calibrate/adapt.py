@@ -1,10 +1,10 @@
-"""The last layer fitted anew to own labels: features of pictures and labels become weights, and weights a network file.
+"""A new last layer for own labels: features of pictures and labels become weights, and weights a network file.
 
-    features f32 [tiles,C] per picture, labels ─► logistic regression, held to the shipped layer ─► quality.onnx
+    features f32 [tiles,C] per picture, labels ─► logistic regression, near the shipped layer ─► quality.onnx
 
 The shipped score is sigmoid(w . f + b). The new one is sigmoid(scale (w . f + b) + offset + change . f), where `change`
-is penalised and cross-validation decides how much: few labels move little but scale and offset. scipy finds it; `onnx`
-reads and writes the file, and nothing needs torch.
+is penalised. Cross-validation decides how much: few labels change little except scale and offset. scipy finds the
+minimum, `onnx` reads and writes the file, and nothing needs torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 
 # Weight of the penalty on the standardised changes, per label; infinite: scale and offset only.
 STRENGTHS = (math.inf, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
-CLEAR_GAIN = 0.995  # of the RMSE with scale and offset alone: what a change has to come below
+CLEAR_GAIN = 0.995  # of the RMSE with only scale and offset: a change has to come below it
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +50,12 @@ class Layer:
         return float(self.tile_scores(seen).mean())
 
     def tile_scores(self, seen: Seen) -> Floats:
-        """f64 [tiles]"""
+        """The scores of a picture's tiles, f64 [tiles]."""
         return _sigmoid(seen.features @ self.weight + self.bias)
 
 
 def fit_layer(pictures: Sequence[Seen], labels: Floats, shipped: Layer) -> Layer:
-    """The layer for labels f64 [n] in [0, 1]; among strengths, the best of cross-validation."""
+    """The layer for labels f64 [n] in [0, 1], with the penalty that is best in cross-validation."""
     features = np.array([seen.features.mean(0, dtype=np.float64) for seen in pictures])
 
     def predicted(train: NDArray[np.intp], test: NDArray[np.intp]) -> Floats:  # [pictures, strengths]
@@ -108,15 +108,15 @@ def with_layer(path: str | Path, layer: Layer) -> bytes:
 
 
 def _fitted(features: Floats, labels: Floats, shipped: Layer, strengths: Sequence[float]) -> list[Layer]:
-    """The layer for labels f64 [n] in [0, 1] and features f64 [n,C], for every strength of the penalty.
+    """The layers of logistic regression for labels f64 [n] in [0, 1] and features f64 [n,C], one per penalty strength.
 
-    Logistic regression. The penalty leaves scale and offset.
+    The strength does not apply to scale and offset.
     """
     logits = features @ shipped.weight + shipped.bias
     mean, deviation = features.mean(0), features.std(0)
     deviation = np.where(deviation > 1e-6 * (1e-12 + np.abs(mean)), deviation, np.inf)  # a constant one says nothing
     standard = (features - mean) / deviation
-    # The penalty is the same in all directions, so only those are needed in which pictures differ: fewer than pictures.
+    # The penalty is the same in all directions, so only those in which pictures differ are needed: fewer than pictures.
     directions = np.linalg.svd(standard, full_matrices=False)[2]
     x = np.concatenate([logits[:, None], np.ones((len(logits), 1)), standard @ directions.T], 1)
     layers = []
@@ -131,10 +131,10 @@ def _fitted(features: Floats, labels: Floats, shipped: Layer, strengths: Sequenc
 
 
 def _minimum(x: Floats, labels: Floats, strength: float) -> Floats:
-    """Where the penalised loss is least. x: f64 [n,2+k]: logits, ones, directions."""
+    """The minimum of the penalised loss, f64 [2+k]. x: f64 [n,2+k]: logits, ones, directions."""
     from scipy.optimize import minimize
 
-    # Scale and offset as well are held, lightly: labels that part perfectly would send them to infinity.
+    # Scale and offset are penalised, too, lightly: labels that separate perfectly would send them to infinity.
     penalty = len(labels) * np.array([1e-3, 1e-6, *[strength] * (x.shape[1] - 2)])
     start = np.array([1.0, 0.0, *[0.0] * (x.shape[1] - 2)])
 

@@ -1,4 +1,4 @@
-"""Scores and labels become a strictly increasing map between them, a threshold, and what is known of both.
+"""Scores and labels become a strictly increasing map between them, a threshold, and figures about both.
 
 All labels are f64 [n] in [0, 1]. A picture's score is the mean over its tiles, and the map applies to every tile, so
 that it is fitted as it is used: the mean of a piecewise linear function is linear in the values at its knots.
@@ -22,14 +22,14 @@ Knots = tuple[tuple[float, float], ...]
 MOST_KNOTS = 12
 FOLDS = 5
 SMOOTHING = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # weight of the map's bends against the labels
-LEAST_SLOPE = 0.02  # what is left where the labels do not rise: scores stay in order
+LEAST_SLOPE = 0.02  # the slope where the labels do not rise, so that scores stay in order
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Point:
-    """The effect of a threshold: pictures pass that score at least as much.
+    """The effect of a threshold: pictures that score at least as much pass.
 
     precision: share of good ones among those that pass; recall: share of the good ones that pass; passed: of all.
     """
@@ -46,7 +46,7 @@ class Point:
 def fit_map(tiles: Sequence[NDArray[np.floating[Any]]], labels: Floats) -> Knots:
     """A map of tile scores (f32 [tiles] per picture) whose means are nearest to the labels: its knots.
 
-    It rises strictly from score 0 to 1; how smooth it is, cross-validation decides. Needs scipy.
+    It rises strictly from score 0 to 1; cross-validation decides how smooth it is. Needs scipy.
     """
     x = _knots_at(tiles)
     # How much every knot's value counts in every picture's mean: f64 [n, knots]
@@ -75,7 +75,7 @@ def map_out_of_fold(tiles: Sequence[NDArray[np.floating[Any]]], labels: Floats) 
 def cross_validated(labels: Floats, predict: Callable[[NDArray[np.intp], NDArray[np.intp]], Floats]) -> Floats:
     """predict(indices to fit to, indices to predict) for every fold -> predictions f64 [n,...], as it gives them.
 
-    Folds are the same every time, and have good and bad pictures alike.
+    Folds are the same every time, and each has good and bad pictures.
     """
     order = np.argsort(labels + np.random.default_rng(0).uniform(0, 1e-9, len(labels)))
     fold = np.empty(len(labels), np.intp)
@@ -85,7 +85,7 @@ def cross_validated(labels: Floats, predict: Callable[[NDArray[np.intp], NDArray
 
 
 def srocc_interval(scores: Floats, labels: Floats) -> tuple[float, float]:
-    """Between which ends SROCC lies in CONFIDENCE of resamples of the pictures."""
+    """The interval that holds SROCC in CONFIDENCE of resamples of the pictures."""
     draws = np.random.default_rng(0).integers(0, len(labels), (RESAMPLES, len(labels)))
     found = np.array([metrics.srocc(scores[draw], labels[draw]) for draw in draws])
     low, high = np.nanquantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
@@ -104,10 +104,10 @@ def spread(predicted: Floats, labels: Floats, share: float = 0.8) -> float:
 
 
 def curve(scores: Floats, good: NDArray[np.bool_]) -> list[Point]:
-    """Precision and recall at every threshold that tells these pictures apart, lowest threshold first."""
+    """Precision and recall at every threshold that separates these pictures, the lowest threshold first."""
     order = np.argsort(-scores, kind="stable")
     hits, thresholds = np.cumsum(good[order]), scores[order]
-    last = np.append(np.diff(thresholds) < 0, True)  # of pictures that score the same
+    last = np.append(np.diff(thresholds) < 0, True)  # the last of pictures that score the same
     points = [
         Point(float(thresholds[i]), hits[i] / (i + 1), hits[i] / good.sum(), (i + 1) / len(scores))
         for i in np.flatnonzero(last)
@@ -116,7 +116,7 @@ def curve(scores: Floats, good: NDArray[np.bool_]) -> list[Point]:
 
 
 def threshold_for(points: Sequence[Point], *, precision: float | None = None, recall: float | None = None) -> Point:
-    """The lowest threshold with that precision, or the highest with that recall. ValueError if there is none."""
+    """The lowest threshold with that precision, or the highest with that recall. Raises ValueError if there is none."""
     if (precision is None) == (recall is None):
         raise ValueError("give a precision or a recall, and not both")
     if precision is not None:

@@ -1,7 +1,7 @@
-"""A table of images and what somebody thinks of them becomes labels in [0, 1], 1 = best.
+"""A table of images and opinions about them becomes labels in [0, 1], 1 = best.
 
 The first row may name the columns (`image` and `score`, or the first two). A label is a number or a word (good, bad,
-yes, no, ...). Several rows of one image are several people's opinions, and count by their mean.
+yes, no, ...). Several rows of one image are several people's opinions; their mean counts.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def read_labels(path: str | Path, scale: tuple[float, float] | None = None, *, l
     """Read a CSV file (or one with tabs or semicolons).
 
     scale: the lowest and highest possible label; None takes the first of SCALES that holds them all.
-    Raises LabelError for what is no such table, naming the row.
+    Raises LabelError, which names the row, for any other table.
     """
     rows = list(_rows(Path(path)))
     if not rows:
@@ -99,7 +99,7 @@ def _rows(path: Path) -> Iterator[tuple[str, float, bool]]:
 
 
 def _columns(first: list[str]) -> tuple[int, int, int]:
-    """Where images and labels stand, and how many rows name the columns (0 or 1)."""
+    """The columns of images and of labels, and how many rows name the columns (0 or 1)."""
     names = [cell.strip().lower() for cell in first]
     image = next((names.index(name) for name in IMAGE_COLUMNS if name in names), None)
     score = next((names.index(name) for name in SCORE_COLUMNS if name in names), None)
@@ -110,7 +110,7 @@ def _columns(first: list[str]) -> tuple[int, int, int]:
 
 
 def _label(cell: str) -> tuple[float, bool]:
-    """(number, whether it was a word); NaN for what is neither."""
+    """(number, whether it was a word); the number is NaN for neither."""
     word = cell.strip().lower()
     if word in GOOD | BAD:
         return float(word in GOOD), True

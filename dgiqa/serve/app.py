@@ -42,7 +42,7 @@ _TYPES = {"string": "string", "float64": "number", "int64": "integer", "list": "
 _ROW = {c.name: {"type": _TYPES[c.type], "description": c.meaning} for c in SCHEMA if "image" in c.of}
 _ANSWER = {"description": "The row", "content": {"application/json": {"schema": {"properties": _ROW}}}}
 Gate = Annotated[float | None, Query(ge=0, le=1, description="The score from which the verdict is pass.")]
-Preset = Annotated[str | None, Query(description="Or the name of one of the model's thresholds.")]
+Preset = Annotated[str | None, Query(description="Instead of gate: the name of a threshold of the model.")]
 Details = Annotated[bool, Query(description="Add the tiles, the reasons' probabilities and the times.")]
 _ERRORS = {
     400: "malformed",
@@ -50,7 +50,7 @@ _ERRORS = {
     408: "the body did not come in time",
     413: "too large",
     422: "no image in it, or one over the limits: the row says why",
-    429: "the queue is full: come again after Retry-After seconds",
+    429: "the queue is full: try again after Retry-After seconds",
     504: "not scored in time",
 }
 
@@ -61,7 +61,7 @@ def _openapi(json_schema: dict[str, Any], *binary: str) -> dict[str, Any]:
 
 
 class Service:
-    """The scorer, its limits and what is counted. ready: whether it is warm and not going down."""
+    """The scorer, its limits and its metrics. ready: whether it is warm and not shutting down."""
 
     def __init__(self, scorer: Scorer, limits: Limits, network: Network | None) -> None:
         self.scorer, self.limits, self.ready = scorer, limits, False
@@ -72,7 +72,7 @@ class Service:
 
     @asynccontextmanager
     async def running(self, app: FastAPI) -> AsyncIterator[None]:
-        """The application's life: it warms up while it already answers that it is not ready."""
+        """The application's lifespan. It warms up at first, and answers that it is not ready meanwhile."""
         warming = asyncio.create_task(self._warm_up())
         yield
         self.ready = False
@@ -90,7 +90,7 @@ class Service:
         LOG.info("ready: %s on %s", self.scorer.bundle.id, self.scorer.backend)
 
     def admit(self) -> None:
-        """Raises RefusedError where no more images are taken now."""
+        """Raise RefusedError if no more images are accepted now."""
         if not self.ready:
             raise RefusedError(503, "not ready", "the model is not ready", {"Retry-After": "1"})
         if self.scorer.inbox.pending >= self.limits.queue:
@@ -99,7 +99,7 @@ class Service:
     async def rows(
         self, images: Sequence[tuple[str, Any]], threshold: float | None = None, *, details: bool = False
     ) -> list[Row]:
-        """A row per image, in order. Raises RefusedError where the queue is full, or time is up."""
+        """A row per image, in order. Raises RefusedError if the queue is full or time is up."""
         self.admit()
         waiting = [asyncio.wrap_future(self.scorer.inbox.submit(source, name=name)) for name, source in images]
         _, late = await asyncio.wait(waiting, timeout=self.limits.timeout_s)
@@ -134,12 +134,12 @@ class Service:
 def create_app(
     scorer: Scorer, limits: Limits | None = None, *, network: Network | None = None, token: str | None = None
 ) -> FastAPI:
-    """The application, for any ASGI server. The scorer is the caller's to close.
+    """The application, for any ASGI server. The caller closes the scorer.
 
-    network: what may be fetched from addresses; None: nothing. token: what clients send as a bearer token.
+    network: what may be fetched from addresses; None means nothing. token: the bearer token that clients must send.
     """
     service = Service(scorer, limits or Limits(), network)
-    about = "Scores how good photographs look, from 0 to 1. Whatever is no 200 says why in error."
+    about = "Scores how good photographs look, from 0 to 1. Every answer but 200 says why in error."
     options: dict[str, Any] = {"docs_url": None, "redoc_url": None, "lifespan": service.running}
     app = FastAPI(title="dgiqa-rt", version=__version__, description=about, **options)
     app.add_middleware(Envelope, metrics=service.metrics, token=token)
@@ -162,7 +162,7 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
         gate: Gate = None,
         preset: Preset = None,
         details: Details = False,
-        name: str = Query("<bytes>", description="What the row calls the image."),
+        name: str = Query("<bytes>", description="The image's name in the row."),
     ) -> Response:
         """Score one image: its bytes as the body, a form's file, or JSON: {"data": BASE64} or {"url": ADDRESS}."""
         threshold = service.threshold(gate, preset)
@@ -191,7 +191,7 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
         preset: Preset = None,
         details: Details = False,
     ) -> Response:
-        """Score several: a form's files, or JSON with "images". One that is no image is a row with its error."""
+        """Score several images: a form's files, or JSON with "images". A file that is none is a row with its error."""
         threshold = service.threshold(gate, preset)
         service.admit()
         summary = Summary()
@@ -216,12 +216,12 @@ def _add_protocol(app: FastAPI, service: Service) -> None:
 
     @app.get("/v2/health/live")
     async def live() -> Response:
-        """Whether it is worth waiting for: 503 where the networks failed."""
+        """Whether the server is worth waiting for: 503 if the networks failed."""
         return Response(status_code=200 if service.scorer.inbox.alive else 503)
 
     @app.get("/v2/health/ready")
     async def ready() -> Response:
-        """Whether it scores: 503 until a first picture went through, and while it goes down."""
+        """Whether the server scores: 503 until a first picture is scored, and while it shuts down."""
         return Response(status_code=200 if service.ready and service.scorer.inbox.alive else 503)
 
     @app.get("/v2/models/{name}/versions/{version}")
@@ -234,7 +234,7 @@ def _add_protocol(app: FastAPI, service: Service) -> None:
     @app.get("/v2/models/{name}/versions/{version}/ready")
     @app.get("/v2/models/{name}/ready")
     async def model_ready(name: str, version: str = "1") -> Response:
-        """As /v2/health/ready."""
+        """The same as /v2/health/ready."""
         known(name, version)
         return await ready()
 
@@ -271,12 +271,12 @@ def _add_pages(app: FastAPI, service: Service) -> None:
 
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
-        """For Prometheus."""
+        """The metrics, for Prometheus."""
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 def _page(template: str, **values: Any) -> Response:
-    """A page that may fetch from this server alone and run what stands in it alone."""
+    """A page that may fetch only from this server and run only its own scripts."""
     text = render(template, **values)
     scripts, styles = (_hashes(text, tag) for tag in ("script", "style"))
     policy = f"default-src 'none'; script-src {scripts}; style-src {styles}; img-src blob: data:; "
@@ -285,7 +285,7 @@ def _page(template: str, **values: Any) -> Response:
 
 
 def _hashes(page: str, tag: str) -> str:
-    """What a policy calls the scripts or styles that stand in a page."""
+    """The hashes by which a policy allows a page's own scripts or styles."""
     found = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
     digests = (base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in found)
     return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
@@ -296,7 +296,7 @@ def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    """{"error": ...} for whatever ends a request early."""
+    """Answer {"error": ...} for anything that ends a request early."""
     if isinstance(error, HTTPException):
         usual = "not found" if error.status_code == 404 else "malformed"
         request.scope["cause"] = getattr(error, "cause", usual)

@@ -1,7 +1,7 @@
-"""What every request goes through: an id, the token, the count and the log; and an answer whatever happens inside.
+"""Wraps every request: an id, the token, the count and the log, and an answer whatever happens inside.
 
-An answer waits until the request's body was taken off the connection, also where nothing reads it. A client that still
-sends when the connection is closed gets a reset instead of the answer: at four times the load, one 429 in a thousand.
+An answer waits until the request's body is read off the connection, even if it is not used. A client that still sends
+when the connection is closed gets a reset instead of the answer: at four times the load, one 429 in a thousand.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dgiqa.serve.metrics import Metrics
 LOG = logging.getLogger("dgiqa.serve")
 PROBES = ("/v2/health/live", "/v2/health/ready")
 OPEN = ("/", *PROBES)  # without a token: the page asks for it
-LINGER_S, LINGER_BYTES = 2.0, 8 << 20  # what is at most read of a body that nobody wants
+LINGER_S, LINGER_BYTES = 2.0, 8 << 20  # how much of an unwanted body is read
 _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 SAFETY = {
     "X-Content-Type-Options": "nosniff",
@@ -33,7 +33,7 @@ SAFETY = {
 
 
 class Envelope:
-    """ASGI middleware around the application. token: None where everybody may ask."""
+    """ASGI middleware around the application. token: None if no token is needed."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, token: str | None) -> None:
         self.app, self.metrics, self.token = app, metrics, token
@@ -58,7 +58,7 @@ class Envelope:
             await send(message)
 
         given, wanted = headers.get("authorization", ""), f"Bearer {self.token}"
-        # In a time that does not tell how much of it is right
+        # Compared in a time that does not depend on how much of it is right.
         known = self.token is None or hmac.compare_digest(given.encode("latin-1"), wanted.encode())
         try:
             if scope["path"] not in OPEN and not known:
@@ -85,7 +85,7 @@ class Envelope:
 
 
 class _Body:
-    """What a client sends. wanted: whether more of it comes."""
+    """A client's request body. wanted: whether more of it comes."""
 
     def __init__(self, receive: Receive, *, wanted: bool) -> None:
         self._receive, self.wanted = receive, wanted
@@ -96,7 +96,7 @@ class _Body:
         return message
 
     async def discard(self) -> None:
-        """Read the rest, within bounds, and forget it."""
+        """Read the rest, within bounds, and drop it."""
         most = LINGER_BYTES
         with anyio.move_on_after(LINGER_S):
             while self.wanted and most > 0:

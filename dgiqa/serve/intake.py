@@ -22,7 +22,7 @@ from dgiqa.machine import preparing_threads
 from dgiqa.sources import remote
 from dgiqa.sources.inputs import Network
 
-MAX_JSON = 4 << 20  # bytes: parsing more would hold up everybody else
+MAX_JSON = 4 << 20  # bytes: parsing more would hold up all other requests
 MAX_NAME = 1024
 FETCHES = 16  # at a time: each has a thread
 _PIECE = 1 << 16
@@ -31,11 +31,11 @@ Image = tuple[str, bytes]
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may be, and how much of everybody's is held at a time.
+    """The limits of one request, and of all requests together.
 
     body: bytes of one request. received: bytes of all bodies that are coming in. images: of a batch. queue: images
-    that wait or are being scored; more are told to come later. As many as cores keep these busy: what waits besides
-    waits as long as each of them takes. timeout_s: for a body to come, and then for its answer.
+    that wait or are being scored; more are refused for now. As many images as cores keep these busy, so a longer queue
+    would only wait. timeout_s: for a body to arrive, and then for its answer.
     """
 
     queue: int = field(default_factory=preparing_threads)
@@ -46,7 +46,7 @@ class Limits:
 
 
 class RefusedError(HTTPException):
-    """An answer other than 200. cause: one word, for the metrics."""
+    """An answer other than 200. cause: its name in the metrics."""
 
     def __init__(self, status: int, cause: str, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(status, message, headers)
@@ -54,12 +54,12 @@ class RefusedError(HTTPException):
 
 
 def malformed(message: str) -> RefusedError:
-    """400: a request that nobody could answer."""
+    """400: a request that cannot be answered."""
     return RefusedError(400, "malformed", message)
 
 
 class Intake:
-    """Reads bodies within limits. network: None where addresses are off."""
+    """Reads bodies within limits. network: None if addresses are off."""
 
     def __init__(self, limits: Limits, network: Network | None) -> None:
         self.limits = limits
@@ -67,7 +67,7 @@ class Intake:
         self._held = self._fetching = 0  # bytes of bodies that are coming in; addresses
 
     async def images(self, request: Request) -> list[Image]:
-        """The images of a request: a form's files, what a JSON document lists, or else the body itself."""
+        """The images of a request: a form's files, the entries of a JSON document, or else the body itself."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         data = await self.body(request)
         if kind == "multipart/form-data":
@@ -81,7 +81,7 @@ class Intake:
         return found
 
     async def body(self, request: Request) -> bytes:
-        """All of a body. Raises RefusedError for one that is too large, too slow, encoded, or breaks off."""
+        """The whole body. Raises RefusedError for one that is too large, too slow, encoded, or breaks off."""
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise RefusedError(415, "malformed", "Content-Encoding is not taken; send the bytes as they are")
         announced = request.headers.get("content-length", "")
@@ -111,7 +111,7 @@ class Intake:
         return RefusedError(413, "too large", message, {"Connection": "close"})
 
     async def _all_listed(self, listed: Any) -> list[Image]:
-        """What {"images": [...]} lists, or a document that is an entry itself, within the limits of one body."""
+        """The images of {"images": [...]}, or of a document that is an entry itself, within the limits of one body."""
         entries, most = listed.get("images", [listed]) if isinstance(listed, dict) else listed, self.limits.images
         if not isinstance(entries, list) or not 0 < len(entries) <= most:
             raise malformed(f"wanted one image, or a list of 1 to {most}")
@@ -153,7 +153,7 @@ class Intake:
 
 def busy(why: str) -> RefusedError:
     """429: nothing is wrong with the request."""
-    return RefusedError(429, "busy", f"{why}; come again in a second", {"Retry-After": "1"})
+    return RefusedError(429, "busy", f"{why}; try again in a second", {"Retry-After": "1"})
 
 
 def document(data: bytes) -> Any:
@@ -167,7 +167,7 @@ def document(data: bytes) -> Any:
 
 
 def from_base64(text: Any) -> bytes:
-    """The bytes that base64 text stands for."""
+    """The bytes of a base64 text."""
     try:
         return base64.b64decode(text, validate=True)
     except (TypeError, ValueError, binascii.Error) as error:
@@ -175,14 +175,14 @@ def from_base64(text: Any) -> bytes:
 
 
 def named(name: Any) -> str:
-    """What the client calls its image: a label of its row, never a path."""
+    """The client's name for its image: a label of its row, never a path."""
     if not isinstance(name, str) or len(name) > MAX_NAME:
         raise malformed(f"a name is a text of at most {MAX_NAME} characters")
     return name
 
 
 def _form(request: Request, data: bytes, limits: Limits) -> list[Image]:
-    """The files of a form. In a thread and by a time: a hostile one takes long to read."""
+    """The files of a form. Runs in a thread and within a time limit: a hostile form takes long to read."""
     until, most = time.monotonic() + limits.timeout_s, limits.images
 
     async def pieces() -> AsyncIterator[bytes]:

@@ -1,4 +1,4 @@
-"""Runs the application on uvicorn until it is told to stop, and then until what it took is answered."""
+"""Runs the application on uvicorn until it is told to stop and has answered the requests that it accepted."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 CONNECTIONS = 1024  # more are answered 503
-HEADERS_S = 10.0  # for a request's headers to come, from the connection or the request before it
+HEADERS_S = 10.0  # for a request's headers to arrive, after the connection or the request before it
 
 
 def run(app: Any, host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT: then no connection is taken any more, and every request that came is answered."""
+    """Serve until SIGTERM or SIGINT; then accept no more connections and answer every request that came."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     logging.getLogger("uvicorn.access").disabled = True  # the envelope's line says more
     options: dict[str, Any] = {"ws": "none", "log_config": None, "server_header": False}
@@ -46,7 +46,7 @@ class Prompt(H11Protocol):
             self._late.cancel()
 
     def _watch(self) -> None:
-        """Close the connection in HEADERS_S unless its headers are whole by then."""
+        """Close the connection in HEADERS_S unless its headers are complete by then."""
         waiting = self.conn.their_state is h11.IDLE
         if waiting and self._late is None:
             self._late = self.loop.call_later(HEADERS_S, self.transport.close)

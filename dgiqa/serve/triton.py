@@ -1,10 +1,10 @@
-"""A bundle -> a model repository of Triton: its networks, and a model that takes encoded images and gives scores.
+"""A bundle -> a model repository of Triton: its networks, and a model that takes encoded images and returns scores.
 
     OUT/NAME/           Python backend: image -> windows -> the two below -> score; see triton_model
     OUT/NAME_depth/     ONNX Runtime or TensorRT
     OUT/NAME_quality/   the same, with tiles of many requests in one batch
 
-Why not Triton's kind "ensemble": an image has any number of tiles, and an ensemble has no step that cuts them into
+Triton's kind "ensemble" would not do: an image has any number of tiles, and an ensemble has no step that cuts them into
 batches. The Python model does that through Triton's scheduler (business logic scripting), so its batches are dynamic.
 """
 
@@ -22,7 +22,7 @@ from dgiqa.runtime.engines import Engine
 from dgiqa.serve import v2
 from dgiqa.store import scratch_in
 
-BATCH = 32  # most tiles in a run; what plans are built for by default
+BATCH = 32  # most tiles in a run; plans are built for so many by default
 DELAY_US = 2000  # that a tile waits for others
 MODEL_PY = """# The pass over one image, in Triton's Python backend.
 from dgiqa.serve.triton_model import TritonPythonModel
@@ -41,11 +41,11 @@ def write_repository(
     instances: int = 2,
     gate: float | None = None,
 ) -> Path:
-    """Write the repository of a bundle to a folder that is not there yet. Returns it.
+    """Write a bundle's repository to a new folder, and return that.
 
-    engine: its files instead of the bundle's own: a plan is TensorRT's, anything else ONNX Runtime's. gpu: where the
-    networks run. instances: images at a time. gate: the score from which an image passes.
-    Raises EngineError for an engine that Triton cannot run, OSError where it cannot be written.
+    engine: use its files instead of the bundle's own: TensorRT runs a plan, ONNX Runtime anything else. gpu: run the
+    networks on a GPU. instances: images at a time. gate: the score from which an image passes.
+    Raises EngineError for an engine that Triton cannot run, OSError if the folder cannot be written.
     """
     out = Path(out)
     if out.exists():
@@ -88,7 +88,7 @@ def _top_config(bundle: Bundle, instances: int, gate: float | None) -> list[str]
 
 
 def _network_config(bundle: Bundle, network: spec.Network, *, plan: bool, gpu: bool) -> list[str]:
-    """Depth images have sizes of their own, so the depth network takes one at a time; tiles are all of a size."""
+    """A network's configuration. Depth inputs differ in size, so they are run one at a time; tiles are batched."""
     batched = network.file == spec.QUALITY_FILE
     outputs = {name: list(shape) for name, shape in network.outputs.items()}
     told = bundle.manifest["tensors"][network.file]["outputs"]
@@ -110,12 +110,12 @@ def _network_config(bundle: Bundle, network: spec.Network, *, plan: bool, gpu: b
 
 
 def _dims(shape: Iterable[int | str], batched: bool) -> list[int | str]:
-    """A shape without its batch, if Triton is to know it apart; free lengths stay letters."""
+    """A shape, without the batch if Triton counts that separately; free lengths stay letters."""
     return list(shape)[1 if batched else 0 :]
 
 
 def _warm_size(bundle: Bundle) -> tuple[int, int]:
-    """Height and width of a depth input as pictures of 4:3 have it."""
+    """Height and width of the depth input of 4:3 pictures."""
     p = bundle.preprocess
     short = -(-p.depth_lower_bound // p.depth_multiple) * p.depth_multiple
     return short, round(short * 4 / 3 / p.depth_multiple) * p.depth_multiple

@@ -1,4 +1,4 @@
-"""What runs in Triton's Python backend: encoded images in, scores and rows out, the networks being Triton's models."""
+"""The code in Triton's Python backend: encoded images in, scores and rows out; the networks are Triton's models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dgiqa.serve.triton import network_name
 
 
 class TritonNetwork:
-    """A model of the same server as a `runtime.session.Session`: its scheduler batches what several ask for."""
+    """A model of the same server as a `runtime.session.Session`. Triton's scheduler batches concurrent requests."""
 
     backend = "triton"
 
@@ -49,7 +49,7 @@ class TritonPythonModel:
     """The class that the Python backend looks for."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Open the pass; the networks are asked for when the first image comes, for Triton loads them in any order."""
+        """Open the pass. It first calls the networks for the first image, because Triton loads them in any order."""
         self._triton: Any = importlib.import_module("triton_python_backend_utils")
         parameters = json.loads(args["model_config"]).get("parameters", {})
         gate = parameters.get("gate", {}).get("string_value")
@@ -85,7 +85,7 @@ class TritonPythonModel:
 
 
 def _array(datatype: str, values: list[Any]) -> NDArray[Any]:
-    """One of the protocol's columns as Triton takes it; None becomes NaN."""
+    """A column of the protocol as Triton takes it; None becomes NaN."""
     if datatype == "FP32":
         return np.array(values, np.float32)
     return np.array([text.encode() for text in values], np.object_)

@@ -36,7 +36,7 @@ _TYPES = {"UINT8": np.uint8, "FP32": np.float32}
 def parsed(headers: Mapping[str, str], body: bytes, most: int) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
     """(the request's document, its images as pairs (name, encoded bytes or pixels [H,W,3])), at most `most` of them.
 
-    Raises RefusedError for what the protocol does not know.
+    Raises RefusedError for anything that the protocol does not know.
     """
     text = headers.get(LENGTH, str(len(body)))
     if not text.isdecimal() or int(text) > len(body):
@@ -97,7 +97,7 @@ def answer(asked: dict[str, Any], model: str, rows: Sequence[dict[str, Any]]) ->
 
 
 def _outputs(asked: dict[str, Any]) -> list[tuple[dict[str, Any], bool]]:
-    """(output, whether in binary) for those that are asked for; all of them where none is named."""
+    """(output, whether in binary) for each output that is asked for, or for all if none is named."""
     default = _flag(asked, "binary_data_output", False)
     wanted = asked.get("outputs") or OUTPUTS
     known = {output["name"]: output for output in OUTPUTS}
@@ -113,7 +113,7 @@ def _flag(holder: dict[str, Any], name: str, default: bool) -> bool:
 
 
 def _encoded(data: Any, binary: bytes | None, count: int, most: int) -> list[bytes]:
-    """Elements of a BYTES tensor: each behind its length in binary, as base64 in JSON."""
+    """Elements of a BYTES tensor: in binary each follows its length, in JSON each is base64."""
     if binary is None:
         if not isinstance(data, list) or len(data) != count:
             raise malformed(f"a shape of {count} elements, and other data; BYTES in JSON are a list of base64 texts")
@@ -130,7 +130,7 @@ def _encoded(data: Any, binary: bytes | None, count: int, most: int) -> list[byt
 
 
 def _pixels(data: Any, binary: bytes | None, shape: list[int], kind: type[Any]) -> NDArray[Any]:
-    """Pixels [N,H,W,3]; a single picture may leave N away."""
+    """Pixels [N,H,W,3]; a single picture may leave out N."""
     try:
         flat = np.asarray(data, np.float64).ravel() if binary is None else np.frombuffer(binary, kind)
         if binary is None and kind is np.uint8 and not ((flat >= 0) & (flat <= 255) & (flat == flat.round())).all():

@@ -1,13 +1,13 @@
-"""What the command line names (files, folders, globs, lists, tables, archives, addresses) -> a lazy stream of images.
+"""Arguments (files, folders, globs, lists, tables, archives, addresses) -> a lazy stream of images.
 
     arguments ──► expand ──┬─► files, folders, globs, standard input
                            ├─► shards   (tar, zip)          ┐
                            ├─► tables   (CSV, Parquet, ...) ├─ also behind addresses
                            └─► remote   (https, s3, ...)    ┘
 
-No image file is opened or decoded here: names are held in memory, and of archives and tables as many images as are
-being scored. An argument that gives no image is an item with an error, so that it becomes a row of the result instead
-of the end of the run.
+No image file is opened or decoded here. Names are held in memory, images of archives and tables only while they are
+being scored. An argument that gives no image is an item with an error, so that it becomes a row of the result and does
+not end the run.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def expand(arguments: Iterable[str], reading: Reading | None = None) -> Iterator
 
 
 def named(argument: str, reading: Reading) -> Iterator[str | Input]:
-    """The files, folders and addresses that an argument stands for by its braces and wildcards; Inputs are errors."""
+    """The files, folders and addresses of an argument, braces and wildcards resolved; Inputs are errors."""
     if not is_address(argument) and os.path.lexists(argument):
         yield argument
         return
@@ -95,7 +95,7 @@ def listed(stream: BinaryIO, name: str, reading: Reading | None = None, *, null:
     """A list of paths and addresses (one per line, or NUL-separated) -> one `Input` per image, as the list is read.
 
     stream: the list, open in binary: names are bytes on Linux, and need not be text.
-    name: what the list is called, for the error when it names nothing.
+    name: the list's name, for the error when it names no image.
     Paths are taken literally, "-" and globs included; a folder, an archive or a table gives its images. Blank lines are
     skipped. A byte order mark is dropped, and a list in UTF-16, as PowerShell writes it, or in UTF-32 is read as such.
     """
@@ -107,9 +107,9 @@ def listed(stream: BinaryIO, name: str, reading: Reading | None = None, *, null:
 
 
 def videos(arguments: Iterable[str], *, recursive: bool = False) -> Iterator[str]:
-    """Videos that arguments stand for: a folder's, naturally sorted, those of a glob or braces, or the argument itself.
+    """The videos of a folder (naturally sorted), of a glob or of braces, or the argument itself, for each argument.
 
-    A folder or glob without any is given as it is, so that it becomes a row with its error.
+    A folder or glob without any is returned as it is, so that it becomes a row with its error.
     """
     for argument in arguments:
         for name in named(argument, Reading()) if not is_address(argument) else [argument]:
@@ -126,7 +126,7 @@ def videos(arguments: Iterable[str], *, recursive: bool = False) -> Iterator[str
 def counted(inputs: Iterable[Input], ahead: int = COUNT_AHEAD) -> tuple[Iterator[Input], int | None]:
     """The same stream, and how many inputs it has, or None when there are more than `ahead`.
 
-    None, too, where looking ahead would hold images and not only names in memory.
+    It is also None if looking ahead would hold images, and not only names, in memory.
     """
     stream = iter(inputs)
     first: list[Input] = []
@@ -178,10 +178,10 @@ def _opened(name: str, reading: Reading) -> contextlib.AbstractContextManager[An
 
 
 def _in_bursts(inputs: Iterator[Input]) -> Iterator[Input]:
-    """The same, a few small images read at a time: going to and fro between reading and scoring takes its time.
+    """The same inputs, but a few small images are read at a time: switching between reading and scoring takes time.
 
-    Thumbnails in a tar, with networks of a few operators on two busy cores: 1.49 ms of CPU an image instead of 1.59,
-    beside 1.46 from memory.
+    Thumbnails in a tar, with networks of a few operators on two busy cores: 1.49 ms of CPU an image instead of 1.59;
+    from memory it is 1.46.
     """
     burst, held = list[Input](), 0
     for item in inputs:
@@ -194,7 +194,7 @@ def _in_bursts(inputs: Iterator[Input]) -> Iterator[Input]:
 
 
 def _listed_bucket(address: str, reading: Reading) -> Iterator[str | Input]:
-    """A pattern or a folder of a bucket as the addresses of its files; of a folder those that hold images."""
+    """The addresses of the files of a pattern or folder in a bucket; from a folder only those that hold images."""
     from dgiqa.sources import remote
 
     try:
@@ -298,7 +298,7 @@ def _entries(stream: BinaryIO, separator: bytes) -> Iterator[bytes]:
     """Non-empty entries, each as soon as its separator arrives. Windows line ends are accepted."""
     first = stream.readline()
     marked = first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE))
-    # Without a mark NUL bytes tell, unless they are what separates names
+    # Without a mark, NUL bytes show the encoding, unless they separate names.
     encoding = json.detect_encoding(first) if marked or separator == b"\n" else "utf-8"
     if not encoding.startswith("utf-8"):
         text = (first + stream.read()).decode(encoding, errors="replace")

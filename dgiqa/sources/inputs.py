@@ -1,4 +1,4 @@
-"""What every kind of source gives: inputs, one per image; and how they are to be read."""
+"""What every kind of source gives, an Input per image, and how sources are read."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-# What a folder is searched for. A file named on its own is taken whatever its suffix.
+# The suffixes that a folder is searched for. A file that is named itself is taken whatever its suffix.
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".avif"),
     *(".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
-# Photographs that not every installation reads: found in folders too, so that each is a row that says what it is.
+# Photographs that not every installation reads. Folders give them too, so that each becomes a row that says so.
 OTHER_PHOTO_SUFFIXES = (
     *(".heic", ".heif", ".hif", ".jxl", ".psd", ".exr", ".hdr", ".ico", ".tga", ".jxr", ".jpx", ".jpf"),
     *(".dng", ".nef", ".nrw", ".cr2", ".cr3", ".crw", ".arw", ".srf", ".sr2", ".raf", ".orf", ".rw2", ".raw", ".rwl"),
@@ -33,9 +33,9 @@ class Input:
 
     name: as the user knows it: the path or address as given, the path below the folder as given, "-",
     "shard.tar/member" or "table.csv[row]".
-    source: a path, bytes, or whatever else `image.sources.Source` names. None when there is an error.
+    source: a path, bytes, or anything else in `image.sources.Source`. None when there is an error.
     error: why there is nothing to score; empty otherwise.
-    key: what the source itself calls the image: a sample's key in a shard, a row's in a table. None for files.
+    key: the image's name within its source: a sample's key in a shard, a row's in a table. None for files.
     """
 
     name: str
@@ -48,8 +48,8 @@ class Input:
 class Network:
     """What may be fetched from addresses, and how much of it.
 
-    private: also from this machine and its networks. max_bytes, timeout_s: of one image, from the first byte asked for
-    to the last one read. redirects: how often a server may send us elsewhere.
+    private: also from this machine and its local networks. max_bytes, timeout_s: limits for one image, from the
+    request to the last byte. redirects: most redirects that are followed.
     """
 
     private: bool = False
@@ -62,9 +62,9 @@ class Network:
 class Reading:
     """How arguments are read. recursive: folders with their subfolders.
 
-    column, key: of tables: which column holds the images (paths, addresses, bytes), and which one their keys.
-    network: None where addresses are off, as they are unless asked for.
-    left_out: counts the files of folders and archives that are no images by their suffixes, which are its keys.
+    column, key: in tables, the columns with the images (paths, addresses, bytes) and with their keys.
+    network: None, the default, turns addresses off.
+    left_out: counts the files in folders and archives that are no images, by suffix.
     """
 
     recursive: bool = False
@@ -75,7 +75,7 @@ class Reading:
 
 
 def is_address(text: str) -> bool:
-    """Whether it begins like "https://" or "s3://"."""
+    """Whether a text begins like "https://" or "s3://"."""
     return _ADDRESS.match(text) is not None
 
 
@@ -85,9 +85,9 @@ def suffix_of(name: str) -> str:
 
 
 def braces(text: str) -> Iterator[str]:
-    """Every text that "{000..199}" or "{a,b}" in it stands for, in order; the text itself without such.
+    """Every text that "{000..199}" or "{a,b}" in it stands for, in order; the text itself without braces.
 
-    Numbers keep the zeros that the first one begins with.
+    Numbers are padded with zeros to the length of the first.
     """
     found = _RANGE.search(text)
     if found is None:

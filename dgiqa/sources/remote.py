@@ -1,7 +1,7 @@
-"""Addresses -> images: http(s) by a connection that goes where the name was checked to lead, buckets by fsspec.
+"""Addresses -> images: http(s) over a connection to the IP address that was checked, buckets by fsspec.
 
 fsspec's own http follows redirects and resolves names by itself, so that a name could lead to a public machine when it
-is checked and to a private one when it is fetched. Here a name is resolved once, and what was resolved is connected to.
+is checked and to a private one when it is fetched. Here a name is resolved once, and the connection uses that result.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ BUCKETS = {
 }
 _EXTRAS = {"s3fs": "s3", "gcsfs": "gs", "adlfs": "az", "huggingface_hub": "hf", "fsspec": "hf"}
 _PIECE = 1 << 16
-_SLOWEST = 1024  # bytes a second of a whole archive or table, waiting for it alone counted
-_SAFE = "%/:=&?~#+!$,;'@()*[]"  # what is left alone in an address that may or may not be quoted already
+_SLOWEST = 1024  # bytes a second of a whole archive or table, over the time spent waiting for it
+_SAFE = "%/:=&?~#+!$,;'@()*[]"  # not quoted in an address, which may be quoted already
 _LATE = "did not come within {:g} s; --timeout allows more"
 _OFF = "is an address, and addresses are off; --remote turns them on"
 
 
 class Fetched(io.BytesIO):
-    """An image behind an address: fetched when it is first read, in whichever thread that is."""
+    """An image at an address. It is fetched when it is first read, in the thread that reads it."""
 
     def __init__(self, address: str, network: Network) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Fetched(io.BytesIO):
 
 
 def fetch(address: str, network: Network) -> bytes:
-    """The bytes behind an address, at most `network.max_bytes` of them. Raises ImageError for whatever goes wrong."""
+    """The bytes at an address, at most `network.max_bytes` of them. Raises ImageError for anything that goes wrong."""
     with opened(address, network, deadline=True) as stream:
         data, until = bytearray(), time.monotonic() + network.timeout_s
         while piece := stream.read(_PIECE):
@@ -75,9 +75,9 @@ def fetch(address: str, network: Network) -> bytes:
 
 @contextlib.contextmanager
 def opened(address: str, network: Network | None, *, deadline: bool = False) -> Iterator[Any]:
-    """A binary stream of what is behind an address; from a bucket it can seek.
+    """A binary stream of the file at an address; from a bucket it can seek.
 
-    deadline: all of it has to come within `network.timeout_s`; else only each piece. Raises ImageError.
+    deadline: all of it, and not only each piece, has to arrive within `network.timeout_s`. Raises ImageError.
     """
     scheme = allowed(address, network)
     assert network is not None
@@ -93,7 +93,7 @@ def opened(address: str, network: Network | None, *, deadline: bool = False) -> 
         stream = system.open(path, "rb")
     except ImageError:
         raise
-    except Exception as error:  # each of the libraries has its own
+    except Exception as error:  # each library raises its own
         raise ImageError(f"cannot be fetched ({told(error)}); check the address and who may read it") from error
     with stream:
         yield stream
@@ -110,7 +110,7 @@ def allowed(address: str, network: Network | None) -> str:
 
 
 def bucket(address: str) -> tuple[Any, str]:
-    """(the file system of fsspec, the path in it). Raises ImageError naming the package that is missing."""
+    """(fsspec's file system, the path in it). Raises ImageError, which names the package, if that is missing."""
     scheme, _, rest = address.partition("://")
     protocol, package = BUCKETS[scheme.lower()]
     try:
@@ -122,7 +122,7 @@ def bucket(address: str) -> tuple[Any, str]:
 
 
 def matching(address: str, network: Network | None) -> list[str]:
-    """Addresses of the files that a pattern or a folder in a bucket gives; none where it is a file itself."""
+    """The addresses of the files of a pattern or folder in a bucket; none if the address is a file."""
     scheme = allowed(address, network)
     if scheme in ("http", "https"):
         return []
@@ -143,7 +143,7 @@ class _Request(io.RawIOBase):
     """One GET with its redirects: a context manager that gives a stream.
 
     A timer closes the connection when the time is over, because a server that sends a byte now and then never makes a
-    socket time out. whole: the time is for all of it; else for each piece.
+    socket time out. whole: the time limit is for all of it, not for each piece.
     """
 
     def __init__(self, address: str, network: Network, *, whole: bool) -> None:
@@ -244,9 +244,9 @@ class _Request(io.RawIOBase):
 
 
 def connected(host: str, port: int, network: Network) -> socket.socket:
-    """A connection to a name that is resolved once: to an address that was checked, and to no other.
+    """A connection to a host, whose name is resolved once and whose IP address was checked.
 
-    Raises ImageError where all of its addresses are private and that was not allowed, OSError where none answers.
+    Raises ImageError if all of its addresses are private and that is not allowed, OSError if none answers.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     reachable = [entry for entry in found if network.private or is_public(str(entry[4][0]))]
@@ -268,7 +268,7 @@ def connected(host: str, port: int, network: Network) -> socket.socket:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the internet's, also where an IPv4 address is wrapped in it."""
+    """Whether an IP address, and any IPv4 address wrapped in it, belongs to the public internet."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         number = int(ip)

@@ -1,4 +1,4 @@
-"""Tar shards and zip archives -> inputs, read as they come and never unpacked: a member's name is only a name."""
+"""Tar shards and zip archives -> inputs, read as a stream, never unpacked: a member's name is no path."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz
 ZIP_SUFFIXES = (".zip",)
 MAX_MEMBER = 1 << 30  # bytes of one picture in memory
 _BLOCK = 512
-# Headers whose data tarfile reads into memory, and how many bytes of it are let in
+# Headers whose data tarfile reads into memory, and how many bytes of it are allowed
 _NAMES = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
     tarfile.GNUTYPE_LONGNAME,
@@ -32,21 +32,21 @@ _NAMES = (
 )
 _LONGEST_NAME = 1 << 20
 _AFTER, _PIECE = 64 << 20, 1 << 20  # bytes that may follow a tar's end, and how many are read at a time
-_PATIENCE = 100  # reads that give nothing
+_PATIENCE = 100  # empty reads in a row
 _UTF8 = 0x800
-_KEY = re.compile(r"((?:.*/|)[^./]+)[.][^/]*", re.DOTALL)  # as webdataset takes names apart
+_KEY = re.compile(r"((?:.*/|)[^./]+)[.][^/]*", re.DOTALL)  # as webdataset splits names
 
 
 def is_shard(name: str) -> bool:
-    """Whether a name is one of a tar or zip archive."""
+    """Whether a name has a suffix of tar or zip archives."""
     return name.lower().endswith(TAR_SUFFIXES + ZIP_SUFFIXES)
 
 
 def members(name: str, stream: BinaryIO, reading: Reading) -> Iterator[Input]:
-    """The images of an archive, in its order; what cannot be read of it is an input with an error.
+    """The images of an archive, in its order; a part that cannot be read is an input with an error.
 
-    name: the archive's, which decides its kind. stream: it, open in binary; zip needs one that can seek.
-    Keys are those of webdataset in a tar ("a/0001" of "a/0001.jpg"), and the members' names in a zip.
+    name: the archive's, whose suffix decides its kind. stream: the archive, open in binary; a zip needs one that can
+    seek. Keys are webdataset's in a tar ("a/0001" for "a/0001.jpg"), and the members' names in a zip.
     """
     counts, item = Counter[str](), None
     read = _of_zip if name.lower().endswith(ZIP_SUFFIXES) else _of_tar
@@ -58,7 +58,7 @@ def members(name: str, stream: BinaryIO, reading: Reading) -> Iterator[Input]:
 
 
 def sample_key(member: str) -> str:
-    """The key that webdataset gives a member of a shard: all before the first dot of its last part."""
+    """The key that webdataset gives a member of a shard: everything before the first dot of its last part."""
     found = _KEY.fullmatch(member)
     return found[1] if found else member
 
@@ -76,7 +76,7 @@ def _of_tar(name: str, stream: BinaryIO, counts: Counter[str]) -> Iterator[Input
                 yield _of_member(name, archive, member)
                 archive.members.clear()  # type: ignore[attr-defined]  # it would keep every header it saw
         _drain(plain)
-    except Exception as error:  # tarfile, zlib, lzma, a connection: each has its own
+    except Exception as error:  # tarfile, zlib, lzma, a connection: each raises its own
         yield Input(name, error=f"cannot be read on from here ({told(error)}); copy or write the archive again")
 
 
@@ -95,7 +95,7 @@ class _Ending:
 
 
 class _Header(tarfile.TarInfo):
-    """A header that is an error if it cannot be read; tarfile takes that, and a file that breaks off, for the end."""
+    """A header that is an error if it cannot be read or breaks off; tarfile takes both for the archive's end."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Any:
@@ -103,7 +103,7 @@ class _Header(tarfile.TarInfo):
 
     @classmethod
     def _frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str, **more: Any) -> Any:
-        """What newer Pythons call instead."""
+        """The method that newer Pythons call instead."""
         read: Any = getattr(super(), "_frombuf")  # noqa: B009
         return cls._checked(read, buf, encoding, errors, **more)
 
@@ -147,7 +147,7 @@ def _of_zip(name: str, stream: BinaryIO, counts: Counter[str]) -> Iterator[Input
         for member in archive.infolist():
             if member.is_dir():
                 continue
-            inside = member.orig_filename  # where no flag says UTF-8, zipfile takes its bytes for code page 437
+            inside = member.orig_filename  # without the UTF-8 flag, zipfile takes its bytes for code page 437
             if not member.flag_bits & _UTF8:
                 inside = os.fsdecode(inside.encode("cp437"))
             if suffix_of(inside) not in PHOTO_SUFFIXES:
@@ -160,12 +160,12 @@ def _of_zip_member(shown: str, key: str, archive: zipfile.ZipFile, member: zipfi
     try:
         with archive.open(member) as content:
             return _image(shown, key, content)
-    except Exception as error:  # of each of the ways to compress; a wrong password, a wrong header
+    except Exception as error:  # any compression's own; a wrong password, a wrong header
         return Input(shown, error=f"cannot be read ({told(error)}); write the archive again", key=key)
 
 
 def _image(shown: str, key: str, content: IO[bytes], size: int | None = None) -> Input:
-    """A member's bytes, all of them only where they begin as an image does. Raises EOFError if there are fewer."""
+    """A member as an Input, read whole only if it begins like an image. Raises EOFError if bytes are missing."""
     data = content.read(HEAD)
     try:
         identify(data)
@@ -180,7 +180,7 @@ def _image(shown: str, key: str, content: IO[bytes], size: int | None = None) ->
 
 
 def _decompressed(stream: BinaryIO) -> Any:
-    """The stream, or what it holds: tarfile's own way through compressed ones takes those that break off for whole."""
+    """The stream, decompressed. tarfile's own decompression takes a stream that breaks off for whole."""
     buffered = stream if hasattr(stream, "peek") else io.BufferedReader(stream)  # type: ignore[type-var]
     head = buffered.peek(6)
     for magic, opening in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open)):
@@ -196,7 +196,7 @@ def _decompressed(stream: BinaryIO) -> Any:
 
 
 def _drain(stream: Any) -> None:
-    """Read what follows the end of a tar: a compressed one that breaks off there is damaged. Raises what it does."""
+    """Read what follows a tar's end. Raises the decompressor's error for a compressed one that breaks off there."""
     for _ in range(_AFTER // _PIECE):
         if not stream.read(_PIECE):
             return

@@ -28,15 +28,15 @@ _BASE64 = re.compile(r"data:image/[\w.+-]+;base64,|(?=/9j/[\w+/]{20}|iVBORw0KGgo
 
 
 def is_table(name: str) -> bool:
-    """Whether a name is one of a table that is read."""
+    """Whether a name has a suffix of tables."""
     return name.lower().endswith(TABLE_SUFFIXES)
 
 
 def rows(name: str, stream: BinaryIO, reading: Reading) -> Iterator[Input]:
-    """An input per row of a table's file, in its order; what cannot be read of it is an input with an error.
+    """An input per row of a table's file, in its order; a part that cannot be read is an input with an error.
 
-    name: the file's, which decides its kind. stream: it, open in binary. Paths are taken as they are given and, where
-    nothing is there, from the folder of the table.
+    name: the file's, whose suffix decides its kind. stream: the file, open in binary. A path is tried as it is, then
+    relative to the table's folder.
     """
     try:
         found = 0
@@ -46,7 +46,7 @@ def rows(name: str, stream: BinaryIO, reading: Reading) -> Iterator[Input]:
             yield Input(name, error="a table without rows")
     except ImportError as error:
         yield Input(name, error=needs("Parquet", "pyarrow", "table", error=error))
-    except Exception as error:  # pyarrow's, csv's and json's, of damaged files
+    except Exception as error:  # pyarrow's, csv's and json's for damaged files
         yield Input(name, error=f"cannot be read on from here ({told(error)})")
 
 
@@ -55,9 +55,9 @@ def images(
 ) -> Iterator[Input]:
     """An input per row of a pandas, Polars or PyArrow table or a Hugging Face dataset, also a streamed one.
 
-    column: what holds the images: paths, addresses, bytes, Pillow images, arrays, or records of bytes and path. key:
-    what holds their names. Images of a dataset are not decoded by `datasets`, which would not turn them upright.
-    Raises ValueError naming the columns there are, TypeError for what is no table.
+    column: the one with the images: paths, addresses, bytes, Pillow images, arrays, or records of bytes and path. key:
+    the one with their names. Images of a dataset are not decoded by `datasets`, which would not turn them upright.
+    Raises ValueError, which names the columns, for a missing one, and TypeError for anything but a table.
     """
     reading = reading or Reading()
     for number, (value, name) in enumerate(_pairs(table, column, key)):
@@ -121,7 +121,7 @@ def _of_parquet(stream: BinaryIO, reading: Reading) -> Iterator[tuple[Any, Any]]
 
 
 def _of_csv(text: io.TextIOWrapper, delimiter: str, reading: Reading) -> Iterator[tuple[Any, Any]]:
-    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))  # the process's; 128 KiB are no image
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))  # process-wide; 128 KiB are no image
     table = csv.DictReader(text, delimiter=delimiter)
     column = _check_columns(list(table.fieldnames or []), reading.column, reading.key)
     for row in table:
@@ -157,7 +157,7 @@ def _check_columns(names: list[str], column: str | None, key: str | None) -> str
 
 
 def _input(value: Any, key: Any, place: str, folder: str, reading: Reading) -> Input:
-    """A cell and its row's key as an input. place: what an image without a name of its own is called."""
+    """A cell and its row's key as an input. place: the name of an image that has none itself."""
     if isinstance(value, Exception):
         return Input(place, error=f"not a line of JSON ({told(value)})")
     value, key = (cell.as_py() if hasattr(cell, "as_py") else cell for cell in (value, key))
@@ -191,7 +191,7 @@ def _named(value: str, folder: str, key: str | None, reading: Reading) -> Input:
 
 
 def addressed(address: str, reading: Reading, key: str | None = None) -> Input:
-    """An address as an input that is fetched when its turn comes, or that says why not."""
+    """An Input that fetches an address when its turn comes, or whose error says why not."""
     from dgiqa.sources.remote import Fetched, allowed
 
     try:
