@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from waiting import PATIENCE_S, SLACKS
 
 from dgiqa.errors import ImageError
-from dgiqa.sources import Input, Network, Reading, expand
+from dgiqa.sources import Input, Reading, expand
+from dgiqa.sources.inputs import Network
 from dgiqa.sources.remote import connected, fetch, is_public, opened
 
 LOCAL = Network(private=True, timeout_s=PATIENCE_S)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dgiqa import bundle as bundles
     from dgiqa.report.files import Report
     from dgiqa.report.rows import Kind
-    from dgiqa.sources import Reading
+    from dgiqa.sources.inputs import Reading
 
 Bundle = Annotated[str, option("NAME|DIR", "The model: a name that `models` lists, or a folder.")]
 Backend = Annotated[common.Backend, option("", "What runs the networks. A missing one is an error.")]
@@ -161,7 +161,7 @@ def _arguments(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _how_to_read(values: dict[str, Any]) -> Reading:
-    from dgiqa.sources import Network, Reading
+    from dgiqa.sources.inputs import Network, Reading
 
     network = Network(values["private_network"], values["max_bytes"], values["timeout"])
     allowed = network if values.get("remote", True) else None

@@ -225,7 +225,7 @@ def _list(inputs: Iterator[Input], end: str) -> bool:
 
 def _say_left_out(left_out: Counter[str]) -> None:
     """Print one line about files in folders and archives that are no images, judged by their names."""
-    from dgiqa.sources import VIDEO_SUFFIXES
+    from dgiqa.sources.inputs import VIDEO_SUFFIXES
 
     if not left_out:
         return

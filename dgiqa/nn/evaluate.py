@@ -58,7 +58,7 @@ from dgiqa.nn.train import (
     train,
 )
 from dgiqa.score import Failure, Score
-from dgiqa.sources import IMAGE_SUFFIXES
+from dgiqa.sources.inputs import IMAGE_SUFFIXES
 from dgiqa.store import replacing
 
 if TYPE_CHECKING:

@@ -26,34 +26,10 @@ from typing import Any, BinaryIO
 
 from dgiqa.errors import ImageError
 from dgiqa.sources import shards, tables
-from dgiqa.sources.inputs import (
-    IMAGE_SUFFIXES,
-    PHOTO_SUFFIXES,
-    VIDEO_SUFFIXES,
-    Input,
-    Network,
-    Reading,
-    braces,
-    is_address,
-    suffix_of,
-)
-from dgiqa.sources.tables import images
-
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "STDIN",
-    "VIDEO_SUFFIXES",
-    "Input",
-    "Network",
-    "Reading",
-    "counted",
-    "expand",
-    "images",
-    "listed",
-    "named",
-    "natural_key",
-    "videos",
-]
+from dgiqa.sources.inputs import PHOTO_SUFFIXES, VIDEO_SUFFIXES, braces, is_address, suffix_of
+from dgiqa.sources.inputs import Input as Input
+from dgiqa.sources.inputs import Reading as Reading
+from dgiqa.sources.tables import images as images
 
 STDIN = "-"
 MAX_STDIN_BYTES = 1 << 30  # an endless stream must not fill the memory

@@ -40,7 +40,7 @@ from dgiqa.nn.commands import exit_code
 from dgiqa.nn.datasets import IQADataset, load_dataset, random_split, read_rgb
 from dgiqa.nn.full_reference import reference_files
 from dgiqa.nn.weights import read_tensors
-from dgiqa.sources import IMAGE_SUFFIXES
+from dgiqa.sources.inputs import IMAGE_SUFFIXES
 from dgiqa.store import replacing
 from recipes.small.distortions import KADID_TYPES, LEVELS
 from recipes.small.working import MEAN, STD, reduce
