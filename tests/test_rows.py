@@ -543,7 +543,7 @@ def test_parquet_that_a_disk_takes_in_part_only_is_an_error(tmp_path: Path) -> N
     """The kernel takes what fits and says how much that was; only what comes next is an error."""
     program = """
 import os, resource, signal, sys
-from dgiqa.report.files import OutputFile, ParquetRows
+from dgiqa.report.files import OutputFile, write_parquet
 from dgiqa.report.rows import COLUMNS, error_row
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
@@ -551,9 +551,7 @@ def write(path):
     file = OutputFile(path)
     try:
         target = file.stream()
-        with ParquetRows(target, COLUMNS) as writer:
-            writer.write(error_row("a\\udce9.jpg", "no image"))
-            writer.finish({})
+        write_parquet([error_row("a\\udce9.jpg", "no image")], target, COLUMNS, dict)
         target.flush()
         file.commit()
     finally:

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from waiting import PATIENCE_S, until
 
 import dgiqa
+from dgiqa.batch import scan
 from dgiqa.batch.scan import MARKER, Job, output_name, part_of, score_shard
-from dgiqa.report import files
+from dgiqa.report.files import write_parquet
 from dgiqa.report.read import read_rows
 from dgiqa.scorer import Scorer
 
@@ -149,16 +150,16 @@ import os, sys
 class Finder:
     def find_spec(self, name, path, target=None):
         if name == "dgiqa.batch.scan":
-            from dgiqa.report.files import ParquetRows
-            write = ParquetRows.write
-            def stands(self, row):
+            from dgiqa.report import files
+            write = files.write_parquet
+            def stands(row):
                 try:
                     file = os.open({path!r}, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
                 except FileExistsError:
-                    return write(self, row)
+                    return row
                 os.write(file, str(os.getpid()).encode())
                 import time; time.sleep(600)
-            ParquetRows.write = stands
+            files.write_parquet = lambda rows, *rest: write(map(stands, rows), *rest)
             sys.meta_path.remove(self)
 sys.meta_path.insert(0, Finder())
 """
@@ -196,16 +197,15 @@ def test_two_runs_with_one_output_do_not_take_each_others_files(
     """The second scores a shard that the first is in the middle of."""
     job = Job(str(tmp_path), {"bundle": str(bundle_dir)}, {})
     shard, once = str(shards / "000.tar"), threading.Event()
-    write = files.ParquetRows.write
 
-    def meanwhile(self: Any, row: Any) -> None:
+    def meanwhile(row: Any) -> Any:
         if not once.is_set():
             once.set()
             with Scorer(bundle_dir, threads=1) as other:
                 score_shard(other, shard, job)
-        write(self, row)
+        return row
 
-    monkeypatch.setattr(files.ParquetRows, "write", meanwhile)
+    monkeypatch.setattr(scan, "write_parquet", lambda rows, *rest: write_parquet(map(meanwhile, rows), *rest))
     with Scorer(bundle_dir, threads=1) as scorer:
         assert score_shard(scorer, shard, job).rows == EACH
     assert len(facts(tmp_path)) == EACH
@@ -234,17 +234,16 @@ def test_a_full_disk_leaves_no_marker(
     tmp_path: Path, shards: Path, bundle_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ("scan", f"{shards}/{{000..001}}.tar", "--out", tmp_path, "--bundle", bundle_dir)
-    write = files.ParquetRows.write
     count = 0
 
-    def full(self: Any, row: Any) -> None:
+    def full(row: Any) -> Any:
         nonlocal count
         count += 1
         if count > EACH + 4:
             raise OSError(28, "No space left on device", "scores")
-        write(self, row)
+        return row
 
-    monkeypatch.setattr(files.ParquetRows, "write", full)
+    monkeypatch.setattr(scan, "write_parquet", lambda rows, *rest: write_parquet(map(full, rows), *rest))
     ended = run_here(*command)
     assert ended.returncode == 1
     assert b"No space left" in ended.stderr

@@ -81,13 +81,13 @@ class Finder:
     def find_spec(self, name, path=None, target=None):
         if name == "dgiqa.batch.scan":
             sys.meta_path.remove(self)
-            from dgiqa.report.files import ParquetRows
-            write = ParquetRows.write
-            def waits(self, row):
+            from dgiqa.report import files
+            write = files.write_parquet
+            def waits(row):
                 while held():
                     time.sleep(0.01)
-                write(self, row)
-            ParquetRows.write = waits
+                return row
+            files.write_parquet = lambda rows, *rest: write(map(waits, rows), *rest)
 sys.meta_path.insert(0, Finder())
 """
 

@@ -20,10 +20,11 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from dgiqa.errors import DgiqaError
-from dgiqa.report.files import OutputFile, ParquetRows, in_use, left_behind
+from dgiqa.report.files import OutputFile, in_use, left_behind, write_parquet
 from dgiqa.report.rows import Row, Summary, columns, error_row
 from dgiqa.score import Failure, Score
 from dgiqa.scorer import Scorer
@@ -43,7 +44,6 @@ class Job:
     scorer: dict[str, Any]
     settings: dict[str, Any]
     reading: Reading = field(default_factory=Reading)
-    threads: int | None = None
     details: bool = False
 
 
@@ -153,14 +153,16 @@ def score_shard(scorer: Scorer, shard: str, job: Job) -> Done:
 def _score_shard(scorer: Scorer, shard: str, job: Job, stem: str) -> Done:
     reading, summary = replace(job.reading, left_out=Counter()), Summary(run=job.settings)
     inputs = expand([shard], reading)
+
+    def rows() -> Iterator[Row]:
+        for row in rows_of(scorer, inputs, details=job.details):
+            summary.add(row)
+            yield row
+
     file = OutputFile(f"{stem}.parquet")
     try:
-        target = file.stream()
-        with ParquetRows(target, columns("image", details=job.details)) as writer:
-            for row in rows_of(scorer, inputs, job.threads, details=job.details):
-                summary.add(row)
-                writer.write(row)
-            writer.finish(summary.as_dict(complete=True))
+        target, names = file.stream(), columns("image", details=job.details)
+        write_parquet(rows(), target, names, partial(summary.as_dict, complete=True))
         target.flush()
         file.commit()
     except OSError as error:  # a full disk
@@ -168,8 +170,8 @@ def _score_shard(scorer: Scorer, shard: str, job: Job, stem: str) -> Done:
         raise
     finally:
         file.discard()
-    rows = summary.scored + summary.failed
-    done = Done(shard, rows, summary.scored, summary.failed, round(summary.seconds, 3), dict(reading.left_out))
+    counts = summary.scored + summary.failed, summary.scored, summary.failed
+    done = Done(shard, *counts, round(summary.seconds, 3), dict(reading.left_out))
     with replacing(f"{stem}{MARKER}") as path, open(path, "w", encoding="utf-8") as stream:
         json.dump(asdict(done) | {"settings": job.settings}, stream)
         stream.flush()

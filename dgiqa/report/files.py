@@ -9,6 +9,7 @@ import contextlib
 import csv
 import glob
 import io
+import itertools
 import json
 import os
 import secrets
@@ -17,7 +18,7 @@ import sqlite3
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any, Protocol, TextIO, TypeVar
 
@@ -72,7 +73,7 @@ def writer_for(name: str, stream: TextIO | OutputFile, kind: Kind = "image", *, 
         return CsvWriter(stream, names)
     if name in SPOOLED:
         assert isinstance(stream, OutputFile)
-        return SpooledWriter(stream, names, _as_parquet if name == "parquet" else _as_sqlite)
+        return SpooledWriter(stream, names, write_parquet if name == "parquet" else _write_sqlite)
     return JsonLinesWriter(stream) if name == "jsonl" else JsonWriter(stream)
 
 
@@ -138,11 +139,11 @@ class CsvWriter:
 class SpooledWriter(JsonLinesWriter):
     """Rows for a file that can only be made as a whole. They are first JSON lines, which a killed run leaves readable.
 
-    make: makes the file from (rows, a binary file, its columns, the summary).
+    make: makes the file: `write_parquet`, or another of the same arguments.
     """
 
     def __init__(
-        self, file: OutputFile, names: tuple[str, ...], make: Callable[[Iterator[Row], Any, Any, Any], None]
+        self, file: OutputFile, names: tuple[str, ...], make: Callable[[Iterable[Row], Any, Any, Any], None]
     ) -> None:
         super().__init__(file)
         self._file, self._names, self._make = file, names, make
@@ -150,7 +151,7 @@ class SpooledWriter(JsonLinesWriter):
     def finish(self, summary: dict[str, Any], *, final: bool = True) -> None:
         """Turn the spooled rows into the file."""
         with self._file.rewritten(final) as (lines, target):
-            self._make(map(json.loads, lines), target, self._names, summary)
+            self._make(map(json.loads, lines), target, self._names, lambda: summary)
 
     def show(self, summary: Tally) -> None:
         """Make the file from the rows so far, if that is due; more may follow."""
@@ -158,56 +159,33 @@ class SpooledWriter(JsonLinesWriter):
             self.finish(summary.as_dict(complete=False), final=False)
 
 
-class ParquetRows:
-    """Rows straight into groups of a Parquet file: a typed column each, the summary in its metadata under "dgiqa".
+def write_parquet(
+    rows: Iterable[Row], target: Any, names: tuple[str, ...], summary: Callable[[], dict[str, Any]]
+) -> None:
+    """Rows into groups of a Parquet file as they come: a typed column each, the summary in its metadata under "dgiqa".
 
-    target: a binary file. A context manager; without `finish` the file is not complete. Needs pyarrow.
+    target: a binary file. summary: asked for once all rows are there. Needs pyarrow.
     """
-
-    def __init__(self, target: Any, names: tuple[str, ...]) -> None:
-        self._arrow, self._schema = _parquet_schema(names)
-        self._documents = [c.name for c in SCHEMA if c.type == "json" and c.name in names]
-        self._file = self._arrow.parquet.ParquetWriter(target, self._schema)
-        self._rows: list[Row] = []
-
-    def write(self, row: Row) -> None:
-        """Hold the row until its group is full."""
-        if self._documents:
-            row |= {name: None if row[name] is None else to_json(row[name]) for name in self._documents}
-        self._rows.append(row)
-        if len(self._rows) == ROW_GROUP:
-            self._group()
-
-    def finish(self, summary: dict[str, Any]) -> None:
-        if self._rows:
-            self._group()
-        self._file.add_key_value_metadata({"dgiqa": to_json(summary)})
-        self._file.close()
-
-    def __enter__(self) -> ParquetRows:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.is_open = False  # else pyarrow writes on, into a file that is closed
-
-    def _group(self) -> None:
-        rows, self._rows = self._rows, []
-        try:
-            table = self._arrow.Table.from_pylist(rows, schema=self._schema)
-        except UnicodeEncodeError:  # bytes of a name that are not UTF-8
-            readable_rows = [json.loads(to_json(row)) for row in rows]
-            table = self._arrow.Table.from_pylist(readable_rows, schema=self._schema)
-        self._file.write_table(table)
+    arrow, schema = _parquet_schema(names)
+    documents = [c.name for c in SCHEMA if c.type == "json" and c.name in names]
+    told = (row | {name: None if row[name] is None else to_json(row[name]) for name in documents} for row in rows)
+    file = arrow.parquet.ParquetWriter(target, schema)
+    try:
+        while group := list(itertools.islice(told, ROW_GROUP)):
+            try:
+                table = arrow.Table.from_pylist(group, schema=schema)
+            except UnicodeEncodeError:  # bytes of a name that are not UTF-8
+                table = arrow.Table.from_pylist([json.loads(to_json(row)) for row in group], schema=schema)
+            file.write_table(table)
+        file.add_key_value_metadata({"dgiqa": to_json(summary())})
+        file.close()
+    finally:
+        file.is_open = False  # else pyarrow writes on, into a file that is closed
 
 
-def _as_parquet(rows: Iterator[Row], target: Any, names: tuple[str, ...], summary: dict[str, Any]) -> None:
-    with ParquetRows(target, names) as writer:
-        for row in rows:
-            writer.write(row)
-        writer.finish(summary)
-
-
-def _as_sqlite(rows: Iterator[Row], target: Any, names: tuple[str, ...], summary: dict[str, Any]) -> None:
+def _write_sqlite(
+    rows: Iterable[Row], target: Any, names: tuple[str, ...], summary: Callable[[], dict[str, Any]]
+) -> None:
     """A table `scores` with a column each, and the summary in a table `run`."""
     kinds = {"float64": "REAL", "int64": "INTEGER"}
     typed = ", ".join(f'"{column.name}" {kinds.get(column.type, "TEXT")}' for column in SCHEMA if column.name in names)
@@ -218,7 +196,7 @@ def _as_sqlite(rows: Iterator[Row], target: Any, names: tuple[str, ...], summary
             database.execute(f"CREATE TABLE scores ({typed})")
             database.executemany(f"INSERT INTO scores VALUES ({', '.join('?' * len(names))})", cells)
             database.execute("CREATE TABLE run (summary TEXT)")
-            database.execute("INSERT INTO run VALUES (?)", (to_json(summary),))
+            database.execute("INSERT INTO run VALUES (?)", (to_json(summary()),))
         with open(path, "rb") as whole:
             shutil.copyfileobj(whole, target)
 
