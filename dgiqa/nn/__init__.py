@@ -1,1 +1,1 @@
-"""Networks, their plain definition, training, evaluation and ONNX export; torch is imported here and nowhere else."""
+"""Networks, their plain definition, training, evaluation and ONNX export. Only this package imports torch."""

@@ -1,9 +1,10 @@
-"""Attention over 49 tokens: what it means in plain torch, the ops that kernels implement, and networks that use them.
+"""Attention over 49 tokens: its definition in plain torch, the ops that kernels implement, and networks that use them.
 
     network ─► with_attention_op ─► the same network on torch.ops.dgiqa.window_attention and .cross_attention
 
-The ops run anywhere: without a native library they are the definitions in this file. `load_kernels` loads one, and its
-kernels (float16, CUDA; on a CPU the same source on emulated warps) take over. engines/attention.h is their contract.
+The ops run anywhere: without a native library they run the definitions in this file. Once `load_kernels` has loaded
+one, its kernels (float16; CUDA, or the same source on emulated warps on a CPU) take over. Their contract is
+engines/attention.h.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from dgiqa.nn.deploy_layers import linear
 
 WINDOW = 7
 TOKENS = WINDOW * WINDOW
-HEAD_DIMS = (32, 64)  # that kernels are written for; narrower heads are padded with zeros
+HEAD_DIMS = (32, 64)  # supported by the kernels; narrower heads are padded with zeros
 SHIFTS = (0, 3)
-MASKED = -100.0  # what the model adds to logits across a seam of a shifted map
+MASKED = -100.0  # added to logits across a seam of a shifted map
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, scale: float) -> Tensor:
@@ -33,12 +34,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, sc
 
 
 def window_attention(qkv: Tensor, bias: Tensor, qkv_bias: Tensor, shift: int, scale: float) -> Tensor:
-    """Shifted-window attention (Swin, arXiv 2103.14030, section 3.2) as timm computes it; kernels answer to this.
+    """Shifted-window attention (Swin, arXiv 2103.14030, section 3.2) as timm computes it; kernels must match this.
 
     qkv: [B,H,W,3C], a linear layer's output with q, k and v one after the other, heads in order within each.
-    bias: [heads,49,49], added to the logits. qkv_bias: [3C], the linear layer's bias: what it makes of a padded token.
-    shift: windows are cut from the map rolled by -shift, then padded below and on the right to multiples of 7. Padded
-    tokens are attended to. Where rolling joined two ends of the map, logits across the seam get -100.
+    bias: [heads,49,49], added to the logits. qkv_bias: [3C], the linear layer's bias, which is its output for a padded
+    token. shift: windows are cut from the map rolled by -shift, then padded below and on the right to multiples of 7.
+    Padded tokens are attended to. Where rolling joined two ends of the map, -100 is added to logits across the seam.
     Returns [B,H,W,C] in the order of qkv.
     """
     B, H, W, C3 = qkv.shape
@@ -64,7 +65,7 @@ def seam_mask(rows: int, columns: int, shift: int) -> Tensor:
 
 
 def cross_attention(q: Tensor, kv: Tensor, heads: int, scale: float) -> Tensor:
-    """Attention as in `torch.nn.MultiheadAttention` between its projections (DGIQA's section 3.4).
+    """The attention between the projections of `torch.nn.MultiheadAttention` (DGIQA's section 3.4).
 
     q: [49,N,C]; kv: [49,N,2C], keys, then values. Returns [49,N,C].
     """
@@ -74,9 +75,9 @@ def cross_attention(q: Tensor, kv: Tensor, heads: int, scale: float) -> Tensor:
 
 
 def pack_bias(bias: Tensor, scale: float) -> Tensor:
-    """[heads,49,49] -> [heads,4,7,32,4]: divided by scale, in the order in which a warp's lanes hold the logits.
+    """Divide a bias by scale and order it as a warp's lanes hold the logits: [heads,49,49] -> [heads,4,7,32,4].
 
-    Row 16 a + 8 c + l and column 8 b + 2 m + d stand at [a, b, 4 l + m, 2 c + d]; from 49 on both are zeros.
+    Row 16 a + 8 c + l and column 8 b + 2 m + d are at [a, b, 4 l + m, 2 c + d]; rows and columns from 49 on are zeros.
     """
     padded = F.pad(bias / scale, (0, 56 - TOKENS, 0, 64 - TOKENS))
     return padded.view(-1, 4, 2, 8, 7, 4, 2).permute(0, 1, 4, 3, 5, 2, 6).reshape(-1, 4, 7, 32, 4).contiguous()
@@ -89,7 +90,7 @@ def unpack_bias(packed: Tensor, scale: float) -> Tensor:
 
 
 def load_kernels(library: str | Path) -> None:
-    """Let the kernels of a built libdgiqa_torch.so serve the ops in this process: float16, on CUDA and CPU.
+    """Let the kernels of a built libdgiqa_torch.so run the ops in this process: float16, on CUDA and CPU.
 
     Raises BackendError if the library cannot be loaded.
     """
@@ -105,7 +106,7 @@ def with_attention_op(network: nn.Module, *, cross: bool = True) -> nn.Module:
     """A copy of a network in eval mode whose Swin blocks, and with `cross` its Depth-CAR blocks, call the ops.
 
     It computes the same: heads of 60 are padded to 64 by zero rows in their projections. For inference only.
-    Raises ValueError when there is nothing to replace, or a block that the ops cannot express.
+    Raises ValueError if there is nothing to replace, or the ops cannot express a block.
     """
     network = copy.deepcopy(network).eval()
     replaced = 0
@@ -152,7 +153,7 @@ class FusedSwinBlock(nn.Module):
 
 
 class FusedCrossAttention(nn.Module):
-    """An nn.MultiheadAttention whose heads are padded to a kernel's width and whose attention is one op."""
+    """An nn.MultiheadAttention with heads padded to a kernel's width, whose attention is one op."""
 
     def __init__(self, mha: nn.MultiheadAttention) -> None:
         super().__init__()
@@ -186,14 +187,14 @@ def _fused(module: nn.Module, cross: bool) -> nn.Module | None:
 
 
 def _pad_heads(rows: Tensor, heads: int, to: int) -> Tensor:
-    """[heads*D, ...] -> [heads*to, ...], zeros behind each head's D rows."""
+    """Add zeros after each head's D rows: [heads*D, ...] -> [heads*to, ...]."""
     split = rows.reshape(heads, -1, *rows.shape[1:])
     padding = split.new_zeros(heads, to - split.shape[1], *rows.shape[1:])
     return torch.cat([split, padding], 1).flatten(0, 1)
 
 
 def _region(windows: int, shift: int) -> Tensor:
-    """Which end of the map each place of a rolled, padded axis belongs to: [7*windows]."""
+    """The end of the map that each position of a rolled, padded axis belongs to: [7*windows]."""
     place = torch.arange(WINDOW * windows)
     return (place >= WINDOW * (windows - 1)).int() + (place >= WINDOW * windows - shift).int()
 

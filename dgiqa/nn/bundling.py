@@ -1,4 +1,4 @@
-"""Two networks in PyTorch become a bundle: exported, compared with PyTorch file by file and score by score.
+"""Turn two PyTorch networks into a bundle: export them, and compare with PyTorch file by file and score by score.
 
 quality, depth ─► ONNX files ─► draft bundle ─► Scorer ──┐
 golden images ──────────────► PyTorch reference ─────────┴─► compare ─► bundle with parity numbers
@@ -38,7 +38,7 @@ from dgiqa.spec import Preprocess
 GOLDEN_TILING = "grid"
 GOLDEN_SIDE = 320  # longest side of a golden image made here, pixels: the PNG stays near 100 kB
 UNSTATED = "not stated by the authors; ask them before you pass these weights on"
-PACKAGES = ("torch", "timm", "onnx", "onnxsim", "onnxruntime")  # whose versions a manifest records
+PACKAGES = ("torch", "timm", "onnx", "onnxsim", "onnxruntime")  # a manifest records their versions
 
 
 def build_bundle(
@@ -60,18 +60,18 @@ def build_bundle(
     attention: Attention | None = None,
     overwrite: bool = False,
 ) -> Bundle:
-    """Export a bundle's networks and write them as a bundle whose golden scores are PyTorch's.
+    """Export networks and write them as a bundle whose golden scores are PyTorch's.
 
-    quality, depth: networks as in `export_quality` and `export_depth`; depth is None where the former sees the image
-    alone. golden: uint8 [H,W,3] RGB images that the bundle
-    carries with their scores (grid tiles); photos: what the exports are compared on. Both are scikit-image's unless
-    given. licence, source, origins, meaning, created, overwrite: as in `dgiqa.bundle.write_bundle`. attention: "op"
-    keeps window attention as one operator, which a TensorRT plugin can take; everywhere else its function runs.
-    Raises ValueError unless meaning names as many reasons as the quality network tells; BundleError if `target` exists
+    quality, depth: networks as in `export_quality` and `export_depth`; depth is None if the quality network takes only
+    the image. golden: uint8 [H,W,3] RGB images, stored in the bundle with their scores (grid tiles). photos: images to
+    compare the exports on. Both are scikit-image's unless given. licence, source, origins, meaning, created, overwrite:
+    as in `dgiqa.bundle.write_bundle`. attention: "op" keeps window attention as one operator, which a TensorRT plugin
+    can take; everywhere else its function runs.
+    Raises ValueError unless meaning names as many reasons as the quality network has; BundleError if `target` exists
     and is not to be overwritten; ExportError if a file or a whole score differs from PyTorch. Then `target` is left as
     it was.
     """
-    if Path(target).exists() and not overwrite:  # write_bundle would say so, too, but minutes later
+    if Path(target).exists() and not overwrite:  # write_bundle would raise this, too, but minutes later
         raise BundleError(f"{target} exists; choose another place or ask to overwrite it")
     config: Any = getattr(quality, "config", None)
     named, columns = len(meaning.reasons) if meaning else 0, getattr(config, "reasons", 0)
@@ -145,12 +145,12 @@ def import_weights(
 
     quality: DGIQA, or GlintIQA, which takes no depth network and needs a scale.
     depth: Depth Anything, prepared as the authors do, or this project's small depth network, prepared as `small` is.
-    depth_version: "v1" or "v2", where Depth Anything's file does not tell, see `checkpoints.load_depth_anything`.
+    depth_version: "v1" or "v2", if Depth Anything's file does not name it, see `checkpoints.load_depth_anything`.
     licence: of the quality weights; DGIQA's authors state none. photos: a folder of photographs to compare on and to
     take the golden images from, instead of scikit-image's. attention: as in `build_bundle`. scale: (worst, best) label
-    of what GlintIQA was trained on; these become 0 and 1.
-    Raises WeightsError if a file is not what it should be, ExportError if the exported networks differ from PyTorch,
-    ValueError for arguments that do not belong to the network.
+    of GlintIQA's training data; these become 0 and 1.
+    Raises WeightsError if a file does not hold the right network, ExportError if the exported networks differ from
+    PyTorch, ValueError for arguments that do not belong to the network.
     """
     quality_net = load_weights(quality)
     common: dict[str, Any] = {"name": name, "photos": None if photos is None else photographs(photos)}
@@ -200,7 +200,7 @@ def import_weights(
 
 
 def _score_parity(draft: Bundle) -> dict[str, Any]:
-    """Score the golden images with the runtime itself; how far its scores are from PyTorch's."""
+    """Score the golden images with the runtime itself. Return how far its scores are from PyTorch's."""
     with Scorer(draft) as scorer:
         report = verify_bundle(draft, scorer)
     if not report.passed:
@@ -230,7 +230,7 @@ def _parity(export: Export) -> dict[str, Any]:
 
 
 def _golden_origins() -> dict[str, dict[str, str]]:
-    """Licence and source of the golden images that are scikit-image's photographs."""
+    """Licence and source of the golden images made from scikit-image's photographs."""
     return {
         f"golden/{number:02}.png": {"licence": licence, "source": f"scikit-image: {name}, reduced"}
         for number, (name, licence) in enumerate(PHOTOGRAPHS.items(), 1)
@@ -238,7 +238,7 @@ def _golden_origins() -> dict[str, dict[str, str]]:
 
 
 def _features(path: Path) -> int:
-    """How many features the exported network gives of each tile; 0 for none."""
+    """The number of features that the exported network gives for each tile; 0 for none."""
     import onnx
 
     outputs = {o.name: o for o in onnx.load(path, load_external_data=False).graph.output}
@@ -247,7 +247,7 @@ def _features(path: Path) -> int:
 
 
 def _small(image: NDArray[np.uint8], p: Preprocess) -> NDArray[np.uint8]:
-    """Shrink so that the longer side is at most GOLDEN_SIDE, or the shorter one a tile where the image stays so."""
+    """Shrink so that the longer side is at most GOLDEN_SIDE or, if images are not resized, the shorter side a tile."""
     scale = GOLDEN_SIDE / max(image.shape[:2])
     if not p.short_side:
         scale = max(scale, p.tile / min(image.shape[:2]))

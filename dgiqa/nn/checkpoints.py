@@ -1,4 +1,4 @@
-"""Weight files of each network this project knows become that network, in eval mode."""
+"""Load the weight files of every network in this project, in eval mode."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def load_dgiqa(path: str | Path, config: DGIQAConfig | None = None) -> DGIQA:
     """Load DGIQA weights, the authors' .pth or this package's safetensors, into a network in eval mode.
 
     config: sizes of the network; None takes those saved in the file, else the paper's.
-    Stages of a Swin may be named as any timm since 0.9 names them, or as the original Swin does; a wrapper around the
-    weights, "module." prefixes and stored constants (attention masks, position indices) are accepted.
-    Raises WeightsError that names what is missing, unexpected or of another shape.
+    Stages of a Swin may have the names of any timm since 0.9 or of the original Swin; a wrapper around the weights,
+    "module." prefixes and stored constants (attention masks, position indices) are accepted.
+    Raises WeightsError, which names the tensors that are missing, unexpected or of another shape.
     """
     tensors, metadata = read_tensors(path)
     sizes = config or saved_config(metadata, DGIQAConfig) or FULL
@@ -36,7 +36,7 @@ def load_dgiqa(path: str | Path, config: DGIQAConfig | None = None) -> DGIQA:
 
 
 def load_dgiqa_fr(path: str | Path) -> DGIQAFR:
-    """Load DGIQA-FR weights of this package, which bring their sizes. Raises WeightsError."""
+    """Load DGIQA-FR weights of this package, whose file holds their sizes. Raises WeightsError."""
     tensors, metadata = read_tensors(path)
     if (sizes := saved_config(metadata, DGIQAFRConfig)) is None:
         raise WeightsError(f"{path} does not say its sizes; save it again with save_weights")
@@ -46,9 +46,9 @@ def load_dgiqa_fr(path: str | Path) -> DGIQAFR:
 def load_depth_anything(path: str | Path, version: str | None = None) -> DepthAnything:
     """Load Depth Anything V1 or V2 weights: the authors' .pth, transformers' files, or this package's safetensors.
 
-    Sizes are found from the shapes. version: "v1" or "v2"; their files have the same names and shapes, but the networks
-    read other blocks. Where it is not given, what lies in or beside the file must tell, see `depth_layouts`.
-    Raises WeightsError, also where nothing tells.
+    Sizes follow from the shapes. version: "v1" or "v2"; their files have the same names and shapes, but the networks
+    read different blocks. By default it is found in or next to the file, see `depth_layouts`.
+    Raises WeightsError, also if the version cannot be found.
     """
     read, metadata = read_tensors(path)
     tensors = published_names(read)
@@ -62,8 +62,8 @@ def load_depth_anything(path: str | Path, version: str | None = None) -> DepthAn
 def load_glintiqa(path: str | Path, config: GlintIQAConfig | None = None) -> GlintIQA:
     """Load GlintIQA weights, its authors' checkpoints or this package's safetensors, into a network in eval mode.
 
-    The names of their code before and after its refactoring are accepted; layers that no score depends on (the last
-    blocks and the classifier of the transformer) are left away. config: as in `load_dgiqa`. Raises WeightsError.
+    Names from their code before and after its refactoring are accepted; layers on which no score depends (the last
+    blocks and the classifier of the transformer) are dropped. config: as in `load_dgiqa`. Raises WeightsError.
     """
     read, metadata = read_tensors(path)
     sizes = config or saved_config(metadata, GlintIQAConfig) or GlintIQAConfig()
@@ -72,7 +72,7 @@ def load_glintiqa(path: str | Path, config: GlintIQAConfig | None = None) -> Gli
 
 
 def load_small_depth(path: str | Path) -> SmallDepth:
-    """A network in eval mode from a file of `save_small_depth`. Raises WeightsError when the file is something else."""
+    """Load a file of `save_small_depth` as a network in eval mode. Raises WeightsError for any other file."""
     tensors, metadata = read_tensors(path)
     if metadata.get("model") != "small_depth":
         held = metadata.get("model", "no named model")
@@ -83,10 +83,10 @@ def load_small_depth(path: str | Path) -> SmallDepth:
 
 
 def load_weights(path: str | Path, depth_version: str | None = None) -> nn.Module:
-    """Load whichever of this package's networks a file holds, in eval mode: DGIQA, one of SYSTEMS or a depth network.
+    """Load the network that a file holds, in eval mode: DGIQA, DGIQA-FR, one of SYSTEMS or a depth network.
 
-    depth_version: as `load_depth_anything`'s version, for that network.
-    Raises WeightsError when it is none of them.
+    depth_version: Depth Anything's version, see `load_depth_anything`.
+    Raises WeightsError if it is none of them.
     """
     loaders: dict[str, Any] = {
         "DGIQA": load_dgiqa,
@@ -115,14 +115,14 @@ _BEFORE_REFACTORING = (
 
 
 def _of_glintiqa(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under the names of the authors' code since its refactoring."""
+    """The tensors under the names that the authors' code has had since its refactoring."""
     if not any(name.startswith("fusion1.") for name in tensors):
         return dict(tensors)
     return {renamed(name, _BEFORE_REFACTORING): value for name, value in tensors.items()}
 
 
 def _is_unused(name: str, last_block: int) -> bool:
-    """Whether no score depends on this layer of the transformer."""
+    """Whether this is a layer of the transformer on which no score depends."""
     block = re.match(r"vgfe\.backbone\.blocks\.(\d+)\.", name)
     behind = block is not None and int(block[1]) > last_block
     return behind or re.match(r"vgfe\.backbone\.(norm|head|fc_norm)\.", name) is not None

@@ -1,4 +1,4 @@
-"""What the training commands share: exit codes, one line per error, and a line of progress now and then."""
+"""Shared by the training commands: exit codes, one line per error, and a line of progress now and then."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def exit_code(command: Callable[[], object]) -> int:
-    """Run a command: 0; 1 after one line on stderr about what its caller can mend; 130 when interrupted."""
+    """Run a command. Return 0, 1 after printing an error that the caller can fix, or 130 when interrupted."""
     try:
         command()
     except (DgiqaError, ValueError, OSError) as error:
@@ -28,7 +28,7 @@ def exit_code(command: Callable[[], object]) -> int:
 
 
 def watched(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """The items as they come, with a line on stderr every half minute: how many of the total have been taken."""
+    """Yield the items, and print to stderr every half minute how many of the total have been taken."""
     shown = time.monotonic()
     for done, item in enumerate(items):
         if time.monotonic() - shown > PROGRESS_SECONDS:

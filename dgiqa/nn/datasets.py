@@ -1,8 +1,8 @@
-"""IQA datasets as they lie on disk become records (path, score in 0..1, reference), records become training samples.
+"""Read IQA datasets from disk as records (path, score in 0..1, reference), and records as training samples.
 
-Eight public sets and any folder with a CSV. Nothing is downloaded, moved or renamed; file names are matched without
-regard to case, since the sets' own lists disagree with their files about it. Missing parts are an error that says
-what was looked for, where, what was there, and where to get it.
+Eight public sets and any folder with a CSV. Nothing is downloaded, moved or renamed. Case in file names does not
+matter, since the sets' own lists disagree with their files about it. If a part is missing, the error names it, where it
+was looked for, the files found there, and where to get it.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ ALIASES = {
     "livefb": "flive",
 }
 LIVE_FOLDERS = (("jp2k", 227), ("jpeg", 233), ("wn", 174), ("gblur", 174), ("fastfading", 174))  # order of the labels
-LIVE_RANGE = (-3.0, 112.0)  # realigned DMOS lie in -2.64..111.77
-CLIVE_TRAINING_IMAGES = 7  # shown to the raters first; they carry no opinion worth keeping
+LIVE_RANGE = (-3.0, 112.0)  # realigned DMOS are in -2.64..111.77
+CLIVE_TRAINING_IMAGES = 7  # shown to the raters first, for practice; their scores are not used
 CSIQ_TYPES = {  # the workbook's name of a distortion -> the files' name
     "noise": "AWGN",
     "blur": "BLUR",
@@ -81,8 +81,8 @@ class Sample(NamedTuple):
 class Record:
     """One labelled file.
 
-    name: unique in its dataset, independent of where that lies; path: the file; score: in [0, 1], higher = better;
-    reference: name of the pristine picture it was made from, None for pictures that came as they are;
+    name: unique in its dataset, wherever that is stored; path: the file; score: in [0, 1], higher = better;
+    reference: name of the pristine picture it was made from, None for pictures without one;
     split: the official one ("train", "validation", "test").
     """
 
@@ -95,7 +95,7 @@ class Record:
 
 @dataclass(frozen=True)
 class IQADataset:
-    """Labelled files of one set, and how their scores were made: (label - worst) / (best - worst), clipped to 0..1."""
+    """Labelled files of one set. Their scores are (label - worst) / (best - worst), clipped to 0..1."""
 
     name: str
     records: tuple[Record, ...]
@@ -112,7 +112,7 @@ class IQADataset:
 
 
 def load_dataset(name: str, root: str | Path) -> IQADataset:
-    """name: one of `LOADERS` (case and punctuation do not matter). Raises DgiqaError when it is not there as wanted."""
+    """Load a dataset by name, one of `LOADERS` (ignoring case and punctuation). DgiqaError if parts are missing."""
     key = "".join(c for c in name.lower() if c.isalnum())
     key = ALIASES.get(key, key)
     if key not in LOADERS:
@@ -212,7 +212,7 @@ def load_koniq10k(root: Path) -> IQADataset:
     """KonIQ-10k: 10073 pictures. MOS_zscore, higher is better, 0..100.
 
     1024x768/*.jpg, else 512x384/; koniq10k_scores_and_distributions.csv (image_name, MOS_zscore). The official split
-    is read from koniq10k_distributions_sets.csv (image_name, set, MOS on the same scale) where that is present.
+    is read from koniq10k_distributions_sets.csv (image_name, set, MOS on the same scale) if that is present.
     """
     scores, sets = root / "koniq10k_scores_and_distributions.csv", root / "koniq10k_distributions_sets.csv"
     official = {row["image_name"]: row for row in _table(sets, ("image_name", "MOS", "set"))} if sets.exists() else {}
@@ -232,10 +232,10 @@ def load_koniq10k(root: Path) -> IQADataset:
 
 
 def load_flive(root: Path) -> IQADataset:
-    """LIVE-FB (FLIVE, PaQ-2-PiQ): 39810 pictures. MOS, higher is better, 0..100 (most lie near 72).
+    """LIVE-FB (FLIVE, PaQ-2-PiQ): 39810 pictures. MOS, higher is better, 0..100 (most are near 72).
 
     database/{voc_emotic_ava,blur_dataset,EE371R}/; labels_image.csv (name, mos), in the root or in database/. The
-    official split is read beside it where present: labels640.csv (name_image: test) and labels=640_padded.csv
+    official split is read from the same folder if present: labels640.csv (name_image: test) and labels=640_padded.csv
     (name_image, is_valid: validation).
     """
     labels = root if (root / "labels_image.csv").exists() else root / "database"
@@ -255,8 +255,8 @@ def load_flive(root: Path) -> IQADataset:
 def load_biq2021(root: Path) -> IQADataset:
     """BIQ2021 (Ahmed and Asif, 2022): 12000 photographs of 512 x 512, 30 observers each. MOS, higher is better, 0..1.
 
-    Images/*.jpg; the official split is that of "Train (Images and MOS).csv" and "Test (Images and MOS).csv" (Image
-    Name, MOS). There is no validation part: cut one from the training part. The set bears no licence text.
+    Images/*.jpg; the official split is in "Train (Images and MOS).csv" and "Test (Images and MOS).csv" (Image Name,
+    MOS). There is no validation part: cut one from the training part. The set has no licence text.
     """
     rows = []
     for title, split in (("Train", TRAIN), ("Test", TEST)):
@@ -267,10 +267,10 @@ def load_biq2021(root: Path) -> IQADataset:
 
 
 def load_csv(path: Path, worst: float | None = None, best: float | None = None) -> IQADataset:
-    """A CSV with columns image (relative to the CSV), score, and optionally reference and split.
+    """Load a CSV with columns image (relative to the CSV), score, and optionally reference and split.
 
-    path: the CSV, or a folder with labels.csv in it. worst, best: the scores that become 0 and 1 (worst > best when
-    lower is better); by default the smallest and the largest score in the file.
+    path: the CSV, or a folder with labels.csv in it. worst, best: the scores that become 0 and 1 (worst > best if lower
+    is better); by default the smallest and the largest score in the file.
     """
     path = path / "labels.csv" if path.is_dir() else path
     if not path.exists():
@@ -305,10 +305,10 @@ LOADERS: dict[str, Callable[[Path], IQADataset]] = {
 
 
 def random_split(dataset: IQADataset, seed: int, train_share: float = TRAIN_SHARE) -> tuple[IQADataset, IQADataset]:
-    """Train and test parts with no reference picture in both; pictures without a reference are their own.
+    """Train and test parts that share no reference picture; a picture without a reference counts as its own.
 
-    Depends on the names and the seed only, not on the records' order: the units are sorted before they are shuffled.
-    int(0.8 n) units go to training, as in most published splits.
+    The split depends only on the names and the seed, not on the records' order: the references are sorted before they
+    are shuffled. int(0.8 n) of them go to training, as in most published splits.
     """
     units = sorted({_unit(r) for r in dataset.records})
     if len(units) < 2:
@@ -330,9 +330,9 @@ def official_split(dataset: IQADataset) -> tuple[IQADataset, IQADataset, IQAData
 
 @dataclass(frozen=True)
 class DepthNetwork:
-    """Makes a depth image: uint8 [H,W,3] -> uint8 [H,W], larger = nearer; id names the network in the cache.
+    """A function that makes depth images: uint8 [H,W,3] -> uint8 [H,W], larger = nearer. id: its name in the cache.
 
-    p: how pictures are prepared. Depth images have the picture's size, or from its version 2 on the working size.
+    p: how pictures are prepared. Depth images have the picture's size, or from version 2 of `p` on the working size.
     """
 
     id: str
@@ -341,7 +341,7 @@ class DepthNetwork:
 
 
 def bundle_depth(bundle: str = "small", threads: int | None = None) -> DepthNetwork:
-    """The depth network of a bundle, and how it prepares pictures."""
+    """The depth network of a bundle, with the bundle's preprocessing."""
     from dgiqa.bundle import load_bundle
     from dgiqa.runtime.session import open_session
     from dgiqa.store import sha256_of
@@ -359,10 +359,10 @@ def bundle_depth(bundle: str = "small", threads: int | None = None) -> DepthNetw
 def cached_rgb_and_depth(
     image: str | Path, network: DepthNetwork, cache_dir: str | Path
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Decoded RGB uint8 [H,W,3] and depth image uint8 of a file, computed once for each content and network.
+    """Decoded RGB uint8 [H,W,3] and depth image uint8 of a file; depth is computed once for each content and network.
 
-    It is kept as <cache_dir>/<sha256 of network and bytes>.png, written under a temporary name and renamed, so that
-    a kill or another process leaves no half file.
+    The depth image is kept as <cache_dir>/<sha256 of network and bytes>.png, written under a temporary name and
+    renamed, so that a kill or another process leaves no half file.
     """
     from cv2 import IMREAD_GRAYSCALE, imdecode
 
@@ -380,14 +380,14 @@ def cached_rgb_and_depth(
 def working_pair(
     image: str | Path, network: DepthNetwork, cache_dir: str | Path
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Working image uint8 [h,w,3] and depth image uint8 [h,w] of a file, as they are at inference."""
+    """Working image uint8 [h,w,3] and depth image uint8 [h,w] of a file, as at inference."""
     rgb, depth = cached_rgb_and_depth(image, network, cache_dir)
     return working_image(rgb, network.p), resize_short_side(depth, network.p.short_side)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Labelled records as training reads them. read: what makes a `Sample` of a record."""
+    """Labelled records as training reads them. read: makes a `Sample` of a record."""
 
     records: Sequence[Record]
     read: Callable[[Record], Sample]
@@ -400,27 +400,27 @@ class Samples:
 
 
 def with_depth(record: Record, network: DepthNetwork, cache_dir: str | Path) -> Sample:
-    """A record decoded, with cached depth, both resized as the network's bundle does.
+    """Decode a record with its cached depth, and resize both as the network's bundle does.
 
-    The paper crops "instead of resizing" but its inference resizes; so both see the same scale.
+    The paper crops "instead of resizing", but its inference resizes. Here training and inference see the same scale.
     """
     return Sample(*working_pair(record.path, network, cache_dir), record.score)
 
 
 def plain(record: Record, ends: tuple[float, float], p: Preprocess) -> Sample:
-    """A record for networks that see it without depth: the working image, an empty depth image, its own label.
+    """A sample for networks without depth: the working image, an all-zero depth image, the label on its own scale.
 
-    ends: the labels that became a record's score of 0 and of 1; labels beyond them count as the ends.
+    ends: the labels that became scores of 0 and of 1; labels beyond them count as the ends.
     """
     rgb, (worst, best) = working_image(read_rgb(record.path), p), ends
     return Sample(rgb, np.broadcast_to(np.uint8(0), rgb.shape[:2]), worst + record.score * (best - worst))
 
 
 def fill_depth_cache(records: Sequence[Record], network: DepthNetwork, cache_dir: str | Path) -> int:
-    """Compute what the cache lacks, in this process, so that loader processes only read; returns how many it made.
+    """Compute the depth images that the cache lacks, so that loader processes only read. Return how many were made.
 
-    Pictures are kept one by one, so that a run that was stopped goes on where it was; progress goes to stderr.
-    Raises ImageError at the end, naming every picture that could not be read: a training that starts will not stop.
+    Each is stored at once, so that a stopped run goes on where it was; progress goes to stderr. Raises ImageError at
+    the end if pictures could not be read, so that a training that has started will not stop at one.
     """
     made, unreadable = 0, []
     for record in watched(records, len(records), "depth images"):
@@ -449,12 +449,12 @@ def _bytes(image: str | Path) -> bytes:
 
 
 def read_rgb(image: str | Path) -> NDArray[np.uint8]:
-    """A picture file as RGB, uint8 [H,W,3]. Raises ImageError that names it when it cannot be read."""
+    """A picture file as RGB, uint8 [H,W,3]. Raises ImageError, which names the file, if it cannot be read."""
     return _decoded(image, _bytes(image))
 
 
 def _decoded(image: str | Path, data: bytes) -> NDArray[np.uint8]:
-    """A picture's RGB; errors name the file, which the decoder does not know."""
+    """Decode a picture's RGB. Errors name the file, which the decoder does not know."""
     try:
         return decode(data)
     except ImageError as error:
@@ -462,7 +462,7 @@ def _decoded(image: str | Path, data: bytes) -> NDArray[np.uint8]:
 
 
 def _depth_image_size(rgb: NDArray[np.uint8], p: Preprocess) -> tuple[int, int]:
-    """Size of the depth image that is kept. Version 1 resizes it as it resizes the picture."""
+    """Size of the cached depth image. Version 1 resizes it later, as it resizes the picture."""
     height, width = rgb.shape[:2]
     return (height, width) if p.version == 1 else working_size(height, width, p)
 
@@ -503,7 +503,7 @@ def _unit(record: Record) -> str:
 
 
 def find_pictures(name: str, folder: Path, wanted: Sequence[str]) -> list[Path]:
-    """The files of those names (posix, relative) whatever their case; one error for all that are missing."""
+    """The files with these names (posix, relative), ignoring case. Raises one DgiqaError for all that are missing."""
     listings: dict[str, dict[str, Path]] = {}
     for parent in {str(PurePosixPath(item).parent) for item in wanted}:
         listings[parent] = _listing(folder, parent)
@@ -523,7 +523,7 @@ def find_pictures(name: str, folder: Path, wanted: Sequence[str]) -> list[Path]:
 
 
 def _listing(folder: Path, relative: str) -> dict[str, Path]:
-    """Lower-case name -> file in a folder, whose own name is also matched without case; empty when it is not there."""
+    """Lower-case name -> file in a folder, whose own name is also matched without case; empty if it is missing."""
     for part in PurePosixPath(relative).parts:
         if not os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
             return {}
@@ -532,7 +532,7 @@ def _listing(folder: Path, relative: str) -> dict[str, Path]:
 
 
 def _alike(name: str) -> str:
-    """Equal for names that differ in case, or in how an accent is written: archives from macOS take letters apart."""
+    """A key that ignores case and how accents are encoded: archives from macOS store letter and accent separately."""
     return unicodedata.normalize("NFC", name).lower()
 
 
@@ -576,7 +576,7 @@ def _pairs(path: Path) -> list[list[str]]:
 
 
 def _number(path: Path, text: str | None) -> float:
-    """A score that was read from that file."""
+    """A score as a number. Raises DgiqaError, which names the file, unless it is finite."""
     try:
         value = float(text or "")
     except ValueError:
@@ -610,7 +610,7 @@ def _table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _matlab(name: str, path: Path, *keys: str) -> list[NDArray[Any]]:
-    """The arrays of those names in a MATLAB file."""
+    """The arrays with these names in a MATLAB file."""
     loadmat = load("scipy.io", f"{name}: reading {path.name}", "scipy", "train", kind=DgiqaError).loadmat
     file = _file(name, path.parent, path.name)
     try:

@@ -1,12 +1,12 @@
-"""A network becomes its export twin: the same function of the same weights, in fewer and larger operators.
+"""Turn a network into its export twin: the same function of the same weights, in fewer and larger operators.
 
     DGIQA, Swin backbone ─► tokens in window order, bridges at the pixels that are read      (deploy_swin, deploy_dgiqa)
     DGIQA, convolutions  ─► bridges at the pixels that are read, pooled shortcuts in one convolution      (deploy_dgiqa)
     Depth Anything       ─► scales in the weights, 1x1 convolutions before enlarging                      (deploy_depth)
     anything else        ─► itself
 
-Every step is exact algebra: in float64 twin and network agree to rounding. Which steps pay, and which were dropped, is
-measured in docs/graph.md.
+Every step is exact algebra: in float64, twin and network agree up to rounding. docs/graph.md measures which steps pay,
+and which were dropped.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ ATTENTIONS: tuple[Attention, ...] = ("standard", "folded", "op")
 
 
 def export_twin(network: nn.Module, attention: Attention | None = None) -> nn.Module:
-    """The network to export in place of `network`, in eval mode; it takes and gives the same tensors.
+    """The network to export in place of `network`, in eval mode, with the same inputs and outputs.
 
-    network: left as it is; the twin has copies of its weights, so that training one does not change the other.
-    attention: "folded", the default for a Swin whose windows tile its maps, makes heads of shifted windows, so that
-    scores get one constant addend, as fused attention takes it; "standard" adds bias and mask one after the other. "op"
-    keeps window attention as one `ai.dgiqa` operator, for hosts with a kernel; maps then stay in image order.
-    Raises ValueError for another word, or where "folded" or "op" is asked of a network without such Swin blocks.
+    network: not changed; the twin has copies of its weights, so that training one does not change the other.
+    attention: "folded", the default for a Swin whose windows tile its maps, turns shifted windows into heads, so that
+    one constant is added to the scores, as fused attention wants it; "standard" adds bias and mask one after the other.
+    "op" keeps window attention as one `ai.dgiqa` operator, for hosts with a kernel; maps then stay in image order.
+    Raises ValueError for another word, or if "folded" or "op" is given for a network without such Swin blocks.
     """
     if attention is not None and attention not in ATTENTIONS:
         raise ValueError(f"attention is {attention!r}; choose one of {', '.join(ATTENTIONS)}")

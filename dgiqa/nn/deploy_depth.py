@@ -1,8 +1,8 @@
-"""Depth Anything becomes an export twin: the same function of the same weights with fewer, larger operators.
+"""Depth Anything's export twin: the same function of the same weights with fewer, larger operators.
 
-The attention's scale is in the query's weights and LayerScale in those of the layer before it. The head's 1x1
-convolutions come before the enlargement, where there are a quarter of the pixels: bilinear weights sum to one, so that
-the bias commutes, too.
+The attention's scale is folded into the query's weights, and LayerScale into the weights of the layer before it. The
+head's 1x1 convolutions come before the enlargement, where there are a quarter of the pixels: bilinear weights sum to
+one, so that the bias commutes, too.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from dgiqa.nn.depth_anything import DepthAnything, FusionBlock, _upsample
 
 
 class TwinDepthAnything(DepthAnything):
-    """image f32 [N,3,h,w] -> depth f32 [N,h,w]: what `DepthAnything` computes in eval mode, for export only.
+    """image f32 [N,3,h,w] -> depth f32 [N,h,w], equal to `DepthAnything` in eval mode; for export only.
 
-    network: becomes part of the twin, and is no longer what it was.
+    network: becomes part of the twin, which changes it.
     """
 
     def __init__(self, network: DepthAnything) -> None:
-        nn.Module.__init__(self)  # the reference's own would make weights
+        nn.Module.__init__(self)  # DepthAnything's would make weights
         self.config, self.pretrained = network.config, network.pretrained
         self.pretrained.blocks = nn.ModuleList(Block(block) for block in network.pretrained.blocks)
         self.depth_head = network.depth_head
@@ -42,7 +42,7 @@ class Block(nn.Module):
         self.heads = block.attn.num_heads
         weight, bias = block.attn.qkv.weight, block.attn.qkv.bias
         scale = torch.ones_like(bias)
-        scale[: bias.shape[0] // 3] = (bias.shape[0] // 3 // self.heads) ** -0.5  # of the scores, in the query
+        scale[: bias.shape[0] // 3] = (bias.shape[0] // 3 // self.heads) ** -0.5  # the scale of the scores
         self.qkv = linear(weight * scale[:, None], bias * scale)
         self.proj = _scaled(block.attn.proj, block.ls1.gamma)
         self.fc1, self.fc2 = block.mlp.fc1, _scaled(block.mlp.fc2, block.ls2.gamma)
@@ -57,7 +57,7 @@ class Block(nn.Module):
 
 
 class EarlyFusion(FusionBlock):
-    """`FusionBlock` with its 1x1 convolution before the enlargement that it follows in the reference."""
+    """`FusionBlock` with its 1x1 convolution before the enlargement; in the reference it comes after."""
 
     def __init__(self, block: FusionBlock) -> None:
         nn.Module.__init__(self)
@@ -68,5 +68,5 @@ class EarlyFusion(FusionBlock):
 
 
 def _scaled(layer: nn.Linear, gamma: Tensor) -> nn.Linear:
-    """The layer and the LayerScale after it in one."""
+    """A layer with the LayerScale after it folded in."""
     return linear(layer.weight * gamma[:, None], layer.bias * gamma)

@@ -1,4 +1,4 @@
-"""DGIQA becomes an export twin: the same function of the same weights, without the work that nothing reads.
+"""DGIQA's export twin: the same function of the same weights, without computing values that nothing reads.
 
     image ─► backbone ─► maps ─► bridges, only at the pixels that the resizing to 7x7 reads ─► tokens [N,49,C]
     depth ─► backbone ─► maps ─► bridges ──────────────────────────────────────────────────► tokens [N,49,C]
@@ -6,7 +6,7 @@
 
 Enlarged by a factor r, one of the 7x7 cells covers r x r pixels of a map, and bilinear resizing (align_corners=False)
 takes the mean of the 2 x 2 pixels in its middle. So at stride 4 the bridge's 3x3 convolution is needed at 196 of 3,136
-pixels and what comes before it at 784; at stride 8 the convolution at 196 of 784.
+pixels, and the layers before it at 784; at stride 8 the convolution is needed at 196 of 784.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from dgiqa.nn.network import DGIQA, TCB, CrossAttention, softened
 
 
 class TwinDGIQA(DGIQA):
-    """rgb, depth f32 [N,3,S,S] -> score f32 [N]: what `DGIQA` computes in eval mode, for export only.
+    """rgb, depth f32 [N,3,S,S] -> score f32 [N], equal to `DGIQA` in eval mode; for export only.
 
     network: a DGIQA whose maps are 1, 2, 4 and 8 times the smallest one, see `has_twin`. fold: see `WindowOrderSwin`.
     """
 
     def __init__(self, network: DGIQA, fold: bool = False) -> None:
-        nn.Module.__init__(self)  # the reference's own would make weights
+        nn.Module.__init__(self)  # DGIQA's would make weights
         self.config = config = network.config
         self.branches = nn.ModuleList([Branch(network, network.backbone, "", fold)])
         self.attentions = nn.ModuleList()
@@ -49,18 +49,18 @@ class TwinDGIQA(DGIQA):
         return torch.sigmoid(self.fc(features).reshape(-1))
 
     def maps(self, image: Tensor, suffix: str = "") -> list[Tensor]:
-        """As `DGIQA.maps`; of a folded Swin, tokens [N,T,C] in an order of their own."""
+        """As `DGIQA.maps`, but for a folded Swin, tokens [N,T,C] in their own order."""
         return self._half(suffix).maps(image if suffix else softened(image, self.config.soften))
 
     def _fuse(self, maps: list[Tensor], suffix: str) -> Tensor:
-        """As `DGIQA._fuse`, but tokens: [N,T,C]."""
+        """As `DGIQA._fuse`, but returns tokens [N,T,C]."""
         return self._half(suffix).tokens(maps)
 
     def _half(self, suffix: str) -> Branch:
         return cast(Branch, self.branches[1 if suffix else 0])
 
     def join(self, tokens: Tensor, guide: Tensor | None) -> Tensor:
-        """As `DGIQA.join`: tokens of RGB and, with Depth-CAR, of depth, [N,T,C] -> f32 [N,C]."""
+        """As `DGIQA.join`, but of tokens: RGB's and, with Depth-CAR, depth's, [N,T,C] -> f32 [N,C]."""
         if guide is not None:
             tokens = self.attentions[0](guide, tokens)
             tokens = self.attentions[1](tokens, tokens)
@@ -68,10 +68,10 @@ class TwinDGIQA(DGIQA):
 
 
 def has_twin(network: DGIQA) -> bool:
-    """Whether the network's maps are powers of two apart, so that resizing reads the middle of each cell.
+    """Whether the network's map sizes are powers of two apart, so that resizing reads the middle of each cell.
 
-    A Swin's twin returns only the tokens that the bridges read, and in an order of their own: heads that read whole
-    maps would read something else.
+    A Swin's twin returns only the tokens that the bridges read, and in their own order, so heads that read whole maps
+    rule it out.
     """
     config = network.config
     whole = config.reasons or config.statistics
@@ -103,7 +103,7 @@ class Branch(nn.Module):
             )
 
     def maps(self, image: Tensor) -> list[Tensor]:
-        """The backbone's four maps: [N,C,H,W], or tokens [N,T,C] in an order of their own where it is a folded Swin."""
+        """The backbone's four maps: [N,C,H,W], or for a folded Swin tokens [N,T,C] in their own order."""
         return (
             self.backbone(image) if isinstance(self.backbone, WindowOrderSwin) else feature_maps(self.backbone, image)
         )
@@ -128,7 +128,7 @@ class MapBridge(nn.Module):
             self.conv2.padding = (0, 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.ratio == 8:  # only the middle 4 x 4 of each cell's 8 x 8 pixels are within reach of what is read
+        if self.ratio == 8:  # the pixels that are read depend only on the middle 4 x 4 of each cell's 8 x 8
             n, c = x.shape[:2]
             x = x.reshape(n, c, self.cells, 8, self.cells, 8)[:, :, :, 2:6, :, 2:6]
             x = x.reshape(n, c, 4 * self.cells, 4 * self.cells)
@@ -153,8 +153,8 @@ class TokenBridge(nn.Module):
 class CellBridge(nn.Module):
     """A TCB and the resizing after it for tokens that come cell by cell, 4 x 4 each: [N,16*T,Cin] -> [N,T,Cout].
 
-    The 3x3 convolution at the 2 x 2 middle pixels of 4 x 4 is one matrix product, [16*C] -> [4*C]: 1.8 times the
-    arithmetic of the four convolutions alone, a ninth of that of the whole map at stride 4.
+    The 3x3 convolution at the 2 x 2 middle pixels of 4 x 4 is one matrix product, [16*C] -> [4*C]. It takes 1.8 times
+    the arithmetic of the convolution at these four pixels, and a ninth of the whole map's at stride 4.
     """
 
     def __init__(self, bridge: TCB) -> None:
@@ -208,7 +208,7 @@ def cell_order(cells: int, ratio: int) -> Tensor:
 
 
 def _pointwise(convolution: Any) -> nn.Linear:
-    """A 1x1 convolution of maps as a layer of tokens."""
+    """A 1x1 convolution of maps as a linear layer on tokens."""
     return linear(convolution.weight.flatten(1), convolution.bias)
 
 

@@ -1,4 +1,4 @@
-"""What the export twins share: layers made of weights that are folded together."""
+"""Shared by the export twins: layers whose weights are folded together."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 
 def scaled_projections(weight: Tensor, bias: Tensor, heads: int) -> nn.ModuleList:
-    """Packed weights [3*C,C] and bias [3*C] of an attention -> its query, key and value layers, with the scale of the
-    scores, 1 / sqrt(C / heads), in the query's."""
+    """Split an attention's packed weights [3*C,C] and bias [3*C] into query, key and value layers, and fold the scale
+    of the scores, 1 / sqrt(C / heads), into the query's."""
     (query, key, value), biases = weight.chunk(3), bias.chunk(3)
     scale = (len(query) // heads) ** -0.5
     return nn.ModuleList([linear(query * scale, biases[0] * scale), linear(key, biases[1]), linear(value, biases[2])])
 
 
 def with_pooled_shortcuts(backbone: nn.Module) -> nn.Module:
-    """Where a 1x1 convolution follows the mean of 2 x 2 pixels, one 2x2 convolution of stride 2 takes their place.
+    """Replace each mean of 2 x 2 pixels and the 1x1 convolution after it by one 2x2 convolution of stride 2.
 
-    Changed in place and returned. Four times the arithmetic, all of it on maps, instead of a pass over memory.
+    The backbone is changed in place and returned. This takes four times the arithmetic, but saves a pass over memory.
     """
     for parent in backbone.modules():
         if not isinstance(parent, nn.Sequential) or len(parent) < 2:

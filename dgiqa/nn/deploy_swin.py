@@ -1,18 +1,18 @@
-"""A timm Swin becomes one that keeps its tokens in window order, with the same weights and a third fewer operators.
+"""A twin of timm's Swin that keeps tokens in window order, with the same weights and a third fewer operators.
 
     image ─► patches ─► tokens [N*L,C], window by window ─┬─► block ─► gather ─► block (shifted) ─► ... ─► next stage
                                                           └─► one gather: the tokens that the consumer asks for
 
 The reference rolls, partitions, reverses and rolls back in every block. Attention is the only part of a block that
-looks past one token, and it looks past it inside one window; so the residual stream stays sorted by windows, and what
-is left of all that is one gather where the windows change.
+looks at other tokens, and only at those in the same window. So the residual stream can stay sorted by windows, and all
+that remains is one gather where the windows change.
 
 A shifted block adds a bias per head and a mask per window to its scores. There are two ways to write that:
 
     apart    q [N*windows,heads,T,D]   + bias [1,heads,T,T] + mask [N*windows,1,T,T], repeated for each image
     folded   q [N,windows*heads,T,D]   + one constant [1,windows*heads,T,T]
 
-OpenVINO runs the first, transposes and all, as one kernel. The second is what fused attention takes: TensorRT, ONNX's
+OpenVINO runs the first, with its transposes, as one kernel. Fused attention takes the second: TensorRT, ONNX's
 Attention and torch's SDPA each add one mask, which they broadcast over the batch.
 """
 
@@ -45,8 +45,8 @@ def is_foldable_swin(backbone: Any) -> bool:
 class WindowOrderSwin(nn.Module):
     """image [N,3,H,W] -> for each stage its tokens at the positions asked for, [N,P,C].
 
-    backbone: a Swin for which `is_foldable_swin`. positions: for each stage the raster indices (y * width + x) of the
-    tokens to return, in that order; a token may be asked for several times or not at all. fold: whether shifted windows
+    backbone: a Swin for which `is_foldable_swin` is true. positions: for each stage the raster indices (y * width + x)
+    of the tokens to return, in that order; a token may occur several times or not at all. fold: whether shifted windows
     become heads.
     """
 
@@ -56,7 +56,7 @@ class WindowOrderSwin(nn.Module):
         self.patch_norm = backbone.patch_embed.norm
         stages = [stage for name, stage in backbone.named_children() if name.startswith("layers_")]
         self.stages = nn.ModuleList()
-        order: Tensor | None = None  # of the stream: raster index of the token at each place; None: raster order
+        order: Tensor | None = None  # the stream's: raster index of the token at each position; None: raster order
         for reference, wanted in zip(stages, positions, strict=True):
             stage = Stage(reference, order, wanted, fold)
             self.stages.append(stage)
@@ -72,7 +72,7 @@ class WindowOrderSwin(nn.Module):
 
 
 class Stage(nn.Module):
-    """Tokens of the stage before, [N,L,C] -> this stage's, [N,L',C'], and the wanted ones of them, [N,P,C']."""
+    """Tokens of the stage before, [N,L,C] -> this stage's, [N,L',C'], and those to return, [N,P,C']."""
 
     wanted: Tensor | None
     mask: Tensor | None
@@ -110,7 +110,7 @@ class Stage(nn.Module):
 
 
 class Merge(nn.Module):
-    """Four neighbours become one token of twice the width: [N,4L,C] -> [N,L,2C]; neighbours follow one another."""
+    """Merge four neighbours, which follow one another, into one token of twice the width: [N,4L,C] -> [N,L,2C]."""
 
     def __init__(self, merging: Any) -> None:
         super().__init__()
@@ -124,9 +124,9 @@ class Merge(nn.Module):
 class Block(nn.Module):
     """Pre-norm window attention and feed-forward on tokens in window order, [N*L,C] -> [N*L,C].
 
-    mask: [N*windows,1,T,T], what is added to the scores where windows are shifted; other blocks leave it, and folded
-    ones have it in their bias.
-    With two axes a linear layer exports as Gemm, which adds its bias on the way.
+    mask: [N*windows,1,T,T], added to the scores where windows are shifted; other blocks ignore it, and folded ones have
+    it in their bias.
+    On two axes a linear layer exports as Gemm, which adds its bias as well.
     """
 
     def __init__(self, block: Any, fold: bool) -> None:
@@ -156,7 +156,7 @@ class WindowAttention(nn.Module):
         self.projections = scaled_projections(attention.qkv.weight, attention.qkv.bias, self.heads)
         self.proj = attention.proj
         bias = attention._get_rel_pos_bias().detach()  # [1,heads,T,T]
-        self.windows = 1  # that are heads
+        self.windows = 1  # windows that are heads
         if fold and block.attn_mask is not None:
             self.windows = len(block.attn_mask)
             bias = (bias + block.attn_mask[:, None]).flatten(0, 1)[None]
@@ -179,7 +179,7 @@ class WindowAttention(nn.Module):
 
 
 def window_order(height: int, width: int, window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
-    """Raster index of the token at each place when a map is cut into (shifted) windows, [height*width]."""
+    """Raster index of the token at each position once a map is cut into (shifted) windows, [height*width]."""
     raster = torch.arange(height * width).reshape(height, width)
     rolled = raster.roll((-shift[0], -shift[1]), (0, 1))
     rows, columns = window
@@ -194,7 +194,7 @@ def _merged(order: Tensor, width: int) -> Tensor:
 
 
 def _places(wanted: Tensor, order: Tensor | None) -> Tensor:
-    """Where the tokens with raster indices `wanted` lie in a stream of the given order."""
+    """The positions of the tokens with raster indices `wanted` in a stream of the given order."""
     return wanted if order is None else order.argsort()[wanted]
 
 

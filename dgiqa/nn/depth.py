@@ -1,9 +1,9 @@
-"""An image f32 [n,3,h,w] becomes relative inverse depth f32 [n,h,w], by a network small enough for one CPU core.
+"""A depth network small enough for one CPU core: image f32 [n,3,h,w] -> relative inverse depth f32 [n,h,w].
 
-The interface is Depth Anything's (larger = nearer, never negative, no unit), the inside is not: dense narrow
-convolutions down to stride 32 and back up to stride 2. Narrow dense convolutions run near a CPU's peak, depthwise ones
-do not. Where a pixel lies says much about its depth (the ground is low, the sky high), so the network is given
-coordinates, and the average of the whole picture is added where the map is smallest.
+Its interface is Depth Anything's (larger = nearer, never negative, no unit). Inside it has narrow dense convolutions,
+down to stride 32 and back up to stride 2: they run near a CPU's peak, and depthwise ones do not. A pixel's position
+says much about its depth (the ground is low, the sky high), so the network is given coordinates, and the average of the
+whole picture is added where the map is smallest.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from dgiqa.nn.weights import save_weights
 from dgiqa.spec import Preprocess
 
 STRIDE = 32  # height and width are multiples of this
-# Sizes that cost little and lose nothing on 400 photographs with opinions that training never saw: a short side of 336
-# makes four tiles of a 4:3 photograph where 384 makes six, and depth is seen at 192 pixels instead of 256.
+# Cheap sizes that lose nothing on 400 photographs with opinions that training never saw: a short side of 336 cuts a 4:3
+# photograph into four tiles where 384 cuts it into six, and depth is seen at 192 pixels instead of 256.
 SMALL_PREPROCESS = Preprocess(version=2, depth_lower_bound=192, depth_multiple=STRIDE, short_side=336)
 
 
@@ -28,8 +28,8 @@ SMALL_PREPROCESS = Preprocess(version=2, depth_lower_bound=192, depth_multiple=S
 class SmallDepthConfig:
     """widths: channels at strides 2, 4, 8, 16 and 32. decoder: channels at strides 16, 8 and 4 on the way up.
 
-    blocks: residual blocks at strides 4, 8, 16 and 32. Most lie where the map is smallest: there one costs a twentieth
-    of the whole and sees far, which is what tells a wall from a floor.
+    blocks: residual blocks at strides 4, 8, 16 and 32. Most are at the smallest map, where one costs a twentieth of
+    the whole and sees far enough to distinguish a wall from a floor.
     """
 
     widths: tuple[int, int, int, int, int] = (16, 32, 64, 96, 128)
@@ -69,7 +69,7 @@ class SmallDepth(nn.Module):
         x = x + self.context(x.mean((2, 3), keepdim=True))
         for skip, lateral, merge in zip(maps[-2::-1], self.laterals, self.merges, strict=True):
             narrow, blend = cast(nn.ModuleList, merge)
-            # Narrowing before enlarging is a quarter of the work and the same thing: both are linear.
+            # Narrowing before enlarging gives the same result for a quarter of the work: both are linear.
             x = blend(F.relu(lateral(skip) + F.interpolate(narrow(x), size=skip.shape[-2:], mode="bilinear")))
         fine = F.pixel_shuffle(self.head(x), 2)  # [n,1,h/2,w/2]
         full = F.interpolate(fine.float(), size=(height, width), mode="bilinear")
@@ -77,7 +77,7 @@ class SmallDepth(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions beside the identity."""
+    """Two 3x3 convolutions added to the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""An image becomes relative inverse depth: Depth Anything, a DINOv2 transformer with a dense-prediction head.
+"""Depth Anything, a DINOv2 transformer with a dense-prediction head: image -> relative inverse depth.
 
-V1 and V2 are one network with the same names and shapes, but the head reads other blocks of the transformer.
+V1 and V2 are one network with the same names and shapes, but their heads read different blocks of the transformer.
 Sources: Yang et al., "Depth Anything", arXiv 2401.10891, and "Depth Anything V2", arXiv 2406.09414; Oquab et al.,
 "DINOv2", arXiv 2304.07193; Ranftl et al., "Vision Transformers for Dense Prediction", arXiv 2103.13413. Module names
 follow the published checkpoints (`pretrained.*`, `depth_head.*`), so that those load key for key. Nothing here depends
@@ -20,7 +20,7 @@ from dgiqa.nn.backbones import transformer_block
 
 PATCH = 14  # pixels per token and side
 NATIVE_GRID = 37  # the position embedding was trained on 518 / 14 tokens a side
-GRID_OFFSET = 0.1  # added to the grid's size before its scale is taken; the published weights were trained with it
+GRID_OFFSET = 0.1  # added to the grid's size before computing its scale; the published weights were trained with it
 HEAD_CHANNELS = 32  # width of the last convolution
 
 
@@ -28,7 +28,7 @@ HEAD_CHANNELS = 32  # width of the last convolution
 class DepthAnythingConfig:
     """Sizes of one Depth Anything network: `features` and `channels` belong to the head, the rest to the encoder.
 
-    reads: the four blocks whose tokens the head reads, counted from 0; empty: the last four, as V1 does.
+    reads: the four blocks whose tokens the head reads, counted from 0; empty: the last four, as in V1.
     """
 
     width: int
@@ -50,7 +50,7 @@ V2_READS = {12: (2, 5, 8, 11), 24: (4, 11, 17, 23)}  # by the number of blocks
 class DepthAnything(nn.Module):
     """image f32 [N,3,h,w], ImageNet-normalised -> relative inverse depth f32 [N,h,w], at least 0, larger = nearer.
 
-    config: "vits", "vitb", "vitl", or sizes of one's own. h and w are multiples of 14, else ValueError.
+    config: "vits", "vitb", "vitl", or other sizes. Raises ValueError unless h and w are multiples of 14.
     """
 
     def __init__(self, config: str | DepthAnythingConfig = "vits") -> None:
@@ -74,7 +74,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + NATIVE_GRID**2, config.width))
-        self.mask_token = nn.Parameter(torch.zeros(1, config.width))  # only pretraining used it; checkpoints carry it
+        self.mask_token = nn.Parameter(torch.zeros(1, config.width))  # only pretraining used it; checkpoints have it
         self.patch_embed = PatchEmbed(config.width)
         self.blocks = nn.ModuleList(transformer_block(config.width, config.heads, 1.0) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
@@ -82,7 +82,7 @@ class VisionTransformer(nn.Module):
         nn.init.normal_(self.cls_token, std=1e-6)
 
     def forward(self, image: Tensor, reads: Collection[int]) -> list[Tensor]:
-        """[N,3,h,w] -> patch tokens of the blocks of these numbers, normalised, each a map [N,C,h/14,w/14]."""
+        """[N,3,h,w] -> the normalised patch tokens of the blocks numbered in `reads`, each a map [N,C,h/14,w/14]."""
         patches = self.patch_embed(image)  # [N,C,r,c]
         n, _, rows, columns = patches.shape
         x = torch.cat([self.cls_token.expand(n, -1, -1), patches.flatten(2).mT], 1)
@@ -136,7 +136,7 @@ class DenseHead(nn.Module):
             self.scratch[f"layer{level}_rn"](resize(project(x)))
             for level, (x, project, resize) in enumerate(zip(maps, self.projects, self.resize_layers, strict=True), 1)
         ]
-        sizes = [(8 * rows, 8 * columns), *(x.shape[-2:] for x in levels[:3])]  # that each level is brought to
+        sizes = [(8 * rows, 8 * columns), *(x.shape[-2:] for x in levels[:3])]  # to which each level is resized
         x = None
         for level in (4, 3, 2, 1):
             x = self.scratch[f"refinenet{level}"](x, levels[level - 1], sizes[level - 1])
@@ -145,9 +145,9 @@ class DenseHead(nn.Module):
 
 
 class FusionBlock(nn.Module):
-    """The deeper map plus a residual of the level's own map, refined and brought to the next level's size.
+    """The deeper map plus a residual of the level's own map, refined and resized to the next level's size.
 
-    The deepest level has no map before it; its resConfUnit1 is unused and exists because checkpoints carry it.
+    The deepest level has no map before it; its resConfUnit1 is unused and exists because checkpoints have it.
     """
 
     def __init__(self, features: int) -> None:
@@ -175,7 +175,7 @@ class ResidualUnit(nn.Module):
 
 
 def resize_position_embedding(embedding: Tensor, rows: int, columns: int) -> Tensor:
-    """[1,1+37*37,C] -> [1,1+rows*columns,C]: bicubic, except on the native grid, where it stays as it is.
+    """[1,1+37*37,C] -> [1,1+rows*columns,C]: bicubic, except on the native grid, where it is not changed.
 
     The same as `F.interpolate(scale_factor=((rows + 0.1) / 37, (columns + 0.1) / 37), mode="bicubic")`, written as
     two matrix products with weights made from tensors, because a scale factor made from a symbolic size cannot be

@@ -1,8 +1,8 @@
-"""Depth Anything's weights in every layout become the published names, and the blocks that V1 or V2 reads.
+"""Rename Depth Anything's weights in any layout to the published names, and find the blocks that its head reads.
 
-Authors' names (`pretrained.*`, `depth_head.*`) stay. Those of Hugging Face's transformers (`backbone.*`, `neck.*`,
-`head.*`) are renamed; its three attention projections become one. V1 and V2 have the same names and shapes, so which
-of them a file is can only be told by what lies in it or around it.
+The authors' names (`pretrained.*`, `depth_head.*`) stay. Those of Hugging Face's transformers (`backbone.*`, `neck.*`,
+`head.*`) are renamed; its three attention projections become one. V1 and V2 have the same names and shapes, so only
+other data in or next to a file can show its version.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dgiqa.nn.depth_anything import V2_READS
 from dgiqa.nn.weights import renamed
 
 VERSIONS = ("v1", "v2")
-TRANSFORMERS = "neck.fusion_stage."  # what its names have and the authors' do not
+TRANSFORMERS = "neck.fusion_stage."  # a prefix that only transformers' names have
 _STAGE, _REFINE = r"neck\.fusion_stage\.layers\.", "depth_head.scratch.refinenet"
 _RENAMES = (
     *((rf"neck\.convs\.{n}\.", f"depth_head.scratch.layer{n + 1}_rn.") for n in range(4)),
@@ -56,17 +56,17 @@ def published_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         parts = [
             f"backbone.encoder.layer.{block}.attention.attention.{part}.{kind}" for part in ("query", "key", "value")
         ]
-        if all(part in tensors for part in parts):  # else the name is missing, and is said to be
+        if all(part in tensors for part in parts):  # else the name stays missing, and an error names it later
             named[f"pretrained.blocks.{block}.attn.qkv.{kind}"] = torch.cat([tensors[part] for part in parts])
     return named
 
 
 def blocks_read(path: Path, blocks: int, version: str | None) -> tuple[int, ...]:
-    """Numbers of the blocks that the head of this file's network reads; empty for the last four, as V1.
+    """Numbers of the blocks that the head of this file's network reads; empty for the last four, as in V1.
 
-    version: "v1" or "v2", where the user says so. Else the configuration beside the file tells, as transformers saves
-    it, or else the names of the file and of the archive in it, if they agree.
-    Raises WeightsError where nothing tells, or two things tell otherwise; ValueError for another version.
+    version: "v1" or "v2", if the user gives it. Otherwise it follows from the config.json that transformers saves next
+    to the file, or else from the names of the file and of the archive in it, if they agree.
+    Raises WeightsError if it follows from nothing, or two names contradict each other; ValueError for another version.
     """
     if version not in (None, *VERSIONS):
         raise ValueError(f"version is {version!r}, wanted one of {', '.join(VERSIONS)}")
@@ -87,7 +87,7 @@ def blocks_read(path: Path, blocks: int, version: str | None) -> tuple[int, ...]
 
 
 def _configured(path: Path, blocks: int) -> tuple[int, ...]:
-    """The blocks that a config.json beside the file names; transformers counts from 1, the embedding being 0."""
+    """The blocks named by a config.json next to the file. Transformers counts from 1, as 0 is the embedding."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         encoder = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))["backbone_config"]
         read = tuple(index - 1 for index in encoder["out_indices"])
@@ -97,7 +97,7 @@ def _configured(path: Path, blocks: int) -> tuple[int, ...]:
 
 
 def _version_in(name: str) -> str | None:
-    """What a name says: V2's have "v2" or "da2" somewhere, V1's "v1" or the "14" of the published files."""
+    """The version in a name: V2's contain "v2", "da2" or "anything2", V1's "v1" or the "14" of the published files."""
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
     if re.search(r"v2|da2|anything2", plain):
         return "v2"
@@ -105,7 +105,7 @@ def _version_in(name: str) -> str | None:
 
 
 def _archive_name(path: Path) -> str:
-    """What torch.save called the file when it wrote it; renaming the file later does not change that."""
+    """The file's name when torch.save wrote it, which later renaming does not change; empty if there is none."""
     with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
         return archive.namelist()[0].partition("/")[0]
     return ""

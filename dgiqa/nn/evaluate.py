@@ -1,4 +1,4 @@
-"""A scorer and labelled or paired pictures become the paper's tables: a line beside its figures, a CSV and a PNG.
+"""Evaluate a scorer on labelled or paired pictures as the paper does: a line next to its figures, a CSV and a PNG.
 
     python -m dgiqa.nn.evaluate test     --dataset csiq --root DIR --out DIR        a bundle or weights, 10 test parts
     python -m dgiqa.nn.evaluate protocol --dataset csiq --root DIR --out DIR        train and test for each seed
@@ -6,7 +6,7 @@
     python -m dgiqa.nn.evaluate density  --set lol --root DIR --out DIR             good against degraded pictures
     python -m dgiqa.nn.evaluate tsne     --dataset csv --root FILE --out DIR        features in a plane
     python -m dgiqa.nn.evaluate crops    --dataset csv --root FILE --out DIR        SROCC and PLCC by number of crops
-    python -m dgiqa.nn.evaluate consistency --dataset csv --root FILE --out DIR     and by the consistency loss's weight
+    python -m dgiqa.nn.evaluate consistency --dataset csv --root FILE --out DIR     SROCC and PLCC by that loss's weight
 
 Paper: arXiv 2505.24002, tables 2 to 5, section 5.2, figures 2, 6, 11 and 14.
 """
@@ -64,7 +64,7 @@ from dgiqa.store import replacing
 if TYPE_CHECKING:
     from dgiqa.scorer import Scorer
 
-# SROCC and PLCC (raw), mean over seeds, as the paper prints them: (left out, trained on, tested on).
+# SROCC and PLCC (raw), mean over seeds, as the paper prints them, by (left out, trained on, tested on)
 PAPER = {
     (None, "live", "live"): (0.982, 0.981),  # table 2: trained and tested on parts of the same set
     (None, "csiq", "csiq"): (0.971, 0.976),
@@ -89,12 +89,12 @@ PAPER = {
     ("dilated", "koniq10k", "flive"): (0.431, 0.490),
     ("tcb", "koniq10k", "flive"): (0.457, 0.509),
 }
-COUNTS, CROP_DRAWS = (1, 2, 3, 5, 10, 15, 20, 25, 30, 40, 50), 20  # numbers of crops, draws of each
+COUNTS, CROP_DRAWS = (1, 2, 3, 5, 10, 15, 20, 25, 30, 40, 50), 20  # numbers of crops, and draws for each
 NEIGHBOURS = 10  # in a plane of features
 TILING_HELP = "grid, or official:20 for the authors' random crops; default: %(default)s"
 SPLIT_HELP = "80:20 by seed, or as published (KonIQ-10k, LIVE-FB, a CSV's split column); default: %(default)s"
 
-# Natural distortions (section 5.2): where the good and the degraded pictures of each public set lie, as glob patterns.
+# Natural distortions (section 5.2): glob patterns of the good and the degraded pictures in each public set
 NATURAL = {
     "lol": (("**/high/*.png",), ("**/low/*.png",)),
     "flare7k": (("**/test_data/*/gt/*",), ("**/test_data/*/input/*",)),
@@ -106,14 +106,14 @@ NATURAL = {
 
 @dataclass(frozen=True)
 class Result:
-    """Metrics of one experiment. rows: one dict of `METRICS` per seed; paper: its SROCC and PLCC, where it has them."""
+    """Metrics of one experiment. rows: one dict of `METRICS` per seed; paper: its SROCC and PLCC, if it has them."""
 
     name: str
     rows: tuple[dict[str, float], ...]
     paper: tuple[float, float] | None = None
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """Mean over the seeds, as the paper reports, and median, as many other works do."""
+        """Mean over the seeds, which the paper reports, and median, which many other works report."""
         table = np.array([[row[key] for key in METRICS] for row in self.rows])
         found = {"mean": table.mean(0), "median": np.median(table, 0)}
         return {kind: dict(zip(METRICS, values.tolist(), strict=True)) for kind, values in found.items()}
@@ -124,7 +124,7 @@ class Separation:
     """Separation of good from degraded pictures by their scores (section 5.2). good, degraded: scores f64 [n] and [m].
 
     overlap: of two fitted Gaussians, 0..1, lower is better; histogram: the same of the histograms; ordered: share of
-    all (good, degraded) pairs in which the good picture scores higher, ties counting half.
+    all (good, degraded) pairs in which the good picture scores higher; ties count half.
     """
 
     name: str
@@ -136,11 +136,11 @@ class Separation:
 
 
 def evaluate(predictor: Any, dataset: IQADataset, seeds: Iterable[int] = range(10), official: bool = False) -> Result:
-    """A ready predictor on the test part of each seed's 80:20 split; every picture is scored once.
+    """Test a trained predictor on the test part of each seed's 80:20 split; every picture is scored once.
 
-    predictor: a `Scorer`, or files -> scores f [n]. Nothing is trained: meant for weights whose training data are
-    known not to be in the test parts, and to set our figures beside those of other works.
-    official: on the published test part instead, which is the same for every seed: one row.
+    predictor: a `Scorer`, or files -> scores f [n]. Nothing is trained, so the weights' training data should be known
+    not to be in the test parts, if the figures are to be compared with those of other works.
+    official: use the published test part instead, which is the same for every seed: one row.
     """
     tests = [_parts(dataset, seed, official)[1] for seed in ((0,) if official else seeds)]
     used = {r.name: r.path for test in tests for r in test.records}
@@ -150,7 +150,7 @@ def evaluate(predictor: Any, dataset: IQADataset, seeds: Iterable[int] = range(1
 
 
 def _parts(dataset: IQADataset, seed: int, official: bool) -> tuple[IQADataset, IQADataset]:
-    """Training and test part: the seed's, or the published ones."""
+    """Training and test part, by the seed or as published."""
     if official:
         training, _, test = official_split(dataset)
         return training, test
@@ -160,7 +160,7 @@ def _parts(dataset: IQADataset, seed: int, official: bool) -> tuple[IQADataset, 
 def _line(
     name: str, rows: Sequence[dict[str, float]], paper: tuple[str | None, str, str], official: bool = False
 ) -> Result:
-    """A line of the tables. paper: the key of its figures, which stand beside random splits only: so it reports."""
+    """A line of the tables. paper: the key of its figures, shown only for random splits, which the paper used."""
     name += ", official split" if official else ""
     if paper[0] is not None:
         name += f"{',' if official else ''} without {paper[0]}"
@@ -170,10 +170,10 @@ def _line(
 def evaluate_cross(
     predictor: Any, dataset: IQADataset, source: str | None = None, without: str | None = None
 ) -> Result:
-    """A predictor trained on all of `source`, on all of the dataset (table 3). without: what an ablation leaves out."""
+    """Test a predictor that was trained on all of `source` on all of the dataset (table 3). without: an ablation."""
     row = scores_of(_predict(predictor)(_paths(dataset)), dataset.scores)
     name = dataset.name if source is None else f"{source} -> {dataset.name}"
-    trained = source if source != dataset.name or without else None  # table 2 is of parts of a set
+    trained = source if source != dataset.name or without else None  # table 2 is about parts of one set
     return _line(name, [row], (without, trained or "", dataset.name))
 
 
@@ -187,7 +187,7 @@ def run_protocol(
     """The paper's protocol (4.2): for each seed split 80:20, train on one part, test on the other (tables 2 and 4).
 
     fit: (training part, seed) -> predictor as for `evaluate`. It never sees the test part.
-    official: the published parts for every seed, which then differ in their networks' first weights and batches.
+    official: use the published parts for every seed; the runs then differ in first weights and batches.
     """
     rows = []
     for seed in seeds:
@@ -205,11 +205,11 @@ def separate(predictor: Any, good: Sequence[Path], degraded: Sequence[Path], nam
 
 
 def natural_pictures(name: str, root: Path) -> tuple[list[Path], list[Path]]:
-    """Good and degraded pictures of a public set, one of `NATURAL`. Raises DgiqaError when they are not there.
+    """Good and degraded pictures of a public set, one of `NATURAL`. Raises DgiqaError if they are missing.
 
     lol: our485/ and eval15/ with low/ and high/; flare7k: test_data/{real,synthetic}/{gt,input}/; ihaze: GT/ and
-    hazy/; gopro: {train,test}/*/{sharp,blur}/; d2g: a folder per scene with several exposures. Which of them the
-    paper took it does not say; ours are all.
+    hazy/; gopro: {train,test}/*/{sharp,blur}/; d2g: a folder per scene with several exposures. The paper does not say
+    which of these pictures it used; we use all.
     """
     if name not in NATURAL:
         raise ValueError(f"no set is called {name!r}; there are {', '.join(NATURAL)}")
@@ -229,7 +229,7 @@ def natural_pictures(name: str, root: Path) -> tuple[list[Path], list[Path]]:
 
 
 def folder_pictures(folder: Path) -> list[Path]:
-    """The pictures in a folder, sorted. Raises DgiqaError when there are fewer than two."""
+    """The pictures in a folder, sorted. Raises DgiqaError if there are fewer than two."""
     found = sorted(path for path in folder.iterdir() if _is_picture(path)) if folder.is_dir() else []
     if len(found) < 2:
         raise DgiqaError(
@@ -239,7 +239,7 @@ def folder_pictures(folder: Path) -> list[Path]:
 
 
 def format_table(results: Sequence[Result]) -> str:
-    """Mean and median lines of each result, the paper's SROCC and PLCC beside the mean."""
+    """A table with a mean and a median line for each result, and the paper's SROCC and PLCC next to the mean."""
     wide = max(len(result.name) for result in results)
     head = f"{'':{wide}}{'seeds':>7}  {'':7}" + "".join(f"{key:>14}" for key in METRICS) + f"{'paper srocc/plcc':>20}"
     lines = [head]
@@ -252,7 +252,7 @@ def format_table(results: Sequence[Result]) -> str:
 
 
 def write_results(results: Sequence[Result], out: Path) -> None:
-    """results.csv (a line per seed, then mean and median) and results.png (SROCC bars, the paper's as a mark)."""
+    """Write results.csv (a line per seed, then mean and median) and results.png (SROCC bars, the paper's as a mark)."""
     out.mkdir(parents=True, exist_ok=True)
     lines: list[tuple[Any, ...]] = [("experiment", "seed", *METRICS, "paper_srocc", "paper_plcc")]
     for result in results:
@@ -264,7 +264,7 @@ def write_results(results: Sequence[Result], out: Path) -> None:
 
 
 def write_separations(separations: Sequence[Separation], out: Path) -> None:
-    """density.csv (a line per set), scores.csv (a line per picture) and <name>.png (both densities) for each set."""
+    """Write density.csv (a line per set), scores.csv (a line per picture) and, per set, <name>.png (both densities)."""
     out.mkdir(parents=True, exist_ok=True)
     head = ("set", "good", "degraded", "overlap", "histogram_overlap", "ordered")
     numbers = [(s.name, len(s.good), len(s.degraded), s.overlap, s.histogram, s.ordered) for s in separations]
@@ -276,7 +276,7 @@ def write_separations(separations: Sequence[Separation], out: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """`python -m dgiqa.nn.evaluate`: see the top of the file."""
+    """Run `python -m dgiqa.nn.evaluate`: see the top of the file."""
     options = _parser().parse_args(arguments)
     return exit_code(lambda: options.command(options))
 
@@ -342,7 +342,7 @@ def _protocol(options: argparse.Namespace) -> None:
 
 
 def _consistency(options: argparse.Namespace) -> None:
-    """The protocol once for each weight of the loss, each in its own folder."""
+    """Run the protocol once for each weight of the loss, each in its own folder."""
     config = config_from(options)
     rows = []
     for weight in options.lambdas:
@@ -363,7 +363,7 @@ def _trained(options: argparse.Namespace, config: TrainConfig, out: Path) -> Res
         torch.manual_seed(config.seed + seed)
         model = first_network(options)
         read = functools.partial(with_depth, network=network, cache_dir=options.depth_cache)
-        # With the published parts, a seed's batches and crops are all that its training has of its own.
+        # With the published parts, the seeds' trainings differ only in batches and crops.
         seeded = dataclasses.replace(config, seed=config.seed + seed) if official else config
         weights = train(model, Samples(training.records, read), seeded, out / f"seed{seed}")
         trained = load_dgiqa(weights).to(next(model.parameters()).device)
@@ -396,14 +396,14 @@ def _tsne(options: argparse.Namespace) -> None:
 
 
 def _near(places: NDArray[np.floating], scores: NDArray[np.floating]) -> float:
-    """How well places f [n,2] order scores [n]: SROCC with the mean of each one's NEIGHBOURS nearest others."""
+    """How well places f [n,2] predict scores [n]: SROCC of scores with the mean of the NEIGHBOURS nearest others."""
     apart = np.linalg.norm(places[:, None] - places[None], axis=2)
     nearest = np.argsort(apart, axis=1)[:, 1 : 1 + NEIGHBOURS]
     return srocc(scores[nearest].mean(1), scores)
 
 
 def _crops(options: argparse.Namespace) -> None:
-    """Every picture is scored once with the most crops, of which fewer are drawn, and once with the grid."""
+    """Score every picture once with the most crops, from which smaller numbers are drawn, and once with the grid."""
     from dgiqa.scorer import Scorer
 
     dataset = chosen_dataset(options)
@@ -419,13 +419,13 @@ def _crops(options: argparse.Namespace) -> None:
 
 
 def _scores(scorer: Scorer, paths: Sequence[Path]) -> Iterator[Score]:
-    """Pictures, scored in their order; one that cannot be scored is an error here, not a gap."""
+    """The scores of pictures, in order. A picture that cannot be scored raises an error here."""
     scores = scorer.score_many(paths, on_error="raise")
     return watched((score for score in scores if not isinstance(score, Failure)), len(paths), "scored")
 
 
 def _some(tiles: NDArray[np.floating], count: int, draws: np.random.Generator) -> NDArray[np.floating]:
-    """Mean f [n] of `count` of each picture's tiles f [n,tiles], others for each."""
+    """Mean f [n] of `count` of each picture's tiles f [n,tiles], drawn for each picture by itself."""
     return draws.permuted(tiles, axis=1)[:, :count].mean(1)
 
 
@@ -436,9 +436,9 @@ def _curve(
     what: str,
     levels: Mapping[str, dict[str, float]] = MappingProxyType({}),
 ) -> None:
-    """curve.csv and curve.png of metrics by a value, which has a row for each seed or draw, and a line for each.
+    """Write curve.csv and curve.png of metrics by a value, and print a line for each value.
 
-    levels: metrics of something that has no such value.
+    rows: for each value, metrics of each seed or draw. levels: metrics of methods without such a value, by name.
     """
     out.mkdir(parents=True, exist_ok=True)
     found = [*zip(values, rows, strict=True), *((name, [row]) for name, row in levels.items())]
@@ -483,7 +483,7 @@ def _chosen(options: argparse.Namespace) -> Any:
 
 
 def _predict(predictor: Any) -> Predict:
-    """Whatever scores pictures as a function of files."""
+    """A predictor of either kind as a function of files."""
     if not hasattr(predictor, "score_many"):
         return predictor
     return lambda paths: np.array([score.value for score in _scores(predictor, paths)])
@@ -498,7 +498,7 @@ def _is_picture(path: Path) -> bool:
 
 
 def _exposures(root: Path) -> tuple[list[Path], list[Path]]:
-    """The brightest and the darkest picture of each scene folder that has two or more."""
+    """The brightest and the darkest picture of each scene folder with two or more."""
     from dgiqa.image import decode
 
     ends = []

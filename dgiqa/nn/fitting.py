@@ -1,4 +1,4 @@
-"""Tensors in any spelling become a network of the sizes that were saved beside them, if they fit it."""
+"""Load tensors with any spelling of their names into a network of the saved sizes, if they fit it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from dgiqa.nn.weights import few
 
 N = TypeVar("N", bound=nn.Module)
 
-LARGEST_SIZE = 4096  # of a saved configuration: channels, blocks, pixels; the largest published one is 1024
+LARGEST_SIZE = 4096  # in a saved configuration: channels, blocks, pixels; the largest published size is 1024
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.]{1,100}")
 _SOURCES = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}  # of timm
 
 
 def looks_like(keys: Iterable[str]) -> str:
-    """What a list of tensor names most looks like, in words for a message."""
+    """The kind of file that a list of tensor names looks like, in words for a message."""
     names = set(keys)
     signs = (
         ("depth_head.", "Depth Anything"),
@@ -41,14 +41,14 @@ def looks_like(keys: Iterable[str]) -> str:
 
 
 def network_of(make: Callable[[], N], tensors: Mapping[str, Tensor], path: str | Path, what: str) -> N:
-    """The network of make() with these tensors in it, in eval mode. what: the network, in words.
+    """The network of make() with these tensors, in eval mode. what: the network's name, in words.
 
-    Its sizes may be the file's own, so nothing is allocated before they fit the tensors. Raises WeightsError.
+    Its sizes may come from the file, so nothing is allocated until they fit the tensors. Raises WeightsError.
     """
     try:
         with torch.device("meta"):
             outline = make()
-    except Exception as error:  # whatever a network makes of senseless sizes
+    except Exception as error:  # networks raise many types for senseless sizes
         raise WeightsError(
             f"{path} comes with sizes that make no {what} network ({error}); give or save others"
         ) from error
@@ -60,9 +60,9 @@ def network_of(make: Callable[[], N], tensors: Mapping[str, Tensor], path: str |
 
 
 def saved_config(metadata: Mapping[str, str], kind: Any) -> Any:
-    """The configuration that was saved beside the weights, or None if there is none or it is another network's.
+    """The configuration saved with the weights, or None if there is none or it is another network's.
 
-    What other versions of the network could do besides is passed over where it is off.
+    Fields that only other versions of the network have are ignored if they are off.
     WeightsError if it holds more than sizes: timm also takes names of files, and of models on a hub.
     """
     try:
@@ -78,7 +78,7 @@ def saved_config(metadata: Mapping[str, str], kind: Any) -> Any:
 
 
 def _check_fit(model: Any, tensors: Mapping[str, Tensor], path: str | Path, what: str) -> dict[str, Tensor]:
-    """The tensors by canonical name, if they are the network's. Raises WeightsError that names those that are not."""
+    """The tensors by canonical name, if they are the network's; otherwise WeightsError, which names the misfits."""
     theirs = {name: value for name, value in _renamed(tensors).items() if not _is_constant(name)}
     wanted = {_canonical(name): tuple(value.shape) for name, value in model.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in theirs.items()}
@@ -100,7 +100,7 @@ def _check_fit(model: Any, tensors: Mapping[str, Tensor], path: str | Path, what
 
 
 def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Canonical names; a downsampling stored at a Swin stage's end moves to the start of the next stage."""
+    """Tensors by canonical name; a downsampling stored at a Swin stage's end moves to the start of the next stage."""
     renamed = {_canonical(name): value for name, value in tensors.items()}
     if not any(re.match(r"(depth_)?backbone\.layers_0\.downsample\.", name) for name in renamed):
         return renamed
@@ -115,14 +115,14 @@ def _canonical(name: str) -> str:
 
 
 def _is_constant(name: str) -> bool:
-    """What older timm stored and the network makes itself, and the classifier that `features_only` leaves out."""
+    """Whether older timm stored this and the network makes it itself, or it is in the classifier, which is left out."""
     return name.endswith((".attn_mask", ".relative_position_index")) or bool(
         re.match(r"(depth_)?backbone\.(norm|head)\.", name)
     )
 
 
 def _entries(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every plain value in a configuration, with the name of what holds it."""
+    """Every plain value in a configuration, with the name of its field."""
     if isinstance(value, dict):
         for inner in value:
             yield from _entries(value[inner], inner)
@@ -134,14 +134,14 @@ def _entries(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _is_size(value: Any) -> bool:
-    """A switch, a number that a network may have, or a plain name."""
+    """Whether a value is a switch, a number that a network may have, or a plain name."""
     if isinstance(value, str):
         return _PLAIN_NAME.fullmatch(value) is not None
     return value is None or (isinstance(value, int | float) and abs(value) <= LARGEST_SIZE)
 
 
 def _with_tuples(value: Any) -> Any:
-    """JSON has only lists; configurations have only tuples."""
+    """Turn lists into tuples: JSON has only lists, configurations only tuples."""
     if isinstance(value, dict):
         return {key: _with_tuples(item) for key, item in value.items()}
     return tuple(_with_tuples(item) for item in value) if isinstance(value, list) else value

@@ -1,7 +1,7 @@
-"""DGIQA-FR: a picture and its reference through one DGIQA, the difference of their features becomes a score.
+"""DGIQA-FR: score the difference between the features that one DGIQA gives a picture and its reference.
 
 Source: arXiv 2505.24002, appendix C.3: the shared network's features after the dilated stack, their difference, a
-linear layer, a sigmoid. Whether the difference is signed is not visible in the text at hand; signed is the default.
+linear layer, a sigmoid. The text available to us does not say whether the difference is signed; signed is the default.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dgiqa.full_reference import DIFFERENCES, TOP, FullReference
 from dgiqa.nn.datasets import DepthNetwork, IQADataset, Record, Sample, working_pair
 from dgiqa.nn.network import DGIQA, DGIQAConfig
 
-STEEP = 2.0  # of the difference of logits, at the start
+STEEP = 2.0  # factor of the difference of logits, at the start
 REFERENCE_FOLDERS = (".", "images", "reference_images", "refimgs", "ref_imgs", "src_imgs", "references")
 
 
@@ -31,7 +31,7 @@ class DGIQAFRConfig(DGIQAConfig):
 
 
 class DGIQAFR(DGIQA):
-    """DGIQA with a second last layer, for the difference to a reference; without one it scores as DGIQA does."""
+    """DGIQA with another last layer, for the difference from a reference; without one it scores as DGIQA does."""
 
     config: DGIQAFRConfig
 
@@ -47,7 +47,7 @@ class DGIQAFR(DGIQA):
         nn.init.constant_(self.fc_reference.bias, TOP)
 
     def forward(self, rgb: Tensor, depth: Tensor, *reference: Tensor) -> Tensor:
-        """Score f32 [N] of rgb and depth; with the reference's two, f32 [N,2]: full-reference score, and that."""
+        """Score f32 [N] of rgb and depth; with the reference's two, f32 [N,2]: full-reference score, then score."""
         features = self.features(rgb, depth)
         if not reference:
             return self.score(features)
@@ -64,21 +64,21 @@ class DGIQAFR(DGIQA):
         return super().score(self._pooled(features) if self.config.difference == "absolute" else features)
 
     def pool(self, stacked: Tensor) -> Tensor:
-        """The dilated stack's maps [N,C,7,7] -> features: means f32 [N,C], or all of them, where their magnitude is
-        taken before the mean, f32 [N,49C]."""
+        """The dilated stack's maps [N,C,7,7] -> features: means f32 [N,C], or for an absolute difference, whose
+        magnitude is taken before the mean, all values f32 [N,49C]."""
         return stacked.flatten(1) if self.config.difference == "absolute" else super().pool(stacked)
 
     def _pooled(self, maps: Tensor) -> Tensor:
         return maps.unflatten(1, (self.fc.in_features, -1)).mean(2)
 
     def head(self, features: int) -> FullReference:
-        """The last layer for a manifest. features: how many `features` gives."""
+        """The last layer for a manifest. features: the number that `features` gives."""
         weights, bias = self.fc_reference.weight.detach().double().reshape(-1), self.fc_reference.bias.item()
         return FullReference(tuple(weights.tolist()), bias, self.config.difference, features // len(weights))
 
 
 def with_reference(network: DGIQA, difference: str = "signed") -> DGIQAFR:
-    """A DGIQAFR that starts from a network's weights and the difference of both scores' logits; one stays itself."""
+    """A DGIQAFR with a network's weights, which at first scores the difference of logits; a DGIQAFR is kept itself."""
     if isinstance(network, DGIQAFR):
         return network
     sizes = {name: getattr(network.config, name) for name in DGIQAConfig.__dataclass_fields__}
@@ -90,10 +90,9 @@ def with_reference(network: DGIQA, difference: str = "signed") -> DGIQAFR:
 
 
 def reference_files(dataset: IQADataset, root: Path) -> dict[str, Path]:
-    """Name of each reference picture of the dataset -> its file. Raises DgiqaError that names those without one.
+    """Name of each reference picture of the dataset -> its file. Raises DgiqaError, which names missing ones.
 
-    Files are looked for in `root` and in REFERENCE_FOLDERS below it; case does not matter, and the suffix need not be
-    in the name.
+    Files are looked for in REFERENCE_FOLDERS under `root`; case does not matter, and names need no suffix.
     """
     root = root if root.is_dir() else root.parent
     files = [path for folder in REFERENCE_FOLDERS for path in sorted((root / folder).glob("*")) if path.is_file()]
@@ -109,7 +108,7 @@ def reference_files(dataset: IQADataset, root: Path) -> dict[str, Path]:
 
 
 def beside(record: Record, references: Mapping[str, Path], network: DepthNetwork, cache_dir: str | Path) -> Sample:
-    """A record and its reference: rgb uint8 [H,W,6] and depth uint8 [H,W,2], the picture first.
+    """A record with its reference as one sample: rgb uint8 [H,W,6] and depth uint8 [H,W,2], the picture first.
 
     references: name of a reference -> its file, see `reference_files`.
     """
