@@ -31,6 +31,7 @@ from dgiqa.runtime.backends import BACKENDS, backends
 from dgiqa.runtime.kernels import Kernels
 from dgiqa.scorer import Scorer
 
+gc.set_threshold(20_000, 20, 20)  # Python looks for cycles so often that it takes a fourteenth of all time
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # for recipes/, which no wheel holds; an installed dgiqa stands before it
 PREPROCESS = spec.Preprocess(depth_lower_bound=64, depth_multiple=32, short_side=96, tile=64)

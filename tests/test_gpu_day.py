@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,7 +28,7 @@ def after(begun: Callable[[], bool], communicate: Callable[..., Any]) -> Callabl
     """What waits for a process that hangs, begun when the process has come so far."""
 
     def waits(process: Any, *arguments: Any, **options: Any) -> Any:
-        if options.get("timeout") == 1.5:
+        if options.get("timeout") == 0.25:
             until(begun)
         return communicate(process, *arguments, **options)
 
@@ -52,7 +52,7 @@ except KeyboardInterrupt:
         day.Step("works", python("print('fine')"), PATIENCE_S),
         day.Step("fails", python("raise SystemExit('no GPU here')"), PATIENCE_S),
         day.Step("crashes", python("import os; os.abort()"), PATIENCE_S),
-        day.Step("hangs", python(hangs), 1.5),
+        day.Step("hangs", python(hangs), 0.25),
         day.Step("is not there", [str(tmp_path / "nothing")], PATIENCE_S),
         day.Step("works again", python("pass"), PATIENCE_S),
     ]
@@ -64,16 +64,26 @@ except KeyboardInterrupt:
     assert rows[0]["tail"] == "fine\n"
     assert (rows[1]["error"], rows[1]["tail"]) == ("exit code 1", "no GPU here\n")
     assert rows[2]["error"] == "exit code -6"
-    assert rows[3]["error"] == "ended after 2 s"
+    assert rows[3]["error"] == "ended after 0 s"
     assert half.read_text() == "half", "a step must be let write what it has"
     assert "No such file" in rows[4]["error"]
 
 
-def test_the_whole_ends_in_time_and_a_step_that_all_need_ends_it(day: ModuleType) -> None:
+def test_the_whole_ends_in_time_and_a_step_that_all_need_ends_it(
+    day: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows: list[dict[str, Any]] = []
-    slow = [day.Step(f"step {i}", python(f"import time; time.sleep({PATIENCE_S})"), 60) for i in range(3)]
-    assert not day.run(slow, rows.append, minutes=0.05)
-    assert [row["error"] for row in rows] == ["ended after 3 s", *["not begun within 0.05 minutes"] * 2]
+    now = [0.0]
+
+    def late(command: object, seconds: float) -> dict[str, Any]:
+        now[0] += seconds
+        return {"ok": False, "error": f"ended after {seconds:.0f} s"}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(day, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        patched.setattr(day, "ended", late)
+        assert not day.run([day.Step(f"step {i}", [], 60) for i in range(3)], rows.append, minutes=1.5)
+    assert [row["error"] for row in rows] == ["ended after 60 s", "ended after 30 s", "not begun within 1.5 minutes"]
     rows.clear()
     needed = day.Step("needed", python("raise SystemExit(3)"), PATIENCE_S, needed=True)
     assert not day.run([needed, day.Step("after", python("pass"), 20)], rows.append, minutes=PATIENCE_S)
