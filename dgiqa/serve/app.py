@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import FastAPI, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
@@ -32,7 +32,7 @@ from dgiqa.score import Score
 from dgiqa.scorer import Scorer
 from dgiqa.serve import v2
 from dgiqa.serve.envelope import LOG, Envelope
-from dgiqa.serve.intake import Intake, Limits, RefusedError, busy, malformed
+from dgiqa.serve.intake import Image, Intake, Limits, RefusedError, busy, malformed
 from dgiqa.serve.metrics import Metrics
 from dgiqa.sources.inputs import Network
 
@@ -44,6 +44,7 @@ _ANSWER = {"description": "The row", "content": {"application/json": {"schema": 
 Gate = Annotated[float | None, Query(ge=0, le=1, description="The score from which the verdict is pass.")]
 Preset = Annotated[str | None, Query(description="Instead of gate: the name of a threshold of the model.")]
 Details = Annotated[bool, Query(description="Add the tiles, the reasons' probabilities and the times.")]
+Asked = tuple[list[Image], float | None, bool]  # the images, the score from which they pass, whether with details
 _ERRORS = {
     400: "malformed",
     403: "addresses are off",
@@ -97,7 +98,7 @@ class Service:
             raise busy("the queue is full")
 
     async def rows(
-        self, images: Sequence[tuple[str, Any]], threshold: float | None = None, *, details: bool = False
+        self, images: Sequence[tuple[str, Any]], threshold: float | None = None, details: bool = False
     ) -> list[Row]:
         """A row per image, in order. Raises RefusedError if the queue is full or time is up."""
         self.admit()
@@ -121,14 +122,18 @@ class Service:
             LOG.error("%r was not scored", name, exc_info=error)
         return error_row(name, str(error) or repr(error), details=details, **self.origin)
 
-    def threshold(self, gate: float | None, preset: str | None) -> float | None:
-        """The score from which an image of this request passes; None for the scorer's own."""
+    async def asked(
+        self, request: Request, gate: Gate = None, preset: Preset = None, details: Details = False
+    ) -> Asked:
+        """A request's images, the score from which they pass (None: the scorer's own), whether with details."""
         if gate is not None and preset is not None:
             raise malformed("gate and preset exclude each other")
         try:
-            return self.scorer.bundle.meaning.preset(preset) if preset is not None else gate
+            gate = self.scorer.bundle.meaning.preset(preset) if preset is not None else gate
         except ValueError as error:
             raise malformed(str(error)) from error
+        self.admit()  # before the body is read, too
+        return await self.intake.images(request), gate, details
 
 
 def create_app(
@@ -154,23 +159,19 @@ def create_app(
 def _add_scoring(app: FastAPI, service: Service) -> None:
     responses: dict[int | str, dict[str, Any]] = {code: {"description": text} for code, text in _ERRORS.items()}
     responses[200] = _ANSWER
-    body = _openapi(_LISTED, "image/*", "multipart/form-data")
+    body, given = _openapi(_LISTED, "image/*", "multipart/form-data"), Depends(service.asked)
 
     @app.post("/score", openapi_extra=body, responses=responses, response_class=Response)
     async def score(
         request: Request,
-        gate: Gate = None,
-        preset: Preset = None,
-        details: Details = False,
+        asked: Asked = given,
         name: str = Query("<bytes>", description="The image's name in the row."),
     ) -> Response:
         """Score one image: its bytes as the body, a form's file, or JSON: {"data": BASE64} or {"url": ADDRESS}."""
-        threshold = service.threshold(gate, preset)
-        service.admit()  # before the body is read, too
-        images = await service.intake.images(request)
+        images, threshold, details = asked
         if len(images) != 1:
             raise malformed(f"{len(images)} images; POST /score/batch takes several")
-        (row,) = await service.rows(images, threshold, details=details)
+        (row,) = await service.rows(images, threshold, details)
         if row["status"] == "ok":
             return _json(row)
         request.scope["cause"] = "no image"
@@ -179,23 +180,12 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
     responses = responses | {200: {"description": "rows, in the order of the images, and their summary"}}
     listed = {"type": "object", "properties": {"images": {"type": "array", "items": _LISTED}}}
 
-    @app.post(
-        "/score/batch",
-        openapi_extra=_openapi(listed, "multipart/form-data"),
-        responses=responses,
-        response_class=Response,
-    )
-    async def score_batch(
-        request: Request,
-        gate: Gate = None,
-        preset: Preset = None,
-        details: Details = False,
-    ) -> Response:
+    body = _openapi(listed, "multipart/form-data")
+
+    @app.post("/score/batch", openapi_extra=body, responses=responses, response_class=Response)
+    async def score_batch(asked: Asked = given) -> Response:
         """Score several images: a form's files, or JSON with "images". A file that is none is a row with its error."""
-        threshold = service.threshold(gate, preset)
-        service.admit()
-        summary = Summary()
-        rows = await service.rows(await service.intake.images(request), threshold, details=details)
+        summary, rows = Summary(), await service.rows(*asked)
         for row in rows:
             summary.add(row)
         return _json({"schema_version": 1, "rows": rows, "summary": summary.as_dict(complete=True)})
@@ -205,7 +195,7 @@ def _add_protocol(app: FastAPI, service: Service) -> None:
     bundle, metadata = service.scorer.bundle, {"inputs": v2.INPUTS, "outputs": v2.OUTPUTS}
     described = {"name": bundle.name, "versions": ["1"], "platform": "dgiqa-rt", **metadata}
 
-    def known(name: str, version: str = "1") -> None:
+    async def known(name: str, version: str = "1") -> None:
         if (name, version) != (bundle.name, "1"):
             raise RefusedError(404, "not found", f"there is model {bundle.name!r}, version 1")
 
@@ -224,25 +214,21 @@ def _add_protocol(app: FastAPI, service: Service) -> None:
         """Whether the server scores: 503 until a first picture is scored, and while it shuts down."""
         return Response(status_code=200 if service.ready and service.scorer.inbox.alive else 503)
 
-    @app.get("/v2/models/{name}/versions/{version}")
-    @app.get("/v2/models/{name}")
-    async def model(name: str, version: str = "1") -> dict[str, Any]:
+    models = APIRouter(dependencies=[Depends(known)])
+
+    @models.get("")
+    async def model() -> dict[str, Any]:
         """The model's tensors."""
-        known(name, version)
         return described
 
-    @app.get("/v2/models/{name}/versions/{version}/ready")
-    @app.get("/v2/models/{name}/ready")
-    async def model_ready(name: str, version: str = "1") -> Response:
+    @models.get("/ready")
+    async def model_ready() -> Response:
         """The same as /v2/health/ready."""
-        known(name, version)
         return await ready()
 
-    @app.post("/v2/models/{name}/versions/{version}/infer")
-    @app.post("/v2/models/{name}/infer")
-    async def infer(request: Request, name: str, version: str = "1") -> Response:
+    @models.post("/infer")
+    async def infer(request: Request) -> Response:
         """Scores of encoded images (IMAGE, BYTES) or of pixels (PIXELS, UINT8, or FP32 from 0 to 1)."""
-        known(name, version)
         service.admit()
         body = await service.intake.body(request)
         asked, images = await asyncio.to_thread(v2.parsed, request.headers, body, service.limits.images)
@@ -250,16 +236,14 @@ def _add_protocol(app: FastAPI, service: Service) -> None:
         headers, content = v2.answer(asked, bundle.name, await service.rows(images))
         return Response(content, headers=headers)
 
+    for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        app.include_router(models, prefix=path)
+
 
 def _add_pages(app: FastAPI, service: Service) -> None:
     meaning = service.scorer.bundle.meaning
-    drop = _page(
-        "serve.html",
-        title="How good does it look?",
-        words=WORDS,
-        presets=dict(meaning.presets),
-        gate=service.scorer.gate,
-    )
+    presets, gate = dict(meaning.presets), service.scorer.gate
+    drop = _page("serve.html", title="How good does it look?", words=WORDS, presets=presets, gate=gate)
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
