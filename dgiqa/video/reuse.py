@@ -113,10 +113,12 @@ class DepthKeeper:
 
 @dataclass
 class TileKeeper:
-    """The last computed score and reasons of each tile of one source, and the pixels they were computed from."""
+    """What the network last said of each tile of one source, and the pixels that it was computed from.
 
-    scores: NDArray[np.float32] | None = None
-    reasons: NDArray[np.float32] | None = None
+    known: the network's outputs by name, scores f32 [n] and others f32 [n,columns].
+    """
+
+    known: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     _pixels: list[UInt8] = field(default_factory=list)
 
     def unchanged(self, rgb: UInt8, windows: NDArray[np.int32], tile: int) -> NDArray[np.bool_]:

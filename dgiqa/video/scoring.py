@@ -26,7 +26,7 @@ from dgiqa.video.reuse import DepthKeeper, Drift, Plan, Reuse, TileKeeper
 from dgiqa.work import Work
 
 UInt8 = NDArray[np.uint8]
-
+Float32 = NDArray[np.float32]
 
 _OF_SCORE = ("score", "std_error", "ms", "tiles", "width", "height", "verdict", "reasons")  # columns of an image's row
 
@@ -70,12 +70,6 @@ class Result:
         found = self.score.as_row()
         row |= {"drift": rounded(self.drift, 6), "tiles_reused": self.tiles_reused}
         return row | {name: found[name] for name in _OF_SCORE}
-
-
-@dataclass(eq=False)
-class _Prepared:
-    work: Work
-    old_depth: UInt8 | None = None  # of a reuse, what was taken over; of an audit, what would have been
 
 
 @dataclass(eq=False)
@@ -141,7 +135,8 @@ class _Job(Task[Result]):
         self.todo: NDArray[np.bool_] | None = None  # tiles that `work` (or of an audit, `shadow`) computes
         self.plan: Plan = "fresh"
         self._rgb, self.on_gpu = frame.rgb, is_on_gpu(frame.rgb)
-        self._old: Future[_Prepared] | None = None  # whose depth image is taken over
+        self._anchor: Future[Work | None] | None = None  # whose depth image is taken over
+        self._old_depth: UInt8 | None = None  # that image; of an audit, what would have been taken over
         if frame.rgb is None:
             self.error = frame.error or "no picture"
             return
@@ -150,49 +145,47 @@ class _Job(Task[Result]):
         source = scorer.source(frame.source)
         self.plan = source.keeper.plan(frame) if source.keeper else "fresh"
         if self.plan != "fresh" and source.anchor:
-            self._old = source.anchor.prepared
+            self._anchor = source.anchor.prepared
         if self.plan != "reuse":
             source.anchor = self
 
-    def prepare(self, stop: threading.Event) -> _Prepared | None:
+    def prepare(self, stop: threading.Event) -> Work | None:
         """The frame whose depth is taken over was begun on before this one, so waiting for it cannot lock up."""
-        rgb, old, self._rgb, self._old = self._rgb, self._old, None, None
+        rgb, anchor, self._rgb, self._anchor = self._rgb, self._anchor, None, None
         if rgb is None:
             return None
         if self.on_gpu:
-            return _Prepared(self.stages.prepare(rgb, self.frame.source, self.scorer.tiling))
+            return self.stages.prepare(rgb, self.frame.source, self.scorer.tiling)
         height, width = rgb.shape[:2]
         if height * width > self.stages.max_pixels:
             limit = f"limit {self.stages.max_pixels:,} pixels; raise max_pixels"
             raise ImageError(f"a frame of {width} x {height}, {limit}")
-        old_depth = old.result().work.depth if old is not None and old.exception() is None else None
-        near = old_depth if self.plan == "reuse" else None
-        work = self.stages.prepare(rgb, self.frame.source, self.scorer.tiling, stop=stop, near=near)
-        return _Prepared(work, old_depth)
+        if anchor is not None and anchor.exception() is None and (old := anchor.result()) is not None:
+            self._old_depth = old.depth
+        near = self._old_depth if self.plan == "reuse" else None
+        return self.stages.prepare(rgb, self.frame.source, self.scorer.tiling, stop=stop, near=near)
 
     def arrange(self) -> None:
         """Leave out the tiles whose scores are taken over."""
         try:
-            prepared = self.prepared.result()
+            self.work = self.prepared.result()
         except Exception as error:  # whatever one frame does, the others go on
             self.error = str(error) or type(error).__name__
+        if self.work is None:
             return
-        if prepared is None:
-            return
-        self.work = prepared.work
-        if self.plan == "reuse" and prepared.old_depth is None:
+        if self.plan == "reuse" and self._old_depth is None:
             self.plan = "fresh"
         if self.scorer.reuse and not self.on_gpu:
-            self._share(prepared, self.scorer.reuse, self.scorer.source(self.frame.source).tiles)
+            self._share(self.work, self.scorer.reuse, self.scorer.source(self.frame.source).tiles)
         self.works = [work for work in (self.shadow, self.work) if work is not None]
 
-    def _share(self, prepared: _Prepared, reuse: Reuse, tiles: TileKeeper) -> None:
+    def _share(self, work: Work, reuse: Reuse, tiles: TileKeeper) -> None:
         """Decide which tiles are computed. All of a fresh frame; of an audit all, and beside them what reuse would."""
-        work, every = prepared.work, np.ones(len(prepared.work.windows), bool)
         side, kept = self.stages.p.tile, reuse.tiles and self.plan != "fresh"
+        every = np.ones(len(work.windows), bool)
         self.todo = ~tiles.unchanged(work.rgb, work.windows, side) if kept else every
-        if self.plan == "audit" and prepared.old_depth is not None:
-            self.shadow = _part(replace(work, depth=prepared.old_depth, timings_ms={"tiles": 0.0}), self.todo)
+        if self.plan == "audit" and self._old_depth is not None:
+            self.shadow = _part(replace(work, depth=self._old_depth, timings_ms={"tiles": 0.0}), self.todo)
         elif self.plan == "reuse":
             self.work = _part(work, self.todo)
         if reuse.tiles:
@@ -211,8 +204,7 @@ class _Job(Task[Result]):
         if work is None:
             return Result(self.frame, error=self.error)
         source = self.scorer.source(self.frame.source)
-        work.tile_scores, shadow = self._merged(work, source.tiles)
-        work.extra = self._merged_reasons(work, source.tiles)
+        shadow = self._complete(work, source.tiles)
         try:
             score = self.stages.finish(work)
         except BackendError as error:
@@ -226,22 +218,19 @@ class _Job(Task[Result]):
             source.keeper.audited(result.drift)
         return result
 
-    def _merged(self, work: Work, tiles: TileKeeper) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """All tile scores of a frame, f32 [n], and for an audit those that reuse would have given."""
+    def _complete(self, work: Work, tiles: TileKeeper) -> Float32 | None:
+        """Enter what is taken over into a frame's work. Of an audit, the scores f32 [n] that reuse would have given."""
         if self.todo is None:
-            return work.tile_scores, None
-        shadow = _over(tiles.scores, self.shadow.tile_scores, self.todo) if self.shadow is not None else None
+            return None
+        scores = tiles.known.get(spec.QUALITY_OUTPUT)
+        shadow = None if self.shadow is None else _over(scores, self.shadow.tile_scores, self.todo)
         own = self.todo if self.plan == "reuse" else np.ones(len(self.todo), bool)
-        tiles.scores = _over(tiles.scores, work.tile_scores, own)
-        return tiles.scores, shadow
-
-    def _merged_reasons(self, work: Work, tiles: TileKeeper) -> dict[str, NDArray[np.float32]]:
-        """The network's reasons for all tiles of a frame, f32 [n,K], where it gives them."""
-        found = work.extra.get(spec.QUALITY_REASONS)
-        if self.todo is not None and self.plan == "reuse":
-            found = tiles.reasons if found is None else _over(tiles.reasons, found, self.todo)
-        tiles.reasons = found
-        return {} if found is None else {spec.QUALITY_REASONS: found}
+        known = tiles.known if self.plan == "reuse" else {}
+        found = {spec.QUALITY_OUTPUT: work.tile_scores, **work.extra}
+        tiles.known = known | {name: _over(known.get(name), rows, own) for name, rows in found.items()}
+        work.extra = dict(tiles.known)
+        work.tile_scores = work.extra.pop(spec.QUALITY_OUTPUT)
+        return shadow
 
 
 def _part(work: Work, which: NDArray[np.bool_]) -> Work:
@@ -250,7 +239,7 @@ def _part(work: Work, which: NDArray[np.bool_]) -> Work:
     return replace(work, windows=work.windows[which], tile_scores=np.full(count, np.nan, np.float32), extra={})
 
 
-def _over(known: NDArray[np.float32] | None, new: NDArray[np.float32], which: NDArray[np.bool_]) -> NDArray[np.float32]:
+def _over(known: Float32 | None, new: Float32, which: NDArray[np.bool_]) -> Float32:
     """Known rows, one per tile, with new ones in the places `which`."""
     if known is None or len(known) != len(which) or which.all():
         merged = np.full((len(which), *new.shape[1:]), np.nan, np.float32)
