@@ -23,7 +23,7 @@ import precision
 from numpy.typing import NDArray
 from stamp import environment_stamp
 
-from dgiqa import forward
+from dgiqa import forward, preprocess
 from dgiqa.explain import Explanation
 from dgiqa.image import decode
 from dgiqa.scorer import Scorer
@@ -84,7 +84,8 @@ def own_depth(scorer: Scorer, rgb: Picture) -> Picture:
     """What the model's depth network sees, uint8 [H,W]."""
     stages = scorer.stages
     assert stages.networks.depth is not None
-    return cv2.resize(forward.depth_image(rgb, stages.networks.depth, stages.p), rgb.shape[1::-1])
+    near = forward.depth_map(rgb, stages.networks.depth, stages.p)
+    return cv2.resize(preprocess.depth_image(near, *rgb.shape[:2], stages.p), rgb.shape[1::-1])
 
 
 def motorcycle() -> tuple[Picture, NDArray[np.float32]]:

@@ -26,7 +26,7 @@ from torch.nn import functional
 from dgiqa.nn.attention import TOKENS as WINDOW_TOKENS
 from dgiqa.nn.attention import WINDOW, attention, cross_attention, pack_bias, seam_mask
 from dgiqa.on_device import DeviceScorer
-from dgiqa.preprocess import depth_size, short_size, windows_for
+from dgiqa.preprocess import depth_size, windows_for, working_size
 from dgiqa.runtime.cuda import DeviceArray, Lane
 from dgiqa.runtime.kernels import DepthMap, Image, Kernels, normalised_levels
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess
@@ -184,7 +184,7 @@ class KernelRun:
 
     def __init__(self, kernels: Kernels, size: tuple[int, int], device: str, p: Preprocess) -> None:
         self.kernels, self.size, self.tile = kernels, size, p.tile
-        self.depth, self.short = depth_size(*size, p), short_size(*size, p.short_side)
+        self.depth, self.short = depth_size(*size, p), working_size(*size, p)
         self.windows = windows_for("grid", *self.short, p.tile)
         n = len(self.windows)
         self.depth_in = torch.empty(1, 3, *self.depth, device=device)

@@ -126,7 +126,7 @@ def cpu_milliseconds(pairs: int = 7) -> dict[str, dict[str, float]]:
         rgb = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         depth = rng.random((1, *preprocess.depth_size(height, width, p)), dtype=np.float32)
         near = preprocess.depth_image(depth, height, width, p)
-        windows = preprocess.windows_for("grid", *preprocess.short_size(height, width, p.short_side), p.tile)
+        windows = preprocess.windows_for("grid", *preprocess.working_size(height, width, p), p.tile)
 
         def cut(rgb=rgb, near=near, windows=windows):  # type: ignore[no-untyped-def]
             preprocess.cut_tiles(preprocess.working_image(rgb, p), near, windows, p.tile)
@@ -221,7 +221,7 @@ def _preprocess(name: str, size: tuple[int, int]) -> Case:
     from dgiqa.spec import Preprocess
 
     p = Preprocess()
-    short = preprocess.short_size(*size, p.short_side)
+    short = preprocess.working_size(*size, p)
     n = len(preprocess.windows_for("grid", *short, p.tile))
 
     def make(gpu: Any, sets: int) -> dict[str, Call]:

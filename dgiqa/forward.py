@@ -2,7 +2,7 @@
 
     rgb u8 [H,W,3] ──► prepare ──► Work (working image, depth image, windows) ──► Networks.score ──► finish ──► Score
 
-The pass is written here once. `Stages` is a bundle opened for it; `depth_map`, `depth_image` and `tiles` are its steps
+The pass is written here once. `Stages` is a bundle opened for it; `depth_map` and `tiles` are its steps
 for callers with a network of their own.
 """
 
@@ -52,11 +52,6 @@ BATCH, BATCH_SIDE_BY_SIDE = 8, 4
 def depth_map(rgb: UInt8, network: Session, p: spec.Preprocess) -> Float32:
     """Depth of rgb [H,W,3] by the depth network: f32 [1,h,w]."""
     return network.run({spec.DEPTH_INPUT: preprocess.depth_input(rgb, p)})[spec.DEPTH_OUTPUT]
-
-
-def depth_image(rgb: UInt8, network: Session, p: spec.Preprocess) -> UInt8:
-    """The depth network's image of rgb [H,W,3]: uint8 of the working size."""
-    return preprocess.depth_image(depth_map(rgb, network, p), rgb.shape[0], rgb.shape[1], p)
 
 
 def tiles(

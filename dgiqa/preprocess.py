@@ -97,9 +97,8 @@ def depth_image(depth: Float32, height: int, width: int, p: Preprocess) -> UInt8
     the image; version 2 makes it at the working size. A constant depth gives zeros. Raises DgiqaError if the depth is
     not finite, ImageError as `working_size` does.
     """
-    if p.version == 1 and p.short_side:
-        return resize_short_side(stretched(depth, height, width), p.short_side)
-    return stretched(depth, *working_size(height, width, p))
+    size = (height, width) if p.version == 1 else working_size(height, width, p)
+    return working_image(stretched(depth, *size), p)
 
 
 def stretched(depth: Float32, height: int, width: int) -> UInt8:
@@ -126,19 +125,20 @@ def stretched(depth: Float32, height: int, width: int) -> UInt8:
 def working_size(height: int, width: int, p: Preprocess) -> tuple[int, int]:
     """Height and width of the working image, from which tiles are cut.
 
-    Raises ImageError as `short_size` does, and if the image is not resized and has a side shorter than a tile.
+    The longer side is rounded half to even, as albumentations.SmallestMaxSize does. Raises ImageError for an image that
+    is longer than MAX_ASPECT times its width, or that is not resized and has a side shorter than a tile.
     """
-    if not p.short_side:
-        _check_aspect(height, width, MAX_ASPECT)
-        if min(height, width) < p.tile:
-            fix = f"and this model looks at tiles of {p.tile} x {p.tile} of the image as it is; enlarge it"
-            raise ImageError(f"got an image of {width} x {height}, {fix}")
-        return height, width
-    return short_size(height, width, p.short_side)
+    _check_aspect(height, width, MAX_ASPECT)
+    shorter = min(height, width)
+    if not p.short_side and shorter < p.tile:
+        fix = f"and this model looks at tiles of {p.tile} x {p.tile} of the image as it is; enlarge it"
+        raise ImageError(f"got an image of {width} x {height}, {fix}")
+    scale = (p.short_side or shorter) / shorter
+    return round(height * scale), round(width * scale)
 
 
 def working_image(rgb: UInt8, p: Preprocess) -> UInt8:
-    """Resize rgb uint8 [H,W,3] so that its shorter side is `p.short_side` pixels; the same array if it already is.
+    """Resize uint8 [H,W,3] or [H,W] so that its shorter side is `p.short_side` pixels; the image itself if it is so.
 
     Version 1 is bilinear without antialiasing. Version 2 reduces by area and enlarges bilinearly. Raises ImageError as
     `working_size` does.
@@ -149,26 +149,6 @@ def working_image(rgb: UInt8, p: Preprocess) -> UInt8:
         return rgb
     method = cv2.INTER_AREA if reduces((height, width), (h, w), p) else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(rgb, (w, h), interpolation=method), np.uint8)
-
-
-def short_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Height and width of `resize_short_side`'s result for an image of this size. Raises ImageError as it does."""
-    _check_aspect(height, width, MAX_ASPECT)
-    scale = short_side / min(height, width)
-    return round(height * scale), round(width * scale)
-
-
-def resize_short_side(image: UInt8, short_side: int) -> UInt8:
-    """Resize uint8 [H,W] or [H,W,3] bilinearly, up or down, so that its shorter side is `short_side` pixels.
-
-    The longer side is rounded half to even, as albumentations.SmallestMaxSize does. Raises ImageError if the image is
-    longer than MAX_ASPECT times its width.
-    """
-    height, width = image.shape[:2]
-    h, w = short_size(height, width, short_side)
-    if (h, w) == (height, width):
-        return image
-    return np.asarray(cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 def grid_windows(height: int, width: int, tile: int) -> Int32:

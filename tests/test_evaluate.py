@@ -21,7 +21,8 @@ from dgiqa.image import decode
 from dgiqa.nn import evaluate, plots, predict, train
 from dgiqa.nn.checkpoints import load_dgiqa
 from dgiqa.nn.datasets import DepthNetwork, IQADataset, load_dataset
-from dgiqa.preprocess import cut_tiles, grid_windows, resize_short_side
+from dgiqa.preprocess import cut_tiles, grid_windows, working_image
+from dgiqa.spec import Preprocess
 
 GREEN = DepthNetwork("green", lambda rgb: np.ascontiguousarray(rgb[..., 1]))
 
@@ -158,8 +159,8 @@ def test_the_official_test_part_is_scored_once_and_training_sees_the_official_re
 def test_the_model_predictor_is_the_mean_over_the_grids_tiles(dataset, tmp_path):
     model, path = Mean(), write(tmp_path / "wide.png", 90, 300, 500)
     predicted = predict.model_predictor(model, GREEN, tmp_path / "cache")([path, dataset.records[0].path])
-    rgb = resize_short_side(decode(path.read_bytes()), 384)
-    depth = resize_short_side(GREEN.depth(decode(path.read_bytes())), 384)
+    rgb = working_image(decode(path.read_bytes()), Preprocess())
+    depth = working_image(GREEN.depth(decode(path.read_bytes())), Preprocess())
     windows = grid_windows(*depth.shape, 224)
     tiles = [torch.from_numpy(t) for t in cut_tiles(rgb, depth, windows, 224)]
     assert len(windows) > 1

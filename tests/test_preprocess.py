@@ -132,7 +132,7 @@ def test_non_finite_depth_is_an_error(value: float) -> None:
         pp.stretched(depth, 10, 10)  # so small that the bad pixel may not be sampled
 
 
-# ---- resize_short_side -----------------------------------------------------------------------------------------------
+# ---- working_image ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -154,24 +154,24 @@ def test_non_finite_depth_is_an_error(value: float) -> None:
     ],
 )
 def test_resized_sizes(size: tuple[int, int], wanted: tuple[int, int]) -> None:
-    assert pp.resize_short_side(np.zeros((*size, 3), np.uint8), 384).shape == (*wanted, 3)
-    assert pp.resize_short_side(np.zeros(size, np.uint8), 384).shape == wanted
+    assert pp.working_image(np.zeros((*size, 3), np.uint8), Preprocess()).shape == (*wanted, 3)
+    assert pp.working_image(np.zeros(size, np.uint8), Preprocess()).shape == wanted
 
 
 def test_resizing_is_bilinear_without_antialiasing() -> None:
     rgb = data.coffee()
     wanted = cv2.resize(rgb, (576, 384), interpolation=cv2.INTER_LINEAR)
-    np.testing.assert_array_equal(pp.resize_short_side(rgb, 384), wanted)
+    np.testing.assert_array_equal(pp.working_image(rgb, Preprocess()), wanted)
 
 
 def test_an_image_of_the_right_size_is_not_touched() -> None:
     image = pattern(384, 512)
-    assert pp.resize_short_side(image, 384) is image
+    assert pp.working_image(image, Preprocess()) is image
 
 
 def test_resizing_refuses_long_thin_images() -> None:
     with pytest.raises(ImageError, match=r"1 x 33 is 33.0 times as long as wide, limit 32.0; crop it"):
-        pp.resize_short_side(np.zeros((33, 1), np.uint8), 384)
+        pp.working_image(np.zeros((33, 1), np.uint8), Preprocess())
 
 
 # ---- version 2 -------------------------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def test_version_2_makes_the_depth_image_at_the_working_size() -> None:
     depth = np.random.default_rng(0).random((1, 64, 96), np.float32)
     np.testing.assert_array_equal(pp.depth_image(depth, 3000, 4000, AREA), pp.stretched(depth, 384, 512))
     full = pp.stretched(depth, 768, 1024)
-    np.testing.assert_array_equal(pp.depth_image(depth, 768, 1024, SMALL), pp.resize_short_side(full, 384))
+    np.testing.assert_array_equal(pp.depth_image(depth, 768, 1024, SMALL), pp.working_image(full, Preprocess()))
 
 
 def test_the_working_size_itself_is_left_alone() -> None:

@@ -202,7 +202,7 @@ def normalised(image: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("tiling", ["grid", "official:9"])
 def test_tiles_are_the_normalised_windows_of_both_images(tiling: str) -> None:
-    rgb = pp.resize_short_side(data.coffee(), 384)
+    rgb = pp.working_image(data.coffee(), Preprocess())
     depth = np.ascontiguousarray(rgb[::-1, :, 1])
     windows = pp.windows_for(tiling, *depth.shape, TILE)
     rgb_tiles, depth_tiles = pp.cut_tiles(rgb, depth, windows, TILE)

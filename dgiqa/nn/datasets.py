@@ -27,7 +27,7 @@ from dgiqa.extras import load
 from dgiqa.forward import depth_map
 from dgiqa.image import decode
 from dgiqa.nn.commands import watched
-from dgiqa.preprocess import resize_short_side, stretched, working_image, working_size
+from dgiqa.preprocess import stretched, working_image, working_size
 from dgiqa.spec import DEPTH_FILE, Preprocess
 from dgiqa.store import replacing
 
@@ -382,7 +382,7 @@ def working_pair(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Working image uint8 [h,w,3] and depth image uint8 [h,w] of a file, as at inference."""
     rgb, depth = cached_rgb_and_depth(image, network, cache_dir)
-    return working_image(rgb, network.p), resize_short_side(depth, network.p.short_side)
+    return working_image(rgb, network.p), working_image(depth, network.p)
 
 
 @dataclass(frozen=True)
