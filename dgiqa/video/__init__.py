@@ -1,9 +1,9 @@
-"""Videos in, a row per scored frame out, and what a whole run amounts to.
+"""Videos in, a row per scored frame out, and a summary of the run.
 
     sources -> (a thread each: open, decode, sample) -> Channel -> FrameScorer -> rows
 
 A row is a dict with the columns `report.rows.FRAME_COLUMNS`, always all of them and in that order. `score_video` of a
-Scorer gives the rows of one video; `VideoRun` those of many, with the pictures, and knows how far it is.
+Scorer gives the rows of one video. `VideoRun` gives those of many, with the pictures, and reports its progress.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from dgiqa.video.source import MAX_PIXELS, VideoSource, is_live, name_of
 from dgiqa.video.source import Reading as Reading
 
 VIDEO_COLUMNS = FRAME_COLUMNS
-JOIN_S = 2.0  # readers blocked in the network, all together, are not waited for longer at the end
+JOIN_S = 2.0  # at the end, readers that are blocked in the network get this long, all together
 
 
 @dataclass
 class Progress:
-    """How far one source is. length_s: what there is to score of it, None where unknown."""
+    """How far one source is. length_s: seconds of it to score, None if unknown."""
 
     length_s: float | None = None
     done_s: float = 0.0
@@ -51,7 +51,7 @@ class VideoRun:
 
     stages: the opened networks, see `Scorer.stages`. sources: what `frames.Video` opens, or pairs (name, source).
     sampling, reading, reuse: what to score and how. tiling, batch, workers: as in Scorer.
-    Raises ValueError for arguments that mean nothing, before anything is opened.
+    Raises ValueError for invalid arguments, before anything is opened.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class VideoRun:
             raise ValueError("a source is named twice; give pairs (name, source) with different names")
         live_ones = [s for _, s in pairs if reading.live or is_live(s)]
         self._threads_wanted = min(len(pairs), max(reading.streams, len(live_ones)))
-        # Live ones first: a file can wait
+        # Live sources first: a file can wait.
         self._waiting = deque(sorted(pairs, key=lambda pair: pair[1] not in live_ones))
         self._channel = Channel(max(CAPACITY, len(pairs) if live_ones else 0))
         self._scorer = FrameScorer(stages, self._channel, tiling=tiling, batch=batch, workers=workers, reuse=reuse)
@@ -91,7 +91,7 @@ class VideoRun:
         return self._channel.dropped
 
     def results(self) -> Generator[tuple[Row, Result]]:
-        """A row and its result (with the picture) per frame: of one source in order, of several interleaved."""
+        """A row and its result (with the picture) per frame, in order for each source; several interleave."""
         threads = [threading.Thread(target=self._read, daemon=True) for _ in range(self._threads_wanted)]
         self._readers = len(threads)
         try:
@@ -111,7 +111,7 @@ class VideoRun:
                 thread.join(max(0.0, patience - time.monotonic()))
 
     def rows(self, look: Callable[[Row, Any], None] | None = None) -> Generator[Row]:
-        """The rows alone. look: is given each and its picture, uint8 [h,w,3] or None with an error, before."""
+        """Only the rows. look: first called with each row and its picture, uint8 [h,w,3], None with an error."""
         with closing(self.results()) as results:
             for row, result in results:
                 if look:
@@ -127,7 +127,7 @@ class VideoRun:
                         return
                     name, source = self._waiting.popleft()
                 self._read_one(name, source)
-        except BaseException as error:  # a missing decoder, or our mistake: the caller gets it
+        except BaseException as error:  # a missing decoder, or our mistake: raised to the caller
             self._failure = error
             self._stop.set()
         finally:
@@ -203,11 +203,11 @@ class Summary:
 
     @property
     def failed(self) -> int:
-        """Rows without one."""
+        """Rows without a score."""
         return sum(p.failed for p in self.pooled.values())
 
     def progress(self) -> tuple[float | None, list[str]]:
-        """How far, frames per second, speed against playing time, time left."""
+        """The share done; texts of it, frames per second, speed relative to playing time, and time left."""
         sources = self.run.progress.values()
         if not self.scored + self.failed:
             return None, ["opening"]
@@ -235,7 +235,7 @@ class Summary:
         return [found for name in self.pooled if (found := self.verdict(name))]
 
     def failures(self) -> list[str]:
-        """Each mean that is below the gate, in words: a pooled mean, or with interval_gate the mean of an interval."""
+        """A text for each mean below the gate: a pooled mean, or with interval_gate the mean of an interval."""
         found = []
         for name, pooled in self.pooled.items():
             if self.verdict(name) != "fail" or pooled.mean is None or (worst := pooled.worst) is None:
@@ -248,7 +248,7 @@ class Summary:
         return found
 
     def _about(self, name: str) -> dict[str, Any]:
-        """What is said of a video besides its pooled scores. reasons: name -> share of its scored frames."""
+        """The facts about a video in addition to its pooled scores. reasons: name -> share of its scored frames."""
         frames = self.pooled[name].scored
         return {
             "video": self.run.progress[name].info,

@@ -1,10 +1,10 @@
-"""An encoded video beside its master: the same frames of both, found by time, and what each lost.
+"""An encoded video compared with its master: the same frames of both, found by time, and the drop of each.
 
     both ─► thumbnails of the first seconds, and of the last ─► offset, and how it drifts
     encoded ─► sampled frames ─┐
     master ──► frame nearest to each one's time ─► Comparison ─► rows, and the mean drop with its interval
 
-Both are decoded and converted alike, black bars kept, and an encoded frame of another size gets its master's.
+Both are decoded and converted alike, with black bars kept. An encoded frame of another size is resized to its master's.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from dgiqa.video.frames import Frame, Video
 from dgiqa.video.sampling import Sampling, difference
 from dgiqa.video.source import Reading, VideoSource, name_of
 
-LOOK_S = 6.0  # of each end of both videos, to find the offset in
+LOOK_S = 6.0  # seconds at each end of both videos that the offset is found from
 MAX_OFFSET_S = 2.0
-SURE = 0.8  # an offset must bring thumbnails this much closer than none does; still pictures tell nothing
+SURE = 0.8  # an offset must reduce the difference to this share; in still pictures none does
 Z95 = 1.96
 
 UInt8 = NDArray[np.uint8]
@@ -40,15 +40,15 @@ _opened = partial(Video, reading=Reading(bars="keep"))
 
 @dataclass(frozen=True)
 class Alignment:
-    """Where an encoded video's frames are in its master. offset_s: to add to their times at start_s; drift: seconds
-    that this grows by in a second."""
+    """Where an encoded video's frames are in its master. offset_s: to add to their times at start_s; drift: the seconds
+    by which it grows per second."""
 
     offset_s: float = 0.0
     drift: float = 0.0
     start_s: float = 0.0
 
     def master_s(self, time_s: float) -> float:
-        """The master's time of the encoded frame at this one."""
+        """The master's time for an encoded frame's time."""
         return time_s + self.offset_s + self.drift * (time_s - self.start_s)
 
     def __str__(self) -> str:
@@ -93,7 +93,7 @@ class Lost:
             self.full_reference.append(row["full_reference"])
 
     def progress(self) -> tuple[float | None, list[str]]:
-        """How far, in words."""
+        """The share done, which is not known, and a text."""
         return None, [f"{self.scored} frames compared"]
 
     def as_dict(self, *, complete: bool) -> dict[str, Any]:
@@ -112,9 +112,9 @@ def compare_videos(
     alignment: Alignment | None = None,
     tiling: str | None = None,
 ) -> Generator[Row]:
-    """A row (`report.rows`, kind "pair") per sampled frame of the encoded video, beside its master's.
+    """A row (`report.rows`, kind "pair") per sampled frame of the encoded video and its master's.
 
-    alignment: by default `align` finds it. A frame that either cannot give is a row with an error.
+    alignment: by default `align` finds it. A frame that is missing in either video is a row with an error.
     Raises ImageError if one of them is no video, BackendError without PyAV.
     """
     name, original = name_of(encoded), name_of(master)
@@ -153,8 +153,8 @@ def align(encoded: VideoSource, master: VideoSource) -> Alignment:
 
 
 def offset_of(encoded: Thumbs, master: Thumbs, step: float, near: float = 0.0) -> float:
-    """Seconds to add to the encoded frames' times, at most MAX_OFFSET_S from `near`, so that their thumbnails are the
-    master's. step: of a frame. `near` where no other is clearly closer, as in a still picture."""
+    """Seconds to add to the encoded frames' times, at most MAX_OFFSET_S from `near`, so that their thumbnails match the
+    master's. It is `near` if no other is clearly closer, as in a still picture. step: seconds of a frame."""
     if not encoded or not master:
         return near
     times = np.array([time for time, _ in master])
@@ -188,7 +188,7 @@ class _Nearest:
         self._next: Frame | None = None
 
     def at(self, time_s: float) -> Frame | None:
-        """None where the nearest is more than a frame and a half away."""
+        """The nearest frame; None if it is more than a frame and a half (at least 0.05 s) away."""
         while self._next is None or self._next.time_s < time_s:
             following = next(self._frames, None)
             if following is None:
@@ -199,7 +199,7 @@ class _Nearest:
         return best if best is not None and abs(best.time_s - time_s) <= self._within else None
 
 
-def _compared(  # noqa: PLR0917 - a pair, and what it is called
+def _compared(  # noqa: PLR0917 - a pair and its names
     stages: Stages, picture: UInt8, reference: UInt8, name: str, original: str, tiling: str | None
 ) -> Row:
     note = ""

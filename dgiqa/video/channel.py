@@ -1,6 +1,6 @@
-"""Frames on their way from the threads that read sources to the one that scores, and rows from there: a bounded queue.
+"""A bounded queue: of frames from the threads that read sources to the one that scores, and of rows from there.
 
-A full channel makes a file's reader wait; of a live source it drops the oldest frame and counts it.
+A full channel makes a file's reader wait; for a live source it drops the oldest frame and counts it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ CAPACITY = 4  # frames in a channel: a 4K frame is 25 MB
 
 
 class Channel:
-    """A bounded queue between threads, for any number of producers. Where the newest wins, it holds Frames."""
+    """A bounded queue between threads, for any number of producers. Only Frames can be put with `newest_wins`."""
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1 frame, got {capacity}")
         self.capacity = capacity
         self.dropped = 0
-        self.bell = threading.Event()  # rung by every frame, and by the end: whoever scores looks again
+        self.bell = threading.Event()  # rung by every frame and by the end, so that the scheduler looks again
         self._frames: deque[Any] = deque()
         self._changed = threading.Condition()
         self._open = True
@@ -42,10 +42,10 @@ class Channel:
             return True
 
     def get(self, *, wait: bool = True, timeout: float = math.inf) -> Any:
-        """The next frame; None when there is none yet (without waiting, or in `timeout` seconds) or ever again."""
+        """The next frame, or None: none has come (without waiting, or in `timeout` seconds), or none will."""
         end = time.monotonic() + timeout
         with self._changed:
-            # Woken now and then, so that a signal's handler gets its turn on every platform
+            # It wakes now and then, so that a signal's handler gets its turn on every platform.
             while wait and not self._frames and self._open and (left := end - time.monotonic()) > 0:
                 self._changed.wait(min(0.5, left))
             if not self._frames:
@@ -55,7 +55,7 @@ class Channel:
             return frame
 
     def finish(self) -> None:
-        """No more frames come; those inside are still handed out."""
+        """Take no more frames; those inside are still handed out."""
         with self._changed:
             self._open = False
             self._changed.notify_all()

@@ -1,8 +1,8 @@
 """Decoded video frames (PyAV) -> upright RGB as a screen would show it: range, matrix, HDR, rotation, interlacing.
 
 Bounds: an ordinary 8-bit frame passes through FFmpeg's scaler with accurate rounding and full chroma interpolation,
-within 1 level of the equations of BT.601 / BT.709 / BT.2020. Nothing is guessed where the stream says it: matrix and
-range are read from every frame. Where it says nothing: BT.709 from 720 lines on, else BT.601; limited range.
+within 1 level of the equations of BT.601 / BT.709 / BT.2020. Matrix and range are read from every frame. Only where the
+stream does not give them they are assumed: BT.709 from 720 lines on, else BT.601; limited range.
 Non-square pixels are not stretched.
 """
 
@@ -40,10 +40,10 @@ def to_rgb(frame: av.VideoFrame, *, deinterlace: bool = False, turn: Turn | None
     """A decoded frame as upright RGB, uint8 [H,W,3].
 
     turn: how to turn it upright, as `turn_of` gives it. deinterlace: spatially, with FFmpeg's estdif, if the
-    frame is marked as interlaced. HDR (PQ, HLG) is tone-mapped by `tone_map`. What is transparent is laid over white,
+    frame is marked as interlaced. HDR (PQ, HLG) is tone-mapped by `tone_map`. Transparent pixels are laid over white,
     as in images. Raises ImageError for colours without a defined way to RGB.
     """
-    if frame.interlaced_frame:  # whose chroma FFmpeg's newer scaler takes field by field, its program does not
+    if frame.interlaced_frame:  # FFmpeg's newer scaler takes its chroma field by field; its program does not
         frame = _filtered(frame, *(("estdif", "mode=frame") if deinterlace else ("setfield", "prog")))
     if frame.color_trc in (PQ, HLG):
         rgb = tone_map(_reformat(frame, "rgb48le"), "PQ" if frame.color_trc == PQ else "HLG")
@@ -60,9 +60,9 @@ def luma_thumbnail(frame: av.VideoFrame) -> UInt8:
 
 
 def of_planes(planes: UInt8) -> av.VideoFrame:
-    """Planes uint8 [H*3/2,W] (Y, then U, then V) as a frame whose chroma samples lie where video codecs put them: left.
+    """Planes uint8 [H*3/2,W] (Y, then U, then V) as a frame whose chroma samples are on the left, as video codecs do.
 
-    Without it FFmpeg takes them to lie in the middle, as in JPEG, and colours at edges move by up to 20 levels.
+    Otherwise FFmpeg assumes that they are in the middle, as in JPEG, and colours at edges change by up to 20 levels.
     """
     import av
 
@@ -72,7 +72,7 @@ def of_planes(planes: UInt8) -> av.VideoFrame:
 
 
 def notes(frame: av.VideoFrame, *, deinterlace: bool = False) -> str:
-    """Remarks on the picture for a reader of the score, or nothing."""
+    """Remarks on the picture for a reader of the score, or ""."""
     parts = []
     if frame.interlaced_frame:
         parts.append("interlaced, deinterlaced by estdif" if deinterlace else "interlaced")
@@ -84,8 +84,8 @@ def notes(frame: av.VideoFrame, *, deinterlace: bool = False) -> str:
 def turn_of(frame: av.VideoFrame) -> Turn | None:
     """The display matrix's 2x2 part (a, b, c, d): x' = ax + cy, y' = bx + dy; None when the frame has none.
 
-    Not for every frame: PyAV's side data and their frame hold each other, so that a frame asked for them lives until
-    Python looks for cycles. At 1080p that was 3 MB per frame, hundreds of frames long.
+    Do not call it for every frame: PyAV's side data and their frame hold each other, so the frame lives until Python
+    collects cycles. At 1080p that was 3 MB per frame, for hundreds of frames.
     """
     try:
         side_data: Any = frame.side_data
@@ -99,7 +99,7 @@ def turn_of(frame: av.VideoFrame) -> Turn | None:
 
 
 def matrix_number(colorspace: int, height: int) -> int:
-    """swscale's number of a YCbCr matrix by that of H.273. Raises ImageError for those it would get wrong."""
+    """swscale's number for a YCbCr matrix of H.273. Raises ImageError for matrices that it would get wrong."""
     if colorspace in (UNSPECIFIED, 3):
         return MATRICES[1 if height >= 720 else 5]
     if colorspace in MATRICES:

@@ -1,7 +1,7 @@
 """Packets of an opened container -> the decoded pictures that are due, in order of time.
 
-A group of pictures is held back, compressed, until it is known whether a sample falls into it. What went into the
-decoder and did not come out is a Picture with an error. Time goes on where a container's clock jumps.
+A group of pictures is held back, compressed, until it is known whether a sample falls into it. A picture that goes into
+the decoder and does not come out is a Picture with an error. Time goes on steadily where a container's clock jumps.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dgiqa.video.whole import unseen
 
 HELD_BYTES = 64 << 20  # most compressed data held back to see whether a group of pictures is needed
 B_FRAMES = ("h264", "hevc")
-SEEK_AHEAD_S = 10.0  # a sample so far ahead is sought, not read up to
+SEEK_AHEAD_S = 10.0  # for a sample so far ahead the file is not read, but sought
 SHORT_S = 1.0  # a stream that ends so much before its declared end was truncated
 JUMP_S = 10.0  # FFmpeg's dts_delta_threshold: a clock that steps further has jumped
 BACK_S = 0.1  # ... and so has one that goes back by more than this
@@ -45,10 +45,10 @@ class Picture:
 
 
 class Clock:
-    """Makes the times of packets go on where the container's clock jumps or goes back, as FFmpeg's program does.
+    """Makes times of packets go on steadily where the container's clock jumps or goes back, as FFmpeg's program does.
 
-    Times that step forward by more than JUMP_S are a jump only in containers that are known for it (MPEG-TS, HLS):
-    elsewhere nothing happened for so long.
+    A step forward by more than JUMP_S is a jump only in containers that are known for it (MPEG-TS, HLS). Elsewhere the
+    video has a gap.
     """
 
     def __init__(self, opened: Opened) -> None:
@@ -62,7 +62,7 @@ class Clock:
         self._offset = 0  # ticks
 
     def correct(self, packet: Any) -> float:
-        """Move a packet's times by the jumps so far. Returns by how many seconds the clock jumped here, mostly 0."""
+        """Move a packet's times by the jumps so far. Returns the seconds that the clock jumped here, mostly 0."""
         jump = 0.0
         if packet.dts is not None and self.tick_s:
             now_s = (packet.dts + self._offset) * self.tick_s
@@ -95,11 +95,11 @@ class Numbers:
         self.fields = False  # whether pictures are interlaced, so that two packets may be one picture
 
     def add(self, pts: int, *, second_field: bool) -> None:
-        """A packet that holds a picture."""
+        """Add a packet that holds a picture."""
         heapq.heappush(self._ahead, (pts, second_field))
 
     def of(self, pts: int) -> int:
-        """The number of the picture at this time, which later ones follow."""
+        """The number of the picture at this time. Times are asked for in order."""
         while self._ahead and self._ahead[0][0] < pts:
             self._pass()
         number = self._passed
@@ -112,9 +112,9 @@ class Numbers:
 
 
 class Decoding:
-    """Packets of one container -> pictures, leaving out what no sample needs.
+    """Packets of one container -> pictures, without those that no sample needs.
 
-    ticks: moved by this alone. end_s: nothing later is given.
+    ticks: only this object moves them. end_s: no later picture is given.
     """
 
     def __init__(self, opened: Opened, ticks: Ticks, end_s: float) -> None:
@@ -122,8 +122,8 @@ class Decoding:
         self.stream = opened.stream
         self.ticks = ticks
         self.end_s = end_s
-        # AVI, ASF and MXF without an index store no times of pictures, and those that FFmpeg makes up for the
-        # B-frames of H.264 and HEVC go back and forth: as a set they are right, so each picture takes the lowest left
+        # AVI, ASF and MXF without an index store no times of pictures. Those that FFmpeg makes up for the B-frames of
+        # H.264 and HEVC go back and forth, but are right as a set, so each picture takes the lowest that is left.
         self.made_up = opened.format in ("avi", "mxf", "asf") and opened.codec in B_FRAMES
         self.seekable = opened.indexed
         self.length_s = opened.duration_s or math.inf
@@ -131,18 +131,18 @@ class Decoding:
         self.clock = Clock(opened)
         self.numbers: Numbers | None = None if self.made_up else Numbers()
         self.sent: list[int] = []  # timestamps that went into the decoder and have not come out
-        self.second: set[int] = set()  # of them, those of second fields
+        self.second: set[int] = set()  # the ones among `sent` that belong to second fields
         self.before: Any = None  # the packet before, as (time, whether it may be a second field)
         self.floor: int | None = None  # timestamp of the first key frame since the decoder was empty
         self.packets = 0
-        self.number: int | None = 0  # of the next frame, where packets cannot tell
+        self.number: int | None = 0  # of the next frame, if packets do not give it
         self.last_s = -1.0
         self.step_s = 1 / 25  # between the last two pictures, for those without timestamps
         self.damage = ""
         self.note = ""
 
     def pictures(self) -> Iterator[Picture]:
-        """The pictures that are due until the end that was asked for, errors among them; lastly what ended it early."""
+        """The pictures that are due, up to the end asked for, with errors; the last is an error if it ended early."""
         for picture in self._all():
             if picture.time_s > self.end_s:
                 return
@@ -178,10 +178,10 @@ class Decoding:
             yield Picture(max(self.last_s, self.ticks.target, 0.0), None, error=ended)
 
     def _decoded(self) -> Iterator[Picture]:
-        """Everything from the demuxer, group of pictures by group of pictures.
+        """Decode packets, one group of pictures after the other.
 
-        A picture needs those of its group before it, and none of another group. So packets wait until one of their
-        group reaches the sample that is due (then all are decoded) or the next group begins (then none are). Of 1080p
+        A picture needs the earlier ones of its group, and none of another group. So packets wait until one of their
+        group reaches the sample that is due (then all are decoded) or the next group begins (then none are). For 1080p
         with groups of 2 s, a frame every 5 s takes 0.46x of the time of decoding all, every 10 s 0.25x.
         """
         held: list[Any] = []
@@ -218,7 +218,7 @@ class Decoding:
             yield from self._decode(packet)
 
     def _packets(self) -> Iterator[Any]:
-        """What the demuxer gives, in times that go on."""
+        """The demuxer's packets, with times that go on steadily."""
         for packet in self.opened.container.demux(self.stream):
             if packet.size == 0:  # the end
                 return
@@ -227,7 +227,7 @@ class Decoding:
             yield packet
 
     def _count(self, packet: Any) -> None:
-        """Enter a packet into the numbers of pictures; of H.264, one may be the second field of the packet before."""
+        """Count a packet for the numbers of pictures. In H.264 it may be the second field of the packet before."""
         if packet.pts is None:
             self.numbers = None
         second = False
@@ -244,7 +244,7 @@ class Decoding:
             self.numbers.add(packet.pts, second_field=second)
 
     def _decode(self, packet: Any) -> Iterator[Picture]:
-        """One packet, or None for what the decoder still holds."""
+        """Decode one packet; None decodes what the decoder still holds."""
         av = import_av()
         if packet is not None:
             self.packets += 1
@@ -263,7 +263,7 @@ class Decoding:
             self.damage = f"a damaged packet: {error.strerror or error}"
             if self.made_up and self.sent:
                 yield self._next(heapq.heappop(self.sent), None, self.damage)
-            elif packet is not None and packet.pts is None:  # of a stream without times: nothing else would miss it
+            elif packet is not None and packet.pts is None:  # a stream without times: no other check would miss it
                 yield self._next(None, None, self.damage)
             return
         for frame in frames:
@@ -279,13 +279,13 @@ class Decoding:
             yield self._next(pts, None if damage else frame, damage)
 
     def _stamp(self, packet: Any) -> Any:
-        """A packet's time in the container's ticks. As a set, those of decoding begin with 0 in AVI, others with 1."""
+        """A packet's time in the container's ticks. In AVI, as a set, decoding times begin at 0, the others at 1."""
         by_dts = packet.pts is None or (self.opened.format == "avi" and self.made_up and packet.dts is not None)
         return packet.dts if by_dts else packet.pts
 
     def _expect(self, packet: Any) -> None:
-        """Remember which timestamps must come out. Not those that need what is before the first key frame."""
-        if packet.pts is None or packet.is_discard or self.opened.codec == "vp8":  # which has packets never shown
+        """Remember which timestamps must come out, except those that need pictures before the first key frame."""
+        if packet.pts is None or packet.is_discard or self.opened.codec == "vp8":  # VP8 has packets that are not shown
             return
         stamp = self._stamp(packet)
         if self.floor is None and packet.is_keyframe:
@@ -303,7 +303,7 @@ class Decoding:
                 yield self._next(pts, None, self.damage or "the decoder gave no picture for this packet")
 
     def _flush(self) -> None:
-        """Forget what is inside the decoder."""
+        """Drop everything inside the decoder."""
         self.opened.decoder.flush_buffers()
         self.sent.clear()
         self.second.clear()
@@ -311,7 +311,7 @@ class Decoding:
 
     def _next(self, pts: int | None, frame: Any, error: str) -> Picture:
         if not self.opened.starts and self.last_s < 0 and pts is not None and not self.opened.live:
-            self.origin_s = float(pts * self.stream.time_base)  # of a stream without a container
+            self.origin_s = float(pts * self.stream.time_base)  # for a stream without a container
         time_s = self._time(pts)
         if time_s is None:
             time_s = self._guessed_time()
@@ -321,7 +321,7 @@ class Decoding:
         return Picture(time_s, self._numbered(pts, time_s), frame, error)
 
     def _numbered(self, pts: int | None, time_s: float) -> int | None:
-        """A picture's index; after a seek by its time and the rate, from there on one by one."""
+        """A picture's index. After a seek it is estimated from time and rate, and then counted on."""
         if self.number is None:
             self.number = round(time_s * self.opened.rate) if self.opened.rate else None
         elif self.numbers is not None and pts is not None:
@@ -340,7 +340,7 @@ class Decoding:
         return 0.0
 
     def _forget(self, held: list[Any]) -> None:
-        """A whole group of pictures that nothing is sampled from."""
+        """Drop a whole group of pictures that nothing is sampled from."""
         in_decoder = len(self.sent)
         self._flush()
         self.packets += len(held)
@@ -366,7 +366,7 @@ class Decoding:
         return float(pts * self.stream.time_base) - self.origin_s
 
     def _hint(self) -> str:
-        """An MP4 is read from a pipe, or a server that gives no parts, only if its index stands at its beginning."""
+        """A hint: from a pipe, or a server without range requests, an MP4 needs its index at the beginning."""
         if self.last_s >= 0 or self.seekable or "mp4" not in self.opened.format:
             return ""
         where = "in a pipe" if self.opened.pipe is not None else "from a server without range requests"
@@ -382,7 +382,7 @@ class Decoding:
 
 @contextmanager
 def _said(codec: str) -> Iterator[list[tuple[int, str, str]]]:
-    """What FFmpeg logs as an error meanwhile, as (level, name, message), where it says damage in no other way."""
+    """FFmpeg's log of errors meanwhile, as (level, name, message), for codecs that report damage in no other way."""
     if codec not in ONLY_LOGGING:
         yield []
         return
@@ -397,7 +397,7 @@ def _said(codec: str) -> Iterator[list[tuple[int, str, str]]]:
 
 
 def _damage_of_gif(path: str) -> str:
-    """What Pillow says of a GIF that it cannot read to its end, where FFmpeg shows something; "" of others."""
+    """Pillow's error for a GIF that it cannot read to its end, where FFmpeg shows something; "" for others."""
     number = 0
     try:
         with Image.open(path) as image:
@@ -412,9 +412,9 @@ def _damage_of_gif(path: str) -> str:
 
 
 def _zeroed(packet: bytes, codec: str) -> bool:
-    """Whether zero bytes took the place of a packet's data, which decoders take for pixels.
+    """Whether zero bytes replaced a packet's data. Decoders take them for pixels.
 
-    H.264 and HEVC never write three of them in a row but before a start code and at a packet's end.
+    H.264 and HEVC write three of them in a row only before a start code and at a packet's end.
     """
     at = packet.find(bytes(LEAST))
     if at < 0:

@@ -3,9 +3,9 @@
     packets -> (groups of pictures that nothing is sampled from are dropped undecoded) -> decoder -> pictures
             -> due by time, or evenly spread over a scene -> RGB -> without black bars
 
-PyAV decodes. A frame that cannot be decoded is a Frame with an error, and reading goes on; what ends the reading early
-is one as well. Memory does not depend on the length: at most one group of compressed pictures is held, and, when
-sampling by scenes, twice as many pictures as are wanted of each.
+PyAV decodes. A frame that cannot be decoded is a Frame with an error, and reading goes on; an error that ends the
+reading early is a Frame, too. Memory does not depend on the length: at most one group of compressed pictures is held,
+and, when sampling by scenes, twice as many pictures as are wanted of each.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from dgiqa.video.source import Raw, Reading, RefusedError, VideoSource, import_a
 UInt8 = NDArray[np.uint8]
 
 CONVERTING = (ImageError, ValueError, OSError)  # FFmpeg's errors are OSErrors or ValueErrors
-HELD_FRAMES = 4  # too dark to tell whether there are bars: so many wait for a lighter one
+HELD_FRAMES = 4  # so many frames, too dark to tell whether there are bars, wait for a lighter one
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +45,8 @@ class Frame:
 
     time_s: seconds from the video's beginning, by the stream's own timestamps. number: counted from 0; after a seek,
     estimated from the mean frame rate. scene: counted from 0. rgb: uint8 [H,W,3], upright, None with an error.
-    thumb: luma, uint8 [36,64], not upright. note: what to know about the picture (interlaced, tone-mapped). seen: where
-    rgb lies on a GPU, its pixels on the host, until bars were looked for in them.
+    thumb: luma, uint8 [36,64], not upright. note: remarks on the picture (interlaced, tone-mapped). seen: if rgb is on
+    a GPU, its pixels on the host, until bars have been looked for.
     """
 
     source: str
@@ -65,9 +65,8 @@ class Video:
 
     source: a path, an http(s), HLS, RTSP, RTMP, SRT or UDP address, "-" (a container on standard input) or an open
     binary file, which need not seek. name: what frames call their source.
+    opened: the facts about the source, see `source.Opened`.
     Raises ImageError if there is no video in it, or none that can be decoded, BackendError without PyAV.
-
-    opened: what is known of it, see `source.Opened`.
     """
 
     def __init__(
@@ -112,7 +111,7 @@ class Video:
         self.close()
 
     def _length_s(self, wanted: Sampling) -> float | None:
-        """Seconds over which a count is spread. Where clocks may jump, what a file declares need not be true."""
+        """Seconds over which a count is spread. Where clocks may jump, a file's declared length may be wrong."""
         declared = self.opened.duration_s or None
         if wanted.count is None or not (self.opened.jumps and self.opened.path):
             return declared
@@ -133,7 +132,7 @@ class Video:
         return self._per_scene(on, wanted.per_scene) if wanted.per_scene else self._by_time(on)
 
     def _nothing_in(self, wanted: Sampling) -> str:
-        """Why nothing was sampled: a gate must not pass because nothing was looked at."""
+        """The error when nothing was sampled: a gate must not pass because nothing was looked at."""
         length = "" if self.opened.duration_s is None else f", the video is {self.opened.duration_s:.2f} s long"
         stretch = (
             f"from {wanted.start:g} s on" if math.isinf(wanted.end) else f"from {wanted.start:g} to {wanted.end:g} s"
@@ -141,7 +140,7 @@ class Video:
         return f"there is no frame {stretch}{length}; begin earlier or end later"
 
     def _by_time(self, pictures: Iterator[Picture]) -> Iterator[Frame]:
-        """Every picture."""
+        """A frame for every picture."""
         cuts = SceneCuts()
         for picture in pictures:
             if (thumb := self._thumb(picture)) is None:
@@ -150,7 +149,7 @@ class Video:
             yield self._converted(picture, thumb, cuts.scene_of(thumb))
 
     def _per_scene(self, pictures: Iterator[Picture], count: int) -> Iterator[Frame]:
-        """Those of a scene are chosen when it ends, from all of its pictures; its errors are given then as well."""
+        """`count` frames of each scene, chosen from all of its pictures when it ends; its errors come then, too."""
         cuts, picks, failed = SceneCuts(), ScenePicks[tuple[Picture, UInt8]](count), list[Frame]()
         scene = 0
 
@@ -173,7 +172,7 @@ class Video:
         yield from chosen()
 
     def _without_bars(self, found: Iterator[Frame]) -> Iterator[Frame]:
-        """Frames without the black bars around them. Those of a dark beginning wait until it can be told."""
+        """Frames without the black bars around them. Dark ones at the beginning wait until the bars are known."""
         if self.reading.bars == "keep":
             yield from found
             return
@@ -210,7 +209,7 @@ class Video:
         return Frame(self.name, picture.time_s, picture.number, scene=scene, error=picture.error, note=picture.note)
 
     def _thumb(self, picture: Picture) -> UInt8 | None:
-        """None where there is an error, or FFmpeg cannot convert the picture, which then has one."""
+        """A picture's thumbnail; None with an error, also if FFmpeg cannot convert the picture."""
         image = picture.image
         try:
             if not picture.error:

@@ -1,4 +1,4 @@
-"""A source that may stall or go away -> its frames, with an error in the place of each interruption.
+"""A source that may stall or go away -> its frames, with an error for each interruption.
 
 Files are read once. A live address is opened again after it broke off, waiting longer each time, and time and scenes
 go on from there.
@@ -18,7 +18,7 @@ from dgiqa.video.sampling import ROUNDING_S, Sampling
 from dgiqa.video.source import Reading, RefusedError
 
 
-def follow(  # noqa: PLR0917 - a source, and how it is read
+def follow(  # noqa: PLR0917 - a source and how it is read
     opened: Callable[[], Video],
     name: str,
     wanted: Sampling,
@@ -28,9 +28,9 @@ def follow(  # noqa: PLR0917 - a source, and how it is read
 ) -> Iterator[Frame]:
     """Frames of one source until it ends, `stop` is set, or a live one failed `reading.attempts` times in a row.
 
-    opened: opens the source. likely_live: whether it is live, until it is open and says so itself. Time 0 of a live one
-    is its first frame. A source that cannot be opened is a Frame with an error; BackendError is raised, for no source
-    could be opened then.
+    opened: opens the source. likely_live: whether it is taken for live until it is open and says so itself. The first
+    frame of a live one has time 0. A source that cannot be opened is a Frame with an error, but BackendError is raised,
+    as no source could be opened then.
     """
     live, attempts, waits_s = reading.live, reading.attempts, reading.waits_s
     joined = _Joined(name)
@@ -49,7 +49,7 @@ def follow(  # noqa: PLR0917 - a source, and how it is read
                     return
         except BackendError:
             raise
-        except Exception as error:  # whatever one source does, the others go on
+        except Exception as error:  # the other sources go on
             reason = str(error) or type(error).__name__
             if not again or isinstance(error, RefusedError):
                 yield joined.error(reason)
@@ -67,7 +67,7 @@ def follow(  # noqa: PLR0917 - a source, and how it is read
 
 
 def _connection(frames: Iterator[Frame], wanted: Sampling) -> Generator[Frame, None, str | None]:
-    """One connection's frames from start to end. Returns why it ended, None at the end that was asked for.
+    """One connection's frames from start to end. Returns why it ended, or None at the end asked for.
 
     An error is a row if anything comes after it; else it is the reason.
     """
@@ -84,7 +84,7 @@ def _connection(frames: Iterator[Frame], wanted: Sampling) -> Generator[Frame, N
 
 
 def _by_time(wanted: Sampling) -> Sampling:
-    """A count spread over a stretch, as seconds between frames: the source may break off and begin anew in it."""
+    """A count spread over a stretch, as seconds between frames: the source may break off and begin again in it."""
     if wanted.count is None or math.isinf(wanted.end):
         return wanted
     step_s = (wanted.end - wanted.start) / wanted.count

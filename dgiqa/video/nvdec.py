@@ -5,10 +5,10 @@
 
 That copy is left out with bars="keep". With reuse, frames go on from the host, where they are compared.
 
-The first frames are decoded by PyAV as well and compared: the codecs define every bit, so that the honest difference is
-0, and what differs by more than MAX_LEVELS anywhere is refused. So is what the kernel does not make: more than 8 bits,
-HDR, turned or interlaced pictures, odd sizes. Not yet run on a GPU: the calls are those of PyNvVideoCodec 2.2, tested
-with a stand-in of it.
+The first frames are decoded by PyAV, too, and compared: the codecs define every bit, so the difference should be 0, and
+a video that differs by more than MAX_LEVELS anywhere is refused. So is everything that the kernel does not convert:
+more than 8 bits, HDR, turned or interlaced pictures, odd sizes. It has not yet run on a GPU: the calls are those of
+PyNvVideoCodec 2.2, tested with a stand-in.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _INSTEAD = "take decoder cpu for this video"
 
 
 class NvdecVideo(Video):
-    """As Video, for local files; frames' pictures are arrays on the GPU, uint8 [H,W,3]. Refuses to sample by scenes.
+    """A Video of a local file whose frames are arrays on the GPU, uint8 [H,W,3]. It refuses to sample by scenes.
 
-    context: the one they are scored in. kernels: the library that makes RGB. on_host: pictures come to the host.
-    Raises RefusedError for what is no local file, BackendError without the decoder.
+    context: the one they are scored in. kernels: the library that makes RGB. on_host: copy pictures to the host.
+    Raises RefusedError for anything but a local file, BackendError without the decoder.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class NvdecVideo(Video):
             yield replace(frame, rgb=frame.seen, seen=None) if self._on_host else frame
 
     def _cut(self, rgb: Any, found: Bars) -> Any:
-        """The same memory, from further in and with the rows' old length."""
+        """A view of the same memory, with the old stride of its rows."""
         if not isinstance(rgb, cuda.DeviceArray):
             return super()._cut(rgb, found)
         top, bottom, left, right = found
@@ -95,7 +95,7 @@ class NvdecVideo(Video):
         return cuda.DeviceArray(at, shape, rgb.dtype, rgb.stream, rgb, (3 * width, 3, 1))
 
     def _rgb(self, picture: Nv12) -> cuda.DeviceArray:
-        """A copy, made before the decoder uses the memory again."""
+        """The picture as RGB in new memory, made before the decoder uses its own again."""
         with self._lane.current():
             rgb = self._lane.empty((picture.height, picture.width, 3), np.uint8)
             self._kernels.nv12(picture, rgb.pointer, stream=self._lane.handle)
@@ -103,7 +103,7 @@ class NvdecVideo(Video):
         return rgb
 
     def _reference(self) -> list[Any]:
-        """The first frames as PyAV decodes them. RefusedError for what the GPU does not show as the CPU does."""
+        """The first frames as PyAV decodes them. Raises RefusedError for videos that the GPU shows differently."""
         with import_av().open(f"file:{self.opened.path}") as container:
             frames = list(islice(container.decode(video=0), COMPARED))
         if not frames:
@@ -121,7 +121,7 @@ class NvdecVideo(Video):
         return frames
 
     def _decoded(self, like: Any) -> Iterator[tuple[float, Nv12]]:
-        """Time and picture of every frame; a picture is there until the next one is asked for."""
+        """Time and picture of every frame. A picture is valid until the next one is asked for."""
         matrix = colour.matrix_number(like.colorspace, like.height)
         full = like.color_range == colour.FULL or like.format.name.startswith("yuvj")
         nvc, context = _import_codec(), self._lane.context

@@ -14,7 +14,7 @@ from dgiqa.report.files import Writer
 from dgiqa.report.rows import Row, rounded, row_of
 
 BINS = 10_000  # of the histogram that percentiles come from: exact to 1e-4
-SMALLEST = 1e-6  # a score of 0 would make the harmonic mean 0 whatever the others are
+SMALLEST = 1e-6  # a single score of 0 would make the harmonic mean 0
 INTERVAL_S = 2.0  # length of the worst interval, seconds
 
 
@@ -47,7 +47,7 @@ class Pooled:
     _worst: Interval | None = None
 
     def add(self, time_s: float, score: float | None) -> None:
-        """One row; a score of None is a frame that could not be scored."""
+        """Add one row. A score of None is a frame that could not be scored."""
         if score is None:
             self.failed += 1
             return
@@ -58,7 +58,7 @@ class Pooled:
         if self.low is None or score < self.low:
             self.low, self.low_s = score, time_s
         self.high = score if self.high is None else max(self.high, score)
-        # Each interval ends just before the frame that no longer fits into it
+        # Each interval ends just before the frame that no longer fits into it.
         while self._window and time_s - self._window[0][0] >= self.interval_s - 1e-6:
             self._compare(self._window[0][0] + self.interval_s)
             self._window.popleft()
@@ -76,7 +76,7 @@ class Pooled:
 
     @property
     def harmonic_mean(self) -> float | None:
-        """Harmonic mean: bad frames weigh more. Scores count as SMALLEST at least."""
+        """Harmonic mean: bad frames weigh more. Lower scores count as SMALLEST."""
         return self.scored / self._inverse if self.scored else None
 
     def percentile(self, share: float) -> float | None:
@@ -92,7 +92,7 @@ class Pooled:
         """The interval with the lowest mean: of those that are full, or of the whole when it is shorter than one."""
         if not self.scored:
             return None
-        # The last frames are an interval, too, if what they stand for is about as long as one
+        # The last frames are an interval, too, if they stand for about as many seconds.
         if self._worst is None or self._last_span() >= self.interval_s - 1e-6:
             self._compare(self._window[0][0] + max(self._last_span(), 0.0))
         return self._worst
@@ -121,7 +121,7 @@ class Pooled:
 
 
 class VideoRows:
-    """A writer that is given frames, and hands on a row per video at the end."""
+    """A writer that takes frames and passes on a row per video at the end."""
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer

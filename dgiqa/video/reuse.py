@@ -1,9 +1,9 @@
 """Which frames of a video may take over the depth image, and the tile scores, of an earlier one; checked as it goes.
 
-Depth is taken over while the luma thumbnail stays close to that of the frame the depth was computed for. A tile's score
-is taken over while its own pixels, too, stay close to those it was computed from. Every few reuses a frame
-is computed both ways: the difference of the two scores, the drift, is reported, and where it is above its bound
-one depth image serves half as many frames from there on.
+Depth is taken over while the luma thumbnail stays close to the one of the frame that the depth was computed for. A
+tile's score is taken over while its own pixels, too, stay close to those it was computed from. Every few reuses a frame
+is computed both ways: the difference of the two scores, the drift, is reported. If it is above its bound, one depth
+image serves half as many frames from there on.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ UInt8 = NDArray[np.uint8]
 Plan = Literal["fresh", "reuse", "audit"]
 
 MOVED = 2.0  # mean |luma difference| of thumbnails, of 255, up to which the depth image is taken over
-LONGEST = 64  # most frames that one depth image serves beside its own
+LONGEST = 64  # most frames that one depth image serves in addition to its own
 CLEAN_AUDITS = 4  # in a row, before a shortened interval is doubled again
-BLOCK = 32  # pixels of the working image: a tile's difference is that of its worst block
+BLOCK = 32  # pixels of the working image: a tile differs as much as its worst block
 TILE_CHANGED = 4.0  # mean |difference| of a block's levels, of 255, up to which a tile's score is taken over
 DETAIL_CHANGED = 0.04  # relative change of a tile's mean gradient up to which its score is taken over
 
@@ -33,8 +33,8 @@ DETAIL_CHANGED = 0.04  # relative change of a tile's mean gradient up to which i
 class Reuse:
     """Settings of reuse: what may be taken over, and how closely that is watched.
 
-    tiles: tile scores, too, not only depth. audit: every so-manieth reused frame is computed both ways. drift: bound of
-    |score with reuse - score without|, in score units. moved: as MOVED.
+    tiles: take over tile scores, too, not only depth. audit: compute every audit-th reused frame both ways. drift:
+    bound of |score with reuse - score without|, in score units. moved: see MOVED.
     """
 
     tiles: bool = False
@@ -75,7 +75,7 @@ class DepthKeeper:
         self.reuse = reuse
         self.drift = drift
         self.limit = LONGEST
-        self._thumb: UInt8 | None = None  # of the frame whose depth was computed last, and its picture's shape
+        self._thumb: UInt8 | None = None  # of the last frame whose depth was computed; its picture's shape
         self._size: tuple[int, ...] = ()
         self._served = 0
         self._reused = 0

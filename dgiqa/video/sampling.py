@@ -1,4 +1,4 @@
-"""Times and thumbnails -> which frames of a video are scored, and where its scenes change. No decoder is known here."""
+"""Times and thumbnails -> which frames of a video are scored, and where its scenes change. No decoder is needed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ UInt8 = NDArray[np.uint8]
 T = TypeVar("T")
 
 THUMB = (64, 36)  # width, height of the luma thumbnails that frames are compared by
-EVERY_S = 1.0  # seconds between scored frames, unless said otherwise
-# Containers round timestamps: Matroska to a millisecond. A frame this much early is still the one asked for.
+EVERY_S = 1.0  # seconds between scored frames, by default
+# Containers round timestamps: Matroska to a millisecond. A frame that is early by this much is still the one asked for.
 ROUNDING_S = 1e-3
 MAX_PER_SCENE = 32  # twice as many decoded frames are held until a scene ends
 # A cut: many thumbnail pixels change and so does the distribution of luma. A pan changes only the first of them, a
@@ -30,9 +30,9 @@ CUT_HISTOGRAM = 0.25  # half the L1 distance of 16-bin luma histograms: the shar
 class Sampling:
     """Choice of the frames to score. At most one of the first three is given; none means every EVERY_S seconds.
 
-    every: seconds between frames, 0 for all frames. count: that many, spread evenly over the whole (its length must be
-    known). per_scene: that many of each scene, spread evenly. start, end: seconds from the video's beginning.
-    Raises ValueError for values that mean nothing.
+    every: seconds between frames, 0 for all frames. count: frames spread evenly over the whole, whose length must be
+    known. per_scene: frames of each scene, spread evenly. start, end: seconds from the video's beginning.
+    Raises ValueError for invalid values.
     """
 
     every: float | None = None
@@ -54,7 +54,7 @@ class Sampling:
             raise ValueError(f"from {self.start:g} s to {self.end:g} s is no stretch of time, wanted 0 <= start < end")
 
     def ticks(self, duration_s: float | None, rate: float | None = None) -> Ticks:
-        """The times at which frames are due; of a count, those nearest to the middles of equal parts.
+        """The times at which frames are due; for a count, the ones nearest to the middles of equal parts.
 
         rate: frames per second, if known. Raises ValueError if `count` is asked of an unknown length, or of nothing.
         """
@@ -93,7 +93,7 @@ class Ticks:
             return False
         self.left -= 1
         if self.step:
-            # On the grid, not after the frame: rounding and dropped frames must not add up
+            # A time on the grid, not one step after the frame: rounding and dropped frames must not add up.
             passed = max(0, math.floor((time_s + ROUNDING_S - self.start) / self.step)) + 1
             self.target = self.start + passed * self.step
         return True
@@ -124,7 +124,7 @@ class ScenePicks(Generic[T]):
         self._seen = 0
 
     def add(self, item: T) -> None:
-        """The scene's next item."""
+        """Add the scene's next item."""
         if self._seen % self._stride == 0:
             if len(self._kept) == 2 * self.wanted:
                 self._kept = deque(list(self._kept)[::2])

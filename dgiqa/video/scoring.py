@@ -49,7 +49,7 @@ class Result:
     picture: UInt8 | None = field(default=None, repr=False)
 
     def as_row(self, stages: Stages) -> Row:
-        """As a row of the command line's files. Scores are rounded to 6 decimals, times to milliseconds (ms: 0.01)."""
+        """A row of the command line's files. Scores are rounded to 6 decimals, times to milliseconds (ms: 0.01)."""
         frame = self.frame
         row = row_of(
             "frame",
@@ -74,11 +74,11 @@ class Result:
 
 @dataclass(eq=False)
 class _Source:
-    """What is remembered of one source while its frames pass."""
+    """The state of one source while its frames pass."""
 
     keeper: DepthKeeper | None
     tiles: TileKeeper
-    anchor: _Job | None = None  # the last one whose depth was computed
+    anchor: _Job | None = None  # the last job whose depth was computed
 
 
 class FrameScorer:
@@ -110,13 +110,13 @@ class FrameScorer:
         return schedule(self.stages.networks, self._next, batch=self.batch, workers=workers, ahead=ahead, bell=bell)
 
     def source(self, name: str) -> _Source:
-        """What is remembered of a source."""
+        """The state of a source."""
         if name not in self._sources:
             self._sources[name] = _Source(DepthKeeper(self.reuse, self.drift) if self.reuse else None, TileKeeper())
         return self._sources[name]
 
     def forget(self, name: str) -> None:
-        """Its next frame is computed afresh: scores of an earlier one did not come."""
+        """Forget a source, so that its next frame is computed in full: scores of an earlier one are missing."""
         self._sources.pop(name, None)
 
     def _next(self, wait: bool) -> _Job | None:
@@ -125,22 +125,22 @@ class FrameScorer:
 
 
 class _Job(Task[Result]):
-    """One frame on its way. work: tiles to compute; shadow: the same with reuse, when that is being checked."""
+    """One frame on its way. work: tiles to compute; shadow: the same with reuse, for an audit."""
 
     def __init__(self, scorer: FrameScorer, frame: Frame) -> None:
         self.scorer, self.stages = scorer, scorer.stages
         self.frame, self.error = replace(frame, rgb=None), frame.error
         self.work: Work | None = None
         self.shadow: Work | None = None
-        self.todo: NDArray[np.bool_] | None = None  # tiles that `work` (or of an audit, `shadow`) computes
+        self.todo: NDArray[np.bool_] | None = None  # tiles that `work` (for an audit, `shadow`) computes
         self.plan: Plan = "fresh"
         self._rgb, self.on_gpu = frame.rgb, is_on_gpu(frame.rgb)
         self._anchor: Future[Work | None] | None = None  # whose depth image is taken over
-        self._old_depth: UInt8 | None = None  # that image; of an audit, what would have been taken over
+        self._old_depth: UInt8 | None = None  # that image; for an audit, the one that would have been taken over
         if frame.rgb is None:
             self.error = frame.error or "no picture"
             return
-        if self.on_gpu:  # what is to be compared with others came to the host before
+        if self.on_gpu:  # frames that are compared with others are on the host already
             return
         source = scorer.source(frame.source)
         self.plan = source.keeper.plan(frame) if source.keeper else "fresh"
@@ -150,7 +150,7 @@ class _Job(Task[Result]):
             source.anchor = self
 
     def prepare(self, stop: threading.Event) -> Work | None:
-        """The frame whose depth is taken over was begun on before this one, so waiting for it cannot lock up."""
+        """Prepare the frame. The one whose depth it takes over was started before, so waiting for it cannot lock up."""
         rgb, anchor, self._rgb, self._anchor = self._rgb, self._anchor, None, None
         if rgb is None:
             return None
@@ -180,7 +180,7 @@ class _Job(Task[Result]):
         self.works = [work for work in (self.shadow, self.work) if work is not None]
 
     def _share(self, work: Work, reuse: Reuse, tiles: TileKeeper) -> None:
-        """Decide which tiles are computed. All of a fresh frame; of an audit all, and beside them what reuse would."""
+        """Decide which tiles are computed: all of a fresh frame; for an audit all, and separately those of reuse."""
         side, kept = self.stages.p.tile, reuse.tiles and self.plan != "fresh"
         every = np.ones(len(work.windows), bool)
         self.todo = ~tiles.unchanged(work.rgb, work.windows, side) if kept else every
@@ -192,14 +192,14 @@ class _Job(Task[Result]):
             tiles.keep(work.rgb, work.windows, side, self.todo if self.plan == "reuse" else every)
 
     def fail(self, error: Exception) -> None:
-        """An engine's error is this frame's; the next ones may be fine."""
+        """Keep an engine's error as this frame's; the next frames may be fine."""
         if not isinstance(error, DgiqaError):
             raise error
         self.error, self.work, self.shadow, self.works = str(error), None, None, ()
         self.scorer.forget(self.frame.source)
 
     def finish(self) -> Result:
-        """The scores of the tiles, its own and those taken over."""
+        """The result, from the frame's own tile scores and those taken over."""
         work = self.work
         if work is None:
             return Result(self.frame, error=self.error)
@@ -219,7 +219,7 @@ class _Job(Task[Result]):
         return result
 
     def _complete(self, work: Work, tiles: TileKeeper) -> Float32 | None:
-        """Enter what is taken over into a frame's work. Of an audit, the scores f32 [n] that reuse would have given."""
+        """Complete a frame's work with what is taken over. Returns an audit's scores f32 [n] with reuse."""
         if self.todo is None:
             return None
         scores = tiles.known.get(spec.QUALITY_OUTPUT)

@@ -1,7 +1,7 @@
-"""HEVC packets -> the same without messages beside the picture (SEI) that are cut short.
+"""HEVC packets -> the same without supplemental messages (SEI) that are cut short.
 
-IP cameras write such messages. FFmpeg's decoder, when told to stop at errors, refuses the whole picture for them,
-though nothing that it shows depends on them.
+IP cameras write such messages. FFmpeg's decoder, when it is set to stop at errors, refuses the whole picture for them,
+although no pixel depends on them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _units(data: bytes, length_bytes: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _is_damaged(unit: bytes) -> bool:
-    """Whether a unit is SEI whose messages say to be longer than it is."""
+    """Whether a unit is SEI whose messages claim to be longer than it is."""
     if (unit[0] >> 1) & 0x3F not in (PREFIX, SUFFIX):
         return False
     body = unit[2:].replace(b"\0\0\3", b"\0\0").rstrip(b"\0")  # without emulation prevention

@@ -1,7 +1,7 @@
 """A path, an address, a pipe or an open file -> a container that PyAV has opened, checked before anything is decoded.
 
-What a source may make FFmpeg open in its turn is limited: a playlist on disk names files of its own folder and nothing
-else, a file that is no playlist names none, and formats that draw text or join other files are refused.
+What a source may make FFmpeg open in turn is limited: a playlist on disk may name only files of its own folder, a file
+that is no playlist none at all, and formats that draw text or join other files are refused.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ VideoSource = str | Path | BinaryIO
 
 STDIN = "-"
 TIMEOUT_S = 10.0  # an address that sends nothing for so long has stalled
-MAX_PIXELS = 40_000_000  # of a frame, unless a limit is given; 8K has 33 million, and some twenty frames are held
-MAX_RATE = 1000.0  # frames per second; above it is a clock's rate
+MAX_PIXELS = 40_000_000  # of a frame, by default; 8K has 33 million, and some twenty frames are held
+MAX_RATE = 1000.0  # frames per second; a higher one is a clock's rate
 ATTACHED_PICTURE = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
 INDEXED = ("mov", "matroska", "avi", "asf", "ogg", "nut")  # not mpegts, mpeg, flv or streams without a container
-# Decoders that paint over damage, and log it in the thread that asks for the picture if they have no others
+# Decoders that paint over damage. With a single thread they log it in the thread that asks for the picture.
 ONLY_LOGGING = frozenset({"ffv1", "wmv1", "wmv2", "msmpeg4", "msmpeg4v1", "msmpeg4v2"})
 PLAYLIST_BYTES = 1 << 20  # a playlist of ten hours has 200 kB
 _ADDRESS = re.compile(r"(https?|rtsps?|rtmps?|srt|udp|rtp|tcp)://", re.IGNORECASE)
@@ -43,7 +43,7 @@ _NETWORK_PROTOCOLS = "http,https,tcp,udp,tls,rtp,rtsp,rtsps,rtmp,rtmps,srt,crypt
 # Formats of FFmpeg that draw text as pictures, and those that name other files
 _TEXT = {"tty", "bin", "xbin", "adf", "idf", "mca", "txd"}
 _JOINING = {"concat", "concatf", "lavfi", "vobsub", "imf", "webm_dash_manifest", "dash", "tedcaptions"}
-_FETCHING = {"hls", "sdp", "rtsp", "rtp", "sap"}  # from a local file or a pipe; an address may
+_FETCHING = {"hls", "sdp", "rtsp", "rtp", "sap"}  # refused from a local file or a pipe, but not from an address
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,15 @@ class Reading:
     """How sources are read.
 
     raw: frames without a container. live: open a source again after it ended, newest frame wins; None asks the source.
-    timeout_s: an address that sends nothing for so long has stalled. attempts: at a live source, in a row without a
-    frame, before it is given up. waits_s: before each further one; the last of them repeats.
+    timeout_s: an address that sends nothing for so long has stalled. attempts: how often a live source is tried in a
+    row without a frame before it is given up. waits_s: seconds before each further attempt; the last one repeats.
     deinterlace: frames marked as interlaced, spatially. bars: "crop" scores a picture without the black bars around it,
-    "keep" with them. max_pixels: larger frames are refused before they are decoded; None asks the scorer, but not for
-    more than MAX_PIXELS. streams: files read side by side; of live sources all are.
+    "keep" with them. max_pixels: larger frames are refused before they are decoded; None takes the scorer's limit, at
+    most MAX_PIXELS. streams: files read side by side; live sources are all read.
     decoder: "nvdec" decodes local files on the GPU that the networks run on, and their pictures stay there: bars="keep"
-    copies none to the host, "crop" each scored one to find the bars in. With `Reuse` they come to the host, and go on
-    as the CPU's do.
-    Raises ValueError for values that mean nothing.
+    copies none to the host, "crop" copies each scored one, to find its bars. With `Reuse` they are copied to the host
+    and handled like the CPU's.
+    Raises ValueError for invalid values.
     """
 
     raw: Raw | None = None
@@ -114,17 +114,17 @@ class Reading:
 
 
 class RefusedError(ImageError):
-    """A source that trying again would not help: it has no video, wants a password, or is sampled in a wrong way."""
+    """A source for which no retry helps: it has no video, needs a password, or cannot be sampled in this way."""
 
 
 @dataclass(frozen=True)
 class Opened:
     """A source that can be read, once.
 
-    container, stream, decoder: PyAV's; None of frames without a container. pipe: what bytes are read from, where that
-    is not FFmpeg. origin_s: the container's time that is called 0. duration_s, rate, width, height: as declared, None
-    or 0 where unknown. codec: its name. live: whether it ends is not known. indexed: whether seeking is exact. path: of
-    a regular file, "" of anything else.
+    container, stream, decoder: PyAV's; None for frames without a container. pipe: the stream that bytes are read from,
+    unless FFmpeg reads them. origin_s: the container's time that counts as 0. duration_s, rate, width, height: as
+    declared, None or 0 where unknown. codec: its name. live: whether its end is unknown. indexed: whether seeking is
+    exact. path: of a regular file, else "".
     """
 
     name: str
@@ -145,7 +145,7 @@ class Opened:
 
     @property
     def format(self) -> str:
-        """FFmpeg's name of the container, of several the list; "" without one."""
+        """FFmpeg's name, or list of names, of the container; "" without one."""
         return str(self.container.format.name) if self.container is not None else ""
 
     @property
@@ -155,17 +155,17 @@ class Opened:
 
     @property
     def frame_s(self) -> float:
-        """Seconds that a whole frame lasts, by FFmpeg's guess from what the codec says; 0 where it has none."""
+        """Seconds that a whole frame lasts, as FFmpeg guesses from the codec; 0 if it has no guess."""
         rate = self.stream.guessed_rate if self.stream is not None else None
         return float(1 / rate) if rate else 0.0
 
     @property
     def jumps(self) -> bool:
-        """Whether FFmpeg knows that times of such containers may jump: MPEG-TS, HLS."""
+        """Whether times in such a container may jump, according to FFmpeg: MPEG-TS, HLS."""
         return self.container is not None and bool(int(self.container.format.flags) & AVFMT_TS_DISCONT)
 
     def close(self, kept: object = None) -> None:
-        """Release the file or the connection, but for `kept`, which is the caller's."""
+        """Release the file or the connection, except `kept`, which is the caller's."""
         if self.container is not None:
             # Decoding threads end here, without Python's lock. PyAV ends them with it, and one that logs wants it, too.
             self.decoder.flush_buffers()
@@ -175,7 +175,7 @@ class Opened:
 
 
 AVFMT_TS_DISCONT = 0x200
-UNALIGNED = 1  # FFmpeg's AV_CODEC_FLAG_UNALIGNED: what a stream crops on the left is left out as well
+UNALIGNED = 1  # FFmpeg's AV_CODEC_FLAG_UNALIGNED: columns that a stream crops on the left are left out, too
 
 
 def open_raw(source: VideoSource, raw: Raw, name: str, reading: Reading) -> Opened:
@@ -211,8 +211,8 @@ def open_container(source: VideoSource, name: str, reading: Reading) -> Opened:
     except ImageError:
         container.close()
         raise
-    # A decoder stops at an error instead of painting over it: a made-up picture is not the video's quality. H.264's
-    # marks what it painted, and would otherwise stop at messages beside the picture (SEI), which cameras get wrong.
+    # A decoder stops at an error instead of painting over it: a made-up picture is not the video's quality. H.264's is
+    # exempt: it marks the pictures that it painted over, and would also stop at messages (SEI) that cameras get wrong.
     detect = "crccheck+explode" + ("+bitstream+buffer" if context.name in ONLY_LOGGING else "")
     explode = {} if context.name in ("h264", "tiff") else {"err_detect": detect}  # tiff stops at tags it does not know
     context.options = {"max_pixels": str(2 * (reading.max_pixels or MAX_PIXELS))} | explode
@@ -223,7 +223,7 @@ def open_container(source: VideoSource, name: str, reading: Reading) -> Opened:
         with open(path, "rb") as head:
             if head.read(8)[4:] == b"\xff" * 4:  # written into a pipe: nothing in its header is its length
                 duration_s = None
-    # An address that does not say how long it is has no end that could be waited for
+    # An address without a length has no end to wait for.
     live = is_address(source) and duration_s is None
     context.thread_type = "SLICE" if live else "AUTO"  # frame threads delay a live picture
     if context.name in ONLY_LOGGING:
@@ -248,7 +248,7 @@ def open_container(source: VideoSource, name: str, reading: Reading) -> Opened:
 
 
 def _decoder(stream: Any) -> Any:
-    """PyAV's for a stream, or libvpx's where pictures are transparent: FFmpeg's own ones leave the alpha out."""
+    """PyAV's decoder for a stream, or libvpx's for transparent pictures: FFmpeg's own decoders leave alpha out."""
     context = stream.codec_context
     other = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(context.name)
     if other is None or ("alpha_mode", "1") not in ((key.lower(), value) for key, value in stream.metadata.items()):
@@ -262,12 +262,12 @@ def _decoder(stream: Any) -> Any:
 
 
 def import_av() -> Any:
-    """PyAV, or BackendError that says how to get it."""
+    """PyAV. Raises BackendError, which says how to get it."""
     return load("av", "video", "PyAV", "video")
 
 
 def reason_of(error: Exception, timeout_s: float | None) -> str:
-    """FFmpeg's reason in a few words. An interrupted read is how a timeout shows."""
+    """FFmpeg's reason in a few words. A timeout shows as an interrupted read."""
     text = getattr(error, "strerror", None) or str(error)
     if type(error).__name__ in ("ExitError", "TimeoutError") or "mmediate exit" in text:
         return stalled(timeout_s)
@@ -275,7 +275,7 @@ def reason_of(error: Exception, timeout_s: float | None) -> str:
 
 
 def stalled(timeout_s: float | None) -> str:
-    """What a timeout means."""
+    """The message for a timeout."""
     waited = f" for {timeout_s:g} s" if timeout_s else ""
     return f"nothing arrived{waited}; the source has stalled"
 
@@ -286,7 +286,7 @@ def is_address(source: object) -> bool:
 
 
 def is_live(source: object) -> bool:
-    """Whether an address is mostly live by its scheme; that it is shows when it is opened and says no length."""
+    """Whether an address is probably live, by its scheme. It is certain once the opened source states no length."""
     return isinstance(source, str) and _ALWAYS_LIVE.match(source) is not None
 
 
@@ -299,7 +299,7 @@ def name_of(source: VideoSource) -> str:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """As `os.open`, but for a named pipe that nobody writes into, which is given up after TIMEOUT_S."""
+    """As `os.open`, but a named pipe without a writer is given up after TIMEOUT_S."""
     if not hasattr(os, "mkfifo") or not stat.S_ISFIFO(os.stat(path).st_mode):
         return os.open(path, flags)
     number = os.open(path, flags | os.O_NONBLOCK)
@@ -311,7 +311,7 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def _from_here(stream: Any) -> Any:
-    """An open file from where it stands; one at its end is rewound: it was read before."""
+    """An open file from its position on; one at its end was read before and is rewound."""
     if isinstance(stream, io.TextIOBase):
         raise ImageError("the file was opened in text mode; open it in binary mode: open(path, 'rb')")
     if not hasattr(stream, "read"):
@@ -327,7 +327,7 @@ def _from_here(stream: Any) -> Any:
 
 
 class _Rest:
-    """What is behind a place in a file, as a file of its own."""
+    """The rest of a file after a place, as a file of its own."""
 
     def __init__(self, stream: Any, begin: int) -> None:
         self._stream, self._begin = stream, begin
@@ -360,7 +360,7 @@ class _Descriptor:
 
 
 def _video_stream(container: InputContainer, name: str) -> Any:
-    """The stream with moving pictures; the cover of a piece of music is none."""
+    """The stream with moving pictures; a cover of music does not count."""
     stream: Any = container.streams.best("video")
     if stream is None or _is_cover(stream):
         kinds = sorted({"a cover" if _is_cover(s) else s.type for s in container.streams}) or ["nothing"]
@@ -378,7 +378,7 @@ def _check_size(name: str, width: int, height: int, reading: Reading) -> None:
 
 
 def _unopened(error: Exception, source: VideoSource, name: str, pipe: object, stall_s: float | None) -> ImageError:
-    """What could not be opened, why, and what to do. stall_s: seconds for which nothing came, None if something did."""
+    """The error for a source that could not be opened. stall_s: seconds without data, None if some came."""
     what = f"{name} cannot be opened as a video"
     if _is_empty(source, pipe):
         return ImageError(f"{what}: it is empty (0 bytes)")
@@ -387,25 +387,25 @@ def _unopened(error: Exception, source: VideoSource, name: str, pipe: object, st
     if type(error).__name__ in ("HTTPUnauthorizedError", "HTTPForbiddenError"):
         fix = "write user and password into the address: scheme://USER:PASSWORD@HOST/..."
         return RefusedError(f"{what}: {reason_of(error, None)}; {fix}")
-    if stall_s is not None:  # FFmpeg gives half an answer for one that makes no sense
+    if stall_s is not None:  # FFmpeg takes half an answer for a senseless one
         return ImageError(f"{what}: {stalled(stall_s)}")
     fix = "it is none, or damaged" if "InvalidData" in type(error).__name__ else "check the address and its server"
     return ImageError(f"{what}: {reason_of(error, None)}; {fix}")
 
 
 def _declared_duration(container: Any, stream: Any, origin_s: float) -> float | None:
-    """Seconds of the video stream; of the file where only that is said."""
+    """Seconds of the video stream, or of the file if only that is declared."""
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
     if not container.duration:
         return None
-    # Matroska's is when it ends, which is not how long it is in a recording that begins at 100 s
+    # Matroska declares the time of the end, which is not the length of a recording that begins at 100 s.
     begins_s = origin_s if "matroska" in container.format.name else 0.0
     return max(container.duration / 1e6 - begins_s, 0.0) or None
 
 
 def _rate(stream: Any) -> float | None:
-    """Frames per second. A measured rate that is no more than the ticks of the stream's clock was not measured."""
+    """Frames per second. A "measured" rate that equals the ticks of the stream's clock was not measured."""
     measured, guessed = stream.average_rate, stream.guessed_rate
     rate = guessed if guessed and (not measured or measured * stream.time_base == 1) else measured
     return float(rate) if rate and rate <= MAX_RATE else None
@@ -424,20 +424,20 @@ def _is_empty(source: VideoSource, pipe: object) -> bool:
 
 
 def _file(source: VideoSource) -> str:
-    """The path of a regular file, "" of anything else."""
+    """The path of a regular file, else ""."""
     return str(source) if isinstance(source, str | Path) and str(source) != STDIN and os.path.isfile(source) else ""
 
 
 def _for_ffmpeg(source: VideoSource) -> tuple[Any, dict[str, str]]:
-    """What PyAV opens, and with which options. A path is never taken for one of FFmpeg's many address schemes."""
+    """(what PyAV opens, its options). A path is never taken for one of FFmpeg's many address schemes."""
     if isinstance(source, str) and is_address(source):
-        # Over TCP nothing is lost on the way; a server that cannot do that is asked for UDP
+        # TCP loses nothing on the way; a server without it is asked for UDP.
         rtsp = {"rtsp_flags": "prefer_tcp"} if source.lower().startswith("rtsp") else {}
         formats = _formats_without(frozenset(_TEXT | {"concat", "concatf", "lavfi"}))
         return source, {"protocol_whitelist": _NETWORK_PROTOCOLS, "format_whitelist": formats, **rtsp}
     binary = _binary(source)
     local = {"protocol_whitelist": _LOCAL_PROTOCOLS, "pattern_type": "none"}
-    if not (path := _file(source)):  # but a pipe, which can be read once
+    if not (path := _file(source)):  # a pipe, which can be read once
         formats = _formats_without(frozenset(_TEXT | _JOINING | _FETCHING))
         return binary, local | {"protocol_whitelist": "crypto,data", "format_whitelist": formats}
     binary.close()
@@ -448,12 +448,12 @@ def _for_ffmpeg(source: VideoSource) -> tuple[Any, dict[str, str]]:
 
 @lru_cache(4)
 def _formats_without(refused: frozenset[str]) -> str:
-    """FFmpeg's list of formats it may take a source for."""
+    """The list of formats that FFmpeg may take a source for."""
     return ",".join(sorted(set(import_av().formats_available) - refused))
 
 
 def _check_playlist(path: Path, folder: Path, seen: set[str]) -> bool:
-    """Whether a file is an HLS playlist. Raises RefusedError if it, or one that it names, names what lies elsewhere."""
+    """Whether a file is an HLS playlist. Raises RefusedError if it, or one that it names, names a file elsewhere."""
     if not path.is_file():
         return False  # FFmpeg says so
     with open(path, "rb") as file:

@@ -1,8 +1,8 @@
-"""Pushed pictures -> rows to pull, from any threads: scoring inside somebody else's capture loop.
+"""Pushed pictures -> rows to pull, from any threads: scoring inside a caller's capture loop.
 
     push() (any thread) -> Channel -> FrameScorer (a thread) -> rows -> pull() (any thread)
 
-Nothing grows: the channel and the waiting rows are bounded; a full one makes `push` wait, or drops the oldest frame.
+Memory is bounded: a full channel, also of waiting rows, makes `push` wait, or drops the oldest frame.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ class FrameStream:
         return self._scorer.channel.dropped
 
     def push(self, image: Any, time_s: float, *, source: str = "stream", timeout: float | None = None) -> bool:
-        """Hand in one picture; it is copied. False if it found no room in `timeout` seconds, or after `finish`.
+        """Hand in one picture, which is copied. False if there was no room in `timeout` seconds, or after `finish`.
 
         image: an array as `Scorer.score` takes, or anything with `__dlpack__` in the CPU's memory, [H,W,3]. One on a
-        GPU is not copied: it must stay as it is until its row has come, and belongs to no scene; a stream with reuse
+        GPU is not copied: it must not change until its row has come, and gets no scene of its own; a stream with reuse
         copies it to the host, where frames are compared. time_s: seconds, reported in its row. source: frames of one
         source are compared with each other, for scenes and reuse.
-        Raises ImageError for what is no picture, and whatever ended the scoring.
+        Raises ImageError for anything but a picture, and the error that ended the scoring, if any.
         """
         self._raise()
         if is_on_gpu(image) and self._scorer.reuse and self._scorer.stages.on_gpu:
@@ -78,7 +78,7 @@ class FrameStream:
         return iter(self.pull, None)
 
     def finish(self) -> None:
-        """No more frames will be pushed."""
+        """Declare that no more frames will be pushed."""
         self._scorer.channel.finish()
 
     def close(self) -> None:
@@ -101,7 +101,7 @@ class FrameStream:
             for result in results:
                 if not self._rows.put(result.as_row(self._scorer.stages)):
                     break
-        except BaseException as error:  # it belongs to whoever pulls
+        except BaseException as error:  # raised to the callers that pull
             self._error = error
         finally:
             results.close()
@@ -121,7 +121,7 @@ def _copied(image: Any) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 def _from_dlpack(image: Any) -> Any:
-    """Arrays of other libraries, without a copy, if they lie in the CPU's memory."""
+    """An array of another library, without a copy, if it is in the CPU's memory."""
     if isinstance(image, np.ndarray) or not hasattr(image, "__dlpack__"):
         return image
     device = image.__dlpack_device__()[0]

@@ -1,7 +1,7 @@
-"""What FFmpeg's demuxers pass over without a word: the rest of a file behind damage or a cut, and another recording.
+"""Finds what FFmpeg's demuxers skip silently: the rest of a file after damage or a cut, and a second recording.
 
-Files are chains of parts that say how long they are. Where a chain breaks, a demuxer looks for a part that it knows, or
-ends as if that were the end.
+Files are chains of parts that state their own length. Where a chain breaks, a demuxer looks for a part that it knows,
+or stops as if that were the end.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-_LOST = 1024  # zero bytes in a row that no stream without a container has
+_LOST = 1024  # so many zero bytes in a row are in no stream without a container
 _BARE = ("h264", "hevc", "mpegvideo", "m4v", "dv")
-# Units that belong in front of a picture, by the byte behind their start code
+# Units that belong before a picture, by the byte after their start code
 _HEADERS = {
     "h264": re.compile(rb"[\x06-\x09\x26-\x29\x46-\x49\x66-\x69]"),
     "hevc": re.compile(rb"[\x40-\x47\x4e]"),
@@ -24,7 +24,7 @@ _HEADERS = {
 }
 _TS = 188  # bytes of a packet
 _TS_AT_A_TIME = 1 << 18  # packets, 49 MB
-_MARKS = {"flv": b"FLV\x01", "nut": b"nut/multimedia container\0"}  # what a recording begins with
+_MARKS = {"flv": b"FLV\x01", "nut": b"nut/multimedia container\0"}  # the beginning of a recording
 _FLV_HEADER = (b"\x01\0\0\0\x09\0\0\0\0", b"\x04\0\0\0\x09\0\0\0\0", b"\x05\0\0\0\x09\0\0\0\0")  # video, sound, both
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _FIELDS = (0, 1, 2, 4)  # bytes that ASF's numbers have
@@ -35,9 +35,9 @@ Part = Callable[[Any, int], int]  # bytes of a file, where a part begins -> its 
 
 
 def unseen(path: str | os.PathLike[str], container: str, counted: int | None = None) -> str:
-    """What a file that was read to its end hides, "" where that is nothing. container: FFmpeg's name of the format.
+    """What a file hides that was read to its end, or "". container: FFmpeg's name of the format.
 
-    counted: the stream of MPEG-TS or ASF whose packets are counted, by its number in the file.
+    counted: the number in the file of the stream of MPEG-TS or ASF whose packets are counted.
     """
     if not os.path.getsize(path):
         return ""
@@ -64,7 +64,7 @@ def _second_recording(data: mmap.mmap, name: str) -> int | None:
 
 
 def _second_movie(data: mmap.mmap) -> int | None:
-    """Where the second `ftyp` of MP4 or QuickTime is, unless it is in fragments, of which FFmpeg reads all."""
+    """The place of a second `ftyp` or `moov` in MP4 or QuickTime; None in fragmented files: FFmpeg reads them whole."""
     types: list[bytes] = []
     for at, _ in _chain(data, _box):
         kind = data[at + 4 : at + 8]
@@ -77,13 +77,13 @@ def _second_movie(data: mmap.mmap) -> int | None:
 
 
 def _break(data: mmap.mmap, name: str) -> int | None:
-    """Where the chain of parts breaks, or zero bytes took the place of data."""
+    """The place where the chain of parts breaks, or where zero bytes replaced data."""
     if name in _BARE and (at := data.find(bytes(_LOST))) >= 0:
         return at
     if name in _HEADERS:
         last = data.rfind(b"\0\0\1")
         return last if _HEADERS[name].match(data, last + 3) else None
-    if name == "mpegts":  # of which FFmpeg reports what lacks before its end
+    if name == "mpegts":  # FFmpeg reports anything missing before its end
         rest = len(data) % _TS
         return len(data) - rest if rest and data[0] == data[_TS] == ord("G") else None
     for at, length in _chain(data, _PARTS[name]) if name in _PARTS else ():
@@ -93,9 +93,9 @@ def _break(data: mmap.mmap, name: str) -> int | None:
 
 
 def _missing(data: mmap.mmap, pid: int) -> int | None:
-    """Where packets of a stream in MPEG-TS are missing, by their counter.
+    """The place where packets of a stream in MPEG-TS are missing, by their counter.
 
-    Where recordings were joined, all counters begin anew, that of the table of programs (stream 0) with 0.
+    Where recordings were joined, all counters start again, the one of the program table (stream 0) at 0.
     """
     count, begin = len(data) // _TS, 0
     while begin < count and data[0] == data[_TS] == ord("G"):
@@ -104,7 +104,7 @@ def _missing(data: mmap.mmap, pid: int) -> int | None:
         if (lost := heads[:, 0] != ord("G")).any():
             return (begin + int(lost.argmax())) * _TS
         pids = (heads[:, 1] & 31) << 8 | heads[:, 2]
-        told = (heads[:, 3] & 32 > 0) & (heads[:, 4] > 0) & (heads[:, 5] & 128 > 0)  # that its counter steps
+        told = (heads[:, 3] & 32 > 0) & (heads[:, 4] > 0) & (heads[:, 5] & 128 > 0)  # that its counter jumps
         anew = np.flatnonzero((pids == 0) & (heads[:, 3] & 15 == 0))
         of = np.flatnonzero((pids == pid) & (heads[:, 3] & 16 > 0))  # those with a payload are counted
         steps = np.diff(heads[of, 3]) & 15
@@ -116,7 +116,7 @@ def _missing(data: mmap.mmap, pid: int) -> int | None:
 
 
 def _lost_of_asf(data: mmap.mmap, stream: int) -> int | None:
-    """Where packets of ASF are missing, by their count in the header, and the pieces of objects (pictures) in them."""
+    """The place where packets of ASF are missing, by their count in the header and the pieces of objects (pictures)."""
     begin, size = next(((at, size) for at, size in _chain(data, _asf) if data[at : at + 16] == _ASF_DATA), (0, 0))
     header = data.find(_ASF_PROPERTIES, 0, begin)
     length, end = _little(data, header + 92), min(begin + size, len(data))
@@ -132,14 +132,14 @@ def _lost_of_asf(data: mmap.mmap, stream: int) -> int | None:
 
 
 def _pieces_of_asf(packet: bytes) -> Iterator[tuple[int, int, int, tuple[int, int] | None]]:
-    """Of each piece in a packet: stream, object, place in it, and the object and place of the piece that follows.
+    """(stream, object, place in it, object and place of the next piece) for each piece in a packet.
 
-    Streams begin with 1; one that is 0 is none.
+    Streams are counted from 1; 0 marks a packet that is too short.
     """
     at = 0
 
     def field(kind: int) -> int:
-        """The number that is next, by what two bits say of its length."""
+        """The next number, whose length two bits give."""
         nonlocal at
         begin, at = at, at + _FIELDS[kind & 3]
         return int.from_bytes(packet[begin:at], "little")
@@ -163,7 +163,7 @@ def _pieces_of_asf(packet: bytes) -> Iterator[tuple[int, int, int, tuple[int, in
 
 
 def _chain(data: mmap.mmap, part: Part) -> Iterator[tuple[int, int]]:
-    """Where each part begins, and its length; the last one may have none, or reach over the end."""
+    """The place and length of each part; the last one may have no length, or reach beyond the end."""
     at, length = 0, 1
     while length and at < len(data):
         try:
@@ -181,7 +181,7 @@ def _box(data: mmap.mmap, at: int) -> int:
 
 
 def _riff(data: mmap.mmap, at: int) -> int:
-    """The chunks of AVI, those within lists as well; what is behind all is nobody's. A pipe got no lengths of lists."""
+    """The chunks of AVI, also those in lists. Bytes after the last are ignored. AVI from a pipe has no list lengths."""
     name, size, whole = data[at : at + 4], _little(data, at + 4), _little(data, 4)
     length = 8 + size
     if not name.strip().isalnum():
@@ -194,7 +194,7 @@ def _riff(data: mmap.mmap, at: int) -> int:
 
 
 def _little(data: mmap.mmap, at: int) -> int:
-    """The length there, 0 where it is not known."""
+    """The length at this place, 0 if it is not known."""
     size = int.from_bytes(data[at : at + 4], "little")
     return 0 if size == (1 << 32) - 1 else size
 
@@ -216,7 +216,7 @@ def _asf(data: mmap.mmap, at: int) -> int:
 
 
 def _matroska(data: mmap.mmap, at: int) -> int:
-    """Elements, those within segments and clusters as well. A length of all ones is not known: it is what is left."""
+    """Elements, also those in segments and clusters. A length of all ones is unknown: the element is the rest."""
     first = at + 9 - data[at].bit_length()  # behind the identifier
     bytes_ = 9 - data[first].bit_length() if first < len(data) and data[at] >= 16 else 9
     size = int.from_bytes(data[first : first + bytes_], "big") & ((1 << 7 * bytes_) - 1)
@@ -232,7 +232,7 @@ def _ogg(data: mmap.mmap, at: int) -> int:
 
 
 def _program_stream(data: mmap.mmap, at: int) -> int:
-    """MPEG's packs, packets and its end."""
+    """Packs and packets of MPEG, and its end code."""
     code = data[at + 3] if data[at : at + 3] == b"\0\0\1" else 0
     if code == 0xBA:
         return 14 + (data[at + 13] & 7) if data[at + 4] >> 6 == 1 else 12
@@ -260,4 +260,4 @@ _PARTS: dict[str, Part] = {"matroska": _matroska, "ogg": _ogg, "mpeg": _program_
 _PARTS |= {"avi": _riff, "flv": _flv, "yuv4mpegpipe": _y4m}
 _PARTS["ivf"] = lambda data, at: 12 + int.from_bytes(data[at : at + 4], "little") if at else 32
 _PARTS["dv"] = lambda data, at: 120_000 + 24_000 * (data[at + 3] >> 7) if data[at : at + 2] == b"\x1f\x07" else 0
-_COUNTS = {"mpegts": _missing, "asf": _lost_of_asf}  # a file and the number of a stream -> where packets lack
+_COUNTS = {"mpegts": _missing, "asf": _lost_of_asf}  # a file and the number of a stream -> where packets are missing
