@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 class Scorer:
     """The two networks of a bundle, ready to score. `score` may be called from several threads at once.
 
+    A Scorer can be pickled; unpickling opens it again. A fork of the process must open its own.
+
     bundle: a name ("small"), a directory, or a loaded Bundle. backend: "auto" or a name in `backends.BACKENDS`.
     precision: one of `spec.PRECISIONS`. fp32 runs the bundle's own files; anything else, and TensorRT, runs an engine
     that was built and proved on this machine (`dgiqa-rt build`). build: build it now if it is missing or stale, which
@@ -60,7 +62,6 @@ class Scorer:
     device: the GPU's ordinal as CUDA counts, by default the current context's, else the first.
     graphs: whether the GPU records CUDA graphs, by default only with TensorRT. copy_back: copy each picture on a GPU to
     the host, to measure its attributes and bars, too.
-    A Scorer can be pickled; unpickling opens it again. A fork of the process must open its own.
     Raises BundleError, BackendError, EngineError if there is no such engine, or ValueError for invalid arguments.
     """
 
