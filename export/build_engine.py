@@ -1,4 +1,4 @@
-"""A bundle becomes an engine for this machine; the same function as `dgiqa-rt build`, with the same options.
+"""Build a bundle's engine for this machine: the same as `dgiqa-rt build`, with the same options.
 
 python export/build_engine.py --fp16
 python export/build_engine.py --int8 --calib photos --backend onnxruntime

@@ -1,4 +1,4 @@
-"""A bundle's networks become fp16, int8 or fp8 ONNX files, which are kept only if scores stay within their budget.
+"""Write a bundle's networks as fp16, int8 or fp8 ONNX files, which are kept only if scores stay within their budget.
 
 python export/quantize.py --fp16 --out build/fp16
 python export/quantize.py --int8 --calib photographs/ --rest fp16 --out build/int8 --bundle koniq
@@ -17,7 +17,7 @@ from dgiqa.errors import DgiqaError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse, quantise, print what was left out and how far scores moved; 0 if both files were written, 1 if not."""
+    """Parse, quantise, print the parts left out and how far scores moved. Return 0, or 1 if nothing was written."""
     parser = argparse.ArgumentParser(description="Write a bundle's networks in a lower precision.")
     precision = parser.add_mutually_exclusive_group(required=True)
     precision.add_argument("--fp16", dest="precision", action="store_const", const="fp16")
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """One line per file, what the images were, and how much of the allowed difference is used."""
+    """One line per file, the share of the allowed difference that is used, and a description of the images."""
     lines = [f"{'file':<14}{'bytes':>12}{'of fp32':>9}  layers"]
     for file, facts in report["files"].items():
         layers = ", ".join(f"{count} {kind}" for kind, count in facts["layers"].items())

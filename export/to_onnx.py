@@ -1,4 +1,4 @@
-"""Networks in PyTorch become ONNX files, compared with PyTorch on photographs before anything is written.
+"""Export PyTorch networks to ONNX files, which are compared with PyTorch on photographs before they are kept.
 
 python export/to_onnx.py --quality dgiqa_koniq.pth --depth depth_anything_vits14.pth --out build
 python export/to_onnx.py --quality random:0 --depth vits --out build        # untrained, for measuring speed
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse, export, print a table; 0 if all was written, 1 if not."""
+    """Parse, export, print a table. Return 0 if all was written, 1 if not."""
     parser = argparse.ArgumentParser(description="Export the networks to ONNX.")
     parser.add_argument("--quality", metavar="FILE|random:SEED", help="DGIQA weights, or an untrained network")
     parser.add_argument("--depth", metavar="FILE|vits|vitb|vitl|small", help="depth weights, or an untrained network")
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def table(exports: list[Export]) -> str:
-    """One line per file: nodes, size, and how much of the allowed difference from PyTorch is used."""
+    """One line per file: nodes, size, and the share of the allowed difference from PyTorch that is used."""
     lines = [f"{'file':<14}{'nodes':>7}{'bytes':>15}  {'graph':<11}difference from PyTorch"]
     for export in exports:
         graph = "simplified" if export.simplified else "exporter's"

@@ -1,8 +1,8 @@
-"""GlintIQA in plain PyTorch: a picture's tiles become scores on the scale of the labels, without depth.
+"""GlintIQA in plain PyTorch: scores tiles on the scale of the labels, without depth.
 
 Source: Wang et al., "No-Reference Image Quality Assessment with Global-Local Progressive Integration and
-Semantic-Aligned Quality Transfer", arXiv 2408.03885, and its authors' code, which stands where the two differ. Module
-names follow their checkpoints, so that those load.
+Semantic-Aligned Quality Transfer", arXiv 2408.03885, and its authors' code, which is followed where the two differ.
+Module names follow their checkpoints, so that those load.
 
     rgb ─┬─► ViT-S/16, blocks 7 to 10 ─────────────► four global maps ─────────────────┐
          └─► ResNet-50, stages 1 to 3 ─► patches ─► channel attention ─► local map ─► four times: join, channel
@@ -22,7 +22,7 @@ from dgiqa.nn.backbones import import_timm, transformer_block
 from dgiqa.spec import QUALITY_RGB, Preprocess
 
 EXPANSION = 4  # of a bottleneck: channels out per channel inside
-# GlintIQA's, as its authors' code sets them; samples are pictures as they are, labels on their own scale.
+# Training settings of the authors' code. Samples are unresized pictures; labels are on their own scale.
 TRAINING: dict[str, Any] = {
     **{"epochs": 300, "batch": 32, "lr": 1e-5, "lr_min": 0.0, "t_max_steps": 30, "lr_rises": True},
     **{"optimizer": "adam", "weight_decay": 1e-5, "grad_clip": 0.0, "loss": "l1", "consistency": 0.0},
@@ -31,11 +31,11 @@ TRAINING: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class GlintIQAConfig:
-    """Sizes of the network. The defaults are its authors' 41.2 M parameters that a score depends on.
+    """Sizes of the network. The defaults are its authors' 41.2 M parameters on which a score depends.
 
     width, heads, patch: of the vision transformer. reads: its four blocks whose tokens are read, counted from 0; those
-    behind the last are left away. frozen_blocks: how many do not learn, with the patches' embedding.
-    stem: channels behind the local half's first layer. stages: bottlenecks in its three stages.
+    after the last are left out. frozen_blocks: the number that does not learn, with the patches' embedding.
+    stem: channels after the local half's first layer. stages: bottlenecks in its three stages.
     """
 
     width: int = 384
@@ -55,10 +55,10 @@ class GlintIQAConfig:
 
 
 class GlintIQA(nn.Module):
-    """rgb f32 [N,3,224,224], in -1..1 -> score f32 [N] on the labels' own scale, whichever end of it is better."""
+    """rgb f32 [N,3,224,224], in -1..1 -> score f32 [N] on the labels' own scale, of which either end may be better."""
 
     inputs: ClassVar[tuple[str, ...]] = (QUALITY_RGB,)
-    # Tiles of the picture as it is. The authors draw 25 at random; a grid sees every pixel.
+    # Tiles of the unresized picture. The authors draw 25 at random; a grid sees every pixel.
     preprocess: ClassVar[Preprocess] = Preprocess(1, 0, 1, short_side=0, tile=224, normalisation="half")
 
     def __init__(self, config: GlintIQAConfig | None = None) -> None:
@@ -78,7 +78,7 @@ class GlintIQA(nn.Module):
         return self.score(self.features(rgb))
 
     def features(self, rgb: Tensor) -> Tensor:
-        """What the head sees: mean over the tokens, f32 [N,C]."""
+        """The head's input, the mean over the tokens: f32 [N,C]."""
         local = torch.cat(self.clfe(rgb), 2)  # [N,T,3C]
         fused = self.local_projection(self.local_cwsa(local.mT).mT)
         for step, tokens in enumerate(self.vgfe["backbone"](rgb), 1):
@@ -95,7 +95,7 @@ class GlintIQA(nn.Module):
         return self.quality_head(features)
 
     def freeze(self) -> GlintIQA:
-        """Stop the layers that its authors do not train from learning; batch normalisation still counts. Itself."""
+        """Freeze the layers that its authors do not train, but not batch normalisation's statistics. Returns itself."""
         transformer: Any = self.vgfe["backbone"]
         local = self.clfe.backbone
         still = [transformer.patch_embed, *transformer.blocks[: self.config.frozen_blocks]]
@@ -105,7 +105,7 @@ class GlintIQA(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """ViT with a class token up to the last block that is read; the class token is dropped on the way out."""
+    """ViT with a class token, up to the last block that is read; outputs leave the class token out."""
 
     def __init__(self, config: GlintIQAConfig) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class VisionTransformer(nn.Module):
 
 
 class Patches(nn.Module):
-    """A map becomes one token per patch: [N,C,H,W] -> [N,(H/k)(W/k),D]."""
+    """Turn a map into one token per patch: [N,C,H,W] -> [N,(H/k)(W/k),D]."""
 
     def __init__(self, channels: int, width: int, side: int) -> None:
         super().__init__()
@@ -186,8 +186,8 @@ class ResNet(nn.Module):
 class ChannelAttention(nn.Module):
     """CWSA: attention between channels, each a vector over the tokens: [N,C,T] -> [N,C,T].
 
-    Queries and keys have length 1. The result is transposed and its memory read as if it were not, as MANIQA does;
-    trained weights expect it.
+    Queries and keys have length 1. The result is transposed and then reshaped as if it were not, as in MANIQA; trained
+    weights expect that.
     """
 
     def __init__(self, tokens: int, dropout: float) -> None:
@@ -216,7 +216,7 @@ class SpatialInteraction(nn.Module):
 
 
 class Head(nn.Module):
-    """[N,C] -> [N], without an end to its range."""
+    """[N,C] -> [N], of unlimited range."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""DGIQA in plain PyTorch: the definition that exported files, engines and kernels answer to.
+"""DGIQA in plain PyTorch: the definition that exported files, engines and kernels must match.
 
 Source: Ramesh et al., "DGIQA: Depth-guided Feature Attention and Refinement for Generalizable Image Quality
 Assessment", arXiv 2505.24002, section 3. Module names follow the published checkpoints, so that those load.
@@ -21,13 +21,13 @@ from dgiqa.nn.backbones import FULL_BACKBONE, create_backbone, feature_maps
 class DGIQAConfig:
     """Sizes of the network. The defaults are the paper's 102.88 M parameters; `SMALL` is the shipped default model.
 
-    depth_backbone, depth_backbone_options: the depth half's, where it is another; None: the same as the RGB half's.
-    reasons: columns of a second head, one per kind of fault, beside the score; the paper's network has none. It reads
-        statistics of the RGB half's maps, because the last features tell how good a picture is, and no longer why.
-    statistics: the last layer also reads these statistics, behind the features of the paper. Where a score is to follow
-        new labels (`calibrate.adapt`), they tell of pictures what the paper's few features do not.
-    soften: weight of both neighbours, in rows and in columns, with which the RGB half smooths its tile first; 0: it
-        does not. A network that learned from tiles that were reduced twice sees such tiles again.
+    depth_backbone, depth_backbone_options: the depth half's, if it differs; None: the same as the RGB half's.
+    reasons: outputs of a second head, one per kind of fault; the paper's network has none. The head reads statistics of
+        the RGB half's maps, because the last features say how good a picture is, but no longer why.
+    statistics: the last layer also reads these statistics, after the paper's features. When a score is fitted to new
+        labels (`calibrate.adapt`), they hold facts about pictures that the paper's few features lack.
+    soften: weight of both neighbours, in rows and in columns, with which the RGB half first smooths its tile; 0: not
+        at all. A network that learned from tiles reduced twice then sees similar tiles.
     The three switches at the end are the paper's ablations (tables 4 and 5).
     """
 
@@ -98,7 +98,7 @@ def _feed_forward(width: int) -> nn.Sequential:
 class CrossAttention(nn.Module):
     """Depth-guided cross-attention (section 3.4): query = depth, key = value = RGB, residual on the depth query."""
 
-    suffix = ""  # of its parts' names in checkpoints
+    suffix = ""  # of the parts' names in checkpoints
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -179,11 +179,11 @@ class DGIQA(nn.Module):
         return torch.sigmoid(logit.float())  # under autocast bfloat16 would step by 0.004 near 1
 
     def features(self, rgb: Tensor, depth: Tensor) -> Tensor:
-        """Input of the last layer: the score is a sigmoid of a linear function of it. f32 [N,C]."""
+        """The last layer's input, f32 [N,C]: the score is the sigmoid of a linear function of it."""
         return self.features_and_faults(rgb, depth)[0]
 
     def features_and_faults(self, rgb: Tensor, depth: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`features` f32 [N,C], and the logit of each kind of fault, f32 [N,K]; None where config.reasons is 0."""
+        """`features` f32 [N,C], and the logit of each kind of fault, f32 [N,K], or None if config.reasons is 0."""
         maps = self.maps(rgb)
         guide = self.branch(depth, "_depth") if self.config.depth_car else None
         features = self.join(self._fuse(maps, ""), guide)
@@ -204,7 +204,7 @@ class DGIQA(nn.Module):
         return feature_maps(self.backbone, softened(image, self.config.soften))
 
     def join(self, fused: Tensor, guide: Tensor | None) -> Tensor:
-        """The part after both branches: [N,C,7,7] of RGB and, with Depth-CAR, of depth -> f32 [N,C]."""
+        """Run the part after both branches: [N,C,7,7] of RGB and, with Depth-CAR, of depth -> f32 [N,C]."""
         if guide is not None:
             n, c, h, w = fused.shape
             tokens = self.depth_guided_cross_attention(_to_tokens(guide), _to_tokens(fused))  # [49,N,C]
@@ -219,7 +219,7 @@ class DGIQA(nn.Module):
         return stacked.mean((2, 3))
 
     def _fuse(self, maps: list[Tensor], suffix: str) -> Tensor:
-        """Four maps through their bridges, bilinearly to the smallest one's size, concatenated: [N,sum C,7,7]."""
+        """Pass four maps through their bridges, resize them bilinearly to the smallest, and join: [N,sum C,7,7]."""
         if self.config.tcb:
             maps = [getattr(self, f"tcb{level}{suffix}")(m) for level, m in enumerate(maps, 1)]
         size = maps[-1].shape[-2:]
@@ -227,7 +227,7 @@ class DGIQA(nn.Module):
 
 
 def softened(image: Tensor, neighbour: float) -> Tensor:
-    """Normalised f32 [N,3,H,W], each pixel a weighted mean of the nine around it; `neighbour`: `DGIQAConfig.soften`."""
+    """Replace each pixel of f32 [N,3,H,W] by a weighted mean of its 3 x 3 pixels; neighbour: `DGIQAConfig.soften`."""
     if not neighbour:
         return image
     row = image.new_tensor((neighbour, 1 - 2 * neighbour, neighbour))
@@ -252,7 +252,7 @@ def statistics(maps: Sequence[Tensor]) -> Tensor:
 
 
 def fault_head(channels: int, faults: int) -> nn.Sequential:
-    """`statistics` of maps of so many channels -> the logit of each kind of fault."""
+    """A head from the `statistics` of maps with this many channels to the logit of each kind of fault."""
     return nn.Sequential(nn.LayerNorm(2 * channels), nn.Linear(2 * channels, 40), nn.ReLU(), nn.Linear(40, faults))
 
 

@@ -1,10 +1,10 @@
-"""A network in PyTorch becomes one ONNX file, which is kept only if it computes the same on real photographs.
+"""Export a PyTorch network to one ONNX file, which is kept only if it computes the same on real photographs.
 
     network ─► its export twin ─► dynamo export ─► stripped of local paths ─► ONNX Runtime ─┐
        └──────────────────────────────────────────────────────────────────────────────────┴─► compare ─► rename
 
-A network without a twin is exported itself, and goes through onnxsim if that makes it no larger. The bytes that were
-checked are the bytes that are kept; a file that differs too much is deleted.
+A network without a twin is exported itself, and simplified by onnxsim if that does not add nodes. The bytes that are
+kept are exactly those that were checked; a file that differs too much is deleted.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from dgiqa.runtime.ort import OrtSession
 from dgiqa.spec import Preprocess
 from dgiqa.store import replacing
 
-SCORE_TOLERANCE = 1e-4  # of a score in 0..1: a hundredth of the two decimals that a reader compares
+SCORE_TOLERANCE = 1e-4  # of a score in 0..1: a hundredth of the second decimal, the last that readers compare
 DEPTH_TOLERANCE = 1e-3  # of one image's depth range: a quarter of a step of the uint8 depth image
-BATCHES = (1, 3, 8)  # tiles; one alone, an odd number, a full batch
+BATCHES = (1, 3, 8)  # tiles: a single one, an odd number, a full batch
 MAX_BYTES = 2**31 - 1  # protobuf's limit; every network here stays below it, so weights stay in the file
 MAX_CELLS = 512  # cells (patches of `depth_multiple` pixels) along one side of the depth network's input
 PHOTOGRAPHS = {  # in scikit-image's wheel, with their licences
@@ -61,10 +61,10 @@ class ExportError(DgiqaError):
 
 @dataclass(frozen=True)
 class Export:
-    """One file that was written, and how far it is from PyTorch.
+    """A written file, and how far it is from PyTorch.
 
     simplified: whether onnxsim's graph was kept. differences: largest difference for each input that was tried.
-    unit: what a difference is a part of. tolerance: the largest difference allowed.
+    unit: the quantity that differences are relative to. tolerance: the largest difference allowed.
     """
 
     path: Path
@@ -81,7 +81,7 @@ class Export:
 
     @property
     def share(self) -> float:
-        """How much of the tolerance is used, 0..1."""
+        """The share of the tolerance that is used, 0..1."""
         return self.difference / self.tolerance
 
 
@@ -96,13 +96,12 @@ def export_quality(
 ) -> Export:
     """Write a quality network, f32 [n,3,tile,tile] of rgb and depth -> f32 [n], to an ONNX file with a dynamic batch.
 
-    A network that takes something else says so: `inputs` are the names of what it takes, `preprocess` how it is made.
-
+    A network with other inputs names them in `inputs`; its `preprocess` says how they are made.
     A DGIQA's file also has its features f32 [n,C] and, with a head for them, its reasons f32 [n,K] as outputs.
-    photos: uint8 [H,W,3] RGB to compare with PyTorch on; by default scikit-image's. The model is left as it is.
+    photos: uint8 [H,W,3] RGB to compare with PyTorch on; by default scikit-image's. The model is not changed.
     attention: as in `dgiqa.nn.deploy.export_twin`; "op" writes one operator with its function.
-    twin: False exports the network as it is written, for comparison.
-    Raises ExportError if scores, reasons, or features as a part of the largest one, differ by more than
+    twin: False exports the network itself, for comparison.
+    Raises ExportError if scores, reasons, or features relative to the largest one, differ by more than
     SCORE_TOLERANCE; then nothing is written.
     """
     p = replace(getattr(model, "preprocess", Preprocess()), tile=tile)
@@ -110,7 +109,7 @@ def export_quality(
     cases = {f"batch {n}": {name: tiles[:n] for name, tiles in fed.items()} for n in BATCHES}
     batch = torch.export.Dim("batch", min=1, max=4096)
     with _frozen(model) as network:
-        # A network that keeps its maps is exported as it is written: the twin averages them.
+        # A network that keeps its maps is exported itself: the twin averages them.
         exported = _exported(network, attention, twin and getattr(network.config, "difference", "signed") == "signed")
         whole, names = _with_all_outputs(exported)
         graph = _graph(whole, cases["batch 3"], names, ({0: batch},) * len(fed), attention=attention)
@@ -130,8 +129,8 @@ def export_depth(
 ) -> Export:
     """Write a depth network, f32 [n,3,h,w] -> f32 [n,h,w], to an ONNX file with dynamic batch, height and width.
 
-    preprocess: gives the sizes to compare at, and the multiple that h and w are of. size: fixes (h, w) instead.
-    photos, twin: as in `export_quality`. The model is left as it is.
+    preprocess: defines the sizes to compare at, and the multiple of h and w. size: a fixed (h, w) instead.
+    photos, twin: as in `export_quality`. The model is not changed.
     Raises ExportError if depths differ by more than DEPTH_TOLERANCE of their range; then nothing is written.
     """
     p = preprocess or Preprocess()
@@ -175,9 +174,9 @@ def export_networks(
 
 
 def photographs(folder: str | Path | None = None, limit: int = 8) -> list[NDArray[np.uint8]]:
-    """Photographs to compare on, uint8 [H,W,3] RGB: a folder's first `limit`, or those of scikit-image.
+    """Photographs to compare on, uint8 [H,W,3] RGB: a folder's first `limit`, or scikit-image's.
 
-    Raises ExportError when there are none.
+    Raises ExportError if there are none.
     """
     if folder is not None:
         paths = sorted(
@@ -194,9 +193,9 @@ def photographs(folder: str | Path | None = None, limit: int = 8) -> list[NDArra
 
 
 def untrained(network: N) -> N:
-    """The network with small random numbers where it was initialised with zeros; changed in place.
+    """Fill the parameters that were initialised with zeros with small random numbers; changed in place and returned.
 
-    Tools drop an addition of zeros, so that a graph with zero biases runs faster than a trained network's ever will.
+    Tools drop additions of zeros, so a graph with zero biases would run faster than a trained network's ever can.
     """
     with torch.no_grad():
         for parameter in network.parameters():
@@ -213,7 +212,7 @@ def _quality_named(name: str, config: str) -> DGIQA:
 
 
 def _depth_named(name: str) -> tuple[nn.Module, Preprocess]:
-    """A depth network and the preprocessing that gives it the sizes it takes."""
+    """A depth network, and the preprocessing that gives it the right sizes."""
     torch.manual_seed(0)
     if name in ENCODERS:
         return untrained(DepthAnything(name)), Preprocess()
@@ -229,7 +228,7 @@ def _tiles_of(
     p: Preprocess,
     inputs: tuple[str, ...] = (spec.QUALITY_RGB, spec.QUALITY_DEPTH),
 ) -> tuple[Tensor, ...]:
-    """At least max(BATCHES) tiles of each input, of one photograph after the other; brightness stands in for depth."""
+    """At least max(BATCHES) tiles of each input, photograph by photograph; brightness stands in for depth."""
     made = []
     for photo in photos:
         near = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY) if spec.QUALITY_DEPTH in inputs else None
@@ -240,7 +239,7 @@ def _tiles_of(
 def _depth_cases(
     photos: Sequence[NDArray[np.uint8]], p: Preprocess, size: tuple[int, int] | None
 ) -> dict[str, dict[str, Tensor]]:
-    """Depth inputs of the sizes that photographs have, a portrait, and two small ones at once."""
+    """Depth inputs of two photographs and a portrait, and a batch of two small ones."""
     upright = np.ascontiguousarray(photos[-1].transpose(1, 0, 2))
     images = [depth_input(photo, p) for photo in (*photos[:2], upright)]
     if size:
@@ -254,7 +253,7 @@ def _depth_cases(
 
 @contextlib.contextmanager
 def _frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """A copy on the CPU, in float32 and eval mode, with gradients off; the exporter's chatter is off, too."""
+    """A copy on the CPU, in float32 and eval mode; gradients and the exporter's messages are off in the block."""
     network = copy.deepcopy(model).cpu().float().eval()
     level = logging.root.manager.disable
     with torch.no_grad(), warnings.catch_warnings():
@@ -267,16 +266,16 @@ def _frozen(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _exported(network: nn.Module, attention: Attention | None, twin: bool) -> nn.Module:
-    """What goes through the exporter in place of the network: the network itself where it has no twin."""
+    """The module to export in place of the network: its twin, or the network itself if it has none."""
     made = export_twin(network, attention) if twin or attention else network
     return network if type(made) is type(network) and attention != "op" else made
 
 
 def _with_all_outputs(network: nn.Module) -> tuple[nn.Module, list[str]]:
-    """The network with every output that it has, and their names; one that is no DGIQA only scores.
+    """The network with all its outputs, and their names; a network other than DGIQA has only the score.
 
-    (score f32 [n], reasons f32 [n,K] where it has them, features f32 [n,C]). It is a copy with another `forward`, not a
-    module around it, so that weights keep their names in the file.
+    The outputs are score f32 [n], reasons f32 [n,K] if it has them, and features f32 [n,C]. It is a copy with another
+    `forward`, not a wrapper, so that weights keep their names in the file.
     """
     if not isinstance(network, DGIQA):
         return network, [spec.QUALITY_OUTPUT]
@@ -300,7 +299,7 @@ def _graph(
     *,
     attention: Attention | None = None,
 ) -> Any:
-    """The network as an ONNX ModelProto without traces of where it was made."""
+    """The network as an ONNX ModelProto, without traces of the machine it was made on."""
     translation: dict[Any, Any] = {torch.ops.aten.softplus.default: _softplus}
     if attention == "op":
         from dgiqa.nn import attention_onnx
@@ -353,7 +352,7 @@ def _write_checked(
     cases: Mapping[str, Feeds],
     budget: tuple[Callable[[NDArray[Any], NDArray[Any]], float], float, str],
 ) -> Export:
-    """The first of (graph, simplified?) that agrees with the network in all cases is written to `path`."""
+    """Write the first of (graph, simplified?) that agrees with the network in all cases to `path`; else ExportError."""
     measure, tolerance, unit = budget
     expected = {label: _arrays(network(*feeds.values())) for label, feeds in cases.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -377,9 +376,9 @@ def _write_checked(
 
 
 def _candidates(graph: Any, simplify: bool) -> Iterator[tuple[Any, bool]]:
-    """(graph, simplified?): with `simplify` onnxsim's first, where it is no larger: it can also split one node in two.
+    """(graph, simplified?), with `simplify` onnxsim's graph first unless it is larger: it can also split nodes.
 
-    A twin's graph is left as it is: onnxsim's ran 2-3 % slower in ONNX Runtime and OpenVINO.
+    A twin's graph is not simplified: onnxsim's ran 2-3 % slower in ONNX Runtime and OpenVINO.
     """
     if simplify:
         import onnxsim
@@ -397,7 +396,7 @@ def _arrays(outputs: Tensor | tuple[Tensor, ...]) -> list[NDArray[Any]]:
 def _difference(
     name: str, expected: NDArray[Any], got: NDArray[Any], measure: Callable[[NDArray[Any], NDArray[Any]], float]
 ) -> float:
-    """In the file's unit; features have none, so theirs is a part of the largest."""
+    """A difference in the file's unit; features have none, so theirs is relative to the largest one."""
     if name == spec.QUALITY_FEATURES:
         return _largest_difference(expected, got) / max(float(np.abs(expected).max()), 1e-30)
     return measure(expected, got)
@@ -408,7 +407,7 @@ def _largest_difference(expected: NDArray[Any], got: NDArray[Any]) -> float:
 
 
 def _share_of_range(expected: NDArray[Any], got: NDArray[Any]) -> float:
-    """Largest difference as a part of the depth's range, which min-max stretches to the whole uint8 scale."""
+    """Largest difference relative to the depth's range, which min-max stretches to the whole uint8 scale."""
     depth_range = float(expected.max() - expected.min())
     if not depth_range > 0:
         raise ExportError("the depth network gives one constant for a photograph; there is nothing to compare")

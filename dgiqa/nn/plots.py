@@ -1,6 +1,6 @@
-"""Figures of the paper: densities (2), curves (6 and 11), features in a plane (14), Grad-CAM (13, 15 and 16).
+"""Draw the paper's figures: densities (2), curves (6 and 11), features in a plane (14), Grad-CAM (13, 15 and 16).
 
-Files are PNG; no figure shows a picture of a data set.
+Files are PNG; no figure shows a picture from a data set.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from dgiqa.store import replacing
 if TYPE_CHECKING:
     from torch import Tensor
 
-MARKERS = "o^sD"  # of the sets in a plane
-PERPLEXITY = 30  # of t-SNE, at most
+MARKERS = "o^sD"  # one per set in a plane
+PERPLEXITY = 30  # t-SNE's, at most
 
 
 def embedded(features: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Features f [n,C], each standardised, in a plane by t-SNE: f32 [n,2], the same every time."""
+    """Place features f [n,C], each standardised, in a plane by t-SNE: f32 [n,2], the same every time."""
     manifold = load("sklearn.manifold", "t-SNE", "scikit-learn", "train")
     standard = (features - features.mean(0)) / np.maximum(features.std(0), 1e-6)
     perplexity = min(PERPLEXITY, (len(features) - 1) / 3)
@@ -34,7 +34,7 @@ def embedded(features: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def draw_embedding(sets: Sequence[tuple[str, NDArray[Any], NDArray[Any]]], path: Path) -> None:
-    """Sets (name, places f [n,2], scores f [n]) in one plane: a marker for each set, colour for the score."""
+    """Draw sets (name, places f [n,2], scores f [n]) in one plane: a marker for each set, colour for the score."""
     figure, axes = _figure(5)
     ends = [float(end(np.concatenate([scores for _, _, scores in sets]))) for end in (np.min, np.max)]
     for marker, (name, places, scores) in zip(MARKERS, sets, strict=False):
@@ -46,7 +46,7 @@ def draw_embedding(sets: Sequence[tuple[str, NDArray[Any], NDArray[Any]]], path:
     if len(sets) > 1:
         legend = figure.legend(loc="outside lower center", ncols=len(sets), frameon=False)
         for handle in legend.legend_handles:
-            handle.set(array=None, color="grey")  # the marker tells sets apart; colour is a score
+            handle.set(array=None, color="grey")  # only the marker shows the set; colour is a score
     _save(figure, path)
 
 
@@ -57,7 +57,7 @@ def draw_curves(
     what: str,
     levels: Mapping[str, float],
 ) -> None:
-    """Mean of each curve at each value, and the deviation over its repetitions. what: the axis of the values.
+    """Draw the mean of each curve at each value, and the deviation over its repetitions. what: the values' axis label.
 
     levels: dashed lines across; the first has the first curve's colour, and so on.
     """
@@ -73,7 +73,7 @@ def draw_curves(
 
 
 def draw_results(results: Sequence[Any], path: Path) -> None:
-    """SROCC bars of `evaluate.Result`s, the paper's as a mark."""
+    """Draw the SROCC of `evaluate.Result`s as bars, and the paper's as marks."""
     figure, axes = _figure(2 + 0.5 * len(results))
     means = [result.summary()["mean"]["srocc"] for result in results]
     spread = [np.std([row["srocc"] for row in result.rows]) for result in results]
@@ -90,9 +90,9 @@ def draw_results(results: Sequence[Any], path: Path) -> None:
 
 
 def draw_separation(separation: Any, path: Path) -> None:
-    """Both kinds of scores of an `evaluate.Separation` as histograms, and Gaussians that share the overlap."""
+    """Draw both kinds of scores of an `evaluate.Separation` as histograms, with the Gaussians of the overlap."""
     figure, axes = _figure()
-    span = np.linspace(0, 1, 4001)  # scores may lie within a hundredth
+    span = np.linspace(0, 1, 4001)  # all scores may be within a hundredth
     ends = (*separation.good, *separation.degraded)
     bins = np.linspace(min(ends), max(*ends, min(ends) + 1e-3), 21)  # as `histogram_overlap` counts
     for scores, label, colour in ((separation.good, "good", "C0"), (separation.degraded, "degraded", "C3")):
@@ -109,7 +109,7 @@ def draw_separation(separation: Any, path: Path) -> None:
 def grad_cam(network: Any, *tiles: Tensor) -> NDArray[np.float32]:
     """Grad-CAM (arXiv 1610.02391) of the maps that a DGIQA or GlintIQA averages: f32 [N,h,w], before its ReLU.
 
-    tiles: what the network takes, f32 [N,3,S,S] each. The gradient is that of the score before its sigmoid.
+    tiles: the network's inputs, f32 [N,3,S,S] each. The gradient is taken of the score before its sigmoid.
     """
     seen: list[Tensor] = []
     pooled = network.pool

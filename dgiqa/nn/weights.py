@@ -1,4 +1,4 @@
-"""A weight file becomes tensors by name, a network's tensors become a weight file. No code in it runs.
+"""Read a weight file as tensors by name, and write a network's tensors as a weight file. No code in a file runs.
 
 .pth (tensors only) ──┐
 .safetensors ─────────┴─► names without wrappers and prefixes -> finite tensors, metadata
@@ -23,13 +23,13 @@ from dgiqa.errors import WeightsError
 from dgiqa.store import replacing
 
 MAX_BYTES = 8 * 2**30  # six times the largest published file, 1.3 GB
-# Where training scripts put the weights, the first that is there. An average over training comes after the weights.
+# Keys under which training scripts put the weights; the first one present counts, weights before moving averages.
 WRAPPERS = ("state_dict", "model", "model_state_dict", "params", "net", "network", "weights", "params_ema", "ema")
-IN_FOLDER = ("model.safetensors", "pytorch_model.bin")  # what transformers' save_pretrained writes
+IN_FOLDER = ("model.safetensors", "pytorch_model.bin")  # files that transformers' save_pretrained writes
 SHOWN = 4  # names in a message; the rest are counted
 LONGEST = 100  # letters of a name in a message
 
-# Files that are often saved under a checkpoint's name, by first bytes.
+# Files often saved under a checkpoint's name, by their first bytes.
 _FOREIGN = (
     (rb"version https://git-lfs", "a Git LFS pointer; fetch the file itself with: git lfs pull"),
     (
@@ -44,7 +44,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a .pth or .safetensors file: its tensors by name, without wrappers and prefixes, and its metadata.
 
     path: the file, or a folder as transformers saves one. Only tensors are read, never code.
-    Raises WeightsError for a file that is missing, too large, cut short, not a checkpoint, or that holds other things,
+    Raises WeightsError if the file is missing, too large, cut short or not a checkpoint, or if it holds other objects,
     NaN or infinity.
     """
     path = file_in(path)
@@ -57,7 +57,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_state(path: str | Path) -> Any:
-    """Read a file of torch.save, if it holds tensors and plain containers only. Raises WeightsError."""
+    """Read a file of torch.save, if it holds only tensors and plain containers. Raises WeightsError."""
     path = Path(path)
     return _read_pickle(path, _checked_head(path))
 
@@ -74,7 +74,7 @@ def save_weights(module: nn.Module, path: str | Path, metadata: Mapping[str, str
 
 
 def file_in(path: str | Path) -> Path:
-    """The weight file itself, or the one in a folder as transformers saves it. Raises WeightsError if it has none."""
+    """The weight file itself, or the one in a folder that transformers saved. Raises WeightsError if it has none."""
     path = Path(path)
     if not path.is_dir():
         return path
@@ -85,7 +85,7 @@ def file_in(path: str | Path) -> Path:
 
 
 def few(names: Sequence[Any]) -> str:
-    """The first names of a list, for a message; a file may hold any number, of any length."""
+    """The first names of a list, shortened for a message: a file may hold any number, of any length."""
     shown = [name if len(name) <= LONGEST else f"{name[:LONGEST]}..." for name in map(str, names[:SHOWN])]
     more = len(names) - SHOWN
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
@@ -152,9 +152,9 @@ def _read_pickle(path: Path, head: bytes) -> Any:
 
 
 def _numpy_numbers() -> list[Any]:
-    """What a NumPy number beside the weights is pickled with, by the names of both NumPy 1 and 2. None of it runs code.
+    """The types needed to unpickle NumPy numbers, under the names of NumPy 1 and 2. None of them runs code.
 
-    Most training scripts save their best correlation, which SciPy gives as one.
+    Most training scripts save their best correlation with the weights, and SciPy gives it as a NumPy number.
     """
     scalar = np.float64(0).__reduce__()[0]
     kinds = [type(np.dtype(kind)) for kind in ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "?")]
@@ -177,8 +177,8 @@ def _check_archive(path: Path) -> None:
 
 
 def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict inside what a training script saved."""
-    for _ in range(len(WRAPPERS)):  # one may hold another, or itself
+    """The state dict inside the containers that a training script saved."""
+    for _ in range(len(WRAPPERS)):  # a wrapper may hold another, or itself
         inner = [content[name] for name in WRAPPERS if isinstance(content, Mapping) and name in content]
         content = next((held for held in inner if isinstance(held, Mapping)), content)
     if not isinstance(content, Mapping):
@@ -194,7 +194,7 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse what is no array of plain numbers in memory, and what the file says at greater length than it holds."""
+    """WeightsError unless all tensors are plain arrays of finite numbers, and not larger in memory than allowed."""
     odd = [name for name, value in tensors.items() if not _is_plain(value)]
     if odd:
         raise WeightsError(
@@ -211,7 +211,7 @@ def _check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Strided, of real numbers, in this machine's memory, every element its own: none is stored once and read often."""
+    """Whether a tensor is strided, real, in this machine's memory, and stores every element separately."""
     plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided and tensor.device.type == "cpu"
     if not plain or tensor.is_quantized or tensor.is_complex():
         return False
@@ -219,9 +219,9 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _without_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Drop what DataParallel and torch.compile put before every name, and what a wrapper around the network does.
+    """Drop the prefixes that DataParallel, torch.compile and wrappers around the network put before every name.
 
-    Lightning and the like keep the network as an attribute, so that all names start with the attribute's.
+    Lightning and similar tools keep the network as an attribute, so that all names start with the attribute's name.
     """
     named = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in tensors.items()}
     while (
