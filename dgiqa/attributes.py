@@ -14,9 +14,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-UInt8 = NDArray[np.uint8]
+from dgiqa.dtypes import Float64, UInt8
 
 SHORT_SIDE = 336  # of the reduced picture, pixels, as for the default model
 PATCH = 256  # side of each of the four parts that are looked at in the picture's own pixels; a multiple of 8
@@ -151,7 +150,7 @@ def _reduced(rgb: UInt8) -> UInt8:
     return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _histogram(pictures: Sequence[UInt8]) -> NDArray[np.float64]:
+def _histogram(pictures: Sequence[UInt8]) -> Float64:
     """Share of each level in uint8 [h,w] pictures: f64 [256]."""
     counts = np.sum([cv2.calcHist([picture], [0], None, [256], [0, 256]) for picture in pictures], 0, np.float64)
     return np.asarray(counts.ravel() / counts.sum())  # [256,1] in older versions
@@ -206,7 +205,7 @@ def _parts(rgb: UInt8) -> list[UInt8]:
     return [np.ascontiguousarray(rgb[y : y + PATCH, x : x + PATCH]) for y in starts(height) for x in starts(width)]
 
 
-def _colour_shares(parts: Sequence[UInt8]) -> NDArray[np.float64]:
+def _colour_shares(parts: Sequence[UInt8]) -> Float64:
     """Shares of the eight commonest colours in steps of 8 levels, commonest first: f64 [8], or fewer."""
     thinned = [rgb[::2, ::2] >> 3 for rgb in parts]  # a quarter of the pixels is enough
     r, g, b = (np.concatenate([rgb[..., i].ravel() for rgb in thinned]).astype(np.uint16) for i in range(3))

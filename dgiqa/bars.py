@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-UInt8 = NDArray[np.uint8]
+from dgiqa.dtypes import Bool, UInt8
+
 Bars = tuple[int, int, int, int]  # rows at the top and the bottom, columns at the left and the right
 
 NONE: Bars = (0, 0, 0, 0)
@@ -108,7 +108,7 @@ def _bar(levels: UInt8) -> int:
     return rows + begin if begin <= RINGING and lit[begin : begin + BORDER_ROWS].max() >= BORDER else 0
 
 
-def _is_black(levels: UInt8) -> NDArray[np.bool_]:
+def _is_black(levels: UInt8) -> Bool:
     """Which rows of uint8 [H,W] are black, up to one pixel in a hundred: bool [H]."""
     return np.asarray((levels > BLACK).mean(axis=1) <= 0.01)
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dgiqa import spec
+from dgiqa.dtypes import Float32
 from dgiqa.errors import BundleError, ImageError
 from dgiqa.forward import Stages
 from dgiqa.full_reference import likeness
@@ -36,9 +36,9 @@ class Comparison:
     reference: Score
     drop: float
     drop_error: float | None
-    tile_drops: NDArray[np.float32]
+    tile_drops: Float32
     full_reference: float | None = None
-    tile_full_reference: NDArray[np.float32] | None = field(default=None, repr=False)
+    tile_full_reference: Float32 | None = field(default=None, repr=False)
 
     def as_row(self, *, max_drop: float | None = None, fail_under: float | None = None) -> Row:
         """The comparison as a row of `dgiqa-rt compare`; see docs/rows.md.

@@ -19,17 +19,14 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from dgiqa import forward, preprocess, spec
+from dgiqa.dtypes import Array, Bool, Float32, Float64, Int32, UInt8
 from dgiqa.errors import ImageError
 from dgiqa.forward import Stages
 from dgiqa.image.sources import Source, name_of
 from dgiqa.last_layer import CamSession
 from dgiqa.work import Work
-
-Float32 = NDArray[np.float32]
-UInt8 = NDArray[np.uint8]
 
 ZOOM = 2  # times the working size
 STRIDES = 3  # tiles begin this often along a tile's side
@@ -80,10 +77,10 @@ class Explanation:
     score: float
     value: float
     map: Float32
-    windows: NDArray[np.int32]
+    windows: Int32
     side: tuple[float, float]
     tile_scores: Float32
-    flat: NDArray[np.bool_]
+    flat: Bool
     deciding: tuple[Tile, ...]
     deciding_side: tuple[float, float]
     by_depth: tuple[float, ...] | None
@@ -223,7 +220,7 @@ def cam_map(cam: CamSession, rgb: UInt8, near: UInt8 | None, p: spec.Preprocess)
     return found.astype(np.float32)
 
 
-def overlapping(height: int, width: int, tile: int) -> NDArray[np.int32]:
+def overlapping(height: int, width: int, tile: int) -> Int32:
     """Top-left corners (y, x) of overlapping tiles that touch all edges, int32 [n,2].
 
     At most MAX_TILES, or as few as cover the picture where those are more.
@@ -236,7 +233,7 @@ def overlapping(height: int, width: int, tile: int) -> NDArray[np.int32]:
     return np.stack(np.meshgrid(ys, xs, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
-def flat(rgb: UInt8, windows: NDArray[np.int32], tile: int) -> NDArray[np.bool_]:
+def flat(rgb: UInt8, windows: Int32, tile: int) -> Bool:
     """Which windows (y, x) of a picture have next to no contrast compared with the others, bool [n]."""
     grey, side = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), max(2, tile // COARSE)
     parts = (grey[y : y + tile, x : x + tile] for y, x in windows)
@@ -244,7 +241,7 @@ def flat(rgb: UInt8, windows: NDArray[np.int32], tile: int) -> NDArray[np.bool_]
     return np.asarray(contrast < FLAT * np.median(contrast))
 
 
-def quality_map(size: tuple[int, int], windows: NDArray[np.int32], scores: Float32, tile: int) -> Float32:
+def quality_map(size: tuple[int, int], windows: Int32, scores: Float32, tile: int) -> Float32:
     """Scores f32 [n] of windows (y, x) in a picture of `size` -> f32 [rows,columns], cells of about a sixth of a tile.
 
     A cell is the mean of the tiles over it, each weighing less the further away its middle is.
@@ -259,7 +256,7 @@ def quality_map(size: tuple[int, int], windows: NDArray[np.int32], scores: Float
     return np.asarray(np.einsum("n,nr,nc->rc", scores.astype(np.float64), wy, wx) / total, np.float32)
 
 
-def _inward(apart: NDArray[Any]) -> NDArray[np.float64]:
+def _inward(apart: Array) -> Float64:
     """Weight of a place by its distance from a tile's middle, in sides of the tile: falls to nearly 0 at its edge."""
     return np.asarray(np.clip(1 - 2 * np.abs(apart), 1e-3, None) ** 2)
 
@@ -276,11 +273,11 @@ def by_depth(quality: Float32, near: UInt8) -> tuple[float, ...] | None:
     return tuple(float(quality.ravel()[part].mean()) for part in np.array_split(order, QUANTILES))
 
 
-def _sides(lengths: NDArray[np.float64]) -> tuple[float, float]:
+def _sides(lengths: Float64) -> tuple[float, float]:
     return float(lengths[0]), float(lengths[1])
 
 
-def _deciding(corners: NDArray[Any], scores: Float32) -> tuple[Tile, ...]:
+def _deciding(corners: Array, scores: Float32) -> tuple[Tile, ...]:
     """The score's tiles, the one that lowers it most first: without it the score is the mean of the others."""
     mean, n = float(scores.mean(dtype=np.float64)), len(scores)
     pulls = (mean - scores.astype(np.float64)) / (n - 1) if n > 1 else np.zeros(1)
@@ -288,7 +285,7 @@ def _deciding(corners: NDArray[Any], scores: Float32) -> tuple[Tile, ...]:
     return tuple(_tile(corners[i], scores[i], pulls[i]) for i in order)
 
 
-def _tile(corner: NDArray[Any], score: Any, pull: Any = 0.0) -> Tile:
+def _tile(corner: Array, score: Any, pull: Any = 0.0) -> Tile:
     return Tile(int(corner[0]), int(corner[1]), float(score), float(pull))
 
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dgiqa import bars, preprocess, spec
 from dgiqa.attributes import SHORT_SIDE, measure, note_of
 from dgiqa.bundle import Bundle
+from dgiqa.dtypes import Float32, Int32, UInt8
 from dgiqa.errors import BackendError, BundleError, ImageError
 from dgiqa.image import MAX_MEMORY, MAX_PIXELS, Opened
 from dgiqa.image.sources import TIMEOUT_S, Room, Source, decode_within, name_of, open_source
@@ -36,10 +36,6 @@ from dgiqa.work import Part, PartScores, Work, enter, take
 
 if TYPE_CHECKING:
     from dgiqa.on_device import DeviceScorer
-
-UInt8 = NDArray[np.uint8]
-Float32 = NDArray[np.float32]
-Int32 = NDArray[np.int32]
 
 BARS_NOTE = "has black bars, which count in its score"
 UNSEEN_NOTE = "bars and attributes were not measured, on a GPU"

@@ -21,13 +21,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from dgiqa.dtypes import Float32, Float64, UInt8
 from dgiqa.errors import BundleError
 from dgiqa.meaning import number, require
-
-Float32 = NDArray[np.float32]
-UInt8 = NDArray[np.uint8]
 
 DIFFERENCES = ("signed", "absolute")
 MAX_WEIGHTS = 1 << 16
@@ -86,7 +83,7 @@ def likeness(picture: UInt8, reference: UInt8) -> float:
     return float(1 / (1 + np.exp((WEIGHTS * differences(picture, reference)).sum() - TOP)))
 
 
-def differences(picture: UInt8, reference: UInt8) -> NDArray[np.float64]:
+def differences(picture: UInt8, reference: UInt8) -> Float64:
     """Differences of two pictures, uint8 [H,W,3] each: f64 [sizes,channels,kinds]. All are 0 for equal pictures.
 
     Sizes are full, a half, a quarter and an eighth. Channels are luma and two of colour, which are 0 at full size. The
@@ -108,7 +105,7 @@ def _tiles(height: int, width: int) -> list[tuple[slice, slice]]:
     return [(slice(y, y + TILE), slice(x, x + TILE)) for y, x in itertools.product(*corners)]
 
 
-def _apart(picture: UInt8, reference: UInt8) -> NDArray[np.float64]:
+def _apart(picture: UInt8, reference: UInt8) -> Float64:
     """The `differences` of a tile, before the fourth roots."""
     both = [np.asarray(image @ (OPPONENT.T / 255), np.float32) for image in (picture, reference)]
     found = np.zeros(WEIGHTS.shape)

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-UInt8 = NDArray[np.uint8]
+from dgiqa.dtypes import Float32, UInt8
 
 PQ, HLG = 16, 18  # transfer characteristics by their numbers in ITU-T H.273
 WHITE_NITS = 203.0  # luminance of SDR's white in HDR (BT.2408)
@@ -36,7 +36,7 @@ def tone_map(rgb: NDArray[np.uint16], transfer: str) -> UInt8:
 
 
 @lru_cache(1)
-def _pq_light() -> NDArray[np.float32]:
+def _pq_light() -> Float32:
     """Light of every 16-bit PQ code, in units of WHITE_NITS: f32 [65536]."""
     m1, m2, c1, c2, c3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 / 128, 2392 / 128
     power = (np.arange(65536) / 65535) ** (1 / m2)
@@ -44,14 +44,14 @@ def _pq_light() -> NDArray[np.float32]:
 
 
 @lru_cache(1)
-def _hlg_scene() -> NDArray[np.float32]:
+def _hlg_scene() -> Float32:
     """Scene light in [0, 1] of every 16-bit HLG code: f32 [65536]."""
     a, b, c = 0.17883277, 0.28466892, 0.55991073
     code = np.arange(65536) / 65535
     return np.where(code <= 0.5, code**2 / 3, (np.exp((code - c) / a) + b) / 12).astype(np.float32)
 
 
-def _hlg_light(rgb: NDArray[np.uint16]) -> NDArray[np.float32]:
+def _hlg_light(rgb: NDArray[np.uint16]) -> Float32:
     """The screen's light in units of WHITE_NITS: BT.2100's system gamma 1.2 on the luminance of the scene's light."""
     scene = _hlg_scene()[rgb]
     luminance = cv2.transform(scene, np.array([[0.2627, 0.6780, 0.0593]], np.float32))

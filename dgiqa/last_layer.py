@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dgiqa import spec
+from dgiqa.dtypes import Float32
 from dgiqa.errors import BundleError
 from dgiqa.extras import load
 from dgiqa.runtime.ort import OrtSession
@@ -36,7 +36,7 @@ class CamSession:
         model.graph.output.append(onnx.helper.make_tensor_value_info(self._maps, onnx.TensorProto.FLOAT, None))
         self._session = OrtSession(model.SerializeToString())
 
-    def logits(self, feeds: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+    def logits(self, feeds: Mapping[str, Float32]) -> Float32:
         """Run on tiles. Return f32 [n,h,w], the logit of each position; their mean is the tile's logit."""
         found = self._session.run(feeds)
         maps, features = found[self._maps], found[spec.QUALITY_FEATURES]

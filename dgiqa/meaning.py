@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+
+from dgiqa.dtypes import Float32, Float64
 
 MAX_KNOTS = 256
 # The words for a reader; a reason without an entry is shown by its name.
@@ -63,7 +65,7 @@ class Meaning:
     knots: tuple[tuple[float, float], ...] = ()
     raw: bool = False
 
-    def mapped(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    def mapped(self, scores: Float32) -> Float32:
         """Tile scores f32 [n] of the network -> tile scores f32 [n] on the bundle's scale."""
         if self.raw:
             low, high = self.range
@@ -73,7 +75,7 @@ class Meaning:
         x, y = np.array(self.knots).T
         return np.asarray(np.interp(scores, x, y), np.float32)  # NaN stays NaN
 
-    def unmapped(self, scores: ArrayLike) -> NDArray[np.float64]:
+    def unmapped(self, scores: ArrayLike) -> Float64:
         """Scores on the bundle's scale -> scores before the map, f64; where the map is flat, one of its values."""
         x, y = np.array(self.knots or ((0, 0), (1, 1)), np.float64).T
         return np.asarray(np.interp(np.asarray(scores, np.float64), y, x))

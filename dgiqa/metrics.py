@@ -12,11 +12,10 @@ import warnings
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from dgiqa.dtypes import Float64
 from dgiqa.extras import load
-
-Float64 = NDArray[np.float64]
 
 
 def srocc(predicted: ArrayLike, wanted: ArrayLike) -> float:

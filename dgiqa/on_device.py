@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dgiqa import preprocess, spec
+from dgiqa.dtypes import Float32, UInt8
 from dgiqa.errors import BackendError, DgiqaError, ImageError
 from dgiqa.runtime import cuda
 from dgiqa.runtime.cuda import DeviceArray, Lane
@@ -126,7 +126,7 @@ class DeviceScorer:
             self._free.put(lane)
         return asked.found.result()
 
-    def to_host(self, source: Any, stream: Any = None) -> NDArray[np.uint8]:
+    def to_host(self, source: Any, stream: Any = None) -> UInt8:
         """Copy an image that `score` takes to the host: uint8 [H,W,3] RGB. Raises as `score` does."""
         image, after = self._placed(source, stream)
         lane = self._free.get()
@@ -308,7 +308,7 @@ class _Plan:
         size = self.size if self._p.version == 1 else self.short
         return DepthMap(self._at(self.depth, i), self.depth_size, size, self._found.pointer + _RANGE_BYTES * i)
 
-    def _rows(self, data: NDArray[np.uint8], name: str) -> NDArray[np.float32]:
+    def _rows(self, data: UInt8, name: str) -> Float32:
         """An output for every tile of every image: f32 [count,n,columns]."""
         columns, n = self._columns[name], len(self.windows)
         values = data[self._starts[name] :][: 4 * self.count * n * columns].view(np.float32)

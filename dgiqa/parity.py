@@ -14,16 +14,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from dgiqa.bundle import GOLDEN, Bundle, Golden, golden_lines, load_golden
 from dgiqa.compare import compare as compare_pictures
+from dgiqa.dtypes import UInt8
 from dgiqa.errors import ParityError
 
 if TYPE_CHECKING:
     from dgiqa.score import Score
-
-UInt8 = NDArray[np.uint8]
 
 # How far a score in [0, 1] may move. In fp32, engines differ by only 1e-6; the rest allows for a depth value that falls
 # on the other side of a uint8 step. Reduced precision must meet its budget on whole images only: tiles err two to three

@@ -20,15 +20,11 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from dgiqa.dtypes import Float32, Int32, UInt8
 from dgiqa.errors import DgiqaError, ImageError
 from dgiqa.resize import resize_cubic
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, NORMALISATIONS, Preprocess
-
-UInt8 = NDArray[np.uint8]
-Float32 = NDArray[np.float32]
-Int32 = NDArray[np.int32]
 
 MAX_ASPECT = 32  # long side / short side. At short side 384 this is 110 tiles
 # A vision transformer's attention grows with the square of its input: 2 Mpx are 10,700 tokens of 14 x 14, about 3 GB

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-UInt8 = NDArray[np.uint8]
+from dgiqa.dtypes import Float64, UInt8
 
 _BAND = 4  # result rows per matrix product: 2 and 8 are as fast for some sizes and slower for others
 _GROUP = 16  # result rows that are narrowed together: 16 to 256 take the same time, all at once a fifth more
@@ -16,7 +16,7 @@ _SPARSE = 8  # from this many lines per result on, half of the lines are not rea
 _MOST_PRODUCTS = 2**18  # in one matrix product. OpenBLAS gives larger ones to its own threads, which then spin
 
 
-def resize_cubic(rgb: UInt8, height: int, width: int) -> NDArray[np.float64]:
+def resize_cubic(rgb: UInt8, height: int, width: int) -> Float64:
     """`cv2.resize(rgb.astype(float64), INTER_CUBIC)` to within 1e-11 of a level: f64 [height,width,3].
 
     When it reduces the height, this combines lines before it narrows them, while OpenCV narrows every line first, which
@@ -43,7 +43,7 @@ def resize_cubic(rgb: UInt8, height: int, width: int) -> NDArray[np.float64]:
     return result
 
 
-def _cubic_bands(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
+def _cubic_bands(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Float64]:
     """OpenCV's weights for reducing `source` lines to `target` by cubic interpolation, _BAND results at a time.
 
     Returns the lines that are read, ascending (for most sizes, all); for every band, the index of its first among
@@ -64,7 +64,7 @@ def _cubic_bands(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np
     return rows, starts[::_BAND], weights.reshape(-1, _BAND, span)
 
 
-def _product(weights: NDArray[np.float64], lines: UInt8, out: NDArray[np.float64]) -> None:
+def _product(weights: Float64, lines: UInt8, out: Float64) -> None:
     """weights [m,k] @ lines [k,n] -> out [m,n], in pieces too small for a BLAS to spread over threads."""
     step = max(1, _MOST_PRODUCTS // weights.size)
     for x in range(0, lines.shape[1], step):

@@ -10,10 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa.attributes import Attributes
+from dgiqa.dtypes import Float32, Float64, Int32
 from dgiqa.report.rows import rounded, row_of
-
-Float32 = NDArray[np.float32]
-Int32 = NDArray[np.int32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +65,7 @@ class Score:
         return None if self.tile_features is None else self.tile_features.mean(0)
 
     @property
-    def windows_original(self) -> NDArray[np.float64]:
+    def windows_original(self) -> Float64:
         """The tiles as (y, x, height, width) in pixels of the image as decoded: f64 [n,4]."""
         scale = np.array([self.height / self.working_height, self.width / self.working_width])
         corners = self.windows * scale

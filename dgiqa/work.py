@@ -6,13 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dgiqa.attributes import Attributes
-
-UInt8 = NDArray[np.uint8]
-Float32 = NDArray[np.float32]
-Int32 = NDArray[np.int32]
+from dgiqa.dtypes import Float32, Int32, UInt8
 
 
 @dataclass(eq=False)

@@ -26,7 +26,7 @@ MODULES = {name: path for name, path in ALL_MODULES.items() if name.split(".")[0
 TRAINING = {"torch", "timm", "torchvision", "safetensors", "onnxscript", "onnxsim"}
 # The rooms of dgiqa from the ground up. A module knows those in lower rooms and its own; a package counts as one room.
 FLOORS = [
-    ["_version", "errors", "extras", "hdr", "spec", "timing", "metrics", "store", "resize"],
+    ["_version", "dtypes", "errors", "extras", "hdr", "spec", "timing", "metrics", "store", "resize"],
     ["attributes", "bars", "meaning"],
     ["full_reference", "machine", "image", "preprocess", "onnx_file"],
     ["bundle", "sources", "report"],

@@ -17,8 +17,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dgiqa.dtypes import Float64
 from dgiqa.errors import DgiqaError
 from dgiqa.extras import load
 from dgiqa.report.rows import Row
@@ -30,7 +30,6 @@ FEWEST = 100  # scores of a baseline
 RESAMPLED = 1_000_000
 OUTSIDE = 0.01  # quantile of the baseline: new scores below it are examples of the change
 
-Floats = NDArray[np.float64]
 # A side's cumulative sum, and, of the scores since it was 0, the sum, the number, and the place of the first one.
 _NOTHING: tuple[float, float, int, Any] = (0.0, 0.0, 0, None)
 Settings = tuple[str, str, str]  # a score's bundle, backend and tiling
@@ -76,7 +75,7 @@ class Population:
             self._trim()
 
     @cached_property
-    def scores(self) -> Floats:
+    def scores(self) -> Float64:
         """f64 [n], in the order of the rows."""
         return np.array(self._scores, np.float64)
 
@@ -126,7 +125,7 @@ class Monitor:
     Raises DgiqaError for a baseline that is too small or constant.
     """
 
-    def __init__(self, baseline: Floats, one_in: int = ONE_IN) -> None:
+    def __init__(self, baseline: Float64, one_in: int = ONE_IN) -> None:
         if len(baseline) < FEWEST or not np.ptp(baseline):
             raise DgiqaError(f"got {len(baseline)} scores as the baseline, wanted {FEWEST} or more that differ")
         self._mean, self._deviation, self._slack = float(baseline.mean()), float(baseline.std()), SHIFT / 2
@@ -151,7 +150,7 @@ class Monitor:
         return None
 
 
-def _limit(steps: Floats, one_in: int) -> float:
+def _limit(steps: Float64, one_in: int) -> float:
     """The limit that the cumulative sum of steps, never below 0, exceeds once in `one_in` of them."""
     walked = np.cumsum(steps)
     sums = walked - np.minimum(np.minimum.accumulate(walked), 0)
@@ -207,7 +206,7 @@ def changes(monitor: Monitor, rows: Iterable[tuple[Any, float]]) -> list[dict[st
     return [alarm.as_dict() for time, score in ordered if (alarm := monitor.add(score, time))]
 
 
-def _tests(before: Floats, after: Floats) -> dict[str, float]:
+def _tests(before: Float64, after: Float64) -> dict[str, float]:
     stats = load("scipy.stats", "comparing", "scipy", "calibrate")
     ks, ranks = stats.ks_2samp(before, after), stats.mannwhitneyu(after, before)
     return {

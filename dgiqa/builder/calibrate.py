@@ -19,10 +19,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from dgiqa import forward, preprocess, spec
 from dgiqa.bundle import Bundle, load_golden
+from dgiqa.dtypes import Array, Float32, Float64, Int32, UInt8
 from dgiqa.errors import BundleError, ImageError
 from dgiqa.full_reference import FullReference
 from dgiqa.image import decode
@@ -30,11 +30,10 @@ from dgiqa.parity import DISTORTIONS
 from dgiqa.runtime.ort import OrtSession
 from dgiqa.sources import Reading, expand
 
-UInt8 = NDArray[np.uint8]
 Progress = Callable[[str], None]
 Distort = Callable[[UInt8], UInt8]
-Mapped = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-Outputs = dict[str, NDArray[np.float32]]
+Mapped = Callable[[Float32], Float32]
+Outputs = dict[str, Float32]
 Networks = Mapping[str, Any]  # spec.DEPTH_FILE, if there is one, and spec.QUALITY_FILE -> session
 
 MAX_IMAGES = 500  # for calibration; more cost time and do not move the ranges
@@ -44,8 +43,8 @@ MAX_IMAGES = 500  # for calibration; more cost time and do not move the ranges
 class Errors:
     """How far scores in [0, 1] moved, new - old: f64 [images] and f64 [tiles]. NaN counts as infinite."""
 
-    images: NDArray[np.float64]
-    tiles: NDArray[np.float64]
+    images: Float64
+    tiles: Float64
 
     @property
     def worst(self) -> float:
@@ -60,11 +59,11 @@ class Errors:
 
 @dataclass(frozen=True)
 class _Picture:
-    image: NDArray[np.float32] | None  # [1,3,h,w], the depth network's input; None if there is no such network
+    image: Float32 | None  # [1,3,h,w], the depth network's input; None if there is no such network
     rgb: UInt8  # [H,W,3], the working image
     depth: UInt8 | None  # [H,W], its depth image
     size: tuple[int, int]  # height, width of the photograph
-    windows: NDArray[np.int32]  # [n,2]
+    windows: Int32  # [n,2]
     wanted: Outputs  # outputs of the fp32 quality network, f32 [n,...] each
 
 
@@ -117,7 +116,7 @@ class Probe:
                 chosen.append(replace(picture, windows=picture.windows[ends], wanted=wanted))
         return replace(self, pictures=tuple(chosen))
 
-    def _scores(self, outputs: Sequence[Outputs]) -> list[NDArray[np.float32]]:
+    def _scores(self, outputs: Sequence[Outputs]) -> list[Float32]:
         """Tile scores f32 [n] of each photograph and then, if there is a head, of each pair."""
         scores = [self.mapped(found[spec.QUALITY_OUTPUT]) for found in outputs]
         if self.head is not None:
@@ -140,7 +139,7 @@ def make_probe(
     return Probe(pictures, networks, p, mapped, head)
 
 
-def score_tiles(rgb: UInt8, networks: Networks, p: spec.Preprocess) -> NDArray[np.float32]:
+def score_tiles(rgb: UInt8, networks: Networks, p: spec.Preprocess) -> Float32:
     """Scores f32 [n] of a photograph's grid tiles, uint8 [H,W,3] RGB; their mean is the photograph's score."""
     return _picture(rgb, networks, p).wanted[spec.QUALITY_OUTPUT]
 
@@ -218,7 +217,7 @@ class _Watched:
         self.largest = dict.fromkeys(tensors, 0.0)
         self._session = OrtSession(with_outputs(model, tensors).SerializeToString())
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         results = self._session.run(feeds)
         for name, largest in self.largest.items():
             values = results[name] if name in results else feeds[name]
@@ -240,7 +239,7 @@ def _picture(rgb: UInt8, networks: Networks, p: spec.Preprocess) -> _Picture:
     return _Picture(image, working, depth, (height, width), windows, wanted)
 
 
-def _outputs(network: Any, rgb: UInt8, near: UInt8 | None, windows: NDArray[np.int32], p: spec.Preprocess) -> Outputs:
+def _outputs(network: Any, rgb: UInt8, near: UInt8 | None, windows: Int32, p: spec.Preprocess) -> Outputs:
     """Scores of a working image's windows and, if the quality network has them, features."""
     runs = [network.run(feeds) for feeds in forward.tiles(rgb, near, windows, p)]
     names = [name for name in (spec.QUALITY_OUTPUT, spec.QUALITY_FEATURES) if name in runs[0]]

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dgiqa.dtypes import Array, Float32, UInt8
 from dgiqa.errors import EngineError, ParityError
 from dgiqa.extras import load
 
@@ -369,7 +369,7 @@ class _Int8:
     weight_levels: int
     top = LEVELS
 
-    def tensor(self, levels: NDArray[Any], name: str) -> Any:
+    def tensor(self, levels: Array, name: str) -> Any:
         whole = np.clip(np.rint(levels), -self.weight_levels, self.weight_levels).astype(np.int8)
         return numpy_helper.from_array(whole, name)
 
@@ -377,15 +377,15 @@ class _Int8:
 class _Fp8:
     top = weight_levels = FP8_LARGEST
 
-    def tensor(self, levels: NDArray[Any], name: str) -> Any:
+    def tensor(self, levels: Array, name: str) -> Any:
         codes = fp8_codes(levels)
         return onnx.TensorProto(name=name, data_type=kinds.FLOAT8E4M3FN, dims=codes.shape, raw_data=codes.tobytes())
 
 
-def fp8_codes(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+def fp8_codes(values: Float32) -> UInt8:
     """The nearest float8 E4M3 numbers, as bytes: ties go to even, and larger values become FP8_LARGEST."""
     e4m3 = load("ml_dtypes", "quantising to fp8", "ml_dtypes", "build").float8_e4m3fn
-    codes: NDArray[np.uint8] = np.clip(values, -FP8_LARGEST, FP8_LARGEST).astype(e4m3).view(np.uint8)
+    codes: UInt8 = np.clip(values, -FP8_LARGEST, FP8_LARGEST).astype(e4m3).view(np.uint8)
     return codes
 
 
@@ -428,7 +428,7 @@ def _has_kernel(op_type: str, shape: tuple[int, ...], kind: str) -> bool:
 
 
 def _dequantised(
-    name: str, key: str, values: NDArray[Any], axis: int | None, kind: _Int8 | _Fp8
+    name: str, key: str, values: Array, axis: int | None, kind: _Int8 | _Fp8
 ) -> tuple[list[Any], list[Any]]:
     """Nodes and constants that take tensor `name` to eight bits and back; the last output is the result.
 
@@ -454,7 +454,7 @@ def _dequantised(
     return nodes, constants
 
 
-def _half_scales(scales: NDArray[Any]) -> NDArray[np.float32]:
+def _half_scales(scales: Array) -> Float32:
     """Scales rounded up to float16 numbers, as float32: rounding down would clip the largest value."""
     scales = np.maximum(scales, _SMALLEST_SCALE)
     halves = scales.astype(np.float16)

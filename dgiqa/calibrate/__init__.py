@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dgiqa import metrics, spec
 from dgiqa.bundle import GOLDEN, Bundle, golden_lines, load_golden, write_bundle
 from dgiqa.calibrate import fit
 from dgiqa.calibrate.adapt import Layer, Seen, adapted_out_of_fold, fit_layer, shipped_layer, with_layer
 from dgiqa.calibrate.labels import LabelError, Labels
+from dgiqa.dtypes import Bool, Float32, Float64
 from dgiqa.errors import ParityError
 from dgiqa.meaning import Meaning
 from dgiqa.report.rows import rounded
@@ -31,8 +31,6 @@ from dgiqa.report.rows import rounded
 if TYPE_CHECKING:
     from dgiqa.score import Failure
     from dgiqa.scorer import Scorer
-
-Floats = NDArray[np.float64]
 
 FEWEST = 20  # labels; with fewer, intervals are too wide to be of use
 PRESET = "own"
@@ -48,7 +46,7 @@ class Study:
     failures: tuple[Failure, ...] = ()
 
     @property
-    def scores(self) -> Floats:
+    def scores(self) -> Float64:
         """Scores of the pictures as the networks give them: f64 [n]."""
         return np.array([seen.scores.mean(dtype=np.float64) for seen in self.pictures])
 
@@ -63,8 +61,8 @@ class Calibration:
     study: Study
     knots: fit.Knots
     layer: Layer | None
-    predicted: Floats
-    good: NDArray[np.bool_]
+    predicted: Float64
+    good: Bool
     points: Sequence[fit.Point] = field(default_factory=tuple)
     chosen: fit.Point | None = None
 
@@ -258,7 +256,7 @@ def _golden(base: Bundle, result: Calibration) -> bytes:
     )
 
 
-def _adapted_golden(base: Bundle, layer: Layer) -> Iterator[NDArray[np.float32]]:
+def _adapted_golden(base: Bundle, layer: Layer) -> Iterator[Float32]:
     """The layer's scores of the golden pictures, computed in float64, which the new file must reproduce."""
     from dgiqa.scorer import Scorer
 
@@ -272,6 +270,6 @@ def _adapted_golden(base: Bundle, layer: Layer) -> Iterator[NDArray[np.float32]]
             yield layer.tile_scores(Seen(found.tile_scores, found.tile_features)).astype(np.float32)
 
 
-def _figures(scores: Floats, labels: Floats) -> dict[str, float | None]:
+def _figures(scores: Float64, labels: Float64) -> dict[str, float | None]:
     figures = (metrics.srocc, metrics.plcc, metrics.rmse)
     return {figure.__name__: rounded(figure(scores, labels), 4) for figure in figures}

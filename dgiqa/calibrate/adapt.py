@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from dgiqa import metrics
 from dgiqa.calibrate.fit import cross_validated
+from dgiqa.dtypes import Float32, Float64
 from dgiqa.errors import BundleError
 from dgiqa.last_layer import last_layer
-
-Floats = NDArray[np.float64]
 
 # Weight of the penalty on the standardised changes, per label; infinite: scale and offset only.
 STRENGTHS = (math.inf, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
@@ -33,15 +32,15 @@ CLEAR_GAIN = 0.995  # of the RMSE with only scale and offset: a change has to co
 class Seen:
     """The network's outputs for one picture. scores: f32 [tiles]; features: f32 [tiles,C]."""
 
-    scores: NDArray[np.float32]
-    features: NDArray[np.float32]
+    scores: Float32
+    features: Float32
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
     """score = sigmoid(weight . features + bias). weight: f64 [C]. strength: of the penalty it was fitted with."""
 
-    weight: Floats
+    weight: Float64
     bias: float
     strength: float = math.inf
 
@@ -49,16 +48,16 @@ class Layer:
         """A picture's score in [0, 1]: the mean over its tiles."""
         return float(self.tile_scores(seen).mean())
 
-    def tile_scores(self, seen: Seen) -> Floats:
+    def tile_scores(self, seen: Seen) -> Float64:
         """The scores of a picture's tiles, f64 [tiles]."""
         return _sigmoid(seen.features @ self.weight + self.bias)
 
 
-def fit_layer(pictures: Sequence[Seen], labels: Floats, shipped: Layer) -> Layer:
+def fit_layer(pictures: Sequence[Seen], labels: Float64, shipped: Layer) -> Layer:
     """The layer for labels f64 [n] in [0, 1], with the penalty that is best in cross-validation."""
     features = np.array([seen.features.mean(0, dtype=np.float64) for seen in pictures])
 
-    def predicted(train: NDArray[np.intp], test: NDArray[np.intp]) -> Floats:  # [pictures, strengths]
+    def predicted(train: NDArray[np.intp], test: NDArray[np.intp]) -> Float64:  # [pictures, strengths]
         layers = _fitted(features[train], labels[train], shipped, STRENGTHS)
         return np.stack([_sigmoid(features[test] @ layer.weight + layer.bias) for layer in layers], 1)
 
@@ -70,10 +69,10 @@ def fit_layer(pictures: Sequence[Seen], labels: Floats, shipped: Layer) -> Layer
     return _fitted(features, labels, shipped, (best,))[0]
 
 
-def adapted_out_of_fold(pictures: Sequence[Seen], labels: Floats, shipped: Layer) -> Floats:
+def adapted_out_of_fold(pictures: Sequence[Seen], labels: Float64, shipped: Layer) -> Float64:
     """Scores of every picture by a layer that was fitted, with its strength, to the others: f64 [n]."""
 
-    def predict(train: NDArray[np.intp], test: NDArray[np.intp]) -> Floats:
+    def predict(train: NDArray[np.intp], test: NDArray[np.intp]) -> Float64:
         layer = fit_layer([pictures[i] for i in train], labels[train], shipped)
         return np.array([layer.score(pictures[i]) for i in test])
 
@@ -107,7 +106,7 @@ def with_layer(path: str | Path, layer: Layer) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _fitted(features: Floats, labels: Floats, shipped: Layer, strengths: Sequence[float]) -> list[Layer]:
+def _fitted(features: Float64, labels: Float64, shipped: Layer, strengths: Sequence[float]) -> list[Layer]:
     """The layers of logistic regression for labels f64 [n] in [0, 1] and features f64 [n,C], one per penalty strength.
 
     The strength does not apply to scale and offset.
@@ -130,7 +129,7 @@ def _fitted(features: Floats, labels: Floats, shipped: Layer, strengths: Sequenc
     return layers
 
 
-def _minimum(x: Floats, labels: Floats, strength: float) -> Floats:
+def _minimum(x: Float64, labels: Float64, strength: float) -> Float64:
     """The minimum of the penalised loss, f64 [2+k]. x: f64 [n,2+k]: logits, ones, directions."""
     from scipy.optimize import minimize
 
@@ -138,12 +137,12 @@ def _minimum(x: Floats, labels: Floats, strength: float) -> Floats:
     penalty = len(labels) * np.array([1e-3, 1e-6, *[strength] * (x.shape[1] - 2)])
     start = np.array([1.0, 0.0, *[0.0] * (x.shape[1] - 2)])
 
-    def loss(at: Floats) -> tuple[float, Floats]:  # and its gradient
+    def loss(at: Float64) -> tuple[float, Float64]:  # and its gradient
         logit, away = x @ at, at - start
         value = (np.logaddexp(0, logit) - labels * logit).sum() + (penalty * away**2).sum() / 2
         return float(value), x.T @ (_sigmoid(logit) - labels) + penalty * away
 
-    def hessian(at: Floats) -> Floats:
+    def hessian(at: Float64) -> Float64:
         p = _sigmoid(x @ at)
         return (x * (p * (1 - p))[:, None]).T @ x + np.diag(penalty)
 
@@ -151,5 +150,5 @@ def _minimum(x: Floats, labels: Floats, strength: float) -> Floats:
     return np.asarray(found.x)
 
 
-def _sigmoid(x: Floats) -> Floats:
+def _sigmoid(x: Float64) -> Float64:
     return 1 / (1 + np.exp(-np.clip(x, -60, 60)))

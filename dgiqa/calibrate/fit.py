@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa import metrics
+from dgiqa.dtypes import Bool, Float64
 
-Floats = NDArray[np.float64]
 Knots = tuple[tuple[float, float], ...]
 
 MOST_KNOTS = 12
@@ -43,7 +43,7 @@ class Point:
         return {name: round(value, 4) for name, value in asdict(self).items()}
 
 
-def fit_map(tiles: Sequence[NDArray[np.floating[Any]]], labels: Floats) -> Knots:
+def fit_map(tiles: Sequence[NDArray[np.floating[Any]]], labels: Float64) -> Knots:
     """A map of tile scores (f32 [tiles] per picture) whose means are nearest to the labels: its knots.
 
     It rises strictly from score 0 to 1; cross-validation decides how smooth it is. Needs scipy.
@@ -53,7 +53,7 @@ def fit_map(tiles: Sequence[NDArray[np.floating[Any]]], labels: Floats) -> Knots
     basis = np.array([[np.interp(scores, x, hat).mean() for hat in np.eye(len(x))] for scores in tiles])
     bends = _bends(x)
 
-    def predict(train: NDArray[np.intp], test: NDArray[np.intp], strength: float) -> Floats:
+    def predict(train: NDArray[np.intp], test: NDArray[np.intp], strength: float) -> Float64:
         return basis[test] @ _rising(basis[train], labels[train], bends, x, strength)
 
     best = min(SMOOTHING, key=lambda s: metrics.rmse(cross_validated(labels, lambda a, b: predict(a, b, s)), labels))
@@ -61,18 +61,18 @@ def fit_map(tiles: Sequence[NDArray[np.floating[Any]]], labels: Floats) -> Knots
     return tuple(zip(x.tolist(), y.tolist(), strict=True))
 
 
-def map_out_of_fold(tiles: Sequence[NDArray[np.floating[Any]]], labels: Floats) -> Floats:
+def map_out_of_fold(tiles: Sequence[NDArray[np.floating[Any]]], labels: Float64) -> Float64:
     """Scores of every picture by a map that was fitted to the others: f64 [n]."""
     from dgiqa.meaning import Meaning
 
-    def predict(train: NDArray[np.intp], test: NDArray[np.intp]) -> Floats:
+    def predict(train: NDArray[np.intp], test: NDArray[np.intp]) -> Float64:
         meaning = Meaning(knots=fit_map([tiles[i] for i in train], labels[train]))
         return np.array([meaning.mapped(np.asarray(tiles[i], np.float32)).mean(dtype=np.float64) for i in test])
 
     return cross_validated(labels, predict)
 
 
-def cross_validated(labels: Floats, predict: Callable[[NDArray[np.intp], NDArray[np.intp]], Floats]) -> Floats:
+def cross_validated(labels: Float64, predict: Callable[[NDArray[np.intp], NDArray[np.intp]], Float64]) -> Float64:
     """predict(indices to fit to, indices to predict) for every fold -> predictions f64 [n,...], as it gives them.
 
     Folds are the same every time, and each has good and bad pictures.
@@ -84,7 +84,7 @@ def cross_validated(labels: Floats, predict: Callable[[NDArray[np.intp], NDArray
     return np.concatenate(parts)[np.argsort(np.argsort(fold, kind="stable"), kind="stable")]
 
 
-def srocc_interval(scores: Floats, labels: Floats) -> tuple[float, float]:
+def srocc_interval(scores: Float64, labels: Float64) -> tuple[float, float]:
     """The interval that holds SROCC in CONFIDENCE of resamples of the pictures."""
     draws = np.random.default_rng(0).integers(0, len(labels), (RESAMPLES, len(labels)))
     found = np.array([metrics.srocc(scores[draw], labels[draw]) for draw in draws])
@@ -98,12 +98,12 @@ def labels_needed(n: int, interval: tuple[float, float], half_width: float) -> i
     return math.ceil(n * ((high - low) / 2 / half_width) ** 2)
 
 
-def spread(predicted: Floats, labels: Floats, share: float = 0.8) -> float:
+def spread(predicted: Float64, labels: Float64, share: float = 0.8) -> float:
     """Half the width of the interval around predictions that holds that share of labels."""
     return float(np.quantile(np.abs(predicted - labels), share))
 
 
-def curve(scores: Floats, good: NDArray[np.bool_]) -> list[Point]:
+def curve(scores: Float64, good: Bool) -> list[Point]:
     """Precision and recall at every threshold that separates these pictures, the lowest threshold first."""
     order = np.argsort(-scores, kind="stable")
     hits, thresholds = np.cumsum(good[order]), scores[order]
@@ -132,7 +132,7 @@ def threshold_for(points: Sequence[Point], *, precision: float | None = None, re
     return [p for p in points if p.recall >= recall][-1]
 
 
-def _knots_at(tiles: Sequence[NDArray[np.floating[Any]]]) -> Floats:
+def _knots_at(tiles: Sequence[NDArray[np.floating[Any]]]) -> Float64:
     """Where the map may bend: 0, 1, and quantiles of the pictures' scores, fewer where there are few pictures."""
     means = np.array([np.mean(each, dtype=np.float64) for each in tiles])
     count = int(np.clip(len(means) // 5, 3, MOST_KNOTS))
@@ -144,7 +144,7 @@ def _knots_at(tiles: Sequence[NDArray[np.floating[Any]]]) -> Floats:
     return np.array([*kept, 1.0])
 
 
-def _bends(x: Floats) -> Floats:
+def _bends(x: Float64) -> Float64:
     """Changes of slope between neighbouring pieces: f64 [knots - 2, knots]."""
     h = np.diff(x)
     rows = np.zeros((max(len(x) - 2, 0), len(x)))
@@ -154,7 +154,7 @@ def _bends(x: Floats) -> Floats:
     return rows
 
 
-def _rising(basis: Floats, labels: Floats, bends: Floats, x: Floats, strength: float) -> Floats:
+def _rising(basis: Float64, labels: Float64, bends: Float64, x: Float64, strength: float) -> Float64:
     """Values at the knots: least squares, rising from at least 0 to at most 1."""
     from scipy.optimize import nnls
 
@@ -164,5 +164,5 @@ def _rising(basis: Floats, labels: Floats, bends: Floats, x: Floats, strength: f
     whole = 1e3 * np.ones((1, len(x) + 1))  # all steps and the slack above them are 1 together
     wanted = np.concatenate([labels / math.sqrt(len(labels)), np.zeros(len(bends)), [1e3]])
     found, _ = nnls(np.concatenate([np.concatenate([rows, slack], 1), whole]), wanted, maxiter=1000)
-    values: Floats = np.cumsum(found[:-1])
+    values: Float64 = np.cumsum(found[:-1])
     return np.clip((1 - LEAST_SLOPE) * values + LEAST_SLOPE * x, 0, 1)

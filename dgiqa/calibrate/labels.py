@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dgiqa.dtypes import Float64
 from dgiqa.errors import DgiqaError
 
 GOOD = {"good", "yes", "y", "true", "pass", "ok", "keep", "accept"}
@@ -36,7 +36,7 @@ class Labels:
     """
 
     images: tuple[str, ...]
-    values: NDArray[np.float64]
+    values: Float64
     range: tuple[float, float]
     binary: bool
 

@@ -18,9 +18,9 @@ from typing import Any, cast
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from dgiqa.dtypes import Array, UInt8
 from dgiqa.errors import ImageError
 from dgiqa.extras import install
 from dgiqa.image import colours, jp2, jpeg, png, pnm, tiff, zeros
@@ -29,7 +29,6 @@ from dgiqa.image.arrays import as_rgb as as_rgb
 from dgiqa.image.kinds import HEAD, RAW, identify
 from dgiqa.image.raw import BYTES_PER_PIXEL, NOTE, RawError, open_raw
 
-UInt8 = NDArray[np.uint8]
 Stop = Callable[[], bool]
 
 MAX_PIXELS = 200_000_000  # today's largest phone sensor; more is refused before decoding
@@ -389,7 +388,7 @@ def _heic(data: bytes) -> Image.Image:
     return cast(Image.Image, plugin.HeifImageFile(_Source(data)))
 
 
-def _deep_heic(data: bytes) -> NDArray[Any]:
+def _deep_heic(data: bytes) -> Array:
     heif = import_module("pillow_heif").open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
     return np.asarray(heif)
 
@@ -560,7 +559,7 @@ def _finish(image: Image.Image, kind: str, orientation: int, meant: png.Colours 
 
 
 def _finish_array(
-    levels: NDArray[Any], orientation: int, profile: bytes | None = None, widen: colours.ToSrgb | None = None
+    levels: Array, orientation: int, profile: bytes | None = None, widen: colours.ToSrgb | None = None
 ) -> Decoded:
     """Convert levels [H,W], [H,W,1], [H,W,3] or [H,W,4] of a type that `as_rgb` takes.
 
@@ -596,7 +595,7 @@ def _finish_array(
     return Decoded(upright((levels.shape[0], levels.shape[1]), orientation, rows_of), notes)
 
 
-def _all_bits(data: bytes, depth: int = 16) -> NDArray[Any]:
+def _all_bits(data: bytes, depth: int = 16) -> Array:
     """All bits of a PNG or AVIF file, as `_by_opencv` gives them. Raises ImageError if it fails."""
     levels = _by_opencv(data, depth)
     if levels is None:
@@ -604,7 +603,7 @@ def _all_bits(data: bytes, depth: int = 16) -> NDArray[Any]:
     return levels
 
 
-def _by_opencv(data: bytes, depth: int = 16) -> NDArray[Any] | None:
+def _by_opencv(data: bytes, depth: int = 16) -> Array | None:
     """All bits, which Pillow does not give: uint8 or uint16 [H,W], [H,W,3] or [H,W,4] in RGB order; None if it fails.
 
     depth: bits of the stored values, which OpenCV does not scale; they are scaled to 16 bits here.

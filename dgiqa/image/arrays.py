@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dgiqa.dtypes import Array, UInt8
 from dgiqa.errors import ImageError
-
-UInt8 = NDArray[np.uint8]
 
 BAND = 1 << 20  # pixels that are converted at a time, so that copies of a large image stay small
 
@@ -27,7 +24,7 @@ AS_STORED: dict[int, Callable[[UInt8], UInt8]] = {
 _SIDEWAYS = frozenset({5, 6, 7, 8})
 
 
-def as_rgb(array: NDArray[Any]) -> UInt8:
+def as_rgb(array: Array) -> UInt8:
     """Turn an image array into RGB uint8 [H,W,3]; an array that already is is returned itself.
 
     Shapes: [H,W], [H,W,1], [H,W,3] in RGB order, or [H,W,4] with alpha, laid over white. Types: uint8; uint16 in
@@ -41,7 +38,7 @@ def as_rgb(array: NDArray[Any]) -> UInt8:
     return rgb_of(array)
 
 
-def rgb_of(array: NDArray[Any]) -> UInt8:
+def rgb_of(array: Array) -> UInt8:
     """Convert as `as_rgb` does, but a checked array or a part of one."""
     levels = to_uint8(array)
     if levels.ndim == 2 or levels.shape[2] == 1:
@@ -60,7 +57,7 @@ def check_shape(shape: tuple[int, ...]) -> None:
         raise ImageError(f"got an empty array of shape {shape}, {wanted} with at least one pixel")
 
 
-def check_levels(array: NDArray[Any]) -> None:
+def check_levels(array: Array) -> None:
     """Raise ImageError unless the type and values define black and white."""
     if array.dtype == np.uint8:
         return
@@ -120,7 +117,7 @@ def _check_depth(high: int) -> None:
             )
 
 
-def to_uint8(array: NDArray[Any]) -> UInt8:
+def to_uint8(array: Array) -> UInt8:
     """Convert levels of a type that `as_rgb` takes to 8 bits."""
     if array.dtype == np.uint8:
         return array

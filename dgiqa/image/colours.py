@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dgiqa.dtypes import Array, Float32, Float64, UInt8
 from dgiqa.errors import ImageError
 from dgiqa.hdr import HLG, PQ, srgb_levels, tone_map
 from dgiqa.image.png import Colours, Gamma
 
-UInt8 = NDArray[np.uint8]
 Convert = Callable[[Image.Image], Image.Image]
 
 MAX_PROFILE = 1 << 24  # bytes; printers' profiles are the largest, with about 3 MB
@@ -42,7 +42,7 @@ _NAMES = {9: "BT.2020", 11: "DCI-P3", 12: "Display P3"}
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 _SCREEN = 2.2  # the screen's power, which browsers assume for a picture that gives its own power but no primaries
 
-ToSrgb = Callable[[NDArray[Any]], UInt8]
+ToSrgb = Callable[[Array], UInt8]
 
 
 def conversion(meant: Colours | Gamma | None) -> tuple[ToSrgb | None, str, bool]:
@@ -84,7 +84,7 @@ def _from_gamma(meant: Gamma) -> tuple[ToSrgb | None, str]:
     if abs(power / _SCREEN - 1) < _SAME:  # as near as libpng takes for the same
         return None, ""
 
-    def convert(levels: NDArray[Any]) -> UInt8:
+    def convert(levels: Array) -> UInt8:
         most = np.iinfo(levels.dtype).max
         table = np.rint(255 * (np.arange(most + 1) / most) ** (power / _SCREEN)).astype(np.uint8)
         return np.asarray(table[levels])
@@ -92,10 +92,10 @@ def _from_gamma(meant: Gamma) -> tuple[ToSrgb | None, str]:
     return convert, f"converted from gamma {power:.3g} to sRGB"
 
 
-def _through_light(power: float | None, matrix: NDArray[np.float32] | None) -> ToSrgb:
+def _through_light(power: float | None, matrix: Float32 | None) -> ToSrgb:
     """Convert by way of linear light. power: light is this power of the level; None: sRGB's curve."""
 
-    def convert(levels: NDArray[Any]) -> UInt8:
+    def convert(levels: Array) -> UInt8:
         light = _light_of(np.iinfo(levels.dtype).max, power)[levels]
         light = light if matrix is None else cv2.transform(light, matrix)
         return np.asarray(srgb_levels()[(np.clip(light, 0, 1) * 4095 + 0.5).astype(np.uint16)])
@@ -103,11 +103,11 @@ def _through_light(power: float | None, matrix: NDArray[np.float32] | None) -> T
     return convert
 
 
-def _deep(levels: NDArray[Any]) -> NDArray[np.uint16]:
+def _deep(levels: Array) -> NDArray[np.uint16]:
     return levels if levels.dtype == np.uint16 else levels.astype(np.uint16) * 257
 
 
-def _to_srgb(chromaticities: tuple[float, ...]) -> NDArray[np.float32]:
+def _to_srgb(chromaticities: tuple[float, ...]) -> Float32:
     """The matrix from linear light in these primaries to sRGB's, which keeps white white (Bradford): f32 [3,3]."""
     own, srgb = _to_xyz(chromaticities), _to_xyz(_SRGB)
     white, target = _BRADFORD @ own.sum(axis=1), _BRADFORD @ srgb.sum(axis=1)
@@ -115,7 +115,7 @@ def _to_srgb(chromaticities: tuple[float, ...]) -> NDArray[np.float32]:
     return np.asarray(np.linalg.inv(srgb) @ adapted @ own, np.float32)
 
 
-def _to_xyz(chromaticities: tuple[float, ...]) -> NDArray[np.float64]:
+def _to_xyz(chromaticities: tuple[float, ...]) -> Float64:
     """The matrix from linear RGB to XYZ, where white has luminance 1: f64 [3,3]. ImageError for primaries on a line."""
     x, y = np.array(chromaticities[::2]), np.array(chromaticities[1::2])
     xyz = np.stack([x, y, 1 - x - y]) / np.maximum(y, 1e-4)
@@ -172,7 +172,7 @@ def _samples(mode: str) -> Image.Image:
 
 
 @lru_cache(4)
-def _light_of(most: int, power: float | None) -> NDArray[np.float32]:
+def _light_of(most: int, power: float | None) -> Float32:
     """The light of every level up to `most`: f32 [most + 1]. power: as in `_through_light`."""
     level = np.arange(most + 1) / most
     srgb = np.where(level <= 0.04045, level / 12.92, ((level + 0.055) / 1.055) ** 2.4)

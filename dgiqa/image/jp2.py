@@ -7,8 +7,8 @@ import struct
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dgiqa.dtypes import UInt8
 from dgiqa.errors import ImageError
 from dgiqa.image import zeros
 
@@ -84,7 +84,7 @@ def longest_zeros(data: bytes, header: Header) -> int | None:
     return at if data[at : at + 2] == bytes(2) else None
 
 
-def is_periodic(rgb: NDArray[np.uint8]) -> bool:
+def is_periodic(rgb: UInt8) -> bool:
     """Whether uint8 [H,W,3] is a periodic drawing, the only kind of picture that is coded with long runs of zeros."""
     levels = rgb[..., 1].astype(np.int16)
     edges = np.abs(np.diff(levels, axis=0))[:, :-1] + np.abs(np.diff(levels, axis=1))[:-1]

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import simplejpeg
-from numpy.typing import NDArray
 
+from dgiqa.dtypes import UInt8
 from dgiqa.errors import ImageError
 from dgiqa.image import zeros
 
@@ -108,7 +108,7 @@ def inspect(data: bytes) -> Scans:
     return frame
 
 
-def pixels(data: bytes, components: int, *, eighth: bool = False) -> NDArray[np.uint8]:
+def pixels(data: bytes, components: int, *, eighth: bool = False) -> UInt8:
     """The pixels of a plain JPEG with this many components: uint8 [H,W,3], [H,W,1] for grey or [H,W,4] for ink.
 
     eighth: decode to an eighth of width and height, for a check only. Raises ImageError if libjpeg warns that data are

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dgiqa.dtypes import Array
 from dgiqa.errors import ImageError
 
 MAX_HEADER = 1 << 16  # bytes, comments included
@@ -44,7 +44,7 @@ def header(data: bytes) -> Header:
     return Header(number, width, height, white, end + (number > 3))
 
 
-def pixels(data: bytes, h: Header) -> NDArray[Any]:
+def pixels(data: bytes, h: Header) -> Array:
     """Levels [H,W] or [H,W,3]: uint8, or uint16 over 0..65535 if white is more than 255."""
     shape = (h.height, h.width, 3) if h.number in (3, 6) else (h.height, h.width)
     count = int(np.prod(shape))
@@ -62,7 +62,7 @@ def pixels(data: bytes, h: Header) -> NDArray[Any]:
     return np.rint(levels * (full / h.white)).astype(np.uint8 if full == 255 else np.uint16)
 
 
-def _binary(data: bytes, h: Header, count: int) -> NDArray[Any]:
+def _binary(data: bytes, h: Header, count: int) -> Array:
     if h.number == 4:
         rows = np.frombuffer(data, np.uint8, offset=h.start)[: h.height * -(-h.width // 8)]
         whole = rows[: len(rows) // -(-h.width // 8) * -(-h.width // 8)].reshape(-1, -(-h.width // 8))
@@ -72,7 +72,7 @@ def _binary(data: bytes, h: Header, count: int) -> NDArray[Any]:
     return np.frombuffer(data, kind, count=min(count, there), offset=min(h.start, len(data)))
 
 
-def _plain(data: bytes, h: Header, count: int) -> NDArray[Any]:
+def _plain(data: bytes, h: Header, count: int) -> Array:
     text = _COMMENT.sub(b"", data[h.start :])
     if h.number == 1:  # digits need no gaps between them
         digits = np.frombuffer(text, np.uint8)

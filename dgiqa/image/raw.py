@@ -6,9 +6,7 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from dgiqa.dtypes import UInt8
 from dgiqa.errors import ImageError
 from dgiqa.extras import load
 
@@ -24,7 +22,7 @@ class RawError(Exception):
         self.kind = kind
 
 
-def open_raw(kind: str, data: bytes) -> tuple[int, int, Callable[[], NDArray[np.uint8]]]:
+def open_raw(kind: str, data: bytes) -> tuple[int, int, Callable[[], UInt8]]:
     """(width, height, a function that develops it into upright sRGB, uint8 [H,W,3]).
 
     Raises ImageError if rawpy is missing, or LibRaw cannot read the file.
@@ -38,9 +36,9 @@ def open_raw(kind: str, data: bytes) -> tuple[int, int, Callable[[], NDArray[np.
         except Exception as error:  # LibRaw's, each of its own type
             raise ImageError(f"{what} that cannot be read ({type(error).__name__}: {error}); {otherwise}") from error
 
-    def develop() -> NDArray[np.uint8]:
+    def develop() -> UInt8:
         with opened() as photograph:
-            found: NDArray[np.uint8] = photograph.postprocess(use_camera_wb=True, output_bps=8)
+            found: UInt8 = photograph.postprocess(use_camera_wb=True, output_bps=8)
         return found
 
     with opened() as photograph:

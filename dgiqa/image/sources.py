@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from dgiqa.dtypes import Array
 from dgiqa.errors import ImageError
 from dgiqa.image import MAX_PIXELS, Decoded, Opened, Stop, of_pillow, open_image
 from dgiqa.image.arrays import as_rgb, check_shape
 from dgiqa.image.kinds import HEAD, identify
 
-Source = str | Path | bytes | NDArray[Any] | BinaryIO | Image.Image
+Source = str | Path | bytes | Array | BinaryIO | Image.Image
 
 MAX_BYTES = 1 << 30  # larger encoded images are refused unread
 TIMEOUT_S = 60.0  # for decoding one image; 200 megapixels take 3 s as JPEG

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from dgiqa.dtypes import Array
 from dgiqa.errors import ImageError
 from dgiqa.image import jpeg, png
 from dgiqa.image.raw import RawError
@@ -80,7 +80,7 @@ def _is_copy(tags: Any, of: Any) -> bool:
     return w >= 2 * width and h >= 2 * height and abs(width * h - height * w) <= max(w, h)
 
 
-def read(data: bytes, page: Page) -> NDArray[Any]:
+def read(data: bytes, page: Page) -> Array:
     """Read the page with OpenCV: [H,W] or [H,W,3 or 4] as RGB(A), uint8, uint16 (10 to 14 bits scaled to it) or float.
 
     OpenCV turns TIFFs upright whatever its flags are.

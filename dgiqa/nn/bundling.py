@@ -16,11 +16,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from dgiqa import spec
 from dgiqa.bundle import Bundle, write_bundle
+from dgiqa.dtypes import UInt8
 from dgiqa.errors import BundleError, WeightsError
 from dgiqa.meaning import WORDS, Meaning, Reason
 from dgiqa.nn.checkpoints import load_weights
@@ -53,8 +53,8 @@ def build_bundle(
     source: str,
     origins: Mapping[str, Mapping[str, str]] | None = None,
     meaning: Meaning | None = None,
-    golden: Sequence[NDArray[np.uint8]] | None = None,
-    photos: Sequence[NDArray[np.uint8]] | None = None,
+    golden: Sequence[UInt8] | None = None,
+    photos: Sequence[UInt8] | None = None,
     model_card: Mapping[str, Any] | None = None,
     created: str | None = None,
     attention: Attention | None = None,
@@ -246,7 +246,7 @@ def _features(path: Path) -> int:
     return int(found.type.tensor_type.shape.dim[1].dim_value) if found else 0
 
 
-def _small(image: NDArray[np.uint8], p: Preprocess) -> NDArray[np.uint8]:
+def _small(image: UInt8, p: Preprocess) -> UInt8:
     """Shrink so that the longer side is at most GOLDEN_SIDE or, if images are not resized, the shorter side a tile."""
     scale = GOLDEN_SIDE / max(image.shape[:2])
     if not p.short_side:
@@ -256,7 +256,7 @@ def _small(image: NDArray[np.uint8], p: Preprocess) -> NDArray[np.uint8]:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _png(image: NDArray[np.uint8]) -> bytes:
+def _png(image: UInt8) -> bytes:
     done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 9])
     assert done
     return data.tobytes()

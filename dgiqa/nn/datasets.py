@@ -20,8 +20,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dgiqa.dtypes import Array, Float64, UInt8
 from dgiqa.errors import DgiqaError, ImageError
 from dgiqa.extras import load
 from dgiqa.forward import depth_map
@@ -72,8 +72,8 @@ class Sample(NamedTuple):
     rgb: uint8 [H,W,3]; depth: uint8 [H,W], same H and W, larger = nearer; score: in [0, 1], higher = better.
     """
 
-    rgb: NDArray[np.uint8]
-    depth: NDArray[np.uint8]
+    rgb: UInt8
+    depth: UInt8
     score: float
 
 
@@ -107,7 +107,7 @@ class IQADataset:
         return replace(self, records=tuple(r for r in self.records if r.split == split))
 
     @property
-    def scores(self) -> NDArray[np.float64]:  # [n]
+    def scores(self) -> Float64:  # [n]
         return np.array([r.score for r in self.records])
 
 
@@ -336,7 +336,7 @@ class DepthNetwork:
     """
 
     id: str
-    depth: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+    depth: Callable[[UInt8], UInt8]
     p: Preprocess = field(default_factory=Preprocess)
 
 
@@ -350,15 +350,13 @@ def bundle_depth(bundle: str = "small", threads: int | None = None) -> DepthNetw
     path, p = loaded.file(DEPTH_FILE), loaded.preprocess
     session = open_session(path, threads=threads)
 
-    def depth(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def depth(rgb: UInt8) -> UInt8:
         return stretched(depth_map(rgb, session, p), *_depth_image_size(rgb, p))
 
     return DepthNetwork(f"{sha256_of(path)} {p}", depth, p)
 
 
-def cached_rgb_and_depth(
-    image: str | Path, network: DepthNetwork, cache_dir: str | Path
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def cached_rgb_and_depth(image: str | Path, network: DepthNetwork, cache_dir: str | Path) -> tuple[UInt8, UInt8]:
     """Decoded RGB uint8 [H,W,3] and depth image uint8 of a file; depth is computed once for each content and network.
 
     The depth image is kept as <cache_dir>/<sha256 of network and bytes>.png, written under a temporary name and
@@ -377,9 +375,7 @@ def cached_rgb_and_depth(
     return rgb, depth
 
 
-def working_pair(
-    image: str | Path, network: DepthNetwork, cache_dir: str | Path
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def working_pair(image: str | Path, network: DepthNetwork, cache_dir: str | Path) -> tuple[UInt8, UInt8]:
     """Working image uint8 [h,w,3] and depth image uint8 [h,w] of a file, as at inference."""
     rgb, depth = cached_rgb_and_depth(image, network, cache_dir)
     return working_image(rgb, network.p), working_image(depth, network.p)
@@ -448,12 +444,12 @@ def _bytes(image: str | Path) -> bytes:
         raise ImageError(f"{image}: {error.strerror or error}") from error
 
 
-def read_rgb(image: str | Path) -> NDArray[np.uint8]:
+def read_rgb(image: str | Path) -> UInt8:
     """A picture file as RGB, uint8 [H,W,3]. Raises ImageError, which names the file, if it cannot be read."""
     return _decoded(image, _bytes(image))
 
 
-def _decoded(image: str | Path, data: bytes) -> NDArray[np.uint8]:
+def _decoded(image: str | Path, data: bytes) -> UInt8:
     """Decode a picture's RGB. Errors name the file, which the decoder does not know."""
     try:
         return decode(data)
@@ -461,7 +457,7 @@ def _decoded(image: str | Path, data: bytes) -> NDArray[np.uint8]:
         raise ImageError(f"{image}: {error}") from error
 
 
-def _depth_image_size(rgb: NDArray[np.uint8], p: Preprocess) -> tuple[int, int]:
+def _depth_image_size(rgb: UInt8, p: Preprocess) -> tuple[int, int]:
     """Size of the cached depth image. Version 1 resizes it later, as it resizes the picture."""
     height, width = rgb.shape[:2]
     return (height, width) if p.version == 1 else working_size(height, width, p)
@@ -472,7 +468,7 @@ def _depth_path(data: bytes, network: DepthNetwork, cache_dir: Path) -> Path:
     return cache_dir / f"{digest}.png"
 
 
-def _write_png(path: Path, image: NDArray[np.uint8]) -> None:
+def _write_png(path: Path, image: UInt8) -> None:
     from cv2 import imencode
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -609,7 +605,7 @@ def _table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     return rows
 
 
-def _matlab(name: str, path: Path, *keys: str) -> list[NDArray[Any]]:
+def _matlab(name: str, path: Path, *keys: str) -> list[Array]:
     """The arrays with these names in a MATLAB file."""
     loadmat = load("scipy.io", f"{name}: reading {path.name}", "scipy", "train", kind=DgiqaError).loadmat
     file = _file(name, path.parent, path.name)
@@ -622,7 +618,7 @@ def _matlab(name: str, path: Path, *keys: str) -> list[NDArray[Any]]:
         ) from error
 
 
-def _strings(cells: NDArray[Any]) -> list[str]:
+def _strings(cells: Array) -> list[str]:
     """A MATLAB cell array of strings, 1 x n or n x 1."""
     return [str(np.ravel(cell)[0]) for cell in np.ravel(cells)]
 

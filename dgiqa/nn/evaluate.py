@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dgiqa.dtypes import Float64
 from dgiqa.errors import DgiqaError
 from dgiqa.metrics import histogram_overlap, overlap, srocc
 from dgiqa.nn import plots
@@ -128,8 +129,8 @@ class Separation:
     """
 
     name: str
-    good: NDArray[np.float64]
-    degraded: NDArray[np.float64]
+    good: Float64
+    degraded: Float64
     overlap: float
     histogram: float
     ordered: float

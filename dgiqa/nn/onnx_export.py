@@ -23,10 +23,10 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dgiqa import spec
+from dgiqa.dtypes import Array, UInt8
 from dgiqa.errors import DgiqaError, WeightsError
 from dgiqa.nn.checkpoints import load_dgiqa, load_weights
 from dgiqa.nn.deploy import Attention, export_twin
@@ -90,7 +90,7 @@ def export_quality(
     path: str | Path,
     *,
     tile: int = spec.TILE,
-    photos: Sequence[NDArray[np.uint8]] | None = None,
+    photos: Sequence[UInt8] | None = None,
     attention: Attention | None = None,
     twin: bool = True,
 ) -> Export:
@@ -124,7 +124,7 @@ def export_depth(
     *,
     preprocess: Preprocess | None = None,
     size: tuple[int, int] | None = None,
-    photos: Sequence[NDArray[np.uint8]] | None = None,
+    photos: Sequence[UInt8] | None = None,
     twin: bool = True,
 ) -> Export:
     """Write a depth network, f32 [n,3,h,w] -> f32 [n,h,w], to an ONNX file with dynamic batch, height and width.
@@ -173,7 +173,7 @@ def export_networks(
     return written
 
 
-def photographs(folder: str | Path | None = None, limit: int = 8) -> list[NDArray[np.uint8]]:
+def photographs(folder: str | Path | None = None, limit: int = 8) -> list[UInt8]:
     """Photographs to compare on, uint8 [H,W,3] RGB: a folder's first `limit`, or scikit-image's.
 
     Raises ExportError if there are none.
@@ -224,7 +224,7 @@ def _depth_named(name: str) -> tuple[nn.Module, Preprocess]:
 
 
 def _tiles_of(
-    photos: Sequence[NDArray[np.uint8]],
+    photos: Sequence[UInt8],
     p: Preprocess,
     inputs: tuple[str, ...] = (spec.QUALITY_RGB, spec.QUALITY_DEPTH),
 ) -> tuple[Tensor, ...]:
@@ -236,9 +236,7 @@ def _tiles_of(
     return tuple(torch.stack(tiles, 1).flatten(0, 1) for tiles in zip(*made, strict=True))
 
 
-def _depth_cases(
-    photos: Sequence[NDArray[np.uint8]], p: Preprocess, size: tuple[int, int] | None
-) -> dict[str, dict[str, Tensor]]:
+def _depth_cases(photos: Sequence[UInt8], p: Preprocess, size: tuple[int, int] | None) -> dict[str, dict[str, Tensor]]:
     """Depth inputs of two photographs and a portrait, and a batch of two small ones."""
     upright = np.ascontiguousarray(photos[-1].transpose(1, 0, 2))
     images = [depth_input(photo, p) for photo in (*photos[:2], upright)]
@@ -350,7 +348,7 @@ def _write_checked(
     graphs: Iterable[tuple[Any, bool]],
     path: Path,
     cases: Mapping[str, Feeds],
-    budget: tuple[Callable[[NDArray[Any], NDArray[Any]], float], float, str],
+    budget: tuple[Callable[[Array, Array], float], float, str],
 ) -> Export:
     """Write the first of (graph, simplified?) that agrees with the network in all cases to `path`; else ExportError."""
     measure, tolerance, unit = budget
@@ -389,24 +387,22 @@ def _candidates(graph: Any, simplify: bool) -> Iterator[tuple[Any, bool]]:
     yield graph, False
 
 
-def _arrays(outputs: Tensor | tuple[Tensor, ...]) -> list[NDArray[Any]]:
+def _arrays(outputs: Tensor | tuple[Tensor, ...]) -> list[Array]:
     return [output.numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
 
-def _difference(
-    name: str, expected: NDArray[Any], got: NDArray[Any], measure: Callable[[NDArray[Any], NDArray[Any]], float]
-) -> float:
+def _difference(name: str, expected: Array, got: Array, measure: Callable[[Array, Array], float]) -> float:
     """A difference in the file's unit; features have none, so theirs is relative to the largest one."""
     if name == spec.QUALITY_FEATURES:
         return _largest_difference(expected, got) / max(float(np.abs(expected).max()), 1e-30)
     return measure(expected, got)
 
 
-def _largest_difference(expected: NDArray[Any], got: NDArray[Any]) -> float:
+def _largest_difference(expected: Array, got: Array) -> float:
     return float(np.abs(expected - got).max())
 
 
-def _share_of_range(expected: NDArray[Any], got: NDArray[Any]) -> float:
+def _share_of_range(expected: Array, got: Array) -> float:
     """Largest difference relative to the depth's range, which min-max stretches to the whole uint8 scale."""
     depth_range = float(expected.max() - expected.min())
     if not depth_range > 0:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dgiqa.dtypes import Array, Float32
 from dgiqa.extras import load
 from dgiqa.store import replacing
 
@@ -23,7 +24,7 @@ MARKERS = "o^sD"  # one per set in a plane
 PERPLEXITY = 30  # t-SNE's, at most
 
 
-def embedded(features: NDArray[np.floating]) -> NDArray[np.float32]:
+def embedded(features: NDArray[np.floating]) -> Float32:
     """Place features f [n,C], each standardised, in a plane by t-SNE: f32 [n,2], the same every time."""
     manifold = load("sklearn.manifold", "t-SNE", "scikit-learn", "train")
     standard = (features - features.mean(0)) / np.maximum(features.std(0), 1e-6)
@@ -33,7 +34,7 @@ def embedded(features: NDArray[np.floating]) -> NDArray[np.float32]:
     )
 
 
-def draw_embedding(sets: Sequence[tuple[str, NDArray[Any], NDArray[Any]]], path: Path) -> None:
+def draw_embedding(sets: Sequence[tuple[str, Array, Array]], path: Path) -> None:
     """Draw sets (name, places f [n,2], scores f [n]) in one plane: a marker for each set, colour for the score."""
     figure, axes = _figure(5)
     ends = [float(end(np.concatenate([scores for _, _, scores in sets]))) for end in (np.min, np.max)]
@@ -106,7 +107,7 @@ def draw_separation(separation: Any, path: Path) -> None:
     _save(figure, path)
 
 
-def grad_cam(network: Any, *tiles: Tensor) -> NDArray[np.float32]:
+def grad_cam(network: Any, *tiles: Tensor) -> Float32:
     """Grad-CAM (arXiv 1610.02391) of the maps that a DGIQA or GlintIQA averages: f32 [N,h,w], before its ReLU.
 
     tiles: the network's inputs, f32 [N,3,S,S] each. The gradient is taken of the score before its sigmoid.

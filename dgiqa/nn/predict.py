@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dgiqa import forward, spec
+from dgiqa.dtypes import Array, Float64
 from dgiqa.metrics import krocc, logistic_mapped, plcc, rmse, srocc
 from dgiqa.nn.commands import watched
 from dgiqa.nn.datasets import DepthNetwork, working_pair
@@ -23,7 +24,7 @@ TEST_TILING = "grid"
 TILE_BATCH = 64
 
 T = TypeVar("T")
-Arrays = Iterable[NDArray[Any]]
+Arrays = Iterable[Array]
 Predict = Callable[[Sequence[Path]], NDArray[np.floating]]  # picture files -> scores f [n], higher = better
 
 
@@ -48,17 +49,17 @@ def predictor(
     tiling: str = TEST_TILING,
     batch: int = forward.BATCH,
     output: int | None = None,
-) -> Callable[[nn.Module, Sequence[T]], NDArray[np.float64]]:
+) -> Callable[[nn.Module, Sequence[T]], Float64]:
     """A function (network, items) -> f64 [n] that gives the `mean_scores` of items.
 
     read: makes of an item its working image uint8 [H,W,3] and depth image [H,W], or of a picture and its reference
     [H,W,6] and [H,W,2]; these begin a `Sample`. batch: tiles at a time. output: as in `mean_scores`.
     """
 
-    def predict(model: nn.Module, items: Sequence[T]) -> NDArray[np.float64]:
+    def predict(model: nn.Module, items: Sequence[T]) -> Float64:
         sees_depth = spec.QUALITY_DEPTH in takes(model)
 
-        def tiles(item: T) -> Iterator[list[NDArray[Any]]]:
+        def tiles(item: T) -> Iterator[list[Array]]:
             rgb, depth = read(item)[:2]
             count = rgb.shape[2] // 3  # pictures
             pictures = map(np.ascontiguousarray, np.split(rgb, count, 2))
@@ -75,7 +76,7 @@ def predictor(
 @torch.inference_mode()
 def mean_scores(
     model: nn.Module, items: Sequence[T], tiles: Callable[[T], Iterable[Arrays]], output: int | None = None
-) -> NDArray[np.float64]:
+) -> Float64:
     """Mean over the tiles of a network's scores of each item: f64 [n]. Leaves the network in evaluation mode.
 
     tiles: gives an item's tiles, in batches of the network's inputs, f32 [b,3,S,S] each. output: the column of the
@@ -91,7 +92,7 @@ def mean_scores(
     return scores
 
 
-def scores_of(predicted: NDArray[Any], wanted: NDArray[Any]) -> dict[str, float]:
+def scores_of(predicted: Array, wanted: Array) -> dict[str, float]:
     """Predicted and wanted scores f [n] -> METRICS; the logistic is fitted to these same scores, as is usual."""
     mapped = logistic_mapped(predicted, wanted)
     values = (

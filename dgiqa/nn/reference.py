@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dgiqa.bundle import Bundle, load_golden
+from dgiqa.dtypes import Float32, Float64, UInt8
 from dgiqa.errors import ImageError, WeightsError
 from dgiqa.nn.checkpoints import load_weights
 from dgiqa.parity import TOLERANCE
@@ -34,12 +35,12 @@ TAKEN = {"": 0, "-1.4.21": 0, "-1.4.15": 3, "-1.4.10": 9, "-1.4.4": 7, "-1.4.1":
 
 
 def score_reference(
-    rgb: NDArray[np.uint8],
+    rgb: UInt8,
     depth_net: nn.Module | None,
     quality_net: nn.Module,
     preprocess: Preprocess | None = None,
     tiling: str | NDArray[np.integer] = "official:20",
-) -> tuple[float, NDArray[np.float32]]:
+) -> tuple[float, Float32]:
     """Score rgb uint8 [H,W,3] with two networks in eval mode. Return (mean, tile scores f32 [n]).
 
     depth_net: f32 [1,3,h,w] -> f32 [1,h,w], or None. quality_net: two f32 [n,3,tile,tile], or one, -> f32 [n].
@@ -52,7 +53,7 @@ def score_reference(
 
 
 def _fed(
-    rgb: NDArray[np.uint8], depth_net: nn.Module | None, p: Preprocess, tiling: str | NDArray[np.integer]
+    rgb: UInt8, depth_net: nn.Module | None, p: Preprocess, tiling: str | NDArray[np.integer]
 ) -> tuple[Tensor, ...]:
     if depth_net is None:
         return network_tiles(rgb, None, p, tiling)
@@ -68,7 +69,7 @@ class TorchScore:
     """
 
     value: float
-    tile_scores: NDArray[np.float32]
+    tile_scores: Float32
     tiling: str
     reasons: dict[str, float] = field(default_factory=dict)
 
@@ -84,13 +85,13 @@ class TorchScorer:
         depth_net: nn.Module | None,
         quality_net: nn.Module,
         preprocess: Preprocess,
-        mapped: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda scores: scores,
+        mapped: Callable[[Float32], Float32] = lambda scores: scores,
     ) -> None:
         self.backend = f"PyTorch {torch.__version__}"
         self._depth, self._p, self._mapped = depth_net, preprocess, mapped
         self._quality: Any = quality_net
 
-    def score(self, source: NDArray[np.uint8], tiling: str = "grid") -> TorchScore:
+    def score(self, source: UInt8, tiling: str = "grid") -> TorchScore:
         """Score uint8 [H,W,3] RGB; tiling: as in `score_reference`."""
         with torch.no_grad():
             both = _fed(source, self._depth, self._p, tiling)
@@ -103,7 +104,7 @@ class TorchScorer:
         tile_scores = self._mapped(scores.numpy())
         return TorchScore(float(tile_scores.mean(dtype=np.float64)), tile_scores, tiling, reasons)
 
-    def near(self, picture: NDArray[np.uint8], reference: NDArray[np.uint8], tiling: str = "grid") -> float:
+    def near(self, picture: UInt8, reference: UInt8, tiling: str = "grid") -> float:
         """Full-reference score of two pictures, uint8 [H,W,3] each; the quality network must be a DGIQA-FR."""
         with torch.no_grad():
             both = [_fed(source, self._depth, self._p, tiling) for source in (picture, reference)]
@@ -134,7 +135,7 @@ def open_reference(
     return scorer
 
 
-def decode(data: bytes) -> NDArray[np.uint8]:
+def decode(data: bytes) -> UInt8:
     """Decode an image file's bytes to uint8 [H,W,3] RGB, as the authors do. Raises ImageError."""
     bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if bgr is None:
@@ -142,7 +143,7 @@ def decode(data: bytes) -> NDArray[np.uint8]:
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
 
 
-def depth_input(rgb: NDArray[np.uint8], p: Preprocess) -> Tensor:
+def depth_input(rgb: UInt8, p: Preprocess) -> Tensor:
     """uint8 [H,W,3] -> f32 [1,3,h,w]: resized so that no side is below the bound, and normalised as for ImageNet.
 
     Version 1 is cubic in float64; version 2 averages areas, to uint8, unless a side grows.
@@ -162,7 +163,7 @@ def depth_input(rgb: NDArray[np.uint8], p: Preprocess) -> Tensor:
     return _normalised(np.asarray(resized))[None]
 
 
-def depth_image(depth: Tensor, height: int, width: int, p: Preprocess) -> NDArray[np.uint8]:
+def depth_image(depth: Tensor, height: int, width: int, p: Preprocess) -> UInt8:
     """f32 [1,h,w] -> uint8: bilinear to the photograph's height x width, minimum to 0, maximum to 255, truncated.
 
     Version 2 resizes to the working size directly.
@@ -174,7 +175,7 @@ def depth_image(depth: Tensor, height: int, width: int, p: Preprocess) -> NDArra
 
 
 def network_tiles(
-    rgb: NDArray[np.uint8], depth: NDArray[np.uint8] | None, p: Preprocess, tiling: str | NDArray[np.integer]
+    rgb: UInt8, depth: UInt8 | None, p: Preprocess, tiling: str | NDArray[np.integer]
 ) -> tuple[Tensor, ...]:
     """rgb uint8 [H,W,3] and its `depth_image` -> the quality network's two inputs, f32 [n,3,tile,tile] each.
 
@@ -192,7 +193,7 @@ def network_tiles(
     return tuple(torch.stack([plane[:, y : y + p.tile, x : x + p.tile] for y, x in windows]) for plane in planes)
 
 
-def _short_side(image: NDArray[np.uint8], size: int, method: int = cv2.INTER_LINEAR) -> NDArray[np.uint8]:
+def _short_side(image: UInt8, size: int, method: int = cv2.INTER_LINEAR) -> UInt8:
     """Resize so that the shorter side has `size` pixels."""
     height, width = image.shape[:2]
     if min(height, width) == size:
@@ -206,7 +207,7 @@ def _short_side_size(height: int, width: int, size: int) -> tuple[int, int]:
     return round(width * scale), round(height * scale)
 
 
-def _normalised(image: NDArray[np.float64], how: str = "imagenet") -> Tensor:
+def _normalised(image: Float64, how: str = "imagenet") -> Tensor:
     """f64 [H,W,3] in [0, 1] -> f32 [3,H,W], computed in float64: normalised by ImageNet's statistics, or to -1..1."""
     if how == "half":
         return torch.from_numpy(2 * image - 1).permute(2, 0, 1).float()

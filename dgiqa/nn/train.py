@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dgiqa.dtypes import Float32
 from dgiqa.errors import DgiqaError, WeightsError
 from dgiqa.full_reference import DIFFERENCES
 from dgiqa.nn.backbones import load_lite
@@ -247,7 +248,7 @@ class CropBatches(torch.utils.data.Dataset[Batch]):
         self.dataset, self.config, self.rank, self.world = dataset, config, rank, world
         self.batch = min(config.batch, len(dataset) // world)
         self.steps_per_epoch = len(dataset) // (self.batch * world)  # left-over samples wait for the next epoch's order
-        self._epoch: tuple[int, NDArray[np.int64], NDArray[np.float32]] | None = None
+        self._epoch: tuple[int, NDArray[np.int64], Float32] | None = None
 
     def __len__(self) -> int:
         return self.steps_per_epoch * self.config.epochs
@@ -267,7 +268,7 @@ class CropBatches(torch.utils.data.Dataset[Batch]):
         score = torch.tensor([s.score for s in samples], dtype=torch.float32)
         return torch.from_numpy(rgb), torch.from_numpy(depth), score
 
-    def _plan(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def _plan(self, epoch: int) -> tuple[NDArray[np.int64], Float32]:
         """The epoch's order [n] and each sample's four draws in [0, 1) [n,4]: y, x, horizontal and vertical flip."""
         if self._epoch is None or self._epoch[0] != epoch:
             order = np.random.default_rng([self.config.seed, epoch, 0]).permutation(len(self.dataset))
@@ -276,7 +277,7 @@ class CropBatches(torch.utils.data.Dataset[Batch]):
         return self._epoch[1], self._epoch[2]
 
 
-def cut_crop(sample: Sample, draw: NDArray[np.float32], size: int, flip: float) -> tuple[Any, Any]:
+def cut_crop(sample: Sample, draw: Float32, size: int, flip: float) -> tuple[Any, Any]:
     """Cut the same window from rgb and depth: u8 [S,S,3] and [S,S]. draw: f [4] in [0, 1): y, x and both flips."""
     height, width = sample.rgb.shape[:2]
     if sample.depth.shape[:2] != (height, width) or min(height, width) < size:

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import cv2
-import numpy as np
-from numpy.typing import NDArray
 
+from dgiqa.dtypes import UInt8
 from dgiqa.meaning import words
 from dgiqa.report.curve import Curve, Curves, lowest, span
 from dgiqa.report.html import data_uri, render
@@ -30,8 +29,6 @@ COLOURS = 6  # of curves, in templates/base.html
 CLOCK_S = 120.0  # from here on an axis counts minutes
 CLOCK_STEPS_S = (15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)
 FIGURES = {"mean": "mean", "harmonic mean": "harmonic_mean", "5th percentile": "p5", "lowest": "min", "highest": "max"}
-
-UInt8 = NDArray[np.uint8]
 
 
 class HtmlReport(Curves):

@@ -21,8 +21,8 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
-from numpy.typing import NDArray
 
+from dgiqa.dtypes import Array
 from dgiqa.errors import BackendError
 from dgiqa.extras import load
 
@@ -173,12 +173,12 @@ class Lane:
         with explained():
             buffer.from_handle(source, nbytes).copy_to(buffer.from_handle(target, nbytes), stream=self.stream)
 
-    def put(self, target: DeviceArray, source: NDArray[Any]) -> None:
+    def put(self, target: DeviceArray, source: Array) -> None:
         """Copy an array of the host into one of the device, of the same shape and dtype."""
         source = np.ascontiguousarray(source)
         self.copy(target.pointer, source.ctypes.data, source.nbytes)
 
-    def numpy(self, array: DeviceArray) -> NDArray[Any]:
+    def numpy(self, array: DeviceArray) -> Array:
         """A copy on the host, once everything before is done."""
         host = np.empty(array.shape, array.dtype)
         self.copy(host.ctypes.data, array.pointer, array.nbytes)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dgiqa.dtypes import Float32, Int32
 from dgiqa.errors import BackendError
 from dgiqa.runtime import cuda
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD
@@ -152,7 +153,7 @@ class Kernels:
         image: Image,
         depth: DepthMap,
         short: tuple[int, int],
-        windows: NDArray[np.int32],
+        windows: Int32,
         *,
         tile: int,
         levels: int,
@@ -223,7 +224,7 @@ def _of_wheel(folder: Path) -> Path:
     return path
 
 
-def normalised_levels() -> NDArray[np.float32]:
+def normalised_levels() -> Float32:
     """Network input for each uint8 level, per channel: f32 [3,256]."""
     steps = np.arange(256) / 255
     return np.stack([(steps - mean) / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]).astype("f4")

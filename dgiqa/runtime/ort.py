@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dgiqa.dtypes import Array
 from dgiqa.errors import BackendError, BundleError
 from dgiqa.machine import onnxruntime_wheels, usable_cores
 from dgiqa.runtime import cuda
@@ -67,7 +67,7 @@ class Opened:
         """The largest useful batch: 1 if the first axis is fixed, else 8, as a few items fill a GPU."""
         return 1 if isinstance(self._inputs[self.inputs[0]].shape[0], int) else 8
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Every output by name. ValueError for wrong names, dtypes or shapes, BackendError if the engine fails."""
         check(self._inputs, feeds)
         try:

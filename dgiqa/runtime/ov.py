@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dgiqa.dtypes import Array
 from dgiqa.errors import BackendError, BundleError, EngineError
 from dgiqa.machine import usable_cores
 from dgiqa.runtime.backends import INSTALL, OPENVINO
@@ -93,7 +93,7 @@ class OvSession:
         self._networks: dict[_Shapes | None, _Network] = {}  # by shapes of the inputs; None: any shape
         self._runs: Counter[_Shapes] = Counter()
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Every output by name. ValueError for wrong names, dtypes or shapes, BackendError if the engine fails or would
         not run in the precision asked for."""
         check(self._specs, feeds)
@@ -122,7 +122,7 @@ class OvSession:
                 found[_NAMES.get(precision, precision)] += 1
         return found
 
-    def _network(self, shapes: _Shapes, arrays: list[NDArray[Any]]) -> _Network:
+    def _network(self, shapes: _Shapes, arrays: list[Array]) -> _Network:
         """The network for inputs of these shapes, such as these arrays."""
         with self._compiling:
             if (own := self._networks.pop(shapes, None)) is not None:
@@ -154,7 +154,7 @@ class OvSession:
                 self._runs[shapes] += 1
             return min(fit, default=None)
 
-    def _general(self, arrays: list[NDArray[Any]]) -> _Network:
+    def _general(self, arrays: list[Array]) -> _Network:
         """The network for any shape: the cached one if it agrees with one for fixed shapes, else a new one."""
         folder = None
         if self._read and self._read == _written(self._path):
@@ -175,7 +175,7 @@ class OvSession:
             return self._compiled(None, folder)
         return self._compiled(None)
 
-    def _strays(self, network: _Network, arrays: list[NDArray[Any]]) -> bool:
+    def _strays(self, network: _Network, arrays: list[Array]) -> bool:
         """Whether it disagrees with a network for fixed shapes, on these arrays cut or repeated to fit."""
         shapes, fixed = next((shapes, made) for shapes, made in self._networks.items() if shapes)
         trial = [np.resize(array, shape) for array, shape in zip(arrays, shapes, strict=True)]
@@ -219,7 +219,7 @@ class OvSession:
         return BundleError(text)
 
 
-def _filled(array: NDArray[Any], count: int) -> NDArray[Any]:
+def _filled(array: Array, count: int) -> Array:
     """The array [n,...] with its last item repeated until there are `count`."""
     return np.concatenate([array, np.repeat(array[-1:], count - len(array), axis=0)])
 
@@ -234,7 +234,7 @@ class _Network:
     compiled: Any
     idle: deque[Any] = field(default_factory=deque)
 
-    def infer(self, arrays: list[NDArray[Any]]) -> list[NDArray[Any]]:
+    def infer(self, arrays: list[Array]) -> list[Array]:
         """Run on inputs in the file's order. Return the outputs in the file's order; the caller owns them."""
         try:
             request = self.idle.pop()
@@ -309,7 +309,7 @@ def _input(port: Any) -> Input:
     return Input(np.dtype(port.element_type.to_dtype()), tuple(sizes))
 
 
-def _check_batch(specs: Mapping[str, Input], feeds: Mapping[str, NDArray[Any]]) -> None:
+def _check_batch(specs: Mapping[str, Input], feeds: Mapping[str, Array]) -> None:
     """ValueError unless the inputs have one batch size: OpenVINO would read past the end of the shorter one."""
     sizes = {name: feeds[name].shape[0] for name, wanted in specs.items() if wanted.shape[0] is None}
     if len(set(sizes.values())) > 1:

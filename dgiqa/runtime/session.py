@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakSet
 
-from numpy.typing import NDArray
-
 from dgiqa import machine
+from dgiqa.dtypes import Array
 from dgiqa.runtime.backends import CUDA, OPENVINO, RTX, TENSORRT, choose
 
 _OPENED: WeakSet[Any] = WeakSet()  # sessions of this process and, in a fork, of its parent
@@ -29,7 +28,7 @@ class Session(Protocol):
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]: ...
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]: ...
 
 
 def open_session(

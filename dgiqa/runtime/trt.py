@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dgiqa.dtypes import Array
 from dgiqa.errors import BackendError, EngineError
 from dgiqa.extras import install
 from dgiqa.runtime import cuda
@@ -81,7 +81,7 @@ class TrtSession:
             for i in range(max(1, engine.num_optimization_profiles))
         ]
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Every output by name. ValueError for wrong names, dtypes or shapes, BackendError if the engine fails."""
         lane = self._free.get()
         try:

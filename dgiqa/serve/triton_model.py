@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dgiqa import spec
 from dgiqa.bundle import read_manifest
+from dgiqa.dtypes import Array
 from dgiqa.errors import BackendError, ImageError
 from dgiqa.forward import Stages, networks_of
 from dgiqa.report.rows import Row, error_row
@@ -30,7 +30,7 @@ class TritonNetwork:
         self.inputs, self.outputs = tuple(network.inputs), (*network.outputs, *further)
         self._flat = {name for name, shape in network.outputs.items() if len(shape) == 1}  # Triton knows no [n]
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         triton = self._triton
         asked = triton.InferenceRequest(
             model_name=self._model,
@@ -84,7 +84,7 @@ class TritonPythonModel:
             return error_row(name, str(error), bundle=stages.bundle.id, backend=stages.backend, tiling=stages.tiling)
 
 
-def _array(datatype: str, values: list[Any]) -> NDArray[Any]:
+def _array(datatype: str, values: list[Any]) -> Array:
     """A column of the protocol as Triton takes it; None becomes NaN."""
     if datatype == "FP32":
         return np.array(values, np.float32)

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dgiqa._version import __version__
+from dgiqa.dtypes import Array
 from dgiqa.report.rows import to_json
 from dgiqa.serve.intake import document, from_base64, malformed
 
@@ -129,7 +129,7 @@ def _encoded(data: Any, binary: bytes | None, count: int, most: int) -> list[byt
     return found
 
 
-def _pixels(data: Any, binary: bytes | None, shape: list[int], kind: type[Any]) -> NDArray[Any]:
+def _pixels(data: Any, binary: bytes | None, shape: list[int], kind: type[Any]) -> Array:
     """Pixels [N,H,W,3]; a single picture may leave out N."""
     try:
         flat = np.asarray(data, np.float64).ravel() if binary is None else np.frombuffer(binary, kind)

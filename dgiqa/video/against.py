@@ -18,9 +18,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from dgiqa.compare import compare
+from dgiqa.dtypes import UInt8
 from dgiqa.errors import DgiqaError, ImageError
 from dgiqa.forward import Stages
 from dgiqa.report.rows import Row, clock, row_of
@@ -33,7 +33,6 @@ MAX_OFFSET_S = 2.0
 SURE = 0.8  # an offset must reduce the difference to this share; in still pictures none does
 Z95 = 1.96
 
-UInt8 = NDArray[np.uint8]
 Thumbs = list[tuple[float, UInt8]]  # time, luma uint8 [36,64]
 _opened = partial(Video, reading=Reading(bars="keep"))
 

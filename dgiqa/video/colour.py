@@ -12,8 +12,8 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dgiqa.dtypes import Array, UInt8
 from dgiqa.errors import ImageError
 from dgiqa.hdr import HLG, PQ, tone_map
 from dgiqa.image.arrays import over_white
@@ -22,7 +22,6 @@ from dgiqa.video.sampling import THUMB
 if TYPE_CHECKING:
     import av
 
-UInt8 = NDArray[np.uint8]
 Turn = tuple[int, int, int, int]
 
 # Numbers of ITU-T H.273, which FFmpeg uses
@@ -108,7 +107,7 @@ def matrix_number(colorspace: int, height: int) -> int:
     raise ImageError(f"the video's colour matrix is {name}, which has no simple way to RGB; convert it to BT.709 first")
 
 
-def _reformat(frame: av.VideoFrame, layout: str) -> NDArray[Any]:
+def _reformat(frame: av.VideoFrame, layout: str) -> Array:
     options: dict[str, Any] = {"format": layout, "interpolation": BILINEAR | ACCURATE_RND | FULL_CHR_H_INT}
     if frame.format.is_rgb or frame.format.name.startswith(("gray", "pal8", "mono")):
         return np.asarray(frame.to_ndarray(**options))

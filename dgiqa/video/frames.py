@@ -23,17 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dgiqa import bars
+from dgiqa.dtypes import UInt8
 from dgiqa.errors import ImageError
 from dgiqa.image.sources import read_fully
 from dgiqa.video import colour, sampling
 from dgiqa.video.decoding import Clock, Decoding, Picture
 from dgiqa.video.sampling import Sampling, SceneCuts, ScenePicks, Ticks
 from dgiqa.video.source import Raw, Reading, RefusedError, VideoSource, import_av, name_of, open_container, open_raw
-
-UInt8 = NDArray[np.uint8]
 
 CONVERTING = (ImageError, ValueError, OSError)  # FFmpeg's errors are OSErrors or ValueErrors
 HELD_FRAMES = 4  # so many frames, too dark to tell whether there are bars, wait for a lighter one

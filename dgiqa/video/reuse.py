@@ -13,12 +13,11 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from dgiqa.dtypes import Bool, Float32, Int32, UInt8
 from dgiqa.video.frames import Frame
 from dgiqa.video.sampling import difference, is_cut
 
-UInt8 = NDArray[np.uint8]
 Plan = Literal["fresh", "reuse", "audit"]
 
 MOVED = 2.0  # mean |luma difference| of thumbnails, of 255, up to which the depth image is taken over
@@ -118,17 +117,17 @@ class TileKeeper:
     known: the network's outputs by name, scores f32 [n] and others f32 [n,columns].
     """
 
-    known: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    known: dict[str, Float32] = field(default_factory=dict)
     _pixels: list[UInt8] = field(default_factory=list)
 
-    def unchanged(self, rgb: UInt8, windows: NDArray[np.int32], tile: int) -> NDArray[np.bool_]:
+    def unchanged(self, rgb: UInt8, windows: Int32, tile: int) -> Bool:
         """The windows that still show what their scores were computed from: bool [n]. rgb: [h,w,3], working."""
         if len(self._pixels) != len(windows):
             return np.zeros(len(windows), bool)
         cuts = [rgb[y : y + tile, x : x + tile] for y, x in windows.tolist()]
         return np.array([_same(now, before) for now, before in zip(cuts, self._pixels, strict=True)])
 
-    def keep(self, rgb: UInt8, windows: NDArray[np.int32], tile: int, which: NDArray[np.bool_]) -> None:
+    def keep(self, rgb: UInt8, windows: Int32, tile: int, which: Bool) -> None:
         """Remember the pixels of the windows that are about to be computed, bool [n]."""
         if len(self._pixels) != len(windows):
             self._pixels = [np.zeros((0, 0, 3), np.uint8)] * len(windows)

@@ -10,9 +10,9 @@ from typing import Generic, TypeVar
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-UInt8 = NDArray[np.uint8]
+from dgiqa.dtypes import UInt8
+
 T = TypeVar("T")
 
 THUMB = (64, 36)  # width, height of the luma thumbnails that frames are compared by

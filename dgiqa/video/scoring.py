@@ -11,9 +11,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dgiqa import spec
+from dgiqa.dtypes import Bool, Float32, UInt8
 from dgiqa.errors import BackendError, DgiqaError, ImageError
 from dgiqa.forward import Stages, check_tiling
 from dgiqa.pipeline import Task, checked_workers, schedule
@@ -24,9 +24,6 @@ from dgiqa.video.channel import Channel
 from dgiqa.video.frames import Frame
 from dgiqa.video.reuse import DepthKeeper, Drift, Plan, Reuse, TileKeeper
 from dgiqa.work import Work
-
-UInt8 = NDArray[np.uint8]
-Float32 = NDArray[np.float32]
 
 _OF_SCORE = ("score", "std_error", "ms", "tiles", "width", "height", "verdict", "reasons")  # columns of an image's row
 
@@ -132,7 +129,7 @@ class _Job(Task[Result]):
         self.frame, self.error = replace(frame, rgb=None), frame.error
         self.work: Work | None = None
         self.shadow: Work | None = None
-        self.todo: NDArray[np.bool_] | None = None  # tiles that `work` (for an audit, `shadow`) computes
+        self.todo: Bool | None = None  # tiles that `work` (for an audit, `shadow`) computes
         self.plan: Plan = "fresh"
         self._rgb, self.on_gpu = frame.rgb, is_on_gpu(frame.rgb)
         self._anchor: Future[Work | None] | None = None  # whose depth image is taken over
@@ -233,13 +230,13 @@ class _Job(Task[Result]):
         return shadow
 
 
-def _part(work: Work, which: NDArray[np.bool_]) -> Work:
+def _part(work: Work, which: Bool) -> Work:
     """The same image with only some of its windows to compute."""
     count = int(which.sum())
     return replace(work, windows=work.windows[which], tile_scores=np.full(count, np.nan, np.float32), extra={})
 
 
-def _over(known: Float32 | None, new: Float32, which: NDArray[np.bool_]) -> Float32:
+def _over(known: Float32 | None, new: Float32, which: Bool) -> Float32:
     """Known rows, one per tile, with new ones in the places `which`."""
     if known is None or len(known) != len(which) or which.all():
         merged = np.full((len(which), *new.shape[1:]), np.nan, np.float32)

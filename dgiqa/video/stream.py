@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dgiqa.dtypes import UInt8
 from dgiqa.errors import ImageError
 from dgiqa.image.arrays import as_rgb
 from dgiqa.runtime.kernels import is_on_gpu
@@ -113,7 +113,7 @@ class FrameStream:
             raise self._error
 
 
-def _copied(image: Any) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _copied(image: Any) -> tuple[UInt8, UInt8]:
     """A picture in the CPU's memory as RGB of our own, and its thumbnail."""
     rgb = as_rgb(_from_dlpack(image))
     rgb = rgb.copy() if np.may_share_memory(rgb, image) or not isinstance(image, np.ndarray) else rgb
