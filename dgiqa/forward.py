@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,7 +176,7 @@ class OnGpu:
 
 
 @dataclass(frozen=True, eq=False)
-class Stages:
+class Stages(AbstractContextManager["Stages"]):
     """A bundle opened for the pass over one image; may be used from several threads at once.
 
     tiling: "grid" or "official:COUNT[:SEED]". max_pixels, max_memory, decode_timeout_s, copy_back: as in `Scorer`.
@@ -331,9 +331,6 @@ class Stages:
         if self.on_gpu is not None:
             self.on_gpu.close()
         self.networks.close()
-
-    def __enter__(self) -> Stages:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()

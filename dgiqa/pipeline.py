@@ -15,7 +15,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -214,7 +214,7 @@ def checked_workers(workers: int | None, batch: int | None) -> int:
     return workers
 
 
-class Batches:
+class Batches(AbstractContextManager["Batches"]):
     """Batches on their way through the quality network, `networks.parallel` of them at a time and one being cut.
 
     A context manager; leaving it waits for the runs in progress.
@@ -256,9 +256,6 @@ class Batches:
             for part, found in zip(parts, () if error else batch[1].result(), strict=not error):
                 enter(part, found)
             yield parts, error
-
-    def __enter__(self) -> Batches:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)

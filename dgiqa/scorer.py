@@ -11,6 +11,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from dgiqa.video.stream import FrameStream
 
 
-class Scorer:
+class Scorer(AbstractContextManager["Scorer"]):
     """The two networks of a bundle, ready to score. `score` may be called from several threads at once.
 
     A Scorer can be pickled; unpickling opens it again. A fork of the process must open its own.
@@ -274,9 +275,6 @@ class Scorer:
     def __reduce__(self) -> tuple[Callable[[], Scorer], tuple[()]]:
         """Pickled by what it was opened with: another process opens its own networks of the same bundle."""
         return partial(Scorer, self.bundle, **self._opened_with), ()
-
-    def __enter__(self) -> Scorer:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()

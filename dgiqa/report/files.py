@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
-from typing import Any, Protocol, TextIO, TypeVar
+from typing import Any, Protocol, TextIO
 
 from dgiqa.extras import load
 from dgiqa.report.rows import SCHEMA, SCHEMA_VERSION, Kind, Row, Summary, Tally, columns, readable, to_json
@@ -37,8 +37,6 @@ SPOOLED = ("parquet", "sqlite")  # written as JSON lines first, which a killed r
 ROW_GROUP = 1000  # rows of a Parquet file in memory at a time
 SHOW_S, SHOW_SHARE = 2.0, 0.02  # how often a spooled file shows the rows so far, at what share of the time
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that spreadsheets compute
-
-R = TypeVar("R", bound="Report")
 
 
 class Writer(Protocol):
@@ -357,7 +355,7 @@ def left_behind(path: str) -> list[str]:
     return sorted(name for pattern in found for name in glob.glob(pattern))
 
 
-class Report:
+class Report(contextlib.AbstractContextManager["Report"]):
     """Where the results of one run go: writers, a progress line, and the summary.
 
     A context manager, entered before its files are opened. However the run ends, the rows written so far are kept:
@@ -375,9 +373,6 @@ class Report:
         self._shown: Writer | None = None  # to standard output
         self._files: list[OutputFile] = []
         self._endings = contextlib.ExitStack()
-
-    def __enter__(self: R) -> R:
-        return self
 
     def write_to(self, writer: Writer, file: OutputFile | None = None, *, shown: bool = True) -> None:
         """Give every row to a writer. file: the one it writes to, None for standard output.

@@ -157,9 +157,6 @@ class _Request(io.RawIOBase):
         self._response = self._open(address)
         self._left = self._response.length  # None where the server named no length
 
-    def __enter__(self) -> _Request:
-        return self
-
     def __exit__(self, *error: object) -> None:
         self._timer.cancel()
         self._response.close()

@@ -15,7 +15,7 @@ import math
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import takewhile
@@ -58,7 +58,7 @@ class Frame:
     seen: UInt8 | None = field(default=None, repr=False)
 
 
-class Video:
+class Video(AbstractContextManager["Video"]):
     """An opened video. A context manager; frames are read once.
 
     source: a path, an http(s), HLS, RTSP, RTMP, SRT or UDP address, "-" (a container on standard input) or an open
@@ -101,9 +101,6 @@ class Video:
     def close(self) -> None:
         """Release the file or the connection."""
         self.opened.close(kept=self._source)
-
-    def __enter__(self) -> Video:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from dgiqa.video.sampling import SceneCuts, thumbnail
 from dgiqa.video.scoring import FrameScorer
 
 
-class FrameStream:
+class FrameStream(AbstractContextManager["FrameStream"]):
     """Push frames, pull rows, from any threads. Made by `Scorer.stream`; a context manager.
 
     live: a full queue drops its oldest frame instead of making `push` wait. capacity: frames and rows waiting.
@@ -88,9 +89,6 @@ class FrameStream:
         self._thread.join()
         while self._rows.get(wait=False) is not None:
             pass
-
-    def __enter__(self) -> FrameStream:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
