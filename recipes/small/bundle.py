@@ -23,7 +23,7 @@ GOLDEN_SEEDS = (11, 12, 13, 14)  # scenes rendered without any photograph, so th
 GOLDEN_DISTORTIONS = (("gaussian_blur", 3), ("jpeg", 4), ("white_noise", 3))  # each of the first scene
 GOLDEN_HEIGHT, GOLDEN_WIDTH = 240, 320
 WITH_BIQ = (
-    "Apache-2.0 for what this project made. The weights were fitted to BIQ2021's opinions, which its makers offer for "
+    "Apache-2.0 for what this project made. The weights were fitted to BIQ2021's opinions, which its authors offer for "
     "training and benchmarking without a licence text, and start from EfficientNet-Lite0 (Apache-2.0)"
 )
 

