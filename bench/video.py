@@ -196,7 +196,7 @@ def dip(times: list[float], scores: list[float]) -> tuple[float, float]:
 def network_inputs(scorer: Scorer, rgb: UInt8) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the two networks get for one frame."""
     stages = scorer.stages
-    work = stages.prepare(rgb, "frame", "grid")
+    work = stages.tiled("grid").prepare(rgb, "frame")
     (feeds,) = forward.tiles(work.rgb, work.depth, work.windows, stages.p, batch=len(work.windows))
     return {spec.DEPTH_INPUT: preprocess.depth_input(rgb, stages.p)}, feeds
 

@@ -71,11 +71,8 @@ def compare(
     tiling: str | None = None,
 ) -> Comparison:
     """Compare two pictures of the same size. Raises ImageError if their sizes differ, and as `Stages.score` does."""
-    named = ((picture, name), (reference, reference_name))
-    works = [
-        stages.prepare(source, called or name_of(source), tiling or stages.tiling, look=True, keep=True)
-        for source, called in named
-    ]
+    stages, named = stages.tiled(tiling), ((picture, name), (reference, reference_name))
+    works = [stages.prepare(source, called or name_of(source), look=True, keep=True) for source, called in named]
     sizes = [f"{work.width} x {work.height}" for work in works]
     if sizes[0] != sizes[1]:
         raise ImageError(f"{works[0].source} is {sizes[0]}, its reference {sizes[1]}; resize one to the other's size")

@@ -153,7 +153,7 @@ def explain(stages: Stages, source: Source, *, name: str | None = None, cam: Cam
 
     Raises ImageError if there is no picture in the source, BackendError if a network fails.
     """
-    work = stages.prepare(source, name or name_of(source), stages.tiling, keep=True)
+    work = stages.prepare(source, name or name_of(source), keep=True)
     if (rgb := work.pixels) is None:
         raise ImageError("the picture is on a GPU; copy it to the host to have it explained")
     p, size = stages.p, np.array(rgb.shape[:2])

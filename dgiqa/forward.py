@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,9 +203,16 @@ class Stages(AbstractContextManager["Stages"]):
         """The bundle's preprocessing."""
         return self.bundle.preprocess
 
+    def tiled(self, tiling: str | None) -> Stages:
+        """The same stages with another tiling, or with their own for None. ValueError, with all tilings, if unknown."""
+        if tiling is None or tiling == self.tiling:
+            return self
+        check_tiling(tiling, self.p.tile)
+        return replace(self, tiling=tiling)
+
     def score(self, source: Source, *, name: str | None = None, tiling: str | None = None) -> Score:
         """Score one image in this thread. Raises ImageError if there is none, BackendError if a network fails."""
-        work = self.prepare(source, name or name_of(source), tiling or self.tiling, look=True)
+        work = self.tiled(tiling).prepare(source, name or name_of(source), look=True)
         self.run([work])
         return self.finish(work)
 
@@ -219,7 +226,6 @@ class Stages(AbstractContextManager["Stages"]):
         self,
         source: Source,
         name: str,
-        tiling: str,
         *,
         stop: threading.Event | None = None,
         near: UInt8 | None = None,
@@ -234,7 +240,7 @@ class Stages(AbstractContextManager["Stages"]):
         `stream`; `near` and `keep` do not apply to it, and `look` does only with copy_back.
         """
         if self.on_gpu is not None and is_on_gpu(source):
-            work = self.on_gpu(source, name, tiling, stream)
+            work = self.on_gpu(source, name, self.tiling, stream)
             if look and self.copy_back:
                 started, rgb = time.perf_counter(), self.on_gpu.to_host(source, stream)
                 self._look(work, rgb, preprocess.working_image(rgb, self.p))
@@ -247,10 +253,10 @@ class Stages(AbstractContextManager["Stages"]):
             opened = open_source(source, self.max_pixels, self.max_memory)
         preprocess.check_size(opened.height, opened.width, self.p)
         with self.room.hold(opened.memory, clock.stopped):
-            return self._prepare_opened(opened, name, tiling, clock=clock, near=near, look=look, keep=keep)
+            return self._prepare_opened(opened, name, clock=clock, near=near, look=look, keep=keep)
 
     def _prepare_opened(
-        self, opened: Opened, name: str, tiling: str, *, clock: StageClock, near: UInt8 | None, look: bool, keep: bool
+        self, opened: Opened, name: str, *, clock: StageClock, near: UInt8 | None, look: bool, keep: bool
     ) -> Work:
         with clock("decode"):
             decoded = decode_within(opened, self.decode_timeout_s, clock.stopped)
@@ -261,9 +267,9 @@ class Stages(AbstractContextManager["Stages"]):
                 prepared = preprocess.depth_input(rgb, self.p)
         with clock("tiles"):
             working = preprocess.working_image(rgb, self.p)
-            windows = preprocess.windows_for(tiling, working.shape[0], working.shape[1], self.p.tile)
+            windows = preprocess.windows_for(self.tiling, working.shape[0], working.shape[1], self.p.tile)
         scores = np.full(len(windows), np.nan, np.float32)
-        work = Work(name, tiling, height, width, working, near, windows, clock.ms, scores, notes=decoded.notes)
+        work = Work(name, self.tiling, height, width, working, near, windows, clock.ms, scores, notes=decoded.notes)
         work.pixels = rgb if keep else None
         if look:
             with clock("attributes"):

@@ -112,7 +112,7 @@ class _Asked(Task[None]):
 
     def prepare(self, stop: threading.Event) -> Work:
         source, self.source = self.source, None  # released as soon as it has a working image
-        return self.stages.prepare(source, self.name, self.tiling or self.stages.tiling, stop=stop, look=True)
+        return self.stages.tiled(self.tiling).prepare(source, self.name, stop=stop, look=True)
 
     def arrange(self) -> None:
         error = self.prepared.exception()

@@ -182,7 +182,7 @@ class _Image(Task["Score | Failure"]):
         name = "<tuple>"
         try:
             name, source = _named(item)
-            return self.stages.prepare(source, name, self.stages.tiling, stop=stop, look=True)
+            return self.stages.prepare(source, name, stop=stop, look=True)
         except Exception as error:  # whatever one file does to a decoder, the other images go on
             return self._failure(name, error)
 

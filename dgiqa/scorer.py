@@ -134,14 +134,12 @@ class Scorer(AbstractContextManager["Scorer"]):
         `stream`. name: the score's `source`. tiling: replaces the scorer's own.
         Raises ImageError if the source holds no image, BackendError if a network fails, ValueError for a wrong tiling.
         """
-        tiling = self.tiling if tiling is None else tiling
-        check_tiling(tiling, self.bundle.preprocess.tile)
-        stages = self._usable()
+        stages = self._usable().tiled(tiling)
         if is_on_gpu(source):
-            return stages.finish(stages.prepare(source, name or name_of(source), tiling, look=True, stream=stream))
+            return stages.finish(stages.prepare(source, name or name_of(source), look=True, stream=stream))
         if stream is not None:
             raise ValueError("got a stream for an image that is not on a GPU; leave it out")
-        return stages.score(source, name=name, tiling=tiling)
+        return stages.score(source, name=name)
 
     async def ascore(self, source: Source, *, name: str | None = None, tiling: str | None = None) -> Score:
         """Score one image, as `score` does, without blocking the event loop; concurrent calls share batches.

@@ -81,7 +81,7 @@ def test_as_many_runs_at_a_time_as_asked_for(
         return call
 
     networks = scorer.stages.networks
-    works = [scorer.stages.prepare(crop, "x", "grid") for crop in crops]
+    works = [scorer.stages.prepare(crop, "x") for crop in crops]
     monkeypatch.setattr(networks.quality, "run", watched(networks.quality.run))
     bell = threading.Event()
     with Batches(networks, lambda _: bell.set()) as batches:

@@ -347,6 +347,18 @@ def test_frames_are_pushed_and_rows_pulled_from_different_threads(scorer: Scorer
         assert own[3]["score"] == pytest.approx(scorer.score(frames[3]).value, abs=2e-6)
 
 
+def test_rows_of_a_stream_have_its_own_tiling(scorer: Scorer, photos: dict[str, UInt8]) -> None:
+    frame = photos["coffee"]
+    with scorer.stream(tiling="official:2") as stream:
+        stream.push(frame, 0.0)
+        stream.finish()
+        (row,) = stream
+    assert (row["tiling"], row["tiles"]) == ("official:2", 2)
+    assert row["score"] == pytest.approx(scorer.score(frame, tiling="official:2").value, abs=2e-6)
+    with pytest.raises(ValueError, match="official:COUNT"):
+        scorer.stream(tiling="many")
+
+
 def test_a_stream_takes_dlpack_arrays_and_copies_what_it_takes(scorer: Scorer) -> None:
     class Foreign:
         """An array of another library."""

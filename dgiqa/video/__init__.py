@@ -50,7 +50,7 @@ class VideoRun:
     """One run over any number of videos, whose frames share batches.
 
     stages: the opened networks, see `Scorer.stages`. sources: what `frames.Video` opens, or pairs (name, source).
-    sampling, reading, reuse: what to score and how. tiling, batch, workers: as in Scorer.
+    sampling, reading, reuse: what to score and how. batch, workers: as in Scorer.
     Raises ValueError for invalid arguments, before anything is opened.
     """
 
@@ -62,7 +62,6 @@ class VideoRun:
         *,
         reading: Reading = Reading(),  # noqa: B008
         reuse: Reuse | None = None,
-        tiling: str | None = None,
         batch: int | None = None,
         workers: int | None = None,
     ) -> None:
@@ -78,7 +77,7 @@ class VideoRun:
         # Live sources first: a file can wait.
         self._waiting = deque(sorted(pairs, key=lambda pair: pair[1] not in live_ones))
         self._channel = Channel(max(CAPACITY, len(pairs) if live_ones else 0))
-        self._scorer = FrameScorer(stages, self._channel, tiling=tiling, batch=batch, workers=workers, reuse=reuse)
+        self._scorer = FrameScorer(stages, self._channel, batch=batch, workers=workers, reuse=reuse)
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._readers = 0

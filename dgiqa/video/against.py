@@ -109,7 +109,6 @@ def compare_videos(
     sampling: Sampling | None = None,
     *,
     alignment: Alignment | None = None,
-    tiling: str | None = None,
 ) -> Generator[Row]:
     """A row (`report.rows`, kind "pair") per sampled frame of the encoded video and its master's.
 
@@ -118,7 +117,7 @@ def compare_videos(
     """
     name, original = name_of(encoded), name_of(master)
     found = align(encoded, master) if alignment is None else alignment
-    origin = {"bundle": stages.bundle.id, "backend": stages.backend, "tiling": tiling or stages.tiling}
+    origin = {"bundle": stages.bundle.id, "backend": stages.backend, "tiling": stages.tiling}
     with _opened(encoded) as video, _opened(master) as source:
         nearest = _Nearest(source.frames(Sampling(every=0)), source.opened.frame_s)
         for frame in video.frames(sampling or Sampling()):
@@ -130,7 +129,7 @@ def compare_videos(
                 if beside is None or beside.rgb is None:
                     why = beside.error if beside is not None else "it has no frame there"
                     raise ImageError(f"{original} at {clock(max(wanted, 0))} ({wanted:.3f} s): {why}")
-                row = _compared(stages, frame.rgb, beside.rgb, name, original, tiling)
+                row = _compared(stages, frame.rgb, beside.rgb, name, original)
             except DgiqaError as error:
                 row = row_of("pair", path=name, reference=original, status="error", error=str(error), **origin)
             yield row | {"time_s": round(frame.time_s, 6)}
@@ -198,17 +197,14 @@ class _Nearest:
         return best if best is not None and abs(best.time_s - time_s) <= self._within else None
 
 
-def _compared(  # noqa: PLR0917 - a pair and its names
-    stages: Stages, picture: UInt8, reference: UInt8, name: str, original: str, tiling: str | None
-) -> Row:
+def _compared(stages: Stages, picture: UInt8, reference: UInt8, name: str, original: str) -> Row:
     note = ""
     if picture.shape != reference.shape:
         note = f"{picture.shape[1]} x {picture.shape[0]} enlarged or reduced to its master's size"
         size = reference.shape[1], reference.shape[0]
         method = cv2.INTER_AREA if reference.size < picture.size else cv2.INTER_CUBIC
         picture = np.asarray(cv2.resize(picture, size, interpolation=method), np.uint8)
-    found = compare(stages, picture, reference, name=name, reference_name=original, tiling=tiling)
-    row = found.as_row()
+    row = compare(stages, picture, reference, name=name, reference_name=original).as_row()
     return row | {"note": "; ".join(filter(None, (row["note"], note))) or None}
 
 

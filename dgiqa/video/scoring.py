@@ -15,7 +15,7 @@ import numpy as np
 from dgiqa import spec
 from dgiqa.dtypes import Bool, Float32, UInt8
 from dgiqa.errors import BackendError, DgiqaError, ImageError
-from dgiqa.forward import Stages, check_tiling
+from dgiqa.forward import Stages
 from dgiqa.pipeline import Task, checked_workers, schedule
 from dgiqa.report.rows import Row, rounded, row_of
 from dgiqa.runtime.kernels import is_on_gpu
@@ -94,9 +94,7 @@ class FrameScorer:
         workers: int | None = None,
         reuse: Reuse | None = None,
     ) -> None:
-        self.stages, self.channel, self.reuse, self.drift = stages, channel, reuse, Drift()
-        self.tiling = tiling or stages.tiling
-        check_tiling(self.tiling, stages.p.tile)  # ValueError before work
+        self.stages, self.channel, self.reuse, self.drift = stages.tiled(tiling), channel, reuse, Drift()
         self.batch, self.workers = batch, checked_workers(workers, batch)
         self._sources: dict[str, _Source] = {}
 
@@ -152,7 +150,7 @@ class _Job(Task[Result]):
         if rgb is None:
             return None
         if self.on_gpu:
-            return self.stages.prepare(rgb, self.frame.source, self.scorer.tiling)
+            return self.stages.prepare(rgb, self.frame.source)
         height, width = rgb.shape[:2]
         if height * width > self.stages.max_pixels:
             limit = f"limit {self.stages.max_pixels:,} pixels; raise max_pixels"
@@ -160,7 +158,7 @@ class _Job(Task[Result]):
         if anchor is not None and anchor.exception() is None and (old := anchor.result()) is not None:
             self._old_depth = old.depth
         near = self._old_depth if self.plan == "reuse" else None
-        return self.stages.prepare(rgb, self.frame.source, self.scorer.tiling, stop=stop, near=near)
+        return self.stages.prepare(rgb, self.frame.source, stop=stop, near=near)
 
     def arrange(self) -> None:
         """Leave out the tiles whose scores are taken over."""
