@@ -1,7 +1,7 @@
-// dgiqa_window_attention: checks the arguments, picks an instance of the kernel, launches it.
+// dgiqa_window_attention: checks the arguments, picks an instance of the kernel, and launches it.
 //
-// nvcc compiles this file for the GPU. A C++ compiler builds the same entry point for host pointers: the same instances of
-// the same body, on emulated warps, one after another.
+// nvcc compiles this file for the GPU. A C++ compiler builds the same entry point for host pointers: it runs the same
+// instances of the same body on emulated warps, one after another.
 #include "attention.h"
 
 #include "attention_plan.h"
@@ -33,7 +33,7 @@ template <int UNITS, bool SHIFT, bool BIAS, bool PAD, int SPLIT, int CHANNELS>
 int launch(const dgiqa_attention& a, const AttentionPlan& plan, Stream stream) {
   attention_kernel<UNITS, SHIFT, BIAS, PAD, SPLIT, CHANNELS>
       <<<plan.blocks, 32 * kWarpsPerBlock, 0, stream>>>(a, plan.tiles);
-  // Not cudaPeekAtLastError, which leaves the error where it is: every later launch of the thread would seem to fail.
+  // Not cudaPeekAtLastError, which does not clear the error: every later launch of the thread would seem to fail.
   return cudaGetLastError() == cudaSuccess ? DGIQA_OK : DGIQA_LAUNCH_FAILED;
 }
 #else
@@ -51,7 +51,7 @@ int launch(const dgiqa_attention& a, const AttentionPlan& plan, Stream) {
 }
 #endif
 
-// The four widths of Swin-T, packed and whole, have constant strides; everything else reads them from its arguments.
+// For the four widths of Swin-T, packed and without padding, strides are constants; all else reads them from arguments.
 template <int UNITS, bool SHIFT, int SPLIT>
 int launch_whole(const dgiqa_attention& a, const AttentionPlan& plan, Stream stream) {
   if constexpr (UNITS == 1) {
@@ -66,7 +66,7 @@ int launch_whole(const dgiqa_attention& a, const AttentionPlan& plan, Stream str
   return launch<UNITS, SHIFT, true, false, SPLIT, 0>(a, plan, stream);
 }
 
-// Without a bias (Depth-CAR's blocks of 49 tokens) there is neither shift nor padding: the plan has seen to it.
+// Without a bias (Depth-CAR's blocks of 49 tokens) there is neither shift nor padding: the plan has checked that.
 template <int UNITS, int SPLIT>
 int launch_shape(const dgiqa_attention& a, const AttentionPlan& plan, Stream stream) {
   if (!a.bias) return launch<UNITS, false, false, false, SPLIT, 0>(a, plan, stream);

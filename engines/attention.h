@@ -2,9 +2,9 @@
  *
  *     q, k, v [batch, height, width, heads * head_dim]  ->  out, same shape      (all float16)
  *
- * The cyclic shift, the padding to whole windows, the partition, softmax(scale * q k^T + bias + mask) v and the way back
- * are one kernel; the map is read once and written once. `dgiqa/nn/attention.py` states the same in a few lines of torch.
- * A function enqueues and returns a status: it allocates nothing, throws nothing, and never waits for the device.
+ * One kernel does the cyclic shift, the padding to whole windows, the partition, softmax(scale * q k^T + bias + mask) v
+ * and the way back; it reads and writes the map once. `dgiqa/nn/attention.py` defines the same in a few lines of torch.
+ * A function enqueues work and returns a status: it allocates nothing, throws nothing, and never waits for the device.
  */
 #ifndef DGIQA_ATTENTION_H
 #define DGIQA_ATTENTION_H
@@ -22,26 +22,26 @@ enum { DGIQA_BIAS_PER_HEAD = 4 * 7 * 32 * 4 };
 
 enum {
   DGIQA_OK = 0,
-  DGIQA_BAD_ARGUMENT = 1, /* a size, a scale, a shift or a missing pointer that no launch could mean */
+  DGIQA_BAD_ARGUMENT = 1, /* an impossible size, scale or shift, or a missing pointer */
   DGIQA_MISALIGNED = 2,   /* a pointer that is no multiple of 16 bytes, or a stride that is no multiple of 8 elements */
   DGIQA_TOO_LARGE = 3,    /* more windows than one grid holds, or an image of 2^31 elements or more */
   DGIQA_LAUNCH_FAILED = 4 /* the CUDA runtime refused: no kernel for this GPU, or not a stream of the current context */
 };
 
-/* Where the token (b, y, x) starts: element b * batch + (y * width + x) * token. Multiples of 8; token is not negative. */
+/* Token (b, y, x) starts at element b * batch + (y * width + x) * token. Multiples of 8; token is not negative. */
 typedef struct {
   int64_t batch, token;
 } dgiqa_stride;
 
 typedef struct {
-  const void* q; /* [batch, height, width, heads * head_dim] float16, strided; a head's elements lie side by side */
+  const void* q; /* [batch, height, width, heads * head_dim] float16, strided; a head's elements are contiguous */
   const void* k; /* [batch, height, width, heads * head_dim] float16, strided */
   const void* v; /* [batch, height, width, heads * head_dim] float16, strided */
   void* out;     /* [batch, height, width, heads * head_dim] float16, strided */
   dgiqa_stride q_stride, k_stride, v_stride, out_stride;
   const void* bias;  /* [heads, 4, 7, 32, 4] float16, packed by dgiqa_pack_bias; or null */
-  const void* pad_k; /* [heads * head_dim] float16, key of a padded token: what a linear layer makes of zeros, its bias */
-  const void* pad_v; /* [heads * head_dim] float16, its value; both needed where height or width is no multiple of 7 */
+  const void* pad_k; /* [heads * head_dim] float16, key of a padded token: the linear layer's bias, its output for 0 */
+  const void* pad_v; /* [heads * head_dim] float16, its value; both are needed if height or width is no multiple of 7 */
   int32_t batch, height, width, heads;
   int32_t head_dim; /* 32 or 64 */
   int32_t shift;    /* 0, or 3: windows are cut from the map rolled by -shift, then padded below and on the right */
@@ -49,22 +49,23 @@ typedef struct {
   float scale;      /* 1 / sqrt(true head dimension) */
 } dgiqa_attention;
 
-/* stream: a cudaStream_t (ignored by the emulated build). Pointers are the device's (the host's, emulated). */
+/* stream: a cudaStream_t (ignored by the emulated build). Pointers are to device memory (emulated: host memory). */
 int dgiqa_window_attention(const dgiqa_attention* arguments, void* stream);
 
-/* What a status means, in English. */
+/* The meaning of a status, in English. */
 const char* dgiqa_status_text(int status);
 
-/* The same on the host in float64, sharing no index arithmetic with the kernel. rounded != 0 rounds logits, probabilities
- * and results to float16 on the way, as a chain of float16 operations does: twice its error is the kernel's budget. */
+/* The same on the host in float64; it shares no index arithmetic with the kernel. rounded != 0 rounds logits,
+ * probabilities and results to float16, as a chain of float16 operations does. Twice the chain's error is the kernel's
+ * budget. */
 int dgiqa_window_attention_reference(
     const dgiqa_attention* arguments,
     double* out, /* [batch, height * width, heads * head_dim] float64, dense */
     int rounded);
 
-/* The bias divided by scale, in the order in which the lanes of a warp hold the logits of a 64 x 56 accumulator: a lane
- * then reads its four of a tile as 8 bytes, where a row-major table would take four loads of 2. Rows 49..63 and columns
- * 49..55 do not exist and are zero. Host pointers. */
+/* Divides the bias by scale and orders it as the lanes of a warp hold the logits of a 64 x 56 accumulator: a lane then
+ * reads its four elements of a tile as 8 bytes, where a row-major table would take four loads of 2. Rows 49..63 and
+ * columns 49..55 do not exist and are zero. Host pointers. */
 void dgiqa_pack_bias(
     const float* bias, /* [heads, 49, 49] float32 */
     int32_t heads,

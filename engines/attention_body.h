@@ -1,22 +1,22 @@
-// One warp turns one window and head (or a quarter of its rows) into softmax(scale q k^T + bias + mask) v, 49 tokens.
+// One warp computes softmax(scale q k^T + bias + mask) v for one window and head (or a quarter of its rows), 49 tokens.
 //
-// No shared memory, no barrier: lane 4g + t keeps 16 contiguous bytes (elements 8t .. 8t + 7) of rows g, g + 8, .. of q, k,
-// v and out, so that every access to memory is a whole 16-byte vector and eight lanes' rows fill their sectors. The
-// contraction over the head dimension may run in any order, so q and k need no rearranging; 8x8 blocks of v are transposed
-// in registers. The bias is where the accumulators start, row sums come from a product with ones, and shift, partition,
-// reverse, padding and mask are index arithmetic.
+// There is no shared memory and no barrier: lane 4g + t keeps 16 contiguous bytes (elements 8t .. 8t + 7) of rows g,
+// g + 8, .. of q, k, v and out, so that every memory access is a whole 16-byte vector and the rows of eight lanes fill
+// their sectors. The contraction over the head dimension may run in any order, so q and k need no rearranging; 8x8
+// blocks of v are transposed in registers. The accumulators start with the bias, row sums come from a product with
+// ones, and shift, partition, reverse, padding and mask are index arithmetic.
 //
-// Fragments of mma.m16n8k16, lane = 4g + t, as the hardware deals them out:
+// Fragments of mma.m16n8k16, lane = 4g + t, as the hardware distributes them:
 //
 //     a [16 rows][16]  a0: row g, k 2t..2t+1    a1: row g + 8    a2: row g, k 2t+8..2t+9    a3: row g + 8
 //     b [16][8 cols]   b0: k 2t..2t+1, column g                  b1: k 2t+8..2t+9
 //     c [16][8]        c0, c1: row g, columns 2t, 2t + 1         c2, c3: row g + 8
 //
-// A lane's 16 bytes of q are its elements 8t .. 8t + 7. They go in as a0 | a2 of two products, the same bytes of k as
-// b0 | b1: the hardware's k = 2t is element 8t for both, so each sum is complete, in another order. c's layout is a's with
-// 16 columns for 8, which is why probabilities feed the next product from the registers that they were computed in.
+// A lane's 16 bytes of q are its elements 8t .. 8t + 7. They are a0 | a2 of two products, and the same bytes of k are
+// b0 | b1: the hardware's k = 2t is element 8t for both, so each sum is complete, in another order. c has a's layout
+// with 8 columns instead of 16, so the probabilities can feed the next product from the registers that they are in.
 //
-// Included by the CUDA build (Warp = CudaWarp) and by the emulated one (EmulatedWarp): one source, two machines.
+// Included by the CUDA build (Warp = CudaWarp) and by the emulated one (EmulatedWarp).
 #pragma once
 
 #include "attention.h"
@@ -27,10 +27,10 @@ constexpr int kRowTiles = 4;  // of 16 queries: 64 rows for 49
 constexpr int kGroups = 7;    // of 8 tokens: 56 for 49
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kNever = -1e30f;        // the logit of a key that does not exist
-constexpr float kMasked = -100.f;       // what the model adds across a seam; finite, as in the model
+constexpr float kMasked = -100.f;       // added across a seam; finite, as in the model
 constexpr uint32_t kOnes = 0x3c003c00u;  // two halves of 1
 
-// Bit j: key j lies past the seam of a border window, where rolled rows (columns) 4..6 came from the other side.
+// Bit j: key j is past the seam of a border window, where rolled rows (columns) 4..6 came from the other side.
 constexpr uint64_t kAllKeys = (uint64_t(1) << DGIQA_WINDOW_TOKENS) - 1;
 constexpr uint64_t kPastRows = kAllKeys & ~((uint64_t(1) << 28) - 1);
 constexpr uint64_t kPastColumns = (0x70ull * 0x0000040810204081ull) & kAllKeys;
@@ -39,7 +39,7 @@ DGIQA_DEVICE int window_row(int token) { return (token * 37) >> 8; }  // token /
 
 DGIQA_DEVICE int window_column(int token) { return token - 7 * window_row(token); }
 
-// Which window, head and image a warp works on.
+// The window, head and image that a warp works on.
 struct Place {
   uint32_t image, window_y, window_x, head;
   bool seam_y, seam_x;  // a shifted map's last windows join its two ends
@@ -59,7 +59,7 @@ DGIQA_DEVICE Place place_of(const dgiqa_attention& a, uint32_t tile, uint32_t he
   return at;
 }
 
-// Where a window's token lies in the unshifted map; -1: in the padding.
+// The position of a window's token in the unshifted map; -1: in the padding.
 template <bool SHIFT, bool PAD>
 DGIQA_DEVICE int token_of(const dgiqa_attention& a, const Place& at, int token) {
   int y = int(at.window_y) * 7 + window_row(token), x = int(at.window_x) * 7 + window_column(token);
@@ -73,14 +73,14 @@ DGIQA_DEVICE int token_of(const dgiqa_attention& a, const Place& at, int token) 
   return inside ? y * a.width + x : -1;
 }
 
-// Keys that a query may not see for free: those on the other side of a seam.
+// The keys that are masked for a query: those on the other side of a seam.
 DGIQA_DEVICE uint64_t across_seam(const Place& at, int query) {
   const uint64_t rows = at.seam_y ? (query >= 28 ? ~kPastRows : kPastRows) : 0;
   const uint64_t columns = at.seam_x ? (window_column(query) >= 4 ? ~kPastColumns : kPastColumns) : 0;
   return rows | columns;
 }
 
-// The logits that bias and mask give before any product, divided by scale: rows 16 tile + g (0, 1) and + 8 (2, 3).
+// The logits before any product, from bias and mask, divided by scale: rows 16 tile + g (0, 1) and + 8 (2, 3).
 template <bool SHIFT, bool BIAS, class Warp>
 DGIQA_DEVICE void start_logits(const dgiqa_attention& a, const Place& at, int tile, const Warp& warp,
                                float (&s)[kGroups][4]) {
@@ -116,7 +116,7 @@ DGIQA_DEVICE void start_logits(const dgiqa_attention& a, const Place& at, int ti
   }
 }
 
-// Logits (divided by scale) -> exp(logit - row maximum) in halves, as the a operand of the next product.
+// Turns logits (divided by scale) into exp(logit - row maximum) in halves, as the a operand of the next product.
 template <class Warp>
 DGIQA_DEVICE void exponentials(float (&s)[kGroups][4], float to_log2, bool last, Warp& warp, uint32_t (&upper)[kGroups],
                                uint32_t (&lower)[kGroups]) {
@@ -154,8 +154,8 @@ DGIQA_DEVICE Quad row_of(const float (&o)[4][4], int half, float by) {
               Warp::pack(o[2][half] * by, o[2][half + 1] * by), Warp::pack(o[3][half] * by, o[3][half + 1] * by)};
 }
 
-// UNITS: head dimension / 32. SPLIT: warps per window and head; part: which of them. CHANNELS > 0: q, k, v and out are
-// packed and this wide, so that every offset is a constant; 0: anything that dgiqa_attention can describe.
+// UNITS: head dimension / 32. SPLIT: warps per window and head; part: the number of this one. CHANNELS > 0: q, k, v and
+// out are packed and this wide, so that every offset is a constant; 0: any layout that dgiqa_attention can describe.
 template <int UNITS, bool SHIFT, bool BIAS, bool PAD, int SPLIT, int CHANNELS, class Warp>
 DGIQA_DEVICE void attend(const dgiqa_attention& a, uint32_t tile, int part, Warp warp) {
   constexpr int kHeadDim = 32 * UNITS;
@@ -172,13 +172,13 @@ DGIQA_DEVICE void attend(const dgiqa_attention& a, uint32_t tile, int part, Warp
       CHANNELS ? k + CHANNELS : static_cast<const uint16_t*>(a.v) + image * a.v_stride.batch + head_offset;
   uint16_t* const out = static_cast<uint16_t*>(a.out) + image * a.out_stride.batch + head_offset;
 
-  // Within an image 32 bits reach every element (the plan sees to it); 64-bit offsets made the compiler spill.
+  // Within an image 32 bits reach every element (the plan checks it); 64-bit offsets made the compiler spill.
   const int q_step = CHANNELS ? 3 * CHANNELS : int(a.q_stride.token);
   const int k_step = CHANNELS ? 3 * CHANNELS : int(a.k_stride.token);
   const int v_step = CHANNELS ? 3 * CHANNELS : int(a.v_stride.token);
   const int out_step = CHANNELS ? CHANNELS : int(a.out_stride.token);
 
-  int token[kGroups];  // this lane's, rows g + 8 m of the window
+  int token[kGroups];  // this lane's: rows g + 8 m of the window
 #pragma unroll
   for (int m = 0; m < kGroups; ++m) token[m] = token_of<SHIFT, PAD>(a, at, m < kGroups - 1 ? g + 8 * m : 48);
 

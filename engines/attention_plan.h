@@ -1,4 +1,4 @@
-// Arguments of an attention call -> the grid that serves them, or the status that refuses them. No launch, no device.
+// The grid for an attention call's arguments, or the status that refuses them. Nothing is launched.
 #pragma once
 
 #include <cmath>
@@ -17,7 +17,7 @@ struct AttentionPlan {
 };
 
 constexpr int kWarpsPerBlock = 4;
-// Below this many warps (8 per SM of a large GPU) a window and head is worth four of them. Predicted, not measured.
+// With fewer warps (8 per SM of a large GPU), four of them share a window and head. Predicted, not measured.
 constexpr int64_t kFewTiles = 4096;
 
 inline bool misaligned(const void* pointer) { return (reinterpret_cast<uintptr_t>(pointer) & 15) != 0; }
@@ -44,10 +44,10 @@ inline int check_attention(const dgiqa_attention& a) {
   if (a.shift != 0 && (a.shift != 3 || a.height < 3 || a.width < 3)) return DGIQA_BAD_ARGUMENT;
   if (a.split != 0 && a.split != 4 && (a.split != 1 || a.head_dim != 32)) return DGIQA_BAD_ARGUMENT;
   if (!(a.scale > 0.f) || !std::isfinite(a.scale) || !std::isfinite(100.f / a.scale)) return DGIQA_BAD_ARGUMENT;
-  if (a.batch == 0) return DGIQA_OK;  // nothing is read, whatever the pointers say
+  if (a.batch == 0) return DGIQA_OK;  // no pointer is read
   const bool padded = a.height % DGIQA_WINDOW || a.width % DGIQA_WINDOW;
   if (!a.q || !a.k || !a.v || !a.out || (padded && !(a.pad_k && a.pad_v))) return DGIQA_BAD_ARGUMENT;
-  if (!a.bias && (a.shift || padded)) return DGIQA_BAD_ARGUMENT;  // in Swin these have a bias; pass zeros
+  if (!a.bias && (a.shift || padded)) return DGIQA_BAD_ARGUMENT;  // Swin always has a bias here; pass zeros if not
   for (const void* pointer : {a.q, a.k, a.v, static_cast<const void*>(a.out), a.bias, a.pad_k, a.pad_v})
     if (misaligned(pointer)) return DGIQA_MISALIGNED;
   for (const dgiqa_stride& stride : {a.q_stride, a.k_stride, a.v_stride, a.out_stride}) {
@@ -57,7 +57,7 @@ inline int check_attention(const dgiqa_attention& a) {
   return DGIQA_OK;
 }
 
-// Whether 32 bits hold the offset of every element of an image from its first.
+// Whether 32 bits can hold the offset of every element of an image from its first.
 inline bool reaches_image(const dgiqa_attention& a) {
   const int64_t tokens = int64_t(a.height) * a.width;
   for (const dgiqa_stride& stride : {a.q_stride, a.k_stride, a.v_stride, a.out_stride})

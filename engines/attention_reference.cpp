@@ -1,4 +1,4 @@
-// What the kernel is compared with: roll, pad, cut, attend, in the plain order of the model's definition and in float64.
+// The kernel's reference: roll, pad, cut, attend, in the plain order of the model's definition and in float64.
 #include <cmath>
 #include <vector>
 
@@ -12,7 +12,7 @@ constexpr int kTokens = DGIQA_WINDOW_TOKENS;
 
 struct Map {
   int height, width;         // padded to whole windows
-  std::vector<int> source;   // token of the unshifted map at each place; -1: padding
+  std::vector<int> source;   // token of the unshifted map at each position; -1: padding
   std::vector<int> region;   // tokens of different regions are masked from each other
 };
 
@@ -43,7 +43,7 @@ const uint16_t* row_at(const void* data, const dgiqa_stride& stride, int image, 
   return static_cast<const uint16_t*>(data) + image * stride.batch + token * stride.token;
 }
 
-// logits of one query against the 49 places of its window -> attended [head_dim]
+// Attention of one query over the 49 positions of its window: [head_dim]
 struct Attention {
   const dgiqa_attention& a;
   const Map& map;

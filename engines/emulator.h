@@ -1,6 +1,6 @@
-// A warp on a CPU: 32 fibers run a kernel body, one per lane, and meet wherever lanes exchange registers. The very source
-// of a CUDA kernel is tested, and served by the torch op, where there is no GPU. Aborts where a GPU would misbehave:
-// lanes that meet in different operations, and loads and stores that are not aligned.
+// A warp on a CPU: 32 fibers run a kernel body, one per lane, and meet wherever lanes exchange registers. So a CUDA
+// kernel's source can be tested, and run by the torch op, without a GPU. Aborts where a GPU would misbehave: if lanes
+// meet in different operations, or a load or store is not aligned.
 #pragma once
 
 #include <ucontext.h>
@@ -27,8 +27,8 @@ enum class Meeting : int { kMma16, kMma8, kTranspose, kShuffle, kEnd };
   std::abort();
 }
 
-// Lanes run in turn: a lane writes what it exchanges into its slot and lets the next one run; when its turn comes again,
-// all 32 slots of that meeting are written. Two sets of slots, because the first lane is one meeting ahead of the last.
+// Lanes run in turn: a lane writes its values into its slot and lets the next one run; when its turn comes again, all
+// 32 slots of that meeting are written. Slots come in two sets, as the first lane is one meeting ahead of the last.
 struct EmulatedLanes {
   static constexpr int kLanes = 32, kStackBytes = 1 << 16, kSlot = 12;
   float floats[2][kLanes][kSlot];
@@ -118,8 +118,8 @@ class EmulatedWarp {
     return at;
   }
 
-  // Fragment tables of PTX's mma.m16n8k{8,16}: lane 4g + t holds rows g and g + 8 of a, column g of b, columns 2t and
-  // 2t + 1 of c; products are exact in double, the sum is rounded once.
+  // By the fragment tables of PTX's mma.m16n8k{8,16}, lane 4g + t holds rows g and g + 8 of a, column g of b, columns
+  // 2t and 2t + 1 of c. Products are exact in double; the sum is rounded once.
   template <int K>
   void mma(float (&c)[4], const uint32_t* a, const uint32_t* b, Meeting kind) {
     float* slot = lanes_->floats[set()][lane];
@@ -141,8 +141,8 @@ class EmulatedWarp {
   }
 };
 
-// Runs body(lane) on the 32 lanes of one warp. The lanes meet once more at the end; then each returns into the next one,
-// and the last into the caller.
+// Runs body(lane) on the 32 lanes of one warp. The lanes meet once more at the end; then each returns to the next one,
+// and the last to the caller.
 class WarpEmulator {
  public:
   template <class Body>

@@ -1,4 +1,5 @@
-// float16 bits <-> float on the host, without compiler extensions: rounds to nearest even, keeps inf, NaN, subnormals.
+// Converts float16 bits and float on the host, without compiler extensions: rounds to nearest even, keeps inf, NaN,
+// subnormals.
 #pragma once
 
 #include <cstdint>

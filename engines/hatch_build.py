@@ -1,9 +1,9 @@
-"""Compiles the kernels for the wheel, and names the oldest glibc that it runs with.
+"""Compile the kernels for the wheel, and name the oldest glibc that it runs with.
 
     engines/*.cu ─► CMake, nvcc ─► libdgiqa_kernels.so, CUDA's runtime in it ─► wheel, library.json
 
-DGIQA_ARCHITECTURES: fewer architectures, as in CMAKE_CUDA_ARCHITECTURES. DGIQA_KERNELS_LIBRARY: a library that is built
-already. CMAKE_ARGS: further options for CMake.
+DGIQA_ARCHITECTURES: fewer architectures, as in CMAKE_CUDA_ARCHITECTURES. DGIQA_KERNELS_LIBRARY: a library built before.
+CMAKE_ARGS: further options for CMake.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 LIBRARY = "libdgiqa_kernels.so"
-# What manylinux allows, and nothing of CUDA. C++'s runtime stays outside: linked in, it would ask for a newer glibc.
+# Libraries that manylinux allows, none of CUDA's. C++'s runtime is not linked in, as it would need a newer glibc.
 ALLOWED = re.compile(r"(libc|libm|libpthread|libdl|librt|libgcc_s|libstdc\+\+|ld-linux-.*)\.so\.\d+")
 LINKED = "-Wl,--exclude-libs,ALL -Wl,--strip-all"
 
@@ -47,7 +47,7 @@ class Kernels(BuildHookInterface):  # type: ignore[misc]
 
 
 def compiled(project: Path, build: Path) -> Path:
-    """The library for all architectures."""
+    """Build the library for all architectures, and return its path."""
     options = [f"-DCMAKE_SHARED_LINKER_FLAGS={LINKED}", "-DDGIQA_CUDA=ON"]
     if architectures := os.environ.get("DGIQA_ARCHITECTURES"):
         options.append(f"-DDGIQA_ARCHITECTURES={architectures}")
@@ -58,7 +58,7 @@ def compiled(project: Path, build: Path) -> Path:
 
 
 def platform_tag(library: Path) -> str:
-    """manylinux_2_N_<machine> of the newest glibc symbol; ValueError for a library that needs what manylinux lacks."""
+    """manylinux_2_N_<machine> for the newest glibc symbol. ValueError if the library needs ones manylinux lacks."""
     command = ["readelf", "--wide", "--dynamic", "--version-info", str(library)]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     needed = re.findall(r"\(NEEDED\).*\[(.*)\]", told)

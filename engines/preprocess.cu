@@ -1,4 +1,4 @@
-// The C functions of preprocess.h: argument checks, then a grid of threads, or loops where no CUDA compiler reads this.
+// The C functions of preprocess.h: they check arguments, then run a grid of threads, or loops without a CUDA compiler.
 // Emulated: g++ -x c++ -std=c++17 -O2 -ffp-contract=off -fPIC -shared engines/preprocess.cu -o libdgiqa_emulated.so
 #include <type_traits>
 
@@ -52,7 +52,7 @@ __device__ uint32_t warp_max(uint32_t value) {
 #endif
 }
 
-// Integer maxima: the same result in whatever order blocks finish.
+// Integer maxima give the same result in whatever order blocks finish.
 template <>
 __global__ void __launch_bounds__(kThreads) run_kernel<DepthRange>(const __grid_constant__ DepthRange work) {
   Range found;
@@ -90,7 +90,7 @@ void keep(const DepthRange& work, const Range& found) {
 template <class Work>
 void keep(const Work&, const Nothing&) {}
 
-// The threads of a block one after the other; nothing in the body waits for a neighbour but the shared rows.
+// Runs the threads of a block one after the other: in the body they only share the rows.
 template <class Work>
 void run_block(const Work& work, Place at) {
   typename Work::Row rows[Work::kRows];
@@ -135,7 +135,7 @@ bool valid(const dgiqa_reduce_params& p) {
   return valid(p.image) && sizes && p.out && (p.out_type == DGIQA_U8 || (p.levels && valid_type(p.out_type)));
 }
 
-// OpenCV's condition, with its tolerance: 1 / (1 / 49.0) is not 49.
+// OpenCV's condition for a whole step, with its tolerance: 1 / (1 / 49.0) is not 49.
 bool whole(double step) { return std::abs(step - int(step + 0.5)) < 2.220446049250313e-16; }
 
 bool valid(const dgiqa_tiles_params& p) {

@@ -1,24 +1,24 @@
-/* An RGB image in device memory becomes the networks' inputs, without a full-size map in between.
+/* Turns an RGB image in device memory into the networks' inputs, without a full-size map in between.
  *
  *     image u8 [H,W,3] --> dgiqa_depth_input --> f32|f16 [3,h,w] --> (depth network) --> depth f32 [h,w]
  *                                                   depth --> dgiqa_depth_range --> range u32 [3]
  *     image, depth, range, windows --> dgiqa_tiles --> rgb, depth f32|f16 [n,3,tile,tile]
  *
- * Preprocess version 2 averages areas where neither side grows: dgiqa_reduce in dgiqa_depth_input's place, and once
- * more to the working image u8 [h,w,3], which dgiqa_tiles then cuts; its depth has the working size, not the image's.
+ * Preprocess version 2 averages over areas if neither side grows: dgiqa_reduce takes dgiqa_depth_input's place and also
+ * makes the working image u8 [h,w,3], which dgiqa_tiles then cuts; its depth has the working size, not the image's.
  *
- * dgiqa/preprocess.py is the definition; tests/test_preprocess_kernels.py holds this to it. Every pointer but
- * `windows` and the params themselves is device memory (host memory in the emulated library). Calls enqueue on
- * `stream` (a cudaStream_t; ignored when emulated) and return: no allocation, no synchronisation, capturable.
- * They return a status of attention.h: DGIQA_BAD_ARGUMENT is a size below 1, a null pointer, an unknown type or a
- * window outside the image; DGIQA_TOO_LARGE more rows than a grid holds. Not yet run on a GPU.
+ * dgiqa/preprocess.py is the definition; tests/test_preprocess_kernels.py checks the kernels against it. Every pointer
+ * except `windows` and the params themselves is to device memory (emulated: host memory). Calls enqueue on `stream`
+ * (a cudaStream_t; ignored when emulated) and return: no allocation, no synchronisation, capturable. They return a
+ * status of attention.h: DGIQA_BAD_ARGUMENT for a size below 1, a null pointer, an unknown type or a window outside the
+ * image; DGIQA_TOO_LARGE for more rows than a grid holds. Not yet run on a GPU.
  */
 #pragma once
 #include <stdint.h>
 
 #include "attention.h"
 
-#define DGIQA_PREPROCESS_ABI 3  /* raised when a struct or a meaning below changes */
+#define DGIQA_PREPROCESS_ABI 3  /* raised when a struct below or its meaning changes */
 
 #ifdef __cplusplus
 extern "C" {
@@ -33,8 +33,9 @@ typedef struct {
   int32_t height, width;
 } dgiqa_image;
 
-/* A decoder's picture: luma, and chroma of half its sides (U beside V), with samples on the left as video codecs put
- * them; both sides even. To RGB in FFmpeg's fixed point: luma and chroma of 15 bits, coefficients of 13. */
+/* A decoder's picture: luma, and chroma with half the height and width (U and V interleaved), sited on the left as in
+ * video codecs; both sides are even. Converted to RGB in FFmpeg's fixed point: 15 bits of luma and chroma, 13 of
+ * coefficients. */
 typedef struct {
   const uint8_t* luma;   /* [height, width] uint8 */
   const uint8_t* chroma; /* [height / 2, width / 2, 2] uint8 */
@@ -53,16 +54,16 @@ typedef struct {
   int32_t out_type;
 } dgiqa_depth_input_params;
 
-/* Averaged over areas as OpenCV's INTER_AREA, to height x width, neither of them larger than the image's. */
+/* Averages over areas, as OpenCV's INTER_AREA does, to height x width; neither is larger than the image's. */
 typedef struct {
   dgiqa_image image;
   int32_t height, width;
-  const float* levels; /* [3, 256] float32, what each uint8 level becomes, per channel; not read for DGIQA_U8 */
+  const float* levels; /* [3, 256] float32, network input for each uint8 level, per channel; unused for DGIQA_U8 */
   void* out;           /* [3, height, width] float32 or float16, or [height, width, 3] uint8 */
   int32_t out_type;
 } dgiqa_reduce_params;
 
-/* The depth network's map [map_height,map_width], as if interpolated to height x width: the image's size, or the
+/* The depth network's map [map_height,map_width], read as if interpolated to height x width: the image's size or the
  * working image's.
  *
  * range[0], range[1]: ordered bits (see ordered_bits in preprocess_body.h) of the largest value and of the largest
@@ -75,13 +76,13 @@ typedef struct {
 } dgiqa_depth;
 
 /* Image and depth image, both resized to short_height x short_width with OpenCV's fixed-point bilinear, normalised by
- * table look-up, and cut at `count` windows. `depth.range` must hold what dgiqa_depth_range wrote. */
+ * table look-up, and cut at `count` windows. `depth.range` must have been written by dgiqa_depth_range. */
 typedef struct {
   dgiqa_image image;
   dgiqa_depth depth;
   int32_t short_height, short_width, tile, count;
   const int32_t* windows; /* [count, 2] int32 top-left (y, x), in HOST memory; read before the call returns */
-  const float* levels;    /* [3, 256] float32, what each uint8 level becomes, per channel */
+  const float* levels;    /* [3, 256] float32, network input for each uint8 level, per channel */
   void* rgb_out;          /* [count, 3, tile, tile] out_type */
   void* depth_out;        /* [count, 3, tile, tile] out_type */
   int32_t out_type;

@@ -1,7 +1,7 @@
-// One output pixel of each preprocessing step, as plain functions: CUDA kernels and the CPU emulation run these.
+// One output pixel of each preprocessing step, as plain functions that CUDA kernels and the CPU emulation run.
 //
 // OpenCV's numbers are reproduced where they decide a uint8 level, so mul, add and divide round every operation
-// and fmaf rounds once: the compiler may not choose. The cubic sums are left to it: their result is a float that stays
+// and fmaf rounds once: the compiler may not choose. It may for the cubic sums: their result is a float that stays
 // within 4.5e-6 of the float64 definition (absolute weights sum to 1.375 per axis, levels to 255, eight roundings of
 // 2^-24, scale up to 0.0176).
 #pragma once
@@ -39,8 +39,8 @@ PREPROCESS_FN int nearest_int(float a) { return int(std::nearbyint(a)); }
 PREPROCESS_FN uint16_t half_bits(float a) { return float_to_half(a); }
 #endif
 
-// Where a thread stands. A thread owns a column and a block some rows: source coordinates need float64, which small GPUs
-// have little of, so they are computed once per column and, into memory the block shares, once per row.
+// A thread's position. A thread owns a column and a block several rows: source coordinates need float64, which is slow
+// on small GPUs, so they are computed once per column and, in the block's shared memory, once per row.
 struct Place {
   int block_x, block_y, plane, thread;
 };
@@ -69,10 +69,10 @@ PREPROCESS_FN int clamp(int i, int size) { return i < 0 ? 0 : i >= size ? size -
 
 PREPROCESS_FN double centre(int i, double step) { return add(mul(i + 0.5, step), -0.5); }
 
-// Source pixels per output pixel; twice a reciprocal, because OpenCV's is.
+// Source pixels per output pixel, as the reciprocal of a quotient: OpenCV computes it so.
 PREPROCESS_FN double step(int from, int to) { return 1.0 / (double(to) / from); }
 
-// OpenCV's own resize rounds the position to float before it takes the fraction.
+// OpenCV's own resize rounds the position to float before it computes the fraction.
 struct Position {
   int index;
   float fraction;  // in [0, 1)
@@ -83,7 +83,7 @@ PREPROCESS_FN Position source_position(int i, double step) {
   return {int(below), at - below};
 }
 
-// Monotone in a: integer maxima of these are float maxima, whatever order the threads come in.
+// Monotone in a, so integer maxima of these are float maxima, in whatever order threads finish.
 PREPROCESS_FN uint32_t ordered_bits(float a) {
   uint32_t bits;
   std::memcpy(&bits, &a, 4);
@@ -106,7 +106,7 @@ PREPROCESS_FN void store(void* out, int32_t type, int64_t i, float a) {
 
 // ---- a decoder's picture -> image
 
-// Chroma has half the samples each way. Across they lie on every other pixel; down, a quarter of a row from the nearest.
+// Chroma has half the samples each way. Across they are on every other pixel; down, a quarter of a row from the next.
 struct ChromaRow {
   int index[2], weight[2];  // of 4
 };
@@ -158,8 +158,8 @@ struct Cubic {
   float weight[4];
 };
 
-// The weights cancel: fused or in another order they move by 2e-6, and a pixel by 2.5e-5. So they are rounded as OpenCV
-// rounds them, and only the sums are left to the compiler.
+// The terms of the weights cancel: fused or in another order, weights move by 2e-6 and a pixel by 2.5e-5. So they are
+// rounded as OpenCV rounds them, and only the sums are left to the compiler.
 PREPROCESS_FN Cubic cubic(int i, double step, int size) {
   const float a = -0.75f;
   const Position p = source_position(i, step);
@@ -204,15 +204,15 @@ struct DepthInput {
   }
 };
 
-// ---- image -> its areas' averages
+// ---- image -> averages over its areas
 
-// The source pixels of one output pixel along one axis: `count` of them from `first` on. The outermost may count in part.
+// The source pixels of one output pixel along one axis: `count` of them from `first` on. The outermost may be partial.
 struct Cells {
   int first, count;
   float head, body, tail;
 };
 
-constexpr double kLeast = 1e-3;  // a share of a pixel that OpenCV leaves out
+constexpr double kLeast = 1e-3;  // OpenCV ignores shares of a pixel up to this
 
 PREPROCESS_FN Cells cells(int i, double step, int size) {
   const double low = mul(double(i), step), high = add(low, step), width = step < size - low ? step : size - low;
@@ -289,9 +289,9 @@ struct Reduce {
 
 // ---- depth map, as if it were of the image's or the working size
 
-// What OpenCV does on x86, where Intel's library interpolates floats: positions in float64, then two fused steps across
-// and one down. Its own code, which other builds run, rounds positions and products instead, moves a level in some
-// 0.1 % of pixels, and makes noise of a constant map.
+// As OpenCV does on x86, where Intel's library interpolates floats: positions in float64, then two fused steps across
+// and one down. OpenCV's own code, which other builds run, rounds positions and products instead; it moves a level in
+// about 0.1 % of pixels, and turns a constant map into noise.
 struct Linear {
   int index[2];
   float weight;
@@ -315,7 +315,7 @@ PREPROCESS_FN float depth_at(const dgiqa_depth& d, const Linear& row, const Line
 
 PREPROCESS_FN bool finite(float a) { return a - a == 0; }
 
-// Largest value, largest negated value, anything not finite: one thread's share of the map, then everybody's.
+// Largest value, largest negated value, and whether any is not finite: first of a thread's pixels, then of the map.
 struct Range {
   uint32_t high = 0, low = 0, broken = 0;
 
@@ -345,7 +345,7 @@ struct DepthRange {
     found.see(depth_at(d, row, column));
   }
 
-  // A map larger than the image has values that no output pixel lies beside; they must be finite all the same.
+  // A map larger than the image has values that no output pixel reads; they must be finite, too.
   PREPROCESS_FN void check_map(int64_t thread, int64_t threads, Found& found) const {
     const int64_t values = int64_t(d.map_height) * d.map_width;
     for (int64_t i = thread; i < values; i += threads)
@@ -379,7 +379,7 @@ PREPROCESS_FN Fixed fixed_row(int i, double step, int size) {
   return {{clamp(p.index, size), clamp(p.index + 1, size)}, {near, far}};
 }
 
-// Past the first and the last column OpenCV drops the fraction, past rows it does not.
+// Past the first and the last column OpenCV drops the fraction; past rows it does not.
 PREPROCESS_FN Fixed fixed_column(int i, double step, int size) {
   Fixed f = fixed_row(i, step, size);
   if (f.index[0] == f.index[1]) f.weight[0] = 2048, f.weight[1] = 0;
@@ -396,7 +396,7 @@ PREPROCESS_FN int blend(const int (&levels)[2][2], const Fixed& row, const Fixed
   return sum >> 2;
 }
 
-constexpr int kWindows = 64;  // per launch, by value: no device copy of them to wait for
+constexpr int kWindows = 64;  // per launch, passed by value, so that no copy to the device must be waited for
 
 struct Tiles {
   dgiqa_tiles_params p;
@@ -427,7 +427,7 @@ struct Tiles {
     return tap(at, fixed_column(at, short_x, p.image.width), full_x, p.depth.map_width);
   }
 
-  // Four equal levels blend to themselves, so a depth image of the working size needs no case of its own below.
+  // Four equal levels blend to themselves, so a depth image of the working size needs no separate case below.
   PREPROCESS_FN Tap tap(int at, const Fixed& f, double step, int size) const {
     const bool working = p.depth.height == p.short_height && p.depth.width == p.short_width;
     return {f, {linear(working ? at : f.index[0], step, size), linear(working ? at : f.index[1], step, size)}};

@@ -22,7 +22,7 @@ struct Attributes {
   float scale = 0.f;
 };
 
-// A list of fields that points at attributes, or at nothing where only their names are asked for.
+// A list of fields that points at attributes, or at nothing if only the names are needed.
 class Fields {
  public:
   explicit Fields(const Attributes* a)
@@ -124,7 +124,7 @@ class WindowAttention final : public IPluginV3,
   Fields fields_;
 };
 
-// An attribute as an ONNX parser gives it: integers of 32 or 64 bits.
+// Reads an attribute as an ONNX parser gives it: integers have 32 or 64 bits.
 bool read(const PluginField& field, int32_t& value) {
   if (!field.data || field.length < 1) return false;
   if (field.type == PluginFieldType::kINT64) value = int32_t(*static_cast<const int64_t*>(field.data));
@@ -141,7 +141,7 @@ bool read(const PluginField& field, float& value) {
 
 class Creator final : public IPluginCreatorV3One {
  public:
-  // Null, which TensorRT reports with the node's name, unless all three attributes are there.
+  // Returns null, which TensorRT reports with the node's name, unless all three attributes are given.
   IPluginV3* createPlugin(const char*, const PluginFieldCollection* given, TensorRTPhase) noexcept override {
     Attributes attributes;
     int found = 0;

@@ -1,6 +1,6 @@
-// Serves torch's dgiqa::window_attention and dgiqa::cross_attention (declared in dgiqa/nn/attention.py) with the kernels:
-// on CUDA where they were compiled for it, on a CPU by the emulated build. The stable ABI keeps one binary loadable by
-// every torch from 2.10 on, whatever its Python; one with CUDA kernels takes a torch that has libtorch_cuda.so.
+// Implements torch's dgiqa::window_attention and dgiqa::cross_attention (declared in dgiqa/nn/attention.py): on CUDA
+// with the kernels, if they were compiled for it, and on a CPU with the emulated build. Through the stable ABI every
+// torch from 2.10 on can load one binary, with any Python; one with CUDA kernels needs a torch with libtorch_cuda.so.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -33,7 +33,7 @@ int32_t size_of(int64_t size, const char* what) {
   return int32_t(size);
 }
 
-// The tensors' side of a call; sizes that the kernel checks itself are left to it.
+// The arguments of a call from its tensors; the kernel checks the other sizes itself.
 dgiqa_attention window_arguments(const Tensor& qkv, const Tensor& bias, const Tensor& qkv_bias, int64_t shift,
                                  double scale, Tensor& out) {
   const int64_t heads = bias.size(0), channels = qkv.size(3) / 3, tokens = qkv.size(1) * qkv.size(2);
@@ -103,8 +103,8 @@ Tensor cross_cpu(const Tensor& q, const Tensor& kv, int64_t heads, double scale)
 }
 
 #ifdef DGIQA_WITH_CUDA
-// The launch goes to the tensor's device, whichever is current; torch's stream getter is libtorch_cuda.so's, which CMake
-// links: torch loads its libraries for themselves alone, so a name left to be found would be found nowhere.
+// The launch goes to the tensor's device, whichever is current. Torch's stream getter is in libtorch_cuda.so, which
+// CMake links explicitly: torch loads its libraries with local symbols, so an undefined name would not be found.
 int on_cuda(const dgiqa_attention& a, const Tensor& tensor) {
   const torch::stable::accelerator::DeviceGuard guard(tensor.get_device_index());
   void* stream = nullptr;

@@ -1,4 +1,4 @@
-// What one lane of a warp can do on an NVIDIA GPU (sm_80 or newer), in PTX. emulator.h offers the same names on a CPU.
+// The operations of a lane of a warp on an NVIDIA GPU (sm_80 or newer), in PTX. emulator.h has the same names on a CPU.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -11,7 +11,7 @@ struct Quad {
   uint32_t x, y, z, w;
 };
 
-// Instructions of the whole warp are volatile: none may be moved into a branch that only some lanes take.
+// Warp-wide instructions are volatile: none may be moved into a branch that only some lanes take.
 struct CudaWarp {
   int lane;
 
@@ -29,7 +29,7 @@ struct CudaWarp {
                  : "r"(a0), "r"(a1), "r"(b0));
   }
 
-  // Lane 4r + c holds elements (r, 2c) and (r, 2c + 1) of an 8x8 matrix of halves; so does the result, transposed.
+  // Lane 4r + c holds elements (r, 2c) and (r, 2c + 1) of an 8x8 matrix of halves, and then of its transpose.
   DGIQA_DEVICE static uint32_t transpose(uint32_t a) {
     uint32_t result;
     asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(a));

@@ -1,6 +1,6 @@
-# One adapter per host, each where its headers are; says what it skips.
+# One adapter per host, built if its headers are found; CMake says which it skips.
 
-# torch: the op of dgiqa/nn/attention.py. Its CPU kernel is the emulated one; beside the CUDA one it has another name.
+# torch: the op of dgiqa/nn/attention.py. Its CPU kernel is the emulated one, under another name if there is a CUDA one.
 set(torch_python ${TORCH_PYTHON})
 if(NOT torch_python)
   find_program(DGIQA_PYTHON NAMES python3 python)
@@ -48,7 +48,7 @@ else()
   endif()
 endif()
 
-# TensorRT: the plugin that serves ai.dgiqa's DgiqaWindowAttention.
+# TensorRT: the plugin that implements ai.dgiqa's DgiqaWindowAttention.
 if(NOT TENSORRT_INCLUDE_DIR)
   message(STATUS "skipped: TensorRT plugin (set TENSORRT_INCLUDE_DIR to the directory of NvInfer.h)")
 elseif(NOT EXISTS ${TENSORRT_INCLUDE_DIR}/NvInfer.h)

@@ -11,11 +11,11 @@ if(NOT DGIQA_ARCHITECTURES)
       set(newest ${architecture})
     endif()
   endforeach()
-  # What none of them serves is compiled when it is loaded: later GPUs from the newest, all others from the oldest.
+  # For all other GPUs, code is compiled at loading time: for later ones from the newest, for the rest from the oldest.
   list(APPEND DGIQA_ARCHITECTURES 80-virtual ${newest}-virtual)
   list(REMOVE_DUPLICATES DGIQA_ARCHITECTURES)
   if(known MATCHES "sm_75[^0-9]")
-    set(DGIQA_OLDER 75-real)  # preparing images alone
+    set(DGIQA_OLDER 75-real)  # only for preparing images
   endif()
 endif()
 set(CMAKE_CUDA_ARCHITECTURES ${DGIQA_ARCHITECTURES})

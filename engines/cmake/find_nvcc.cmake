@@ -1,4 +1,4 @@
-# find_nvcc(found): sets CMAKE_CUDA_COMPILER to an nvcc and `found` to whether there is one.
+# find_nvcc(found): sets CMAKE_CUDA_COMPILER to an nvcc, and `found` to whether there is one.
 function(find_nvcc found)
   if(DEFINED ENV{CUDACXX})
     set(nvcc $ENV{CUDACXX})
@@ -17,7 +17,7 @@ function(find_nvcc found)
   endif()
   file(REAL_PATH ${nvcc} nvcc)
   file(READ ${nvcc} start LIMIT 2 HEX)
-  if(start STREQUAL "2321")  # #!, a script that starts the real one; its headers and libraries lie beside that one
+  if(start STREQUAL "2321")  # #!, a script that starts the real one; headers and libraries are next to that one
     file(STRINGS ${nvcc} line REGEX "^exec [^ ]*nvcc" LIMIT_COUNT 1)
     if(line MATCHES "^exec \"?([^ \"]*nvcc)")
       file(REAL_PATH ${CMAKE_MATCH_1} nvcc)

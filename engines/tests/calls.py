@@ -1,4 +1,4 @@
-"""torch tensors become the arguments of the C function, for tests that call a built library with ctypes."""
+"""Turn torch tensors into arguments of the C function, for tests that call a built library with ctypes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Stride(ctypes.Structure):
 
 
 class Arguments(ctypes.Structure):
-    """dgiqa_attention, as engines/attention.h has it."""
+    """dgiqa_attention of engines/attention.h."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("q", "k", "v", "out")),

@@ -1,4 +1,4 @@
-"""What an emulator cannot show: the kernels on a GPU, through the torch op, written to a JSON file.
+"""Check the kernels on a GPU, which an emulator cannot, through the torch op, and write a JSON file.
 
     cmake -S . -B build -DTORCH_PYTHON=$(which python) && cmake --build build -j 2
     python engines/tests/gpu_check.py build --out gpu.json
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def run(checks: dict[str, Iterator[Row]], head: Row, out: Path) -> Row:
-    """The report of all checks, written to `out` after each."""
+    """Run all checks. Return the report, which is written to `out` after each."""
     begun, report = time.monotonic(), {**head, "complete": False, "seconds": 0.0, "failed": 0, "checks": []}
     for row in itertools.chain.from_iterable(guarded(name, rows) for name, rows in checks.items()):
         print("ok    " if row["ok"] else "FAILED", json.dumps(row), flush=True)
@@ -80,7 +80,7 @@ def write(report: Row, out: Path) -> None:
 
 
 def about(torch: Any) -> Row:
-    """What the figures belong to: GPU, driver, versions, commit."""
+    """The figures' origin: GPU, driver, versions, commit."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
     from stamp import environment_stamp
 
@@ -93,7 +93,7 @@ def about(torch: Any) -> Row:
 
 
 def start(build: Path) -> Any:
-    """torch with the kernels loaded; or the end of the program, with a reason."""
+    """torch with the kernels loaded; exits with a reason if that fails."""
     import torch
 
     if not torch.cuda.is_available():
@@ -168,7 +168,7 @@ def network(torch: Any) -> Row:
 
 
 def behaviour(torch: Any) -> Iterator[Row]:
-    """What has to hold whatever the numbers are."""
+    """Checks that must hold for any numbers."""
     op = torch.ops.dgiqa.window_attention
     for (side, heads), batch in itertools.product(STAGES, (1, 20)):
         qkv, bias, qkv_bias, scale = window_inputs(torch, batch, side, side, heads)

@@ -1,5 +1,5 @@
-// Every kernel once on small inputs, against what is written here or the float64 reference: seconds under
-// compute-sanitizer, without Python. Exits with 0, with 1 where a result is wrong, with 5 where there is no GPU.
+// Runs every kernel once on small inputs and compares with constants here or the float64 reference: seconds under
+// compute-sanitizer, without Python. Exits with 0, with 1 if a result is wrong, with 5 if there is no GPU.
 //
 //     build/launch_all && compute-sanitizer --tool racecheck build/launch_all
 #include <cuda_fp16.h>
@@ -23,7 +23,7 @@ void check(bool ok, const char* what, double error = 0) {
   failures += !ok;
 }
 
-// Device memory with what `host` holds; read back by host().
+// Device memory with the contents of `host`; host() reads it back.
 template <class T>
 struct Memory {
   T* at = nullptr;
@@ -85,7 +85,7 @@ void window_attention(int batch, int height, int width, int heads, int shift) {
   check(status == DGIQA_OK && error <= budget, "window attention, share of the budget", std::sqrt(error / budget));
 }
 
-// Grey stays grey, and what is constant stays constant, through every step that prepares an image.
+// Grey stays grey, and a constant image stays constant, through every preprocessing step.
 void preparing() {
   const int height = 300, width = 400, tile = 224;
   const Memory<uint8_t> image(std::vector<uint8_t>(3 * height * width, 128));

@@ -1,8 +1,8 @@
-"""Faults planted one at a time in the attention kernel; each must make its test fail.
+"""Plant faults one at a time in the attention kernel; each must make its test fail.
 
     python engines/tests/mutate.py [--first N] [--compiler g++]
 
-Exits with 1 where a fault goes unnoticed, or where the text that it changes is no longer there.
+Exits with 1 if a fault goes unnoticed, or if the text that it changes is no longer there.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 
 ENGINES = Path(__file__).resolve().parent.parent
 BODY, PLAN = "attention_body.h", "attention_plan.h"
-CPU_S, HOUR_S = 120, 3600  # the test takes two seconds of the processor
-# (file, what it says, what the fault makes of it), the most telling first
+CPU_S, HOUR_S = 120, 3600  # the test takes two seconds of CPU time
+# (file, original text, text with the fault), the most instructive first
 FAULTS = (
     (BODY, "y -= y >= a.height ? a.height : 0", "y -= y > a.height ? a.height : 0"),
     (BODY, "s[6][1] = s[6][3] = kNever", "s[6][1] = kNever"),

@@ -70,7 +70,7 @@ struct Shape {
   bool bias;
   int split;
   float amplitude;  // of q and k
-  int gap;          // elements between tokens that belong to nobody; 0: packed
+  int gap;          // unused elements between tokens; 0: packed
 };
 
 // Inputs and outputs of one call. Tokens hold q | k | v | gap; out holds channels | gap; gaps are poison.
@@ -114,7 +114,7 @@ struct Call {
     std::vector<float> table(size_t(shape.heads) * 49 * 49);
     for (float& value : table) value = 2 * normal();
     dgiqa_pack_bias(table.data(), shape.heads, scale(), bias.data());
-    for (size_t i = 0; i < bias.size(); ++i) {  // what stands at keys that do not exist must not matter
+    for (size_t i = 0; i < bias.size(); ++i) {  // values for keys that do not exist must not matter
       const size_t element = i % 4, lane = i / 4 % 32, group = i / 128 % 7;
       if (group * 8 + lane % 4 * 2 + element % 2 >= 49) bias.data()[i] = kPoison;
     }
@@ -135,7 +135,7 @@ double relative(const std::vector<double>& got, const std::vector<double>& wante
     error += (got[i] - wanted[i]) * (got[i] - wanted[i]);
     size += wanted[i] * wanted[i];
   }
-  return std::sqrt(error / size);  // NaN where anything is NaN
+  return std::sqrt(error / size);  // NaN if any value is
 }
 
 void agrees_with_float64(const Shape& s) {
@@ -194,7 +194,7 @@ void one_hot_rows_copy_values(int head_dim, int split) {
   expect(same, "one-hot rows copy values exactly");
 }
 
-// Batches lie further apart than 32-bit offsets reach; only the touched pages exist.
+// Batches are further apart than 32-bit offsets reach; only the touched pages exist.
 void strides_beyond_32_bits() {
   const int64_t far = (int64_t(1) << 31) + 64;  // elements, so 4 GiB and some
   const size_t bytes = size_t(far) * 2 + (1 << 20);
@@ -317,7 +317,7 @@ void plans_near_the_limits() {
   expect(small.packed && !small.padded, "three heads of a packed whole map");
 }
 
-// The emulator itself: it has to stop where a GPU would go wrong without a word.
+// The emulator itself: it must stop where a GPU would silently go wrong.
 bool aborts(const std::function<void(EmulatedWarp)>& lane_body) {
   const pid_t child = fork();
   if (child == 0) {

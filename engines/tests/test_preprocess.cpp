@@ -1,4 +1,4 @@
-// Holds preprocess.h, emulated, to a reference that writes every full-size map and shares no index code with it.
+// Compares preprocess.h, emulated, with a reference that writes every full-size map and shares no index code with it.
 //
 // Levels must be equal bit for bit. The depth input may be 3e-5 from float64: weights in float 2.5e-5, sums 4.5e-6
 // (preprocess_body.h); tests/test_preprocess_kernels.py, whose reference has OpenCV's weights, allows the latter only.
@@ -47,7 +47,7 @@ struct Levels {
   }
 } const levels;
 
-// A picture with a pitch, and what to read it by: RGB, RGBA, planes or BGR.
+// A picture with a pitch, and its layout: RGB, RGBA, planes or BGR.
 struct Picture {
   std::vector<uint8_t> bytes;
   dgiqa_image image{};
@@ -79,7 +79,7 @@ struct Fenced {  // outputs between fences, all poison
 
 int clamped(int i, int n) { return std::min(std::max(i, 0), n - 1); }
 
-// Where output pixel i of `to` lies among `from`: OpenCV rounds it to float.
+// The position of output pixel i of `to` among `from`; OpenCV rounds it to float.
 float centre(int i, int from, int to) { return float((i + 0.5) * (1.0 / (double(to) / from)) - 0.5); }
 
 double cubic_weight(double distance) {  // Keys' kernel, a = -0.75, of the distance to a tap
@@ -157,7 +157,7 @@ void areas_are_averaged(int h, int w, int to_h, int to_w, int layout) {
   check(levels_out.intact() && bytes.intact(), "fences of areas", h, w);
 }
 
-// One pass per axis over whole maps, as one would write it without caring for memory.
+// One pass per axis over whole maps, as one would write it without saving memory.
 std::vector<float> full_size(const std::vector<float>& map, int mh, int mw, int h, int w) {
   const auto position = [](int i, int from, int to) { return (i + 0.5) * (1.0 / (double(to) / from)) - 0.5; };
   std::vector<float> wide(size_t(mh) * w), full(size_t(h) * w);
