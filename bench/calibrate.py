@@ -1,6 +1,6 @@
 """What own labels bring: SROCC and RMSE of a bundle's scores on pictures whose labels were not used.
 
-    python bench/calibrate.py BUNDLE LABELS.csv IMAGES [--sizes 50 200 1000] [--repeats 10] [--cache scores.npz]
+    python bench/calibrate.py BUNDLE LABELS.csv IMAGES [--sizes 50 200 1000] [--repeats 10]
 
 For each number of labels: drawn at random, fitted (the map, and the last layer), judged on all other pictures; median
 and 10th to 90th percentile over the draws. "before" is the bundle as it is. --test TEST.csv --test-images DIR judge on
@@ -9,11 +9,10 @@ another set instead, which then says what labels of one set bring to a set from 
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 
 import numpy as np
+from stamp import command_line, write_json
 
 from dgiqa import metrics, spec
 from dgiqa.bundle import load_bundle
@@ -28,7 +27,7 @@ WAYS = ("before", "map", "adapt")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("bundle")
     parser.add_argument("labels", type=Path)
     parser.add_argument("images", type=Path)
@@ -37,11 +36,10 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[50, 200, 1000])
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--most", type=int, default=2500, help="pictures of a set that are scored, drawn at random")
-    parser.add_argument("--cache", type=Path, help="keep what the networks said here, and take it from here")
     parser.add_argument("--json", type=Path, help="write the figures here, too")
     options = parser.parse_args()
-    train = study(options.bundle, options.labels, options.images, options.most, options.cache)
-    test = options.test and study(options.bundle, options.test, options.test_images, options.most, None)
+    train = study(options.bundle, options.labels, options.images, options.most)
+    test = options.test and study(options.bundle, options.test, options.test_images, options.most)
     adaptable = train.pictures[0].features.shape[1] > 0
     shipped = shipped_layer(load_bundle(options.bundle).file(spec.QUALITY_FILE)) if adaptable else None
     rows = [row for size in options.sizes for row in figures(train, test, shipped, size, options.repeats)]
@@ -49,31 +47,17 @@ def main() -> None:
     for row in rows:
         print(f"{row['labels']:>7} {row['way']:<7} {shown(row['srocc']):>22} {shown(row['rmse']):>22}")
     if options.json:
-        options.json.write_text(json.dumps({"bundle": load_bundle(options.bundle).id, "rows": rows}, indent=1) + "\n")
+        write_json(options.json, {"bundle": load_bundle(options.bundle).id, "rows": rows})
 
 
-def study(bundle: str, table: Path, images: Path, most: int, cache: Path | None) -> Study:
-    """What the bundle's networks say of the labelled pictures, from the cache where it is there."""
+def study(bundle: str, table: Path, images: Path, most: int) -> Study:
+    """What the bundle's networks say of the labelled pictures."""
     labels = read_labels(table)
     drawn = np.sort(np.random.default_rng(0).permutation(len(labels.images))[:most])
     labels = Labels(tuple(labels.images[i] for i in drawn), labels.values[drawn], labels.range, labels.binary)
-    if cache and cache.is_file():
-        with np.load(cache) as kept:
-            counts = np.cumsum(kept["counts"])[:-1]
-            pictures = map(Seen, np.split(kept["scores"], counts), np.split(kept["features"], counts))
-            return Study(Labels(tuple(kept["images"]), kept["values"], labels.range, labels.binary), tuple(pictures))
     with Scorer(plain(load_bundle(bundle)), features=True) as scorer:
         found = gather(labels, look(scorer, labels, images))
     print(f"{table}: {len(found.pictures)} pictures, {len(found.failures)} left out", flush=True)
-    if cache:
-        np.savez_compressed(
-            cache,
-            counts=[len(seen.scores) for seen in found.pictures],
-            scores=np.concatenate([seen.scores for seen in found.pictures]),
-            features=np.concatenate([seen.features for seen in found.pictures]),
-            images=np.array(found.labels.images),
-            values=found.labels.values,
-        )
     return found
 
 

@@ -1,11 +1,11 @@
 """How fast each engine runs each network on this CPU, as ratios against eager PyTorch fp32 in the same run.
 
-    python bench/engines.py [--only full/quality] [--batches 1 8 20] [--seconds 60] [--skip-int8] [--compile]
+    python bench/engines.py [--only full/quality] [--batches 1 8 20] [--seconds 60] [--skip-int8]
 
 The networks of untrained.py (weights of a fixed seed; fp16 is left out, CPUs compute it in fp32). Each
 engine runs in a process of its own, and all take turns, so that whatever else the machine does hits all of them.
-The outputs for photographs say how far each engine is from PyTorch; --compile adds torch.compile. Figures are added to
-the JSON lines file case by case, and a run that was stopped goes on.
+The outputs for photographs say how far each engine is from PyTorch. Figures are added to the JSON lines file case by
+case, and a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 import untrained
 from numpy.typing import NDArray
 from subjects import Served, Subject, SubjectError, main_or_subject, own_command
-from timer import Ledger, compare, parsed, parser
+from timer import in_turn, parsed, parser
 
 from dgiqa import forward, preprocess, spec
 from dgiqa.bundle import Bundle
@@ -43,11 +43,9 @@ Feeds = dict[str, NDArray[np.float32]]
 Run = Callable[[Feeds], NDArray[Any]]
 
 
-def engines(bundle: Bundle, file: str, work: Path, *, int8: bool, compiled: bool) -> dict[str, dict[str, Any]]:
+def engines(bundle: Bundle, file: str, work: Path, *, int8: bool) -> dict[str, dict[str, Any]]:
     """Name -> what its process must know to run this file of the bundle; the baseline first."""
     found: dict[str, dict[str, Any]] = {BASELINE: {"size": bundle.path.name, "file": file}}
-    if compiled:
-        found["torch compiled fp32"] = found[BASELINE] | {"compiled": True}
     for precision in ("fp32", "bf16", "int8") if int8 else ("fp32", "bf16"):
         path = untrained.files(bundle, precision, work)[file]
         for backend in (ONNXRUNTIME, OPENVINO):
@@ -79,16 +77,15 @@ def measured(start: Callable[[], Mapping[str, Subject]], feeds: Feeds, options: 
         inputs = f"{folder}/feeds.npz"
         np.savez(inputs, **feeds)  # type: ignore[arg-type]
         facts = _differences(subjects, inputs, Path(folder), unit=spec.QUALITY_RGB in feeds)
-        calls = {name: partial(_milliseconds, subject, inputs) for name, subject in subjects.items()}
+        asks = {name: partial(subject.ask, "run", inputs=inputs) for name, subject in subjects.items()}
         pairs, before = 3 if options.quick else 40, (time.monotonic(), _waited_s())
-        results = compare(
-            calls, pairs=pairs, warmup=1, clock="own", threads=usable_cores(), seconds=options.seconds, facts=facts
-        )
+        results, _ = in_turn(asks, pairs=pairs, threads=usable_cores(), seconds=options.seconds, facts=facts)
     waited = (_waited_s() - before[1]) / (time.monotonic() - before[0])
     for result in results:
         print(f"  {result}", flush=True)
     if waited > QUIET:
-        _say(f"  the machine was busy: threads waited for a core {waited:.0%} of the time; measure again with --fresh")
+        busy = f"threads waited for a core {waited:.0%} of the time; measure again with --fresh"
+        print(f"  the machine was busy: {busy}", file=sys.stderr, flush=True)
     return {"results": [result.as_dict() for result in results], "waited": round(waited, 3)}
 
 
@@ -104,10 +101,6 @@ def _differences(subjects: Mapping[str, Subject], inputs: str, folder: Path, *, 
     wanted = outputs[BASELINE]
     off = {name: np.abs(got - wanted) / (1 if unit else np.ptp(wanted)) for name, got in outputs.items()}
     return {n: {"max_difference": float(o.max()), "mean_difference": float(o.mean())} for n, o in off.items()}
-
-
-def _milliseconds(subject: Subject, inputs: str) -> float:
-    return float(subject.ask("run", inputs=inputs)["ms"])
 
 
 # ---- in a subject's process ----
@@ -138,12 +131,11 @@ def _session(path: str, backend: str, precision: str) -> Run:
     return lambda feeds: session.run(feeds)[session.outputs[0]]
 
 
-def _eager(size: str, file: str, compiled: bool = False) -> Run:
+def _eager(size: str, file: str) -> Run:
     import torch
 
     torch.set_num_threads(usable_cores())
     network = untrained.modules(size)[file]
-    network = torch.compile(network) if compiled else network
 
     def run(feeds: Feeds) -> NDArray[Any]:
         with torch.inference_mode():
@@ -183,15 +175,9 @@ def _waited_s() -> float:
         return 0.0
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def _offers(backend: str, precision: str) -> bool:
-    if precision != "bf16":
-        return True
-    if backend != OPENVINO:
-        return False
+    if precision != "bf16" or backend != OPENVINO:
+        return precision != "bf16"
     from dgiqa.runtime.ov import cpu_precisions
 
     return precision in cpu_precisions()
@@ -203,7 +189,6 @@ def _options() -> Namespace:
     made.add_argument("--batches", nargs="+", type=int, default=[1, 8, 20], help="tiles a run of the quality network")
     made.add_argument("--seconds", type=float, default=60.0, help="begin no round of a case after this long")
     made.add_argument("--work", type=Path, default=untrained.WORK, help="where networks are kept")
-    made.add_argument("--compile", action="store_true", help="also what torch.compile makes of the networks")
     made.add_argument("--skip-int8", action="store_true", help="quantising the full networks takes half an hour, once")
     options = parsed(made, "engines.jsonl")
     everything = [f"{size}/quality" for size in untrained.SIZES] + [f"{size}/depth" for size in DEPTH_SIZES]
@@ -215,7 +200,6 @@ def _options() -> Namespace:
 
 def main() -> None:
     options = _options()
-    ledger = Ledger(options.out, fresh=options.fresh)
     for wanted in options.only:
         size, network = wanted.split("/")
         bundle = untrained.bundle(size, options.work)
@@ -223,11 +207,11 @@ def main() -> None:
             subjects = cache(partial(_started, stack, bundle, NETWORKS[network], options))  # once something is measured
             for case, feeds in cases(size, network, options.batches, bundle.preprocess):
                 print(case, flush=True)
-                ledger.case(case, partial(measured, subjects, feeds, options))
+                options.ledger.case(case, partial(measured, subjects, feeds, options))
 
 
 def _started(stack: ExitStack, bundle: Bundle, file: str, options: Namespace) -> dict[str, Subject]:
-    found = engines(bundle, file, options.work, int8=not options.skip_int8, compiled=options.compile)
+    found = engines(bundle, file, options.work, int8=not options.skip_int8)
     return {name: stack.enter_context(Subject(own_command(__file__, engine))) for name, engine in found.items()}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib import pyplot
 from PIL import Image
+from stamp import command_line
 
 from dgiqa import Failure, Score, Scorer
 from dgiqa.bundle import load_bundle
@@ -19,7 +19,7 @@ COLUMNS = 4
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line(__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("folder", type=Path, nargs="?", default=Path(__file__).parent.parent / "examples")
     parser.add_argument("--bundle", default="small")

@@ -10,9 +10,7 @@ there it is the truth that is blurred. Pictures: those of a folder, or scikit-im
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ import cv2
 import numpy as np
 import precision
 from numpy.typing import NDArray
-from stamp import environment_stamp
+from stamp import command_line, environment_stamp, write_json
 
 from dgiqa import forward, preprocess
 from dgiqa.explain import Explanation
@@ -111,7 +109,7 @@ def pictures_of(folder: Path | None, count: int) -> Iterator[Picture]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--pictures", type=Path, help="a folder of good photographs of about 512 pixels")
     parser.add_argument("--count", type=int, default=100, help="how many")
     parser.add_argument("--bundle", default="small", help="what explains")
@@ -130,7 +128,7 @@ def main() -> None:
             print(f"near blurred, and said so: {near}; far: {far}, of {len(pictures)} each", flush=True)
             record[f"motorcycle, sigma {sigma:g}"] = near_or_far(scorer, *motorcycle(), sigma)
             print(f"motorcycle, measured depth: {record[f'motorcycle, sigma {sigma:g}']}", flush=True)
-    o.json.write_text(json.dumps(record, indent=2) + "\n")
+    write_json(o.json, record)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,9 @@ held against Butteraugli (`apt install libjxl-devtools`), which nothing here lea
 
 from __future__ import annotations
 
-import argparse
 import csv
 import functools
 import io
-import json
 import re
 import subprocess
 import sys
@@ -34,8 +32,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from stamp import ROOT, command_line, write_json
 
-sys.path.append(str(Path(__file__).parent.parent))  # for recipes/
+sys.path.append(str(ROOT))  # for recipes/
 from dgiqa import Scorer
 from dgiqa.bundle import load_bundle
 from dgiqa.errors import ParityError
@@ -91,26 +90,27 @@ def color_video_vdp(reference: Bytes, rgb: Bytes) -> float:
     return float(_cvvdp().predict(rgb, reference, dim_order="HWC")[0])
 
 
+def of_program(line: str, figure: str, *images: Bytes) -> float:
+    """What a program says of images, whose files stand for {0} and {1} in its command line."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [f"{folder}/{number}.ppm" for number in range(len(images))]
+        for file, image in zip(files, images, strict=True):
+            Image.fromarray(image).save(file)
+        words = [word.format(*files) for word in line.split()]
+        said = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True).stdout
+    return float(re.findall(rf"{figure}: ([\d.]+)", said)[0])
+
+
 def vmaf(reference: Bytes, rgb: Bytes) -> float:
     import imageio_ffmpeg
 
-    with tempfile.TemporaryDirectory() as folder:
-        files = [str(Path(folder, name)) for name in ("picture.bmp", "reference.bmp")]
-        for file, image in zip(files, (rgb, reference), strict=True):
-            Image.fromarray(image).save(file)
-        as_video = "[0]format=yuv444p[p];[1]format=yuv444p[r];[p][r]libvmaf"
-        line = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", files[0], "-i", files[1], "-lavfi", as_video, "-f", "null", "-"]
-        said = subprocess.run(line, capture_output=True, text=True, check=True).stderr
-    return float(re.findall(r"VMAF score: ([\d.]+)", said)[0])
+    as_video = "[0]format=yuv444p[p];[1]format=yuv444p[r];[p][r]libvmaf"
+    line = f"{imageio_ffmpeg.get_ffmpeg_exe()} -i {{0}} -i {{1}} -lavfi {as_video} -f null -"
+    return of_program(line, "VMAF score", rgb, reference)
 
 
 def butteraugli(reference: Bytes, rgb: Bytes) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        files = [str(Path(folder, name)) for name in ("reference.ppm", "picture.ppm")]
-        for file, image in zip(files, (reference, rgb), strict=True):
-            Image.fromarray(image).save(file)
-        said = subprocess.run(["butteraugli_main", *files], capture_output=True, text=True, check=True).stdout
-    return -float(re.findall(r"3-norm: ([\d.]+)", said)[0])
+    return -of_program("butteraugli_main {0} {1}", "3-norm", reference, rgb)
 
 
 METRICS: dict[str, Callable[[Bytes, Bytes], float]] = {
@@ -222,11 +222,7 @@ def parity(paths: Sequence[Path], groups: int, seed: int, bundle: str) -> dict[s
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        "bench/full_reference.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--pictures", type=Path, required=True, nargs="+")
     parser.add_argument("--bundle", default="small")
     parser.add_argument("--people", type=Path, nargs="*", default=[], help="pictures of CID22's validation part")
@@ -249,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found |= {"bundle": o.bundle, "identical": [round(min(same), 4), round(max(same), 4)], "people": people}
     found["large"] = at_own_size(o.large, load_bundle(o.bundle).preprocess) if o.large else {}
     found["parity"] = parity(paths, o.parity, o.seed, o.bundle) if o.parity else {}
-    (o.out / "table.json").write_text(json.dumps(found, indent=1))
+    write_json(o.out / "table.json", found)
     print(f"{len(rows)} pairs; identical pictures {found['identical']}")
     for name, row in found["srocc"].items():
         print(f"{name:16s}", *(f"{label} {value:.3f}  " for label, value in row.items()), people.get(name, ""))

@@ -18,10 +18,8 @@ What a step lacks (a GPU, a package, the built kernels) is its error. Exit code 
 
 from __future__ import annotations
 
-import argparse
 import gc
 import importlib.util
-import json
 import os
 import re
 import sys
@@ -36,7 +34,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from stamp import environment_stamp
+from stamp import command_line, environment_stamp, write_json
 
 from dgiqa import spec
 from dgiqa.bundle import Bundle, load_bundle, load_golden
@@ -50,7 +48,6 @@ from dgiqa.runtime.backends import CUDA, TENSORRT, choose
 from dgiqa.runtime.kernels import Kernels
 from dgiqa.runtime.ort import OrtSession
 from dgiqa.runtime.session import Session, open_session
-from dgiqa.store import replacing
 from dgiqa.timing import wall_ms
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -378,7 +375,7 @@ def _check_lost(megabytes: float) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--json", type=Path, default=Path("bench/results/gpu_check.json"))
     parser.add_argument("--bundle", default="small")
     parser.add_argument("--calls", type=int, default=10_000, help="of each check that nothing is left behind")
@@ -387,12 +384,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=10, help="no step begins later than this")
     options = parser.parse_args(arguments)
     head = {"environment": environment_stamp(), "packages": _gpu_packages()}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
 
     def keep(found: dict[str, Record]) -> None:
-        record = {**head, "bundle": room.bundle.id, "ok": all(s["ok"] for s in found.values()), "steps": found}
-        with replacing(options.json) as partial:
-            partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        well = all(step["ok"] for step in found.values())
+        write_json(options.json, {**head, "bundle": room.bundle.id, "ok": well, "steps": found})
 
     with tempfile.TemporaryDirectory() as folder:
         room = Room(load_bundle(options.bundle), Path(folder), options.calls, options.calib)

@@ -31,7 +31,7 @@ import numpy as np
 from markdown import last_cases, number
 from markdown import table as as_table
 from stamp import identity, machine_line
-from timer import Ledger, compare, lines, parsed, parser
+from timer import compare, lines, parsed, parser
 
 from dgiqa import spec
 from dgiqa.runtime.backends import ONNXRUNTIME, OPENVINO, TENSORRT, backends
@@ -68,16 +68,16 @@ Line = dict[str, Any]
 
 def main() -> int:
     options = _options()
-    ledger = Ledger(options.out, fresh=options.fresh)
-    options.work /= identity(ledger.stamp)
+    options.work /= identity(options.ledger.stamp)
     for network in options.only:
         ways = ways_of(network)
-        for backend in backends_for(network):
+        wanted = (ONNXRUNTIME, OPENVINO) if network in NAMES else (TENSORRT, ONNXRUNTIME, OPENVINO)
+        for backend in (name for name in wanted if name in backends()):
             named = [way for way in ways if way != PLUGIN or (backend == TENSORRT and options.plugin)]
             for size in SIZES[network][: 1 if options.quick else None]:
                 case = {"network": network, "backend": backend, "size": size}
                 case |= {"ways": named} if ways is ATTENTION else {}
-                line = ledger.case(case, partial(measured, network, backend, size, named, options))
+                line = options.ledger.case(case, partial(measured, network, backend, size, named, options))
                 print(*_cells(line), sep="  ", flush=True)
     if not options.quick:
         for name, made in tables(lines(options.out)).items():
@@ -87,11 +87,6 @@ def main() -> int:
 
 def ways_of(network: str) -> dict[str, dict[str, Any]]:
     return WAYS if network in NAMES else ATTENTION
-
-
-def backends_for(network: str) -> list[str]:
-    wanted = (ONNXRUNTIME, OPENVINO) if network in NAMES else (TENSORRT, ONNXRUNTIME, OPENVINO)
-    return [name for name in wanted if name in backends()]
 
 
 def measured(network: str, backend: str, size: Any, ways: Sequence[str], options: argparse.Namespace) -> Line:

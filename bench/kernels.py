@@ -14,21 +14,18 @@ is lent for ten, what was measured stays. 640 tiles and torch.compile's search a
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import roofline
 from roofline import H200, Machine, Op
-from stamp import environment_stamp
-
-from dgiqa.store import replacing
+from stamp import command_line, environment_stamp, read_json, write_json
 
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
 PAGE = Path(__file__).parent.parent / "docs" / "kernels.md"
@@ -263,7 +260,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--json", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, default=PAGE, help="Markdown")
     parser.add_argument("--tiles", type=int, nargs="+", help=f"{TILES} by default")
@@ -276,13 +273,9 @@ def main() -> None:
     options = parser.parse_args()
     import kernels_page
 
-    old = json.loads(options.json.read_text()) if options.json.is_file() else None
-    options.json.parent.mkdir(parents=True, exist_ok=True)
+    old = read_json(options.json)
 
-    def keep(found: dict[str, Any]) -> None:
-        with replacing(options.json) as partial:
-            partial.write_text(json.dumps(found, indent=1) + "\n")
-
+    keep = partial(write_json, options.json)
     gpu = _gpu(options.torch_op, "max-autotune" if options.max_autotune else "default")
     limits = {"minutes": options.minutes, "seconds": options.seconds, "only": options.only}
     new = record(options.tiles, gpu, not options.skip_cpu, keep=keep, **limits)

@@ -1,20 +1,18 @@
 """How often pictures of a folder get a note: on photographs that are the false ones, on screenshots the right ones.
 
-    python bench/notes.py FOLDER [FOLDER ...] [--list NAMES.csv] [--count 1000] [--skip 0]
+    python bench/notes.py FOLDER [FOLDER ...] [--count 1000]
 
---list takes the names in the first column of a CSV, of the first folder. Prints the share of every kind per folder, and
-the time that measuring takes.
+Prints the share of every kind per folder, and the time that measuring takes.
 """
 
 from __future__ import annotations
 
-import argparse
 import collections
-import csv
 import time
 from pathlib import Path
 
 import numpy as np
+from stamp import command_line
 
 from dgiqa.attributes import kind_of, measure
 from dgiqa.image import decode
@@ -23,19 +21,13 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--list", type=Path, help="CSV with names in its first column")
     parser.add_argument("--count", type=int, default=1000, help="pictures per folder, drawn at random")
-    parser.add_argument("--skip", type=int, default=0, help="leave out that many of the first folder first")
     options = parser.parse_args()
-    for number, folder in enumerate(options.folders):
+    for folder in options.folders:
         paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
-        if options.list and number == 0:
-            with options.list.open(newline="") as stream:
-                paths = [folder / row[0] for row in csv.reader(stream) if row and (folder / row[0]).is_file()]
-        order = np.random.default_rng(1).permutation(len(paths))[0 if number else options.skip :][: options.count]
-        report(folder, [paths[i] for i in order])
+        report(folder, [paths[i] for i in np.random.default_rng(1).permutation(len(paths))[: options.count]])
 
 
 def report(folder: Path, paths: list[Path]) -> None:

@@ -7,8 +7,6 @@ Nothing is measured here. A part that was not measured is left out, and the page
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any, NamedTuple
 
 import plots
 from markdown import figures, last_cases, table, words
-from stamp import machine_line
+from stamp import command_line, machine_line, read_json
 from timer import RESULTS, lines
 
 from dgiqa.forward import STAGES
@@ -116,7 +114,7 @@ An interrupted run goes on where it was; `--fresh` measures again, `--quick` sho
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results  [default: %(default)s]")
     parser.add_argument("--docs", type=Path, default=RESULTS.parent.parent / "docs", help="where the page goes")
     options = parser.parse_args()
@@ -144,17 +142,11 @@ def load(folder: Path) -> tuple[Results, list[str]]:
     return results, list(machines)
 
 
-def record(folder: Path, name: str) -> Any:
-    """What a bench wrote into a JSON file; None if it was not run."""
-    path = folder / name
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
 def page(folder: Path, results: Results, machines: Sequence[str], drawn: Sequence[str]) -> str:
     """The whole page as Markdown."""
     made = {
         "Each engine on each network": engines(results["engines"]),
-        "How far scores move": precisions(record(folder, "precision.json")),
+        "How far scores move": precisions(read_json(folder / "precision.json")),
     }
     no_gpu = " Times of other machines differ; ratios differ less. Nothing on this page was run on a GPU."
     parts = [
@@ -168,7 +160,7 @@ def page(folder: Path, results: Results, machines: Sequence[str], drawn: Sequenc
         body = made.get(title) or "\n\n".join(text for part in members for text in tables(part, results))
         picture = f"\n\n![{title}]({PLOTS[title]})" if PLOTS.get(title) in drawn else ""
         parts.append(f"## {title}\n\n{body}{picture}" if body else f"## {title}\n\nNot measured yet.")
-    if attempts := record(folder, TRIED):
+    if attempts := read_json(folder / TRIED):
         head, cells = "what | predicted | measured | ", "{what} | {predicted} | {measured} | {verdict}"
         parts.append(f"## What was tried\n\n{figures(head, cells, attempts)}")
     return "\n\n".join(part.strip() for part in (*parts, RERUN) if part) + "\n"
@@ -176,7 +168,7 @@ def page(folder: Path, results: Results, machines: Sequence[str], drawn: Sequenc
 
 def versions(folder: Path) -> str:
     """How the default model's time has changed since the rows of this page, as `bench/versions.py` measured it."""
-    if not (found := record(folder, "versions.json")):
+    if not (found := read_json(folder / "versions.json")):
         return ""
     return words(
         SINCE, found | {"sizes": ", ".join(f"{ratio:.2f} at {size}" for size, ratio in found["ratio"].items())}

@@ -27,7 +27,7 @@ import untrained
 from pictures import saved
 from pipeline import drift
 from subjects import Served, Subject, SubjectError, main_or_subject, own_command, timed
-from timer import Ledger, in_turn, parsed, parser, show
+from timer import in_turn, parsed, parser, show
 
 from dgiqa import spec
 from dgiqa.bundle import load_bundle
@@ -54,13 +54,12 @@ class Entry:
 
 def main() -> None:
     options = _options()
-    ledger = Ledger(options.out, fresh=options.fresh)
     size = (320, 240) if options.quick else (1024, 768)
     paths = saved(options.work / f"pictures-{size[0]}x{size[1]}", options.images, size)
     for group in GROUPS:
         if group in options.skip:
             continue
-        line = ledger.case(
+        line = options.ledger.case(
             {"part": group, "quick": options.quick, "images": options.images}, partial(_measured, group, paths, options)
         )
         show(group, line)

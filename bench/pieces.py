@@ -10,15 +10,13 @@ until it takes about as long as the piece, so that a busy machine interrupts bot
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 from collections.abc import Iterable, Mapping
 
 import cv2
 import numpy as np
 from pictures import SIZE, photograph
-from stamp import environment_stamp
+from stamp import command_line, environment_stamp, read_json, write_json
 from timer import RESULTS
 
 from dgiqa import preprocess
@@ -88,8 +86,7 @@ def slower(measured: dict[str, float], allowed: dict[str, float], times: float) 
 
 def baseline() -> dict[str, float]:
     """The ratios that were saved."""
-    saved: dict[str, float] = json.loads(BASELINE.read_text(encoding="utf-8"))["ratios"]
-    return saved
+    return dict(read_json(BASELINE)["ratios"])
 
 
 def _writing(kind: str) -> Call:
@@ -127,15 +124,15 @@ def _scores(count: int) -> Iterable[Score]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--save", action="store_true", help="make this run the baseline")
     options = parser.parse_args()
     measured = ratios(pieces(), rounds=60, expected=baseline())
     for name, ratio in measured.items():
         print(f"{name:12} {ratio:8.3f}")
     if options.save:
-        record = {"environment": environment_stamp(), "ratios": {n: float(f"{r:.3g}") for n, r in measured.items()}}
-        BASELINE.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        rounded = {name: float(f"{ratio:.3g}") for name, ratio in measured.items()}
+        write_json(BASELINE, {"environment": environment_stamp(), "ratios": rounded})
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ import scoring
 from pictures import photographs, saved
 from startup import startup
 from subjects import Subject
-from timer import Ledger, in_turn, parsed, parser, show
+from timer import in_turn, parsed, parser, show
 
 from dgiqa import metrics, speed
 from dgiqa.bundle import Bundle, load_bundle
@@ -46,22 +46,21 @@ STREAM = 200
 
 def main() -> None:
     options = _options()
-    ledger = Ledger(options.out, fresh=options.fresh)
     for name in options.bundle:
         bundle = load_bundle(name)
-        ledger.case(
+        options.ledger.case(
             {"part": "startup", "bundle": bundle.id}, partial(startup, name, *((1, False) if options.quick else ()))
         )
         settings = groups(bundle, options.quick)
         reference = partial(reference_scores, bundle, settings["engines"][0], options.images)
-        expected = ledger.case({"part": "reference", "bundle": bundle.id, "images": options.images}, reference)[
+        expected = options.ledger.case({"part": "reference", "bundle": bundle.id, "images": options.images}, reference)[
             "scores"
         ]
         for group, members in settings.items():
             key = {"part": "settings", "bundle": bundle.id, "group": group, "images": options.images}
             stream = options.stream if group == "engines" else 0
             work = partial(measure_group, name, members, expected, stream=stream, seconds=options.seconds)
-            show(f"{bundle.id}: {group}", ledger.case(key, work))
+            show(f"{bundle.id}: {group}", options.ledger.case(key, work))
 
 
 def groups(bundle: Bundle, quick: bool) -> dict[str, list[Setting]]:

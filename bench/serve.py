@@ -2,7 +2,7 @@
 
     python bench/serve.py [--queue N] [--bundle small] [--requests 10000]      rows as they come; -o FILE keeps them
 
-The server is a process of its own; clients are coroutines here and share its cores. Every request is a new connection.
+The server is a process of its own; clients are threads here and share its cores. Every request is a new connection.
 
     throughput  images/s with as many clients as the queue has places, and through `score_many`, in turn
     cpu         the processor's time for an image, in both: it hardly depends on what else the machine does
@@ -13,171 +13,126 @@ The server is a process of its own; clients are coroutines here and share its co
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import itertools
+import http.client
 import json
 import re
-import signal
-import subprocess
 import sys
-import threading
+import tempfile
 import time
+from argparse import Namespace
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
-from stamp import environment_stamp
+from stamp import ROOT, command_line, environment_stamp
 
 from dgiqa.scorer import Scorer
 
-ROOT = Path(__file__).parent.parent
 PICTURES = [path.read_bytes() for path in sorted((ROOT / "examples").glob("*.jpg"))]
 OVERLOAD = 4
-Answer = tuple[int, float]  # status (0: none came, -1: no connection), ms
-
-
-class Served:
-    """A server in a process, and its log."""
-
-    def __init__(self, *options: str) -> None:
-        command = [sys.executable, "-m", "dgiqa", "serve", "--port", "0", *options]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-        self.log: list[str] = []
-        self.ready = threading.Event()
-        self.port = 0
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        assert self.ready.wait(120), self.log
-
-    def _read(self) -> None:
-        for line in self.process.stderr or ():
-            self.log.append(line)
-            if found := re.search(r"running on http://[\d.]+:(\d+)", line):
-                self.port = int(found[1])
-            if " ready: " in line:
-                self.ready.set()
-
-    def resident_mb(self) -> float:
-        return psutil.Process(self.process.pid).memory_info().rss / 2**20
-
-    def cpu_s(self) -> float:
-        times = psutil.Process(self.process.pid).cpu_times()
-        return times.user + times.system
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(120)
-        self._reader.join()
-        return code
+CLIENTS = 200  # that may wait for answers at once under overload
+Answer = tuple[int, float]  # status (0: none came), ms
 
 
 @contextmanager
-def served(*options: str) -> Iterator[Served]:
-    server = Served(*options)
-    try:
-        yield server
-    finally:
-        server.process.kill()
-
-
-async def ask(port: int, body: bytes) -> Answer:
-    """One POST /score on a connection of its own."""
-    started, status = time.perf_counter(), -1
-    head = f"POST /score HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n"
-    try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        status = 0
+def served(*options: str) -> Iterator[tuple[psutil.Popen, int]]:
+    """A server in a process, once it is ready, and its port."""
+    command = [sys.executable, "-m", "dgiqa", "serve", "--port", "0", *options]
+    with tempfile.NamedTemporaryFile("r") as log, open(log.name, "w") as said:
+        process, text = psutil.Popen(command, stderr=said, cwd=ROOT), ""
         try:
-            writer.write(f"{head}Connection: close\r\n\r\n".encode() + body)
-            answer = await reader.read()
-            status = int(answer.split(b" ", 2)[1]) if answer.endswith(b"}") else 0
+            while " ready: " not in text:
+                text += log.read()
+                assert process.poll() is None, text
+                time.sleep(0.05)
+            yield process, int(re.findall(r"running on http://[\d.]+:(\d+)", text)[0])
         finally:
-            writer.close()
-    except OSError:
+            process.kill()
+
+
+def ask(port: int, number: int) -> Answer:
+    """One POST /score on a connection of its own."""
+    started, status = time.perf_counter(), 0
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    try:
+        connection.request("POST", "/score", picture(number), {"Connection": "close"})
+        answer = connection.getresponse()
+        status = answer.status if answer.read().endswith(b"}") else 0
+    except (OSError, http.client.HTTPException):
         pass
+    finally:
+        connection.close()
     return status, (time.perf_counter() - started) * 1e3
 
 
-async def closed_loop(clients: int, count: int, asked: Callable[[int], Awaitable[Answer]]) -> list[Answer]:
+def closed_loop(port: int, clients: int, count: int) -> list[Answer]:
     """`count` requests by clients that each wait for their answer."""
-    numbers = iter(range(count))
-
-    async def client() -> list[Answer]:
-        return [await asked(number) for number in numbers]
-
-    return list(itertools.chain(*await asyncio.gather(*(client() for _ in range(clients)))))
+    with ThreadPoolExecutor(clients) as pool:
+        return list(pool.map(lambda number: ask(port, number), range(count)))
 
 
-async def open_loop(rate: float, seconds: float, asked: Callable[[int], Awaitable[Answer]]) -> list[Answer]:
+def open_loop(port: int, rate: float, seconds: float) -> list[Answer]:
     """Requests at a rate, whether answers come or not."""
-    started, tasks = time.perf_counter(), []
-    for number in range(int(rate * seconds)):
-        await asyncio.sleep(max(0.0, started + number / rate - time.perf_counter()))
-        tasks.append(asyncio.create_task(asked(number)))
-    return list(await asyncio.gather(*tasks))
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        started, sent = time.perf_counter(), []
+        for number in range(int(rate * seconds)):
+            time.sleep(max(0.0, started + number / rate - time.perf_counter()))
+            sent.append(pool.submit(ask, port, number))
+        return [answer.result() for answer in sent]
 
 
 def picture(number: int) -> bytes:
     return PICTURES[number % len(PICTURES)]
 
 
-def p(answers: list[Answer], share: float) -> float:
-    times = [ms for status, ms in answers if status == 200]
-    return round(float(np.percentile(times, share)), 1) if times else float("nan")
+def percentiles(answers: Sequence[Answer]) -> list[float]:
+    """Median and 99th percentile of those accepted, ms."""
+    return np.percentile([ms for status, ms in answers if status == 200] or [np.nan], [50, 99]).round(1).tolist()
 
 
-def rate(count: int, started: float) -> float:
-    return count / (time.perf_counter() - started)
+def cpu_s(process: psutil.Process) -> float:
+    return sum(process.cpu_times()[:2])
 
 
-def measured(options: argparse.Namespace, tell: Callable[..., None]) -> None:
-    shared = ["--bundle", options.bundle, "--queue", str(options.queue)]
-    with served(*shared) as server, Scorer(options.bundle) as scorer:
-
-        def asked(number: int) -> Awaitable[Answer]:
-            return ask(server.port, picture(number))
-
-        list(scorer.score_many(map(picture, range(20))))
-        asyncio.run(closed_loop(options.queue, 20, asked))
-        bare, over, bare_cpu, over_cpu = [], [], 0.0, 0.0
-        for _ in range(options.rounds):
-            started, cpu = time.perf_counter(), time.process_time()
-            list(scorer.score_many(map(picture, range(options.images))))
-            bare.append(rate(options.images, started))
-            bare_cpu += time.process_time() - cpu
-            started, cpu = time.perf_counter(), server.cpu_s()
-            answers = asyncio.run(closed_loop(options.queue, options.images, asked))
-            over.append(rate(sum(status == 200 for status, _ in answers), started))
-            over_cpu += server.cpu_s() - cpu
-        ratio = float(np.median(np.divide(over, bare)))
-        throughput = float(np.median(over))
-        tell("throughput", images_per_s=throughput, score_many=float(np.median(bare)), ratio=ratio, wanted=0.9)
-        per_image = 1e3 / (options.rounds * options.images)
-        tell("cpu", ms=over_cpu * per_image, score_many_ms=bare_cpu * per_image, ratio=bare_cpu / over_cpu)
-
-        alone = asyncio.run(closed_loop(1, options.images, asked))
-        tell("unloaded", p50_ms=p(alone, 50), p99_ms=p(alone, 99))
-
-        answers = asyncio.run(open_loop(OVERLOAD * throughput, options.seconds, asked))
-        statuses = Counter(status for status, _ in answers)
-        times = p(answers, 50), p(answers, 99)
+def measured(options: Namespace, tell: Callable[..., None]) -> None:
+    shared, here = ["--bundle", options.bundle, "--queue", str(options.queue)], psutil.Process()
+    with served(*shared) as (server, port), Scorer(options.bundle) as scorer:
+        ways: dict[str, tuple[psutil.Process, Callable[[int], int]]] = {  # whose processor, and what scores so many
+            "score_many": (here, lambda count: len(list(scorer.score_many(map(picture, range(count)))))),
+            "served": (server, lambda count: sum(a[0] == 200 for a in closed_loop(port, options.queue, count))),
+        }
+        rates, cpu = {name: list[float]() for name in ways}, dict.fromkeys(ways, 0.0)
+        for turn in range(options.rounds + 1):
+            for name, (process, score) in ways.items():
+                started, spent = time.perf_counter(), cpu_s(process)
+                done = score(options.images if turn else 20)
+                if turn:  # the first warms up
+                    rates[name].append(done / (time.perf_counter() - started))
+                    cpu[name] += (cpu_s(process) - spent) * 1e3 / (options.rounds * options.images)
+        ratio = float(np.median(np.divide(rates["served"], rates["score_many"])))
+        throughput, bare = (float(np.median(rates[name])) for name in ("served", "score_many"))
+        tell("throughput", images_per_s=throughput, score_many=bare, ratio=ratio, wanted=0.9)
+        bare = cpu["score_many"]
+        tell("cpu", ms=cpu["served"], score_many_ms=bare, ratio=bare / cpu["served"])
+        p50, alone = percentiles(closed_loop(port, 1, options.images))
+        tell("unloaded", p50_ms=p50, p99_ms=alone)
+        answers = open_loop(port, OVERLOAD * throughput, options.seconds)
+        (p50, p99), statuses = percentiles(answers), Counter(status for status, _ in answers)
         accepted = statuses[200] / options.seconds
-        tell("overload", answers=dict(statuses), p50_ms=times[0], p99_ms=times[1], images_per_s=accepted)
-        tell("overload", p99_ratio=times[1] / p(alone, 99), wanted=3.0)
-
+        tell("overload", answers=dict(statuses), p50_ms=p50, p99_ms=p99, images_per_s=accepted)
+        tell("overload", p99_ratio=p99 / alone, wanted=3.0)
         for done in range(0, options.requests, 1000):
-            asyncio.run(closed_loop(options.queue, 1000, asked))
-            tell("leak", requests=done + 1000, resident_mb=server.resident_mb())
-        server.stop()
+            closed_loop(port, options.queue, 1000)
+            tell("leak", requests=done + 1000, resident_mb=server.memory_info().rss / 2**20)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("--bundle", default="small")
     parser.add_argument("--queue", type=int, default=2)
     parser.add_argument("--images", type=int, default=100, help="of each round of throughput, and of the unloaded run")

@@ -1,7 +1,8 @@
-"""The machine, the versions and the commit that a measured figure belongs to."""
+"""The machine, the versions and the commit that a measured figure belongs to; a bench's command line and its record."""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dgiqa import machine
+from dgiqa.store import replacing
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = (
@@ -45,6 +47,23 @@ def environment_stamp() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
     }
+
+
+def command_line(doc: str | None) -> argparse.ArgumentParser:
+    """A bench's own text is its help."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write figures as JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote there; None if nothing is."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def identity(stamp: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from stamp import environment_stamp, identity
+from stamp import command_line, environment_stamp, identity
 
 from dgiqa.machine import usable_cores
 from dgiqa.timing import Call, Clock, Spread, interleaved, ratios, spread, wall_ms
@@ -189,7 +189,7 @@ def _shown(row: Mapping[str, Any]) -> Iterator[str]:
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """What every bench's command line has: --out, --fresh, --quick."""
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = command_line(doc)
     made.add_argument(
         "--out", type=Path, help="JSON lines file  [default: in bench/results, with --quick in data/quick]"
     )
@@ -199,9 +199,10 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def parsed(made: argparse.ArgumentParser, results: str) -> argparse.Namespace:
-    """The command line's options; quick figures never end up among those that pages are made of."""
+    """The options and their `ledger`; quick figures never end up among those that pages are made of."""
     options = made.parse_args()
     options.out = options.out or (Path("data/quick") if options.quick else RESULTS) / results
+    options.ledger = Ledger(options.out, fresh=options.fresh)
     return options
 
 

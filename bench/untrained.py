@@ -14,21 +14,22 @@ Exports and files are made once and kept below a folder; delete it to have them 
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stamp import ROOT, write_json
+
 from dgiqa import spec
 from dgiqa.builder.quantize import quantize_bundle
 from dgiqa.bundle import MANIFEST, Bundle, load_bundle
 from dgiqa.meaning import Meaning
-from dgiqa.store import replacing, user_cache
+from dgiqa.store import user_cache
 
 SIZES = ("full", "small", "glintiqa")
 WORK = user_cache() / "bench" / "untrained"
-EXAMPLES = Path(__file__).parent.parent / "examples"  # photographs to calibrate on
+EXAMPLES = ROOT / "examples"  # photographs to calibrate on
 NAME = "untrained-"  # and the size: what the bundles are called
 SEED = 0
 STEEPNESS = {"full": 40, "small": 200}  # times the quality network's initial last weights
@@ -100,8 +101,7 @@ def files(source: Bundle, precision: str, work: Path, calibration: Sequence[Path
     out = work / f"{source.id}-{precision}-{spec.QUANTIZER_VERSION}-{on}"
     if not (out / REPORT).is_file():
         made = quantize_bundle(source, precision, out, calibration=calibration, progress=_say)
-        with replacing(out / REPORT) as partial:
-            partial.write_text(json.dumps(made.report, indent=2) + "\n", encoding="utf-8")
+        write_json(out / REPORT, made.report)
     return {network.file: out / network.file for network in source.networks}
 
 

@@ -10,7 +10,6 @@ bundle's folder is for both. Prints and writes JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -56,7 +55,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=ROOT / "examples/coffee.jpg")
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results/versions.json")
     o = parser.parse_args()
-    from stamp import environment_stamp  # not above: a subject imports the package of its own checkout
+    from stamp import environment_stamp, write_json  # not above: a subject imports the package of its own checkout
     from timer import in_turn
 
     asked = {"bundle": o.bundle, "picture": str(o.picture.resolve())}
@@ -64,12 +63,8 @@ def main() -> None:
     ms: dict[str, dict[str, float]] = {name: {} for name in folders}
     stages: dict[str, dict[str, float]] = {name: defaultdict(float) for name in folders}
     with ExitStack() as stack:
-        sides = {
-            name: stack.enter_context(
-                Subject(own_command(__file__, asked | {"checkout": str(folder)}), {"OMP_NUM_THREADS": "1"})
-            )
-            for name, folder in folders.items()
-        }
+        lines = {name: own_command(__file__, asked | {"checkout": str(folder)}) for name, folder in folders.items()}
+        sides = {name: stack.enter_context(Subject(line, {"OMP_NUM_THREADS": "1"})) for name, line in lines.items()}
         for width, height in SIZES:
             asks = {name: partial(side.ask, "score", width=width, height=height) for name, side in sides.items()}
             results, answers = in_turn(asks, pairs=o.rounds * REPEATS)
@@ -78,14 +73,12 @@ def main() -> None:
                 for stage in answers[result.name][0]["stages"]:
                     stages[result.name][stage] += median(a["stages"][stage] for a in answers[result.name])
     ratios = {size: ms["this"][size] / ms["other"][size] for size in ms["this"]}
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=folders["other"], capture_output=True, text=True, check=True
-    )
-    result: dict[str, Any] = {"other": commit.stdout.strip(), "ms": ms, "ratio": ratios}
-    result |= {"mean_ratio": mean(ratios.values()), "stamp": environment_stamp()}
+    commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=o.other, text=True).strip()
+    result = {"other": commit, "ms": ms, "ratio": ratios, "mean_ratio": mean(ratios.values())}
+    result["stamp"] = environment_stamp()
     result["stages"] = {stage: stages["this"][stage] / other for stage, other in stages["other"].items() if other}
-    o.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    write_json(o.out, result)
+    print(o.out.read_text())
 
 
 if __name__ == "__main__":

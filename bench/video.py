@@ -26,7 +26,7 @@ import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from timer import Ledger, parsed, parser
+from timer import parsed, parser
 
 from dgiqa import Scorer, forward, preprocess, spec
 from dgiqa.forward import Networks
@@ -265,11 +265,10 @@ def main() -> None:
     made.add_argument("--only", nargs="+", choices=parts, default=[*parts], help="parts to measure")
     made.add_argument("--bundle", default="small", help="of the part `reuse`  [default: %(default)s]")
     options = parsed(made, "video.jsonl")
-    ledger = Ledger(options.out, fresh=options.fresh)
     for name in ["localised"] if options.quick else options.only:
         with tempfile.TemporaryDirectory() as folder:
             other = {"bundle": options.bundle} if name == "reuse" and options.bundle != "small" else {}
-            line = ledger.case({"part": name} | other, partial(parts[name], Path(folder), **other))
+            line = options.ledger.case({"part": name} | other, partial(parts[name], Path(folder), **other))
         print(json.dumps(line, indent=2), flush=True)
 
 
