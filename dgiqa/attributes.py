@@ -5,8 +5,6 @@ score and are no part of it. They cost a few milliseconds at any size: those tha
 512 x 512 of them, and the rest look at the picture reduced by area.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

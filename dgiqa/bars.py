@@ -4,8 +4,6 @@ A bar is black to its outer edge, ends at a straight border, and has a counterpa
 object on a black ground and a dark scene do not look like that, so their pixels stay.
 """
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 

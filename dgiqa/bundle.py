@@ -9,8 +9,6 @@
 A bundle is the deployed unit: it travels, engines do not. Nothing in it is executed and nothing outside it is read.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

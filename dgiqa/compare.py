@@ -4,8 +4,6 @@ Both go through the same pass with the same windows, so tiles are compared in pa
 sky, drop out of the difference, so its standard error is much smaller than the scores'.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

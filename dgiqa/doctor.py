@@ -4,8 +4,6 @@ Every check is independent and catches its own errors: a doctor that crashes on 
 looked for but never imported. Nothing is changed, and nothing is downloaded.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import io

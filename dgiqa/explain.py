@@ -11,8 +11,6 @@ compares parts with each other, since the networks are used to smaller pictures.
 picture, as it is scored, its logit comes from (see `last_layer`). Each place sees far around itself, so it is coarser.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """The extras of this package, and the command that installs them."""
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

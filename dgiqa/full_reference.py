@@ -11,8 +11,6 @@ as eyes do (Laparra et al., Human Vision and Electronic Imaging 2016), and the r
 `recipes.full_reference` found the weights.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Mapping

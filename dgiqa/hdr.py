@@ -1,7 +1,5 @@
 """Tone-map HDR pictures with wide primaries to sRGB, uint8, by one fixed curve for images and video."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import cv2

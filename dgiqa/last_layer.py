@@ -6,8 +6,6 @@ may follow these means (`DGIQAConfig.statistics`); their share of the logit has 
 the file; nothing needs torch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

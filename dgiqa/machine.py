@@ -3,8 +3,6 @@
 The only import that can fail is NVIDIA's nvidia-ml-py, and no process is started.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.metadata
 import math

@@ -8,8 +8,6 @@
 All four are optional: older bundles have none of them.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ Only KROCC and the logistic fit need scipy.
 Paper (arXiv 2505.24002): SROCC and raw PLCC in section 4.2, density separation in 5.2.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from statistics import NormalDist

@@ -12,8 +12,6 @@ time, in memory that is kept per size. The kernels are in `runtime.kernels`; `pr
 Not yet run on a GPU: checked with the emulated kernels, and networks on the CPU.
 """
 
-from __future__ import annotations
-
 import queue
 import threading
 import time

@@ -5,8 +5,6 @@ folder. OpenVINO goes by contents, not by name: a file named .onnx that holds Op
 file next to it. No file made here is of either kind, so both are refused.
 """
 
-from __future__ import annotations
-
 import mmap
 from collections.abc import Iterator
 from pathlib import Path

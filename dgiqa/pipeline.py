@@ -8,8 +8,6 @@ read pixels and return numbers. Memory is bounded: at most `ahead` items are bei
 their tiles make up a few batches.
 """
 
-from __future__ import annotations
-
 import os
 import threading
 from abc import ABC, abstractmethod

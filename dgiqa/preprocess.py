@@ -11,8 +11,6 @@ bundle's `spec.Preprocess`, whose version says how it resizes; a change that giv
 bytes is a new version. Nothing here keeps or changes global state, so every function may run in several threads.
 """
 
-from __future__ import annotations
-
 import math
 import random
 import re

@@ -1,7 +1,5 @@
 """What comes out at the other end: a Score with its evidence, or a Failure with its reason."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from typing import Any

@@ -4,8 +4,6 @@ Exporting, bundling, preprocessing and scoring follow it, and a bundle's manifes
 another version is refused instead of misread.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 

@@ -7,8 +7,6 @@ Latency is one image after the other through `Scorer.score`; throughput is all o
 decoding included. Drift is the largest difference of a score from the fp32 reference's on the same photographs.
 """
 
-from __future__ import annotations
-
 import itertools
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence

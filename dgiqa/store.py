@@ -1,7 +1,5 @@
 """The user's cache on disk: a file appears whole or not at all, and a folder is used only if it is this user's own."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

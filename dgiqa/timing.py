@@ -4,8 +4,6 @@ Machines differ and are shared, so a time by itself says little: compare within 
 ratios), and take times as valid for their machine only.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """An image between the two halves of its pass: prepared, its windows taken by batch after batch, scores entered."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Scored rows -> the ones to keep, and their images in lists, links, copies, moves and new shards."""
 
-from __future__ import annotations
-
 import io
 import math
 import os

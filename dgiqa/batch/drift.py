@@ -7,8 +7,6 @@ CUSUM is Page's (Biometrika 41, 1954), in the tabular form of Montgomery, Introd
 chapter 9. Its limit comes from the baseline's own distribution, since scores are not normal.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable

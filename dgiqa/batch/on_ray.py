@@ -4,8 +4,6 @@ An actor holds one open Scorer and scores whole shards. A shard whose actor or m
 scoring it twice gives the same file.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import warnings

@@ -1,7 +1,5 @@
 """Rows of runs that were stopped -> the rows to keep, and the inputs that are left to score."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator

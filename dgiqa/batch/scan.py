@@ -6,8 +6,6 @@ A shard is done or not: its file of rows appears in one step, and then its marke
 so no row is lost or doubled, however a run ended.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import multiprocessing

@@ -1,7 +1,5 @@
 """Scored rows -> one offline HTML page; two sets of them -> how the population moved."""
 
-from __future__ import annotations
-
 import os
 import tarfile
 from typing import Any

@@ -6,8 +6,6 @@ The precision is in the file, never in a builder flag. An engine is not kept if 
 its scores are further from the bundle's own than the budget allows.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import shutil

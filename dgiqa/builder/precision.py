@@ -12,8 +12,6 @@ at every node, as a strongly typed TensorRT network requires, and inputs and out
 Models are taken and returned as onnx.ModelProto; the argument is not changed.
 """
 
-from __future__ import annotations
-
 import copy
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence

@@ -9,8 +9,6 @@ while one trial per layer takes an hour on a full-size network. Inputs and outpu
 torch.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import os

@@ -7,8 +7,6 @@ is penalised. Cross-validation decides how much: few labels change little except
 minimum, `onnx` reads and writes the file, and nothing needs torch.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ All labels are f64 [n] in [0, 1]. A picture's score is the mean over its tiles, 
 that it is fitted as it is used: the mean of a piecewise linear function is linear in the values at its knots.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass

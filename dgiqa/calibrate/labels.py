@@ -4,8 +4,6 @@ The first row may name the columns (`image` and `score`, or the first two). A la
 yes, no, ...). Several rows of one image are several people's opinions; their mean counts.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ A command parses, calls the rest of the package, and prints. There is one file p
 of them is called, and nothing heavy is imported before a command needs it: every command's options take 4 ms.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """`dgiqa-rt explain`: a picture in; a map of its quality out, as a picture, a page or numbers."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

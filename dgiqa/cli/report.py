@@ -1,7 +1,5 @@
 """`dgiqa-rt report` and `watch`: scored rows in; a page, a comparison, or alarms out."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator

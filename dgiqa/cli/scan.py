@@ -1,7 +1,5 @@
 """`dgiqa-rt scan`: shards in; a Parquet file and a marker for each out. It resumes where it was stopped."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 from dgiqa.cli import options

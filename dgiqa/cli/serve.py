@@ -1,7 +1,5 @@
 """`dgiqa-rt serve`, the model as an HTTP server, and `triton-repo`, the model for a Triton server."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from typing import Annotated, Any

@@ -5,8 +5,6 @@
 Nothing here keeps or changes global state, so every function may run in several threads at once.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import struct

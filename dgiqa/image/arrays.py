@@ -1,7 +1,5 @@
 """Convert an array of levels to RGB, uint8 [H,W,3]."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

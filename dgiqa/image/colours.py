@@ -1,7 +1,5 @@
 """Convert a picture's own colours to sRGB, as browsers and viewers show them: ICC profiles, wide primaries, HDR."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Callable

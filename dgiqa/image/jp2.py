@@ -1,7 +1,5 @@
 """Read a JPEG 2000 file's header, and find zero bytes in place of its data."""
 
-from __future__ import annotations
-
 import re
 import struct
 from typing import NamedTuple

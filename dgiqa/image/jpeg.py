@@ -4,8 +4,6 @@ libjpeg fills in missing data and only warns. `pixels` turns its warnings into e
 padding are found before that, in one pass that does not look at a scan's bytes in Python.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 from typing import Any

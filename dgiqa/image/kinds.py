@@ -1,7 +1,5 @@
 """Identify a file by its first bytes: one of the supported formats, or something else that can be named."""
 
-from __future__ import annotations
-
 import re
 
 from dgiqa.errors import ImageError

@@ -1,7 +1,5 @@
 """Read a PNG file's chunks: the colours it is meant in, and whether all rows are there."""
 
-from __future__ import annotations
-
 import struct
 import zlib
 from collections.abc import Iterator

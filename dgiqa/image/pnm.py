@@ -1,7 +1,5 @@
 """Read PBM, PGM and PPM, binary and plain, with NumPy: Pillow reads headers, comments and odd whites byte by byte."""
 
-from __future__ import annotations
-
 import re
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Develop a camera's raw photograph into pixels, by LibRaw through rawpy, if that is installed."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from typing import Any

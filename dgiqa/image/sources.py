@@ -1,7 +1,5 @@
 """Open an image given in any form: first its header, then its pixels, once there is room for them in memory."""
 
-from __future__ import annotations
-
 import os
 import stat
 import threading

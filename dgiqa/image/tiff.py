@@ -1,7 +1,5 @@
 """Read a TIFF file's tags: which page is the picture, and how its pixels are to be read."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator
 from typing import Any, NamedTuple

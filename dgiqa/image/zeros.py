@@ -1,7 +1,5 @@
 """Find zero bytes in place of a WebP, AVIF or HEIC picture's data: decoders turn any bytes into some picture."""
 
-from __future__ import annotations
-
 import re
 import struct
 

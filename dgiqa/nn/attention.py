@@ -7,8 +7,6 @@ one, its kernels (float16; CUDA, or the same source on emulated warps on a CPU) 
 engines/attention.h.
 """
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from typing import Any

@@ -6,8 +6,6 @@ A host without a kernel runs the function's standard operators; one with a kerne
 parser expands every function it finds, so `builder.plan` leaves out the functions that a plugin implements.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Backbones from timm, by name, with four feature maps [N,C,H,W] at strides 4, 8, 16 and 32."""
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import re

@@ -4,8 +4,6 @@ quality, depth ─► ONNX files ─► draft bundle ─► Scorer ──┐
 golden images ──────────────► PyTorch reference ─────────┴─► compare ─► bundle with parity numbers
 """
 
-from __future__ import annotations
-
 import copy
 import importlib.metadata
 import tempfile

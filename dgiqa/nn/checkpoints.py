@@ -1,7 +1,5 @@
 """Load the weight files of every network in this project, in eval mode."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Shared by the training commands: exit codes, one line per error, and a line of progress now and then."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator

@@ -9,8 +9,6 @@ Every step is exact algebra: in float64, twin and network agree up to rounding. 
 and which were dropped.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Literal
 

@@ -5,8 +5,6 @@ head's 1x1 convolutions come before the enlargement, where there are a quarter o
 one, so that the bias commutes, too.
 """
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import torch

@@ -1,7 +1,5 @@
 """Shared by the export twins: layers whose weights are folded together."""
 
-from __future__ import annotations
-
 import copy
 
 from torch import Tensor, nn

@@ -16,8 +16,6 @@ OpenVINO runs the first, with its transposes, as one kernel. Fused attention tak
 Attention and torch's SDPA each add one mask, which they broadcast over the batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any

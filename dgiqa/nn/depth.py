@@ -6,8 +6,6 @@ says much about its depth (the ground is low, the sky high), so the network is g
 whole picture is added where the map is smallest.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import cast
 

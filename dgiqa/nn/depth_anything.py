@@ -7,8 +7,6 @@ follow the published checkpoints (`pretrained.*`, `depth_head.*`), so that those
 on the values of height and width in Python, so that one exported graph serves every image size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ The authors' names (`pretrained.*`, `depth_head.*`) stay. Those of Hugging Face'
 other data in or next to a file can show its version.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

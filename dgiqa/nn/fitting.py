@@ -1,7 +1,5 @@
 """Load tensors with any spelling of their names into a network of the saved sizes, if they fit it."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -4,8 +4,6 @@ Source: arXiv 2505.24002, appendix C.3: the shared network's features after the 
 linear layer, a sigmoid. The text available to us does not say whether the difference is signed; signed is the default.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

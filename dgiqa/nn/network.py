@@ -4,8 +4,6 @@ Source: Ramesh et al., "DGIQA: Depth-guided Feature Attention and Refinement for
 Assessment", arXiv 2505.24002, section 3. Module names follow the published checkpoints, so that those load.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any

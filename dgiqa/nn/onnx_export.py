@@ -7,8 +7,6 @@ A network without a twin is exported itself, and simplified by onnxsim if that d
 kept are exactly those that were checked; a file that differs too much is deleted.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import logging

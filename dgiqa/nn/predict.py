@@ -1,7 +1,5 @@
 """Predict pictures' scores with a network, and compare predictions with opinions: SROCC and friends."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar

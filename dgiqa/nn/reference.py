@@ -5,8 +5,6 @@ Everything that is exported, optimised or rewritten must match this file. Its ar
 a convention and not arithmetic. Source: section 4.2 of the paper and the authors' inference script.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable

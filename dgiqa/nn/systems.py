@@ -5,8 +5,6 @@ it has one, stops layers from learning. The description says how its files are r
 trained. To add a network, write its module and tests, and one line: SYSTEMS["name"] = System(...).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

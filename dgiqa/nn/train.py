@@ -8,8 +8,6 @@ One process: `python -m dgiqa.nn.train --dataset koniq10k --root DIR --out DIR`;
 depth cache in one process: `--depth-only`.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import copy

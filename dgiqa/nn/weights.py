@@ -4,8 +4,6 @@
 .safetensors ─────────┴─► names without wrappers and prefixes -> finite tensors, metadata
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pickle

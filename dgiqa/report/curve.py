@@ -3,8 +3,6 @@
 A long curve is thinned: of two neighbours the lower one stays, so that no dip is lost.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

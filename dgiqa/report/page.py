@@ -4,8 +4,6 @@ Memory is bounded: curves are thinned, and only a few small thumbnails of pictur
 here; the design is in `templates/video.html`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Any

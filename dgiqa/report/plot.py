@@ -1,7 +1,5 @@
 """Curves of videos -> a picture of the scores over time. Needs matplotlib."""
 
-from __future__ import annotations
-
 import io
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Files of rows in any of our formats, or a folder of them that `scan` wrote -> rows again."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

@@ -3,8 +3,6 @@
 A row is a dict with the columns of its kind, always all of them and in this order.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """Rows -> a JSON file for each image, next to it or in a separate folder."""
 
-from __future__ import annotations
-
 import os
 import re
 

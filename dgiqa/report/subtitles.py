@@ -1,7 +1,5 @@
 """Rows of a video -> subtitles and chapters that show the score of each frame until the next one."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from dgiqa.report.files import OutputFile

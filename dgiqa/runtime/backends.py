@@ -1,7 +1,5 @@
 """The names of the backends, what each needs, and which of them suits a machine and a file."""
 
-from __future__ import annotations
-
 import importlib.util
 from functools import cache
 from pathlib import Path

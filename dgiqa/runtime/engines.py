@@ -8,8 +8,6 @@ damage them. Plans are plain files, so other tools can load them. Bundles travel
 only from this user's own cache, or from a path the user names.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """The names, types and shapes that a network's inputs must have, whichever engine runs it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

@@ -5,8 +5,6 @@ in this package or under the interpreter's lib folder, where `cmake --install` p
 same source on host memory; `Kernels.emulated` is then true.
 """
 
-from __future__ import annotations
-
 import ctypes
 import importlib.util
 import json

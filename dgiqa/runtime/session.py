@@ -4,8 +4,6 @@ If you ask for a backend, you get that backend or a BackendError. "auto" picks t
 file; `.backend` names it. The engines are in `ort`, `ov`, `rtx` and `trt`, each imported when it is opened.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 from collections.abc import Mapping, Sequence

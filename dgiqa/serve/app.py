@@ -5,8 +5,6 @@
 The pass is the one that `Scorer.score_many` runs: requests share batches as the images of a list do.
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import hashlib

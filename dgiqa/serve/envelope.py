@@ -4,8 +4,6 @@ An answer waits until the request's body is read off the connection, even if it 
 when the connection is closed gets a reset instead of the answer: at four times the load, one 429 in a thousand.
 """
 
-from __future__ import annotations
-
 import hmac
 import logging
 import re

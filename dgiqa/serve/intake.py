@@ -1,7 +1,5 @@
 """Requests of strangers -> pairs (name, encoded image), or a RefusedError that says which limit or rule they broke."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import binascii

@@ -1,7 +1,5 @@
 """Runs the application on uvicorn until it is told to stop and has answered the requests that it accepted."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from typing import Any

@@ -8,8 +8,6 @@ Triton's kind "ensemble" would not do: an image has any number of tiles, and an 
 batches. The Python model does that through Triton's scheduler (business logic scripting), so its batches are dynamic.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The code in Triton's Python backend: encoded images in, scores and rows out; the networks are Triton's models."""
 
-from __future__ import annotations
-
 import importlib
 import json
 from collections.abc import Mapping

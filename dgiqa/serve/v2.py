@@ -4,8 +4,6 @@ JSON, with the binary extension that Triton's clients use: a header says how lon
 follow it. The names are those of the Triton repository that `triton` writes, so one client works with both.
 """
 
-from __future__ import annotations
-
 import math
 import struct
 from collections.abc import Mapping, Sequence

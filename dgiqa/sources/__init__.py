@@ -10,8 +10,6 @@ being scored. An argument that gives no image is an item with an error, so that 
 not end the run.
 """
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import glob

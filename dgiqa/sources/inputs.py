@@ -1,7 +1,5 @@
 """What every kind of source gives, an Input per image, and how sources are read."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections import Counter

@@ -4,8 +4,6 @@ fsspec's own http follows redirects and resolves names by itself, so that a name
 is checked and to a private one when it is fetched. Here a name is resolved once, and the connection uses that result.
 """
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import importlib

@@ -1,7 +1,5 @@
 """Tar shards and zip archives -> inputs, read as a stream, never unpacked: a member's name is no path."""
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import importlib

@@ -4,8 +4,6 @@ A cell holds a path, an address, the bytes of an image, its base64, or, as Huggi
 "bytes" and "path".
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import csv

@@ -6,8 +6,6 @@ A row is a dict with the columns `report.rows.FRAME_COLUMNS`, always all of them
 Scorer gives the rows of one video. `VideoRun` gives those of many, with the pictures, and reports its progress.
 """
 
-from __future__ import annotations
-
 import math
 import threading
 import time

@@ -7,8 +7,6 @@
 Both are decoded and converted alike, with black bars kept. An encoded frame of another size is resized to its master's.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Generator, Iterator
 from contextlib import closing

@@ -3,8 +3,6 @@
 A full channel makes a file's reader wait; for a live source it drops the oldest frame and counts it.
 """
 
-from __future__ import annotations
-
 import math
 import threading
 import time

@@ -4,8 +4,6 @@ A group of pictures is held back, compressed, until it is known whether a sample
 the decoder and does not come out is a Picture with an error. Time goes on steadily where a container's clock jumps.
 """
 
-from __future__ import annotations
-
 import heapq
 import math
 import re

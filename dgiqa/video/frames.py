@@ -8,8 +8,6 @@ reading early is a Frame, too. Memory does not depend on the length: at most one
 and, when sampling by scenes, twice as many pictures as are wanted of each.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import os

@@ -4,8 +4,6 @@ Files are read once. A live address is opened again after it broke off, waiting 
 go on from there.
 """
 
-from __future__ import annotations
-
 import math
 import threading
 import time

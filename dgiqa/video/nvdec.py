@@ -11,8 +11,6 @@ more than 8 bits, HDR, turned or interlaced pictures, odd sizes. It has not yet 
 PyNvVideoCodec 2.2, tested with a stand-in.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from dataclasses import replace

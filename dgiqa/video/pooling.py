@@ -1,7 +1,5 @@
 """Scores over time -> the figures of a whole video, in memory that does not depend on its length."""
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from dataclasses import asdict, dataclass, field

@@ -6,8 +6,6 @@ is computed both ways: the difference of the two scores, the drift, is reported.
 image serves half as many frames from there on.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Literal
 

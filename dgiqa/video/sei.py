@@ -4,8 +4,6 @@ IP cameras write such messages. FFmpeg's decoder, when it is set to stop at erro
 although no pixel depends on them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

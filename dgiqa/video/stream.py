@@ -5,8 +5,6 @@
 Memory is bounded: a full channel, also of waiting rows, makes `push` wait, or drops the oldest frame.
 """
 
-from __future__ import annotations
-
 import math
 import threading
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ Files are chains of parts that state their own length. Where a chain breaks, a d
 or stops as if that were the end.
 """
 
-from __future__ import annotations
-
 import mmap
 import os
 import re
