@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import cv2
 import numpy as np
 
+from dgiqa import metrics
 from dgiqa.bundle import GOLDEN, Bundle, Golden, golden_lines, load_golden
 from dgiqa.compare import compare as compare_pictures
 from dgiqa.dtypes import UInt8
 from dgiqa.errors import ParityError
+from dgiqa.image import decode
 
 if TYPE_CHECKING:
     from dgiqa.score import Score
@@ -68,8 +70,7 @@ class ParityReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON: a difference that is NaN or infinite becomes None."""
-        record = asdict(self) | {"rows": [_json_safe(asdict(row)) for row in self.rows]}
-        return _json_safe(record)
+        return {name: _json_safe(value) for name, value in asdict(self).items()}
 
 
 class Candidate(Protocol):
@@ -129,7 +130,7 @@ class Sweep:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON: NaN and infinite become None."""
-        return _json_safe(asdict(self) | {"worst": [_json_safe(asdict(row)) for row in self.worst]})
+        return {name: _json_safe(value) for name, value in asdict(self).items()}
 
 
 def verify_bundle(bundle: Bundle, scorer: Candidate, tolerance: float | None = None) -> ParityReport:
@@ -161,10 +162,7 @@ def compare(
     return ParityReport(
         bundle=bundle,
         backend=backend,
-        tolerance=tolerance,
-        max_difference=_worst(deciding),
-        share=_share(_worst(deciding), tolerance),
-        passed=_within(deciding, tolerance),
+        **_verdict(deciding, tolerance),
         rows=rows,
         mean_difference=sum(images) / len(images) if images else math.nan,
         max_tile_difference=_worst(of_tiles),
@@ -180,26 +178,24 @@ def sweep(
     tolerance: by default BUDGETS of the scorer's precision. worst: the number of rows to keep. quick: no distortions.
     Raises BundleError if the bundle has no golden images.
     """
-    from dgiqa import metrics
-
     tolerance = BUDGETS[scorer.precision] if tolerance is None else tolerance
     rows = []
-    for file, distortion, image in _distorted(scorer.bundle, quick):
-        expected, got = (which.score(image).value for which in (reference, scorer))
-        rows.append(SweepRow(file, distortion, expected, got, abs(got - expected)))
+    for golden in load_golden(scorer.bundle):
+        rgb = decode((scorer.bundle.path / golden.file).read_bytes())
+        for distortion, distort in list(DISTORTIONS.items())[: 1 if quick else None]:
+            image = distort(rgb)
+            expected, got = (which.score(image).value for which in (reference, scorer))
+            rows.append(SweepRow(golden.file, distortion, expected, got, abs(got - expected)))
     differences = [row.difference for row in rows]
     scores = [[row.expected for row in rows], [row.got for row in rows]]
     comparable = all(len(set(side)) > 1 and all(map(math.isfinite, side)) for side in scores)
     return Sweep(
         reference=reference.backend,
         backend=scorer.backend,
-        tolerance=tolerance,
+        **_verdict(differences, tolerance),
         images=len(rows),
-        max_difference=_worst(differences),
         mean_difference=sum(differences) / len(rows),
         srocc=metrics.srocc(*scores) if comparable else math.nan,
-        share=_share(_worst(differences), tolerance),
-        passed=_within(differences, tolerance),
         worst=tuple(sorted(rows, key=_badness, reverse=True)[:worst]),
     )
 
@@ -237,8 +233,6 @@ def golden_files(
 
 def beside(data: bytes) -> tuple[UInt8, UInt8]:
     """A golden image's bytes as (a worse picture, the image itself), uint8 [H,W,3], for a full-reference score."""
-    from dgiqa.image import decode
-
     rgb = decode(data)
     return DISTORTIONS["noise 10"](rgb), rgb
 
@@ -272,16 +266,6 @@ def _badness(row: ParityRow | SweepRow) -> tuple[bool, float]:
     return math.isnan(row.difference), row.difference
 
 
-def _distorted(bundle: Bundle, quick: bool) -> Iterator[tuple[str, str, UInt8]]:
-    """(file, distortion, uint8 [H,W,3]) of every golden image, unchanged and, unless quick, under every distortion."""
-    from dgiqa.image import decode
-
-    for golden in load_golden(bundle):
-        rgb = decode((bundle.path / golden.file).read_bytes())
-        for name, distort in list(DISTORTIONS.items())[: 1 if quick else None]:
-            yield golden.file, name, distort(rgb)
-
-
 def _blurred(rgb: UInt8, sigma: float) -> UInt8:
     return np.asarray(cv2.GaussianBlur(rgb, (0, 0), sigma), np.uint8)
 
@@ -296,10 +280,6 @@ def _compressed(rgb: UInt8, quality: int) -> UInt8:
     return np.ascontiguousarray(np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR), np.uint8)[..., ::-1])
 
 
-def _darkened(rgb: UInt8, gain: float) -> UInt8:
-    return np.asarray(np.rint(rgb * gain), np.uint8)
-
-
 DISTORTIONS: dict[str, Callable[[UInt8], UInt8]] = {
     "none": lambda rgb: rgb,
     "blur 1.5": lambda rgb: _blurred(rgb, 1.5),
@@ -308,8 +288,8 @@ DISTORTIONS: dict[str, Callable[[UInt8], UInt8]] = {
     "noise 40": lambda rgb: _noisy(rgb, 40),
     "jpeg 30": lambda rgb: _compressed(rgb, 30),
     "jpeg 8": lambda rgb: _compressed(rgb, 8),
-    "dark 0.5": lambda rgb: _darkened(rgb, 0.5),
-    "dark 0.2": lambda rgb: _darkened(rgb, 0.2),
+    "dark 0.5": lambda rgb: np.rint(rgb * 0.5).astype(np.uint8),
+    "dark 0.2": lambda rgb: np.rint(rgb * 0.2).astype(np.uint8),
 }
 
 
@@ -317,13 +297,19 @@ def _worst(differences: Sequence[float]) -> float:
     return math.nan if any(map(math.isnan, differences)) else max(differences, default=math.nan)
 
 
-def _share(worst: float, tolerance: float) -> float:
-    return worst / tolerance if tolerance > 0 else math.inf if worst else 0.0
+def _verdict(differences: Sequence[float], tolerance: float) -> dict[str, Any]:
+    worst = _worst(differences)
+    return {
+        "tolerance": tolerance,
+        "max_difference": worst,
+        "share": worst / tolerance if tolerance > 0 else math.inf if worst else 0.0,
+        "passed": bool(differences) and all(d <= tolerance for d in differences),  # NaN <= x is false
+    }
 
 
-def _within(differences: Sequence[float], tolerance: float) -> bool:
-    return bool(differences) and all(d <= tolerance for d in differences)  # NaN <= x is false
-
-
-def _json_safe(record: dict[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+def _json_safe(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _json_safe(held) for name, held in value.items()}
+    if isinstance(value, tuple):
+        return [_json_safe(held) for held in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
