@@ -18,8 +18,9 @@ from PIL import Image
 from torch import nn
 
 from dgiqa.errors import DgiqaError, WeightsError
+from dgiqa.nn import train as training
 from dgiqa.nn.checkpoints import load_weights
-from dgiqa.nn.datasets import Sample, Samples, load_csv, plain
+from dgiqa.nn.datasets import DepthNetwork, Sample, Samples, load_csv, plain
 from dgiqa.nn.fitting import saved_config
 from dgiqa.nn.full_reference import DGIQAFR, DGIQAFRConfig, reference_files, with_reference
 from dgiqa.nn.glintiqa import TRAINING, GlintIQA, GlintIQAConfig
@@ -27,6 +28,7 @@ from dgiqa.nn.network import DGIQA, DGIQAConfig
 from dgiqa.nn.predict import predictor
 from dgiqa.nn.train import PLAIN_TILING, CropBatches, TrainConfig, learning_rate, losses, network_inputs, train
 from dgiqa.nn.weights import save_weights
+from dgiqa.spec import Preprocess
 
 SIZES = DGIQAConfig(
     backbone="resnet10t",
@@ -118,6 +120,7 @@ def test_what_other_versions_could_do_is_passed_over_where_it_is_off() -> None:
     saved = dataclasses.asdict(SIZES)
     assert saved_config({"config": json.dumps(saved | {"gone": 0})}, DGIQAConfig) == SIZES
     assert saved_config({"config": json.dumps(saved | {"gone": 3})}, DGIQAConfig) is None
+    assert saved_config({"config": "[1]"}, DGIQAConfig) is None
 
 
 class Pairs:
@@ -167,6 +170,32 @@ def test_references_are_found_by_name_in_the_usual_folders(tmp_path: Path) -> No
     (tmp_path / "refimgs" / "b.png").unlink()
     with pytest.raises(DgiqaError, match=r"lacks 1 of 2 references .*: B; put them"):
         reference_files(load_csv(table), tmp_path)
+
+
+@pytest.mark.parametrize("start", ["DGIQA", "GlintIQA"])
+def test_the_command_trains_and_validates_beside_references_and_without_depth(
+    start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("1", "2", "3", "4", "a", "b"):
+        Image.fromarray(pattern(230, 240)).save(tmp_path / f"{name}.png")
+    lines = [f"{n}.png,{n},{'ab'[n % 2]},{'train' if n < 3 else 'validation'}" for n in (1, 2, 3, 4)]
+    lines.append("1.png,1,a,test")
+    (tmp_path / "labels.csv").write_text("image,score,reference,split\n" + "\n".join(lines) + "\n")
+    network = DepthNetwork("green", lambda rgb: np.ascontiguousarray(rgb[..., 1]), Preprocess(short_side=224))
+    monkeypatch.setattr(training, "bundle_depth", lambda name: network)
+    torch.manual_seed(0)
+    model = DGIQA(SIZES) if start == "DGIQA" else GlintIQA(dataclasses.replace(GLINT, image_size=224))
+    save_weights(model, tmp_path / "start.safetensors")
+    kind = ["--full-reference", "--crop", "64"] if start == "DGIQA" else ["--network", "glintiqa"]
+    data = ["--dataset", "csv", "--root", str(tmp_path), "--split", "official", "--validate"]
+    rest = ["--weights", str(tmp_path / "start.safetensors"), "--epochs", "1", "--batch", "2", "--device", "cpu"]
+    command = [*kind, *data, *rest, "--depth-cache", str(tmp_path / "cache"), "--out", str(tmp_path / "run")]
+    if start == "DGIQA":
+        assert training.main([*command, "--depth-only"]) == 0
+        assert len(list((tmp_path / "cache").iterdir())) == 1, "all pictures are one"
+    assert training.main(command) == 0
+    assert isinstance(load_weights(capsys.readouterr().out.split()[-1]), DGIQAFR if start == "DGIQA" else GlintIQA)
+    assert (tmp_path / "run" / "validation.csv").read_text().startswith("step,srocc")
 
 
 GLINT = GlintIQAConfig(width=12, heads=3, reads=(1, 2, 3, 4), frozen_blocks=1, stem=4, stages=(1, 1, 1), image_size=64)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,12 +63,23 @@ def saved_config(metadata: Mapping[str, str], kind: Any) -> Any:
     Fields that only other versions of the network have are ignored if they are off.
     WeightsError if it holds more than sizes: timm also takes names of files, and of models on a hub.
     """
+    odd: list[str] = []
+
+    def checked(value: Any, name: str = "") -> Any:
+        """The value, with the tuples that JSON made lists of."""
+        if isinstance(value, dict):
+            return {key: checked(held, key) for key, held in value.items()}
+        if isinstance(value, list):
+            return tuple(checked(held, name) for held in value)
+        if name in _SOURCES or not _is_size(value):
+            odd.append(f"{name}={value!r}")
+        return value
+
     try:
         saved = json.loads(metadata["config"])
         saved = {name: value for name, value in saved.items() if value or name in kind.__dataclass_fields__}
-        config = kind(**_with_tuples(saved))
-        odd = [f"{name}={value!r}" for name, value in _entries(saved) if name in _SOURCES or not _is_size(value)]
-    except (KeyError, TypeError, ValueError, RecursionError):
+        config = kind(**checked(saved))
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return None
     if odd:
         raise WeightsError(f"a network was saved with {few(odd)}, which are no sizes and no names; save it again")
@@ -119,27 +130,8 @@ def _is_constant(name: str) -> bool:
     )
 
 
-def _entries(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every plain value in a configuration, with the name of its field."""
-    if isinstance(value, dict):
-        for inner in value:
-            yield from _entries(value[inner], inner)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _entries(item, name)
-    else:
-        yield name, value
-
-
 def _is_size(value: Any) -> bool:
     """Whether a value is a switch, a number that a network may have, or a plain name."""
     if isinstance(value, str):
         return _PLAIN_NAME.fullmatch(value) is not None
     return value is None or (isinstance(value, int | float) and abs(value) <= LARGEST_SIZE)
-
-
-def _with_tuples(value: Any) -> Any:
-    """Turn lists into tuples: JSON has only lists, configurations only tuples."""
-    if isinstance(value, dict):
-        return {key: _with_tuples(item) for key, item in value.items()}
-    return tuple(_with_tuples(item) for item in value) if isinstance(value, list) else value

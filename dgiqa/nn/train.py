@@ -19,7 +19,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -325,10 +325,8 @@ class _Run:
         torch.manual_seed(self.config.seed + self.rank)
         self.out.mkdir(parents=True, exist_ok=True)
         if self.rank == 0:
-            for name in (CHECKPOINT, WEIGHTS, BEST, VALIDATION):
+            for name in (CHECKPOINT, WEIGHTS, BEST, LOSSES, VALIDATION):
                 (self.out / name).unlink(missing_ok=True)
-            with open(self.out / LOSSES, "w", newline="") as file:
-                csv.writer(file).writerow(LOSS_COLUMNS)
 
     def steps(self, validation: Validation | None, deadline: float | None) -> None:
         """Train to the end or to the deadline, with a checkpoint at every stop."""
@@ -405,12 +403,8 @@ class _Run:
             with torch.no_grad():
                 numbers = dict(validation(judged))
             self.model.train()
-            path = self.out / VALIDATION
-            with open(path, "a", newline="") as file:
-                writer = csv.writer(file)
-                if not file.tell():
-                    writer.writerow(("step", *numbers))
-                writer.writerow((self.step, *(f"{value:.6g}" for value in numbers.values())))
+            row = (self.step, *(f"{value:.6g}" for value in numbers.values()))
+            _append(self.out / VALIDATION, ("step", *numbers), [row])
             if numbers.get("srocc", -math.inf) > self.best:
                 self.best = numbers["srocc"]
                 save_weights(judged, self.out / BEST)
@@ -426,12 +420,11 @@ class _Run:
             dist.all_reduce(terms)
             terms /= self.world
         if self.rank == 0:
-            with open(self.out / LOSSES, "a", newline="") as file:
-                writer = csv.writer(file)
-                for (step, epoch, lr, _, seconds), row in zip(self.pending, terms.tolist(), strict=True):
-                    writer.writerow((step, epoch, f"{lr:.9g}", *(f"{x:.9g}" for x in row), f"{seconds:.2f}"))
-                file.flush()
-                os.fsync(file.fileno())
+            rows = (
+                (step, epoch, f"{lr:.9g}", *(f"{x:.9g}" for x in row), f"{seconds:.2f}")
+                for (step, epoch, lr, _, seconds), row in zip(self.pending, terms.tolist(), strict=True)
+            )
+            _append(self.out / LOSSES, LOSS_COLUMNS, rows)
         self._refuse_nan(terms[:, 0].isfinite().tolist())
         self.pending.clear()
 
@@ -569,10 +562,7 @@ def _processes(config: TrainConfig) -> Iterator[tuple[torch.device, int, int]]:
 
 def _random_state() -> dict[str, Any]:
     """The state of the generators that dropout uses. Batches use none: they follow from the seed."""
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
+    return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
 
 
 def _set_random_state(state: Mapping[str, Any]) -> None:
@@ -592,6 +582,17 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
             f"{path} could not be written ({str(error).splitlines()[0]}); make room and start the same command again: "
             "it goes on from the last checkpoint"
         ) from error
+
+
+def _append(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Rows of a CSV, which begins with its columns' names; on the disk when this returns."""
+    with open(path, "a", newline="") as file:
+        writer = csv.writer(file)
+        if not file.tell():
+            writer.writerow(columns)
+        writer.writerows(rows)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _cut(path: Path, step: int) -> None:
@@ -740,15 +741,14 @@ def _parts(dataset: IQADataset, split: str, seed: int, validate: bool) -> tuple[
 
 def _train_on_dataset(options: argparse.Namespace) -> None:
     config = config_from(options)
-    dataset = chosen_dataset(options)
-    dataset, held_back = _parts(dataset, options.split, config.seed, options.validate)
+    dataset, held_back = _parts(chosen_dataset(options), options.split, config.seed, options.validate)
+    whole = dataclasses.replace(dataset, records=(*dataset.records, *(held_back.records if held_back else ())))
     torch.manual_seed(config.seed)  # the network's first weights
-    task = _alone if options.network in SYSTEMS else _full_reference if options.full_reference else _no_reference
-    made = task(options, dataset, held_back)
+    made = _without_depth(options, whole) if options.network in SYSTEMS else _with_depth(options, whole)
     if made is None:
         print(options.depth_cache)
         return
-    model, samples, predict = made
+    model, read, predict = made
     validation = None
     if held_back:
 
@@ -756,45 +756,37 @@ def _train_on_dataset(options: argparse.Namespace) -> None:
             return scores_of(predict(model, held_back.records), held_back.scores)
 
     run = {"resume": options.resume, "validation": validation, "minutes": options.minutes}
-    weights = train(model, samples, config, options.out, **run)
+    weights = train(model, Samples(dataset.records, read), config, options.out, **run)
     if os.environ.get("RANK", "0") == "0":
         print(weights)
 
 
 Predict = Callable[[nn.Module, Sequence[Record]], NDArray[np.floating]]
-Task = tuple[nn.Module, SampleDataset, Predict]  # what learns, from what, and how it scores records
+Task = tuple[nn.Module, Callable[[Record], Sample], Predict]  # what learns, how it reads records, how it scores them
 
 
-def _no_reference(options: argparse.Namespace, dataset: IQADataset, held_back: IQADataset | None) -> Task | None:
-    """The task for DGIQA; None if only depth images were asked for."""
-    depth = bundle_depth(options.depth)
-    fill_depth_cache((*dataset.records, *(held_back.records if held_back else ())), depth, options.depth_cache)
-    if options.depth_only:
-        return None
-    read = functools.partial(with_depth, network=depth, cache_dir=options.depth_cache)
-    return first_network(options), Samples(dataset.records, read), predictor(read, Preprocess(), batch=TILE_BATCH)
-
-
-def _full_reference(options: argparse.Namespace, dataset: IQADataset, held_back: IQADataset | None) -> Task | None:
-    """The task for DGIQA-FR, from a network's weights if given; it learns to score without a reference, too."""
+def _with_depth(options: argparse.Namespace, dataset: IQADataset) -> Task | None:
+    """The task for DGIQA, or DGIQA-FR, which also learns to score without a reference; None for depth images only."""
     from dgiqa.nn.full_reference import beside, reference_files, with_reference
 
-    whole = dataclasses.replace(dataset, records=(*dataset.records, *(held_back.records if held_back else ())))
-    references = reference_files(whole, options.root)
-    depth = bundle_depth(options.depth)
+    references = reference_files(dataset, options.root) if options.full_reference else {}
     originals = [Record(name, path, 1.0) for name, path in references.items()]
-    fill_depth_cache((*whole.records, *originals), depth, options.depth_cache)
+    depth = bundle_depth(options.depth)
+    fill_depth_cache((*dataset.records, *originals), depth, options.depth_cache)
     if options.depth_only:
         return None
-    read = functools.partial(beside, references=references, network=depth, cache_dir=options.depth_cache)
+    cached: dict[str, Any] = {"network": depth, "cache_dir": options.depth_cache}
+    if not options.full_reference:
+        read = functools.partial(with_depth, **cached)
+        return first_network(options), read, predictor(read, Preprocess(), batch=TILE_BATCH)
+    pairs = functools.partial(beside, references=references, **cached)
     start = load_weights(options.weights) if options.weights else first_network(options)
     if not isinstance(start, DGIQA):
         raise ValueError(f"{options.weights} holds {type(start).__name__}; wanted DGIQA's weights or DGIQA-FR's")
-    network = with_reference(start, options.difference)
-    return network, Samples(dataset.records, read), predictor(read, Preprocess(), output=0)
+    return with_reference(start, options.difference), pairs, predictor(pairs, Preprocess(), output=0)
 
 
-def _alone(options: argparse.Namespace, dataset: IQADataset, held_back: IQADataset | None) -> Task | None:
+def _without_depth(options: argparse.Namespace, dataset: IQADataset) -> Task:
     """The task for one of SYSTEMS, without depth, on labels on their own scale."""
     if options.depth_only or options.full_reference:
         said = "has neither depth nor a reference; leave --depth-only and --full-reference out"
@@ -803,7 +795,7 @@ def _alone(options: argparse.Namespace, dataset: IQADataset, held_back: IQADatas
     worst, best = ends = dataset.worst, dataset.best
     read = functools.partial(plain, ends=ends, p=model.preprocess)
     predict = predictor(read, model.preprocess, PLAIN_TILING)
-    return model, Samples(dataset.records, read), lambda m, records: (predict(m, records) - worst) / (best - worst)
+    return model, read, lambda model, records: (predict(model, records) - worst) / (best - worst)
 
 
 if __name__ == "__main__":
