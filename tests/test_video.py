@@ -20,8 +20,9 @@ from dgiqa.bundle import Bundle
 from dgiqa.cli.video import _about as about
 from dgiqa.errors import BackendError, ImageError
 from dgiqa.forward import Networks
+from dgiqa.report.rows import FRAME_COLUMNS
 from dgiqa.scorer import Scorer
-from dgiqa.video import VIDEO_COLUMNS, Reading, Row, Summary, VideoRun
+from dgiqa.video import Reading, Row, Summary, VideoRun
 from dgiqa.video.channel import Channel
 from dgiqa.video.frames import Frame
 from dgiqa.video.pooling import Pooled
@@ -98,7 +99,7 @@ def test_rows_have_the_columns_in_order_and_the_scores_of_single_images(scorer: 
     from dgiqa.video.frames import Video
 
     rows = list(scorer.score_video(dimmed, every=1))
-    assert all(tuple(row) == VIDEO_COLUMNS for row in rows)
+    assert all(tuple(row) == FRAME_COLUMNS for row in rows)
     with Video(dimmed) as video:
         for row, frame in zip(rows, video.frames(Sampling(every=1)), strict=True):
             alone = scorer.score(frame.rgb)  # type: ignore[arg-type]

@@ -22,8 +22,7 @@ from waiting import PATIENCE_S, until
 
 from dgiqa.cli.common import ENVIRONMENT, RUNTIME_ERROR
 from dgiqa.report.read import read_rows
-from dgiqa.report.rows import columns
-from dgiqa.video import VIDEO_COLUMNS
+from dgiqa.report.rows import FRAME_COLUMNS, columns
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 ROOT = Path(__file__).parent.parent
@@ -70,7 +69,7 @@ def rows(run: Run, clip: Path) -> list[dict[str, Any]]:
 def test_piped_output_is_json_lines_and_the_summary_goes_to_stderr(run: Run, clip: Path) -> None:
     done = run(clip, "--fps", "2")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [tuple(row) for row in rows] == [VIDEO_COLUMNS] * 8
+    assert [tuple(row) for row in rows] == [FRAME_COLUMNS] * 8
     assert b"worst interval" in done.stderr
     assert b"8 frames scored" in done.stderr
     assert run(clip, "--fps", "2", "--quiet").stderr == b""
@@ -106,7 +105,7 @@ def test_parquet_has_typed_columns_and_the_summary(
     parquet = pytest.importorskip("pyarrow.parquet")
     assert run(clip, "--every", "0.25s", "-o", tmp_path / "out.parquet").returncode == 0
     table = parquet.read_table(tmp_path / "out.parquet")
-    assert tuple(table.column_names) == VIDEO_COLUMNS
+    assert tuple(table.column_names) == FRAME_COLUMNS
     assert str(table.schema.field("score").type) == "double"
     assert table.column("score").to_pylist() == [r["score"] for r in rows]
     metadata = parquet.read_metadata(tmp_path / "out.parquet").metadata

@@ -17,7 +17,7 @@ from typing import Any
 
 from dgiqa.forward import Stages
 from dgiqa.meaning import verdict
-from dgiqa.report.rows import FRAME_COLUMNS, Row, clock, rounded, seconds_since
+from dgiqa.report.rows import Row, clock, rounded, seconds_since
 from dgiqa.video.channel import CAPACITY, Channel
 from dgiqa.video.frames import Video
 from dgiqa.video.live import follow
@@ -28,7 +28,6 @@ from dgiqa.video.scoring import FrameScorer, Result
 from dgiqa.video.source import MAX_PIXELS, VideoSource, is_live, name_of
 from dgiqa.video.source import Reading as Reading
 
-VIDEO_COLUMNS = FRAME_COLUMNS
 JOIN_S = 2.0  # at the end, readers that are blocked in the network get this long, all together
 
 

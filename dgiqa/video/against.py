@@ -37,16 +37,15 @@ _opened = partial(Video, reading=Reading(bars="keep"))
 
 @dataclass(frozen=True)
 class Alignment:
-    """Where an encoded video's frames are in its master. offset_s: to add to their times at start_s; drift: the seconds
-    by which it grows per second."""
+    """Where an encoded video's frames are in its master. offset_s: to add to their times; drift: the seconds by which
+    it grows per second."""
 
     offset_s: float = 0.0
     drift: float = 0.0
-    start_s: float = 0.0
 
     def master_s(self, time_s: float) -> float:
         """The master's time for an encoded frame's time."""
-        return time_s + self.offset_s + self.drift * (time_s - self.start_s)
+        return time_s + self.offset_s + self.drift * time_s
 
     def __str__(self) -> str:
         drift = f", drifting by {1000 * self.drift:+.1f} ms a second" if self.drift else ""

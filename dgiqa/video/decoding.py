@@ -308,7 +308,7 @@ class Decoding:
         self.floor, self.damage = None, ""
 
     def _next(self, pts: int | None, frame: Any, error: str) -> Picture:
-        if not self.opened.starts and self.last_s < 0 and pts is not None and not self.opened.live:
+        if self.opened.container.start_time is None and not self.opened.live and self.last_s < 0 and pts is not None:
             self.origin_s = float(pts * self.stream.time_base)  # for a stream without a container
         time_s = self._time(pts)
         if time_s is None:

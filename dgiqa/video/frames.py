@@ -127,10 +127,8 @@ class Video(AbstractContextManager["Video"]):
     def _nothing_in(self, wanted: Sampling) -> str:
         """The error when nothing was sampled: a gate must not pass because nothing was looked at."""
         length = "" if self.opened.duration_s is None else f", the video is {self.opened.duration_s:.2f} s long"
-        stretch = (
-            f"from {wanted.start:g} s on" if math.isinf(wanted.end) else f"from {wanted.start:g} to {wanted.end:g} s"
-        )
-        return f"there is no frame {stretch}{length}; begin earlier or end later"
+        end = "s on" if math.isinf(wanted.end) else f"to {wanted.end:g} s"
+        return f"there is no frame from {wanted.start:g} {end}{length}; begin earlier or end later"
 
     def _by_time(self, pictures: Iterator[Picture]) -> Iterator[Frame]:
         """A frame for every picture."""
@@ -138,8 +136,8 @@ class Video(AbstractContextManager["Video"]):
         for picture in pictures:
             if (thumb := self._thumb(picture)) is None:
                 yield self._failed(picture, cuts.scene)
-                continue
-            yield self._converted(picture, thumb, cuts.scene_of(thumb))
+            else:
+                yield self._converted(picture, thumb, cuts.scene_of(thumb))
 
     def _per_scene(self, pictures: Iterator[Picture], count: int) -> Iterator[Frame]:
         """`count` frames of each scene, chosen from all of its pictures when it ends; its errors come then, too."""

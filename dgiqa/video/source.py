@@ -149,11 +149,6 @@ class Opened:
         return str(self.container.format.name) if self.container is not None else ""
 
     @property
-    def starts(self) -> bool:
-        """Whether the container says when it begins."""
-        return self.container is not None and self.container.start_time is not None
-
-    @property
     def frame_s(self) -> float:
         """Seconds that a whole frame lasts, as FFmpeg guesses from the codec; 0 if it has no guess."""
         rate = self.stream.guessed_rate if self.stream is not None else None
