@@ -124,7 +124,7 @@ def test_the_version_is_the_headers() -> None:
 
 def test_the_structures_are_laid_out_as_in_c(tmp_path: Path) -> None:
     structures = {"dgiqa_image": "_Image", "dgiqa_depth_input_params": "_DepthInput", "dgiqa_depth": "_Depth"}
-    structures |= {"dgiqa_reduce_params": "_Reduce", "dgiqa_tiles_params": "_Tiles"}
+    structures |= {"dgiqa_reduce_params": "_Reduce", "dgiqa_tiles_params": "_Tiles", "dgiqa_nv12_params": "_Nv12"}
     source = tmp_path / "layout.cpp"
     lines = ['#include "preprocess.h"', "#include <cstddef>"]
     for c_name, name in structures.items():

@@ -233,70 +233,38 @@ def is_finite(range_words: NDArray[np.uint32]) -> bool:
     return not range_words[2]
 
 
-def _fields(kind: Any, *names: str) -> list[tuple[str, Any]]:
-    return [(name, kind) for name in names]
+def _struct(*fields: tuple[Any, str]) -> Any:
+    """A struct of the header as a ctypes class. fields: (type, names of one or more fields of it), in order."""
+    listed = [(name, kind) for kind, names in fields for name in names.split()]
+    return type("Params", (ctypes.Structure,), {"_fields_": listed})
 
 
-class _Image(ctypes.Structure):
-    _fields_ = (
-        *_fields(c_void_p, "data"),
-        *_fields(c_int64, "row_stride", "pixel_stride", "channel_stride"),
-        *_fields(c_int32, "height", "width"),
-    )
+_Image = _struct((c_void_p, "data"), (c_int64, "row_stride pixel_stride channel_stride"), (c_int32, "height width"))
+_Nv12 = _struct(
+    (c_void_p, "luma chroma"),
+    (c_int64, "luma_stride chroma_stride"),
+    (c_int32, "height width y_offset y_scale v_to_r v_to_g u_to_g u_to_b"),
+    (c_void_p, "out"),
+)
+_DepthInput = _struct(
+    (_Image, "image"), (c_int32, "height width"), (c_float * 3, "scale shift"), (c_void_p, "out"), (c_int32, "out_type")
+)
+_Reduce = _struct((_Image, "image"), (c_int32, "height width"), (c_void_p, "levels out"), (c_int32, "out_type"))
+_Depth = _struct((c_void_p, "map"), (c_int32, "map_height map_width height width"), (c_void_p, "range"))
+_Tiles = _struct(
+    (_Image, "image"),
+    (_Depth, "depth"),
+    (c_int32, "short_height short_width tile count"),
+    (c_void_p, "windows levels rgb_out depth_out"),
+    (c_int32, "out_type"),
+)
 
 
-class _Nv12(ctypes.Structure):
-    _fields_ = (
-        *_fields(c_void_p, "luma", "chroma"),
-        *_fields(c_int64, "luma_stride", "chroma_stride"),
-        *_fields(c_int32, "height", "width"),
-        *_fields(c_int32, "y_offset", "y_scale", "v_to_r", "v_to_g", "u_to_g", "u_to_b"),
-        *_fields(c_void_p, "out"),
-    )
-
-
-class _DepthInput(ctypes.Structure):
-    _fields_ = (
-        *_fields(_Image, "image"),
-        *_fields(c_int32, "height", "width"),
-        *_fields(c_float * 3, "scale", "shift"),
-        *_fields(c_void_p, "out"),
-        *_fields(c_int32, "out_type"),
-    )
-
-
-class _Reduce(ctypes.Structure):
-    _fields_ = (
-        *_fields(_Image, "image"),
-        *_fields(c_int32, "height", "width"),
-        *_fields(c_void_p, "levels", "out"),
-        *_fields(c_int32, "out_type"),
-    )
-
-
-class _Depth(ctypes.Structure):
-    _fields_ = (
-        *_fields(c_void_p, "map"),
-        *_fields(c_int32, "map_height", "map_width", "height", "width"),
-        *_fields(c_void_p, "range"),
-    )
-
-
-class _Tiles(ctypes.Structure):
-    _fields_ = (
-        ("image", _Image),
-        ("depth", _Depth),
-        *_fields(c_int32, "short_height", "short_width", "tile", "count"),
-        *_fields(c_void_p, "windows", "levels", "rgb_out", "depth_out"),
-        *_fields(c_int32, "out_type"),
-    )
-
-
-def _image(image: Image) -> _Image:
+def _image(image: Image) -> Any:
     return _Image(image.pointer, *image.strides, image.height, image.width)
 
 
-def _depth(depth: DepthMap) -> _Depth:
+def _depth(depth: DepthMap) -> Any:
     return _Depth(depth.pointer, *depth.map_size, *depth.size, depth.range_pointer)
 
 
