@@ -7,14 +7,12 @@ The bundle holds copies of the networks: it can be moved, `verify` accepts it, a
 any other.
 """
 
-from __future__ import annotations
-
 import math
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -26,11 +24,10 @@ from dgiqa.calibrate.labels import LabelError, Labels
 from dgiqa.dtypes import Bool, Float32, Float64
 from dgiqa.errors import ParityError
 from dgiqa.meaning import Meaning
+from dgiqa.parity import verify_bundle
 from dgiqa.report.rows import rounded
-
-if TYPE_CHECKING:
-    from dgiqa.score import Failure
-    from dgiqa.scorer import Scorer
+from dgiqa.score import Failure
+from dgiqa.scorer import Scorer
 
 FEWEST = 20  # labels; with fewer, intervals are too wide to be of use
 PRESET = "own"
@@ -91,8 +88,6 @@ class Calibration:
 
 def look(scorer: Scorer, labels: Labels, folder: str | Path) -> Iterator[Seen | Failure]:
     """Score the labelled pictures with a scorer that has features=True and a bundle without a map."""
-    from dgiqa.score import Failure
-
     for result in scorer.score_many((image, Path(folder, image)) for image in labels.images):
         if isinstance(result, Failure):
             yield result
@@ -203,9 +198,6 @@ def plain(base: Bundle) -> Bundle:
 
 def _verify(draft: Bundle) -> None:
     """Raise ParityError unless the runtime gives the golden pictures the draft's own scores."""
-    from dgiqa.parity import verify_bundle
-    from dgiqa.scorer import Scorer
-
     if GOLDEN not in draft.manifest["files"]:
         return
     with Scorer(draft, backend="onnxruntime") as scorer:
@@ -258,8 +250,6 @@ def _golden(base: Bundle, result: Calibration) -> bytes:
 
 def _adapted_golden(base: Bundle, layer: Layer) -> Iterator[Float32]:
     """The layer's scores of the golden pictures, computed in float64, which the new file must reproduce."""
-    from dgiqa.scorer import Scorer
-
     with Scorer(plain(base), backend="onnxruntime", features=True) as scorer:
         for golden in load_golden(base):
             found = scorer.score(base.path / golden.file, tiling=golden.tiling)

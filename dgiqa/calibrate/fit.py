@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dgiqa import metrics
 from dgiqa.dtypes import Bool, Float64
+from dgiqa.meaning import Meaning
 
 Knots = tuple[tuple[float, float], ...]
 
@@ -61,7 +62,6 @@ def fit_map(tiles: Sequence[NDArray[np.floating[Any]]], labels: Float64) -> Knot
 
 def map_out_of_fold(tiles: Sequence[NDArray[np.floating[Any]]], labels: Float64) -> Float64:
     """Scores of every picture by a map that was fitted to the others: f64 [n]."""
-    from dgiqa.meaning import Meaning
 
     def predict(train: NDArray[np.intp], test: NDArray[np.intp]) -> Float64:
         meaning = Meaning(knots=fit_map([tiles[i] for i in train], labels[train]))

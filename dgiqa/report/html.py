@@ -4,18 +4,13 @@ The templates are in `templates/`: `base.html` is the frame of a page with its o
 pieces that pages share, and every other file is a page.
 """
 
-from __future__ import annotations
-
 import base64
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dgiqa._version import __version__
 from dgiqa.report.rows import readable
-
-if TYPE_CHECKING:
-    import jinja2
 
 FOLDER = Path(__file__).parent / "templates"
 
@@ -31,7 +26,7 @@ def data_uri(jpeg: bytes) -> str:
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
+def _environment() -> Any:
     import jinja2
 
     environment = jinja2.Environment(
