@@ -1,10 +1,10 @@
-"""Pairs that a metric and people judged find the weights of `dgiqa.full_reference.likeness`.
+"""Fits the weights of `dgiqa.full_reference.likeness` to pairs that a metric and people judged.
 
     python -m recipes.full_reference.learn --pairs pairs.npz
 
-What is learnt, for a part of it, is what people said of the same type and level in KADID-10k, and for the rest what
-SSIMULACRA 2 says of the picture, on the same scale: that of people's opinions of JPEG and JPEG 2000 in KADID-10k. Of
-codecs, small pictures and mixtures only the metric speaks. No weight is below 0: a difference never brings two closer.
+A label is partly people's opinion of the same type and level in KADID-10k, and otherwise SSIMULACRA 2 of the picture,
+mapped onto the same scale by people's opinions of JPEG and JPEG 2000 in KADID-10k. Codecs, small pictures and mixtures
+have only the metric. No weight is below 0: a difference never brings two pictures closer.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from recipes.full_reference.pairs import WORSE
 from recipes.small.scale import HUMAN
 
 Float = NDArray[np.float64]
-HELD_OUT = 10  # one group of so many is never learnt from
+HELD_OUT = 10  # one group of so many is never trained on
 HUMAN_SHARE = 0.3
 CODECS = ("jpeg", "jpeg2000")
-SPARSE = 3e-4  # loss per unit of weight: what says the same as another goes
+SPARSE = 3e-4  # loss per unit of weight, which removes redundant differences
 
 
 def labels(what: NDArray[np.str_], level: Float, measured: Float) -> Float:
-    """Share of quality that is left of each picture, 0..1, from what was done to it and SSIMULACRA 2 [n]."""
+    """The share of quality left of each picture, 0..1, from its distortion and SSIMULACRA 2 [n]."""
     cells = {(kind, n): (what == kind) & (level == n) for kind in HUMAN for n in range(1, 6)}
     known = [cell for cell in cells if cell[0] in CODECS and cells[cell].any()]
     at, share = np.array(sorted((np.median(measured[cells[cell]]), HUMAN[cell[0]][cell[1] - 1]) for cell in known)).T
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--pairs", type=Path, required=True, help="what recipes.full_reference.pairs wrote")
+    parser.add_argument("--pairs", type=Path, required=True, help="the file of recipes.full_reference.pairs")
     o = parser.parse_args(arguments)
     found = dict(np.load(o.pairs))
     wanted = labels(found["what"], found["much"], found["ssimulacra2"])

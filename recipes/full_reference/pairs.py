@@ -1,9 +1,9 @@
-"""Clean photographs become pairs: each photograph beside worse ones of it, what sets both apart, and SSIMULACRA 2.
+"""Clean photographs become pairs with worse versions of themselves: the differences of both, and SSIMULACRA 2.
 
     python -m recipes.full_reference.pairs --pictures CLEAN --out pairs.npz --groups 700
 
-A group is a reference and worse pictures of it. One in two has one of thirty distortion types at one of five levels,
-the rest were saved by a codec, shrunk, or spoilt twice.
+A group is a reference and worse versions of it. Every second one has one of thirty distortion types at one of five
+levels; the others were saved by a codec, shrunk, or distorted twice.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from recipes.small.working import reduce
 
 Bytes = NDArray[np.uint8]
 SIDE = 512  # of the square that is distorted and measured, pixels
-WORSE = 7  # pictures of a group beside the reference
+WORSE = 7  # worse pictures of a group
 KINDS = ("single", "codec", "small", "mixture")
 SHARES = (0.5, 0.32, 0.08, 0.1)
 CODECS = {  # the best and the worst quality
@@ -45,7 +45,7 @@ CODECS = {  # the best and the worst quality
 
 
 def square(rgb: Bytes, rng: np.random.Generator) -> Bytes:
-    """A square part of a photograph, SIDE wide, reduced by a random factor where there is more."""
+    """A square part of a photograph, SIDE wide, reduced by a random factor if the photograph is larger."""
     height, width = rgb.shape[:2]
     side = int(rng.integers(SIDE, min(height, width) + 1)) if min(height, width) > SIDE else min(height, width)
     y, x = rng.integers(0, height - side + 1), rng.integers(0, width - side + 1)
@@ -72,7 +72,7 @@ def worse(rgb: Bytes, kind: str, rng: np.random.Generator) -> tuple[Bytes, str, 
 
 
 def group(paths: Sequence[Path], seed: int, number: int) -> list[tuple[Bytes, str, float]]:
-    """Pictures of one group: (picture, what was done, how much), the reference first. All paths take their turn."""
+    """The pictures of one group as (picture, distortion, amount), the reference first. All paths take turns."""
     rng = np.random.default_rng([seed, 1, number])
     turn, place = divmod(number, len(paths))
     reference = square(read_rgb(paths[np.random.default_rng([seed, turn]).permutation(len(paths))[place]]), rng)
@@ -81,7 +81,7 @@ def group(paths: Sequence[Path], seed: int, number: int) -> list[tuple[Bytes, st
 
 
 def ssimulacra2(reference: Bytes, rgb: Bytes) -> float:
-    """SSIMULACRA 2: 100 for the same picture, 90 no visible loss, 50 medium, below 0 beyond use."""
+    """SSIMULACRA 2: 100 for the same picture, 90 without visible loss, 50 medium, below 0 unusable."""
     from ssimulacra2 import compute_ssimulacra2
     from ssimulacra2 import ssimulacra2 as module
 
@@ -103,7 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--pictures", type=Path, required=True, nargs="+", help="folders, or files of one path a line")
+    parser.add_argument(
+        "--pictures", type=Path, required=True, nargs="+", help="folders, or files with one path a line"
+    )
     parser.add_argument("--out", type=Path, required=True, help="an .npz; a run that was stopped goes on")
     parser.add_argument("--groups", type=int, default=700)
     parser.add_argument("--seed", type=int, default=0)

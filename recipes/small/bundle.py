@@ -19,8 +19,8 @@ from dgiqa.errors import DgiqaError
 from dgiqa.meaning import Meaning, Reason
 from recipes.small.reasons import REASONS
 
-GOLDEN_SEEDS = (11, 12, 13, 14)  # scenes rendered without any photograph, so that they are ours to pass on
-GOLDEN_DISTORTIONS = (("gaussian_blur", 3), ("jpeg", 4), ("white_noise", 3))  # each of the first scene
+GOLDEN_SEEDS = (11, 12, 13, 14)  # scenes rendered without any photograph, so that we may distribute them
+GOLDEN_DISTORTIONS = (("gaussian_blur", 3), ("jpeg", 4), ("white_noise", 3))  # each applied to the first scene
 GOLDEN_HEIGHT, GOLDEN_WIDTH = 240, 320
 WITH_BIQ = (
     "Apache-2.0 for what this project made. The weights were fitted to BIQ2021's opinions, which its authors offer for "
@@ -38,9 +38,9 @@ def golden_images() -> list[Any]:
 
 
 def meaning_of(path: Path | None, reasons: int) -> Meaning:
-    """What the scores mean, from the file that `recipes.small.meaning` wrote; without it, every threshold is 0.5.
+    """The Meaning in the file that `recipes.small.meaning` wrote; without a file, every threshold is 0.5.
 
-    reasons: how many of `reasons.REASONS` the network tells.
+    reasons: how many of `reasons.REASONS` the network gives.
     """
     found = json.loads(path.read_text()) if path else {}
     thresholds = found.get("thresholds", {})
@@ -59,11 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--quality", required=True, type=Path, help="weights of recipes.small.learn")
     parser.add_argument("--depth", required=True, type=Path, help="weights of the depth network")
-    parser.add_argument("--out", required=True, type=Path, help="the bundle's directory; its name is the bundle's")
+    parser.add_argument("--out", required=True, type=Path, help="the bundle's directory, named like the bundle")
     parser.add_argument("--meaning", type=Path, help="JSON of recipes.small.meaning")
     parser.add_argument("--card", type=Path, help="JSON object of figures for the manifest's model card")
     parser.add_argument("--licence", default=WITH_BIQ, help="default: %(default)s")
-    parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     o = parser.parse_args(arguments)
     from dgiqa.nn.bundling import build_bundle
     from dgiqa.nn.checkpoints import load_dgiqa, load_small_depth
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             depth=load_small_depth(str(o.depth)),
             preprocess=SMALL_PREPROCESS,
             name=o.out.name,
-            title="DGIQA's architecture with small numbers, trained on what people said; not the paper's weights",
+            title="A small version of DGIQA's architecture, trained on people's opinions; not the paper's weights",
             licence=o.licence,
             source="trained by this project; see docs/model-card.md",
             meaning=meaning_of(o.meaning, quality.config.reasons),

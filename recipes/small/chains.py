@@ -1,19 +1,20 @@
-"""Photographs become groups of ever worse pictures, as cameras, phones and sites make them, with labels and reasons.
+"""Photographs become groups of worse and worse pictures, like those of cameras, phones and sites, with labels.
 
     python -m recipes.small.chains --root BIQ2021 --opinions data/opinions --depth depth.onnx --out data/chains
     python -m recipes.small.chains --pictures CLEAN --depth depth.onnx --out data/chains         (without BIQ2021)
 
-One group is one photograph four times, from ordinary to bad. Every picture, the first one too, is at last saved by an
-ordinary encoder at random quality (`encoding.ordinary`), so that the score cannot lean on how a picture was stored.
+One group is one photograph four times, from ordinary to bad. Finally every picture, the first one too, is saved by an
+ordinary encoder at random quality (`encoding.ordinary`), so that the score cannot depend on how a picture was stored.
+Each picture gets a label and reasons.
 
     single    one of thirty distortion types at three of its levels
-    mixture   up to three distortions in the order in which cameras make them, one more in every picture
+    mixture   up to three distortions in the order in which cameras cause them, one more in every picture
     codec     one codec at four falling qualities
     small     the picture shrunk and enlarged again by random kernels, further each time
-    night     less and less light, and the noise of the sensor
-    grey      black and white, which is no fault, before a mixture
-    steps     one codec at four qualities from invisible to poor, and no other save behind it (`--steps`)
-    nothing   a covered lens or a blank wall, with the noise of a sensor: nothing to see, so all four are bad
+    night     less and less light, with the sensor's noise
+    grey      black and white, which is no fault, then a mixture
+    steps     one codec at four qualities from invisible to poor, with no other save after it (`--steps`)
+    nothing   a covered lens or a blank wall, with a sensor's noise: there is nothing to see, so all four are bad
 """
 
 from __future__ import annotations
@@ -55,16 +56,16 @@ FIRST = (
 )
 SECOND = ("white_noise", "multiplicative_noise", "white_noise_color", "grain")
 THIRD = ("denoise", "high_sharpen", "small", "pixelate", "color_saturation_2", "brighten")
-# What the metrics leave of JPEG at KADID's five levels, and what people do.
+# The share of quality left of JPEG at KADID's five levels by the metrics, and by people.
 RECODED = ((0.16, 0.22, 0.34, 0.63, 0.7, 0.8, 1.0), (0.03, 0.1, 0.26, 0.79, 0.91, 0.96, 1.0))
 NIGHT = (0.35, 0.15, 0.06, 0.025)
 
 
 class Made:
-    """One picture of a group: its pixels, the share of quality that is left (None: the metrics say), and reasons.
+    """One picture of a group: its pixels, the share of quality left (None: to be measured by metrics), and reasons.
 
-    reference: what this and the following pictures are compared with, where it is not the photograph. cell: the type
-    and level of a single distortion. mixed: whether `share` is that of its worst part, which the metrics may lower.
+    reference: the picture that this and the following ones are compared with, if it is not the photograph. cell: the
+    type and level of a single distortion. mixed: whether `share` is its worst part's share, which metrics may lower.
     """
 
     def __init__(self, rgb: Bytes, share: float | None, reasons: dict[str, float]) -> None:
@@ -75,7 +76,7 @@ class Made:
 
 
 def grain(rgb: Bytes, level: int, rng: np.random.Generator) -> Bytes:
-    """Noise as it leaves a camera: per pixel or clustered, grey or coloured, stronger in the light."""
+    """Add noise like a camera's: per pixel or clustered, grey or coloured, possibly stronger in bright parts."""
     deviation = (2, 5, 10, 18, 30)[level - 1] * float(rng.uniform(0.8, 1.2))
     noise = rng.standard_normal(rgb.shape if rng.random() < 0.6 else (*rgb.shape[:2], 1), np.float32)
     if rng.random() < 0.5:
@@ -86,7 +87,7 @@ def grain(rgb: Bytes, level: int, rng: np.random.Generator) -> Bytes:
 
 
 def shrink(rgb: Bytes, factor: float, rng: np.random.Generator) -> Bytes:
-    """Smaller by `factor` and back, by kernels that programs use."""
+    """Shrink by `factor` and enlarge again, with kernels that programs use."""
     down = (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)[rng.integers(4)]
     up = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)[rng.integers(4)]
     height, width = rgb.shape[:2]
@@ -104,9 +105,9 @@ def apply(rgb: Bytes, kind: str, level: int, seed: int) -> Bytes:
 
 
 def group(kind: str, rgb: Bytes, rng: np.random.Generator, types: Sequence[str] = TYPES) -> list[Made]:
-    """SIZE pictures from one photograph, none better than the one before. See the top of this file.
+    """SIZE pictures from one photograph, none better than the one before it. See the top of this file.
 
-    types: what a "single" draws from.
+    types: the distortion types that "single" draws from.
     """
     seed = int(rng.integers(2**31))
     if kind == "single":
@@ -228,7 +229,7 @@ def _nothing(rgb: Bytes, rng: np.random.Generator, seed: int) -> list[Made]:
 
 
 def judge(made: list[Made], reference: Bytes, scale: Scale) -> list[float]:
-    """Share of quality left of every picture before it is stored, never rising within the group."""
+    """The share of quality left of every picture before it is saved, never rising within the group."""
     shares, worst = [], 1.0
     for one in made:
         if one.reference is not None:
@@ -247,7 +248,7 @@ def compared(rgb: Bytes) -> Bytes:
 
 
 def _measured(one: Made, reference: Bytes, scale: Scale) -> float:
-    """The share that full-reference metrics say is left of a picture."""
+    """The share of quality left of a picture, by full-reference metrics."""
     values = full_reference(reference, compared(one.rgb)[None])
     found = float(scale(values)[0])
     if one.cell:
@@ -273,7 +274,7 @@ def fit_scale(pictures: Sequence[Bytes], rng: np.random.Generator) -> Scale:
 
 
 def scale_beside(out: Path, sources: Sequence[tuple[Path, float]]) -> Scale:
-    """The scale of every folder beside `out`; the first of them fits it to the best of its photographs."""
+    """The scale that `out` shares with its sibling folders; the first of them fits it to its best photographs."""
     file = out.parent / "scale.json"
     if not file.exists():
         best = sorted(sources, key=lambda source: -source[1])[:400]
@@ -283,7 +284,7 @@ def scale_beside(out: Path, sources: Sequence[tuple[Path, float]]) -> Scale:
 
 
 def judged_photographs(root: Path, opinions: Path) -> list[tuple[Path, float]]:
-    """Training photographs that people find at least passable, and their opinion; none that `learn` watches."""
+    """Training photographs that people find at least passable, with their opinion; none of `learn`'s validation."""
     labels = working.load(opinions)[2]
     kept = np.random.default_rng(7).permutation(len(labels["mos"]))[VALIDATION:]
     paths = {record.name: record.path for record in load_dataset("biq2021", root).part(TRAIN).records}
@@ -292,13 +293,13 @@ def judged_photographs(root: Path, opinions: Path) -> list[tuple[Path, float]]:
 
 
 def clean_photographs(folder: Path, worth: float) -> list[tuple[Path, float]]:
-    """Every picture of a folder, whose opinion nobody asked for."""
+    """Every picture of a folder, with `worth` as its opinion."""
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".webp"))
     return [(path, worth) for path in files]
 
 
 def shares_with(singles: float) -> tuple[float, ...]:
-    """The share of groups of every kind, where `singles` of all have one distortion type."""
+    """The share of groups of every kind, where `singles` is the share of those with one distortion type."""
     return (singles, *(share * (1 - singles) / (1 - SHARES[0]) for share in SHARES[1:]))
 
 
@@ -309,13 +310,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, help="folder of BIQ2021")
     parser.add_argument("--opinions", type=Path, help="working pictures of its opinions")
     parser.add_argument("--pictures", type=Path, help="instead of both: a folder of clean photographs")
-    parser.add_argument("--worth", type=float, default=0.8, help="opinion that they are taken to have; default: 0.8")
+    parser.add_argument("--worth", type=float, default=0.8, help="their assumed opinion; default: 0.8")
     parser.add_argument("--depth", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--groups", type=int, default=3200)
     parser.add_argument("--singles", type=float, default=SHARES[0], help="share of groups with one distortion type")
-    parser.add_argument("--types", nargs="+", choices=TYPES, default=TYPES, help="what they draw from; default: all")
-    parser.add_argument("--steps", action="store_true", help="groups of one codec in small steps, and nothing else")
+    parser.add_argument(
+        "--types", nargs="+", choices=TYPES, default=TYPES, help="types that they draw from; default: all"
+    )
+    parser.add_argument("--steps", action="store_true", help="only groups of one codec in small steps")
     parser.add_argument("--seed", type=int, default=0)
     o = parser.parse_args(arguments)
     if (o.root and o.opinions and not o.pictures) == (o.pictures is not None):
@@ -334,7 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scale, network, shares_of_kinds = scale_beside(o.out, sources), working.Depth(o.depth), shares_with(o.singles)
     done = 0
     found: dict[str, list[object]] = {"label": [], "reasons": [], "source": [], "kind": []}
-    if (o.out / "labels.npz").exists():  # of a run that was stopped: go on behind its last whole hundred
+    if (o.out / "labels.npz").exists():  # of a stopped run: go on after its last complete hundred
         rgb, depth, earlier = working.load(o.out, "r+")
         found = {name: list(earlier[name]) for name in found}
         done = len(found["label"]) // SIZE

@@ -1,4 +1,4 @@
-"""What Depth-CAR adds: runs of `learn` that differ in nothing else, judged by pictures that none of them saw.
+"""Measures Depth-CAR's benefit by runs of `learn` with no other difference, on pictures that none of them saw.
 
     for seed in 0 1 2; do
         L="python -m recipes.small.learn --opinions data/opinions --judged 32 --pairs 0 --same 0 --steps 300"
@@ -10,7 +10,7 @@
         --out bench/results/depth-car.json
 
 Three questions, as the paper asks them: people's opinions of the test photographs (section 5.1), simulations of natural
-distortions (section 5.2), and another set, of which only the mean opinion of each type and level is known (KADID-10k).
+distortions (section 5.2), and another set, for which only the mean opinion of each type and level is known (KADID-10k).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--depth", type=Path, required=True, help="depth network, ONNX")
     parser.add_argument("--with", type=Path, nargs="+", required=True, dest="with_car", help="weights with Depth-CAR")
     parser.add_argument("--without", type=Path, nargs="+", required=True, help="weights of the same seeds without it")
-    parser.add_argument("--most", type=int, default=8, help="clean pictures that are used; default: %(default)s")
+    parser.add_argument("--most", type=int, default=8, help="clean pictures to use; default: %(default)s")
     parser.add_argument("--out", type=Path, required=True)
     o = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -90,7 +90,7 @@ def _seen(pictures: Iterable[NDArray[np.uint8]], count: int, depth: working.Dept
 def _distorted(
     clean: Sequence[NDArray[np.uint8]], kinds: Sequence[str], depth: working.Depth, folder: Path
 ) -> tuple[Pictures, NDArray[np.float64]]:
-    """Every picture with every type at every level, and the share of quality that people leave each on average."""
+    """Every picture with every type at every level, and the mean share of quality left of each, by people."""
     cells = [(kind, level, n) for kind in kinds for level in range(1, LEVELS + 1) for n in range(len(clean))]
     made = (distort(clean[n], kind, level, n) for kind, level, n in cells)
     return _seen(made, len(cells), depth, folder), np.array([HUMAN[kind][level - 1] for kind, level, _ in cells])

@@ -1,9 +1,9 @@
 """Depthwise convolutions whose gradients a CPU computes quickly, for training EfficientNets in bfloat16.
 
-oneDNN's gradient of a strided depthwise convolution in bfloat16 takes thirty times its forward pass, and that of a
-5x5 kernel's weights fifty times: two thirds of a step of Lite0. Both have an exact way round: the gradient of the input
-is a plain depthwise convolution of the gradient with zeros between its values, and that of the weights is quicker in
-float32. A step takes half the time.
+oneDNN's gradient of a strided depthwise convolution in bfloat16 takes thirty times its forward pass, and the gradient
+of a 5x5 kernel's weights fifty times: two thirds of a step of Lite0. Both have an exact workaround: the gradient of the
+input is a plain depthwise convolution of the gradient with zeros between its values, and the gradient of the weights is
+quicker in float32. A step then takes half the time.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _of_weight(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding
 
 
 def quicken(network: nn.Module) -> nn.Module:
-    """Let every depthwise convolution of `network` compute its gradients as above; changes it in place."""
+    """Change `network` in place so that every depthwise convolution computes its gradients as above."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
             module.forward = _forward_of(module)  # type: ignore[method-assign]

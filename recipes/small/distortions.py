@@ -1,13 +1,13 @@
-"""Turns a picture into a worse one: thirty distortion types at five levels of growing severity.
+"""Makes a picture worse: thirty distortion types at five levels of growing severity.
 
-The first 25 types are those of KADID-10k (Lin et al., QoMEX 2019) in its order. The last five imitate what the paper's
-natural-distortion test (section 5.2) photographs and KADID lacks: haze, low light, lens flare, and blur of a scene with
-depth, by camera motion and by defocus.
+The first 25 types are those of KADID-10k (Lin et al., QoMEX 2019) in its order. The last five imitate the paper's test
+of natural distortions (section 5.2), which KADID lacks: haze, low light, lens flare, and blur of a scene with depth, by
+camera motion and by defocus.
 
 Two promises hold for every type, because labels and ranking losses build on them:
-- The result depends on (image, kind, level, seed, depth) only.
+- The result depends only on (image, kind, level, seed, depth).
 - One seed fixes angles, places, colours and noise fields for all levels, and the level scales or extends them, so that
-  the levels of one picture differ in nothing but severity. The tests measure that the error rises with the level.
+  the levels of one picture differ only in severity. The tests measure that the error rises with the level.
 
 This is a reimplementation, not KADID's MATLAB code. Level parameters are KADID's where its levels are visible and
 ordered; it differs here:
@@ -16,7 +16,7 @@ ordered; it differs here:
     color_saturation_2               KADID's factor 1 at level 1 is the identity: ours starts at 1.4
     color_saturation_1               KADID's .4 .2 .1 0 -.4 kept: their distance from 1 grows, so they are ordered
     color_shift                      the whole green channel moves, not only near edges
-    denoise                          non-local means takes DnCNN's place (a classical method, no network weights),
+    denoise                          non-local means replaces DnCNN (a classical method without network weights),
                                      after the noise of white_noise
     mean_shift                       KADID goes +.15 .08 0 -.08 -.15: our magnitude grows, the sign comes from the seed
     contrast_change                  KADID goes +.3 .15 0 -.4 -.6: ours only loses contrast, more at each level
@@ -55,9 +55,9 @@ def distort(
     """Return `image` (uint8 [H,W,3] RGB) with one distortion, same shape and dtype.
 
     kind: one of `TYPES`. level: 1 (mildest) to 5. seed: non-negative; draws everything random.
-    depth: f32 [H,W] in [0,1], larger = nearer; only haze, depth_motion_blur and depth_defocus look at it. None stands
+    depth: f32 [H,W] in [0,1], larger = nearer; only haze, depth_motion_blur and depth_defocus use it. None stands
     for a ground plane: the top row is the farthest, the bottom row the nearest.
-    strength: taken instead of the level's, in the units of `EFFECTS`.
+    strength: replaces the level's, in the units of `EFFECTS`.
     Raises ValueError for an unknown kind or level, arrays of another shape or dtype, and a depth that is not finite.
     """
     _check(image, kind, level, depth)
@@ -101,7 +101,7 @@ def _motion_blur(image: Array, length: float, rng: Generator, depth: Array) -> A
 
 
 def _color_diffusion(image: Array, sigma: float, rng: Generator, depth: Array) -> Array:
-    """Blur a and b of Lab: colours run over edges, lightness stays."""
+    """Blur a and b of Lab: colours run across edges, lightness stays."""
     lab = cv2.cvtColor(image, cv2.COLOR_RGB2Lab)
     lab[..., 1:] = cv2.GaussianBlur(lab[..., 1:], (0, 0), sigma)
     return cv2.cvtColor(lab, cv2.COLOR_Lab2RGB)
@@ -207,7 +207,7 @@ def _jitter(image: Array, pixels: float, rng: Generator, depth: Array) -> Array:
 
 
 def _non_eccentricity_patch(image: Array, count: float, rng: Generator, depth: Array) -> Array:
-    """Replace square patches by what lies between a quarter and a whole patch beside them, in both directions."""
+    """Replace square patches by pixels from a quarter to a whole patch away, in both directions."""
     (height, width), size = image.shape[:2], _scaled_size(16, image.shape)
     cells = _grid_cells(image.shape, size, rng)
     moves = rng.integers(-(-size // 4), size + 1, (len(cells), 2)) * rng.choice([-1, 1], (len(cells), 2))

@@ -1,7 +1,7 @@
-"""A picture is saved and opened again, as cameras, phones, sites and video services do: u8 [H,W,3] -> the same shape.
+"""Saves a picture and opens it again, as cameras, phones, sites and video services do: u8 [H,W,3] -> the same shape.
 
 Codecs: jpeg (4:2:0 or 4:4:4), webp, avif (AV1), jp2, and one frame of h264 or hevc. A quality is in the codec's own
-terms: 1..100 for stills, CRF 0..51 for video, where more is worse.
+terms: 1..100 for stills; CRF 0..51 for video, where higher is worse.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Bytes = NDArray[np.uint8]
-# From hardly visible to beyond use, four steps each.
+# Four steps each, from hardly visible to unusable.
 SERIES = {
     "jpeg": (80, 40, 15, 6),
     "webp": (75, 35, 10, 1),
@@ -55,7 +55,7 @@ def save(rgb: Bytes, codec: str, quality: float, full_chroma: bool = False) -> B
 
 
 def ordinary(rgb: Bytes, rng: np.random.Generator) -> Bytes:
-    """As most pictures are stored: lossless one time in five, else one codec at a quality that people accept."""
+    """Save as most pictures are stored: lossless one time in five, else by one codec at an acceptable quality."""
     draw = rng.random()
     if draw < 0.2:
         return rgb

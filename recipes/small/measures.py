@@ -1,9 +1,9 @@
-"""What the default model is worth: every figure of its card, each from pictures that it never saw.
+"""Measures the default model: every figure of its card, each on pictures that it never saw.
 
     python -m recipes.small.measures --bundle runs/small/bundle --biq BIQ2021 --clean FOLDER --large FOLDER \\
         --out bench/results/model-card.json
 
-Opinions come first: what people said about photographs. The others start from clean photographs (`--clean`; CID22's
+First come people's opinions of photographs. The other figures start from clean photographs (`--clean`; CID22's
 validation part and Kodak's, say), distort and save them as users do, and score the files. `--only NAME` runs one part.
 """
 
@@ -40,7 +40,7 @@ from recipes.small.distortions import KADID_TYPES, distort
 
 Bytes = NDArray[np.uint8]
 Float = NDArray[np.float64]
-GOOD, FAIR = 0.7, 0.5  # mean opinions, 0..1, that are called so in card and presets
+GOOD, FAIR = 0.7, 0.5  # mean opinions, 0..1, for these words in card and presets
 ENCODINGS: dict[str, Callable[[Bytes], Bytes]] = {
     "PNG": lambda a: a,
     "JPEG 95": lambda a: encoding.save(a, "jpeg", 95),
@@ -89,7 +89,7 @@ class Judge:
 
 
 def opinions(judge: Judge, rows: Sequence[tuple[Path, float]]) -> dict[str, Any]:
-    """Correlation with people's mean opinion, each with a bootstrap interval of 95 %; what a threshold lets pass."""
+    """Correlations with people's mean opinion, with 95 % bootstrap intervals, and the shares that pass thresholds."""
     scored = judge.full(path for path, _ in rows)
     found = np.array([s.value for s in scored])
     wanted = np.array([mos for _, mos in rows])
@@ -116,12 +116,12 @@ def opinions(judge: Judge, rows: Sequence[tuple[Path, float]]) -> dict[str, Any]
 
 
 def pass_curve(scores: Float) -> list[float]:
-    """Share of scores f [n] of at least 0.00, 0.01, ..., 1.00."""
+    """The share of scores f [n] that are at least 0.00, 0.01, ..., 1.00."""
     return [round(float((scores >= t).mean()), 4) for t in np.linspace(0, 1, 101).round(2)] if len(scores) else []
 
 
 def kinds_of(path: Path, attributes: Any) -> set[str]:
-    """What a photograph is, by rules that are measured: grey, dark on the whole, sharp in a small part only."""
+    """The kinds of a photograph, by measured rules: grey, dark on the whole, sharp only in a small part."""
     light = cv2.cvtColor(read_rgb(path), cv2.COLOR_RGB2GRAY).astype(np.float32)
     detail = cv2.resize(np.abs(cv2.Laplacian(light, cv2.CV_32F)), (16, 16), interpolation=cv2.INTER_AREA)
     rules = {
@@ -133,7 +133,7 @@ def kinds_of(path: Path, attributes: Any) -> set[str]:
 
 
 def saves(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
-    """Of level 5 of each bad type in each encoding: AUC against clean pictures so saved, and the shift against PNG."""
+    """For level 5 of each bad type in each encoding: AUC against clean pictures in it, and the shift from PNG."""
     base = {name: judge(save(a) for a in clean) for name, save in ENCODINGS.items()}
     clean_scores = {name: _summary(v) | {"scores": v.round(4).tolist()} for name, v in base.items()}
     result: dict[str, Any] = {"clean": clean_scores}
@@ -158,7 +158,7 @@ def auc(good: Float, bad: Float) -> float:
 
 
 def additions(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
-    """How far a further blur, noise, darkness or compression raises the score of clean and of spoilt pictures."""
+    """How much a further blur, noise, darkness or compression raises the score of clean and of distorted pictures."""
     result, rng = {}, np.random.default_rng(5)
     bases = [
         *clean,
@@ -185,7 +185,7 @@ def additions(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
 
 
 def unseen(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
-    """How far the score moves with changes that nobody sees."""
+    """How far invisible changes move the score."""
     rng = np.random.default_rng(6)
     bases = [*clean, *(chains.apply(a, BAD[n % len(BAD)], 3, n) for n, a in enumerate(clean))]
     before = judge(bases)
@@ -221,7 +221,7 @@ def sizes(judge: Judge, large: Sequence[Bytes]) -> dict[str, Any]:
 
 
 def details(judge: Judge, large: Sequence[Bytes]) -> dict[str, Any]:
-    """Faults of the size of a pixel in large pictures: mean score of the whole picture, and of its middle square."""
+    """Mean scores of large pictures with faults of the size of a pixel: of the whole picture, and of its middle."""
     rng = np.random.default_rng(6)
     faults: dict[str, Callable[[Bytes], Bytes]] = {
         "none": lambda a: a,
@@ -254,7 +254,7 @@ def _reduced(a: Bytes, side: int) -> Bytes:
 
 
 def video(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
-    """Does the score fall with every step of the quantiser? And is what is in focus above what is not?"""
+    """How often the score falls with a step of the quantiser, and is higher in focus than out of focus."""
     result: dict[str, Any] = {}
     steps = (12, 20, 28, 36, 44)
     for codec, series in (("h264", steps), ("hevc", steps), ("avif", (85, 65, 45, 25, 8))):
@@ -272,7 +272,7 @@ def video(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
 
 
 def decoders(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
-    """How far apart the scores of one frame are by this package's decoding, FFmpeg's program and OpenCV, per codec."""
+    """The largest difference of a frame's scores between decoding by this package, FFmpeg and OpenCV, by codec."""
     import imageio_ffmpeg
 
     result = {}
@@ -295,7 +295,7 @@ def decoders(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
 
 
 def _write_clip(file: Path, pictures: Sequence[Bytes], encoder: str, options: dict[str, str]) -> None:
-    """Every picture as one frame of CLIP pixels, in the colours that its header names."""
+    """Write every picture as one frame of CLIP pixels, in the colours that the header names."""
     import av
 
     with av.open(str(file), "w") as container:
@@ -331,9 +331,9 @@ def special(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
 
 
 def series(judge: Judge, clean: Sequence[Bytes], scale_file: Path | None) -> dict[str, Any]:
-    """KADID's types at five levels: how often neighbours are in order, and SROCC with people's mean opinion.
+    """KADID's types at five levels: how often neighbouring levels are in order, and SROCC with people's mean opinion.
 
-    scale_file: of `chains`; SROCC is then also with the labels that `chains` would give these pictures, each its own.
+    scale_file: of `chains`; adds SROCC with the labels that `chains` would give each of these pictures.
     """
     result, everything, human, labels = {}, [], [], []
     from recipes.small.labels import full_reference
@@ -362,7 +362,7 @@ def series(judge: Judge, clean: Sequence[Bytes], scale_file: Path | None) -> dic
 
 
 def depth(judge: Judge, pairs: Path | None) -> dict[str, dict[str, float]]:
-    """Rank correlation of the depth network with the true disparity of real pairs, beside "lower is nearer"."""
+    """Rank correlation of the depth network, and of "lower is nearer", with the true disparity of real pairs."""
     from dgiqa.preprocess import depth_input
     from dgiqa.runtime.session import open_session
     from dgiqa.spec import DEPTH_FILE, DEPTH_INPUT, DEPTH_OUTPUT
@@ -381,7 +381,7 @@ def depth(judge: Judge, pairs: Path | None) -> dict[str, dict[str, float]]:
 
 
 def reason_pictures(clean: Sequence[Bytes], seed: int, rounds: int = 20) -> tuple[list[Bytes], Float]:
-    """Chains of clean pictures, saved as users save them, and their reasons f [n,K]: 1 is there, 0.5 undecided."""
+    """Chains of clean pictures, saved as users save them, and their reasons f [n,K]: 1 is present, 0.5 undecided."""
     rng = np.random.default_rng(seed)
     groups = (
         chains.group(chains.KINDS[rng.choice(len(chains.KINDS), p=chains.SHARES)], a, rng)
@@ -403,7 +403,7 @@ def saved_chains(groups: Iterable[list[chains.Made]], rng: np.random.Generator) 
 
 
 def reasons(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
-    """Mean average precision of the reasons, over mixtures of unseen pictures; what their thresholds find and miss."""
+    """Mean average precision of the reasons on chains of unseen pictures; recall and precision at their thresholds."""
     from recipes.small.reasons import REASONS
 
     found, truth = reason_pictures(clean, 9)
@@ -414,7 +414,7 @@ def reasons(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
     truth = truth[:, [REASONS.index(name) for name in names]]
     probability = np.array([[s.reasons[name] for name in names] for s in scored])
     told = np.array([[name in s.faults for name in names] for s in scored])
-    there = (truth == 1).any(0)  # among few pictures one may not occur
+    there = (truth == 1).any(0)  # few pictures may lack one
     each = {name: average_precision(probability[:, k], truth[:, k]) for k, name in enumerate(names) if there[k]}
     return {
         "pictures": len(found),
@@ -425,7 +425,7 @@ def reasons(judge: Judge, clean: Sequence[Bytes]) -> dict[str, Any]:
 
 
 def _found_and_right(told: NDArray[np.bool_], truth: Float) -> dict[str, float]:
-    """Share of the pictures with a fault of which it is told, and share of what is told that is true."""
+    """The share of faults that are named (recall), and the share of named faults that are real (precision)."""
     hits = float((told & (truth == 1)).sum())
     there, said = float((truth == 1).sum()), float((told & (truth != 0.5)).sum())
     return {"recall": hits / there if there else 1.0, "precision": hits / said if said else 1.0}
@@ -470,8 +470,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--clean", type=Path, required=True)
     parser.add_argument("--large", type=Path)
     parser.add_argument("--stereo", type=Path, help="folder of real pairs: NAME_left.png, NAME_gt.png (disparity)")
-    parser.add_argument("--scale", type=Path, help="scale.json beside the chains, for the labels of single distortions")
-    parser.add_argument("--most", type=int, default=30, help="clean pictures that are used")
+    parser.add_argument("--scale", type=Path, help="scale.json of the chains, for the labels of single distortions")
+    parser.add_argument("--most", type=int, default=30, help="clean pictures to use")
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--out", type=Path, required=True)
     o = parser.parse_args(arguments)
@@ -492,7 +492,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parts["details"] = lambda: details(judge, read(o.large, 10))
     weights = judge.scorer.bundle.manifest["files"][QUALITY_FILE]["sha256"]
     stored = json.loads(o.out.read_text()) if o.out.exists() else {}
-    if stored.get("weights") != weights:  # another model's figures; presets and names may change
+    if stored.get("weights") != weights:  # another model's figures; presets and names alone may change
         stored = {"weights": weights}
     for name in o.only or parts:
         stored[name] = parts[name]()

@@ -2,7 +2,7 @@
 
     python -m recipes.small.opinions --root BIQ2021 --depth depth.onnx --out data/opinions
 
-A run that was stopped begins anew: the whole takes two minutes.
+A run that was stopped starts from the beginning: it takes two minutes in all.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What other programs' scores have to do with people's opinion, on BIQ2021's test photographs.
+"""How other programs' scores agree with people's opinions, on BIQ2021's test photographs.
 
     python -m recipes.small.peers --python peers/bin/python --biq BIQ2021 --out bench/results/opinion-peers.json
 
 `--python` is the interpreter of an environment with `pip install image-quality-ai==0.1.0 capturetrust==1.0.0`. `--every
-N` looks at each N-th photograph only. This file is both sides: run as a module, it asks; run by that interpreter, it
-answers, and then it needs nothing of this package.
+N` scores only each N-th photograph. This file is both sides: run as a module, it asks; run by that interpreter, it
+answers, and then it needs nothing else of this package.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--python", type=Path, required=True, help="interpreter of the peers' environment")
     parser.add_argument("--biq", type=Path, required=True, help="folder of BIQ2021, whose test part is scored")
     parser.add_argument("--every", type=int, default=1, help="score each N-th photograph  [%(default)s]")
-    parser.add_argument("--bundle", action="append", default=[], help="also an own bundle, an earlier one, say")
+    parser.add_argument("--bundle", action="append", default=[], help="also score a bundle, such as an earlier one")
     parser.add_argument("--out", type=Path, required=True)
     o = parser.parse_args(arguments)
     from dgiqa.nn.datasets import TEST, load_dataset
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def correlations(found: Any, wanted: Any) -> dict[str, Any]:
-    """SROCC, PLCC and KROCC with mean opinions, f [n] each, and an interval of 95 % by bootstrap of the first."""
+    """SROCC, PLCC and KROCC with mean opinions, f [n] each, and a 95 % bootstrap interval of the first."""
     import numpy as np
 
     from dgiqa.metrics import krocc, plcc, srocc
@@ -67,7 +67,7 @@ def correlations(found: Any, wanted: Any) -> dict[str, Any]:
 
 
 def ask(python: Path, peer: str, paths: Sequence[str]) -> list[float]:
-    """A peer's score of every file. RuntimeError with the last lines of what it said, if it failed."""
+    """A peer's score of every file. Raises RuntimeError, with the end of its error output, if it fails."""
     command = [str(python), __file__, peer]
     done = subprocess.run(command, input=json.dumps(paths), capture_output=True, text=True, check=False)
     if done.returncode:

@@ -2,10 +2,10 @@
 
     python -m recipes.small.photographs --out PHOTOS
 
-Needs apt-get and dpkg-deb; some 600 MB come down, nothing is installed. Photographs, not drawings; none that is black
-and white, out of focus all over or noisy, because all of them stand as pristine. GCompris keeps its photographs in Qt
-resource files, which `qt_resources` reads. Each package's copyright file (usr/share/doc/PACKAGE/copyright) names the
-authors and the licence of each picture.
+Needs apt-get and dpkg-deb; it downloads some 600 MB and installs nothing. The pictures are photographs, not drawings,
+and none is black and white, completely out of focus or noisy, because all serve as pristine pictures. GCompris keeps
+its photographs in Qt resource files, which `qt_resources` reads. Each package's copyright file
+(usr/share/doc/PACKAGE/copyright) names the authors and the licence of each picture.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dgiqa.errors import DgiqaError
 from dgiqa.nn.commands import exit_code
 from dgiqa.store import replacing
 
-SHRINK = 0.75  # of pictures that were compressed until it shows at full size
+SHRINK = 0.75  # for pictures whose compression shows at full size
 COMPRESSED = ("gcompris-qt-data", "palapeli-data")
 
 _PLASMA = "BytheWater ColorfulCups DarkestHour EveningGlow FallenLeaf Kite OneStandsOut Path summer_1am"
@@ -58,7 +58,7 @@ def _resource(activity: str, folder: str, names: str) -> tuple[str, ...]:
     return _paths(f"usr/share/gcompris-qt/rcc/{activity}.rcc:{folder}/{{}}.webp", names)
 
 
-# Package -> its pictures: paths in it, and after a colon the end of the path inside that resource file.
+# Package -> its pictures: paths in the package, with the end of the path in a resource file after a colon.
 PICTURES: Mapping[str, Sequence[str]] = {
     "mate-backgrounds": _paths("usr/share/backgrounds/mate/{}.jpg", _MATE),
     "plasma-workspace-wallpapers": _paths("usr/share/wallpapers/{}/contents/images/2560x1600.jpg", _PLASMA),
@@ -80,9 +80,9 @@ PICTURES: Mapping[str, Sequence[str]] = {
 
 
 def collect(package: str, unpacked: Path, out: Path) -> int:
-    """Write the package's pictures into a folder as PACKAGE-NAME.png, skipping those that are there; how many it has.
+    """Write the package's pictures into a folder as PACKAGE-NAME.png unless they exist; returns how many it has.
 
-    unpacked: what `dpkg-deb -x` made of the package.
+    unpacked: the folder into which `dpkg-deb -x` unpacked the package.
     Raises DgiqaError for a picture that is not in it or cannot be decoded.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def collect(package: str, unpacked: Path, out: Path) -> int:
 
 
 def _name(picture: str) -> str:
-    """A file name for it: its own, or its folder's where all pictures of a package are called alike."""
+    """A picture's file name: its own, or its folder's if all pictures of a package have the same name."""
     path, _, inside = picture.partition(":")
     if "/wallpapers/" in path:
         return Path(path).parts[3]
@@ -126,19 +126,19 @@ def _bytes_of(picture: str, unpacked: Path) -> bytes:
 def qt_resources(content: bytes) -> Iterator[tuple[str, bytes]]:
     """The uncompressed files of a Qt resource file (.rcc, format versions 1 to 3): path, bytes.
 
-    Raises DgiqaError if it is no such file.
+    Raises DgiqaError for any other file.
     """
     try:
         magic, version, tree, data, names = struct.unpack_from(">4s4I", content)
         if magic != b"qres" or version not in (1, 2, 3):
             raise DgiqaError(f"got {magic!r}, version {version}; wanted a Qt resource file of version 1 to 3")
         entry_size = 14 if version == 1 else 22
-        waiting = [(0, "")]  # entry, path of the folder it lies in
+        waiting = [(0, "")]  # entry, path of its folder
         seen = set[int]()
         while waiting:
             index, parent = waiting.pop()
             if index in seen:
-                raise DgiqaError(f"the Qt resource file is damaged: entry {index} lies in two folders")
+                raise DgiqaError(f"the Qt resource file is damaged: entry {index} is in two folders")
             seen.add(index)
             entry = tree + index * entry_size
             name_at, flags = struct.unpack_from(">IH", content, entry)
@@ -163,19 +163,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m recipes.small.photographs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the photographs; what is there is kept")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the photographs; existing ones are kept")
     options = parser.parse_args(arguments)
     return exit_code(lambda: gather(options.out))
 
 
 def gather(out: Path) -> None:
-    """Every package's pictures into a folder. Raises DgiqaError for a package that cannot be had."""
+    """Collect every package's pictures in a folder. Raises DgiqaError for a package that is not available."""
     for package in PICTURES:
         _gather(package, out)
 
 
 def _gather(package: str, out: Path) -> None:
-    """Download and unpack a package and collect its pictures, unless all of them are there."""
+    """Download and unpack a package and collect its pictures, unless all of them exist."""
     if all(_target(package, picture, out).exists() for picture in PICTURES[package]):
         print(f"{package}: all there", file=sys.stderr, flush=True)
         return

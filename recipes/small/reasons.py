@@ -1,4 +1,4 @@
-"""What is wrong with a made picture, by reason: what every distortion type is called, and from which level on."""
+"""The reasons of a made picture: the name of every distortion type's fault, and from which level on it counts."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ WHY = {
 
 
 def certain(share: float) -> float:
-    """How sure a reason is, when its distortion leaves `share` of the quality: named from 0.8 down, not above 0.93."""
+    """How certain a reason is if its distortion leaves `share` of the quality: 1 below 0.8, 0 above 0.93, else 0.5."""
     return 1.0 if share < 0.8 else 0.0 if share > 0.93 else 0.5
 
 
@@ -68,7 +68,7 @@ def human_share(kind: str, level: int) -> float:
 
 
 def reasons_of(kind: str, level: int, before: Bytes, after: Bytes) -> dict[str, float]:
-    """What is wrong with a picture after one distortion, by reason."""
+    """The reasons of a picture after one distortion: name -> how certain it is."""
     sure = certain(human_share(kind, level))
     if kind == "mean_shift":
         return {"bright" if after.mean() > before.mean() else "dark": sure}
@@ -79,5 +79,5 @@ def reasons_of(kind: str, level: int, before: Bytes, after: Bytes) -> dict[str, 
 
 
 def as_list(reasons: Mapping[str, float]) -> list[float]:
-    """How sure each of REASONS is, in order; 0 for what is not named."""
+    """How certain each of REASONS is, in order; 0 for a missing one."""
     return [reasons.get(name, 0.0) for name in REASONS]

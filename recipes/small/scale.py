@@ -1,11 +1,11 @@
-"""How much of a picture's quality is left after a distortion, in the terms of people: r in [0, 1].
+"""The share of a picture's quality that is left after a distortion, as people judge it: r in [0, 1].
 
 People judged KADID-10k's 25 distortion types at five levels (Lin et al., QoMEX 2019). `HUMAN` holds their mean opinion
 of each type and level, as the share of an untouched picture's. Full-reference metrics (MDSI and HaarPSI, neither
-learned) say how one picture differs from its type's mean, and what a mixture does:
+learned) say how a picture differs from its type's mean, and how much a mixture costs:
 
     single distortion:  r = HUMAN[type, level] + (f(picture) - mean of f over the type and level)
-    mixture:            r = the smaller of f(mixture) and its worst part, less a little for every further part
+    mixture:            r = the smaller of f(mixture) + 0.1 and its worst part, less a little for every further part
 
 with f the monotone map from the mean rank of both metrics to HUMAN. `label` turns r into a mean opinion score.
 """
@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 Float = NDArray[np.float64]
 
 UNTOUCHED = 4.65  # opinion of KADID's best stimuli; its scale is 1..5
-FLOOR = 0.08  # mean opinion score of a picture that nothing is left of
-# Mean opinion (1..5) per level of KADID-10k's types. Where our levels are others
-# (see `distortions`), the row is interpolated between KADID's.
+FLOOR = 0.08  # mean opinion score of a picture without any quality left
+# Mean opinion (1..5) per level of KADID-10k's types. Where our levels differ (see `distortions`), the row is
+# interpolated between KADID's.
 HUMAN_OPINION = {
     "gaussian_blur": (4.0, 3.3, 2.6, 1.9, 1.4),
     "lens_blur": (3.86, 2.65, 1.76, 1.44, 1.30),
@@ -51,7 +51,7 @@ HUMAN_OPINION = {
     "color_block": (2.69, 2.36, 2.30, 2.13, 2.04),
     "high_sharpen": (3.58, 2.64, 2.14, 1.61, 1.34),
     "contrast_change": (4.25, 4.2, 4.0, 3.3, 2.4),
-    # KADID has none of these; set to what its blurs, darkening and noise have at an equal loss.
+    # KADID lacks these types; they are set to the values of its blurs, darkening and noise at an equal loss.
     "haze": (4.0, 3.4, 2.8, 2.1, 1.5),
     "low_light": (4.0, 3.4, 2.6, 1.8, 1.2),
     "lens_flare": (4.2, 3.7, 3.0, 2.3, 1.7),
@@ -63,7 +63,7 @@ HUMAN = {kind: tuple((v - 1) / (UNTOUCHED - 1) for v in row) for kind, row in HU
 
 @dataclass(frozen=True)
 class Scale:
-    """f: [K] rank curves of each metric, and the share that is left at evenly spaced mean ranks; cells: f's means."""
+    """The map f. curves: ranks [K] of each metric; shares: those left at evenly spaced mean ranks; cells: f's means."""
 
     curves: Float
     shares: Float
@@ -89,7 +89,7 @@ class Scale:
 
 
 def fit(values: Float, kinds: list[tuple[str, int]]) -> Scale:
-    """The scale from metric values [n,2] of distortions (type, level); [n] of level 0 are untouched but recoded."""
+    """The scale from metric values [n,2] of distortions (type, level) [n]; level 0 is untouched but recoded."""
     from scipy.optimize import isotonic_regression
 
     curves = np.quantile(values, np.linspace(0, 1, 257), axis=0).T + np.arange(257) * 1e-9
@@ -115,5 +115,5 @@ def fit(values: Float, kinds: list[tuple[str, int]]) -> Scale:
 
 
 def label(opinion: float, share: float) -> float:
-    """The mean opinion score of a picture that was worth `opinion` and has `share` of it left."""
+    """The mean opinion score of a picture whose original has `opinion`, with `share` of the quality left."""
     return FLOOR + (opinion - FLOOR) * share if opinion > FLOOR else opinion

@@ -1,10 +1,10 @@
-"""Photographs that may be shown, and worse versions of them, become the pictures of the card and of "bad score".
+"""Photographs that may be shown, and worse versions of them, become the pictures of the card and of the page on scores.
 
     python -m recipes.small.sheets --bundle small [--kodak FOLDER] [--out bench/results/pictures.json] [--docs docs]
 
-writes docs/explanation/deciles.jpg (what scores 0.0 to 0.1, 0.1 to 0.2, ...), docs/failures.jpg (what is scored most
-wrongly) and a table of the latter for `recipes.small.card`. The photographs are scikit-image's and scikit-learn's, and
-Kodak's (`--kodak`), which Eastman Kodak released for unrestricted use.
+writes docs/explanation/deciles.jpg (pictures that score 0.0 to 0.1, 0.1 to 0.2, ...), docs/failures.jpg (pictures with
+the worst scores) and a table of the latter for `recipes.small.card`. The photographs are scikit-image's and
+scikit-learn's, and Kodak's (`--kodak`), which Eastman Kodak released for unrestricted use.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def versions(judge: measures.Judge, shown: dict[str, Bytes], each: int) -> list[
 
 
 def failures(found: Sequence[Version], upload: float) -> list[tuple[Version, str]]:
-    """The worst level that scores highest, and photographs that score lowest; at most two of one type."""
+    """Level 5 versions that score highest, at most two of a type, and untouched photographs that score lowest."""
     high = sorted((v for v in found if v.level == 5 and v.score >= upload), key=lambda v: -v.score)
     low = sorted((v for v in found if v.level == 0 and v.score < upload), key=lambda v: v.score)
     chosen = [(v, "the worst level, and it passes") for v in at_most(high, 2)]
@@ -105,7 +105,7 @@ def at_most(versions: Sequence[Version], count: int) -> list[Version]:
 
 
 def deciles(found: Sequence[Version]) -> list[list[Version]]:
-    """Ten rows, the best first: of every tenth of the scale COLUMNS versions at most, of as many photographs."""
+    """Ten rows, the best first: at most COLUMNS versions in each tenth of the scale, each of another photograph."""
     rng, rows = np.random.default_rng(1), []
     for tenth in reversed(range(10)):
         inside = [v for v in found if tenth / 10 <= v.score < (tenth + 1) / 10 or (tenth == 9 and v.score >= 1)]
@@ -119,7 +119,7 @@ def deciles(found: Sequence[Version]) -> list[list[Version]]:
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[Version]]]) -> Image.Image:
-    """Rows of versions under each other, each with its score, what was done to it and what the model says is wrong."""
+    """Rows of versions, one below the other, each with its score, distortion and the faults that the model names."""
     width, height = CELL[0] + 8, CELL[1] + 38
     left = 64 if any(title for title, _ in rows) else 4
     columns = max((len(row) for _, row in rows), default=1)
@@ -138,7 +138,7 @@ def sheet(rows: Sequence[tuple[str, Sequence[Version]]]) -> Image.Image:
 
 
 def _fitted(rgb: Bytes) -> Image.Image:
-    """A version cut to a cell's shape and reduced to its size."""
+    """A version, cut to a cell's shape and reduced to its size."""
     aspect, (h, w) = CELL[0] / CELL[1], rgb.shape[:2]
     ch, cw = (h, round(h * aspect)) if w / h > aspect else (round(w / aspect), w)
     y, x = (h - ch) // 2, (w - cw) // 2

@@ -1,12 +1,12 @@
-"""The head that tells reasons, fitted anew to chains while the rest of the network stays as it is.
+"""Fits the head of the reasons to chains again, while the rest of the network stays as it is.
 
     python -m recipes.small.tell --weights MEAN --root BIQ2021 --opinions data/opinions --out TOLD
     python -m recipes.small.tell --weights MEAN --pictures CLEAN --out TOLD                    (without BIQ2021)
 
 A step of `learn` sees few pictures of each fault, at scales that differ from those of scoring. Here chains of thousands
-of photographs go through preprocessing and backbone once, as they do when they are scored, and the head then learns
-from all of them in a minute. The last layer then also reads what this head reads, with weights of 0, so that
-`dgiqa-rt calibrate --adapt` can weight it.
+of photographs go through preprocessing and backbone once, as in scoring, and the head then learns from all of them in a
+minute. After that the last layer reads this head's inputs, too, with weights of 0, so that `dgiqa-rt calibrate --adapt`
+can weight them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from recipes.small.learn import network_from, to_input
 from recipes.small.measures import average_precision, reason_pictures, saved_chains
 from recipes.small.reasons import REASONS, WHY
 
-CLEAN = 0.6  # opinion above which a photograph has hardly a fault of its own that its chain would not name
+CLEAN = 0.6  # above this opinion a photograph hardly has a fault of its own, which its chain would not name
 HELD_OUT = 10  # one photograph of so many
 
 
@@ -53,14 +53,14 @@ def tile(rgb: NDArray[np.uint8], corner: int) -> NDArray[np.uint8]:
 
 @torch.inference_mode()
 def seen(network: DGIQA, tiles: NDArray[np.uint8]) -> Tensor:
-    """What the head reads of tiles u8 [n,S,S,3]: f32 [n,C]."""
+    """The head's inputs f32 [n,C] for tiles u8 [n,S,S,3]."""
     with torch.autocast("cpu", torch.bfloat16):
         maps = network.maps(to_input(tiles, tiles[..., 0])[0])
     return statistics([m.float() for m in maps])
 
 
 def gather(weights: Path, paths: Sequence[Path], workers: int) -> tuple[Tensor, NDArray[np.float32], NDArray[np.int64]]:
-    """Of one chain of each photograph: what the head reads f32 [n,C], reasons f32 [n,K], the photograph's number."""
+    """For a chain of each photograph: the head's inputs f32 [n,C], reasons f32 [n,K], the photograph's number [n]."""
     values, wanted, source = [], [], []
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         chains = pool.map(_seen, repeat(weights), count(), paths, chunksize=4)
@@ -86,9 +86,9 @@ def _seen(weights: Path, number: int, path: Path) -> tuple[NDArray[np.float32], 
 
 
 def chain_of(number: int, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """A tile of each picture of a photograph's chain, u8 [n,S,S,3], and reasons f [n,K].
+    """A tile of each picture in a photograph's chain, u8 [n,S,S,3], and the reasons f [n,K].
 
-    Every second chain has one distortion, whose reason is drawn evenly: in mixtures half of the reasons are rare.
+    Every second chain has one distortion, whose reason is drawn evenly: half of the reasons are rare in mixtures.
     """
     rgb, rng = read_rgb(path), np.random.default_rng(number)
     if number % 2:
@@ -101,7 +101,7 @@ def chain_of(number: int, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.flo
 
 
 def fit(values: Tensor, wanted: Tensor, epochs: int = 30, seed: int = 0) -> nn.Sequential:
-    """A head for values f32 [n,C] and reasons f32 [n,K]: 1 is there, 0 is not, 0.5 undecided."""
+    """A head fitted to inputs f32 [n,C] and reasons f32 [n,K]: 1 is present, 0 absent, 0.5 undecided."""
     torch.manual_seed(seed)
     head = fault_head(values.shape[1] // 2, wanted.shape[1])
     with torch.no_grad():  # each column has mean 0 and deviation 1 before the first linear layer

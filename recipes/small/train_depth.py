@@ -3,10 +3,10 @@
     python -m recipes.small.train_depth --textures DIR --out F --minutes 30
     python -m recipes.small.train_depth --textures DIR --out F --minutes 20 --resume F --height 256 --first-seed 100000
 
-The second command goes on with fresh scenes in the size that the network is used at, which cost twice the time.
+The second command goes on with new scenes in the size at which the network is used, which take twice the time.
 
-Scenes with exact inverse depth are rendered once into a work folder; the network sees them flipped, recoloured,
-distorted and under the detail of photographs, because at run time it looks at degraded pictures of a finer world. The
+Scenes with exact inverse depth are rendered once into a work folder. The network sees them flipped, recoloured,
+distorted and with the detail of photographs, because at run time it sees degraded pictures of a finer world. The
 loss is invariant to scale and shift of inverse depth, with a gradient term at several scales (after Ranftl et al. 2020,
 "Towards robust monocular depth estimation").
 """
@@ -48,7 +48,7 @@ from recipes.small.distortions import distort
 
 DepthFunction = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # rgb [H,W,3] -> relative inverse depth [H,W]
 
-# Types that change what a depth network can see and cost little; those that change it the same way are left out.
+# Types that change what a depth network can see and cost little; types with a similar effect are left out.
 DISTORTIONS = (
     "gaussian_blur",
     "motion_blur",
@@ -98,7 +98,7 @@ def render_scenes(
 
 
 def _leave_interrupts() -> None:
-    """Ctrl-C reaches every process of a terminal; the first one ends the others."""
+    """Ignore Ctrl-C, which reaches every process of a terminal: the first process ends the others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -133,7 +133,7 @@ class TrainConfig:
 
 
 class SceneDataset(Dataset):
-    """The scenes of a folder, augmented anew in each epoch: tensors rgb uint8 [H,W,3], inverse depth f32 [H,W]."""
+    """The scenes of a folder, augmented again in each epoch: tensors rgb uint8 [H,W,3], inverse depth f32 [H,W]."""
 
     def __init__(
         self, folder: str | Path, epoch: int, config: TrainConfig, photographs: Sequence[NDArray[np.uint8]] = ()
@@ -161,8 +161,8 @@ class SceneDataset(Dataset):
 def add_detail(rng: np.random.Generator, rgb: NDArray[np.uint8], photograph: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Lay the fine detail of a piece of a photograph uint8 [h,w,3] over a picture uint8 [H,W,3].
 
-    It says nothing about depth: rendered surfaces are smoother than real ones, and without it the network takes what is
-    finely textured in a photograph for something else than it is.
+    The detail is independent of depth. Rendered surfaces are smoother than real ones, and without it the network
+    misjudges the fine texture of photographs.
     """
     height, width = rgb.shape[:2]
     scale = max(height / photograph.shape[0], width / photograph.shape[1], rng.uniform(0.35, 1))
@@ -196,10 +196,10 @@ def augment(
 def depth_loss(predicted: Tensor, target: Tensor) -> Tensor:
     """Scale- and shift-invariant loss of inverse depths f32 [n,h,w]: a scalar.
 
-    Both are standardised per image; the mean absolute difference counts once, its gradients at four scales by a tenth
-    (after Ranftl et al. 2020, equation 11). At the half that is usual, all edges wrong cost as much as none drawn, and
-    the network stays blurred for long: 0.546 against 0.567 rank correlation on held-out scenes after 250 small steps.
-    Standardising the prediction, instead of laying it on the target by least squares, brought another 0.007.
+    Both are standardised per image; the mean absolute difference has weight 1, its gradients at four scales weight 0.1
+    (after Ranftl et al. 2020, equation 11). With the usual 0.5, wrong edges cost as much as missing ones, and the
+    output stays blurred for long: 0.546 against 0.567 rank correlation on held-out scenes after 250 small steps.
+    Standardising the prediction, instead of fitting it to the target by least squares, brought another 0.007.
     """
     residual = (_standard(predicted) - _standard(target)).reshape(predicted.shape)
     return residual.abs().mean() + 0.1 * sum(_gradient(residual[:, :: 1 << k, :: 1 << k]) for k in range(4))
@@ -226,9 +226,9 @@ def train(
 
     photographs: uint8 [h,w,3] RGB, whose detail is laid over the scenes; without any, the scenes stay as they are.
 
-    The weights at `out` are rewritten every two minutes and at the end, and so is OUT.state.pt, from which the same
-    call goes on after a kill; it is gone when the training has ended. Raises DgiqaError when that belongs to another
-    run, and at a loss that is no number.
+    The weights at `out` are rewritten every two minutes and at the end. So is OUT.state.pt, from which the same call
+    goes on after a kill; it is removed when the training ends. Raises DgiqaError if that file belongs to another run,
+    and if the loss is not a number.
     """
     torch.manual_seed(config.seed)
     device = device_of("auto")
@@ -276,7 +276,7 @@ def train(
 
 
 def fast_precision(device: torch.device) -> str:
-    """ "bf16" where the hardware computes in it; on a CPU that does not, it takes three times as long as "fp32"."""
+    """ "bf16" if the hardware computes in it, else "fp32", which is then three times as fast."""
     if device.type == "cuda":
         return "bf16"
     has: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
@@ -299,10 +299,10 @@ def _restore(state: Path, facts: dict[str, Any], model: nn.Module, optimizer: An
             f"{k} was {held['facts'].get(k)!r}, now {facts[k]!r}" for k in facts if held["facts"].get(k) != facts[k]
         ]
     except (WeightsError, KeyError, TypeError, AttributeError) as error:
-        raise DgiqaError(f"{state} is damaged ({type(error).__name__}); remove it to begin anew") from error
+        raise DgiqaError(f"{state} is damaged ({type(error).__name__}); remove it to start again") from error
     if differing:
         told = "; ".join(differing)
-        raise DgiqaError(f"{state} belongs to another run: {told}; use the same values, or remove it to begin anew")
+        raise DgiqaError(f"{state} belongs to another run: {told}; use the same values, or remove it to start again")
     model.load_state_dict(held["model"])
     optimizer.load_state_dict(held["optimizer"])
     step, seconds, running = held["place"]
@@ -319,9 +319,9 @@ def normalise(rgb: Tensor) -> Tensor:
 def _batches(
     folder: str | Path, config: TrainConfig, photographs: Sequence[NDArray[np.uint8]], first: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches without end from step `first` on, rgb uint8 [b,h,w,3] and depth f32 [b,h,w], each cut to its own size.
+    """Endless batches from step `first` on, rgb uint8 [b,h,w,3] and depth f32 [b,h,w], each cut to its own size.
 
-    A batch depends on the scenes, the config and its step only, so there is nothing to restore.
+    A batch depends only on the scenes, the config and its step, so there is nothing to restore.
     """
     dataset = SceneDataset(folder, 0, config, photographs)
     per_epoch = len(dataset) // config.batch
@@ -338,7 +338,7 @@ def _batches(
 
 
 def _cut_batch(rng: np.random.Generator, rgb: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
-    """A window of one random size and place, sides multiples of 32, so that no one frame is learnt by heart."""
+    """A window of random size and place, sides multiples of 32, so that no frame size is learnt by heart."""
     high, wide = depth.shape[1:]
     h, w = (int(rng.integers(max(1, n // 32 * 2 // 3), n // 32 + 1)) * 32 for n in (high, wide))
     if rng.random() < 0.5:
@@ -364,7 +364,7 @@ def predictor(model: SmallDepth) -> DepthFunction:
 
 
 def stereo_pairs(folder: Path | None = None) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.float32]]]:
-    """Left pictures u8 [H,W,3] of real pairs and their true disparities f32 [H,W], nan where unknown, by name.
+    """Name -> left picture u8 [H,W,3] of a real pair and its true disparity f32 [H,W], nan where unknown.
 
     Middlebury's motorcycle comes with scikit-image. folder: more pairs, NAME_left.png and NAME_gt.png (pixels, 0 is
     unknown).
@@ -381,7 +381,7 @@ def stereo_pairs(folder: Path | None = None) -> dict[str, tuple[NDArray[np.uint8
 
 
 def stereo_check(predict: DepthFunction, folder: Path | None = None) -> dict[str, tuple[float, float]]:
-    """Rank correlation with the true disparity of every pair: (predict's, "lower is nearer"'s) by name."""
+    """Name -> rank correlation with the true disparity of the pair: (predict's, "lower is nearer"'s)."""
     found = {}
     for name, (left, disparity) in stereo_pairs(folder).items():
         known = np.isfinite(disparity)
@@ -426,7 +426,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--learning-rate", type=float, default=TrainConfig.learning_rate)
     parser.add_argument("--scenes", type=int, default=2500, help="scenes to render before training")
     parser.add_argument("--first-seed", type=int, default=0, help="seed of the first scene")
-    parser.add_argument("--height", type=int, default=192, help="of the scenes, pixels; they are 4:3")
+    parser.add_argument("--height", type=int, default=192, help="height of the scenes in pixels; they are 4:3")
     parser.add_argument("--work", type=Path, help="folder for rendered scenes (default: OUT with the suffix .scenes)")
     parser.add_argument("--workers", type=int, default=2, help="rendering processes")
     parser.add_argument("--threads", type=int, default=1, help="torch threads; more only pay on idle cores")

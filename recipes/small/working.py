@@ -3,9 +3,9 @@
     rgb.npy u8 [n,S,S,3]   depth.npy u8 [n,D,D]   labels.npz: one array [n] or [n,k] per name
 
 All pictures are square crops, so that training reads them from memory maps without decoding. They are larger than
-scoring's working image: a tile is then reduced once, as in scoring. Reduced twice, a tile is softer than any that
-scoring sees, and a network that learned from such tiles had SROCC 0.834 instead of 0.846 on 600 photographs.
-The depth images are those of the shipped depth network, at the size of its input when it scores.
+scoring's working image, so that a tile is reduced once, as in scoring. A tile that is reduced twice is softer than any
+in scoring, and a network that learned from such tiles had SROCC 0.834 instead of 0.846 on 600 photographs.
+The depth images come from the shipped depth network, at the size of its input in scoring.
 """
 
 from __future__ import annotations
@@ -74,6 +74,6 @@ def save_labels(folder: Path, labels: Mapping[str, NDArray[Any]]) -> None:
 
 
 def load(folder: Path, mode: Literal["r", "r+"] = "r") -> tuple[Any, Any, dict[str, NDArray[Any]]]:
-    """(rgb, depth, labels) of a folder; the pictures stay on disk until they are looked at."""
+    """(rgb, depth, labels) of a folder; the pictures stay on disk until they are read."""
     labels = dict(np.load(folder / "labels.npz", allow_pickle=False))
     return np.load(folder / "rgb.npy", mmap_mode=mode), np.load(folder / "depth.npy", mmap_mode=mode), labels

@@ -1,6 +1,6 @@
 """A seed and a few photographs become a rendered picture, uint8 [H,W,3], and its exact inverse depth, f32 [H,W].
 
-A pinhole camera looks at a landscape, a street, a room, a table top or somebody close by. Every surface carries paint,
+A pinhole camera looks at a landscape, a street, a room, a table top or a person close by. Every surface has paint,
 a crop of a photograph or a procedural pattern. The pictures are sharp and free of aliasing, so that they can serve as
 pristine references as well as depth ground truth.
 

@@ -10,9 +10,9 @@ from recipes.small.scenes.textures import Image, Random
 
 
 def defocus(colour: Array, inverse: Array, focus: float, aperture: float) -> Array:
-    """Blur what lies behind the plane of inverse depth `focus` (1 is the nearest point), f32 [H,W,3].
+    """Blur everything behind the plane of inverse depth `focus` (1 is the nearest point), f32 [H,W,3].
 
-    aperture: radius of the blur at infinity, picture heights. Sharp pixels lend the blurred ones no colour, so that
+    aperture: radius of the blur at infinity, picture heights. Sharp pixels give the blurred ones no colour, so that
     edges in front stay clean.
     """
     result = colour

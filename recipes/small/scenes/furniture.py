@@ -1,7 +1,7 @@
-"""A seed becomes a piece of furniture, a machine, a plant or a person: a list of things that stand together.
+"""A seed becomes a piece of furniture, a machine, a plant or a person: a list of things that belong together.
 
-Every maker takes (rng, place) and builds around the place's foot, in its own axes: x along its front, y up, z away.
-Sizes are those of real things, so that how large something looks says how near it is.
+Every function takes (rng, place) and builds around the place's foot, in its own axes: x along its front, y up, z away.
+Sizes are real ones, so that how large something looks says how near it is.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Point = Sequence[float] | NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a piece stands: its foot, the turn about the vertical in radians, metres per unit, its materials."""
+    """A piece's place: its foot, its turn about the vertical in radians, metres per unit, its materials."""
 
     foot: Vector
     yaw: float
@@ -113,7 +113,7 @@ def table(rng: Random, place: Place) -> list[Thing]:
 
 
 def shelf(rng: Random, place: Place) -> list[Thing]:
-    """Uprights and boards, full of boxes, cans and balls."""
+    """A shelf: uprights and boards, full of boxes, cans and balls."""
     half_x, high, half_z = (float(v) for v in rng.uniform((0.35, 0.8, 0.15), (1.3, 2.2, 0.3)))
     skin = place.skin(rng)
     parts = [place.block(skin, (s * half_x, high / 2, 0), (0.02, high / 2, half_z), foot=half_z) for s in (-1, 1)]
@@ -129,7 +129,7 @@ def shelf(rng: Random, place: Place) -> list[Thing]:
 
 
 def cabinet(rng: Random, place: Place) -> list[Thing]:
-    """A closed box with doors and handles; things stand on it."""
+    """A closed box with doors and handles, and things on it."""
     half_x, half_y, half_z = (float(v) for v in rng.uniform((0.25, 0.35, 0.2), (0.9, 1.05, 0.4)))
     parts = [place.block(place.skin(rng), (0, half_y, 0), (half_x, half_y, half_z), foot=half_z)]
     door, count = place.skin(rng), int(rng.integers(1, 4))
@@ -154,7 +154,7 @@ def boxes(rng: Random, place: Place) -> list[Thing]:
 
 
 def person(rng: Random, place: Place) -> list[Thing]:
-    """Somebody who stands, with a head, hair, a body, arms and legs."""
+    """A standing person with a head, hair, a body, arms and legs."""
     coat, trousers, skin, hair = (place.skin(rng) for _ in range(4))
     lean, stride = rng.normal(0, 0.04, 2), float(rng.uniform(0.05, 0.2))
     parts = [
@@ -248,7 +248,7 @@ OUTDOORS: tuple[Callable[[Random, Place], list[Thing]], ...] = (machine, car, pe
 def _ware(
     rng: Random, place: Place, y: float, half: tuple[float, float], count: int, *, tallest: float = 0.2
 ) -> list[Thing]:
-    """`count` small things standing at height y, up to `half` from the middle in x and z."""
+    """`count` small things at height y, up to `half` from the middle in x and z."""
     parts = []
     for _ in range(count):
         x, z = (float(v) for v in rng.uniform(-1, 1, 2) * half)

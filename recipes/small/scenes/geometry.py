@@ -1,6 +1,6 @@
-"""Rays f32 [H,W] x 3 meet surfaces: where, how far, under which normal.
+"""Rays f32 [H,W] x 3 meet surfaces: the places, distances and normals.
 
-World axes: x right, y up, z forward, metres; the camera stands at (0, height, 0). A ray is
+World axes: x right, y up, z forward, metres; the camera is at (0, height, 0). A ray is
 `right * x + down * y + forward` with x and y in units of the focal length, so that the distance along it is the depth.
 A surface is a function `cast(origin, rays) -> Hits`.
 """

@@ -1,7 +1,7 @@
-"""A seed becomes a scene: a landscape, a street, a room, a table top or something seen from close by.
+"""A seed becomes a scene: a landscape, a street, a room, a table top or something close by.
 
-What must not give depth away alone varies by itself: how high the camera stands and where it looks, how textured and
-how bright a surface is, whether there is a sky, and what stands where in the picture.
+Anything that must not give depth away varies independently: the camera's height and direction, how textured and how
+bright a surface is, whether there is a sky, and what is where in the picture.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ KINDS = {"outdoor": 0.3, "room": 0.4, "table": 0.15, "close": 0.15}  # how often
 
 @dataclass(frozen=True)
 class Kit:
-    """What a scene is built with: its random numbers, its few textures, and how fine they are.
+    """The parts of a scene: its random numbers, its few textures, and how fine they are.
 
     pixels: texels a metre at depth 1 that make a texel a little smaller than a pixel.
     """
@@ -46,7 +46,7 @@ class Kit:
     pixels: float
 
     def material(self, distance: float) -> Material:
-        """One of the textures, in a shade of its own, about a texel a pixel at `distance` metres."""
+        """One of the textures in its own shade, about a texel a pixel at `distance` metres."""
         rng = self.rng
         tint = vector(rng.uniform(0.4, 1.2) * rng.uniform(0.88, 1.12, 3))
         gloss = float(rng.uniform(0.1, 0.8)) if rng.random() < 0.25 else 0.0
@@ -56,14 +56,14 @@ class Kit:
         )
 
     def place(self, x: float, z: float, *, y: float = 0.0, yaw: float | None = None, scale: float = 1.0) -> Place:
-        """A place for a piece of furniture with three to six materials; turned anyhow unless `yaw` is given."""
+        """A place for a piece of furniture with three to six materials, turned randomly unless `yaw` is given."""
         turn = float(self.rng.uniform(-np.pi, np.pi)) if yaw is None else yaw
         materials = [self.material(float(np.hypot(x, z))) for _ in range(int(self.rng.integers(3, 7)))]
         return Place((x, y, z), turn, scale, materials)
 
 
 def random_scene(rng: Random, textures: Sequence[Image], height: int) -> Scene:
-    """Some scene, its camera and what is in it; height: of the picture, pixels."""
+    """A random scene with its camera and contents. height: of the picture, pixels."""
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
     pitch, stand = {
         "outdoor": (rng.normal(0.06, 0.1), rng.uniform(0.5, 3.0)),
@@ -89,7 +89,7 @@ def random_scene(rng: Random, textures: Sequence[Image], height: int) -> Scene:
 
 
 def _room(kit: Kit, scene: Scene) -> None:
-    """Walls, what stands along them, something in the middle, and what lies about."""
+    """Walls, things along them, something in the middle, and clutter."""
     rng = kit.rng
     back = _walls(kit, scene, rng.uniform((2.5, -5, 1.0), (9, -1.0, 5)), float(rng.uniform(0.9, 2.6)))
     reach = back * 0.85
@@ -105,7 +105,7 @@ def _room(kit: Kit, scene: Scene) -> None:
 
 
 def _walls(kit: Kit, scene: Scene, sides: Array, headroom: float) -> float:
-    """A room with a back, a left and a right wall at `sides` metres; returns how far away the back wall is."""
+    """A room with a back, a left and a right wall at `sides` metres; returns the distance of the back wall."""
     rng = kit.rng
     back, left, right = (float(v) for v in sides)
     top = scene.camera.height + headroom
@@ -113,7 +113,7 @@ def _walls(kit: Kit, scene: Scene, sides: Array, headroom: float) -> float:
     scene.corners = [(1, 0.0), (2, back), (0, left), (0, right)]
     for axis, offset, distance in ((2, back, back), (0, left, 3.0), (0, right, 3.0)):
         scene.things.append(Thing(plane(axis, offset), kit.material(distance)))
-    if rng.random() < 0.6:  # photographs seldom show a ceiling, and seldom near
+    if rng.random() < 0.6:  # photographs seldom show a ceiling, and hardly ever a near one
         scene.things.append(Thing(plane(1, top), kit.material(2)))
         scene.corners.append((1, top))
     if rng.random() < 0.6:
@@ -133,7 +133,7 @@ def _walls(kit: Kit, scene: Scene, sides: Array, headroom: float) -> float:
 
 
 def _table_top(kit: Kit, scene: Scene) -> None:
-    """Small things close by: on a table whose edge is seen, or on a ground that goes on to a wall or far away."""
+    """Small things close by: on a table whose edge is visible, or on a ground that reaches to a wall or far away."""
     rng = kit.rng
     scene.span = 5.0
     reach = float(rng.uniform(0.8, 2.2))
@@ -157,7 +157,7 @@ def _table_top(kit: Kit, scene: Scene) -> None:
 
 
 def _close_by(kit: Kit, scene: Scene) -> None:
-    """Somebody or something that fills the picture in front of a room or a landscape, which is most often blurred."""
+    """A person or thing that fills the picture in front of a room or a landscape, which is most often blurred."""
     rng, camera = kit.rng, scene.camera
     if rng.random() < 0.5:
         _room(kit, scene)
@@ -181,7 +181,7 @@ def _close_by(kit: Kit, scene: Scene) -> None:
 
 
 def _outdoors(kit: Kit, scene: Scene) -> None:
-    """A landscape or a street, what stands in it, and what lies about."""
+    """A landscape or a street, the things in it, and clutter."""
     rng = kit.rng
     reach = _landscape(kit, scene)
     if rng.random() < 0.4:
@@ -208,7 +208,7 @@ def _street(kit: Kit, scene: Scene) -> None:
 
 
 def _landscape(kit: Kit, scene: Scene) -> float:
-    """Sky, haze and perhaps hills and a line of trees; returns the depth in metres up to which clutter stands."""
+    """Sky, haze and perhaps hills and a line of trees; returns the depth in metres up to which there is clutter."""
     rng = kit.rng
     tint = rng.uniform((0.65, 0.72, 0.8), (0.85, 0.88, 1.0)).astype(np.float32)
     if rng.random() < 0.25:  # dusk, dawn or a dull day
@@ -230,7 +230,7 @@ def _landscape(kit: Kit, scene: Scene) -> float:
 
 
 def _clutter(kit: Kit, camera: Camera, reach: float) -> Thing:
-    """One thing somewhere in view, up to `reach` metres away, of a size that is seen."""
+    """One thing somewhere in view, up to `reach` metres away, large enough to be seen."""
     rng = kit.rng
     x, z, distance = _ground_point(rng, camera, reach)
     size = float(np.clip(np.exp(rng.normal(np.log(0.1 * distance), 0.5)), 0.03, 3.0))  # half height, metres
@@ -261,7 +261,7 @@ def _clutter(kit: Kit, camera: Camera, reach: float) -> Thing:
 def _ground_point(rng: Random, camera: Camera, reach: float, narrow: float = 0.65) -> tuple[float, float, float]:
     """A point x, z on the ground that the camera sees within `reach` metres, and its depth; all in metres.
 
-    narrow: how far from the picture's middle it may lie to either side, picture heights.
+    narrow: how far from the picture's middle it may be to either side, picture heights.
     """
     right, down, forward = camera.axes()
     px, py = rng.uniform(-narrow, narrow) / camera.focal, rng.uniform(-0.25, 0.6) / camera.focal
@@ -275,7 +275,7 @@ def _ground_point(rng: Random, camera: Camera, reach: float, narrow: float = 0.6
 def _sky(rng: Random, tint: Array) -> Callable[[Planes], Array]:
     """A gradient from the horizon's tint to the zenith's blue, most often with clouds on a plane high above."""
     zenith = rng.uniform((0.2, 0.35, 0.6), (0.5, 0.65, 0.95)).astype(np.float32)
-    if rng.random() < 0.3:  # an even grey, or what the horizon shows but darker
+    if rng.random() < 0.3:  # an even grey, or the horizon's tint but darker
         zenith = (tint * rng.uniform(0.15, 1.1)).astype(np.float32)
     cover = float(rng.uniform(0.35, 0.75)) if rng.random() < 0.75 else 2.0
     clouds = noise(rng, (512, 512), 1.7)[..., None]

@@ -1,4 +1,4 @@
-"""A seed becomes an outline f32 [h,w], solid above 0.5: what flat upright sheets are cut along."""
+"""A seed becomes an outline f32 [h,w], solid above 0.5, along which flat upright sheets are cut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A seed and a few photographs become surfaces' textures: mip pyramids f32 [s,s,3] in [0, 1], and how they are read."""
+"""A seed and a few photographs become surfaces' textures: mip pyramids f32 [s,s,3] in [0, 1], and their reading."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def load_textures(folder: str | Path) -> list[Image]:
 
 
 def texture_image(rng: Random, textures: Sequence[Image]) -> Array:
-    """A nearly even coat of paint, a crop of a photograph (where there are any) or a procedural pattern, recoloured.
+    """A nearly even coat of paint, a crop of a photograph (if there are any) or a procedural pattern, recoloured.
 
-    Half of all surfaces are paint: depth must not be learnt as what is full of detail.
+    Almost half of all surfaces are paint, so that depth is not learnt as the amount of detail.
     """
     kind = rng.random()
     if kind < 0.45:
@@ -75,7 +75,7 @@ def _paint(rng: Random) -> Array:
 
 
 def _colour(rng: Random) -> Array:
-    """f32 [3]: most often a grey, a brown or a beige, now and then something loud."""
+    """A colour f32 [3]: most often a grey, a brown or a beige, now and then a loud one."""
     warmth = np.array([1, 0, -1], np.float32) * np.float32(rng.normal(0.1, 0.15))
     loud = rng.uniform(-1, 1, 3).astype(np.float32) * np.float32(0.75 if rng.random() < 0.25 else 0.08)
     return np.clip(np.float32(rng.uniform(0.06, 0.95)) * (1 + warmth + loud), 0.02, 1).astype(np.float32)
@@ -95,7 +95,7 @@ def _photograph_crop(rng: Random, photograph: Image) -> Array:
 
 
 def _two_colours(rng: Random, share: Array) -> Array:
-    """share f32 [s,s] in [0, 1] blends two random colours: f32 [s,s,3]."""
+    """Two random colours, blended by share f32 [s,s] in [0, 1]: f32 [s,s,3]."""
     first, second = _colour(rng), _colour(rng)
     return first + share[..., None] * (second - first)
 
@@ -240,7 +240,7 @@ def mip_pyramid(texture: Array) -> list[Array]:
 
 @functools.lru_cache(maxsize=1)
 def grain_pyramid() -> list[Array]:
-    """The fine grain all materials share, f32 [s,s,1] in [0, 1]."""
+    """The fine grain that all materials share, f32 [s,s,1] in [0, 1]."""
     return mip_pyramid(noise(np.random.default_rng(7), (512, 512), 0.35)[..., None])
 
 

@@ -1,4 +1,4 @@
-"""A scene, its camera and lights become colour f32 [H,W,3] and exact inverse depth f32 [H,W].
+"""A scene with its camera and lights becomes colour f32 [H,W,3] and exact inverse depth f32 [H,W].
 
 Rays are cast in numpy at twice the resolution; textures are read from mip pyramids, so that the pictures are sharp and
 free of aliasing at every distance.
@@ -44,8 +44,8 @@ class Scene:
     ambient: float = 0.5
     # Distance in metres over which the air takes 63 % of the colour; its colour.
     haze: tuple[float, Array] | None = None
-    lamp: tuple[Vector, float] | None = None  # where it hangs; at that distance in metres its light has halved
-    corners: list[tuple[int, float]] = field(default_factory=list)  # walls (axis, offset) that darken what is near them
+    lamp: tuple[Vector, float] | None = None  # its place; the distance in metres at which its light has halved
+    corners: list[tuple[int, float]] = field(default_factory=list)  # walls (axis, offset) that darken things near them
     aperture: float = 0.0  # radius of the blur at infinity, picture heights
     span: float = 24.0  # metres of ground, in x and in z, that the shadow map covers
 
@@ -124,9 +124,9 @@ def _shade(
 
 
 def _light(scene: Scene, normal: Planes, point: Planes, shade: Array) -> Array:
-    """f32 [n] on n points with unit normals: the sun, the sky or the room's walls, a lamp, and the dark of corners."""
+    """The light f32 [n] on n points with unit normals: sun, sky or the room's walls, a lamp, dark corners."""
     x, y, z = point
-    # 1 on the ground, 0 some way above it, where the shadow map says nothing.
+    # 1 on the ground, 0 some way above it, where the shadow map does not apply.
     ground = np.exp(-np.abs(y) * np.float32(144 / scene.span))
     light = np.maximum(dot(normal, scene.sun), 0) * (1 - scene.ambient) * (1 - ground * shade[:, 0])
     light = light + scene.ambient * (1 - 0.7 * ground * shade[:, 1]) * (0.85 + 0.15 * normal[1])
@@ -140,7 +140,7 @@ def _light(scene: Scene, normal: Planes, point: Planes, shade: Array) -> Array:
 
 
 def _shadow_map(scene: Scene) -> Array:
-    """Darkness f32 [s,s,2] in [0, 1] of the ground from above: shadows of the sun, and the dark close under things."""
+    """Darkness f32 [s,s,2] in [0, 1] of the ground from above: shadows of the sun, and darkness close under things."""
     scale = SHADOW_SIDE / scene.span
     cast, contact = (np.zeros((SHADOW_SIDE, SHADOW_SIDE), np.float32) for _ in range(2))
     shear = np.array([scene.sun[0], scene.sun[2]]) / max(scene.sun[1], 0.15)
@@ -158,14 +158,14 @@ def _shadow_map(scene: Scene) -> Array:
 
 
 def _read_shadow(scene: Scene, shadow: Array, point: Planes) -> Array:
-    """The shadow map at n points in metres -> f32 [n,2]; nothing is shadowed outside of the map."""
+    """The shadow map at n points in metres -> f32 [n,2]; there are no shadows outside the map."""
     side, scale = np.float32(SHADOW_SIDE), np.float32(SHADOW_SIDE / scene.span)
     u = np.clip((point[0] + np.float32(scene.span / 2)) * scale, 0, side)
     return read(shadow, u, np.clip(point[2] * scale, 0, side))
 
 
 def _window(camera: Camera, thing: Thing, rows: int, columns: int) -> tuple[slice, slice]:
-    """The part of the picture a thing's bounding sphere can cover, as slices; everything when it reaches the camera."""
+    """The part of the picture that a thing's bounding sphere can cover, as slices; all if it reaches the camera."""
     offset = np.array(thing.center) - (0, camera.height, 0)
     x, y, z = (float(offset @ np.array(axis)) for axis in camera.axes())
     if not np.isfinite(thing.radius) or z - thing.radius < NEAR_PLANE:
@@ -179,7 +179,7 @@ def _window(camera: Camera, thing: Thing, rows: int, columns: int) -> tuple[slic
 
 
 def nearest(inverse: Array) -> Array:
-    """Inverse depth per ray -> per pixel: that of its nearest ray."""
+    """Inverse depth per ray -> per pixel: its nearest ray's."""
     rows = np.maximum.reduce([inverse[k::SUPERSAMPLE] for k in range(SUPERSAMPLE)])
     return np.maximum.reduce([rows[:, k::SUPERSAMPLE] for k in range(SUPERSAMPLE)])
 
