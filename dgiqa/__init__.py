@@ -6,8 +6,6 @@
 Importing the package loads nothing; each name below is imported when it is first used.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -6,8 +6,6 @@ Neighbours share batches as in `Scorer.score_many`. The queue has no bound: a se
 first.
 """
 
-from __future__ import annotations
-
 import queue
 import threading
 from collections.abc import Callable
@@ -88,7 +86,7 @@ class Inbox:
             with suppress(InvalidStateError):  # it was cancelled, or is done
                 future.set_exception(error)
 
-    def _more(self, stages: Stages, wait: bool) -> _Asked | None:
+    def _more(self, stages: Stages, wait: bool) -> "_Asked | None":
         while not self._last:
             try:
                 asked = self._queue.get(block=wait)

@@ -8,8 +8,6 @@ distorted photographs the small bundle's scores then moved by up to 0.011, and b
 with the same four layers left out, since strong distortions show in the values that a percentile clips.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -92,7 +90,7 @@ class Probe:
         images = np.array([tiles.mean(dtype=np.float64) for tiles in moved])
         return Errors(images, np.concatenate(moved).astype(np.float64))
 
-    def seen_by(self, depth: Any) -> Probe:
+    def seen_by(self, depth: Any) -> "Probe":
         """The same photographs with depth maps from this session; wanted scores are NaN if the map is not finite."""
 
         def seen(picture: _Picture) -> _Picture:
@@ -103,7 +101,7 @@ class Probe:
 
         return replace(self, pictures=tuple(map(seen, self.pictures)))
 
-    def few(self) -> Probe:
+    def few(self) -> "Probe":
         """The first and last tile of every third photograph: enough to rank layers, and quick.
 
         Every other photograph is distorted, here too. With a head it is every other pair of photographs.
@@ -131,7 +129,7 @@ def make_probe(
     p: spec.Preprocess,
     mapped: Mapped,
     head: FullReference | None = None,
-) -> Probe:
+) -> "Probe":
     """Score photographs, uint8 [H,W,3] RGB, with the fp32 networks. Raises ValueError if there are none."""
     pictures = tuple(_picture(rgb, networks, p) for rgb in photographs)
     if not pictures:

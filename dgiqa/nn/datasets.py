@@ -5,8 +5,6 @@ matter, since the sets' own lists disagree with their files about it. If a part 
 was looked for, the files found there, and where to get it.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io
@@ -102,7 +100,7 @@ class IQADataset:
     worst: float
     best: float
 
-    def part(self, split: str) -> IQADataset:
+    def part(self, split: str) -> "IQADataset":
         """The records of an official split."""
         return replace(self, records=tuple(r for r in self.records if r.split == split))
 

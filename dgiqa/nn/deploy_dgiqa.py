@@ -9,8 +9,6 @@ takes the mean of the 2 x 2 pixels in its middle. So at stride 4 the bridge's 3x
 pixels, and the layers before it at 784; at stride 8 the convolution is needed at 196 of 784.
 """
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import torch
@@ -56,7 +54,7 @@ class TwinDGIQA(DGIQA):
         """As `DGIQA._fuse`, but returns tokens [N,T,C]."""
         return self._half(suffix).tokens(maps)
 
-    def _half(self, suffix: str) -> Branch:
+    def _half(self, suffix: str) -> "Branch":
         return cast(Branch, self.branches[1 if suffix else 0])
 
     def join(self, tokens: Tensor, guide: Tensor | None) -> Tensor:

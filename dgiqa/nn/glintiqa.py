@@ -9,8 +9,6 @@ Module names follow their checkpoints, so that those load.
                                                                         attention, 3x3 convolution ─► mean ─► score
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -94,7 +92,7 @@ class GlintIQA(nn.Module):
         """`features` -> score f32 [N]."""
         return self.quality_head(features)
 
-    def freeze(self) -> GlintIQA:
+    def freeze(self) -> "GlintIQA":
         """Freeze the layers that its authors do not train, but not batch normalisation's statistics. Returns itself."""
         transformer: Any = self.vgfe["backbone"]
         local = self.clfe.backbone

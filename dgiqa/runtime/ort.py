@@ -1,7 +1,5 @@
 """ONNX Runtime runs an ONNX file, on the CPU or on an NVIDIA GPU through its CUDA provider."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import os
@@ -134,7 +132,7 @@ class OrtSession(Opened):
         self.backend = f"onnxruntime-{device} {ort.__version__}"
         self._kind, self.device, self.graphs = device, gpu, itertools.count(1) if cuda_graph else None
 
-    def bind(self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None, lane: cuda.Lane) -> OrtBound:
+    def bind(self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None, lane: cuda.Lane) -> "OrtBound":
         """The network between fixed arrays on the GPU. An output that is not given gets a new array.
 
         lane: a run waits for its work, and is done before later work. ValueError as in run. BackendError on a CPU,

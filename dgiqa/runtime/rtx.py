@@ -8,8 +8,6 @@ Not yet run on a GPU: the tests load and query the library, and NVIDIA's builder
 shipped network on a CPU.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping
 from functools import cache
@@ -56,7 +54,7 @@ class RtxSession(Opened):
         self.backend = f"{RTX} {plugin_version()}"
         self.graphs = itertools.count(1) if graphs else None
 
-    def bind(self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None, lane: cuda.Lane) -> RtxBound:
+    def bind(self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None, lane: cuda.Lane) -> "RtxBound":
         """The network between fixed arrays on the GPU. An output that is not given gets a new array.
 
         lane: a run waits for its work. ValueError as in run, BackendError without cuda-python.

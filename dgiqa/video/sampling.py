@@ -1,7 +1,5 @@
 """Times and thumbnails -> which frames of a video are scored, and where its scenes change. No decoder is needed."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections import deque
@@ -53,7 +51,7 @@ class Sampling:
         if not 0 <= self.start < self.end:
             raise ValueError(f"from {self.start:g} s to {self.end:g} s is no stretch of time, wanted 0 <= start < end")
 
-    def ticks(self, duration_s: float | None, rate: float | None = None) -> Ticks:
+    def ticks(self, duration_s: float | None, rate: float | None = None) -> "Ticks":
         """The times at which frames are due; for a count, the ones nearest to the middles of equal parts.
 
         rate: frames per second, if known. Raises ValueError if `count` is asked of an unknown length, or of nothing.

@@ -3,8 +3,6 @@
 sources (threads) -> Channel -> pipeline.schedule -> results
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Generator
 from concurrent.futures import Future
@@ -75,7 +73,7 @@ class _Source:
 
     keeper: DepthKeeper | None
     tiles: TileKeeper
-    anchor: _Job | None = None  # the last job whose depth was computed
+    anchor: "_Job | None" = None  # the last job whose depth was computed
 
 
 class FrameScorer:
@@ -114,7 +112,7 @@ class FrameScorer:
         """Forget a source, so that its next frame is computed in full: scores of an earlier one are missing."""
         self._sources.pop(name, None)
 
-    def _next(self, wait: bool) -> _Job | None:
+    def _next(self, wait: bool) -> "_Job | None":
         frame = self.channel.get(wait=wait)
         return None if frame is None else _Job(self, frame)
 
