@@ -62,6 +62,11 @@ def base(tmp_path_factory: pytest.TempPathFactory, telling_bundle: Bundle) -> Bu
     return telling_bundle
 
 
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dgiqa.calibrate.fit.RESAMPLES", 50)
+
+
 def run(*arguments: object) -> tuple[int, str]:
     result = CliRunner().invoke(app, ["calibrate", *map(str, arguments)])
     if isinstance(result.exception, DgiqaError):

@@ -21,7 +21,7 @@ from dgiqa.timing import Spread
 
 
 def run(*arguments: str) -> str:
-    done = CliRunner().invoke(app, ["bench", *arguments, "--seconds", "0.2"], catch_exceptions=False)
+    done = CliRunner().invoke(app, ["bench", *arguments, "--seconds", "0.1"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.stdout
 

@@ -143,7 +143,7 @@ def test_a_few_steps_lower_the_loss_on_the_scenes(work):
     model = SmallDepth(NARROW)
     with torch.no_grad():
         before = depth_loss(model.train()(image), depth)
-    model = train(work, None, TrainConfig(steps=60, batch=8, workers=0, warmup=5, distorted=0), model)
+    model = train(work, None, TrainConfig(steps=30, batch=8, workers=0, warmup=5, distorted=0), model)
     with torch.no_grad():
         after = depth_loss(model.train()(image), depth)
     assert after < 0.9 * before
