@@ -12,7 +12,7 @@ from dgiqa.image import decode
 from dgiqa.report.files import OutputFile
 from dgiqa.report.html import data_uri, render
 from dgiqa.report.page import thumbnail
-from dgiqa.report.rows import Row, remarks
+from dgiqa.report.rows import Row
 
 BINS, CAUSES = 40, 20
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -57,7 +57,6 @@ def page(rows: Population, *, name: str, before: Population | None = None) -> st
         figures.append((f"{rows.scores.mean():.4f}", "mean"))
         values = np.percentile(rows.scores, PERCENTILES)
         figures += [(f"{value:.4f}", f"{p} % below") for p, value in zip(PERCENTILES, values, strict=True)]
-    moved = None if before is None else drift(before, rows)
     settings = by_settings(rows)
     worst, best = ([_picture(row) for row in extreme] for extreme in rows.extremes())
     return render(
@@ -69,17 +68,17 @@ def page(rows: Population, *, name: str, before: Population | None = None) -> st
         best=best,
         settings=settings if len(settings) > 1 else [],
         failures=rows.failures.most_common(CAUSES),
-        drift=moved,
+        drift=None if before is None else drift(before, rows),
         shown=SHOWN,
     )
 
 
-def _picture(row: Row) -> dict[str, Any]:
-    about = {"score": row["score"], "where": row["path"], "verdict": row.get("verdict"), "remarks": remarks(row)}
+def _picture(row: Row) -> tuple[str, str, Row]:
     try:
-        return about | {"source": data_uri(thumbnail(decode(_bytes(row["path"]))))}
+        source = data_uri(thumbnail(decode(_bytes(row["path"]))))
     except Exception:  # moved, at an address, in a lost archive: its score is still of interest
-        return about | {"source": "data:,"}
+        source = "data:,"
+    return source, row["path"], row
 
 
 def _bytes(path: str) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dgiqa._version import __version__
-from dgiqa.report.rows import readable
+from dgiqa.report.rows import readable, remarks
 
 FOLDER = Path(__file__).parent / "templates"
 
@@ -36,5 +36,5 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["version"] = __version__
+    environment.globals |= {"version": __version__, "remarks": remarks}
     return environment

@@ -14,7 +14,7 @@ from dgiqa.dtypes import UInt8
 from dgiqa.meaning import words
 from dgiqa.report.curve import Curve, Curves, lowest, span
 from dgiqa.report.html import data_uri, render
-from dgiqa.report.rows import Row, clock, gate_sentence, remarks
+from dgiqa.report.rows import Row, clock, gate_sentence
 
 MAX_TABLE = 500  # rows of the page's table: the lowest of each stretch when there are more
 MAX_DOTS = 300  # most points of a curve that get a mark with their value
@@ -108,17 +108,11 @@ class _Extremes:
         self.kept = [(r, data) for r, data in self.kept if r not in near] + [(row, thumbnail(picture))]
         self.kept = sorted(self.kept, key=lambda item: -self._of(item[0]))[:CANDIDATES]
 
-    def shown(self, several: bool) -> Iterator[dict[str, Any]]:
+    def shown(self, several: bool) -> Iterator[tuple[str, str, Row]]:
         """The pictures of the template's gallery. several: whether to name the video."""
         for row, data in self.kept[:THUMBS]:
             where = f"at {row['time_s']:.2f} s" + (f" · {row['path']}" if several else "")
-            yield {
-                "source": data_uri(data),
-                "score": row["score"],
-                "where": where,
-                "verdict": row["verdict"],
-                "remarks": remarks(row),
-            }
+            yield data_uri(data), where, row
 
     def _of(self, row: Row) -> float:
         return float(self.sign * row["score"])

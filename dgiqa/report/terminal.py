@@ -9,7 +9,6 @@ import math
 import os
 import time
 from collections.abc import Container, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, TextIO
 
 from dgiqa.report.rows import Kind, Row, Tally, remarks
@@ -37,7 +36,7 @@ class TableWriter:
     """
 
     def __init__(self, stream: TextIO, kind: Kind = "image") -> None:
-        self.stream = stream
+        self.stream, self.console = stream, console_for(stream)
         self.kind, self.frames = kind, kind == "frame"
         self.unicode = can_encode(stream, "×±…━╸")
         self.begun = False
@@ -54,10 +53,6 @@ class TableWriter:
 
     def finish(self, summary: dict[str, Any]) -> None:
         self.stream.flush()
-
-    @cached_property
-    def console(self) -> Console:
-        return console_for(self.stream)
 
     def _header(self) -> None:
         from rich.text import Text
@@ -117,7 +112,7 @@ class ProgressLine:
     """
 
     def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
+        self.stream, self.console = stream, console_for(stream, terminal=True)
         self.drawn_at = -math.inf
 
     def show(self, summary: Tally, *, force: bool = False) -> None:
@@ -137,10 +132,6 @@ class ProgressLine:
         if self.drawn_at > -math.inf:
             self.console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
             self.stream.flush()
-
-    @cached_property
-    def console(self) -> Console:
-        return console_for(self.stream, terminal=True)
 
     def _line(self, summary: Tally) -> Text:
         from rich.text import Text
