@@ -1,10 +1,10 @@
-"""What own labels bring: SROCC and RMSE of a bundle's scores on pictures whose labels were not used.
+"""Measure the gain from your own labels: SROCC and RMSE of a bundle's scores on pictures whose labels were not used.
 
     python bench/calibrate.py BUNDLE LABELS.csv IMAGES [--sizes 50 200 1000] [--repeats 10]
 
-For each number of labels: drawn at random, fitted (the map, and the last layer), judged on all other pictures; median
-and 10th to 90th percentile over the draws. "before" is the bundle as it is. --test TEST.csv --test-images DIR judge on
-another set instead, which then says what labels of one set bring to a set from elsewhere.
+For each number, labels are drawn at random, fitted (the map, and the last layer) and judged on all other pictures; the
+result is the median and the 10th to 90th percentile over the draws. "before" is the unchanged bundle. --test TEST.csv
+--test-images DIR judge on another set instead, which shows how far labels of one set help on pictures from elsewhere.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def study(bundle: str, table: Path, images: Path, most: int) -> Study:
-    """What the bundle's networks say of the labelled pictures."""
+    """The bundle's tile scores and features of the labelled pictures."""
     labels = read_labels(table)
     drawn = np.sort(np.random.default_rng(0).permutation(len(labels.images))[:most])
     labels = Labels(tuple(labels.images[i] for i in drawn), labels.values[drawn], labels.range, labels.binary)
@@ -86,7 +86,7 @@ def figures(
 
 
 def scored(fitted: list[Seen], values: np.ndarray, judged: list[Seen], shipped: Layer | None) -> dict[str, np.ndarray]:
-    """Scores of the judged pictures: as the bundle gives them, through a map, by a new last layer."""
+    """Scores of the judged pictures: the bundle's own, through a map, and by a new last layer."""
     meaning = Meaning(knots=fit_map([seen.scores for seen in fitted], values))
     scores = {
         "before": np.array([seen.scores.mean(dtype=np.float64) for seen in judged]),

@@ -1,11 +1,11 @@
-"""How fast each engine runs each network on this CPU, as ratios against eager PyTorch fp32 in the same run.
+"""Measure how fast each engine runs each network on this CPU, as ratios against eager PyTorch fp32 in the same run.
 
     python bench/engines.py [--only full/quality] [--batches 1 8 20] [--seconds 60] [--skip-int8]
 
-The networks of untrained.py (weights of a fixed seed; fp16 is left out, CPUs compute it in fp32). Each
-engine runs in a process of its own, and all take turns, so that whatever else the machine does hits all of them.
-The outputs for photographs say how far each engine is from PyTorch. Figures are added to the JSON lines file case by
-case, and a run that was stopped goes on.
+The networks are those of untrained.py (weights of a fixed seed; fp16 is left out, as CPUs compute it in fp32). Each
+engine runs in its own process, and all take turns, so that other load on the machine affects all of them. The outputs
+for photographs show how far each engine is from PyTorch. Figures are added to the JSON lines file case by case, and a
+stopped run goes on.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ NETWORKS = {"quality": spec.QUALITY_FILE, "depth": spec.DEPTH_FILE}
 DEPTH_SIZES = {"full": ((518, 518), (518, 686)), "small": ((256, 256), (256, 352))}
 PHOTOGRAPHS = ("astronaut.jpg", "chelsea.jpg", "coffee.jpg")
 BASELINE = "torch eager fp32"
-QUIET = 0.1  # of the time, threads waiting for a core; on an idle machine it is 0.02
+QUIET = 0.1  # share of the time in which threads wait for a core; 0.02 on an idle machine
 
 Feeds = dict[str, NDArray[np.float32]]
 Run = Callable[[Feeds], NDArray[Any]]
 
 
 def engines(bundle: Bundle, file: str, work: Path, *, int8: bool) -> dict[str, dict[str, Any]]:
-    """Name -> what its process must know to run this file of the bundle; the baseline first."""
+    """Name -> the facts with which its process can run this file of the bundle; the baseline first."""
     found: dict[str, dict[str, Any]] = {BASELINE: {"size": bundle.path.name, "file": file}}
     for precision in ("fp32", "bf16", "int8") if int8 else ("fp32", "bf16"):
         path = untrained.files(bundle, precision, work)[file]
@@ -55,7 +55,7 @@ def engines(bundle: Bundle, file: str, work: Path, *, int8: bool) -> dict[str, d
 
 
 def cases(size: str, network: str, batches: list[int], p: spec.Preprocess) -> Iterator[tuple[dict[str, Any], Feeds]]:
-    """(what the case is, inputs): real tiles in batches, or a photograph at the depth network's sizes."""
+    """(the case, its inputs): real tiles in batches, or a photograph at the depth network's sizes."""
     if network == "depth":
         for height, width in DEPTH_SIZES[size]:
             image = preprocess.depth_input(_resized(_photographs()[0], height, width), p)
@@ -68,9 +68,9 @@ def cases(size: str, network: str, batches: list[int], p: spec.Preprocess) -> It
 
 
 def measured(start: Callable[[], Mapping[str, Subject]], feeds: Feeds, options: Namespace) -> dict[str, Any]:
-    """Times in turn of the subjects that `start` gives, and how far each engine's output is from the baseline's.
+    """Times, taken in turn, of the subjects that `start` gives, and how far their outputs are from the baseline's.
 
-    waited: the share of the time in which some thread waited for a core: above QUIET, someone else was at work.
+    waited: the share of the time in which a thread waited for a core; above QUIET, the machine had other load.
     """
     subjects = start()
     with tempfile.TemporaryDirectory() as folder:
@@ -90,7 +90,7 @@ def measured(start: Callable[[], Mapping[str, Subject]], feeds: Feeds, options: 
 
 
 def _differences(subjects: Mapping[str, Subject], inputs: str, folder: Path, *, unit: bool) -> dict[str, Any]:
-    """Name -> the largest and mean |difference| from the baseline: of scores, or in parts of the depth's range."""
+    """Name -> the largest and mean |difference| from the baseline: of scores, or relative to the depth's range."""
     outputs = {}
     for number, (name, subject) in enumerate(subjects.items()):
         try:
@@ -107,7 +107,7 @@ def _differences(subjects: Mapping[str, Subject], inputs: str, folder: Path, *, 
 
 
 def subject(engine: Mapping[str, Any]) -> Served:
-    """What answers "run": the inputs of an npz file through one engine -> its own milliseconds."""
+    """Answer "run": run the inputs of an npz file through one engine, and return its own milliseconds."""
     run = _session(**engine) if "path" in engine else _eager(**engine)
 
     @cache
@@ -158,7 +158,7 @@ def _resized(rgb: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint
 
 
 def _tiles(p: spec.Preprocess, *, depth: bool) -> Feeds:
-    """Tiles of the photographs, f32 [n,3,224,224]; with `depth` their own brightness in the place of depth, too."""
+    """Tiles of the photographs, f32 [n,3,224,224]; with `depth`, also their brightness in place of depth."""
     found: list[Feeds] = []
     for photo in _photographs():
         rgb = preprocess.working_image(photo, p)
@@ -168,7 +168,7 @@ def _tiles(p: spec.Preprocess, *, depth: bool) -> Feeds:
 
 
 def _waited_s() -> float:
-    """For how long there was a thread on this machine without a core, since it started; 0 where Linux does not say."""
+    """Seconds since the machine started in which a thread waited for a core; 0 if Linux does not report it."""
     try:
         return int(Path("/proc/pressure/cpu").read_text().split("total=")[1].split()[0]) / 1e6
     except OSError:

@@ -1,4 +1,4 @@
-"""Pictures, their scores, verdicts and reasons as one picture: `python bench/example_picture.py docs/examples.png`."""
+"""Draw pictures with their scores, verdicts and reasons: `python bench/example_picture.py docs/examples.png`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def below(axis: Any, text: str, points: int, color: str) -> None:
-    """A line of text so far below a picture."""
+    """Draw a line of text this many points below a picture."""
     place = {"xycoords": "axes fraction", "xytext": (0, -points), "textcoords": "offset points"}
     axis.annotate(text, (0.5, 0), ha="center", va="top", fontsize=10, color=color, **place)
 

@@ -1,11 +1,11 @@
-"""Whether `explain` finds what was planted: blur in a quarter of the picture, and blur near or far.
+"""Check whether `explain` finds planted faults: blur in a quarter of the picture, and blur of near or far parts.
 
     python bench/explain.py [--pictures DIR] [--count 100] [--json bench/results/explain.json]
 
-A quarter (upper left and so on, in turn) is blurred: the lowest tile has to lie in it, and the mean of its tiles below
-that of each other quarter's. Then what is nearer than the median of depth is blurred, or what is farther, with soft
-edges: `near_and_far` has to say which. Depth is the model's own; scikit-image's motorcycle has measured disparity, so
-there it is the truth that is blurred. Pictures: those of a folder, or scikit-image's and scikit-learn's photographs.
+A quarter (upper left and so on, in turn) is blurred: the lowest tile must be in it, and the mean of its tiles must be
+below every other quarter's. Then the parts nearer than the median depth are blurred, or the farther ones, with soft
+edges: `near_and_far` must say which. Depth is the model's own; scikit-image's motorcycle has measured disparity, so
+there the truth is blurred. Pictures: a folder's, or scikit-image's and scikit-learn's photographs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Picture = NDArray[np.uint8]
 
 
 def planted(rgb: Picture, quarter: int, sigma: float) -> tuple[Picture, tuple[slice, slice]]:
-    """The picture with one of QUARTERS blurred, and where that is."""
+    """The picture with one of QUARTERS blurred, and that quarter's slices."""
     height, width = (side // 2 for side in rgb.shape[:2])
     y, x = quarter // 2 * height, quarter % 2 * width
     place = slice(y, y + height), slice(x, x + width)
@@ -51,7 +51,7 @@ def blurred_where(rgb: Picture, where: NDArray[np.bool_], sigma: float) -> Pictu
 
 
 def found_quarter(found: Explanation, place: tuple[slice, slice]) -> dict[str, bool]:
-    """Whether the lowest tile's middle lies in the quarter, and whether its tiles are the lowest on average."""
+    """Whether the lowest tile's middle is in the quarter, and whether its tiles are the lowest on average."""
     middles = found.windows + np.array(found.side) / 2
     inside = np.all([(middles[:, i] >= p.start) & (middles[:, i] < p.stop) for i, p in enumerate(place)], 0)
     height, width = (p.stop - p.start for p in place)
@@ -72,14 +72,14 @@ def planted_blur(scorer: Scorer, pictures: list[Picture], sigma: float) -> dict[
 
 
 def near_or_far(scorer: Scorer, rgb: Picture, depth: NDArray[Any], sigma: float) -> list[bool]:
-    """Whether `near_and_far` says near when that was blurred, and far when that was."""
+    """Whether `near_and_far` says near if the near parts were blurred, and far if the far parts were."""
     middle = np.median(depth)
     said = [scorer.explain(blurred_where(rgb, where, sigma)).near_and_far for where in (depth > middle, depth < middle)]
     return [said[0].startswith("what is near"), said[1].startswith("what is far")]
 
 
 def own_depth(scorer: Scorer, rgb: Picture) -> Picture:
-    """What the model's depth network sees, uint8 [H,W]."""
+    """The depth image that the model's depth network gives, uint8 [H,W]."""
     stages = scorer.stages
     assert stages.networks.depth is not None
     near = forward.depth_map(rgb, stages.networks.depth, stages.p)
@@ -87,7 +87,7 @@ def own_depth(scorer: Scorer, rgb: Picture) -> Picture:
 
 
 def motorcycle() -> tuple[Picture, NDArray[np.float32]]:
-    """scikit-image's stereo picture at half its size, and its disparity, which is larger where things are nearer."""
+    """scikit-image's stereo picture at half its size, and its disparity, which is larger for nearer things."""
     import skimage.data
 
     left, _, disparity = skimage.data.stereo_motorcycle()
@@ -97,7 +97,7 @@ def motorcycle() -> tuple[Picture, NDArray[np.float32]]:
 
 
 def pictures_of(folder: Path | None, count: int) -> Iterator[Picture]:
-    """So many pictures; photographs of the packages come again mirrored and turned."""
+    """`count` pictures; the packages' photographs are repeated mirrored and turned."""
     if folder is None:
         turned = (
             np.rot90(np.flip(rgb, 1) if i % 2 else rgb, i // 2) for i in range(8) for rgb in precision.originals()

@@ -1,17 +1,18 @@
-"""A full-reference score and classical metrics look at pictures that it never saw, beside metrics tuned on people.
+"""Compare a full-reference score and classical metrics with human-tuned metrics, on pictures that it never saw.
 
     pip install piq ssimulacra2 cvvdp imageio-ffmpeg
     python bench/full_reference.py --pictures UNSEEN --bundle BUNDLE --out bench/results/full-reference
 
-Groups of `recipes.full_reference.pairs`, from other pictures and seeds. SSIMULACRA 2 was fitted to what people said of
-compressed pictures, and the score learnt from it; ColorVideoVDP and VMAF were fitted to what others said, and nothing
-here learnt from them. What metrics say is kept in metrics.csv; a run that was stopped goes on behind its last row.
+The pairs are groups of `recipes.full_reference.pairs`, from other pictures and seeds. SSIMULACRA 2 was fitted to
+people's opinions of compressed pictures, and the score learnt from it; ColorVideoVDP and VMAF were fitted to other
+opinions, and nothing here learnt from them. Metrics' values are kept in metrics.csv; a stopped run goes on after its
+last row.
 
-With `--people`, pictures of CID22's validation part are stored in 16 ways, of which people said 13,485 times which of
-two is closer to the original (mucped23: github.com/google-research/google-research, Apache-2.0). `pip install pyjpegli`
+With `--people`, pictures of CID22's validation part are stored in 16 ways; people said 13,485 times which of two is
+closer to the original (mucped23: github.com/google-research/google-research, Apache-2.0). `pip install pyjpegli`
 
 With `--large`, large pictures are stored in 13 ways, and the score at their own size and at the model's working size is
-held against Butteraugli (`apt install libjxl-devtools`), which nothing here learnt from.
+compared with Butteraugli (`apt install libjxl-devtools`), from which nothing here learnt.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ from recipes.full_reference import pairs
 from recipes.small import encoding
 
 Bytes = NDArray[np.uint8]
-Say = Callable[[Bytes, Bytes], Sequence[float]]  # (reference, picture) uint8 [H,W,3] -> how good it is, by each metric
+Say = Callable[[Bytes, Bytes], Sequence[float]]  # (reference, picture) uint8 [H,W,3] -> each metric's value
 PIQ = {"SSIM": "ssim", "MS-SSIM": "multi_scale_ssim", "FSIM": "fsim", "VSI": "vsi"}
-UNSEEN = ("ColorVideoVDP", "VMAF")  # human-tuned, and never learnt from
+UNSEEN = ("ColorVideoVDP", "VMAF")  # human-tuned, and not used for learning
 SEEN = "SSIMULACRA 2"
 ELO = {  # of JPEG by (encoder, quality, chroma)
     **{("libjpeg-turbo", q, 420): elo for q, elo in ((55, 1418), (60, 1523), (65, 1573), (70, 1685), (75, 1757))},
@@ -91,7 +92,7 @@ def color_video_vdp(reference: Bytes, rgb: Bytes) -> float:
 
 
 def of_program(line: str, figure: str, *images: Bytes) -> float:
-    """What a program says of images, whose files stand for {0} and {1} in its command line."""
+    """A program's output for images, whose files replace {0} and {1} in its command line."""
     with tempfile.TemporaryDirectory() as folder:
         files = [f"{folder}/{number}.ppm" for number in range(len(images))]
         for file, image in zip(files, images, strict=True):
@@ -130,7 +131,7 @@ def by_model(scorer: Scorer, reference: Bytes, rgb: Bytes) -> list[float]:
 
 
 def measure(made: tuple[Sequence[Path], int, int], names: Sequence[str], said: Say, file: Path) -> list[dict[str, str]]:
-    """Rows of all pairs of (paths, groups, seed), kept in `file`: group, what was done, how much, and what is said."""
+    """Rows for all pairs of (paths, groups, seed), kept in `file`: group, distortion, its strength, and metrics."""
     paths, groups, seed = made
     rows = list(csv.DictReader(file.open(newline=""))) if file.exists() else []
     done = len(rows) // pairs.WORSE
@@ -167,7 +168,7 @@ def stored(rgb: Bytes, encoder: str, quality: int, chroma: int) -> Bytes:
 
 
 def beside_people(paths: Sequence[Path], scorer: Scorer) -> dict[str, float]:
-    """Rank correlation of each metric's mean over the pictures with the Elo of the ways of storing them."""
+    """Rank correlation of each metric's mean over the pictures with the Elo of the ways in which they are stored."""
     originals, means = [read_rgb(path) for path in paths], []
     for way in ELO:
         kept = [(rgb, stored(rgb, *way)) for rgb in originals]
@@ -177,7 +178,7 @@ def beside_people(paths: Sequence[Path], scorer: Scorer) -> dict[str, float]:
 
 
 def spoilt(rgb: Bytes, what: str, much: float) -> Bytes:
-    """A large picture in one of LARGE's ways."""
+    """A large picture, spoilt in one of LARGE's ways."""
     if what == "blur":
         return np.asarray(cv2.GaussianBlur(rgb, (0, 0), much), np.uint8)
     if what == "noise":
@@ -190,7 +191,7 @@ def spoilt(rgb: Bytes, what: str, much: float) -> Bytes:
 
 
 def at_own_size(paths: Sequence[Path], p: Preprocess) -> dict[str, float]:
-    """Rank correlations with Butteraugli of the score of large pictures, at their own size and at the working size."""
+    """Rank correlations of large pictures' scores with Butteraugli, at their own size and at the working size."""
     rows = []
     for path in paths:
         rgb = read_rgb(path)
@@ -203,7 +204,7 @@ def at_own_size(paths: Sequence[Path], p: Preprocess) -> dict[str, float]:
 
 
 def parity(paths: Sequence[Path], groups: int, seed: int, bundle: str) -> dict[str, float | str]:
-    """How far whole full-reference scores move at most, in every precision and backend that is here, or why not."""
+    """The most that full-reference scores move in every precision and backend here, or why it was not measured."""
     made = [pairs.group(paths, seed, number) for number in range(groups)]
 
     def of(**options: Any) -> NDArray[np.float64]:
@@ -213,7 +214,7 @@ def parity(paths: Sequence[Path], groups: int, seed: int, bundle: str) -> dict[s
     def moved(backend: str, precision: str) -> float | str:
         try:
             return round(float(np.abs(of(backend=backend, precision=precision) - reference).max()), 6)
-        except ParityError as error:  # the build refuses what its budget does not allow
+        except ParityError as error:  # the build refuses an engine that is over its budget
             return str(error)
 
     reference = of(backend="onnxruntime")

@@ -1,11 +1,11 @@
-"""Everything that needs an NVIDIA GPU, run once in order on a machine that has one: under ten minutes.
+"""Run everything that needs an NVIDIA GPU once, in order, on a machine that has one: under ten minutes.
 
     python bench/gpu_check.py [--json bench/results/gpu_check.json] [--bundle small] [--calls 10000] [--calib DIR]
                               [--only STEP ...] [--minutes 10]
 
-Each step stands alone: one that fails is recorded with its error and the others go on. What a step finds is written at
-once, so that one that fails, hangs or ends the process keeps what it had; --only runs steps whose names hold a word.
-What a step lacks (a GPU, a package, the built kernels) is its error. Exit code 0 if every step passed, else 1.
+Steps are independent: if one fails, its error is recorded and the others go on. A step's findings are written at once,
+so that they are kept if it fails, hangs or ends the process; --only runs steps whose names contain a word. If a step
+lacks something (a GPU, a package, the built kernels), that is its error. Exit code 0 if every step passed, else 1.
 
     device memory                       allocation, copies, graph replay, and nothing left after all calls
     images in place                     golden images on the GPU, our kernels there, the networks on the CPU
@@ -52,7 +52,7 @@ from dgiqa.timing import wall_ms
 
 PRECISIONS = ("fp32", "fp16", "int8")
 BATCHES = (1, 8, 32)  # tiles
-LEAK_MB = 64  # of device memory: what the driver may keep for itself between two looks
+LEAK_MB = 64  # of device memory, which the driver may keep for itself between two readings
 TIMED_RUNS = 50
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -62,7 +62,7 @@ Note = Callable[[str, Any], None]
 
 
 class Room:
-    """What the steps share: a bundle, its networks in each precision as ONNX, inputs, and what they give on the CPU."""
+    """Shared by the steps: a bundle, its networks as ONNX in each precision, inputs, and their outputs on the CPU."""
 
     def __init__(self, bundle: Bundle, folder: Path, calls: int, calibration: Sequence[Path] | None) -> None:
         self.bundle, self.folder, self.calls, self._calibration = bundle, folder, calls, calibration
@@ -106,7 +106,7 @@ class Room:
         difference = float(np.abs(got[key].astype(np.float64) - wanted).max() / scale)
         times = [wall_ms(lambda: session.run(feeds)) for _ in range(TIMED_RUNS)]
         record = {"backend": session.backend, "difference": difference, "run_ms": median(times)}
-        # Noise is no photograph: tiles of it err more than an image's mean score, for which the budget is.
+        # Tiles of noise err more than the mean score of a photograph, for which the budget is.
         if not difference <= 10 * BUDGETS[precision]:
             raise EngineError(f"{name} in {precision} differs by {difference:.2e}, wanted 10 x {BUDGETS[precision]:g}")
         return record
@@ -124,7 +124,7 @@ def onnxruntime_cuda(room: Room, precision: str, note: Note) -> None:
 
 
 def device_memory(room: Room, note: Note) -> None:
-    """The room where device memory lives, on the real driver."""
+    """Device memory (runtime/cuda.py) on the real driver."""
     need_gpu()
     context = cuda.Context()
     note("gpu", context.gpu)
@@ -151,7 +151,7 @@ def device_memory(room: Room, note: Note) -> None:
 
 
 def images_in_place(room: Room, note: Note, kernels: Kernels | None = None) -> None:
-    """Golden images that lie on the GPU: prepared there by our kernels, with networks that do without a GPU."""
+    """Golden images on the GPU, prepared there by our kernels, with networks that run on the CPU."""
     need_gpu()
     kernels = kernels or _real_kernels()
     note("kernels", str(kernels.path))
@@ -174,13 +174,13 @@ def images_in_place(room: Room, note: Note, kernels: Kernels | None = None) -> N
 
 
 def scores(room: Room, backend: str, note: Note) -> None:
-    """The golden images through the whole product: a built engine for TensorRT, the bundle's files for ONNX Runtime."""
+    """Score the golden images end to end: with a built engine for TensorRT, the bundle's files for ONNX Runtime."""
     from dgiqa.builder.build import build
     from dgiqa.scorer import Scorer
 
     need_gpu()
     choose(backend)
-    os.environ["XDG_CACHE_HOME"] = str(room.folder / "cache")  # this user's own engines stay as they are
+    os.environ["XDG_CACHE_HOME"] = str(room.folder / "cache")  # leaves this user's own engines alone
     engine = build(room.bundle, backend=TENSORRT, precision="fp16") if backend == TENSORRT else None
     with Scorer(room.bundle, backend=backend, engine=engine) as scorer:
         report = verify_bundle(room.bundle, scorer)
@@ -227,10 +227,10 @@ def need_gpu() -> None:
 def run_steps(
     steps: Mapping[str, Callable[[Note], None]], keep: Callable[[dict[str, Record]], None], minutes: float = 10
 ) -> dict[str, Record]:
-    """Each step's findings, with "ok" and "seconds"; an error becomes its finding.
+    """Run steps. Return each one's findings, with "ok" and "seconds"; an error becomes its finding.
 
-    keep: given all findings so far, before and after every step and each time one notes something. minutes: no step
-    begins later than this.
+    keep: called with all findings so far, before and after every step and whenever a step notes something. minutes: no
+    step begins later than this.
     """
     started = time.monotonic()
     found: dict[str, Record] = {name: {"ok": False, "error": "not begun"} for name in steps}
@@ -258,14 +258,14 @@ def run_steps(
 def _outcome(step: Callable[[Note], None], note: Note) -> Record:
     try:
         step(note)
-    except Exception as error:  # whatever one step meets, the others go on
+    except Exception as error:  # whatever happens in one step, the others go on
         lines = traceback.format_exc().splitlines()
         return {"ok": False, "error": f"{type(error).__name__}: {error}", "at": lines[-3:-1]}
     return {"ok": True, "error": ""}
 
 
 def steps_of(room: Room) -> dict[str, Callable[[Note], None]]:
-    """In order of what they cost, and so of what is known first, should time run out."""
+    """The steps in order of cost, so that as many as possible are done if time runs out."""
 
     def both(precisions: Sequence[str], step: Callable[..., None], label: str) -> dict[str, Callable[[Note], None]]:
         return {f"{label} {p}": lambda note, p=p: step(room, p, note) for p in precisions}  # type: ignore[misc]
@@ -311,7 +311,7 @@ def _real_kernels() -> Kernels:
 
 
 def _placed(context: cuda.Context, rgb: NDArray[np.uint8]) -> Iterator[tuple[Any, Any]]:
-    """A picture on the GPU, and the stream to score it on: our array, and PyTorch's where that is installed."""
+    """A picture on the GPU, and the stream to score it on: our array, and PyTorch's if that is installed."""
     lane = cuda.Lane(context)
     with lane.current():
         image = lane.empty(rgb.shape, np.uint8)
@@ -329,7 +329,7 @@ def _placed(context: cuda.Context, rgb: NDArray[np.uint8]) -> Iterator[tuple[Any
 
 
 def _bound(room: Room, name: str, session: Any) -> float:
-    """Largest difference between a run on host arrays and what stays on the device, bound once and run four times."""
+    """Largest difference between a run on host arrays and one on device arrays, bound once and run four times."""
     feeds = room.feeds[name]
     host = session.run(feeds)
     lane = cuda.Lane(getattr(session, "context", None) or cuda.Context(session.device))
@@ -352,7 +352,7 @@ def _one_round(lane: cuda.Lane, data: NDArray[Any]) -> None:
 
 
 def _lost_mb(call: Callable[[], object], calls: int) -> float:
-    """Device memory that is gone after `calls` calls, after some to settle."""
+    """Device memory lost over `calls` calls, after a few calls to settle."""
     for _ in range(20):
         call()
     before = _free_memory()
@@ -363,7 +363,7 @@ def _lost_mb(call: Callable[[], object], calls: int) -> float:
 
 
 def _free_memory() -> int:
-    """Bytes of the device's memory that nobody holds."""
+    """Free bytes of the device's memory."""
     with cuda.Context().current():
         return int(cuda.driver("cuMemGetInfo")[0])
 
@@ -400,7 +400,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _gpu_packages() -> dict[str, str]:
-    """What is installed of what GPUs run on: name -> version."""
+    """The installed packages for GPUs: name -> version."""
     wanted = re.compile(r"onnx|onnxruntime.*|tensorrt.*|torch|cuda-.*|nvidia-.*|pycuda|cupy.*")
     return {name: version for name, version in sorted(installed_wheels().items()) if wanted.fullmatch(name)}
 

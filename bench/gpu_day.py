@@ -1,14 +1,15 @@
-"""A GPU that is lent for ten minutes: everything worth knowing first, in order, nothing lost when time runs out.
+"""Use ten minutes on a GPU: measure the most important things first, and lose nothing when time runs out.
 
     python bench/gpu_day.py pack FOLDER [--torch-python PYTHON] [--python 3.12]
-                                                       here: a slim tree with kernels built for an H200, and what images
-                                                       with torch lack of the packages that are needed
+                                                       here: a slim tree with kernels built for an H200, and packages
+                                                       that machine images with torch lack
     python bench/gpu_day.py first [--out FOUND] [--minutes 8]    there: correctness, then times
     python bench/gpu_day.py second [--out FOUND] [--minutes 8]   there: ONNX Runtime and TensorRT, where installed
 
-Each step is a process of its own with a limit; one that fails or hangs is ended, told in FOUND/day.jsonl as soon as it
-is over, and the next begins. What a step finds it writes itself, row by row, beside that file. The kernels are packed
-built, against a torch with CUDA (--torch-python: a Python that has one); they are built there if they do not load.
+Each step is a separate process with a time limit; one that fails or hangs is ended, recorded in FOUND/day.jsonl as soon
+as it is over, and the next begins. A step writes its findings itself, row by row, next to that file. The packed kernels
+are built here, against a torch with CUDA (--torch-python: a Python that has one); if they do not load, they are built
+there.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILT = ROOT / "build"
 NEEDED = ("dgiqa", "bench", "engines", "CMakeLists.txt", "pyproject.toml", "LICENSE", "README.md")
 LIBRARIES = ("libdgiqa_kernels.so", "libdgiqa_torch.so", "launch_all")
-CARRIED = ("platformdirs", "simplejpeg")  # of what dgiqa imports, those that an image with torch may lack
+CARRIED = ("platformdirs", "simplejpeg")  # packages dgiqa imports that a machine image with torch may lack
 MANYLINUX = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_28_x86_64")
-MOST_MB = 60  # of what travels
+MOST_MB = 60  # size of the packed folder
 GRACE_S = 3.0  # between asking a step to end and ending it
 
 
 class Step(NamedTuple):
-    """A command and the seconds it may take. needed: without it the rest is pointless."""
+    """A command and the seconds it may take. needed: if it fails, the rest is pointless."""
 
     name: str
     command: Sequence[str | Path]
@@ -45,7 +46,7 @@ class Step(NamedTuple):
 
 
 def first(out: Path) -> list[Step]:
-    """Kernels: that they are right, then what they cost. 7 minutes by their limits together."""
+    """The kernels' correctness, then their times. Together their limits are 7 minutes."""
     python = sys.executable
     bench = [python, ROOT / "bench" / "kernels.py", "--torch-op", BUILT / "libdgiqa_torch.so"]
     bench += ["--skip-cpu", "--json", out / "kernels.json", "--page", out / "kernels.md"]
@@ -60,7 +61,7 @@ def first(out: Path) -> list[Step]:
 
 
 def second(out: Path) -> list[Step]:
-    """The engines of others, as far as they are installed."""
+    """ONNX Runtime and TensorRT, if they are installed."""
     words = [f"{engine} {precision}" for engine in ("onnxruntime-cuda", "tensorrt") for precision in ("fp16", "fp32")]
     words = [*words[:2], "scores onnxruntime-cuda", *words[2:], "scores tensorrt"]
     paths = [out / f"{word.replace(' ', '-')}.json" for word in words]
@@ -72,7 +73,7 @@ def check(word: str, path: Path, *more: str) -> list[str | Path]:
 
 
 def run(steps: Sequence[Step], tell: Callable[[dict[str, Any]], None], minutes: float) -> bool:
-    """Each step in turn, a row told after each; whether all went well."""
+    """Run each step in turn and report a row after each. Return whether all went well."""
     end, well = time.monotonic() + 60 * minutes, True
     for step in steps:
         left = end - time.monotonic()
@@ -87,7 +88,7 @@ def run(steps: Sequence[Step], tell: Callable[[dict[str, Any]], None], minutes: 
 
 
 def ended(command: Sequence[str | Path], seconds: float) -> dict[str, Any]:
-    """What became of a command: {"ok", "seconds", "tail"[, "error"]}. Late, it is ended with all that it started."""
+    """Run a command: {"ok", "seconds", "tail"[, "error"]}. If it is late, it is ended with all that it started."""
     begun = time.monotonic()
     environment = {"DGIQA_KERNELS": str(BUILT / "libdgiqa_kernels.so"), **os.environ}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "site")])
@@ -111,7 +112,7 @@ def ended(command: Sequence[str | Path], seconds: float) -> dict[str, Any]:
 
 
 def _end(process: subprocess.Popen[str]) -> str:
-    """Interrupt it, so that it writes what it has, and make an end of it."""
+    """Interrupt a process, so that it writes its findings, then kill it."""
     os.killpg(process.pid, signal.SIGINT)
     try:
         return process.communicate(timeout=GRACE_S)[0]
@@ -121,7 +122,7 @@ def _end(process: subprocess.Popen[str]) -> str:
 
 
 def build() -> int:
-    """Nothing where the packed libraries load; else CMake, for the GPUs of this machine."""
+    """Build with CMake for the GPUs of this machine, unless the packed libraries load."""
     loads = "import ctypes, sys; [ctypes.CDLL(p) for p in sys.argv[1:]]"
     paths = [str(BUILT / name) for name in LIBRARIES[:2]]
     if subprocess.run([sys.executable, "-c", f"import torch; {loads}", *paths], check=False).returncode == 0:
@@ -140,7 +141,7 @@ def compile_into(folder: Path, torch_python: Path) -> int:
 
 
 def carry(folder: Path, python_version: str) -> int:
-    """CARRIED, for x86-64 and a version of Python that need not be this one's."""
+    """Add CARRIED, for x86-64 and a version of Python that need not be this one's."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", *CARRIED]
     command += ["--python-version", python_version, "--implementation", "cp", "--target", str(folder)]
     command += [word for tag in MANYLINUX for word in ("--platform", tag)]
@@ -148,7 +149,7 @@ def carry(folder: Path, python_version: str) -> int:
 
 
 def pack(folder: Path, torch_python: Path, python_version: str) -> int:
-    """The tracked files that the commands need, the kernels and what is carried, in a new folder."""
+    """Pack the tracked files that the commands need, the kernels and CARRIED into a new folder."""
     if folder.exists():
         print(f"{folder} is there already; name a new one", file=sys.stderr)
         return 1

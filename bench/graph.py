@@ -1,19 +1,19 @@
-"""Exported graphs: each network's twin against the network as written, and window attention in three ways.
+"""Time exported graphs: each network's twin against the network as written, and window attention in three ways.
 
     python bench/graph.py [--only small ... attention] [--plugin build/libdgiqa_tensorrt.so]
-    python bench/graph.py --quick                  a few cases, to see that it works; the docs stay as they are
+    python bench/graph.py --quick                  a few cases, to see that it works; does not write the docs
 
 Same weights, same engine, run in turn -> bench/results/graph.jsonl, and the tables in docs/graph.md. On OpenVINO the
-twin is also run by the network that takes any shape, which a session uses for all shapes but the first. "attention" is
-the full-size quality network:
+twin is also run in a network for any shape, which a session uses for all shapes but the first. "attention" is the
+full-size quality network:
 
     plain    bias and mask are added one after the other
-    folded   shifted windows become heads, and one constant is added: what fused attention takes, and the default
-    plugin   one operator for each attention, served by our kernel
+    folded   shifted windows become heads, and one constant is added, as fused attention wants it; the default
+    plugin   one operator for each attention, which our kernel implements
 
-Where TensorRT and a GPU are, attention is timed in fp16 plans fed from the GPU's memory, by the clock; there and
-elsewhere in ONNX Runtime and OpenVINO, fp32, by CPU time of one thread. Exports and plans are kept under --work as long
-as the code stays the same; an interrupted run goes on where it was.
+With TensorRT and a GPU, attention is timed in fp16 plans fed from the GPU's memory, by wall time. On all machines it is
+timed in ONNX Runtime and OpenVINO, fp32, by CPU time of one thread. Exports and plans are kept under --work as long as
+the code stays the same; an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from dgiqa import spec
 from dgiqa.runtime.backends import ONNXRUNTIME, OPENVINO, TENSORRT, backends
 from dgiqa.runtime.session import Session, open_session
 
-SIZES: dict[str, tuple[Any, ...]] = {  # what one run is fed: tiles, or height and width of a depth input
+SIZES: dict[str, tuple[Any, ...]] = {  # inputs of one run: tiles, or height and width of a depth input
     "small": (1, 6, 8),
     "small depth": ((256, 352), (256, 256)),
     "full": (1, 6, 8),
@@ -90,7 +90,7 @@ def ways_of(network: str) -> dict[str, dict[str, Any]]:
 
 
 def measured(network: str, backend: str, size: Any, ways: Sequence[str], options: argparse.Namespace) -> Line:
-    """Times of the graphs, ms, and the first one's over theirs pair by pair; how far outputs are from its, of 1."""
+    """Times of the graphs, ms, the first one's over theirs pair by pair, and relative differences from its outputs."""
     files = {way: exported(network, way, options.work) for way in ways}
     counts = {way: nodes(path) for way, path in files.items()}
     feeds: Mapping[str, Any] = inputs(size)
@@ -121,14 +121,14 @@ def measured(network: str, backend: str, size: Any, ways: Sequence[str], options
 
 
 def cpu_ms(call: Any) -> float:
-    """Milliseconds of this process's CPU that a call takes: steady on a machine that does other things, too."""
+    """CPU milliseconds of a call in this process, which other load on the machine hardly changes."""
     started = time.process_time()
     call()
     return 1e3 * (time.process_time() - started)
 
 
 def exported(network: str, way: str, folder: Path) -> Path:
-    """The file, untrained: no zeros are left in the weights that a tool could drop."""
+    """The exported file of an untrained network, without zeros in its weights that a tool could drop."""
     path = folder / f"{network}-{way}.onnx".replace(" ", "-")
     if not path.is_file():
         import torch
@@ -187,7 +187,7 @@ def nodes(path: Path) -> int:
 
 
 def tables(measurements: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """The last line of every case as Markdown, with the machines that they came from: twins, and attention."""
+    """The tables of twins and of attention in Markdown, from the last line of every case, with their machines."""
     cases, made = last_cases(measurements), {}
     for name, head, members in (
         ("twins", ("network", "one run", "engine", "as written, ms", TWIN, ANY, "nodes"), NAMES),
@@ -201,12 +201,12 @@ def tables(measurements: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def marks(name: str) -> tuple[str, str]:
-    """What stands around a table on the page."""
+    """The marks around a table on the page."""
     return f"<!-- bench/graph.py, {name}: begin -->\n", f"<!-- bench/graph.py, {name}: end -->\n"
 
 
 def put_between(path: Path, begin: str, end: str, made: str) -> None:
-    """Replace what a page has between two marks. Raises ValueError if it has none."""
+    """Replace the text of a page between two marks. Raises ValueError if it has no such marks."""
     text = path.read_text(encoding="utf-8")
     if text.count(begin) != 1 or text.count(end) != 1:
         raise ValueError(f"{path} has no place for the table; wanted the lines {begin.strip()} and {end.strip()}")

@@ -1,10 +1,10 @@
-"""Kernels and what they are compared with, as calls without arguments that take their inputs in turn.
+"""Kernels and their baselines, as calls without arguments that take their inputs in turn.
 
-Every maker returns {name: call}; calls of one maker compute the same from the same inputs, which tests check on the
-CPU in float32. The best honest baseline of window attention is SDPA with bias and mask added up once, in the
-activations' type (a float32 mask beside float16 activations is silently wrong in cuDNN). On an image-ordered map it has
-to move the windows apart and back; on tokens that are in window order already, as the export twin keeps them, it moves
-what our kernel moves, and its mask is read once for all images.
+Every function `..._calls` returns {name: call}; its calls compute the same from the same inputs, which tests check on
+the CPU in float32. The best honest baseline of window attention is SDPA with bias and mask added up once, in the
+activations' type (cuDNN is silently wrong for a float32 mask with float16 activations). On an image-ordered map it has
+to separate the windows and join them again; on tokens in window order, as the export twin keeps them, it moves as many
+bytes as our kernel, and its mask is read once for all images.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def window_attention_calls(
 ) -> dict[str, Call]:
     """One Swin-T stage's attention on `sets` random inputs: ours, SDPA (compiled and eager), timm's math path.
 
-    "SDPA, windows folded" gets the same numbers in window order, [B,windows*49,3C], and gives them back so.
+    "SDPA, windows folded" takes and returns the same numbers in window order, [B,windows*49,3C].
     """
     side = int(TOKENS[stage - 1] ** 0.5)
     heads, width = HEADS[stage - 1], WIDTH << (stage - 1)
@@ -74,7 +74,7 @@ def folded_mask(bias: Tensor, rows: int, shift: int) -> Tensor:
 
 
 def windows_folded(qkv: Tensor, mask: Tensor, heads: int) -> Tensor:
-    """Attention of tokens in window order, each window's heads beside the others': [B,windows*49,3C] -> [...,C]."""
+    """Attention of tokens in window order, all windows' heads on one axis: [B,windows*49,3C] -> [B,windows*49,C]."""
     B, length, C3 = qkv.shape
     windows = length // WINDOW_TOKENS
     q, k, v = qkv.view(B, windows, WINDOW_TOKENS, 3, heads, -1).permute(3, 0, 1, 4, 2, 5).flatten(2, 3).unbind()
@@ -165,7 +165,7 @@ def preprocess_calls(height: int, width: int, *, device: str, kernels: Kernels, 
 def torch_preprocess(
     image: Tensor, depth: Tensor, mean: Tensor, std: Tensor, sizes: KernelRun
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Network inputs with what torch offers: depth input [1,3,h,w], rgb and depth tiles [n,3,tile,tile]."""
+    """Network inputs by torch operations: depth input [1,3,h,w], rgb and depth tiles [n,3,tile,tile]."""
     rgb = image.permute(2, 0, 1)[None].float()
     resized = functional.interpolate(rgb, depth.shape, mode="bicubic", align_corners=False)
     depth_input = (resized / 255 - mean) / std
@@ -216,7 +216,7 @@ class Unlaunched(Kernels):
 
 
 class NoDevice(Lane):
-    """A lane, networks and an image that are nowhere: what is left of scoring is this package's own work."""
+    """A lane, networks and an image that do nothing, so that only this package's own work remains."""
 
     def __init__(self, height: int, width: int) -> None:
         interface = {"version": 3, "shape": (height, width, 3), "typestr": "|u1", "data": (256, False), "stream": None}
@@ -249,11 +249,11 @@ def device_path_call(height: int, width: int) -> Call:
 
 
 def without_graphs(mode: str) -> str:
-    """torch.compile's mode of that kind that records no graphs of its own: the timer does."""
+    """torch.compile's equivalent mode that records no graphs: the timer records them."""
     return "max-autotune-no-cudagraphs" if mode == "max-autotune" else mode
 
 
 def turn(inputs: list[Any], call: Callable[[Any], Any]) -> Call:
-    """The call on the inputs one after the other, round and round."""
+    """A call that takes the inputs in turn, again and again."""
     endless: Iterator[Any] = itertools.cycle(inputs)
     return lambda: call(next(endless))

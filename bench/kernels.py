@@ -1,15 +1,15 @@
-"""What the CUDA kernels cost against their floors and the best honest baselines, and preparing an image on the CPU.
+"""Time the CUDA kernels against their floors and the best honest baselines, and preprocessing on the CPU.
 
     python bench/kernels.py [--torch-op build/libdgiqa_torch.so] [--tiles 1 20] [--page docs/kernels.md] [--skip-cpu]
                             [--minutes 8] [--seconds 5] [--max-autotune] [--only WORD]
 
 On a GPU every subject is captured 20 times in a CUDA graph on inputs of more than three times the L2 cache, warmed up
 and timed up to 200 times in turn with the others; the kernels' library is found as dgiqa.runtime.kernels says. The
-floor is the bytes over the copy bandwidth measured in the same run. Without a GPU the table has floors alone. What the
-CPU spends on the same work is measured anywhere.
+floor is the bytes over the copy bandwidth measured in the same run. Without a GPU the table has only floors. The CPU's
+time for the same work is measured on any machine.
 
-Rows that cost little come first, each is written as soon as it is there, and none begins after --minutes: on a GPU that
-is lent for ten, what was measured stays. 640 tiles and torch.compile's search are only made when they are asked for.
+Cheap rows come first, each is written as soon as it is done, and none begins after --minutes, so that ten minutes on a
+GPU leave complete rows. 640 tiles and torch.compile's search only run on request.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ PAGE = Path(__file__).parent.parent / "docs" / "kernels.md"
 SIZES = {"1024 x 768": (768, 1024), "1920 x 1080": (1080, 1920), "4000 x 3000": (3000, 4000)}
 OURS = "ours"
 WARM_UP, PAIRS, LAUNCHES = 10, 200, 20
-SECONDS, MINUTES = 5.0, 8.0  # of one row's rounds; after which none begins
+SECONDS, MINUTES = 5.0, 8.0  # for the rounds of a row; after the latter no row begins
 TILES = (1, 20)
-FLUSH = 3  # inputs of this many times the L2 cache
+FLUSH = 3  # inputs are this many times as large as the L2 cache
 
 Call = Callable[[], Any]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table. ops: ours. make: the subjects on a GPU."""
+    """One row of the table. ops: of our kernels. make: makes the subjects on a GPU."""
 
     name: str
     tiles: int
@@ -50,7 +50,7 @@ class Case:
     clock: str = "graph"
 
     def row(self, machine: Machine) -> dict[str, Any]:
-        """What is known without measuring."""
+        """The row's facts that are known without measuring."""
         floor = sum(machine.floor_us(op, self.tiles) for op in self.ops)
         return {
             "case": self.name,
@@ -72,12 +72,12 @@ def cases(tiles: Sequence[int]) -> Iterator[Case]:
 
 
 def cheap_first(found: Iterable[Case], machine: Machine) -> list[Case]:
-    """In order of their floors."""
+    """The cases in order of their floors."""
     return sorted(found, key=lambda case: case.row(machine)["floor_us"])
 
 
 def measure(case: Case, row: dict[str, Any], gpu: Any, l2_bytes: int, seconds: float = SECONDS) -> None:
-    """Fill in what was measured: {subject: {p10, median, p90}} in microseconds, and ratios against ours."""
+    """Measure, and fill in {subject: {p10, median, p90}} in microseconds, and ratios against ours."""
     from timer import compare
 
     per_set = sum(op.reads for op in case.ops) * case.tiles
@@ -99,15 +99,15 @@ def measured_machine() -> tuple[Machine, int]:
     copy, multiply = compare({"copy": lambda: b.copy_(a), "multiply": lambda: x @ x}, pairs=20, clock="cuda")
     bandwidth = 2 * a.numel() / (copy.ms.median * 1e-3)
     flops = 2 * 8192**3 / (multiply.ms.median * 1e-3)
-    hertz = 1e3 * getattr(properties, "clock_rate", 1_755_000)  # older versions of torch do not tell
+    hertz = 1e3 * getattr(properties, "clock_rate", 1_755_000)  # older versions of torch lack it
     instructions = properties.multi_processor_count * 4 * 32 * hertz
     return Machine(properties.name, flops, bandwidth, instructions), properties.L2_cache_size
 
 
 def cpu_milliseconds(pairs: int = 7) -> dict[str, dict[str, float]]:
-    """What preparing one image costs here on the CPU, outside both networks and decoding: ms per step.
+    """CPU time for preparing one image, outside both networks and decoding: ms per step.
 
-    "device path": what is left of it when the image is scored on a device, the driver's own work not counted.
+    "device path": the remaining work when the image is scored on a device, without the driver's own.
     """
     import numpy as np
     from kernel_subjects import device_path_call
@@ -153,7 +153,7 @@ def record(
     seconds: float = SECONDS,
     only: str = "",
 ) -> dict[str, Any]:
-    """Everything, ready for JSON. keep: given all of it after each row. gpu: what `_gpu` gave; None: floors alone."""
+    """All results, ready for JSON. keep: called with them after each row. gpu: from `_gpu`; None: only floors."""
     begun = time.monotonic()
     machine, l2_bytes = measured_machine() if gpu else (H200, 0)
     wanted = [case for case in cases(tiles or TILES) if only in case.name]
@@ -173,7 +173,7 @@ def record(
         if gpu:
             try:
                 measure(case, row, gpu, l2_bytes, seconds)
-            except Exception as error:  # the other rows are worth as much
+            except Exception as error:  # the other rows go on
                 found["left_out"].append(f"{case.name}, {case.tiles} tiles: {type(error).__name__}: {error}")
                 keep(found)
                 continue
@@ -187,7 +187,7 @@ def record(
 
 
 def add_before(new: dict[str, Any], old: dict[str, Any] | None) -> None:
-    """Beside each figure of ours that of the run before, if that one was measured on the same GPU."""
+    """Add to each figure of ours that of the previous run, if it was measured on the same GPU."""
     if old is None or old["status"] != "measured" or old["machine"]["name"] != new["machine"]["name"]:
         return
     known = {(row["case"], row["tiles"]): row["measured_us"][OURS]["median"] for row in old["rows"]}
@@ -196,7 +196,7 @@ def add_before(new: dict[str, Any], old: dict[str, Any] | None) -> None:
 
 
 def _window_attention(stage: int, tiles: int) -> Case:
-    """The shifted half of the blocks, where there is one: the harder case."""
+    """Attention of the shifted half of the blocks, the harder case, if the stage has one."""
 
     def make(gpu: Any, sets: int) -> dict[str, Call]:
         return gpu.subjects.window_attention_calls(
@@ -229,7 +229,7 @@ def _preprocess(name: str, size: tuple[int, int]) -> Case:
 
 
 class _Gpu:
-    """What cases need on a GPU, loaded once."""
+    """The libraries that cases need on a GPU, loaded once."""
 
     def __init__(self, torch_op: Path | None, mode: str) -> None:
         import kernel_subjects

@@ -1,4 +1,4 @@
-"""The record of bench/kernels.py becomes a page."""
+"""Write the record of bench/kernels.py as a page."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ PAGE = """# Kernels: floors and measurements
 
     python bench/kernels.py --torch-op build/libdgiqa_torch.so
 
-Commit {commit}, {date}. What the kernels compute is tested on every commit, on emulated warps and blocks; this page is about time only.
+Commit {commit}, {date}. Every commit tests the kernels' results on emulated warps and blocks; this page is only about time.
 
 ## Kernels
 
-Microseconds per call, float16 (images: uint8 to float32), cold cache, median [p10, p90]. Floor: bytes over copy bandwidth, or arithmetic over peak. Times ours: how much longer the best other takes.
+Microseconds per call, float16 (images: uint8 to float32), cold cache, median [p10, p90]. Floor: bytes over copy bandwidth, or arithmetic over peak, whichever is longer. Times ours: the time of the best other, divided by ours.
 
-"SDPA, windows folded" gets tokens in window order, as the exported networks keep them, and one mask for all images: it moves the bytes that ours moves. The other SDPA works on maps in image order and moves the windows apart and back, which takes two thirds of its time. So our kernel is a demonstrator until a GPU shows that it gains against the first: `python bench/graph.py --only attention` compares whole networks.
+"SDPA, windows folded" gets tokens in window order, as the exported networks keep them, and one mask for all images: it moves as many bytes as ours. The other SDPA works on maps in image order: it separates the windows and joins them again, which takes two thirds of its time. So our kernel is a demonstrator until a GPU shows that it is faster than the first: `python bench/graph.py --only attention` compares whole networks.
 
 {kernels}
 """  # noqa: E501
 MEASURED = "Measured on {name}: {ceilings}, both measured in the same run."
 FLOORS = (
-    "**No GPU has run these kernels, and no time on this page is a GPU's.** The floors are those of an {name}: "
-    "{ceilings}. Run the command below on a GPU, and the table is filled."
+    "**No GPU has run these kernels, and no time on this page is a GPU's.** The floors are for an {name}: "
+    "{ceilings}. Run the command below on a GPU to fill the table."
 )
 CPU = """
-## What the CPU spends on preprocessing
+## Preprocessing on the CPU
 
-Measured: milliseconds per image outside both networks and decoding, median, {cores} cores of {cpu}. Device path: what is left for the CPU when `Scorer.score` is given an image on a GPU, without the driver's part.
+Measured: milliseconds per image outside both networks and decoding, median, {cores} cores of {cpu}. Device path: the CPU's remaining work, without the driver's, when `Scorer.score` gets an image on a GPU.
 
 {table}
 """  # noqa: E501
@@ -54,7 +54,7 @@ def page(record: dict[str, Any]) -> str:
 
 
 def _told(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with what its cells say; "-" where nothing was measured."""
+    """A row with the texts of its cells; "-" for a time that was not measured."""
     times = row["measured_us"] or {}
     others = {name: t["median"] for name, t in times.items() if name != OURS}
     best = min(others, key=lambda name: others[name], default="")

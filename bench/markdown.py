@@ -1,4 +1,4 @@
-"""Figures become Markdown: tables whose cells are format strings, and the last line of every case with its machine."""
+"""Write figures as Markdown tables, whose cells are format strings, from the last line of every case."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class _Figures(Formatter):
 
 
 def words(text: str, figures: Mapping[str, Any]) -> str:
-    """A format string with these figures; formats as in `_Figures`."""
+    """Fill a format string with these figures; formats as in `_Figures`."""
     return _Figures().vformat(text, (), figures)
 
 
 def figures(head: str, cells: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table with a line for each row; both texts are divided by |. Columns without any figure are left out."""
+    """A table with a line for each row. head, cells: divided by |. Columns without any figure are left out."""
     body = [[words(cell, row) for cell in cells.split(" | ")] for row in rows]
     kept = [n for n, name in enumerate(head.split(" | ")) if not name or any(line[n] for line in body)]
     return table([head.split(" | ")[n] for n in kept], ([line[n] for n in kept] for line in body))

@@ -1,4 +1,4 @@
-"""How often pictures of a folder get a note: on photographs that are the false ones, on screenshots the right ones.
+"""Count how often pictures in a folder get a note: on photographs notes are wrong, on screenshots they are right.
 
     python bench/notes.py FOLDER [FOLDER ...] [--count 1000]
 

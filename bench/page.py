@@ -1,4 +1,4 @@
-"""bench/results/*.jsonl become docs/performance.md and its plots: every figure with the machine that it came from.
+"""Write bench/results/*.jsonl as docs/performance.md and its plots: every figure with the machine that it came from.
 
     python bench/page.py [--results bench/results] [--docs docs]
 
@@ -21,15 +21,16 @@ from dgiqa.forward import STAGES
 
 BENCHES = ("peers", "pipeline", "scale", "engines")
 TRIED = "tried.json"
-UNTRAINED = "untrained-"  # and the size: bundles of bench/untrained.py
+UNTRAINED = "untrained-"  # followed by the size: the names of bench/untrained.py's bundles
 Line = dict[str, Any]
 Results = dict[str, list[Line]]
 
 
 class Part(NamedTuple):
-    """Lines of a bench with `case` among what they are of: each a table below `lead`, its cells divided by |.
+    """The lines of a bench whose case has the value `case`: each becomes a table under `lead`.
 
-    All but the first two are format strings as in `markdown.words`: lead and head of the line, cells of each row.
+    lead, head, cells: format strings as in `markdown.words`, the first two of the line, `cells` of each row; head and
+    cells are divided by |.
     """
 
     bench: str
@@ -57,15 +58,15 @@ PROCESSES = (
     "{processes} | {images_per_second:.1f} | {ratio:x} | {peak_mb:.0f}",
 )
 IMAGES = (
-    "bundle | after images | ms per image since the last line | resident MB",
+    "bundle | images so far | ms per image since the line above | resident MB",
     "{bundle} | {images:,} | {ms_per_image:.2f} | {resident_mb:.0f}",
 )
 AUTHORS = (
     "The authors' pipeline (full-size networks, eager PyTorch, 20 random crops) with ViT-S depth, 1024x768 photographs:"
 )
-LONG = "A long run (`tiny`: networks of a few operators, so that the pipeline's own cost shows):"
+LONG = "A long run (`tiny` has networks of a few operators, so that the pipeline's own cost shows):"
 SECTIONS: dict[str, list[Part]] = {
-    "Against what people would use": [
+    "Against other tools": [
         Part("peers", "authors-vits", AUTHORS, *PEERS),
         Part("peers", "authors-vitl", "The same with ViT-L depth, their default:", *PEERS),
         Part("peers", "metrics", "Other no-reference metrics, one photograph at a time:", *PEERS),
@@ -80,7 +81,7 @@ SECTIONS: dict[str, list[Part]] = {
         Part("scale", "sizes", "One image of growing size:", *SIZES),
         Part("scale", "tiles", "Tiles of one image:", "tiles | ms [p10, p90]", "{tiles} | {ms}"),
         Part("scale", "batches", "Tiles in one run of the quality network:", *BATCHES),
-        Part("scale", "processes", "Processes side by side, the cores shared out among them:", *PROCESSES),
+        Part("scale", "processes", "Processes side by side, which share the cores:", *PROCESSES),
         Part("scale", "images", LONG, *IMAGES),
     ],
 }
@@ -90,16 +91,16 @@ PLOTS = {
     "How cost grows": plots.SCALE,
 }
 PRECISIONS = (
-    "networks | engine | precision | largest difference | mean | SROCC | of the bytes | within its budget",
+    "networks | engine | precision | largest difference | mean | SROCC | share of fp32's bytes | within its budget",
     "{networks} | {engine} | {precision} | {max_difference:.1e} | {mean_difference:.1e} | {srocc:.4f} | "
     "{size_ratio:.2f} | {verdict}",
 )
 SINCE = (
-    "**Times of `small` are of its first version** (up to commit {other}). The one that ships takes {mean_ratio:.2f} "
-    "times as long per image on one thread of ONNX Runtime in fp32: {sizes} (`bench/versions.py`). The full-size "
-    "networks are the same."
+    "**Times of `small` are those of its first version** (up to commit {other}). The shipped version takes "
+    "{mean_ratio:.2f} times as long per image on one thread of ONNX Runtime in fp32: {sizes} (`bench/versions.py`). "
+    "The full-size networks are the same."
 )
-IN_TURN = "Every comparison is taken in turn (A, B, A, B, …) in one run; a ratio is the median of the rounds' ratios."
+IN_TURN = "Compared subjects take turns (A, B, A, B, …) in one run; a ratio is the median of the rounds' ratios."
 RERUN = """## Measure it yourself
 
     dgiqa-rt bench                 # how fast is it here, and with which options: two minutes, no PyTorch
@@ -110,7 +111,7 @@ RERUN = """## Measure it yourself
     python bench/precision.py      # how far scores move in each precision; --networks full glintiqa: an hour each
     python bench/page.py           # this page
 
-An interrupted run goes on where it was; `--fresh` measures again, `--quick` shows that it works."""
+An interrupted run goes on where it stopped; `--fresh` measures again, `--quick` only shows that it works."""
 
 
 def main() -> None:
@@ -128,7 +129,7 @@ def main() -> None:
 
 
 def load(folder: Path) -> tuple[Results, list[str]]:
-    """(the last line of every case, by bench; the machines that those lines came from, one line each).
+    """(the last line of every case, by bench; the machines that these lines came from, one line each).
 
     "machine" in a line is the number of its machine, from 1 on.
     """
@@ -148,11 +149,11 @@ def page(folder: Path, results: Results, machines: Sequence[str], drawn: Sequenc
         "Each engine on each network": engines(results["engines"]),
         "How far scores move": precisions(read_json(folder / "precision.json")),
     }
-    no_gpu = " Times of other machines differ; ratios differ less. Nothing on this page was run on a GPU."
+    no_gpu = " Times differ on other machines; ratios differ less. Nothing on this page was run on a GPU."
     parts = [
         "# Performance\n\nWritten by `python bench/page.py`. Every measured figure comes from `bench/results/`; "
-        "what was tried is noted by hand.\n",
-        "Measured on, by the numbers in brackets:\n\n" + "\n".join(f"{i}. {m}" for i, m in enumerate(machines, 1)),
+        "the experiments at the end were noted by hand.\n",
+        "Numbers in brackets name the machine:\n\n" + "\n".join(f"{i}. {m}" for i, m in enumerate(machines, 1)),
         IN_TURN + (no_gpu if not any("NVIDIA" in machine for machine in machines) else ""),
         versions(folder),
     ]
@@ -162,7 +163,7 @@ def page(folder: Path, results: Results, machines: Sequence[str], drawn: Sequenc
         parts.append(f"## {title}\n\n{body}{picture}" if body else f"## {title}\n\nNot measured yet.")
     if attempts := read_json(folder / TRIED):
         head, cells = "what | predicted | measured | ", "{what} | {predicted} | {measured} | {verdict}"
-        parts.append(f"## What was tried\n\n{figures(head, cells, attempts)}")
+        parts.append(f"## Experiments\n\n{figures(head, cells, attempts)}")
     return "\n\n".join(part.strip() for part in (*parts, RERUN) if part) + "\n"
 
 
@@ -176,7 +177,7 @@ def versions(folder: Path) -> str:
 
 
 def tables(part: Part, results: Results) -> Iterator[str]:
-    """Every line of a part."""
+    """Every line of a part, as Markdown."""
     for line in (line for line in results[part.bench] if part.case in line["case"].values()):
         made = figures(words(part.head, line), part.cells, [told(row) for row in line["rows"]])
         yield f"{words(part.lead, line)} [{line['machine']}]\n\n{made}"
@@ -187,7 +188,7 @@ def tables(part: Part, results: Results) -> Iterator[str]:
 
 
 def told(row: Line) -> Line:
-    """A row with the words that it is told in."""
+    """A row with the texts of its cells."""
     if "unavailable" in row:
         return {"name": row["name"], "ms": "not measured", "notes": f"{row['note']}; {row['unavailable']}".strip("; ")}
     label = {"label": plots.label(row["setting"])} if "setting" in row else {}
@@ -208,15 +209,15 @@ def engines(cases: Sequence[Line]) -> str:
         first = f"{found[baseline]['ms']['median']:.0f} ms"
         rows.append((f"{case['network']}, {case['size']}", f"{what} [{line['machine']}]", first, *cells))
     return (
-        "Each network alone (weights of a fixed seed), each engine in a process of its own, all in turn, two sizes: "
-        "those published (`full`) and those of the default bundle (`small`). Ratio of the times, round by round; in "
-        "brackets the largest difference from PyTorch, of a tile's score or of the depth's range.\n\n"
-        + table(("network", "input", baseline, *names), rows)
+        "Each network by itself (weights of a fixed seed), each engine in its own process, all in turn, in two sizes: "
+        "the published ones (`full`) and those of the default bundle (`small`). Cells are ratios of times, round by "
+        "round; in brackets is the largest difference from PyTorch, of a tile's score or relative to the depth's range."
+        "\n\n" + table(("network", "input", baseline, *names), rows)
     )
 
 
 def _order(line: Line) -> tuple[str, str, int, str]:
-    """Full before small, depth last, small batches first."""
+    """A key to sort by: full before small, depth last, small batches first."""
     case = line["case"]
     return case["size"], {"quality": "a"}.get(case["network"], "b"), case.get("batch", 0), case.get("input", "")
 
@@ -227,30 +228,31 @@ def precisions(accuracy: Line | None) -> str:
         return ""
     first = {row["bundle"]: row for row in accuracy["rows"]}
     said = [
-        "{small[images]} distorted photographs, {side} pixels along the longer side, from pixels to score through both "
-        "networks. `small` is compared with its own fp32 file on ONNX Runtime; its scores of these photographs have a "
-        "standard deviation of {small[spread]:.2f}."
+        "{small[images]} distorted photographs, {side} pixels along the longer side, are scored from pixels on through "
+        "both networks. `small` is compared with its own fp32 file on ONNX Runtime; its scores of these photographs "
+        "have a standard deviation of {small[spread]:.2f}."
     ]
     for name, what in (
-        ("full", "the published sizes"),
-        ("glintiqa", "GlintIQA as published, which has no depth network,"),
+        ("full", "which has the published sizes"),
+        ("glintiqa", "GlintIQA as published, without a depth network"),
     ):
         if f"{UNTRAINED}{name}" in first:
             said.append(
-                f"`{name}`, {what} with weights of a fixed seed, is compared with eager PyTorch in fp32 on "
-                f"{{{UNTRAINED}{name}[images]}} photographs; standard deviation {{{UNTRAINED}{name}[spread]:.3f}}."
+                f"`{name}`, {what} and with weights of a fixed seed, is compared with eager PyTorch in fp32 on "
+                f"{{{UNTRAINED}{name}[images]}} photographs; its scores' standard deviation is "
+                f"{{{UNTRAINED}{name}[spread]:.3f}}."
             )
     on: dict[str, list[str]] = {}
     for row in accuracy["rows"]:
         on.setdefault(row["machine"], [])
     for name, row in first.items():
         on[row["machine"]].append(f"`{name.removeprefix(UNTRAINED)}`")
-    told = [words(text, first | accuracy) for text in said] + [f"{', '.join(n)} on {m}." for m, n in on.items()]
+    told = [words(text, first | accuracy) for text in said] + [f"{', '.join(n)} ran on {m}." for m, n in on.items()]
     return f"{' '.join(told)}\n\n{precision_table(accuracy['rows'])}"
 
 
 def precision_table(rows: Sequence[Line]) -> str:
-    """Of the rows of bench/precision.py."""
+    """The rows of bench/precision.py as a table."""
     engine = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
     more = (
         {

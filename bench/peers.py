@@ -1,15 +1,15 @@
-"""The same photographs through this package and through what people would use instead, in turn, on one machine.
+"""Score the same photographs with this package and with other tools, in turn, on one machine.
 
     python bench/peers.py [--quick] [--fresh] [--skip authors-vitl metrics ...]    ->  bench/results/peers.jsonl
 
     authors-vits   the authors' published pipeline (full-size networks in eager PyTorch, 20 random crops, ViT-S depth)
     authors-vitl   the same with their default depth network, ViT-L: half a minute an image
-    tilings        the small bundle on 20 random crops against the grid: time saved, and what it does to the scores
+    tilings        the small bundle on 20 random crops against the grid: time saved, and how far scores move
     metrics        no-reference metrics of IQA-PyTorch (random weights: timing only), and BRISQUE, NIQE and PIQE
 
-Full-size networks are those of untrained.py, with weights of a fixed seed: the arithmetic, and so the time, is that of
-trained ones; what engines make of the same networks is measured by engines.py. Each subject runs in a process of its
-own; those that need other packages in an environment of their own, made once under --work.
+Full-size networks are those of untrained.py, with weights of a fixed seed: their arithmetic, and so their time, equals
+that of trained ones; engines.py times the same networks in other engines. Each subject runs in its own process, and
+those that need other packages in their own environment, made once under --work.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ GROUPS = ("authors-vits", "authors-vitl", "tilings", "metrics")
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a comparison. request: what its subject is asked; warm: whether to ask once before timing.
+    """One row of a comparison. request: to its subject; warm: whether to ask once before timing.
 
-    images: per sample, so that quick ones are timed over more than one, and streams are streams.
+    images: per sample, so that quick subjects are timed over several, and streams are streams.
     """
 
     name: str
@@ -90,7 +90,7 @@ def small() -> list[Entry]:
 
 
 def peer_entries(work: Path) -> list[Entry]:
-    """Other no-reference metrics. Those with random weights have no accuracy here: their times are what is compared."""
+    """Other no-reference metrics. For those with random weights only times are compared."""
     entries = small()[:1]
     for name, (environment, note) in peer_metrics.METRICS.items():
         python = environment(work)
@@ -100,9 +100,9 @@ def peer_entries(work: Path) -> list[Entry]:
 
 
 def tilings(paths: Sequence[str]) -> dict[str, Any]:
-    """Random crops against the grid on the small bundle: ms per image, and the scores beside each other.
+    """Random crops against the grid on the small bundle: ms per image, and differences of scores.
 
-    The differences between two seeds of random crops say how much of a difference from the grid is the crops' own.
+    The differences between two seeds of random crops show how much of a difference from the grid is due to the crops.
     """
     tiles = {"official:20": "20 random crops", "official:20:7": "20 other random crops", "grid": "grid"}
     with ExitStack() as stack:
@@ -120,7 +120,7 @@ def tilings(paths: Sequence[str]) -> dict[str, Any]:
 
 
 def measure_group(entries: Sequence[Entry], paths: Sequence[str], pairs: int, seconds: float) -> dict[str, Any]:
-    """Start the subjects, let them take turns; those that cannot run say why instead of a time."""
+    """Start the subjects and time them in turn; a row of a subject that cannot run says why instead of a time."""
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
         subjects: dict[tuple[str, ...], Subject] = {}
@@ -149,7 +149,7 @@ def _asked(subject: Subject, entry: Entry, paths: Sequence[str]) -> dict[str, An
 
 
 def of_bundle(name: str, bundle: str, request: str = "score", images: int = 8) -> Entry:
-    """A bundle as it is used without any option."""
+    """A bundle with default options."""
     return Entry(name, tuple(scoring.command(bundle, scoring.default())), request, images=images)
 
 
@@ -181,7 +181,7 @@ def subject(options: dict[str, Any]) -> Served:
 
 
 def _threads() -> dict[str, str]:
-    """Every subject may use the cores that we may."""
+    """Let every subject use as many cores as this process may."""
     return {"OMP_NUM_THREADS": str(usable_cores())}
 
 

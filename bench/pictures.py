@@ -1,4 +1,4 @@
-"""The photographs that the benches score: made from `examples/`, the same on every machine, JPEG, of any size.
+"""Make the JPEG photographs that the benches score from `examples/`: of any size, the same on every machine.
 
 They are crops of real photographs under blur, noise, darkness and compression of several strengths, so that scores
 spread and a rank correlation means something.
@@ -24,7 +24,7 @@ def photographs(count: int, size: tuple[int, int] = SIZE) -> list[bytes]:
 
 
 def saved(folder: Path, count: int, size: tuple[int, int] = SIZE) -> list[str]:
-    """The same as files in a folder, which is made: their paths."""
+    """Save the same photographs in a new folder. Return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number:03}.jpg" for number in range(count)]
     for path, data in zip(paths, photographs(count, size), strict=True):
@@ -33,7 +33,7 @@ def saved(folder: Path, count: int, size: tuple[int, int] = SIZE) -> list[str]:
 
 
 def photograph(number: int, size: tuple[int, int] = SIZE) -> bytes:
-    """The JPEG of that number: a crop of one of the originals, resized to `size`, then spoilt in one of five ways."""
+    """The JPEG with this number: a crop of an original, resized to `size`, then spoilt in one of five ways."""
     rng = np.random.default_rng(number)
     original = _original(ORIGINALS[number % len(ORIGINALS)])
     picture = cv2.resize(_crop(original, size[0] / size[1], rng), size, interpolation=cv2.INTER_CUBIC)
@@ -50,7 +50,7 @@ def _original(name: str) -> NDArray[np.uint8]:
 
 
 def _crop(picture: NDArray[np.uint8], aspect: float, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A random window of that aspect, 80 to 100 % of the largest there is."""
+    """A random window with this aspect, 80 to 100 % of the largest possible."""
     height, width = picture.shape[:2]
     share = rng.uniform(0.8, 1.0)
     w = max(1, int(min(width, height * aspect) * share))

@@ -1,11 +1,11 @@
-"""The small pieces around the networks, each timed against one fixed operation of numpy in the same run.
+"""Time the small pieces around the networks, each against one fixed operation of numpy in the same run.
 
     python bench/pieces.py            prints the ratios
-    python bench/pieces.py --save     writes them to bench/results/pieces.json: what the tests allow
+    python bench/pieces.py --save     writes them to bench/results/pieces.json, which the tests use as limits
 
-A ratio travels between machines where a time does not. The reference is a running sum: one dependent addition after the
-other, on one core, whatever the caches and the vector units are; OpenCV is held to one thread meanwhile. It is repeated
-until it takes about as long as the piece, so that a busy machine interrupts both as often.
+A ratio carries over to other machines, a time does not. The reference is a running sum: dependent additions on one
+core, which do not depend on caches and vector units; OpenCV is limited to one thread meanwhile. It is repeated until it
+takes about as long as the piece, so that a busy machine interrupts both equally often.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROWS = 200  # written at a time
 
 
 def reference(times: float) -> tuple[Call, float]:
-    """The operation that everything is compared with, so many times at least (and once), and how many they were."""
+    """The reference operation, repeated at least this many times (and once), and the number of repetitions."""
     numbers, whole = np.linspace(0, 1, NUMBERS), max(1, round(times))
     return lambda: [np.cumsum(numbers) for _ in range(whole)], whole
 
@@ -59,7 +59,7 @@ def pieces() -> dict[str, Call]:
 
 
 def ratios(calls: dict[str, Call], rounds: int = 8, expected: Mapping[str, float] | None = None) -> dict[str, float]:
-    """Shortest time of each call / shortest time of the reference: what others on the machine add is left out.
+    """Shortest time of each call / shortest time of the reference, so that other load on the machine does not count.
 
     expected: ratios that are about right.
     """
@@ -76,7 +76,7 @@ def ratios(calls: dict[str, Call], rounds: int = 8, expected: Mapping[str, float
 
 
 def slower(measured: dict[str, float], allowed: dict[str, float], times: float) -> list[str]:
-    """The pieces that take more than `times` what they may, in words."""
+    """The pieces that take more than `times` their limit, in words."""
     return [
         f"{name} takes {ratio:.2f} of the reference, {ratio / allowed[name]:.1f} times its baseline {allowed[name]:.2f}"
         for name, ratio in measured.items()
@@ -85,7 +85,7 @@ def slower(measured: dict[str, float], allowed: dict[str, float], times: float) 
 
 
 def baseline() -> dict[str, float]:
-    """The ratios that were saved."""
+    """The saved ratios."""
     return dict(read_json(BASELINE)["ratios"])
 
 

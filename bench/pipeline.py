@@ -1,16 +1,16 @@
-"""What a whole score costs, stage by stage, for every way of running a bundle; and how far each drifts from fp32.
+"""Measure a whole score's cost, stage by stage, for every way of running a bundle, and its drift from fp32.
 
     python bench/pipeline.py [--bundle small ...] [--quick] [--fresh]     ->  bench/results/pipeline.jsonl
 
-Every setting (backend, precision, batch, threads, workers) runs in a process of its own, all of them take turns, and
-ratios are taken round by round against ONNX Runtime in fp32 with the default batch. Per setting:
+Every setting (backend, precision, batch, threads, workers) runs in its own process, all take turns, and ratios are
+computed round by round against ONNX Runtime in fp32 with the default batch. Per setting:
 
     one     one image after the other: ms, and ms per stage
     many    32 images through score_many: images/s
     stream  the same images again and again (--stream of them): images/s and memory; for engines, not their variations
     drift   largest and mean |score difference|, and SROCC, against the fp32 reference on the same 32 photographs
 
-and once: the time from starting `dgiqa-rt score` to the first row, beside `import torch, timm`.
+and once: the time from starting `dgiqa-rt score` to the first row, compared with `import torch, timm`.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ def main() -> None:
 
 
 def groups(bundle: Bundle, quick: bool) -> dict[str, list[Setting]]:
-    """What is compared with what. The first of each group is the baseline: all cores, batches of the scorer's choice.
+    """The groups of settings to compare. The first of each is the baseline: all cores, the scorer's own batches.
 
-    engines: every engine that runs here, ONNX Runtime in fp32 first. The others change one thing of that baseline, and
-    of the engine that comes last: the most reduced precision.
+    engines: every engine that runs here, ONNX Runtime in fp32 first. The other groups change one setting of that
+    baseline, and of the last engine, which has the lowest precision.
     """
     engines, missing = speed.candidates(bundle, backends())
     for item in missing:
@@ -90,14 +90,14 @@ def groups(bundle: Bundle, quick: bool) -> dict[str, list[Setting]]:
 
 
 def reference_scores(bundle: Bundle, setting: Setting, images: int) -> dict[str, Any]:
-    """What every setting's scores are compared with: the bundle's own fp32 files, one image after the other."""
+    """The scores to compare every setting's with: by the bundle's own fp32 files, one image after the other."""
     return {"scores": speed.reference_scores(bundle, setting, photographs(images)), "setting": asdict(setting)}
 
 
 def measure_group(
     bundle: str, settings: Sequence[Setting], reference: Sequence[float], *, stream: int, seconds: float
 ) -> dict[str, Any]:
-    """Start a process per setting and let them take turns. stream: its length; 0 leaves it out."""
+    """Start a process per setting and time them in turn. stream: its length; 0 leaves it out."""
     images, rows = len(reference), []
     with ExitStack() as stack:
         paths = saved(Path(stack.enter_context(tempfile.TemporaryDirectory())), images)

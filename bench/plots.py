@@ -1,4 +1,4 @@
-"""Results of the benches become pictures: speed against drift, stages, and how cost grows."""
+"""Draw the benches' results: speed against drift, stages, and how cost grows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Line = dict[str, Any]
 
 
 def draw(results: Mapping[str, Sequence[Line]], folder: Path) -> list[str]:
-    """Draw what there are results for; the names of the pictures written into `folder`."""
+    """Draw a picture for each kind of results. Return the names of those written into `folder`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -45,7 +45,7 @@ def _write(path: Path, work: Callable[[Any, Any], None], data: Any) -> None:
 
 
 def _pareto(figure: Any, groups: Sequence[Line]) -> None:
-    """Every setting as a point; those that nothing beats in both respects are joined."""
+    """Draw every setting as a point, and join those that no other beats in both respects."""
     axis = figure.add_subplot()
     points = {}
     for row in (row for line in groups for row in line["rows"]):
@@ -74,7 +74,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _stages(figure: Any, groups: Sequence[Line]) -> None:
-    """One bar per engine, one colour per stage."""
+    """Draw one bar per engine, with one colour per stage."""
     axis = figure.add_subplot()
     rows = [row for line in groups for row in line["rows"]]
     names = [f"{row['setting']['backend']} {row['setting']['precision']}" for row in rows]
@@ -90,7 +90,7 @@ def _stages(figure: Any, groups: Sequence[Line]) -> None:
 
 
 def _scale(figure: Any, axes: Mapping[str, Sequence[Line]]) -> None:
-    """One panel per axis that was measured, two for long runs."""
+    """Draw one panel per measured axis, two for long runs."""
     figure.set_size_inches(12, 7)
     panels: list[tuple[str, str, str, Callable[[Line], tuple[float, float]], str]] = [
         ("sizes", "megapixels", "ms per image", lambda r: (r["megapixels"], r["ms"]["median"]), "log"),

@@ -1,13 +1,13 @@
-"""How far scores move in every precision and backend that is here: 200 distorted photographs against fp32.
+"""Measure how far scores move in every precision and backend here: 200 distorted photographs against fp32.
 
     python bench/precision.py [--networks small full glintiqa] [--images 200] [--json FILE]
 
-Photographs of scikit-image and scikit-learn under all types and levels of `recipes.small.distortions`, seeds fixed;
-always both networks, from pixels to score. `builder.quantize` makes the files. The small bundle's reference is its fp32
-ONNX file on ONNX Runtime, since its PyTorch weights are not shipped (its manifest says how far the file is from
-PyTorch). `full` and `glintiqa` are networks of the published sizes (untrained.py) with PyTorch as the reference: an
-hour each on two cores. Rows of networks that are not asked for stay in the file.
-Scores are kept in --work one by one, and a run that was stopped goes on; after a change to the code, --fresh.
+The photographs are scikit-image's and scikit-learn's, under all types and levels of `recipes.small.distortions`, with
+fixed seeds, and are scored from pixels on through both networks. `builder.quantize` makes the files. The small bundle's
+reference is its fp32 ONNX file on ONNX Runtime, since its PyTorch weights are not shipped (its manifest says how far
+the file is from PyTorch). `full` and `glintiqa` are networks of the published sizes (untrained.py) with PyTorch as the
+reference: an hour each on two cores. Rows of networks that are not measured stay in the file. Scores are kept in --work
+one by one, and a stopped run goes on; after a change to the code, use --fresh.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def pictures(count: int, start: int = 0) -> Iterator[Picture]:
 
 
 def scores(opened: Callable[[], Score], count: int, file: Path) -> NDArray[np.float64]:
-    """Scores f64 [count] of `pictures`; what `file` holds is not computed again.
+    """Scores f64 [count] of `pictures`; those in `file` are not computed again.
 
-    opened: gives the function that scores, and is not called if nothing is missing.
+    opened: returns the scoring function; it is not called if nothing is missing.
     """
     known: list[float] = read_json(file) or []
     if len(known) < count:
@@ -92,7 +92,7 @@ def engine_scores(
 
 
 def compared(reference: NDArray[np.float64], got: NDArray[np.float64]) -> dict[str, float]:
-    """Largest and mean |difference|, SROCC (NaN where the reference is constant)."""
+    """Largest and mean |difference|, SROCC (NaN if the reference is constant)."""
     difference = np.abs(reference - got)
     return {
         "max_difference": float(difference.max()),
@@ -104,8 +104,8 @@ def compared(reference: NDArray[np.float64], got: NDArray[np.float64]) -> dict[s
 def measure(bundle: Bundle, expected: NDArray[np.float64], o: Namespace) -> list[dict[str, Any]]:
     """One row per backend and precision: differences from the reference, size ratio, whether the targets are met.
 
-    expected: the reference's scores of as many `pictures` as are to be scored; "spread" is their standard deviation,
-    which differences can be held against.
+    expected: the reference's scores, for as many `pictures` as are to be scored; "spread" is their standard deviation,
+    to compare differences with.
     """
     rows, calibration = [], o.calib if bundle.name == "small" else None
     full_size = _size(untrained.files(bundle, "fp32", o.work))
@@ -157,7 +157,7 @@ def originals() -> list[Picture]:
 
 
 def _engine(backend: str) -> str:
-    """Name and version: scores of another release are not the same."""
+    """Name and version, as scores of another release are not the same."""
     return f"{backend}-{metadata.version(backend)}" if backend in backends() else backend
 
 
@@ -185,7 +185,7 @@ def _options() -> Namespace:
 
 
 def reference(name: str, o: Namespace) -> tuple[Bundle, NDArray[np.float64]]:
-    """A bundle, and what its scores of the `pictures` are compared with."""
+    """A bundle, and the scores of the `pictures` to compare its own with."""
     if name == "small":
         bundle = load_bundle(name)
         files = untrained.files(bundle, "fp32", o.work)

@@ -1,4 +1,4 @@
-"""What our kernels compute and move, and the least time that a GPU's ceilings leave them: floors of bench/kernels.py.
+"""Floors for bench/kernels.py: the arithmetic and bytes of our kernels, and the least time they take on a GPU.
 
 Bytes count once, however often they are read; arithmetic is float16 (multiply and add: two) with float32 sums.
 """
@@ -19,7 +19,7 @@ TOKENS = (56 * 56, 28 * 28, 14 * 14, 7 * 7)
 class Op:
     """flops, reads, writes, instructions: per tile; weights: bytes read once per launch.
 
-    instructions: of all threads, where scalar work may take longest; estimated from the source.
+    instructions: of all threads, for kernels that scalar work may limit; estimated from the source.
     """
 
     flops: float = 0
@@ -46,8 +46,8 @@ class Machine:
         return max(arithmetic * tiles, op.bytes(tiles) / self.bandwidth) * 1e6
 
 
-# As stated for this card: dense float16 matrix arithmetic that is reached in practice, a large copy, and 528 schedulers
-# of 32 threads at 1.755 GHz.
+# As stated for this card: dense float16 matrix arithmetic reached in practice, a large copy, and 528 schedulers of 32
+# threads at 1.755 GHz.
 H200 = Machine("NVIDIA H200", 790e12, 4.3e12, 528 * 32 * 1.755e9)
 
 

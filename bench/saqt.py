@@ -1,9 +1,9 @@
-"""How fast `recipes.saqt.match` is, whether its memory stays flat, and whether a run that was killed ends the same.
+"""Measure how fast `recipes.saqt.match` is, whether its memory stays flat, and whether a killed run ends the same.
 
     python bench/saqt.py --pictures PRISTINE --root KADID [--weights FILE] [--json bench/results/saqt.json]
 
-Matches all pictures once, then again, killed by SIGKILL at two fifths and started once more. Speed is told in seconds
-of the clock and of the processor; what the match itself does before its first picture is not in it.
+Matches all pictures once, then again, killed by SIGKILL at two fifths and started once more. Speed is measured in wall
+and CPU time, without the work before the first picture.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EVERY_S = 0.5
 
 
 class Seen(NamedTuple):
-    """A look at a running match: rows written, resident MB, seconds of the clock and of the processor so far."""
+    """A reading of a running match: rows written, resident MB, wall and CPU seconds so far."""
 
     rows: int
     mb: float
@@ -39,7 +39,7 @@ def rows_of(out: Path) -> int:
 
 
 def run(line: list[str], out: Path, kill_at: int | None = None) -> list[Seen]:
-    """Run the match to its end, or kill it once so many rows are there; what was seen from its first rows on."""
+    """Run the match to its end, or kill it after so many rows. Return the readings from its first rows on."""
     process, began, seen = psutil.Popen([*line, "--out", str(out)], cwd=ROOT), time.monotonic(), list[Seen]()
     already = rows_of(out)
     while process.poll() is None:
@@ -58,7 +58,7 @@ def run(line: list[str], out: Path, kill_at: int | None = None) -> list[Seen]:
 
 
 def speed(seen: list[Seen]) -> dict[str, float | None]:
-    """None: nothing passed on that clock, of which the processor's ticks every ten milliseconds."""
+    """Matches per wall and CPU second; None if that clock did not advance (the CPU's ticks are ten milliseconds)."""
     first, last = seen[0], max(seen, key=lambda each: (each.rows, -each.clock_s))  # the last row, when it came
     rows, clock_s, cpu_s = last.rows - first.rows, last.clock_s - first.clock_s, last.cpu_s - first.cpu_s
     return {
@@ -68,7 +68,7 @@ def speed(seen: list[Seen]) -> dict[str, float | None]:
 
 
 def memory(seen: list[Seen]) -> dict[str, Any]:
-    """Resident MB: largest in each quarter of the rows."""
+    """The largest resident MB in each quarter of the rows."""
     quarters = np.array_split(np.array([each.mb for each in seen]), 4)
     return {"mb_by_quarter": [round(float(part.max()), 1) for part in quarters if len(part)]}
 

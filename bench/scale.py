@@ -1,14 +1,14 @@
-"""How cost grows: with the image's size, the tiles, the batch, the processes side by side, and the length of a run.
+"""Measure how cost grows with image size, tiles, batch, parallel processes and the length of a run.
 
 python bench/scale.py [--quick] [--fresh] [--all]        ->  bench/results/scale.jsonl
 
 sizes      one image of 0.1 to 24 megapixels: ms per stage, and peak memory
 tiles      1 to 32 tiles of one image: ms
 batches    1 to 64 tiles in one run of the quality network: ms per tile, and resident memory
-processes  1 to N of them with the cores shared out: images/s of all together
+processes  1 to N of them, which share the cores: images/s of all together
 images     a stream of JPEGs of five sizes: ms per image and resident memory after 10, 100, 1,000, ... of them; both
            must stay flat. Up to 1,000 photographs with the small bundle; 10,000 thumbnails (--all: 100,000) with
-           networks of a few operators, which cost next to nothing, so that this package's own part remains
+           networks of a few operators, which cost next to nothing, so that only this package's own cost remains
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def sizes(bundle: str, megapixels: Sequence[float]) -> dict[str, Any]:
 
 
 def tiles(bundle: str, counts: Sequence[int]) -> dict[str, Any]:
-    """One photograph of 1024x768 with so many random crops."""
+    """One photograph of 1024x768 with a growing number of random crops."""
     with scoring.start(bundle, default()) as subject, tempfile.TemporaryDirectory() as folder:
         paths = [_picture(Path(folder), 1024 * 768 / 1e6)]
         asks = {str(n): partial(subject.ask, "score", paths=paths, tiling=f"official:{n}") for n in counts}
@@ -81,7 +81,7 @@ def tiles(bundle: str, counts: Sequence[int]) -> dict[str, Any]:
 
 
 def batches(bundle: str, counts: Sequence[int]) -> dict[str, Any]:
-    """Runs of the quality network alone; resident memory grows with the batch, so it is read in ascending order."""
+    """Runs of only the quality network; resident memory grows with the batch, so it is read in ascending order."""
     with scoring.start(bundle, default()) as subject:
         asks = {str(n): partial(subject.ask, "batch", count=n) for n in counts}
         resident = {name: ask()["resident_mb"] for name, ask in asks.items()}
@@ -94,7 +94,7 @@ def batches(bundle: str, counts: Sequence[int]) -> dict[str, Any]:
 
 
 def processes(bundle: str, images: int) -> dict[str, Any]:
-    """1 to N processes with `cores / processes` threads each, at least one; every one streams `images` photographs."""
+    """1 to N processes with `cores / processes` threads each, at least one; each streams `images` photographs."""
     cores = usable_cores()
     counts = sorted({1, 2, cores // 2, cores, 2 * cores} - {0})
     with ExitStack() as stack:
@@ -120,7 +120,7 @@ def processes(bundle: str, images: int) -> dict[str, Any]:
 
 
 def images(longest: Mapping[str, int]) -> dict[str, Any]:
-    """Streams of small JPEGs: at each length the ms per image since the one before, and what is resident then."""
+    """Streams of small JPEGs: at each length, ms per image since the previous one, and resident memory."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name, count in longest.items():
@@ -133,7 +133,7 @@ def images(longest: Mapping[str, int]) -> dict[str, Any]:
 
 
 def tiny_bundle(folder: Path) -> Path:
-    """A bundle whose networks are a few operators on tiles of 64 pixels: what is left is the pipeline around them."""
+    """A bundle whose networks are a few operators on tiles of 64 pixels, so that only the pipeline's cost remains."""
     from onnx.parser import parse_model
 
     head = '<ir_version: 9, opset_import: ["" : 20]>'
@@ -153,7 +153,7 @@ def tiny_bundle(folder: Path) -> Path:
 
 
 def _picture(folder: Path, megapixels: float) -> str:
-    """A 4:3 photograph of that size as a file."""
+    """A 4:3 photograph of this size as a file."""
     width = round(math.sqrt(megapixels * 1e6 * 4 / 3))
     path = folder / f"{megapixels:g}.jpg"
     path.write_bytes(photograph(0, (width, round(width * 3 / 4))))

@@ -1,11 +1,11 @@
-"""Sets from end to end: what `scan` costs beside scoring, and what a second process gains.
+"""Run `scan` on sets from end to end: its cost in addition to scoring, and the gain from a second process.
 
 python bench/scan.py [--quick] [--fresh] [--images 100000]        ->  bench/results/scan.jsonl
 
 throughput  tar shards in, Parquet out, against the bare loop over the same pictures in memory, shard by shard in turn:
             images/s, resident memory after each shard, keys compared byte for byte, one in ten of them not ASCII. With
-            networks of a few operators, which cost next to nothing, so that what is not scoring shows; and fewer images
-            with `small`
+            networks of a few operators, which cost next to nothing, so that other costs show; and fewer images with
+            `small`
 workers     one and two processes of one thread each, ours (`--workers`) and Ray's (`--ray local`), with `small`:
             images/s after each has done a shard, so without the start; how many cores were idle meanwhile
 """
@@ -71,11 +71,11 @@ def throughput(bundle: str, count: int) -> dict[str, Any]:
 
 
 def workers(shards: int) -> dict[str, Any]:
-    """Images a second of one worker and of two, and what is not theirs of the machine's time."""
+    """Images a second of one worker and of two, and the machine's other load."""
     from dgiqa.batch.on_ray import scan_on_ray
     from dgiqa.batch.scan import scan
 
-    os.environ |= {"RAY_worker_niceness": "0"}  # by itself Ray lets its workers stand back behind all else
+    os.environ |= {"RAY_worker_niceness": "0"}  # by default Ray runs its workers at low priority
     pictures = [photograph(n, (384, 384)) for n in range(20)]
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:

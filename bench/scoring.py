@@ -1,4 +1,4 @@
-"""A scorer with one setting in a process of its own, and what benches ask of it.
+"""A scorer with one setting in its own process, and the requests that benches make to it.
 
 with start("small", default(), tiling="official:20") as subject:
     subject.ask("score", paths=["a.jpg"])                # {"ms": of one image, "scores", "stages" of the last, ...}
@@ -26,7 +26,7 @@ from dgiqa.speed import Setting
 
 
 def default(threads: int | None = None) -> Setting:
-    """How a bundle runs without any option, with all cores or so many threads."""
+    """A bundle's default setting, with all cores or this many threads."""
     threads = threads or usable_cores()
     return Setting("auto", threads=threads, workers=preparing_threads(threads))
 
@@ -40,7 +40,7 @@ def start(bundle: str, setting: Setting, tiling: str = "grid") -> Subject:
 
 
 def subject(options: dict[str, Any]) -> Served:
-    """In its process: the scorer, and what it can be asked."""
+    """In its process: the scorer, and the requests that it answers."""
     setting = Setting(**options["setting"])
     scorer = setting.open(load_bundle(options["bundle"]))
     scorer.tiling = options["tiling"]

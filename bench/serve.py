@@ -1,13 +1,13 @@
-"""What serving costs beside `score_many`, and what a server does with four times the load that it can bear.
+"""Measure what serving costs compared with `score_many`, and what a server does under four times its capacity.
 
     python bench/serve.py [--queue N] [--bundle small] [--requests 10000]      rows as they come; -o FILE keeps them
 
-The server is a process of its own; clients are threads here and share its cores. Every request is a new connection.
+The server is a separate process; clients are threads here and share its cores. Every request is a new connection.
 
     throughput  images/s with as many clients as the queue has places, and through `score_many`, in turn
-    cpu         the processor's time for an image, in both: it hardly depends on what else the machine does
+    cpu         CPU time per image, in both: it hardly depends on the machine's other load
     unloaded    one request after the other: ms
-    overload    requests at four times that throughput, whatever comes back: answers, and ms of those accepted
+    overload    requests at four times that throughput, whatever the answers are: answers, and ms of those accepted
     leak        resident memory after each thousand of --requests
 """
 
@@ -35,13 +35,13 @@ from dgiqa.scorer import Scorer
 
 PICTURES = [path.read_bytes() for path in sorted((ROOT / "examples").glob("*.jpg"))]
 OVERLOAD = 4
-CLIENTS = 200  # that may wait for answers at once under overload
+CLIENTS = 200  # the most that wait for answers at once under overload
 Answer = tuple[int, float]  # status (0: none came), ms
 
 
 @contextmanager
 def served(*options: str) -> Iterator[tuple[psutil.Popen, int]]:
-    """A server in a process, once it is ready, and its port."""
+    """A server in its own process, once it is ready, and its port."""
     command = [sys.executable, "-m", "dgiqa", "serve", "--port", "0", *options]
     with tempfile.NamedTemporaryFile("r") as log, open(log.name, "w") as said:
         process, text = psutil.Popen(command, stderr=said, cwd=ROOT), ""
@@ -56,7 +56,7 @@ def served(*options: str) -> Iterator[tuple[psutil.Popen, int]]:
 
 
 def ask(port: int, number: int) -> Answer:
-    """One POST /score on a connection of its own."""
+    """Send one POST /score on a new connection."""
     started, status = time.perf_counter(), 0
     connection = http.client.HTTPConnection("127.0.0.1", port)
     try:
@@ -71,13 +71,13 @@ def ask(port: int, number: int) -> Answer:
 
 
 def closed_loop(port: int, clients: int, count: int) -> list[Answer]:
-    """`count` requests by clients that each wait for their answer."""
+    """Send `count` requests from clients that each wait for their answer."""
     with ThreadPoolExecutor(clients) as pool:
         return list(pool.map(lambda number: ask(port, number), range(count)))
 
 
 def open_loop(port: int, rate: float, seconds: float) -> list[Answer]:
-    """Requests at a rate, whether answers come or not."""
+    """Send requests at a rate, whether answers come or not."""
     with ThreadPoolExecutor(CLIENTS) as pool:
         started, sent = time.perf_counter(), []
         for number in range(int(rate * seconds)):
@@ -102,7 +102,7 @@ def cpu_s(process: psutil.Process) -> float:
 def measured(options: Namespace, tell: Callable[..., None]) -> None:
     shared, here = ["--bundle", options.bundle, "--queue", str(options.queue)], psutil.Process()
     with served(*shared) as (server, port), Scorer(options.bundle) as scorer:
-        ways: dict[str, tuple[psutil.Process, Callable[[int], int]]] = {  # whose processor, and what scores so many
+        ways: dict[str, tuple[psutil.Process, Callable[[int], int]]] = {  # CPU time's process; scores n images
             "score_many": (here, lambda count: len(list(scorer.score_many(map(picture, range(count)))))),
             "served": (server, lambda count: sum(a[0] == 200 for a in closed_loop(port, options.queue, count))),
         }

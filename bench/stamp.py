@@ -1,4 +1,4 @@
-"""The machine, the versions and the commit that a measured figure belongs to; a bench's command line and its record."""
+"""The machine, versions and commit of a measured figure; a bench's command line and its JSON record."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ PACKAGES = (
     *("numpy", "opencv-python-headless", "pillow", "onnxruntime", "openvino", "tensorrt", "onnx"),
     *("torch", "timm", "piq", "scikit-image"),
 )
-# A figure stands as long as these do; the date, the load and the commit (of a README, say) may change.
+# A figure is valid as long as these stay; the date, the load and the commit (of a README, say) may change.
 IDENTITY = ("machine", "cpu", "cores", "python", "versions", "gpu", "code")
 
 
 def environment_stamp() -> dict[str, Any]:
-    """Ready for JSON. The commit says so when the measured code differs from it; packages that are missing are null.
+    """The stamp, ready for JSON. The commit is marked if the measured code differs from it; missing packages are null.
 
     cores: usable by this process. code: hash of the package's sources. load: the machine's 1-minute load average when
     the stamp was made, 0 = idle. threads: what OMP_NUM_THREADS asks for, null if nothing.
@@ -50,7 +50,7 @@ def environment_stamp() -> dict[str, Any]:
 
 
 def command_line(doc: str | None) -> argparse.ArgumentParser:
-    """A bench's own text is its help."""
+    """A parser whose help is the bench's own docstring."""
     return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
@@ -62,7 +62,7 @@ def write_json(path: Path, record: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote there; None if nothing is."""
+    """The contents that `write_json` wrote to a file; None if there is none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 

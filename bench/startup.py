@@ -1,4 +1,4 @@
-"""From starting the process to the first row: `dgiqa-rt score` on one JPEG, beside importing what its peers import."""
+"""Time from process start to the first row: `dgiqa-rt score` on one JPEG, against the imports of its peers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pictures import photograph
 from timer import compare
 
 PEERS = "import torch, timm"
-# As a program that uses them would: timm through the import that also works beside a CPU build of torch.
+# As in a program that uses them, with timm through the import that also works with a CPU build of torch.
 IMPORT_PEERS = "from dgiqa.nn.backbones import import_timm; import_timm()"
 
 

@@ -1,8 +1,7 @@
-"""A program under test in a process of its own: one JSON line in, one JSON line out.
+"""Run a program under test in its own process: one JSON line in, one JSON line out.
 
-Every subject has its own memory, its own threads and, if need be, its own environment, and still they can be timed in
-turn: the one that is not asked sleeps. This file imports nothing but Python's own library, so that any environment can
-run it.
+Every subject has its own memory, threads and, if needed, environment, and still they can be timed in turn: a subject
+that is not asked sleeps. This file imports only Python's own library, so that any environment can run it.
 
     with Subject([python, "bench/peer_metrics.py", "--serve", "NIQE"]) as subject:
         subject.ask("score", paths=["a.jpg"])      # {"ms": ..., "scores": [...]}
@@ -25,13 +24,13 @@ Served = tuple[Mapping[str, Callable[..., Mapping[str, Any]]], Mapping[str, Any]
 
 
 class SubjectError(RuntimeError):
-    """The program could not start, ended early, or answered with an error; the message is its own last line."""
+    """The program could not start, ended early, or answered with an error. The message is its own last line."""
 
 
 class Subject:
-    """A running subject. ready: what it said when it was ready; start_s: how long that took, process start included.
+    """A running subject. ready: its facts once it was ready; start_s: how long that took, process start included.
 
-    environment: variables on top of this process's own. Raises SubjectError if it does not get ready.
+    environment: variables added to this process's own. Raises SubjectError if it does not get ready.
     """
 
     def __init__(self, command: list[str], environment: Mapping[str, str] | None = None) -> None:
@@ -53,7 +52,7 @@ class Subject:
         self.start_s = time.perf_counter() - started
 
     def ask(self, request: str, **arguments: Any) -> dict[str, Any]:
-        """Let it do one thing, and wait. Raises SubjectError with what it says went wrong."""
+        """Send one request and wait for the answer. Raises SubjectError with the subject's own message."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps({"request": request, "arguments": arguments}) + "\n")
@@ -63,7 +62,7 @@ class Subject:
         return self._answer()
 
     def close(self) -> None:
-        """End it: it leaves when its standard input does."""
+        """End it: it exits when its standard input is closed."""
         self._process.communicate()
         self._said.close()
 
@@ -91,12 +90,12 @@ class Subject:
 
 
 def own_command(file: str, options: Mapping[str, Any]) -> list[str]:
-    """The command of a subject that is the same file as its bench: `main_or_subject` hands it these options."""
+    """The command of a subject in the same file as its bench; `main_or_subject` gives it these options."""
     return [sys.executable, file, "--serve", json.dumps(options)]
 
 
 def main_or_subject(main: Callable[[], None], subject: Callable[[dict[str, Any]], Served]) -> None:
-    """Run a bench, or in the process of an `own_command` its subject."""
+    """Run a bench, or, in a process of `own_command`, its subject."""
     if "--serve" in sys.argv:
         serve(lambda: subject(json.loads(sys.argv[-1])))
     else:
@@ -106,8 +105,8 @@ def main_or_subject(main: Callable[[], None], subject: Callable[[dict[str, Any]]
 def serve(prepare: Callable[[], Served]) -> None:
     """The subject's side: get ready, then answer requests until standard input ends.
 
-    prepare: returns (name of a request -> function of its arguments, facts to say when ready). Whatever it or a library
-    prints goes to standard error; an exception becomes the answer, and in `prepare` the end.
+    prepare: returns (name of a request -> function of its arguments, facts to report when ready). Everything that it or
+    a library prints goes to standard error. An exception becomes the answer; in `prepare` it ends the process.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -141,7 +140,7 @@ def timed(paths: list[str], score: Callable[[bytes], float]) -> dict[str, Any]:
 
 
 def peak_mb() -> float:
-    """The largest resident memory this process has had, MB. On Linux its own, not that of whoever started it."""
+    """The largest resident memory this process has had, MB; on Linux without its parent's."""
     try:
         with open("/proc/self/status", encoding="ascii") as status:
             peak = next(line for line in status if line.startswith("VmHWM"))
@@ -154,7 +153,7 @@ def peak_mb() -> float:
 
 
 def resident_mb() -> float:
-    """Resident memory of this process now, MB. Raises OSError where there is no /proc."""
+    """Resident memory of this process now, MB. Raises OSError without /proc."""
     with open("/proc/self/statm", encoding="ascii") as status:
         return int(status.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 

@@ -1,4 +1,4 @@
-"""One timer for every bench: callables become Results, Results become JSON lines that a later run takes up.
+"""One timer for every bench: time callables as Results, and keep these as JSON lines that a later run reuses.
 
     results = compare({"eager": eager, "ours": ours}, pairs=20)      # eager, ours, eager, ours, ...
     results[1].ratio.median                                          # pair by pair: 2.0 = twice as fast as eager
@@ -10,7 +10,7 @@
 `clock="own"`: the call returns its own milliseconds, as a subject in another process does (subjects.py).
 On a GPU: `clock="cuda"` times with CUDA events, `clock="graph"` captures the call `launches` times in one CUDA graph
 and times its replay, so that neither launch overhead nor the host's noise counts. Let the call take its inputs in turn
-(itertools.cycle over sets of more than three times the L2 cache), or time a warm cache and say so.
+(itertools.cycle over sets of more than three times the L2 cache), or time a warm cache and report it.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ ClockName = Literal["wall", "own", "cuda", "graph"]
 class Result:
     """Times of one call. ms: per call. ratio: baseline's time / this one's, pair by pair; above 1 = faster.
 
-    samples: rounds counted. threads: what the caller said the work ran on; None for subjects that have their own.
-    facts: whatever else belongs to it.
+    samples: rounds that count. threads: as given by the caller; None for subjects that have their own.
+    facts: any other facts about it.
     """
 
     name: str
@@ -76,9 +76,9 @@ def compare(
     threads: int | None = None,
     facts: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Result]:
-    """Time calls in turn, A, B, A, B, ...; one Result per call, in the order given.
+    """Time calls in turn, A, B, A, B, ... Return one Result per call, in the given order.
 
-    baseline: the name that ratios are taken against, the first by default. seconds: begin no further round after this
+    baseline: the name that ratios refer to, by default the first. seconds: begin no further round after this
     long. launches: calls per sample on a GPU. threads: recorded; usable cores unless calls time themselves. facts: per
     name, recorded.
     Raises ValueError for a baseline that is no call, RuntimeError for a CUDA clock without CUDA.
@@ -109,7 +109,7 @@ def measure(call: Call, *, name: str = "call", repeats: int = 20, warmup: int = 
 
 
 def in_turn(asks: Mapping[str, Callable[[], dict[str, Any]]], *, warmup: int = 1, **options: Any) -> Turns:
-    """Ask subjects in turn, each of which says its own "ms": times as of `compare`, and what was answered."""
+    """Ask subjects in turn; each reports its own "ms". Return the times as `compare` does, and the answers."""
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in asks}
 
     def ask(name: str) -> float:
@@ -121,11 +121,11 @@ def in_turn(asks: Mapping[str, Callable[[], dict[str, Any]]], *, warmup: int = 1
 
 
 class Ledger:
-    """A JSON lines file of measured cases, and the memory of a run that was interrupted.
+    """A JSON lines file of measured cases, from which an interrupted run goes on.
 
     A case counts as measured if its key was recorded under the same machine, versions and code (`stamp.identity`).
-    Each line holds "case" (the key), "stamp" (which stamp line it belongs to) and the figures. Every line is written
-    whole as soon as it is known. fresh: forget what is there, all of it.
+    Each line holds "case" (the key), "stamp" (the id of its stamp line) and the figures. Every line is written whole as
+    soon as it is known. fresh: discard the whole file.
     """
 
     def __init__(self, path: Path, *, fresh: bool = False) -> None:
@@ -136,13 +136,13 @@ class Ledger:
         if fresh:
             path.unlink(missing_ok=True)
         known = list(lines(path))
-        if known and not path.read_bytes().endswith(b"\n"):  # cut off: the next line must not be glued to its rest
+        if known and not path.read_bytes().endswith(b"\n"):  # cut off: the next line must not continue it
             self._write("\n")
         self._stamped = any(line.get("stamp_id") == self._id for line in known)
         self._cases = {_key(line["case"]): line for line in known if line.get("stamp") == self._id}
 
     def case(self, key: Mapping[str, Any], figures: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """The line of this case: from the file where it was measured before, else by calling `figures` now."""
+        """The line of this case: from the file if it was measured before, else by calling `figures`."""
         if (found := self._cases.get(_key(key))) is not None:
             return found
         line = {"case": dict(key), "stamp": self._id, **figures()}
@@ -164,14 +164,14 @@ class Ledger:
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a ledger; a last one that was cut off by an interrupt is left out."""
+    """The lines of a ledger, without a last one that was cut off."""
     for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         with contextlib.suppress(ValueError):
             yield json.loads(text)
 
 
 def show(title: str, line: Mapping[str, Any]) -> None:
-    """A case's rows on standard output: what they are called, and their numbers; of spreads the medians."""
+    """Print a case's rows: their names and numbers, and of spreads the medians."""
     print(title)
     for row in line["rows"]:
         print("  " + "  ".join(_shown(row)), flush=True)
@@ -188,7 +188,7 @@ def _shown(row: Mapping[str, Any]) -> Iterator[str]:
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """What every bench's command line has: --out, --fresh, --quick."""
+    """A parser with the options of every bench: --out, --fresh, --quick."""
     made = command_line(doc)
     made.add_argument(
         "--out", type=Path, help="JSON lines file  [default: in bench/results, with --quick in data/quick]"
@@ -224,7 +224,7 @@ def _prepare(calls: Mapping[str, Call], clock: ClockName, launches: int) -> tupl
 
 
 def _own_ms(call: Call) -> float:
-    """What the call returns: a subject in another process times itself."""
+    """The call's own result: a subject in another process times itself."""
     return float(call())  # type: ignore[arg-type]
 
 
@@ -249,7 +249,7 @@ def _repeated(call: Call, launches: int) -> Call:
 
 
 def _captured(call: Call, launches: int) -> Call:
-    """The call `launches` times in one CUDA graph; what comes back replays it."""
+    """Capture the call `launches` times in one CUDA graph. Return a function that replays it."""
     import torch
 
     side = torch.cuda.Stream()

@@ -1,14 +1,14 @@
 """Networks of both sizes with weights of a fixed seed: as PyTorch modules, as a bundle, and as fp16 and int8 files.
 
-    full     those that were published: DGIQA with two Swin backbones, Depth Anything ViT-S
+    full     the published ones: DGIQA with two Swin backbones, Depth Anything ViT-S
     small    those of the default bundle
-    glintiqa GlintIQA as published, which has no depth network
+    glintiqa GlintIQA as published, without a depth network
 
-What a network has learned does not change how long it takes. Untrained scores and depths hardly differ from one
-photograph to the next: within what float16 tells apart near 0.5, or near the depth's 1. So the last layers are made
-steep, scores and depths spread as trained ones do, and an engine that errs shows. GlintIQA's labels have a scale of
-their own, which is chosen so instead.
-Exports and files are made once and kept below a folder; delete it to have them made again.
+Training does not change how long a network takes. Untrained scores and depths hardly differ from one photograph to the
+next, by less than float16 can distinguish near 0.5, or near the depth's 1. So the last layers are made steep: scores
+and depths then spread as trained ones do, and an engine's errors show. GlintIQA's labels have their own scale, which is
+chosen to do the same.
+Exports and files are made once and kept in a folder; delete it to make them again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from dgiqa.store import user_cache
 SIZES = ("full", "small", "glintiqa")
 WORK = user_cache() / "bench" / "untrained"
 EXAMPLES = ROOT / "examples"  # photographs to calibrate on
-NAME = "untrained-"  # and the size: what the bundles are called
+NAME = "untrained-"  # followed by the size: the bundles' names
 SEED = 0
 STEEPNESS = {"full": 40, "small": 200}  # times the quality network's initial last weights
 DEPTH_STEEPNESS = 40
@@ -54,7 +54,7 @@ def modules(size: str) -> dict[str, Any]:
     quality = untrained(DGIQA(FULL if size == "full" else SMALL)).eval()
     depth = untrained(DepthAnything("vits") if size == "full" else SmallDepth()).eval()
     with torch.no_grad():
-        # Noise scores 0.5: far from it, where the sigmoid is flat, steepness would spread nothing.
+        # Noise scores 0.5: far from there, where the sigmoid is flat, a steep layer would spread nothing.
         noise = torch.randn(2, 1, 3, spec.TILE, spec.TILE)
         weight, bias = quality.get_parameter("fc.weight"), quality.get_parameter("fc.bias")
         bias.copy_((bias - quality(noise[0], noise[1]).logit()) * STEEPNESS[size])
@@ -65,7 +65,7 @@ def modules(size: str) -> dict[str, Any]:
 
 
 def bundle(size: str, work: Path) -> Bundle:
-    """The networks as a bundle in work/<size>, exported and compared with PyTorch if it is not there: minutes."""
+    """The networks as a bundle in work/<size>; if it is missing, exporting and comparing takes minutes."""
     target = work / size
     if not (target / MANIFEST).is_file():
         from dgiqa.nn.bundling import build_bundle
@@ -88,11 +88,11 @@ def bundle(size: str, work: Path) -> Bundle:
 
 
 def files(source: Bundle, precision: str, work: Path, calibration: Sequence[Path] | None = None) -> dict[str, Path]:
-    """A bundle's own files, or for "fp16" and "int8" those that `builder.quantize` makes of them, kept below `work`.
+    """A bundle's own files, or for "fp16" and "int8" those that `builder.quantize` makes from them, kept under `work`.
 
     calibration: images and folders; None: EXAMPLES for untrained networks, else the bundle's golden images. Layers are
-    left out as `dgiqa-rt build` leaves them out: half an hour for the full size. report.json beside the files says how
-    they were made. Raises ParityError if they are over their budget.
+    left out as in `dgiqa-rt build`: half an hour for the full size. report.json next to the files says how they were
+    made. Raises ParityError if they are over their budget.
     """
     if precision not in spec.QUANTIZED:
         return {network.file: source.file(network.file) for network in source.networks}

@@ -1,10 +1,10 @@
-"""Time per image and stage of this checkout against another's, in turn, one thread, ONNX Runtime.
+"""Time this checkout against another, per image and stage, in turn, with one thread of ONNX Runtime.
 
     python bench/versions.py OTHER_CHECKOUT [--bundle small] [--rounds 3] [--picture FILE] [--out FILE]
 
-Each checkout has a process, which scores one photograph as JPEG in five sizes. A ratio is that of the medians: of
-processor time by size, and of wall time by stage, over all sizes. By default each checkout's own model is scored; a
-bundle's folder is for both. Prints and writes JSON.
+Each checkout has a process, which scores one photograph as JPEG in five sizes. Ratios are of medians: of CPU time by
+size, and of wall time by stage, over all sizes. By default each checkout uses its own model; a bundle's folder is used
+for both. Prints and writes JSON.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ REPEATS = 8  # of a size in a round
 
 
 def subject(options: dict[str, Any]) -> Served:
-    """In its own process: the checkout's Scorer, asked for one score after the other."""
+    """In its own process: the checkout's Scorer, which gives one score after the other."""
     sys.path.insert(0, options["checkout"])
     import cv2
 

@@ -1,9 +1,9 @@
-"""What video costs on this machine: memory over length, our share of the time, what reuse saves and what it moves.
+"""Measure video on this machine: memory over length, our share of the time, the gain of reuse and how it moves scores.
 
     python bench/video.py [--only memory overhead reuse localised]     ->  bench/results/video.jsonl
 
 Clips are made from photographs; `--bundle` names another model for reuse, which saves more of larger networks. Ratios
-compare runs that take turns in this process; memory is that of the command in a process of its own. A part that was
+compare runs that take turns in this process; memory is measured of the command in its own process. A part that was
 measured on this machine, with these versions and this code, is not measured again.
 """
 
@@ -40,7 +40,7 @@ from dgiqa.video.sampling import Sampling
 UInt8 = NDArray[np.uint8]
 RATE = 25
 NOISE = (0.0, 2.0, 5.0)  # standard deviation of sensor noise, levels
-# The command, then the most memory it ever held, in kB. Not getrusage: that starts with its parent's.
+# Run the command, then print the most memory it had, in kB. Not getrusage, which starts with the parent's.
 OWN_PEAK = """
 from dgiqa.cli import main
 try:
@@ -73,11 +73,11 @@ def overhead(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def overhead_at(path: Path, width: int, height: int, rounds: int = 5) -> dict[str, float]:
-    """Four ways over the same frames, in turns.
+    """Time four ways over the same frames, in turns.
 
-    bare: decode, convert to RGB, then the two networks on ready-made inputs, one after the other with all threads,
-    nothing beside them. Resizing, tiling and the depth image are overhead then, too. side: the same, but frames share
-    out the cores as ours do, a thread for each run. loop: decode and `Scorer.score`, one frame after the other.
+    bare: decode, convert to RGB, then the two networks on ready-made inputs, one after the other with all threads and
+    nothing else. So resizing, tiling and the depth image count as overhead, too. side: the same, but frames share the
+    cores as ours do, with a thread for each run. loop: decode and `Scorer.score`, one frame after the other.
     """
     write(path, still(photograph("coffee", width, height), 8 * RATE, 1.0))
     sampling = Sampling(every=0.2)  # 40 frames: filling and draining the pipeline once are a small part
@@ -142,7 +142,7 @@ def reuse(folder: Path, bundle: str = "small", frames: int = 100, rounds: int = 
 
 
 def compared(scorer: Scorer, path: Path, setting: Reuse, rounds: int) -> dict[str, float]:
-    """One setting against none, in turns."""
+    """Time one setting of reuse against none, in turns."""
 
     def run(reuse: Reuse | None) -> tuple[float, list[dict[str, Any]], Summary]:
         made = VideoRun(scorer.stages, [path], Sampling(every=0), reuse=reuse)
@@ -194,7 +194,7 @@ def dip(times: list[float], scores: list[float]) -> tuple[float, float]:
 
 
 def network_inputs(scorer: Scorer, rgb: UInt8) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the two networks get for one frame."""
+    """The two networks' inputs for one frame."""
     stages = scorer.stages
     work = stages.tiled("grid").prepare(rgb, "frame")
     (feeds,) = forward.tiles(work.rgb, work.depth, work.windows, stages.p, batch=len(work.windows))
@@ -212,7 +212,7 @@ def photograph(name: str, width: int, height: int) -> UInt8:
 
 
 def still(picture: UInt8, count: int, noise: float, every: int = 1) -> Iterator[UInt8]:
-    """A fixed camera: a square crosses the picture, and the sensor's noise is new every `every` frames."""
+    """Frames of a fixed camera: a square crosses the picture, and sensor noise changes every `every` frames."""
     height, width = picture.shape[:2]
     generator, side = np.random.default_rng(0), height // 12
     grain: Any = 0.0
@@ -242,7 +242,7 @@ def write(path: Path, frames: Iterator[UInt8]) -> Path:
 
 
 def repeated(source: Path, path: Path, times: int) -> Path:
-    """The same packets so many times in a row: a long clip without encoding it."""
+    """Repeat the same packets this many times: a long clip without encoding it."""
     with av.open(str(path), "w") as output:
         stream, offset = None, 0
         for _ in range(times):
