@@ -104,7 +104,7 @@ def test_every_figure_finds_its_place(results: Path, tmp_path: Path, monkeypatch
     assert "cores of" in text  # the machine
     assert "| quality, full | 8 tiles [1] | 1000 ms | 1.56x (1e-03) | 5.00x (1e-03) | 4.33x (1e-03) |" in text
     assert "| full | OpenVINO | bf16 | 7.8e-02 | 1.0e-07 | 0.9987 | 0.26 | **no** |" in text
-    assert "standard deviation 0.123" in text
+    assert "standard deviation is 0.123" in text
     for name in (plots.PARETO, plots.STAGES, plots.SCALE):
         assert f"({name})" in text
         assert (tmp_path / "docs" / name).read_bytes().startswith(b"\x89PNG")
