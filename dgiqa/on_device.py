@@ -176,11 +176,7 @@ class DeviceScorer:
         try:
             with lane.current():
                 try:
-                    for request, scores in zip(requests, self._scored(lane, requests), strict=True):
-                        if isinstance(scores, DgiqaError):
-                            request.found.set_exception(scores)
-                        else:
-                            request.found.set_result(scores)
+                    self._answer(lane, requests)
                 finally:
                     lane.sync()  # whatever happened, nothing may still read the images
         except Exception as error:
@@ -188,15 +184,15 @@ class DeviceScorer:
                 if not request.found.done():
                     request.found.set_exception(error)
 
-    def _scored(self, lane: Lane, requests: list[_Request]) -> list[Work | DgiqaError]:
+    def _answer(self, lane: Lane, requests: list[_Request]) -> None:
         like, count = requests[0], len(requests)
         plan: _Plan = lane.recent((*like.like, count), lambda: _Plan(self, lane, like, count))
         for i, request in enumerate(requests):
             for stream in request.after:
                 lane.follow(stream)
-            _place(request.image, plan.place(i), lane, self._kernels)
+            _place(request.image, plan.at(plan.pixels, i), lane, self._kernels)
         plan.run()
-        return plan.results(requests)
+        plan.answer(requests)
 
 
 class _Plan:
@@ -219,7 +215,10 @@ class _Plan:
         self.working = lane.empty((count, *self.short, 3), np.uint8) if reduced else None
         self._run_depth = depth.bind({spec.DEPTH_INPUT: self.depth_in}, {spec.DEPTH_OUTPUT: self.depth}, lane)
         parts = {self.batch, (total - 1) % self.batch + 1}  # full ones and the last
-        self._run_quality = {n: self._bound(quality, n) for n in parts}
+        feeds = {spec.QUALITY_RGB: self.rgb, spec.QUALITY_DEPTH: self.near}
+        self._run_quality = {
+            n: quality.bind({name: _first(array, n) for name, array in feeds.items()}, None, lane) for n in parts
+        }
         outputs = self._run_quality[self.batch].arrays
         names = [n for n in outputs if n not in (spec.QUALITY_RGB, spec.QUALITY_DEPTH)]
         self._columns = {n: int(np.prod(outputs[n].shape[1:], dtype=np.int64)) for n in names}
@@ -230,29 +229,26 @@ class _Plan:
 
     def place(self, i: int) -> int:
         """The address at which the work expects image i."""
-        return self._at(self.pixels, i)
+        return self.at(self.pixels, i)
 
     def run(self) -> None:
         self._lane.replay(self, self._work)
 
-    def results(self, requests: list[_Request]) -> list[Work | DgiqaError]:
-        """Wait for the work. Return each image's scores, or its error."""
+    def answer(self, requests: list[_Request]) -> None:
+        """Wait for the work, and give each request its scores, or its error."""
         data = self._lane.numpy(self._found)
         rows = {name: self._rows(data, name) for name in self._columns}
         scores = rows.pop(spec.QUALITY_OUTPUT)
         there = np.broadcast_to(np.uint8(0), self.short)  # in place of the working images, whose pixels stay on the GPU
-        found: list[Work | DgiqaError] = []
         for i, request in enumerate(requests):
             words = data[_RANGE_BYTES * i :][: 4 * RANGE_WORDS].view(np.uint32)
             if not is_finite(words):
-                text = "the depth network returned NaN or infinity; check its file and precision: dgiqa-rt verify"
-                found.append(DgiqaError(text))
+                request.found.set_exception(DgiqaError(preprocess.NOT_FINITE))
                 continue
             ms, extra = {"device": ms_since(request.started)}, {name: each[i] for name, each in rows.items()}
             own, n = scores[i].reshape(-1), len(self.windows)
             work = Work("<device>", request.tiling, *self.size, there, there, self.windows, ms, own, n, n, extra=extra)
-            found.append(work)
-        return found
+            request.found.set_result(work)
 
     def _work(self) -> None:
         """Enqueue everything from the kept copies to the kept scores; it is the same for every image."""
@@ -274,20 +270,20 @@ class _Plan:
                 self._lane.copy(start, source, 4 * columns * len(part))
 
     def _depth_input(self, i: int) -> None:
-        into, stream = self._at(self.depth_in, i), self._lane.handle
+        into, stream = self.at(self.depth_in, i), self._lane.handle
         if preprocess.reduces(self.size, self.depth_size, self._p):
             size, levels = self.depth_size, self._levels
             self._kernels.reduce(self._image(i), size, into, levels=levels, dtype=np.float32, stream=stream)
         else:
             self._kernels.depth_input(self._image(i), self.depth_size, into, stream=stream)
         if self.working is not None:
-            self._kernels.reduce(self._image(i), self.short, self._at(self.working, i), stream=stream)
+            self._kernels.reduce(self._image(i), self.short, self.at(self.working, i), stream=stream)
 
     def _cut(self, i: int, first: int, count: int, at: int) -> None:
         """Cut tiles `first` to `first + count` of an image into the batch, from position `at` on."""
         image = self._image(i)
         if self.working is not None:
-            image = Image(self._at(self.working, i), *self.short, (3 * self.short[1], 3, 1))
+            image = Image(self.at(self.working, i), *self.short, (3 * self.short[1], 3, 1))
         self._kernels.tiles(
             image,
             self._depth_map(i),
@@ -295,16 +291,16 @@ class _Plan:
             self.windows[first : first + count],
             tile=self._p.tile,
             levels=self._levels,
-            out=(self._at(self.rgb, at), self._at(self.near, at)),
+            out=(self.at(self.rgb, at), self.at(self.near, at)),
             stream=self._lane.handle,
         )
 
     def _image(self, i: int) -> Image:
-        return Image(self._at(self.pixels, i), *self.size, (3 * self.size[1], 3, 1))
+        return Image(self.at(self.pixels, i), *self.size, (3 * self.size[1], 3, 1))
 
     def _depth_map(self, i: int) -> DepthMap:
         size = self.size if self._p.version == 1 else self.short
-        return DepthMap(self._at(self.depth, i), self.depth_size, size, self._found.pointer + _RANGE_BYTES * i)
+        return DepthMap(self.at(self.depth, i), self.depth_size, size, self._found.pointer + _RANGE_BYTES * i)
 
     def _rows(self, data: UInt8, name: str) -> Float32:
         """An output for every tile of every image: f32 [count,n,columns]."""
@@ -312,12 +308,8 @@ class _Plan:
         values = data[self._starts[name] :][: 4 * self.count * n * columns].view(np.float32)
         return values.reshape(self.count, n, columns).copy()
 
-    def _bound(self, quality: Network, n: int) -> Bound:
-        feeds = {spec.QUALITY_RGB: _first(self.rgb, n), spec.QUALITY_DEPTH: _first(self.near, n)}
-        return quality.bind(feeds, None, self._lane)
-
     @staticmethod
-    def _at(array: DeviceArray, i: int) -> int:
+    def at(array: DeviceArray, i: int) -> int:
         """The address of item i of an array."""
         return array.pointer + i * (array.nbytes // array.shape[0])
 

@@ -24,6 +24,7 @@ from dgiqa.errors import DgiqaError, ImageError
 from dgiqa.resize import resize_cubic
 from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, NORMALISATIONS, Preprocess
 
+NOT_FINITE = "the depth network returned NaN or infinity; check its file and precision: dgiqa-rt verify"
 MAX_ASPECT = 32  # long side / short side. At short side 384 this is 110 tiles
 # A vision transformer's attention grows with the square of its input: 2 Mpx are 10,700 tokens of 14 x 14, about 3 GB
 # of attention weights for ViT-S if they are not fused. The paper's 518 pixels reach this at 7.8:1.
@@ -102,7 +103,7 @@ def stretched(depth: Float32, height: int, width: int) -> UInt8:
     DgiqaError if the depth is not finite.
     """
     if not np.isfinite(depth).all():
-        raise DgiqaError("the depth network returned NaN or infinity; check its file and precision: dgiqa-rt verify")
+        raise DgiqaError(NOT_FINITE)
     if depth.min() == depth.max():  # resized, it may differ by rounding, and min-max would blow that up
         return np.zeros((height, width), np.uint8)
     full = np.asarray(cv2.resize(depth[0], (width, height), interpolation=cv2.INTER_LINEAR))
