@@ -235,7 +235,7 @@ def _open_tiff(kind: str, plugin: str, data: bytes) -> Opened:
     try:
         page = tiff.page_of(data)
     except RawError as found:
-        return _open_raw(found.kind, plugin, data)
+        return _open_raw(str(found), plugin, data)
     except ImageError as error:
         raise ImageError(f"TIFF: {error}") from error
     notes = (f"page {page.number + 1}: those before it are reduced copies or masks",) if page.number else ()
@@ -254,7 +254,8 @@ def _open_tiff(kind: str, plugin: str, data: bytes) -> Opened:
         if "unknown pixel mode" not in str(error) or page.number:
             raise
         fix = "save as grey or RGB with 8 or 16 bits per channel"
-        raise ImageError(f"TIFF: pixels of {page.pixels}, which Pillow does not read; {fix}") from error
+        what = f"{page.channels} channel{'' if page.channels == 1 else 's'} of {page.bits} bits"
+        raise ImageError(f"TIFF: pixels of {what}, which Pillow does not read; {fix}") from error
 
     def read(stop: Stop | None) -> Decoded:
         tiff.check_pieces(data, page)

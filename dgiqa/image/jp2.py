@@ -70,9 +70,12 @@ def _check_channels(head: bytes) -> None:
 
 def longest_zeros(data: bytes, header: Header) -> int | None:
     """The position of a longer run of zero bytes than flat areas give, or None. Searches each tile-part by itself."""
-    at, most = header.start, zeros.LEAST + _flat(data, header)
+    at, most = header.start, zeros.LEAST
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] not in (0x90, 0xD9):
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if data[at + 1] == 0x52:
+            most = zeros.LEAST + _flat(data[at:end], header)
+        at = end
     while data[at : at + 2] == b"\xff\x90":
         size = int.from_bytes(data[at + 6 : at + 10], "big")
         end = min(at + size, len(data)) if size >= 14 else len(data)
@@ -94,16 +97,16 @@ def is_periodic(rgb: UInt8) -> bool:
     return False
 
 
-def _flat(data: bytes, header: Header) -> int:
-    """The longest run of zero bytes that flat areas may give: a byte per empty packet, a bit per empty block."""
-    at = header.start
-    while at + 14 <= len(data) and data[at : at + 2] not in (b"\xff\x52", b"\xff\x90"):
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    if data[at : at + 2] != b"\xff\x52" or at + 14 > len(data):
+def _flat(coding: bytes, header: Header) -> int:
+    """The longest run of zero bytes that flat areas may give: a byte per empty packet, a bit per empty block.
+
+    coding: the segment that says how pixels are coded (COD), from its marker on.
+    """
+    if len(coding) < 14:
         return 0
-    layers, levels = int.from_bytes(data[at + 6 : at + 8], "big"), data[at + 9]
-    block = data[at + 10] + data[at + 11] + 4  # the logarithm of its pixels; so are precincts' sizes
-    sizes = data[at + 14 : at + 15 + levels] if data[at + 4] & 1 else b"\xff"
+    layers, levels = int.from_bytes(coding[6:8], "big"), coding[9]
+    block = coding[10] + coding[11] + 4  # the logarithm of its pixels; so are precincts' sizes
+    sizes = coding[14 : 15 + levels] if coding[4] & 1 else b"\xff"
     smallest = min((each & 15) + (each >> 4) for each in sizes or b"\xff")
     pixels = header.width * header.height
     packets = (levels + 1) * (1 + (pixels >> smallest))

@@ -13,11 +13,7 @@ BYTES_PER_PIXEL = 25  # of LibRaw's mosaic, its four planes of 16 bits, and its 
 
 
 class RawError(Exception):
-    """A file turned out to be a raw photograph. kind: its format."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__(kind)
-        self.kind = kind
+    """A file turned out to be a raw photograph, of the format that this names."""
 
 
 def open_raw(kind: str, data: bytes) -> tuple[int, int, Callable[[], UInt8]]:

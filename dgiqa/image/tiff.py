@@ -31,7 +31,7 @@ _TYPES = {2: "signed", 3: "float", 5: "complex", 6: "complex"}
 
 class Page(NamedTuple):
     """number: of the page that is the picture. opencv: OpenCV reads it, as Pillow gets such pixels wrong. inverted:
-    white is zero. pixels: their description in words. pieces: first and last byte, exclusive, of its strips or tiles.
+    white is zero. pieces: first and last byte, exclusive, of its strips or tiles.
     compression: of these, by TIFF's numbers. tables: JPEG's, which all pieces share. profile: the ICC profile.
     palette: all reds, all greens, all blues, if only 8 of their 16 bits are used, which Pillow takes for black.
     """
@@ -45,7 +45,6 @@ class Page(NamedTuple):
     opencv: bool
     inverted: bool
     orientation: int
-    pixels: str
     compression: int
     pieces: tuple[tuple[int, int], ...]
     tables: bytes
@@ -196,7 +195,6 @@ def _page(number: int, tags: Any) -> Page:
         opencv,
         inverted,
         int(_one(tags, _ORIENTATION, 1)),
-        f"{samples} {'channel' if samples == 1 else 'channels'} of {bits[0]} bits",
         compression,
         tuple(_pieces(tags)) if checked else (),
         bytes(tags.get(_TABLES, b"")),
