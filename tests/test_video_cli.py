@@ -336,6 +336,8 @@ def test_folders_globs_and_lists_give_their_videos(run: Run, clip: Path, tmp_pat
     assert names(tmp_path / "set" / "b{9,10}.mkv") == ["set/b9.mkv", "set/b10.mkv"]
     assert names(tmp_path / "set" / "b?*.mkv") == ["set/b9.mkv", "set/b10.mkv", "set/broken.mkv"]
     assert names("--from-file", tmp_path / "list.txt") == ["set/b9.mkv", "gone.mkv"]
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/set/b9.mkv\r\n", encoding="utf-16")  # as PowerShell does
+    assert names("--from-file", tmp_path / "list.txt") == ["set/b9.mkv"]
     nothing = run(tmp_path / "empty", tmp_path / "no*.mkv", "-f", "jsonl")
     assert nothing.returncode == 3
     assert [json.loads(line)["status"] for line in nothing.stdout.splitlines()] == ["error", "error"]

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import update_wrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
 from dgiqa.cli import common
 from dgiqa.cli.common import option, whole
+from dgiqa.errors import ImageError
 
 if TYPE_CHECKING:
     from dgiqa import bundle as bundles
@@ -222,6 +223,21 @@ def check_stdin(argument: str) -> None:
         "standard input (-) is closed or a terminal; pipe something into it",
         argument,
     )
+
+
+def opened_list(path: str, null: bool = False) -> BinaryIO:
+    """Open the list of --from-file, to be read lazily. An image in its place is a usage error."""
+    from dgiqa.image.kinds import HEAD, identify
+
+    try:
+        file = open(path, "rb")  # noqa: SIM115
+    except OSError as error:
+        raise typer.BadParameter(f"{path}: {error.strerror}", param_hint="--from-file") from error
+    with contextlib.suppress(ImageError):
+        kind, _ = identify(head := file.peek()[:HEAD])
+        binary = b"\0" in head and not null  # else a list, whose first name begins with BM or P1
+        refuse(binary, f"{path} is a {kind} image, not a list of names", "--from-file")
+    return file
 
 
 def check_files(sources: Iterable[str | None], files: Mapping[str, str | None]) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
-
-import typer
+from typing import TYPE_CHECKING, Annotated, Any
 
 from dgiqa.cli import options
 from dgiqa.cli.common import (
@@ -27,7 +24,6 @@ from dgiqa.cli.common import (
     show_progress,
     whole,
 )
-from dgiqa.errors import ImageError
 
 if TYPE_CHECKING:
     from dgiqa.report.files import Report
@@ -189,23 +185,8 @@ def _inputs(paths: list[str], from_file: str | None, null: bool, reading: Readin
     found = expand(paths, reading)
     if from_file is None:
         return found
-    try:
-        stream = sys.stdin.buffer if from_file == "-" else _list_of_names(from_file, null)
-    except OSError as error:
-        raise typer.BadParameter(f"{from_file}: {error.strerror}", param_hint="--from-file") from error
+    stream = sys.stdin.buffer if from_file == "-" else options.opened_list(from_file, null)
     return itertools.chain(found, listed(stream, from_file, reading, null=null))
-
-
-def _list_of_names(path: str, null: bool) -> BinaryIO:
-    """Open a list, to be read lazily. An image in its place is a usage error."""
-    from dgiqa.image.kinds import HEAD, identify
-
-    file = open(path, "rb")  # noqa: SIM115
-    with contextlib.suppress(ImageError):
-        kind, _ = identify(head := file.peek()[:HEAD])
-        binary = b"\0" in head and not null  # else a list, whose first name begins with BM or P1
-        options.refuse(binary, f"{path} is a {kind} image, not a list of names", "--from-file")
-    return file
 
 
 def _list(inputs: Iterator[Input], end: str) -> bool:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
-
-import typer
 
 from dgiqa.cli import options
 from dgiqa.cli.common import (
@@ -127,25 +126,23 @@ def video(  # noqa: PLR0917 - the command line's options
     from dgiqa.report.files import Report
     from dgiqa.report.rows import gate_sentence
     from dgiqa.scorer import Scorer
-    from dgiqa.sources import videos
+    from dgiqa.sources import entries, videos
     from dgiqa.video import Reading, Summary, VideoRun
     from dgiqa.video.pooling import INTERVAL_S
     from dgiqa.video.reuse import Reuse
     from dgiqa.video.source import Raw
 
     opening["bundle"], gate = options.gated(opening["bundle"], fail_under, preset, "--fail-under")
-    sampling = _sampling(every, fps, frames, scenes, start, end, duration)
-    options.refuse(
-        gate_interval is not None and (gate is None or not 0 < gate_interval < math.inf),
-        "give seconds above 0, together with --fail-under or --preset",
-        "--gate-interval",
-    )
-    sources = list(videos([*(sources or []), *_listed(from_file)], recursive=recursive))
+    times = {"--every": every, "--start": start, "--end": end, "--duration": duration}
+    sampling = _sampling(fps, frames, scenes, times)
+    wrong = gate_interval is not None and (gate is None or not 0 < gate_interval < math.inf)
+    options.refuse(wrong, "give seconds above 0, together with --fail-under or --preset", "--gate-interval")
+    listed = [] if from_file is None else entries(options.opened_list(from_file))
+    named = [*(sources or []), *(os.fsdecode(entry) for entry in listed if entry.strip())]
+    sources = list(videos(named, recursive=recursive))
     _check_sources(sources, live, bool(srt or ffmetadata), raw)
-    options.check_files(
-        [*sources, against, from_file],
-        {"--output": output, "--plot": plot, "--html": html, "--srt": srt, "--ffmetadata": ffmetadata},
-    )
+    drawn = {"--plot": plot, "--html": html, "--srt": srt, "--ffmetadata": ffmetadata}
+    options.check_files([*sources, against, from_file], {"--output": output, **drawn})
     with options.usage("--raw"):
         raw_frames = None if raw is None else Raw.parse(raw)
     with options.usage("--drift"):
@@ -153,15 +150,15 @@ def video(  # noqa: PLR0917 - the command line's options
     alone = max_drop is not None and against is None
     options.refuse(alone, "name the master that it drops from: --against MASTER", "--max-drop")
     if against is not None:
-        scored = {"--raw": raw, "--live": live, "--reuse-depth": reuse, "--plot": plot, "--html": html, "--srt": srt}
+        scored = {"--raw": raw, "--live": live, "--reuse-depth": reuse, **drawn, "--fail-under": gate}
         scored |= {"--decoder": decoder != "cpu", "--per-video": per_video}
         options.refuse(len(sources) > 1, "one video is compared with its master; name one", "SOURCE")
-        used = [name for name, value in (scored | {"--ffmetadata": ffmetadata, "--fail-under": gate}).items() if value]
+        used = [name for name, value in scored.items() if value]
         options.refuse(used, f"{', '.join(used)} cannot be combined with it", "--against")
         _against(opening, sources[0], against, sampling, (output, format_), max_drop, quiet)
     with Report() as report:
         options.write_rows(report, output, format_, "video" if per_video else "frame")
-        look = _open(report, gate, plot, html, srt, ffmetadata)
+        look = _open(report, gate, *drawn.values())
         scorer = Scorer(**opening, gate=gate)
         reading = Reading(
             raw=raw_frames,
@@ -244,24 +241,17 @@ def _open(report: Report, gate: float | None, *paths: str | None) -> Callable[[R
     return look
 
 
-def _sampling(  # noqa: PLR0917 - the options it joins
-    every: str | None,
-    fps: float | None,
-    frames: str | None,
-    scenes: int | None,
-    start: str | None,
-    end: str | None,
-    duration: str | None,
-) -> Sampling:
+def _sampling(fps: float | None, frames: str | None, scenes: int | None, given: dict[str, str | None]) -> Sampling:
+    """Which frames are scored. given: the options that are times."""
     from dgiqa.video.sampling import Sampling, seconds
 
-    used = options.only({"--every": every, "--fps": fps, "--frames": frames, "--scenes": scenes})
+    used = options.only({"--every": given["--every"], "--fps": fps, "--frames": frames, "--scenes": scenes})
     options.refuse(fps is not None and not fps > 0, "wanted a number above 0", "--fps")
-    options.only({"--end": end, "--duration": duration})
+    options.only({name: given[name] for name in ("--end", "--duration")})
     unknown = frames is not None and frames != "all" and not frames.isdecimal()
     options.refuse(unknown, f"{frames!r} is neither a number nor all", "--frames")
     times = {}
-    for name, text in {"--every": every, "--start": start, "--end": end, "--duration": duration}.items():
+    for name, text in given.items():
         with options.usage(name):
             times[name] = None if text is None else seconds(text)
     first, length = times["--start"] or 0.0, times["--duration"]
@@ -274,17 +264,6 @@ def _sampling(  # noqa: PLR0917 - the options it joins
             start=first,
             end=math.inf if last is None else last,
         )
-
-
-def _listed(path: str | None) -> list[str]:
-    """The lines of a file that lists videos."""
-    if path is None:
-        return []
-    try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape") as stream:
-            return [line.rstrip("\r\n") for line in stream if line.strip()]
-    except OSError as error:
-        raise typer.BadParameter(f"{path}: {error.strerror}", param_hint="--from-file") from error
 
 
 def _check_sources(sources: list[str], live: bool | None, one_only: bool, raw: str | None) -> None:

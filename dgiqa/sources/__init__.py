@@ -74,7 +74,7 @@ def listed(stream: BinaryIO, name: str, reading: Reading | None = None, *, null:
     skipped. A byte order mark is dropped, and a list in UTF-16, as PowerShell writes it, or in UTF-32 is read as such.
     """
     reading, entry = reading or Reading(), None
-    for entry in _entries(stream, b"\0" if null else b"\n"):
+    for entry in entries(stream, b"\0" if null else b"\n"):
         yield from _argument(os.fsdecode(entry), reading)
     if entry is None:
         yield Input(name, error="the list names no image")
@@ -268,7 +268,7 @@ def _is(question: Callable[[], bool]) -> bool:
         return False
 
 
-def _entries(stream: BinaryIO, separator: bytes) -> Iterator[bytes]:
+def entries(stream: BinaryIO, separator: bytes = b"\n") -> Iterator[bytes]:
     """Non-empty entries, each as soon as its separator arrives. Windows line ends are accepted."""
     first = stream.readline()
     marked = first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE))
@@ -276,12 +276,12 @@ def _entries(stream: BinaryIO, separator: bytes) -> Iterator[bytes]:
     encoding = json.detect_encoding(first) if marked or separator == b"\n" else "utf-8"
     if not encoding.startswith("utf-8"):
         text = (first + stream.read()).decode(encoding, errors="replace")
-        entries: Iterable[bytes] = os.fsencode(text).split(separator)
+        found: Iterable[bytes] = os.fsencode(text).split(separator)
     elif separator == b"\n":
-        entries = itertools.chain([first.removeprefix(codecs.BOM_UTF8)], stream)
+        found = itertools.chain([first.removeprefix(codecs.BOM_UTF8)], stream)
     else:  # names only; readline knows no other separator
-        entries = (first.removeprefix(codecs.BOM_UTF8) + stream.read()).split(separator)
-    for entry in entries:
+        found = (first.removeprefix(codecs.BOM_UTF8) + stream.read()).split(separator)
+    for entry in found:
         trimmed = entry.rstrip(b"\r\n") if separator == b"\n" else entry
         if trimmed:
             yield trimmed
