@@ -183,7 +183,7 @@ def _offers(backend: str, precision: str) -> bool:
     return precision in cpu_precisions()
 
 
-def _options() -> Namespace:
+def main() -> None:
     made = parser(__doc__)
     made.add_argument("--only", nargs="+", metavar="SIZE/NETWORK", help="of full/quality full/depth small/quality ...")
     made.add_argument("--batches", nargs="+", type=int, default=[1, 8, 20], help="tiles a run of the quality network")
@@ -195,11 +195,6 @@ def _options() -> Namespace:
     options.only = options.only or (["small/quality"] if options.quick else everything)
     if unknown := set(options.only) - set(everything):
         made.error(f"--only: got {', '.join(unknown)}, wanted some of {', '.join(everything)}")
-    return options
-
-
-def main() -> None:
-    options = _options()
     for wanted in options.only:
         size, network = wanted.split("/")
         bundle = untrained.bundle(size, options.work)

@@ -146,7 +146,7 @@ def device_memory(room: Room, note: Note) -> None:
             raise BackendError("two copies on a stream were not recorded as a graph")
         context.check_home(target.pointer)
         note("calls", room.calls)
-        note("lost_mb", _check_lost(_lost_mb(lambda: _one_round(lane, data), room.calls)))
+        note("lost_mb", _lost_mb(lambda: _one_round(lane, data), room.calls))
         lane.close()
 
 
@@ -215,8 +215,7 @@ def tensorrt(room: Room, precision: str, note: Note) -> None:
             note(name, record := record | {"bound": _bound(room, name, session)})
             calls = room.calls if name == spec.QUALITY_FILE and precision == "fp16" else 200
             feeds = {key: array[:1] for key, array in room.feeds[name].items()}
-            lost = _check_lost(_lost_mb(lambda s=session, f=feeds: s.run(f), calls))
-            note(name, record | {"lost_mb": lost})
+            note(name, record | {"lost_mb": _lost_mb(lambda s=session, f=feeds: s.run(f), calls)})
 
 
 def need_gpu() -> None:
@@ -352,26 +351,23 @@ def _one_round(lane: cuda.Lane, data: NDArray[Any]) -> None:
 
 
 def _lost_mb(call: Callable[[], object], calls: int) -> float:
-    """Device memory lost over `calls` calls, after a few calls to settle."""
+    """Device memory lost over `calls` calls, after a few calls to settle. BackendError above LEAK_MB."""
     for _ in range(20):
         call()
     before = _free_memory()
     for _ in range(calls):
         call()
     gc.collect()
-    return (before - _free_memory()) / 1e6
+    lost = (before - _free_memory()) / 1e6
+    if lost > LEAK_MB:
+        raise BackendError(f"{lost:.0f} MB of device memory are gone after all calls, wanted at most {LEAK_MB}")
+    return lost
 
 
 def _free_memory() -> int:
     """Free bytes of the device's memory."""
     with cuda.Context().current():
         return int(cuda.driver("cuMemGetInfo")[0])
-
-
-def _check_lost(megabytes: float) -> float:
-    if megabytes > LEAK_MB:
-        raise BackendError(f"{megabytes:.0f} MB of device memory are gone after all calls, wanted at most {LEAK_MB}")
-    return megabytes
 
 
 def main(arguments: list[str] | None = None) -> int:

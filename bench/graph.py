@@ -67,7 +67,13 @@ Line = dict[str, Any]
 
 
 def main() -> int:
-    options = _options()
+    made = parser(__doc__)
+    made.add_argument("--only", nargs="+", choices=tuple(SIZES), default=[*NAMES, "attention"], help="what to measure")
+    made.add_argument("--plugin", type=Path, help="the TensorRT plugin that CMake builds")
+    made.add_argument("--seconds", type=float, default=45, help="that one case may take  [%(default)s]")
+    made.add_argument("--work", type=Path, default=Path("data/graph"), help="where exports are kept  [%(default)s]")
+    made.add_argument("--docs", type=Path, default=DOCS, help="the page that has the tables  [%(default)s]")
+    options = parsed(made, "graph.jsonl")
     options.work /= identity(options.ledger.stamp)
     for network in options.only:
         ways = ways_of(network)
@@ -91,8 +97,10 @@ def ways_of(network: str) -> dict[str, dict[str, Any]]:
 
 def measured(network: str, backend: str, size: Any, ways: Sequence[str], options: argparse.Namespace) -> Line:
     """Times of the graphs, ms, the first one's over theirs pair by pair, and relative differences from its outputs."""
+    import onnx
+
     files = {way: exported(network, way, options.work) for way in ways}
-    counts = {way: nodes(path) for way, path in files.items()}
+    counts = {way: len(onnx.load(path).graph.node) for way, path in files.items()}
     feeds: Mapping[str, Any] = inputs(size)
     alone: dict[str, Any] = {} if network in NAMES else {"threads": 1}
     plugins = {PLUGIN: [options.plugin]}
@@ -180,12 +188,6 @@ def inputs(size: Any) -> dict[str, np.ndarray[Any, Any]]:
     return {spec.DEPTH_INPUT: rng.standard_normal((1, 3, *size), np.float32)}
 
 
-def nodes(path: Path) -> int:
-    import onnx
-
-    return len(onnx.load(path).graph.node)
-
-
 def tables(measurements: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """The tables of twins and of attention in Markdown, from the last line of every case, with their machines."""
     cases, made = last_cases(measurements), {}
@@ -226,16 +228,6 @@ def _cells(line: Mapping[str, Any]) -> list[str]:
         count = " to ".join(f"{line['nodes'][name]:,}" for name in (REFERENCE, TWIN))
         return [NAMES[case["network"]], size, case["backend"], *times, count]
     return [case["backend"], size, *times, f"{max(line['difference'].values()):.1e}"]
-
-
-def _options() -> argparse.Namespace:
-    made = parser(__doc__)
-    made.add_argument("--only", nargs="+", choices=tuple(SIZES), default=[*NAMES, "attention"], help="what to measure")
-    made.add_argument("--plugin", type=Path, help="the TensorRT plugin that CMake builds")
-    made.add_argument("--seconds", type=float, default=45, help="that one case may take  [%(default)s]")
-    made.add_argument("--work", type=Path, default=Path("data/graph"), help="where exports are kept  [%(default)s]")
-    made.add_argument("--docs", type=Path, default=DOCS, help="the page that has the tables  [%(default)s]")
-    return parsed(made, "graph.jsonl")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 Call = Callable[[], Any]
 OURS = "ours"
+WITHOUT_GRAPHS = {"max-autotune": "max-autotune-no-cudagraphs"}  # torch.compile's modes; the timer records graphs
 
 
 def window_attention_calls(
@@ -52,7 +53,7 @@ def window_attention_calls(
     packed, mask = pack_bias(bias, scale), window_mask(bias, side // WINDOW, shift, tiles)
     addend = folded_mask(bias, side // WINDOW, shift)
     in_order = [by_window(torch.roll(x, (-shift, -shift), (1, 2))) for x in inputs]
-    compiled = torch.compile(windows_apart, mode=without_graphs(mode), dynamic=False)
+    compiled = torch.compile(windows_apart, mode=WITHOUT_GRAPHS.get(mode, mode), dynamic=False)
     return {
         "SDPA, mask precomputed, compiled": turn(inputs, lambda x: compiled(x, mask, heads, shift, sdpa)),
         "SDPA, mask precomputed, eager": turn(inputs, lambda x: windows_apart(x, mask, heads, shift, sdpa)),
@@ -246,11 +247,6 @@ def device_path_call(height: int, width: int) -> Call:
     nowhere: Any = NoDevice(height, width)
     scorer = DeviceScorer(nowhere, nowhere, Preprocess(), kernels=Unlaunched(), lanes=[nowhere])
     return lambda: scorer.score(nowhere)
-
-
-def without_graphs(mode: str) -> str:
-    """torch.compile's equivalent mode that records no graphs: the timer records them."""
-    return "max-autotune-no-cudagraphs" if mode == "max-autotune" else mode
 
 
 def turn(inputs: list[Any], call: Callable[[Any], Any]) -> Call:

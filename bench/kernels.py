@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import roofline
@@ -63,12 +64,34 @@ class Case:
 
 def cases(tiles: Sequence[int]) -> Iterator[Case]:
     """Attention per stage and number of tiles, preprocessing per image size."""
+    from dgiqa import preprocess
+    from dgiqa.spec import Preprocess
+
     for n in tiles:
         for stage in (1, 2, 3, 4):
-            yield _window_attention(stage, n)
-        yield _depth_car(n)
+            name = f"window attention, stage {stage}"
+            yield Case(name, n, [roofline.window_attention(stage)], partial(_window_attention, stage, n))
+        yield Case("Depth-CAR attention", n, [roofline.depth_car_attention()], partial(_depth_car, n))
+    p = Preprocess()
     for name, size in SIZES.items():
-        yield _preprocess(name, size)
+        short = preprocess.working_size(*size, p)
+        cut = len(preprocess.windows_for("grid", *short, p.tile))
+        ops = roofline.preprocess_kernels(*size, preprocess.depth_size(*size, p), short, cut)
+        yield Case(f"preprocessing {name}", 1, ops, partial(_preprocess, size))
+
+
+def _window_attention(stage: int, tiles: int, gpu: Any, sets: int) -> dict[str, Call]:
+    """Attention of the shifted half of the blocks, the harder case, if the stage has one."""
+    options = {"device": "cuda", "dtype": gpu.half, "sets": sets, "mode": gpu.mode}
+    return gpu.subjects.window_attention_calls(stage, tiles, stage < 4, **options)
+
+
+def _depth_car(tiles: int, gpu: Any, sets: int) -> dict[str, Call]:
+    return gpu.subjects.depth_car_calls(tiles, device="cuda", dtype=gpu.half, sets=sets)
+
+
+def _preprocess(size: tuple[int, int], gpu: Any, sets: int) -> dict[str, Call]:
+    return gpu.subjects.preprocess_calls(*size, device="cuda", kernels=gpu.kernels, sets=sets)
 
 
 def cheap_first(found: Iterable[Case], machine: Machine) -> list[Case]:
@@ -105,42 +128,34 @@ def measured_machine() -> tuple[Machine, int]:
 
 
 def cpu_milliseconds(pairs: int = 7) -> dict[str, dict[str, float]]:
-    """CPU time for preparing one image, outside both networks and decoding: ms per step.
+    """CPU time for preparing one image, outside both networks and decoding: ms per step, by size.
 
     "device path": the remaining work when the image is scored on a device, without the driver's own.
     """
+    return {name: _cpu_milliseconds(*size, pairs) for name, size in SIZES.items()}
+
+
+def _cpu_milliseconds(height: int, width: int, pairs: int) -> dict[str, float]:
     import numpy as np
     from kernel_subjects import device_path_call
     from timer import compare
-    from timer import measure as measured
 
     from dgiqa import preprocess
     from dgiqa.spec import Preprocess
 
-    p, table = Preprocess(), {}
-    for name, (height, width) in SIZES.items():
-        rng = np.random.default_rng(0)
-        rgb = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        depth = rng.random((1, *preprocess.depth_size(height, width, p)), dtype=np.float32)
-        near = preprocess.depth_image(depth, height, width, p)
-        windows = preprocess.windows_for("grid", *preprocess.working_size(height, width, p), p.tile)
-
-        def cut(rgb=rgb, near=near, windows=windows):  # type: ignore[no-untyped-def]
-            preprocess.cut_tiles(preprocess.working_image(rgb, p), near, windows, p.tile)
-
-        results = compare(
-            {
-                "depth input": lambda rgb=rgb: preprocess.depth_input(rgb, p),
-                "depth image": lambda depth=depth, h=height, w=width: preprocess.depth_image(depth, h, w, p),
-                "resize and tiles": cut,
-            },
-            pairs=pairs,
-        )
-        table[name] = {r.name: _rounded(r.ms.median) for r in results}
-        table[name]["sum"] = _rounded(sum(table[name].values()))
-        device = measured(device_path_call(height, width), repeats=100, warmup=10)
-        table[name]["device path"] = _rounded(device.ms.median)
-    return table
+    p, rng = Preprocess(), np.random.default_rng(0)
+    rgb = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    depth = rng.random((1, *preprocess.depth_size(height, width, p)), dtype=np.float32)
+    near = preprocess.depth_image(depth, height, width, p)
+    windows = preprocess.windows_for("grid", *preprocess.working_size(height, width, p), p.tile)
+    steps: dict[str, Call] = {
+        "depth input": lambda: preprocess.depth_input(rgb, p),
+        "depth image": lambda: preprocess.depth_image(depth, height, width, p),
+        "resize and tiles": lambda: preprocess.cut_tiles(preprocess.working_image(rgb, p), near, windows, p.tile),
+    }
+    found = {r.name: _rounded(r.ms.median) for r in compare(steps, pairs=pairs)}
+    (device,) = compare({"device path": device_path_call(height, width)}, pairs=100, warmup=10)
+    return found | {"sum": _rounded(sum(found.values())), device.name: _rounded(device.ms.median)}
 
 
 def record(
@@ -195,59 +210,21 @@ def add_before(new: dict[str, Any], old: dict[str, Any] | None) -> None:
         row["before_us"] = known.get((row["case"], row["tiles"]))
 
 
-def _window_attention(stage: int, tiles: int) -> Case:
-    """Attention of the shifted half of the blocks, the harder case, if the stage has one."""
-
-    def make(gpu: Any, sets: int) -> dict[str, Call]:
-        return gpu.subjects.window_attention_calls(
-            stage, tiles, stage < 4, device="cuda", dtype=gpu.half, sets=sets, mode=gpu.mode
-        )
-
-    return Case(f"window attention, stage {stage}", tiles, [roofline.window_attention(stage)], make)
-
-
-def _depth_car(tiles: int) -> Case:
-    def make(gpu: Any, sets: int) -> dict[str, Call]:
-        return gpu.subjects.depth_car_calls(tiles, device="cuda", dtype=gpu.half, sets=sets)
-
-    return Case("Depth-CAR attention", tiles, [roofline.depth_car_attention()], make)
-
-
-def _preprocess(name: str, size: tuple[int, int]) -> Case:
-    from dgiqa import preprocess
-    from dgiqa.spec import Preprocess
-
-    p = Preprocess()
-    short = preprocess.working_size(*size, p)
-    n = len(preprocess.windows_for("grid", *short, p.tile))
-
-    def make(gpu: Any, sets: int) -> dict[str, Call]:
-        return gpu.subjects.preprocess_calls(*size, device="cuda", kernels=gpu.kernels, sets=sets)
-
-    ops = roofline.preprocess_kernels(*size, preprocess.depth_size(*size, p), short, n)
-    return Case(f"preprocessing {name}", 1, ops, make)
-
-
-class _Gpu:
-    """The libraries that cases need on a GPU, loaded once."""
-
-    def __init__(self, torch_op: Path | None, mode: str) -> None:
-        import kernel_subjects
-        import torch
-
-        from dgiqa.nn.attention import load_kernels
-        from dgiqa.runtime.kernels import Kernels
-
-        if torch_op is None:
-            sys.exit("on a GPU, name the built torch op: --torch-op build/libdgiqa_torch.so")
-        load_kernels(torch_op)
-        self.subjects, self.half, self.kernels, self.mode = kernel_subjects, torch.float16, Kernels(), mode
-
-
-def _gpu(torch_op: Path | None, mode: str = "default") -> _Gpu | None:
+def _gpu(torch_op: Path | None, mode: str = "default") -> Any:
+    """The libraries that cases need on a GPU, loaded once; None without a GPU."""
     import torch
 
-    return _Gpu(torch_op, mode) if torch.cuda.is_available() else None
+    if not torch.cuda.is_available():
+        return None
+    if torch_op is None:
+        sys.exit("on a GPU, name the built torch op: --torch-op build/libdgiqa_torch.so")
+    import kernel_subjects
+
+    from dgiqa.nn.attention import load_kernels
+    from dgiqa.runtime.kernels import Kernels
+
+    load_kernels(torch_op)
+    return SimpleNamespace(subjects=kernel_subjects, half=torch.float16, kernels=Kernels(), mode=mode)
 
 
 def _rounded(value: float) -> float:

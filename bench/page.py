@@ -85,11 +85,7 @@ SECTIONS: dict[str, list[Part]] = {
         Part("scale", "images", LONG, *IMAGES),
     ],
 }
-PLOTS = {
-    "Every way of running it": plots.PARETO,
-    "Where the time goes": plots.STAGES,
-    "How cost grows": plots.SCALE,
-}
+PLOTS = {"Every way of running it": plots.PARETO, "Where the time goes": plots.STAGES, "How cost grows": plots.SCALE}
 PRECISIONS = (
     "networks | engine | precision | largest difference | mean | SROCC | share of fp32's bytes | within its budget",
     "{networks} | {engine} | {precision} | {max_difference:.1e} | {mean_difference:.1e} | {srocc:.4f} | "

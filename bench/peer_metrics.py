@@ -49,7 +49,6 @@ def iqa_environment(work: Path) -> Path:
 
 
 def classic_environment(work: Path) -> Path:
-    """The environment of the classic metrics under `work`; returns its python."""
     return _environment(work / "classic", CLASSIC_SUPPORT, [package.replace(" ", "==") for package in CLASSIC.values()])
 
 

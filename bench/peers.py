@@ -53,16 +53,20 @@ class Entry:
 
 
 def main() -> None:
-    options = _options()
+    made = parser(__doc__)
+    made.add_argument("--work", type=Path, default=Path("data/peers"), help="environments and exports  [%(default)s]")
+    made.add_argument("--skip", nargs="*", default=[], choices=GROUPS, help="groups to leave out")
+    made.add_argument("--images", type=int, help="photographs  [default: 32, quick 3]")
+    made.add_argument("--seconds", type=float, default=100.0, help="begin no round of a group after this long")
+    options = parsed(made, "peers.jsonl", {"images": 32}, {"images": 3})
+    options.work = options.work.resolve()
     size = (320, 240) if options.quick else (1024, 768)
     paths = saved(options.work / f"pictures-{size[0]}x{size[1]}", options.images, size)
     for group in GROUPS:
         if group in options.skip:
             continue
-        line = options.ledger.case(
-            {"part": group, "quick": options.quick, "images": options.images}, partial(_measured, group, paths, options)
-        )
-        show(group, line)
+        key = {"part": group, "quick": options.quick, "images": options.images}
+        show(group, options.ledger.case(key, partial(_measured, group, paths, options)))
 
 
 def _measured(group: str, paths: list[str], options: Any) -> dict[str, Any]:
@@ -183,18 +187,6 @@ def subject(options: dict[str, Any]) -> Served:
 def _threads() -> dict[str, str]:
     """Let every subject use as many cores as this process may."""
     return {"OMP_NUM_THREADS": str(usable_cores())}
-
-
-def _options() -> Any:
-    made = parser(__doc__)
-    made.add_argument("--work", type=Path, default=Path("data/peers"), help="environments and exports  [%(default)s]")
-    made.add_argument("--skip", nargs="*", default=[], choices=GROUPS, help="groups to leave out")
-    made.add_argument("--images", type=int, help="photographs  [default: 32, quick 3]")
-    made.add_argument("--seconds", type=float, default=100.0, help="begin no round of a group after this long")
-    options = parsed(made, "peers.jsonl")
-    options.images = options.images or (3 if options.quick else 32)
-    options.work = options.work.resolve()
-    return options
 
 
 if __name__ == "__main__":

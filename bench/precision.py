@@ -169,21 +169,6 @@ def _size(files: dict[str, Path]) -> int:
     return sum(path.stat().st_size for path in files.values())
 
 
-def _options() -> Namespace:
-    parser = command_line(__doc__)
-    parser.add_argument("--images", type=int, default=200, help="how many distorted photographs")
-    parser.add_argument("--calib", type=Path, nargs="+", help="what to calibrate `small` on (default: golden images)")
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["small"], help="which, see above")
-    parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures go")
-    parser.add_argument("--work", type=Path, default=untrained.WORK, help="files and scores kept here")
-    parser.add_argument("--fresh", action="store_true", help="forget the scores that are kept")
-    o = parser.parse_args()
-    o.work.mkdir(parents=True, exist_ok=True)
-    for file in o.work.glob("*.json") if o.fresh else ():
-        file.unlink()
-    return o
-
-
 def reference(name: str, o: Namespace) -> tuple[Bundle, NDArray[np.float64]]:
     """A bundle, and the scores of the `pictures` to compare its own with."""
     if name == "small":
@@ -196,7 +181,17 @@ def reference(name: str, o: Namespace) -> tuple[Bundle, NDArray[np.float64]]:
 
 
 def main() -> None:
-    o = _options()
+    parser = command_line(__doc__)
+    parser.add_argument("--images", type=int, default=200, help="how many distorted photographs")
+    parser.add_argument("--calib", type=Path, nargs="+", help="what to calibrate `small` on (default: golden images)")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["small"], help="which, see above")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures go")
+    parser.add_argument("--work", type=Path, default=untrained.WORK, help="files and scores kept here")
+    parser.add_argument("--fresh", action="store_true", help="forget the scores that are kept")
+    o = parser.parse_args()
+    o.work.mkdir(parents=True, exist_ok=True)
+    for file in o.work.glob("*.json") if o.fresh else ():
+        file.unlink()
     record: dict[str, Any] = read_json(o.json) or {"rows": []}
     environment = environment_stamp()
     record |= {"environment": environment, "side": SIDE}

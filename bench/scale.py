@@ -42,7 +42,10 @@ THUMBNAILS = tuple((width // 8, height // 8) for width, height in SIZES)  # deco
 
 
 def main() -> None:
-    options = _options()
+    made = parser(__doc__)
+    made.add_argument("--bundle", default="small", help="name or folder of a bundle  [default: %(default)s]")
+    made.add_argument("--all", action="store_true", help="100,000 images instead of 10,000")
+    options = parsed(made, "scale.jsonl")
     longest = {"small": 1_000, "tiny": 100_000 if options.all else 10_000}
     if options.quick:
         longest = {"tiny": 100}
@@ -163,16 +166,6 @@ def _picture(folder: Path, megapixels: float) -> str:
 def _stream(folder: Path, sizes: Sequence[tuple[int, int]]) -> list[str]:
     """Photographs of these sizes as files."""
     return [saved(folder / f"{width}x{height}", 1, (width, height))[0] for width, height in sizes]
-
-
-# ---- the command line ----
-
-
-def _options() -> Any:
-    made = parser(__doc__)
-    made.add_argument("--bundle", default="small", help="name or folder of a bundle  [default: %(default)s]")
-    made.add_argument("--all", action="store_true", help="100,000 images instead of 10,000")
-    return parsed(made, "scale.jsonl")
 
 
 if __name__ == "__main__":

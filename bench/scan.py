@@ -41,7 +41,9 @@ PICTURES = 200  # different ones; each is 64 x 64
 
 
 def main() -> None:
-    options = _options()
+    made = parser(__doc__)
+    made.add_argument("--images", type=int, help="[default: 100,000, quick 400]")
+    options = parsed(made, "scan.jsonl", {"images": 100_000}, {"images": 400})
     for bundle, count in {"tiny": options.images, "small": 20 if options.quick else 1000}.items():
         key = {"axis": "throughput", "bundle": bundle, "images": count}
         print(options.ledger.case(key, partial(throughput, bundle, count)), flush=True)
@@ -154,15 +156,6 @@ def subject(options: dict[str, Any]) -> Served:
 
 def _rows(out: str, shard: Path) -> Iterator[dict[str, Any]]:
     return read_rows(os.path.join(out, f"{output_name(str(shard))}.parquet"))
-
-
-def _options() -> Any:
-    made = parser(__doc__)
-    made.add_argument("--images", type=int, default=100_000, help="[default: %(default)s]")
-    options = parsed(made, "scan.jsonl")
-    if options.quick:
-        options.images = 400
-    return options
 
 
 if __name__ == "__main__":

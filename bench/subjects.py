@@ -140,20 +140,13 @@ def timed(paths: list[str], score: Callable[[bytes], float]) -> dict[str, Any]:
 
 
 def peak_mb() -> float:
-    """The largest resident memory this process has had, MB; on Linux without its parent's."""
-    try:
-        with open("/proc/self/status", encoding="ascii") as status:
-            peak = next(line for line in status if line.startswith("VmHWM"))
-        return int(peak.split()[1]) / 1024
-    except (OSError, StopIteration):
-        import resource
-
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return used / (2**20 if sys.platform == "darwin" else 2**10)
+    """The largest resident memory this process has had, MB, without its parent's. Needs /proc."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 def resident_mb() -> float:
-    """Resident memory of this process now, MB. Raises OSError without /proc."""
+    """Resident memory of this process now, MB. Needs /proc."""
     with open("/proc/self/statm", encoding="ascii") as status:
         return int(status.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 

@@ -2,7 +2,6 @@
 
     results = compare({"eager": eager, "ours": ours}, pairs=20)      # eager, ours, eager, ours, ...
     results[1].ratio.median                                          # pair by pair: 2.0 = twice as fast as eager
-    measure(call).ms.median
 
     ledger = Ledger(Path("bench/results/pipeline.jsonl"), fresh=options.fresh)
     ledger.case({"bundle": "small", "batch": 8}, lambda: {...})      # measured once per machine, versions and code
@@ -103,11 +102,6 @@ def compare(
     ]
 
 
-def measure(call: Call, *, name: str = "call", repeats: int = 20, warmup: int = 2, **options: Any) -> Result:
-    """Time one call; options as in `compare`."""
-    return compare({name: call}, pairs=repeats, warmup=warmup, **options)[0]
-
-
 def in_turn(asks: Mapping[str, Callable[[], dict[str, Any]]], *, warmup: int = 1, **options: Any) -> Turns:
     """Ask subjects in turn; each reports its own "ms". Return the times as `compare` does, and the answers."""
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in asks}
@@ -198,9 +192,16 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def parsed(made: argparse.ArgumentParser, results: str) -> argparse.Namespace:
-    """The options and their `ledger`; quick figures never end up among those that pages are made of."""
+def parsed(
+    made: argparse.ArgumentParser, results: str, default: Mapping[str, Any] = {}, quick: Mapping[str, Any] = {}
+) -> argparse.Namespace:
+    """The options and their `ledger`; quick figures never end up among those that pages are made of.
+
+    default, quick: what options are that nobody gave.
+    """
     options = made.parse_args()
+    for name, value in (quick if options.quick else default).items():
+        setattr(options, name, value if getattr(options, name) is None else getattr(options, name))
     options.out = options.out or (Path("data/quick") if options.quick else RESULTS) / results
     options.ledger = Ledger(options.out, fresh=options.fresh)
     return options
@@ -212,20 +213,16 @@ def _key(case: Mapping[str, Any]) -> str:
 
 def _prepare(calls: Mapping[str, Call], clock: ClockName, launches: int) -> tuple[dict[str, Call], Clock]:
     if clock in ("wall", "own"):
-        return dict(calls), wall_ms if clock == "wall" else _own_ms
+        return dict(calls), wall_ms if clock == "wall" else lambda call: float(call())  # type: ignore[arg-type]
     if clock not in ("cuda", "graph"):
         raise ValueError(f"unknown clock {clock!r}; choose wall, own, cuda or graph")
     import torch
 
     if not torch.cuda.is_available():
         raise RuntimeError(f"clock {clock!r} needs a GPU that torch can use; use clock='wall'")
-    make = _captured if clock == "graph" else _repeated
-    return {name: make(call, launches) for name, call in calls.items()}, lambda call: _event_ms(call) / launches
-
-
-def _own_ms(call: Call) -> float:
-    """The call's own result: a subject in another process times itself."""
-    return float(call())  # type: ignore[arg-type]
+    repeated = {name: lambda call=call: [call() for _ in range(launches)] for name, call in calls.items()}
+    made = {name: _captured(calls[name], call) if clock == "graph" else call for name, call in repeated.items()}
+    return made, lambda call: _event_ms(call) / launches
 
 
 def _event_ms(call: Call) -> float:
@@ -240,16 +237,8 @@ def _event_ms(call: Call) -> float:
     return float(start.elapsed_time(end))
 
 
-def _repeated(call: Call, launches: int) -> Call:
-    def run() -> None:
-        for _ in range(launches):
-            call()
-
-    return run
-
-
-def _captured(call: Call, launches: int) -> Call:
-    """Capture the call `launches` times in one CUDA graph. Return a function that replays it."""
+def _captured(call: Call, repeated: Call) -> Call:
+    """Capture all of `repeated` in one CUDA graph. Return a function that replays it."""
     import torch
 
     side = torch.cuda.Stream()
@@ -261,7 +250,5 @@ def _captured(call: Call, launches: int) -> Call:
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for _ in range(launches):
-            call()
-    replay: Call = graph.replay
-    return replay
+        repeated()
+    return graph.replay

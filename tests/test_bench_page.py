@@ -14,8 +14,8 @@ pytest.importorskip("matplotlib")
 import page
 import plots
 from peers import SMALL, STREAM
+from pipeline import PEERS
 from stamp import environment_stamp
-from startup import PEERS
 from timer import Ledger
 
 ENGINES = {"torch": 1000, "openvino fp32": 640, "openvino bf16": 200, "openvino int8": 231}

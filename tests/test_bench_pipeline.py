@@ -11,7 +11,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 import pictures
 import pipeline
-import startup
 import timer
 from subjects import Subject, SubjectError
 
@@ -63,11 +62,11 @@ def test_drift_sees_a_moved_score_and_a_changed_order() -> None:
 
 @pytest.mark.slow
 def test_startup_measures_a_process_and_notices_one_that_fails(bundle_dir: Path) -> None:
-    row = startup.startup(str(bundle_dir), 1, False)["rows"][0]
+    row = pipeline.startup(str(bundle_dir), 1, False)["rows"][0]
     assert row["ms"]["median"] > 50
     assert row["peak_mb"] > 20
     with pytest.raises(RuntimeError, match="ended with status"):
-        startup.startup(str(bundle_dir / "nowhere"), 1, False)
+        pipeline.startup(str(bundle_dir / "nowhere"), 1, False)
 
 
 ECHO = """

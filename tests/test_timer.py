@@ -63,7 +63,7 @@ def test_the_baseline_must_be_one_of_the_calls() -> None:
 
 
 def test_one_call_is_measured_alone() -> None:
-    result = timer.measure(lambda: time.sleep(0.002), name="nap", repeats=3)
+    (result,) = timer.compare({"nap": lambda: time.sleep(0.002)}, pairs=3)
     assert (result.name, result.samples, result.baseline) == ("nap", 3, "nap")
     assert result.ms.median >= 2
 
@@ -73,7 +73,7 @@ def test_a_gpu_clock_times_the_gpu_or_says_that_there_is_none(clock: timer.Clock
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         with pytest.raises(RuntimeError, match="needs a GPU"):
-            timer.measure(lambda: None, clock=clock)
+            timer.compare({"a": lambda: None}, clock=clock)
         return
     a = torch.rand(2048, 2048, device="cuda")
     one, four = timer.compare({"one": lambda: a @ a, "four": lambda: [a @ a for _ in range(4)]}, clock=clock)
