@@ -77,7 +77,7 @@ class Attributes:
 def measure(rgb: UInt8, reduced: UInt8 | None = None) -> Attributes:
     """The attributes of a picture, uint8 [H,W,3] RGB.
 
-    reduced: the picture reduced by area to a short side of SHORT_SIDE, if there is one: it takes most of the time.
+    reduced: the picture reduced by area to a short side of SHORT_SIDE, if it exists already: making it takes long.
     """
     height, width = rgb.shape[:2]
     small = _reduced(rgb) if reduced is None else reduced

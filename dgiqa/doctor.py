@@ -84,7 +84,7 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
     try:
         return check()
     except Exception as error:  # any error is the finding
-        fix = "mend the first failure above, then run this again"
+        fix = "fix the first failure above, then run this again"
         return Check(name, FAIL, f"{type(error).__name__}: {error}", fix)
 
 
@@ -152,7 +152,7 @@ def _gpu(gpus: list[dict[str, str]]) -> Check:
         fix = "install or restart the NVIDIA driver, or give the container its libraries"
         if importlib.util.find_spec("pynvml") is None:
             fix = install("nvml")
-        return Check("gpu", WARN, "an NVIDIA driver's device files, and nothing that names the GPU", fix, gpus)
+        return Check("gpu", WARN, "an NVIDIA driver's device files, but nothing that names the GPU", fix, gpus)
     return Check("gpu", OK, found or "no NVIDIA GPU found; the CPU scores", data=gpus)
 
 

@@ -197,7 +197,7 @@ def cam_map(cam: CamSession, rgb: UInt8, near: UInt8 | None, p: spec.Preprocess)
     """Return the logit of each place of a working image, f32 [rows,columns], in cells of CAM_CELL pixels.
 
     Convolutions see zeros beyond a tile. With a dilation of 4 they cause nine tenths of the differences within a tile.
-    So each logit is taken as a sum of the picture's there and the tile's at that place, and the latter, except for its
+    So each logit is taken as the picture's own at that point plus the tile's at that place. The latter, except for its
     mean, is left out. Overlapping tiles separate the two, and their middles count more than their edges.
     """
     windows = overlapping(rgb.shape[0], rgb.shape[1], p.tile)

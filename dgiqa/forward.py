@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from dgiqa.on_device import DeviceScorer
 
 BARS_NOTE = "has black bars, which count in its score"
-UNSEEN_NOTE = "bars and attributes were not measured, on a GPU"
+UNSEEN_NOTE = "bars and attributes are not measured on a GPU"
 STAGES = ("decode", "depth_input", "depth", "depth_image", "tiles", "attributes", "quality")
 # Tiles per run. Two cores (Zen 3), small quality network, ms per tile: 7.0 for one, 5.6 from 4 tiles on, flat to 32.
 # Memory is not flat: two runs side by side hold 221 MB with 4 tiles each, 296 MB with 8.
@@ -204,7 +204,7 @@ class Stages(AbstractContextManager["Stages"]):
         return self.bundle.preprocess
 
     def tiled(self, tiling: str | None) -> Stages:
-        """The same stages with another tiling, or with their own for None. ValueError, with all tilings, if unknown."""
+        """The same stages with another tiling, or their own for None. Raises ValueError, which lists all."""
         if tiling is None or tiling == self.tiling:
             return self
         check_tiling(tiling, self.p.tile)

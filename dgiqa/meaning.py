@@ -79,7 +79,7 @@ class Meaning:
         return np.asarray(np.interp(np.asarray(scores, np.float64), y, x))
 
     def preset(self, name: str) -> float:
-        """The threshold of a preset. Raises ValueError, which names the presets, if there is no such one."""
+        """The threshold of a preset. Raises ValueError, which names the presets, for an unknown one."""
         if name not in self.presets:
             there = f"it has: {', '.join(self.presets)}" if self.presets else "it has none; give the threshold itself"
             raise ValueError(f"this model has no preset {name!r}; {there}")

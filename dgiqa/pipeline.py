@@ -85,7 +85,7 @@ def schedule(
             while True:
                 bell.clear()
                 if os.getpid() != process:
-                    raise BackendError(f"these results are of process {process}, not of its fork; take them there")
+                    raise BackendError(f"these results belong to process {process}, not to its fork; take them there")
                 while len(coming) < ahead and (task := more(not (coming or running))) is not None:
                     task.prepared = pool.submit(task.prepare, stop)
                     task.prepared.add_done_callback(ring)

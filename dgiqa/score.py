@@ -59,7 +59,7 @@ class Score:
 
     @property
     def features(self) -> Float32 | None:
-        """Mean over the tiles of what the network's last layer sees: f32 [C]."""
+        """Mean over the tiles of the last layer's input: f32 [C]."""
         return None if self.tile_features is None else self.tile_features.mean(0)
 
     @property

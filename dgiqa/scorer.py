@@ -205,8 +205,8 @@ class Scorer(AbstractContextManager["Scorer"]):
     ) -> Iterator[Score | Failure]:
         """Score images lazily, in the order given.
 
-        Each is anything that `score` accepts, a pair (name, source), or an Input from `dgiqa.sources.images(table,
-        column, key)` or `expand`. A Failure among them is yielded in its place.
+        Each image is anything that `score` accepts, a pair (name, source), or an Input from `dgiqa.sources.images(
+        table, column, key)` or `expand`. A Failure among them is yielded in its place.
         At most 2 * workers + (parallel + 2) * batch images are taken from `sources` beyond those yielded, however many
         there are; it is iterated in the caller's thread. An image that cannot be scored is yielded as a Failure, or,
         with on_error="raise", its exception is raised in its place. An exception of `sources` itself is raised after
@@ -262,7 +262,7 @@ class Scorer(AbstractContextManager["Scorer"]):
 
     def close(self) -> None:
         """Release the networks' memory once all images of `ascore` are done. The scorer cannot be used afterwards."""
-        if self._process != os.getpid():  # a fork's memory is its own, but what the parent opened is not its to close
+        if self._process != os.getpid():  # a fork must not close what its parent opened
             return
         if self._inbox is not None:
             self._inbox.close()
@@ -271,14 +271,14 @@ class Scorer(AbstractContextManager["Scorer"]):
         self._alone = self._together = None
 
     def __reduce__(self) -> tuple[Callable[[], Scorer], tuple[()]]:
-        """Pickled by what it was opened with: another process opens its own networks of the same bundle."""
+        """Pickle the arguments: another process opens its own networks of the same bundle."""
         return partial(Scorer, self.bundle, **self._opened_with), ()
 
     def __exit__(self, *error: object) -> None:
         self.close()
 
     def _usable(self) -> Stages:
-        """The networks; ValueError once they were closed, BackendError in a fork, where their threads are missing."""
+        """The networks. Raises ValueError after `close`, and BackendError in a fork, which lacks their threads."""
         if self._process != os.getpid():
             raise BackendError(
                 f"this Scorer was opened in process {self._process} and cannot be used in its fork {os.getpid()}; "

@@ -235,7 +235,7 @@ def read(paths: Iterable[str]) -> list[bytes]:
 
 
 def photographs(bundle: Bundle) -> list[bytes]:
-    """JPEGs of SIZE to measure with: the bundle's golden images, resized. BundleError if it has none."""
+    """JPEGs of SIZE to measure with: the bundle's golden images, resized. Raises BundleError if it has none."""
     files = [bundle.path / golden.file for golden in load_golden(bundle)]
     pictures = [cv2.imread(str(path), cv2.IMREAD_COLOR) for path in files[:PHOTOGRAPHS]]
     resized = [cv2.resize(p, SIZE, interpolation=cv2.INTER_CUBIC) for p in pictures if p is not None]

@@ -19,7 +19,7 @@ class Work:
     height: int
     width: int
     rgb: UInt8  # [h,w,3] working image
-    depth: UInt8 | None  # [h,w]; None where the quality network sees the image alone
+    depth: UInt8 | None  # [h,w]; None where the quality network takes no depth
     windows: Int32  # [n,2]
     timings_ms: dict[str, float]
     tile_scores: Float32  # [n], those of settled batches

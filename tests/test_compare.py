@@ -244,7 +244,7 @@ def test_a_csv_of_pairs_and_a_gate(folders: Path, comparing: Bundle) -> None:
     assert code == 3
     assert [row["status"] for row in rows] == ["ok", "error", "error"]
     assert str(rows[2]["path"]).endswith("pairs.csv, pair 3")
-    assert rows[2]["error"] == "the CSV names no image or no reference"
+    assert rows[2]["error"] == "the CSV row lacks the image or the reference"
     drop = float(str(rows[0]["drop"]))
     pair = (folders / "encoded" / "coffee.jpg", folders / "originals" / "coffee.png")
     pair = pair if drop > 0 else pair[::-1]

@@ -442,7 +442,7 @@ def test_attributes_and_bars_are_measured_where_the_picture_may_be_copied_back(
     wanted = host.score(framed)
     assert "has black bars" in wanted.note
     found = host.score(DeviceImage(framed))
-    assert (found.attributes, found.note) == (None, "bars and attributes were not measured, on a GPU")
+    assert (found.attributes, found.note) == (None, "bars and attributes are not measured on a GPU")
     stages = replace(host.stages, copy_back=True)
     for found in pipeline.score_many(stages, [DeviceImage(framed), DeviceImage(framed[..., ::-1].copy()[..., ::-1])]):
         assert isinstance(found, Score)

@@ -87,7 +87,7 @@ assert child and count == 49 and os.waitstatus_to_exitcode(os.waitpid(child, 0)[
     command = [sys.executable, "-c", code, str(tiny_bundle.path), str(photo)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=environment(), check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("BackendError these results are of process")
+    assert done.stdout.startswith("BackendError these results belong to process")
 
 
 def test_results_that_are_closed_early_wait_for_nothing(

@@ -102,7 +102,7 @@ def test_an_address_is_fetched_when_it_is_read(site: tuple[str, dict[str, bytes]
         ("/bytes/101", {"max_bytes": 100}, "limit|more than 100"),
         ("/loop", {}, "more than 5 redirects"),
         ("/to/file:///etc/passwd", {}, "wanted http or https"),
-        ("/slow", {"timeout_s": 0.3}, "did not come within 0.3 s"),
+        ("/slow", {"timeout_s": 0.3}, "did not arrive within 0.3 s"),
         ("/short", {}, "broke off, 98 bytes"),
         ("/gone", {}, "answered 404"),
     ],

@@ -78,7 +78,7 @@ def test_a_second_recording_that_nobody_reads_is_an_error(tmp_path: Path, kind: 
     both.write_bytes(one.read_bytes() * 2)
     assert [f.error for f in read(one)] == [""] * 25
     assert read(both)[-1].error == (
-        f"another recording begins at byte {one.stat().st_size:,}, which was not looked at: split it there"
+        f"another recording begins at byte {one.stat().st_size:,}, which was not read: split it there"
     )
     assert not any(f.error for f in read(both, Sampling(every=0.2, end=0.7)))
 
@@ -233,7 +233,7 @@ def test_a_named_pipe_is_read_once_and_given_up_without_a_writer(
     assert [f.error for f in read(tmp_path / "pipe")] == [""] * 5
     writer.join()
     monkeypatch.setattr("dgiqa.video.source.TIMEOUT_S", 0.1)
-    with pytest.raises(ImageError, match="nobody writes into this pipe"):
+    with pytest.raises(ImageError, match="nothing writes into this pipe"):
         read(tmp_path / "pipe")
 
 
@@ -256,7 +256,7 @@ def test_a_picture_that_cannot_be_converted_is_an_error_and_the_others_go_on(
 def test_an_animation_in_webp_says_what_to_do(tmp_path: Path) -> None:
     first, *others = [Image.fromarray(frame) for frame in list(numbered(90))[::30]]
     first.save(tmp_path / "a.webp", save_all=True, append_images=others)
-    refused = "FFmpeg reads no animation in WebP; save it as WebM, APNG or GIF"
+    refused = "FFmpeg cannot read animated WebP; save it as WebM, APNG or GIF"
     wanted = [""] * 3 if "webp_anim" in av.codecs_available else [refused]  # since FFmpeg 8.1
     assert [f.error for f in read(tmp_path / "a.webp")] == wanted
 

@@ -164,7 +164,7 @@ def test_a_decoder_that_disagrees_is_not_trusted(opened: Any, tmp_path: Path) ->
 
 def test_what_it_cannot_show_is_refused_with_the_reason(opened: Any, tmp_path: Path) -> None:
     deep = write(tmp_path / "deep.mkv", numbered(3), codec="ffv1", layout="yuv420p10le")
-    with pytest.raises(RefusedError, match="yuv420p10le instead of 8-bit 4:2:0, which nvdec's way does not take"):
+    with pytest.raises(RefusedError, match="yuv420p10le instead of 8-bit 4:2:0, which nvdec cannot convert here"):
         read(opened(deep), Sampling(every=0))
     clip = write(tmp_path / "clip.mp4", numbered(3))
     with clip.open("rb") as file, pytest.raises(RefusedError, match="local video files only"):

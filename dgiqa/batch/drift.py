@@ -100,7 +100,7 @@ def population(rows: Iterable[Row], source: str | None = None, time: str | None 
 
 @dataclass(frozen=True)
 class Alarm:
-    """Scores of a stream have moved. at, since: the places of the score that raised the alarm, and of the first moved.
+    """Scores of a stream moved. at, since: the places of the score that raised the alarm, and of the first that moved.
 
     lower: whether they fell; mean, count: of the scores since then.
     """

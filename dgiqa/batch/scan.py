@@ -129,7 +129,7 @@ def scan(shards: list[str], job: Job, *, workers: int = 1) -> Iterator[Done]:
                 process.terminate()
             pool.shutdown(wait=True, cancel_futures=True)
     if lost:
-        raise DgiqaError(f"the process died {ATTEMPTS} times at {', '.join(lost)}; score it alone to see why")
+        raise DgiqaError(f"the process died {ATTEMPTS} times at {', '.join(lost)}; score it by itself to see why")
 
 
 def score_shard(scorer: Scorer, shard: str, job: Job) -> Done:

@@ -30,7 +30,7 @@ class PageWriter:
 
 
 def by_settings(rows: Population) -> list[dict[str, Any]]:
-    """The scores of each settings, the most used first, and how they differ from the first's on the same images.
+    """The scores by settings, the most used first, and how they differ from the first's on the same images.
 
     near: mean and largest absolute difference over the images of both, None without any. It shows whether settings
     hardly differ, as two backends do.

@@ -204,7 +204,7 @@ def _verify(draft: Bundle) -> None:
         report = verify_bundle(draft, scorer)
     if not report.passed:
         off = f"{report.max_difference:.1e}, allowed is {report.tolerance:g}"
-        raise ParityError(f"the calibrated files differ from what was fitted by {off}; nothing was written")
+        raise ParityError(f"the calibrated files differ from the fit by {off}; nothing was written")
 
 
 def layer_of(base: Bundle, study: Study) -> Layer:

@@ -91,7 +91,7 @@ def srocc_interval(scores: Float64, labels: Float64) -> tuple[float, float]:
 
 
 def labels_needed(n: int, interval: tuple[float, float], half_width: float) -> int:
-    """About how many labels bring the interval to +- half_width: it narrows with the root of their number."""
+    """About how many labels bring the interval to +- half_width: it narrows with their square root."""
     low, high = interval
     return math.ceil(n * ((high - low) / 2 / half_width) ** 2)
 

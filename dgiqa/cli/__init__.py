@@ -86,7 +86,7 @@ def _version(wanted: bool) -> None:
 @common.app.callback()
 def _root(
     version: Annotated[
-        bool, option("--version -V", "Show the version and leave.", callback=_version, is_eager=True)
+        bool, option("--version -V", "Show the version and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
     pass

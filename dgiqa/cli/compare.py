@@ -74,7 +74,7 @@ def _pairs(picture: str, reference: str | None, recursive: bool) -> Iterator[Pai
     path = Path(picture)
     if reference is None:
         if path.suffix.lower() != ".csv":
-            raise ValueError(f"{picture} has no REFERENCE beside it; name one, or give a CSV of pairs")
+            raise ValueError(f"{picture} has no REFERENCE; name one, or give a CSV of pairs")
         yield from _listed(path)
     elif path.is_dir() != Path(reference).is_dir():
         raise ValueError(f"got {picture} and {reference}, wanted two pictures or two folders")
@@ -98,7 +98,7 @@ def _listed(table: Path) -> Iterator[Pair]:
         raise ValueError(f"{table} lists no pair")
     for number, pair in enumerate(found, 1):
         image, original = (str(table.parent / name) if name else "" for name in pair)
-        wrong = "" if all(pair) else "the CSV names no image or no reference"
+        wrong = "" if all(pair) else "the CSV row lacks the image or the reference"
         yield image or f"{table}, pair {number}", original, wrong
 
 

@@ -148,12 +148,12 @@ def _check(paths: list[str], from_file: str | None, output: str | None, *, html:
     """Raise usage errors about where images come from and where rows go."""
     stdin_uses = paths.count("-") + (from_file == "-")
     options.refuse(not paths and from_file is None, "name a file, a folder, a glob, or - for standard input", "PATHS")
-    options.refuse(stdin_uses > 1, "standard input (-) can be read once only", "PATHS")
+    options.refuse(stdin_uses > 1, "standard input (-) can be read only once", "PATHS")
     if stdin_uses:
         options.check_stdin("PATHS")
     options.check_files([*paths, from_file], {"--output": output, "--html": html})
     options.check_suffix(output)
-    options.refuse(resume and not output, "name the file that it goes on with: -o FILE", "--resume")
+    options.refuse(resume and not output, "name the file to go on with: -o FILE", "--resume")
 
 
 def _check_order(sort: bool, top: str | None, alone: bool) -> None:
@@ -164,7 +164,7 @@ def _check_order(sort: bool, top: str | None, alone: bool) -> None:
         Choice(top=top)
     advice = "give --format too, or let `dgiqa-rt filter FILE --sort -o SORTED` write a sorted file"
     wrong = alone and (sort or top)
-    options.refuse(wrong, f"it orders what is shown, and -o alone shows nothing; {advice}", "--sort")
+    options.refuse(wrong, f"it orders the rows shown, and -o alone shows none; {advice}", "--sort")
 
 
 def _write_beside(report: Report, sidecar: str | None, html: str | None, name: str) -> None:

@@ -148,7 +148,7 @@ def video(  # noqa: PLR0917 - the command line's options
     with options.usage("--drift"):
         reuse = Reuse(reuse_tiles, audit, drift) if reuse_depth or reuse_tiles else None
     alone = max_drop is not None and against is None
-    options.refuse(alone, "name the master that it drops from: --against MASTER", "--max-drop")
+    options.refuse(alone, "name the master to compare with: --against MASTER", "--max-drop")
     if against is not None:
         scored = {"--raw": raw, "--live": live, "--reuse-depth": reuse, **drawn, "--fail-under": gate}
         scored |= {"--decoder": decoder != "cpu", "--per-video": per_video}

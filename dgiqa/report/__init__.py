@@ -1,1 +1,1 @@
-"""What was scored becomes rows, and rows become files, a terminal and a page."""
+"""Scores become rows, and rows become files, a table on a terminal, and a page."""

@@ -160,9 +160,9 @@ class SpooledWriter(JsonLinesWriter):
 def write_parquet(
     rows: Iterable[Row], target: Any, names: tuple[str, ...], summary: Callable[[], dict[str, Any]]
 ) -> None:
-    """Rows into groups of a Parquet file as they come: a typed column each, the summary in its metadata under "dgiqa".
+    """Write rows into groups of a Parquet file as they come, with typed columns; its metadata "dgiqa" is the summary.
 
-    target: a binary file. summary: asked for once all rows are there. Needs pyarrow.
+    target: a binary file. summary: called once all rows are written. Needs pyarrow.
     """
     arrow, schema = _parquet_schema(names)
     documents = [c.name for c in SCHEMA if c.type == "json" and c.name in names]
@@ -184,7 +184,7 @@ def write_parquet(
 def _write_sqlite(
     rows: Iterable[Row], target: Any, names: tuple[str, ...], summary: Callable[[], dict[str, Any]]
 ) -> None:
-    """A table `scores` with a column each, and the summary in a table `run`."""
+    """Write a table `scores` with the rows' columns, and the summary into a table `run`."""
     kinds = {"float64": "REAL", "int64": "INTEGER"}
     typed = ", ".join(f'"{column.name}" {kinds.get(column.type, "TEXT")}' for column in SCHEMA if column.name in names)
     cells = ([to_json(v) if isinstance(v, list | dict) else v for v in map(row.get, names)] for row in rows)

@@ -80,8 +80,8 @@ def _checked(path: str, **options: bool) -> Iterator[Row]:
 def rows_so_far(path: str, *, whole: bool = True) -> Iterator[Row]:
     """Read a file that may break off, because its run was stopped: the rows before that place.
 
-    Raises DgiqaError if not even the first row of a non-empty file can be read. Without `whole` it is then empty, as a
-    file may be that was killed while it was made.
+    Raises DgiqaError if not even the first row of a non-empty file can be read; with whole=False it never does, since
+    a kill may have cut the file off while it was made.
     """
     read = not whole
     try:

@@ -46,7 +46,7 @@ Asked = tuple[list[Image], float | None, bool]  # the images, the score from whi
 _ERRORS = {
     400: "malformed",
     403: "addresses are off",
-    408: "the body did not come in time",
+    408: "the body did not arrive in time",
     413: "too large",
     422: "no image in it, or one over the limits: the row says why",
     429: "the queue is full: try again after Retry-After seconds",

@@ -75,7 +75,7 @@ class Intake:
         else:
             found = [(named(request.query_params.get("name", "<bytes>")), data)]
         if not all(data for _, data in found):
-            raise malformed("an image of no bytes; send an encoded image as the body or as a form's file")
+            raise malformed("an empty image; send an encoded image as the body or as a form's file")
         return found
 
     async def body(self, request: Request) -> bytes:
@@ -96,7 +96,7 @@ class Intake:
                     if self._held > self.limits.received:
                         raise busy("too many bodies are coming in")
         except TimeoutError:
-            message = f"the body did not come within {self.limits.timeout_s:g} s"
+            message = f"the body did not arrive within {self.limits.timeout_s:g} s"
             raise RefusedError(408, "too slow", message, {"Connection": "close"}) from None
         except ClientDisconnect:
             raise RefusedError(400, "broke off", "the body broke off") from None
@@ -127,7 +127,7 @@ class Intake:
 
     async def _listed(self, entry: Any) -> Image:
         if not isinstance(entry, dict) or len(entry.keys() & {"url", "data"}) != 1:
-            raise malformed('wanted {"url": ADDRESS} or {"data": BASE64}, and "name" where you like')
+            raise malformed('wanted {"url": ADDRESS} or {"data": BASE64}, and "name" if you like')
         if "data" in entry:
             return named(entry.get("name", "<bytes>")), from_base64(entry["data"])
         address = entry["url"]

@@ -49,7 +49,7 @@ def parsed(headers: Mapping[str, str], body: bytes, most: int) -> tuple[dict[str
         raise malformed(f"a shape is a list of positive integers, got {str(shape)[:80]}")
     parameters = tensor.get("parameters") or {}
     if not isinstance(parameters, dict):
-        raise malformed("parameters are an object")
+        raise malformed("parameters must be an object")
     size = parameters.get("binary_data_size")
     binary = None if size is None else body[int(text) :]
     if binary is not None and len(binary) != size:
@@ -114,7 +114,9 @@ def _encoded(data: Any, binary: bytes | None, count: int, most: int) -> list[byt
     """Elements of a BYTES tensor: in binary each follows its length, in JSON each is base64."""
     if binary is None:
         if not isinstance(data, list) or len(data) != count:
-            raise malformed(f"a shape of {count} elements, and other data; BYTES in JSON are a list of base64 texts")
+            raise malformed(
+                f"the data do not match a shape of {count} elements; BYTES in JSON are a list of base64 texts"
+            )
         return [from_base64(text) for text in data]
     found: list[bytes] = []
     at = 0

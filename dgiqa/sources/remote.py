@@ -36,7 +36,7 @@ _EXTRAS = {"s3fs": "s3", "gcsfs": "gs", "adlfs": "az", "huggingface_hub": "hf", 
 _PIECE = 1 << 16
 _SLOWEST = 1024  # bytes a second of a whole archive or table, over the time spent waiting for it
 _SAFE = "%/:=&?~#+!$,;'@()*[]"  # not quoted in an address, which may be quoted already
-_LATE = "did not come within {:g} s; --timeout allows more"
+_LATE = "did not arrive within {:g} s; --timeout allows more"
 _OFF = "is an address, and addresses are off; --remote turns them on"
 
 

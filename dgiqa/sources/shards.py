@@ -75,7 +75,7 @@ def _of_tar(name: str, stream: BinaryIO, counts: Counter[str]) -> Iterator[Input
                 archive.members.clear()  # type: ignore[attr-defined]  # it would keep every header it saw
         _drain(plain)
     except Exception as error:  # tarfile, zlib, lzma, a connection: each raises its own
-        yield Input(name, error=f"cannot be read on from here ({told(error)}); copy or write the archive again")
+        yield Input(name, error=f"cannot be read from here on ({told(error)}); copy or write the archive again")
 
 
 class _Ending:

@@ -45,7 +45,7 @@ def rows(name: str, stream: BinaryIO, reading: Reading) -> Iterator[Input]:
     except ImportError as error:
         yield Input(name, error=needs("Parquet", "pyarrow", "table", error=error))
     except Exception as error:  # pyarrow's, csv's and json's for damaged files
-        yield Input(name, error=f"cannot be read on from here ({told(error)})")
+        yield Input(name, error=f"cannot be read from here on ({told(error)})")
 
 
 def images(

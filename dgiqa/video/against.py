@@ -89,7 +89,7 @@ class Lost:
             self.full_reference.append(row["full_reference"])
 
     def progress(self) -> tuple[float | None, list[str]]:
-        """The share done, which is not known, and a text."""
+        """No share, as it is not known, and a text for the progress line."""
         return None, [f"{self.scored} frames compared"]
 
     def as_dict(self, *, complete: bool) -> dict[str, Any]:

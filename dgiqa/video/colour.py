@@ -104,7 +104,9 @@ def matrix_number(colorspace: int, height: int) -> int:
     if colorspace in MATRICES:
         return MATRICES[colorspace]
     name = NAMED.get(colorspace, f"number {colorspace}")
-    raise ImageError(f"the video's colour matrix is {name}, which has no simple way to RGB; convert it to BT.709 first")
+    raise ImageError(
+        f"the video's colour matrix is {name}, which has no simple conversion to RGB; convert it to BT.709 first"
+    )
 
 
 def _reformat(frame: av.VideoFrame, layout: str) -> Array:

@@ -161,7 +161,7 @@ class Decoding:
             ended = f"reading stopped: {reason_of(error, self.opened.timeout_s)}{self._hint()}"
         yield from self._lost(None)
         if not ended and self.clock.stuck > STUCK:
-            ended = f"time stands still after {max(self.last_s, 0.0):.2f} s, so that the rest was not looked at"
+            ended = f"the timestamps stand still after {max(self.last_s, 0.0):.2f} s, so the rest was not read"
         if not ended and not self.opened.live and self._short():
             ended = (
                 f"the video ends at {max(self.last_s, 0.0):.2f} s of {self.opened.duration_s:.2f} s: it is truncated"
@@ -247,7 +247,7 @@ class Decoding:
         if packet is not None:
             self.packets += 1
             if self.opened.codec == "webp" and bytes(packet)[30:34] == b"ANIM":
-                yield self._next(None, None, "FFmpeg reads no animation in WebP; save it as WebM, APNG or GIF")
+                yield self._next(None, None, "FFmpeg cannot read animated WebP; save it as WebM, APNG or GIF")
                 return
             self._expect(packet)
             if self.opened.codec == "hevc":

@@ -57,7 +57,7 @@ class NvdecVideo(Video):
         if not self.opened.path or self.reading.raw:
             raise RefusedError(f"nvdec reads local video files only; {_INSTEAD}")
         if self.opened.decoder is not self.opened.stream.codec_context:
-            raise RefusedError(f"nvdec leaves out what is transparent; {_INSTEAD}")
+            raise RefusedError(f"nvdec does not decode transparency; {_INSTEAD}")
         self._lane = cuda.Lane(context)
 
     def _sampled(self, ticks: Ticks, wanted: Sampling, stop: threading.Event | None) -> Iterator[Frame]:
@@ -75,7 +75,7 @@ class NvdecVideo(Video):
                 self._compare(rgb, reference[number])
             if not due:
                 continue
-            frame = Frame(self.name, time_s, number, rgb)  # type: ignore[arg-type] # lies on the GPU
+            frame = Frame(self.name, time_s, number, rgb)  # type: ignore[arg-type] # it is on the GPU
             if self._on_host or self.reading.bars == "crop":
                 with self._lane.current():
                     seen = self._lane.numpy(rgb)
@@ -115,7 +115,7 @@ class NvdecVideo(Video):
             "of odd size": first.width % 2 or first.height % 2,
         }
         if found := [what for what, is_so in wrong.items() if is_so]:
-            raise RefusedError(f"the video is {' and '.join(found)}, which nvdec's way does not take; {_INSTEAD}")
+            raise RefusedError(f"the video is {' and '.join(found)}, which nvdec cannot convert here; {_INSTEAD}")
         return frames
 
     def _decoded(self, like: Any) -> Iterator[tuple[float, Nv12]]:

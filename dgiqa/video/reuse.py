@@ -110,7 +110,7 @@ class DepthKeeper:
 
 @dataclass
 class TileKeeper:
-    """What the network last said of each tile of one source, and the pixels that it was computed from.
+    """The network's last outputs for each tile of one source, and the pixels that they were computed from.
 
     known: the network's outputs by name, scores f32 [n] and others f32 [n,columns].
     """

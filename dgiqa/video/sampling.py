@@ -54,7 +54,7 @@ class Sampling:
     def ticks(self, duration_s: float | None, rate: float | None = None) -> "Ticks":
         """The times at which frames are due; for a count, the ones nearest to the middles of equal parts.
 
-        rate: frames per second, if known. Raises ValueError if `count` is asked of an unknown length, or of nothing.
+        rate: frames per second, if known. Raises ValueError if `count` is wanted over an unknown or empty length.
         """
         if self.count is not None:
             end = min(self.end, math.inf if duration_s is None else duration_s)

@@ -13,7 +13,7 @@ PREFIX, SUFFIX = 39, 40  # nal_unit_type of SEI
 def without_damage(packet: Any, context: Any) -> Any:
     """A PyAV packet of HEVC, copied without its damaged SEI; the packet itself if there is none."""
     data, config = bytes(packet), context.extradata or b""
-    in_lengths = len(config) > 22 and config[0] == 1  # else start codes part units (Annex B)
+    in_lengths = len(config) > 22 and config[0] == 1  # else start codes separate units (Annex B)
     units = list(_units(data, (config[21] & 3) + 1 if in_lengths else 0))
     bad = [(start, end) for start, payload, end in units if end - payload > 2 and _is_damaged(data[payload:end])]
     if not bad:

@@ -162,7 +162,7 @@ class Opened:
     def close(self, kept: object = None) -> None:
         """Release the file or the connection, except `kept`, which is the caller's."""
         if self.container is not None:
-            # Decoding threads end here, without Python's lock. PyAV ends them with it, and one that logs wants it, too.
+            # End decoding threads here, without Python's lock. PyAV would hold it, but a thread that logs needs it.
             self.decoder.flush_buffers()
             self.container.close()
         if self.pipe is not None and self.pipe is not kept:
@@ -300,7 +300,7 @@ def _open_at_once(path: str, flags: int) -> int:
     number = os.open(path, flags | os.O_NONBLOCK)
     if not select.select([number], [], [], TIMEOUT_S)[0]:
         os.close(number)
-        raise OSError(errno.ETIMEDOUT, f"nobody writes into this pipe for {TIMEOUT_S:g} s", path)
+        raise OSError(errno.ETIMEDOUT, f"nothing writes into this pipe for {TIMEOUT_S:g} s", path)
     os.set_blocking(number, True)
     return number
 
@@ -378,13 +378,13 @@ def _unopened(error: Exception, source: VideoSource, name: str, pipe: object, st
     if _is_empty(source, pipe):
         return ImageError(f"{what}: it is empty (0 bytes)")
     if not is_address(source):
-        return ImageError(f"{what}: {reason_of(error, None)}; it is none, or damaged or truncated")
+        return ImageError(f"{what}: {reason_of(error, None)}; it is no video, or damaged or truncated")
     if type(error).__name__ in ("HTTPUnauthorizedError", "HTTPForbiddenError"):
         fix = "write user and password into the address: scheme://USER:PASSWORD@HOST/..."
         return RefusedError(f"{what}: {reason_of(error, None)}; {fix}")
     if stall_s is not None:  # FFmpeg takes half an answer for a senseless one
         return ImageError(f"{what}: {stalled(stall_s)}")
-    fix = "it is none, or damaged" if "InvalidData" in type(error).__name__ else "check the address and its server"
+    fix = "it is no video, or damaged" if "InvalidData" in type(error).__name__ else "check the address and its server"
     return ImageError(f"{what}: {reason_of(error, None)}; {fix}")
 
 
@@ -450,7 +450,7 @@ def _formats_without(refused: frozenset[str]) -> str:
 def _check_playlist(path: Path, folder: Path, seen: set[str]) -> bool:
     """Whether a file is an HLS playlist. Raises RefusedError if it, or one that it names, names a file elsewhere."""
     if not path.is_file():
-        return False  # FFmpeg says so
+        return False  # FFmpeg reports it
     with open(path, "rb") as file:
         head = file.read(7)
         if head.startswith(codecs.BOM_UTF8):

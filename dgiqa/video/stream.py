@@ -122,5 +122,5 @@ def _from_dlpack(image: Any) -> Any:
         return image
     device = image.__dlpack_device__()[0]
     if int(device) != 1:  # kDLCPU
-        raise ImageError(f"the frame lies on DLPack device {int(device)}, wanted 1, the CPU; copy it there first")
+        raise ImageError(f"the frame is on DLPack device {int(device)}, wanted 1, the CPU; copy it there first")
     return np.from_dlpack(image)

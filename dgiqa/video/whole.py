@@ -42,11 +42,11 @@ def unseen(path: str | os.PathLike[str], container: str, counted: int | None = N
     name = container.split(",", maxsplit=1)[0]  # the usual one of several
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if (at := _second_recording(data, name)) is not None:
-            return f"another recording begins at byte {at:,}, which was not looked at: split it there"
+            return f"another recording begins at byte {at:,}, which was not read: split it there"
         at = _break(data, name)
         if at is None and counted is not None and name in _COUNTS:
             at = _COUNTS[name](data, counted)
-    return "" if at is None else f"damaged or cut off at byte {at:,}, so that not all of it was looked at"
+    return "" if at is None else f"damaged or cut off at byte {at:,}, so that not all of it was read"
 
 
 def _second_recording(data: mmap.mmap, name: str) -> int | None:

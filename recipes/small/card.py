@@ -68,7 +68,7 @@ def opinion_section(m: Figures, peers: Figures) -> list[str]:
         *table(("", "SROCC", "PLCC", "KROCC"), rows),
         f"The root mean squared error is {o['rmse']:.3f}. Four of five mean opinions are within "
         f"**{o['interval_80']:.2f}** of the score. This is what a printed interval means.",
-        "![scores against opinions, beside other programs, after saving and over video quality](model-card.png)",
+        "![score against opinion, SROCC of all programs, scores after saving and over video quality](model-card.png)",
     ]
 
 

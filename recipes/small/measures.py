@@ -492,7 +492,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parts["details"] = lambda: details(judge, read(o.large, 10))
     weights = judge.scorer.bundle.manifest["files"][QUALITY_FILE]["sha256"]
     stored = json.loads(o.out.read_text()) if o.out.exists() else {}
-    if stored.get("weights") != weights:  # another model's figures; presets and names alone may change
+    if stored.get("weights") != weights:  # another model's figures; presets and names may change without it
         stored = {"weights": weights}
     for name in o.only or parts:
         stored[name] = parts[name]()
