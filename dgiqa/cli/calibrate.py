@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from dgiqa.cli import options
-from dgiqa.cli.common import app, argument, data_stream, option, print_json, say, share, stdout
+from dgiqa.cli.common import app, argument, data_stream, option, print_json, say, stdout
+from dgiqa.cli.options import share
 from dgiqa.errors import BackendError
 from dgiqa.extras import load, needs
 

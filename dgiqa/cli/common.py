@@ -74,16 +74,6 @@ def argument(shown: str, told: str) -> Any:
     return typer.Argument(metavar=shown or None, help=told)
 
 
-def whole(told: str) -> Any:
-    """An option that counts from 1 on."""
-    return option("N", told, min=1)
-
-
-def share(told: str, shown: str = "X") -> Any:
-    """An option from 0 to 1."""
-    return option(shown, told, min=0.0, max=1.0)
-
-
 Backend = Literal["auto", "onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["fp32", "fp16", "int8", "fp8", "bf16"]
 Format = Literal["table", "jsonl", "csv", "json"]  # of rows on standard output

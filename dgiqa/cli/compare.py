@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, app, argument, fill, leave, say, share
+from dgiqa.cli.common import EXIT_CODES, app, argument, fill, leave, say
+from dgiqa.cli.options import share
 
 if TYPE_CHECKING:
     from dgiqa.report.rows import Row

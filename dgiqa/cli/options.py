@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from dgiqa.cli import common
-from dgiqa.cli.common import option, whole
+from dgiqa.cli.common import option
 from dgiqa.errors import ImageError
 
 if TYPE_CHECKING:
@@ -22,6 +22,17 @@ if TYPE_CHECKING:
     from dgiqa.report.files import Report
     from dgiqa.report.rows import Kind
     from dgiqa.sources.inputs import Reading
+
+
+def whole(told: str) -> Any:
+    """An option that counts from 1 on."""
+    return option("N", told, min=1)
+
+
+def share(told: str, shown: str = "X") -> Any:
+    """An option from 0 to 1."""
+    return option(shown, told, min=0.0, max=1.0)
+
 
 Bundle = Annotated[str, option("NAME|DIR", "The model: a name that `models` lists, or a folder.")]
 Backend = Annotated[common.Backend, option("", "What runs the networks. A missing one is an error.")]

@@ -3,7 +3,8 @@
 from typing import Annotated, Any
 
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, app, argument, leave, option, say, whole
+from dgiqa.cli.common import EXIT_CODES, app, argument, leave, option, say
+from dgiqa.cli.options import whole
 
 
 @app.command(epilog=EXIT_CODES)

@@ -10,20 +10,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 from dgiqa.cli import options
-from dgiqa.cli.common import (
-    EXIT_CODES,
-    app,
-    argument,
-    data_stream,
-    fill,
-    leave,
-    opened,
-    option,
-    say,
-    share,
-    show_progress,
-    whole,
-)
+from dgiqa.cli.common import EXIT_CODES, app, argument, data_stream, fill, leave, opened, option, say, show_progress
+from dgiqa.cli.options import share, whole
 
 if TYPE_CHECKING:
     from dgiqa.report.files import Report

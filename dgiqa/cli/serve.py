@@ -5,7 +5,8 @@ import os
 from typing import Annotated, Any
 
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, Stopped, app, argument, option, say, share, whole
+from dgiqa.cli.common import EXIT_CODES, Stopped, app, argument, option, say
+from dgiqa.cli.options import share, whole
 from dgiqa.extras import needs
 
 Preset = Annotated[str | None, option("NAME", "Instead of --gate: the model's threshold: upload, archive, curation.")]

@@ -9,20 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from dgiqa.cli import options
-from dgiqa.cli.common import (
-    EXIT_CODES,
-    Format,
-    app,
-    argument,
-    fill,
-    leave,
-    option,
-    say,
-    share,
-    show_progress,
-    whole,
-    writable,
-)
+from dgiqa.cli.common import EXIT_CODES, Format, app, argument, fill, leave, option, say, show_progress, writable
+from dgiqa.cli.options import share, whole
 
 if TYPE_CHECKING:
     from dgiqa.report.files import Report
