@@ -209,7 +209,7 @@ def test_wrong_reasons_or_features_are_not_written(
             sabotaged.fc_reasons[-1].bias.add_(0.1)
     rgb, depth = onnx_export._tiles_of(onnx_export.photographs(), Preprocess())
     cases = {"batch 3": {spec.QUALITY_RGB: rgb[:3], spec.QUALITY_DEPTH: depth[:3]}}
-    budget = (onnx_export._largest_difference, onnx_export.SCORE_TOLERANCE, "score")
+    budget = (onnx_export.SCORE_TOLERANCE, "score")
     whole = onnx_export._with_all_outputs(sabotaged)[0]
     with torch.no_grad(), pytest.raises(ExportError, match="batch 3"):
         onnx_export._write_checked(whole, [(onnx.load(quality_file.path), False)], tmp_path / "q.onnx", cases, budget)
@@ -229,7 +229,7 @@ def test_a_graph_that_computes_something_else_is_not_written(
     target.write_bytes(b"the file before")
     rgb, depth = onnx_export._tiles_of(onnx_export.photographs(), Preprocess())
     cases = {"batch 3": {spec.QUALITY_RGB: rgb[:3], spec.QUALITY_DEPTH: depth[:3]}}
-    budget = (onnx_export._largest_difference, onnx_export.SCORE_TOLERANCE, "score")
+    budget = (onnx_export.SCORE_TOLERANCE, "score")
     with torch.no_grad(), pytest.raises(ExportError, match="batch 3"):
         onnx_export._write_checked(onnx_export._with_all_outputs(quality)[0], [(graph, False)], target, cases, budget)
     assert [p.name for p in tmp_path.iterdir()] == ["q.onnx"]
@@ -239,7 +239,7 @@ def test_a_graph_that_computes_something_else_is_not_written(
 def test_a_depth_network_that_says_nothing_is_refused() -> None:
     flat = np.zeros((1, 14, 14), np.float32)
     with pytest.raises(ExportError, match="constant"):
-        onnx_export._share_of_range(flat, flat)
+        onnx_export._difference(spec.DEPTH_OUTPUT, flat, flat)
 
 
 @pytest.mark.slow

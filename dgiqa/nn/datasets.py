@@ -6,6 +6,7 @@ was looked for, the files found there, and where to get it.
 """
 
 import csv
+import functools
 import hashlib
 import io
 import os
@@ -498,17 +499,12 @@ def _unit(record: Record) -> str:
 
 def find_pictures(name: str, folder: Path, wanted: Sequence[str]) -> list[Path]:
     """The files with these names (posix, relative), ignoring case. Raises one DgiqaError for all that are missing."""
-    listings: dict[str, dict[str, Path]] = {}
-    for parent in {str(PurePosixPath(item).parent) for item in wanted}:
-        listings[parent] = _listing(folder, parent)
-    found = [listings[str(PurePosixPath(item).parent)].get(_alike(PurePosixPath(item).name)) for item in wanted]
+    listing = functools.cache(functools.partial(_listing, folder))
+    found = [listing(path.parent).get(_alike(path.name)) for path in map(PurePosixPath, wanted)]
     missing = [item for item, path in zip(wanted, found, strict=True) if path is None]
     if missing or not wanted:
-        fix = (
-            f"unpack it again or get it from {SOURCES[name]}"
-            if name in SOURCES
-            else "correct the list or add the files"
-        )
+        source = SOURCES.get(name)
+        fix = f"unpack it again or get it from {source}" if source else "correct the list or add the files"
         raise DgiqaError(
             f"{name}: {len(wanted)} pictures wanted in {folder}, {len(wanted) - len(missing)} there; "
             f"missing {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}; {fix}"
@@ -516,9 +512,9 @@ def find_pictures(name: str, folder: Path, wanted: Sequence[str]) -> list[Path]:
     return [path for path in found if path is not None]
 
 
-def _listing(folder: Path, relative: str) -> dict[str, Path]:
+def _listing(folder: Path, relative: PurePosixPath) -> dict[str, Path]:
     """Lower-case name -> file in a folder, whose own name is also matched without case; empty if it is missing."""
-    for part in PurePosixPath(relative).parts:
+    for part in relative.parts:
         if not os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
             return {}
         folder = next((p for p in sorted(folder.iterdir()) if _alike(p.name) == _alike(part)), folder / part)

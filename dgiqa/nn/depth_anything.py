@@ -7,6 +7,7 @@ follow the published checkpoints (`pretrained.*`, `depth_head.*`), so that those
 on the values of height and width in Python, so that one exported graph serves every image size.
 """
 
+from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -73,7 +74,7 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + NATIVE_GRID**2, config.width))
         self.mask_token = nn.Parameter(torch.zeros(1, config.width))  # only pretraining used it; checkpoints have it
-        self.patch_embed = PatchEmbed(config.width)
+        self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv2d(3, config.width, PATCH, PATCH)))
         self.blocks = nn.ModuleList(transformer_block(config.width, config.heads, 1.0) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -91,15 +92,6 @@ class VisionTransformer(nn.Module):
             if index in reads:
                 maps.append(self.norm(x[:, 1:]).mT.unflatten(2, (rows, columns)))
         return maps
-
-
-class PatchEmbed(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, width, PATCH, PATCH)
-
-    def forward(self, image: Tensor) -> Tensor:  # [N,3,h,w] -> [N,C,h/14,w/14]
-        return self.proj(image)
 
 
 class DenseHead(nn.Module):

@@ -254,7 +254,6 @@ def format_table(results: Sequence[Result]) -> str:
 
 def write_results(results: Sequence[Result], out: Path) -> None:
     """Write results.csv (a line per seed, then mean and median) and results.png (SROCC bars, the paper's as a mark)."""
-    out.mkdir(parents=True, exist_ok=True)
     lines: list[tuple[Any, ...]] = [("experiment", "seed", *METRICS, "paper_srocc", "paper_plcc")]
     for result in results:
         rows = [*enumerate(result.rows), *result.summary().items()]
@@ -266,7 +265,6 @@ def write_results(results: Sequence[Result], out: Path) -> None:
 
 def write_separations(separations: Sequence[Separation], out: Path) -> None:
     """Write density.csv (a line per set), scores.csv (a line per picture) and, per set, <name>.png (both densities)."""
-    out.mkdir(parents=True, exist_ok=True)
     head = ("set", "good", "degraded", "overlap", "histogram_overlap", "ordered")
     numbers = [(s.name, len(s.good), len(s.degraded), s.overlap, s.histogram, s.ordered) for s in separations]
     _write_csv(out / "density.csv", [head, *numbers])
@@ -388,7 +386,6 @@ def _tsne(options: argparse.Namespace) -> None:
     names = [f"{number}: {dataset.name}" for number, dataset in enumerate(datasets, 1)]
     ends = np.cumsum([len(rows) for rows in features])[:-1]
     sets = list(zip(names, np.split(places, ends), [dataset.scores for dataset in datasets], strict=True))
-    options.out.mkdir(parents=True, exist_ok=True)
     points = [(name, *place, score) for name, found, scores in sets for place, score in zip(found, scores, strict=True)]
     _write_csv(options.out / "tsne.csv", [("set", "x", "y", "score"), *points])
     plots.draw_embedding(sets, options.out / "tsne.png")
@@ -441,7 +438,6 @@ def _curve(
 
     rows: for each value, metrics of each seed or draw. levels: metrics of methods without such a value, by name.
     """
-    out.mkdir(parents=True, exist_ok=True)
     found = [*zip(values, rows, strict=True), *((name, [row]) for name, row in levels.items())]
     lines = [(value, *(row[key] for key in METRICS)) for value, each in found for row in each]
     _write_csv(out / "curve.csv", [(what, *METRICS), *lines])
@@ -512,6 +508,7 @@ def _exposures(root: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _write_csv(path: Path, lines: Iterable[Sequence[Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial, open(partial, "w", newline="") as file:
         csv.writer(file).writerows(lines)
 

@@ -12,7 +12,7 @@ import copy
 import logging
 import types
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -111,9 +111,8 @@ def export_quality(
         exported = _exported(network, attention, twin and getattr(network.config, "difference", "signed") == "signed")
         whole, names = _with_all_outputs(exported)
         graph = _graph(whole, cases["batch 3"], names, ({0: batch},) * len(fed), attention=attention)
-        budget = (_largest_difference, SCORE_TOLERANCE, "score")
-        candidates = _candidates(graph, exported is network)
-        return _write_checked(_with_all_outputs(network)[0], candidates, Path(path), cases, budget)
+        candidates, whole = _candidates(graph, exported is network), _with_all_outputs(network)[0]
+        return _write_checked(whole, candidates, Path(path), cases, (SCORE_TOLERANCE, "score"))
 
 
 def export_depth(
@@ -140,8 +139,8 @@ def export_depth(
     with _frozen(model) as network:
         exported = _exported(network, None, twin)
         graph = _graph(exported, cases["batch 2"], [spec.DEPTH_OUTPUT], (dynamic,))
-        budget = (_share_of_range, DEPTH_TOLERANCE, "depth range")
-        return _write_checked(network, _candidates(graph, exported is network), Path(path), cases, budget)
+        candidates = _candidates(graph, exported is network)
+        return _write_checked(network, candidates, Path(path), cases, (DEPTH_TOLERANCE, "depth range"))
 
 
 def export_networks(
@@ -346,10 +345,10 @@ def _write_checked(
     graphs: Iterable[tuple[Any, bool]],
     path: Path,
     cases: Mapping[str, Feeds],
-    budget: tuple[Callable[[Array, Array], float], float, str],
+    budget: tuple[float, str],
 ) -> Export:
     """Write the first of (graph, simplified?) that agrees with the network in all cases to `path`; else ExportError."""
-    measure, tolerance, unit = budget
+    tolerance, unit = budget
     expected = {label: _arrays(network(*feeds.values())) for label, feeds in cases.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     differences: dict[str, float] = {}
@@ -359,7 +358,7 @@ def _write_checked(
             session = OrtSession(partial)
             for label, feeds in cases.items():
                 got = session.run({name: tensor.numpy() for name, tensor in feeds.items()})
-                each = [_difference(name, e, got[name], measure) for e, name in zip(expected[label], got, strict=True)]
+                each = [_difference(name, e, got[name]) for e, name in zip(expected[label], got, strict=True)]
                 differences[label] = float(np.max(each))  # NaN stays NaN
             if all(difference <= tolerance for difference in differences.values()):  # False for NaN
                 size = partial.stat().st_size
@@ -389,20 +388,17 @@ def _arrays(outputs: Tensor | tuple[Tensor, ...]) -> list[Array]:
     return [output.numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
 
-def _difference(name: str, expected: Array, got: Array, measure: Callable[[Array, Array], float]) -> float:
-    """A difference in the file's unit; features have none, so theirs is relative to the largest one."""
+def _difference(name: str, expected: Array, got: Array) -> float:
+    """The largest difference in an output of this name: in the file's unit, of features relative to the largest one.
+
+    A depth map's is relative to its range, which min-max stretches to the whole uint8 scale.
+    """
+    largest = float(np.abs(expected - got).max())
     if name == spec.QUALITY_FEATURES:
-        return _largest_difference(expected, got) / max(float(np.abs(expected).max()), 1e-30)
-    return measure(expected, got)
-
-
-def _largest_difference(expected: Array, got: Array) -> float:
-    return float(np.abs(expected - got).max())
-
-
-def _share_of_range(expected: Array, got: Array) -> float:
-    """Largest difference relative to the depth's range, which min-max stretches to the whole uint8 scale."""
+        return largest / max(float(np.abs(expected).max()), 1e-30)
+    if name != spec.DEPTH_OUTPUT:
+        return largest
     depth_range = float(expected.max() - expected.min())
     if not depth_range > 0:
         raise ExportError("the depth network gives one constant for a photograph; there is nothing to compare")
-    return _largest_difference(expected, got) / depth_range
+    return largest / depth_range
