@@ -112,7 +112,7 @@ def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("--pictures", type=Path, help="a folder of good photographs of about 512 pixels")
     parser.add_argument("--count", type=int, default=100, help="how many")
-    parser.add_argument("--bundle", default="small", help="what explains")
+    parser.add_argument("--bundle", default="small", help="the bundle that explains")
     parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures go")
     o = parser.parse_args()
     pictures = list(pictures_of(o.pictures, o.count))

@@ -246,7 +246,7 @@ def main() -> None:
     parser.add_argument("--max-autotune", action="store_true", help="let torch.compile search: minutes per row")
     parser.add_argument("--only", default="", metavar="WORD", help="rows whose names hold it")
     parser.add_argument("--torch-op", type=Path, help="the built libdgiqa_torch.so; needed on a GPU")
-    parser.add_argument("--skip-cpu", action="store_true", help="leave out what the CPU spends on preprocessing")
+    parser.add_argument("--skip-cpu", action="store_true", help="leave out preprocessing on the CPU")
     options = parser.parse_args()
     import kernels_page
 

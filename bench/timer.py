@@ -187,7 +187,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     made.add_argument(
         "--out", type=Path, help="JSON lines file  [default: in bench/results, with --quick in data/quick]"
     )
-    made.add_argument("--fresh", action="store_true", help="measure again what is in that file already")
+    made.add_argument("--fresh", action="store_true", help="measure again, even cases in that file")
     made.add_argument("--quick", action="store_true", help="a few small cases, to see that it works")
     return made
 

@@ -310,7 +310,7 @@ def _check_form(manifest: Mapping[str, Any]) -> None:
     require(isinstance(files, dict) and spec.QUALITY_FILE in files, f"files must list {spec.QUALITY_FILE}")
     got = "depth_lower_bound" if near else spec.DEPTH_FILE
     wanted = f"{spec.DEPTH_FILE} with a depth_lower_bound, or neither"
-    require((spec.DEPTH_FILE in files) == bool(near), f"it has {got} alone, wanted {wanted}")
+    require((spec.DEPTH_FILE in files) == bool(near), f"it has only {got}, wanted {wanted}")
     for name, entry in files.items():
         sized = isinstance(entry, dict) and type(entry.get("bytes")) is int and isinstance(entry.get("sha256"), str)
         right = sized and 0 <= entry["bytes"] <= MAX_FILE_BYTES

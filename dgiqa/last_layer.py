@@ -71,5 +71,5 @@ def _averaged(graph: Any, path: str | Path) -> str:
     while node is not None and node.op_type in ("Reshape", "Squeeze", "Flatten", "Concat"):
         node = makers.get(node.input[0])
     if node is None or node.op_type not in ("ReduceMean", "GlobalAveragePool"):
-        raise BundleError(f"{path}: its features are no means of maps, and Grad-CAM needs these; export it again")
+        raise BundleError(f"{path}: its features are not means of maps, which Grad-CAM needs; export it again")
     return str(node.input[0])

@@ -341,7 +341,7 @@ def context_of(session: Any) -> cuda.Context:
 def _check_on_a_gpu(session: Any) -> None:
     if not hasattr(session, "bind") or session.backend.startswith("onnxruntime-cpu"):
         raise BackendError(
-            f"networks in {session.backend} take nothing that lies on a GPU; choose the backend tensorrt, "
+            f"networks in {session.backend} take no arrays on a GPU; choose the backend tensorrt, "
             "tensorrt-rtx or onnxruntime-cuda, or leave pictures on the host"
         )
 

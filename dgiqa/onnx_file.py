@@ -65,7 +65,7 @@ def _fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int
             raise ValueError(f"byte {position} starts a field of wire type {wire}")
         length = {_VARINT: 0, _FIXED64: 8, _BYTES: value, _FIXED32: 4}[wire]
         if position + length > end:
-            raise ValueError(f"the field at byte {position} ends behind what holds it")
+            raise ValueError(f"the field at byte {position} ends after its message")
         yield tag >> 3, wire, value, position
         position += length
 

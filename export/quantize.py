@@ -53,7 +53,7 @@ def summary(report: Mapping[str, Any]) -> str:
         layers = ", ".join(f"{count} {kind}" for kind, count in facts["layers"].items())
         lines.append(f"{file:<14}{facts['bytes']:>12,}{facts['size_ratio']:>9.1%}  {layers}")
     error, budget = report["error"], report["budget"]
-    used = f"{error['max'] / budget:.0%} of what is allowed" if budget else "nothing is allowed"
+    used = f"{error['max'] / budget:.0%} of the budget" if budget else "nothing is allowed"
     lines.append(f"scores of {error['images']} images move by up to {error['max']:.1e}, {used}")
     lines.append(f"measured on {report['calibration']}")
     return "\n".join(lines)

@@ -57,7 +57,7 @@ def table(exports: list[Export]) -> str:
     lines = [f"{'file':<14}{'nodes':>7}{'bytes':>15}  {'graph':<11}difference from PyTorch"]
     for export in exports:
         graph = "simplified" if export.simplified else "exporter's"
-        used = f"{export.difference:.2e} of the {export.unit}, {export.share:.2%} of what is allowed"
+        used = f"{export.difference:.2e} of the {export.unit}, {export.share:.2%} of the tolerance"
         lines.append(f"{export.path.name:<14}{export.nodes:>7}{export.size_bytes:>15,}  {graph:<11}{used}")
     return "\n".join(lines)
 

@@ -440,7 +440,7 @@ def test_a_compressed_archive_is_refused_unread(tmp_path: Path) -> None:
         ({"heads": 5}, "heads is 5, wanted a divisor of the width 24"),
         ({"reads": [0, 1, 2, 9]}, "wanted four of 4 blocks, or none"),
         ({"width": 3999, "blocks": 500}, "does not fit"),
-        ({"width": 10**9}, r"was saved with width=1000000000, which are no sizes"),
+        ({"width": 10**9}, r"was saved with width=1000000000, which are neither sizes"),
         ({"channels": []}, "sizes that make no Depth Anything network"),
     ],
 )
@@ -465,7 +465,7 @@ def test_sizes_that_a_file_claims_allocate_nothing(
 def test_a_file_cannot_name_other_files_or_a_hub(claimed: dict[str, object], tmp_path: Path) -> None:
     config = json.dumps({**dataclasses.asdict(SMALL), **claimed})
     save_weights(DGIQA(SMALL), tmp_path / "q.safetensors", {"config": config})
-    with pytest.raises(WeightsError, match="which are no sizes and no names"):
+    with pytest.raises(WeightsError, match="which are neither sizes nor names"):
         load_dgiqa(tmp_path / "q.safetensors")
 
 

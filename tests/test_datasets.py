@@ -362,7 +362,7 @@ def test_names_match_however_their_accents_are_written(tmp_path):
 @pytest.mark.parametrize(
     ("name", "file", "text", "message"),
     [
-        ("tid2013", "mos_with_names.txt", "5.5 i01_01_1.bmp\n4.5\n", "a line with '4.5' alone"),
+        ("tid2013", "mos_with_names.txt", "5.5 i01_01_1.bmp\n4.5\n", "a line with only '4.5'"),
         ("tid2013", "mos_with_names.txt", "5.5 i01.bmp\n", r"missing i01\.bmp"),
         ("csiq", "csiq_label.txt", "1600.AWGN.1.png x\n", "csiq_label.txt has the score 'x'"),
         ("csiq", "csiq_label.txt", "1600 0.1\n", "lists '1600'; wanted names such as"),
@@ -386,7 +386,7 @@ def test_damaged_labels_name_the_file_and_what_was_wanted(tmp_path, name, file, 
         ("image,score\na.png," + "1" * 200_000, "is no CSV from line 2 on"),
         ("score,image\n1,a.png\n2", "row 2 ends before image, score"),
         ("image,score\n" + "n" * 300 + "/a.png,1\nb.png,2", "2 pictures wanted"),
-        ("image,score\na.png,-1e308\nb.png,1e308", "further apart than a number can say"),
+        ("image,score\na.png,-1e308\nb.png,1e308", "too far apart for a number"),
     ],
     ids=["a long field", "a short row", "a long name", "a wide range"],
 )

@@ -219,9 +219,9 @@ def test_a_record_that_was_edited_anywhere_is_refused(tiny_bundle: Bundle) -> No
 def test_files_of_a_forged_record_do_not_lie_elsewhere(tiny_bundle: Bundle, change: dict[str, Any]) -> None:
     engine = keep(tiny_bundle)
     forge(engine, lambda record: record | {name: {**record[name], **value} for name, value in change.items()})
-    with pytest.raises(EngineError, match=r"is not an engine \(its files \['.*'\] lie elsewhere"):
+    with pytest.raises(EngineError, match=r"is not an engine \(its files \['.*'\] are elsewhere"):
         engines.load(engine.path, tiny_bundle)
-    assert "lie elsewhere" in engines.damaged()[engine.name]
+    assert "are elsewhere" in engines.damaged()[engine.name]
 
 
 def test_a_path_that_the_user_names_is_loaded_from_anywhere(tiny_bundle: Bundle, tmp_path: Path, photos: dict) -> None:

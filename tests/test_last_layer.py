@@ -62,7 +62,7 @@ def test_places_of_the_model_that_ships_average_to_its_logits() -> None:
 
 
 def test_networks_whose_gradient_is_no_constant_are_refused(rgb_bundle: Bundle) -> None:
-    with pytest.raises(BundleError, match="its features are no means of maps"):
+    with pytest.raises(BundleError, match="its features are not means of maps"):
         CamSession(rgb_bundle.file(spec.QUALITY_FILE))
 
 

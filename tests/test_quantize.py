@@ -952,7 +952,7 @@ def test_the_command_writes_both_files_and_says_how_far_they_are(
     assert command.main(["--fp16", "--bundle", str(tiny_bundle.path), "--out", str(out)]) == 0
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
     printed = capsys.readouterr().out
-    assert "of what is allowed" in printed
+    assert "of the budget" in printed
     assert "2 fp16" in printed
     assert command.main(["--int8", "--calib", str(tmp_path / "missing"), "--out", str(out)]) == 1
     assert "no image for calibration" in capsys.readouterr().err

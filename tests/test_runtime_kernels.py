@@ -70,7 +70,7 @@ def test_the_library_of_the_wheel_is_taken_if_it_is_the_one_that_was_packed(
     data[len(data) // 2] ^= 1
     (folder / room.LIBRARY).unlink()
     (folder / room.LIBRARY).write_bytes(data)
-    with pytest.raises(BackendError, match="is not what was packed; pip install --force-reinstall"):
+    with pytest.raises(BackendError, match="is not the packed library; pip install --force-reinstall"):
         room.find()
     (folder / "library.json").unlink()
     with pytest.raises(BackendError, match="is damaged"):

@@ -390,7 +390,7 @@ def test_a_stream_takes_dlpack_arrays_and_copies_what_it_takes(scorer: Scorer) -
         stream.finish()
         (row,) = stream
     assert row["status"] == "error"
-    assert "take nothing that lies on a GPU" in row["error"]
+    assert "take no arrays on a GPU" in row["error"]
 
 
 def test_a_full_stream_waits_or_drops_as_it_was_told(scorer: Scorer) -> None:

@@ -202,7 +202,7 @@ def test_wrong_usage_is_exit_2_with_the_reason(run: Run, clip: Path, arguments: 
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["--decoder", "nvdec"], ENVIRONMENT, "take nothing that lies on a GPU"),
+        (["--decoder", "nvdec"], ENVIRONMENT, "take no arrays on a GPU"),
         (["--graphs"], RUNTIME_ERROR, "runs on the CPU; leave them out"),
     ],
 )

@@ -82,5 +82,5 @@ def _plain(data: bytes, h: Header, count: int) -> Array:
         except (ValueError, OverflowError) as error:
             raise ImageError(f"damaged: {error}; fetch or save it again") from error
     if len(levels) and (levels.min() < 0 or (h.number == 1 and levels.max() > 1)):
-        raise ImageError("damaged: a level that is none; fetch or save it again")
+        raise ImageError("damaged: an impossible level; fetch or save it again")
     return np.asarray(levels)

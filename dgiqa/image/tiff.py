@@ -165,7 +165,7 @@ def _page(number: int, tags: Any) -> Page:
     if kind in (2, 5, 6) or (kind == 3 and bits[0] not in (32, 64)):
         raise ImageError(f"{_TYPES[kind]} {bits[0]}-bit samples; save as unsigned 8 or 16 bits per channel")
     if kind not in (1, 3, 4):
-        raise ImageError(f"samples of type {kind}, which is none; save as unsigned 8 or 16 bits per channel")
+        raise ImageError(f"samples of unknown type {kind}; save as unsigned 8 or 16 bits per channel")
     if kind != 3 and bits[0] in (24, 32, 64):
         raise ImageError(
             f"{bits[0]}-bit integer samples, whose white level is not known; save as 8 or 16 bits per channel"

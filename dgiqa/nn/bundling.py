@@ -74,7 +74,7 @@ def build_bundle(
     config: Any = getattr(quality, "config", None)
     named, columns = len(meaning.reasons) if meaning else 0, getattr(config, "reasons", 0)
     if named != columns:
-        raise ValueError(f"the quality network tells {columns} reasons, and {named} are named; name each of them")
+        raise ValueError(f"the quality network has {columns} reasons, and {named} are named; name each of them")
     if (depth is None) == (spec.QUALITY_DEPTH in takes(quality)):
         what = "takes no depth image" if depth is not None else "takes a depth image, and there is no depth network"
         raise ValueError(f"the quality network {what}; give both or neither")
@@ -172,7 +172,7 @@ def import_weights(
     if not isinstance(quality_net, DGIQA):
         raise WeightsError(f"{quality} is no quality network, it looks like a depth network; wanted DGIQA or GlintIQA")
     if depth is None or scale is not None:
-        raise ValueError(f"{quality} holds DGIQA: give a depth network, and no scale, as its scores lie in 0..1")
+        raise ValueError(f"{quality} holds DGIQA: give a depth network, and no scale, as its scores are in 0..1")
     depth_net = load_weights(depth, depth_version)
     if isinstance(depth_net, DGIQA) or system_of(depth_net):
         held = type(depth_net).__name__

@@ -20,7 +20,7 @@ def exit_code(command: Callable[[], object]) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from what was written", file=sys.stderr)
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
         return 130
     return 0
 

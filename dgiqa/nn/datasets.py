@@ -280,7 +280,7 @@ def load_csv(path: Path, worst: float | None = None, best: float | None = None) 
     if worst == best:
         raise DgiqaError(f"{path}: all {len(scores)} scores are {worst}; give worst and best, the ends of their scale")
     if not np.isfinite(best - worst):
-        raise DgiqaError(f"{path}: scores from {worst} to {best} are further apart than a number can say; correct them")
+        raise DgiqaError(f"{path}: scores from {worst} to {best} are too far apart for a number; correct them")
     _check_splits(path, (row["split"] for row in table if row.get("split")))
     rows = [
         _Row(row["image"], score, row.get("reference") or None, SPLITS.get(row.get("split") or ""))
@@ -561,7 +561,7 @@ def _pairs(path: Path) -> list[list[str]]:
     lines = [line.split()[:2] for line in _text(path).splitlines() if line.strip()]
     short = next((line for line in lines if len(line) < 2), None)
     if short:
-        raise DgiqaError(f"{path} has a line with {short[0]!r} alone; wanted a name and a score on each")
+        raise DgiqaError(f"{path} has a line with only {short[0]!r}; wanted a name and a score on each")
     return lines
 
 
@@ -624,7 +624,7 @@ def _csiq_workbook(path: Path) -> list[tuple[str, float]]:
     except ImportError as error:
         raise DgiqaError(
             f"csiq: reading {path} needs openpyxl, which is not installed: pip install openpyxl, "
-            "or put a csiq_label.txt with 'name dmos' lines beside it"
+            "or put a csiq_label.txt with 'name dmos' lines next to it"
         ) from error
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)

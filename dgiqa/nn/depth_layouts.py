@@ -74,7 +74,7 @@ def blocks_read(path: Path, blocks: int, version: str | None) -> tuple[int, ...]
     if len(told) != 1:
         found = "calls itself both V1 and V2" if told else "does not say whether it is V1 or V2"
         raise WeightsError(
-            f"{path} {found} of Depth Anything, which have the same names and shapes and are other networks; "
+            f"{path} {found} of Depth Anything, which are different networks with the same names and shapes; "
             "say which it is: --depth-version v1 or --depth-version v2"
         )
     if told == {"v1"}:

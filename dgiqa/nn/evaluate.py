@@ -295,12 +295,12 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(command=function)
         command.add_argument("--out", required=True, type=Path, help="folder for CSV and PNG")
     for command in (test, cross, density):
-        command.add_argument("--bundle", default="small", help="what scores; default: %(default)s")
+        command.add_argument("--bundle", default="small", help="the scoring bundle; default: %(default)s")
         command.add_argument("--weights", type=Path, help="a checkpoint instead, run in torch with --depth's depth")
         command.add_argument("--device", default="auto", help="where --weights run; auto takes CUDA when there is one")
     for command in (tsne, crops):
-        command.add_argument("--bundle", default="small", help="what scores; default: %(default)s")
-    tsne.add_argument("--also", nargs=2, action="append", default=[], metavar=("DATASET", "ROOT"), help="beside it")
+        command.add_argument("--bundle", default="small", help="the scoring bundle; default: %(default)s")
+    tsne.add_argument("--also", nargs=2, action="append", default=[], metavar=("DATASET", "ROOT"), help="another set")
     crops.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="numbers of crops; default: %(default)s")
     consistency.add_argument("--lambdas", type=float, nargs="+", default=[0, 0.1, 0.25, 0.5, 1, 2], help="weights")
     for command in (test, cross, tsne, crops):
@@ -311,7 +311,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (test, cross, protocol, density, consistency):
         command.add_argument("--tiling", default=TEST_TILING, help=TILING_HELP)
     cross.add_argument("--source", required=True, help="the dataset that the weights were trained on")
-    cross.add_argument("--without", choices=ABLATIONS, help="what the weights' network lacks")
+    cross.add_argument("--without", choices=ABLATIONS, help="the part that the weights' network lacks")
     for command in (protocol, consistency):
         add_data_options(command)
         add_network_options(command)

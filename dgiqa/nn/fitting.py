@@ -82,7 +82,7 @@ def saved_config(metadata: Mapping[str, str], kind: Any) -> Any:
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return None
     if odd:
-        raise WeightsError(f"a network was saved with {few(odd)}, which are no sizes and no names; save it again")
+        raise WeightsError(f"a network was saved with {few(odd)}, which are neither sizes nor names; save it again")
     return config
 
 

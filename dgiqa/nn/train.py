@@ -500,7 +500,7 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
         reason = str(error).split("\n", 1)[0]
         raise DgiqaError(
             f"{path} is no checkpoint of this program, or damaged ({type(error).__name__}: {reason}); "
-            "remove it to begin anew, or use another folder"
+            "remove it to start again, or use another folder"
         ) from error
 
 
@@ -510,7 +510,7 @@ def _refuse_difference(saved: Mapping[str, Any], asked: Mapping[str, Any], path:
         told = "; ".join(f"{k} was {saved.get(k)!r}, now {asked.get(k)!r}" for k in differing)
         raise DgiqaError(
             f"{path} belongs to another run: {told}; use the same values or another folder, "
-            "or begin anew with resume=False (--no-resume)"
+            "or start again with resume=False (--no-resume)"
         )
 
 
@@ -613,7 +613,7 @@ def _cut(path: Path, step: int) -> None:
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """One option for each field of TrainConfig, named and defaulted like it."""
     group = parser.add_argument_group(
-        "hyper-parameters", "see TrainConfig; what the paper does not print is our choice"
+        "hyper-parameters", "see TrainConfig; values that the paper does not print are our choice"
     )
     meaning = _field_help()
     for field in dataclasses.fields(TrainConfig):

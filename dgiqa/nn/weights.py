@@ -142,8 +142,8 @@ def _read_pickle(path: Path, head: bytes) -> Any:
         culprit = re.search(r"GLOBAL ([\w.]+)", str(error))
         named = f"({culprit[1]}) " if culprit else ""
         raise WeightsError(
-            f"{path} holds Python objects {named}beside tensors, or is damaged; loading it could run code, so it is "
-            "refused. Ask its author for the state dict alone, or for safetensors"
+            f"{path} holds Python objects {named}beyond tensors, or is damaged; loading it could run code, so it is "
+            "refused. Ask its author for only the state dict, or for safetensors"
         ) from error
     except Exception as error:  # torch interprets the pickle itself, and a damaged one trips it anywhere
         raise _damaged(path, error) from error
@@ -188,7 +188,7 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
         for name, value in content.items()
         if not (isinstance(name, str) and isinstance(value, Tensor))
     ]
-    raise WeightsError(f"{path} is no state dict: it holds {few(others) or 'nothing'}; save model.state_dict() alone")
+    raise WeightsError(f"{path} is no state dict: it holds {few(others) or 'nothing'}; save only model.state_dict()")
 
 
 def _check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -249,7 +249,7 @@ def _read(path: Path) -> Engine:
         hashes = {name: entry["sha256"] for name, entry in record["files"].items()} | record["key"]["plugins"]
         names = [*record["networks"].values(), *hashes]
         if odd := [name for name in names if Path(name).name != name or name == ".."]:  # may be forged
-            raise ValueError(f"its files {odd} lie elsewhere")
+            raise ValueError(f"its files {odd} are elsewhere")
         return Engine(path, record["key"], files, record["certificate"], record["created"], hashes)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise EngineError(f"{path} is not an engine ({error}); wanted a directory that dgiqa-rt build made") from error

@@ -218,7 +218,7 @@ def _of_wheel(folder: Path) -> Path:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BackendError(f"{folder} is damaged ({error}); pip install --force-reinstall dgiqa-rt-kernels") from error
     if not same:
-        raise BackendError(f"{path} is not what was packed; pip install --force-reinstall dgiqa-rt-kernels")
+        raise BackendError(f"{path} is not the packed library; pip install --force-reinstall dgiqa-rt-kernels")
     return path
 
 

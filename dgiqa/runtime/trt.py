@@ -192,7 +192,7 @@ class Bound:
             if (array.dtype, array.shape) != (dtype, shape):
                 raise ValueError(f"{name!r} is {array.dtype} {array.shape}, wanted {dtype} {shape}")
             if array.pointer % ALIGNMENT:
-                raise ValueError(f"{name!r} lies at an address that is no multiple of {ALIGNMENT}; copy it first")
+                raise ValueError(f"{name!r} is at an address that is no multiple of {ALIGNMENT}; copy it first")
             session.expect(execution.set_tensor_address(name, array.pointer), f"refused the address of {name!r}")
         self._need = int(execution.update_device_memory_size_for_shapes())
         lane.scratch(self._need)  # it may move, so this comes before any recording
