@@ -6,8 +6,6 @@ The pass is written here once. `Stages` is a bundle opened for it; `depth_map` a
 for callers with a network of their own.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import deque
@@ -15,27 +13,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from dgiqa import bars, preprocess, spec
+from dgiqa import bars, on_device, preprocess, spec
 from dgiqa.attributes import SHORT_SIDE, measure, note_of
 from dgiqa.bundle import Bundle
 from dgiqa.dtypes import Float32, Int32, UInt8
-from dgiqa.errors import BackendError, BundleError, ImageError
+from dgiqa.errors import BackendError, BundleError
 from dgiqa.image import MAX_MEMORY, MAX_PIXELS, Opened
 from dgiqa.image.sources import TIMEOUT_S, Room, Source, decode_within, name_of, open_source
 from dgiqa.meaning import verdict
+from dgiqa.on_device import DeviceScorer
 from dgiqa.runtime.engines import Engine
 from dgiqa.runtime.kernels import is_on_gpu
 from dgiqa.runtime.session import Session, open_session
 from dgiqa.score import Score, mean_and_error
 from dgiqa.timing import StageClock, ms_since
 from dgiqa.work import Part, PartScores, Work, enter, take
-
-if TYPE_CHECKING:
-    from dgiqa.on_device import DeviceScorer
 
 BARS_NOTE = "has black bars, which count in its score"
 UNSEEN_NOTE = "bars and attributes are not measured on a GPU"
@@ -75,7 +71,7 @@ class Networks:
 
     depth: None where the quality network takes no depth. batch: most tiles per run of the quality network, by default
     a number that costs little memory and no time. mapped: the bundle's map of tile scores f32 [n], by default the
-    identity. normalisation: of tiles, see `spec.Preprocess`. Hold `turn` around a run of either network.
+    identity. Hold `turn` around a run of either network.
     """
 
     def __init__(  # noqa: PLR0917 - the parts of an opened bundle
@@ -83,17 +79,18 @@ class Networks:
         depth: Session | None,
         quality: Session,
         parallel: int,
-        tile: int,
+        p: spec.Preprocess,
         batch: int | None = None,
         mapped: Callable[[Float32], Float32] = lambda scores: scores,
-        normalisation: str = spec.Preprocess.normalisation,
     ) -> None:
         self.depth, self.quality, self.mapped = depth, quality, mapped
-        self.parallel, self.tile, self.normalisation = parallel, tile, normalisation
+        self.parallel, self.p = parallel, p
         self.batch = batch or (BATCH if parallel == 1 else BATCH_SIDE_BY_SIDE)
         self.turn = threading.BoundedSemaphore(parallel)
         self.told: Callable[[int], None] = lambda tiles: None  # called after each run of the quality network
         self._spare: deque[Float32] = deque(maxlen=parallel + 1)
+        self._opening = threading.Lock()
+        self._on_gpu: DeviceScorer | None = None
 
     def score(self, parts: list[Part]) -> list[PartScores]:
         """Cut the parts' tiles and run the quality network once over all of them; one answer per part."""
@@ -104,7 +101,7 @@ class Networks:
         for part, span in zip(parts, spans, strict=True):
             work, windows = part.work, part.work.windows[part.begin : part.begin + part.count]
             into = tuple(memory[:, span])
-            preprocess.cut_tiles(work.rgb, work.depth, windows, self.tile, into, normalisation=self.normalisation)
+            preprocess.cut_tiles(work.rgb, work.depth, windows, self.p.tile, into, normalisation=self.p.normalisation)
         cut_ms = ms_since(started) / total
         feeds = _named(memory[:, :total])
         with self.turn:
@@ -119,8 +116,18 @@ class Networks:
             for n, span in zip((part.count for part in parts), spans, strict=True)
         ]
 
+    def on_gpu(self) -> DeviceScorer:
+        """These networks for pictures on a GPU. Raises BackendError as `open_device_scorer`."""
+        with self._opening:
+            self._on_gpu = self._on_gpu or on_device.open_device_scorer(self.depth, self.quality, self.p)
+            return self._on_gpu
+
     def close(self) -> None:
         """Release what the sessions hold: engines on a GPU have memory of their own."""
+        with self._opening:
+            if self._on_gpu is not None:
+                self._on_gpu.close()
+            self._on_gpu = None
         for session in filter(None, (self.depth, self.quality)):
             getattr(session, "close", lambda: None)()
         self._spare.clear()
@@ -131,48 +138,7 @@ class Networks:
             memory = self._spare.pop()
             if memory.shape[1] >= count:
                 return memory
-        return np.empty((1 if self.depth is None else 2, count, 3, self.tile, self.tile), np.float32)
-
-
-class OnGpu:
-    """Scores pictures on a GPU: (source, name, tiling) -> Work. It opens when the first picture comes.
-
-    Raises BackendError for networks on a CPU, and without a GPU, cuda-python or the library of kernels.
-    """
-
-    def __init__(self, networks: Networks, p: spec.Preprocess, max_pixels: int) -> None:
-        self._networks, self._p, self._max_pixels = networks, p, max_pixels
-        self._opening = threading.Lock()
-        self._scorer: DeviceScorer | None = None
-
-    def to_host(self, source: Any, stream: Any = None) -> UInt8:
-        """A copy of a picture, uint8 [H,W,3] RGB."""
-        return self._opened().to_host(source, stream)
-
-    def __call__(self, source: Any, name: str, tiling: str, stream: Any = None) -> Work:
-        from dgiqa.on_device import device_image
-
-        scorer = self._opened()
-        image, _ = device_image(source, stream)
-        if image.height * image.width > self._max_pixels:
-            raise ImageError(f"{image.width} x {image.height}, limit {self._max_pixels:,} pixels; raise max_pixels")
-        work = scorer.score(source, tiling, batch=self._networks.batch, stream=stream)
-        work.source, work.tile_scores = name, self._networks.mapped(work.tile_scores)
-        return work
-
-    def _opened(self) -> DeviceScorer:
-        from dgiqa.on_device import open_device_scorer
-
-        with self._opening:
-            if self._scorer is None:
-                self._scorer = open_device_scorer(self._networks.depth, self._networks.quality, self._p)
-            return self._scorer
-
-    def close(self) -> None:
-        with self._opening:
-            if self._scorer is not None:
-                self._scorer.close()
-            self._scorer = None
+        return np.empty((1 if self.depth is None else 2, count, 3, self.p.tile, self.p.tile), np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +147,7 @@ class Stages(AbstractContextManager["Stages"]):
 
     tiling: "grid" or "official:COUNT[:SEED]". max_pixels, max_memory, decode_timeout_s, copy_back: as in `Scorer`.
     room: the memory that images share while they are prepared. gate: the score from which an image passes. features:
-    keep the last layer's input. backend: the name of what runs the networks. on_gpu: scores pictures on a GPU.
+    keep the last layer's input. backend: the name of what runs the networks.
     """
 
     bundle: Bundle
@@ -195,7 +161,6 @@ class Stages(AbstractContextManager["Stages"]):
     decode_timeout_s: float = TIMEOUT_S
     gate: float | None = None
     features: bool = False
-    on_gpu: OnGpu | None = None
     copy_back: bool = False
 
     @property
@@ -203,7 +168,7 @@ class Stages(AbstractContextManager["Stages"]):
         """The bundle's preprocessing."""
         return self.bundle.preprocess
 
-    def tiled(self, tiling: str | None) -> Stages:
+    def tiled(self, tiling: str | None) -> "Stages":
         """The same stages with another tiling, or their own for None. Raises ValueError, which lists all."""
         if tiling is None or tiling == self.tiling:
             return self
@@ -239,10 +204,12 @@ class Stages(AbstractContextManager["Stages"]):
         picture's attributes and bars. keep: keep its pixels. A picture on a GPU comes back scored, after the work on
         `stream`; `near` and `keep` do not apply to it, and `look` does only with copy_back.
         """
-        if self.on_gpu is not None and is_on_gpu(source):
-            work = self.on_gpu(source, name, self.tiling, stream)
+        if is_on_gpu(source):
+            scorer, batch = self.networks.on_gpu(), self.networks.batch
+            work = scorer.score(source, self.tiling, batch=batch, stream=stream, max_pixels=self.max_pixels)
+            work.source, work.tile_scores = name, self.networks.mapped(work.tile_scores)
             if look and self.copy_back:
-                started, rgb = time.perf_counter(), self.on_gpu.to_host(source, stream)
+                started, rgb = time.perf_counter(), scorer.to_host(source, stream)
                 self._look(work, rgb, preprocess.working_image(rgb, self.p))
                 work.timings_ms["attributes"] = ms_since(started)
             elif look:
@@ -334,8 +301,6 @@ class Stages(AbstractContextManager["Stages"]):
 
     def close(self) -> None:
         """Release the networks' memory."""
-        if self.on_gpu is not None:
-            self.on_gpu.close()
         self.networks.close()
 
     def __exit__(self, *error: object) -> None:
@@ -368,15 +333,13 @@ def open_stages(
     }
     label = _label(opened[spec.QUALITY_FILE], opened.get(spec.DEPTH_FILE), precision)
     networks = networks_of(bundle, opened, parallel, batch)
-    on_gpu = OnGpu(networks, bundle.preprocess, settings.get("max_pixels", MAX_PIXELS))
-    return Stages(bundle, networks, label, precision, on_gpu=on_gpu, **settings)
+    return Stages(bundle, networks, label, precision, **settings)
 
 
 def networks_of(bundle: Bundle, opened: Mapping[str, Session], parallel: int = 1, batch: int | None = None) -> Networks:
     """The bundle's networks from their sessions by file name, with the bundle's normalisation and map of scores."""
-    p = bundle.preprocess
     depth, quality = opened.get(spec.DEPTH_FILE), opened[spec.QUALITY_FILE]
-    return Networks(depth, quality, parallel, p.tile, batch, bundle.meaning.mapped, p.normalisation)
+    return Networks(depth, quality, parallel, bundle.preprocess, batch, bundle.meaning.mapped)
 
 
 def file_of(bundle: Bundle, file: str, engine: Engine | None) -> Path:

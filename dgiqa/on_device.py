@@ -26,6 +26,7 @@ import numpy as np
 from dgiqa import preprocess, spec
 from dgiqa.dtypes import Float32, UInt8
 from dgiqa.errors import BackendError, DgiqaError, ImageError
+from dgiqa.image import MAX_PIXELS
 from dgiqa.runtime import cuda
 from dgiqa.runtime.cuda import DeviceArray, Lane
 from dgiqa.runtime.kernels import RANGE_WORDS, DepthMap, Image, Kernels, Nv12, is_finite, normalised_levels
@@ -101,7 +102,9 @@ class DeviceScorer:
         for lane in self._lanes:
             self._free.put(lane)
 
-    def score(self, source: Any, tiling: str = "grid", *, batch: int = 8, stream: Any = None) -> Work:
+    def score(
+        self, source: Any, tiling: str = "grid", *, batch: int = 8, stream: Any = None, max_pixels: int = MAX_PIXELS
+    ) -> Work:
         """Score uint8 [H,W,3] or a decoder's NV12, after the work on the caller's stream, and wait for the scores.
 
         source: has __cuda_array_interface__ (any strides) or DLPack, or is a kernels.Nv12. tiling: as in Scorer.
@@ -111,6 +114,8 @@ class DeviceScorer:
         on the device fails.
         """
         image, after = self._placed(source, stream)
+        if image.height * image.width > max_pixels:
+            raise ImageError(f"{image.width} x {image.height}, limit {max_pixels:,} pixels; raise max_pixels")
         preprocess.check_size(image.height, image.width, self._p)
         preprocess.windows_for(tiling, self._p.tile, self._p.tile, self._p.tile)  # ValueError before it waits
         asked = _Request(image, source, after, tiling, batch)

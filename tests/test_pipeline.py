@@ -295,6 +295,6 @@ def test_networks_give_back_what_they_hold(tiny_bundle: Bundle) -> None:
         def close(self) -> None:
             closed.append(self)
 
-    networks = Networks(Held(), Held(), 2, 64)  # type: ignore[arg-type]
+    networks = Networks(Held(), Held(), 2, spec.Preprocess(tile=64))  # type: ignore[arg-type]
     networks.close()
     assert closed == [networks.depth, networks.quality]

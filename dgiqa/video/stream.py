@@ -55,8 +55,8 @@ class FrameStream(AbstractContextManager["FrameStream"]):
         Raises ImageError for anything but a picture, and the error that ended the scoring, if any.
         """
         self._raise()
-        if is_on_gpu(image) and self._scorer.reuse and self._scorer.stages.on_gpu:
-            image = self._scorer.stages.on_gpu.to_host(image)
+        if is_on_gpu(image) and self._scorer.reuse:
+            image = self._scorer.stages.networks.on_gpu().to_host(image)
         rgb, thumb = (image, None) if is_on_gpu(image) else _copied(image)
         with self._lock:
             number = self._count.get(source, 0)
