@@ -45,7 +45,7 @@ class Attributes:
     0..1. colourfulness: Hasler and Suesstrunk 2003; 0 is grey, above 80 is garish. blockiness: how much larger steps
     are across the borders of 8 x 8 blocks than elsewhere; 0 is none, JPEG at quality 20 gives about 1. entropy: of
     brightness, bits, 0..8. flat: share of pixels whose neighbours are all alike, 0..1. greyscale: whether it has no
-    colour. palette: share of the eight commonest colours, dominant: of the commonest one; edges: share of pixels at
+    colour. palette: share of the eight commonest colours; dominant: of the commonest one; edges: share of pixels at
     strong steps; framed: share of those with a flat place next to them; texture: share of pixels with weak steps, all
     0..1.
     """

@@ -231,12 +231,12 @@ class Scorer(AbstractContextManager["Scorer"]):
     ) -> Iterator[dict[str, Any]]:
         """Score frames of a video lazily: a row (`report.rows.FRAME_COLUMNS`) per frame, in order of time.
 
-        source: a path, an http(s), HLS, RTSP, RTMP, SRT or UDP address, "-" (a container on standard input) or an open
-        binary file. every: seconds between frames, by default 1; 0 scores all of them. Instead, count: frames over the
-        whole video; or per_scene: frames of each scene. start, end: seconds. reuse: let frames take over the depth
-        image (and tile scores) of earlier ones, see `reuse.Reuse`. reading: the fields of `video.Reading`: raw, live,
-        timeout_s, deinterlace, bars, max_pixels.
         A frame that cannot be decoded is a row with an error, and so is a source that cannot be read (to its end).
+        source: a path, an http(s), HLS, RTSP, RTMP, SRT or UDP address, "-" (a container on standard input) or an open
+        binary file. every: seconds between frames, by default 1; 0 scores all of them. count: instead, frames over the
+        whole video. per_scene: instead, frames of each scene. start, end: seconds. reuse: let frames take over the
+        depth image (and tile scores) of earlier ones, see `reuse.Reuse`. reading: the fields of `video.Reading`: raw,
+        live, timeout_s, deinterlace, bars, max_pixels.
         Raises ValueError for invalid arguments, BackendError without PyAV. Closing the iterator ends the run.
         """
         from dgiqa.video import Reading, VideoRun
@@ -250,8 +250,8 @@ class Scorer(AbstractContextManager["Scorer"]):
     ) -> FrameStream:
         """A thread-safe stream: `push(image, time_s)` pictures from any thread, `pull()` rows in another.
 
-        live: when `capacity` frames wait, a push drops the oldest of them instead of waiting. options: tiling, batch,
-        workers, as in Scorer and score_many. Use it as a context manager; `finish()` ends it after the last push.
+        Use it as a context manager; `finish()` ends it after the last push. live: when `capacity` frames wait, a push
+        drops the oldest of them instead of waiting. options: tiling, batch, workers, as in Scorer and score_many.
         """
         from dgiqa.video.channel import Channel
         from dgiqa.video.scoring import FrameScorer

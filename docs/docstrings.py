@@ -30,8 +30,8 @@ def listed(text: str, names: set[str]) -> str:
     if not names:
         return text
     one = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
-    found = rf"(?:(?<=[.;)])\s+|^)((?:{one})(?:, (?:{one}))*): "
+    found = rf"(?:(?<=[.;)])\s+|^)((?:{one})(?:,\s(?:{one}))*):\s"
     if not re.search(found, text, re.MULTILINE):
         return text
-    text = re.sub(found, lambda match: f"\n\n- **{match[1]}**: ", text, flags=re.MULTILINE)
+    text = re.sub(found, lambda match: f"\n\n- **{' '.join(match[1].split())}**: ", text, flags=re.MULTILINE)
     return re.sub(r"(?<=[.)])\s+(Raises )", r"\n\n\1", text)

@@ -360,6 +360,7 @@ def test_names_in_docstrings_become_a_list(monkeypatch: pytest.MonkeyPatch) -> N
     wanted = "- **a**: one.\n\n- **b, c**: two, see a: d.\n\nRaises ValueError."
     assert listed(text, {"a", "b", "c"}).split("\n\n", 1)[1].strip() == wanted
     assert listed(text, set()) == text
+    assert listed("Do it. a,\nb:\none.", {"a", "b"}).endswith("- **a, b**: one.")  # lines end where they may
 
 
 @pytest.mark.slow
