@@ -20,6 +20,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import untrained
 from numpy.typing import NDArray
@@ -58,7 +59,8 @@ def cases(size: str, network: str, batches: list[int], p: spec.Preprocess) -> It
     """(the case, its inputs): real tiles in batches, or a photograph at the depth network's sizes."""
     if network == "depth":
         for height, width in DEPTH_SIZES[size]:
-            image = preprocess.depth_input(_resized(_photographs()[0], height, width), p)
+            sized = cv2.resize(_photographs()[0], (width, height), interpolation=cv2.INTER_AREA)
+            image = preprocess.depth_input(np.asarray(sized, np.uint8), p)
             yield {"size": size, "network": network, "input": f"{height}x{width}"}, {spec.DEPTH_INPUT: image}
         return
     tiles = _tiles(p, depth=size in DEPTH_SIZES)
@@ -149,12 +151,6 @@ def _eager(size: str, file: str) -> Run:
 
 def _photographs() -> list[NDArray[np.uint8]]:
     return [decode((untrained.EXAMPLES / name).read_bytes()) for name in PHOTOGRAPHS]
-
-
-def _resized(rgb: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    import cv2
-
-    return np.asarray(cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _tiles(p: spec.Preprocess, *, depth: bool) -> Feeds:

@@ -167,9 +167,8 @@ def versions(folder: Path) -> str:
     """How the default model's time has changed since the rows of this page, as `bench/versions.py` measured it."""
     if not (found := read_json(folder / "versions.json")):
         return ""
-    return words(
-        SINCE, found | {"sizes": ", ".join(f"{ratio:.2f} at {size}" for size, ratio in found["ratio"].items())}
-    )
+    sizes = ", ".join(f"{ratio:.2f} at {size}" for size, ratio in found["ratio"].items())
+    return words(SINCE, found | {"sizes": sizes})
 
 
 def tables(part: Part, results: Results) -> Iterator[str]:
@@ -198,7 +197,8 @@ def engines(cases: Sequence[Line]) -> str:
     baseline = cases[0]["results"][0]["baseline"]
     names = list(dict.fromkeys(row["name"] for line in cases for row in line["results"] if row["name"] != baseline))
     rows = []
-    for line in sorted(cases, key=_order):
+    by = lambda case: (case["size"], case["network"] == "depth", case.get("batch", 0), case.get("input", ""))  # noqa: E731
+    for line in sorted(cases, key=lambda line: by(line["case"])):  # full first, depth last, small batches first
         case, found = line["case"], {row["name"]: row for row in line["results"]}
         what = case.get("input") or ("1 tile" if case["batch"] == 1 else f"{case['batch']} tiles")
         cells = [words("{ratio:x} ({max_difference:.0e})", found[name]) if name in found else "" for name in names]
@@ -212,12 +212,6 @@ def engines(cases: Sequence[Line]) -> str:
     )
 
 
-def _order(line: Line) -> tuple[str, str, int, str]:
-    """A key to sort by: full before small, depth last, small batches first."""
-    case = line["case"]
-    return case["size"], {"quality": "a"}.get(case["network"], "b"), case.get("batch", 0), case.get("input", "")
-
-
 def precisions(accuracy: Line | None) -> str:
     """How far scores move in each precision and engine, as Markdown; "" if nothing was measured."""
     if accuracy is None:
@@ -228,19 +222,15 @@ def precisions(accuracy: Line | None) -> str:
         "both networks. `small` is compared with its own fp32 file on ONNX Runtime; its scores of these photographs "
         "have a standard deviation of {small[spread]:.2f}."
     ]
-    for name, what in (
-        ("full", "which has the published sizes"),
-        ("glintiqa", "GlintIQA as published, without a depth network"),
-    ):
+    whats = {"full": "which has the published sizes", "glintiqa": "GlintIQA as published, without a depth network"}
+    for name, what in whats.items():
         if f"{UNTRAINED}{name}" in first:
             said.append(
                 f"`{name}`, {what} and with weights of a fixed seed, is compared with eager PyTorch in fp32 on "
                 f"{{{UNTRAINED}{name}[images]}} photographs; its scores' standard deviation is "
                 f"{{{UNTRAINED}{name}[spread]:.3f}}."
             )
-    on: dict[str, list[str]] = {}
-    for row in accuracy["rows"]:
-        on.setdefault(row["machine"], [])
+    on: dict[str, list[str]] = {row["machine"]: [] for row in accuracy["rows"]}
     for name, row in first.items():
         on[row["machine"]].append(f"`{name.removeprefix(UNTRAINED)}`")
     told = [words(text, first | accuracy) for text in said] + [f"{', '.join(n)} ran on {m}." for m, n in on.items()]
@@ -250,15 +240,13 @@ def precisions(accuracy: Line | None) -> str:
 def precision_table(rows: Sequence[Line]) -> str:
     """The rows of bench/precision.py as a table."""
     engine = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
-    more = (
-        {
-            "networks": row["bundle"].removeprefix(UNTRAINED),
-            "engine": engine.get(row["backend"], row["backend"]),
-            "verdict": "yes" if row["met"] else "**no**",
-        }
+    more = [
+        row
+        | {"networks": row["bundle"].removeprefix(UNTRAINED), "engine": engine.get(row["backend"], row["backend"])}
+        | {"verdict": "yes" if row["met"] else "**no**"}
         for row in rows
-    )
-    return figures(*PRECISIONS, [row | told for row, told in zip(rows, more, strict=True)])
+    ]
+    return figures(*PRECISIONS, more)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from dgiqa.bundle import load_bundle
 from dgiqa.machine import usable_cores
 
 SMALL, STREAM = "small, one at a time", "small, a stream"
+CORES = {"OMP_NUM_THREADS": str(usable_cores())}  # every subject may use as many as this process
 GROUPS = ("authors-vits", "authors-vitl", "tilings", "metrics")
 
 
@@ -132,7 +133,7 @@ def measure_group(entries: Sequence[Entry], paths: Sequence[str], pairs: int, se
         for entry in entries:
             try:
                 if entry.command not in subjects:
-                    subjects[entry.command] = stack.enter_context(Subject(list(entry.command), _threads()))
+                    subjects[entry.command] = stack.enter_context(Subject(list(entry.command), CORES))
                 if entry.warm:
                     _asked(subjects[entry.command], entry, paths[:1])
             except SubjectError as error:
@@ -182,11 +183,6 @@ def subject(options: dict[str, Any]) -> Served:
 
 
 # ---- the command line ----
-
-
-def _threads() -> dict[str, str]:
-    """Let every subject use as many cores as this process may."""
-    return {"OMP_NUM_THREADS": str(usable_cores())}
 
 
 if __name__ == "__main__":

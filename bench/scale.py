@@ -67,11 +67,9 @@ def sizes(bundle: str, megapixels: Sequence[float]) -> dict[str, Any]:
         asks = {f"{n:g}": partial(subject.ask, "score", paths=[_picture(Path(folder), n)]) for n in megapixels}
         peaks = {name: ask()["peak_mb"] for name, ask in asks.items()}
         results, answers = in_turn(asks, pairs=7, warmup=0, seconds=30)
-    about = [
-        {"megapixels": float(r.name), "peak_mb": peaks[r.name], "stages": answers[r.name][-1]["stages"]}
-        for r in results
-    ]
-    return {"rows": [row | result.as_dict() for row, result in zip(about, results, strict=True)]}
+    stages = {name: {"stages": found[-1]["stages"]} for name, found in answers.items()}
+    about = {name: {"megapixels": float(name), "peak_mb": peak} | stages[name] for name, peak in peaks.items()}
+    return {"rows": [about[result.name] | result.as_dict() for result in results]}
 
 
 def tiles(bundle: str, counts: Sequence[int]) -> dict[str, Any]:
@@ -89,11 +87,8 @@ def batches(bundle: str, counts: Sequence[int]) -> dict[str, Any]:
         asks = {str(n): partial(subject.ask, "batch", count=n) for n in counts}
         resident = {name: ask()["resident_mb"] for name, ask in asks.items()}
         results, _ = in_turn(asks, pairs=15, warmup=0, seconds=20)
-    return {
-        "rows": [
-            {"batch": int(r.name), "resident_mb": resident[r.name], "ms_per_tile": r.ms.as_dict()} for r in results
-        ]
-    }
+    rows = [{"batch": int(r.name), "resident_mb": resident[r.name], "ms_per_tile": r.ms.as_dict()} for r in results]
+    return {"rows": rows}
 
 
 def processes(bundle: str, images: int) -> dict[str, Any]:
@@ -102,10 +97,8 @@ def processes(bundle: str, images: int) -> dict[str, Any]:
     counts = sorted({1, 2, cores // 2, cores, 2 * cores} - {0})
     with ExitStack() as stack:
         paths = _stream(Path(stack.enter_context(tempfile.TemporaryDirectory())), SIZES)
-        subjects = {
-            n: [stack.enter_context(scoring.start(bundle, default(max(1, cores // n)))) for _ in range(n)]
-            for n in counts
-        }
+        start = lambda n: stack.enter_context(scoring.start(bundle, default(max(1, cores // n))))  # noqa: E731
+        subjects = {n: [start(n) for _ in range(n)] for n in counts}
 
         def ask(n: int) -> dict[str, Any]:
             each = math.ceil(images / n)
@@ -116,10 +109,8 @@ def processes(bundle: str, images: int) -> dict[str, Any]:
 
         results, _ = in_turn({str(n): partial(ask, n) for n in counts}, pairs=3, seconds=60)
         memory = {str(n): sum(each.ask("memory")["peak_mb"] for each in subjects[n]) for n in counts}
-    rates = [
-        {"processes": int(r.name), "images_per_second": 1e3 / r.ms.median, "peak_mb": memory[r.name]} for r in results
-    ]
-    return {"rows": [row | result.as_dict() for row, result in zip(rates, results, strict=True)]}
+    rates = [{"processes": int(r.name), "images_per_second": 1e3 / r.ms.median} for r in results]
+    return {"rows": [a | {"peak_mb": memory[r.name]} | r.as_dict() for a, r in zip(rates, results, strict=True)]}
 
 
 def images(longest: Mapping[str, int]) -> dict[str, Any]:
@@ -146,10 +137,8 @@ def tiny_bundle(folder: Path) -> Path:
     quality = f"""{head} quality (float[n,3,{side},{side}] rgb, float[n,3,{side},{side}] depth) => (float[n] score)
         <int64[3] axes = {{1, 2, 3}}>
         {{ product = Mul(rgb, depth)  mean = ReduceMean<keepdims = 0>(product, axes)  score = Sigmoid(mean) }}"""
-    files = {
-        file: parse_model(text).SerializeToString()
-        for file, text in ((spec.DEPTH_FILE, depth), (spec.QUALITY_FILE, quality))
-    }
+    texts = {spec.DEPTH_FILE: depth, spec.QUALITY_FILE: quality}
+    files = {file: parse_model(text).SerializeToString() for file, text in texts.items()}
     labels = {"licence": "Apache-2.0", "source": "a few operators, for timing"}
     write_bundle(folder, name="tiny", title="for timing", files=files, preprocess=TINY, **labels)
     return folder

@@ -19,7 +19,6 @@ import statistics
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -57,9 +56,8 @@ def throughput(bundle: str, count: int) -> dict[str, Any]:
         name = str(tiny_bundle(Path(folder, "tiny"))) if bundle == "tiny" else bundle
         with Subject(own_command(__file__, {"bundle": name, "folder": folder})) as subject:
             subject.ask("shard", images=min(count, SHARD) // 4, number=-1)  # warm
-            rows = [
-                subject.ask("shard", images=min(SHARD, count - start), number=start) for start in range(0, count, SHARD)
-            ]
+            starts = range(0, count, SHARD)
+            rows = [subject.ask("shard", images=min(SHARD, count - start), number=start) for start in starts]
     bare, scanned = (sum(row[key] for row in rows) for key in ("bare_s", "scan_s"))
     resident = [row["resident_mb"] for row in rows]
     return {
@@ -138,24 +136,15 @@ def subject(options: dict[str, Any]) -> Served:
             pass
         between, spent_between = time.perf_counter(), time.process_time()
         done = score_shard(scorer, str(path), job)
-        ended, spent_ended = time.perf_counter(), time.process_time()
+        scan_s, spent_scan = time.perf_counter() - between, time.process_time() - spent_between
         assert asdict(done)["scored"] == images, done
-        keys = (row["key"] for row in _rows(out, path))
+        keys = (row["key"] for row in read_rows(os.path.join(out, f"{output_name(str(path))}.parquet")))
         equal = all(key == _key(number, n) for n, key in enumerate(keys))
         path.unlink()
-        return {
-            "bare_s": between - started,
-            "scan_s": ended - between,
-            "cpu_ratio": (spent_between - spent) / (spent_ended - spent_between),
-            "keys_equal": equal,
-            "resident_mb": round(resident_mb(), 1),
-        }
+        times = {"bare_s": between - started, "scan_s": scan_s, "cpu_ratio": (spent_between - spent) / spent_scan}
+        return times | {"keys_equal": equal, "resident_mb": round(resident_mb(), 1)}
 
     return {"shard": shard}, {}
-
-
-def _rows(out: str, shard: Path) -> Iterator[dict[str, Any]]:
-    return read_rows(os.path.join(out, f"{output_name(str(shard))}.parquet"))
 
 
 if __name__ == "__main__":
