@@ -85,7 +85,7 @@ def workers(shards: int) -> dict[str, Any]:
             out = Path(folder, f"{kind}{count}")
             out.mkdir()
             arguments = {"bundle": str(bundle.path), "threads": 1, "parallel": 1}
-            job = Job(str(out), arguments, {"bundle": bundle.id}, threads=1)
+            job = Job(str(out), arguments, {"bundle": bundle.id})
             ours = kind == "processes"
             run = scan(names, job, workers=count) if ours else scan_on_ray(names, job, actors=count, threads=1)
             rows, started, spent = 0, 0.0, psutil.cpu_times()
