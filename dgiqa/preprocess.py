@@ -30,9 +30,9 @@ MAX_ASPECT = 32  # long side / short side. At short side 384 this is 110 tiles
 # of attention weights for ViT-S if they are not fused. The paper's 518 pixels reach this at 7.8:1.
 MAX_DEPTH_PIXELS = 2**21
 MAX_CROPS = 1000  # official:COUNT. 1000 tiles are 1.2 GB of network input
-# The authors seed Python's generator, then let albumentations transform the image, and then draw their crops. Versions
-# of it before 1.4.21 consume some of the generator's 32-bit words. This maps the first version with a count to the
-# count; recorded from all 33 releases from 1.3.0 to 2.0.8, on eight image shapes each.
+# The authors seed Python's generator, then let albumentations transform the image, and then draw their crops. Before
+# 1.4.21 albumentations consumes some of the generator's 32-bit words: first version with a count -> the count. Recorded
+# from all 33 releases from 1.3.0 to 2.0.8, on eight image shapes each.
 OFFICIAL = {
     **{"official-1.3": 8, "official-1.4.1": 6, "official-1.4.4": 7, "official-1.4.10": 9, "official-1.4.15": 3},
     **{"official-1.4.21": 0, "official": 0},
@@ -133,7 +133,7 @@ def working_size(height: int, width: int, p: Preprocess) -> tuple[int, int]:
 
 
 def working_image(rgb: UInt8, p: Preprocess) -> UInt8:
-    """Resize uint8 [H,W,3] or [H,W] so that its shorter side is `p.short_side` pixels; the image itself if it is so.
+    """Resize uint8 [H,W,3] or [H,W] so that its shorter side is `p.short_side` pixels; the same array if it is.
 
     Version 1 is bilinear without antialiasing. Version 2 reduces by area and enlarges bilinearly. Raises ImageError as
     `working_size` does.

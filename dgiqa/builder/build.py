@@ -214,7 +214,7 @@ def _planned(order: _Order, onnx: Mapping[str, Path]) -> tuple[dict[str, Path], 
     from dgiqa.runtime.trt import TrtSession
 
     plans, layers = {}, {}
-    context = cuda.Context(order.device)  # the builder works in a thread of its own, where none is current
+    context = cuda.Context(order.device)  # the builder works in its own thread, where no context is current
     libraries = [order.folder / plugin for plugin in order.key["plugins"]]
     for name, path in onnx.items():
         plans[name] = order.folder / f"{Path(name).stem}.plan"

@@ -1,6 +1,6 @@
 """Turn a bundle's fp32 networks into fp16, int8 or fp8 ONNX files whose scores stay within a budget, or write none.
 
-    fp32 ONNX ─► calibrate ─► Q/DQ everywhere ──────► over budget? leave out what costs most ─► rest as said ─► files
+    fp32 ONNX ─► calibrate ─► Q/DQ everywhere ──────► over budget? leave out what costs most ─► the rest's type ─► files
     fp32 ONNX ─► fp16 everywhere ──────────────────► over budget? fp32 islands ──────────────────────────────► files
 
 Both are one search: change everything and measure scores. While they are further from fp32 than allowed, halve the

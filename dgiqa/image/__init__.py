@@ -148,7 +148,7 @@ def _open_with_pillow(kind: str, plugin: str, data: bytes) -> Opened:
 def _opened(
     image: Image.Image, kind: str, data: bytes, read: Callable[[Stop | None], Decoded] | None = None, more: int = 0
 ) -> Opened:
-    """more: bytes that decoding takes beyond what Pillow does."""
+    """more: bytes that decoding takes in addition to Pillow's."""
     memory = _memory(image, kind, data) + more
     return Opened(kind, *image.size, memory, data, read or (lambda stop: _loaded(image, kind, stop)))
 

@@ -54,7 +54,7 @@ class Scans:
 
     @property
     def components(self) -> int:
-        """1 grey, 3 colour, 4 ink."""
+        """The number of components: 1 for grey, 3 for colour, 4 for ink."""
         return len(self.sampling)
 
     @property

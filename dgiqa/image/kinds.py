@@ -29,7 +29,7 @@ _RAW = (
     ("X3F", rb"FOVb"),
     ("MRW", rb"\0MRM"),
 )
-RAW = "raw"  # in the place of a Pillow plugin
+RAW = "raw"  # instead of a Pillow plugin
 _VIDEO = "a video ({}): use dgiqa-rt video"
 _CONVERT = "{}; convert it to PNG or JPEG"
 _SVG = rb"(\xef\xbb\xbf)?\s*((<\?xml|<!--|<!DOCTYPE svg)[^>]{0,999}>\s*){0,9}<svg"

@@ -13,7 +13,7 @@ BYTES_PER_PIXEL = 25  # of LibRaw's mosaic, its four planes of 16 bits, and its 
 
 
 class RawError(Exception):
-    """A file turned out to be a raw photograph, of the format that this names."""
+    """A file turned out to be a raw photograph. The error's text is its format."""
 
 
 def open_raw(kind: str, data: bytes) -> tuple[int, int, Callable[[], UInt8]]:

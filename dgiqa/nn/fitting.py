@@ -66,7 +66,7 @@ def saved_config(metadata: Mapping[str, str], kind: Any) -> Any:
     odd: list[str] = []
 
     def checked(value: Any, name: str = "") -> Any:
-        """The value, with the tuples that JSON made lists of."""
+        """The value, with JSON's lists turned back into tuples."""
         if isinstance(value, dict):
             return {key: checked(held, key) for key, held in value.items()}
         if isinstance(value, list):

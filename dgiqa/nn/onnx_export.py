@@ -389,7 +389,7 @@ def _arrays(outputs: Tensor | tuple[Tensor, ...]) -> list[Array]:
 
 
 def _difference(name: str, expected: Array, got: Array) -> float:
-    """The largest difference in an output of this name: in the file's unit, of features relative to the largest one.
+    """The largest difference in the output of this name, in the file's unit; for features, relative to the largest one.
 
     A depth map's is relative to its range, which min-max stretches to the whole uint8 scale.
     """

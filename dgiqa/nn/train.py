@@ -585,7 +585,7 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _append(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Rows of a CSV, which begins with its columns' names; on the disk when this returns."""
+    """Append rows to a CSV, which begins with its columns' names. They are on disk when this returns."""
     with open(path, "a", newline="") as file:
         writer = csv.writer(file)
         if not file.tell():
@@ -762,7 +762,7 @@ def _train_on_dataset(options: argparse.Namespace) -> None:
 
 
 Predict = Callable[[nn.Module, Sequence[Record]], NDArray[np.floating]]
-Task = tuple[nn.Module, Callable[[Record], Sample], Predict]  # what learns, how it reads records, how it scores them
+Task = tuple[nn.Module, Callable[[Record], Sample], Predict]  # a network, how to read records, how to score them
 
 
 def _with_depth(options: argparse.Namespace, dataset: IQADataset) -> Task | None:

@@ -90,7 +90,7 @@ def few(names: Sequence[Any]) -> str:
 
 
 def renamed(name: str, rules: Iterable[tuple[str, str]]) -> str:
-    """The name as the first rule that fits makes it, if any. rules: (pattern of a name's beginning, replacement)."""
+    """Apply the first rule that fits, if any, to a name. rules: (pattern of a name's beginning, replacement)."""
     made = (re.subn(rf"^{pattern}", replacement, name) for pattern, replacement in rules)
     return next((new for new, count in made if count), name)
 

@@ -46,7 +46,7 @@ def backends() -> list[str]:
 def choose(backend: str = "auto", precision: str = "fp32", path: str | Path | None = None) -> str:
     """The backend that `backend` means for this precision and file, checked to be installed.
 
-    "auto" takes a GPU's backend where there is a GPU. On a CPU it takes OpenVINO for reduced precision and for fp32
+    "auto" takes a GPU's backend if one can run. On a CPU it takes OpenVINO for reduced precision and for fp32
     networks of at least OPENVINO_FROM_BYTES, else ONNX Runtime. It never takes TensorRT, which runs only engines, for a
     bundle's own fp32 files.
     """

@@ -81,7 +81,7 @@ def engine_key(
 ) -> dict[str, Any]:
     """Everything an engine depends on: networks, engine and its version, device, precision, quantizer, shapes, plugins.
 
-    backend: one of backends.BACKENDS, never "auto". device: the GPU's ordinal. Raises BackendError if it is not there.
+    backend: one of backends.BACKENDS, never "auto". device: GPU ordinal. Raises BackendError without that backend.
     """
     return {
         "bundle": bundle.name,
