@@ -7,7 +7,7 @@ image serves half as many frames from there on.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -66,17 +66,19 @@ class Drift:
 
 
 class DepthKeeper:
-    """Decides for each frame of one source, in order, whether an earlier frame's depth image serves it."""
+    """Decides for each frame of one source, in order, whether an earlier frame's depth image serves it.
+
+    tiles: what is kept of its tiles. anchor: the last frame's job whose depth was computed.
+    """
 
     def __init__(self, reuse: Reuse, drift: Drift) -> None:
-        self.reuse = reuse
-        self.drift = drift
+        self.reuse, self.drift = reuse, drift
+        self.tiles = TileKeeper()
+        self.anchor: Any = None
         self.limit = LONGEST
         self._thumb: UInt8 | None = None  # of the last frame whose depth was computed; its picture's shape
         self._size: tuple[int, ...] = ()
-        self._served = 0
-        self._reused = 0
-        self._clean = 0
+        self._served = self._reused = self._clean = 0
 
     def plan(self, frame: Frame) -> Plan:
         """Decide about the next frame. fresh: compute depth; reuse: take over the last one; audit: both."""

@@ -67,15 +67,6 @@ class Result:
         return row | {name: found[name] for name in _OF_SCORE}
 
 
-@dataclass(eq=False)
-class _Source:
-    """The state of one source while its frames pass."""
-
-    keeper: DepthKeeper | None
-    tiles: TileKeeper
-    anchor: "_Job | None" = None  # the last job whose depth was computed
-
-
 class FrameScorer:
     """Runs the networks over a channel's frames.
 
@@ -94,7 +85,7 @@ class FrameScorer:
     ) -> None:
         self.stages, self.channel, self.reuse, self.drift = stages.tiled(tiling), channel, reuse, Drift()
         self.batch, self.workers = batch, checked_workers(workers, batch)
-        self._sources: dict[str, _Source] = {}
+        self._keepers: dict[str, DepthKeeper] = {}
 
     def results(self) -> Generator[Result]:
         """A result per frame, in the order of arrival, until the channel is finished. Closing it ends the threads."""
@@ -102,15 +93,15 @@ class FrameScorer:
         bell, workers = self.channel.bell, self.workers
         return schedule(self.stages.networks, self._next, batch=self.batch, workers=workers, ahead=ahead, bell=bell)
 
-    def source(self, name: str) -> _Source:
-        """The state of a source."""
-        if name not in self._sources:
-            self._sources[name] = _Source(DepthKeeper(self.reuse, self.drift) if self.reuse else None, TileKeeper())
-        return self._sources[name]
+    def keeper(self, name: str) -> DepthKeeper | None:
+        """What is kept of a source for its next frames; None without reuse."""
+        if self.reuse and name not in self._keepers:
+            self._keepers[name] = DepthKeeper(self.reuse, self.drift)
+        return self._keepers.get(name)
 
     def forget(self, name: str) -> None:
         """Forget a source, so that its next frame is computed in full: scores of an earlier one are missing."""
-        self._sources.pop(name, None)
+        self._keepers.pop(name, None)
 
     def _next(self, wait: bool) -> "_Job | None":
         frame = self.channel.get(wait=wait)
@@ -133,14 +124,18 @@ class _Job(Task[Result]):
         if frame.rgb is None:
             self.error = frame.error or "no picture"
             return
-        if self.on_gpu:  # frames that are compared with others are on the host already
+        keeper = self._keeper()
+        if keeper is None:
             return
-        source = scorer.source(frame.source)
-        self.plan = source.keeper.plan(frame) if source.keeper else "fresh"
-        if self.plan != "fresh" and source.anchor:
-            self._anchor = source.anchor.prepared
+        self.plan = keeper.plan(frame)
+        if self.plan != "fresh" and keeper.anchor:
+            self._anchor = keeper.anchor.prepared
         if self.plan != "reuse":
-            source.anchor = self
+            keeper.anchor = self
+
+    def _keeper(self) -> DepthKeeper | None:
+        """Its source's, but for a picture on a GPU: frames that are compared with others are on the host already."""
+        return None if self.on_gpu else self.scorer.keeper(self.frame.source)
 
     def prepare(self, stop: threading.Event) -> Work | None:
         """Prepare the frame. The one whose depth it takes over was started before, so waiting for it cannot lock up."""
@@ -168,20 +163,21 @@ class _Job(Task[Result]):
             return
         if self.plan == "reuse" and self._old_depth is None:
             self.plan = "fresh"
-        if self.scorer.reuse and not self.on_gpu:
-            self._share(self.work, self.scorer.reuse, self.scorer.source(self.frame.source).tiles)
+        if keeper := self._keeper():
+            self._share(self.work, keeper)
         self.works = [work for work in (self.shadow, self.work) if work is not None]
 
-    def _share(self, work: Work, reuse: Reuse, tiles: TileKeeper) -> None:
+    def _share(self, work: Work, keeper: DepthKeeper) -> None:
         """Decide which tiles are computed: all of a fresh frame; for an audit all, and separately those of reuse."""
-        side, kept = self.stages.p.tile, reuse.tiles and self.plan != "fresh"
+        side, tiles = self.stages.p.tile, keeper.tiles
+        kept = keeper.reuse.tiles and self.plan != "fresh"
         every = np.ones(len(work.windows), bool)
         self.todo = ~tiles.unchanged(work.rgb, work.windows, side) if kept else every
         if self.plan == "audit" and self._old_depth is not None:
             self.shadow = _part(replace(work, depth=self._old_depth, timings_ms={"tiles": 0.0}), self.todo)
         elif self.plan == "reuse":
             self.work = _part(work, self.todo)
-        if reuse.tiles:
+        if keeper.reuse.tiles:
             tiles.keep(work.rgb, work.windows, side, self.todo if self.plan == "reuse" else every)
 
     def fail(self, error: Exception) -> None:
@@ -196,8 +192,8 @@ class _Job(Task[Result]):
         work = self.work
         if work is None:
             return Result(self.frame, error=self.error)
-        source = self.scorer.source(self.frame.source)
-        shadow = self._complete(work, source.tiles)
+        keeper = self._keeper()
+        shadow = self._complete(work, keeper.tiles) if keeper else None
         try:
             score = self.stages.finish(work)
         except BackendError as error:
@@ -206,15 +202,14 @@ class _Job(Task[Result]):
         if self.plan == "reuse" and self.todo is not None:
             result.tiles_reused = int((~self.todo).sum())
             result.reused = "depth+tiles" if result.tiles_reused else "depth"
-        if shadow is not None and source.keeper and np.isfinite(shadow).all():
+        if keeper and shadow is not None and np.isfinite(shadow).all():
             result.drift = float(shadow.mean(dtype=np.float64)) - score.value
-            source.keeper.audited(result.drift)
+            keeper.audited(result.drift)
         return result
 
     def _complete(self, work: Work, tiles: TileKeeper) -> Float32 | None:
         """Complete a frame's work with what is taken over. Returns an audit's scores f32 [n] with reuse."""
-        if self.todo is None:
-            return None
+        assert self.todo is not None
         scores = tiles.known.get(spec.QUALITY_OUTPUT)
         shadow = None if self.shadow is None else _over(scores, self.shadow.tile_scores, self.todo)
         own = self.todo if self.plan == "reuse" else np.ones(len(self.todo), bool)
