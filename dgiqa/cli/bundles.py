@@ -142,7 +142,7 @@ def verify(
 ) -> None:
     """Compare this machine's scores with those of the model's networks in PyTorch.
 
-    The images and their scores come with the model, so PyTorch is not needed. Other engines than ONNX Runtime in fp32
+    The images and their scores come with the model, so PyTorch is not needed. Engines other than ONNX Runtime in fp32
     are also compared with it on blurred, noisy, compressed and dark copies of the images. With the weights that the
     model was made from (--quality, --depth), PyTorch scores these copies instead, or with --quick only the images. The
     exit code is 4 when a score differs by more than the tolerance; in fp32, also when a tile's score does.

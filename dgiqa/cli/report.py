@@ -14,7 +14,7 @@ from dgiqa.errors import DgiqaError
 
 @app.command(epilog=EXIT_CODES)
 def report(  # noqa: PLR0917 - the command line's options
-    scores: Annotated[str, argument("", "A file that `score -o` wrote, or a folder that `scan` wrote.")],
+    scores: Annotated[str, argument("SCORES", "A file that `score -o` wrote, or a folder that `scan` wrote.")],
     against: Annotated[
         str | None, option("SCORES", "Earlier scores: show how scores moved, and of which images.")
     ] = None,
@@ -58,7 +58,7 @@ def report(  # noqa: PLR0917 - the command line's options
 
 @app.command(epilog=EXIT_CODES)
 def watch(
-    scores: Annotated[str, argument("", 'A file or folder of scores, or "-": JSON lines as they come.')],
+    scores: Annotated[str, argument("SCORES", 'A file or folder of scores, or "-": JSON lines as they come.')],
     against: Annotated[str, option("SCORES", "Scores from when all was well, 100 or more.")],
     one_in: Annotated[int, option("", "Average number of scores between two false alarms.", min=100)] = 10_000,
     stop: Annotated[bool, option("--stop", "Stop at the first alarm.")] = False,

@@ -91,7 +91,9 @@ def video(  # noqa: PLR0917 - the command line's options
         option("S", "With --fail-under or --preset: exit with 4, too, if the mean of any S seconds is below it."),
     ] = None,
     preset: options.Preset = None,
-    against: Annotated[str | None, option("MASTER", "The video's source: compare frame by frame.")] = None,
+    against: Annotated[
+        str | None, option("MASTER", "The video that it was encoded from: compare frame by frame.")
+    ] = None,
     max_drop: Annotated[float | None, share("With --against: exit with 4 if the mean drop is over X.")] = None,
     quiet: options.Quiet = False,
     no_progress: options.NoProgress = False,
