@@ -11,7 +11,7 @@ lacks something (a GPU, a package, the built kernels), that is its error. Exit c
     images in place                     golden images on the GPU, our kernels there, the networks on the CPU
     onnxruntime-cuda fp32, fp16, int8   the bundle's networks against ONNX Runtime on the CPU, times; arrays that stay
                                         on the GPU, by a captured graph
-    scores onnxruntime-cuda             golden images through the whole of it, as `dgiqa-rt verify` does
+    scores onnxruntime-cuda             golden images through the whole pipeline, as in `dgiqa-rt verify`
     tensorrt fp32, fp16, int8           build, layer types, parity, times; device arrays; nothing left after all calls
     scores tensorrt                     as above, by an engine built for it
 """

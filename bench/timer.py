@@ -197,7 +197,7 @@ def parsed(
 ) -> argparse.Namespace:
     """The options and their `ledger`; quick figures never end up among those that pages are made of.
 
-    default, quick: what options are that nobody gave.
+    default, quick: values of options that were not given, without and with --quick.
     """
     options = made.parse_args()
     for name, value in (quick if options.quick else default).items():

@@ -66,7 +66,7 @@ def depth_input(rgb: UInt8, p: Preprocess) -> Float32:
 
     The aspect is kept; the shorter of h and w is `p.depth_lower_bound`, and both are multiples of `p.depth_multiple`.
     Normalised with ImageNet's statistics. Version 1 is Depth Anything's own transform: cubic without antialiasing,
-    overshoot not clipped. Version 2 reduces by area to uint8, and does as version 1 if a side grows. Raises ImageError
+    overshoot not clipped. Version 2 reduces by area to uint8, or works as version 1 if a side grows. Raises ImageError
     if the image is too long and thin (`check_size`).
     """
     height, width = rgb.shape[:2]
@@ -120,8 +120,8 @@ def stretched(depth: Float32, height: int, width: int) -> UInt8:
 def working_size(height: int, width: int, p: Preprocess) -> tuple[int, int]:
     """Height and width of the working image, from which tiles are cut.
 
-    The longer side is rounded half to even, as albumentations.SmallestMaxSize does. Raises ImageError for an image that
-    is longer than MAX_ASPECT times its width, or that is not resized and has a side shorter than a tile.
+    The longer side is rounded half to even, as albumentations.SmallestMaxSize does. Raises ImageError if that side is
+    more than MAX_ASPECT times the shorter one, or if the image is not resized and has a side shorter than a tile.
     """
     _check_aspect(height, width, MAX_ASPECT)
     shorter = min(height, width)

@@ -152,7 +152,7 @@ def _as_bytes(data: Any) -> bytes:
 
 
 def _read_stream(stream: Any) -> bytes:
-    """Read a stream from its position on. A stream at its end was scored, or saved, before, and is rewound."""
+    """Read a stream from its position on. One at its end was scored or saved before, and is rewound."""
     try:
         head = read_fully(stream, HEAD)
         if not head and _rewound(stream):

@@ -202,7 +202,7 @@ def _conv3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2
 
 def _config_of(config: str | DepthAnythingConfig) -> DepthAnythingConfig:
     if isinstance(config, DepthAnythingConfig):
-        if config.heads < 1 or config.width % config.heads:  # no tensor's shape would tell
+        if config.heads < 1 or config.width % config.heads:  # no tensor's shape shows it
             raise ValueError(f"heads is {config.heads}, wanted a divisor of the width {config.width}")
         if not all(0 <= block < config.blocks for block in config.reads) or len(config.reads) not in (0, 4):
             raise ValueError(f"reads is {config.reads}, wanted four of {config.blocks} blocks, or none")

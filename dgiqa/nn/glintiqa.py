@@ -53,7 +53,7 @@ class GlintIQAConfig:
 
 
 class GlintIQA(nn.Module):
-    """rgb f32 [N,3,224,224], in -1..1 -> score f32 [N] on the labels' own scale, of which either end may be better."""
+    """rgb f32 [N,3,224,224], in -1..1 -> score f32 [N] on the labels' own scale, where either end may be the better."""
 
     inputs: ClassVar[tuple[str, ...]] = (QUALITY_RGB,)
     # Tiles of the unresized picture. The authors draw 25 at random; a grid sees every pixel.

@@ -50,8 +50,8 @@ def predictor(
 ) -> Callable[[nn.Module, Sequence[T]], Float64]:
     """A function (network, items) -> f64 [n] that gives the `mean_scores` of items.
 
-    read: makes of an item its working image uint8 [H,W,3] and depth image [H,W], or of a picture and its reference
-    [H,W,6] and [H,W,2]; these begin a `Sample`. batch: tiles at a time. output: as in `mean_scores`.
+    read: item -> its working image uint8 [H,W,3] and depth image [H,W], or for a picture and its reference [H,W,6] and
+    [H,W,2]; these begin a `Sample`. batch: tiles at a time. output: as in `mean_scores`.
     """
 
     def predict(model: nn.Module, items: Sequence[T]) -> Float64:
