@@ -49,7 +49,7 @@ class Meaning:
 
     reasons: in the order of the columns. presets: name -> score from which a picture passes, in [0, 1].
     kind: the kind of scale ("mos": mean opinions of people), or "". interval: half the width, in the score's unit, of
-    the interval that holds 80 % of people's ratings; None where it is not known. range: what 0 and 1 are on the labels'
+    the interval that holds 80 % of mean opinions or labels; None where it is not known. range: 0 and 1 on the labels'
     own scale, where the best may be the lowest. raw: the network gives scores on that scale instead of 0..1; those
     beyond its ends count as the ends. knots: (x, y) of the map that every tile's score goes through; without any, the
     score stays as it is.

@@ -217,7 +217,7 @@ def layer_of(base: Bundle, study: Study) -> Layer:
 
 
 def _meaning(base: Meaning, result: Calibration) -> Meaning:
-    """The base's reasons, its presets moved by a map (none with a layer), the labels' scale, and the own preset."""
+    """The base's reasons, its presets moved by a map (none with a layer), the labels' scale, and the preset `own`."""
     labels = result.study.labels
     moved = Meaning(knots=result.knots)
     # Presets are on the base's own scale: through its map backwards (none: as they are), then through the new one.

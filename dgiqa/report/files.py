@@ -295,7 +295,7 @@ class OutputFile:
     def rewritten(self, final: bool = True) -> Iterator[tuple[Iterator[str], Any]]:
         """Yield (the lines written so far, a binary file that takes their place when the block ends).
 
-        Unless final, the lines stay and more may follow; the binary file gets the file's name all the same.
+        Unless final, the lines stay and more may follow, and the binary file gets the file's name at once.
         """
         if not self.partial:
             raise OSError(f"{self.name} is a pipe or a device, which Parquet cannot be written to; use .jsonl")
