@@ -117,7 +117,7 @@ class Networks:
         ]
 
     def on_gpu(self) -> DeviceScorer:
-        """These networks for pictures on a GPU. Raises BackendError as `open_device_scorer`."""
+        """The scorer of pictures on a GPU with these networks. Raises BackendError as `open_device_scorer` does."""
         with self._opening:
             self._on_gpu = self._on_gpu or on_device.open_device_scorer(self.depth, self.quality, self.p)
             return self._on_gpu

@@ -141,7 +141,7 @@ def parse_meaning(manifest: Mapping[str, Any]) -> Meaning:
 
 
 def require(right: object, otherwise: str) -> None:
-    """Raise ValueError with what was found, and what was wanted, unless it is right."""
+    """Raise ValueError(otherwise) unless `right` holds."""
     if not right:
         raise ValueError(otherwise)
 

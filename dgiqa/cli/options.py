@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 def whole(told: str) -> Any:
-    """An option that counts from 1 on."""
+    """An option for a whole number from 1 on."""
     return option("N", told, min=1)
 
 
 def share(told: str, shown: str = "X") -> Any:
-    """An option from 0 to 1."""
+    """An option for a number from 0 to 1."""
     return option(shown, told, min=0.0, max=1.0)
 
 
@@ -196,7 +196,7 @@ def refuse(wrong: object, message: str, option: str | None = None) -> None:
 
 
 def only(options: Mapping[str, object]) -> str:
-    """The one option that was given a value, "" without any; two are wrong usage."""
+    """The one option that has a value, "" if none has. Two are a usage error."""
     given = [name for name, value in options.items() if value is not None]
     refuse(len(given) > 1, f"{' and '.join(given)} exclude each other", given[-1] if given else None)
     return given[0] if given else ""

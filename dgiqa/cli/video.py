@@ -232,7 +232,7 @@ def _open(report: Report, gate: float | None, *paths: str | None) -> Callable[[R
 
 
 def _sampling(fps: float | None, frames: str | None, scenes: int | None, given: dict[str, str | None]) -> Sampling:
-    """Which frames are scored. given: the options that are times."""
+    """The Sampling that the options describe. given: the options that are times, by name."""
     from dgiqa.video.sampling import Sampling, seconds
 
     used = options.only({"--every": given["--every"], "--fps": fps, "--frames": frames, "--scenes": scenes})

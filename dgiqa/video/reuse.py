@@ -68,7 +68,7 @@ class Drift:
 class DepthKeeper:
     """Decides for each frame of one source, in order, whether an earlier frame's depth image serves it.
 
-    tiles: what is kept of its tiles. anchor: the last frame's job whose depth was computed.
+    tiles: the state of its tiles. anchor: the last job whose depth was computed.
     """
 
     def __init__(self, reuse: Reuse, drift: Drift) -> None:

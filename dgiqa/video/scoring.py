@@ -94,7 +94,7 @@ class FrameScorer:
         return schedule(self.stages.networks, self._next, batch=self.batch, workers=workers, ahead=ahead, bell=bell)
 
     def keeper(self, name: str) -> DepthKeeper | None:
-        """What is kept of a source for its next frames; None without reuse."""
+        """The state of a source for its next frames; None without reuse."""
         if self.reuse and name not in self._keepers:
             self._keepers[name] = DepthKeeper(self.reuse, self.drift)
         return self._keepers.get(name)
@@ -134,7 +134,7 @@ class _Job(Task[Result]):
             keeper.anchor = self
 
     def _keeper(self) -> DepthKeeper | None:
-        """Its source's, but for a picture on a GPU: frames that are compared with others are on the host already."""
+        """The source's; None for a picture on a GPU: frames that are compared with others are on the host already."""
         return None if self.on_gpu else self.scorer.keeper(self.frame.source)
 
     def prepare(self, stop: threading.Event) -> Work | None:
