@@ -165,7 +165,7 @@ def subject(options: dict[str, Any]) -> Served:
     """The published pipeline: paths -> mean ms per image, scores."""
     import torch
 
-    from dgiqa.nn.reference import decode, score_reference
+    from dgiqa.nn.reference import TorchScorer, decode
 
     torch.set_num_threads(usable_cores())
     networks = untrained.modules("small" if options["quick"] else "full")
@@ -174,10 +174,10 @@ def subject(options: dict[str, Any]) -> Served:
         from dgiqa.nn.depth_anything import DepthAnything
 
         depth = DepthAnything("vitl").eval()
-    p = load_bundle("small").preprocess if options["quick"] else spec.Preprocess()
+    scorer = TorchScorer(depth, quality, load_bundle("small").preprocess if options["quick"] else None)
 
     def one(data: bytes) -> float:
-        return score_reference(decode(data), depth, quality, p, "official:20")[0]
+        return scorer.score(decode(data), "official:20").value
 
     return {"score": lambda paths: timed(paths, one)}, {"backend": f"torch {torch.__version__}"}
 

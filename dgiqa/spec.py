@@ -14,6 +14,7 @@ OPSET = 20
 # An engine's. bf16 is never in a file: OpenVINO runs an fp32 file in it on request, if the processor can.
 PRECISIONS = ("fp32", "fp16", "int8", "fp8", "bf16")
 QUANTIZED = ("fp16", "int8", "fp8")  # `builder.quantize` makes files for these; the others run a bundle's own files
+EIGHT_BITS = ("int8", "fp8")
 ONNX_DOMAIN = "ai.dgiqa"  # of custom ops, each with a function body of standard ops
 
 TILE = 224  # side of a square tile, pixels (paper section 4.2: crops of 224 x 224)

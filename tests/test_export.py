@@ -291,13 +291,12 @@ def test_preprocessing_answers_to_the_reference(name: str, p: Preprocess, photos
 def test_reference_takes_windows_and_refuses_other_tilings(
     quality: DGIQA, depth: DepthAnything, photos: dict[str, NDArray[np.uint8]]
 ) -> None:
-    score, tile_scores = reference.score_reference(
-        photos["astronaut"], depth, quality, TINY_SIZES, np.array([[0, 0], [160, 7]])
-    )
-    assert tile_scores.shape == (2,)
-    assert score == pytest.approx(tile_scores.mean(), abs=1e-6)
+    scorer = reference.TorchScorer(depth, quality, TINY_SIZES)
+    score = scorer.score(photos["astronaut"], np.array([[0, 0], [160, 7]]))
+    assert score.tile_scores.shape == (2,)
+    assert score.value == pytest.approx(score.tile_scores.mean(), abs=1e-6)
     with pytest.raises(ValueError, match="official:COUNT"):
-        reference.score_reference(photos["astronaut"], depth, quality, TINY_SIZES, "random")
+        scorer.score(photos["astronaut"], "random")
 
 
 @pytest.fixture(scope="module")
@@ -396,10 +395,10 @@ def test_imported_weights_score_as_the_reference(tmp_path: Path, photos: dict[st
     assert bundle.manifest["files"]["golden/01.png"]["licence"].startswith("public domain")
     with Scorer(bundle) as scorer:
         for tiles in ("grid", "official:20"):
-            expected, tile_scores = reference.score_reference(photos["coffee"], depth, quality, Preprocess(), tiles)
+            wanted = reference.TorchScorer(depth, quality).score(photos["coffee"], tiles)
             score = scorer.score(photos["coffee"], tiling=tiles)
-            assert abs(score.value - expected) < 1e-4
-            assert np.abs(score.tile_scores - tile_scores).max() < 1e-4
+            assert abs(score.value - wanted.value) < 1e-4
+            assert np.abs(score.tile_scores - wanted.tile_scores).max() < 1e-4
     again = CliRunner().invoke(app, arguments).exception
     assert isinstance(again, BundleError)
     assert "exists" in str(again)

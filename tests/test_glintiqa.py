@@ -106,7 +106,7 @@ def test_the_four_blocks_that_are_read_all_count(tiny: GlintIQA) -> None:
 @pytest.mark.slow
 def test_it_becomes_a_bundle_without_depth_that_scores_as_pytorch(tiny: GlintIQA, tmp_path: Path) -> None:
     from dgiqa.nn.bundling import import_weights
-    from dgiqa.nn.reference import score_reference
+    from dgiqa.nn.reference import TorchScorer
     from dgiqa.scorer import Scorer
 
     skimage = pytest.importorskip("skimage.data")
@@ -117,5 +117,5 @@ def test_it_becomes_a_bundle_without_depth_that_scores_as_pytorch(tiny: GlintIQA
     photo = skimage.coffee()
     with Scorer(bundle) as scorer:
         score = scorer.score(photo, tiling="official:5")
-    raw, _ = score_reference(photo, None, tiny, bundle.preprocess, "official:5")
+    raw = TorchScorer(None, tiny, bundle.preprocess).score(photo, "official:5").value
     assert abs((score.value * (-1 - 5) + 5) - raw) < 1e-4

@@ -28,7 +28,6 @@ BATCH = (1, 8, 32)  # tiles a run: fewest, usual (a Scorer's batch), most
 IMAGES = 4  # of one size per run of the depth network, at most
 WORKSPACE = 4 << 30  # bytes
 FP8_FROM = (8, 9)  # compute capability of the first GPUs that multiply E4M3
-EIGHT_BITS = ("int8", "fp8")
 ASPECTS = (1.0, 4 / 3, 16 / 9)  # of images; 518 pixels give depth inputs of 518x518, 518x686 and 518x924
 # Speed of int8 against fp32 on two cores: 0.5 to 0.9 times on a Zen 3 without VNNI, 0.7 to 0.9 on a Xeon with VNNI.
 SLOW_INT8 = "ONNX Runtime runs int8 slower than fp32 on CPUs; OpenVINO runs the same file faster: --backend openvino"
@@ -76,7 +75,7 @@ def build(
     elif precision == "int8" and backend == backends.OPENVINO and machine.lacks_vnni():
         progress(backends.PLAIN_INT8)
     profile: dict[str, Any] = {}
-    if calibration is not None and precision in EIGHT_BITS:
+    if calibration is not None and precision in spec.EIGHT_BITS:
         profile["calibration"] = _digest(calibration)
     if plan.chosen and backend != backends.TENSORRT:
         raise ValueError(f"{', '.join(plan.chosen)} of a plan: for TensorRT only, and this is for {backend}; leave out")

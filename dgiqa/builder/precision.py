@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from dgiqa import spec
 from dgiqa.dtypes import Array, Float32, UInt8
 from dgiqa.errors import EngineError, ParityError
 from dgiqa.extras import load
@@ -37,7 +38,6 @@ _SMALLEST_SCALE = 2.0**-20  # float16's steps are 6 % of a scale here
 _STORED_FROM = 256  # elements; for fewer, the Cast node takes more bytes than float16 saves
 LEVELS = 127  # -127..127: symmetric, so that zero point 0 means the same for weights and activations
 FP8_LARGEST = 448  # E4M3's, which has no infinity; QuantizeLinear clips to it
-EIGHT_BITS = ("int8", "fp8")
 # Weights on CPUs use 7 bits. Without VNNI (AMD before Zen 4, Intel before Cascade Lake) int8 kernels of OpenVINO and
 # ONNX Runtime add two products, activation as uint8 times weight, in 16 bits and clip the sum: 2 * 255 * 64 fits,
 # 2 * 255 * 127 does not.
@@ -101,7 +101,7 @@ def mostly(precision: str, layers: Mapping[str, int]) -> bool:
     """
     count, whole = layers.get(precision, 0), sum(layers.values())
     half, third = 2 * count >= whole > 0, 3 * count >= whole > 0
-    eight = any(layers.get(kind) for kind in EIGHT_BITS)
+    eight = any(layers.get(kind) for kind in spec.EIGHT_BITS)
     ok = {"fp32": half and set(layers) == {"fp32"}, "fp16": half and not eight, "int8": half, "fp8": third}
     if precision not in ok:
         raise ValueError(f"got precision {precision!r}, wanted one of {', '.join(ok)}")

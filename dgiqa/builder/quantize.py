@@ -22,7 +22,6 @@ from dgiqa import spec
 from dgiqa.builder.calibrate import Probe, make_probe, measure, photographs, probe_photographs
 from dgiqa.builder.precision import (
     CPU_WEIGHT_LEVELS,
-    EIGHT_BITS,
     LEVELS,
     layer_types,
     layers_with_kernels,
@@ -157,7 +156,7 @@ def quantize_bundle(
         room = _room(models, parts, convert)
     groups, worst = _search(parts, convert, probe, target=SEARCH_SHARE * budget, room=room, progress=progress)
     made = {file: write(file, _changed_nodes(parts, file)) for file in names}
-    if precision in EIGHT_BITS and rest == "fp16":
+    if precision in spec.EIGHT_BITS and rest == "fp16":
         made = {file: to_half(model) for file, model in made.items()}
     # Constants of parts that stay fp32 for accuracy must not be rounded here. int8's own steps are far larger.
     islands = [part.nodes for part in parts if part.left_out and precision == "fp16"]
@@ -168,7 +167,11 @@ def quantize_bundle(
         report = _report(groups, folder, bundle, probe, precision=precision, worst=worst, budget=budget)
         for path in folder.iterdir():
             os.replace(path, Path(out, path.name))
-    report |= {"precision": precision, "rest": rest if precision in EIGHT_BITS else "fp16", "calibration": described}
+    report |= {
+        "precision": precision,
+        "rest": rest if precision in spec.EIGHT_BITS else "fp16",
+        "calibration": described,
+    }
     return Quantized({file: Path(out) / file for file in names}, report)
 
 
@@ -336,7 +339,7 @@ def _report(
     """
     names = [network.file for network in bundle.networks]
     errors = probe.errors({file: OrtSession(folder / file) for file in names})
-    fix = "calibrate on other photographs, or choose fp16" if precision in EIGHT_BITS else "choose fp32"
+    fix = "calibrate on other photographs, or choose fp16" if precision in spec.EIGHT_BITS else "choose fp32"
     if not max(errors.worst, worst) <= budget:
         found = f"moves scores by up to {max(errors.worst, worst):.1e}, allowed is {budget:g}"
         raise ParityError(f"{precision} {found}, and no more can be left out; {fix}")

@@ -32,33 +32,6 @@ OFFICIAL_SEED = 42
 TAKEN = {"": 0, "-1.4.21": 0, "-1.4.15": 3, "-1.4.10": 9, "-1.4.4": 7, "-1.4.1": 6, "-1.3": 8}
 
 
-def score_reference(
-    rgb: UInt8,
-    depth_net: nn.Module | None,
-    quality_net: nn.Module,
-    preprocess: Preprocess | None = None,
-    tiling: str | NDArray[np.integer] = "official:20",
-) -> tuple[float, Float32]:
-    """Score rgb uint8 [H,W,3] with two networks in eval mode. Return (mean, tile scores f32 [n]).
-
-    depth_net: f32 [1,3,h,w] -> f32 [1,h,w], or None. quality_net: two f32 [n,3,tile,tile], or one, -> f32 [n].
-    tiling: "official:COUNT" or "official:COUNT:SEED" (the authors' random crops), "grid", or windows (y, x) int [n,2].
-    Raises ValueError for other tilings.
-    """
-    with torch.no_grad():
-        scores = quality_net(*_fed(rgb, depth_net, preprocess or Preprocess(), tiling))
-    return float(scores.double().mean()), scores.numpy()
-
-
-def _fed(
-    rgb: UInt8, depth_net: nn.Module | None, p: Preprocess, tiling: str | NDArray[np.integer]
-) -> tuple[Tensor, ...]:
-    if depth_net is None:
-        return network_tiles(rgb, None, p, tiling)
-    depth = depth_image(depth_net(depth_input(rgb, p)), rgb.shape[0], rgb.shape[1], p)
-    return network_tiles(rgb, depth, p, tiling)
-
-
 @dataclass(frozen=True, eq=False)
 class TorchScore:
     """One image's score in PyTorch. value: mean of tile_scores f32 [n]; tiling: the tiling's name.
@@ -73,26 +46,31 @@ class TorchScore:
 
 
 class TorchScorer:
-    """`score_reference` with networks that stay loaded: the truth for golden scores and `parity.sweep`.
+    """Two networks in eval mode that score photographs: the truth for golden scores and `parity.sweep`.
 
-    depth_net, quality_net: as in `score_reference`, in eval mode. mapped: the bundle's mapping of tile scores.
+    depth_net: f32 [1,3,h,w] -> f32 [1,h,w], or None. quality_net: two f32 [n,3,tile,tile], or one, -> f32 [n].
+    mapped: the bundle's mapping of tile scores.
     """
 
     def __init__(
         self,
         depth_net: nn.Module | None,
         quality_net: nn.Module,
-        preprocess: Preprocess,
+        preprocess: Preprocess | None = None,
         mapped: Callable[[Float32], Float32] = lambda scores: scores,
     ) -> None:
         self.backend = f"PyTorch {torch.__version__}"
-        self._depth, self._p, self._mapped = depth_net, preprocess, mapped
+        self._depth, self._p, self._mapped = depth_net, preprocess or Preprocess(), mapped
         self._quality: Any = quality_net
 
-    def score(self, source: UInt8, tiling: str = "grid") -> TorchScore:
-        """Score uint8 [H,W,3] RGB; tiling: as in `score_reference`."""
+    def score(self, source: UInt8, tiling: str | NDArray[np.integer] = "grid") -> TorchScore:
+        """Score uint8 [H,W,3] RGB.
+
+        tiling: "official:COUNT" or "official:COUNT:SEED" (the authors' random crops), "grid", or windows (y, x) int
+        [n,2]. Raises ValueError for other tilings.
+        """
         with torch.no_grad():
-            both = _fed(source, self._depth, self._p, tiling)
+            both = self._fed(source, tiling)
             if not getattr(getattr(self._quality, "config", None), "reasons", 0):
                 scores, reasons = self._quality(*both), {}
             else:
@@ -100,13 +78,19 @@ class TorchScorer:
                 scores, found = self._quality.score(features), torch.sigmoid(faults).double().mean(0)
                 reasons = {str(column): p for column, p in enumerate(found.tolist())}
         tile_scores = self._mapped(scores.numpy())
-        return TorchScore(float(tile_scores.mean(dtype=np.float64)), tile_scores, tiling, reasons)
+        return TorchScore(float(tile_scores.mean(dtype=np.float64)), tile_scores, str(tiling), reasons)
 
     def near(self, picture: UInt8, reference: UInt8, tiling: str = "grid") -> float:
         """Full-reference score of two pictures, uint8 [H,W,3] each; the quality network must be a DGIQA-FR."""
         with torch.no_grad():
-            both = [_fed(source, self._depth, self._p, tiling) for source in (picture, reference)]
+            both = [self._fed(source, tiling) for source in (picture, reference)]
             return float(self._quality(*both[0], *both[1])[:, 0].double().mean())
+
+    def _fed(self, rgb: UInt8, tiling: str | NDArray[np.integer]) -> tuple[Tensor, ...]:
+        if self._depth is None:
+            return network_tiles(rgb, None, self._p, tiling)
+        depth = depth_image(self._depth(depth_input(rgb, self._p)), rgb.shape[0], rgb.shape[1], self._p)
+        return network_tiles(rgb, depth, self._p, tiling)
 
 
 def open_reference(
