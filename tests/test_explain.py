@@ -16,7 +16,18 @@ from numpy.typing import NDArray
 
 from dgiqa.bundle import Bundle
 from dgiqa.errors import ImageError
-from dgiqa.explain import MAX_TILES, _deciding, by_depth, cam_map, flat, overlapping, quality_map
+from dgiqa.explain import (
+    GAP,
+    LEGEND,
+    MAX_TILES,
+    Explanation,
+    _deciding,
+    by_depth,
+    cam_map,
+    flat,
+    overlapping,
+    quality_map,
+)
 from dgiqa.scorer import Scorer
 from dgiqa.spec import Preprocess
 
@@ -110,6 +121,37 @@ def test_an_explanation_has_what_it_says(tiny_bundle: Bundle, photos: dict[str, 
     assert drawn.dtype == np.uint8
     assert drawn.shape[1] == 2 * min(720, found.picture.shape[1]) + 6
     json.dumps(found.as_dict(), allow_nan=False)
+
+
+def test_boxes_colours_and_scale_lie_where_they_belong() -> None:
+    """A grey picture, half as large as decoded: one low tile, and a map that rises from left to right."""
+    found = Explanation(
+        **{"source": "a", "bundle": "b", "height": 600, "width": 800, "score": 0.5, "value": 0.5},
+        **{"windows": np.array([[200, 400]], np.int32), "side": (200.0, 200.0), "flat": np.array([False])},
+        **{"tile_scores": np.array([0.25], np.float32), "deciding": (), "deciding_side": (200.0, 200.0)},
+        **{"by_depth": None, "cam": None, "cam_flat": None, "picture": np.full((300, 400, 3), 90, np.uint8)},
+        map=np.tile(np.linspace(0.2, 0.8, 8, dtype=np.float32), (6, 1)),
+    )
+    boxed, quality = found.panels().values()
+    assert boxed.shape == quality.shape == (300 + LEGEND, 400, 3)
+    assert (boxed[[100, 198], 230:290] == 255).all()
+    assert (boxed[130:190, [200, 298]] == 255).all()
+    assert (boxed[106:122, 206:250] == 255).any(), "the tile's score"
+    assert (boxed[[50, 150, 250], [100, 260, 350]] == 90).all()
+    dark, bright = np.array([68, 1, 84]), np.array([253, 231, 37])  # the ends of viridis
+    for column, colour in ((0, dark), (200, np.array([33, 145, 140])), (-1, bright)):
+        assert quality[150, column] == pytest.approx(0.45 * 90 + 0.55 * colour, abs=3)
+    scale = quality[-LEGEND:]
+    assert scale[LEGEND // 2, 60] == pytest.approx(dark, abs=3)
+    assert scale[LEGEND // 2, -61] == pytest.approx(bright, abs=3)
+    assert (boxed[-LEGEND:] == 255).all()
+    assert (scale[[0, -1], 61:-61] == 255).all()
+    drawn = found.drawn()
+    assert drawn.shape == (300 + 2 * LEGEND, 2 * 400 + GAP, 3)
+    assert np.array_equal(drawn[LEGEND:, :400], boxed)
+    assert np.array_equal(drawn[LEGEND:, -400:], quality)
+    three = replace(found, cam=found.map).drawn()
+    assert (three[len(drawn) :, -400:] == 255).all(), "there is no fourth"
 
 
 def test_without_the_tile_that_decides_most_the_score_rises_by_its_pull() -> None:
