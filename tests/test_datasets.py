@@ -30,9 +30,11 @@ from dgiqa.nn.datasets import (
     load_csv,
     load_dataset,
     official_split,
+    plain,
     random_split,
     with_depth,
 )
+from dgiqa.spec import Preprocess
 
 PIXEL = cv2.imencode(".bmp", np.zeros((2, 2, 3), np.uint8))[1].tobytes()
 
@@ -585,6 +587,15 @@ def test_samples_have_rgb_and_depth_of_one_size(tmp_path):
         assert sample.depth.shape == sample.rgb.shape[:2]
         assert np.abs(sample.depth.astype(int) - sample.rgb[..., 1]).max() <= 1
     assert counted.calls == 4
+
+
+@pytest.mark.parametrize(("ends", "label"), [((1.0, 5.0), 4.0), ((100.0, 0.0), 25.0)])
+def test_without_depth_a_sample_has_its_label_as_it_was_given(tmp_path, ends, label):
+    sample = plain(Record("a", picture(tmp_path / "a.png", 0), 0.75), ends, Preprocess())
+    assert sample.rgb.shape == (384, 480, 3)
+    assert not sample.depth.any()
+    assert sample.depth.shape == sample.rgb.shape[:2]
+    assert sample.score == label
 
 
 def test_pictures_that_cannot_be_read_are_named_together_before_training_starts(tmp_path, capsys):

@@ -11,6 +11,7 @@ import time
 import zlib
 from concurrent.futures import CancelledError
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import cv2
@@ -429,6 +430,14 @@ def test_flat_pictures_in_jpeg_2000_are_scored(options: dict[str, Any], level: i
         picture.paste(photo(), (400, 300))
     small = {"precinct_size": (128, 128), "codeblock_size": (32, 32), "num_resolutions": 1}
     assert decode(encode(flat, "JPEG2000", **options, **small)).shape == (900, 1200, 3)
+
+
+def test_how_long_zeros_may_be_in_jpeg_2000_follows_from_its_coding() -> None:
+    """5 levels, blocks of 64 x 64 pixels, no precincts: 6 packets and 4,096 bits of empty blocks for each channel."""
+    coding = bytes.fromhex("ff52 000c 00 00 0001 00 05 04 04 00 01")
+    header = cast(jp2.Header, SimpleNamespace(width=4096, height=4096, bits=(8, 8, 8)))
+    assert jp2._flat(coding, header) == 3 * (6 + 4096 // 8)
+    assert jp2._flat(coding[:13], header) == 0
 
 
 @pytest.mark.parametrize("kind", [AVIF, "JPEG2000", "WEBP", "PNG", "JPEG", "TIFF", "GIF"])

@@ -54,6 +54,11 @@ def test_the_distortions_change_every_picture() -> None:
     assert len({image.tobytes() for image in made.values()}) == len(DISTORTIONS)
     again = {name: distort(picture).tobytes() for name, distort in DISTORTIONS.items()}
     assert again == {name: image.tobytes() for name, image in made.items()}
+    for name, share in (("dark 0.5", 0.5), ("dark 0.2", 0.2)):
+        np.testing.assert_allclose(made[name], share * picture, atol=0.5)
+    for kind, less, more in (("blur", "1.5", "4"), ("noise", "10", "40"), ("jpeg", "30", "8")):
+        away = [np.abs(made[f"{kind} {much}"].astype(float) - picture).mean() for much in (less, more)]
+        assert away[0] < away[1], kind
 
 
 def test_one_image_over_budget_fails_and_is_named_first(reference: Scorer) -> None:

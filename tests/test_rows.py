@@ -599,6 +599,17 @@ def test_no_cell_begins_as_a_formula_does(text: str) -> None:
     assert (first["path"], first["error"], second["path"]) == (f"./{text}", f"'{text}", "-")
 
 
+def test_a_key_in_quotation_marks_comes_back_and_a_path_is_left_as_it_is(tmp_path: Path) -> None:
+    with report_to(tmp_path / "a.csv") as report:
+        report.add(make_score(source="'a.jpg").as_row() | {"key": "'=k"})
+        report.complete = True
+    with (tmp_path / "a.csv").open(newline="") as file:
+        (cells,) = csv.DictReader(file)
+    assert (cells["path"], cells["key"]) == ("'a.jpg", "''=k")
+    (row,) = read_rows(str(tmp_path / "a.csv"))
+    assert (row["path"], row["key"]) == ("'a.jpg", "'=k")
+
+
 def test_the_page_about_rows_is_the_one_that_the_schema_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     docs = Path(__file__).parent.parent / "docs"
     monkeypatch.syspath_prepend(str(docs))
