@@ -94,11 +94,7 @@ def _opening(
     max_pixels: Annotated[int | None, whole("Refuse larger pictures.  [default: 200000000]")] = None,
     max_memory: Annotated[
         int | None,
-        option(
-            "MIB",
-            "Refuse pictures that need more memory.  [default: 832, or no limit with --max-pixels]",
-            min=1,
-        ),
+        option("MIB", "Refuse pictures that need more memory.  [default: 832, or no limit with --max-pixels]", min=1),
     ] = None,
     decode_timeout_s: Annotated[
         float, option("--decode-timeout S", "Give up an image that takes longer to decode.", min=0.1)

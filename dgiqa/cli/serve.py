@@ -21,8 +21,7 @@ def serve(  # noqa: PLR0917 - the command line's options
     ] = "127.0.0.1",
     port: Annotated[int, option("", "The port; 0 takes a free one.", min=0, max=65535)] = 8000,
     queue: Annotated[
-        int | None,
-        whole("Images waiting or being scored; more are answered with 429.  [default: 1 per usable core]"),
+        int | None, whole("Images waiting or being scored; more are answered with 429.  [default: 1 per usable core]")
     ] = None,
     max_body: Annotated[int, option("MIB", "Answer requests with larger bodies with 413.", min=1)] = 64,
     request_timeout: Annotated[

@@ -43,8 +43,7 @@ def video(  # noqa: PLR0917 - the command line's options
         str | None, option("WxH@FPS[:FORMAT]", "Frames without a container, rgb24 or yuv420p: 1280x720@25.")
     ] = None,
     live: Annotated[
-        bool | None,
-        option("--live/--no-live", "Take the newest frame, and reconnect.  [default: by the address]"),
+        bool | None, option("--live/--no-live", "Take the newest frame, and reconnect.  [default: by the address]")
     ] = None,
     timeout: Annotated[float, option("S", "Treat a source as stalled after S silent seconds.", min=0.1)] = 10.0,
     attempts: Annotated[int, whole("Give up a live source after N failures.")] = 10,
@@ -53,8 +52,7 @@ def video(  # noqa: PLR0917 - the command line's options
         Literal["crop", "keep"], option("", "crop: score the picture without the black bars around it.")
     ] = "crop",
     decoder: Annotated[
-        Literal["cpu", "nvdec"],
-        option("", "nvdec: decode local files on the GPU; frames are scored there, too."),
+        Literal["cpu", "nvdec"], option("", "nvdec: decode local files on the GPU; frames are scored there, too.")
     ] = "cpu",
     reuse_depth: Annotated[
         bool, option("--reuse-depth", "Compute depth only when the picture has moved enough.")

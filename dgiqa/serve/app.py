@@ -161,9 +161,7 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
 
     @app.post("/score", openapi_extra=body, responses=responses, response_class=Response)
     async def score(
-        request: Request,
-        asked: Asked = given,
-        name: str = Query("<bytes>", description="The image's name in the row."),
+        request: Request, asked: Asked = given, name: str = Query("<bytes>", description="The image's name in the row.")
     ) -> Response:
         """Score one image: its bytes as the body, a form's file, or JSON: {"data": BASE64} or {"url": ADDRESS}."""
         images, threshold, details = asked
