@@ -18,7 +18,7 @@ import sqlite3
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any, Protocol, TextIO
 
@@ -144,16 +144,29 @@ class SpooledWriter(JsonLinesWriter):
         self, file: OutputFile, names: tuple[str, ...], make: Callable[[Iterable[Row], Any, Any, Any], None]
     ) -> None:
         super().__init__(file)
-        self._file, self._names, self._make = file, names, make
+        self._file, self._names, self._make, self._show_at = file, names, make, 0.0
 
     def finish(self, summary: dict[str, Any], *, final: bool = True) -> None:
-        """Turn the spooled rows into the file."""
-        with self._file.rewritten(final) as (lines, target):
-            self._make(map(json.loads, lines), target, self._names, lambda: summary)
+        """Make the file from the spooled rows. Unless this is final, they stay and more may follow."""
+        if not self._file.partial:
+            raise OSError(f"{self._file.name} is a pipe or a device, which Parquet cannot be written to; use .jsonl")
+        begun, made = time.monotonic(), OutputFile(self._file.name)
+        try:
+            with open(self._file.partial, encoding="utf-8") as lines:
+                target = made.stream()
+                self._make(map(json.loads, lines), target, self._names, lambda: summary)
+            target.flush()
+            made.commit()
+        finally:
+            made.discard()
+        ended = time.monotonic()
+        self._show_at = ended + max(SHOW_S, (ended - begun) / SHOW_SHARE)
+        if final:
+            self._file.discard()
 
     def show(self, summary: Tally) -> None:
         """Make the file from the rows so far, if that is due; more may follow."""
-        if self._file.due:
+        if self._file.grows and self._file.partial and time.monotonic() >= self._show_at:
             self.finish(summary.as_dict(complete=False), final=False)
 
 
@@ -214,7 +227,6 @@ class OutputFile:
         self.partial = ""
         self.grows = False
         self._spooled = spooled
-        self._show_at = 0.0
         self._size, self._tail = 0, b""  # the bytes that stay; the text that the next write replaces
         try:
             self._old: os.stat_result | None = os.stat(path)
@@ -249,11 +261,6 @@ class OutputFile:
             os.replace(self.partial, self.path)
             self.partial = self.path
 
-    @property
-    def due(self) -> bool:
-        """Whether it is time to show the rows that were spooled so far."""
-        return self.grows and self._spooled and bool(self.partial) and time.monotonic() >= self._show_at
-
     def _put(self, data: bytes) -> None:
         rest = memoryview(data)
         while rest:
@@ -263,7 +270,7 @@ class OutputFile:
         """Do nothing: every `write` is written at once."""
 
     def stream(self) -> io.BufferedWriter:
-        """The file as a binary stream, for data that is written as a whole; flush it before `commit`."""
+        """The file as a binary stream, which writes all of its data or raises; flush it before `commit`."""
         return io.BufferedWriter(self._raw)
 
     def commit(self) -> None:
@@ -290,35 +297,6 @@ class OutputFile:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.partial)
             self.partial = ""
-
-    @contextlib.contextmanager
-    def rewritten(self, final: bool = True) -> Iterator[tuple[Iterator[str], Any]]:
-        """Yield (the lines written so far, a binary file that takes their place when the block ends).
-
-        Unless final, the lines stay and more may follow, and the binary file gets the file's name at once.
-        """
-        if not self.partial:
-            raise OSError(f"{self.name} is a pipe or a device, which Parquet cannot be written to; use .jsonl")
-        begun, target_path = time.monotonic(), _partial(self.path, secrets.token_hex(4))
-        raw = self._create(target_path)
-        try:
-            with open(self.partial, encoding="utf-8") as lines:
-                target = io.BufferedWriter(raw)  # which writes all of it, or raises
-                yield lines, target
-            target.detach()  # and flushed
-            if not final:
-                raw.close()
-                os.replace(target_path, self.path)
-        except BaseException:
-            raw.close()
-            os.unlink(target_path)
-            raise
-        ended = time.monotonic()
-        self._show_at = ended + max(SHOW_S, (ended - begun) / SHOW_SHARE)
-        if final:
-            self._raw.close()
-            os.unlink(self.partial)
-            self.partial, self._raw = target_path, raw
 
     def _create(self, path: str) -> io.FileIO:
         """Create a new file; never open an existing one. A restrictive mode applies from the start."""
