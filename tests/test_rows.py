@@ -543,19 +543,13 @@ def test_parquet_that_a_disk_takes_in_part_only_is_an_error(tmp_path: Path) -> N
     """The kernel takes what fits and says how much that was; only what comes next is an error."""
     program = """
 import os, resource, signal, sys
-from dgiqa.report.files import OutputFile, write_parquet
+from dgiqa.report.files import whole_file, write_parquet
 from dgiqa.report.rows import COLUMNS, error_row
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
 def write(path):
-    file = OutputFile(path)
-    try:
-        target = file.stream()
+    with whole_file(path) as target:
         write_parquet([error_row("a\\udce9.jpg", "no image")], target, COLUMNS, dict)
-        target.flush()
-        file.commit()
-    finally:
-        file.discard()
 
 write("whole.parquet")
 for less in (1, 4, 300):

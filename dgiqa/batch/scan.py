@@ -22,13 +22,12 @@ from functools import partial
 from typing import Any
 
 from dgiqa.errors import DgiqaError
-from dgiqa.report.files import OutputFile, in_use, left_behind, write_parquet
+from dgiqa.report.files import in_use, left_behind, whole_file, write_parquet
 from dgiqa.report.rows import Row, Summary, columns, error_row
 from dgiqa.score import Failure, Score
 from dgiqa.scorer import Scorer
 from dgiqa.sources import Input, Reading, expand, remote
 from dgiqa.sources.inputs import is_address
-from dgiqa.store import replacing
 
 MARKER = ".done.json"
 ATTEMPTS = 3  # at a shard whose process dies
@@ -157,23 +156,13 @@ def _score_shard(scorer: Scorer, shard: str, job: Job, stem: str) -> Done:
             summary.add(row)
             yield row
 
-    file = OutputFile(f"{stem}.parquet")
-    try:
-        target, names = file.stream(), columns("image", details=job.details)
+    with whole_file(f"{stem}.parquet") as target:
+        names = columns("image", details=job.details)
         write_parquet(rows(), target, names, partial(summary.as_dict, complete=True))
-        target.flush()
-        file.commit()
-    except OSError as error:  # a full disk
-        error.filename = error.filename or file.name
-        raise
-    finally:
-        file.discard()
     counts = summary.scored + summary.failed, summary.scored, summary.failed
     done = Done(shard, *counts, round(summary.seconds, 3), dict(reading.left_out))
-    with replacing(f"{stem}{MARKER}") as path, open(path, "w", encoding="utf-8") as stream:
-        json.dump(asdict(done) | {"settings": job.settings}, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
+    with whole_file(f"{stem}{MARKER}") as stream:
+        stream.write(json.dumps(asdict(done) | {"settings": job.settings}).encode())
     return done
 
 

@@ -18,9 +18,9 @@ import sqlite3
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
-from typing import Any, Protocol, TextIO
+from typing import Any, BinaryIO, Protocol, TextIO
 
 from dgiqa.extras import load
 from dgiqa.report.rows import SCHEMA, SCHEMA_VERSION, Kind, Row, Summary, Tally, columns, readable, to_json
@@ -150,15 +150,9 @@ class SpooledWriter(JsonLinesWriter):
         """Make the file from the spooled rows. Unless this is final, they stay and more may follow."""
         if not self._file.partial:
             raise OSError(f"{self._file.name} is a pipe or a device, which Parquet cannot be written to; use .jsonl")
-        begun, made = time.monotonic(), OutputFile(self._file.name)
-        try:
-            with open(self._file.partial, encoding="utf-8") as lines:
-                target = made.stream()
-                self._make(map(json.loads, lines), target, self._names, lambda: summary)
-            target.flush()
-            made.commit()
-        finally:
-            made.discard()
+        begun = time.monotonic()
+        with open(self._file.partial, encoding="utf-8") as lines, whole_file(self._file.name) as target:
+            self._make(map(json.loads, lines), target, self._names, lambda: summary)
         ended = time.monotonic()
         self._show_at = ended + max(SHOW_S, (ended - begun) / SHOW_SHARE)
         if final:
@@ -269,10 +263,6 @@ class OutputFile:
     def flush(self) -> None:
         """Do nothing: every `write` is written at once."""
 
-    def stream(self) -> io.BufferedWriter:
-        """The file as a binary stream, which writes all of its data or raises; flush it before `commit`."""
-        return io.BufferedWriter(self._raw)
-
     def commit(self) -> None:
         """Give the file its name, in one step, with the mode and owner that the file of that name had."""
         if self.partial:
@@ -311,6 +301,22 @@ class OutputFile:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return io.FileIO(descriptor, "w")
+
+
+@contextlib.contextmanager
+def whole_file(path: str) -> Iterator[BinaryIO]:
+    """A binary stream into an OutputFile, for what is written at once. An OSError inside names the file."""
+    file = OutputFile(path)
+    try:
+        stream = io.BufferedWriter(file._raw)  # which writes all of its data, or raises
+        yield stream
+        stream.flush()
+        file.commit()
+    except OSError as error:
+        error.filename = error.filename or path
+        raise
+    finally:
+        file.discard()
 
 
 def in_use(path: str) -> bool:
