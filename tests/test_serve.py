@@ -284,6 +284,7 @@ def test_a_full_queue_says_come_later_and_loses_nothing(server: Server, photo: b
             early = [answer.result() for answer in answers if answer.done()]
             assert {status for status, _, _ in early} == {429}
             assert all(int(headers["retry-after"]) >= 1 for _, headers, _ in early)
+            assert server.post("/score", b"{", Content_Type="application/json")[0] == 429, "before the body is read"
         statuses = sorted(answer.result()[0] for answer in answers)
     assert statuses == [200] * 8 + [429] * 16
 
