@@ -16,9 +16,8 @@ from typing import Any
 
 from dgiqa.forward import Stages
 from dgiqa.image.sources import Source, name_of
-from dgiqa.pipeline import Task, checked_workers, schedule
-from dgiqa.score import Score
-from dgiqa.work import Work
+from dgiqa.pipeline import ImageTask, checked_workers, schedule
+from dgiqa.score import Failure, Score
 
 _CLOSED = "the scorer was closed; make another one"
 
@@ -94,39 +93,30 @@ class Inbox:
                 return None
             self._last = asked is None
             if asked is not None and asked.future.set_running_or_notify_cancel():
-                asked.stages = stages
-                return asked
+                try:
+                    asked.stages = stages.tiled(asked.tiling)
+                except ValueError as error:  # its own, and no end of the pass
+                    asked.future.set_exception(error)
+                else:
+                    return asked
         return None
 
 
-class _Asked(Task[None]):
+class _Asked(ImageTask):
     """One image, and the future of its score."""
 
-    stages: Stages
-
     def __init__(self, source: Any, name: str, tiling: str | None) -> None:
-        self.source, self.name, self.tiling = source, name, tiling
+        self.item, self.tiling, self.keep = (name, source), tiling, True
         self.future: Future[Score] = Future()
 
-    def prepare(self, stop: threading.Event) -> Work:
-        source, self.source = self.source, None  # released as soon as it has a working image
-        return self.stages.tiled(self.tiling).prepare(source, self.name, stop=stop, look=True)
-
-    def arrange(self) -> None:
-        error = self.prepared.exception()
-        if error is not None:
-            self.fail(error)
-        else:
-            self.works = (self.prepared.result(),)
-
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: Exception) -> None:
         self.works = ()
         self.future.set_exception(error)
 
-    def finish(self) -> None:
-        if self.future.done():  # it failed
-            return
-        try:
-            self.future.set_result(self.stages.finish(self.prepared.result()))
-        except Exception as error:
-            self.future.set_exception(error)
+    def finish(self) -> Score | Failure:
+        found = super().finish()
+        if isinstance(found, Score):
+            self.future.set_result(found)
+        elif not self.future.done():  # by `fail`
+            self.future.set_exception(found.exception)
+        return found

@@ -149,7 +149,7 @@ def score_many(
     def results() -> Iterator[Score | Failure]:
         opened = stages if isinstance(stages, Stages) else stages()
         broken: list[Exception] = []
-        images = (_Image(opened, item, on_error == "raise") for item in _until_error(sources, broken))
+        images = (ImageTask(opened, item, on_error == "raise") for item in _until_error(sources, broken))
         found = schedule(opened.networks, lambda _: next(images, None), batch=batch, workers=workers)
         with closing(found):
             for result in found:
@@ -162,8 +162,8 @@ def score_many(
     return results()
 
 
-class _Image(Task["Score | Failure"]):
-    """One image of `score_many`. keep: whether a failure keeps its exception, to be raised."""
+class ImageTask(Task["Score | Failure"]):
+    """One image of `score_many` or of an inbox. keep: whether a failure keeps its exception, to be raised."""
 
     def __init__(self, stages: Stages, item: Source | tuple[str, Source] | Input | Failure, keep: bool) -> None:
         self.stages, self.item, self.keep = stages, item, keep

@@ -139,6 +139,9 @@ def test_one_bad_image_is_its_own_error_and_the_others_go_on(scorer: Scorer) -> 
     assert isinstance(gone, ImageError)
     with pytest.raises(ValueError, match="official"):
         asyncio.run(scorer.ascore(pictures(1)[0], tiling="none"))
+    with pytest.raises(ValueError, match="tiling"):
+        scorer.inbox.submit(pictures(1)[0], tiling="none").result(PATIENCE_S)
+    assert scorer.inbox.submit(pictures(1)[0]).result(PATIENCE_S).tiles
 
 
 def test_a_batch_that_fails_is_the_error_of_its_images_and_not_of_the_next(
