@@ -132,6 +132,7 @@ def without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     for name in ("precision", "quantize"):
         monkeypatch.delitem(sys.modules, f"dgiqa.builder.{name}", raising=False)
+        monkeypatch.delattr(f"dgiqa.builder.{name}", raising=False)  # what the package keeps of what was imported
 
 
 @pytest.fixture(scope="session")

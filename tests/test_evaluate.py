@@ -18,7 +18,7 @@ pytest.importorskip("matplotlib")
 
 from dgiqa.errors import DgiqaError
 from dgiqa.image import decode
-from dgiqa.nn import evaluate, plots, predict, train
+from dgiqa.nn import datasets, evaluate, plots, predict, train
 from dgiqa.nn.checkpoints import load_dgiqa
 from dgiqa.nn.datasets import DepthNetwork, IQADataset, load_dataset
 from dgiqa.preprocess import cut_tiles, grid_windows, working_image
@@ -84,7 +84,7 @@ def test_each_seed_is_scored_on_its_test_part_only(dataset):
     """A predictor that is wrong on one reference is wrong exactly in the seeds that test it."""
     wrong = {r.path for r in dataset.records if r.reference == "r0"}
     result = evaluate.evaluate(lambda paths: [(-1 if p in wrong else 1) * brightness([p])[0] for p in paths], dataset)
-    tested = [any(r.reference == "r0" for r in evaluate.random_split(dataset, seed)[1].records) for seed in range(10)]
+    tested = [any(r.reference == "r0" for r in datasets.random_split(dataset, seed)[1].records) for seed in range(10)]
     assert [row["srocc"] < 0 for row in result.rows] == tested
     assert 0 < sum(tested) < 10
 
@@ -190,7 +190,7 @@ def test_a_bundle_scores_and_gives_the_depth_that_inference_sees(dataset, tiny_b
 
     rgb = decode(dataset.records[0].path.read_bytes())
     raw = open_session(tiny_bundle.file("depth.onnx")).run({"image": depth_input(rgb, tiny_bundle.preprocess)})
-    network = evaluate.bundle_depth(str(tiny_bundle.path))
+    network = datasets.bundle_depth(str(tiny_bundle.path))
     assert np.array_equal(network.depth(rgb), stretched(raw["depth"], *rgb.shape[:2]))
     with Scorer(tiny_bundle) as scorer:
         wanted = [scorer.score(record.path).value for record in dataset.records]
@@ -311,8 +311,7 @@ def test_without_bridges_both_halves_have_maps_of_one_width():
 def test_the_commands_train_evaluate_and_draw(dataset, tmp_path, monkeypatch, capsys):
     """End to end on a dozen pictures: what each command leaves behind."""
     torch.set_num_threads(1)
-    for module in (train, evaluate):
-        monkeypatch.setattr(module, "bundle_depth", lambda name: GREEN)
+    monkeypatch.setattr(datasets, "bundle_depth", lambda name: GREEN)
     data = ["--dataset", "csv", "--root", str(tmp_path / "data"), "--depth-cache", str(tmp_path / "cache")]
     short = ["--network", "small", "--epochs", "1", "--batch", "4", "--crop", "96", "--device", "cpu"]
     out = tmp_path / "trained"

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import nn
 
 from dgiqa.errors import DgiqaError, WeightsError
+from dgiqa.nn import datasets
 from dgiqa.nn import train as training
 from dgiqa.nn.checkpoints import load_weights
 from dgiqa.nn.datasets import DepthNetwork, Sample, Samples, load_csv, plain
@@ -182,7 +183,7 @@ def test_the_command_trains_and_validates_beside_references_and_without_depth(
     lines.append("1.png,1,a,test")
     (tmp_path / "labels.csv").write_text("image,score,reference,split\n" + "\n".join(lines) + "\n")
     network = DepthNetwork("green", lambda rgb: np.ascontiguousarray(rgb[..., 1]), Preprocess(short_side=224))
-    monkeypatch.setattr(training, "bundle_depth", lambda name: network)
+    monkeypatch.setattr(datasets, "bundle_depth", lambda name: network)
     torch.manual_seed(0)
     model = DGIQA(SIZES) if start == "DGIQA" else GlintIQA(dataclasses.replace(GLINT, image_size=224))
     save_weights(model, tmp_path / "start.safetensors")

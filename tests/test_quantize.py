@@ -872,7 +872,7 @@ def test_wrong_arguments_name_the_choices(tiny_bundle: Bundle, tmp_path: Path) -
 def test_files_for_cpus_have_narrow_weights_and_those_for_gpus_all_levels(
     bad_layer_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rest: str
 ) -> None:
-    monkeypatch.setattr(quantize_module, "layers_with_kernels", lambda model, _: list(weighted_layers(model)))
+    monkeypatch.setattr(quantize_module.graphs, "layers_with_kernels", lambda model, _: list(weighted_layers(model)))
     made = quantize_bundle(bad_layer_bundle, "int8", tmp_path / "out", rest=rest, budget=np.inf)
     for path in made.files.values():
         tensors = [i for i in load_model(path).graph.initializer if i.data_type == INT8 and len(i.dims) >= 2]

@@ -19,22 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from dgiqa import spec
+from dgiqa.builder import precision as graphs
 from dgiqa.builder.calibrate import Probe, make_probe, measure, photographs, probe_photographs
-from dgiqa.builder.precision import (
-    CPU_WEIGHT_LEVELS,
-    LEVELS,
-    layer_types,
-    layers_with_kernels,
-    like_half,
-    load_model,
-    mostly,
-    residual_inputs,
-    store_half,
-    to_fp8,
-    to_half,
-    to_int8,
-    weighted_layers,
-)
 from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.errors import ParityError
 from dgiqa.parity import BUDGETS
@@ -137,30 +123,30 @@ def quantize_bundle(
         if got not in wanted:
             raise ValueError(f"{name} is {got!r}; choose one of: {', '.join(wanted)}")
     names = [network.file for network in bundle.networks]
-    models = {file: load_model(bundle.file(file)) for file in names}
+    models = {file: graphs.load_model(bundle.file(file)) for file in names}
     pictures, described = photographs(bundle, calibration, progress)
     fp32 = {file: OrtSession(bundle.file(file)) for file in names}
     tried = probe_photographs(bundle, pictures)
     probe = make_probe(tried, fp32, bundle.preprocess, bundle.meaning.mapped, bundle.full_reference)
     if precision == "fp16":
         parts, room = _layers_and_operator_types(models), dict.fromkeys(names, 0)
-        convert, write = (_to_half_of(models, change) for change in (like_half, to_half))
+        convert, write = (_to_half_of(models, change) for change in (graphs.like_half, graphs.to_half))
     else:
         progress(f"calibrating on {described}")
         inputs = {file: _quantised_tensors(model) for file, model in models.items()}
         largest = measure(pictures(), models, inputs, bundle.preprocess, progress)
         parts = _layers(models, precision if rest == "fp16" else None)
         # Search with CPU_WEIGHT_LEVELS for GPUs, too: this CPU would otherwise clip sums and so blame the layers.
-        levels = (CPU_WEIGHT_LEVELS, CPU_WEIGHT_LEVELS if rest == "fp32" else LEVELS)
+        levels = (graphs.CPU_WEIGHT_LEVELS, graphs.CPU_WEIGHT_LEVELS if rest == "fp32" else graphs.LEVELS)
         convert, write = (_to_eight_bits_of(models, largest, precision, rest, n) for n in levels)
         room = _room(models, parts, convert)
     groups, worst = _search(parts, convert, probe, target=SEARCH_SHARE * budget, room=room, progress=progress)
     made = {file: write(file, _changed_nodes(parts, file)) for file in names}
     if precision in spec.EIGHT_BITS and rest == "fp16":
-        made = {file: to_half(model) for file, model in made.items()}
+        made = {file: graphs.to_half(model) for file, model in made.items()}
     # Constants of parts that stay fp32 for accuracy must not be rounded here. int8's own steps are far larger.
     islands = [part.nodes for part in parts if part.left_out and precision == "fp16"]
-    made = {file: store_half(model, frozenset().union(*islands)) for file, model in made.items()}
+    made = {file: graphs.store_half(model, frozenset().union(*islands)) for file, model in made.items()}
     with scratch_in(Path(out), "quantize") as folder:
         for file, model in made.items():
             (folder / file).write_bytes(model.SerializeToString())
@@ -276,7 +262,7 @@ def _room(models: Models, parts: Sequence[Part], convert: Convert) -> dict[str, 
     """The bytes that each file may still grow by once all its parts are changed."""
     room = {}
     for file, model in models.items():
-        smallest = store_half(convert(file, _changed_nodes(parts, file))).ByteSize()
+        smallest = graphs.store_half(convert(file, _changed_nodes(parts, file))).ByteSize()
         room[file] = int(MAX_INT8_SIZE * model.ByteSize()) - smallest
     return room
 
@@ -288,8 +274,8 @@ def _layers(models: Models, on_gpu: str | None) -> list[Part]:
     """Each layer with weights; a weight left out takes two bytes, not one. on_gpu: only layers with kernels for it."""
     parts = []
     for file, model in models.items():
-        layers = weighted_layers(model)
-        chosen = layers_with_kernels(model, on_gpu) if on_gpu else layers
+        layers = graphs.weighted_layers(model)
+        chosen = graphs.layers_with_kernels(model, on_gpu) if on_gpu else layers
         parts += [Part(file, name, frozenset((name,)), layers[name]) for name in chosen]
     return parts
 
@@ -298,7 +284,7 @@ def _layers_and_operator_types(models: Models) -> list[Part]:
     """Each layer with weights, and all nodes of each other operator type."""
     kinds: dict[tuple[str, str], set[str]] = {}
     for file, model in models.items():
-        layers = weighted_layers(model)
+        layers = graphs.weighted_layers(model)
         for node in model.graph.node:
             kind = node.name if node.name in layers else node.op_type
             kinds.setdefault((file, kind), set()).add(node.name)
@@ -307,7 +293,7 @@ def _layers_and_operator_types(models: Models) -> list[Part]:
 
 def _quantised_tensors(model: Any) -> list[str]:
     """Tensors to quantise in addition to weights: inputs of layers with weights, and tensors added to their results."""
-    layers, shortcuts = weighted_layers(model), dict(residual_inputs(model).values())
+    layers, shortcuts = graphs.weighted_layers(model), dict(graphs.residual_inputs(model).values())
     inputs = [node.input[0] for node in model.graph.node if node.name in layers]
     return list(dict.fromkeys(inputs + [n.input[shortcuts[n.name]] for n in model.graph.node if n.name in shortcuts]))
 
@@ -316,8 +302,8 @@ def _to_eight_bits_of(
     models: Models, largest: Mapping[str, Mapping[str, float]], precision: str, rest: str, weight_levels: int
 ) -> Convert:
     if precision == "fp8":
-        return lambda file, layers: to_fp8(models[file], largest[file], layers)
-    return lambda file, layers: to_int8(
+        return lambda file, layers: graphs.to_fp8(models[file], largest[file], layers)
+    return lambda file, layers: graphs.to_int8(
         models[file], largest[file], layers, weight_levels=weight_levels, residuals=rest == "fp16"
     )
 
@@ -346,8 +332,8 @@ def _report(
     files = {}
     for file in names:
         size, full = (folder / file).stat().st_size, bundle.file(file).stat().st_size
-        layers = layer_types(folder / file)
-        if not mostly(precision, layers):
+        layers = graphs.layer_types(folder / file)
+        if not graphs.mostly(precision, layers):
             found = f"of {layers.total()} layers of {file} only {layers[precision]} can be {precision}"
             share = "a third" if precision == "fp8" else "half"
             raise ParityError(f"{found} within {budget:g} of score, wanted {share} or more; {fix}")

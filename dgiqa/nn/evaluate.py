@@ -31,33 +31,12 @@ from numpy.typing import NDArray
 from dgiqa.dtypes import Float64
 from dgiqa.errors import DgiqaError
 from dgiqa.metrics import histogram_overlap, overlap, srocc
-from dgiqa.nn import plots
+from dgiqa.nn import datasets, plots, train
 from dgiqa.nn.checkpoints import load_dgiqa
 from dgiqa.nn.commands import exit_code, watched
-from dgiqa.nn.datasets import (
-    IQADataset,
-    Samples,
-    bundle_depth,
-    fill_depth_cache,
-    load_csv,
-    load_dataset,
-    official_split,
-    random_split,
-    with_depth,
-)
+from dgiqa.nn.datasets import IQADataset, Samples
 from dgiqa.nn.predict import METRICS, TEST_TILING, Predict, model_predictor, scores_of
-from dgiqa.nn.train import (
-    ABLATIONS,
-    TrainConfig,
-    add_config_options,
-    add_data_options,
-    add_network_options,
-    chosen_dataset,
-    config_from,
-    device_of,
-    first_network,
-    train,
-)
+from dgiqa.nn.train import ABLATIONS, TrainConfig
 from dgiqa.score import Failure, Score
 from dgiqa.sources.inputs import IMAGE_SUFFIXES
 from dgiqa.store import replacing
@@ -153,9 +132,9 @@ def evaluate(predictor: Any, dataset: IQADataset, seeds: Iterable[int] = range(1
 def _parts(dataset: IQADataset, seed: int, official: bool) -> tuple[IQADataset, IQADataset]:
     """Training and test part, by the seed or as published."""
     if official:
-        training, _, test = official_split(dataset)
+        training, _, test = datasets.official_split(dataset)
         return training, test
-    return random_split(dataset, seed)
+    return datasets.random_split(dataset, seed)
 
 
 def _line(
@@ -304,7 +283,7 @@ def _parser() -> argparse.ArgumentParser:
     crops.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="numbers of crops; default: %(default)s")
     consistency.add_argument("--lambdas", type=float, nargs="+", default=[0, 0.1, 0.25, 0.5, 1, 2], help="weights")
     for command in (test, cross, tsne, crops):
-        add_data_options(command)
+        train.add_data_options(command)
     for command in (test, protocol, consistency):
         command.add_argument("--seeds", type=int, default=10, help="number of 80:20 splits; default: %(default)s")
         command.add_argument("--split", default="random", choices=("random", "official"), help=SPLIT_HELP)
@@ -313,9 +292,9 @@ def _parser() -> argparse.ArgumentParser:
     cross.add_argument("--source", required=True, help="the dataset that the weights were trained on")
     cross.add_argument("--without", choices=ABLATIONS, help="the part that the weights' network lacks")
     for command in (protocol, consistency):
-        add_data_options(command)
-        add_network_options(command)
-        add_config_options(command)
+        train.add_data_options(command)
+        train.add_network_options(command)
+        train.add_config_options(command)
     density.add_argument("--set", choices=tuple(NATURAL), help="a public set, in --root")
     density.add_argument("--root", type=Path, help="its folder")
     density.add_argument("--good", type=Path, help="instead: a folder of good pictures")
@@ -326,23 +305,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _test(options: argparse.Namespace) -> None:
-    dataset = chosen_dataset(options)
+    dataset = train.chosen_dataset(options)
     official = options.split == "official"
     _report([evaluate(_chosen(options), dataset, range(options.seeds), official)], options.out)
 
 
 def _cross(options: argparse.Namespace) -> None:
-    dataset = chosen_dataset(options)
+    dataset = train.chosen_dataset(options)
     _report([evaluate_cross(_chosen(options), dataset, options.source, options.without)], options.out)
 
 
 def _protocol(options: argparse.Namespace) -> None:
-    _report([_trained(options, config_from(options), options.out)], options.out)
+    _report([_trained(options, train.config_from(options), options.out)], options.out)
 
 
 def _consistency(options: argparse.Namespace) -> None:
     """Run the protocol once for each weight of the loss, each in its own folder."""
-    config = config_from(options)
+    config = train.config_from(options)
     rows = []
     for weight in options.lambdas:
         changed = dataclasses.replace(config, consistency=weight)
@@ -352,19 +331,19 @@ def _consistency(options: argparse.Namespace) -> None:
 
 def _trained(options: argparse.Namespace, config: TrainConfig, out: Path) -> Result:
     """Train and test for each seed; each seed has its folder, so a killed run goes on where it was."""
-    dataset = chosen_dataset(options)
-    network = bundle_depth(options.depth)
-    fill_depth_cache(dataset.records, network, options.depth_cache)
+    dataset = train.chosen_dataset(options)
+    network = datasets.bundle_depth(options.depth)
+    datasets.fill_depth_cache(dataset.records, network, options.depth_cache)
     official = options.split == "official"
 
     def fit(training: IQADataset, seed: int) -> Predict:
         print(f"seed {seed} of {options.seeds}: {len(training.records)} pictures", file=sys.stderr, flush=True)
         torch.manual_seed(config.seed + seed)
-        model = first_network(options)
-        read = functools.partial(with_depth, network=network, cache_dir=options.depth_cache)
+        model = train.first_network(options)
+        read = functools.partial(datasets.with_depth, network=network, cache_dir=options.depth_cache)
         # With the published parts, the seeds' trainings differ only in batches and crops.
         seeded = dataclasses.replace(config, seed=config.seed + seed) if official else config
-        weights = train(model, Samples(training.records, read), seeded, out / f"seed{seed}")
+        weights = train.train(model, Samples(training.records, read), seeded, out / f"seed{seed}")
         trained = load_dgiqa(weights).to(next(model.parameters()).device)
         return model_predictor(trained, network, options.depth_cache, options.tiling)
 
@@ -375,17 +354,19 @@ def _tsne(options: argparse.Namespace) -> None:
     from dgiqa.scorer import Scorer
 
     scale = {"worst": options.worst, "best": options.best}  # tables are on one scale, if one is given
-    others = [load_csv(Path(r), **scale) if n == "csv" else load_dataset(n, Path(r)) for n, r in options.also]
-    datasets = [chosen_dataset(options), *others]
+    loaded = [train.chosen_dataset(options)]
+    for name, root in options.also:
+        is_table = name == "csv"
+        loaded.append(datasets.load_csv(Path(root), **scale) if is_table else datasets.load_dataset(name, Path(root)))
     with Scorer(options.bundle, features=True) as scorer:
-        features = [[score.features for score in _scores(scorer, _paths(dataset))] for dataset in datasets]
+        features = [[score.features for score in _scores(scorer, _paths(dataset))] for dataset in loaded]
     known = [each for rows in features for each in rows if each is not None]
     if len(known) < sum(map(len, features)):
         raise DgiqaError(f"{options.bundle} gives no features, and t-SNE needs some; import its weights again")
     places = plots.embedded(np.stack(known))
-    names = [f"{number}: {dataset.name}" for number, dataset in enumerate(datasets, 1)]
+    names = [f"{number}: {dataset.name}" for number, dataset in enumerate(loaded, 1)]
     ends = np.cumsum([len(rows) for rows in features])[:-1]
-    sets = list(zip(names, np.split(places, ends), [dataset.scores for dataset in datasets], strict=True))
+    sets = list(zip(names, np.split(places, ends), [dataset.scores for dataset in loaded], strict=True))
     points = [(name, *place, score) for name, found, scores in sets for place, score in zip(found, scores, strict=True)]
     _write_csv(options.out / "tsne.csv", [("set", "x", "y", "score"), *points])
     plots.draw_embedding(sets, options.out / "tsne.png")
@@ -404,7 +385,7 @@ def _crops(options: argparse.Namespace) -> None:
     """Score every picture once with the most crops, from which smaller numbers are drawn, and once with the grid."""
     from dgiqa.scorer import Scorer
 
-    dataset = chosen_dataset(options)
+    dataset = train.chosen_dataset(options)
     with Scorer(options.bundle, tiling=f"official:{max(options.counts)}") as scorer:
         tiles = np.stack([score.tile_scores for score in _scores(scorer, _paths(dataset))])
     draws = np.random.default_rng(0)
@@ -472,8 +453,8 @@ def _report(results: Sequence[Result], out: Path) -> None:
 
 def _chosen(options: argparse.Namespace) -> Any:
     if options.weights:
-        model = load_dgiqa(options.weights).to(device_of(options.device))
-        return model_predictor(model, bundle_depth(options.depth), options.depth_cache, options.tiling)
+        model = load_dgiqa(options.weights).to(train.device_of(options.device))
+        return model_predictor(model, datasets.bundle_depth(options.depth), options.depth_cache, options.tiling)
     from dgiqa.scorer import Scorer
 
     return Scorer(options.bundle, tiling=options.tiling)

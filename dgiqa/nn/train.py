@@ -35,24 +35,11 @@ from torch import Tensor, nn
 from dgiqa.dtypes import Float32
 from dgiqa.errors import DgiqaError, WeightsError
 from dgiqa.full_reference import DIFFERENCES
+from dgiqa.nn import datasets
 from dgiqa.nn.backbones import load_lite
 from dgiqa.nn.checkpoints import load_dgiqa, load_weights
 from dgiqa.nn.commands import PROGRESS_SECONDS, exit_code
-from dgiqa.nn.datasets import (
-    LOADERS,
-    IQADataset,
-    Record,
-    Sample,
-    Samples,
-    bundle_depth,
-    fill_depth_cache,
-    load_csv,
-    load_dataset,
-    official_split,
-    plain,
-    random_split,
-    with_depth,
-)
+from dgiqa.nn.datasets import IQADataset, Record, Sample, Samples
 from dgiqa.nn.network import DGIQA, FULL, SMALL
 from dgiqa.nn.predict import TILE_BATCH, predictor, scores_of
 from dgiqa.nn.systems import SYSTEMS, takes
@@ -638,7 +625,7 @@ def config_from(arguments: argparse.Namespace) -> TrainConfig:
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Add options for the pictures, the depth network and the folder of depth images."""
-    parser.add_argument("--dataset", required=True, help=f"one of {', '.join(LOADERS)}")
+    parser.add_argument("--dataset", required=True, help=f"one of {', '.join(datasets.LOADERS)}")
     parser.add_argument("--root", required=True, type=Path, help="the dataset's folder (or, for csv, the CSV file)")
     parser.add_argument("--worst", type=float, help="csv: the score that becomes 0; default: the file's smallest")
     parser.add_argument("--best", type=float, help="csv: the score that becomes 1; below --worst when lower is better")
@@ -650,10 +637,10 @@ def chosen_dataset(options: argparse.Namespace) -> IQADataset:
     """The dataset that the options of `add_data_options` ask for."""
     scale = {end: value for end in ("worst", "best") if (value := getattr(options, end)) is not None}
     if not scale:
-        return load_dataset(options.dataset, options.root)
+        return datasets.load_dataset(options.dataset, options.root)
     if options.dataset.lower() != "csv":
         raise ValueError(f"--{' and --'.join(scale)} given for {options.dataset}, whose scale is known; leave them out")
-    return load_csv(options.root, **scale)
+    return datasets.load_csv(options.root, **scale)
 
 
 def add_network_options(parser: argparse.ArgumentParser, networks: Sequence[str] = ("full", "small")) -> None:
@@ -731,12 +718,12 @@ def _parts(dataset: IQADataset, split: str, seed: int, validate: bool) -> tuple[
     """The part to train on, and the part held back for validation: the official one, if there is one."""
     held_back = None
     if split == "official":
-        dataset, held_back, _ = official_split(dataset)
+        dataset, held_back, _ = datasets.official_split(dataset)
     elif split == "random":
-        dataset = random_split(dataset, seed)[0]
+        dataset = datasets.random_split(dataset, seed)[0]
     if not validate:
         return dataset, None
-    return (dataset, held_back) if held_back and held_back.records else random_split(dataset, seed, 0.9)
+    return (dataset, held_back) if held_back and held_back.records else datasets.random_split(dataset, seed, 0.9)
 
 
 def _train_on_dataset(options: argparse.Namespace) -> None:
@@ -771,13 +758,13 @@ def _with_depth(options: argparse.Namespace, dataset: IQADataset) -> Task | None
 
     references = reference_files(dataset, options.root) if options.full_reference else {}
     originals = [Record(name, path, 1.0) for name, path in references.items()]
-    depth = bundle_depth(options.depth)
-    fill_depth_cache((*dataset.records, *originals), depth, options.depth_cache)
+    depth = datasets.bundle_depth(options.depth)
+    datasets.fill_depth_cache((*dataset.records, *originals), depth, options.depth_cache)
     if options.depth_only:
         return None
     cached: dict[str, Any] = {"network": depth, "cache_dir": options.depth_cache}
     if not options.full_reference:
-        read = functools.partial(with_depth, **cached)
+        read = functools.partial(datasets.with_depth, **cached)
         return first_network(options), read, predictor(read, Preprocess(), batch=TILE_BATCH)
     pairs = functools.partial(beside, references=references, **cached)
     start = load_weights(options.weights) if options.weights else first_network(options)
@@ -793,7 +780,7 @@ def _without_depth(options: argparse.Namespace, dataset: IQADataset) -> Task:
         raise ValueError(f"{SYSTEMS[options.network].title} {said}")
     model: Any = first_network(options)
     worst, best = ends = dataset.worst, dataset.best
-    read = functools.partial(plain, ends=ends, p=model.preprocess)
+    read = functools.partial(datasets.plain, ends=ends, p=model.preprocess)
     predict = predictor(read, model.preprocess, PLAIN_TILING)
     return model, read, lambda model, records: (predict(model, records) - worst) / (best - worst)
 
