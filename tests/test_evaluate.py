@@ -307,6 +307,15 @@ def test_without_bridges_both_halves_have_maps_of_one_width():
     assert all(name.startswith("tcb") for name in rest[0] - rest[1])
 
 
+def test_pictures_that_are_held_back_get_their_depth_with_the_rest(dataset, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(train, "_with_depth", lambda options, whole: seen.append({r.name for r in whole.records}))
+    data = ["--dataset", "csv", "--root", str(tmp_path / "data"), "--depth-cache", str(tmp_path / "cache")]
+    for more in ([], ["--validate"]):
+        assert train.main([*data, "--out", str(tmp_path / "trained"), *more]) == 0
+    assert seen[0] == seen[1] < {record.name for record in dataset.records}
+
+
 @pytest.mark.slow
 def test_the_commands_train_evaluate_and_draw(dataset, tmp_path, monkeypatch, capsys):
     """End to end on a dozen pictures: what each command leaves behind."""
