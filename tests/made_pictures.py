@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from typing import Any
 
@@ -16,8 +17,14 @@ def encode(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
     return file.getvalue()
 
 
+@functools.cache
+def pixels(name: str) -> np.ndarray:
+    """Reading the package's file takes as long as most tests."""
+    return np.asarray(getattr(data, name)())
+
+
 def photo(name: str = "astronaut") -> Image.Image:
-    return Image.fromarray(getattr(data, name)())
+    return Image.fromarray(pixels(name))
 
 
 def pattern(height: int, width: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import cv2
+import made_pictures
 import numpy as np
 import pytest
 from made_pictures import encode
@@ -33,7 +34,7 @@ AVIF = pytest.param("AVIF", marks=pytest.mark.skipif(not features.check("avif"),
 
 
 def photo(size: tuple[int, int] = (288, 192)) -> Image.Image:
-    return Image.fromarray(data.astronaut()).crop((0, 0, *size))
+    return made_pictures.photo().crop((0, 0, *size))
 
 
 # ---- JPEG
