@@ -25,7 +25,7 @@ import numpy as np
 import untrained
 from numpy.typing import NDArray
 from subjects import Served, Subject, SubjectError, main_or_subject, own_command
-from timer import in_turn, parsed, parser
+from timer import in_turn, parsed, parser, show
 
 from dgiqa import forward, preprocess, spec
 from dgiqa.bundle import Bundle
@@ -83,8 +83,6 @@ def measured(start: Callable[[], Mapping[str, Subject]], feeds: Feeds, options: 
         pairs, before = 3 if options.quick else 40, (time.monotonic(), _waited_s())
         results, _ = in_turn(asks, pairs=pairs, threads=usable_cores(), seconds=options.seconds, facts=facts)
     waited = (_waited_s() - before[1]) / (time.monotonic() - before[0])
-    for result in results:
-        print(f"  {result}", flush=True)
     if waited > QUIET:
         busy = f"threads waited for a core {waited:.0%} of the time; measure again with --fresh"
         print(f"  the machine was busy: {busy}", file=sys.stderr, flush=True)
@@ -197,8 +195,8 @@ def main() -> None:
         with ExitStack() as stack:
             subjects = cache(partial(_started, stack, bundle, NETWORKS[network], options))  # once something is measured
             for case, feeds in cases(size, network, options.batches, bundle.preprocess):
-                print(case, flush=True)
-                options.ledger.case(case, partial(measured, subjects, feeds, options))
+                line = options.ledger.case(case, partial(measured, subjects, feeds, options))
+                show(str(case), {"rows": line["results"]})
 
 
 def _started(stack: ExitStack, bundle: Bundle, file: str, options: Namespace) -> dict[str, Subject]:

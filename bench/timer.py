@@ -58,10 +58,6 @@ class Result:
         threads = {} if self.threads is None else {"threads": self.threads}
         return plain | against | {"clock": self.clock} | threads | self.facts
 
-    def __str__(self) -> str:
-        against = "" if self.name == self.baseline else f"  {self.ratio.median:6.2f}x {self.baseline}"
-        return f"{self.name:32} {self.ms.median:10.3f} ms  [{self.ms.p10:.3f}, {self.ms.p90:.3f}]{against}"
-
 
 def compare(
     calls: Mapping[str, Call],

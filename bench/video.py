@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -31,9 +32,9 @@ from timer import parsed, parser
 from dgiqa import Scorer, forward, preprocess, spec
 from dgiqa.forward import Networks
 from dgiqa.machine import usable_cores
-from dgiqa.timing import interleaved, ratios
+from dgiqa.timing import Call, interleaved, ratios
 from dgiqa.video import Summary, VideoRun
-from dgiqa.video.frames import Video
+from dgiqa.video.frames import Frame, Video
 from dgiqa.video.reuse import Reuse
 from dgiqa.video.sampling import Sampling
 
@@ -82,38 +83,31 @@ def overhead_at(path: Path, width: int, height: int, rounds: int = 5) -> dict[st
     write(path, still(photograph("coffee", width, height), 8 * RATE, 1.0))
     sampling = Sampling(every=0.2)  # 40 frames: filling and draining the pipeline once are a small part
     with Scorer("small") as scorer:
-        with Video(path) as video:
-            inputs = [network_inputs(scorer, f.rgb) for f in video.frames(sampling) if f.rgb is not None]
-
+        frames = partial(frames_of, path, sampling)
+        inputs = [network_inputs(scorer, frame.rgb) for frame in frames() if frame.rgb is not None]
         alone = forward.open_stages(scorer.bundle, threads=usable_cores()).networks
-
-        def bare() -> None:
-            with Video(path) as video:
-                for _ in video.frames(sampling):
-                    pass
-            for frame in inputs:
-                networks_alone(alone, frame)
 
         def side() -> None:
             together = scorer.stages.networks
-            with Video(path) as video, ThreadPoolExecutor(together.parallel) as pool:
-                for _ in pool.map(partial(networks_alone, together), inputs):
-                    pass
-                for _ in video.frames(sampling):
-                    pass
-
-        def loop() -> None:
-            with Video(path) as video:
-                for frame in video.frames(sampling):
-                    scorer.score(frame.rgb)  # type: ignore[arg-type]
+            with ThreadPoolExecutor(together.parallel) as pool:
+                list(pool.map(partial(networks_alone, together), inputs))
+            deque(frames(), 0)
 
         def ours() -> None:
             assert len(list(VideoRun(scorer.stages, [path], sampling).rows())) == len(inputs)
 
-        calls = {"bare": bare, "side": side, "loop": loop, "ours": ours}
+        calls: dict[str, Call] = {
+            "bare": lambda: (deque(frames(), 0), [networks_alone(alone, frame) for frame in inputs]),
+            **{"side": side, "loop": lambda: [scorer.score(frame.rgb) for frame in frames()], "ours": ours},
+        }
         ms = interleaved(calls, pairs=rounds, warmup=1)
     per_frame = {f"{name}_ms_per_frame": median(times) / len(inputs) for name, times in ms.items()}
     return per_frame | {f"over_{name}": ratios(ms["ours"], ms[name]).median - 1 for name in ("bare", "side", "loop")}
+
+
+def frames_of(path: Path, sampling: Sampling) -> Iterator[Frame]:
+    with Video(path) as video:
+        yield from video.frames(sampling)
 
 
 def networks_alone(networks: Networks, inputs: tuple[dict[str, Any], dict[str, Any]]) -> None:
@@ -258,9 +252,7 @@ def repeated(source: Path, path: Path, times: int) -> Path:
 
 
 def main() -> None:
-    parts: dict[str, Callable[..., dict[str, Any]]] = {
-        each.__name__: each for each in (memory, overhead, reuse, localised)
-    }
+    parts: dict[str, Callable[..., Any]] = {each.__name__: each for each in (memory, overhead, reuse, localised)}
     made = parser(__doc__)
     made.add_argument("--only", nargs="+", choices=parts, default=[*parts], help="parts to measure")
     made.add_argument("--bundle", default="small", help="of the part `reuse`  [default: %(default)s]")
