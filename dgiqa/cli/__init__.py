@@ -8,7 +8,7 @@ import importlib
 import os
 import sys
 import threading
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -85,9 +85,7 @@ def _version(wanted: bool) -> None:
 
 @common.app.callback()
 def _root(
-    version: Annotated[
-        bool, option("--version -V", "Show the version and exit.", callback=_version, is_eager=True)
-    ] = False,
+    version: bool = option(False, "--version -V", "Show the version and exit.", callback=_version, is_eager=True),
 ) -> None:
     pass
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from dgiqa.cli import options
 from dgiqa.cli.common import EXIT_CODES, Backend, app, argument, option, print_json, say, show, stdout
@@ -15,17 +15,15 @@ COLUMNS = ("backend", "precision", "batch", "threads", "parallel", "ms per image
 
 @app.command(epilog=EXIT_CODES)
 def bench(  # noqa: PLR0917 - the command line's options
-    paths: Annotated[
-        list[str] | None, argument("IMAGE", "Images to measure with; at most 32.  [default: the model's own]")
-    ] = None,
+    paths: list[str] | None = argument(
+        None, "IMAGE", "Images to measure with; at most 32.  [default: the model's own]"
+    ),
     bundle: options.Bundle = "small",
-    backend: Annotated[Backend, option("", "Measure this one only.")] = "auto",
-    max_drift: Annotated[
-        float, option("X", "Recommend no setting whose scores differ from fp32 by more.", min=0.0)
-    ] = 0.02,
-    seconds: Annotated[float, option("S", "How long to measure; opening the networks adds to it.", min=0.1)] = 90.0,
+    backend: Backend = option("auto", "", "Measure this one only."),
+    max_drift: float = option(0.02, "X", "Recommend no setting whose scores differ from fp32 by more.", min=0.0),
+    seconds: float = option(90.0, "S", "How long to measure; opening the networks adds to it.", min=0.1),
     json_: options.Json = False,
-    quiet: Annotated[bool, option("--quiet -q", "No progress, only the result.")] = False,
+    quiet: bool = option(False, "--quiet -q", "No progress, only the result."),
 ) -> None:
     """Say how fast this machine scores images, and with which options it is fastest.
 

@@ -83,7 +83,7 @@ def _print_bundle(facts: dict[str, Any]) -> None:
 
 
 @models_app.command("path")
-def models_path(name: Annotated[str, argument("NAME|DIR", "A name of `models`, or a folder.")]) -> None:
+def models_path(name: str = argument(..., "NAME|DIR", "A name of `models`, or a folder.")) -> None:
     """Verify a model's files and print their folder."""
     from dgiqa.bundle import load_bundle
 
@@ -92,7 +92,7 @@ def models_path(name: Annotated[str, argument("NAME|DIR", "A name of `models`, o
 
 @app.command()
 def doctor(
-    bundle: Annotated[str, option("NAME|DIR", "The model to try.")] = "small",
+    bundle: str = option("small", "NAME|DIR", "The model to try."),
     json_: options.Json = False,
 ) -> None:
     """Say what works on this machine, and how to get the rest.
@@ -118,26 +118,25 @@ def doctor(
 
 DepthVersionOption = Annotated[
     Literal["v1", "v2"] | None,
-    option("--depth-version", "The version of the Depth Anything weights, if the file does not say."),
+    option(..., "--depth-version", "The version of the Depth Anything weights, if the file does not say."),
 ]
 
 
 @app.command()
 @options.joined(["backend", "precision", "build", "engine"])
 def verify(
-    bundle: Annotated[str, argument("BUNDLE", "A name of `models`, or a folder.")],
-    tolerance: Annotated[
-        float | None,
-        option("X", "Largest difference allowed.  [default: 0.0001 in fp32, 0.002 in fp16, else 0.02]", min=0.0),
-    ] = None,
+    bundle: str = argument(..., "BUNDLE", "A name of `models`, or a folder."),
+    tolerance: float | None = option(
+        None, "X", "Largest difference allowed.  [default: 0.0001 in fp32, 0.002 in fp16, else 0.02]", min=0.0
+    ),
     *,
     opening: dict[str, Any],
-    quality: Annotated[
-        Path | None, option("FILE", "The model's quality weights, to compare with PyTorch on this machine.")
-    ] = None,
-    depth: Annotated[Path | None, option("FILE", "The model's depth weights, with --quality.")] = None,
+    quality: Path | None = option(
+        None, "FILE", "The model's quality weights, to compare with PyTorch on this machine."
+    ),
+    depth: Path | None = option(None, "FILE", "The model's depth weights, with --quality."),
     depth_version: DepthVersionOption = None,
-    quick: Annotated[bool, option("--quick", "Golden images only, without distorting them.")] = False,
+    quick: bool = option(False, "--quick", "Golden images only, without distorting them."),
     json_: options.Json = False,
 ) -> None:
     """Compare this machine's scores with those of the model's networks in PyTorch.
@@ -201,24 +200,22 @@ def _swept(scorer: Scorer, torch: Reference | None, tolerance: float | None, qui
 @app.command("import-weights")
 def import_weights(
     *,
-    quality: Annotated[Path, option("FILE", "DGIQA or GlintIQA weights, .pth or .safetensors.")],
-    depth: Annotated[Path | None, option("FILE", "Depth Anything, or `small`'s network. GlintIQA has none.")] = None,
-    name: Annotated[str, option("NAME", "The model's name for --bundle.")],
+    quality: Path = option(..., "FILE", "DGIQA or GlintIQA weights, .pth or .safetensors."),
+    depth: Path | None = option(None, "FILE", "Depth Anything, or `small`'s network. GlintIQA has none."),
+    name: str = option(..., "NAME", "The model's name for --bundle."),
     out: options.Bundles = None,
-    title: Annotated[str | None, option("TEXT", "One line that describes it.")] = None,
-    scale: Annotated[
-        str | None, option("WORST:BEST", "GlintIQA: the worst and the best label it was trained on, such as 1:5.")
-    ] = None,
-    licence: Annotated[str | None, option("TEXT", "Licence of the quality weights.")] = None,
-    photos: Annotated[Path | None, option("DIR", "Photographs for the comparison.  [default: scikit-image's]")] = None,
-    attention: Annotated[
-        Literal["standard", "folded", "op"] | None,  # dgiqa.nn.deploy.ATTENTIONS
-        option(
-            "",
-            "How to export window attention: folded, with windows as heads, as TensorRT fuses it; standard; or "
-            "op, one operator for build --plugin.  [default: folded, where there are windows]",
-        ),
-    ] = None,
+    title: str | None = option(None, "TEXT", "One line that describes it."),
+    scale: str | None = option(
+        None, "WORST:BEST", "GlintIQA: the worst and the best label it was trained on, such as 1:5."
+    ),
+    licence: str | None = option(None, "TEXT", "Licence of the quality weights."),
+    photos: Path | None = option(None, "DIR", "Photographs for the comparison.  [default: scikit-image's]"),
+    attention: Literal["standard", "folded", "op"] | None = option(  # dgiqa.nn.deploy.ATTENTIONS
+        None,
+        "",
+        "How to export window attention: folded, with windows as heads, as TensorRT fuses it; standard; or "
+        "op, one operator for build --plugin.  [default: folded, where there are windows]",
+    ),
     depth_version: DepthVersionOption = None,
     overwrite: options.Overwrite = False,
 ) -> None:

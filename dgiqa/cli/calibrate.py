@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from dgiqa.cli import options
 from dgiqa.cli.common import app, argument, data_stream, option, print_json, say, stdout
@@ -20,30 +20,20 @@ CURVE_SUFFIXES = (".json", ".png")
 
 @app.command()
 def calibrate(  # noqa: PLR0917 - the command line's options
-    labels: Annotated[Path, argument("LABELS.csv", "Rows of image,score or image,good|bad (also 1|0, yes|no).")],
-    images: Annotated[Path | None, option("DIR", "Where the images are.  [default: the folder of LABELS]")] = None,
+    labels: Path = argument(..., "LABELS.csv", "Rows of image,score or image,good|bad (also 1|0, yes|no)."),
+    images: Path | None = option(None, "DIR", "Where the images are.  [default: the folder of LABELS]"),
     bundle: options.Bundle = "small",
-    name: Annotated[
-        str | None, option("NAME", "The new model's name for --bundle.  [default: the model's name + -own]")
-    ] = None,
+    name: str | None = option(None, "NAME", "The new model's name for --bundle.  [default: the model's name + -own]"),
     out: options.Bundles = None,
-    adapt: Annotated[
-        bool, option("--adapt", "Fit the network's last layer again, instead of only mapping its scores.")
-    ] = False,
-    precision: Annotated[
-        float | None, share("Threshold at which this share of the pictures that pass is good.", "P")
-    ] = None,
-    recall: Annotated[float | None, share("Threshold at which this share of the good pictures passes.", "R")] = None,
-    good: Annotated[
-        float | None, option("X", "The lowest label of a good picture.  [default: the middle of the scale]")
-    ] = None,
-    scale: Annotated[
-        tuple[float, float] | None, option("--range LOW HIGH", "The labels' scale.  [default: 0-1, 1-5, 0-10 or 0-100]")
-    ] = None,
-    lower_is_better: Annotated[bool, option("--lower-is-better", "The best pictures have the lowest labels.")] = False,
-    curve: Annotated[
-        Path | None, option("FILE", "Write precision and recall at every threshold to a .json or .png file.")
-    ] = None,
+    adapt: bool = option(False, "--adapt", "Fit the network's last layer again, instead of only mapping its scores."),
+    precision: float | None = share(None, "Threshold at which this share of the pictures that pass is good.", "P"),
+    recall: float | None = share(None, "Threshold at which this share of the good pictures passes.", "R"),
+    good: float | None = option(None, "X", "The lowest label of a good picture.  [default: the middle of the scale]"),
+    scale: tuple[float, float] | None = option(
+        None, "--range LOW HIGH", "The labels' scale.  [default: 0-1, 1-5, 0-10 or 0-100]"
+    ),
+    lower_is_better: bool = option(False, "--lower-is-better", "The best pictures have the lowest labels."),
+    curve: Path | None = option(None, "FILE", "Write precision and recall at every threshold to a .json or .png file."),
     backend: options.Backend = "auto",
     overwrite: options.Overwrite = False,
     json_: options.Json = False,

@@ -62,16 +62,16 @@ app = typer.Typer(
 )
 
 
-def option(shown: str, told: str, **limits: Any) -> Any:
-    """An option as --help shows it: "--output -o FILE", its names unless they are the parameter's, and its value."""
+def option(default: Any, shown: str, told: str, **limits: Any) -> Any:
+    """An option as --help shows it. shown: its names, unless they are the parameter's, and its value: "-o FILE"."""
     words = shown.split()
     names = [word for word in words if word.startswith("-")]
-    return typer.Option(*names, metavar=" ".join(words[len(names) :]) or None, help=told, **limits)
+    return typer.Option(default, *names, metavar=" ".join(words[len(names) :]) or None, help=told, **limits)
 
 
-def argument(shown: str, told: str) -> Any:
+def argument(default: Any, shown: str, told: str) -> Any:
     """An argument as --help shows it."""
-    return typer.Argument(metavar=shown or None, help=told)
+    return typer.Argument(default, metavar=shown or None, help=told)
 
 
 Backend = Literal["auto", "onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]

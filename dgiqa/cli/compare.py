@@ -6,7 +6,7 @@ import csv
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from dgiqa.cli import options
 from dgiqa.cli.common import EXIT_CODES, app, argument, fill, leave, say
@@ -22,17 +22,15 @@ Pair = tuple[str, str, str]  # picture, reference, and the pair's error or ""
 @app.command(epilog=EXIT_CODES)
 @options.joined(["bundle", "tiling", "backend", "precision", "build", "engine", "batch", "threads"])
 def compare(
-    picture: Annotated[str, argument("IMAGE", "A picture, a folder of pictures, or a CSV of pairs.")],
-    reference: Annotated[
-        str | None, argument("REFERENCE", "The original: a picture, or a folder with the same names.")
-    ] = None,
+    picture: str = argument(..., "IMAGE", "A picture, a folder of pictures, or a CSV of pairs."),
+    reference: str | None = argument(None, "REFERENCE", "The original: a picture, or a folder with the same names."),
     *,
     opening: dict[str, Any],
     output: options.Output = None,
     format_: options.Format = None,
     recursive: options.Recursive = False,
-    max_drop: Annotated[float | None, share("Exit with 4 if any picture loses more than X.")] = None,
-    fail_under: Annotated[float | None, share("Exit with 4 if full_reference is below X for any picture.")] = None,
+    max_drop: float | None = share(None, "Exit with 4 if any picture loses more than X."),
+    fail_under: float | None = share(None, "Exit with 4 if full_reference is below X for any picture."),
     quiet: options.Quiet = False,
 ) -> None:
     """Compare pictures with their references: both scores, and the quality lost.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -22,53 +22,41 @@ app.add_typer(cache_app, name="cache")
 
 @app.command(epilog=EXIT_CODES)
 def build(  # noqa: PLR0917 - the command line's options
-    fp32: Annotated[bool, option("--fp32", "Full precision.")] = False,
-    fp16: Annotated[bool, option("--fp16", "Half precision; the default.")] = False,
-    int8: Annotated[bool, option("--int8", "Eight-bit integers, calibrated on images.")] = False,
-    fp8: Annotated[
-        bool, option("--fp8", "Eight-bit floats, calibrated on images: TensorRT, from capability 8.9 on.")
-    ] = False,
-    bf16: Annotated[bool, option("--bf16", "OpenVINO on processors that have it.")] = False,
+    fp32: bool = option(False, "--fp32", "Full precision."),
+    fp16: bool = option(False, "--fp16", "Half precision; the default."),
+    int8: bool = option(False, "--int8", "Eight-bit integers, calibrated on images."),
+    fp8: bool = option(False, "--fp8", "Eight-bit floats, calibrated on images: TensorRT, from capability 8.9 on."),
+    bf16: bool = option(False, "--bf16", "OpenVINO on processors that have it."),
     bundle: options.Bundle = "small",
     backend: options.Backend = "auto",
-    calib: Annotated[
-        Path | None,
-        option(
-            "DIR",
-            "Calibrate int8 or fp8 on the images in this folder; 500 are enough.  [default: the model's]",
-            exists=True,
-            file_okay=False,
-        ),
-    ] = None,
-    batch: Annotated[
-        str, option("MIN,OPT,MAX", "TensorRT: tiles per run: the fewest, the usual number, the most.")
-    ] = "1,8,32",
-    depth: Annotated[
-        list[str] | None,
-        option("HxW", "TensorRT: another size of depth input to accept; repeatable.  [default: for 1:1, 4:3 and 16:9]"),
-    ] = None,
-    workspace: Annotated[float, option("GB", "TensorRT: scratch memory.", min=0.1, max=1024)] = 4.0,
-    timing_cache: Annotated[
-        Path | None, option("FILE", "TensorRT: a file of measured kernels, which is read and extended.", dir_okay=False)
-    ] = None,
-    plugin: Annotated[
-        list[Path] | None,
-        option("FILE", "TensorRT: a library that serves operators; repeatable.", exists=True, dir_okay=False),
-    ] = None,
+    calib: Path | None = option(
+        None,
+        "DIR",
+        "Calibrate int8 or fp8 on the images in this folder; 500 are enough.  [default: the model's]",
+        exists=True,
+        file_okay=False,
+    ),
+    batch: str = option("1,8,32", "MIN,OPT,MAX", "TensorRT: tiles per run: the fewest, the usual number, the most."),
+    depth: list[str] | None = option(
+        None, "HxW", "TensorRT: another size of depth input to accept; repeatable.  [default: for 1:1, 4:3 and 16:9]"
+    ),
+    workspace: float = option(4.0, "GB", "TensorRT: scratch memory.", min=0.1, max=1024),
+    timing_cache: Path | None = option(
+        None, "FILE", "TensorRT: a file of measured kernels, which is read and extended.", dir_okay=False
+    ),
+    plugin: list[Path] | None = option(
+        None, "FILE", "TensorRT: a library that serves operators; repeatable.", exists=True, dir_okay=False
+    ),
     device: options.Device = None,
-    version_compatible: Annotated[
-        bool, option("--version-compatible", "TensorRT: run with other minor versions, too.")
-    ] = False,
-    exclude_lean_runtime: Annotated[
-        bool,
-        option("--exclude-lean-runtime", "With --version-compatible: leave out the runtime that tensorrt_lean brings."),
-    ] = False,
-    hardware: Annotated[
-        Literal["ampere+", "same"] | None,  # dgiqa.builder.plan.HARDWARE
-        option("", "TensorRT: run on every GPU from Ampere on, or of the same compute capability."),
-    ] = None,
-    level: Annotated[int, option("--optimization-level", "TensorRT: effort to find kernels.", min=0, max=5)] = 3,
-    force: Annotated[bool, option("--force", "Build again, even if the engine is there.")] = False,
+    version_compatible: bool = option(False, "--version-compatible", "TensorRT: run with other minor versions, too."),
+    exclude_lean_runtime: bool = option(
+        False, "--exclude-lean-runtime", "With --version-compatible: leave out the runtime that tensorrt_lean brings."
+    ),
+    hardware: Literal["ampere+", "same"] | None = option(  # dgiqa.builder.plan.HARDWARE
+        None, "", "TensorRT: run on every GPU from Ampere on, or of the same compute capability."
+    ),
+    level: int = option(3, "--optimization-level", "TensorRT: effort to find kernels.", min=0, max=5),
+    force: bool = option(False, "--force", "Build again, even if the engine is there."),
     json_: options.Json = False,
 ) -> None:
     """Build an engine of a model for this machine, and prove it.
@@ -147,8 +135,8 @@ def list_(json_: options.Json = False) -> None:
 
 @cache_app.command("rm")
 def remove(
-    names: Annotated[list[str] | None, argument("ENGINE", "Names that `cache ls` shows.")] = None,
-    all_: Annotated[bool, option("--all", "All engines, and files compiled for them; bundles stay.")] = False,
+    names: list[str] | None = argument(None, "ENGINE", "Names that `cache ls` shows."),
+    all_: bool = option(False, "--all", "All engines, and files compiled for them; bundles stay."),
 ) -> None:
     """Remove engines."""
     from dgiqa.runtime import engines
@@ -161,7 +149,7 @@ def remove(
 
 
 @cache_app.command("path")
-def path(name: Annotated[str | None, argument("ENGINE", "A name that `cache ls` shows.")] = None) -> None:
+def path(name: str | None = argument(None, "ENGINE", "A name that `cache ls` shows.")) -> None:
     """Print the folder of all engines, or of one."""
     from dgiqa.errors import EngineError
     from dgiqa.runtime.engines import damaged, engines_folder, list_engines

@@ -1,7 +1,7 @@
 """`dgiqa-rt explain`: a picture in; a map of its quality out, as a picture, a page or numbers."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from dgiqa.cli import options
 from dgiqa.cli.common import app, argument, option, print_json, say, stdout
@@ -11,12 +11,10 @@ from dgiqa.errors import ImageError
 @app.command()
 @options.joined(["bundle", "backend", "precision", "threads"])
 def explain(
-    image: Annotated[str, argument("IMAGE", "An image file.")],
-    output: Annotated[str | None, option("--output -o FILE", "Draw the map into FILE: .png or .html.")] = None,
+    image: str = argument(..., "IMAGE", "An image file."),
+    output: str | None = option(None, "--output -o FILE", "Draw the map into FILE: .png or .html."),
     *,
-    gradcam: Annotated[
-        bool, option("--gradcam", "Add Grad-CAM of the last maps, with and without depth; needs onnx.")
-    ] = False,
+    gradcam: bool = option(False, "--gradcam", "Add Grad-CAM of the last maps, with and without depth; needs onnx."),
     opening: dict[str, Any],
     json_: options.Json = False,
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from dgiqa.cli import options
 from dgiqa.cli.common import EXIT_CODES, app, argument, data_stream, leave, option, say
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 @app.command("filter", epilog=EXIT_CODES)
 def filter_(  # noqa: PLR0917 - the command line's options
-    scores: Annotated[list[str], argument("SCORES", "Files that `score -o` wrote, or folders that `scan` wrote.")],
-    least: Annotated[float | None, option("--min X", "Keep scores of X or more.")] = None,
-    most: Annotated[float | None, option("--max X", "Keep scores of X or less.")] = None,
-    top: Annotated[str | None, option("N|P%", "Keep the N best, or the best P % of all.")] = None,
-    worst: Annotated[str | None, option("N|P%", "Keep the N worst, or the worst P %.")] = None,
-    sort: Annotated[bool, option("--sort", "Put the best first (with --worst the worst).")] = False,
-    output: Annotated[str | None, option("--output -o FILE", "Write the rows: .csv, .jsonl, .parquet, ...")] = None,
-    link: Annotated[str | None, option("FOLDER", "Link the files into a folder.")] = None,
-    copy: Annotated[str | None, option("FOLDER", "Copy the files into a folder.")] = None,
-    move: Annotated[str | None, option("FOLDER", "Move the files into a folder.")] = None,
-    shards: Annotated[str | None, option("FOLDER", "Write new tar shards with all files of the samples.")] = None,
-    null: Annotated[bool, option("--null -0", "End printed names in NUL.")] = False,
-    dry_run: Annotated[bool, option("--dry-run -n", "Say what would be done; do nothing.")] = False,
+    scores: list[str] = argument(..., "SCORES", "Files that `score -o` wrote, or folders that `scan` wrote."),
+    least: float | None = option(None, "--min X", "Keep scores of X or more."),
+    most: float | None = option(None, "--max X", "Keep scores of X or less."),
+    top: str | None = option(None, "N|P%", "Keep the N best, or the best P % of all."),
+    worst: str | None = option(None, "N|P%", "Keep the N worst, or the worst P %."),
+    sort: bool = option(False, "--sort", "Put the best first (with --worst the worst)."),
+    output: str | None = option(None, "--output -o FILE", "Write the rows: .csv, .jsonl, .parquet, ..."),
+    link: str | None = option(None, "FOLDER", "Link the files into a folder."),
+    copy: str | None = option(None, "FOLDER", "Copy the files into a folder."),
+    move: str | None = option(None, "FOLDER", "Move the files into a folder."),
+    shards: str | None = option(None, "FOLDER", "Write new tar shards with all files of the samples."),
+    null: bool = option(False, "--null -0", "End printed names in NUL."),
+    dry_run: bool = option(False, "--dry-run -n", "Say what would be done; do nothing."),
     quiet: options.Quiet = False,
 ) -> None:
     """Choose among scored images. The files of scores stay as they are.

@@ -24,81 +24,76 @@ if TYPE_CHECKING:
     from dgiqa.sources.inputs import Reading
 
 
-def whole(told: str) -> Any:
+def whole(default: int | None, told: str) -> Any:
     """An option for a whole number from 1 on."""
-    return option("N", told, min=1)
+    return option(default, "N", told, min=1)
 
 
-def share(told: str, shown: str = "X") -> Any:
+def share(default: float | None, told: str, shown: str = "X") -> Any:
     """An option for a number from 0 to 1."""
-    return option(shown, told, min=0.0, max=1.0)
+    return option(default, shown, told, min=0.0, max=1.0)
 
 
-Bundle = Annotated[str, option("NAME|DIR", "The model: a name that `models` lists, or a folder.")]
-Backend = Annotated[common.Backend, option("", "What runs the networks. A missing one is an error.")]
+Bundle = Annotated[str, option(..., "NAME|DIR", "The model: a name that `models` lists, or a folder.")]
+Backend = Annotated[common.Backend, option(..., "", "What runs the networks. A missing one is an error.")]
 Precision = Annotated[
-    common.Precision, option("", "The networks' number format. All but fp32 need an engine from `build`.")
+    common.Precision, option(..., "", "The networks' number format. All but fp32 need an engine from `build`.")
 ]
-Engine = Annotated[Path | None, option("DIR", "An engine's folder, instead of looking in the cache.")]
-Device = Annotated[int | None, option("N", "The GPU's number in CUDA.  [default: the first]", min=0)]
-Workers = Annotated[int | None, whole("Threads that prepare images.  [default: usable cores, at most 16]")]
+Engine = Annotated[Path | None, option(..., "DIR", "An engine's folder, instead of looking in the cache.")]
+Device = Annotated[int | None, option(..., "N", "The GPU's number in CUDA.  [default: the first]", min=0)]
+Workers = Annotated[int | None, whole(..., "Threads that prepare images.  [default: usable cores, at most 16]")]
 Preset = Annotated[
     str | None,
-    option("NAME", "The model's threshold: upload, archive, curation, or own after `calibrate`. Exit with 4 below it."),
+    option(
+        ..., "NAME", "The model's threshold: upload, archive, curation, or own after `calibrate`. Exit with 4 below it."
+    ),
 ]
 Format = Annotated[
     common.Format | None,
-    option("--format -f", "Rows on standard output.  [default: table on a terminal, else jsonl; none with -o]"),
+    option(..., "--format -f", "Rows on standard output.  [default: table on a terminal, else jsonl; none with -o]"),
 ]
-Json = Annotated[bool, option("--json", "One JSON document.")]
-Quiet = Annotated[bool, option("--quiet -q", "No progress and no summary, only errors.")]
-NoProgress = Annotated[bool, option("--no-progress", "No progress line.")]
+Json = Annotated[bool, option(..., "--json", "One JSON document.")]
+Quiet = Annotated[bool, option(..., "--quiet -q", "No progress and no summary, only errors.")]
+NoProgress = Annotated[bool, option(..., "--no-progress", "No progress line.")]
 Output = Annotated[
-    str | None, option("--output -o FILE", "Write rows to FILE: .csv, .jsonl, .json, .parquet or .sqlite.")
+    str | None, option(..., "--output -o FILE", "Write rows to FILE: .csv, .jsonl, .json, .parquet or .sqlite.")
 ]
-Recursive = Annotated[bool, option("--recursive -r", "Look in subfolders of folders, too.")]
-Overwrite = Annotated[bool, option("--overwrite", "Replace a model of that name.")]
-Bundles = Annotated[Path | None, option("DIR", "Folder of bundles.  [default: this user's cache]")]
+Recursive = Annotated[bool, option(..., "--recursive -r", "Look in subfolders of folders, too.")]
+Overwrite = Annotated[bool, option(..., "--overwrite", "Replace a model of that name.")]
+Bundles = Annotated[Path | None, option(..., "DIR", "Folder of bundles.  [default: this user's cache]")]
 
 
 def _opening(
     *,
     bundle: Bundle = "small",
-    tiling: Annotated[
-        str,
-        option(
-            "TILING",
-            "grid covers the whole image and repeats exactly; official:20[:SEED] draws the authors' random "
-            "crops as albumentations 1.4.21 and later do; official-1.3:20 etc. do as older ones, see docs.",
-        ),
-    ] = "grid",
+    tiling: str = option(
+        "grid",
+        "TILING",
+        "grid covers the whole image and repeats exactly; official:20[:SEED] draws the authors' random "
+        "crops as albumentations 1.4.21 and later do; official-1.3:20 etc. do as older ones, see docs.",
+    ),
     backend: Backend = "auto",
     precision: Precision = "fp32",
-    build: Annotated[bool, option("--build", "Build the engine first if it is missing or stale.")] = False,
+    build: bool = option(False, "--build", "Build the engine first if it is missing or stale."),
     engine: Engine = None,
     device: Device = None,
-    graphs: Annotated[
-        bool | None, option("--graphs/--no-graphs", "Let the GPU record CUDA graphs.  [default: with tensorrt]")
-    ] = None,
-    batch: Annotated[
-        int | None, whole("Tiles per run of the quality network.  [default: 8, or 4 with parallel runs]")
-    ] = None,
-    threads: Annotated[int | None, whole("Threads that the networks use.  [default: usable cores]")] = None,
-    parallel: Annotated[
-        int | None,
-        whole(
-            "How many runs of a network are in progress at a time; they share the threads.  "
-            "[default: 1 for one image, a GPU or large networks, else one per thread]"
-        ),
-    ] = None,
-    max_pixels: Annotated[int | None, whole("Refuse larger pictures.  [default: 200000000]")] = None,
-    max_memory: Annotated[
-        int | None,
-        option("MIB", "Refuse pictures that need more memory.  [default: 832, or no limit with --max-pixels]", min=1),
-    ] = None,
-    decode_timeout_s: Annotated[
-        float, option("--decode-timeout S", "Give up an image that takes longer to decode.", min=0.1)
-    ] = 60.0,
+    graphs: bool | None = option(
+        None, "--graphs/--no-graphs", "Let the GPU record CUDA graphs.  [default: with tensorrt]"
+    ),
+    batch: int | None = whole(None, "Tiles per run of the quality network.  [default: 8, or 4 with parallel runs]"),
+    threads: int | None = whole(None, "Threads that the networks use.  [default: usable cores]"),
+    parallel: int | None = whole(
+        None,
+        "How many runs of a network are in progress at a time; they share the threads.  "
+        "[default: 1 for one image, a GPU or large networks, else one per thread]",
+    ),
+    max_pixels: int | None = whole(None, "Refuse larger pictures.  [default: 200000000]"),
+    max_memory: int | None = option(
+        None, "MIB", "Refuse pictures that need more memory.  [default: 832, or no limit with --max-pixels]", min=1
+    ),
+    decode_timeout_s: float = option(
+        60.0, "--decode-timeout S", "Give up an image that takes longer to decode.", min=0.1
+    ),
 ) -> None:
     """Options that become Scorer's arguments."""
 
@@ -106,16 +101,14 @@ def _opening(
 def _reading(
     *,
     recursive: Recursive = False,
-    column: Annotated[
-        str | None, option("NAME", "In tables: the column with the images: paths, addresses, bytes or base64.")
-    ] = None,
-    key: Annotated[str | None, option("NAME", "In tables: the column with the images' names.")] = None,
-    remote: Annotated[bool, option("--remote", "Fetch images from addresses (https, s3, gs, az, hf).")] = False,
-    private_network: Annotated[
-        bool, option("--private-network", "Fetch from this machine and its local networks, too.")
-    ] = False,
-    max_bytes: Annotated[int, whole("Refuse larger files from addresses.")] = 268435456,
-    timeout: Annotated[float, option("S", "Seconds that fetching an image may take.", min=0.1)] = 30.0,
+    column: str | None = option(
+        None, "NAME", "In tables: the column with the images: paths, addresses, bytes or base64."
+    ),
+    key: str | None = option(None, "NAME", "In tables: the column with the images' names."),
+    remote: bool = option(False, "--remote", "Fetch images from addresses (https, s3, gs, az, hf)."),
+    private_network: bool = option(False, "--private-network", "Fetch from this machine and its local networks, too."),
+    max_bytes: int = whole(268435456, "Refuse larger files from addresses."),
+    timeout: float = option(30.0, "S", "Seconds that fetching an image may take.", min=0.1),
 ) -> None:
     """Options that become a `sources.Reading`."""
 

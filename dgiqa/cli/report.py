@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -14,13 +14,11 @@ from dgiqa.errors import DgiqaError
 
 @app.command(epilog=EXIT_CODES)
 def report(  # noqa: PLR0917 - the command line's options
-    scores: Annotated[str, argument("SCORES", "A file that `score -o` wrote, or a folder that `scan` wrote.")],
-    against: Annotated[
-        str | None, option("SCORES", "Earlier scores: show how scores moved, and of which images.")
-    ] = None,
-    by: Annotated[str | None, option("COLUMN", "With --against: the column that names an image's source.")] = None,
-    time: Annotated[str | None, option("COLUMN", "With --against: the column that orders images in time.")] = None,
-    output: Annotated[str, option("--output -o FILE.html", "The page.")] = "report.html",
+    scores: str = argument(..., "SCORES", "A file that `score -o` wrote, or a folder that `scan` wrote."),
+    against: str | None = option(None, "SCORES", "Earlier scores: show how scores moved, and of which images."),
+    by: str | None = option(None, "COLUMN", "With --against: the column that names an image's source."),
+    time: str | None = option(None, "COLUMN", "With --against: the column that orders images in time."),
+    output: str = option("report.html", "--output -o FILE.html", "The page."),
     json_: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -58,10 +56,10 @@ def report(  # noqa: PLR0917 - the command line's options
 
 @app.command(epilog=EXIT_CODES)
 def watch(
-    scores: Annotated[str, argument("SCORES", 'A file or folder of scores, or "-": JSON lines as they come.')],
-    against: Annotated[str, option("SCORES", "Scores from when all was well, 100 or more.")],
-    one_in: Annotated[int, option("", "Average number of scores between two false alarms.", min=100)] = 10_000,
-    stop: Annotated[bool, option("--stop", "Stop at the first alarm.")] = False,
+    scores: str = argument(..., "SCORES", 'A file or folder of scores, or "-": JSON lines as they come.'),
+    against: str = option(..., "SCORES", "Scores from when all was well, 100 or more."),
+    one_in: int = option(10_000, "", "Average number of scores between two false alarms.", min=100),
+    stop: bool = option(False, "--stop", "Stop at the first alarm."),
     json_: options.Json = False,
 ) -> None:
     """Say when the quality of a stream has moved, and exit with 4 if it has.

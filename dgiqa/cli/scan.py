@@ -1,6 +1,6 @@
 """`dgiqa-rt scan`: shards in; a Parquet file and a marker for each out. It resumes where it was stopped."""
 
-from typing import Annotated, Any
+from typing import Any
 
 from dgiqa.cli import options
 from dgiqa.cli.common import EXIT_CODES, app, argument, leave, option, say
@@ -10,24 +10,18 @@ from dgiqa.cli.options import whole
 @app.command(epilog=EXIT_CODES)
 @options.joined(["bundle", "tiling", "backend", "precision", "threads", "max_pixels"])
 def scan(
-    shards: Annotated[
-        list[str], argument("SHARDS", "Tar shards ('{000..199}.tar'), zips, tables and folders, also in buckets.")
-    ],
-    out: Annotated[str, option("DIR", "Where each shard's Parquet file goes; may be a bucket.")],
-    resume: Annotated[bool, option("--resume", "Skip the shards that are done.")] = False,
-    workers: Annotated[
-        int | None, whole("Processes that score in parallel.  [default: 1; with --ray all that fit]")
-    ] = None,
-    shard: Annotated[
-        str | None, option("I/N", "One machine's part: every N-th shard, starting with number I (0 to N-1).")
-    ] = None,
+    shards: list[str] = argument(
+        ..., "SHARDS", "Tar shards ('{000..199}.tar'), zips, tables and folders, also in buckets."
+    ),
+    out: str = option(..., "DIR", "Where each shard's Parquet file goes; may be a bucket."),
+    resume: bool = option(False, "--resume", "Skip the shards that are done."),
+    workers: int | None = whole(None, "Processes that score in parallel.  [default: 1; with --ray all that fit]"),
+    shard: str | None = option(None, "I/N", "One machine's part: every N-th shard, starting with number I (0 to N-1)."),
     *,
-    ray: Annotated[
-        str | None, option("ADDRESS", "Score on a Ray cluster: its address, auto, or local for this machine.")
-    ] = None,
+    ray: str | None = option(None, "ADDRESS", "Score on a Ray cluster: its address, auto, or local for this machine."),
     reading: Any,
     opening: dict[str, Any],
-    details: Annotated[bool, option("--details", "Add each tile's score, and more.")] = False,
+    details: bool = option(False, "--details", "Add each tile's score, and more."),
     quiet: options.Quiet = False,
 ) -> None:
     """Score sets: every shard becomes DIR/NAME.parquet, and DIR/NAME.done.json once that is complete.

@@ -7,7 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from dgiqa.cli import options
 from dgiqa.cli.common import EXIT_CODES, app, argument, data_stream, fill, leave, opened, option, say, show_progress
@@ -23,40 +23,34 @@ if TYPE_CHECKING:
 @app.command(epilog=EXIT_CODES)
 @options.joined()
 def score(
-    paths: Annotated[
-        list[str] | None,
-        argument(
-            "PATH",
-            "Images, folders, globs, tar shards ('{000..199}.tar'), zips, tables, addresses, or - for one image "
-            "on standard input.",
-        ),
-    ] = None,
-    from_file: Annotated[
-        str | None, option("LIST", "Also score the paths in this file, one per line; - reads stdin.")
-    ] = None,
-    null: Annotated[bool, option("--null -0", "Names in LIST and names printed by --dry-run end in NUL.")] = False,
+    paths: list[str] | None = argument(
+        None,
+        "PATH",
+        "Images, folders, globs, tar shards ('{000..199}.tar'), zips, tables, addresses, or - for one image "
+        "on standard input.",
+    ),
+    from_file: str | None = option(None, "LIST", "Also score the paths in this file, one per line; - reads stdin."),
+    null: bool = option(False, "--null -0", "Names in LIST and names printed by --dry-run end in NUL."),
     *,
     reading: Any,
-    limit: Annotated[int | None, whole("Stop after N inputs.")] = None,
-    dry_run: Annotated[bool, option("--dry-run -n", "List what would be scored; score nothing.")] = False,
+    limit: int | None = whole(None, "Stop after N inputs."),
+    dry_run: bool = option(False, "--dry-run -n", "List what would be scored; score nothing."),
     opening: dict[str, Any],
     workers: options.Workers = None,
     output: options.Output = None,
-    sidecar: Annotated[
-        str | None, option("beside|DIR", "Write a JSON file for each image, next to it or in a copy of its folders.")
-    ] = None,
-    html: Annotated[str | None, option("FILE.html", "Draw the scores as a page that needs no network.")] = None,
-    sort: Annotated[bool, option("--sort", "Show the best first, once all are scored.")] = False,
-    top: Annotated[str | None, option("N|P%", "Show only the N best, the best first.")] = None,
-    resume: Annotated[
-        bool, option("--resume", "With -o: keep the rows in FILE, and score the images that are not in it.")
-    ] = False,
+    sidecar: str | None = option(
+        None, "beside|DIR", "Write a JSON file for each image, next to it or in a copy of its folders."
+    ),
+    html: str | None = option(None, "FILE.html", "Draw the scores as a page that needs no network."),
+    sort: bool = option(False, "--sort", "Show the best first, once all are scored."),
+    top: str | None = option(None, "N|P%", "Show only the N best, the best first."),
+    resume: bool = option(
+        False, "--resume", "With -o: keep the rows in FILE, and score the images that are not in it."
+    ),
     format_: options.Format = None,
-    json_: Annotated[bool, option("--json", "Same as --format json: one document.")] = False,
-    details: Annotated[
-        bool, option("--details", "Add each tile's score and window, and the time of each stage.")
-    ] = False,
-    fail_under: Annotated[float | None, share("Exit with 4 if any image scores below X.")] = None,
+    json_: bool = option(False, "--json", "Same as --format json: one document."),
+    details: bool = option(False, "--details", "Add each tile's score and window, and the time of each stage."),
+    fail_under: float | None = share(None, "Exit with 4 if any image scores below X."),
     preset: options.Preset = None,
     quiet: options.Quiet = False,
     no_progress: options.NoProgress = False,

@@ -9,25 +9,25 @@ from dgiqa.cli.common import EXIT_CODES, Stopped, app, argument, option, say
 from dgiqa.cli.options import share, whole
 from dgiqa.extras import needs
 
-Preset = Annotated[str | None, option("NAME", "Instead of --gate: the model's threshold: upload, archive, curation.")]
-Gate = Annotated[float | None, share("The verdict is pass for scores of X or more.")]
+Preset = Annotated[
+    str | None, option(..., "NAME", "Instead of --gate: the model's threshold: upload, archive, curation.")
+]
+Gate = Annotated[float | None, share(..., "The verdict is pass for scores of X or more.")]
 
 
 @app.command(epilog=EXIT_CODES)
 @options.joined(reading=["private_network", "max_bytes", "timeout"])
 def serve(  # noqa: PLR0917 - the command line's options
-    host: Annotated[
-        str, option("", "The address to listen on; 0.0.0.0 means every address of this machine.")
-    ] = "127.0.0.1",
-    port: Annotated[int, option("", "The port; 0 takes a free one.", min=0, max=65535)] = 8000,
-    queue: Annotated[
-        int | None, whole("Images waiting or being scored; more are answered with 429.  [default: 1 per usable core]")
-    ] = None,
-    max_body: Annotated[int, option("MIB", "Answer requests with larger bodies with 413.", min=1)] = 64,
-    request_timeout: Annotated[
-        float, option("S", "Seconds for a body to arrive (else 408), and for its score (else 504).", min=0.1)
-    ] = 30.0,
-    remote: Annotated[bool, option("--remote", "Fetch http and https addresses that clients send.")] = False,
+    host: str = option("127.0.0.1", "", "The address to listen on; 0.0.0.0 means every address of this machine."),
+    port: int = option(8000, "", "The port; 0 takes a free one.", min=0, max=65535),
+    queue: int | None = whole(
+        None, "Images waiting or being scored; more are answered with 429.  [default: 1 per usable core]"
+    ),
+    max_body: int = option(64, "MIB", "Answer requests with larger bodies with 413.", min=1),
+    request_timeout: float = option(
+        30.0, "S", "Seconds for a body to arrive (else 408), and for its score (else 504).", min=0.1
+    ),
+    remote: bool = option(False, "--remote", "Fetch http and https addresses that clients send."),
     *,
     reading: Any,
     opening: dict[str, Any],
@@ -68,13 +68,13 @@ def serve(  # noqa: PLR0917 - the command line's options
 
 @app.command("triton-repo", epilog=EXIT_CODES)
 def triton_repo(  # noqa: PLR0917 - the command line's options
-    out: Annotated[str, argument("OUT", "The folder to make.")],
+    out: str = argument(..., "OUT", "The folder to make."),
     bundle: options.Bundle = "small",
     backend: options.Backend = "onnxruntime",
     precision: options.Precision = "fp32",
     engine: options.Engine = None,
-    gpu: Annotated[bool, option("--gpu", "Run the networks on a GPU; plans always do.")] = False,
-    instances: Annotated[int, whole("Images prepared at a time.")] = 2,
+    gpu: bool = option(False, "--gpu", "Run the networks on a GPU; plans always do."),
+    instances: int = whole(2, "Images prepared at a time."),
     gate: Gate = None,
     preset: Preset = None,
 ) -> None:

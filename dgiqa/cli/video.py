@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from dgiqa.cli import options
 from dgiqa.cli.common import EXIT_CODES, Format, app, argument, fill, leave, option, say, show_progress, writable
@@ -22,77 +22,55 @@ if TYPE_CHECKING:
 @app.command(epilog=EXIT_CODES)
 @options.joined([name for name in options.OPENING if name not in ("max_memory", "decode_timeout_s")])
 def video(  # noqa: PLR0917 - the command line's options
-    sources: Annotated[
-        list[str] | None,
-        argument(
-            "SOURCE", "Videos, folders and globs of them, http(s), HLS, RTSP or SRT addresses, or - for standard input."
-        ),
-    ] = None,
+    sources: list[str] | None = argument(
+        None,
+        "SOURCE",
+        "Videos, folders and globs of them, http(s), HLS, RTSP or SRT addresses, or - for standard input.",
+    ),
     recursive: options.Recursive = False,
-    from_file: Annotated[str | None, option("LIST", "Also score the videos in this file, one per line.")] = None,
-    every: Annotated[
-        str | None, option("TIME", "Score one frame every TIME: 0.5s, 250ms, 1min.  [default: 1s]")
-    ] = None,
-    fps: Annotated[float | None, option("N", "Score N frames per second.")] = None,
-    frames: Annotated[str | None, option("all|N", "Score all frames, or N spread evenly.")] = None,
-    scenes: Annotated[int | None, option("N", "Score N frames of each scene.")] = None,
-    start: Annotated[str | None, option("TIME", "Begin here: 90s or 00:01:30.")] = None,
-    end: Annotated[str | None, option("TIME", "End here.")] = None,
-    duration: Annotated[str | None, option("TIME", "End TIME after the start.")] = None,
-    raw: Annotated[
-        str | None, option("WxH@FPS[:FORMAT]", "Frames without a container, rgb24 or yuv420p: 1280x720@25.")
-    ] = None,
-    live: Annotated[
-        bool | None, option("--live/--no-live", "Take the newest frame, and reconnect.  [default: by the address]")
-    ] = None,
-    timeout: Annotated[float, option("S", "Treat a source as stalled after S silent seconds.", min=0.1)] = 10.0,
-    attempts: Annotated[int, whole("Give up a live source after N failures.")] = 10,
-    deinterlace: Annotated[bool, option("--deinterlace", "Deinterlace frames marked as interlaced.")] = False,
-    bars: Annotated[
-        Literal["crop", "keep"], option("", "crop: score the picture without the black bars around it.")
-    ] = "crop",
-    decoder: Annotated[
-        Literal["cpu", "nvdec"], option("", "nvdec: decode local files on the GPU; frames are scored there, too.")
-    ] = "cpu",
-    reuse_depth: Annotated[
-        bool, option("--reuse-depth", "Compute depth only when the picture has moved enough.")
-    ] = False,
-    reuse_tiles: Annotated[
-        bool, option("--reuse-tiles", "Also score only the tiles whose pixels changed; implies --reuse-depth.")
-    ] = False,
-    audit: Annotated[
-        int, option("K", "Compute every K-th reused frame in full, too, to report the drift.", min=1)
-    ] = 16,
-    drift: Annotated[float, option("X", "Reuse less when the drift is above X.")] = 0.01,
+    from_file: str | None = option(None, "LIST", "Also score the videos in this file, one per line."),
+    every: str | None = option(None, "TIME", "Score one frame every TIME: 0.5s, 250ms, 1min.  [default: 1s]"),
+    fps: float | None = option(None, "N", "Score N frames per second."),
+    frames: str | None = option(None, "all|N", "Score all frames, or N spread evenly."),
+    scenes: int | None = option(None, "N", "Score N frames of each scene."),
+    start: str | None = option(None, "TIME", "Begin here: 90s or 00:01:30."),
+    end: str | None = option(None, "TIME", "End here."),
+    duration: str | None = option(None, "TIME", "End TIME after the start."),
+    raw: str | None = option(None, "WxH@FPS[:FORMAT]", "Frames without a container, rgb24 or yuv420p: 1280x720@25."),
+    live: bool | None = option(
+        None, "--live/--no-live", "Take the newest frame, and reconnect.  [default: by the address]"
+    ),
+    timeout: float = option(10.0, "S", "Treat a source as stalled after S silent seconds.", min=0.1),
+    attempts: int = whole(10, "Give up a live source after N failures."),
+    deinterlace: bool = option(False, "--deinterlace", "Deinterlace frames marked as interlaced."),
+    bars: Literal["crop", "keep"] = option("crop", "", "crop: score the picture without the black bars around it."),
+    decoder: Literal["cpu", "nvdec"] = option(
+        "cpu", "", "nvdec: decode local files on the GPU; frames are scored there, too."
+    ),
+    reuse_depth: bool = option(False, "--reuse-depth", "Compute depth only when the picture has moved enough."),
+    reuse_tiles: bool = option(
+        False, "--reuse-tiles", "Also score only the tiles whose pixels changed; implies --reuse-depth."
+    ),
+    audit: int = option(16, "K", "Compute every K-th reused frame in full, too, to report the drift.", min=1),
+    drift: float = option(0.01, "X", "Reuse less when the drift is above X."),
     *,
     opening: dict[str, Any],
     workers: options.Workers = None,
-    streams: Annotated[int, whole("Files decoded in parallel.")] = 2,
-    output: Annotated[
-        str | None, option("--output -o FILE", "Write rows to FILE: .jsonl, .csv, .json or .parquet.")
-    ] = None,
-    per_video: Annotated[
-        bool, option("--per-video", "Write one row per video, at the end, instead of one per frame.")
-    ] = False,
+    streams: int = whole(2, "Files decoded in parallel."),
+    output: str | None = option(None, "--output -o FILE", "Write rows to FILE: .jsonl, .csv, .json or .parquet."),
+    per_video: bool = option(False, "--per-video", "Write one row per video, at the end, instead of one per frame."),
     format_: options.Format = None,
-    plot: Annotated[str | None, option("FILE.png", "Draw the curve; needs matplotlib.")] = None,
-    html: Annotated[str | None, option("FILE.html", "Write a page that needs no network.")] = None,
-    srt: Annotated[str | None, option("FILE.srt", "Write the score as subtitles.")] = None,
-    ffmetadata: Annotated[
-        str | None, option("FILE", "Write the score as chapters in FFmpeg's metadata format.")
-    ] = None,
-    fail_under: Annotated[
-        float | None, share("Exit with 4 if a video's mean is below X.", "--fail-under --gate X")
-    ] = None,
-    gate_interval: Annotated[
-        float | None,
-        option("S", "With --fail-under or --preset: exit with 4, too, if the mean of any S seconds is below it."),
-    ] = None,
+    plot: str | None = option(None, "FILE.png", "Draw the curve; needs matplotlib."),
+    html: str | None = option(None, "FILE.html", "Write a page that needs no network."),
+    srt: str | None = option(None, "FILE.srt", "Write the score as subtitles."),
+    ffmetadata: str | None = option(None, "FILE", "Write the score as chapters in FFmpeg's metadata format."),
+    fail_under: float | None = share(None, "Exit with 4 if a video's mean is below X.", "--fail-under --gate X"),
+    gate_interval: float | None = option(
+        None, "S", "With --fail-under or --preset: exit with 4, too, if the mean of any S seconds is below it."
+    ),
     preset: options.Preset = None,
-    against: Annotated[
-        str | None, option("MASTER", "The video that it was encoded from: compare frame by frame.")
-    ] = None,
-    max_drop: Annotated[float | None, share("With --against: exit with 4 if the mean drop is over X.")] = None,
+    against: str | None = option(None, "MASTER", "The video that it was encoded from: compare frame by frame."),
+    max_drop: float | None = share(None, "With --against: exit with 4 if the mean drop is over X."),
     quiet: options.Quiet = False,
     no_progress: options.NoProgress = False,
 ) -> None:
