@@ -28,6 +28,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -75,22 +76,18 @@ class Room:
             spec.DEPTH_FILE: {spec.DEPTH_INPUT: generator.standard_normal(self.depth_shapes[1]).astype(np.float32)},
             spec.QUALITY_FILE: {spec.QUALITY_RGB: tiles[0], spec.QUALITY_DEPTH: tiles[1]},
         }
-        self._files: dict[str, dict[str, Path]] = {"fp32": {name: bundle.file(name) for name in self.feeds}}
-        self._expected: dict[str, dict[str, NDArray[Any]]] = {}
+        self.files, self.expected = cache(self._files), cache(self._expected)
 
-    def files(self, precision: str) -> dict[str, Path]:
-        if precision not in self._files:
-            from dgiqa.builder.quantize import quantize_bundle
+    def _files(self, precision: str) -> dict[str, Path]:
+        if precision == "fp32":
+            return {name: self.bundle.file(name) for name in self.feeds}
+        from dgiqa.builder.quantize import quantize_bundle
 
-            out = self.folder / precision
-            made = quantize_bundle(self.bundle, precision, out, calibration=self._calibration, rest="fp16")
-            self._files[precision] = dict(made.files)
-        return self._files[precision]
+        out = self.folder / precision
+        return dict(quantize_bundle(self.bundle, precision, out, calibration=self._calibration, rest="fp16").files)
 
-    def expected(self, name: str) -> dict[str, NDArray[Any]]:
-        if name not in self._expected:
-            self._expected[name] = OrtSession(self.bundle.file(name)).run(self.feeds[name])
-        return self._expected[name]
+    def _expected(self, name: str) -> dict[str, NDArray[Any]]:
+        return OrtSession(self.bundle.file(name)).run(self.feeds[name])
 
     def shapes(self, name: str) -> dict[str, tuple[tuple[int, ...], ...]]:
         if name == spec.DEPTH_FILE:
