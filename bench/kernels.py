@@ -25,6 +25,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import roofline
+from markdown import figures, table
 from roofline import H200, Machine, Op
 from stamp import command_line, environment_stamp, read_json, write_json
 
@@ -36,6 +37,37 @@ WARM_UP, PAIRS, LAUNCHES = 10, 200, 20
 SECONDS, MINUTES = 5.0, 8.0  # for the rounds of a row; after the latter no row begins
 TILES = (1, 20)
 FLUSH = 3  # inputs are this many times as large as the L2 cache
+
+TEXT = """# Kernels: floors and measurements
+
+{note}
+
+    python bench/kernels.py --torch-op build/libdgiqa_torch.so
+
+Commit {commit}, {date}. Every commit tests the kernels' results on emulated warps and blocks; this page is only about time.
+
+## Kernels
+
+Microseconds per call, float16 (images: uint8 to float32), cold cache, median [p10, p90]. Floor: bytes over copy bandwidth, or arithmetic over peak, whichever is longer. Times ours: the time of the best other, divided by ours.
+
+"SDPA, windows folded" gets tokens in window order, as the exported networks keep them, and one mask for all images: it moves as many bytes as ours. The other SDPA works on maps in image order: it separates the windows and joins them again, which takes two thirds of its time. So our kernel is a demonstrator until a GPU shows that it is faster than the first: `python bench/graph.py --only attention` compares whole networks.
+
+{kernels}
+"""  # noqa: E501
+MEASURED = "Measured on {name}: {ceilings}, both measured in the same run."
+FLOORS = (
+    "**No GPU has run these kernels, and no time on this page is a GPU's.** The floors are for an {name}: "
+    "{ceilings}. Run the command below on a GPU to fill the table."
+)
+CPU = """
+## Preprocessing on the CPU
+
+Measured: milliseconds per image outside both networks and decoding, median, {cores} cores of {cpu}. Device path: the CPU's remaining work, without the driver's, when `Scorer.score` gets an image on a GPU.
+
+{table}
+"""  # noqa: E501
+HEAD = "kernel | tiles | megabytes | floor | ours | before | best other | times ours"
+CELLS = "{case} | {tiles} | {megabytes:.4g} | {floor_us:.4g} | {ours} | {before} | {other} | {times}"
 
 Call = Callable[[], Any]
 
@@ -236,6 +268,35 @@ def _line(row: dict[str, Any]) -> str:
     return f"{row['case']:28} {row['tiles']:5} tiles  floor {row['floor_us']:9.4g} us{ours}"
 
 
+def page(record: dict[str, Any]) -> str:
+    """Markdown."""
+    machine, stamp = record["machine"], record["environment"]
+    ceilings = f"{machine['flops'] / 1e12:.0f} TFLOP/s in float16, {machine['bytes_per_second'] / 1e12:.1f} TB/s copied"
+    note = (MEASURED if record["status"] == "measured" else FLOORS).format(name=machine["name"], ceilings=ceilings)
+    about = {"note": note, "commit": stamp["commit"][:10], "date": stamp["date"][:10]}
+    text = TEXT.format(**about, kernels=figures(HEAD, CELLS, [_told(row) for row in record["rows"]]))
+    if spent := record["cpu_ms_per_image"]:
+        steps = list(next(iter(spent.values())))
+        rows = [(name, *(f"{row[step]:.3g}" for step in steps)) for name, row in spent.items()]
+        text += CPU.format(table=table(("image", *steps), rows), **stamp)
+    return text
+
+
+def _told(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with the texts of its cells; "-" for a time that was not measured."""
+    times = row["measured_us"] or {}
+    others = {name: t["median"] for name, t in times.items() if name != OURS}
+    best = min(others, key=lambda name: others[name], default="")
+    return row | {
+        "tiles": "-" if row["case"].startswith("preprocessing") else row["tiles"],
+        "megabytes": row["bytes"] / 1e6,
+        "ours": "{median:.4g} [{p10:.4g}, {p90:.4g}]".format(**times[OURS]) if times else "-",
+        "before": "-" if row.get("before_us") is None else f"{row['before_us']:.4g}",
+        "other": f"{best}: {others[best]:.4g}" if best else "-",
+        "times": f"{others[best] / times[OURS]['median']:.2f}" if best else "-",
+    }
+
+
 def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("--json", type=Path, default=RESULTS)
@@ -248,8 +309,6 @@ def main() -> None:
     parser.add_argument("--torch-op", type=Path, help="the built libdgiqa_torch.so; needed on a GPU")
     parser.add_argument("--skip-cpu", action="store_true", help="leave out preprocessing on the CPU")
     options = parser.parse_args()
-    import kernels_page
-
     old = read_json(options.json)
 
     keep = partial(write_json, options.json)
@@ -260,7 +319,7 @@ def main() -> None:
         new["cpu_ms_per_image"] = old["cpu_ms_per_image"]
     add_before(new, old)
     keep(new)
-    options.page.write_text(kernels_page.page(new), encoding="utf-8")
+    options.page.write_text(page(new), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ torch = pytest.importorskip("torch")
 
 import kernel_subjects  # noqa: E402
 import kernels as bench  # noqa: E402
-import kernels_page  # noqa: E402
 import roofline  # noqa: E402
 from roofline import H200, Op  # noqa: E402
 
@@ -90,7 +89,7 @@ def table_rows(page: str) -> list[str]:
 
 def test_a_page_without_a_gpu_has_floors_alone() -> None:
     record = floors()
-    page = kernels_page.page(record)
+    page = bench.page(record)
     assert "**No GPU has run these kernels" in page
     rows = table_rows(page)
     assert len(rows) == len(record["rows"])
@@ -99,7 +98,7 @@ def test_a_page_without_a_gpu_has_floors_alone() -> None:
 
 
 def test_what_was_measured_stands_beside_its_floor() -> None:
-    page = kernels_page.page(as_if_measured(floors()))
+    page = bench.page(as_if_measured(floors()))
     assert table_rows(page)[0].endswith("| 11.21 | 20 [20, 20] | - | SDPA: 30 | 1.50 |")
     assert "No GPU" not in page
 
@@ -113,12 +112,12 @@ def test_the_version_before_stands_beside_each_figure_of_the_same_gpu() -> None:
     old["rows"][0]["measured_us"]["ours"]["median"] = 123.0
     bench.add_before(new, old)
     assert new["rows"][0]["before_us"] == 123.0
-    assert "| 123 |" in table_rows(kernels_page.page(new))[0]
+    assert "| 123 |" in table_rows(bench.page(new))[0]
 
 
 def test_the_committed_page_is_the_committed_record() -> None:
     record = json.loads(bench.RESULTS.read_text())
-    assert bench.PAGE.read_text(encoding="utf-8") == kernels_page.page(record)
+    assert bench.PAGE.read_text(encoding="utf-8") == bench.page(record)
     measured = record["status"] == "measured"
     assert all((row["measured_us"] is not None) == measured for row in record["rows"])
 
