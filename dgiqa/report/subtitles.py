@@ -1,5 +1,7 @@
 """Rows of a video -> subtitles and chapters that show the score of each frame until the next one."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from dgiqa.report.files import OutputFile
@@ -7,13 +9,12 @@ from dgiqa.report.rows import Row
 
 
 class _Spans:
-    """A text per row, valid until the next row of the same video."""
+    """A text per row, valid until the next row of the same video. text: makes it of (its number, row, end in s)."""
 
-    def __init__(self, path: str) -> None:
-        self.file = OutputFile(path)
-        self.count = 0
+    def __init__(self, path: str, *, text: Callable[[int, Row, float], str]) -> None:
+        self.file, self._text = OutputFile(path), text
+        self._count, self._step_s = 0, 1.0
         self._open: Row | None = None
-        self._step_s = 1.0
 
     def write(self, row: Row) -> None:
         """Take one frame, and write the one before it."""
@@ -21,39 +22,34 @@ class _Spans:
             if row["path"] != self._open["path"]:
                 raise ValueError("subtitles and chapters describe one video; score them one at a time")
             self._step_s = max(row["time_s"] - self._open["time_s"], 1e-3)
-            self._emit(self._open, row["time_s"])
+            self.finish()
         self._open = row
 
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: dict[str, Any] | None = None) -> None:
         """Write the last frame."""
         if self._open is not None:
-            self._emit(self._open, self._open["time_s"] + self._step_s)
+            self._count += 1
+            self.file.write(self._text(self._count, self._open, self._open["time_s"] + self._step_s))
         self._open = None
 
-    def _emit(self, row: Row, end_s: float) -> None:
-        raise NotImplementedError
+
+def _subtitle(number: int, row: Row, end_s: float) -> str:
+    times = f"{_stamp(row['time_s'])} --> {_stamp(max(end_s, row['time_s'] + 1e-3))}"
+    return f"{number}\n{times}\n{_words(row)}\n\n"
 
 
-class Subtitles(_Spans):
-    """SubRip (.srt): the score of each frame until the next one."""
+def _chapter(number: int, row: Row, end_s: float) -> str:
+    head = f";FFMETADATA1\ncomment=scores by dgiqa-rt, {_escaped(row['bundle'])}\n" if number == 1 else ""
+    start_ms = round(row["time_s"] * 1000)
+    end_ms = max(round(end_s * 1000), start_ms + 1)
+    title = _escaped(_words(row))
+    return f"{head}[CHAPTER]\nTIMEBASE=1/1000\nSTART={start_ms}\nEND={end_ms}\ntitle={title}\n"
 
-    def _emit(self, row: Row, end_s: float) -> None:
-        self.count += 1
-        times = f"{_stamp(row['time_s'])} --> {_stamp(max(end_s, row['time_s'] + 1e-3))}"
-        self.file.write(f"{self.count}\n{times}\n{_words(row)}\n\n")
 
-
-class Chapters(_Spans):
-    """FFmpeg's metadata file: a chapter per frame, its title the score; ffmpeg -i in.mp4 -i FILE -map_metadata 1 ..."""
-
-    def _emit(self, row: Row, end_s: float) -> None:
-        if not self.count:
-            self.file.write(f";FFMETADATA1\ncomment=scores by dgiqa-rt, {_escaped(row['bundle'])}\n")
-        self.count += 1
-        start_ms = round(row["time_s"] * 1000)
-        end_ms = max(round(end_s * 1000), start_ms + 1)
-        title = _escaped(_words(row))
-        self.file.write(f"[CHAPTER]\nTIMEBASE=1/1000\nSTART={start_ms}\nEND={end_ms}\ntitle={title}\n")
+# SubRip (.srt): the score of each frame until the next one.
+Subtitles = partial(_Spans, text=_subtitle)
+# FFmpeg's metadata file: a chapter per frame, its title the score; ffmpeg -i in.mp4 -i FILE -map_metadata 1 ...
+Chapters = partial(_Spans, text=_chapter)
 
 
 def _stamp(time_s: float) -> str:
