@@ -446,6 +446,9 @@ def test_frames_larger_than_allowed_are_error_rows(tiny_bundle: Bundle, dimmed: 
         rows = list(strict.score_video(dimmed, every=2))
     assert {r["status"] for r in rows} == {"error"}
     assert "192 x 128, limit 1,000 pixels" in rows[0]["error"]
+    with Scorer(tiny_bundle, threads=1) as scorer:
+        (row,) = VideoRun(scorer.stages, [dimmed], reading=Reading(max_pixels=1000)).rows()
+    assert "192 x 128, limit 1,000 pixels" in row["error"]
 
 
 def test_memory_does_not_grow_with_the_length(scorer: Scorer, tmp_path: Path) -> None:
