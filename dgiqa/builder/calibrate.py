@@ -186,7 +186,8 @@ def photographs(
         raise ValueError(f"no image for calibration in {named} ({wrong or 'nothing found'}); {fix}")
     files = [Path(str(item.source)) for item in found]
     note = f"{len(found)} images of {named}, every other one distorted"
-    return lambda: _every_other_distorted(_read(files, progress)), note
+    turns = [distort for kind in _DISTORT[1:] for distort in (_DISTORT[0], kind)]  # as it is, then distorted
+    return lambda: (distort(rgb) for rgb, distort in zip(_read(files, progress), itertools.cycle(turns))), note
 
 
 def probe_photographs(bundle: Bundle, calibration: Callable[[], Iterator[UInt8]]) -> Iterator[UInt8]:
@@ -251,11 +252,6 @@ def _sharpened(rgb: UInt8) -> UInt8:
 
 # The parity sweep's, the unchanged image first, and one that gives larger values than photographs do
 _DISTORT: tuple[Distort, ...] = (*DISTORTIONS.values(), _sharpened)
-
-
-def _every_other_distorted(images: Iterable[UInt8]) -> Iterator[UInt8]:
-    for number, rgb in enumerate(images):
-        yield _DISTORT[1 + number // 2 % (len(_DISTORT) - 1)](rgb) if number % 2 else rgb
 
 
 def _read(files: Iterable[Path], progress: Progress) -> Iterator[UInt8]:

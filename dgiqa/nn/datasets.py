@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dgiqa.bundle import load_bundle
 from dgiqa.dtypes import Array, Float64, UInt8
 from dgiqa.errors import DgiqaError, ImageError
 from dgiqa.extras import load
@@ -27,8 +28,9 @@ from dgiqa.forward import depth_map
 from dgiqa.image import decode
 from dgiqa.nn.commands import watched
 from dgiqa.preprocess import stretched, working_image, working_size
+from dgiqa.runtime.session import Session, open_session
 from dgiqa.spec import DEPTH_FILE, Preprocess
-from dgiqa.store import replacing
+from dgiqa.store import replacing, sha256_of
 
 TRAIN_SHARE = 0.8  # "usual practice" of the paper's section 4.2
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -339,20 +341,24 @@ class DepthNetwork:
     p: Preprocess = field(default_factory=Preprocess)
 
 
-def bundle_depth(bundle: str = "small", threads: int | None = None) -> DepthNetwork:
-    """The depth network of a bundle, with the bundle's preprocessing."""
-    from dgiqa.bundle import load_bundle
-    from dgiqa.runtime.session import open_session
-    from dgiqa.store import sha256_of
+def bundle_depth(bundle: str = "small") -> DepthNetwork:
+    """The depth network of a bundle, with the bundle's preprocessing.
 
+    It is opened when it is first used, so that it can be pickled: loader processes are not forked everywhere.
+    """
     loaded = load_bundle(bundle)
     path, p = loaded.file(DEPTH_FILE), loaded.preprocess
-    session = open_session(path, threads=threads)
+    digest = sha256_of(path)
+    return DepthNetwork(f"{digest} {p}", functools.partial(_depth_image, path=path, digest=digest, p=p), p)
 
-    def depth(rgb: UInt8) -> UInt8:
-        return stretched(depth_map(rgb, session, p), *_depth_image_size(rgb, p))
 
-    return DepthNetwork(f"{sha256_of(path)} {p}", depth, p)
+@functools.cache
+def _opened(path: Path, digest: str) -> Session:
+    return open_session(path)
+
+
+def _depth_image(rgb: UInt8, path: Path, digest: str, p: Preprocess) -> UInt8:
+    return stretched(depth_map(rgb, _opened(path, digest), p), *_depth_image_size(rgb, p))
 
 
 def cached_rgb_and_depth(image: str | Path, network: DepthNetwork, cache_dir: str | Path) -> tuple[UInt8, UInt8]:

@@ -36,7 +36,8 @@ def export_twin(network: nn.Module, attention: Attention | None = None) -> nn.Mo
     if attention is not None and attention not in ATTENTIONS:
         raise ValueError(f"attention is {attention!r}; choose one of {', '.join(ATTENTIONS)}")
     network = copy.deepcopy(network).eval().requires_grad_(False)
-    if attention == "folded" and not _folds(network):
+    folds = isinstance(network, DGIQA) and has_twin(network) and is_foldable_swin(network.backbone)
+    if attention == "folded" and not folds:
         raise ValueError(f"{type(network).__name__} has no Swin whose windows tile its maps; there is nothing to fold")
     if attention == "op":
         from dgiqa.nn.attention import with_attention_op
@@ -47,7 +48,3 @@ def export_twin(network: nn.Module, attention: Attention | None = None) -> nn.Mo
     if isinstance(network, DepthAnything):
         return TwinDepthAnything(network).eval()
     return network
-
-
-def _folds(network: nn.Module) -> bool:
-    return isinstance(network, DGIQA) and has_twin(network) and is_foldable_swin(network.backbone)

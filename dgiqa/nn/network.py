@@ -183,17 +183,13 @@ class DGIQA(nn.Module):
     def features_and_faults(self, rgb: Tensor, depth: Tensor) -> tuple[Tensor, Tensor | None]:
         """`features` f32 [N,C], and the logit of each kind of fault, f32 [N,K], or None if config.reasons is 0."""
         maps = self.maps(rgb)
-        guide = self.branch(depth, "_depth") if self.config.depth_car else None
+        guide = self._fuse(self.maps(depth, "_depth"), "_depth") if self.config.depth_car else None
         features = self.join(self._fuse(maps, ""), guide)
         if not (self.config.reasons or self.config.statistics):
             return features, None
         about = statistics(maps)
         faults = self.fc_reasons(about).float() if self.config.reasons else None
         return torch.cat([features, about], 1) if self.config.statistics else features, faults
-
-    def branch(self, image: Tensor, suffix: str = "") -> Tensor:
-        """One backbone and its bridges, RGB's ("") or the depth image's ("_depth"): [N,3,S,S] -> [N,C,7,7]."""
-        return self._fuse(self.maps(image, suffix), suffix)
 
     def maps(self, image: Tensor, suffix: str = "") -> list[Tensor]:
         """The four maps of one backbone, RGB's ("") or the depth image's ("_depth")."""
