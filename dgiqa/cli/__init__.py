@@ -91,8 +91,7 @@ def _root(
 
 
 def _flush_stdout(code: int, *, told: bool) -> int:
-    """Flush standard output, and return the exit code. If that fails, point it at the null device, so that Python does
-    not complain when it exits.
+    """Flush standard output; if that fails, point it at the null device, or Python complains. Returns the exit code.
 
     told: an error was reported already. It may be the same one: text that a full disk refused stays in the buffer.
     """

@@ -44,13 +44,9 @@ def video(  # noqa: PLR0917 - the command line's options
     attempts: int = whole(10, "Give up a live source after N failures."),
     deinterlace: bool = option(False, "--deinterlace", "Deinterlace frames marked as interlaced."),
     bars: Literal["crop", "keep"] = option("crop", "", "crop: score the picture without the black bars around it."),
-    decoder: Literal["cpu", "nvdec"] = option(
-        "cpu", "", "nvdec: decode local files on the GPU; frames are scored there, too."
-    ),
+    decoder: Literal["cpu", "nvdec"] = option("cpu", "", "nvdec: decode local files on the GPU, and score there."),
     reuse_depth: bool = option(False, "--reuse-depth", "Compute depth only when the picture has moved enough."),
-    reuse_tiles: bool = option(
-        False, "--reuse-tiles", "Also score only the tiles whose pixels changed; implies --reuse-depth."
-    ),
+    reuse_tiles: bool = option(False, "--reuse-tiles", "Score only tiles that changed; implies --reuse-depth."),
     audit: int = option(16, "K", "Compute every K-th reused frame in full, too, to report the drift.", min=1),
     drift: float = option(0.01, "X", "Reuse less when the drift is above X."),
     *,

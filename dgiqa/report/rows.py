@@ -62,9 +62,7 @@ SCHEMA = (
     Column("verdict", "string", '"pass" or "fail" against --fail-under or the preset; null without either.'),
     Column("reasons", "list", "The faults that the model sees, the clearest first; null if it names no faults.", ALONE),
     Column("note", "string", "What to know about this picture and its score; null if there is nothing."),
-    Column(
-        "key", "string", "The key of a sample in a shard or, by --key, of a row, byte for byte; null for files.", IMAGE
-    ),
+    Column("key", "string", "A sample's key in a shard, or a row's by --key, byte for byte; null for files.", IMAGE),
     Column("tile_scores", "json", "The score of each tile.", IMAGE, True),
     Column("windows", "json", "y, x, height and width of each tile in pixels of the image.", IMAGE, True),
     Column("timings_ms", "json", "Milliseconds of each stage; their sum is ms.", IMAGE, True),

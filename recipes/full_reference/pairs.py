@@ -103,9 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--pictures", type=Path, required=True, nargs="+", help="folders, or files with one path a line"
-    )
+    parser.add_argument("--pictures", type=Path, required=True, nargs="+", help="folders, or files of one path a line")
     parser.add_argument("--out", type=Path, required=True, help="an .npz; a run that was stopped goes on")
     parser.add_argument("--groups", type=int, default=700)
     parser.add_argument("--seed", type=int, default=0)

@@ -315,9 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--groups", type=int, default=3200)
     parser.add_argument("--singles", type=float, default=SHARES[0], help="share of groups with one distortion type")
-    parser.add_argument(
-        "--types", nargs="+", choices=TYPES, default=TYPES, help="types that they draw from; default: all"
-    )
+    parser.add_argument("--types", nargs="+", choices=TYPES, default=TYPES, help="types to draw from; default: all")
     parser.add_argument("--steps", action="store_true", help="only groups of one codec in small steps")
     parser.add_argument("--seed", type=int, default=0)
     o = parser.parse_args(arguments)
