@@ -152,33 +152,19 @@ def _plot(curve: Curve, colour: str, gate: float | None, worst: dict[str, float]
     def y(score: float) -> str:
         return f"{TOP + (1 - min(max(score, 0.0), 1.0)) * (HEIGHT - BOTTOM - TOP):.1f}"
 
-    upper = [f"{x(p.time_s)},{y(p.score + p.std_error)}" for p in points]
-    lower = [f"{x(p.time_s)},{y(p.score - p.std_error)}" for p in reversed(points)]
-    tinted = None
-    if worst and first < worst["end_s"] < last + worst["start_s"] - first:  # not the whole
-        start, end = x(worst["start_s"]), x(worst["end_s"])
-        tinted = {"x": start, "width": f"{float(end) - float(start):.1f}"}
-    marked = points if len(points) <= MAX_DOTS else []
+    apart = worst and first < worst["end_s"] < last + worst["start_s"] - first  # not the whole
+    labels = [f"{time_s:g} s" if last < CLOCK_S else clock(time_s, last) for time_s in _round_times(first, last)]
     return {
-        "width": WIDTH,
-        "height": HEIGHT,
-        "left": LEFT,
-        "right": WIDTH - RIGHT,
-        "top": TOP,
-        "bottom": HEIGHT - BOTTOM,
+        "box": (WIDTH, HEIGHT, LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM),
+        "x": x,
+        "y": y,
+        "curve": curve,
+        "points": points,
         "colour": colour,
-        "levels": [(f"{level:g}", y(level)) for level in (0, 0.25, 0.5, 0.75, 1)],
-        "times": [
-            (f"{time_s:g} s" if last < CLOCK_S else clock(time_s, last), x(time_s))
-            for time_s in _round_times(first, last)
-        ],
-        "scenes": [x(time_s) for time_s in curve.scenes],
-        "errors": [(x(time_s), text) for time_s, text in curve.errors],
-        "gate": None if gate is None else y(gate),
-        "worst": tinted,
-        "band": " ".join(upper + lower),
-        "line": " ".join(f"{x(p.time_s)},{y(p.score)}" for p in points),
-        "dots": [(x(p.time_s), y(p.score), f"{p.time_s:.2f} s: {p.score:.4f}") for p in marked],
+        "times": list(zip(labels, _round_times(first, last), strict=True)),
+        "gate": gate,
+        "worst": worst if apart else None,
+        "dotted": len(points) <= MAX_DOTS,
     }
 
 
