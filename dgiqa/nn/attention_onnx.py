@@ -6,6 +6,7 @@ A host without a kernel runs the function's standard operators; one with a kerne
 parser expands every function it finds, so `builder.plan` leaves out the functions that a plugin implements.
 """
 
+import re
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ DOMAIN_VERSION = 1
 
 # `dgiqa.nn.attention.window_attention` in standard operators, for any size and any float type. Rolling, padding and
 # their reverse are gathers with computed indices, so that one body serves every shift.
+# A line with {a|b} stands for two lines, one about rows (a) and one about columns (b).
 BODY = """
 <domain: "ai.dgiqa", opset_import: ["": 20]>
 DgiqaWindowAttention <heads, shift, scale> (qkv, bias, qkv_bias) => (out)
@@ -45,31 +47,20 @@ DgiqaWindowAttention <heads, shift, scale> (qkv, bias, qkv_bias) => (out)
     heads_1 = Reshape (heads_, rest)
 
     batch = Shape <start = 0, end = 1> (qkv)
-    height_1 = Shape <start = 1, end = 2> (qkv)
-    width_1 = Shape <start = 2, end = 3> (qkv)
-    height = Squeeze (height_1, first)
-    width = Squeeze (width_1, first)
-    height_6 = Add (height, six)
-    width_6 = Add (width, six)
-    down = Div (height_6, seven)
-    across = Div (width_6, seven)
-    padded_height = Mul (down, seven)
-    padded_width = Mul (across, seven)
-    down_1 = Reshape (down, rest)
-    across_1 = Reshape (across, rest)
+    {height|width}_1 = Shape <start = {1|2}, end = {2|3}> (qkv)
+    {height|width} = Squeeze ({height|width}_1, first)
+    {height|width}_6 = Add ({height|width}, six)
+    {down|across} = Div ({height|width}_6, seven)
+    padded_{height|width} = Mul ({down|across}, seven)
+    {down|across}_1 = Reshape ({down|across}, rest)
 
-    y = Range (zero, padded_height, one)
-    x = Range (zero, padded_width, one)
-    y_shifted = Add (y, shift_)
-    x_shifted = Add (x, shift_)
-    y_source = Mod (y_shifted, height)
-    x_source = Mod (x_shifted, width)
-    y_inside = Less (y, height)
-    x_inside = Less (x, width)
+    {y|x} = Range (zero, padded_{height|width}, one)
+    {y|x}_shifted = Add ({y|x}, shift_)
+    {y|x}_source = Mod ({y|x}_shifted, {height|width})
+    {y|x}_inside = Less ({y|x}, {height|width})
     y_axes = Constant <value_ints = [1, 2]> ()
     x_axes = Constant <value_ints = [1]> ()
-    y_inside_2 = Unsqueeze (y_inside, y_axes)
-    x_inside_2 = Unsqueeze (x_inside, x_axes)
+    {y|x}_inside_2 = Unsqueeze ({y|x}_inside, {y|x}_axes)
     inside = And (y_inside_2, x_inside_2)
     rolled_y = Gather <axis = 1> (qkv, y_source)
     rolled = Gather <axis = 2> (rolled_y, x_source)
@@ -100,20 +91,13 @@ DgiqaWindowAttention <heads, shift, scale> (qkv, bias, qkv_bias) => (out)
     bias_typed = CastLike (bias_real, qkv)
     bias_scaled = Mul (bias_typed, scale_)
 
-    y_last = Sub (padded_height, seven)
-    x_last = Sub (padded_width, seven)
-    y_seam = Sub (padded_height, shift_)
-    x_seam = Sub (padded_width, shift_)
-    y_in_last = GreaterOrEqual (y, y_last)
-    x_in_last = GreaterOrEqual (x, x_last)
-    y_past = GreaterOrEqual (y, y_seam)
-    x_past = GreaterOrEqual (x, x_seam)
-    y_last_n = CastLike (y_in_last, zero)
-    x_last_n = CastLike (x_in_last, zero)
-    y_past_n = CastLike (y_past, zero)
-    x_past_n = CastLike (x_past, zero)
-    y_region = Add (y_last_n, y_past_n)
-    x_region = Add (x_last_n, x_past_n)
+    {y|x}_last = Sub (padded_{height|width}, seven)
+    {y|x}_seam = Sub (padded_{height|width}, shift_)
+    {y|x}_in_last = GreaterOrEqual ({y|x}, {y|x}_last)
+    {y|x}_past = GreaterOrEqual ({y|x}, {y|x}_seam)
+    {y|x}_last_n = CastLike ({y|x}_in_last, zero)
+    {y|x}_past_n = CastLike ({y|x}_past, zero)
+    {y|x}_region = Add ({y|x}_last_n, {y|x}_past_n)
     three_0 = Constant <value_int = 3> ()
     y_region_3 = Mul (y_region, three_0)
     y_region_2 = Unsqueeze (y_region_3, x_axes)
@@ -140,18 +124,13 @@ DgiqaWindowAttention <heads, shift, scale> (qkv, bias, qkv_bias) => (out)
     window_shape = Concat <axis = 0> (batch, down_1, across_1, w7, w7, rest)
     by_window = Reshape (by_token, window_shape)
     by_row = Transpose <perm = [0, 1, 3, 2, 4, 5]> (by_window)
-    padded_height_1 = Reshape (padded_height, rest)
-    padded_width_1 = Reshape (padded_width, rest)
+    padded_{height|width}_1 = Reshape (padded_{height|width}, rest)
     map_shape = Concat <axis = 0> (batch, padded_height_1, padded_width_1, rest)
     out_map = Reshape (by_row, map_shape)
-    y_all = Range (zero, height, one)
-    x_all = Range (zero, width, one)
-    y_back = Sub (height, shift_)
-    x_back = Sub (width, shift_)
-    y_unshifted = Add (y_all, y_back)
-    x_unshifted = Add (x_all, x_back)
-    y_from = Mod (y_unshifted, height)
-    x_from = Mod (x_unshifted, width)
+    {y|x}_all = Range (zero, {height|width}, one)
+    {y|x}_back = Sub ({height|width}, shift_)
+    {y|x}_unshifted = Add ({y|x}_all, {y|x}_back)
+    {y|x}_from = Mod ({y|x}_unshifted, {height|width})
     out_y = Gather <axis = 1> (out_map, y_from)
     out = Gather <axis = 2> (out_y, x_from)
 }
@@ -180,10 +159,16 @@ def with_function(model: Any) -> Any:
     if not any(node.op_type == OP and node.domain == spec.ONNX_DOMAIN for node in model.graph.node):
         raise ValueError(f"the graph has no {OP} node; export with_attention_op(network, cross=False)")
     del model.functions[:]
-    model.functions.append(onnx.parser.parse_function(BODY))
+    model.functions.append(onnx.parser.parse_function(_body()))
     if not any(entry.domain == spec.ONNX_DOMAIN for entry in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid(spec.ONNX_DOMAIN, DOMAIN_VERSION))
     return model
+
+
+def _body() -> str:
+    """BODY in ONNX's own syntax."""
+    both = ([re.sub(r"\{(\w+)\|(\w+)\}", which, line) for which in (r"\1", r"\2")] for line in BODY.splitlines())
+    return "\n".join(line for two in both for line in dict.fromkeys(two))  # of equal lines one
 
 
 def _schema() -> Any:
