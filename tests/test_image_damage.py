@@ -395,6 +395,18 @@ def test_zero_bytes_in_a_compressed_tiff_are_an_error(compression: str, start: f
         decode(bytes(data))
 
 
+def test_tiles_of_a_tiff_are_read_and_zeros_in_them_are_an_error() -> None:
+    tifffile = pytest.importorskip("tifffile")
+    file, pixels = io.BytesIO(), np.asarray(photo())
+    tifffile.imwrite(file, pixels, tile=(64, 64), compression="zlib", photometric="rgb")
+    data = bytearray(file.getvalue())
+    np.testing.assert_array_equal(decode(bytes(data)), pixels)
+    middle = len(data) // 2
+    data[middle : middle + 3000] = bytes(3000)
+    with pytest.raises(ImageError, match="damaged"):
+        decode(bytes(data))
+
+
 @pytest.mark.parametrize("compression", ["tiff_deflate", "jpeg"])
 def test_other_bytes_in_a_compressed_tiff_are_an_error(compression: str) -> None:
     data = encode(photo(), "TIFF", compression=compression)
