@@ -95,7 +95,7 @@ class Inbox:
             if asked is not None and asked.future.set_running_or_notify_cancel():
                 try:
                     asked.stages = stages.tiled(asked.tiling)
-                except ValueError as error:  # its own, and no end of the pass
+                except ValueError as error:  # this image's own; the pass goes on
                     asked.future.set_exception(error)
                 else:
                     return asked

@@ -305,7 +305,7 @@ class OutputFile:
 
 @contextlib.contextmanager
 def whole_file(path: str) -> Iterator[BinaryIO]:
-    """A binary stream into an OutputFile, for what is written at once. An OSError inside names the file."""
+    """A binary stream into an OutputFile, for contents written at once. An OSError inside names the file."""
     file = OutputFile(path)
     try:
         stream = io.BufferedWriter(file._raw)  # which writes all of its data, or raises

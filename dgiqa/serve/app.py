@@ -180,7 +180,7 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
 
     @app.post("/score/batch", openapi_extra=body, responses=responses, response_class=Response)
     async def score_batch(asked: Asked = given) -> Response:
-        """Score several images: a form's files, or JSON with "images". A file that is none is a row with its error."""
+        """Score several images: a form's files, or JSON with "images". A file without an image gives an error row."""
         summary, rows = Summary(), await service.rows(*asked)
         for row in rows:
             summary.add(row)

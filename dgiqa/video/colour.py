@@ -1,8 +1,8 @@
 """Decoded video frames (PyAV) -> upright RGB as a screen would show it: range, matrix, HDR, rotation, interlacing.
 
 Bounds: an ordinary 8-bit frame passes through FFmpeg's scaler with accurate rounding and full chroma interpolation,
-within 1 level of the equations of BT.601 / BT.709 / BT.2020. Matrix and range are read from every frame. Only where the
-stream does not give them they are assumed: BT.709 from 720 lines on, else BT.601; limited range.
+within 1 level of the equations of BT.601 / BT.709 / BT.2020. Matrix and range are read from every frame. Where the
+stream lacks them, they are assumed: BT.709 from 720 lines on, else BT.601; limited range.
 Non-square pixels are not stretched.
 """
 

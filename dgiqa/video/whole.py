@@ -235,7 +235,7 @@ def _program_stream(data: mmap.mmap, at: int) -> int:
     if code == 0xBA:
         return 14 + (data[at + 13] & 7) if data[at + 4] >> 6 == 1 else 12
     length = int.from_bytes(data[at + 4 : at + 6], "big")
-    if 0xE0 <= code < 0xF0 and not length:  # not said
+    if 0xE0 <= code < 0xF0 and not length:  # not stated
         return len(data) - at
     return 4 if code == 0xB9 else 6 + length if code > 0xB9 else 0
 
