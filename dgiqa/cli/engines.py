@@ -79,11 +79,8 @@ def build(  # noqa: PLR0917 - the command line's options
     names = [name for name, wanted in asked.items() if wanted] or ["fp16"]
     options.refuse(len(names) > 1, "an engine has one precision", " ".join(f"--{name}" for name in names))
     precision = names[0]
-    options.refuse(
-        calib and precision not in spec.QUANTIZED,
-        f"{precision} runs the model's own files; give --int8, --fp8 or --fp16",
-        "--calib",
-    )
+    wrong = calib and precision not in spec.QUANTIZED
+    options.refuse(wrong, f"{precision} runs the model's own files; give --int8, --fp8 or --fp16", "--calib")
     with options.usage("--exclude-lean-runtime"):
         plan = PlanOptions(version_compatible, exclude_lean_runtime, hardware or "", level)
     engine = build_engine(
@@ -151,12 +148,9 @@ def remove(
 @cache_app.command("path")
 def path(name: str | None = argument(None, "ENGINE", "A name that `cache ls` shows.")) -> None:
     """Print the folder of all engines, or of one."""
-    from dgiqa.errors import EngineError
-    from dgiqa.runtime.engines import damaged, engines_folder, list_engines
+    from dgiqa.runtime.engines import engines_folder, folder_of
 
-    if name and name not in [engine.name for engine in list_engines()] and name not in damaged():
-        raise EngineError(f"no engine is named {name!r}; dgiqa-rt cache ls shows those there are")
-    print(engines_folder() / name if name else engines_folder(), file=data_stream())
+    print(folder_of(name) if name else engines_folder(), file=data_stream())
 
 
 def _batch(text: str) -> tuple[int, int, int]:

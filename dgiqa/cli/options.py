@@ -218,11 +218,8 @@ def check_suffix(output: str | None) -> str | None:
 
 def check_stdin(argument: str) -> None:
     """Raise a usage error of the argument that names standard input, if nothing can come from there."""
-    refuse(
-        sys.stdin is None or sys.stdin.isatty(),
-        "standard input (-) is closed or a terminal; pipe something into it",
-        argument,
-    )
+    unread = sys.stdin is None or sys.stdin.isatty()
+    refuse(unread, "standard input (-) is closed or a terminal; pipe something into it", argument)
 
 
 def opened_list(path: str, null: bool = False) -> BinaryIO:

@@ -143,7 +143,7 @@ def _figures(figures: dict[str, Any]) -> Iterator[tuple[str | None, str]]:
 
 
 def _plot(curve: Curve, colour: str, gate: float | None, worst: dict[str, float] | None) -> dict[str, Any]:
-    """The positions of everything that the template draws, as text."""
+    """What the template draws, with x and y, which place times and scores in the drawing, as text."""
     points, (first, last) = curve.all_points(), span(curve)
 
     def x(time_s: float) -> str:

@@ -142,11 +142,17 @@ def damaged() -> dict[str, str]:
     return {path.name: found for path, found in _survey() if isinstance(found, str)}
 
 
-def remove(name: str) -> Path:
-    """Remove the engine of this name and return its former directory. Raises EngineError if there is none."""
+def folder_of(name: str) -> Path:
+    """The directory of the engine of this name. Raises EngineError if there is none."""
     path = engines_folder() / name
     if name != path.name or name.startswith(".") or not path.is_dir():
         raise EngineError(f"no engine is named {name!r}; dgiqa-rt cache ls shows those there are")
+    return path
+
+
+def remove(name: str) -> Path:
+    """Remove the engine of this name and return its former directory. Raises EngineError if there is none."""
+    path = folder_of(name)
     with locked(path):
         for folder in (path, *_left_behind(path)):
             discard(folder)
