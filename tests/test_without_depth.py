@@ -108,7 +108,7 @@ def test_what_does_not_fit_together_is_refused(tiny_bundle: Bundle, rgb_bundle: 
     manifest = json.loads((tmp_path / "b" / MANIFEST).read_text())
     del manifest["files"][spec.DEPTH_FILE]
     (tmp_path / "b" / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match="it has depth_lower_bound alone"):
+    with pytest.raises(BundleError, match="it has only depth_lower_bound"):
         load_bundle(tmp_path / "b")
     files = {spec.QUALITY_FILE: tiny_bundle.file(spec.QUALITY_FILE)}
     labels = {"name": "x", "title": "x", "licence": "none", "source": "tests"}
