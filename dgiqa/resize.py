@@ -4,9 +4,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from dgiqa.dtypes import Float64, UInt8
+from dgiqa.dtypes import Float64, Index, UInt8
 
 _BAND = 4  # result rows per matrix product: 2 and 8 are as fast for some sizes and slower for others
 _GROUP = 16  # result rows that are narrowed together: 16 to 256 take the same time, all at once a fifth more
@@ -41,7 +40,7 @@ def resize_cubic(rgb: UInt8, height: int, width: int) -> Float64:
     return result
 
 
-def _cubic_bands(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Float64]:
+def _cubic_bands(source: int, target: int) -> tuple[Index, Index, Float64]:
     """OpenCV's weights for reducing `source` lines to `target` by cubic interpolation, _BAND results at a time.
 
     Returns the lines that are read, ascending (for most sizes, all); for every band, the index of its first among

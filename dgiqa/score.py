@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dgiqa.attributes import Attributes
-from dgiqa.dtypes import Float32, Float64, Int32
+from dgiqa.dtypes import Float32, Float64, Floating, Int32
 from dgiqa.report.rows import rounded, row_of
 
 
@@ -134,7 +133,7 @@ class Failure:
         return {"source": self.source, "error": self.error, "message": self.message}
 
 
-def mean_and_error(values: NDArray[np.floating[Any]]) -> tuple[float, float | None]:
+def mean_and_error(values: Floating) -> tuple[float, float | None]:
     """The mean of values [n] and its standard error, which is None for a single value."""
     n = len(values)
     mean = float(values.mean(dtype=np.float64))

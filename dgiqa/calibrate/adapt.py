@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dgiqa import metrics
 from dgiqa.calibrate.fit import cross_validated
-from dgiqa.dtypes import Float32, Float64
+from dgiqa.dtypes import Float32, Float64, Index
 from dgiqa.errors import BundleError
 from dgiqa.last_layer import last_layer
 
@@ -55,7 +54,7 @@ def fit_layer(pictures: Sequence[Seen], labels: Float64, shipped: Layer) -> Laye
     """The layer for labels f64 [n] in [0, 1], with the penalty that is best in cross-validation."""
     features = np.array([seen.features.mean(0, dtype=np.float64) for seen in pictures])
 
-    def predicted(train: NDArray[np.intp], test: NDArray[np.intp]) -> Float64:  # [pictures, strengths]
+    def predicted(train: Index, test: Index) -> Float64:  # [pictures, strengths]
         layers = _fitted(features[train], labels[train], shipped, STRENGTHS)
         return np.stack([_sigmoid(features[test] @ layer.weight + layer.bias) for layer in layers], 1)
 
@@ -70,7 +69,7 @@ def fit_layer(pictures: Sequence[Seen], labels: Float64, shipped: Layer) -> Laye
 def adapted_out_of_fold(pictures: Sequence[Seen], labels: Float64, shipped: Layer) -> Float64:
     """Scores of every picture by a layer that was fitted, with its strength, to the others: f64 [n]."""
 
-    def predict(train: NDArray[np.intp], test: NDArray[np.intp]) -> Float64:
+    def predict(train: Index, test: Index) -> Float64:
         layer = fit_layer([pictures[i] for i in train], labels[train], shipped)
         return np.array([layer.score(pictures[i]) for i in test])
 

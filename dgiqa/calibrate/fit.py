@@ -7,13 +7,11 @@ that it is fitted as it is used: the mean of a piecewise linear function is line
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dgiqa import metrics
-from dgiqa.dtypes import Bool, Float64
+from dgiqa.dtypes import Bool, Float64, Floating, Index
 from dgiqa.meaning import Meaning
 
 Knots = tuple[tuple[float, float], ...]
@@ -42,7 +40,7 @@ class Point:
         return {name: round(value, 4) for name, value in asdict(self).items()}
 
 
-def fit_map(tiles: Sequence[NDArray[np.floating[Any]]], labels: Float64) -> Knots:
+def fit_map(tiles: Sequence[Floating], labels: Float64) -> Knots:
     """A map of tile scores (f32 [tiles] per picture) whose means are nearest to the labels: its knots.
 
     It rises strictly from score 0 to 1; cross-validation decides how smooth it is. Needs scipy.
@@ -52,7 +50,7 @@ def fit_map(tiles: Sequence[NDArray[np.floating[Any]]], labels: Float64) -> Knot
     basis = np.array([[np.interp(scores, x, hat).mean() for hat in np.eye(len(x))] for scores in tiles])
     bends = _bends(x)
 
-    def predict(train: NDArray[np.intp], test: NDArray[np.intp], strength: float) -> Float64:
+    def predict(train: Index, test: Index, strength: float) -> Float64:
         return basis[test] @ _rising(basis[train], labels[train], bends, x, strength)
 
     best = min(SMOOTHING, key=lambda s: metrics.rmse(cross_validated(labels, lambda a, b: predict(a, b, s)), labels))
@@ -60,17 +58,17 @@ def fit_map(tiles: Sequence[NDArray[np.floating[Any]]], labels: Float64) -> Knot
     return tuple(zip(x.tolist(), y.tolist(), strict=True))
 
 
-def map_out_of_fold(tiles: Sequence[NDArray[np.floating[Any]]], labels: Float64) -> Float64:
+def map_out_of_fold(tiles: Sequence[Floating], labels: Float64) -> Float64:
     """Scores of every picture by a map that was fitted to the others: f64 [n]."""
 
-    def predict(train: NDArray[np.intp], test: NDArray[np.intp]) -> Float64:
+    def predict(train: Index, test: Index) -> Float64:
         meaning = Meaning(knots=fit_map([tiles[i] for i in train], labels[train]))
         return np.array([meaning.mapped(np.asarray(tiles[i], np.float32)).mean(dtype=np.float64) for i in test])
 
     return cross_validated(labels, predict)
 
 
-def cross_validated(labels: Float64, predict: Callable[[NDArray[np.intp], NDArray[np.intp]], Float64]) -> Float64:
+def cross_validated(labels: Float64, predict: Callable[[Index, Index], Float64]) -> Float64:
     """predict(indices to fit to, indices to predict) for every fold -> predictions f64 [n,...], as it gives them.
 
     Folds are the same every time, and each has good and bad pictures.
@@ -130,7 +128,7 @@ def threshold_for(points: Sequence[Point], *, precision: float | None = None, re
     return [p for p in points if p.recall >= recall][-1]
 
 
-def _knots_at(tiles: Sequence[NDArray[np.floating[Any]]]) -> Float64:
+def _knots_at(tiles: Sequence[Floating]) -> Float64:
     """Where the map may bend: 0, 1, and quantiles of the pictures' scores, fewer where there are few pictures."""
     means = np.array([np.mean(each, dtype=np.float64) for each in tiles])
     count = int(np.clip(len(means) // 5, 3, MOST_KNOTS))

@@ -26,9 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from dgiqa.dtypes import Float64
+from dgiqa.dtypes import Float64, Floating
 from dgiqa.errors import DgiqaError
 from dgiqa.metrics import histogram_overlap, overlap, srocc
 from dgiqa.nn import datasets, plots, train
@@ -374,7 +373,7 @@ def _tsne(options: argparse.Namespace) -> None:
         print(f"{name}: {len(found)} pictures, SROCC of opinion with that of neighbours {_near(found, scores):.3f}")
 
 
-def _near(places: NDArray[np.floating], scores: NDArray[np.floating]) -> float:
+def _near(places: Floating, scores: Floating) -> float:
     """How well places f [n,2] predict scores [n]: SROCC of scores with the mean of the NEIGHBOURS nearest others."""
     apart = np.linalg.norm(places[:, None] - places[None], axis=2)
     nearest = np.argsort(apart, axis=1)[:, 1 : 1 + NEIGHBOURS]
@@ -403,7 +402,7 @@ def _scores(scorer: Scorer, paths: Sequence[Path]) -> Iterator[Score]:
     return watched((score for score in scores if not isinstance(score, Failure)), len(paths), "scored")
 
 
-def _some(tiles: NDArray[np.floating], count: int, draws: np.random.Generator) -> NDArray[np.floating]:
+def _some(tiles: Floating, count: int, draws: np.random.Generator) -> Floating:
     """Mean f [n] of `count` of each picture's tiles f [n,tiles], drawn for each picture by itself."""
     return draws.permuted(tiles, axis=1)[:, :count].mean(1)
 

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dgiqa.dtypes import Array, Float32
+from dgiqa.dtypes import Array, Float32, Floating
 from dgiqa.extras import load
 from dgiqa.store import replacing
 
@@ -24,7 +23,7 @@ MARKERS = "o^sD"  # one per set in a plane
 PERPLEXITY = 30  # t-SNE's, at most
 
 
-def embedded(features: NDArray[np.floating]) -> Float32:
+def embedded(features: Floating) -> Float32:
     """Place features f [n,C], each standardised, in a plane by t-SNE: f32 [n,2], the same every time."""
     manifold = load("sklearn.manifold", "t-SNE", "scikit-learn", "train")
     standard = (features - features.mean(0)) / np.maximum(features.std(0), 1e-6)

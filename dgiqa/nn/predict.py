@@ -6,11 +6,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from dgiqa import forward, spec
-from dgiqa.dtypes import Array, Float64
+from dgiqa.dtypes import Array, Float64, Floating
 from dgiqa.metrics import krocc, logistic_mapped, plcc, rmse, srocc
 from dgiqa.nn.commands import watched
 from dgiqa.nn.datasets import DepthNetwork, working_pair
@@ -23,7 +22,7 @@ TILE_BATCH = 64
 
 T = TypeVar("T")
 Arrays = Iterable[Array]
-Predict = Callable[[Sequence[Path]], NDArray[np.floating]]  # picture files -> scores f [n], higher = better
+Predict = Callable[[Sequence[Path]], Floating]  # picture files -> scores f [n], higher = better
 
 
 def model_predictor(

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dgiqa.dtypes import Float32
+from dgiqa.dtypes import Float32, Floating
 from dgiqa.errors import DgiqaError, WeightsError
 from dgiqa.full_reference import DIFFERENCES
 from dgiqa.nn import datasets
@@ -748,7 +748,7 @@ def _train_on_dataset(options: argparse.Namespace) -> None:
         print(weights)
 
 
-Predict = Callable[[nn.Module, Sequence[Record]], NDArray[np.floating]]
+Predict = Callable[[nn.Module, Sequence[Record]], Floating]
 Task = tuple[nn.Module, Callable[[Record], Sample], Predict]  # a network, how to read records, how to score them
 
 
