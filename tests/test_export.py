@@ -152,12 +152,12 @@ def test_exporting_leaves_the_model_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("twin", [True, False])
-def test_reasons_and_features_are_outputs_beside_the_score(twin: bool, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    network = lively(DGIQA(dataclasses.replace(TINY_QUALITY, reasons=3)))
-    path = export_quality(network, tmp_path / "q.onnx", twin=twin).path
+@pytest.mark.parametrize("twin", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_reasons_and_features_are_outputs_beside_the_score(
+    twin: bool, quality: DGIQA, quality_file: Export, tmp_path: Path
+) -> None:
+    network = quality
+    path = quality_file.path if twin else export_quality(network, tmp_path / "q.onnx", twin=False).path
     rgb, depth = (x[:2] for x in onnx_export._tiles_of(onnx_export.photographs(), Preprocess()))
     got = OrtSession(path).run({spec.QUALITY_RGB: rgb.numpy(), spec.QUALITY_DEPTH: depth.numpy()})
     with torch.no_grad():
@@ -301,13 +301,22 @@ def test_reference_takes_windows_and_refuses_other_tilings(
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    """A bundle, and the weights it was made from: quality, depth."""
+    """A bundle that the command made, and the weights it was made from: quality, depth."""
     folder = tmp_path_factory.mktemp("imported")
     torch.manual_seed(0)
     files = folder / "q.safetensors", folder / "d.safetensors"
     save_weights(lively(DGIQA(TINY_QUALITY)), files[0])
     save_weights(DepthAnything(TINY_DEPTH).eval(), files[1])
-    return bundling.import_weights(*files, folder / "mine", name="mine").path, *files
+    done = import_weights(*files, folder / "out")
+    assert done.exit_code == 0, done.output
+    assert str(folder / "out" / "mine") in done.output
+    assert [path.name for path in (folder / "out").iterdir()] == ["mine"]
+    return folder / "out" / "mine", *files
+
+
+def import_weights(quality: Path, depth: Path, out: Path) -> Any:
+    where = ["--name", "mine", "--out", str(out), "--licence", "Apache-2.0"]
+    return CliRunner().invoke(app, ["import-weights", "--quality", str(quality), "--depth", str(depth), *where])
 
 
 @pytest.mark.slow
@@ -375,19 +384,13 @@ def test_verify_refuses_weights_that_the_model_was_not_made_from(
 
 
 @pytest.mark.slow
-def test_imported_weights_score_as_the_reference(tmp_path: Path, photos: dict[str, NDArray[np.uint8]]) -> None:
+def test_imported_weights_score_as_the_reference(
+    imported: tuple[Path, Path, Path], photos: dict[str, NDArray[np.uint8]]
+) -> None:
+    path, *weights = imported
     torch.manual_seed(0)
     quality, depth = lively(DGIQA(TINY_QUALITY)), DepthAnything(TINY_DEPTH).eval()
-    save_weights(quality, tmp_path / "q.safetensors")
-    save_weights(depth, tmp_path / "d.safetensors")
-    weights = ["--quality", str(tmp_path / "q.safetensors"), "--depth", str(tmp_path / "d.safetensors")]
-    where = ["--name", "mine", "--out", str(tmp_path / "out"), "--licence", "Apache-2.0"]
-    arguments = ["import-weights", *weights, *where]
-    done = CliRunner().invoke(app, arguments)
-    assert done.exit_code == 0, done.output
-    assert str(tmp_path / "out" / "mine") in done.output
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
-    bundle = load_bundle(tmp_path / "out" / "mine")
+    bundle = load_bundle(path)
     parity = bundle.manifest["parity"]
     assert parity.keys() == {spec.DEPTH_FILE, spec.QUALITY_FILE, "score"}
     assert parity["score"]["images"] == 4
@@ -399,7 +402,7 @@ def test_imported_weights_score_as_the_reference(tmp_path: Path, photos: dict[st
             score = scorer.score(photos["coffee"], tiling=tiles)
             assert abs(score.value - wanted.value) < 1e-4
             assert np.abs(score.tile_scores - wanted.tile_scores).max() < 1e-4
-    again = CliRunner().invoke(app, arguments).exception
+    again = import_weights(*weights, path.parent).exception
     assert isinstance(again, BundleError)
     assert "exists" in str(again)
 
