@@ -22,7 +22,7 @@ from dgiqa.dtypes import Array, UInt8
 from dgiqa.errors import ImageError
 from dgiqa.extras import install
 from dgiqa.image import colours, jp2, jpeg, png, pnm, tiff, zeros
-from dgiqa.image.arrays import AS_STORED, BAND, check_levels, over_white, rgb_of, to_uint8, upright
+from dgiqa.image.arrays import AS_STORED, BAND, check_levels, rgb_of, to_uint8, upright
 from dgiqa.image.arrays import as_rgb as as_rgb
 from dgiqa.image.kinds import HEAD, RAW, identify
 from dgiqa.image.raw import BYTES_PER_PIXEL, NOTE, RawError, open_raw
@@ -202,12 +202,11 @@ def _open_png(kind: str, plugin: str, data: bytes) -> Opened:
 
     def read(stop: Stop | None) -> Decoded:
         png.check_sums(data)
-        convert, note, hdr = colours.conversion(meant)
+        convert, _, hdr = colours.conversion(meant)
         if deep_key or (convert and (hdr or most > 255)):
             png.check_rows(data)
             levels, orientation = _all_bits(data), _orientation(image)
-            found = _finish_array(levels, orientation, None if meant else image.info.get("icc_profile"), convert)
-            return Decoded(found.rgb, tuple(filter(None, (note, *found.notes))))
+            return _finish_array(levels, orientation, image.info.get("icc_profile"), meant)
         if image.info.get("default_image"):  # an animation with a separate still picture before its first frame
             image.seek(1)
         return _loaded(image, kind, stop, meant=meant, check=lambda: _check_last_rows(image, data))
@@ -359,14 +358,13 @@ def _open_heif(kind: str, plugin: str, data: bytes) -> Opened:
 
     def read(stop: Stop | None) -> Decoded:
         zeros.check_heif(data)
-        convert, note, hdr = colours.conversion(meant)
+        convert, _, hdr = colours.conversion(meant)
         if image.info.get("icc_profile") and not hdr:
             return _loaded(image, kind, stop, box=box)
         if convert and hdr:
             left, top, right, bottom = box or (0, 0, *image.size)
             levels = _deep_heic(data) if kind == "HEIC" else _all_bits(data, _depth(head))[top:bottom, left:right]
-            found = _finish_array(levels, 1 if kind == "HEIC" else _orientation(image), None, convert)
-            return Decoded(found.rgb, (note, *found.notes))
+            return _finish_array(levels, 1 if kind == "HEIC" else _orientation(image), meant=meant)
         return _loaded(image, kind, stop, meant=meant, box=box)
 
     return _opened(image, kind, data, read, 8 * image.width * image.height if _depth(head) > 8 else 0)
@@ -516,37 +514,35 @@ def _finish(image: Image.Image, kind: str, orientation: int, meant: png.Colours 
         key = image.info.get("transparency")
         hidden = levels == key if isinstance(key, int) else np.False_
         levels = np.where(hidden, np.uint16(65535), levels) if hidden.any() else levels
-        found = _finish_array(levels, orientation, image.info.get("icc_profile") if meant is None else None)
+        found = _finish_array(levels, orientation, None if meant else image.info.get("icc_profile"))
         return Decoded(found.rgb, found.notes + ((LAID,) if hidden.any() else ()))
     alpha = "transparency" in image.info or image.mode in _HAS_ALPHA
     notes = []
     if kind == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
         alpha, notes = False, ["its alpha is zero everywhere and taken as opaque, as viewers do"]
-    base = "CMYK" if image.mode == "CMYK" else "L" if image.mode in ("L", "LA", "La") else "RGB"
-    convert, note = colours.from_profile(image.info.get("icc_profile"), base) if meant is None else (None, "")
-    widen, wide_note, _ = colours.conversion(meant)
-    notes += [text for text in (note, wide_note) if text]
+    grey = image.mode in ("L", "LA", "La")
+    base = "L" if grey else "CMYK" if image.mode == "CMYK" and not alpha else "RGB"
+    convert, note, _ = colours.conversion(meant, image.info.get("icc_profile"), base)
+    notes += [note] if note else []
+    mode = "RGBA" if alpha else "RGB" if base == "CMYK" and not convert else base
     least, most = [], []  # every band's alpha
 
     def rows_of(top: int, bottom: int) -> UInt8:
         band = image if bottom - top == image.height else image.crop((0, top, image.width, bottom))
-        if not alpha:
-            return rgb_of(widened(coloured(band)))
-        rgba = (band.convert("LA") if band.mode == "La" else band).convert("RGBA")
-        levels = np.array(rgba)
-        least.append(levels[..., 3].min())
-        most.append(levels[..., 3].max())
-        if convert or widen:
-            levels[..., :3] = widened(coloured(rgba))
-        return np.ascontiguousarray(over_white(levels))
-
-    def coloured(band: Image.Image) -> UInt8:
-        if convert:
-            return np.asarray(convert(band if band.mode == base else band.convert(base)))
-        return np.asarray(band if band.mode in ("L", "RGB") else band.convert("RGB"))
-
-    def widened(levels: UInt8) -> UInt8:
-        return widen(rgb_of(levels)) if widen else levels
+        band = band.convert("LA") if band.mode == "La" else band  # Pillow knows no other way from it
+        band = band if band.mode == mode else band.convert(mode)
+        if convert and not (meant or alpha):
+            return convert(band)
+        levels = np.asarray(band)
+        if alpha:
+            least.append(levels[..., 3].min())
+            most.append(levels[..., 3].max())
+        if convert and alpha:
+            colour = convert(levels[..., 0] if grey and not meant else levels[..., :3])
+            levels = np.dstack([colour, levels[..., 3]])
+        elif convert:
+            levels = convert(rgb_of(levels))
+        return rgb_of(levels)
 
     try:
         rgb = upright((image.height, image.width), orientation, rows_of)
@@ -558,38 +554,26 @@ def _finish(image: Image.Image, kind: str, orientation: int, meant: png.Colours 
 
 
 def _finish_array(
-    levels: Array, orientation: int, profile: bytes | None = None, widen: colours.ToSrgb | None = None
+    levels: Array, orientation: int, profile: bytes | None = None, meant: png.Colours | png.Gamma | None = None
 ) -> Decoded:
-    """Convert levels [H,W], [H,W,1], [H,W,3] or [H,W,4] of a type that `as_rgb` takes.
-
-    profile: their ICC profile. widen: converts their colours to sRGB.
-    """
-    if not widen:
-        check_levels(levels)
+    """Convert levels [H,W], [H,W,1], [H,W,3] or [H,W,4] of a type that `as_rgb` takes, in these colours."""
     grey, alpha = levels.ndim == 2 or levels.shape[2] == 1, levels.shape[2:] == (4,)
-    convert, note = colours.from_profile(profile, "L" if grey else "RGB")
+    convert, note, _ = colours.conversion(meant, profile, "L" if grey else "RGB")
+    if not (meant and convert):
+        check_levels(levels)
     notes: tuple[str, ...] = (note,) if note else ()
     if alpha and levels[..., 3].min() < levels[..., 3].max():
         notes += (LAID,)
-    if (
-        levels.dtype == np.uint8
-        and levels.shape[2:] == (3,)
-        and not convert
-        and not widen
-        and orientation not in AS_STORED
-    ):
+    if levels.dtype == np.uint8 and levels.shape[2:] == (3,) and not convert and orientation not in AS_STORED:
         return Decoded(levels, notes)
 
     def rows_of(top: int, bottom: int) -> UInt8:
         part = levels[top:bottom]
-        band = to_uint8(part)
-        if widen:
-            colour = widen(np.dstack([part] * 3) if grey else np.ascontiguousarray(part[..., :3]))
-        elif convert:
-            colour = np.asarray(convert(Image.fromarray(band.reshape(band.shape[:2]) if grey else band[..., :3])))
-        else:
-            return rgb_of(band)
-        return rgb_of(np.dstack([colour, band[..., 3]]) if alpha else colour)
+        if not convert:
+            return rgb_of(part)
+        own = part[..., :3] if not grey else np.dstack([part] * 3) if meant else part
+        colour = convert(np.ascontiguousarray(own))
+        return rgb_of(np.dstack([colour, to_uint8(part[..., 3])]) if alpha else colour)
 
     return Decoded(upright((levels.shape[0], levels.shape[1]), orientation, rows_of), notes)
 

@@ -14,9 +14,8 @@ from PIL import Image
 from dgiqa.dtypes import Array, Float32, Float64, UInt8
 from dgiqa.errors import ImageError
 from dgiqa.hdr import HLG, PQ, srgb_levels, tone_map
+from dgiqa.image.arrays import to_uint8
 from dgiqa.image.png import Colours, Gamma
-
-Convert = Callable[[Image.Image], Image.Image]
 
 MAX_PROFILE = 1 << 24  # bytes; printers' profiles are the largest, with about 3 MB
 _SAME = 0.05  # a difference of powers (libpng's limit) or matrices that is ignored
@@ -40,18 +39,22 @@ _NAMES = {9: "BT.2020", 11: "DCI-P3", 12: "Display P3"}
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 _SCREEN = 2.2  # the screen's power, which browsers assume for a picture that gives its own power but no primaries
 
-ToSrgb = Callable[[Array], UInt8]
+ToSrgb = Callable[[Any], UInt8]
 
 
-def conversion(meant: Colours | Gamma | None) -> tuple[ToSrgb | None, str, bool]:
-    """(a function from RGB of these colours, uint8 or uint16 [H,W,3], to sRGB, uint8; a note on it; whether it is HDR).
+def conversion(
+    meant: Colours | Gamma | None, profile: bytes | None = None, mode: str = "RGB"
+) -> tuple[ToSrgb | None, str, bool]:
+    """(a function from levels of these colours to sRGB, uint8 [H,W,3]; a note on it; whether it is HDR).
 
-    (None, "", False) if there is nothing to convert. Raises ImageError if their appearance is not defined.
+    meant: of RGB, uint8 or uint16 [H,W,3]. profile: without these, an ICC profile, of levels that Pillow calls `mode`:
+    [H,W] for "L", [H,W,3] for "RGB", or an image of it. (None, "", False) if there is nothing to convert. Raises
+    ImageError if their appearance is not defined.
     """
     if isinstance(meant, Gamma):
         return (*_from_gamma(meant), False)
     if meant is None:
-        return None, "", False
+        return (*_from_profile(profile, mode), False)
     if meant.transfer in _TRANSFERS:
         name = _TRANSFERS[meant.transfer]
         if meant.primaries not in (9, 2):
@@ -123,11 +126,10 @@ def _to_xyz(chromaticities: tuple[float, ...]) -> Float64:
         raise ImageError("primaries that span no colours; save it in sRGB") from error
 
 
-def from_profile(profile: bytes | None, mode: str) -> tuple[Convert | None, str]:
-    """A function that converts Pillow images with this ICC profile to sRGB, and a note on it.
+def _from_profile(profile: bytes | None, mode: str) -> tuple[ToSrgb | None, str]:
+    """None without a profile or if it is sRGB anyway, so that ordinary photographs keep their exact pixels.
 
-    mode: the images' mode, "RGB", "L" or "CMYK". (None, "") without a profile or if it is sRGB anyway, so that ordinary
-    photographs keep their exact pixels; a profile that cannot be used is ignored, with a note.
+    A profile that cannot be used is ignored, with a note.
     """
     if not profile:
         return None, ""
@@ -137,7 +139,7 @@ def from_profile(profile: bytes | None, mode: str) -> tuple[Convert | None, str]
 
 
 @lru_cache(32)
-def _transform(profile: bytes, mode: str) -> tuple[Convert | None, str]:
+def _transform(profile: bytes, mode: str) -> tuple[ToSrgb | None, str]:
     try:
         from PIL import ImageCms
 
@@ -152,7 +154,14 @@ def _transform(profile: bytes, mode: str) -> tuple[Convert | None, str]:
         moved = np.asarray(ImageCms.applyTransform(samples, transform), np.int16)
         if np.abs(moved - np.asarray(samples.convert("RGB"), np.int16)).max() <= _CLOSE:
             return None, ""
-        return transform.apply, f"converted from {name} to sRGB"
+
+        def convert(levels: Array | Image.Image) -> UInt8:
+            if not isinstance(levels, Image.Image):
+                packed = np.ascontiguousarray(to_uint8(levels))
+                levels = Image.frombuffer(mode, packed.shape[1::-1], packed, "raw", mode, 0, 1)
+            return np.asarray(transform.apply(levels))
+
+        return convert, f"converted from {name} to sRGB"
     except Exception as error:  # ImportError, PyCMSError, OSError, ...: profiles are damaged in many ways
         return None, f"its colour profile cannot be read and is ignored ({type(error).__name__})"
 
