@@ -4,13 +4,11 @@ The bundle contains golden images and their scores, computed when it was made. A
 reproduces these scores runs the same model.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -21,9 +19,7 @@ from dgiqa.compare import compare as compare_pictures
 from dgiqa.dtypes import UInt8
 from dgiqa.errors import ParityError
 from dgiqa.image import decode
-
-if TYPE_CHECKING:
-    from dgiqa.score import Score
+from dgiqa.score import Score
 
 # How far a score in [0, 1] may move. In fp32, engines differ by only 1e-6; the rest allows for a depth value that falls
 # on the other side of a uint8 step. Reduced precision must meet its budget on whole images only: tiles err two to three

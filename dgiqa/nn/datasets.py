@@ -18,6 +18,7 @@ from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 
 from dgiqa.bundle import load_bundle
@@ -367,12 +368,10 @@ def cached_rgb_and_depth(image: str | Path, network: DepthNetwork, cache_dir: st
     The depth image is kept as <cache_dir>/<sha256 of network and bytes>.png, written under a temporary name and
     renamed, so that a kill or another process leaves no half file.
     """
-    from cv2 import IMREAD_GRAYSCALE, imdecode
-
     data = _bytes(image)
     rgb = _decoded(image, data)
     path = _depth_path(data, network, Path(cache_dir))
-    cached = imdecode(np.frombuffer(path.read_bytes(), np.uint8), IMREAD_GRAYSCALE) if path.exists() else None
+    cached = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_GRAYSCALE) if path.exists() else None
     if cached is not None and cached.shape == _depth_image_size(rgb, network.p):
         return rgb, cached
     depth = network.depth(rgb)
@@ -474,11 +473,9 @@ def _depth_path(data: bytes, network: DepthNetwork, cache_dir: Path) -> Path:
 
 
 def _write_png(path: Path, image: UInt8) -> None:
-    from cv2 import imencode
-
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
-        partial.write_bytes(imencode(".png", image)[1].tobytes())
+        partial.write_bytes(cv2.imencode(".png", image)[1].tobytes())
 
 
 class _Row(NamedTuple):

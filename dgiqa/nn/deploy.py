@@ -14,6 +14,7 @@ from typing import Literal
 
 from torch import nn
 
+from dgiqa.nn.attention import with_attention_op
 from dgiqa.nn.deploy_depth import TwinDepthAnything
 from dgiqa.nn.deploy_dgiqa import TwinDGIQA, has_twin
 from dgiqa.nn.deploy_swin import is_foldable_swin
@@ -40,8 +41,6 @@ def export_twin(network: nn.Module, attention: Attention | None = None) -> nn.Mo
     if attention == "folded" and not folds:
         raise ValueError(f"{type(network).__name__} has no Swin whose windows tile its maps; there is nothing to fold")
     if attention == "op":
-        from dgiqa.nn.attention import with_attention_op
-
         network = with_attention_op(network, cross=False)
     if isinstance(network, DGIQA) and has_twin(network):
         return TwinDGIQA(network, fold=attention in (None, "folded")).eval()

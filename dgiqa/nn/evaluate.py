@@ -11,8 +11,6 @@
 Paper: arXiv 2505.24002, tables 2 to 5, section 5.2, figures 2, 6, 11 and 14.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import dataclasses
@@ -22,13 +20,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from dgiqa.dtypes import Float64, Floating
 from dgiqa.errors import DgiqaError
+from dgiqa.image import decode
 from dgiqa.metrics import histogram_overlap, overlap, srocc
 from dgiqa.nn import datasets, plots, train
 from dgiqa.nn.checkpoints import load_dgiqa
@@ -37,11 +36,9 @@ from dgiqa.nn.datasets import IQADataset, Samples
 from dgiqa.nn.predict import METRICS, TEST_TILING, Predict, model_predictor, scores_of
 from dgiqa.nn.train import ABLATIONS, TrainConfig
 from dgiqa.score import Failure, Score
+from dgiqa.scorer import Scorer
 from dgiqa.sources.inputs import IMAGE_SUFFIXES
 from dgiqa.store import replacing
-
-if TYPE_CHECKING:
-    from dgiqa.scorer import Scorer
 
 # SROCC and PLCC (raw), mean over seeds, as the paper prints them, by (left out, trained on, tested on)
 PAPER = {
@@ -272,16 +269,15 @@ def _parser() -> argparse.ArgumentParser:
     for command, function in (functions | {tsne: _tsne, crops: _crops, consistency: _consistency}).items():
         command.set_defaults(command=function)
         command.add_argument("--out", required=True, type=Path, help="folder for CSV and PNG")
-    for command in (test, cross, density):
+    for command in (test, cross, density, tsne, crops):
         command.add_argument("--bundle", default="small", help="the scoring bundle; default: %(default)s")
+    for command in (test, cross, density):
         command.add_argument("--weights", type=Path, help="a checkpoint instead, run in torch with --depth's depth")
         command.add_argument("--device", default="auto", help="where --weights run; auto takes CUDA when there is one")
-    for command in (tsne, crops):
-        command.add_argument("--bundle", default="small", help="the scoring bundle; default: %(default)s")
     tsne.add_argument("--also", nargs=2, action="append", default=[], metavar=("DATASET", "ROOT"), help="another set")
     crops.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="numbers of crops; default: %(default)s")
     consistency.add_argument("--lambdas", type=float, nargs="+", default=[0, 0.1, 0.25, 0.5, 1, 2], help="weights")
-    for command in (test, cross, tsne, crops):
+    for command in (test, cross, tsne, crops, protocol, consistency):
         train.add_data_options(command)
     for command in (test, protocol, consistency):
         command.add_argument("--seeds", type=int, default=10, help="number of 80:20 splits; default: %(default)s")
@@ -291,7 +287,6 @@ def _parser() -> argparse.ArgumentParser:
     cross.add_argument("--source", required=True, help="the dataset that the weights were trained on")
     cross.add_argument("--without", choices=ABLATIONS, help="the part that the weights' network lacks")
     for command in (protocol, consistency):
-        train.add_data_options(command)
         train.add_network_options(command)
         train.add_config_options(command)
     density.add_argument("--set", choices=tuple(NATURAL), help="a public set, in --root")
@@ -350,8 +345,6 @@ def _trained(options: argparse.Namespace, config: TrainConfig, out: Path) -> Res
 
 
 def _tsne(options: argparse.Namespace) -> None:
-    from dgiqa.scorer import Scorer
-
     scale = {"worst": options.worst, "best": options.best}  # tables are on one scale, if one is given
     loaded = [train.chosen_dataset(options)]
     for name, root in options.also:
@@ -382,8 +375,6 @@ def _near(places: Floating, scores: Floating) -> float:
 
 def _crops(options: argparse.Namespace) -> None:
     """Score every picture once with the most crops, from which smaller numbers are drawn, and once with the grid."""
-    from dgiqa.scorer import Scorer
-
     dataset = train.chosen_dataset(options)
     with Scorer(options.bundle, tiling=f"official:{max(options.counts)}") as scorer:
         tiles = np.stack([score.tile_scores for score in _scores(scorer, _paths(dataset))])
@@ -454,8 +445,6 @@ def _chosen(options: argparse.Namespace) -> Any:
     if options.weights:
         model = load_dgiqa(options.weights).to(train.device_of(options.device))
         return model_predictor(model, datasets.bundle_depth(options.depth), options.depth_cache, options.tiling)
-    from dgiqa.scorer import Scorer
-
     return Scorer(options.bundle, tiling=options.tiling)
 
 
@@ -476,8 +465,6 @@ def _is_picture(path: Path) -> bool:
 
 def _exposures(root: Path) -> tuple[list[Path], list[Path]]:
     """The brightest and the darkest picture of each scene folder with two or more."""
-    from dgiqa.image import decode
-
     ends = []
     for folder in sorted({path.parent for path in root.glob("**/*") if _is_picture(path)}):
         pictures = sorted(path for path in folder.iterdir() if _is_picture(path))

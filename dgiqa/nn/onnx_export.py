@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from dgiqa import spec
 from dgiqa.dtypes import Array, UInt8
 from dgiqa.errors import DgiqaError, WeightsError
+from dgiqa.nn import attention_onnx
 from dgiqa.nn.checkpoints import load_dgiqa, load_weights
 from dgiqa.nn.deploy import Attention, export_twin
 from dgiqa.nn.depth import SMALL_PREPROCESS, SmallDepth
@@ -297,8 +298,6 @@ def _graph(
     """The network as an ONNX ModelProto, without traces of the machine it was made on."""
     translation: dict[Any, Any] = {torch.ops.aten.softplus.default: _softplus}
     if attention == "op":
-        from dgiqa.nn import attention_onnx
-
         translation |= attention_onnx.translation()
     weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
     if weights > MAX_BYTES:

@@ -40,6 +40,7 @@ from dgiqa.nn.backbones import load_lite
 from dgiqa.nn.checkpoints import load_dgiqa, load_weights
 from dgiqa.nn.commands import PROGRESS_SECONDS, exit_code
 from dgiqa.nn.datasets import IQADataset, Record, Sample, Samples
+from dgiqa.nn.full_reference import beside, reference_files, with_reference
 from dgiqa.nn.network import DGIQA, FULL, SMALL
 from dgiqa.nn.predict import TILE_BATCH, predictor, scores_of
 from dgiqa.nn.systems import SYSTEMS, takes
@@ -754,8 +755,6 @@ Task = tuple[nn.Module, Callable[[Record], Sample], Predict]  # a network, how t
 
 def _with_depth(options: argparse.Namespace, dataset: IQADataset) -> Task | None:
     """The task for DGIQA, or DGIQA-FR, which also learns to score without a reference; None for depth images only."""
-    from dgiqa.nn.full_reference import beside, reference_files, with_reference
-
     references = reference_files(dataset, options.root) if options.full_reference else {}
     originals = [Record(name, path, 1.0) for name, path in references.items()]
     depth = datasets.bundle_depth(options.depth)

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dgiqa.errors import WeightsError
@@ -62,8 +64,6 @@ def read_state(path: str | Path) -> Any:
 
 def save_weights(module: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write a network's weights, its `config` (as JSON) and further metadata to a safetensors file, all or nothing."""
-    from safetensors.torch import save_file
-
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     config: Any = getattr(module, "config", None)
     saved = {} if config is None else {"config": json.dumps(dataclasses.asdict(config))}
@@ -117,8 +117,6 @@ def _checked_head(path: Path) -> bytes:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import safe_open
-
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
