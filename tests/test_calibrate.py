@@ -26,6 +26,7 @@ from dgiqa.calibrate.adapt import Layer, with_layer
 from dgiqa.calibrate.labels import LabelError, read_labels
 from dgiqa.cli import app
 from dgiqa.errors import BundleError, DgiqaError
+from dgiqa.full_reference import FullReference
 from dgiqa.parity import verify_bundle
 from dgiqa.runtime.ort import OrtSession
 from dgiqa.scorer import Scorer
@@ -194,7 +195,10 @@ def test_an_adapted_file_computes_its_layer(base: Bundle, folder: Path, tmp_path
     assert result.layer is not None
     layer = replace(result.layer, weight=result.layer.weight + 0.3 * np.random.default_rng(0).normal(size=8))
     result = replace(result, layer=layer)
-    made = write_calibrated(base, result, tmp_path / "o", name="o", source="tests")
+    head = FullReference(tuple(np.linspace(-2, 1, 8).tolist()), 4.0)
+    comparing = replace(base, full_reference=head)
+    made = write_calibrated(comparing, result, tmp_path / "o", name="o", source="tests")
+    assert made.full_reference == head
     with Scorer(made) as scorer:
         for image, seen in zip(study.labels.images, study.pictures, strict=True):
             np.testing.assert_allclose(scorer.score(folder / image).tile_scores, layer.tile_scores(seen), atol=1e-5)

@@ -180,6 +180,7 @@ def write_calibrated(
         },
         "preprocess": base.preprocess,
         "meaning": _meaning(base.meaning, result),
+        "full_reference": base.full_reference,  # of features, which no calibration changes
         "features": int(features["shape"][-1]) if features else 0,
         "versions": {key: value for key, value in manifest.get("versions", {}).items() if key != "dgiqa-rt"},
         "parity": {**manifest.get("parity", {}), "calibrated_from": base.id},
