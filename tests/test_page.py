@@ -115,7 +115,11 @@ def test_the_curve_goes_through_its_points(tmp_path: Path) -> None:
     points = [tuple(map(float, p.split(","))) for p in line.attrib["points"].split()]
     top, bottom = page.TOP, page.HEIGHT - page.BOTTOM
     assert [y for _, y in points] == pytest.approx([top, bottom, (top + bottom) / 2])
-    assert points[1][0] == pytest.approx((points[0][0] + points[2][0]) / 2)
+    left, right = page.LEFT, page.WIDTH - page.RIGHT
+    assert [x for x, _ in points] == pytest.approx([left, (left + right) / 2, right])
+    grid = [element.attrib["d"] for element in svg.iter() if element.attrib.get("class") == "grid"]
+    levels = [bottom - share * (bottom - top) for share in (0, 0.25, 0.5, 0.75, 1)]
+    assert grid == [f"M{left} {level:.1f}H{right}" for level in levels]
 
 
 def test_the_worst_and_best_frames_are_shown_with_their_pictures(tmp_path: Path) -> None:
