@@ -353,7 +353,7 @@ def test_verify_scores_the_distorted_images_in_pytorch_when_given_the_weights(
     run = OrtSession.run
     shifted = lambda self, feeds: {k: v + 2e-3 for k, v in run(self, feeds).items()}  # noqa: E731
     monkeypatch.setattr(OrtSession, "run", shifted)
-    done = verify(bundle, *weights)
+    done = verify(bundle, *weights, "--quick")
     assert done.exit_code == 4
     assert "OVER its budget" in done.stdout
     assert f"onnxruntime-cpu {ort.__version__} fp32 against PyTorch {torch.__version__}" in done.stdout
