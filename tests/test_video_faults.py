@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from dgiqa.bundle import Bundle
 from dgiqa.errors import ImageError
 from dgiqa.scorer import Scorer
 from dgiqa.video import colour, sei
-from dgiqa.video.decoding import _zeroed
+from dgiqa.video.decoding import _said, _zeroed
 from dgiqa.video.frames import Frame, Video
 from dgiqa.video.sampling import Sampling
 from dgiqa.video.source import MAX_PIXELS, Raw, Reading, RefusedError
@@ -149,6 +151,16 @@ def test_a_stream_that_ends_before_a_picture_is_an_error(tmp_path: Path, codec: 
     assert [f.error for f in read(path)] == [""] * 5
     path.write_bytes(path.read_bytes() + b"\0\0\1" + header + b"\x10")
     assert "damaged or cut off" in read(path)[-1].error
+
+
+def test_threads_that_listen_to_ffmpeg_leave_its_log_as_it_was_and_nothing_on_the_terminal() -> None:
+    with ExitStack() as last:
+        with _said("ffv1"):
+            last.enter_context(_said("wmv2"))  # of another thread, which begins later and ends later
+        assert av.logging.get_level() == av.logging.ERROR
+    assert av.logging.get_level() is None
+    # or Python prints what decoders of other threads log meanwhile
+    assert any(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("libav").handlers)
 
 
 def test_sectors_and_packets_that_wmv_lacks_are_an_error(tmp_path: Path, photos: dict[str, UInt8]) -> None:

@@ -5,8 +5,10 @@ the decoder and does not come out is a Picture with an error. Time goes on stead
 """
 
 import heapq
+import logging
 import math
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -378,20 +380,42 @@ class Decoding:
         return declared - self.last_s > max(SHORT_S, 0.02 * declared, 2 / (self.opened.rate or 25.0))
 
 
+class _Loud:
+    """FFmpeg logs errors inside the `with` block. Its level is the process's, so threads that overlap share one change.
+
+    What other threads' decoders log meanwhile goes to the logger "libav", which prints nothing unless it is asked to.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._level = threading.Lock(), 0, None
+        logging.getLogger("libav").addHandler(logging.NullHandler())
+
+    def __enter__(self) -> None:
+        log = import_av().logging
+        with self._lock:
+            if not self._inside:
+                self._level = log.get_level()
+                log.set_level(log.ERROR)
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                import_av().logging.set_level(self._level)
+
+
+_LOUD = _Loud()
+
+
 @contextmanager
 def _said(codec: str) -> Iterator[list[tuple[int, str, str]]]:
     """FFmpeg's log of errors meanwhile, as (level, name, message), for codecs that report damage in no other way."""
     if codec not in ONLY_LOGGING:
         yield []
         return
-    logging = import_av().logging
-    level = logging.get_level()
-    logging.set_level(logging.ERROR)
-    try:
-        with logging.Capture() as said:  # of this thread: such decoders run in it
-            yield said
-    finally:
-        logging.set_level(level)
+    with _LOUD, import_av().logging.Capture() as said:  # of this thread: such decoders run in it
+        yield said
 
 
 def _damage_of_gif(path: str) -> str:
