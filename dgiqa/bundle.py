@@ -28,6 +28,7 @@ from dgiqa.errors import BundleError
 from dgiqa.full_reference import FullReference, parse_full_reference
 from dgiqa.meaning import Meaning, parse_meaning, require
 from dgiqa.onnx_file import check_stands_alone
+from dgiqa.preprocess import check_tiling
 from dgiqa.spec import Preprocess
 from dgiqa.store import ours, scratch_in, sha256_of, take_place, user_cache
 
@@ -43,8 +44,6 @@ SHIPPED = Path(__file__).parent / "bundles"
 SEARCH_VARIABLE = "DGIQA_BUNDLES"  # directories of bundles, separated as in PATH
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-# The tilings that preprocess.windows_for takes
-_TILING = re.compile(r"grid|official(-1\.3|-1\.4\.(1|4|10|15|21))?:([1-9][0-9]{0,2}|1000)(:[0-9]{1,18})?")
 
 
 @dataclass(frozen=True)
@@ -403,7 +402,7 @@ def _check_golden(golden: Golden) -> None:
         require(isinstance(value, str), f"{name} is {value!r:.40}")
     scores = (golden.score, *golden.tile_scores, *golden.reasons, golden.full_reference or 0.0)
     require(all(map(math.isfinite, scores)), "a score is not finite")
-    require(_TILING.fullmatch(golden.tiling), f"tiling is {golden.tiling!r:.40}")
+    check_tiling(golden.tiling)
 
 
 def _summarise(path: Path) -> BundleSummary:

@@ -172,7 +172,7 @@ class Stages(AbstractContextManager["Stages"]):
         """The same stages with another tiling, or their own for None. Raises ValueError, which lists all."""
         if tiling is None or tiling == self.tiling:
             return self
-        check_tiling(tiling, self.p.tile)
+        preprocess.check_tiling(tiling, self.p.tile)
         return replace(self, tiling=tiling)
 
     def score(self, source: Source, *, name: str | None = None, tiling: str | None = None) -> Score:
@@ -345,11 +345,6 @@ def networks_of(bundle: Bundle, opened: Mapping[str, Session], parallel: int = 1
 def file_of(bundle: Bundle, file: str, engine: Engine | None) -> Path:
     """The file to open for one of the bundle's networks: the engine's file where it has one, else the bundle's own."""
     return (engine.files.get(file) if engine else None) or bundle.file(file)
-
-
-def check_tiling(tiling: str, tile: int = spec.TILE) -> None:
-    """Raise ValueError, which lists the tilings, unless `tiling` is among them."""
-    preprocess.windows_for(tiling, tile, tile, tile)
 
 
 def _open(

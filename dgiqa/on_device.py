@@ -117,7 +117,7 @@ class DeviceScorer:
         if image.height * image.width > max_pixels:
             raise ImageError(f"{image.width} x {image.height}, limit {max_pixels:,} pixels; raise max_pixels")
         preprocess.check_size(image.height, image.width, self._p)
-        preprocess.windows_for(tiling, self._p.tile, self._p.tile, self._p.tile)  # ValueError before it waits
+        preprocess.check_tiling(tiling, self._p.tile)  # before it waits
         asked = _Request(image, source, after, tiling, batch)
         with self._turn:
             self._waiting.append(asked)

@@ -22,7 +22,7 @@ import numpy as np
 from dgiqa.dtypes import Float32, Int32, UInt8
 from dgiqa.errors import DgiqaError, ImageError
 from dgiqa.resize import resize_cubic
-from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, NORMALISATIONS, Preprocess
+from dgiqa.spec import IMAGENET_MEAN, IMAGENET_STD, NORMALISATIONS, TILE, Preprocess
 
 NOT_FINITE = "the depth network returned NaN or infinity; check its file and precision: dgiqa-rt verify"
 MAX_ASPECT = 32  # long side / short side. At short side 384 this is 110 tiles
@@ -188,6 +188,11 @@ def windows_for(tiling: str, height: int, width: int, tile: int) -> Int32:
             + ", ".join(sorted(OFFICIAL.keys() - {"official"}))
         )
     return official_windows(height, width, tile, int(match[2]), int(match[3] or 42), match[1])
+
+
+def check_tiling(tiling: str, tile: int = TILE) -> None:
+    """Raise ValueError, which lists the tilings, unless that is one of them."""
+    windows_for(tiling, tile, tile, tile)
 
 
 def cut_tiles(

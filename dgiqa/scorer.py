@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from dgiqa import pipeline, spec
 from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.errors import BackendError, EngineError
-from dgiqa.forward import BATCH, Stages, check_tiling, file_of, open_stages
+from dgiqa.forward import BATCH, Stages, file_of, open_stages
 from dgiqa.image import MAX_MEMORY, MAX_PIXELS
 from dgiqa.image.sources import TIMEOUT_S, Room, Source, name_of
 from dgiqa.inbox import Inbox
 from dgiqa.machine import usable_cores
+from dgiqa.preprocess import check_tiling
 from dgiqa.runtime import engines
 from dgiqa.runtime.backends import TENSORRT, choose, parallel_runs
 from dgiqa.runtime.engines import Engine

@@ -21,7 +21,6 @@ from dgiqa import spec
 from dgiqa.bundle import Bundle, list_bundles, load_bundle, load_golden, write_bundle
 from dgiqa.cli.bundles import _bundle_facts, _print_bundle
 from dgiqa.errors import BundleError, DgiqaError
-from dgiqa.preprocess import OFFICIAL, windows_for
 from dgiqa.scorer import Scorer
 from dgiqa.store import user_cache
 
@@ -397,22 +396,6 @@ def test_a_golden_line_that_cannot_be_scored_is_a_bundles_error(tmp_path: Path, 
     assert [golden.score for golden in load_golden(good)] == [0.5]
     with pytest.raises(BundleError, match=r"golden\.jsonl line 1"):
         load_golden(bad)
-
-
-@pytest.mark.parametrize(
-    "tiling",
-    [
-        *("grid", "official:1", "official:1000:7", "official:0", "official:1001", "rid", ""),
-        *(f"{family}:3" for family in (*OFFICIAL, "official-1.5", "official-", "official-1.4")),
-    ],
-)
-def test_the_tilings_of_golden_lines_are_those_that_can_be_cut(tiling: str) -> None:
-    try:
-        windows_for(tiling, 64, 64, 64)
-        known = True
-    except ValueError:
-        known = False
-    assert bool(bundles._TILING.fullmatch(tiling)) == known
 
 
 @pytest.mark.parametrize("part", ["manifest bytes", "manifest", "golden bytes", "golden"])

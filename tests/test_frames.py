@@ -21,6 +21,7 @@ import pytest
 from video_clips import RATE, UInt8, av, damage, level, numbered, swaying, truncate, write
 
 from dgiqa.errors import ImageError
+from dgiqa.hdr import HLG, PQ
 from dgiqa.video import colour
 from dgiqa.video.frames import Frame, Video
 from dgiqa.video.sampling import EVERY_S, Sampling, SceneCuts, ScenePicks, seconds, thumbnail
@@ -228,13 +229,13 @@ def test_colours_without_a_way_to_rgb_are_an_error_with_the_reason() -> None:
         colour.to_rgb(frame)
 
 
-@pytest.mark.parametrize("transfer", ["PQ", "HLG"])
-def test_tone_mapping_keeps_order_and_greys_and_puts_white_near_the_top(transfer: str) -> None:
+@pytest.mark.parametrize("transfer", [PQ, HLG])
+def test_tone_mapping_keeps_order_and_greys_and_puts_white_near_the_top(transfer: int) -> None:
     ramp = np.repeat(np.linspace(0, 65535, 512).astype(np.uint16).reshape(1, -1, 1), 3, axis=2)
     mapped = colour.tone_map(ramp, transfer)[0].astype(int)
     assert (np.diff(mapped[:, 1]) >= 0).all()
     assert np.abs(mapped - mapped[:, 1:2]).max() <= 1  # greys stay grey
-    code = {"PQ": 0.5807, "HLG": 0.75}[transfer]  # 203 nits, BT.2408's white
+    code = {PQ: 0.5807, HLG: 0.75}[transfer]  # 203 nits, BT.2408's white
     assert 225 <= mapped[round(code * 511), 1] <= 245
 
 

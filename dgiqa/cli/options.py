@@ -148,7 +148,7 @@ def joined(
 
 def _arguments(values: dict[str, Any]) -> dict[str, Any]:
     if "tiling" in values:
-        from dgiqa.forward import check_tiling
+        from dgiqa.preprocess import check_tiling
 
         with usage("--tiling"):
             check_tiling(values["tiling"])

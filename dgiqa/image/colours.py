@@ -13,14 +13,13 @@ from PIL import Image
 
 from dgiqa.dtypes import Array, Float32, Float64, UInt8
 from dgiqa.errors import ImageError
-from dgiqa.hdr import HLG, PQ, srgb_levels, tone_map
+from dgiqa.hdr import HDR, srgb_levels, tone_map
 from dgiqa.image.arrays import to_uint8
 from dgiqa.image.png import Colours, Gamma
 
 MAX_PROFILE = 1 << 24  # bytes; printers' profiles are the largest, with about 3 MB
 _SAME = 0.05  # a difference of powers (libpng's limit) or matrices that is ignored
 _CLOSE = 2  # levels: a profile that moves no colour further is sRGB, written another way
-_TRANSFERS = {PQ: "PQ", HLG: "HLG"}
 _SDR = frozenset({1, 2, 6, 13, 14, 15})  # transfers that sRGB screens show unchanged
 _POWERS = {4: 2.2, 5: 2.8, 8: 1.0}  # transfers that are a power of the level
 # White, red, green, blue in CIE x and y, by their numbers in H.273; sRGB's are 1, and 2 is "not said"
@@ -55,13 +54,10 @@ def conversion(
         return (*_from_gamma(meant), False)
     if meant is None:
         return (*_from_profile(profile, mode), False)
-    if meant.transfer in _TRANSFERS:
-        name = _TRANSFERS[meant.transfer]
+    if name := HDR.get(meant.transfer):
         if meant.primaries not in (9, 2):
-            raise ImageError(
-                f"HDR ({name}) with primaries number {meant.primaries}; convert it to an SDR image in sRGB"
-            )
-        return lambda levels: tone_map(_deep(levels), name), f"HDR ({name}) tone-mapped to SDR", True
+            raise ImageError(f"{name} with primaries number {meant.primaries}; convert it to an SDR image in sRGB")
+        return lambda levels: tone_map(_deep(levels), meant.transfer), f"{name} tone-mapped to SDR", True
     if meant.transfer not in _SDR and meant.transfer not in _POWERS:
         raise ImageError(f"colours with transfer number {meant.transfer}, which few programs show; convert it to sRGB")
     power = _POWERS.get(meant.transfer)

@@ -15,7 +15,7 @@ import numpy as np
 
 from dgiqa.dtypes import Array, UInt8
 from dgiqa.errors import ImageError
-from dgiqa.hdr import HLG, PQ, tone_map
+from dgiqa.hdr import HDR, tone_map
 from dgiqa.image.arrays import over_white
 from dgiqa.video.sampling import THUMB
 
@@ -44,8 +44,8 @@ def to_rgb(frame: av.VideoFrame, *, deinterlace: bool = False, turn: Turn | None
     """
     if frame.interlaced_frame:  # FFmpeg's newer scaler takes its chroma field by field; its program does not
         frame = _filtered(frame, *(("estdif", "mode=frame") if deinterlace else ("setfield", "prog")))
-    if frame.color_trc in (PQ, HLG):
-        rgb = tone_map(_reformat(frame, "rgb48le"), "PQ" if frame.color_trc == PQ else "HLG")
+    if frame.color_trc in HDR:
+        rgb = tone_map(_reformat(frame, "rgb48le"), frame.color_trc)
     else:
         alpha = frame.format.name == "pal8" or any(c.is_alpha for c in frame.format.components)
         rgb = over_white(_reformat(frame, "rgba")) if alpha else _reformat(frame, "rgb24")
@@ -75,8 +75,8 @@ def notes(frame: av.VideoFrame, *, deinterlace: bool = False) -> str:
     parts = []
     if frame.interlaced_frame:
         parts.append("interlaced, deinterlaced by estdif" if deinterlace else "interlaced")
-    if frame.color_trc in (PQ, HLG):
-        parts.append(f"HDR ({'PQ' if frame.color_trc == PQ else 'HLG'}) tone-mapped to SDR")
+    if frame.color_trc in HDR:
+        parts.append(f"{HDR[frame.color_trc]} tone-mapped to SDR")
     return "; ".join(parts)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from dgiqa.bars import Bars
 from dgiqa.errors import BackendError
-from dgiqa.hdr import HLG, PQ
+from dgiqa.hdr import HDR
 from dgiqa.runtime import cuda
 from dgiqa.runtime.kernels import Kernels, Nv12
 from dgiqa.video import colour
@@ -109,7 +109,7 @@ class NvdecVideo(Video):
         first = frames[0]
         wrong = {
             f"{first.format.name} instead of 8-bit 4:2:0": first.format.name not in ("yuv420p", "yuvj420p", "nv12"),
-            "HDR": first.color_trc in (PQ, HLG),
+            "HDR": first.color_trc in HDR,
             "turned": bool(first.rotation) or colour.turn_of(first) is not None,
             "interlaced": first.interlaced_frame and self.reading.deinterlace,
             "of odd size": first.width % 2 or first.height % 2,
