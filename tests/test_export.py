@@ -292,8 +292,13 @@ def test_reference_takes_windows_and_refuses_other_tilings(
     quality: DGIQA, depth: DepthAnything, photos: dict[str, NDArray[np.uint8]]
 ) -> None:
     scorer = reference.TorchScorer(depth, quality, TINY_SIZES)
-    score = scorer.score(photos["astronaut"], np.array([[0, 0], [160, 7]]))
-    assert score.tile_scores.shape == (2,)
+    rgb, windows = photos["coffee"], np.array([[0, 0], [160, 7]])
+    score = scorer.score(rgb, windows)
+    with torch.no_grad():
+        near = reference.depth_image(depth(reference.depth_input(rgb, TINY_SIZES)), *rgb.shape[:2], TINY_SIZES)
+        wanted = quality(*reference.network_tiles(rgb, near, TINY_SIZES, windows)).numpy()
+    np.testing.assert_allclose(score.tile_scores, wanted, atol=1e-6)
+    assert wanted.shape == (2,)
     assert score.value == pytest.approx(score.tile_scores.mean(), abs=1e-6)
     with pytest.raises(ValueError, match="official:COUNT"):
         scorer.score(photos["astronaut"], "random")
