@@ -25,7 +25,7 @@ from dgiqa.batch.resume import Earlier
 from dgiqa.report import files
 from dgiqa.report.files import OutputFile, Report, left_behind, writer_for
 from dgiqa.report.read import read_rows, rows_so_far
-from dgiqa.report.rows import error_row, row_of
+from dgiqa.report.rows import row_of
 from dgiqa.sources import Input
 
 pytest.importorskip("pyarrow")
@@ -51,6 +51,11 @@ def facts(path: Path) -> list[tuple[Any, ...]]:
     return sorted(
         (str({name: value for name, value in row.items() if name != "ms"}), row["path"]) for row in read_rows(str(path))
     )
+
+
+def times(path: Path) -> list[float]:
+    """Of the images that have a score, in the order of the rows."""
+    return [row["ms"] for row in read_rows(str(path)) if row["score"] is not None]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -102,7 +107,7 @@ def test_it_scores_what_the_file_has_not(
     assert run_here("score", "set", "-o", whole, "--bundle", bundle_dir, cwd=tmp_path).returncode == 3
     names = [row["path"] for row in read_rows(str(whole))]
     run_here("score", *names[:kept], "-o", part, "--bundle", bundle_dir, cwd=tmp_path)
-    before = {row["path"]: row["ms"] for row in read_rows(str(part))}
+    before = {row["path"]: row["ms"] for row in read_rows(str(part)) if row["score"] is not None}
     done = run_here("score", "set", "-o", part, "--bundle", bundle_dir, "--resume", cwd=tmp_path)
     assert done.returncode == 3
     assert facts(part) == facts(whole)
@@ -139,7 +144,7 @@ def test_a_kill_while_a_file_is_made_of_its_rows_costs_nothing(
         (tmp_path / "part.partial-11111111.jsonl").write_text(lines)
         done = run_here("score", pictures, "-o", part, "--bundle", bundle_dir, "--resume")
         assert done.returncode == 3, done.stderr
-        assert [row["ms"] for row in read_rows(str(part))] == [row["ms"] for row in read_rows(str(whole))]
+        assert times(part) == times(whole)
         assert left_behind(str(part)) == []
 
 
@@ -177,6 +182,24 @@ def test_it_refuses_what_would_not_compare_and_what_is_no_file_of_rows(
     assert run_here("score", pictures, "--resume").returncode == 2
 
 
+def test_images_that_failed_are_tried_again_and_the_others_are_kept(
+    tmp_path: Path, pictures: Path, bundle_dir: Path
+) -> None:
+    late, path = tmp_path / "late.png", tmp_path / "a.csv"
+    late.write_bytes(b"not yet")
+    command = ("score", pictures / "0.png", late, "-o", path, "--bundle", bundle_dir, "--resume")
+    assert run_here(*command).returncode == 3
+    shutil.copy(pictures / "1.png", late)
+    again = run_here(*command)
+    assert again.returncode == 0
+    assert b"1 scored now, 1 kept" in again.stderr
+    assert [row["status"] for row in read_rows(str(path))] == ["ok", "ok"]
+    done = run_here(*command, "--format", "json")
+    assert b"0 scored now, 2 kept" in done.stderr
+    assert b"images/s" not in done.stderr
+    assert json.loads(done.stdout)["summary"]["images_per_second"] == 0
+
+
 def test_verdicts_are_those_of_the_threshold_now(tmp_path: Path, pictures: Path, bundle_dir: Path) -> None:
     command = ("score", pictures / "1.png", "-o", tmp_path / "a.csv", "--bundle", bundle_dir)
     run_here(*command)
@@ -185,7 +208,7 @@ def test_verdicts_are_those_of_the_threshold_now(tmp_path: Path, pictures: Path,
 
 
 def test_one_image_named_twice_has_two_rows(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text(json.dumps(error_row("./a.jpg", "no")) + "\n")
+    (tmp_path / "a.jsonl").write_text(json.dumps(row_of("image", path="./a.jpg", score=0.5)) + "\n")
     earlier = Earlier(str(tmp_path / "a.jsonl"))
     assert len(list(earlier.rows({}))) == 1
     left = list(earlier.rest([Input("a.jpg", "a.jpg"), Input("a.jpg", "a.jpg"), Input("t[0]", b"", key="a.jpg")]))

@@ -98,13 +98,47 @@ def test_it_goes_on_after_what_is_done_and_says_when_it_may_not(tmp_path: Path, 
     assert b"--resume goes on" in again.stderr
     other = run_here(*command, "--resume", "--tiling", "official:2")
     assert other.returncode == 1
-    assert b"scores would not compare" in other.stderr
+    assert b"tiling was grid, now official:2; scores would not compare" in other.stderr
     resumed = run_here(*command, "--resume")
     assert resumed.returncode == 0
     assert b"1 of 2 shards are done" in resumed.stderr
     assert (tmp_path / f"{first}.parquet").stat().st_mtime_ns == before
     assert len(facts(tmp_path)) == 2 * EACH
     assert len(os.listdir(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("lacking", ["missing", "cut", "empty"])
+def test_a_shard_that_is_missing_or_ends_early_is_not_done(
+    tmp_path: Path, shards: Path, bundle_dir: Path, lacking: str
+) -> None:
+    late, out = tmp_path / "late.tar", tmp_path / "out"
+    whole = (shards / "001.tar").read_bytes()
+    if lacking != "missing":
+        late.write_bytes(whole[: len(whole) // 2] if lacking == "cut" else b"")
+    command = ("scan", shards / "000.tar", late, "--out", out, "--bundle", bundle_dir, "--resume")
+    for _ in range(2):
+        done = run_here(*command, "--quiet")
+        assert done.returncode == 3
+        assert f"error: {late}: ".encode() in done.stderr
+        assert [row["path"] for row in read_rows(str(out)) if row["error"]] == [str(late)]
+        assert not (out / (output_name(str(late)) + MARKER)).exists()
+    assert (len(facts(out)) > EACH + 1) == (lacking == "cut")  # its rows so far are kept
+    late.write_bytes(whole)
+    assert run_here(*command).returncode == 0
+    assert len(facts(out)) == 2 * EACH
+    assert b"2 of 2 shards are done, 0 rows scored in this run" in run_here(*command).stderr
+
+
+def test_processes_and_buckets_tell_a_missing_shard_too(tmp_path: Path, shards: Path, bundle_dir: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    command = ("scan", tmp_path / "gone.tar", "--bundle", bundle_dir)
+    done = run_here(*command, "--out", "memory://without")
+    assert done.returncode == 3
+    assert b"gone.tar: no such file" in done.stderr
+    assert [name.rpartition(".")[2] for name in fsspec.filesystem("memory").find("/without")] == ["parquet"]
+    (tmp_path / "file").write_text("")
+    refused = run_here(*command, "--out", tmp_path / "file")
+    assert (refused.returncode, b"is a file; wanted a folder" in refused.stderr) == (1, True)
 
 
 def test_machines_share_a_set_by_their_numbers(

@@ -3,7 +3,8 @@
     shards ──► (those without a marker) ──► (processes: score a shard) ──► NAME.parquet, NAME.done.json
 
 A shard is done or not: its file of rows appears in one step, and then its marker. An unfinished shard is scored again,
-so no row is lost or doubled, however a run ended.
+so no row is lost or doubled, however a run ended. A shard that is missing, breaks off or holds no image has no marker:
+its file has the rows so far, and a row with the error.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from dgiqa.batch.resume import changed
 from dgiqa.errors import DgiqaError
 from dgiqa.report.files import in_use, left_behind, whole_file, write_parquet
 from dgiqa.report.rows import Row, Summary, columns, error_row
@@ -46,7 +48,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Done:
-    """A shard that was scored; its marker holds the same."""
+    """A shard that was scored; its marker holds the same. error: why it has no marker and is to be scored again."""
 
     shard: str
     rows: int
@@ -54,6 +56,7 @@ class Done:
     failed: int
     seconds: float
     left_out: dict[str, int]
+    error: str = ""
 
 
 def part_of(text: str) -> tuple[int, int]:
@@ -78,6 +81,8 @@ def to_do(shards: Iterable[str], job: Job, *, resume: bool) -> tuple[list[str], 
     """
     found = list(dict.fromkeys(shards))
     if not is_address(job.out):
+        if os.path.isfile(job.out):
+            raise DgiqaError(f"{job.out} is a file; wanted a folder")
         os.makedirs(job.out, exist_ok=True)
     waiting = []
     for shard in found:
@@ -87,10 +92,9 @@ def to_do(shards: Iterable[str], job: Job, *, resume: bool) -> tuple[list[str], 
         elif not resume:
             raise DgiqaError(f"{job.out} holds results of {shard}; --resume goes on after them, or name another folder")
         elif marker.get("settings") != job.settings:
-            before = {name: marker.get("settings", {}).get(name) for name in job.settings}
+            what = changed(marker.get("settings", {}), job.settings)
             raise DgiqaError(
-                f"{shard} was scored with {before}, and now it is {job.settings}; scores would not compare, so give "
-                "the same options or name another folder"
+                f"{shard}: {what}; scores would not compare, so give the same options or name another folder"
             )
     return waiting, len(found) - len(waiting)
 
@@ -142,17 +146,23 @@ def score_shard(scorer: Scorer, shard: str, job: Job) -> Done:
     with tempfile.TemporaryDirectory() as folder:
         done = _score_shard(scorer, shard, job, os.path.join(folder, name))
         system, path = remote.bucket(job.out.rstrip("/"))
-        for suffix in (".parquet", MARKER):  # the marker last
+        for suffix in (".parquet", *([] if done.error else [MARKER])):  # the marker last
             system.put_file(os.path.join(folder, name + suffix), f"{path}/{name}{suffix}")
     return done
 
 
 def _score_shard(scorer: Scorer, shard: str, job: Job, stem: str) -> Done:
     reading, summary = replace(job.reading, left_out=Counter()), Summary(run=job.settings)
-    inputs = expand([shard], reading)
+    errors = list[str]()  # of the shard itself
+
+    def inputs() -> Iterator[Input]:
+        for item in expand([shard], reading):
+            if item.source is None and item.name == shard:
+                errors.append(item.error)
+            yield item
 
     def rows() -> Iterator[Row]:
-        for row in rows_of(scorer, inputs, details=job.details):
+        for row in rows_of(scorer, inputs(), details=job.details):
             summary.add(row)
             yield row
 
@@ -160,7 +170,9 @@ def _score_shard(scorer: Scorer, shard: str, job: Job, stem: str) -> Done:
         names = columns("image", details=job.details)
         write_parquet(rows(), target, names, partial(summary.as_dict, complete=True))
     counts = summary.scored + summary.failed, summary.scored, summary.failed
-    done = Done(shard, *counts, round(summary.seconds, 3), dict(reading.left_out))
+    done = Done(shard, *counts, round(summary.seconds, 3), dict(reading.left_out), "; ".join(errors))
+    if done.error:
+        return done
     with whole_file(f"{stem}{MARKER}") as stream:
         stream.write(json.dumps(asdict(done) | {"settings": job.settings}).encode())
     return done

@@ -27,7 +27,7 @@ def scan(
     """Score sets: every shard becomes DIR/NAME.parquet, and DIR/NAME.done.json once that is complete.
 
     After a kill, a power cut or a full disk, the same command with --resume continues. Unfinished shards are scored
-    again, so no row is lost or doubled.
+    again, so no row is lost or doubled. A shard that is missing or ends early is not done: --resume tries it again.
 
     \b
     Examples:
@@ -64,7 +64,7 @@ def scan(
     job = Job(out, opening, settings, reading, details=details)
     waiting, before = to_do(names[index::parts], job, resume=resume)
     total, finished, rows = len(waiting) + before, before, 0
-    if before and not quiet:
+    if before and waiting and not quiet:
         say(f"{before} of {total} shards are done", prefix="")
     if ray is None:
         running = run(waiting, job, workers=workers or 1)
@@ -73,11 +73,17 @@ def scan(
 
         running = scan_on_ray(waiting, job, address=ray, actors=workers, threads=threads)
     for done in running if waiting else ():
-        finished, rows, failed = finished + 1, rows + done.rows, failed + done.failed
+        finished, rows, failed = finished + (not done.error), rows + done.rows, failed + done.failed
+        if done.error:
+            say(f"{done.shard}: {done.error}; it is not done, and --resume tries it again", prefix="error: ")
         if not quiet:
             speed = f", {done.rows / done.seconds:.1f} images/s" if done.seconds else ""
-            said = f"{done.rows} rows" + (f", {done.failed} failed" if done.failed else "") + speed
+            said = f"{_counted(done.rows)}" + (f", {done.failed} failed" if done.failed else "") + speed
             say(f"{finished}/{total} {done.shard}: {said}", prefix="")
     if not quiet:
-        say(f"{finished} of {total} shards done, {rows} rows now, in {out}", prefix="")
+        say(f"{finished} of {total} shards are done, {_counted(rows)} scored in this run, in {out}", prefix="")
     leave(None, failed=failed)
+
+
+def _counted(rows: int) -> str:
+    return f"{rows} row{'s' * (rows != 1)}"

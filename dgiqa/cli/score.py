@@ -45,7 +45,7 @@ def score(
     sort: bool = option(False, "--sort", "Show the best first, once all are scored."),
     top: str | None = option(None, "N|P%", "Show only the N best, the best first."),
     resume: bool = option(
-        False, "--resume", "With -o: keep the rows in FILE, and score the images that are not in it."
+        False, "--resume", "With -o: keep FILE's rows with a score, and score all other images, failed ones again."
     ),
     format_: options.Format = None,
     json_: bool = option(False, "--json", "Same as --format json: one document."),
@@ -111,6 +111,7 @@ def score(
         report.summary = summary = Summary(total, run=run)
         if earlier:
             for row in earlier.rows(origin, scorer.gate, details):
+                summary.kept += 1
                 report.add(row)
             inputs = earlier.rest(inputs)
         if earlier or new:
@@ -201,10 +202,13 @@ def _say_left_out(left_out: Counter[str]) -> None:
 
 def _say_summary(summary: Summary, scorer: Scorer, output: str | None) -> None:
     """Print one line on standard error about the whole run."""
-    parts = [f"{summary.scored} scored" + (f", {summary.failed} failed" if summary.failed else "")]
+    scored = summary.scored - summary.kept
+    now = f" now, {summary.kept} kept" if summary.kept else ""
+    parts = [f"{scored} scored{now}" + (f", {summary.failed} failed" if summary.failed else "")]
     if summary.scored:
         parts.append(f"mean {summary.mean:.4f}, lowest {summary.lowest:.4f}, highest {summary.highest:.4f}")
-        parts.append(f"{summary.scored / summary.seconds:.1f} images/s")
+    if scored:
+        parts.append(f"{scored / summary.seconds:.1f} images/s")
     parts.append(f"{scorer.bundle.name} on {scorer.backend}")
     if output:
         parts.append(f"written to {output}")

@@ -134,7 +134,8 @@ class Tally(Protocol):
 class Summary:
     """Sums over a run of images, kept up row by row in constant memory.
 
-    total: how many there will be. run: the settings of the scores, for files. lowest, highest: None without a score.
+    total: how many there will be. kept: how many of the scored an earlier run scored. run: the settings of the scores,
+    for files. lowest, highest: None without a score.
     """
 
     total: int | None = None
@@ -147,6 +148,7 @@ class Summary:
     lowest_path: str = ""
     started: float = field(default_factory=time.perf_counter)
     run: dict[str, Any] | None = None
+    kept: int = 0
 
     def add(self, row: Row) -> None:
         """Count one row."""
@@ -173,9 +175,9 @@ class Summary:
 
     def progress(self) -> tuple[float | None, list[str]]:
         done = self.scored + self.failed
-        if not done:
+        if done == self.kept:
             return None, ["loading the model"]
-        speed = done / self.seconds
+        speed = (done - self.kept) / self.seconds
         if not self.total:
             return None, [f"{done} images", f"{speed:.1f} images/s"]
         left = clock((self.total - done) / speed)
@@ -194,7 +196,7 @@ class Summary:
             "lowest_path": self.lowest_path or None,
             "highest": self.highest,
             "seconds": rounded(self.seconds, 3),
-            "images_per_second": rounded(self.scored / self.seconds, 3),
+            "images_per_second": rounded((self.scored - self.kept) / self.seconds, 3),
         }
 
 
