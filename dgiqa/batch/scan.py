@@ -20,6 +20,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from dgiqa.batch.resume import changed
@@ -220,8 +221,7 @@ def _read_marker(job: Job, shard: str) -> dict[str, Any] | None:
         else:
             if not os.path.exists(os.path.join(job.out, f"{name}.parquet")):
                 return None
-            with open(os.path.join(job.out, name + MARKER), encoding="utf-8") as stream:
-                found = json.load(stream)
+            found = json.loads(Path(job.out, name + MARKER).read_bytes())
     except (FileNotFoundError, ValueError):
         return None
     return found if isinstance(found, dict) else None

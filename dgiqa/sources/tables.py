@@ -128,9 +128,7 @@ def _of_csv(text: io.TextIOWrapper, delimiter: str, reading: Reading) -> Iterato
 
 def _of_json_lines(text: io.TextIOWrapper, reading: Reading) -> Iterator[tuple[Any, Any]]:
     checked = False
-    for line in text:
-        if not line.strip():
-            continue
+    for line in filter(str.strip, text):
         try:
             row = json.loads(line)
             if not isinstance(row, dict):
