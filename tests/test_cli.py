@@ -262,7 +262,10 @@ def test_a_bundle_that_is_not_there_is_one_line_and_leaves_no_file(tmp_path: Pat
 def test_the_gate_fails_with_4_even_when_inputs_failed_too(tmp_path: Path, photo: Path, model: list[str]) -> None:
     (tmp_path / "bad.jpg").touch()
     assert run("score", *model, photo, "--fail-under", "0").returncode == 0
-    assert run("score", *model, photo, tmp_path / "bad.jpg", "--fail-under", "1").returncode == 4
+    failed = run("score", *model, photo, tmp_path / "bad.jpg", "--fail-under", "1", "--quiet", "-f", "table")
+    assert failed.returncode == 4
+    assert b"coffee.jpg  fail" in failed.stdout
+    assert failed.stderr == b"1 of 1 image is below 1\n"
 
 
 def test_a_missing_onnxruntime_is_an_environment_problem(tmp_path: Path, photo: Path, model: list[str]) -> None:

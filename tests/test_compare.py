@@ -248,8 +248,9 @@ def test_a_csv_of_pairs_and_a_gate(folders: Path, comparing: Bundle) -> None:
     drop = float(str(rows[0]["drop"]))
     pair = (folders / "encoded" / "coffee.jpg", folders / "originals" / "coffee.png")
     pair = pair if drop > 0 else pair[::-1]
-    code, rows = rows_of(*pair, "--bundle", comparing.path, "--max-drop", abs(drop) / 2)
-    assert (code, rows[0]["verdict"]) == (4, "fail")
+    lost = run_here("compare", *pair, "--bundle", comparing.path, "--max-drop", abs(drop) / 2, "-q")
+    assert (lost.returncode, json.loads(lost.stdout)["verdict"]) == (4, "fail")
+    assert lost.stderr.startswith(b"1 of 1 pictures lost more than")
     near = float(str(rows[0]["full_reference"]))
     for limit, wanted in ((near - 0.01, (0, "pass")), (near + 0.01, (4, "fail"))):
         code, rows = rows_of(*pair, "--bundle", comparing.path, "--fail-under", limit)

@@ -233,12 +233,20 @@ def test_lines_fit_the_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> 
     for name in ("a.jpg", "写真/猫の写真.jpg" * 9, "x" * 300):
         writer.write(make_score(source=name).as_row() | {"reasons": ["blur"], "note": "greyscale"})
     lines = stream.getvalue().splitlines()
-    assert len(lines) == 4
     assert all(cells(line) <= width for line in lines)
-    assert [line.endswith("jpg") for line in lines[2:3]] == [True]
+    assert stream.getvalue().count("  blurred; greyscale\n") == 3  # on a line of its own, where there is no room
+    assert len(lines) == {120: 4, 70: 6}.get(width, 7)
+    assert sum(".jpg" in line for line in lines) == 2
     assert ("━" in stream.getvalue()) == (width >= 64)
     assert ("640×480" in stream.getvalue()) == (width >= 44)
     assert "\x1b" not in stream.getvalue()
+
+
+def test_a_row_that_fails_says_so_without_colours() -> None:
+    rows = [make_score().as_row() | {"verdict": verdict, "reasons": ["blur"]} for verdict in ("fail", "pass")]
+    (_, low, high) = written("table", rows).splitlines()
+    assert low.endswith("a.jpg  fail  blurred")
+    assert high.endswith("a.jpg  blurred")
 
 
 def test_tables_are_aligned_and_whole_on_narrow_terminals(monkeypatch: pytest.MonkeyPatch) -> None:

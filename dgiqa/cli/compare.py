@@ -63,7 +63,7 @@ def compare(
         report.needed = bool(limited)
         report.summary = summary = Summary(len(pairs))
         stop = fill(report, _rows(scorer, pairs, gates))
-    if limited and summary.scored and not quiet:
+    if limited and summary.scored and (summary.below or not quiet):
         say(f"{summary.below} of {summary.scored} pictures {limited}", prefix="")
     leave(stop, below=summary.below, failed=summary.failed)
 

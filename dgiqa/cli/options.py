@@ -53,7 +53,7 @@ Format = Annotated[
     option(..., "--format -f", "Rows on standard output.  [default: table on a terminal, else jsonl; none with -o]"),
 ]
 Json = Annotated[bool, option(..., "--json", "One JSON document.")]
-Quiet = Annotated[bool, option(..., "--quiet -q", "No progress and no summary, only errors.")]
+Quiet = Annotated[bool, option(..., "--quiet -q", "No progress and no summary, only errors and missed thresholds.")]
 NoProgress = Annotated[bool, option(..., "--no-progress", "No progress line.")]
 Output = Annotated[
     str | None, option(..., "--output -o FILE", "Write rows to FILE: .csv, .jsonl, .json, .parquet or .sqlite.")

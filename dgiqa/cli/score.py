@@ -122,8 +122,8 @@ def score(
     if not quiet:
         _say_summary(summary, scorer, output if report.complete or summary.scored + summary.failed else None)
         _say_left_out(reading.left_out)
-        if fail_under is not None and summary.scored:
-            say(gate_sentence(summary.below, summary.scored, "image", fail_under), prefix="")
+    if fail_under is not None and summary.scored and (summary.below or not quiet):
+        say(gate_sentence(summary.below, summary.scored, "image", fail_under), prefix="")
     leave(stop, below=summary.below, failed=summary.failed)
 
 

@@ -145,7 +145,7 @@ def video(  # noqa: PLR0917 - the command line's options
     verdicts = summary.verdicts
     for line in [] if stop else summary.failures():
         say(line, prefix="gate: ")
-    if gate is not None and verdicts and not (quiet or stop):
+    if gate is not None and verdicts and not stop and ("fail" in verdicts or not quiet):
         say(gate_sentence(verdicts.count("fail"), len(verdicts), "video", gate), prefix="")
     leave(stop, below="fail" in verdicts, failed=summary.failed)
 
@@ -179,7 +179,7 @@ def _against(  # noqa: PLR0917 - the command's own arguments
             said += f"; full reference {sum(near) / len(near):.4f}"
         say(f"{encoded} is at {alignment} in {master}; {lost.scored} frames lost {mean:.4f} on average{said}", "")
     below = max_drop is not None and mean is not None and mean > max_drop
-    if below and not (quiet or stop):
+    if below and not stop:
         say(f"{encoded} loses more than {max_drop:g} on average", prefix="gate: ")
     leave(stop, below=below, failed=lost.failed or mean is None)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 BAR_CELLS = 10
+NAME_CELLS = 16  # to which a name is shortened before its faults go to the next line
 ENDLESS = 10_000  # columns where no terminal ends a line
 # What a row shows in addition to its score, and what it is about.
 HEADINGS = {
@@ -31,8 +32,9 @@ HEADINGS = {
 class TableWriter:
     """Score, standard error, a bar, the image's size or the frame's time and scene, and the name.
 
-    Scores that fail the gate are red. The name comes last, so no width needs to be guessed; faults and note follow if
-    there is room. A narrow terminal goes without the bar, then without the size or scene.
+    Scores that fail the gate are red, and say "fail". The name has no column, so no width needs to be guessed; faults
+    and note follow, for which it is shortened. A narrow terminal goes without the bar, then without the size or scene,
+    and has what follows on a line of its own.
     """
 
     def __init__(self, stream: TextIO, kind: Kind = "image") -> None:
@@ -68,15 +70,15 @@ class TableWriter:
         cells = (time_s, f"{row['score']:.4f}", error, self._about(row), self._shown(row["path"]))
         styles = ("", "red" if failed else "bold", "dim", "", "")
         bar = _bar(self.console, row["score"], BAR_CELLS, "red" if failed else "cyan")
-        self._print(cells, styles, bar, self._shown(remarks(row)))
+        self._print(cells, styles, bar, self._shown(remarks(row)), "fail" if failed else "")
 
     def _about(self, row: Row) -> str:
         if self.kind == "image":
             return f"{row['width']}{'×' if self.unicode else 'x'}{row['height']}"
         return f"{row['drop']:+.4f}" if self.kind == "pair" else str(row[HEADINGS[self.kind][0]])
 
-    def _print(self, cells: Sequence[str], styles: Sequence[str], bar: Text, said: str = "") -> None:
-        """Print one line of the table. said: faults and note, left out if there is no room."""
+    def _print(self, cells: Sequence[str], styles: Sequence[str], bar: Text, said: str = "", verdict: str = "") -> None:
+        """Print one line of the table. said: faults and note."""
         from rich.text import Text
 
         (time_s, score, error, about, name), width = cells, self.console.width
@@ -87,9 +89,11 @@ class TableWriter:
             *((bar, "  ") if width >= 64 else ()),
             (f"{about:>{5 if self.frames else 11}}  " if width >= 44 else "", styles[3]),
         )
-        line.append(shortened(name, width - line.cell_len, self.unicode), styles[4])
-        if said and line.cell_len + 2 + _cells(said) <= width:
-            line.append("  " + said, "dim")
+        told = Text.assemble(("  " + verdict if verdict else "", "red"), ("  " + said if said else "", "dim"))
+        room = width - line.cell_len - told.cell_len
+        beside = room >= min(_cells(name), NAME_CELLS)
+        line.append(shortened(name, room if beside else width - line.cell_len, self.unicode), styles[4])
+        line.append(told if beside else Text.assemble("\n", told))
         self.console.print(line, no_wrap=True, overflow="ignore", crop=False)
 
     def _error(self, row: Row) -> None:
