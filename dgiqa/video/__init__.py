@@ -86,8 +86,11 @@ class VideoRun:
         """Frames of live sources that newer ones replaced before they were scored."""
         return self._channel.dropped
 
-    def results(self) -> Generator[tuple[Row, Result]]:
-        """A row and its result (with the picture) per frame, in order for each source; several interleave."""
+    def rows(self, look: Callable[[Row, Any], None] | None = None) -> Generator[Row]:
+        """A row per frame, in order for each source; several interleave.
+
+        look: first called with each row and its picture, uint8 [h,w,3], None with an error.
+        """
         threads = [threading.Thread(target=self._read, daemon=True) for _ in range(self._threads_wanted)]
         self._readers = len(threads)
         try:
@@ -96,7 +99,10 @@ class VideoRun:
             with closing(self._scorer.results()) as results:
                 for result in results:
                     self._count(result)
-                    yield result.as_row(self.stages), result
+                    row = result.as_row(self.stages)
+                    if look:
+                        look(row, result.picture)
+                    yield row
             if self._failure is not None:
                 raise self._failure
         finally:
@@ -105,14 +111,6 @@ class VideoRun:
             patience = time.monotonic() + JOIN_S
             for thread in threads:
                 thread.join(max(0.0, patience - time.monotonic()))
-
-    def rows(self, look: Callable[[Row, Any], None] | None = None) -> Generator[Row]:
-        """Only the rows. look: first called with each row and its picture, uint8 [h,w,3], None with an error."""
-        with closing(self.results()) as results:
-            for row, result in results:
-                if look:
-                    look(row, result.picture)
-                yield row
 
     def _read(self) -> None:
         """A reader thread: one source after the other."""

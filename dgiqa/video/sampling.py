@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections import deque
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -117,15 +116,14 @@ class ScenePicks(Generic[T]):
 
     def __init__(self, wanted: int) -> None:
         self.wanted = wanted
-        self._kept: deque[T] = deque()
-        self._stride = 1
-        self._seen = 0
+        self._kept: list[T] = []
+        self._stride, self._seen = 1, 0
 
     def add(self, item: T) -> None:
         """Add the scene's next item."""
         if self._seen % self._stride == 0:
             if len(self._kept) == 2 * self.wanted:
-                self._kept = deque(list(self._kept)[::2])
+                self._kept = self._kept[::2]
                 self._stride *= 2
             if self._seen % self._stride == 0:
                 self._kept.append(item)
@@ -133,12 +131,9 @@ class ScenePicks(Generic[T]):
 
     def take(self) -> list[T]:
         """At most `wanted` items from the middles of equal parts of the scene, in order; begins the next scene."""
-        kept = list(self._kept)
+        kept, self._kept, self._stride, self._seen = self._kept, [], 1, 0
         n = min(self.wanted, len(kept))
-        picked = [kept[int((i + 0.5) * len(kept) / n)] for i in range(n)]
-        self._kept.clear()
-        self._stride, self._seen = 1, 0
-        return picked
+        return [kept[int((i + 0.5) * len(kept) / n)] for i in range(n)]
 
 
 def thumbnail(rgb: UInt8) -> UInt8:
