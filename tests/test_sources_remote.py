@@ -258,6 +258,8 @@ def test_images_of_a_server_and_of_its_shards_and_tables_are_scored(
         *((None, "ok"), ("a/k", "ok"), ("\u00e9", "ok"), (None, "error"))
     ]
     assert len({row["score"] for row in rows[:3]}) == 1
+    off = run_here("score", *sources[:1], "--private-network", "--bundle", bundle_dir, "-f", "jsonl")
+    assert "--remote turns them on" in json.loads(off.stdout)["error"]
     refused = run_here("score", *sources[:1], "--remote", "--bundle", bundle_dir, "-f", "jsonl")
     assert "no public address" in json.loads(refused.stdout)["error"]
 
