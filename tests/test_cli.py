@@ -453,6 +453,22 @@ def test_each_command_is_in_the_file_that_is_imported_for_it() -> None:
     assert {name for name in FILES.values() if f"dgiqa.cli.{name}" in done.stdout.split()} == {"scan"}
 
 
+def test_no_flag_is_on_unless_it_is_given() -> None:
+    """Fetching from addresses, say."""
+    from typer.main import get_command
+
+    from dgiqa.cli import application
+
+    def flags(command: Any) -> Iterator[Any]:
+        yield from (parameter for parameter in command.params if getattr(parameter, "is_flag", False))
+        for each in getattr(command, "commands", {}).values():
+            yield from flags(each)
+
+    found = list(flags(get_command(application())))
+    assert "--remote" in {name for flag in found for name in flag.opts}
+    assert [flag.opts for flag in found if flag.default not in (False, None)] == []
+
+
 def test_help_and_version_are_quick_because_they_import_nothing_heavy() -> None:
     heavy = {"numpy", "cv2", "PIL", "scipy", "onnx", "onnxruntime", "openvino", "torch", "av", "pyarrow", "rich"}
     for arguments in (["--version"], ["score", "--help"], ["video", "--help"], ["--help"]):
