@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command import run_here
 from holding import held
 from PIL import Image
 from waiting import PATIENCE_S, SLACKS, until
@@ -397,6 +398,18 @@ def test_a_signal_loses_no_request_that_was_taken(tiny_bundle: Bundle) -> None:
         assert [answer.result() for answer in answers] == [200] * 8
     assert process.wait(PATIENCE_S) == 0
     assert sum("status=200 outcome='ok'" in line and "'/score'" in line for line in log) == 8
+
+
+def test_a_port_that_is_taken_is_an_error_of_ours() -> None:
+    with running.listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        done = run_here("serve", "--port", port)
+        assert done.returncode == 1
+        told = f"error: port {port} of 127.0.0.1 is taken; choose another with --port (0 takes a free one)\n"
+        assert done.stderr.decode() == told
+    done = run_here("serve", "--host", "192.0.2.1", "--port", 0)  # of a network for documentation
+    assert done.returncode == 1
+    assert b"cannot listen on port 0 of 192.0.2.1" in done.stderr
 
 
 # ---- strangers ----

@@ -48,7 +48,7 @@ def serve(  # noqa: PLR0917 - the command line's options
     try:
         from dgiqa.serve.app import create_app
         from dgiqa.serve.intake import Limits
-        from dgiqa.serve.run import run
+        from dgiqa.serve.run import listen, run
     except ModuleNotFoundError as error:
         raise ImportError(needs("serving", error.name or "fastapi", "serve")) from error
 
@@ -56,12 +56,13 @@ def serve(  # noqa: PLR0917 - the command line's options
     opening["bundle"], gate = options.gated(opening["bundle"], gate, preset, "--gate")
     if opening["parallel"] == "auto":  # a single picture gets all threads
         opening["parallel"] = None
+    listening = listen(host, port)  # before the model is loaded
     with options.usage("--tiling"):
         scorer = Scorer(**opening, gate=gate)
     waiting = {"queue": queue} if queue else {}
     limits = Limits(**waiting, body=max_body << 20, timeout_s=request_timeout)
-    with scorer, contextlib.suppress(Stopped):  # raised by our handler, after the server handled the signal
-        run(create_app(scorer, limits, network=network, token=os.environ.get("DGIQA_SERVE_TOKEN") or None), host, port)
+    with listening, scorer, contextlib.suppress(Stopped):  # raised by our handler, after the server handled the signal
+        run(create_app(scorer, limits, network=network, token=os.environ.get("DGIQA_SERVE_TOKEN") or None), listening)
 
 
 @app.command("triton-repo", epilog=EXIT_CODES)

@@ -1,24 +1,43 @@
 """Runs the application on uvicorn until it is told to stop and has answered the requests that it accepted."""
 
 import asyncio
+import errno
 import logging
+import socket
 from typing import Any
 
 import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from dgiqa.errors import DgiqaError
+
 CONNECTIONS = 1024  # more are answered 503
 HEADERS_S = 10.0  # for a request's headers to arrive, after the connection or the request before it
 
 
-def run(app: Any, host: str, port: int) -> None:
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one. Raises DgiqaError for a port that is taken, and a wrong host."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise DgiqaError(
+                f"port {port} of {host} is taken; choose another with --port (0 takes a free one)"
+            ) from error
+        advice = "choose an address of this machine with --host, and a port that you may use with --port"
+        raise DgiqaError(f"cannot listen on port {port} of {host} ({error.strerror}); {advice}") from error
+
+
+def run(app: Any, listening: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT; then accept no more connections and answer every request that came."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     logging.getLogger("uvicorn.access").disabled = True  # the envelope's line says more
     options: dict[str, Any] = {"ws": "none", "log_config": None, "server_header": False}
-    config = uvicorn.Config(app, host, port, http=Prompt, limit_concurrency=CONNECTIONS, **options)
-    uvicorn.Server(config).run()
+    config = uvicorn.Config(app, http=Prompt, limit_concurrency=CONNECTIONS, **options)
+    host, port = listening.getsockname()[:2]
+    logging.info("running on http://%s:%d (Press CTRL+C to quit)", f"[{host}]" if ":" in host else host, port)
+    uvicorn.Server(config).run([listening])
 
 
 class Prompt(H11Protocol):
