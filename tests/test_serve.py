@@ -152,7 +152,9 @@ def test_bytes_forms_and_json_give_the_row_that_the_scorer_gives(server: Server,
 def test_verdicts_and_details_are_asked_for_in_the_address(server: Server, photo: bytes) -> None:
     assert [server.post(f"/score?gate={gate}", photo)[1]["verdict"] for gate in (0, 1)] == ["pass", "fail"]
     assert tuple(server.post("/score?details=true", photo)[1]) == columns("image", details=True)
-    for query in ("gate=2", "gate=nan", "preset=none", "gate=0.5&preset=upload", "details=perhaps"):
+    assert "presett" in server.post("/score?presett=upload", photo)[1]["error"]
+    wrong = ("gate=2", "gate=nan", "preset=none", "gate=0.5&preset=upload", "details=perhaps", "presett=upload")
+    for query in wrong:
         status, answer = server.post(f"/score?{query}", photo)
         assert status == 400
         assert answer["error"]
@@ -178,6 +180,7 @@ def test_the_interface_describes_itself_without_other_hosts(server: Server) -> N
         assert "default-src 'none'" in headers["content-security-policy"]
         assert "unsafe" not in headers["content-security-policy"]
     assert b"POST /score/batch" in body
+    assert all(f"<th>{code}</th>".encode() in body for code in (400, 401, 403, 408, 413, 415, 422, 429, 503, 504))
     document = json.loads(server.ask("GET", "/openapi.json")[2])
     assert {"/score", "/score/batch", "/v2/models/{name}/infer", "/metrics"} <= set(document["paths"])
     row = document["paths"]["/score"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
@@ -223,7 +226,9 @@ def test_a_token_is_wanted_everywhere_but_for_probes_and_the_page(scorer: Scorer
             401,
         ]
         for sent in ("", "Bearer wrong", "secret", "Basic x"):
-            assert server.ask("POST", "/score", photo, {"Authorization": sent})[0] == 401
+            status, answer = server.post("/score", photo, Authorization=sent)
+            assert status == 401
+            assert ("the token is wrong" in answer["error"]) == (sent == "Bearer wrong")
         right = "Bearer secret-é".encode().decode("latin-1")
         assert server.ask("POST", "/score", photo, {"Authorization": right})[0] == 200
     finally:
@@ -517,7 +522,10 @@ def test_json_that_is_none_is_refused(server: Server) -> None:
 
 def test_what_else_http_may_bring(server: Server, photo: bytes) -> None:
     assert server.ask("POST", "/score", photo, {"Content-Encoding": "gzip"})[0] == 415
-    assert server.ask("GET", "/score")[0] == 405
+    status, _, answer = server.ask("GET", "/score")
+    assert (status, json.loads(answer)["error"]) == (405, "/score does not take GET; it takes POST")
+    status, _, answer = server.ask("GET", "/scores")
+    assert (status, json.loads(answer)["error"]) == (404, "there is no /scores here; GET /docs lists what there is")
     for path in ("/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/v2/models/..%2f..%2fetc", "/v2/models/x/infer"):
         assert server.ask("GET", path)[0] in {404, 405}
     assert server.raw(b"\x16\x03\x01\x02\x00" + bytes(200)).startswith(b"HTTP/1.1 400 ")

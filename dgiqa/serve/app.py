@@ -43,13 +43,17 @@ Gate = Annotated[float | None, Query(ge=0, le=1, description="The score from whi
 Preset = Annotated[str | None, Query(description="Instead of gate: the name of a threshold of the model.")]
 Details = Annotated[bool, Query(description="Add the tiles, the reasons' probabilities and the times.")]
 Asked = tuple[list[Image], float | None, bool]  # the images, the score from which they pass, whether with details
+_ASKED = ("name", "gate", "preset", "details")  # what the address of a request may ask for
 _ERRORS = {
     400: "malformed",
+    401: "the token is missing or wrong",
     403: "addresses are off",
     408: "the body did not arrive in time",
     413: "too large",
+    415: "compressed",
     422: "no image in it, or one over the limits: the row says why",
     429: "the queue is full: try again after Retry-After seconds",
+    503: "the model is not ready: try again after Retry-After seconds",
     504: "not scored in time",
 }
 
@@ -125,7 +129,9 @@ class Service:
     ) -> Asked:
         """A request's images, the score from which they pass (None: the scorer's own), whether with details."""
         if gate is not None and preset is not None:
-            raise malformed("gate and preset exclude each other")
+            raise malformed("give gate or preset, not both")
+        if unknown := sorted(request.query_params.keys() - _ASKED):
+            raise malformed(f"unknown in the address: {', '.join(unknown)[:80]}; wanted {', '.join(_ASKED)}")
         try:
             gate = self.scorer.bundle.meaning.preset(preset) if preset is not None else gate
         except ValueError as error:
@@ -142,7 +148,7 @@ def create_app(
     network: what may be fetched from addresses; None means nothing. token: the bearer token that clients must send.
     """
     service = Service(scorer, limits or Limits(), network)
-    about = "Scores how good photographs look, from 0 to 1. Every answer but 200 says why in error."
+    about = "Scores how good photographs look, from 0 to 1. Every answer other than 200 has an error that says why."
     options: dict[str, Any] = {"docs_url": None, "redoc_url": None, "lifespan": service.running}
     app = FastAPI(title="dgiqa-rt", version=__version__, description=about, **options)
     app.add_middleware(Envelope, metrics=service.metrics, token=token)
@@ -280,7 +286,12 @@ async def _refused(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         usual = "not found" if error.status_code == 404 else "malformed"
         request.scope["cause"] = getattr(error, "cause", usual)
-        return _json({"error": error.detail}, error.status_code, dict(error.headers or {}))
+        told, headers, place = error.detail, dict(error.headers or {}), request.url.path[:80]
+        if not isinstance(error, RefusedError) and error.status_code == 404:
+            told = f"there is no {place} here; GET /docs lists what there is"
+        elif error.status_code == 405:
+            told = f"{place} does not take {request.method}; it takes {headers.get('Allow', 'other methods')}"
+        return _json({"error": told}, error.status_code, headers)
     assert isinstance(error, RequestValidationError)
     request.scope["cause"] = "malformed"
     told = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())

@@ -61,7 +61,8 @@ class Envelope:
         try:
             if scope["path"] not in OPEN and not known:
                 scope["cause"] = "unauthorized"
-                error = {"error": "wanted the header Authorization: Bearer TOKEN"}
+                sent = given.lower().startswith("bearer ")
+                error = {"error": "the token is wrong" if sent else "wanted the header Authorization: Bearer TOKEN"}
                 await JSONResponse(error, 401, {"WWW-Authenticate": "Bearer"})(scope, body.receive, sending)
             else:
                 await self.app(scope, body.receive, sending)
