@@ -35,10 +35,11 @@ from dgiqa.report.rows import (
     Summary,
     error_row,
     gate_sentence,
+    printable,
     seconds_since,
     to_json,
 )
-from dgiqa.report.terminal import ProgressLine, TableWriter, console_for, print_table, printable, shortened
+from dgiqa.report.terminal import ProgressLine, TableWriter, console_for, print_table, shortened
 from dgiqa.score import Score
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9.jpg")

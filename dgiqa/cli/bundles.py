@@ -59,8 +59,7 @@ def _bundle_facts(summary: BundleSummary) -> dict[str, Any]:
 
 
 def _print_bundle(facts: dict[str, Any]) -> None:
-    from dgiqa.report.rows import to_json
-    from dgiqa.report.terminal import printable
+    from dgiqa.report.rows import printable, to_json
 
     show((printable(facts["name"]), "bold"), f"  {facts['id']}  {facts['bytes'] / 1e6:.1f} MB")
     if facts["problem"]:
@@ -100,7 +99,7 @@ def doctor(
     Exit code 5 when scoring cannot work on this machine.
     """
     from dgiqa.doctor import examine, healthy, report
-    from dgiqa.report.terminal import printable
+    from dgiqa.report.rows import printable
 
     checks = examine(bundle)
     well, width = healthy(checks), max(len(check.name) for check in checks)
@@ -266,7 +265,8 @@ def _print_compared(
     """Print a table of (score here, score wanted, differences, image), red over the tolerance, and the verdict."""
     from rich.text import Text
 
-    from dgiqa.report.terminal import console_for, print_table, printable
+    from dgiqa.report.rows import printable
+    from dgiqa.report.terminal import console_for, print_table
 
     lines: list[Sequence[str | Text]] = []
     for got, wanted, differences, name in rows:

@@ -154,7 +154,7 @@ def data_stream() -> TextIO:
 
 def say(message: str, prefix: str = f"{PROGRAM}: ") -> None:
     """Print one line on standard error; do nothing if it is closed."""
-    from dgiqa.report.terminal import printable
+    from dgiqa.report.rows import printable
 
     if sys.stderr is None:  # print would take standard output instead
         return
@@ -171,9 +171,10 @@ def print_json(facts: dict[str, Any]) -> None:
 
 def show_progress(report: Report, *, hidden: bool) -> None:
     """Draw a progress line on standard error if that is a terminal, unless it is hidden."""
-    from dgiqa.report.terminal import ProgressLine, is_terminal
+    seen = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+    if seen and not hidden and os.environ.get("TERM") != "dumb":
+        from dgiqa.report.terminal import ProgressLine
 
-    if not hidden and sys.stderr is not None and is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb":
         report.line = ProgressLine(sys.stderr)
 
 

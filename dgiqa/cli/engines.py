@@ -113,7 +113,7 @@ def build(  # noqa: PLR0917 - the command line's options
 @cache_app.command("ls")
 def list_(json_: options.Json = False) -> None:
     """List the engines built on this machine."""
-    from dgiqa.report.terminal import printable
+    from dgiqa.report.rows import printable
     from dgiqa.runtime.engines import damaged, list_engines
 
     engines, broken = list_engines(), damaged()

@@ -29,7 +29,7 @@ def explain(
       dgiqa-rt explain photo.jpg --gradcam -o photo.html
     """
     from dgiqa.report.html import data_uri, render
-    from dgiqa.report.terminal import printable
+    from dgiqa.report.rows import printable
     from dgiqa.score import Failure
     from dgiqa.scorer import Scorer
     from dgiqa.store import replacing

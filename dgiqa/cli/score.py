@@ -174,10 +174,10 @@ def _inputs(paths: list[str], from_file: str | None, null: bool, reading: Readin
 
 def _list(inputs: Iterator[Input], end: str) -> bool:
     """--dry-run: print names on standard output, failures on standard error. Returns whether any would fail."""
-    from dgiqa.report.terminal import is_terminal, printable
+    from dgiqa.report.rows import printable
 
     stream, failed = data_stream(), False
-    shown = printable if is_terminal(stream) else str  # a name must not move the cursor
+    shown = printable if stream.isatty() else str  # a name must not move the cursor
     for item in inputs:
         if item.error:
             failed = True

@@ -20,11 +20,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
-from typing import Any, BinaryIO, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TextIO
 
 from dgiqa.extras import load
 from dgiqa.report.rows import SCHEMA, SCHEMA_VERSION, Kind, Row, Summary, Tally, columns, readable, to_json
-from dgiqa.report.terminal import ProgressLine, TableWriter
+
+if TYPE_CHECKING:
+    from dgiqa.report.terminal import ProgressLine
 
 fcntl: ModuleType | None
 try:
@@ -65,6 +67,8 @@ def format_of(path: str) -> str:
 def writer_for(name: str, stream: TextIO | OutputFile, kind: Kind = "image", *, details: bool = False) -> Writer:
     """The writer of a format for rows of that kind. Parquet needs an OutputFile."""
     if name == "table":
+        from dgiqa.report.terminal import TableWriter
+
         return TableWriter(stream, kind)  # type: ignore[arg-type]
     names = columns(kind, details=details)
     if name == "csv":

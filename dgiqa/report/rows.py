@@ -245,6 +245,12 @@ def readable(text: str) -> str:
     return text
 
 
+def printable(text: str) -> str:
+    """Text safe for a terminal: control characters and non-Unicode bytes are escaped, so a file name cannot move the
+    cursor or break the line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _strict(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None

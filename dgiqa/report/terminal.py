@@ -1,21 +1,22 @@
 """Rows for people, drawn by rich: a table, line by line, and a progress line that makes way for it.
 
-rich is imported once something is drawn: a run that writes JSON lines does without it.
+This module is imported once something is drawn: a run that writes JSON lines does without rich.
 """
-
-from __future__ import annotations
 
 import math
 import os
 import time
 from collections.abc import Container, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
-from dgiqa.report.rows import Kind, Row, Tally, remarks
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+from rich.control import Control
+from rich.segment import ControlType
+from rich.table import Table
+from rich.text import Text
 
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-    from rich.text import Text
+from dgiqa.report.rows import Kind, Row, Tally, printable, remarks
 
 BAR_CELLS = 10
 NAME_CELLS = 16  # to which a name is shortened before its faults go to the next line
@@ -57,8 +58,6 @@ class TableWriter:
         self.stream.flush()
 
     def _header(self) -> None:
-        from rich.text import Text
-
         about, name = HEADINGS[self.kind]
         cells = ("seconds", "score", "±" if self.unicode else "+-", about, name)
         self._print(cells, ("dim",) * 5, Text(" " * BAR_CELLS))
@@ -79,8 +78,6 @@ class TableWriter:
 
     def _print(self, cells: Sequence[str], styles: Sequence[str], bar: Text, said: str = "", verdict: str = "") -> None:
         """Print one line of the table. said: faults and note."""
-        from rich.text import Text
-
         (time_s, score, error, about, name), width = cells, self.console.width
         line = Text.assemble(
             (f"{time_s:>9}  " if self.frames else "", styles[0]),
@@ -91,15 +88,13 @@ class TableWriter:
         )
         told = Text.assemble(("  " + verdict if verdict else "", "red"), ("  " + said if said else "", "dim"))
         room = width - line.cell_len - told.cell_len
-        beside = room >= min(_cells(name), NAME_CELLS)
+        beside = room >= min(cell_len(name), NAME_CELLS)
         line.append(shortened(name, room if beside else width - line.cell_len, self.unicode), styles[4])
         line.append(told if beside else Text.assemble("\n", told))
         self.console.print(line, no_wrap=True, overflow="ignore", crop=False)
 
     def _error(self, row: Row) -> None:
         # Never shortened: the advice is at its end.
-        from rich.text import Text
-
         time_s = f"{row['time_s']:9.2f}  " if self.frames else ""
         path, error = self._shown(row["path"]), self._shown(row["error"])
         self.console.print(Text.assemble(time_s, (" error", "red"), f"  {path}: ", (error, "red")), soft_wrap=True)
@@ -130,16 +125,11 @@ class ProgressLine:
 
     def hide(self) -> None:
         """Take the line away, before anything else is written to the terminal."""
-        from rich.control import Control
-        from rich.segment import ControlType
-
         if self.drawn_at > -math.inf:
             self.console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
             self.stream.flush()
 
     def _line(self, summary: Tally) -> Text:
-        from rich.text import Text
-
         share, parts = summary.progress()
         cells = 20 if self.console.width >= 64 else BAR_CELLS
         bar = () if share is None else (_bar(self.console, share, cells, "cyan"), "  ")
@@ -152,8 +142,6 @@ def console_for(stream: TextIO, *, terminal: bool | None = None) -> Console:
 
     terminal: whether the stream is one, if the caller knows. Elsewhere no line is cut.
     """
-    from rich.console import Console
-
     terminal = is_terminal(stream) if terminal is None else terminal
     return Console(
         file=stream,
@@ -173,8 +161,6 @@ def print_table(console: Console, rows: Sequence[Sequence[RenderableType]], numb
 
     Nothing is cut: a narrower terminal wraps the lines.
     """
-    from rich.table import Table
-
     table = Table.grid(padding=(0, 2, 0, 0))
     for i in range(len(rows[0])):
         table.add_column(no_wrap=True, justify="right" if i in numbers else "left")
@@ -184,21 +170,15 @@ def print_table(console: Console, rows: Sequence[Sequence[RenderableType]], numb
     console.print(table, crop=False)
 
 
-def printable(text: str) -> str:
-    """Text safe for a terminal: control characters and non-Unicode bytes are escaped, so a file name cannot move the
-    cursor or break the line."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def shortened(text: str, room: int, unicode: bool = True) -> str:
     """The end of the text in at most that many terminal cells (the end of a path says more than its beginning)."""
-    if _cells(text) <= room:
+    if cell_len(text) <= room:
         return text
     mark = "…" if unicode else "..."
     left, start = max(room, 8) - len(mark), len(text)
-    while start and left >= _cells(text[start - 1]):
+    while start and left >= cell_len(text[start - 1]):
         start -= 1
-        left -= _cells(text[start])
+        left -= cell_len(text[start])
     return mark + text[start:]
 
 
@@ -213,8 +193,6 @@ def can_encode(stream: TextIO, text: str) -> bool:
 
 def _bar(console: Console, share: float, cells: int, colour: str) -> Text:
     """A share in [0, 1] to half a cell; the rest is dim, or blank without colours."""
-    from rich.text import Text
-
     full, half = "━╸" if can_encode(console.file, "━╸") else "- "  # type: ignore[arg-type]
     halves = int(2 * cells * min(max(share, 0.0), 1.0))
     done = full * (halves // 2) + half * (halves % 2)
@@ -225,9 +203,3 @@ def _bar(console: Console, share: float, cells: int, colour: str) -> Text:
 def is_terminal(stream: TextIO) -> bool:
     """Whether the stream is an open terminal."""
     return not stream.closed and stream.isatty()
-
-
-def _cells(text: str) -> int:
-    from rich.cells import cell_len
-
-    return cell_len(text)
