@@ -3,21 +3,17 @@
 Files are PNG; no figure shows a picture from a data set.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from dgiqa.dtypes import Array, Float32, Floating
 from dgiqa.extras import load
 from dgiqa.store import replacing
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 MARKERS = "o^sD"  # one per set in a plane
 PERPLEXITY = 30  # t-SNE's, at most
