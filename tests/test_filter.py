@@ -80,14 +80,24 @@ def test_what_holds_no_rows_is_said(tmp_path: Path) -> None:
         (Choice(top="26%"), [0, 4]),
         (Choice(top="100%"), [0, 1, 3, 4]),
         (Choice(least=0.5, worst="1"), [3]),
-        (Choice(top="0"), []),
     ],
 )
 def test_choices(choice: Choice, wanted: list[int]) -> None:
     assert choice.of(rows_with([0.9, 0.1, None, 0.5, 0.9])) == wanted
 
 
-@pytest.mark.parametrize("wrong", [{"top": "x"}, {"top": "-1"}, {"top": "1", "worst": "1"}, {"worst": "5 %"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"top": "x"},
+        {"top": "-1"},
+        {"top": "0"},
+        {"top": "1", "worst": "1"},
+        {"worst": "5 %"},
+        {"worst": "0%"},
+        {"top": "150%"},
+    ],
+)
 def test_wrong_choices(wrong: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="wanted"):
         Choice(**wrong)
@@ -99,6 +109,15 @@ def test_keys_are_printed_or_paths_where_there_are_none(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert done.stdout.decode().split("\0") == ["@", "p8.jpg", "x" * 300, "007", "\u2028", ""]
     assert done.stderr == b"5 of 10 rows chosen\n"
+
+
+def test_choices_that_no_score_can_meet_are_wrong_usage(tmp_path: Path) -> None:
+    scores = written(tmp_path / "s.jsonl", rows_with([0.9]))
+    for option, value in (("--min", 5), ("--max", -1), ("--top", 0), ("--worst", "150%")):
+        done = run_here("filter", scores, option, value)
+        assert (done.returncode, option.encode() in done.stderr) == (2, True)
+    gone = run_here("filter", tmp_path / "november/")
+    assert (gone.returncode, b"november: no such file or folder" in gone.stderr) == (1, True)
 
 
 def test_rows_go_into_any_format(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,15 @@ def test_a_stream_is_watched_and_leaves_with_4(tmp_path: Path) -> None:
     few = write(tmp_path / "few.jsonl", rows([0.1, 0.2]))
     assert b"wanted 100 or more" in run_here("watch", base, "--against", few).stderr
     assert run_here("watch", "-", "--against", base, stdin=b"no rows\n").returncode == 1
+    told = run_here("watch", "-", "--against", base, stdin=lines.encode()).stdout.decode().splitlines()[0]
+    assert re.match(r"scores have been lower since k\d+: mean 0\.\d{4} over \d+ images$", told)
+
+
+@pytest.mark.parametrize("rows_in", ["", to_json(error_row("x", "gone")) + "\n"])
+def test_watching_nothing_is_an_error(tmp_path: Path, rows_in: str) -> None:
+    base = write(tmp_path / "base.jsonl", rows(skewed(400, 0).tolist()))
+    done = run_here("watch", "-", "--against", base, stdin=rows_in.encode())
+    assert (done.returncode, b"standard input holds no score" in done.stderr) == (1, True)
 
 
 def test_the_page_says_where_and_when(tmp_path: Path) -> None:
@@ -162,4 +172,8 @@ def test_the_page_says_where_and_when(tmp_path: Path) -> None:
     assert "&lt;i&gt;" in page
     assert "scores are lower" in page
     assert "Lower than 99 % of the earlier set" in page
+    assert ">p value<" in page
+    assert ">1st percentile<" in page
+    assert ">5th percentile<" in page
+    assert "<th>Kolmogorov-Smirnov's p value" in page
     assert run_here("report", new, "--by", "camera").returncode == 2

@@ -188,6 +188,7 @@ def test_an_ffmpeg_pipe_is_scored_as_its_file(run: Run, clip: Path, rows: list[d
         (["-o", "rows.xml"], "end it in .csv, .jsonl, .json, .parquet or .sqlite"),
         (["--tiling", "many"], "allowed are"),
         (["--fps", "0"], "above 0"),
+        (["--live", "--frames", "2"], "is a file, which would be read again and again"),
         (["--gate", "0.5", "--gate-interval", "nan"], "give seconds above 0"),
         (["--plot", "curve.pdf"], "end it in .png"),
         (["--html", "same", "--srt", "./same"], "./same is --html as well; name another file"),

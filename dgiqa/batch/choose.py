@@ -25,7 +25,8 @@ MEMBER = re.compile(
 class Choice:
     """Which scored rows are kept: all within [least, most]; then the `top` best or `worst` worst of those.
 
-    top, worst: a count, or a share "30%" of the scored rows, rounded up. Among equal scores, earlier rows win.
+    top, worst: a count from 1, or a share of the scored rows up to "100%", rounded up. Among equal scores, earlier rows
+    win.
     """
 
     least: float = -math.inf
@@ -37,8 +38,9 @@ class Choice:
         if self.top is not None and self.worst is not None:
             raise ValueError("got a top and a worst; wanted one of them")
         for text in (self.top, self.worst):
-            if text is not None and not re.fullmatch(r"\d+|\d+(\.\d+)?%", text):
-                raise ValueError(f"got {text!r}, wanted a count (100) or a share (30%)")
+            found = None if text is None else re.fullmatch(r"(\d+(?:\.\d+)?)%|(\d+)", text)
+            if text is not None and not (found and (0 < float(found[1]) <= 100 if found[1] else int(found[2]))):
+                raise ValueError(f"got {text!r}, wanted a count from 1 (100) or a share up to 100% (30%)")
 
     def of(self, rows: Iterable[Row]) -> list[int]:
         """The numbers of the kept rows, in their order. Rows without a score are never kept."""

@@ -56,7 +56,10 @@ def page(rows: Population, *, name: str, before: Population | None = None) -> st
     if len(rows.scores):
         figures.append((f"{rows.scores.mean():.4f}", "mean"))
         values = np.percentile(rows.scores, PERCENTILES)
-        figures += [(f"{value:.4f}", f"{p} % below") for p, value in zip(PERCENTILES, values, strict=True)]
+        figures += [
+            (f"{value:.4f}", f"{p}{'st' if p == 1 else 'th'} percentile")
+            for p, value in zip(PERCENTILES, values, strict=True)
+        ]
     settings = by_settings(rows)
     worst, best = ([_picture(row) for row in extreme] for extreme in rows.extremes())
     return render(

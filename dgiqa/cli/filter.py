@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dgiqa.cli import options
 from dgiqa.cli.common import EXIT_CODES, app, argument, data_stream, leave, option, say
+from dgiqa.cli.options import share
 
 if TYPE_CHECKING:
     from dgiqa.report.rows import Row
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 @app.command("filter", epilog=EXIT_CODES)
 def filter_(  # noqa: PLR0917 - the command line's options
     scores: list[str] = argument(..., "SCORES", "Files that `score -o` wrote, or folders that `scan` wrote."),
-    least: float | None = option(None, "--min X", "Keep scores of X or more."),
-    most: float | None = option(None, "--max X", "Keep scores of X or less."),
+    least: float | None = share(None, "Keep scores of X or more.", "--min X"),
+    most: float | None = share(None, "Keep scores of X or less.", "--max X"),
     top: str | None = option(None, "N|P%", "Keep the N best, or the best P % of all."),
     worst: str | None = option(None, "N|P%", "Keep the N worst, or the worst P %."),
     sort: bool = option(False, "--sort", "Put the best first (with --worst the worst)."),

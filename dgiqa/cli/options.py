@@ -216,6 +216,15 @@ def check_suffix(output: str | None) -> str | None:
         return format_of(output) if output else None
 
 
+def check_columns(paths: Iterable[str], reading: Reading) -> None:
+    """Raise a usage error for --column or --key where all paths are there and none is a table."""
+    from dgiqa.sources.tables import is_table
+
+    given = "--column" if reading.column else "--key" if reading.key else ""
+    unread = all(os.path.exists(path) and not is_table(path) for path in paths)
+    refuse(given and unread, "only tables have columns, and no table is named", given)
+
+
 def check_stdin(argument: str) -> None:
     """Raise a usage error of the argument that names standard input, if nothing can come from there."""
     unread = sys.stdin is None or sys.stdin.isatty()

@@ -75,15 +75,18 @@ def watch(
     from dgiqa.batch.drift import Monitor, population
     from dgiqa.report.read import read_rows
 
-    monitor, alarms = Monitor(population(read_rows(against)).scores, one_in), 0
+    monitor, alarms, score = Monitor(population(read_rows(against)).scores, one_in), 0, None
     for row in (row for row in _rows(scores) if row["score"] is not None):
-        if alarm := monitor.add(row["score"], row.get("key") or row["path"]):
+        score = row["score"]
+        if alarm := monitor.add(score, row.get("key") or row["path"]):
             alarms += 1
             which = "lower" if alarm.lower else "higher"
-            text = f"scores are {which} since {alarm.since}: {alarm.mean:.4f} over {alarm.count}"
+            text = f"scores have been {which} since {alarm.since}: mean {alarm.mean:.4f} over {alarm.count} images"
             print(json.dumps(alarm.as_dict()) if json_ else text, file=stdout(), flush=True)
             if stop:
                 break
+    if score is None:
+        raise DgiqaError(f"{'standard input' if scores == '-' else scores} holds no score, so nothing was watched")
     if alarms:
         raise typer.Exit(GATE_FAILED)
 

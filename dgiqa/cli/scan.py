@@ -42,6 +42,7 @@ def scan(
     from dgiqa.machine import usable_cores
     from dgiqa.sources import Input, named
 
+    options.check_columns(shards, reading)
     index, parts = 0, 1
     if shard is not None:
         with options.usage("--shard"):

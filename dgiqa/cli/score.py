@@ -77,6 +77,8 @@ def score(
     from dgiqa.report.rows import Summary, gate_sentence
 
     _check(paths or [], from_file, output, html=html, resume=resume)
+    if from_file is None:
+        options.check_columns(paths or [], reading)
     both = json_ and format_ not in (None, "json")
     options.refuse(both, f"--json and --format {format_} contradict each other", "--format")
     format_ = "json" if json_ else format_

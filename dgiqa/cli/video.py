@@ -235,6 +235,8 @@ def _check_sources(sources: list[str], live: bool | None, one_only: bool, raw: s
         options.check_stdin("SOURCE")
     options.refuse(len(set(sources)) < len(sources), "a source is named twice", "SOURCE")
     options.refuse(one_only and len(sources) > 1, "--srt and --ffmetadata describe one video; name one", "SOURCE")
+    file = next(filter(os.path.isfile, sources), None) if live else None
+    options.refuse(file, f"{file} is a file, which would be read again and again; leave --live out", "--live")
     options.refuse(raw and live, "a raw pipe cannot be opened again; leave --live out", "--live")
 
 

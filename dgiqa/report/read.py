@@ -63,6 +63,8 @@ def _of_bucket(address: str) -> Iterator[Row]:
 
 def _checked(path: str, **options: bool) -> Iterator[Row]:
     suffix = os.path.splitext(path)[1].lower()
+    if not os.path.exists(path):
+        raise DgiqaError(f"{path}: no such file or folder; wanted what `score -o` or `scan` wrote")
     if suffix not in _READERS:
         raise DgiqaError(f"{path} ends in {suffix or 'no suffix'}; wanted {', '.join(_READERS)}")
     try:
