@@ -9,6 +9,7 @@ Module names follow their checkpoints, so that those load.
                                                                         attention, 3x3 convolution ─► mean ─► score
 """
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -70,7 +71,8 @@ class GlintIQA(nn.Module):
         for step in range(1, 5):
             self.add_module(f"cwsa{step}", ChannelAttention(tokens, config.dropout))
             self.add_module(f"siem{step}", SpatialInteraction(width, config.grid))
-        self.quality_head = Head(width, config.dropout)
+        layers = (nn.Linear(width, width), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(width, 1))
+        self.quality_head = nn.Sequential(OrderedDict(layers=nn.Sequential(*layers), flat=nn.Flatten(0)))
 
     def forward(self, rgb: Tensor) -> Tensor:
         return self.score(self.features(rgb))
@@ -166,10 +168,9 @@ class ResNet(nn.Module):
             inside, stride = stem << level, 2 if level else 1
             out = EXPANSION * inside
             shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
-            first = Bottleneck(channels, inside, stride, shortcut)
-            self.add_module(
-                f"layer{level + 1}", nn.Sequential(first, *(Bottleneck(out, inside) for _ in range(count - 1)))
-            )
+            blocks = [Bottleneck(channels, inside, stride, shortcut)]
+            blocks += [Bottleneck(out, inside) for _ in range(count - 1)]
+            self.add_module(f"layer{level + 1}", nn.Sequential(*blocks))
             channels = out
 
     def forward(self, rgb: Tensor) -> list[Tensor]:
@@ -211,14 +212,3 @@ class SpatialInteraction(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x.unflatten(2, (self.grid, self.grid))).flatten(2).mT
-
-
-class Head(nn.Module):
-    """[N,C] -> [N], of unlimited range."""
-
-    def __init__(self, width: int, dropout: float) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x).flatten()

@@ -662,13 +662,11 @@ def build_network(name: str, without: str | None = None, pretrained: bool = Fals
         if without == "tcb":  # without bridges both halves need maps of one width
             switch |= {"depth_backbone": None, "depth_backbone_options": {}}
         config = dataclasses.replace(config, **switch)
-    if not pretrained or name == "small":
-        small = DGIQA(config)
-        if pretrained:
-            load_lite(LITE, small.backbone)
-        return small
-    model = DGIQA(dataclasses.replace(config, backbone_options={**config.backbone_options, "pretrained": True}))
+    options = {**config.backbone_options, **({"pretrained": True} if pretrained and name == "full" else {})}
+    model = DGIQA(dataclasses.replace(config, backbone_options=options))
     model.config = config  # a saved network must not ask for a download when it is loaded
+    if pretrained and name == "small":
+        load_lite(LITE, model.backbone)
     return model
 
 
