@@ -37,14 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     from dgiqa.nn.onnx_export import export_networks
 
     try:
-        written = export_networks(
-            options.out,
-            options.quality,
-            options.depth,
-            options.config,
-            options.photos,
-            attention=options.attention,
-        )
+        written = export_networks(**vars(options))
     except (DgiqaError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

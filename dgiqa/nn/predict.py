@@ -1,6 +1,7 @@
 """Predict pictures' scores with a network, and compare predictions with opinions: SROCC and friends."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,6 @@ TEST_TILING = "grid"
 TILE_BATCH = 64
 
 T = TypeVar("T")
-Arrays = Iterable[Array]
 Predict = Callable[[Sequence[Path]], Floating]  # picture files -> scores f [n], higher = better
 
 
@@ -32,12 +32,8 @@ def model_predictor(
 
     tiling: "grid", or "official:20" for the authors' random crops. Leaves the network in evaluation mode.
     """
-
-    def read(path: Path) -> Sequence[Any]:
-        return working_pair(path, network, cache_dir)
-
-    predict = predictor(read, Preprocess(), tiling, TILE_BATCH)
-    return lambda paths: predict(model, paths)
+    read = functools.partial(working_pair, network=network, cache_dir=cache_dir)
+    return functools.partial(predictor(read, Preprocess(), tiling, TILE_BATCH), model)
 
 
 def predictor(
@@ -47,46 +43,33 @@ def predictor(
     batch: int = forward.BATCH,
     output: int | None = None,
 ) -> Callable[[nn.Module, Sequence[T]], Float64]:
-    """A function (network, items) -> f64 [n] that gives the `mean_scores` of items.
+    """A function (network, items) -> f64 [n], the mean of each item's tile scores; it leaves the network in eval mode.
 
     read: item -> its working image uint8 [H,W,3] and depth image [H,W], or for a picture and its reference [H,W,6] and
-    [H,W,2]; these begin a `Sample`. batch: tiles at a time. output: as in `mean_scores`.
+    [H,W,2]; these begin a `Sample`. batch: tiles at a time. output: the column of the score, if there are several.
     """
 
+    @torch.inference_mode()
     def predict(model: nn.Module, items: Sequence[T]) -> Float64:
-        sees_depth = spec.QUALITY_DEPTH in takes(model)
-
-        def tiles(item: T) -> Iterator[list[Array]]:
+        model.eval()
+        device, sees_depth = next(model.parameters()).device, spec.QUALITY_DEPTH in takes(model)
+        scores = np.empty(len(items))
+        for i, item in enumerate(watched(items, len(items), "scored")):
             rgb, depth = read(item)[:2]
             count = rgb.shape[2] // 3  # pictures
             pictures = map(np.ascontiguousarray, np.split(rgb, count, 2))
             planes = map(np.ascontiguousarray, np.moveaxis(np.atleast_3d(depth), 2, 0))
             depths = planes if sees_depth else [None] * count
             cut = [forward.tiles(*pair, tiling, p, batch) for pair in zip(pictures, depths, strict=True)]
-            return ([array for feeds in each for array in feeds.values()] for each in zip(*cut, strict=True))
-
-        return mean_scores(model, items, tiles, output)
+            found = []
+            for each in zip(*cut, strict=True):  # a batch of the picture's tiles, and of its reference's
+                arrays = (torch.from_numpy(array).to(device) for feeds in each for array in feeds.values())
+                found.append(model(*arrays).float())
+            tiles = torch.cat(found)
+            scores[i] = (tiles if output is None else tiles[:, output]).mean().item()
+        return scores
 
     return predict
-
-
-@torch.inference_mode()
-def mean_scores(
-    model: nn.Module, items: Sequence[T], tiles: Callable[[T], Iterable[Arrays]], output: int | None = None
-) -> Float64:
-    """Mean over the tiles of a network's scores of each item: f64 [n]. Leaves the network in evaluation mode.
-
-    tiles: gives an item's tiles, in batches of the network's inputs, f32 [b,3,S,S] each. output: the column of the
-    score, if there are several.
-    """
-    model.eval()
-    device = next(model.parameters()).device
-    scores = np.empty(len(items))
-    for i, item in enumerate(watched(items, len(items), "scored")):
-        fed = ([torch.from_numpy(array).to(device) for array in arrays] for arrays in tiles(item))
-        found = torch.cat([model(*each).float() for each in fed])
-        scores[i] = (found if output is None else found[:, output]).mean().item()
-    return scores
 
 
 def scores_of(predicted: Array, wanted: Array) -> dict[str, float]:
