@@ -593,18 +593,22 @@ def small() -> Bundle:
 
 @pytest.fixture(scope="module")
 def made(small: Bundle, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Quantized]:
-    """The small bundle in fp16 and int8; the latter's search looks at the golden images alone, to keep it short."""
-    from dgiqa.image import decode
-
+    """The small bundle in fp16 and int8."""
     root = tmp_path_factory.mktemp("quantized")
-    files = sorted((small.path / "golden").glob("*.png"))
     before = {file: sha256_of(small.file(file)) for file in FILES}
-    results = {"fp16": quantize_bundle(small, "fp16", root / "fp16")}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quantize_module, "probe_photographs", lambda *_: (decode(file.read_bytes()) for file in files))
-        results["int8"] = quantize_bundle(small, "int8", root / "int8", calibration=files)
+    results = {precision: quantized_on_golden(small, precision, root / precision) for precision in ("fp16", "int8")}
     assert {file: sha256_of(small.file(file)) for file in FILES} == before
     return results
+
+
+def quantized_on_golden(small: Bundle, precision: str, out: Path, **options: Any) -> Quantized:
+    """By a search that looks only at the golden images, to keep it short."""
+    from dgiqa.image import decode
+
+    files = sorted((small.path / "golden").glob("*.png"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantize_module, "probe_photographs", lambda *_: (decode(file.read_bytes()) for file in files))
+        return quantize_bundle(small, precision, out, calibration=files, **options)
 
 
 @pytest.mark.slow
@@ -656,9 +660,8 @@ def test_layers_that_cost_little_are_tried_in_groups(small: Bundle, made: dict[s
 @pytest.mark.slow
 def test_fp8_and_int8_for_gpus_score_within_the_budget(small: Bundle, tmp_path: Path) -> None:
     """Q/DQ as TensorRT fuses it, in both types."""
-    files = sorted((small.path / "golden").glob("*.png"))
     for precision in ("int8", "fp8"):
-        made = quantize_bundle(small, precision, tmp_path / precision, calibration=files, rest="fp16")
+        made = quantized_on_golden(small, precision, tmp_path / precision, rest="fp16")
         assert made.report["error"]["max"] <= BUDGETS[precision]
         for path in made.files.values():
             assert check_precision(path, precision)[precision] > 10
