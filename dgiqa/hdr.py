@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dgiqa.dtypes import Float32, UInt8
+from dgiqa.dtypes import Array, Float32, UInt8
 
 PQ, HLG = 16, 18  # transfer characteristics by their numbers in ITU-T H.273
 HDR = {PQ: "HDR (PQ)", HLG: "HDR (HLG)"}
@@ -18,14 +18,15 @@ BT2020_TO_709 = np.array(
 )
 
 
-def tone_map(rgb: NDArray[np.uint16], transfer: int) -> UInt8:
-    """Turn coded HDR, uint16 [H,W,3] in BT.2020, into SDR, uint8 [H,W,3] in BT.709.
+def tone_map(rgb: Array, transfer: int) -> UInt8:
+    """Turn coded HDR, uint16 or uint8 [H,W,3] in BT.2020, into SDR, uint8 [H,W,3] in BT.709.
 
     transfer: PQ (SMPTE ST 2084) or HLG (BT.2100, for a 1000-nit screen). Codes become light, where 203 nits are 1,
     in BT.709's primaries, clipped below 0. If the brightest channel x is above KNEE, it becomes KNEE + (1 - KNEE)(1 -
     exp(-(x - KNEE)/(1 - KNEE))), and the others are scaled alike, which keeps the hue. Then follows sRGB's curve. No
     metadata is used, and equal code values always give equal pixels.
     """
+    rgb = rgb if rgb.dtype == np.uint16 else rgb.astype(np.uint16) * 257
     light = _pq_light()[rgb] if transfer == PQ else _hlg_light(rgb)
     light = np.maximum(cv2.transform(light, BT2020_TO_709), 0)
     peak = light.max(axis=2, keepdims=True)

@@ -3,12 +3,11 @@
 import io
 import re
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from dgiqa.dtypes import Array, Float32, Float64, UInt8
@@ -57,7 +56,7 @@ def conversion(
     if name := HDR.get(meant.transfer):
         if meant.primaries not in (9, 2):
             raise ImageError(f"{name} with primaries number {meant.primaries}; convert it to an SDR image in sRGB")
-        return lambda levels: tone_map(_deep(levels), meant.transfer), f"{name} tone-mapped to SDR", True
+        return partial(tone_map, transfer=meant.transfer), f"{name} tone-mapped to SDR", True
     if meant.transfer not in _SDR and meant.transfer not in _POWERS:
         raise ImageError(f"colours with transfer number {meant.transfer}, which few programs show; convert it to sRGB")
     power = _POWERS.get(meant.transfer)
@@ -98,10 +97,6 @@ def _through_light(power: float | None, matrix: Float32 | None) -> ToSrgb:
         return np.asarray(srgb_levels()[(np.clip(light, 0, 1) * 4095 + 0.5).astype(np.uint16)])
 
     return convert
-
-
-def _deep(levels: Array) -> NDArray[np.uint16]:
-    return levels if levels.dtype == np.uint16 else levels.astype(np.uint16) * 257
 
 
 def _to_srgb(chromaticities: tuple[float, ...]) -> Float32:

@@ -6,8 +6,17 @@ from dgiqa.errors import ImageError
 
 HEAD = 4096  # bytes to look at
 
+RAW = "raw"  # instead of a Pillow plugin
 # (format, Pillow plugin, pattern). Anything else never reaches a parser.
 FORMATS = (
+    # Cameras' raw photographs, which LibRaw develops. They come first, as some have TIFF's signature.
+    ("CR2", RAW, rb"II\*\0....CR"),
+    ("CR3", RAW, rb"....ftypcrx"),
+    ("RAF", RAW, rb"FUJIFILMCCD-RAW"),
+    ("ORF", RAW, rb"IIR[OS]|MMOR"),
+    ("RW2", RAW, rb"IIU\0"),
+    ("X3F", RAW, rb"FOVb"),
+    ("MRW", RAW, rb"\0MRM"),
     ("JPEG", "JpegImagePlugin", rb"\xff\xd8\xff(?!\xf7)"),  # except JPEG-LS
     ("PNG", "PngImagePlugin", rb"\x89PNG\r\n\x1a\n"),
     ("WEBP", "WebPImagePlugin", rb"RIFF....WEBP"),
@@ -19,17 +28,6 @@ FORMATS = (
     ("AVIF", "AvifImagePlugin", rb"....ftyp(avi[fs]|m(if|sf)1.{4,64}avi[fs])"),
     ("HEIC", "", rb"....ftyp(hei[cmsx]|hev[cmsx]|m(if|sf)1.{4,64}he(i|v)[cmsx])"),
 )
-# Cameras' raw photographs, with or without TIFF's signature: (format, pattern). LibRaw develops them.
-_RAW = (
-    ("CR2", rb"II\*\0....CR"),
-    ("CR3", rb"....ftypcrx"),
-    ("RAF", rb"FUJIFILMCCD-RAW"),
-    ("ORF", rb"IIR[OS]|MMOR"),
-    ("RW2", rb"IIU\0"),
-    ("X3F", rb"FOVb"),
-    ("MRW", rb"\0MRM"),
-)
-RAW = "raw"  # instead of a Pillow plugin
 _VIDEO = "a video ({}): use dgiqa-rt video"
 _CONVERT = "{}; convert it to PNG or JPEG"
 _SVG = rb"(\xef\xbb\xbf)?\s*((<\?xml|<!--|<!DOCTYPE svg)[^>]{0,999}>\s*){0,9}<svg"
@@ -91,10 +89,6 @@ def identify(head: bytes) -> tuple[str, str]:
     """(format, Pillow plugin or RAW) from a file's first HEAD bytes. ImageError says what other data look like."""
     if not head:
         raise ImageError("empty file: 0 bytes")
-    known = ", ".join(kind for kind, _, _ in FORMATS)
-    for kind, pattern in _RAW:
-        if re.match(pattern, head, re.DOTALL):
-            return kind, RAW
     for kind, plugin, pattern in FORMATS:
         if re.match(pattern, head, re.DOTALL):
             return kind, plugin
@@ -103,4 +97,5 @@ def identify(head: bytes) -> tuple[str, str]:
             raise ImageError(f"this is {name}")
     if not head.strip(b"\0"):
         raise ImageError(f"not an image: its first {len(head)} bytes are zero; the copy broke off, fetch it again")
+    known = ", ".join(kind for kind, plugin, _ in FORMATS if plugin != RAW)
     raise ImageError(f"not an image: starts with {head[:16]!r}; readable are {known}")
