@@ -212,6 +212,20 @@ def test_dry_run_lists_folders_globs_and_lists_without_loading_a_model(tmp_path:
     assert listed("a.jpg", "--from-file", "-", "--limit", "2", stdin=b"c d.png\na.jpg\n") == (["a.jpg", "c d.png"], 0)
 
 
+def test_files_of_a_folder_that_are_no_images_are_counted(tmp_path: Path, photo: Path, model: list[str]) -> None:
+    for name in ("a.mp4", "b.tar", "c.tar", "README"):
+        (tmp_path / name).touch()
+    os.link(photo, tmp_path / "photo.jpg")
+    for more in ([], ["--dry-run"]):
+        done = run("score", *model, tmp_path, *more)
+        assert done.returncode == 0
+        said = done.stderr.decode()
+        assert "left out: 4 files (2 .tar, " in said
+        assert "; dgiqa-rt video scores videos; name archives to score what they hold" in said
+    (tmp_path / "a.mp4").unlink()
+    assert "dgiqa-rt video" not in run("score", *model, tmp_path).stderr.decode()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
