@@ -462,14 +462,14 @@ def test_without_tensorrt_one_sentence_says_what_to_install_and_what_works_inste
 
 
 def test_a_precision_that_tensorrt_lacks_is_not_advised_for_onnxruntime(tiny_bundle: Bundle) -> None:
-    with pytest.raises(BackendError, match=r"^tensorrt has no bf16; choose --backend openvino, or --precision fp16$"):
+    with pytest.raises(BackendError, match=r"^tensorrt has no bf16; choose --backend openvino, or fp16$"):
         build(tiny_bundle, backend="tensorrt", precision="bf16")
 
 
 def test_int8_is_not_offered_where_it_gains_nothing() -> None:
-    with pytest.raises(BackendError, match=r"^onnxruntime-cuda runs each Q/DQ by itself.*; choose --precision fp16$"):
+    with pytest.raises(BackendError, match=r"^onnxruntime-cuda runs each Q/DQ by itself.*; choose fp16$"):
         choose("onnxruntime-cuda", "int8")
-    with pytest.raises(BackendError, match=r"^openvino has no fp8; choose --backend tensorrt, or --precision fp16$"):
+    with pytest.raises(BackendError, match=r"^openvino has no fp8; choose --backend tensorrt, or fp16$"):
         choose("openvino", "fp8")
 
 

@@ -18,7 +18,7 @@ import dgiqa
 from dgiqa import spec
 from dgiqa.bundle import Bundle, write_bundle
 from dgiqa.errors import BackendError, EngineError
-from dgiqa.runtime import engines
+from dgiqa.runtime import backends, engines
 from dgiqa.runtime.engines import Engine
 from dgiqa.scorer import Scorer
 from dgiqa.store import locked, sha256_of
@@ -41,6 +41,17 @@ def keep(bundle: Bundle, precision: str = "fp16", **changes: object) -> Engine:
             (folder / name).write_bytes(bundle.file(name).read_bytes())
         (folder / "scratch.tmp").write_text("left by a tool")
         return engines.store(folder, key, {name: folder / name for name in engines.NETWORKS}, CERTIFICATE)
+
+
+def test_auto_takes_the_engine_that_is_there(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_lacking", lambda name: "" if name in ("openvino", "onnxruntime") else "is missing")
+    monkeypatch.setattr(engines, "identity", lambda name, device: {"engine": name, "version": "1", "device": "x"})
+    with pytest.raises(EngineError, match="for openvino is built"):
+        engines.find(tiny_bundle, "auto", "fp16")
+    stored = keep(tiny_bundle)
+    assert engines.find(tiny_bundle, "auto", "fp16") == stored
+    preferred = keep(tiny_bundle, engine="openvino")
+    assert engines.find(tiny_bundle, "auto", "fp16") == preferred
 
 
 def forge(engine: Engine, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:

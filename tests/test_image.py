@@ -193,7 +193,7 @@ def test_the_first_of_several_frames_is_taken(kind: str) -> None:
         (b"", "empty file"),
         (b"hello world, I am not a picture", "not an image: starts with b'hello world"),
         (b"\0" * 100, "its first 100 bytes are zero; the copy broke off"),
-        (b"<!DOCTYPE html><html>404</html>", "this is a web page; the address did not give an image"),
+        (b"<!DOCTYPE html><html>404</html>", "this is a web page, not an image"),
         (b"%PDF-1.7 ...", "a PDF document"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC photograph"),
         (b'<?xml version="1.0"?>\n<svg xmlns="x"/>', "an SVG drawing"),
@@ -227,6 +227,14 @@ def test_truncated_progressive_jpeg_says_so() -> None:
 def test_rare_formats_never_reach_a_parser(kind: str) -> None:
     with pytest.raises(ImageError, match=r"readable are JPEG, PNG, WEBP|this is an? .*; convert"):
         decode(encode(photo().resize((32, 32)), kind))
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_heic_is_readable_only_with_its_reader(monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
+    monkeypatch.setattr("dgiqa.image.kinds.find_spec", lambda name: object() if installed else None)
+    with pytest.raises(ImageError, match="readable are JPEG") as caught:
+        decode(b"nothing of the kind")
+    assert ("HEIC" in str(caught.value)) == installed
 
 
 def png_header(width: int, height: int) -> bytes:

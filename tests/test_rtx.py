@@ -110,7 +110,7 @@ def test_without_a_gpu_or_the_plugin_one_sentence_says_so(monkeypatch: pytest.Mo
 
 
 def test_precisions_that_gain_nothing_are_refused(plugin: SimpleNamespace) -> None:
-    with pytest.raises(BackendError, match=r"tensorrt-rtx keeps weights in int8.*choose --precision fp16"):
+    with pytest.raises(BackendError, match=r"tensorrt-rtx keeps weights in int8.*choose fp16"):
         backends.choose("tensorrt-rtx", "int8")
     with pytest.raises(BackendError, match="tensorrt-rtx has no fp8"):
         backends.choose("tensorrt-rtx", "fp8")

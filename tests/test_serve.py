@@ -158,6 +158,7 @@ def test_verdicts_and_details_are_asked_for_in_the_address(server: Server, photo
         status, answer = server.post(f"/score?{query}", photo)
         assert status == 400
         assert answer["error"]
+    assert server.post("/score?gate=5", photo)[1]["error"].startswith("gate: got '5'; ")
 
 
 def test_a_batch_has_a_row_per_image_in_order_and_a_summary(server: Server, photo: bytes) -> None:

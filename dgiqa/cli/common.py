@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO, TypeVar, get_args
 
 import typer
 from typer.core import TyperGroup
@@ -48,6 +48,32 @@ class UsualFirst(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         names = super().list_commands(ctx)
         return sorted(names, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = _worded(error)
+            raise
+
+
+def _worded(error: typer.BadParameter) -> str:
+    """What a value was and what was wanted, for values that typer itself refuses."""
+    wanted = getattr(error.param, "type_descriptor", None)
+    if wanted is None or not error.message:
+        return error.message
+    info = wanted.parameter_info
+    refused: list[Any] = getattr(error.__cause__, "errors", list)()  # pydantic's
+    if info.exists:
+        return f"{error.message.rstrip('.')}; wanted a {'file' if info.file_okay else 'folder'} that can be read"
+    kind = next(iter(get_args(wanted.annotation)), wanted.annotation)
+    if not refused or not (wanted.choices or kind in (int, float)):
+        return error.message
+    limits = {"from": info.min, "to": info.max} if None not in (info.min, info.max) else {"of at least": info.min}
+    said = "".join(f" {word} {limit:g}" for word, limit in limits.items() if limit is not None)
+    number = f"a {'whole ' * (kind is int)}number{said}"
+    asked = f"one of: {', '.join(map(str, wanted.choices))}" if wanted.choices else number
+    return f"got {refused[0]['input']}, wanted {asked}"
 
 
 app = typer.Typer(

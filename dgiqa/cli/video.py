@@ -208,7 +208,7 @@ def _sampling(fps: float | None, frames: str | None, scenes: int | None, given: 
     from dgiqa.video.sampling import Sampling, seconds
 
     used = options.only({"--every": given["--every"], "--fps": fps, "--frames": frames, "--scenes": scenes})
-    options.refuse(fps is not None and not fps > 0, "wanted a number above 0", "--fps")
+    options.refuse(fps is not None and not fps > 0, f"got {fps}, wanted a number above 0", "--fps")
     options.only({name: given[name] for name in ("--end", "--duration")})
     unknown = frames is not None and frames != "all" and not frames.isdecimal()
     options.refuse(unknown, f"{frames!r} is neither a number nor all", "--frames")

@@ -1,6 +1,7 @@
 """Identify a file by its first bytes: one of the supported formats, or something else that can be named."""
 
 import re
+from importlib.util import find_spec
 
 from dgiqa.errors import ImageError
 
@@ -76,7 +77,7 @@ _FOREIGN = (
     ("a PDF document; convert its page to PNG", rb"%PDF"),
     ("a PostScript document; convert its page to PNG", rb"%!PS|\xc5\xd0\xd3\xc6"),
     ("an SVG drawing; render it to PNG", _SVG),
-    ("a web page; the address did not give an image", rb"\s*<(!doctype html|html|head|body)"),
+    ("a web page, not an image", rb"\s*<(!doctype html|html|head|body)"),
     ("an archive; unpack it", rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!|\xfd7zXZ|BZh[1-9]|\x28\xb5\x2f\xfd"),
     ("a Git LFS pointer; git lfs pull fetches the file", rb"version https://git-lfs"),
     ("an image in base64; decode it first", rb"data:image/|/9j/[\w+/]{20}|iVBORw0KGgo[\w+/]{20}"),
@@ -97,5 +98,6 @@ def identify(head: bytes) -> tuple[str, str]:
             raise ImageError(f"this is {name}")
     if not head.strip(b"\0"):
         raise ImageError(f"not an image: its first {len(head)} bytes are zero; the copy broke off, fetch it again")
-    known = ", ".join(kind for kind, plugin, _ in FORMATS if plugin != RAW)
+    lacking = {RAW} if find_spec("pillow_heif") else {RAW, "HEIC"}
+    known = ", ".join(kind for kind, plugin, _ in FORMATS if not lacking & {kind, plugin})
     raise ImageError(f"not an image: starts with {head[:16]!r}; readable are {known}")

@@ -43,6 +43,11 @@ def backends() -> list[str]:
     return [name for name in _PREFERRED if not _lacking(name)]
 
 
+def offering(precision: str) -> list[str]:
+    """Those that offer this precision."""
+    return [name for name in backends() if not refusal(name, precision)]
+
+
 def choose(backend: str = "auto", precision: str = "fp32", path: str | Path | None = None) -> str:
     """The backend that `backend` means for this precision and file, checked to be installed.
 
@@ -62,7 +67,7 @@ def choose(backend: str = "auto", precision: str = "fp32", path: str | Path | No
             why = f"backend {backend!r} {lacking}"
             raise BackendError(why if "choose --backend" in why else f"{why}; {fix}")
         return backend
-    able = [name for name in backends() if not refusal(name, precision)]
+    able = offering(precision)
     if precision == "fp32":
         able = [name for name in able if name != TENSORRT]
         small = path is not None and Path(path).is_file() and Path(path).stat().st_size < OPENVINO_FROM_BYTES
@@ -78,9 +83,9 @@ def choose(backend: str = "auto", precision: str = "fp32", path: str | Path | No
 def refusal(backend: str, precision: str) -> str:
     """Why a backend is not offered in a precision, and what to choose instead; empty if it is offered."""
     if precision in _ALONE and backend != _ALONE[precision]:
-        return f"{backend} has no {precision}; choose --backend {_ALONE[precision]}, or --precision fp16"
+        return f"{backend} has no {precision}; choose --backend {_ALONE[precision]}, or fp16"
     if why := _NOTHING_GAINED.get((backend, precision)):
-        return f"{backend} {why}; choose --precision fp16"
+        return f"{backend} {why}; choose fp16"
     return ""
 
 

@@ -23,7 +23,7 @@ from dgiqa import spec
 from dgiqa.bundle import MAX_TEXT_BYTES, Bundle, search_path
 from dgiqa.errors import BundleError, EngineError
 from dgiqa.onnx_file import check_stands_alone
-from dgiqa.runtime.backends import RTX, TENSORRT, choose
+from dgiqa.runtime.backends import RTX, TENSORRT, choose, offering
 from dgiqa.runtime.session import identity
 from dgiqa.store import closed, discard, locked, ours, private, scratch_in, sha256_of, take_place, user_cache
 
@@ -102,9 +102,15 @@ def engines_folder() -> Path:
 def find(bundle: Bundle, backend: str, precision: str, device: int | None = None) -> Engine:
     """The newest engine of this bundle that fits this machine, whatever shapes it was built for.
 
+    "auto" takes the first backend that has one, in the order of `choose`.
+
     Raises EngineError if there is none, or only stale ones; it names what they were built for, what this machine has,
     and the build command. Raises BackendError if the backend is missing.
     """
+    if backend == "auto":
+        for name in offering(precision):
+            with contextlib.suppress(EngineError):
+                return find(bundle, name, precision, device)
     backend = choose(backend, precision)
     here = engine_key(bundle, backend, precision, device=device)
     built = [e for e in list_engines() if all(e.key[k] == here[k] for k in ("bundle", "engine", "precision"))]

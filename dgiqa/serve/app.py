@@ -294,5 +294,5 @@ async def _refused(request: Request, error: Exception) -> Response:
         return _json({"error": told}, error.status_code, headers)
     assert isinstance(error, RequestValidationError)
     request.scope["cause"] = "malformed"
-    told = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
+    told = "; ".join(f"{each['loc'][-1]}: got {each['input']!r:.80}; {each['msg']}" for each in error.errors())
     return _json({"error": told}, 400)
