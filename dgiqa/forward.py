@@ -331,9 +331,11 @@ def open_stages(
     opened = {
         network.file: _open(bundle, network, backend, precision, engine, **options) for network in bundle.networks
     }
-    label = _label(opened[spec.QUALITY_FILE], opened.get(spec.DEPTH_FILE), precision)
     networks = networks_of(bundle, opened, parallel, batch)
-    return Stages(bundle, networks, label, precision, **settings)
+    depth, quality = networks.depth, networks.quality
+    other = "" if depth is None or depth.backend == quality.backend else f" (depth: {depth.backend})"
+    # The backend's name in a score, such as "openvino-cpu 2026.4.1 int8"
+    return Stages(bundle, networks, f"{quality.backend} {precision}{other}", precision, **settings)
 
 
 def networks_of(bundle: Bundle, opened: Mapping[str, Session], parallel: int = 1, batch: int | None = None) -> Networks:
@@ -358,9 +360,3 @@ def _open(
         maps = [f"{sorted(i)} -> {sorted(o)}" for i, o in ((session.inputs, session.outputs), (inputs, outputs))]
         raise BundleError(f"{bundle.id}: {network.file} maps {maps[0]}, wanted {maps[1]}; export it again")
     return session
-
-
-def _label(quality: Session, depth: Session | None, precision: str) -> str:
-    """What runs the networks, for the score: "openvino-cpu 2026.4.1 int8"."""
-    other = "" if depth is None or depth.backend == quality.backend else f" (depth: {depth.backend})"
-    return f"{quality.backend} {precision}{other}"

@@ -375,7 +375,8 @@ def _check_size(name: str, width: int, height: int, reading: Reading) -> None:
 def _unopened(error: Exception, source: VideoSource, name: str, pipe: object, stall_s: float | None) -> ImageError:
     """The error for a source that could not be opened. stall_s: seconds without data, None if some came."""
     what = f"{name} cannot be opened as a video"
-    if _is_empty(source, pipe):
+    path = _file(source)
+    if (isinstance(pipe, _Descriptor) and not pipe.arrived) or (path and not os.path.getsize(path)):
         return ImageError(f"{what}: it is empty (0 bytes)")
     if not is_address(source):
         return ImageError(f"{what}: {reason_of(error, None)}; it is no video, or damaged or truncated")
@@ -410,12 +411,6 @@ def _is_cover(stream: Any) -> bool:
     """Whether a video stream is a single attached picture."""
     disposition = getattr(stream, "disposition", None)
     return disposition is not None and bool(disposition.value & ATTACHED_PICTURE)
-
-
-def _is_empty(source: VideoSource, pipe: object) -> bool:
-    if isinstance(pipe, _Descriptor):
-        return not pipe.arrived
-    return bool(path := _file(source)) and not os.path.getsize(path)
 
 
 def _file(source: VideoSource) -> str:
