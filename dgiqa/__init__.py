@@ -14,7 +14,15 @@ from dgiqa._version import __version__
 if TYPE_CHECKING:
     from dgiqa.bundle import Bundle, list_bundles, load_bundle
     from dgiqa.compare import Comparison
-    from dgiqa.errors import BackendError, BundleError, DgiqaError, ImageError, WeightsError
+    from dgiqa.errors import (
+        BackendError,
+        BundleError,
+        DgiqaError,
+        EngineError,
+        ImageError,
+        ParityError,
+        WeightsError,
+    )
     from dgiqa.explain import Explanation
     from dgiqa.score import Failure, Score
     from dgiqa.scorer import Scorer
@@ -25,9 +33,11 @@ __all__ = [
     "BundleError",
     "Comparison",
     "DgiqaError",
+    "EngineError",
     "Explanation",
     "Failure",
     "ImageError",
+    "ParityError",
     "Score",
     "Scorer",
     "WeightsError",
@@ -39,7 +49,9 @@ __all__ = [
 _HOMES = {
     "dgiqa.bundle": ("Bundle", "list_bundles", "load_bundle"),
     "dgiqa.compare": ("Comparison",),
-    "dgiqa.errors": ("BackendError", "BundleError", "DgiqaError", "ImageError", "WeightsError"),
+    "dgiqa.errors": (
+        *("BackendError", "BundleError", "DgiqaError", "EngineError", "ImageError", "ParityError", "WeightsError"),
+    ),
     "dgiqa.explain": ("Explanation",),
     "dgiqa.score": ("Failure", "Score"),
     "dgiqa.scorer": ("Scorer",),

@@ -19,6 +19,7 @@ from typing import Any
 
 from dgiqa import machine
 from dgiqa._version import __version__
+from dgiqa.errors import BundleError
 from dgiqa.extras import install
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -258,7 +259,10 @@ def _extras() -> Check:
 def _bundle(name: str) -> Check:
     from dgiqa.bundle import load_bundle
 
-    bundle = load_bundle(name)
+    try:
+        bundle = load_bundle(name)
+    except BundleError as error:
+        return Check("bundle", FAIL, str(error), "dgiqa-rt models lists the models; is the name misspelt?")
     return Check("bundle", OK, f"{bundle.id}, every file verified", data={"id": bundle.id})
 
 

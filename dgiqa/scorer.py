@@ -243,6 +243,9 @@ class Scorer(AbstractContextManager["Scorer"]):
         from dgiqa.video import Reading, VideoRun
         from dgiqa.video.sampling import Sampling
 
+        known = Reading.__dataclass_fields__.keys()
+        if unknown := ", ".join(sorted(reading.keys() - known)):
+            raise ValueError(f"score_video does not take {unknown}; of how a video is read it takes {', '.join(known)}")
         sampling = Sampling(every, count, per_scene, start, end)
         return VideoRun(self.stages, [source], sampling, reading=Reading(**reading), reuse=reuse).rows()
 

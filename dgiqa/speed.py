@@ -223,7 +223,10 @@ def fastest(rows: Sequence[Row], max_drift: float, purpose: str = "throughput") 
 
 def read(paths: Iterable[str]) -> list[bytes]:
     """Encoded images from files. Raises ImageError for a file without one, and for 0 or over MAX_IMAGES files."""
-    files = [item for item in expand(list(paths)) if item.source is not None]
+    files = list(expand(paths))
+    for item in files:
+        if item.error:
+            raise ImageError(f"{item.name}: {item.error}")
     if not 0 < len(files) <= MAX_IMAGES:
         raise ImageError(f"got {len(files)} images to measure with, wanted 1 to {MAX_IMAGES}; name a few files")
     for item in files:

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from dgiqa.calibrate import calibrated, gather, layer_of, look, plain, write_cal
 from dgiqa.calibrate.adapt import Layer, with_layer
 from dgiqa.calibrate.labels import LabelError, read_labels
 from dgiqa.cli import app
-from dgiqa.errors import BundleError, DgiqaError
+from dgiqa.errors import BackendError, BundleError, DgiqaError
 from dgiqa.full_reference import FullReference
 from dgiqa.parity import verify_bundle
 from dgiqa.runtime.ort import OrtSession
@@ -82,7 +83,8 @@ def test_a_calibrated_bundle_stands_alone_and_verifies(adapt: bool, folder: Path
         *(["--adapt"] if adapt else []),
     )  # fmt: skip
     assert code == 0, output
-    assert f"{COUNT} labels, 1 pictures left out" in output
+    assert f"{COUNT} labels, pictures left out: 1" in output
+    assert "no threshold chosen" not in output
     assert re.search(r"left out: .*missing\.png", output)
     shutil.move(tmp_path / "a" / "ours", tmp_path / "elsewhere")
     made = load_bundle(tmp_path / "elsewhere")
@@ -105,7 +107,8 @@ def test_a_calibrated_bundle_stands_alone_and_verifies(adapt: bool, folder: Path
 
 
 def test_the_map_keeps_presets_where_they_were(folder: Path, base: Bundle, tmp_path: Path) -> None:
-    run(folder / "labels.csv", "--bundle", base.path, "--out", tmp_path, "--name", "ours")
+    _, output = run(folder / "labels.csv", "--bundle", base.path, "--out", tmp_path, "--name", "ours")
+    assert "no threshold chosen; give --recall or --precision" in output
     made = load_bundle(tmp_path / "ours")
     x, y = np.array(made.meaning.knots).T
     assert made.meaning.presets == pytest.approx({k: np.interp(v, x, y) for k, v in base.meaning.presets.items()}, abs=1e-6)  # fmt: skip  # noqa: E501
@@ -178,12 +181,24 @@ def test_what_cannot_be_calibrated_says_why(folder: Path, base: Bundle, tiny_bun
     assert run(tmp_path / "turned.csv", "--bundle", base.path, *arguments, "--lower-is-better")[0] == 0
     with pytest.raises(LabelError, match="--adapt"):
         run(folder / "labels.csv", "--bundle", tiny_bundle.path, "--adapt", "--out", tmp_path, "--name", "p")
-    code, output = run(folder / "labels.csv", "--bundle", base.path, *arguments, "--good", "0.5", "--recall", "0.5")
+    code, output = run(folder / "labels.csv", "--bundle", base.path, *arguments, "--good", "1.5", "--recall", "0.5")
     assert code == 2
     assert "exists" in output
-    code, output = run(folder / "labels.csv", "--bundle", base.path, "--out", tmp_path, "--name", "q", "--good", "9", "--recall", "0.5")  # fmt: skip  # noqa: E501
+    code, output = run(folder / "labels.csv", "--bundle", base.path, "--out", tmp_path, "--name", "q", "--good", "1", "--recall", "0.5")  # fmt: skip  # noqa: E501
     assert (code, "count as good" in output) == (2, True)
+    code, output = run(folder / "labels.csv", "--bundle", base.path, "--good", "9")
+    assert (code, "from 1 to 5" in output) == (2, True)
     assert not (tmp_path / "q").exists()
+
+
+@pytest.mark.parametrize(("lacking", "options"), [("scipy.optimize", []), ("onnx", ["--adapt"])])
+def test_what_is_not_installed_is_said_before_pictures_are_scored(
+    lacking: str, options: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, lacking, None)
+    monkeypatch.setattr("dgiqa.calibrate.look", lambda *_: pytest.fail("pictures are scored"))
+    with pytest.raises(BackendError, match=rf"needs {lacking.partition('.')[0]}"):
+        run(folder / "labels.csv", *options)
 
 
 def test_an_adapted_file_computes_its_layer(base: Bundle, folder: Path, tmp_path: Path) -> None:

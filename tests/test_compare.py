@@ -206,6 +206,7 @@ def folders(photos: Photos, encode: Callable[..., bytes], tmp_path: Path) -> Pat
         "image,reference\nencoded/coffee.jpg,originals/coffee.png\nencoded/no.jpg,originals/coffee.png\n,a.png\n"
     )
     (tmp_path / "empty.csv").touch()
+    (tmp_path / "hollow").mkdir()
     return tmp_path
 
 
@@ -270,6 +271,7 @@ NO_PAIRS = [
     (["a.png"], "has no REFERENCE"),
     (["{}/encoded", "a.png"], "two pictures or two folders"),
     (["{}/none.csv"], "none.csv"),
+    (["{}/encoded", "{}/hollow"], "REFERENCE: {}/hollow: a folder without images; -r"),
     (["{}/empty.csv"], "columns none, as it is empty"),
 ]
 
@@ -278,4 +280,4 @@ NO_PAIRS = [
 def test_arguments_that_name_no_pairs_are_usage_errors(arguments: list[str], message: str, folders: Path) -> None:
     done = run_here("compare", *(argument.format(folders) for argument in arguments))
     assert done.returncode == 2
-    assert message in done.stderr.decode().replace("\n", " ")
+    assert message.format(folders) in done.stderr.decode().replace("\n", " ")

@@ -477,6 +477,8 @@ def test_missing_labels_and_folders_say_what_was_looked_for_and_found(made, tmp_
         load_dataset(name, tmp_path)
     with pytest.raises(DgiqaError, match=f"{name} was looked for in .*nowhere.*https://"):
         load_dataset(name, tmp_path / "nowhere")
+    with pytest.raises(DgiqaError, match=r"nope\.csv: no such file; wanted a CSV"):
+        load_dataset("csv", tmp_path / "nope.csv")
 
 
 def test_missing_picture_folder_is_named(tmp_path):

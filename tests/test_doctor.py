@@ -36,6 +36,7 @@ def test_a_missing_bundle_fails_with_advice_and_no_exception(tmp_path: Path) -> 
     checks = {check.name: check for check in doctor.examine(str(tmp_path / "nowhere"))}
     assert checks["bundle"].status == checks["score"].status == FAIL
     assert not doctor.healthy(checks.values())
+    assert "dgiqa-rt models lists" in checks["bundle"].fix
     assert all(check.fix for check in checks.values() if check.status != OK)
 
 

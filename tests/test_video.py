@@ -437,6 +437,11 @@ def test_arguments_that_mean_nothing_are_refused_before_anything_is_opened(score
         VideoRun(scorer.stages, ["a.mp4"], reading=Reading(streams=0))
     with pytest.raises(ValueError):
         scorer.score_video("a.mp4", every=1, count=3)
+    with pytest.raises(ValueError, match="does not take foo"):
+        scorer.score_video("a.mp4", foo=1)
+    for name in ("every", "count", "per_scene", "start", "end"):
+        with pytest.raises(ValueError, match=f"{name} is '0.5s', wanted a number"):
+            scorer.score_video("a.mp4", **{name: "0.5s"})
     with pytest.raises(ValueError):
         Reuse(audit=0)
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from dgiqa.cli import options
 from dgiqa.cli.common import app, argument, data_stream, option, print_json, say, stdout
 from dgiqa.cli.options import share
-from dgiqa.errors import BackendError
-from dgiqa.extras import load, needs
+from dgiqa.extras import load
 
 if TYPE_CHECKING:
     from dgiqa.calibrate import Calibration
@@ -42,11 +41,12 @@ def calibrate(  # noqa: PLR0917 - the command line's options
 
     The result is a new model, for --bundle NAME. Scores stay in [0, 1]: 0 and 1 are the ends of your scale, or, with
     labels good|bad, the score is how likely a picture is good. All figures come from pictures that were left out of
-    each fit. The threshold is kept as --preset own. Needs pip install "dgiqa-rt[calibrate]".
+    each fit. With --recall or --precision, a threshold is chosen and kept as --preset own.
+    Needs pip install "dgiqa-rt[calibrate]".
 
     \b
     Examples:
-      dgiqa-rt calibrate labels.csv
+      dgiqa-rt calibrate labels.csv --recall 0.95
       dgiqa-rt calibrate labels.csv --images photos/ --adapt --name ours --recall 0.95
       dgiqa-rt score new/ --bundle ours --preset own
     """
@@ -60,7 +60,13 @@ def calibrate(  # noqa: PLR0917 - the command line's options
     options.refuse(both, "give --precision or --recall, and not both", "--precision")
     unknown = curve and curve.suffix.lower() not in CURVE_SUFFIXES
     options.refuse(unknown, f"{curve} ends in neither .json nor .png", "--curve")
+    load("scipy.optimize", "calibrating", "scipy", "calibrate")  # before pictures are scored
+    if adapt:
+        load("onnx", "--adapt", "onnx", "calibrate")
     table = read_labels(labels, scale, lower_is_better=lower_is_better)
+    low, high = sorted(table.range)
+    outside = good is not None and not low <= good <= high
+    options.refuse(outside, f"got {good}, wanted a label of your scale, from {low:g} to {high:g}", "--good")
     base = load_bundle(bundle)
     name = name or f"{base.name}-own"
     target = (out or user_cache() / "bundles") / name
@@ -71,13 +77,10 @@ def calibrate(  # noqa: PLR0917 - the command line's options
         study = gather(table, look(scorer, table, images or labels.parent))
     for failure in study.failures:
         say(f"left out: {failure}")
-    try:
-        with options.usage("--precision, --recall"):
-            shipped = layer_of(base, study) if adapt else None
-            result = calibrated(study, adapt_from=shipped, good=good, precision=precision, recall=recall)
-        made = write_calibrated(base, result, target, name=name, source=labels.name, overwrite=overwrite)
-    except ModuleNotFoundError as error:
-        raise BackendError(needs("calibrating", str(error.name), "calibrate")) from error
+    with options.usage("--precision, --recall"):
+        shipped = layer_of(base, study) if adapt else None
+        result = calibrated(study, adapt_from=shipped, good=good, precision=precision, recall=recall)
+    made = write_calibrated(base, result, target, name=name, source=labels.name, overwrite=overwrite)
     if curve:
         _write_curve(result, curve)
     if json_:
@@ -91,7 +94,7 @@ def _print_report(result: Calibration) -> None:
     report, stream = result.report(), stdout()
     low, high = report["srocc_interval"]
     lines = [
-        f"{report['labels']} labels" + (f", {report['failed']} pictures left out" if report["failed"] else ""),
+        f"{report['labels']} labels" + (f", pictures left out: {report['failed']}" if report["failed"] else ""),
         "           SROCC    PLCC    RMSE",
     ]
     lines += [
@@ -106,6 +109,8 @@ def _print_report(result: Calibration) -> None:
         p, own = result.chosen, result.study.labels.own(result.chosen.threshold)
         where = "" if result.study.labels.range == (0, 1) else f" ({own:.3g} on your scale)"
         lines.append(f"threshold {p.threshold:.3f}{where}: precision {p.precision:.2f}, recall {p.recall:.2f}")
+    else:
+        lines.append("no threshold chosen; give --recall or --precision")
     print("\n".join(lines), file=stream)
 
 

@@ -30,9 +30,11 @@ Exit codes:
   1    runtime error: no such bundle, output cannot be written, ...
   2    wrong usage
   3    some inputs could not be scored (missing, not an image, a folder
-       without images); each is a row with status "error"
-  4    a score is below --fail-under or the preset, or verify or build is over
-       its tolerance; 4 wins over 3, so that tolerating 3 never hides it
+       without images); each is a row with status "error". Also: filter could
+       not copy, link or move a file
+  4    a score is below --fail-under or the preset, a drop is over --max-drop,
+       watch saw the scores move, or verify or build is over its tolerance;
+       4 wins over 3, so that tolerating 3 never hides it
   5    this machine cannot do it: ONNX Runtime or a backend is missing
   130  interrupted (143: terminated, 129: the terminal closed); the rows
        written so far are kept

@@ -106,8 +106,8 @@ def _matched(pictures: str, references: str, recursive: bool) -> Iterator[Pair]:
     from dgiqa.sources import Reading, expand
 
     beside = list(expand([references], Reading(recursive)))
-    if beside[0].name == references:  # a row about the folder itself is an error
-        raise ValueError(f"{references}: {beside[0].error}")
+    itself = beside[0].name == references  # a row about the folder itself is an error
+    options.refuse(itself, f"{references}: {beside[0].error}", "REFERENCE")
     originals = {os.path.relpath(item.name, references): item.name for item in beside}
     stems: dict[str, list[str]] = {}
     for name, path in originals.items():

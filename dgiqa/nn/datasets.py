@@ -120,7 +120,7 @@ def load_dataset(name: str, root: str | Path) -> IQADataset:
     if key not in LOADERS:
         raise ValueError(f"no dataset is called {name!r}; there are {', '.join(LOADERS)}")
     root = Path(root)
-    if not root.is_dir() and not (key == "csv" and root.is_file()):
+    if not root.is_dir() and key != "csv":
         where = f"; get {key} from {SOURCES[key]}" if key in SOURCES else ""
         raise DgiqaError(f"{key} was looked for in {root}, which is not a folder{where}")
     return LOADERS[key](root)
@@ -276,7 +276,7 @@ def load_csv(path: Path, worst: float | None = None, best: float | None = None) 
     """
     path = path / "labels.csv" if path.is_dir() else path
     if not path.exists():
-        raise DgiqaError(f"{path} was looked for and is not there; wanted a CSV with the columns image and score")
+        raise DgiqaError(f"{path}: no such file; wanted a CSV with the columns image and score")
     table = _table(path, ("image", "score"))
     scores = [_number(path, row["score"]) for row in table]
     worst, best = min(scores) if worst is None else worst, max(scores) if best is None else best

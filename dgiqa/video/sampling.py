@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
+from numbers import Real
 from typing import Generic, TypeVar
 
 import cv2
@@ -39,6 +40,9 @@ class Sampling:
     end: float = math.inf
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not isinstance(value, Real):
+                raise ValueError(f"{name} is {value!r}, wanted a number; times are in seconds")
         if sum(x is not None for x in (self.every, self.count, self.per_scene)) > 1:
             raise ValueError("every, count and per_scene exclude each other; give one of them")
         if self.every is not None and not 0 <= self.every < math.inf:
