@@ -62,6 +62,12 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def pytest_collection_finish() -> None:
+    """Threads that wait for a busy core spin: beside other processes, small networks take three times as long."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--gpu", action="store_true", help="what needs a GPU or TensorRT fails where it cannot run")
 
@@ -70,9 +76,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def the_same_numbers() -> None:
     """What a test draws without a seed of its own does not depend on the tests before it."""
     if torch := sys.modules.get("torch"):
-        torch.default_generator.manual_seed(
-            7
-        )  # torch.manual_seed looks for devices as well, for as long as many tests take
+        torch.default_generator.manual_seed(7)  # torch.manual_seed takes as long as many tests: it looks for devices
 
 
 @pytest.fixture(scope="module", autouse=True)
