@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from dgiqa import machine, preprocess, spec
+from dgiqa.builder import plan as tensorrt_plan
 from dgiqa.builder.plan import USUAL, PlanOptions
 from dgiqa.bundle import Bundle, load_bundle
 from dgiqa.errors import BackendError, EngineError, ParityError
 from dgiqa.forward import open_stages
 from dgiqa.parity import certify
-from dgiqa.runtime import backends, engines
+from dgiqa.runtime import backends, cuda, engines, ov, trt
 from dgiqa.runtime.engines import Engine
 from dgiqa.store import locked, sha256_of
 
@@ -177,9 +178,7 @@ def _made(order: _Order, plugins: Sequence[Path]) -> tuple[dict[str, Path], dict
     if order.key["engine"] == backends.TENSORRT:
         made, layers = _planned(order, onnx)
     elif order.key["engine"] == backends.OPENVINO:
-        from dgiqa.runtime.ov import OvSession
-
-        compiled = {name: OvSession(path, precision=precision, cache=False) for name, path in onnx.items()}
+        compiled = {name: ov.OvSession(path, precision=precision, cache=False) for name, path in onnx.items()}
         layers = {name: dict(opened.layer_precisions()) for name, opened in compiled.items()}
         precision = "fp32" if precision == "fp16" else precision  # on a CPU only the weights are fp16
     for name, counts in layers.items():
@@ -208,17 +207,13 @@ def _typed(order: _Order) -> tuple[dict[str, Path], dict[str, Any]]:
 
 def _planned(order: _Order, onnx: Mapping[str, Path]) -> tuple[dict[str, Path], dict[str, dict[str, int]]]:
     """(network -> plan, network -> layers per precision as TensorRT's inspector reads them from the plan)."""
-    from dgiqa.builder.plan import build_plan
-    from dgiqa.runtime import cuda
-    from dgiqa.runtime.trt import TrtSession
-
     plans, layers = {}, {}
     context = cuda.Context(order.device)  # the builder works in its own thread, where no context is current
     libraries = [order.folder / plugin for plugin in order.key["plugins"]]
     for name, path in onnx.items():
         plans[name] = order.folder / f"{Path(name).stem}.plan"
         order.progress(f"building the {Path(name).stem} plan for {order.key['device']}; this takes minutes")
-        typed = build_plan(
+        typed = tensorrt_plan.build_plan(
             path,
             plans[name],
             context=context,
@@ -229,7 +224,7 @@ def _planned(order: _Order, onnx: Mapping[str, Path]) -> tuple[dict[str, Path], 
             options=PlanOptions(**order.key["profile"].get("plan", {})),
             progress=order.progress,
         )
-        opened = TrtSession(plans[name], plugins=libraries, device=order.device)
+        opened = trt.TrtSession(plans[name], plugins=libraries, device=order.device)
         layers[name] = dict(opened.layer_precisions())
         opened.close()
         if not typed.get(order.key["precision"]):

@@ -1,7 +1,7 @@
 """Open a network's file as a session: {name: array} -> {name: array}, whichever engine runs it.
 
 If you ask for a backend, you get that backend or a BackendError. "auto" picks the one that suits the machine and the
-file; `.backend` names it. The engines are in `ort`, `ov`, `rtx` and `trt`, each imported when it is opened.
+file; `.backend` names it. The engines are in `ort`, `ov`, `rtx` and `trt`, which load their libraries when used.
 """
 
 import ctypes
@@ -14,6 +14,7 @@ from weakref import WeakSet
 
 from dgiqa import machine
 from dgiqa.dtypes import Array
+from dgiqa.runtime import ort, ov, rtx, trt
 from dgiqa.runtime.backends import CUDA, OPENVINO, RTX, TENSORRT, choose
 
 _OPENED: WeakSet[Any] = WeakSet()  # sessions of this process and, in a fork, of its parent
@@ -57,23 +58,15 @@ def open_session(
         raise ValueError(f"a GPU records graphs, and {chosen} runs on the CPU; leave them out")
     session: Session
     if chosen == TENSORRT:
-        from dgiqa.runtime.trt import TrtSession
-
-        session = TrtSession(Path(path), plugins=plugins, device=device, graphs=graphs is not False)
+        session = trt.TrtSession(Path(path), plugins=plugins, device=device, graphs=graphs is not False)
     elif chosen == OPENVINO:
-        from dgiqa.runtime.ov import OvSession
-
-        session = OvSession(path, precision=precision, threads=threads, streams=parallel)
+        session = ov.OvSession(path, precision=precision, threads=threads, streams=parallel)
     elif chosen == RTX:
-        from dgiqa.runtime.rtx import RtxSession
-
-        session = RtxSession(path, device=device, graphs=bool(graphs))
+        session = rtx.RtxSession(path, device=device, graphs=bool(graphs))
     else:
-        from dgiqa.runtime.ort import OrtSession
-
         each = max(1, (machine.usable_cores() if threads is None else threads) // parallel)
         on_gpu: dict[str, Any] = {"device": "cuda", "gpu": device or 0, "cuda_graph": bool(graphs)}
-        session = OrtSession(path, threads=each, **(on_gpu if chosen == CUDA else {}))
+        session = ort.OrtSession(path, threads=each, **(on_gpu if chosen == CUDA else {}))
     _OPENED.add(session)
     return session
 
@@ -85,19 +78,13 @@ def identity(backend: str, device: int | None = None) -> dict[str, str]:
     """
     choose(backend)
     if backend == TENSORRT:
-        from dgiqa.runtime import trt
-
         return {"engine": backend, **trt.identity(device)}
     if backend == RTX:
-        from dgiqa.runtime import rtx
-
         version = rtx.plugin_version()
     elif backend == OPENVINO:
         version = metadata.version("openvino")
     else:
-        from dgiqa.runtime.ort import onnxruntime_version
-
-        version = onnxruntime_version()
+        version = ort.onnxruntime_version()
     if backend not in (CUDA, RTX):
         return {"engine": backend, "version": version, "device": machine.cpu_name()}
     name, capability = machine.gpu(device or 0)
