@@ -96,9 +96,12 @@ def test_the_command_says_the_drop_and_gates(tmp_path: Path, photos: dict, bundl
     small = [cv2.resize(frame // 2, (80, 60), interpolation=cv2.INTER_AREA) for frame in frames]
     write(tmp_path / "small.mp4", small)
     pair = [tmp_path / "small.mp4", "--against", tmp_path / "master.mp4", "--bundle", bundle_dir]
-    done = run_here("video", *pair, "--every", "0.5s", "--format", "jsonl")
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    done = run_here("video", *pair, "--every", "0.5s", "--format", "table", "-o", tmp_path / "r.jsonl")
     assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    heading, *lines = (line.split() for line in done.stdout.decode().splitlines())
+    assert heading[0] == "seconds"
+    assert [line[0] for line in lines] == [f"{row['time_s']:.2f}" for row in rows]
     assert len(rows) == 4
     assert "master's size" in rows[0]["note"]
     assert b"95 % interval" in done.stderr

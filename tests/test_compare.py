@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -252,10 +253,21 @@ def test_a_csv_of_pairs_and_a_gate(folders: Path, comparing: Bundle) -> None:
     lost = run_here("compare", *pair, "--bundle", comparing.path, "--max-drop", abs(drop) / 2, "-q")
     assert (lost.returncode, json.loads(lost.stdout)["verdict"]) == (4, "fail")
     assert lost.stderr.startswith(b"1 of 1 pictures lost more than")
+    shown = run_here("compare", *pair, "--bundle", comparing.path, "--format", "table").stdout.decode().splitlines()
+    assert shown[0].split()[2:] == ["drop", "full_reference", "pair"]
+    assert float(shown[1].split()[-2]) == pytest.approx(float(str(rows[0]["full_reference"])), abs=1e-2)
     near = float(str(rows[0]["full_reference"]))
     for limit, wanted in ((near - 0.01, (0, "pass")), (near + 0.01, (4, "fail"))):
         code, rows = rows_of(*pair, "--bundle", comparing.path, "--fail-under", limit)
         assert (code, rows[0]["verdict"]) == wanted
+
+
+def test_a_run_ends_with_a_line_about_it(folders: Path, comparing: Bundle) -> None:
+    command = ("compare", folders / "pairs.csv", "--bundle", comparing.path, "-o", folders / "drops.csv")
+    done = run_here(*command)
+    told = rf"1 compared, 2 failed; mean drop [+-]0\.\d{{4}}; written to {re.escape(str(folders / 'drops.csv'))}\n"
+    assert re.fullmatch(told, done.stderr.decode())
+    assert run_here(*command, "--quiet").stderr == b""
 
 
 def test_pairs_go_into_a_database(folders: Path, comparing: Bundle) -> None:

@@ -62,7 +62,12 @@ def compare(
         limited = " or ".join(f"{what} {limit:g}" for what, limit in limits.items() if limit is not None)
         report.needed = bool(limited)
         report.summary = summary = Summary(len(pairs))
-        stop = fill(report, _rows(scorer, pairs, gates))
+        drops: list[float] = []
+        stop = fill(report, _rows(scorer, pairs, gates, drops))
+    if not quiet:
+        failed = f", {summary.failed} failed" if summary.failed else ""
+        mean = f"; mean drop {sum(drops) / len(drops):+.4f}" if drops else ""
+        say(f"{len(drops)} compared{failed}{mean}" + (f"; written to {output}" if output else ""), prefix="")
     if limited and summary.scored and (summary.below or not quiet):
         say(f"{summary.below} of {summary.scored} pictures {limited}", prefix="")
     leave(stop, below=summary.below, failed=summary.failed)
@@ -125,7 +130,8 @@ def _matched(pictures: str, references: str, recursive: bool) -> Iterator[Pair]:
             yield item.name, "", f"{what} in {references}; name the pair in a CSV"
 
 
-def _rows(scorer: Scorer, pairs: list[Pair], gates: dict[str, float | None]) -> Generator[Row]:
+def _rows(scorer: Scorer, pairs: list[Pair], gates: dict[str, float | None], drops: list[float]) -> Generator[Row]:
+    """A row per pair; what each lost is added to `drops`."""
     from dgiqa.errors import DgiqaError
     from dgiqa.report.rows import row_of
 
@@ -135,6 +141,7 @@ def _rows(scorer: Scorer, pairs: list[Pair], gates: dict[str, float | None]) -> 
             if wrong:
                 raise DgiqaError(wrong)
             row = scorer.compare(picture, reference).as_row(**gates)
+            drops.append(row["drop"])
         except (DgiqaError, OSError) as error:
             row = row_of("pair", path=picture, reference=reference or None, status="error", error=str(error), **origin)
         yield row

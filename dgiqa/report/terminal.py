@@ -21,17 +21,19 @@ from dgiqa.report.rows import Kind, Row, Tally, printable, remarks
 BAR_CELLS = 10
 NAME_CELLS = 16  # to which a name is shortened before its faults go to the next line
 ENDLESS = 10_000  # columns where no terminal ends a line
-# What a row shows in addition to its score, and what it is about.
+# What a row shows in addition to its score, in how many cells, and what it is about.
 HEADINGS = {
-    "image": ("size", "image"),
-    "frame": ("scene", "video"),
-    "pair": ("drop", "pair"),
-    "video": ("frames", "video"),
+    "image": ("size", 11, "image"),
+    "frame": ("scene", 5, "video"),
+    "pair": ("drop  full_reference", 23, "pair"),
+    "video": ("frames", 11, "video"),
 }
 
 
 class TableWriter:
-    """Score, standard error, a bar, the image's size or the frame's time and scene, and the name.
+    """Score, standard error, a bar, the image's size, the frame's scene or what the pair lost, and the name.
+
+    A row with a time, of a frame or a pair of them, begins with it.
 
     Scores that fail the gate are red, and say "fail". The name has no column, so no width needs to be guessed; faults
     and note follow, for which it is shortened. A narrow terminal goes without the bar, then without the size or scene,
@@ -40,12 +42,13 @@ class TableWriter:
 
     def __init__(self, stream: TextIO, kind: Kind = "image") -> None:
         self.stream, self.console = stream, console_for(stream)
-        self.kind, self.frames = kind, kind == "frame"
+        self.kind, self.timed = kind, kind == "frame"
         self.unicode = can_encode(stream, "×±…━╸")
         self.begun = False
 
     def write(self, row: Row) -> None:
         if not self.begun:
+            self.timed |= row.get("time_s") is not None
             self._header()
             self.begun = True
         if row["score"] is None:
@@ -58,13 +61,13 @@ class TableWriter:
         self.stream.flush()
 
     def _header(self) -> None:
-        about, name = HEADINGS[self.kind]
+        about, _, name = HEADINGS[self.kind]
         cells = ("seconds", "score", "±" if self.unicode else "+-", about, name)
         self._print(cells, ("dim",) * 5, Text(" " * BAR_CELLS))
 
     def _score(self, row: Row) -> None:
         failed = row["verdict"] == "fail"
-        time_s = f"{row['time_s']:.2f}" if self.frames else ""
+        time_s = f"{row['time_s']:.2f}" if self.timed else ""
         error = "" if row["std_error"] is None else f"{row['std_error']:.4f}"
         cells = (time_s, f"{row['score']:.4f}", error, self._about(row), self._shown(row["path"]))
         styles = ("", "red" if failed else "bold", "dim", "", "")
@@ -74,17 +77,21 @@ class TableWriter:
     def _about(self, row: Row) -> str:
         if self.kind == "image":
             return f"{row['width']}{'×' if self.unicode else 'x'}{row['height']}"
-        return f"{row['drop']:+.4f}" if self.kind == "pair" else str(row[HEADINGS[self.kind][0]])
+        if self.kind == "pair":
+            near = "-" if row["full_reference"] is None else f"{row['full_reference']:.4f}"
+            return f"{row['drop']:+.4f}  {near:>14}"
+        return str(row[HEADINGS[self.kind][0]])
 
     def _print(self, cells: Sequence[str], styles: Sequence[str], bar: Text, said: str = "", verdict: str = "") -> None:
         """Print one line of the table. said: faults and note."""
-        (time_s, score, error, about, name), width = cells, self.console.width
+        (time_s, score, error, about, name), width, cell = cells, self.console.width, HEADINGS[self.kind][1]
+        wide = width - max(0, cell - 11)
         line = Text.assemble(
-            (f"{time_s:>9}  " if self.frames else "", styles[0]),
+            (f"{time_s:>9}  " if self.timed else "", styles[0]),
             (f"{score:>6}  ", styles[1]),
             (f"{error:<6}  ", styles[2]),
-            *((bar, "  ") if width >= 64 else ()),
-            (f"{about:>{5 if self.frames else 11}}  " if width >= 44 else "", styles[3]),
+            *((bar, "  ") if wide >= 64 else ()),
+            (f"{about:>{cell}}  " if wide >= 44 else "", styles[3]),
         )
         told = Text.assemble(("  " + verdict if verdict else "", "red"), ("  " + said if said else "", "dim"))
         room = width - line.cell_len - told.cell_len
@@ -95,7 +102,7 @@ class TableWriter:
 
     def _error(self, row: Row) -> None:
         # Never shortened: the advice is at its end.
-        time_s = f"{row['time_s']:9.2f}  " if self.frames else ""
+        time_s = f"{row['time_s']:9.2f}  " if self.timed else ""
         path, error = self._shown(row["path"]), self._shown(row["error"])
         self.console.print(Text.assemble(time_s, (" error", "red"), f"  {path}: ", (error, "red")), soft_wrap=True)
 
