@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from dgiqa.batch.drift import population
 from dgiqa.batch.summary import by_settings
+from dgiqa.bundle import load_bundle
 from dgiqa.report.read import read_rows
 from dgiqa.report.rows import row_of
 from dgiqa.report.sidecar import SUFFIX, SidecarWriter
@@ -77,11 +79,15 @@ def test_the_best_are_shown_first_or_alone(place: Path, bundle_dir: Path) -> Non
 
 
 def test_a_page_is_drawn_at_the_end(place: Path, bundle_dir: Path) -> None:
-    done = run_here("score", "-r", "set", "--bundle", bundle_dir, "--html", "r.html", "-q", cwd=place)
+    done = run_here(
+        "score", "-r", "set", "--bundle", bundle_dir, "--html", "r.html", "-q", "--fail-under", 0, cwd=place
+    )
     assert done.returncode == 3
     page = (place / "r.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 3  # each once, among the worst or the best
     assert "not an image" in page
+    assert re.search(r"0 of \d images are below 0\.", page)
+    assert load_bundle(bundle_dir).id + ", " in page
 
 
 def test_settings_that_are_mixed_in_one_file_are_told_apart(tmp_path: Path) -> None:

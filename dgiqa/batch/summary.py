@@ -12,21 +12,23 @@ from dgiqa.image import decode
 from dgiqa.report.files import OutputFile
 from dgiqa.report.html import data_uri, render
 from dgiqa.report.page import thumbnail
-from dgiqa.report.rows import Row
+from dgiqa.report.rows import Row, gate_sentence
 
 BINS, CAUSES = 40, 20
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 
 
 class PageWriter:
-    """A writer of rows that draws them as a page at the end. name: of the set."""
+    """A writer of rows that draws them as a page at the end. name: of the set. gate: the score to reach."""
 
-    def __init__(self, file: OutputFile, name: str) -> None:
-        self._file, self._name, self._rows = file, name, Population()
+    def __init__(self, file: OutputFile, name: str, gate: float | None = None) -> None:
+        self._file, self._name, self._gate, self._rows = file, name, gate, Population()
         self.write = self._rows.add
 
     def finish(self, summary: dict[str, Any]) -> None:
-        self._file.write(page(self._rows, name=self._name))
+        gated = self._gate is not None and summary["scored"]
+        sentence = gate_sentence(summary["below"], summary["scored"], "image", self._gate) if gated else ""
+        self._file.write(page(self._rows, name=self._name, sentence=sentence))
 
 
 def by_settings(rows: Population) -> list[dict[str, Any]]:
@@ -50,8 +52,8 @@ def by_settings(rows: Population) -> list[dict[str, Any]]:
     return table
 
 
-def page(rows: Population, *, name: str, before: Population | None = None) -> str:
-    """The page as text. Pictures are shown where their files can still be read."""
+def page(rows: Population, *, name: str, before: Population | None = None, sentence: str = "") -> str:
+    """The page as text. Pictures are shown where their files can still be read. sentence: how many are below a gate."""
     figures = [(f"{len(rows.scores):,}", "scored"), (f"{sum(rows.failures.values()):,}", "failed")]
     if len(rows.scores):
         figures.append((f"{rows.scores.mean():.4f}", "mean"))
@@ -70,6 +72,8 @@ def page(rows: Population, *, name: str, before: Population | None = None) -> st
         worst=worst,
         best=best,
         settings=settings if len(settings) > 1 else [],
+        made_by=", ".join(filter(None, settings[0]["settings"])) if len(settings) == 1 else "",
+        sentence=sentence,
         failures=rows.failures.most_common(CAUSES),
         drift=None if before is None else drift(before, rows),
         shown=SHOWN,

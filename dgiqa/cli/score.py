@@ -99,7 +99,7 @@ def score(
     with Report() as report:
         # Open the output before anything slow: it may not be writable.
         options.write_rows(report, output, format_, details=details, ordered=(sort, top))
-        _write_beside(report, sidecar, html, ", ".join(paths or [str(from_file)]))
+        _write_beside(report, sidecar, html, ", ".join(paths or [str(from_file)]), fail_under)
         # A list from a pipe is not read ahead: its images would wait.
         inputs, total = (inputs, None) if from_file == "-" else counted(inputs)
         show_progress(report, hidden=quiet or no_progress)
@@ -152,7 +152,7 @@ def _check_order(sort: bool, top: str | None, alone: bool) -> None:
     options.refuse(wrong, f"it orders the rows shown, and -o alone shows none; {advice}", "--sort")
 
 
-def _write_beside(report: Report, sidecar: str | None, html: str | None, name: str) -> None:
+def _write_beside(report: Report, sidecar: str | None, html: str | None, name: str, gate: float | None) -> None:
     """Open the sidecars and the page, which are written in addition to the rows."""
     from dgiqa.batch.summary import PageWriter
     from dgiqa.report.sidecar import SidecarWriter
@@ -161,7 +161,7 @@ def _write_beside(report: Report, sidecar: str | None, html: str | None, name: s
         report.write_to(SidecarWriter(sidecar), shown=False)
     if html:
         file = opened(html)
-        report.write_to(PageWriter(file, name), file)
+        report.write_to(PageWriter(file, name, gate), file)
 
 
 def _inputs(paths: list[str], from_file: str | None, null: bool, reading: Reading) -> Iterator[Input]:
