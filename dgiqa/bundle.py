@@ -243,6 +243,8 @@ def _locate(name_or_path: str | Path) -> Path:
                 return _believed(directory / name_or_path)
     if os.path.isfile(Path(name_or_path) / MANIFEST):
         return Path(name_or_path)
+    if os.path.isdir(name_or_path):
+        raise BundleError(f"{name_or_path} holds no {MANIFEST}; wanted a bundle's name or its directory")
     available = ", ".join(b.name for b in list_bundles()) or "none"
     raise BundleError(f"no bundle is named {name_or_path!r}; available: {available}; or give a bundle's directory")
 

@@ -115,7 +115,9 @@ class DeviceScorer:
         """
         image, after = self._placed(source, stream)
         if image.height * image.width > max_pixels:
-            raise ImageError(f"{image.width} x {image.height}, limit {max_pixels:,} pixels; raise max_pixels")
+            raise ImageError(
+                f"{image.width} x {image.height}, limit {max_pixels:,} pixels; raise max_pixels (--max-pixels)"
+            )
         preprocess.check_size(image.height, image.width, self._p)
         preprocess.check_tiling(tiling, self._p.tile)  # before it waits
         asked = _Request(image, source, after, tiling, batch)

@@ -177,6 +177,9 @@ def test_names_are_searched_in_order_and_an_unknown_one_lists_the_others(
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     with pytest.raises(BundleError, match=r"no bundle is named 'b'; available: a, c; or give"):
         load_bundle("b")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleError, match=r"^mine holds no manifest\.json; wanted"):
+        load_bundle("mine")
     monkeypatch.setenv("DGIQA_BUNDLES", os.pathsep.join(["", str(tmp_path / "nowhere"), str(mine)]))
     assert load_bundle("a").path == shipped / "a"
     assert load_bundle("b").path == mine / "b"

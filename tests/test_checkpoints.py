@@ -126,6 +126,9 @@ def test_safetensors_bring_weights_and_sizes_back(config: DGIQAConfig, tmp_path:
     assert_same(loaded, model)
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
     assert read_tensors(tmp_path / "w.safetensors")[1]["note"] == "x"
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:300])
+    with pytest.raises(WeightsError, match=r"cut\.safetensors is damaged or cut short"):
+        read_tensors(tmp_path / "cut.safetensors")
 
 
 def test_depth_weights_round_trip(depth: DepthAnything, tmp_path: Path) -> None:

@@ -206,4 +206,4 @@ def test_a_shard_that_cannot_be_read_leaves_nothing(tmp_path: Path) -> None:
 def test_two_outputs_exclude_each_other(tmp_path: Path) -> None:
     done = run_here("filter", "s.csv", "--copy", "a", "--move", "b")
     assert done.returncode == 2
-    assert b"exclude each other" in done.stderr
+    assert b"give only one of" in done.stderr

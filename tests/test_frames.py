@@ -56,7 +56,7 @@ def test_times_are_read_as_people_write_them(text: str, wanted: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "-1", "1:99", "soon", "1.5x", "nan"])
 def test_what_is_no_time_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no time"):
+    with pytest.raises(ValueError, match="is not a time"):
         seconds(text)
 
 
@@ -447,9 +447,19 @@ def test_a_change_of_resolution_is_followed(tmp_path: Path) -> None:
 
 
 def test_a_folder_a_missing_file_and_an_odd_name_are_told_apart(tmp_path: Path) -> None:
-    for path, reason in ((tmp_path, "is a folder"), (tmp_path / "no.mp4", "No such file")):
+    for path, reason in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "no.mp4", "No such file"),
+        (tmp_path / "*.avi", "no file matches"),
+    ):
         with pytest.raises(ImageError, match=reason):
             read(path)
+
+
+def test_a_text_under_an_images_name_is_no_video(tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("hello")
+    with pytest.raises(ImageError, match="is neither a video nor an image"):
+        read(tmp_path / "text.jpg")
 
 
 def test_a_path_is_never_taken_for_an_address(tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -268,7 +268,7 @@ def test_addresses_are_off_then_public_only_and_never_a_bucket(server: Server, s
     try:
         status, answer = asked(public, elsewhere)
         assert status == 422
-        assert "no public address" in answer["error"]
+        assert "not a public address" in answer["error"]
         status, row = asked(private, elsewhere)
         assert (status, row["path"]) == (200, elsewhere)
         two = json.dumps({"images": [{"url": elsewhere}] * 2})

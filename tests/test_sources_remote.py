@@ -121,7 +121,7 @@ def test_private_addresses_are_refused_by_name_by_number_and_behind_redirects(
 ) -> None:
     port = site[0].rpartition(":")[2]
     for host in ("127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "2130706433", "0x7f.1", "0.0.0.0"):
-        with pytest.raises(ImageError, match=r"no public address|cannot be fetched"):
+        with pytest.raises(ImageError, match=r"not a public address|cannot be fetched"):
             fetch(f"http://{host}:{port}/bytes/1", Network(timeout_s=1))
     assert Site.seen == []
 
@@ -140,7 +140,7 @@ def test_a_name_is_resolved_once_and_what_was_resolved_is_connected_to(monkeypat
     monkeypatch.setattr(socket.socket, "connect", lambda self, address: went.append(address))
     connected("rebind.example", 80, Network()).close()
     assert (asked, went) == (["rebind.example"], [("93.184.215.14", 80)])
-    with pytest.raises(ImageError, match=r"leads to 127\.0\.0\.1, which is no public address"):
+    with pytest.raises(ImageError, match=r"leads to 127\.0\.0\.1, which is not a public address"):
         connected("rebind.example", 80, Network())
     assert len(went) == 1
 
@@ -261,7 +261,7 @@ def test_images_of_a_server_and_of_its_shards_and_tables_are_scored(
     off = run_here("score", *sources[:1], "--private-network", "--bundle", bundle_dir, "-f", "jsonl")
     assert "--remote turns them on" in json.loads(off.stdout)["error"]
     refused = run_here("score", *sources[:1], "--remote", "--bundle", bundle_dir, "-f", "jsonl")
-    assert "no public address" in json.loads(refused.stdout)["error"]
+    assert "not a public address" in json.loads(refused.stdout)["error"]
 
 
 def test_s3_is_read_through_s3fs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,10 +178,13 @@ def test_an_ffmpeg_pipe_is_scored_as_its_file(run: Run, clip: Path, rows: list[d
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--every", "soon"], "is no time"),
-        (["--every", "1s", "--fps", "2"], "exclude each other"),
-        (["--end", "3", "--duration", "2"], "exclude each other"),
+        (["--every", "soon"], "is not a time"),
+        (["--every", "1s", "--fps", "2"], "give only one of --every and --fps"),
+        (["--end", "3", "--duration", "2"], "give only one of --end and --duration"),
         (["--start", "5", "--end", "3"], "no stretch of time"),
+        (["--frames", "0"], "--frames: got 0 frames, wanted at least 1"),
+        (["--scenes", "0"], "--scenes: got 0 frames of each scene, wanted 1 to 32"),
+        (["--reuse-depth", "--drift", "-1"], "drift above 0, got 16 and -1"),
         (["--frames", "some"], "neither a number nor all"),
         (["--raw", "64x64"], "describes no raw frames"),
         (["--gate-interval", "2"], "together with --fail-under"),

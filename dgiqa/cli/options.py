@@ -187,7 +187,7 @@ def refuse(wrong: object, message: str, option: str | None = None) -> None:
 def only(options: Mapping[str, object]) -> str:
     """The one option that has a value, "" if none has. Two are a usage error."""
     given = [name for name, value in options.items() if value is not None]
-    refuse(len(given) > 1, f"{' and '.join(given)} exclude each other", given[-1] if given else None)
+    refuse(len(given) > 1, f"give only one of {' and '.join(given)}", given[-1] if given else None)
     return given[0] if given else ""
 
 
@@ -200,7 +200,7 @@ def gated(
     """
     if preset is None:
         return bundle, gate
-    refuse(gate is not None, f"it and {option} exclude each other", "--preset")
+    refuse(gate is not None, f"give --preset or {option}, not both", "--preset")
     from dgiqa.bundle import load_bundle
 
     loaded = load_bundle(bundle)

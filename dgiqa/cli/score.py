@@ -76,7 +76,7 @@ def score(
     from dgiqa.report.files import Report
     from dgiqa.report.rows import Summary, gate_sentence
 
-    _check(paths or [], from_file, output, html=html, resume=resume)
+    _check(paths or [], from_file, output, html=html, sidecar=sidecar, resume=resume)
     if from_file is None:
         options.check_columns(paths or [], reading)
     both = json_ and format_ not in (None, "json")
@@ -129,7 +129,15 @@ def score(
     leave(stop, below=summary.below, failed=summary.failed)
 
 
-def _check(paths: list[str], from_file: str | None, output: str | None, *, html: str | None, resume: bool) -> None:
+def _check(
+    paths: list[str],
+    from_file: str | None,
+    output: str | None,
+    *,
+    html: str | None,
+    sidecar: str | None,
+    resume: bool,
+) -> None:
     """Raise usage errors about where images come from and where rows go."""
     stdin_uses = paths.count("-") + (from_file == "-")
     options.refuse(not paths and from_file is None, "name a file, a folder, a glob, or - for standard input", "PATHS")
@@ -138,6 +146,8 @@ def _check(paths: list[str], from_file: str | None, output: str | None, *, html:
         options.check_stdin("PATHS")
     options.check_files([*paths, from_file], {"--output": output, "--html": html})
     options.check_suffix(output)
+    wrong = sidecar and os.path.exists(sidecar) and not os.path.isdir(sidecar)
+    options.refuse(wrong, f"{sidecar} is a file; wanted a folder, or beside", "--sidecar")
     options.refuse(resume and not output, "name the file to go on with: -o FILE", "--resume")
 
 

@@ -104,13 +104,13 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS, max_memory: int | None
     if pixels > max_pixels:
         raise ImageError(
             f"{kind} of {opened.width} x {opened.height} = {pixels:,} pixels, limit {max_pixels:,}; "
-            "shrink it, or raise max_pixels if you trust its source"
+            "shrink it, or raise max_pixels (--max-pixels) if you trust its source"
         )
     limit = max_memory or (MAX_MEMORY if max_pixels <= MAX_PIXELS else opened.memory)
     if opened.memory > limit:
         raise ImageError(
             f"{kind} of {opened.width} x {opened.height} takes about {opened.memory >> 20:,} MiB to decode, limit "
-            f"{limit >> 20:,}; shrink it, or raise max_memory if you trust its source"
+            f"{limit >> 20:,}; shrink it, or raise max_memory (--max-memory) if you trust its source"
         )
     return opened
 
@@ -130,7 +130,8 @@ def of_pillow(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Decoded:
     """The pixels of a Pillow image, equal to its file's. Raises ImageError if it is empty, and Pillow's own errors."""
     if image.width * image.height > max_pixels:
         raise ImageError(
-            f"got {image.width} x {image.height} pixels, limit {max_pixels:,}; shrink it, or raise max_pixels"
+            f"got {image.width} x {image.height} pixels, limit {max_pixels:,}; "
+            "shrink it, or raise max_pixels (--max-pixels)"
         )
     if not image.width or not image.height:
         raise ImageError(f"got an empty image of {image.width} x {image.height}, wanted at least one pixel")

@@ -89,7 +89,7 @@ _FOREIGN = (
 def identify(head: bytes) -> tuple[str, str]:
     """(format, Pillow plugin or RAW) from a file's first HEAD bytes. ImageError says what other data look like."""
     if not head:
-        raise ImageError("empty file: 0 bytes")
+        raise ImageError("empty file: 0 bytes; fetch it again")
     for kind, plugin, pattern in FORMATS:
         if re.match(pattern, head, re.DOTALL):
             return kind, plugin

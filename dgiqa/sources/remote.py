@@ -247,7 +247,7 @@ def connected(host: str, port: int, network: Network) -> socket.socket:
     reachable = [entry for entry in found if network.private or is_public(str(entry[4][0]))]
     if not reachable:
         there = ", ".join(sorted({str(entry[4][0]) for entry in found})) or "nothing"
-        raise ImageError(f"{host} leads to {there}, which is no public address; --private-network allows it")
+        raise ImageError(f"{host} leads to {there}, which is not a public address; --private-network allows it")
     failure: OSError = OSError(f"{host} does not answer")
     for family, kind, protocol, _, address in reachable:
         made = socket.socket(family, kind, protocol)

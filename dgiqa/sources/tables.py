@@ -25,6 +25,10 @@ _ROWS = 256  # of a Parquet file in memory at a time: each may hold an image
 _BASE64 = re.compile(r"data:image/[\w.+-]+;base64,|(?=/9j/[\w+/]{20}|iVBORw0KGgo[\w+/]{20}|UklGR[\w+/]{20})")
 
 
+class ColumnError(ValueError):
+    """A column was not named, or is not there."""
+
+
 def is_table(name: str) -> bool:
     """Whether a name has a suffix of tables."""
     return name.lower().endswith(TABLE_SUFFIXES)
@@ -44,6 +48,8 @@ def rows(name: str, stream: BinaryIO, reading: Reading) -> Iterator[Input]:
             yield Input(name, error="a table without rows")
     except ImportError as error:
         yield Input(name, error=needs("Parquet", "pyarrow", "table", error=error))
+    except ColumnError as error:
+        yield Input(name, error=str(error))
     except Exception as error:  # pyarrow's, csv's and json's for damaged files
         yield Input(name, error=f"cannot be read from here on ({told(error)})")
 
@@ -145,10 +151,10 @@ def _of_json_lines(text: io.TextIOWrapper, reading: Reading) -> Iterator[tuple[A
 def _check_columns(names: list[str], column: str | None, key: str | None) -> str:
     there = ", ".join(map(str, names[:20])) or "none"
     if column is None:
-        raise ValueError(f"a table: --column names the one that holds the images; its columns: {there}")
+        raise ColumnError(f"a table; name the column of its images with --column; it has: {there}")
     for wanted in (column, *([key] if key is not None else [])):
         if wanted not in names:
-            raise ValueError(f"no column {wanted!r}; its columns: {there}")
+            raise ColumnError(f"no column {wanted!r}; it has: {there}")
     return column
 
 

@@ -41,7 +41,7 @@ class Reuse:
 
     def __post_init__(self) -> None:
         if self.audit < 1 or self.drift <= 0 or self.moved < 0:
-            raise ValueError(f"audit must be at least 1 and drift above 0, got {self}")
+            raise ValueError(f"audit must be at least 1 and drift above 0, got {self.audit} and {self.drift:g}")
 
 
 @dataclass

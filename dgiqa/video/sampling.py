@@ -44,13 +44,13 @@ class Sampling:
             if value is not None and not isinstance(value, Real):
                 raise ValueError(f"{name} is {value!r}, wanted a number; times are in seconds")
         if sum(x is not None for x in (self.every, self.count, self.per_scene)) > 1:
-            raise ValueError("every, count and per_scene exclude each other; give one of them")
+            raise ValueError("give only one of every, count and per_scene")
         if self.every is not None and not 0 <= self.every < math.inf:
             raise ValueError(f"every is {self.every:g} s, wanted 0 (all frames) or more")
         if self.count is not None and self.count < 1:
-            raise ValueError(f"count is {self.count}, wanted at least 1 frame")
+            raise ValueError(f"got {self.count} frames, wanted at least 1")
         if self.per_scene is not None and not 1 <= self.per_scene <= MAX_PER_SCENE:
-            raise ValueError(f"per_scene is {self.per_scene}, wanted 1 to {MAX_PER_SCENE} frames")
+            raise ValueError(f"got {self.per_scene} frames of each scene, wanted 1 to {MAX_PER_SCENE}")
         if not 0 <= self.start < self.end:
             raise ValueError(f"from {self.start:g} s to {self.end:g} s is no stretch of time, wanted 0 <= start < end")
 
@@ -169,4 +169,4 @@ def seconds(text: str) -> float:
             return float(match[1]) * units[match[2]]
     elif match := re.fullmatch(r"(?:(\d+):)?([0-5]?\d):([0-5]?\d(?:\.\d*)?)", text.strip()):
         return int(match[1] or 0) * 3600 + int(match[2]) * 60 + float(match[3])
-    raise ValueError(f"{text!r} is no time; write 1.5s, 250ms, 2min or 01:02:03.5")
+    raise ValueError(f"{text!r} is not a time; write 1.5s, 250ms, 2min or 01:02:03.5")

@@ -146,7 +146,7 @@ class _Job(Task[Result]):
             return self.stages.prepare(rgb, self.frame.source)
         height, width = rgb.shape[:2]
         if height * width > self.stages.max_pixels:
-            limit = f"limit {self.stages.max_pixels:,} pixels; raise max_pixels"
+            limit = f"limit {self.stages.max_pixels:,} pixels; raise max_pixels (--max-pixels)"
             raise ImageError(f"a frame of {width} x {height}, {limit}")
         if anchor is not None and anchor.exception() is None and (old := anchor.result()) is not None:
             self._old_depth = old.depth

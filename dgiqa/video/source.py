@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import errno
+import glob
 import io
 import os
 import re
@@ -362,6 +363,8 @@ def _video_stream(container: InputContainer, name: str) -> Any:
         raise RefusedError(f"{name} has no video in it, only {' and '.join(kinds)}; name a file with pictures")
     if stream.codec_context is None:
         raise RefusedError(f"{name}: its video is encrypted, or FFmpeg has no decoder for it; convert it to H.264")
+    if container.format.name == "image2" and not stream.width:  # believed by its suffix
+        raise RefusedError(f"{name} is neither a video nor an image, whatever its suffix says")
     return stream
 
 
@@ -481,8 +484,10 @@ def _binary(source: VideoSource) -> Any:
     if not isinstance(source, str | Path):
         return _from_here(source)
     if os.path.isdir(source):
-        raise ImageError(f"{source} is a folder; name a video file")
+        raise ImageError(f"{source} is a folder; name a video file, or with -r a folder whose subfolders hold videos")
     try:
         return open(source, "rb", opener=_open_at_once)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and glob.has_magic(str(source)):
+            raise ImageError(f"{source}: no file matches this glob") from error
         raise ImageError(f"{source} cannot be read: {error.strerror or error}") from error
