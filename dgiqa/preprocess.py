@@ -191,7 +191,7 @@ def windows_for(tiling: str, height: int, width: int, tile: int) -> Int32:
 
 
 def check_tiling(tiling: str, tile: int = TILE) -> None:
-    """Raise ValueError, which lists the tilings, unless that is one of them."""
+    """Raise ValueError, which lists the tilings, unless `tiling` is among them."""
     windows_for(tiling, tile, tile, tile)
 
 

@@ -526,7 +526,7 @@ def test_what_else_http_may_bring(server: Server, photo: bytes) -> None:
     status, _, answer = server.ask("GET", "/score")
     assert (status, json.loads(answer)["error"]) == (405, "/score does not take GET; it takes POST")
     status, _, answer = server.ask("GET", "/scores")
-    assert (status, json.loads(answer)["error"]) == (404, "there is no /scores here; GET /docs lists what there is")
+    assert (status, json.loads(answer)["error"]) == (404, "there is no /scores here; GET /docs lists the addresses")
     for path in ("/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/v2/models/..%2f..%2fetc", "/v2/models/x/infer"):
         assert server.ask("GET", path)[0] in {404, 405}
     assert server.raw(b"\x16\x03\x01\x02\x00" + bytes(200)).startswith(b"HTTP/1.1 400 ")

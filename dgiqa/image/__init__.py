@@ -530,7 +530,7 @@ def _finish(image: Image.Image, kind: str, orientation: int, meant: png.Colours 
 
     def rows_of(top: int, bottom: int) -> UInt8:
         band = image if bottom - top == image.height else image.crop((0, top, image.width, bottom))
-        band = band.convert("LA") if band.mode == "La" else band  # Pillow knows no other way from it
+        band = band.convert("LA") if band.mode == "La" else band  # the only mode that Pillow converts it to
         band = band if band.mode == mode else band.convert(mode)
         if convert and not (meant or alpha):
             return convert(band)

@@ -43,7 +43,7 @@ Gate = Annotated[float | None, Query(ge=0, le=1, description="The score from whi
 Preset = Annotated[str | None, Query(description="Instead of gate: the name of a threshold of the model.")]
 Details = Annotated[bool, Query(description="Add the tiles, the reasons' probabilities and the times.")]
 Asked = tuple[list[Image], float | None, bool]  # the images, the score from which they pass, whether with details
-_ASKED = ("name", "gate", "preset", "details")  # what the address of a request may ask for
+_ASKED = ("name", "gate", "preset", "details")  # parameters of a request's address
 _ERRORS = {
     400: "malformed",
     401: "the token is missing or wrong",
@@ -288,7 +288,7 @@ async def _refused(request: Request, error: Exception) -> Response:
         request.scope["cause"] = getattr(error, "cause", usual)
         told, headers, place = error.detail, dict(error.headers or {}), request.url.path[:80]
         if not isinstance(error, RefusedError) and error.status_code == 404:
-            told = f"there is no {place} here; GET /docs lists what there is"
+            told = f"there is no {place} here; GET /docs lists the addresses"
         elif error.status_code == 405:
             told = f"{place} does not take {request.method}; it takes {headers.get('Allow', 'other methods')}"
         return _json({"error": told}, error.status_code, headers)
