@@ -177,13 +177,7 @@ def sensitivity_table(report: Mapping[str, Any], rows: int = 20) -> str:
 
 
 def _search(
-    parts: Sequence[Part],
-    convert: Convert,
-    probe: Probe,
-    *,
-    target: float,
-    room: dict[str, int],
-    progress: Progress,
+    parts: Sequence[Part], convert: Convert, probe: Probe, *, target: float, room: dict[str, int], progress: Progress
 ) -> tuple[list[Group], float]:
     """Mark parts as left out, always from the costliest group, until no image's score moves by more than `target`.
 

@@ -222,9 +222,7 @@ def _depth_named(name: str) -> tuple[nn.Module, Preprocess]:
 
 
 def _tiles_of(
-    photos: Sequence[UInt8],
-    p: Preprocess,
-    inputs: tuple[str, ...] = (spec.QUALITY_RGB, spec.QUALITY_DEPTH),
+    photos: Sequence[UInt8], p: Preprocess, inputs: tuple[str, ...] = (spec.QUALITY_RGB, spec.QUALITY_DEPTH)
 ) -> tuple[Tensor, ...]:
     """At least max(BATCHES) tiles of each input, photograph by photograph; brightness stands in for depth."""
     made = []

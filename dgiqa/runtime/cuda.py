@@ -8,8 +8,6 @@ Not yet run on a GPU: checked against a stand-in for cuda.core that runs the wor
 with the real cuda.core on a stand-in for the driver.
 """
 
-from __future__ import annotations
-
 import gc
 import math
 from collections import OrderedDict
@@ -72,6 +70,31 @@ class Context:
             raise ValueError(f"the array is on GPU {device}, the networks on GPU {self.device}; copy it there first")
         if home not in (self.handle, _core("bindings.driver").CUcontext(0)):
             raise ValueError("the array is of another CUDA context than the networks; open them in the array's")
+
+
+@dataclass(frozen=True)
+class DeviceArray:
+    """An array on a device. stream: the handle of its producer's stream, to wait for, or None. owner: keeps it alive.
+
+    strides: in bytes, None if C-contiguous.
+    """
+
+    pointer: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    stream: int | None = None
+    owner: Any = None
+    strides: tuple[int, ...] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        stream = None if self.stream is None else self.stream or _LEGACY_STREAM
+        about = {"version": 3, "shape": self.shape, "typestr": self.dtype.str, "strides": self.strides}
+        return about | {"data": (self.pointer, False), "stream": stream}
 
 
 class Lane:
@@ -203,31 +226,6 @@ class Lane:
         self.graphs.clear()
         self._scratch = None
         self.stream.close()
-
-
-@dataclass(frozen=True)
-class DeviceArray:
-    """An array on a device. stream: the handle of its producer's stream, to wait for, or None. owner: keeps it alive.
-
-    strides: in bytes, None if C-contiguous.
-    """
-
-    pointer: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    stream: int | None = None
-    owner: Any = None
-    strides: tuple[int, ...] | None = None
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        stream = None if self.stream is None else self.stream or _LEGACY_STREAM
-        about = {"version": 3, "shape": self.shape, "typestr": self.dtype.str, "strides": self.strides}
-        return about | {"data": (self.pointer, False), "stream": stream}
 
 
 def is_device_array(source: Any) -> bool:

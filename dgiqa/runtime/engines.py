@@ -180,8 +180,7 @@ def clear() -> int:
 
 def directory(key: Mapping[str, Any]) -> Path:
     """The folder of an engine with this key. It need not exist."""
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return engines_folder() / f"{key['bundle']}-{key['precision']}-{key['engine']}-{digest[:12]}"
+    return engines_folder() / f"{key['bundle']}-{key['precision']}-{key['engine']}-{_digest(key)[:12]}"
 
 
 @contextlib.contextmanager

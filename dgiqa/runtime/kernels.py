@@ -125,14 +125,7 @@ class Kernels:
         self._call("dgiqa_depth_input", _DepthInput(_image(image), *size, scale, shift, out, _type(dtype)), stream)
 
     def reduce(
-        self,
-        image: Image,
-        size: tuple[int, int],
-        out: int,
-        *,
-        levels: int = 0,
-        dtype: Any = np.uint8,
-        stream: int = 0,
+        self, image: Image, size: tuple[int, int], out: int, *, levels: int = 0, dtype: Any = np.uint8, stream: int = 0
     ) -> None:
         """Reduce by averaging over areas, as version 2 does if neither side grows. size: (height, width).
 
@@ -168,15 +161,7 @@ class Kernels:
         """
         corners = np.ascontiguousarray(windows, np.int32)
         params = _Tiles(
-            _image(image),
-            _depth(depth),
-            *short,
-            tile,
-            len(corners),
-            corners.ctypes.data,
-            levels,
-            *out,
-            _type(dtype),
+            _image(image), _depth(depth), *short, tile, len(corners), corners.ctypes.data, levels, *out, _type(dtype)
         )
         self._call("dgiqa_tiles", params, stream)
 

@@ -10,8 +10,6 @@ In int8 OpenVINO computes networks for any shape wrongly (2026.4: a depth map mo
 large transformer in bf16 kills the process there. So in these precisions every size gets its own network.
 """
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import sys
@@ -42,6 +40,29 @@ _PAYS_AFTER = 32  # runs of other shapes: by then their own network would have r
 # network in batches of 8, that network took 15 s and 1.1 GB, in every process.
 _FILLED = 4
 _NAMES = {"f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "int8"}
+
+
+_Shapes = tuple[tuple[int, ...], ...]  # one per input, in the order of `inputs`
+
+
+@dataclass
+class _Network:
+    """A compiled network. idle: requests not in use; as many exist as threads have called at once."""
+
+    compiled: Any
+    idle: deque[Any] = field(default_factory=deque)
+
+    def infer(self, arrays: list[Array]) -> list[Array]:
+        """Run on inputs in the file's order. Return the outputs in the file's order; the caller owns them."""
+        try:
+            request = self.idle.pop()
+        except IndexError:
+            request = self.compiled.create_infer_request()
+        try:
+            results = request.infer(arrays, share_inputs=True)
+            return [results[i] for i in range(len(results))]
+        finally:
+            self.idle.append(request)
 
 
 class OvSession:
@@ -222,29 +243,6 @@ class OvSession:
 def _filled(array: Array, count: int) -> Array:
     """The array [n,...] with its last item repeated until there are `count`."""
     return np.concatenate([array, np.repeat(array[-1:], count - len(array), axis=0)])
-
-
-_Shapes = tuple[tuple[int, ...], ...]  # one per input, in the order of `inputs`
-
-
-@dataclass
-class _Network:
-    """A compiled network. idle: requests not in use; as many exist as threads have called at once."""
-
-    compiled: Any
-    idle: deque[Any] = field(default_factory=deque)
-
-    def infer(self, arrays: list[Array]) -> list[Array]:
-        """Run on inputs in the file's order. Return the outputs in the file's order; the caller owns them."""
-        try:
-            request = self.idle.pop()
-        except IndexError:
-            request = self.compiled.create_infer_request()
-        try:
-            results = request.infer(arrays, share_inputs=True)
-            return [results[i] for i in range(len(results))]
-        finally:
-            self.idle.append(request)
 
 
 def cpu_precisions() -> list[str]:
