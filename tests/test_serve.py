@@ -415,7 +415,7 @@ def test_a_port_that_is_taken_is_an_error_of_ours() -> None:
         assert done.stderr.decode() == told
     done = run_here("serve", "--host", "192.0.2.1", "--port", 0)  # of a network for documentation
     assert done.returncode == 1
-    assert b"cannot listen on port 0 of 192.0.2.1" in done.stderr
+    assert b"cannot listen on port 0 of 192.0.2.1 (Cannot assign requested address); " in done.stderr
 
 
 # ---- strangers ----

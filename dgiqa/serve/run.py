@@ -25,8 +25,9 @@ def listen(host: str, port: int) -> socket.socket:
             raise DgiqaError(
                 f"port {port} of {host} is taken; choose another with --port (0 takes a free one)"
             ) from error
+        why = str(error.strerror).partition(" (while")[0]  # Python repeats the address
         advice = "choose an address of this machine with --host, and a port that you may use with --port"
-        raise DgiqaError(f"cannot listen on port {port} of {host} ({error.strerror}); {advice}") from error
+        raise DgiqaError(f"cannot listen on port {port} of {host} ({why}); {advice}") from error
 
 
 def run(app: Any, listening: socket.socket) -> None:
