@@ -34,6 +34,8 @@ SIDE = 720  # longest side of a picture that is shown, pixels
 LEGEND = 26  # pixels below it
 GAP = 6  # pixels between drawings
 LOWEST = 3  # how many tiles of the map are named
+LEAST_SPAN = 0.1  # of score that the map's colours span: a uniform picture looks uniform
+LEAST_APART = 0.01  # of score between near and far, to say which is worse
 FLAT = 0.25  # of the median tile's contrast: below it there is nothing to judge
 COARSE = 16  # pixels that are averaged before contrast is measured, so that blur does not lower it
 CAM_CELL = 8  # pixels of the working image
@@ -65,7 +67,8 @@ class Explanation:
     deciding: the score's own tiles, `deciding_side` large, the one that lowers it most first. by_depth: mean of the map
     in each quarter of the picture by depth, the farthest first; None where the model has no depth or the picture none.
     cam: f32 [rows,columns], logit of each place of the working image, or None if it was not asked for; cam_flat: the
-    same with all of the picture equally far, None without depth. picture: uint8 [H,W,3] as the networks saw it.
+    same with all of the picture equally far, None without depth. picture: uint8 [H,W,3] as the networks saw it. note:
+    the score's own, "" without one.
     """
 
     source: str
@@ -85,6 +88,7 @@ class Explanation:
     cam: Float32 | None
     cam_flat: Float32 | None
     picture: UInt8 = field(repr=False)
+    note: str = ""
 
     @property
     def lowest(self) -> list[Tile]:
@@ -98,10 +102,11 @@ class Explanation:
 
     @property
     def near_and_far(self) -> str:
-        """Whether the near or the far quarter is worse, in words; empty where depth is not known."""
-        if self.by_depth is None:
+        """Whether the near or the far quarter is worse, in words; empty where depth is not known, or where they
+        hardly differ."""
+        far, near = (self.by_depth[0], self.by_depth[-1]) if self.by_depth else (0.0, 0.0)
+        if abs(near - far) < LEAST_APART:
             return ""
-        far, near = self.by_depth[0], self.by_depth[-1]
         which = "near" if near < far else "far"
         return f"the {which} parts are worse: nearest quarter {near:.3f}, farthest {far:.3f}"
 
@@ -119,6 +124,7 @@ class Explanation:
             "deciding": [
                 {"y": t.y, "x": t.x, "score": round(t.score, 6), "pull": round(t.pull, 6)} for t in self.deciding
             ],
+            "note": self.note or None,
             "by_depth": None if self.by_depth is None else [round(mean, 6) for mean in self.by_depth],
             **{name: None if map_ is None else np.round(map_.astype(float), 4).tolist() for name, map_ in maps.items()},
         }
@@ -129,11 +135,21 @@ class Explanation:
         size = [max(1, round(side * scale)) for side in self.picture.shape[1::-1]]
         shown = np.asarray(cv2.resize(self.picture, size, interpolation=cv2.INTER_AREA), np.uint8)
         boxed = _boxed(shown, self.lowest, self.side, shown.shape[0] / self.height)
-        drawn = {"the picture, with the lowest tiles of the map": boxed, "quality": _overlaid(shown, self.map)}
+        drawn = {
+            "the picture, with the lowest tiles of the map": boxed,
+            "quality": _overlaid(shown, self.map, self._ends()),
+        }
         cams = {"Grad-CAM": self.cam, "Grad-CAM without depth": self.cam_flat}
         known = {name: cam for name, cam in cams.items() if cam is not None}
         ends = [min(cam.min() for cam in known.values()), max(cam.max() for cam in known.values())] if known else []
         return drawn | {name: _overlaid(shown, cam, ends) for name, cam in known.items()}
+
+    def _ends(self) -> tuple[float, float]:
+        """The scores at the ends of the map's scale."""
+        low, high = float(self.map.min()), float(self.map.max())
+        lacking = max(0.0, LEAST_SPAN - (high - low))
+        low = max(0.0, min(low - lacking / 2, 1 - LEAST_SPAN))
+        return low, max(high, low + LEAST_SPAN)
 
     def drawn(self) -> UInt8:
         """`panels` side by side, two in a row, uint8 [h,w,3] RGB."""
@@ -151,7 +167,7 @@ def explain(stages: Stages, source: Source, *, name: str | None = None, cam: Cam
 
     Raises ImageError if there is no picture in the source, BackendError if a network fails.
     """
-    work = stages.prepare(source, name or name_of(source), keep=True)
+    work = stages.prepare(source, name or name_of(source), look=True, keep=True)
     if (rgb := work.pixels) is None:
         raise ImageError("the picture is on a GPU; copy it to the host to have it explained")
     p, size = stages.p, np.array(rgb.shape[:2])
@@ -180,6 +196,7 @@ def explain(stages: Stages, source: Source, *, name: str | None = None, cam: Cam
         cam=maps[0] if maps else None,
         cam_flat=maps[1] if maps[1:] else None,
         picture=finer.rgb,
+        note=score.note,
     )
 
 

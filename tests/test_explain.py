@@ -115,8 +115,10 @@ def test_an_explanation_has_what_it_says(tiny_bundle: Bundle, photos: dict[str, 
     assert found.score == pytest.approx(score.value)
     corners = {(round(y), round(x)) for y, x, *_ in score.windows_original}
     assert {(tile.y, tile.x) for tile in found.deciding} == corners
-    assert "nearest quarter" in found.near_and_far
-    assert ("near parts are" in found.near_and_far) == (found.by_depth[-1] < found.by_depth[0])
+    for far, near, told in ((0.6, 0.5, "the near parts are worse"), (0.5, 0.6, "the far parts"), (0.5, 0.509, "")):
+        assert replace(found, by_depth=(far, 0.5, near)).near_and_far.startswith(told)
+        assert bool(told) == bool(replace(found, by_depth=(far, 0.5, near)).near_and_far)
+    assert found.note == score.note
     drawn = found.drawn()
     assert drawn.dtype == np.uint8
     assert drawn.shape[1] == 2 * min(720, found.picture.shape[1]) + 6
@@ -152,6 +154,23 @@ def test_boxes_colours_and_scale_lie_where_they_belong() -> None:
     assert np.array_equal(drawn[LEGEND:, -400:], quality)
     three = replace(found, cam=found.map).drawn()
     assert (three[len(drawn) :, -400:] == 255).all(), "there is no fourth"
+
+
+@pytest.mark.parametrize("level", [0.0, 0.02, 0.5, 1.0])
+def test_an_even_map_has_even_colours_and_a_scale_within_the_scores(tiny_bundle: Bundle, level: float) -> None:
+    with Scorer(tiny_bundle) as scorer:
+        found = scorer.explain(np.zeros((64, 64, 3), np.uint8))
+    assert "uniform" in found.note
+    values = np.clip(level + np.linspace(-0.001, 0.001, 12, dtype=np.float32).reshape(3, 4), 0, 1)
+    even = replace(found, map=values)
+    low, high = even._ends()
+    assert 0 <= low <= values.min()
+    assert values.max() <= high <= 1
+    assert high - low == pytest.approx(0.1)
+    colours = even.panels()["quality"][:-LEGEND].reshape(-1, 3).astype(int)
+    assert np.ptp(colours, axis=0).max() < 10
+    rising = replace(found, map=np.linspace(0.2, 0.8, 12, dtype=np.float32).reshape(3, 4))
+    assert rising._ends() == pytest.approx((0.2, 0.8))
 
 
 def test_without_the_tile_that_decides_most_the_score_rises_by_its_pull() -> None:
@@ -224,7 +243,7 @@ def test_the_command_draws_a_picture_and_a_page(bundle_dir: Path, tmp_path: Path
     for name in ("map.png", "map.html"):
         done = run_here("explain", tmp_path / "a&b.png", "-o", tmp_path / name, "--bundle", bundle_dir)
         assert done.returncode == 0, done.stderr
-        assert b"lowest at y" in done.stdout
+        assert b"lowest tile at x" in done.stdout
     assert cv2.imread(str(tmp_path / "map.png")) is not None
     page = (tmp_path / "map.html").read_text()
     assert "a&amp;b.png" in page
@@ -232,6 +251,8 @@ def test_the_command_draws_a_picture_and_a_page(bundle_dir: Path, tmp_path: Path
     done = run_here("explain", tmp_path / "a&b.png", "--json", "--bundle", bundle_dir)
     assert json.loads(done.stdout)["by_depth"] is not None
     assert run_here("explain", tmp_path / "a&b.png", "-o", tmp_path / "map.svg").returncode == 2
+    unseen = run_here("explain", tmp_path / "a&b.png", "--gradcam")
+    assert (unseen.returncode, b"give -o FILE or --json" in unseen.stderr) == (2, True)
 
 
 def test_what_is_no_picture_is_named(bundle_dir: Path, tmp_path: Path) -> None:

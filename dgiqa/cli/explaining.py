@@ -37,6 +37,8 @@ def explain(
     suffix = Path(output).suffix.lower() if output else ".png"
     options.refuse(suffix not in (".png", ".html"), f"{output!r} ends in neither .png nor .html", "--output")
     options.check_files([image], {"--output": output})
+    unseen = gradcam and not (output or json_)
+    options.refuse(unseen, "it is drawn into a file or printed as JSON; give -o FILE or --json", "--gradcam")
     with Scorer(**opening) as scorer:
         try:
             found = scorer.explain(image, cam=gradcam)
@@ -50,16 +52,21 @@ def explain(
             data = _encoded(found.drawn(), ".png")
         with replacing(output) as partial:
             partial.write_bytes(data)
-        say(f"written to {output}")
+        say(f"written to {output}", prefix="")
     if json_:
         print_json(found.as_dict())
         return
     side = " x ".join(f"{length:.0f}" for length in found.side)
     lines = [f"{printable(found.source)}: {found.score:.4f}"]
-    lines += [f"  map from {found.map.min():.3f} to {found.map.max():.3f}, tiles of {side}"]
-    lines += [f"  lowest at y {tile.y}, x {tile.x}: {tile.score:.4f}" for tile in found.lowest]
-    most = found.deciding[0]
-    lines += [f"  of the score's tiles y {most.y}, x {most.x} decides: {most.score:.4f}, without it {most.pull:+.4f}"]
+    lines += [f"  {found.note}"] if found.note else []
+    lines += [f"  map from {found.map.min():.3f} to {found.map.max():.3f}, means over overlapping tiles of {side}"]
+    lines += [f"  lowest tile at x {tile.x}, y {tile.y}: {tile.score:.4f}" for tile in found.lowest]
+    most, higher = found.deciding[0], f"{found.deciding[0].pull:.4f}"
+    if float(higher) > 0:
+        lines += [
+            f"  the tile at x {most.x}, y {most.y} lowers the score most ({most.score:.4f}); "
+            f"without it the score would be {higher} higher"
+        ]
     lines += [f"  {found.near_and_far}"] if found.near_and_far else []
     print(*lines, sep="\n", file=stdout())
 
