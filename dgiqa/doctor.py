@@ -24,6 +24,7 @@ from dgiqa.extras import install
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 MODULES = {"numpy": "numpy", "cv2": "opencv-python-headless", "PIL": "pillow", "simplejpeg": "simplejpeg"}
+AFTERWARDS = "fix the first failure above, then run this again"
 MINIMUM_MEMORY_MB = 1024  # the small model needs 400 MB for one photograph
 
 
@@ -63,7 +64,11 @@ def examine(bundle: str = "small") -> list[Check]:
         "bundle": partial(_bundle, bundle),
         "score": partial(_score, bundle),
     }
-    return [_guarded(name, check) for name, check in checks.items()]
+    found = [_guarded(name, check) for name, check in checks.items()]
+    first = next((i for i, check in enumerate(found) if check.status == FAIL), None)
+    if first is not None and found[first].fix == AFTERWARDS:
+        found[first] = replace(found[first], fix="DGIQA_DEBUG=1 dgiqa-rt score IMAGE shows more; please report it")
+    return found
 
 
 def report(checks: list[Check]) -> dict[str, Any]:
@@ -85,8 +90,7 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
     try:
         return check()
     except Exception as error:  # any error is the finding
-        fix = "fix the first failure above, then run this again"
-        return Check(name, FAIL, f"{type(error).__name__}: {error}", fix)
+        return Check(name, FAIL, f"{type(error).__name__}: {error}", AFTERWARDS)
 
 
 def _machine() -> Check:
@@ -262,7 +266,9 @@ def _bundle(name: str) -> Check:
     try:
         bundle = load_bundle(name)
     except BundleError as error:
-        return Check("bundle", FAIL, str(error), "dgiqa-rt models lists the models; is the name misspelt?")
+        listed = "dgiqa-rt models lists the models"
+        fix = f"replace the folder; {listed}" if os.path.isdir(name) else f"is the name misspelt? {listed}"
+        return Check("bundle", FAIL, str(error), fix)
     return Check("bundle", OK, f"{bundle.id}, every file verified", data={"id": bundle.id})
 
 

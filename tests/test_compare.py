@@ -281,7 +281,9 @@ def test_pairs_go_into_a_database(folders: Path, comparing: Bundle) -> None:
 
 NO_PAIRS = [
     (["a.png"], "has no REFERENCE"),
-    (["{}/encoded", "a.png"], "two pictures or two folders"),
+    (["{}/encoded", "a.png"], "REFERENCE: a.png: no such file or folder"),
+    (["gone", "{}/originals"], "IMAGE: gone: no such file or folder"),
+    (["{}/encoded", "{}/pairs.csv"], "two pictures or two folders"),
     (["{}/none.csv"], "none.csv"),
     (["{}/encoded", "{}/hollow"], "REFERENCE: {}/hollow: a folder without images; -r"),
     (["{}/empty.csv"], "columns none, as it is empty"),

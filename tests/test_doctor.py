@@ -36,8 +36,19 @@ def test_a_missing_bundle_fails_with_advice_and_no_exception(tmp_path: Path) -> 
     checks = {check.name: check for check in doctor.examine(str(tmp_path / "nowhere"))}
     assert checks["bundle"].status == checks["score"].status == FAIL
     assert not doctor.healthy(checks.values())
-    assert "dgiqa-rt models lists" in checks["bundle"].fix
+    assert checks["bundle"].fix == "is the name misspelt? dgiqa-rt models lists the models"
+    assert checks["score"].fix == doctor.AFTERWARDS
+    (tmp_path / "empty").mkdir()
+    assert (
+        "replace the folder" in {check.name: check for check in doctor.examine(str(tmp_path / "empty"))}["bundle"].fix
+    )
     assert all(check.fix for check in checks.values() if check.status != OK)
+
+
+def test_the_first_failure_is_not_advised_to_look_above(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_score", lambda _: 1 / 0)
+    (failed,) = (check for check in doctor.examine(str(tiny_bundle.path)) if check.status == FAIL)
+    assert (failed.name, "DGIQA_DEBUG=1" in failed.fix) == ("score", True)
 
 
 def test_warnings_do_not_make_a_machine_unhealthy() -> None:

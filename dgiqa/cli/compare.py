@@ -81,6 +81,8 @@ def _pairs(picture: str, reference: str | None, recursive: bool) -> Iterator[Pai
             raise ValueError(f"{picture} has no REFERENCE; name one, or give a CSV of pairs")
         yield from _listed(path)
     elif path.is_dir() != Path(reference).is_dir():
+        gone = next((name for name in (picture, reference) if not os.path.exists(name)), None)
+        options.refuse(gone, f"{gone}: no such file or folder", "REFERENCE" if gone == reference else "IMAGE")
         raise ValueError(f"got {picture} and {reference}, wanted two pictures or two folders")
     elif path.is_dir():
         yield from _matched(picture, reference, recursive)
