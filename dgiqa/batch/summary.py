@@ -26,8 +26,9 @@ class PageWriter:
         self.write = self._rows.add
 
     def finish(self, summary: dict[str, Any]) -> None:
-        gated = self._gate is not None and summary["scored"]
-        sentence = gate_sentence(summary["below"], summary["scored"], "image", self._gate) if gated else ""
+        sentence = ""
+        if self._gate is not None and summary["scored"]:
+            sentence = gate_sentence(summary["below"], summary["scored"], "image", self._gate)
         self._file.write(page(self._rows, name=self._name, sentence=sentence))
 
 
