@@ -244,6 +244,8 @@ def test_files_of_a_folder_that_are_no_images_are_counted(tmp_path: Path, photo:
         (["calibrate", "a.csv", "--range", "1", "nix"], "got nix, wanted a number"),
         (["build", "--int8", "--calib", "no-such"], "does not exist; wanted a folder that can be read"),
         (["build", "--plugin", "/"], "is a directory; wanted a file that can be read"),
+        (["score", "a.jpg", "--html", "x.txt"], "--html: 'x.txt' is written as HTML; end it in .html"),
+        (["report", "s.csv", "-o", "x.txt"], "'x.txt' is written as HTML; end it in .html"),
         (["score", "a.jpg", "--sidecar", __file__], "is a file; wanted a folder, or beside"),
         (["score", "a.jpg", "--preset", "upload", "--fail-under", "0.5"], "give --preset or --fail-under, not both"),
         (["score", "a.jpg", "--json", "--format", "csv"], "--json"),

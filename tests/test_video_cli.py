@@ -194,7 +194,8 @@ def test_an_ffmpeg_pipe_is_scored_as_its_file(run: Run, clip: Path, rows: list[d
         (["--live", "--frames", "2"], "is a file, which would be read again and again"),
         (["--gate", "0.5", "--gate-interval", "nan"], "give seconds above 0"),
         (["--plot", "curve.pdf"], "end it in .png"),
-        (["--html", "same", "--srt", "./same"], "./same is --html as well; name another file"),
+        (["--html", "page.txt"], "end it in .html"),
+        (["--html", "same.html", "--srt", "./same.html"], "./same.html is --html as well; name another file"),
     ],
 )
 def test_wrong_usage_is_exit_2_with_the_reason(run: Run, clip: Path, arguments: list[str], says: str) -> None:

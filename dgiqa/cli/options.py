@@ -254,8 +254,10 @@ def check_files(sources: Iterable[str | None], files: Mapping[str, str | None]) 
             continue
         other = taken.setdefault(os.path.realpath(path), name)
         refuse(other is not name, f"{path} is {other} as well; name another file", name)
-    plot = files.get("--plot") or ".png"
-    refuse(not plot.lower().endswith(".png"), f"{plot!r} is written as PNG; end it in .png", "--plot")
+        suffix = {"--plot": ".png", "--html": ".html", "--output FILE.html": ".html"}.get(name, "")
+        refuse(
+            not path.lower().endswith(suffix), f"{path!r} is written as {suffix[1:].upper()}; end it in {suffix}", name
+        )
 
 
 def write_rows(

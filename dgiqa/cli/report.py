@@ -40,7 +40,7 @@ def report(  # noqa: PLR0917 - the command line's options
     options.refuse(json_ and against is None, "it prints a comparison; name the other scores by --against", "--json")
     alone = (by or time) and against is None
     options.refuse(alone, "--by and --time need a comparison; name the other scores by --against")
-    options.check_files([scores, against], {"--output": output})
+    options.check_files([scores, against], {"--output FILE.html": output})
     found = population(read_rows(scores), by, time)
     before = None if against is None else population(read_rows(against), by)
     if json_ and before is not None:
