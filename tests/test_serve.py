@@ -490,6 +490,18 @@ def test_forms_that_are_none_are_refused(server: Server, photo: bytes) -> None:
     assert server.post("/score", body, **headers)[1]["path"] == "../../etc/passwd"  # a label, and nothing else
 
 
+def test_names_that_would_be_ignored_are_refused(server: Server, photo: bytes) -> None:
+    data = base64.b64encode(photo).decode()
+    for document in ({"data": data, "nmae": "a"}, {"images": [{"data": data}], "gate": 0.5}):
+        status, answer = server.post("/score", json.dumps(document), Content_Type="application/json")
+        assert (status, "gate, preset and details go into the address" in answer["error"]) == (400, True)
+    body, headers = form(("a", photo))
+    field = b'--b\r\nContent-Disposition: form-data; name="gate"\r\n\r\n0.5\r\n'
+    assert server.post("/score", body, **headers)[0] == 200
+    status, answer = server.post("/score", field + body, **headers)
+    assert (status, answer["error"]) == (400, "unknown: gate; gate, preset and details go into the address")
+
+
 def test_a_form_made_to_be_slow_to_read_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     head = b'--b\r\nContent-Disposition: form-data; name="f"; filename="a"\r\n\r\n'
     body = (head + b"\r\n-" * (BODY // 3))[: BODY - 1]

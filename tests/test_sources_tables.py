@@ -155,8 +155,10 @@ def test_a_dataset_gives_its_files_and_not_what_it_decodes(
 @pytest.mark.parametrize("option", ["--column", "--key"])
 def test_columns_without_a_table_are_wrong_usage(tmp_path: Path, command: tuple[str, ...], option: str) -> None:
     (tmp_path / "set").mkdir()
-    done = run_here(*command, "set", option, "a", cwd=tmp_path)
-    assert (done.returncode, b"only tables have columns" in done.stderr) == (2, True)
+    for path in ("set", "set/*.jpg"):
+        done = run_here(*command, path, option, "a", cwd=tmp_path)
+        assert (done.returncode, b"only tables have columns" in done.stderr) == (2, True)
+    assert b"only tables" not in run_here(*command, "set/*", option, "a", "--bundle", "none", cwd=tmp_path).stderr
 
 
 def test_pillow_images_and_arrays_in_a_column_are_scored(

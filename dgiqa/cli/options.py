@@ -217,11 +217,13 @@ def check_suffix(output: str | None) -> str | None:
 
 
 def check_columns(paths: Iterable[str], reading: Reading) -> None:
-    """Raise a usage error for --column or --key where all paths are there and none is a table."""
+    """Raise a usage error for --column or --key where no path is a table, or may stand for some."""
+    from dgiqa.sources.inputs import PHOTO_SUFFIXES, suffix_of
     from dgiqa.sources.tables import is_table
 
     given = "--column" if reading.column else "--key" if reading.key else ""
-    unread = all(os.path.exists(path) and not is_table(path) for path in paths)
+    known = (path == "-" or os.path.exists(path) or suffix_of(path) in PHOTO_SUFFIXES for path in paths)
+    unread = all(known) and not any(map(is_table, paths))
     refuse(given and unread, "only tables have columns, and no table is named", given)
 
 

@@ -65,7 +65,8 @@ def watch(
     """Say when the quality of a stream has moved, and exit with 4 if it has.
 
     Two cumulative sums (CUSUM) find shifts of half a standard deviation soonest, down or up. Chance raises an alarm
-    once in 10,000 scores if these are independent; take one frame of a scene, not all. Failures are skipped.
+    once in 10,000 scores if these are independent; take one frame of a scene, not all. Failures are skipped; not to
+    get a single score is an error.
 
     \b
     Examples:

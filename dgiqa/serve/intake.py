@@ -5,7 +5,7 @@ import base64
 import binascii
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -113,6 +113,8 @@ class Intake:
         entries, most = listed.get("images", [listed]) if isinstance(listed, dict) else listed, self.limits.images
         if not isinstance(entries, list) or not 0 < len(entries) <= most:
             raise malformed(f"wanted one image, or a list of 1 to {most}")
+        if isinstance(listed, dict) and "images" in listed:
+            _only(listed, ("images",))
         found, size = [], 0
         try:
             with anyio.fail_after(self.limits.timeout_s):
@@ -128,6 +130,7 @@ class Intake:
     async def _listed(self, entry: Any) -> Image:
         if not isinstance(entry, dict) or len(entry.keys() & {"url", "data"}) != 1:
             raise malformed('wanted {"url": ADDRESS} or {"data": BASE64}, and "name" if you like')
+        _only(entry, ("name", "url", "data"))
         if "data" in entry:
             return named(entry.get("name", "<bytes>")), from_base64(entry["data"])
         address = entry["url"]
@@ -179,6 +182,13 @@ def named(name: Any) -> str:
     return name
 
 
+def _only(given: Iterable[str], known: tuple[str, ...]) -> None:
+    """Raise RefusedError for a name that would be ignored, such as "gate"."""
+    if unknown := sorted(set(given) - set(known)):
+        wanted = f"; wanted {', '.join(known)}" if known else ""
+        raise malformed(f"unknown: {', '.join(unknown)[:80]}{wanted}; gate, preset and details go into the address")
+
+
 def _form(request: Request, data: bytes, limits: Limits) -> list[Image]:
     """The files of a form. Runs in a thread and within a time limit: a hostile form takes long to read."""
     until, most = time.monotonic() + limits.timeout_s, limits.images
@@ -194,6 +204,8 @@ def _form(request: Request, data: bytes, limits: Limits) -> list[Image]:
         parser.spool_max_size = len(data) + 1  # nothing is written to disk
         form = await parser.parse()
         uploads = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+        if uploads:
+            _only((name for name, value in form.multi_items() if not isinstance(value, UploadFile)), ())
         return [(named(upload.filename or "<bytes>"), await upload.read()) for upload in uploads]
 
     try:
