@@ -124,7 +124,7 @@ def test_a_set_of_shards_is_scored_from_bucket_to_bucket(
     system.rm_file(f"scores/run/{names[2]}{MARKER}")
     again = run_here(*command, "--resume")
     assert b"3 of 4 shards are done" in again.stderr
-    assert b"4 of 4 shards done, 3 rows now" in again.stderr
+    assert b"4 of 4 shards are done, 3 rows scored in this run" in again.stderr
     globbed = run_here("score", f"{scheme}://set/00[01].tar", "--remote", "--bundle", bundle_dir, "-f", "jsonl")
     assert globbed.stdout.count(b'"status": "ok"') == 2 * EACH - 1
     assert len(run_here("filter", there[1], "--top", "2").stdout.splitlines()) == 2
