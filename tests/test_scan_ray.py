@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import tarfile
 import threading
@@ -16,8 +17,8 @@ from command import run_here
 from numpy.typing import NDArray
 from waiting import PATIENCE_S, until
 
-from dgiqa.batch.on_ray import _share, scan_on_ray
-from dgiqa.batch.scan import MARKER, Job
+from dgiqa.batch.on_ray import _ShardScorer, _share, scan_on_ray
+from dgiqa.batch.scan import MARKER, Done, Job
 from dgiqa.bundle import Bundle
 from dgiqa.errors import DgiqaError
 from dgiqa.report.read import read_rows
@@ -44,6 +45,14 @@ def test_an_actor_has_a_gpu_or_a_group_of_cores(tiny_bundle: Bundle, tmp_path: P
             _share(none, on_cores, None)
     with pytest.raises(DgiqaError, match="what an actor needs"):
         _share(nodes({"CPU": 16.0}), on_gpus, None)
+
+
+def test_an_actor_tells_a_shard_that_is_missing(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    actor = _ShardScorer(job_of(tmp_path, tiny_bundle), 1)
+    done = Done(**json.loads(actor({"shard": str(tmp_path / "gone.tar")})["done"]))
+    assert (done.rows, done.error) == (1, "no such file or folder")
+    assert not [name for name in os.listdir(tmp_path) if name.endswith(MARKER)]
 
 
 @pytest.fixture(scope="module")
