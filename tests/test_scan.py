@@ -28,6 +28,7 @@ from dgiqa.batch.scan import MARKER, Job, output_name, part_of, score_shard
 from dgiqa.report.files import write_parquet
 from dgiqa.report.read import read_rows
 from dgiqa.scorer import Scorer
+from dgiqa.sources import Input
 
 pytest.importorskip("pyarrow")
 EACH = 12
@@ -127,6 +128,17 @@ def test_a_shard_that_is_missing_or_ends_early_is_not_done(
     assert run_here(*command).returncode == 0
     assert len(facts(out)) == 2 * EACH
     assert b"2 of 2 shards are done, 0 rows scored in this run" in run_here(*command).stderr
+
+
+def test_a_folder_with_a_part_that_cannot_be_read_is_not_done(
+    tmp_path: Path, bundle_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "set" / "closed").mkdir(parents=True)
+    part = Input(str(tmp_path / "set" / "closed"), error="the folder cannot be read: Permission denied")
+    monkeypatch.setattr(scan, "expand", lambda *_: iter([part, Input("bad.jpg", error="no image")]))
+    done = run_here("scan", tmp_path / "set", "--out", tmp_path / "out", "--bundle", bundle_dir)
+    assert f"{part.name}: {part.error}; it is not done".encode() in done.stderr
+    assert not [name for name in os.listdir(tmp_path / "out") if name.endswith(MARKER)]
 
 
 def test_processes_and_buckets_tell_a_missing_shard_too(tmp_path: Path, shards: Path, bundle_dir: Path) -> None:

@@ -154,12 +154,12 @@ def score_shard(scorer: Scorer, shard: str, job: Job) -> Done:
 
 def _score_shard(scorer: Scorer, shard: str, job: Job, stem: str) -> Done:
     reading, summary = replace(job.reading, left_out=Counter()), Summary(run=job.settings)
-    errors = list[str]()  # of the shard itself
+    errors = list[str]()  # of the shard itself, and of its folders
 
     def inputs() -> Iterator[Input]:
         for item in expand([shard], reading):
-            if item.source is None and item.name == shard:
-                errors.append(item.error)
+            if item.source is None and (item.name == shard or os.path.isdir(item.name)):
+                errors.append(item.error if item.name == shard else f"{item.name}: {item.error}")
             yield item
 
     def rows() -> Iterator[Row]:
