@@ -65,7 +65,7 @@ def _command(path: str, command: Any) -> str:
     if examples.strip():
         lines = "\n".join("$ " + line.strip() for line in examples.strip().splitlines())
         parts.append(f"```console\n{lines}\n```")
-    rows = [(f"`{name.replace(' <list[str]>', '')}`", told) for name, told in records]
+    rows = [(f"`{name}`", told) for name, told in records]
     parts.append(table(("Argument or option", "Meaning"), rows))
     return "\n\n".join(part for part in parts if part)
 

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -30,6 +31,7 @@ from waiting import PATIENCE_S
 
 import dgiqa.spec
 from dgiqa.bundle import Bundle, load_bundle, write_bundle
+from dgiqa.cli import FILES
 
 COMMAND = [sys.executable, "-m", "dgiqa"]
 PACKAGE_PARENT = str(Path(dgiqa.spec.__file__).parents[1])
@@ -492,6 +494,16 @@ def test_no_flag_is_on_unless_it_is_given() -> None:
     found = list(flags(get_command(application())))
     assert "--remote" in {name for flag in found for name in flag.opts}
     assert [flag.opts for flag in found if flag.default not in (False, None)] == []
+
+
+def test_help_has_whole_summaries_the_exit_codes_and_no_names_of_types() -> None:
+    listed = run("--help").stdout.decode().partition("Commands:")[2].partition("Exit codes:")[0]
+    assert "..." not in listed
+    assert len(listed.split("\n\n")[0].strip().splitlines()) == len(FILES)
+    for command in FILES:
+        text = run(command, "--help").stdout.decode()
+        assert "Exit codes:" in text, command
+        assert not re.search(r"<(str|path|int|float|list)\b", text), command
 
 
 def test_help_and_version_are_quick_because_they_import_nothing_heavy() -> None:

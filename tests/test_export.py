@@ -385,7 +385,7 @@ def test_verify_refuses_weights_that_the_model_was_not_made_from(
     assert "go together" in done.output
     done = verify(bundle, "--quality", quality, "--depth", depth, "--quick")
     assert done.exit_code == 0
-    assert "worst of 4 distorted images" in done.output
+    assert "worst of 4 images" in done.output
 
 
 @pytest.mark.slow

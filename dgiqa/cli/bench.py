@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, Backend, app, argument, option, print_json, say, show, stdout
+from dgiqa.cli.common import Backend, app, argument, option, print_json, say, show, stdout
 
 if TYPE_CHECKING:
     from dgiqa.speed import Survey
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 COLUMNS = ("backend", "precision", "batch", "threads", "parallel", "ms per image", "p90", "images/s", "drift")
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command()
 def bench(  # noqa: PLR0917 - the command line's options
     paths: list[str] | None = argument(
         None, "IMAGE", "Images to measure with; at most 32.  [default: the model's own]"
@@ -25,7 +25,7 @@ def bench(  # noqa: PLR0917 - the command line's options
     json_: options.Json = False,
     quiet: bool = option(False, "--quiet -q", "No progress, only the result."),
 ) -> None:
-    """Say how fast this machine scores images, and with which options it is fastest.
+    """Say how fast this machine scores, and with which options.
 
     Every engine that runs here is measured in turn: its latency (one image at a time), its throughput (many at once)
     and its drift (how far scores are from fp32). Then it tries threads and batches of the fastest. Takes two minutes.

@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dgiqa.cli import options
-from dgiqa.cli.common import ENVIRONMENT, OK, app, argument, data_stream, leave, option, print_json, say, show, stdout
+from dgiqa.cli.common import (
+    ENVIRONMENT,
+    OK,
+    UsualFirst,
+    app,
+    argument,
+    data_stream,
+    leave,
+    option,
+    print_json,
+    say,
+    show,
+    stdout,
+)
 from dgiqa.extras import load
 
 if TYPE_CHECKING:
@@ -20,7 +33,7 @@ if TYPE_CHECKING:
     from dgiqa.scorer import Scorer
 
 
-models_app = typer.Typer(rich_markup_mode=None, help="The models (bundles) that can be used by name.")
+models_app = typer.Typer(cls=UsualFirst, rich_markup_mode=None, help="The models (bundles) that can be used by name.")
 app.add_typer(models_app, name="models")
 
 
@@ -138,7 +151,7 @@ def verify(
     quick: bool = option(False, "--quick", "Golden images only, without distorting them."),
     json_: options.Json = False,
 ) -> None:
-    """Compare this machine's scores with those of the model's networks in PyTorch.
+    """Compare this machine's scores with PyTorch's.
 
     The images and their scores come with the model, so PyTorch is not needed. Engines other than ONNX Runtime in fp32
     are also compared with it on blurred, noisy, compressed and dark copies of the images. With the weights that the
@@ -174,7 +187,7 @@ def verify(
         figures = f"mean {swept.mean_difference:.1e}; SROCC {swept.srocc:.4f}"
         _print_compared(
             swept,
-            ("here", "wanted", "difference", f"worst of {swept.images} distorted images"),
+            ("here", "wanted", "difference", f"worst of {swept.images}{' distorted' * (not quick)} images"),
             [(r.got, r.expected, (r.difference,), f"{r.file}, {r.distortion}") for r in swept.worst],
             ("within its budget", "OVER its budget"),
             f", {figures}; {swept.backend} against {swept.reference}",
@@ -218,7 +231,7 @@ def import_weights(
     depth_version: DepthVersionOption = None,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Turn checkpoints (the authors' or your own) into a model that can be used by name.
+    """Turn checkpoints into a model that can be used by name: the authors' or your own.
 
     Both networks are exported to ONNX, and they and whole scores are compared with PyTorch. Nothing is written when a
     difference is over its budget. Needs pip install "dgiqa-rt[export]"; takes a few minutes.

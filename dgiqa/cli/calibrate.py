@@ -37,7 +37,7 @@ def calibrate(  # noqa: PLR0917 - the command line's options
     overwrite: options.Overwrite = False,
     json_: options.Json = False,
 ) -> None:
-    """Put scores on the scale of your own labels, and choose a threshold for them.
+    """Put scores on your labels' scale, and choose a threshold.
 
     The result is a new model, for --bundle NAME. Scores stay in [0, 1]: 0 and 1 are the ends of your scale, or, with
     labels good|bad, the score is how likely a picture is good. All figures come from pictures that were left out of

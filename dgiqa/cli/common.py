@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import signal
 import sys
 import traceback
@@ -45,7 +46,17 @@ FIRST = ("score", "video", "scan", "filter", "verify", "bench", "models", "docto
 
 
 class UsualFirst(TyperGroup):
-    """Commands in the order of use."""
+    """Commands in the order of use, each with its first clause as summary, and with the exit codes."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for command in self.commands.values():
+            command.short_help = re.split(r"[.:](?:\s|$)", command.help or "", maxsplit=1)[0]
+            command.epilog = EXIT_CODES
+            arguments: list[Any] = command.params
+            for each in arguments:
+                if each.param_type_name == "argument":  # its name says enough; typer adds <list[str]>
+                    each.display_type_rich = lambda ctx: None
 
     def list_commands(self, ctx: Any) -> list[str]:
         names = super().list_commands(ctx)

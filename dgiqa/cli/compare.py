@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, app, argument, fill, leave, say
+from dgiqa.cli.common import app, argument, fill, leave, say
 from dgiqa.cli.options import share
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Pair = tuple[str, str, str]  # picture, reference, and the pair's error or ""
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command()
 @options.joined(["bundle", "tiling", "backend", "precision", "build", "engine", "batch", "threads"])
 def compare(
     picture: str = argument(..., "IMAGE", "A picture, a folder of pictures, or a CSV of pairs."),
@@ -29,8 +29,8 @@ def compare(
     output: options.Output = None,
     format_: options.Format = None,
     recursive: options.Recursive = False,
-    max_drop: float | None = share(None, "Exit with 4 if any picture loses more than X."),
-    fail_under: float | None = share(None, "Exit with 4 if full_reference is below X for any picture."),
+    max_drop: float | None = share(None, "Exit with code 4 if any picture loses more than X."),
+    fail_under: float | None = share(None, "Exit with code 4 if full_reference is below X for any picture."),
     quiet: options.Quiet = False,
 ) -> None:
     """Compare pictures with their references: both scores, and the quality lost.

@@ -10,17 +10,19 @@ import typer
 
 from dgiqa import spec
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, app, argument, data_stream, option, print_json, say, stdout
+from dgiqa.cli.common import UsualFirst, app, argument, data_stream, option, print_json, say, stdout
 
 if TYPE_CHECKING:
     from dgiqa.runtime.engines import Engine
 
 
-cache_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The engines built on this machine.")
+cache_app = typer.Typer(
+    cls=UsualFirst, rich_markup_mode=None, no_args_is_help=True, help="The engines built on this machine."
+)
 app.add_typer(cache_app, name="cache")
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command()
 def build(  # noqa: PLR0917 - the command line's options
     fp32: bool = option(False, "--fp32", "Full precision."),
     fp16: bool = option(False, "--fp16", "Half precision; the default."),
@@ -55,7 +57,7 @@ def build(  # noqa: PLR0917 - the command line's options
     hardware: Literal["ampere+", "same"] | None = option(  # dgiqa.builder.plan.HARDWARE
         None, "", "TensorRT: run on every GPU from Ampere on, or of the same compute capability."
     ),
-    level: int = option(3, "--optimization-level", "TensorRT: effort to find kernels.", min=0, max=5),
+    level: int = option(3, "--optimization-level N", "TensorRT: effort to find kernels.", min=0, max=5),
     force: bool = option(False, "--force", "Build again, even if the engine is there."),
     json_: options.Json = False,
 ) -> None:

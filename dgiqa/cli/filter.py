@@ -8,14 +8,14 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, app, argument, data_stream, leave, option, say
+from dgiqa.cli.common import app, argument, data_stream, leave, option, say
 from dgiqa.cli.options import share
 
 if TYPE_CHECKING:
     from dgiqa.report.rows import Row
 
 
-@app.command("filter", epilog=EXIT_CODES)
+@app.command("filter")
 def filter_(  # noqa: PLR0917 - the command line's options
     scores: list[str] = argument(..., "SCORES", "Files that `score -o` wrote, or folders that `scan` wrote."),
     least: float | None = share(None, "Keep scores of X or more.", "--min X"),

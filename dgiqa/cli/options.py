@@ -45,7 +45,9 @@ Workers = Annotated[int | None, whole(..., "Threads that prepare images.  [defau
 Preset = Annotated[
     str | None,
     option(
-        ..., "NAME", "The model's threshold: upload, archive, curation, or own after `calibrate`. Exit with 4 below it."
+        ...,
+        "NAME",
+        "The model's threshold: upload, archive, curation, or own after `calibrate`. Exit with code 4 below it.",
     ),
 ]
 Format = Annotated[
@@ -70,7 +72,8 @@ def _opening(
         "grid",
         "TILING",
         "grid covers the whole image and repeats exactly; official:20[:SEED] draws the authors' random "
-        "crops as albumentations 1.4.21 and later do; official-1.3:20 etc. do as older ones, see docs.",
+        "crops as albumentations 1.4.21 and later do; official-1.3:20 etc. do as older ones: "
+        "see explanation/preprocessing in the docs.",
     ),
     backend: Backend = "auto",
     precision: Precision = "fp32",
@@ -107,7 +110,7 @@ def _reading(
     key: str | None = option(None, "NAME", "In tables: the column with the images' names."),
     remote: bool = option(False, "--remote", "Fetch images from addresses (https, s3, gs, az, hf)."),
     private_network: bool = option(False, "--private-network", "Fetch from this machine and its local networks, too."),
-    max_bytes: int = whole(268435456, "Refuse larger files from addresses."),
+    max_bytes: int = whole(268435456, "Refuse files from addresses with more bytes."),
     timeout: float = option(30.0, "S", "Seconds that fetching an image may take.", min=0.1),
 ) -> None:
     """Options that become a `sources.Reading`."""

@@ -8,11 +8,11 @@ from typing import Any
 import typer
 
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, GATE_FAILED, app, argument, opened, option, print_json, say, stdout
+from dgiqa.cli.common import GATE_FAILED, app, argument, opened, option, print_json, say, stdout
 from dgiqa.errors import DgiqaError
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command()
 def report(  # noqa: PLR0917 - the command line's options
     scores: str = argument(..., "SCORES", "A file that `score -o` wrote, or a folder that `scan` wrote."),
     against: str | None = option(None, "SCORES", "Earlier scores: show how scores moved, and of which images."),
@@ -54,15 +54,15 @@ def report(  # noqa: PLR0917 - the command line's options
         say(f"written to {output}", prefix="")
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command()
 def watch(
     scores: str = argument(..., "SCORES", 'A file or folder of scores, or "-": JSON lines as they come.'),
     against: str = option(..., "SCORES", "Scores from when all was well, 100 or more."),
-    one_in: int = option(10_000, "", "Average number of scores between two false alarms.", min=100),
+    one_in: int = option(10_000, "N", "Average number of scores between two false alarms.", min=100),
     stop: bool = option(False, "--stop", "Stop at the first alarm."),
     json_: options.Json = False,
 ) -> None:
-    """Say when the quality of a stream has moved, and exit with 4 if it has.
+    """Say when the quality of a stream has moved: the exit code is 4 then.
 
     Two cumulative sums (CUSUM) find shifts of half a standard deviation soonest, down or up. Chance raises an alarm
     once in 10,000 scores if these are independent; take one frame of a scene, not all. Failures are skipped; not to

@@ -3,11 +3,11 @@
 from typing import Any
 
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, app, argument, leave, option, say
+from dgiqa.cli.common import app, argument, leave, option, say
 from dgiqa.cli.options import whole
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command()
 @options.joined(["bundle", "tiling", "backend", "precision", "threads", "max_pixels"])
 def scan(
     shards: list[str] = argument(
@@ -24,7 +24,7 @@ def scan(
     details: bool = option(False, "--details", "Add each tile's score, and more."),
     quiet: options.Quiet = False,
 ) -> None:
-    """Score sets: every shard becomes DIR/NAME.parquet, and DIR/NAME.done.json once that is complete.
+    """Score sets of shards: every shard becomes DIR/NAME.parquet, and DIR/NAME.done.json once that is complete.
 
     After a kill, a power cut or a full disk, the same command with --resume continues. Unfinished shards are scored
     again, so no row is lost or doubled. A shard that is missing or ends early is not done: --resume tries it again.

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, app, argument, data_stream, fill, leave, opened, option, say, show_progress
+from dgiqa.cli.common import app, argument, data_stream, fill, leave, opened, option, say, show_progress
 from dgiqa.cli.options import share, whole
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dgiqa.sources import Input, Reading
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command()
 @options.joined()
 def score(
     paths: list[str] | None = argument(
@@ -39,7 +39,7 @@ def score(
     workers: options.Workers = None,
     output: options.Output = None,
     sidecar: str | None = option(
-        None, "beside|DIR", "Write a JSON file for each image, next to it or in a copy of its folders."
+        None, "beside|DIR", "Write a JSON file for each image, next to it or in DIR, in the same subfolders."
     ),
     html: str | None = option(None, "FILE.html", "Draw the scores as a page that needs no network."),
     sort: bool = option(False, "--sort", "Show the best first, once all are scored."),
@@ -50,7 +50,7 @@ def score(
     format_: options.Format = None,
     json_: bool = option(False, "--json", "Same as --format json: one document."),
     details: bool = option(False, "--details", "Add each tile's score and window, and the time of each stage."),
-    fail_under: float | None = share(None, "Exit with 4 if any image scores below X."),
+    fail_under: float | None = share(None, "Exit with code 4 if any image scores below X."),
     preset: options.Preset = None,
     quiet: options.Quiet = False,
     no_progress: options.NoProgress = False,

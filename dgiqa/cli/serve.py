@@ -5,7 +5,7 @@ import os
 from typing import Annotated, Any
 
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, Stopped, app, argument, option, say
+from dgiqa.cli.common import Stopped, app, argument, option, say
 from dgiqa.cli.options import share, whole
 from dgiqa.extras import needs
 
@@ -15,11 +15,13 @@ Preset = Annotated[
 Gate = Annotated[float | None, share(..., "The verdict is pass for scores of X or more.")]
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command()
 @options.joined(reading=["private_network", "max_bytes", "timeout"])
 def serve(  # noqa: PLR0917 - the command line's options
-    host: str = option("127.0.0.1", "", "The address to listen on; 0.0.0.0 means every address of this machine."),
-    port: int = option(8000, "", "The port; 0 takes a free one.", min=0, max=65535),
+    host: str = option(
+        "127.0.0.1", "ADDRESS", "The address to listen on; 0.0.0.0 means every address of this machine."
+    ),
+    port: int = option(8000, "N", "The port; 0 takes a free one.", min=0, max=65535),
     queue: int | None = whole(None, "Images waiting or being scored; more get a 429.  [default: 1 per usable core]"),
     max_body: int = option(64, "MIB", "Answer requests with larger bodies with 413.", min=1),
     request_timeout: float = option(
@@ -32,7 +34,7 @@ def serve(  # noqa: PLR0917 - the command line's options
     gate: Gate = None,
     preset: Preset = None,
 ) -> None:
-    """Serve scores over HTTP, with a page to drop a picture on, and the Open Inference Protocol.
+    """Serve scores over HTTP: with a page to drop a picture on, and the Open Inference Protocol.
 
     GET /docs on the server lists its requests. With the variable DGIQA_SERVE_TOKEN set, clients send it as a bearer
     token. On SIGTERM the server answers the requests it has accepted, then ends.
@@ -65,7 +67,7 @@ def serve(  # noqa: PLR0917 - the command line's options
         run(create_app(scorer, limits, network=network, token=os.environ.get("DGIQA_SERVE_TOKEN") or None), listening)
 
 
-@app.command("triton-repo", epilog=EXIT_CODES)
+@app.command("triton-repo")
 def triton_repo(  # noqa: PLR0917 - the command line's options
     out: str = argument(..., "OUT", "The folder to make."),
     bundle: options.Bundle = "small",

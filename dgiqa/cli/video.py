@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from dgiqa.cli import options
-from dgiqa.cli.common import EXIT_CODES, Format, app, argument, fill, leave, option, say, show_progress, writable
+from dgiqa.cli.common import Format, app, argument, fill, leave, option, say, show_progress, writable
 from dgiqa.cli.options import share, whole
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dgiqa.video.sampling import Sampling
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command()
 @options.joined([name for name in options.OPENING if name not in ("max_memory", "decode_timeout_s")])
 def video(  # noqa: PLR0917 - the command line's options
     sources: list[str] | None = argument(
@@ -53,20 +53,20 @@ def video(  # noqa: PLR0917 - the command line's options
     opening: dict[str, Any],
     workers: options.Workers = None,
     streams: int = whole(2, "Files decoded in parallel."),
-    output: str | None = option(None, "--output -o FILE", "Write rows to FILE: .jsonl, .csv, .json or .parquet."),
+    output: options.Output = None,
     per_video: bool = option(False, "--per-video", "Write one row per video, at the end, instead of one per frame."),
     format_: options.Format = None,
     plot: str | None = option(None, "FILE.png", "Draw the curve; needs matplotlib."),
     html: str | None = option(None, "FILE.html", "Write a page that needs no network."),
     srt: str | None = option(None, "FILE.srt", "Write the score as subtitles."),
     ffmetadata: str | None = option(None, "FILE", "Write the score as chapters in FFmpeg's metadata format."),
-    fail_under: float | None = share(None, "Exit with 4 if a video's mean is below X.", "--fail-under --gate X"),
+    fail_under: float | None = share(None, "Exit with code 4 if a video's mean is below X.", "--fail-under --gate X"),
     gate_interval: float | None = option(
-        None, "S", "With --fail-under or --preset: exit with 4, too, if the mean of any S seconds is below it."
+        None, "S", "With --fail-under or --preset: exit with code 4, too, if the mean of any S seconds is below it."
     ),
     preset: options.Preset = None,
     against: str | None = option(None, "MASTER", "The video that it was encoded from: compare frame by frame."),
-    max_drop: float | None = share(None, "With --against: exit with 4 if the mean drop is over X."),
+    max_drop: float | None = share(None, "With --against: exit with code 4 if the mean drop is over X."),
     quiet: options.Quiet = False,
     no_progress: options.NoProgress = False,
 ) -> None:
