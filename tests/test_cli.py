@@ -32,6 +32,7 @@ from waiting import PATIENCE_S
 import dgiqa.spec
 from dgiqa.bundle import Bundle, load_bundle, write_bundle
 from dgiqa.cli import FILES
+from dgiqa.doctor import OK, Check
 
 COMMAND = [sys.executable, "-m", "dgiqa"]
 PACKAGE_PARENT = str(Path(dgiqa.spec.__file__).parents[1])
@@ -451,10 +452,14 @@ def test_verify_compares_with_the_golden_scores(tmp_path: Path, tiny_bundle: Bun
     assert run("verify", altered.path).returncode == 1
 
 
-def test_doctor_reads_well_and_says_so(model: list[str]) -> None:
+def test_doctor_reads_well_and_says_so(model: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     done = run("doctor", *model)
     assert done.returncode == 0
     assert done.stdout.decode().rstrip().endswith("this machine can score images")
+    absent = [Check("openvino", OK, "not installed; it is for x86 processors"), Check("numpy", OK, "2.0")]
+    monkeypatch.setattr("dgiqa.doctor.examine", lambda bundle: absent)
+    lines = run("doctor").stdout.decode().splitlines()
+    assert [line.split()[0] for line in lines[:2]] == ["-", "ok"]
 
 
 def test_errors_show_where_they_come_from_when_asked(photo: Path) -> None:

@@ -276,6 +276,9 @@ def test_subtitles_last_until_the_next_frame(tmp_path: Path) -> None:
     assert blocks[0] == "1\n00:00:00,000 --> 00:00:00,520\nscore 0.500 ± 0.010"
     assert blocks[1].splitlines()[1] == "00:00:00,520 --> 01:01:01,001"
     assert blocks[2].splitlines()[2] == "no score: lost packet"
+    ends = SUMMARY | {"videos": {"a.mp4": {"end_s": 3661.5}}}
+    text = written(Subtitles(str(tmp_path / "s.srt")), rows, ends).read_text()
+    assert "01:01:01,001 --> 01:01:01,500" in text, "with the video"
     assert len(blocks) == 3
 
 

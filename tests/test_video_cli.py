@@ -96,6 +96,7 @@ def test_json_has_the_pooled_figures(run: Run, clip: Path, rows: list[dict[str, 
     assert figures["mean"] == pytest.approx(sum(scores) / 16, abs=1e-6)
     assert figures["harmonic_mean"] == pytest.approx(16 / sum(1 / s for s in scores), abs=1e-6)
     assert (figures["min"], figures["max"]) == (min(scores), max(scores))
+    assert figures["end_s"] == pytest.approx(4, abs=0.05)
     assert document["summary"]["complete"]
 
 

@@ -86,12 +86,23 @@ def _print_bundle(facts: dict[str, Any]) -> None:
         more = f" and {len(files) - 3} more" if len(files) > 3 else ""
         lines.append(f"{licence}: {', '.join(files[:3])}{more}")
     if facts["presets"]:
-        presets = {name: max(f"{value:.2f}", f"{value:g}", key=len) for name, value in facts["presets"].items()}
+        presets = {name: max(f"{value:.2f}", f"{value:.3g}", key=len) for name, value in facts["presets"].items()}
         lines.append("presets: " + ", ".join(f"{name} {value}" for name, value in presets.items()))
     for name, value in facts["figures"].items():
-        lines.append(f"{name}: {value if isinstance(value, str) else to_json(value)}")
+        calibrated = isinstance(value, dict) and {"labels", "method", "before", "after"} <= value.keys()
+        said = value if isinstance(value, str) else _calibrated(value) if calibrated else to_json(value)
+        lines.append(f"{name}: {said}")
     for line in (*lines, facts["path"]):
         show(f"  {printable(line)}")
+
+
+def _calibrated(card: dict[str, Any]) -> str:
+    """What `calibrate` found, in a sentence."""
+    how = "last layer fitted again" if card["method"] == "adapt" else "scores mapped"
+    before, after = (card[when].get("srocc") for when in ("before", "after"))
+    moved = "" if None in (before, after) else f", SROCC {before:.3f} before and {after:.3f} after"
+    chosen = f", threshold {card['threshold']['threshold']:.3f}" if card.get("threshold") else ""
+    return f"{how} to {card['labels']} labels{moved}{chosen}"
 
 
 @models_app.command("path")
@@ -121,7 +132,11 @@ def doctor(
     else:
         colours = {"ok": "green", "warn": "yellow", "fail": "red"}
         for check in checks:
-            show((f"{check.status:<4}", colours[check.status]), f"  {check.name:<{width}}  {printable(check.found)}")
+            absent = check.status == "ok" and "not installed" in check.found  # and nothing needs it
+            show(
+                (f"{'-' if absent else check.status:<4}", colours[check.status]),
+                f"  {check.name:<{width}}  {printable(check.found)}",
+            )
             if check.fix:
                 show(f"{'':<{width + 8}}-> {check.fix}")
         show(f"\nthis machine {'can' if well else 'cannot'} score images{'' if well else ' yet'}")

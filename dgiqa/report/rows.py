@@ -40,7 +40,9 @@ PAIR: tuple[Kind, ...] = ("pair",)
 VIDEO: tuple[Kind, ...] = ("video",)
 ALONE: tuple[Kind, ...] = ("image", "frame", "video")
 SCHEMA = (
-    Column("path", "string", "The input as it was named, or its path below the folder that was named."),
+    Column(
+        "path", "string", "The input as it was named; of a folder, the folder as it was named and the path below it."
+    ),
     Column("time_s", "float64", "The frame's time in seconds; null for pairs of images.", ("frame", "pair")),
     Column("frame", "int64", "The frame's number in the video, from 0.", FRAME),
     Column("scene", "int64", "The scene that the frame is in, counted from 0.", FRAME),
@@ -72,7 +74,12 @@ SCHEMA = (
     Column("reference_score", "float64", "How good the reference looks, from 0 to 1.", PAIR),
     Column("drop", "float64", "The reference's score less the picture's: what was lost.", PAIR),
     Column("drop_error", "float64", "Standard error of the drop over pairs of tiles; null for a single one.", PAIR),
-    Column("full_reference", "float64", "How close both look, 0 to 1; null for pictures on a GPU.", PAIR),
+    Column(
+        "full_reference",
+        "float64",
+        "How close both look, from 0 to 0.982 for equal pictures; null for pictures on a GPU.",
+        PAIR,
+    ),
     Column("frames", "int64", "How many frames were scored.", VIDEO),
     Column("failed_frames", "int64", "How many could not be scored.", VIDEO),
     Column("harmonic_mean", "float64", "Harmonic mean over the frames: bad ones weigh more.", VIDEO),

@@ -26,10 +26,12 @@ class _Spans:
         self._open = row
 
     def finish(self, summary: dict[str, Any] | None = None) -> None:
-        """Write the last frame."""
+        """Write the last frame, until the video's end where the summary knows it."""
         if self._open is not None:
             self._count += 1
-            self.file.write(self._text(self._count, self._open, self._open["time_s"] + self._step_s))
+            end_s = self._open["time_s"] + self._step_s
+            known = (summary or {}).get("videos", {}).get(self._open["path"], {}).get("end_s")
+            self.file.write(self._text(self._count, self._open, min(end_s, known or end_s)))
         self._open = None
 
 

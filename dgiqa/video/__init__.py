@@ -243,9 +243,10 @@ class Summary:
 
     def _about(self, name: str) -> dict[str, Any]:
         """The facts about a video in addition to its pooled scores. reasons: name -> share of its scored frames."""
-        frames = self.pooled[name].scored
+        frames, length_s = self.pooled[name].scored, self.run.progress[name].length_s
         return {
             "video": self.run.progress[name].info,
+            "end_s": None if length_s is None else round(self.run.sampling.start + length_s, 3),
             "verdict": self.verdict(name),
             "reasons": {reason: round(n / frames, 4) for reason, n in self.reasons[name].most_common()},
             "notes": sorted(self.run.progress[name].notes),
