@@ -216,7 +216,7 @@ def test_an_adapted_file_computes_its_layer(base: Bundle, folder: Path, tmp_path
     made = write_calibrated(comparing, result, tmp_path / "o", name="o", source="tests")
     assert made.full_reference == head
     told = run_here("models", env={"DGIQA_BUNDLES": str(tmp_path)}).stdout.decode()
-    assert f"calibration: last layer fitted again to {len(labels.values)} labels, SROCC " in told
+    assert f"calibration: last layer fitted again to {len(study.labels.values)} labels, SROCC " in told
     with Scorer(made) as scorer:
         for image, seen in zip(study.labels.images, study.pictures, strict=True):
             np.testing.assert_allclose(scorer.score(folder / image).tile_scores, layer.tile_scores(seen), atol=1e-5)
