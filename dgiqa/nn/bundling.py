@@ -23,7 +23,7 @@ from dgiqa.errors import BundleError, WeightsError
 from dgiqa.meaning import WORDS, Meaning, Reason
 from dgiqa.nn.checkpoints import load_weights
 from dgiqa.nn.deploy import Attention
-from dgiqa.nn.depth import SMALL_PREPROCESS, SmallDepth
+from dgiqa.nn.depth import SmallDepth
 from dgiqa.nn.full_reference import DGIQAFR
 from dgiqa.nn.network import DGIQA
 from dgiqa.nn.onnx_export import PHOTOGRAPHS, Export, ExportError, export_depth, export_quality, photographs
@@ -187,7 +187,7 @@ def import_weights(
         target,
         quality=quality_net,
         depth=depth_net,
-        preprocess=SMALL_PREPROCESS if small else Preprocess(),
+        preprocess=getattr(depth_net, "preprocess", Preprocess()),
         meaning=Meaning(reasons=reasons),
         title=title or f"DGIQA ({Path(quality).name}) with {kind} ({Path(depth).name})",
         licence=licence or UNSTATED,

@@ -7,7 +7,7 @@ whole picture is added where the map is smallest.
 """
 
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,8 @@ class SmallDepthConfig:
 
 class SmallDepth(nn.Module):
     """image f32 [n,3,h,w], ImageNet-normalised, h and w multiples of 32 -> inverse depth f32 [n,h,w] >= 0."""
+
+    preprocess: ClassVar[Preprocess] = SMALL_PREPROCESS
 
     def __init__(self, config: SmallDepthConfig | None = None) -> None:
         super().__init__()

@@ -65,7 +65,11 @@ class GlintIQA(nn.Module):
         self.config = config = config or GlintIQAConfig()
         tokens, width = config.grid**2, config.width
         self.vgfe = nn.ModuleDict({"backbone": VisionTransformer(config)})
-        self.clfe = LocalHalf(config)
+        patches = {  # as many of each map as the transformer has tokens
+            f"patch_embed{level + 1}": Patches(EXPANSION * config.stem << level, width, config.patch // 4 >> level)
+            for level in range(3)
+        }
+        self.clfe = nn.ModuleDict({"backbone": ResNet(config.stem, config.stages), **patches})
         self.local_cwsa = ChannelAttention(tokens, config.dropout)
         self.local_projection = nn.Linear(3 * width, width)
         for step in range(1, 5):
@@ -79,7 +83,8 @@ class GlintIQA(nn.Module):
 
     def features(self, rgb: Tensor) -> Tensor:
         """The head's input, the mean over the tokens: f32 [N,C]."""
-        local = torch.cat(self.clfe(rgb), 2)  # [N,T,3C]
+        maps = enumerate(self.clfe["backbone"](rgb), 1)
+        local = torch.cat([self.clfe[f"patch_embed{level}"](m) for level, m in maps], 2)  # [N,T,3C]
         fused = self.local_projection(self.local_cwsa(local.mT).mT)
         for step, tokens in enumerate(self.vgfe["backbone"](rgb), 1):
             joined = torch.cat([tokens, fused], 2).mT  # [N,2C,T]
@@ -97,7 +102,7 @@ class GlintIQA(nn.Module):
     def freeze(self) -> "GlintIQA":
         """Freeze the layers that its authors do not train, but not batch normalisation's statistics. Returns itself."""
         transformer: Any = self.vgfe["backbone"]
-        local = self.clfe.backbone
+        local: Any = self.clfe["backbone"]
         still = [transformer.patch_embed, *transformer.blocks[: self.config.frozen_blocks]]
         for module in (*still, local.conv1, local.bn1, local.layer1, local.layer2):
             module.requires_grad_(False)
@@ -137,20 +142,6 @@ class Patches(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(x).flatten(2).mT
-
-
-class LocalHalf(nn.Module):
-    """Three stages of ResNet-50, each cut into as many patches as the transformer has tokens."""
-
-    def __init__(self, config: GlintIQAConfig) -> None:
-        super().__init__()
-        self.backbone = ResNet(config.stem, config.stages)
-        for level in range(3):
-            channels, side = EXPANSION * config.stem << level, config.patch // 4 >> level
-            self.add_module(f"patch_embed{level + 1}", Patches(channels, config.width, side))
-
-    def forward(self, rgb: Tensor) -> list[Tensor]:  # [N,3,S,S] -> three [N,T,C]
-        return [getattr(self, f"patch_embed{level}")(m) for level, m in enumerate(self.backbone(rgb), 1)]
 
 
 class ResNet(nn.Module):

@@ -29,7 +29,7 @@ from dgiqa.errors import DgiqaError, WeightsError
 from dgiqa.nn import attention_onnx
 from dgiqa.nn.checkpoints import load_dgiqa, load_weights
 from dgiqa.nn.deploy import Attention, export_twin
-from dgiqa.nn.depth import SMALL_PREPROCESS, SmallDepth
+from dgiqa.nn.depth import SmallDepth
 from dgiqa.nn.depth_anything import ENCODERS, DepthAnything
 from dgiqa.nn.network import DGIQA, FULL, SMALL
 from dgiqa.nn.reference import decode, depth_input, network_tiles
@@ -127,11 +127,12 @@ def export_depth(
 ) -> Export:
     """Write a depth network, f32 [n,3,h,w] -> f32 [n,h,w], to an ONNX file with dynamic batch, height and width.
 
-    preprocess: defines the sizes to compare at, and the multiple of h and w. size: a fixed (h, w) instead.
+    preprocess: defines the sizes to compare at, and the multiple of h and w; by default the network's. size: a fixed
+    (h, w) instead.
     photos, twin: as in `export_quality`. The model is not changed.
     Raises ExportError if depths differ by more than DEPTH_TOLERANCE of their range; then nothing is written.
     """
-    p = preprocess or Preprocess()
+    p: Preprocess = preprocess or getattr(model, "preprocess", None) or Preprocess()
     cases = _depth_cases(photos or photographs(), p, size)
     batch = torch.export.Dim("batch", min=1, max=256)
     rows, columns = (torch.export.Dim(name, min=1, max=MAX_CELLS) for name in ("rows", "columns"))
@@ -166,8 +167,7 @@ def export_networks(
         tile = dgiqa.config.image_size
         written.append(export_quality(dgiqa, out / spec.QUALITY_FILE, tile=tile, photos=pictures, attention=attention))
     if depth is not None:
-        network, preprocess = _depth_named(depth)
-        written.append(export_depth(network, out / spec.DEPTH_FILE, preprocess=preprocess, photos=pictures))
+        written.append(export_depth(_depth_named(depth), out / spec.DEPTH_FILE, photos=pictures))
     return written
 
 
@@ -209,16 +209,14 @@ def _quality_named(name: str, config: str) -> DGIQA:
     return untrained(DGIQA(SMALL if config == "small" else FULL))
 
 
-def _depth_named(name: str) -> tuple[nn.Module, Preprocess]:
-    """A depth network, and the preprocessing that gives it the right sizes."""
+def _depth_named(name: str) -> nn.Module:
     torch.manual_seed(0)
-    if name in ENCODERS:
-        return untrained(DepthAnything(name)), Preprocess()
-    network = untrained(SmallDepth()) if name == "small" else load_weights(name)
+    if name in ENCODERS or name == "small":
+        return untrained(DepthAnything(name) if name in ENCODERS else SmallDepth())
+    network = load_weights(name)
     if isinstance(network, DGIQA):
         raise WeightsError(f"{name} looks like DGIQA; wanted the weights of a depth network")
-    small = isinstance(network, SmallDepth)
-    return network, SMALL_PREPROCESS if small else Preprocess()
+    return network
 
 
 def _tiles_of(
