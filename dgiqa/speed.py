@@ -24,6 +24,7 @@ from dgiqa.errors import BackendError, EngineError, ImageError
 from dgiqa.image.sources import open_source
 from dgiqa.machine import preparing_threads, usable_cores
 from dgiqa.parity import BUDGETS
+from dgiqa.report.rows import plural
 from dgiqa.runtime import backends as runtime
 from dgiqa.score import Failure
 from dgiqa.scorer import Scorer
@@ -132,7 +133,7 @@ def survey(
     settings, missing = candidates(bundle, runtime.backends() if backends is None else backends)
     if not settings:
         raise BackendError(f"nothing here can run {bundle.id}: " + "; ".join(item.fix for item in missing))
-    progress(f"comparing {len(settings)} engines on {len(images)} images")
+    progress(f"comparing {plural(len(settings), 'engine')} on {plural(len(images), 'image')}")
     reference = reference_scores(bundle, settings[0], images)
     first = measure(bundle, settings, images, reference, seconds * 0.6)
     best = fastest(first, max_drift)

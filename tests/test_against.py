@@ -104,7 +104,7 @@ def test_the_command_says_the_drop_and_gates(tmp_path: Path, photos: dict, bundl
     assert [line[0] for line in lines] == [f"{row['time_s']:.2f}" for row in rows]
     assert len(rows) == 4
     assert "master's size" in rows[0]["note"]
-    assert b"95 % interval" in done.stderr
+    assert b"95% interval" in done.stderr
     mean = float(np.mean([row["drop"] for row in rows]))
     order = pair if mean > 0 else [pair[2], "--against", pair[0], "--bundle", bundle_dir]
     gated = run_here("video", *order, "--every", "0.5s", "--max-drop", str(abs(mean) / 4), "--quiet")

@@ -252,7 +252,7 @@ def test_a_csv_of_pairs_and_a_gate(folders: Path, comparing: Bundle) -> None:
     pair = pair if drop > 0 else pair[::-1]
     lost = run_here("compare", *pair, "--bundle", comparing.path, "--max-drop", abs(drop) / 2, "-q")
     assert (lost.returncode, json.loads(lost.stdout)["verdict"]) == (4, "fail")
-    assert lost.stderr.startswith(b"1 of 1 pictures lost more than")
+    assert lost.stderr.startswith(b"1 of 1 picture lost more than")
     shown = run_here("compare", *pair, "--bundle", comparing.path, "--format", "table").stdout.decode().splitlines()
     assert shown[0].split()[2:] == ["drop", "full_reference", "pair"]
     assert float(shown[1].split()[-2]) == pytest.approx(float(str(rows[0]["full_reference"])), abs=1e-2)

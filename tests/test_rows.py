@@ -35,6 +35,7 @@ from dgiqa.report.rows import (
     Summary,
     error_row,
     gate_sentence,
+    plural,
     printable,
     seconds_since,
     to_json,
@@ -248,6 +249,15 @@ def test_a_row_that_fails_says_so_without_colours() -> None:
     (_, low, high) = written("table", rows).splitlines()
     assert low.endswith("a.jpg  fail  blurred")
     assert high.endswith("a.jpg  blurred")
+
+
+def test_an_error_names_its_file_once() -> None:
+    told = written("table", [error_row("a.jpg", "a.jpg is 3 x 2, its reference 4 x 2"), error_row("b.jpg", "empty")])
+    assert told.splitlines()[1:] == [" error  a.jpg is 3 x 2, its reference 4 x 2", " error  b.jpg: empty"]
+
+
+def test_numbers_and_nouns_agree() -> None:
+    assert [plural(number, "frame") for number in (0, 1, 2)] == ["0 frames", "1 frame", "2 frames"]
 
 
 def test_tables_are_aligned_and_whole_on_narrow_terminals(monkeypatch: pytest.MonkeyPatch) -> None:

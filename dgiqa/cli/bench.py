@@ -56,10 +56,10 @@ def bench(  # noqa: PLR0917 - the command line's options
 
 def _print(found: Survey, bundle: str) -> None:
     """Print the table, the two recommendations, and the engines that could be built."""
-    from dgiqa.report.rows import printable
+    from dgiqa.report.rows import plural, printable
     from dgiqa.report.terminal import console_for, print_table
 
-    show(f"{found.bundle} on {found.images} images; drift against {found.reference}\n")
+    show(f"{found.bundle} on {plural(found.images, 'image')}; drift against {found.reference}\n")
     lines: list[tuple[str, ...]] = [COLUMNS]
     for row in found.rows:
         s, mark = row.setting, "" if row.drift <= found.max_drift else " !"  # over the limit

@@ -104,7 +104,7 @@ def _print_report(result: Calibration) -> None:
     needed = ", ".join(f"{count} for ±{width}" for width, count in report["labels_for_half_width"].items())
     lines.append(f"SROCC after lies in {low:.3f}..{high:.3f} ({report['confidence']:.0%}); labels needed: {needed}")
     if report["interval"] is not None:
-        lines.append(f"80 % of labels lie within ±{report['interval']:.3f} of the score")
+        lines.append(f"80% of labels lie within ±{report['interval']:.3f} of the score")
     if result.chosen:
         p, own = result.chosen, result.study.labels.own(result.chosen.threshold)
         where = "" if result.study.labels.range == (0, 1) else f" ({own:.3g} on your scale)"

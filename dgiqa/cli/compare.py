@@ -48,7 +48,7 @@ def compare(
       dgiqa-rt compare pairs.csv
     """
     from dgiqa.report.files import Report
-    from dgiqa.report.rows import Summary
+    from dgiqa.report.rows import Summary, plural
     from dgiqa.scorer import Scorer
 
     options.check_suffix(output)
@@ -69,7 +69,7 @@ def compare(
         mean = f"; mean drop {sum(drops) / len(drops):+.4f}" if drops else ""
         say(f"{len(drops)} compared{failed}{mean}" + (f"; written to {output}" if output else ""), prefix="")
     if limited and summary.scored and (summary.below or not quiet):
-        say(f"{summary.below} of {summary.scored} pictures {limited}", prefix="")
+        say(f"{summary.below} of {plural(summary.scored, 'picture')} {limited}", prefix="")
     leave(stop, below=summary.below, failed=summary.failed)
 
 

@@ -184,6 +184,8 @@ def _facts(engine: Engine) -> dict[str, Any]:
 
 def _parity(engine: Engine) -> str:
     """ "int8: scores within 3.1e-03, 15% of the budget of 0.02, over 7 images"."""
+    from dgiqa.report.rows import plural
+
     found = engine.certificate
-    used = f"{found['share']:.0%} of the budget of {found['tolerance']:g}"
-    return f"{engine.precision}: scores within {found['max_difference']:.1e}, {used}, over {found['images']} images"
+    used = f"{found['share']:.0%} of the budget of {found['tolerance']:g}, over {plural(found['images'], 'image')}"
+    return f"{engine.precision}: scores within {found['max_difference']:.1e}, {used}"

@@ -45,6 +45,7 @@ def filter_(  # noqa: PLR0917 - the command line's options
     """
     from dgiqa.batch.choose import Choice
     from dgiqa.report.read import read_rows
+    from dgiqa.report.rows import plural
 
     places = {"--link": link, "--copy": copy, "--move": move, "--shards": shards, "--output": output}
     used = options.only(places)
@@ -64,7 +65,7 @@ def filter_(  # noqa: PLR0917 - the command line's options
     for line in failures:
         say(line, prefix="error: ")
     if not quiet:
-        say(f"{len(numbers)} of {total} rows chosen" + ("; nothing was done" if dry_run else ""), prefix="")
+        say(f"{len(numbers)} of {plural(total, 'row')} chosen" + ("; nothing was done" if dry_run else ""), prefix="")
     leave(None, failed=failures)
 
 

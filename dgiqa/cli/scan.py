@@ -40,6 +40,7 @@ def scan(
     from dgiqa.batch.scan import scan as run
     from dgiqa.bundle import load_bundle
     from dgiqa.machine import usable_cores
+    from dgiqa.report.rows import plural
     from dgiqa.sources import Input, named
 
     options.check_columns(shards, reading)
@@ -79,12 +80,8 @@ def scan(
             say(f"{done.shard}: {done.error}; it is not done, and --resume tries it again", prefix="error: ")
         if not quiet:
             speed = f", {done.rows / done.seconds:.1f} images/s" if done.seconds else ""
-            said = f"{_counted(done.rows)}" + (f", {done.failed} failed" if done.failed else "") + speed
+            said = f"{plural(done.rows, 'row')}" + (f", {done.failed} failed" if done.failed else "") + speed
             say(f"{finished}/{total} {done.shard}: {said}", prefix="")
     if not quiet:
-        say(f"{finished} of {total} shards are done, {_counted(rows)} scored in this run, in {out}", prefix="")
+        say(f"{finished} of {total} shards are done, {plural(rows, 'row')} scored in this run, in {out}", prefix="")
     leave(None, failed=failed)
-
-
-def _counted(rows: int) -> str:
-    return f"{rows} row{'s' * (rows != 1)}"

@@ -201,6 +201,7 @@ def _list(inputs: Iterator[Input], end: str) -> bool:
 
 def _say_left_out(left_out: Counter[str]) -> None:
     """Print one line about files in folders and archives that are no images, judged by their names."""
+    from dgiqa.report.rows import plural
     from dgiqa.sources.inputs import VIDEO_SUFFIXES
 
     if not left_out:
@@ -209,7 +210,7 @@ def _say_left_out(left_out: Counter[str]) -> None:
     advice = "; dgiqa-rt video scores videos" if any(suffix in VIDEO_SUFFIXES for suffix in left_out) else ""
     advice += "; name archives to score what they hold" if {".tar", ".zip"} & left_out.keys() else ""
     total = sum(left_out.values())
-    say(f"left out: {total} file{'s' * (total != 1)} ({kinds}){advice}", prefix="")
+    say(f"left out: {plural(total, 'file')} ({kinds}){advice}", prefix="")
 
 
 def _say_summary(summary: Summary, scorer: Scorer, output: str | None) -> None:

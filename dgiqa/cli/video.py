@@ -161,6 +161,7 @@ def _against(  # noqa: PLR0917 - the command's own arguments
 ) -> NoReturn:
     """Compare the video with its master; end with rows, the mean drop with its interval, and the exit code."""
     from dgiqa.report import files
+    from dgiqa.report.rows import plural
     from dgiqa.scorer import Scorer
     from dgiqa.video.against import Lost, align, compare_videos
 
@@ -174,10 +175,11 @@ def _against(  # noqa: PLR0917 - the command's own arguments
         stop = fill(report, rows)
     mean, interval = lost.mean, lost.interval
     if not quiet and mean is not None:
-        said = "" if interval is None else f", 95 % interval {interval[0]:+.4f} to {interval[1]:+.4f}"
+        said = "" if interval is None else f", 95% interval {interval[0]:+.4f} to {interval[1]:+.4f}"
         if near := lost.full_reference:
             said += f"; full reference {sum(near) / len(near):.4f}"
-        say(f"{encoded} is at {alignment} in {master}; {lost.scored} frames lost {mean:.4f} on average{said}", "")
+        frames = plural(lost.scored, "frame")
+        say(f"{encoded} is at {alignment} in {master}; {frames} lost {mean:.4f} on average{said}", prefix="")
     below = max_drop is not None and mean is not None and mean > max_drop
     if below and not stop:
         say(f"{encoded} loses more than {max_drop:g} on average", prefix="gate: ")
@@ -242,13 +244,12 @@ def _check_sources(sources: list[str], live: bool | None, one_only: bool, raw: s
 
 def _say_summary(summary: Summary, backend: str, output: str | None) -> None:
     """Print a line on standard error per video, and one about the run."""
+    from dgiqa.report.rows import plural
+
     figures = summary.as_dict(complete=True)
     for name, pooled in figures["videos"].items():
         say("; ".join(_about(name, pooled)), prefix="")
-    parts = [
-        f"{summary.scored} frame{'s' * (summary.scored != 1)} scored"
-        + (f", {summary.failed} failed" if summary.failed else "")
-    ]
+    parts = [f"{plural(summary.scored, 'frame')} scored" + (f", {summary.failed} failed" if summary.failed else "")]
     if figures["reused"]:
         checked = f", {figures['audits']} checked"
         drift = "" if figures["mean_drift"] is None else f", mean |drift| {figures['mean_drift']:.4f}"
@@ -263,7 +264,7 @@ def _about(name: str, pooled: dict[str, Any]) -> Iterator[str]:
 
     yield f"{name}: {pooled['video'] or 'not opened'}"
     if pooled["scored"]:
-        yield f"mean {pooled['mean']:.4f}, harmonic {pooled['harmonic_mean']:.4f}, 5 % below {pooled['p5']:.4f}"
+        yield f"mean {pooled['mean']:.4f}, harmonic {pooled['harmonic_mean']:.4f}, 5th percentile {pooled['p5']:.4f}"
         worst = pooled["worst_interval"]
         yield f"lowest {pooled['min']:.4f} at {pooled['min_s']:g} s"
         yield f"worst interval {worst['start_s']:g} to {worst['end_s']:g} s, mean {worst['mean']:.4f}"

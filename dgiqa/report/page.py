@@ -14,7 +14,7 @@ from dgiqa.dtypes import UInt8
 from dgiqa.meaning import words
 from dgiqa.report.curve import Curve, Curves, lowest, span
 from dgiqa.report.html import data_uri, render
-from dgiqa.report.rows import Row, clock, gate_sentence
+from dgiqa.report.rows import Row, clock, gate_sentence, plural
 
 MAX_TABLE = 500  # rows of the page's table: the lowest of each stretch when there are more
 MAX_DOTS = 300  # most points of a curve that get a mark with their value
@@ -126,7 +126,7 @@ def thumbnail(picture: UInt8) -> bytes:
 
 def _about(figures: dict[str, Any], curve: Curve) -> str:
     scored = figures.get("scored", 0)
-    counts = f"{scored} frame{'s' * (scored != 1)} scored" + (f", {curve.failed} failed" if curve.failed else "")
+    counts = f"{plural(scored, 'frame')} scored" + (f", {curve.failed} failed" if curve.failed else "")
     reasons = [f"{words([name])} in {share:.0%} of the frames" for name, share in figures.get("reasons", {}).items()]
     return "; ".join(text for text in (figures.get("video", ""), *reasons, *figures.get("notes", []), counts) if text)
 

@@ -83,7 +83,7 @@ SCHEMA = (
     Column("frames", "int64", "How many frames were scored.", VIDEO),
     Column("failed_frames", "int64", "How many could not be scored.", VIDEO),
     Column("harmonic_mean", "float64", "Harmonic mean over the frames: bad ones weigh more.", VIDEO),
-    Column("p5", "float64", "The score that 5 % of the frames are below.", VIDEO),
+    Column("p5", "float64", "The score that 5% of the frames are below.", VIDEO),
     Column("lowest", "float64", "The lowest score.", VIDEO),
     Column("lowest_s", "float64", "The time of the lowest score, in seconds.", VIDEO),
     Column("highest", "float64", "The highest score.", VIDEO),
@@ -217,9 +217,14 @@ def remarks(row: Row) -> str:
     return "; ".join(filter(None, (words(row.get("reasons") or []), row.get("note") or "")))
 
 
+def plural(number: int, noun: str) -> str:
+    """ "1 frame", "2 frames"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def gate_sentence(below: int, of: int, noun: str, gate: float) -> str:
     """ "3 of 20 images are below 0.4": the last line of a run with a threshold."""
-    return f"{below} of {of} {noun}{'s' * (of != 1)} {'is' if 1 in (below, of) else 'are'} below {gate:g}"
+    return f"{below} of {plural(of, noun)} {'is' if 1 in (below, of) else 'are'} below {gate:g}"
 
 
 def clock(seconds: float, longest: float = 0.0) -> str:

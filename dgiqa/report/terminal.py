@@ -104,7 +104,8 @@ class TableWriter:
         # Never shortened: the advice is at its end.
         time_s = f"{row['time_s']:9.2f}  " if self.timed else ""
         path, error = self._shown(row["path"]), self._shown(row["error"])
-        self.console.print(Text.assemble(time_s, (" error", "red"), f"  {path}: ", (error, "red")), soft_wrap=True)
+        named = "" if error.startswith(path) else f"{path}: "
+        self.console.print(Text.assemble(time_s, (" error", "red"), f"  {named}", (error, "red")), soft_wrap=True)
 
     def _shown(self, text: str) -> str:
         text = printable(text)
