@@ -433,15 +433,19 @@ def test_a_pipe_of_raw_frames_is_scored(scorer: Scorer, photos: dict[str, UInt8]
 def test_arguments_that_mean_nothing_are_refused_before_anything_is_opened(scorer: Scorer) -> None:
     with pytest.raises(ValueError, match="named twice"):
         VideoRun(scorer.stages, ["a.mp4", "a.mp4"])
-    with pytest.raises(ValueError):
-        VideoRun(scorer.stages, ["a.mp4"], reading=Reading(streams=0))
+    cases: list[dict[str, Any]] = [{"streams": 0}, {"timeout_s": "10"}, {"attempts": 0}]
+    for wrong in cases:
+        ((name, value),) = wrong.items()
+        with pytest.raises(ValueError, match=f"^{name} is {value!r}, wanted"):
+            Reading(**wrong)
     with pytest.raises(ValueError):
         scorer.score_video("a.mp4", every=1, count=3)
     with pytest.raises(ValueError, match="does not take foo"):
         scorer.score_video("a.mp4", foo=1)
     for name in ("every", "count", "per_scene", "start", "end"):
+        text: dict[str, Any] = {name: "0.5s"}
         with pytest.raises(ValueError, match=f"{name} is '0.5s', wanted a number"):
-            scorer.score_video("a.mp4", **{name: "0.5s"})
+            scorer.score_video("a.mp4", **text)
     with pytest.raises(ValueError):
         Reuse(audit=0)
 

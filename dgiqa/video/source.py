@@ -17,6 +17,7 @@ import stat
 import time
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
@@ -110,8 +111,9 @@ class Reading:
         for name, known in (("bars", ("crop", "keep")), ("decoder", ("cpu", "nvdec"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose {' or '.join(known)}")
-        if self.streams < 1 or self.timeout_s <= 0 or self.attempts < 1:
-            raise ValueError(f"streams, timeout_s and attempts must be above 0, got {self}")
+        for name in ("streams", "timeout_s", "attempts"):
+            if not (isinstance(value := getattr(self, name), Real) and float(value) > 0):
+                raise ValueError(f"{name} is {value!r}, wanted a number above 0")
 
 
 class RefusedError(ImageError):
