@@ -28,7 +28,8 @@ OK, RUNTIME_ERROR, USAGE, INPUTS_FAILED, GATE_FAILED, ENVIRONMENT = range(6)
 EXIT_CODES = """\b
 Exit codes:
   0    every input was scored
-  1    runtime error: no such bundle, output cannot be written, ...
+  1    runtime error: no such bundle, output cannot be written, the one
+       picture of explain or the videos of --against cannot be read, ...
   2    wrong usage
   3    some inputs could not be scored (missing, not an image, a folder
        without images); each is a row with status "error". Also: filter could
