@@ -22,7 +22,7 @@ from dgiqa.errors import BackendError, ImageError
 from dgiqa.forward import Networks
 from dgiqa.report.rows import FRAME_COLUMNS
 from dgiqa.scorer import Scorer
-from dgiqa.video import Reading, Row, Summary, VideoRun
+from dgiqa.video import Progress, Reading, Row, Summary, VideoRun
 from dgiqa.video.channel import Channel
 from dgiqa.video.frames import Frame
 from dgiqa.video.pooling import Pooled
@@ -494,8 +494,8 @@ def test_without_pyav_the_error_says_what_to_install(
 def test_a_video_has_a_verdict_and_the_shares_of_its_reasons() -> None:
     names = ("good.mp4", "dips.mp4", "gone.mp4")
     drift = SimpleNamespace(mean=None, largest=0.0, audits=0, tightened=0)
-    progress = {name: SimpleNamespace(info="h264 64x48", notes={"black bars left out"}) for name in names}
-    run = SimpleNamespace(progress=progress, drift=drift, dropped=0)
+    progress = {name: Progress(length_s=4.0, info="h264 64x48", notes={"black bars left out"}) for name in names}
+    run = SimpleNamespace(progress=progress, sampling=Sampling(start=1.0), drift=drift, dropped=0)
     for interval_gate, expected in ((False, ["pass", "pass", None]), (True, ["pass", "fail", None])):
         summary = Summary(run, 1.0, gate=0.5, interval_gate=interval_gate)  # type: ignore[arg-type]
         for second in range(8):
@@ -506,6 +506,7 @@ def test_a_video_has_a_verdict_and_the_shares_of_its_reasons() -> None:
         summary.add({"path": "gone.mp4", "time_s": 0.0, "score": None, "reused": "", "reasons": None})
         videos = summary.as_dict(complete=True)["videos"]
         assert [videos[name]["verdict"] for name in names] == expected
+        assert videos["dips.mp4"]["end_s"] == 5.0
         assert videos["dips.mp4"]["reasons"] == {"blur": 0.25}
         assert len(summary.failures()) == expected.count("fail")
         assert summary.verdicts == [verdict for verdict in expected if verdict]
