@@ -22,7 +22,9 @@ def serve(  # noqa: PLR0917 - the command line's options
         "127.0.0.1", "ADDRESS", "The address to listen on; 0.0.0.0 means every address of this machine."
     ),
     port: int = option(8000, "N", "The port; 0 takes a free one.", min=0, max=65535),
-    queue: int | None = whole(None, "Images waiting or being scored; more get a 429.  [default: 1 per usable core]"),
+    queue: int | None = whole(
+        None, "Images waiting or being scored; further requests get status 429.  [default: 1 per usable core]"
+    ),
     max_body: int = option(64, "MIB", "Answer requests with larger bodies with 413.", min=1),
     request_timeout: float = option(
         30.0, "S", "Seconds for a body to arrive (else 408), and for its score (else 504).", min=0.1
