@@ -1,7 +1,8 @@
-"""Draw pictures with their scores, verdicts and reasons: `python bench/example_picture.py docs/examples.png`."""
+"""Draw pictures with their scores, verdicts and reasons: `python docs/example_picture.py docs/examples.png`."""
 
 from __future__ import annotations
 
+import argparse
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import matplotlib
 from matplotlib import pyplot
 from PIL import Image
-from stamp import command_line
 
 from dgiqa import Failure, Score, Scorer
 from dgiqa.bundle import load_bundle
@@ -19,7 +19,7 @@ COLUMNS = 4
 
 
 def main() -> None:
-    parser = command_line(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("folder", type=Path, nargs="?", default=Path(__file__).parent.parent / "examples")
     parser.add_argument("--bundle", default="small")
