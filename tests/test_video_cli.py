@@ -73,6 +73,9 @@ def test_piped_output_is_json_lines_and_the_summary_goes_to_stderr(run: Run, cli
     assert b"worst interval" in done.stderr
     assert b"8 frames scored" in done.stderr
     assert run(clip, "--fps", "2", "--quiet").stderr == b""
+    failed = run(clip, "--frames", "1", "--gate", "1", "--quiet", "--format", "table")
+    assert (failed.returncode, failed.stdout.rstrip().endswith(b"  fail")) == (4, True)
+    assert failed.stderr.endswith(b"1 of 1 video is below 1\n")
 
 
 def test_every_file_is_written_in_one_run(run: Run, clip: Path, tmp_path: Path, rows: list[dict[str, Any]]) -> None:
