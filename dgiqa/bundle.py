@@ -359,7 +359,7 @@ def _inside(root: Path, name: str) -> Path:
     pure = PurePosixPath(name)
     plain = name == str(pure) and not pure.is_absolute() and ".." not in pure.parts and not re.search(r"[\\:\0]", name)
     if not plain or name in (".", MANIFEST) or _leads_out(root, name):
-        raise BundleError(f"{root}: file name {name!r} leaves the bundle or is no plain path; rebuild the bundle")
+        raise BundleError(f"{root}: file name {name!r} leaves the bundle or is not a plain path; rebuild the bundle")
     return root / name
 
 

@@ -149,7 +149,7 @@ def require(right: object, otherwise: str) -> None:
 def number(value: Any) -> float:
     """A finite number of a manifest. Raises ValueError."""
     right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    require(right, f"{value!r:.40} is no number")
+    require(right, f"{value!r:.40} is not a number")
     return float(value)
 
 

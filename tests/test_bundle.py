@@ -93,9 +93,9 @@ def test_an_altered_or_missing_file_is_refused_by_name(sample: Bundle, contents:
 def test_a_listed_path_cannot_leave_the_bundle(sample: Bundle, tmp_path: Path, name: str) -> None:
     (tmp_path / "secret").write_bytes(b"s")
     path = edit(sample, lambda m: m["files"].update({name: {"sha256": "0", "bytes": 1}}))
-    with pytest.raises(BundleError, match="leaves the bundle or is no plain path"):
+    with pytest.raises(BundleError, match="leaves the bundle or is not a plain path"):
         load_bundle(path)
-    with pytest.raises(BundleError, match="leaves the bundle or is no plain path"):
+    with pytest.raises(BundleError, match="leaves the bundle or is not a plain path"):
         write_bundle(tmp_path / "out", files={**FILES, name: b""}, **LABELS)
     assert not (tmp_path / "out").exists()
 

@@ -211,7 +211,7 @@ def test_the_scale_can_be_given_and_turned(tmp_path: Path) -> None:
         ("", "no labels"),
         ("image,score\n", "no labels"),
         ("a,1\nb\n", "row 2: got 1 cells"),
-        ("a,1\nb,two\n", "row 2: 'two' is no label"),
+        ("a,1\nb,two\n", "row 2: 'two' is not a label"),
         ("a,1\nb,nan\n", "row 2"),
         ("a,good\nb,0.5\n", "mixes"),
         ("a,-7\nb,2\n", "--range"),

@@ -404,12 +404,15 @@ def selfish() -> dict[str, object]:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (lambda: {"w": torch.zeros(1).expand(200_000, 200_000)}, "no plain arrays of numbers: w"),
-        (lambda: {"w": torch.zeros(2, 2).to_sparse()}, "no plain arrays of numbers: w"),
-        (lambda: {"w": torch.zeros(2, dtype=torch.complex64)}, "no plain arrays of numbers: w"),
-        (lambda: {"w": torch.zeros(2, device="meta")}, "no plain arrays of numbers: w"),
-        (lambda: {"w": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, "no plain arrays of numbers: w"),
-        (selfish, "is no state dict"),
+        (lambda: {"w": torch.zeros(1).expand(200_000, 200_000)}, "not plain arrays of numbers: w"),
+        (lambda: {"w": torch.zeros(2, 2).to_sparse()}, "not plain arrays of numbers: w"),
+        (lambda: {"w": torch.zeros(2, dtype=torch.complex64)}, "not plain arrays of numbers: w"),
+        (lambda: {"w": torch.zeros(2, device="meta")}, "not plain arrays of numbers: w"),
+        (
+            lambda: {"w": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)},
+            "not plain arrays of numbers: w",
+        ),
+        (selfish, "is not a state dict"),
         (lambda: {"x" * 10_000: 1}, r"holds x{80} \(int\)"),
     ],
     ids=["stride 0", "sparse", "complex", "meta", "quantised", "itself", "a long name"],

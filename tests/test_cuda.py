@@ -402,7 +402,7 @@ def test_memory_of_the_host_another_gpu_or_another_context_is_noticed(driver: Fa
     driver.ordinal = 1
     with pytest.raises(ValueError, match="the array is on GPU 1, the networks on GPU 0; copy it there first"):
         own.check_home(array.pointer)
-    with pytest.raises(ValueError, match="is no CUDA memory"):
+    with pytest.raises(ValueError, match="is not CUDA memory"):
         own.check_home(12345)
 
 

@@ -371,8 +371,8 @@ def test_names_match_however_their_accents_are_written(tmp_path):
         ("kadid10k", "dmos.csv", "dist_img,ref_img,dmos\nI99_9_9.png,I01.png,3\n", r"missing I99_9_9\.png"),
         ("kadid10k", "dmos.csv", "dist_img,ref_img,mos\nI01_01_01.png,I01.png,3\n", "wanted the columns .*dmos"),
         ("koniq10k", "koniq10k_distributions_sets.csv", "image_name,MOS,set\n10000.jpg,50,dev\n", r"\['dev'\]"),
-        ("clive", "Data/AllMOS_release.mat", "no MATLAB file", "is no MATLAB file with AllMOS_release .*https://"),
-        ("live", "refnames_all.mat", "", "is no MATLAB file with refnames_all .*https://"),
+        ("clive", "Data/AllMOS_release.mat", "no MATLAB file", "is not a MATLAB file with AllMOS_release .*https://"),
+        ("live", "refnames_all.mat", "", "is not a MATLAB file with refnames_all .*https://"),
     ],
 )
 def test_damaged_labels_name_the_file_and_what_was_wanted(tmp_path, name, file, text, message):
@@ -385,7 +385,7 @@ def test_damaged_labels_name_the_file_and_what_was_wanted(tmp_path, name, file, 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("image,score\na.png," + "1" * 200_000, "is no CSV from line 2 on"),
+        ("image,score\na.png," + "1" * 200_000, "is not a CSV from line 2 on"),
         ("score,image\n1,a.png\n2", "row 2 ends before image, score"),
         ("image,score\n" + "n" * 300 + "/a.png,1\nb.png,2", "2 pictures wanted"),
         ("image,score\na.png,-1e308\nb.png,1e308", "too far apart for a number"),
@@ -430,14 +430,16 @@ def test_a_damaged_workbook_is_no_workbook(made, tmp_path, monkeypatch):
     (tmp_path / "csiq_label.txt").unlink()
     (tmp_path / "csiq.DMOS.xlsx").write_bytes(b"PK")
     monkeypatch.setitem(sys.modules, "openpyxl", Broken())
-    with pytest.raises(DgiqaError, match="is no Excel workbook"):
+    with pytest.raises(DgiqaError, match="is not an Excel workbook"):
         load_dataset("csiq", tmp_path)
 
 
 def test_a_matlab_file_without_its_array_is_named(made, tmp_path):
     made("live")
     pytest.importorskip("scipy.io").savemat(tmp_path / "dmos_realigned.mat", {"orgs": np.zeros(3)})
-    with pytest.raises(DgiqaError, match=r"dmos_realigned.mat is no MATLAB file with dmos_new and orgs \('dmos_new'\)"):
+    with pytest.raises(
+        DgiqaError, match=r"dmos_realigned.mat is not a MATLAB file with dmos_new and orgs \('dmos_new'\)"
+    ):
         load_dataset("live", tmp_path)
 
 

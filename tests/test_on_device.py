@@ -359,7 +359,7 @@ def test_an_image_on_another_gpu_is_refused_before_it_ends_the_context(
         driver.ordinal = 1
         with pytest.raises(ImageError, match="the array is on GPU 1, the networks on GPU 0; copy it there first"):
             device.scorer.score(image)
-        with pytest.raises(ImageError, match="is no CUDA memory"):
+        with pytest.raises(ImageError, match="is not CUDA memory"):
             device.scorer.score(DeviceImage(np.zeros((90, 120, 3), np.uint8)))
 
 

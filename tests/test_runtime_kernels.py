@@ -44,7 +44,7 @@ def test_a_missing_library_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(BackendError, match=r"no libdgiqa_kernels\.so in .* build it: pip wheel \./engines"):
         room.find()
     monkeypatch.setenv("DGIQA_KERNELS", str(tmp_path / "nothing.so"))
-    with pytest.raises(BackendError, match=r"nothing\.so, which is no file; build it: pip wheel"):
+    with pytest.raises(BackendError, match=r"nothing\.so, which is not a file; build it: pip wheel"):
         room.find()
 
 
@@ -99,14 +99,14 @@ def test_the_wheels_tag_is_that_of_the_newest_symbol_and_other_libraries_are_ref
 def test_a_file_that_is_no_library_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "some.so"
     path.write_bytes(content)
-    with pytest.raises(BackendError, match=r"some\.so is no library of kernels"):
+    with pytest.raises(BackendError, match=r"some\.so is not a library of kernels"):
         Kernels(path)
 
 
 def test_another_library_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "other.cpp"
     source.write_text('extern "C" int something() { return 1; }\n')
-    with pytest.raises(BackendError, match="is no library of kernels"):
+    with pytest.raises(BackendError, match="is not a library of kernels"):
         Kernels(compile_library(source, tmp_path / "other.so"))
 
 

@@ -375,7 +375,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, damage):
         torch.save({"model": {}}, path)
     else:
         path.write_bytes(path.read_bytes()[:2000] if damage == "cut short" else b"")
-    with pytest.raises(DgiqaError, match=r"checkpoint\.pt is no checkpoint .*remove it to start again"):
+    with pytest.raises(DgiqaError, match=r"checkpoint\.pt is not a checkpoint .*remove it to start again"):
         train(Tiny(), Pictures(), CONFIG, tmp_path)
 
 

@@ -262,7 +262,7 @@ def test_the_plugin_is_loaded_and_serves_the_attention_node(compile: Compile, tm
     shapes = {"qkv": [[n, 14, 14, 288] for n in (1, 8, 32)]}
     (tmp_path / "no_plugin.so").write_bytes(b"no library")
     refused = compile(attention(), shapes, plugins=[str(tmp_path / "no_plugin.so")])
-    assert "no_plugin.so is no plugin library" in refused["error"]
+    assert "no_plugin.so is not a plugin library" in refused["error"]
     if not PLUGIN:
         pytest.skip("set DGIQA_TRT_PLUGIN to the TensorRT plugin that CMake builds")
     built = compile(attention(), shapes, plugins=[PLUGIN])

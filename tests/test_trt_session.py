@@ -402,7 +402,7 @@ def test_arrays_are_bound_once_and_run_where_others_run(
             np.testing.assert_allclose(producer.numpy(own["score"]), wanted(arrays), rtol=1e-5)
             np.testing.assert_allclose(producer.numpy(other.arrays["score"]), wanted(arrays), rtol=1e-5)
             session.run(feeds(3))  # leaves the bindings alone
-        with pytest.raises(ValueError, match="'rgb' is at an address that is no multiple of 256"):
+        with pytest.raises(ValueError, match="'rgb' is at an address that is not a multiple of 256"):
             session.bind(on_device(arrays, producer, offset=8), None, producer)
     assert driver.alive()["graphs"] == 2 + 1  # the last of the session's own runs
     with producer.current():

@@ -126,7 +126,7 @@ def test_what_an_address_does_not_give_is_told_from_what_it_is_not(
     page, silent, closed = (
         next(r["error"] for r in VideoRun(scorer.stages, [s], reading=reading).rows()) for s in sources
     )
-    assert page.endswith("it is no video, or damaged")
+    assert page.endswith("it is not a video, or it is damaged")
     assert silent.endswith("nothing arrived for 0.5 s; the source has stalled")
     assert "Connection refused" in closed
     assert closed.endswith("check the address and its server")

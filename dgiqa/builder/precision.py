@@ -391,7 +391,7 @@ def _to_eight_bits(
     model: Any, largest: Mapping[str, float], layers: Collection[str], kind: _Int8 | _Fp8, residuals: bool
 ) -> Any:
     if unknown := set(layers) - weighted_layers(model).keys():
-        raise EngineError(f"{sorted(unknown)} are no layers with weights; choose from weighted_layers(model)")
+        raise EngineError(f"{sorted(unknown)} are not layers with weights; choose from weighted_layers(model)")
     result, graph = _copy(model)
     weights = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
     shortcuts = {add: index for layer, (add, index) in residual_inputs(model).items() if residuals and layer in layers}

@@ -92,7 +92,7 @@ def _rows(path: Path) -> Iterator[tuple[str, float, bool]]:
             raise LabelError(f"{path}, row {number}: got {len(row)} cells, wanted an image and a label")
         value, word = _label(row[score_at])
         if not row[image_at].strip() or not math.isfinite(value):
-            raise LabelError(f"{path}, row {number}: {row[score_at]!r} is no label; wanted a number, good or bad")
+            raise LabelError(f"{path}, row {number}: {row[score_at]!r} is not a label; wanted a number, good or bad")
         yield row[image_at].strip(), value, word
 
 

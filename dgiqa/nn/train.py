@@ -487,7 +487,7 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     except (WeightsError, KeyError, TypeError, ValueError) as error:
         reason = str(error).split("\n", 1)[0]
         raise DgiqaError(
-            f"{path} is no checkpoint of this program, or damaged ({type(error).__name__}: {reason}); "
+            f"{path} is not a checkpoint of this program, or damaged ({type(error).__name__}: {reason}); "
             "remove it to start again, or use another folder"
         ) from error
 

@@ -187,7 +187,7 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
         for name, value in content.items()
         if not (isinstance(name, str) and isinstance(value, Tensor))
     ]
-    raise WeightsError(f"{path} is no state dict: it holds {few(others) or 'nothing'}; save only model.state_dict()")
+    raise WeightsError(f"{path} is not a state dict: it holds {few(others) or 'nothing'}; save only model.state_dict()")
 
 
 def _check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -195,7 +195,7 @@ def _check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     odd = [name for name, value in tensors.items() if not _is_plain(value)]
     if odd:
         raise WeightsError(
-            f"{path} holds tensors that are no plain arrays of numbers: {few(odd)}; save float32 weights"
+            f"{path} holds tensors that are not plain arrays of numbers: {few(odd)}; save float32 weights"
         )
     size = sum(value.numel() * value.element_size() for value in tensors.values())
     if size > MAX_BYTES:

@@ -45,7 +45,7 @@ def _of_bucket(address: str) -> Iterator[Row]:
     from dgiqa.sources import remote
 
     if address.partition("://")[0].lower() not in remote.BUCKETS:
-        raise DgiqaError(f"{address} is no bucket; download it, or name one of {', '.join(remote.BUCKETS)}")
+        raise DgiqaError(f"{address} is not a bucket; download it, or name one of {', '.join(remote.BUCKETS)}")
     system, path = remote.bucket(address.rstrip("/"))
     try:
         names = [path] if system.isfile(path) else _parquet_files(address, system.find(path))

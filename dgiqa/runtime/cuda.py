@@ -65,7 +65,7 @@ class Context:
             device = driver("cuPointerGetAttribute", names.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, pointer)
             home = driver("cuPointerGetAttribute", names.CU_POINTER_ATTRIBUTE_CONTEXT, pointer)
         except BackendError as error:
-            raise ValueError(f"{pointer:#x} is no CUDA memory ({error}); pass host data as a numpy array") from error
+            raise ValueError(f"{pointer:#x} is not CUDA memory ({error}); pass host data as a numpy array") from error
         if device != self.device:
             raise ValueError(f"the array is on GPU {device}, the networks on GPU {self.device}; copy it there first")
         if home not in (self.handle, _core("bindings.driver").CUcontext(0)):

@@ -98,7 +98,7 @@ class Kernels:
             self._library = ctypes.CDLL(str(self.path))
             abi = int(self._library.dgiqa_preprocess_abi())
         except (OSError, AttributeError) as error:
-            raise BackendError(f"{self.path} is no library of kernels ({error}); build it: {_BUILD}") from error
+            raise BackendError(f"{self.path} is not a library of kernels ({error}); build it: {_BUILD}") from error
         if abi != ABI:
             raise BackendError(f"{self.path} speaks version {abi}, this package {ABI}; build it again: {_BUILD}")
         for name in ("dgiqa_nv12", "dgiqa_depth_input", "dgiqa_reduce", "dgiqa_depth_range", "dgiqa_tiles"):
@@ -182,7 +182,7 @@ def find() -> Path:
     """Path of the library. Raises BackendError, which says how to build it, if there is none."""
     if named := os.environ.get("DGIQA_KERNELS"):
         if not Path(named).is_file():
-            raise BackendError(f"DGIQA_KERNELS is {named}, which is no file; build it: {_BUILD}")
+            raise BackendError(f"DGIQA_KERNELS is {named}, which is not a file; build it: {_BUILD}")
         return Path(named)
     if installed := importlib.util.find_spec(WHEEL):
         return _of_wheel(Path(str(installed.origin)).parent)

@@ -192,7 +192,7 @@ class Bound:
             if (array.dtype, array.shape) != (dtype, shape):
                 raise ValueError(f"{name!r} is {array.dtype} {array.shape}, wanted {dtype} {shape}")
             if array.pointer % ALIGNMENT:
-                raise ValueError(f"{name!r} is at an address that is no multiple of {ALIGNMENT}; copy it first")
+                raise ValueError(f"{name!r} is at an address that is not a multiple of {ALIGNMENT}; copy it first")
             session.expect(execution.set_tensor_address(name, array.pointer), f"refused the address of {name!r}")
         self._need = int(execution.update_device_memory_size_for_shapes())
         lane.scratch(self._need)  # it may move, so this comes before any recording
@@ -280,7 +280,7 @@ def load_plugins(libraries: tuple[Path, ...]) -> frozenset[str]:
     registry = trt.get_plugin_registry()
     for library in libraries:
         if not library.is_file() or registry.load_library(str(library)) is None:
-            raise EngineError(f"{library} is no plugin library for TensorRT {trt.__version__}; build it again")
+            raise EngineError(f"{library} is not a plugin library for TensorRT {trt.__version__}; build it again")
     return frozenset(creator.name for creator in registry.all_creators)
 
 

@@ -52,7 +52,9 @@ class Sampling:
         if self.per_scene is not None and not 1 <= self.per_scene <= MAX_PER_SCENE:
             raise ValueError(f"got {self.per_scene} frames of each scene, wanted 1 to {MAX_PER_SCENE}")
         if not 0 <= self.start < self.end:
-            raise ValueError(f"from {self.start:g} s to {self.end:g} s is no stretch of time, wanted 0 <= start < end")
+            raise ValueError(
+                f"from {self.start:g} s to {self.end:g} s is not a stretch of time, wanted 0 <= start < end"
+            )
 
     def ticks(self, duration_s: float | None, rate: float | None = None) -> "Ticks":
         """The times at which frames are due; for a count, the ones nearest to the middles of equal parts.

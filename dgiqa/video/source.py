@@ -71,7 +71,9 @@ class Raw:
         """WIDTHxHEIGHT@RATE[:LAYOUT], as in 1280x720@25 or 1920x1080@30000/1001:yuv420p. Raises ValueError."""
         match = re.fullmatch(r"(\d{1,5})x(\d{1,5})@(\d+(?:\.\d+)?)(?:/(\d+))?(?::(rgb24|yuv420p))?", text)
         if not match:
-            raise ValueError(f"{text!r} describes no raw frames; write WIDTHxHEIGHT@RATE[:rgb24|yuv420p]: 1280x720@25")
+            raise ValueError(
+                f"{text!r} does not describe raw frames; write WIDTHxHEIGHT@RATE[:rgb24|yuv420p]: 1280x720@25"
+            )
         width, height, divisor = int(match[1]), int(match[2]), int(match[4] or 1)
         rate = float(match[3]) / divisor if divisor else 0.0
         layout: Any = match[5] or "rgb24"
@@ -384,13 +386,17 @@ def _unopened(error: Exception, source: VideoSource, name: str, pipe: object, st
     if (isinstance(pipe, _Descriptor) and not pipe.arrived) or (path and not os.path.getsize(path)):
         return ImageError(f"{what}: it is empty (0 bytes)")
     if not is_address(source):
-        return ImageError(f"{what}: {reason_of(error, None)}; it is no video, or damaged or truncated")
+        return ImageError(f"{what}: {reason_of(error, None)}; it is not a video, or it is damaged or truncated")
     if type(error).__name__ in ("HTTPUnauthorizedError", "HTTPForbiddenError"):
         fix = "write user and password into the address: scheme://USER:PASSWORD@HOST/..."
         return RefusedError(f"{what}: {reason_of(error, None)}; {fix}")
     if stall_s is not None:  # FFmpeg takes half an answer for a senseless one
         return ImageError(f"{what}: {stalled(stall_s)}")
-    fix = "it is no video, or damaged" if "InvalidData" in type(error).__name__ else "check the address and its server"
+    fix = (
+        "it is not a video, or it is damaged"
+        if "InvalidData" in type(error).__name__
+        else "check the address and its server"
+    )
     return ImageError(f"{what}: {reason_of(error, None)}; {fix}")
 
 
