@@ -181,7 +181,7 @@ def test_a_bundle_of_a_network_with_reasons_tells_pytorchs(depth: DepthAnything,
     meaning = Meaning(reasons=(Reason("blur"), Reason("noise")), presets={"upload": 0.4})
     arguments = {"quality": network, "depth": depth, "preprocess": TINY_SIZES, "name": "b", "title": "b"}
     labels = {"licence": "CC0-1.0", "source": "tests"}
-    with pytest.raises(ValueError, match="tells 2 reasons, and 0 are named"):
+    with pytest.raises(ValueError, match="has 2 reasons, and 0 are named"):
         bundling.build_bundle(tmp_path / "b", **arguments, **labels)
     bundle = bundling.build_bundle(tmp_path / "b", **arguments, **labels, meaning=meaning)
     outputs = bundle.manifest["tensors"][spec.QUALITY_FILE]["outputs"]
