@@ -92,9 +92,9 @@ PRECISIONS = (
     "{size_ratio:.2f} | {verdict}",
 )
 SINCE = (
-    "**Times of `small` are those of its first version** (up to commit {other}). The shipped version takes "
-    "{mean_ratio:.2f} times as long per image on one thread of ONNX Runtime in fp32: {sizes} (`bench/versions.py`). "
-    "The full-size networks are the same."
+    "Next to other no-reference metrics, and where each engine runs each network, **`small` is its first version** (up "
+    "to commit {other}). The shipped version takes {mean_ratio:.2f} times as long per image on one thread of ONNX "
+    "Runtime in fp32: {sizes} (`bench/versions.py`)."
 )
 IN_TURN = "Compared subjects take turns (A, B, A, B, …) in one run; a ratio is the median of the rounds' ratios."
 RERUN = """## Measure it yourself

@@ -42,8 +42,7 @@ def start(bundle: str, setting: Setting, tiling: str = "grid") -> Subject:
 def subject(options: dict[str, Any]) -> Served:
     """In its process: the scorer, and the requests that it answers."""
     setting = Setting(**options["setting"])
-    scorer = setting.open(load_bundle(options["bundle"]))
-    scorer.tiling = options["tiling"]
+    scorer = setting.open(load_bundle(options["bundle"]), options["tiling"])
 
     def score(paths: list[str], tiling: str | None = None) -> dict[str, Any]:
         last: list[Score] = []

@@ -99,7 +99,6 @@ class Scorer(AbstractContextManager["Scorer"]):
         if not decode_timeout_s > 0:
             raise ValueError(f"decode_timeout_s must be above 0, got {decode_timeout_s}")
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-        self.tiling = tiling
         self.max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
         check_tiling(tiling, self.bundle.preprocess.tile)
         self.gate = self.bundle.meaning.preset(gate) if isinstance(gate, str) else gate
@@ -125,6 +124,11 @@ class Scorer(AbstractContextManager["Scorer"]):
         self._opening = threading.Lock()
         self._inbox: Inbox | None = None
         self.precision, self.backend = precision, self._alone.backend
+
+    @property
+    def tiling(self) -> str:
+        """How tiles are laid out, unless a call has its own tiling."""
+        return str(self._opened_with["tiling"])
 
     def score(
         self, source: Source | Any, *, name: str | None = None, tiling: str | None = None, stream: Any = None

@@ -54,9 +54,10 @@ class Setting:
     workers: int = 1
     parallel: int | None = None
 
-    def open(self, bundle: Bundle) -> Scorer:
+    def open(self, bundle: Bundle, tiling: str = "grid") -> Scorer:
         """A Scorer with this setting. Raises BackendError or EngineError if that is not possible here."""
-        return Scorer(bundle, **{name: value for name, value in vars(self).items() if name != "workers"})
+        options = {name: value for name, value in vars(self).items() if name != "workers"}
+        return Scorer(bundle, tiling=tiling, **options)
 
     def command(self, bundle: str) -> str:
         """The command that scores a folder with this setting, ready to paste."""

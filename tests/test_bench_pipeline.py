@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,14 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 import pictures
 import pipeline
+import scoring
 import timer
 from subjects import Subject, SubjectError
 
+from dgiqa.bundle import Bundle
 from dgiqa.forward import STAGES
 from dgiqa.image import decode
+from dgiqa.scorer import Scorer
 from dgiqa.speed import Setting
 
 
@@ -24,6 +28,19 @@ def test_the_photographs_are_the_same_every_time_and_differ_from_each_other() ->
     assert first == second
     assert len(set(first)) == 6
     assert all(decode(data).shape == (120, 160, 3) for data in first)
+
+
+def test_a_subject_scores_with_the_tiling_it_was_asked_for(tiny_bundle: Bundle) -> None:
+    asked = {"bundle": str(tiny_bundle.path), "tiling": "official:3", "setting": asdict(Setting("auto", threads=1))}
+    opened: list[Scorer] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Setting, "open", lambda *a, o=Setting.open: opened.append(o(*a)) or opened[-1])
+        scoring.subject(asked)
+    with opened[0] as scorer:
+        assert scorer.tiling == "official:3"
+        assert scorer.score(pictures.photographs(1, (160, 120))[0]).tiling == "official:3"
+        with pytest.raises(AttributeError):  # instead of doing nothing
+            scorer.tiling = "grid"  # type: ignore[misc]
 
 
 @pytest.mark.slow
