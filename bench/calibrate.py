@@ -7,9 +7,8 @@ result is the median and the 10th to 90th percentile over the draws. "before" is
 --test-images DIR judge on another set instead, which shows how far labels of one set help on pictures from elsewhere.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from stamp import command_line, write_json
@@ -61,9 +60,7 @@ def study(bundle: str, table: Path, images: Path, most: int) -> Study:
     return found
 
 
-def figures(
-    train: Study, test: Study | None, shipped: Layer | None, size: int, repeats: int
-) -> list[dict[str, object]]:
+def figures(train: Study, test: Study | None, shipped: Layer | None, size: int, repeats: int) -> list[dict[str, Any]]:
     """Rows of SROCC and RMSE (median, 10th and 90th percentile over the draws) for `size` labels."""
     count = len(train.pictures)
     if size > count - (0 if test else 100):

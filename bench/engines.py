@@ -8,8 +8,6 @@ for photographs show how far each engine is from PyTorch. Figures are added to t
 stopped run goes on.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 import time

@@ -8,8 +8,6 @@ edges: `near_and_far` must say which. Depth is the model's own; scikit-image's m
 there the truth is blurred. Pictures: a folder's, or scikit-image's and scikit-learn's photographs.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,9 +97,7 @@ def motorcycle() -> tuple[Picture, NDArray[np.float32]]:
 def pictures_of(folder: Path | None, count: int) -> Iterator[Picture]:
     """`count` pictures; the packages' photographs are repeated mirrored and turned."""
     if folder is None:
-        turned = (
-            np.rot90(np.flip(rgb, 1) if i % 2 else rgb, i // 2) for i in range(8) for rgb in precision.originals()
-        )
+        turned = (np.rot90(np.flip(p, 1) if i % 2 else p, i // 2) for i in range(8) for p in precision.originals())
         yield from map(np.ascontiguousarray, itertools.islice(turned, count))
     else:
         for item in itertools.islice(expand([str(folder)], Reading(recursive=True)), count):

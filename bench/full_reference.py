@@ -15,8 +15,6 @@ With `--large`, large pictures are stored in 13 ways, and the score at their own
 compared with Butteraugli (`apt install libjxl-devtools`), from which nothing here learnt.
 """
 
-from __future__ import annotations
-
 import csv
 import functools
 import io

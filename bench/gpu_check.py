@@ -16,8 +16,6 @@ lacks something (a GPU, a package, the built kernels), that is its error. Exit c
     scores tensorrt                     as above, by an engine built for it
 """
 
-from __future__ import annotations
-
 import gc
 import importlib.util
 import os
@@ -283,7 +281,7 @@ class _OnHost:
         self._session = OrtSession(path)
         self.backend = self._session.backend
 
-    def bind(self, feeds: Mapping[str, cuda.DeviceArray], outputs: Any, lane: cuda.Lane) -> _HostBound:
+    def bind(self, feeds: Mapping[str, cuda.DeviceArray], outputs: Any, lane: cuda.Lane) -> "_HostBound":
         return _HostBound(self._session, dict(feeds), dict(outputs or {}), lane)
 
 

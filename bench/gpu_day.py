@@ -12,8 +12,6 @@ are built here, against a torch with CUDA (--torch-python: a Python that has one
 there.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -16,8 +16,6 @@ timed in ONNX Runtime and OpenVINO, fp32, by CPU time of one thread. Exports and
 the code stays the same; an interrupted run goes on where it stopped.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import sys

@@ -7,8 +7,6 @@ to separate the windows and join them again; on tokens in window order, as the e
 bytes as our kernel, and its mask is read once for all images.
 """
 
-from __future__ import annotations
-
 import ctypes
 import itertools
 from collections import OrderedDict
@@ -164,7 +162,7 @@ def preprocess_calls(height: int, width: int, *, device: str, kernels: Kernels, 
 
 
 def torch_preprocess(
-    image: Tensor, depth: Tensor, mean: Tensor, std: Tensor, sizes: KernelRun
+    image: Tensor, depth: Tensor, mean: Tensor, std: Tensor, sizes: "KernelRun"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Network inputs by torch operations: depth input [1,3,h,w], rgb and depth tiles [n,3,tile,tile]."""
     rgb = image.permute(2, 0, 1)[None].float()
@@ -232,7 +230,7 @@ class NoDevice(Lane):
     def numpy(self, array: DeviceArray) -> np.ndarray[Any, Any]:
         return np.zeros(array.shape, array.dtype)
 
-    def bind(self, feeds: Any, outputs: Any, lane: Any) -> NoDevice:
+    def bind(self, feeds: Any, outputs: Any, lane: Any) -> "NoDevice":
         self.arrays = dict(feeds) | (outputs or {"score": DeviceArray(256, (len(feeds),), np.dtype(np.float32))})
         return self
 

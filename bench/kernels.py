@@ -12,8 +12,6 @@ Cheap rows come first, each is written as soon as it is done, and none begins af
 GPU leave complete rows. 640 tiles and torch.compile's search only run on request.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 import time

@@ -1,7 +1,5 @@
 """Write figures as Markdown tables, whose cells are format strings, from the last line of every case."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from string import Formatter

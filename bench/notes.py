@@ -5,8 +5,6 @@
 Prints the share of every kind per folder, and the time that measuring takes.
 """
 
-from __future__ import annotations
-
 import collections
 import time
 from pathlib import Path
@@ -31,8 +29,7 @@ def main() -> None:
 
 
 def report(folder: Path, paths: list[Path]) -> None:
-    kinds: collections.Counter[str] = collections.Counter()
-    spent = []
+    kinds, spent = collections.Counter[str](), list[float]()
     for path in paths:
         rgb = decode(path.read_bytes())
         started = time.perf_counter()

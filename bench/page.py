@@ -5,8 +5,6 @@
 Nothing is measured here. A part that was not measured is left out, and the page says so.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -61,9 +59,7 @@ IMAGES = (
     "bundle | images so far | ms per image since the line above | resident MB",
     "{bundle} | {images:,} | {ms_per_image:.2f} | {resident_mb:.0f}",
 )
-AUTHORS = (
-    "The authors' pipeline (full-size networks, eager PyTorch, 20 random crops) with ViT-S depth, 1024x768 photographs:"
-)
+AUTHORS = "The authors' pipeline (full-size networks, eager PyTorch, 20 random crops), ViT-S depth, 1024x768 photos:"
 LONG = "A long run (`tiny` has networks of a few operators, so that the pipeline's own cost shows):"
 SECTIONS: dict[str, list[Part]] = {
     "Against other tools": [

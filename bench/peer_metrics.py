@@ -9,8 +9,6 @@ The wheels of the classic three contain their parameters and need an old numpy. 
 makes the environments; run with --serve NAME, it is the program inside.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -12,8 +12,6 @@ that of trained ones; engines.py times the same networks in other engines. Each 
 those that need other packages in their own environment, made once under --work.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass

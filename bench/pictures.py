@@ -4,8 +4,6 @@ They are crops of real photographs under blur, noise, darkness and compression o
 spread and a rank correlation means something.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 

@@ -8,8 +8,6 @@ core, which do not depend on caches and vector units; OpenCV is limited to one t
 takes about as long as the piece, so that a busy machine interrupts both equally often.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterable, Mapping
 

@@ -13,8 +13,6 @@ computed round by round against ONNX Runtime in fp32 with the default batch. Per
 and once: the time from starting `dgiqa-rt score` to the first row, compared with `import torch, timm`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

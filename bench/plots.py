@@ -1,7 +1,5 @@
 """Draw the benches' results: speed against drift, stages, and how cost grows."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ Line = dict[str, Any]
 def draw(results: Mapping[str, Sequence[Line]], folder: Path) -> list[str]:
     """Draw a picture for each kind of results. Return the names of those written into `folder`."""
     import matplotlib
+    from matplotlib import pyplot
 
     matplotlib.use("Agg")
     wanted: dict[str, tuple[Callable[[Any, Any], None], Any]] = {
@@ -21,10 +20,14 @@ def draw(results: Mapping[str, Sequence[Line]], folder: Path) -> list[str]:
         STAGES: (_stages, [line for line in results["pipeline"] if line["case"].get("group") == "engines"]),
         SCALE: (_scale, {line["case"]["axis"]: line["rows"] for line in results["scale"]}),
     }
-    drawn = [(name, work, data) for name, (work, data) in wanted.items() if data]
-    for name, work, data in drawn:
-        _write(folder / name, work, data)
-    return [name for name, _, _ in drawn]
+    wanted = {name: (work, data) for name, (work, data) in wanted.items() if data}
+    for name, (work, data) in wanted.items():
+        figure = pyplot.figure(figsize=(9, 5))
+        work(figure, data)
+        figure.tight_layout()
+        figure.savefig(folder / name, dpi=90)
+        pyplot.close(figure)
+    return list(wanted)
 
 
 def label(setting: Mapping[str, Any]) -> str:
@@ -32,16 +35,6 @@ def label(setting: Mapping[str, Any]) -> str:
     sizes = f"batch {setting['batch'] or 'auto'}, {setting['threads']} threads, {setting['workers']} workers"
     sizes += f", {setting['parallel']} at a time" if setting.get("parallel") else ""
     return f"{setting['backend']} {setting['precision']}, {sizes}"
-
-
-def _write(path: Path, work: Callable[[Any, Any], None], data: Any) -> None:
-    from matplotlib import pyplot
-
-    figure = pyplot.figure(figsize=(9, 5))
-    work(figure, data)
-    figure.tight_layout()
-    figure.savefig(path, dpi=90)
-    pyplot.close(figure)
 
 
 def _pareto(figure: Any, groups: Sequence[Line]) -> None:

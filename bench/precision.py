@@ -10,8 +10,6 @@ reference: an hour each on two cores. Rows of networks that are not measured sta
 one by one, and a stopped run goes on; after a change to the code, use --fresh.
 """
 
-from __future__ import annotations
-
 import hashlib
 import sys
 from argparse import Namespace

@@ -3,8 +3,6 @@
 Bytes count once, however often they are read; arithmetic is float16 (multiply and add: two) with float32 sums.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from dgiqa.spec import TILE

@@ -6,8 +6,6 @@ Matches all pictures once, then again, killed by SIGKILL at two fifths and start
 and CPU time, without the work before the first picture.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tempfile

@@ -11,8 +11,6 @@ images     a stream of JPEGs of five sizes: ms per image and resident memory aft
            networks of a few operators, which cost next to nothing, so that only this package's own cost remains
 """
 
-from __future__ import annotations
-
 import math
 import tempfile
 import time

@@ -10,8 +10,6 @@ workers     one and two processes of one thread each, ours (`--workers`) and Ray
             images/s after each has done a shard, so without the start; how many cores were idle meanwhile
 """
 
-from __future__ import annotations
-
 import io
 import itertools
 import os

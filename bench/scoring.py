@@ -5,8 +5,6 @@ with start("small", default(), tiling="official:20") as subject:
     subject.ask("stream", paths=[...], lengths=[10, 100])  # through score_many, round and round
 """
 
-from __future__ import annotations
-
 import io
 import time
 from dataclasses import asdict

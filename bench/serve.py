@@ -11,8 +11,6 @@ The server is a separate process; clients are threads here and share its cores. 
     leak        resident memory after each thousand of --requests
 """
 
-from __future__ import annotations
-
 import http.client
 import json
 import re

@@ -1,7 +1,5 @@
 """The machine, versions and commit of a measured figure; a bench's command line and its JSON record."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

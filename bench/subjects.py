@@ -7,8 +7,6 @@ that is not asked sleeps. This file imports only Python's own library, so that a
         subject.ask("score", paths=["a.jpg"])      # {"ms": ..., "scores": [...]}
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -66,7 +64,7 @@ class Subject:
         self._process.communicate()
         self._said.close()
 
-    def __enter__(self) -> Subject:
+    def __enter__(self) -> "Subject":
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -12,8 +12,6 @@ and times its replay, so that neither launch overhead nor the host's noise count
 (itertools.cycle over sets of more than three times the L2 cache), or time a warm cache and report it.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json
@@ -53,10 +51,9 @@ class Result:
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
-        plain = {"name": self.name, "ms": self.ms.as_dict(), "samples": self.samples}
-        against = {"baseline": self.baseline, "ratio": self.ratio.as_dict()}
+        times = {"name": self.name, "ms": self.ms.as_dict(), "samples": self.samples, "baseline": self.baseline}
         threads = {} if self.threads is None else {"threads": self.threads}
-        return plain | against | {"clock": self.clock} | threads | self.facts
+        return times | {"ratio": self.ratio.as_dict(), "clock": self.clock} | threads | self.facts
 
 
 def compare(
@@ -180,9 +177,7 @@ def _shown(row: Mapping[str, Any]) -> Iterator[str]:
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """A parser with the options of every bench: --out, --fresh, --quick."""
     made = command_line(doc)
-    made.add_argument(
-        "--out", type=Path, help="JSON lines file  [default: in bench/results, with --quick in data/quick]"
-    )
+    made.add_argument("--out", type=Path, help="JSON lines file  [default: in bench/results, or data/quick]")
     made.add_argument("--fresh", action="store_true", help="measure again, even cases in that file")
     made.add_argument("--quick", action="store_true", help="a few small cases, to see that it works")
     return made

@@ -11,11 +11,10 @@ chosen to do the same.
 Exports and files are made once and kept in a folder; delete it to make them again.
 """
 
-from __future__ import annotations
-
 import hashlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +99,7 @@ def files(source: Bundle, precision: str, work: Path, calibration: Sequence[Path
     on = hashlib.sha256(str(calibration).encode()).hexdigest()[:8] if calibration else "golden"
     out = work / f"{source.id}-{precision}-{spec.QUANTIZER_VERSION}-{on}"
     if not (out / REPORT).is_file():
-        made = quantize_bundle(source, precision, out, calibration=calibration, progress=_say)
+        say = partial(print, file=sys.stderr, flush=True)
+        made = quantize_bundle(source, precision, out, calibration=calibration, progress=say)
         write_json(out / REPORT, made.report)
     return {network.file: out / network.file for network in source.networks}
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -7,8 +7,6 @@ size, and of wall time by stage, over all sizes. By default each checkout uses i
 for both. Prints and writes JSON.
 """
 
-from __future__ import annotations
-
 import argparse
 import subprocess
 import sys

@@ -7,8 +7,6 @@ compare runs that take turns in this process; memory is measured of the command 
 measured on this machine, with these versions and this code, is not measured again.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
