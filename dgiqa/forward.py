@@ -168,6 +168,11 @@ class Stages(AbstractContextManager["Stages"]):
         """The bundle's preprocessing."""
         return self.bundle.preprocess
 
+    @property
+    def origin(self) -> dict[str, str]:
+        """What scores come from, by the columns of rows: bundle, backend and tiling."""
+        return {"bundle": self.bundle.id, "backend": self.backend, "tiling": self.tiling}
+
     def tiled(self, tiling: str | None) -> "Stages":
         """The same stages with another tiling, or their own for None. Raises ValueError, which lists all."""
         if tiling is None or tiling == self.tiling:

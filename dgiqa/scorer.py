@@ -130,6 +130,11 @@ class Scorer(AbstractContextManager["Scorer"]):
         """How tiles are laid out, unless a call has its own tiling."""
         return str(self._opened_with["tiling"])
 
+    @property
+    def origin(self) -> dict[str, str]:
+        """What scores come from, by the columns of rows: bundle, backend and tiling."""
+        return self._usable().origin
+
     def score(
         self, source: Source | Any, *, name: str | None = None, tiling: str | None = None, stream: Any = None
     ) -> Score:

@@ -190,13 +190,12 @@ def rows_of(
             keys.append(item.key)
             yield Failure(item.name, "ImageError", item.error) if item.source is None else (item.name, item.source)
 
-    origin = {"bundle": scorer.bundle.id, "backend": scorer.backend, "tiling": scorer.tiling}
     for result in scorer.score_many(items(), workers=workers):
         key = keys.popleft()
         if isinstance(result, Score):
             yield result.as_row(details=details) | {"key": key}
         else:
-            yield error_row(result.source, result.message, details=details, key=key, **origin)
+            yield error_row(result.source, result.message, details=details, key=key, **scorer.origin)
 
 
 _opened: list[Any] = []  # in a worker's process: its scorer and its job

@@ -211,8 +211,9 @@ def print_json(facts: dict[str, Any]) -> None:
 
 def show_progress(report: Report, *, hidden: bool) -> None:
     """Draw a progress line on standard error if that is a terminal, unless it is hidden."""
-    seen = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
-    if seen and not hidden and os.environ.get("TERM") != "dumb":
+    from dgiqa.report.rows import is_terminal
+
+    if not hidden and sys.stderr is not None and is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb":
         from dgiqa.report.terminal import ProgressLine
 
         report.line = ProgressLine(sys.stderr)

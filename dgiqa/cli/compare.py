@@ -137,7 +137,6 @@ def _rows(scorer: Scorer, pairs: list[Pair], gates: dict[str, float | None], dro
     from dgiqa.errors import DgiqaError
     from dgiqa.report.rows import row_of
 
-    origin = {"bundle": scorer.bundle.id, "backend": scorer.backend, "tiling": scorer.tiling}
     for picture, reference, wrong in pairs:
         try:
             if wrong:
@@ -145,5 +144,6 @@ def _rows(scorer: Scorer, pairs: list[Pair], gates: dict[str, float | None], dro
             row = scorer.compare(picture, reference).as_row(**gates)
             drops.append(row["drop"])
         except (DgiqaError, OSError) as error:
-            row = row_of("pair", path=picture, reference=reference or None, status="error", error=str(error), **origin)
+            failed = {"status": "error", "error": str(error)} | scorer.origin
+            row = row_of("pair", path=picture, reference=reference or None, **failed)
         yield row

@@ -80,7 +80,7 @@ def scan(
             say(f"{done.shard}: {done.error}; it is not done, and --resume tries it again", prefix="error: ")
         if not quiet:
             speed = f", {done.rows / done.seconds:.1f} images/s" if done.seconds else ""
-            said = f"{plural(done.rows, 'row')}" + (f", {done.failed} failed" if done.failed else "") + speed
+            said = plural(done.rows, "row") + (f", {done.failed} failed" if done.failed else "") + speed
             say(f"{finished}/{total} {done.shard}: {said}", prefix="")
     if not quiet:
         say(f"{finished} of {total} shards are done, {plural(rows, 'row')} scored in this run, in {out}", prefix="")

@@ -107,7 +107,7 @@ def score(
             opening["parallel"] = 1
         scorer = Scorer(**opening, gate=fail_under)
         report.needed = fail_under is not None
-        origin = {"bundle": scorer.bundle.id, "backend": scorer.backend, "tiling": scorer.tiling}
+        origin = scorer.origin
         run = origin | {"preprocess_version": scorer.bundle.preprocess.version, "precision": scorer.precision}
         # The summary's clock starts here, after loading.
         report.summary = summary = Summary(total, run=run)

@@ -8,7 +8,7 @@ import math
 import re
 import time
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TextIO
 
 from dgiqa.meaning import words
 
@@ -255,6 +255,11 @@ def readable(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
     return text
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether the stream is an open terminal."""
+    return not stream.closed and stream.isatty()
 
 
 def printable(text: str) -> str:

@@ -16,7 +16,7 @@ from rich.segment import ControlType
 from rich.table import Table
 from rich.text import Text
 
-from dgiqa.report.rows import Kind, Row, Tally, printable, remarks
+from dgiqa.report.rows import Kind, Row, Tally, is_terminal, printable, remarks
 
 BAR_CELLS = 10
 NAME_CELLS = 16  # to which a name is shortened before its faults go to the next line
@@ -206,8 +206,3 @@ def _bar(console: Console, share: float, cells: int, colour: str) -> Text:
     done = full * (halves // 2) + half * (halves % 2)
     left = (full if console.color_system else " ") * (cells - len(done))
     return Text.assemble((done, colour), (left, "dim"))
-
-
-def is_terminal(stream: TextIO) -> bool:
-    """Whether the stream is an open terminal."""
-    return not stream.closed and stream.isatty()

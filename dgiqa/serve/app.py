@@ -71,7 +71,7 @@ class Service:
         self.intake = Intake(limits, network)
         about = {"version": __version__, "bundle": scorer.bundle.id, "backend": scorer.backend}
         self.metrics = Metrics(lambda: scorer.inbox.pending, **about)
-        self.origin = {"bundle": scorer.bundle.id, "backend": scorer.backend, "tiling": scorer.tiling}
+        self.origin = scorer.origin
 
     @asynccontextmanager
     async def running(self, app: FastAPI) -> AsyncIterator[None]:

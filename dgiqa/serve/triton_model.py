@@ -78,8 +78,7 @@ class TritonPythonModel:
         try:
             return self.stages.score(image, name=name).as_row()
         except ImageError as error:
-            stages = self.stages
-            return error_row(name, str(error), bundle=stages.bundle.id, backend=stages.backend, tiling=stages.tiling)
+            return error_row(name, str(error), details=False, **self.stages.origin)
 
 
 def _array(datatype: str, values: list[Any]) -> Array:

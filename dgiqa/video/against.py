@@ -114,7 +114,6 @@ def compare_videos(
     """
     name, original = name_of(encoded), name_of(master)
     found = align(encoded, master) if alignment is None else alignment
-    origin = {"bundle": stages.bundle.id, "backend": stages.backend, "tiling": stages.tiling}
     with _opened(encoded) as video, _opened(master) as source:
         nearest = _Nearest(source.frames(Sampling(every=0)), source.opened.frame_s)
         for frame in video.frames(sampling or Sampling()):
@@ -128,7 +127,7 @@ def compare_videos(
                     raise ImageError(f"{original} at {clock(max(wanted, 0))} ({wanted:.3f} s): {why}")
                 row = _compared(stages, frame.rgb, beside.rgb, name, original)
             except DgiqaError as error:
-                row = row_of("pair", path=name, reference=original, status="error", error=str(error), **origin)
+                row = row_of("pair", path=name, reference=original, status="error", error=str(error), **stages.origin)
             yield row | {"time_s": round(frame.time_s, 6)}
 
 

@@ -53,12 +53,10 @@ class Result:
             frame=frame.number,
             scene=frame.scene,
             reused=self.reused,
-            tiling=stages.tiling,
             status="error" if self.score is None else "ok",
             error=self.error,
-            bundle=stages.bundle.id,
-            backend=stages.backend,
             note=frame.note or None,
+            **stages.origin,
         )
         if self.score is None:
             return row
